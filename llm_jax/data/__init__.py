@@ -1,0 +1,10 @@
+"""From a corpus to the batch at step `s`: sources, tokenizer, token cache, packing, mixing.
+
+Nothing heavy is imported here: TFDS, SentencePiece, PyArrow and Grain are imported where they are used.
+"""
+
+from llm_jax.data.config import DataConfig, TokenizerConfig
+from llm_jax.data.corpus import BATCH_KEYS, Corpus, batch_sha, prepare
+from llm_jax.data.tokenizer import Tokenizer
+
+__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "prepare"]

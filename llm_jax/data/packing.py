@@ -1,0 +1,99 @@
+"""Documents in a shuffled order, end to end, cut into rows: row `i` is found without reading row `i - 1`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Row = dict[str, np.ndarray]
+
+
+class PackedRows:
+    """The endless rows of one source: epoch after epoch, each with its documents in a new order.
+
+    The stream is epoch 0's documents end to end, then epoch 1's, and so on; row `i` is its tokens
+    `i * T .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that a row's end
+    cuts goes on in the next row, and a row may end one epoch and begin the next.
+    """
+
+    def __init__(self, tokens: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, *, length: int, seed: int | None):
+        """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
+
+        `length` is T, the tokens of a row. `seed` orders the documents of each epoch; None keeps their order.
+        """
+        self.tokens, self.starts_N, self.lengths_N = tokens, starts_N, lengths_N
+        self.length, self.seed = length, seed
+        self.epoch_tokens = int(lengths_N.sum())
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return np.iinfo(np.int64).max // max(self.length, 1)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`: tokens, targets, weights, segments, positions, each [T]."""
+        return self.row(index)
+
+    def row(self, index: int, *, epochs: int | None = None) -> Row:
+        """Row `index`; where the stream is over after `epochs`, the rest is padding (segment 0, weight 0)."""
+        row = empty_row(self.length)
+        filled, segment = 0, 0
+        epoch, offset = divmod(index * self.length, self.epoch_tokens)
+        while filled < self.length and (epochs is None or epoch < epochs):
+            order_N, begins_N = self._epoch(epoch)
+            k = int(np.searchsorted(begins_N, offset, side="right")) - 1
+            while filled < self.length and k < len(order_N):
+                document = order_N[k]
+                skipped = offset - int(begins_N[k])
+                begin = int(self.starts_N[document]) + skipped
+                remaining = int(self.lengths_N[document]) - skipped
+                segment += 1
+                take = _place(row, filled, segment, self.tokens[begin : begin + min(remaining, self.length - filled + 1)])
+                filled, offset, k = filled + take, offset + take, k + 1
+            epoch, offset = epoch + 1, 0
+        return row
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the documents in an epoch, and where each begins in it, tokens."""
+        found = self._orders.get(epoch)
+        if found is None:
+            order_N = np.arange(len(self.lengths_N)) if self.seed is None else shuffled(len(self.lengths_N), self.seed, epoch)
+            lengths_N = self.lengths_N[order_N]
+            found = order_N, np.cumsum(lengths_N) - lengths_N
+            # Two epochs are all that a row needs; a reader that jumps about pays for an order again, no more.
+            self._orders = dict([*list(self._orders.items())[-1:], (epoch, found)])
+        return found
+
+
+def empty_row(length: int) -> Row:
+    """A row of padding: all zero."""
+    row: Row = {key: np.zeros(length, np.int32) for key in ("tokens", "targets", "segments", "positions")}
+    row["weights"] = np.zeros(length, np.float32)
+    return row
+
+
+def _place(row: Row, at: int, segment: int, tokens: np.ndarray) -> int:
+    """Writes a document's tokens (and one more, if it goes on, as the last target) into a row from `at`."""
+    take = min(len(tokens), len(row["tokens"]) - at)
+    targets = min(len(tokens) - 1, take)
+    row["tokens"][at : at + take] = tokens[:take]
+    row["targets"][at : at + targets] = tokens[1 : 1 + targets]
+    row["weights"][at : at + targets] = 1
+    row["segments"][at : at + take] = segment
+    row["positions"][at : at + take] = np.arange(take)
+    return take
+
+
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of `range(count)` that depends on (seed, epoch) alone: not on NumPy's version or the machine.
+
+    Documents are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.uint64(seed % 2**64)) + np.uint64(epoch))
+        return np.argsort(_mix(key + np.arange(count, dtype=np.uint64)), kind="stable")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,214 @@
+"""Turns the name of a source into a TFDS dataset in array_record files, built once where need be."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_jax.data import cache
+from llm_jax.data.config import DataConfig
+from llm_jax.data.documents import SUFFIXES, read_documents
+from llm_jax.errors import UserError, nearest
+
+_LOCAL_VERSION = 1  # of the rules that make documents from files: raise it when they change
+_DOCUMENTS_PER_FILE = 100_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prepared dataset: where it lies, and a fingerprint of what is in it."""
+
+    name: str
+    """As the user wrote it."""
+    path: Path
+    """The folder with `dataset_info.json` and the array_record files."""
+    split: str
+    """In TFDS's slicing language."""
+    text_key: str
+    fingerprint: str
+    """sha256 hex over the content and how it was cut into documents."""
+
+    def records(self) -> Any:
+        """Random access to the records (TFDS `as_data_source`): a sequence of dicts, the text as bytes."""
+        with quiet_tfds() as tfds:
+            return tfds.builder_from_directory(self.path).as_data_source(self.split)
+
+    def size(self) -> tuple[int, int]:
+        """(documents, bytes); the bytes are those of the records, slightly more than the text."""
+        with quiet_tfds() as tfds:
+            splits = tfds.builder_from_directory(self.path).info.splits
+            share = splits[self.split].num_examples / sum(splits[self.split].shard_lengths or [1])
+            return splits[self.split].num_examples, int(splits[self.split].num_bytes * share)
+
+
+def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
+    """Finds the dataset that `name` stands for and builds or downloads it if it is not there yet.
+
+    Raises UserError where there is no such file, folder or dataset, or nothing in it.
+    """
+    if name == "stdlib":
+        return _stdlib(name, data)
+    if name.startswith("tfds:"):
+        return _tfds(name, name.removeprefix("tfds:"), data, log)
+    path = Path(name).expanduser()
+    if (path / "dataset_info.json").exists():
+        return _prepared(name, path, data)
+    if path.exists() or glob.has_magic(name) or name.endswith(SUFFIXES) or name.startswith((".", "/", "~")):
+        return _local(name, path, data, log)
+    return _tfds(name, name, data, log)
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[Any]:
+    """TFDS without its progress bars, chatter and warnings (it imports no TensorFlow by itself)."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield tfds
+    finally:
+        absl.setLevel(level)
+
+
+def _stdlib(name: str, data: DataConfig) -> Source:
+    with quiet_tfds():  # the module defines a TFDS builder
+        from llm_jax.data.stdlib_text import StdlibText, stdlib_fingerprint
+    content = stdlib_fingerprint()
+    target = data.cache_path() / "datasets" / f"stdlib-{content[:16]}"
+
+    def build(folder: Path) -> None:
+        with quiet_tfds():
+            StdlibText(data_dir=folder, file_format="array_record").download_and_prepare()
+
+    cache.build_once(target, build)
+    (path,) = target.glob("stdlib_text/*.*.*")
+    return Source(name, path, "train", "text", content)
+
+
+def _prepared(name: str, path: Path, data: DataConfig) -> Source:
+    """Any dataset that TFDS prepared: its name, version and shard sizes stand for its content."""
+    with quiet_tfds() as tfds:
+        builder = tfds.builder_from_directory(path)
+        if builder.info.file_format.value != "array_record":
+            raise UserError(
+                f"data.source={name}: prepared as {builder.info.file_format.value}, which has no random access; "
+                f"prepare it again with `tfds build --file_format=array_record`"
+            )
+        if data.text_key not in builder.info.features:
+            raise UserError(f"data.text_key={data.text_key}: {name} has no such field; {nearest(data.text_key, builder.info.features)}")
+        try:
+            info = builder.info.splits[data.split]
+        except (KeyError, ValueError):
+            raise UserError(f"data.split={data.split}: {name} has no such split; {nearest(data.split, builder.info.splits)}") from None
+        shards = [[s.name, s.shard_lengths, s.num_bytes] for s in builder.info.splits.values()]
+        content = cache.fingerprint("tfds", builder.info.full_name, shards, data.split, data.text_key)
+        if info.num_examples == 0:
+            raise UserError(f"data.source={name}: split {data.split} has no documents")
+        if not isinstance(builder.as_data_source(data.split)[0][data.text_key], bytes):
+            raise UserError(f"data.text_key={data.text_key}: {name} has no text there, but {builder.info.features[data.text_key]}")
+    return Source(name, path, data.split, data.text_key, content)
+
+
+def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None]) -> Source:
+    with quiet_tfds() as tfds:
+        valid = tfds.list_builders(with_community_datasets=False)
+        base = re.split("[/:]", dataset)[0]
+        if base not in valid:
+            what = "TFDS dataset" if name != dataset else "file, folder or TFDS dataset"
+            hint = nearest(base, ["stdlib", *valid])
+            if not hint.startswith("did you mean"):  # all 245 names would be no hint
+                hint = "give stdlib, a path, or tfds:NAME with a name of tensorflow.org/datasets"
+            raise UserError(f"data.source={name}: no {what} of that name; {hint}")
+        try:
+            builder = tfds.builder(dataset, data_dir=data.tfds_dir or None, file_format="array_record", try_gcs=False)
+        except (ValueError, AssertionError, tfds.core.DatasetNotFoundError) as error:
+            raise UserError(f"data.source={name}: {_first_line(error)}") from error
+        prepared = builder.is_prepared()
+    if not prepared:
+        log(f"corpus {name}: downloading and preparing it in {builder.data_path}")
+        with quiet_tfds():
+            try:
+                builder.download_and_prepare()
+            except Exception as error:  # TFDS lets through whatever the network or its code raises
+                raise UserError(f"data.source={name}: TFDS could not prepare it: {_first_line(error)}") from error
+    return _prepared(name, Path(builder.data_path), data)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _local(name: str, path: Path, data: DataConfig, log: Callable[[str], None]) -> Source:
+    files = _files(name, path)
+    rules = [_LOCAL_VERSION, data.text_key, data.document_bytes, data.document_separator]
+    content = cache.fingerprint("local", rules, [[_kind(file), cache.file_sha256(file, data.cache_path())] for file in files])
+    target = data.cache_path() / "datasets" / f"local-{content[:16]}"
+    if not target.exists():
+        log(f"corpus {name}: reading {len(files):,} file{'s'[: len(files) != 1]}")
+    cache.build_once(target, lambda folder: _write_dataset(folder, name, files, data))
+    return Source(name, target, "train", "text", content)
+
+
+def _kind(file: Path) -> str:
+    return next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix))
+
+
+def _files(name: str, path: Path) -> list[Path]:
+    """The files that a path, folder or glob stands for, in path order."""
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
+        return [path]
+    found = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    files = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
+    if not files:
+        if not found and not path.is_dir():
+            near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() and not glob.has_magic(name) else []
+            raise UserError(f"data.source={name}: no such file or folder" + (f"; {_near_path(str(path), near)}" if near else ""))
+        raise UserError(f"data.source={name}: no files that end in one of {', '.join(SUFFIXES)}")
+    return files
+
+
+def _near_path(path: str, beside: list[str]) -> str:
+    hint = nearest(path, beside)
+    return hint if hint.startswith("did you") else "check the path"
+
+
+def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig) -> None:
+    """Streams the documents of files into a TFDS dataset; memory is bounded by one document and one block."""
+    with quiet_tfds() as tfds:
+        identity = tfds.core.dataset_info.DatasetIdentity(
+            name="local_text", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
+        )
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        info = tfds.core.DatasetInfo(builder=identity, features=features)
+        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_DOCUMENTS_PER_FILE, file_format="array_record")
+        writer.initialize_splits(["train"])
+        pending: list[dict[str, bytes]] = []
+        pending_bytes = documents = 0
+        for file in files:
+            texts = read_documents(
+                file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.document_separator
+            )
+            for text in texts:
+                pending.append({"text": text})
+                pending_bytes += len(text)
+                documents += 1
+                if pending_bytes > 8 << 20 or len(pending) > 4096:  # each call rewrites the metadata: not one a document
+                    writer.add_examples({"train": pending})
+                    pending, pending_bytes = [], 0
+        if not documents:
+            raise UserError(f"data.source={name}: no documents: {files[0] if len(files) == 1 else 'every file'} is empty")
+        writer.add_examples({"train": pending})
+        writer.close_all()

@@ -1,0 +1,195 @@
+"""Tokenises a corpus once, in parallel shards that survive a kill, into files that are mapped, not read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.data import cache
+from llm_jax.data.sources import Source
+from llm_jax.data.tokenizer import MODEL_NAME, Tokenizer
+
+_VERSION = 1  # of the files' format: raise it when it changes
+_SHARD_BYTES = 4 << 20
+_MOST_SHARDS = 4096
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokens of every document of a source, mapped from disk."""
+
+    tokens: np.ndarray
+    """uint16 or uint32, all documents end to end, each BOS + text + EOS."""
+    starts_N: np.ndarray
+    """int64, where each document begins in `tokens`."""
+    lengths_N: np.ndarray
+    """int64, tokens of each document."""
+    bytes_N: np.ndarray
+    """int64, UTF-8 bytes of text in each document."""
+    hashes_N: np.ndarray
+    """uint64, of each document's bytes: what decides between training and held out."""
+    invalid: int
+    """Documents that held bytes which are not UTF-8."""
+
+
+def document_hash(text: bytes) -> int:
+    """64 bits of a document's content, the same whatever source, order or tokenizer it comes with."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
+    """bool [N]: which documents are held out: those whose hash is in the lowest `fraction` of all hashes,
+    and where there is none such, the one with the lowest.
+    """
+    bound = max(np.uint64(min(int(fraction * 2**64), 2**64 - 1)), hashes_N.min(initial=np.uint64(2**64 - 1)))
+    return hashes_N <= bound
+
+
+def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int) -> tuple[TokenStore, bool]:
+    """The tokens of `source` from the cache in `folder`, made there first if need be; True if they were there.
+
+    A killed build leaves its finished shards for the next one. Two processes may build at the same time.
+    """
+    key = cache.fingerprint("tokens", _VERSION, source.fingerprint, tokenizer.fingerprint)
+    target = folder / "tokens" / key[:32]
+    cached = target.exists()
+    if not cached:
+        _build(target, source, tokenizer, workers)
+    return _open(target), cached
+
+
+def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    tokenizer.save(partial)
+    job = {**dataclasses.asdict(source), "path": str(source.path)}
+    cache.write_atomic(partial / "source.json", json.dumps(job).encode())
+    count, size = source.size()
+    shards = max(1, min(count, -(-size // _SHARD_BYTES), _MOST_SHARDS))
+    bounds = [count * i // shards for i in range(shards + 1)]
+    ranges = list(zip(bounds, bounds[1:], strict=False))
+    todo = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
+    try:
+        _run(partial, todo, min(workers or _cores(), len(todo)))
+        cache.build_once(target, lambda temporary: _join([_shard(partial, *r) for r in ranges], temporary))
+    except Exception:
+        if not target.exists():  # else another process was first and cleared the shards away under this one
+            raise
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cores() -> int:
+    """The cores that this process may use, which a cluster's scheduler sets below those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shard(partial: Path, begin: int, end: int) -> Path:
+    return partial / f"{begin:012d}-{end:012d}"
+
+
+def _run(partial: Path, todo: list[tuple[int, int]], workers: int) -> None:
+    """Tokenises shards here, or in `workers` fresh processes: forks of a process with JAX's threads may hang,
+    and `multiprocessing` would import the main program, and JAX with it, in each.
+    """
+    if workers <= 1:
+        return tokenize_shards(partial, todo)
+    package = Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for i in range(workers):
+            ranges = [f"{a}:{b}" for a, b in todo[i::workers]]
+            command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *ranges]
+            processes.append(
+                subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            )
+        for process in processes:
+            _, errors = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"a tokenising process ended with {process.returncode}:\n{errors.decode(errors='replace')}")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | None = None) -> None:
+    """Tokenises ranges of documents, each into a folder of its own that appears when it is whole.
+
+    Stops between shards when the process `parent` is gone.
+    """
+    job = json.loads((partial / "source.json").read_text())
+    source = Source(**{**job, "path": Path(job["path"])})
+    tokenizer = Tokenizer.load(partial / MODEL_NAME)
+    records = source.records()
+    for begin, end in ranges:
+        if parent is not None and os.getppid() != parent:
+            return
+        cache.build_once(_shard(partial, begin, end), lambda folder: _write_shard(folder, records, source, tokenizer, begin, end))
+
+
+def _write_shard(folder: Path, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int) -> None:
+    dtype = _dtype(tokenizer)
+    lengths, sizes, hashes, invalid = [], [], [], 0
+    with (folder / "tokens").open("wb") as file:
+        for i in range(begin, end):
+            raw: bytes = records[i][source.text_key]
+            text = raw.decode("utf-8", "replace")
+            invalid += "\ufffd" in text and not _is_utf8(raw)
+            begun = file.tell()
+            for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_pieces(text), [[tokenizer.eos_id]]):
+                file.write(np.array(ids, dtype).tobytes())
+            lengths.append((file.tell() - begun) // np.dtype(dtype).itemsize)
+            sizes.append(len(text.encode()))
+            hashes.append(document_hash(raw))
+    np.save(folder / "lengths.npy", np.array(lengths, np.int64))
+    np.save(folder / "bytes.npy", np.array(sizes, np.int64))
+    np.save(folder / "hashes.npy", np.array(hashes, np.uint64))
+    (folder / "about.json").write_text(json.dumps({"dtype": np.dtype(dtype).name, "invalid": invalid}))
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _dtype(tokenizer: Tokenizer) -> type:
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+
+
+def _join(shards: list[Path], folder: Path) -> None:
+    """Shards become one set of files, so that nothing depends on how the work was cut up."""
+    with (folder / "tokens").open("wb") as out:
+        for shard in shards:
+            with (shard / "tokens").open("rb") as file:
+                shutil.copyfileobj(file, out, 1 << 20)
+    for name in ("lengths", "bytes", "hashes"):
+        np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
+    abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
+    (folder / "about.json").write_text(json.dumps({"dtype": abouts[0]["dtype"], "invalid": sum(a["invalid"] for a in abouts)}))
+
+
+def _open(folder: Path) -> TokenStore:
+    about = json.loads((folder / "about.json").read_text())
+    lengths_N = np.load(folder / "lengths.npy", mmap_mode="r")
+    return TokenStore(
+        tokens=np.memmap(folder / "tokens", dtype=about["dtype"], mode="r"),
+        starts_N=np.cumsum(lengths_N) - lengths_N,
+        lengths_N=lengths_N,
+        bytes_N=np.load(folder / "bytes.npy", mmap_mode="r"),
+        hashes_N=np.load(folder / "hashes.npy", mmap_mode="r"),
+        invalid=about["invalid"],
+    )

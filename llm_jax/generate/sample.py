@@ -1,0 +1,60 @@
+"""Text from a model, by the training forward pass: short samples that show what a run has learned.
+
+Every token costs a whole forward pass over a fixed window, which keeps this small and obviously right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.data import Tokenizer
+from llm_jax.train.config import SampleConfig
+from llm_jax.train.state import Program
+
+
+def sample_texts(program: Program, parameters: Any, tokenizer: Tokenizer, config: SampleConfig, window: int, seed: int) -> list[str]:
+    """A continuation of each prompt, up to `config.tokens` tokens or the end of the document.
+
+    The model sees at most the last `window` tokens. Same parameters, prompts and seed: same text.
+    """
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
+    longest = min(window, max(map(len, prompts)) + config.tokens)
+    batch = -(-len(prompts) // program.place.size(program.place.axes("batch"))) * program.place.size(program.place.axes("batch"))
+    rows = [list(p) for p in prompts] + [[tokenizer.bos_id]] * (batch - len(prompts))
+
+    @jax.jit
+    def next_token(parameters, tokens_BT, last_B, key):
+        model = program.model(parameters)
+        x_BTD = model.hidden(tokens_BT)
+        spec = program.place.spec(("batch", "embed"))
+        x_BD = jnp.sum(jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1)
+        logits_BV = jnp.einsum("BD,VD->BV", jax.sharding.reshard(x_BD, spec), model.head_weight(), preferred_element_type=jnp.float32)
+        logits_BV = jax.sharding.reshard(logits_BV, jax.sharding.PartitionSpec(None, None))[:, : tokenizer.vocab_size]
+        if config.temperature == 0:
+            return jnp.argmax(logits_BV, -1)
+        if config.top_k:
+            least = jax.lax.top_k(logits_BV, min(config.top_k, logits_BV.shape[-1]))[0][:, -1:]
+            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+        return jax.random.categorical(key, logits_BV / config.temperature, axis=-1)
+
+    finished = [False] * len(prompts) + [True] * (batch - len(prompts))
+    sharding = program.place.sharding(("batch", None), "compute")
+    for i in range(config.tokens):
+        tokens_BT = np.zeros((batch, longest), np.int32)
+        for row, ids in zip(tokens_BT, rows, strict=True):
+            recent = ids[-longest:]
+            row[: len(recent)] = recent
+        last_B = np.array([min(len(ids), longest) - 1 for ids in rows], np.int32)
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        drawn = np.asarray(next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, program.place.sharding(("batch",), "compute")), key))
+        for b, token in enumerate(drawn.tolist()):
+            if not finished[b]:
+                rows[b] = [*rows[b], token]
+                finished[b] = token == tokenizer.eos_id
+        if all(finished):
+            break
+    return [tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id]) for row, p in zip(rows, prompts, strict=False)]

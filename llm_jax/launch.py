@@ -1,0 +1,90 @@
+"""The entry point: python -m llm_jax.launch experiment=NAME key=value ...
+
+  python -m llm_jax.launch experiment=quickstart
+  python -m llm_jax.launch experiment=quickstart train.steps=100 optimizer.learning_rate=1e-3
+  python -m llm_jax.launch experiment=path/to/mine.py layout=fsdp run_dir=runs/mine/first
+
+experiment=NAME   a file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere,
+                  or a run folder's config.yaml
+key=value         overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2
+layout=NAME       a preset: single, data_parallel, fsdp, tensor, fsdp_tensor
+run_dir=FOLDER    where the run lives; the same command again goes on where it stopped
+
+  --list          every experiment with its purpose
+  --show          the whole configuration as it would run, and stop
+  --help          this text
+
+To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
+Exit codes: 0 done, 2 a mistake in what was asked (one line says which), 3 the run diverged,
+143 or 130 stopped by SIGTERM or Ctrl-C with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+
+FLAGS = ("--list", "--show", "--help", "-h")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        return launch(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def launch(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    quiet()
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if flag not in FLAGS:
+            raise UserError(f"{flag}: no such option; {nearest(flag, FLAGS)} (overrides are key=value, without dashes)")
+    if not arguments or "--help" in flags or "-h" in flags:
+        print(__doc__)
+        return 0
+
+    from llm_jax import experiment as experiments
+
+    if "--list" in flags:
+        known = experiments.list_experiments()
+        width = max(map(len, known), default=0)
+        for name, path in known.items():
+            print(f"{name:<{width}}  {experiments.purpose(path)}")
+        return 0
+
+    pairs = []
+    for argument in arguments:
+        if argument in flags:
+            continue
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
+        pairs.append((key, value))
+    names = [value for key, value in pairs if key == "experiment"]
+    if len(names) != 1:
+        raise UserError(f"experiment=NAME is missing; one of: {', '.join(experiments.list_experiments())}" if not names else "experiment= is given twice")
+    chosen = experiments.load_experiment(names[0])
+    chosen = experiments.resolved(experiments.override(chosen, [p for p in pairs if p[0] != "experiment"]))
+    if "--show" in flags:
+        print(experiments.to_yaml(chosen), end="")
+        return 0
+
+    from llm_jax.train.run import run
+
+    return run(chosen)
+
+
+def quiet() -> None:
+    """Keeps the libraries' own chatter down, unless the user asked for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""XLA's GPU compiler, for GPUs that are not there: the devices to compile for, and what a compiled step tells.
+
+It needs the CUDA plugin (extra `cuda`) but no driver and no GPU, and leaves the CPU backend of the process alone.
+What it can't tell: times, the choices of the autotuner, and the workspaces of cuDNN, which are found on a device only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from llm_jax.errors import UserError, check_choice
+
+NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+"""Environment variable that lets the CUDA plugin load where there is no driver."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What XLA wants to know of a device. Source: openxla/xla, xla/backends/gpu/target_config/specs/<spec>.txtpb."""
+
+    spec: str
+    """XLA's file for this device."""
+    name: str
+    """What the driver calls it."""
+    capability: int
+    """Major CUDA compute capability (minor is 0)."""
+    cores: int
+    """Streaming multiprocessors."""
+    memory_bytes: int
+    """Device memory that the driver reports."""
+    memory_bandwidth: int
+    """Bytes/s to device memory."""
+    l2_bytes: int = 52_428_800
+    """Second-level cache."""
+    clock_ghz: float = 1.98
+    """Boost clock."""
+    shared_bytes: int = 233_472
+    """Shared memory of a core; a block can have 1 KiB less."""
+
+    def config(self) -> str:
+        """XLA's `GpuTargetConfigProto`, as text."""
+        return f"""
+            gpu_device_info {{
+              threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+              shared_memory_per_block: 49152  shared_memory_per_core: {self.shared_bytes}
+              shared_memory_per_block_optin: {self.shared_bytes - 1024}
+              core_count: {self.cores}  fpus_per_core: 128  clock_rate_ghz: {self.clock_ghz}
+              block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+              thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+              registers_per_core_limit: 65536  registers_per_block_limit: 65536
+              memory_bandwidth: {self.memory_bandwidth}  l2_cache_size: {self.l2_bytes}  device_memory_size: {self.memory_bytes}
+              cuda_compute_capability {{ major: {self.capability} }}
+            }}
+            platform_name: "CUDA"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            device_description_str: "{self.name}"
+        """
+
+
+TARGETS = {
+    "h100": Target("h100_sxm", "NVIDIA H100 80GB HBM3", 9, 132, 84_942_979_072, 3_352_320_000_000),
+    "h200": Target("h200", "NVIDIA H200 141GB HBM3e", 9, 132, 151_397_597_184, 4_800_000_000_000),
+}
+"""GPUs to compile for, by the name that users give."""
+
+
+def require_cuda() -> None:
+    """Raises UserError where XLA's GPU compiler is not installed; otherwise lets it load without a driver."""
+    if importlib.util.find_spec("jax_plugins") is None or not any(
+        importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)
+    ):
+        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra: pip install 'llm_jax[cuda]'")
+    os.environ.setdefault(NO_DRIVER, "1")
+
+
+def topology_devices(hardware: str, devices: int, devices_per_node: int = 8) -> list[Any]:
+    """`devices` GPUs of this kind, node by node (`process_index` tells the node), for a `jax.sharding.Mesh`.
+
+    Raises UserError for unknown hardware, nodes that are not full, and where the plugin is missing.
+    """
+    check_choice("hardware", hardware, TARGETS)
+    per_node = min(devices, devices_per_node)
+    if devices < 1 or devices % per_node:
+        raise UserError(f"devices={devices}: must be a multiple of the {devices_per_node} of a node, or fewer than those")
+    require_cuda()
+    topology = topologies.get_topology_desc(
+        hardware, platform="cuda", target_config=TARGETS[hardware].config(), topology=f"1x{devices // per_node}x{per_node}"
+    )
+    return topology.devices
+
+
+def topology_mesh(hardware: str, axes: dict[str, int], devices_per_node: int = 8) -> jax.sharding.Mesh:
+    """An explicit mesh of absent GPUs; the last axes are within a node."""
+    devices = topology_devices(hardware, int(np.prod(list(axes.values()))), devices_per_node)
+    explicit = (jax.sharding.AxisType.Explicit,) * len(axes)
+    return jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit)
+
+
+def compile_for(
+    mesh: jax.sharding.Mesh,
+    step: Callable,
+    abstract_args: Sequence[Any],
+    compiler_options: dict[str, Any] | None = None,
+    **jit_options: Any,
+) -> CompiledStep:
+    """Compiles `step` for the devices of `mesh` (`topology_mesh`); `jit_options` as for `jax.jit` (donate_argnums, ...).
+
+    `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
+    """
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, **jit_options).lower(*abstract_args)
+        return CompiledStep(lowered.compile(compiler_options=compiler_options or {}))
+
+
+_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
+_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INLINED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
+
+
+class CompiledStep:
+    """What a compiled step allocates and calls, read from its memory analysis and its scheduled HLO."""
+
+    def __init__(self, compiled: Any):
+        self.compiled = compiled
+        self.text: str = compiled.as_text()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Per device: arguments, outputs, those of them that share memory (aliased), temporaries, and their total."""
+        stats = self.compiled.memory_analysis()
+        parts = {
+            "arguments": stats.argument_size_in_bytes,
+            "outputs": stats.output_size_in_bytes,
+            "aliased": stats.alias_size_in_bytes,
+            "temporaries": stats.temp_size_in_bytes,
+        }
+        return parts | {"total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]}
+
+    def custom_calls(self) -> list[str]:
+        """Targets of the custom calls, in the order of the text, once for each call (loops count once)."""
+        return _CUSTOM_CALL.findall(self.text)
+
+    def buffer_lines(self) -> list[str]:
+        """Lines of the text whose results lie in memory. Those inside fusions and reductions don't: they live in registers."""
+        called = [line for line in self.text.splitlines() if " fusion(" in line or ("to_apply=" in line and " call(" not in line)]
+        inlined = {name for line in called for name in _INLINED.findall(line)}
+        lines, keep = [], False
+        for line in self.text.splitlines():
+            if computation := _COMPUTATION.match(line):
+                keep = computation[1] not in inlined
+            elif keep and " = " in line:
+                lines.append(line)
+        return lines
+
+    def buffer_shapes(self) -> set[tuple[str, tuple[int, ...]]]:
+        """(dtype, shape) of every array that is allocated, tuples taken apart."""
+        shapes = set()
+        for line in self.buffer_lines():
+            result = line.split(" = ", 1)[1].split("(", 1)[0] if not line.split(" = ", 1)[1].startswith("(") else _tuple(line)
+            shapes |= {(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _SHAPE.findall(result)}
+        return shapes
+
+    def buffers_with(self, *sizes: int) -> set[tuple[str, tuple[int, ...]]]:
+        """The allocated shapes that have all these dims: `buffers_with(T, T)` finds attention scores."""
+        return {(dtype, shape) for dtype, shape in self.buffer_shapes() if all(shape.count(n) >= sizes.count(n) for n in sizes)}
+
+    def largest_buffers(self, count: int = 10) -> list[tuple[int, str, tuple[int, ...]]]:
+        """(elements, dtype, shape) of the largest arrays."""
+        return sorted(((int(np.prod(s)), d, s) for d, s in self.buffer_shapes()), reverse=True)[:count]
+
+
+def _tuple(line: str) -> str:
+    """The tuple type that a line of HLO results in."""
+    rest, depth = line.split(" = ", 1)[1], 0
+    for end, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return rest[: end + 1]
+    return rest

@@ -1,0 +1,208 @@
+"""NVIDIA's fused attention (cuDNN through XLA): packed documents kept apart, and nothing of size sequence².
+
+cuDNN's "ragged" layout takes a list of documents, each a start and a length in one flat array of tokens, so
+`[B, T]` rows of several documents need no mask. This module makes that list from segment ids, and binds JAX's
+primitives for the kernel (`jax._src.cudnn.fused_attention_stablehlo`, private, hence `CHECKED_JAX`) rather than
+the function above them, `dot_product_attention`, because that function
+
+- in JAX 0.10 scales key offsets by the *query* heads, so grouped-query documents read other documents' keys in
+  silence (fixed by jax-ml/jax#39521, in 0.11.2);
+- refuses ragged layouts where this process has no GPU, so a step could not be compiled for GPUs that are not here;
+- keeps softmax statistics for every document slot of every layer, `max_segments` times what is needed.
+
+Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at most
+128 (256 exists on Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1.
+The backward kernel adds dQ in any order, so it is not bit-reproducible; XLA's deterministic option makes it so by
+a sequence² workspace. That workspace, and the usual one (`backward_workspace_bytes`), is allocated by the executable
+but is not in `memory_analysis()` of a step compiled without a device.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.errors import UserError
+
+CHECKED_JAX = ((0, 10), (0, 11))
+"""The JAX versions whose private primitives this was checked with."""
+SAVED = "attention"
+"""`checkpoint_name` of the output *and* of its softmax statistics: saving it saves the kernel's second run."""
+
+
+class Documents(NamedTuple):
+    """The documents of the local rows as cuDNN wants them; B rows of M slots each, filled in order across rows."""
+
+    starts_BM1: jax.Array
+    """int32: flat index of each document's first token; B T where a slot is empty, and once more at the end of all."""
+    lengths_BM: jax.Array
+    """int32: tokens of each document, 0 where a slot is empty."""
+    slot_BT: jax.Array
+    """int32: the slot (flat) that each token is in."""
+    overflow: jax.Array
+    """bool: there were more documents than slots; then the slots hold whole rows and the keys become NaN."""
+
+
+class Options(NamedTuple):
+    """What is fixed at compile time."""
+
+    scale: float
+    window: int | None
+    causal: bool
+
+
+def attention_cudnn(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    *,
+    segments_BT: jax.Array | None,
+    scale: float,
+    window: int | None,
+    causal: bool = True,
+    max_segments: int | None = None,
+) -> jax.Array:
+    """Self-attention of one device's rows and heads (H a multiple of G) -> out_BTHK; call it inside `jax.shard_map`.
+
+    `segments_BT` (int): equal neighbours attend to each other, padding included; None: each row is one document.
+    `window`: a query sees itself and the `window - 1` positions before it.
+    `max_segments`: documents a row may hold, required with segments. Slots are shared by the local rows, with one more a row for
+    its padding; should they still not suffice, *everything* returned is NaN, so that no wrong attention is trained on unseen.
+
+    Raises UserError for what the kernel can't do. On another backend than a GPU, lowering raises (no rule for the primitive).
+    """
+    _check(q_BTHK, k_BSGK, v_BSGK, window, causal)
+    q_BTHK, k_BSGK, v_BSGK = _equally_varying(q_BTHK, k_BSGK, v_BSGK)
+    documents = None
+    if segments_BT is not None:
+        if max_segments is None or max_segments < 1:
+            raise UserError(
+                f"model.max_segments={max_segments}: attention=cudnn needs the most documents that a packed row can hold "
+                "(8, say; the kernel's memory grows with it), and packing that keeps to it"
+            )
+        documents = find_documents(segments_BT, max_segments + 1)
+        k_BSGK = jnp.where(documents.overflow, jnp.nan, k_BSGK)  # k: the smallest; NaN scores reach every output and gradient
+    return _attend(q_BTHK, k_BSGK, v_BSGK, documents, Options(float(scale), window, causal))
+
+
+def find_documents(segments_BT: jax.Array, slots: int) -> Documents:
+    """Runs of equal ids, listed over all rows in order; `slots` a row."""
+    B, T = segments_BT.shape
+    first_BT = jnp.concatenate([jnp.ones((B, 1), bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
+    slot_BT = jnp.cumsum(first_BT.reshape(-1), dtype=jnp.int32).reshape(B, T) - 1
+    overflow = slot_BT[-1, -1] >= B * slots
+    slot_BT = jnp.where(overflow, jnp.arange(B, dtype=jnp.int32)[:, None], slot_BT)
+    # the start of document n is the number of tokens in documents before it: a sum that fuses, where a scatter would not
+    starts = jnp.sum(slot_BT.reshape(-1) < jnp.arange(B * slots + 1)[:, None], axis=1, dtype=jnp.int32)
+    unread = jnp.full(B - 1, B * T, jnp.int32)  # JAX's shape is [B, M + 1]; cuDNN reads B M + 1 of it
+    return Documents(jnp.concatenate([starts, unread]).reshape(B, slots + 1), jnp.diff(starts).reshape(B, slots), slot_BT, overflow)
+
+
+def forward(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """The kernel and its residual: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
+    out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), documents, options, is_training=True)
+    return out_BTHK, lse if documents is None else _by_token(lse, documents)
+
+
+def backward(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, lse_BHT: jax.Array,
+    out_BTHK: jax.Array, dout_BTHK: jax.Array, options: Options,
+) -> list[jax.Array]:  # fmt: skip
+    """Gradients of q, k and v. With `out` and `lse` of more keys than these (a ring), this is these keys' share."""
+    lse = lse_BHT if documents is None else _by_document(lse_BHT, documents)
+    return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), documents, options)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BTHK, k_BSGK, v_BSGK, documents, options):
+    return _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), documents, options, is_training=False)[0]
+
+
+def _attend_fwd(q_BTHK, k_BSGK, v_BSGK, documents, options):
+    out_BTHK, lse_BHT = (checkpoint_name(x, SAVED) for x in forward(q_BTHK, k_BSGK, v_BSGK, documents, options))
+    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, documents, lse_BHT, out_BTHK)
+
+
+def _attend_bwd(options, residuals, dout_BTHK):
+    return (*backward(*residuals, dout_BTHK, options), None)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _bind(direction: str, qkv, residuals, documents: Documents | None, options: Options, **static):
+    from jax._src.cudnn import fused_attention_stablehlo as fused  # private: see CHECKED_JAX
+
+    q_BTHK, k_BSGK, _ = qkv
+    none = jnp.zeros(0, q_BTHK.dtype)
+    lengths = starts_q = starts_k = none
+    mask = fused.MaskType.CAUSAL if options.causal else fused.MaskType.NO_MASK
+    if documents is not None:
+        mask = fused.MaskType.PADDING_CAUSAL if options.causal else fused.MaskType.PADDING
+        lengths = documents.lengths_BM
+        starts_q, starts_k = (documents.starts_BM1 * (x.shape[2] * x.shape[3]) for x in (q_BTHK, k_BSGK))  # in elements
+    primitive = fused._dot_product_attention_fwd_p if direction == "fwd" else fused._dot_product_attention_bwd_p
+    return primitive.bind(
+        *qkv, none, lengths, lengths, starts_q, starts_k, none, none, *residuals,
+        scale=options.scale, seed=42, dropout_rate=0.0, variadic_args=(False, False), mask_type=mask,
+        layout=fused.AttentionLayout.BTNH.value, sliding_window_length=options.window, **static,
+    )  # fmt: skip
+
+
+def _by_token(stats_NHT: jax.Array, documents: Documents) -> jax.Array:
+    """Statistics of [slot, head, position in the document] -> [row, head, position in the row]."""
+    (B, T), H = documents.slot_BT.shape, stats_NHT.shape[1]
+    slot_B1T = documents.slot_BT[:, None, :]
+    position_B1T = jnp.arange(B * T).reshape(B, 1, T) - documents.starts_BM1.reshape(-1)[slot_B1T]
+    return stats_NHT.at[slot_B1T, jnp.arange(H)[:, None], position_B1T].get(mode="clip")
+
+
+def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
+    """The reverse of `_by_token`. What lies past a document's end is never used, but finite."""
+    B, H, T = stats_BHT.shape
+    token_N1T = documents.starts_BM1.reshape(-1)[: documents.lengths_BM.size, None, None] + jnp.arange(T)
+    row_N11 = token_N1T[:, :, :1] // T  # a document is within its row
+    return stats_BHT.at[row_N11, jnp.arange(H)[:, None], token_N1T - row_N11 * T].get(mode="clip")
+
+
+def backward_workspace_bytes(batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None) -> int:
+    """What cuDNN's backward kernel allocates beside its arguments: a float32 dQ and row sums, for each slot (an upper bound)."""
+    return batch * (1 if max_segments is None else max_segments + 1) * sequence * heads * (head_dim + 1) * 4
+
+
+def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
+    """Inside `shard_map`: keys that all of an axis share while its queries differ must get the sum of its gradients."""
+    varying = [jax.typeof(x).mat.varying for x in arrays]
+    axes = frozenset().union(*varying)
+    return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
+
+
+def _check(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
+    """Raises UserError, naming the key, for what the kernel or this module can't do."""
+    B, T, H, K = q_BTHK.shape
+    if jax.__version_info__[:2] not in CHECKED_JAX:
+        valid = " or ".join(".".join(map(str, v)) for v in CHECKED_JAX)
+        raise UserError(f"model.attention=cudnn: not checked with JAX {jax.__version__}; install JAX {valid}, or use model.attention=xla")
+    if q_BTHK.dtype not in (jnp.bfloat16, jnp.float16):
+        raise UserError(f"model.compute_dtype={q_BTHK.dtype}: attention=cudnn computes in bfloat16; use that, or model.attention=xla")
+    if K % 8 or K > 128:
+        raise UserError(f"model.head_dim={K}: attention=cudnn needs a multiple of 8, at most 128; or use model.attention=xla")
+    if window is not None and (window < 1 or not causal):
+        raise UserError(f"model.window={window}: attention=cudnn has causal windows of at least 1 only")
+    if T < 2 or B * T * H * K >= 2**31:
+        raise UserError(
+            f"train.batch_size: {B} rows of {T} tokens, {H} heads of {K} on one device: attention=cudnn needs "
+            "at least 2 tokens, and fewer than 2**31 query elements on a device; use smaller microbatches"
+        )
+    if k_BSGK.shape != v_BSGK.shape or k_BSGK.shape[:2] != (B, T) or k_BSGK.shape[3] != K or H % k_BSGK.shape[2]:
+        raise ValueError(f"shapes don't fit: q {q_BTHK.shape}, k {k_BSGK.shape}, v {v_BSGK.shape}")
+    if not q_BTHK.dtype == k_BSGK.dtype == v_BSGK.dtype:
+        raise ValueError(f"dtypes differ: q {q_BTHK.dtype}, k {k_BSGK.dtype}, v {v_BSGK.dtype}")
+    if any(axis is not None for x in (q_BTHK, k_BSGK, v_BSGK) for axis in jax.typeof(x).sharding.spec):
+        raise ValueError("the kernel takes one device's arrays: call it inside jax.shard_map")

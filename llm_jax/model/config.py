@@ -1,0 +1,157 @@
+"""The shape and the choices of a transformer: one frozen dataclass, complete enough to be GPT-2, Llama 3 or OLMo 2."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm_jax.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those trained on."""
+
+    kind: Literal["none", "llama3", "yarn"] = "none"
+    """"llama3": low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1). "yarn": the same
+    with another ramp, and attention a little sharper (Peng et al. 2023)."""
+    factor: float = 8.0
+    """By how much the context grows."""
+    low_frequency_factor: float = 1.0
+    """llama3: wavelengths longer than original_positions / this are divided by `factor`."""
+    high_frequency_factor: float = 4.0
+    """llama3: wavelengths shorter than original_positions / this are kept."""
+    beta_fast: float = 32.0
+    """yarn: pairs that turn more often than this over the original context are kept."""
+    beta_slow: float = 1.0
+    """yarn: pairs that turn less often than this are divided by `factor`."""
+    original_positions: int = 8192
+    """The context length, in tokens, that the unscaled frequencies were trained for."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Fields that are None follow from the others (see `resolved`)."""
+
+    layers: int = 4
+    """Blocks."""
+    embed: int = 256
+    """Width of the residual stream."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int | None = None
+    """Key/value heads; fewer than `heads` is grouped-query attention. None: `heads`."""
+    head_dim: int | None = None
+    """Width of a head. None: embed / heads."""
+    mlp: int | None = None
+    """Hidden width of the feed-forward block. None: 4 embed, or 8/3 embed rounded up to 64 for gated ones."""
+    vocab: int | None = None
+    """Rows of the embedding. None: as many as the tokenizer has pieces."""
+
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
+    norm_placement: Literal["before", "after"] = "before"
+    """Norm on a block's input (pre-norm), or on its output before it joins the stream (OLMo 2)."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """RMSNorm on queries and keys: of each head (Qwen 3), or over all heads together (OLMo 2)."""
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_exact"] = "swiglu"
+    """Feed-forward non-linearity; swiglu and geglu are gated (Shazeer 2020); "gelu" is the tanh form of GPT-2."""
+    bias_qkv: bool = False
+    """Biases on the query, key and value projections."""
+    bias_out: bool = False
+    """A bias on the attention's output projection."""
+    bias_mlp: bool = False
+    """Biases in the feed-forward block."""
+    tied_embeddings: bool = True
+    """The output head is the embedding table."""
+    logit_softcap: float = 0.0
+    """Logits become cap * tanh(logits / cap) (Gemma 2); 0: off."""
+
+    position: Literal["rope", "learned"] = "rope"
+    """Rotary embeddings (Su et al. 2021, halves rotated against each other) or a learned table."""
+    positions: int = 1024
+    """Rows of the learned position table (position=learned only)."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    """Stretching of the rotary frequencies."""
+    window: int | None = None
+    """Sliding-window attention: a position sees itself and the window - 1 before it. None: all before it."""
+    attention: Literal["xla", "cudnn", "blocked"] = "xla"
+    """Implementation: "xla" anywhere, "cudnn" fused on NVIDIA GPUs, "blocked" causal blocks for CPUs."""
+    max_segments: int | None = None
+    """attention=cudnn only: the most documents that one packed row can hold. None: the exact bound, sequence_length / 2."""
+
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the weights are stored and updated in."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products and the residual stream are computed in."""
+    softmax_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Attention scores and their softmax (attention=xla; the other kernels use float32)."""
+    logits_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Logits and the loss."""
+
+    scan_layers: bool = True
+    """One compiled block run in a scan (compiles fast), or every block unrolled (runs faster on CPUs)."""
+    remat: str = "none"
+    """What the backward pass recomputes: "none" keeps everything, "full" keeps only block inputs, or the names of
+    the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate, mlp_up, mlp_in)."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2 layers)."""
+
+    def resolved(self, tokenizer_vocab: int | None = None) -> ModelConfig:
+        """The same with every None that has a value filled in. Raises UserError for shapes that can't be."""
+        values: dict = {}
+        for key in ("layers", "embed", "heads"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
+        if values["kv_heads"] < 1 or self.heads % values["kv_heads"]:
+            raise UserError(
+                f"model.kv_heads={values['kv_heads']}: must divide model.heads={self.heads} "
+                f"({', '.join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)})"
+            )
+        if self.head_dim is None:
+            if self.embed % self.heads:
+                raise UserError(
+                    f"model.heads={self.heads}: does not divide model.embed={self.embed}; "
+                    "choose a divisor or set model.head_dim"
+                )
+            values["head_dim"] = self.embed // self.heads
+        if self.position == "rope" and (values.get("head_dim") or self.head_dim) % 2:
+            raise UserError(f"model.head_dim={values.get('head_dim') or self.head_dim}: must be even for model.position=rope")
+        if self.mlp is None:
+            values["mlp"] = -(-self.embed * 8 // 3 // 64) * 64 if self.gated else 4 * self.embed
+        if self.window is not None and self.window < 1:
+            raise UserError(f"model.window={self.window}: must be at least 1 token, or null for none")
+        if self.vocab is None:
+            values["vocab"] = tokenizer_vocab
+        elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
+            raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} pieces")
+        saved_names(self.remat)
+        return dataclasses.replace(self, **values)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward block has a gate (three matrices instead of two)."""
+        return self.activation in ("swiglu", "geglu")
+
+
+SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")
+"""The tensors of a block that `remat` may keep by name."""
+
+
+def saved_names(remat: str) -> tuple[str, ...] | None:
+    """The names that a remat policy keeps; None where nothing is recomputed."""
+    if remat == "none":
+        return None
+    if remat == "full":
+        return ()
+    names = tuple(name.strip() for name in remat.split(","))
+    for name in names:
+        if name not in SAVEABLE:
+            raise UserError(f"model.remat={remat}: {name!r} is no policy or tensor; {nearest(name, (*SAVEABLE, 'none', 'full'))}")
+    return names

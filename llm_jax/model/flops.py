@@ -1,0 +1,43 @@
+"""Parameters and floating-point operations of a model, counted from its configuration."""
+
+from __future__ import annotations
+
+from llm_jax.model.config import ModelConfig
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that every token is multiplied with: projections, feed-forward and the head (tied or not)."""
+    c = config
+    assert c.kv_heads and c.head_dim and c.mlp and c.vocab
+    attention = c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+    mlp = (3 if c.gated else 2) * c.embed * c.mlp
+    return c.layers * (attention + mlp) + c.vocab * c.embed
+
+
+def keys_per_query(sequence_length: int, window: int | None) -> float:
+    """How many keys a query sees on average: causal, (T + 1) / 2, or fewer with a sliding window."""
+    T = sequence_length
+    if window is None or window >= T:
+        return (T + 1) / 2
+    return (window * (window + 1) / 2 + (T - window) * window) / T
+
+
+def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """FLOPs of one token's forward and backward pass: 6 per matmul weight, and causal attention.
+
+    A multiply-add is 2 FLOPs; the backward pass is twice the forward one. Attention counts only the keys that the
+    causal mask (and the window) lets a query see, in rows of one document; recomputation (remat), norms, softmax and
+    the optimizer are not counted. This is the convention of every MFU that llm_jax prints.
+    """
+    assert config.head_dim
+    attention = 2 * 2 * config.layers * config.heads * config.head_dim * keys_per_query(sequence_length, config.window)
+    return 6 * matmul_parameters(config) + 3 * attention
+
+
+def non_embedding_parameters(config: ModelConfig, total: int) -> int:
+    """Parameters without the tables of pieces and positions; an untied head is such a table too."""
+    assert config.vocab
+    tables = config.vocab * config.embed * (1 if config.tied_embeddings else 2)
+    if config.position == "learned":
+        tables += config.positions * config.embed
+    return total - tables

@@ -1,0 +1,61 @@
+"""The feed-forward block: gated (SwiGLU, GeGLU) or plain (GELU)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Placement
+from llm_jax.model.parts import compute, weight
+
+ACTIVATIONS = {
+    "swiglu": jax.nn.silu,
+    "geglu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+}
+
+
+class FeedForward(nnx.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
+        self.config, self.place = config, place
+        D, F = config.embed, config.mlp
+        assert F is not None
+        if config.gated:
+            self.gate = weight(rngs, config, (D, F), ("embed", "mlp"), config.init_std, layers)
+        self.up = weight(rngs, config, (D, F), ("embed", "mlp"), config.init_std, layers)
+        self.down = weight(rngs, config, (F, D), ("mlp", "embed"), config.init_std / (2 * config.layers) ** 0.5, layers)
+        if config.bias_mlp:
+            if config.gated:
+                self.gate_bias = weight(rngs, config, (F,), ("mlp",), 0, layers)
+            self.up_bias = weight(rngs, config, (F,), ("mlp",), 0, layers)
+            self.down_bias = weight(rngs, config, (D,), ("embed",), 0, layers)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config, place = self.config, self.place
+        act = ACTIVATIONS[config.activation]
+        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, compute(self.up, config, place))
+        if config.bias_mlp:
+            up_BTF += compute(self.up_bias, config, place)
+        up_BTF = checkpoint_name(up_BTF, "mlp_up")
+        if config.gated:
+            gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, compute(self.gate, config, place))
+            if config.bias_mlp:
+                gate_BTF += compute(self.gate_bias, config, place)
+            hidden_BTF = act(checkpoint_name(gate_BTF, "mlp_gate")) * up_BTF
+        else:
+            hidden_BTF = act(up_BTF)
+        y_BTD = jnp.einsum(
+            "BTF,FD->BTD", hidden_BTF, compute(self.down, config, place),
+            out_sharding=place.spec(("batch", "sequence", "embed"), residual=True),
+        )
+        if config.bias_mlp:
+            y_BTD += compute(self.down_bias, config, place)
+        return y_BTD

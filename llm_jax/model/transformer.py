@@ -1,0 +1,130 @@
+"""The decoder-only transformer: embedding, a stack of blocks, a final norm and a head."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.errors import UserError
+from llm_jax.model.attention import Attention
+from llm_jax.model.config import ModelConfig, saved_names
+from llm_jax.model.dims import Placement
+from llm_jax.model.mlp import FeedForward
+from llm_jax.model.parts import Norm, compute, rope_tables, weight
+
+STREAM = ("batch", "sequence", "embed")
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each added into the residual stream.
+
+    Built with `layers`, it holds the weights of all layers, stacked along a first dim; `Transformer` slices them.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
+        self.config, self.place = config, place
+        self.attention_norm = Norm(config, rngs, layers, place)
+        self.attention = Attention(config, rngs, layers, place)
+        self.mlp_norm = Norm(config, rngs, layers, place)
+        self.mlp = FeedForward(config, rngs, layers, place)
+
+    def __call__(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
+        """x_BTD in the residual placement and the compute dtype, and so the result."""
+        place = self.place
+        if self.config.norm_placement == "before":
+            y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
+            x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
+            y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
+            return x_BTD + self.mlp(checkpoint_name(y_BTD, "mlp_in"))
+        y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
+        x_BTD = x_BTD + self.attention_norm(y_BTD)
+        y_BTD = self.mlp(checkpoint_name(place.move(x_BTD, STREAM), "mlp_in"))
+        return x_BTD + self.mlp_norm(y_BTD)
+
+
+class Transformer(nnx.Module):
+    """tokens [B, T] → logits [B, T, V].
+
+    `config` must be `resolved`, with its vocabulary. `place` says where arrays live; the default is one device.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, place: Placement | None = None):
+        place = place or Placement()
+        assert config.vocab is not None, "resolve the configuration first"
+        self.config, self.place = config, place
+        self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
+        if config.position == "learned":
+            self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
+        self.blocks = Block(config, rngs, config.layers, place)
+        self.final_norm = Norm(config, rngs, None, place)
+        if not config.tied_embeddings:
+            self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits of the next token at every position, [B, T, V] in the logits dtype.
+
+        positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
+        segments: int [B, T], which packed document a token is of; None: one document a row.
+        """
+        x_BTD = self.hidden(tokens_BT, positions, segments)
+        dtype = self.config.logits_dtype
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_weight(), preferred_element_type=dtype)
+        return softcap(logits_BTV, self.config.logit_softcap)
+
+    def hidden(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """The residual stream after the final norm, [B, T, D] in the compute dtype."""
+        config, place = self.config, self.place
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        if config.position == "learned" and tokens_BT.shape[1] > config.positions:
+            raise UserError(
+                f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens"
+            )
+        residual = place.spec(STREAM, residual=True)
+        x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
+        if config.position == "learned":
+            x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)
+        rope = rope_tables(config, positions_BT) if config.position == "rope" else None
+        x_BTD = self.run_blocks(x_BTD, rope, segments_BT)
+        return place.move(self.final_norm(x_BTD), STREAM)
+
+    def head_weight(self) -> jax.Array:
+        """The output projection [V, D], where it is multiplied, in the compute dtype."""
+        return compute(self.embedding if self.config.tied_embeddings else self.head, self.config, self.place)
+
+    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
+        """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
+        config = self.config
+        graph, stacked = nnx.split(self.blocks)
+
+        def block(x_BTD, weights):
+            return nnx.merge(graph, weights)(x_BTD, rope, segments_BT), None
+
+        saved = saved_names(config.remat)
+        if saved is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*saved)
+            # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
+            block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
+        if config.scan_layers:
+            return jax.lax.scan(block, x_BTD, stacked)[0]
+        for weights in unstack(stacked, config.layers):
+            x_BTD, _ = block(x_BTD, weights)
+        return x_BTD
+
+
+def unstack(tree, count: int) -> list:
+    """`count` trees from one with a leading dim. By `lax.split`, whose gradient is one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
+
+
+def softcap(logits: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(logits / cap), or the logits where cap is 0 (Gemma 2)."""
+    return cap * jnp.tanh(logits / cap) if cap else logits

@@ -1,0 +1,126 @@
+"""Cross-entropy of a linear head, in chunks: the logits of the whole batch never exist at once.
+
+The gradient is made in the forward pass, chunk by chunk, while the chunk's logits are there (as Liger-Kernel does,
+Hsu et al. 2024), so that nothing is computed twice: the backward pass only scales it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.model.dims import Placement
+
+FLAT = ("batch", "embed")  # a [N, D] array of positions: rows follow the batch
+
+
+def linear_cross_entropy(
+    x_BTD: jax.Array,
+    w_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    chunk: int = 1024,
+    logits_dtype: str = "float32",
+    place: Placement | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(sum of weighted losses, sum of weighted cross-entropies), both float32 [].
+
+    loss = cross-entropy + z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022) in nats; logits are soft-capped first.
+    Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide them.
+    """
+    place = place or Placement()
+    return _loss((softcap, z_loss, chunk, jnp.dtype(logits_dtype).name, place), x_BTD, w_VD, targets_BT, weights_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(static, x_BTD, w_VD, targets_BT, weights_BT):
+    """Without a gradient: only the sums."""
+    run = functools.partial(_local, static, False)
+    place: Placement = static[-1]
+    sums = place.local(run, _IN_DIMS, ((), ()))(x_BTD, w_VD, targets_BT, weights_BT)
+    return sums
+
+
+def _forward(static, x_BTD, w_VD, targets_BT, weights_BT):
+    run = functools.partial(_local, static, True)
+    place: Placement = static[-1]
+    loss, entropy, dx_BTD, dw_VD = place.local(run, _IN_DIMS, ((), (), _IN_DIMS[0], _IN_DIMS[1]))(
+        x_BTD, w_VD, targets_BT, weights_BT
+    )
+    return (loss, entropy), (dx_BTD, dw_VD)
+
+
+def _backward(static, gradients, cotangents):
+    dx_BTD, dw_VD = gradients
+    g, _ = cotangents
+    return (dx_BTD * g).astype(dx_BTD.dtype), (dw_VD * g).astype(dw_VD.dtype), None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+_IN_DIMS = (("batch", None, "embed"), ("vocab", "embed"), ("batch", None), ("batch", None))
+
+
+def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
+    """One device's positions and its part of the vocabulary; sums over devices at the end."""
+    softcap, z_loss, chunk, logits_dtype, place = static
+    vocab_axes, batch_axes = place.axes("vocab"), place.axes("batch")
+    V, D = w_VD.shape
+    first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0  # the first piece of this device's part
+    N = targets_BT.size
+    chunks = _chunks(N, chunk)
+    x_CND = x_BTD.reshape(chunks, N // chunks, D)
+    targets_CN, weights_CN = (a.reshape(chunks, N // chunks) for a in (targets_BT, weights_BT))
+
+    def step(carry, chunk_of):
+        loss, entropy, dw_VD = carry
+        x_ND, targets_N, weights_N = chunk_of
+        raw_NV = jnp.einsum("ND,VD->NV", x_ND, w_VD, preferred_element_type=logits_dtype)
+        logits_NV = softcap * jnp.tanh(raw_NV / softcap) if softcap else raw_NV
+        top_N = _over(jax.lax.pmax, jnp.max(logits_NV, -1), vocab_axes)
+        exp_NV = jnp.exp(logits_NV - top_N[:, None])
+        sum_N = _over(jax.lax.psum, jnp.sum(exp_NV, -1, dtype=jnp.float32), vocab_axes)
+        is_target_NV = jnp.arange(V) == (targets_N - first)[:, None]
+        target_N = _over(jax.lax.psum, jnp.sum(jnp.where(is_target_NV, logits_NV, 0), -1, dtype=jnp.float32), vocab_axes)
+        log_z_N = jnp.log(sum_N) + top_N
+        entropy_N = log_z_N - target_N
+        entropy += jnp.sum(entropy_N * weights_N)
+        loss += jnp.sum((entropy_N + z_loss * jnp.square(log_z_N)) * weights_N)
+        if not with_gradient:
+            return (loss, entropy, dw_VD), None
+        scale_N = weights_N * (1 + 2 * z_loss * log_z_N) / sum_N
+        d_NV = exp_NV * scale_N[:, None] - jnp.where(is_target_NV, weights_N[:, None], 0)
+        if softcap:
+            d_NV *= 1 - jnp.square(logits_NV / softcap)
+        d_NV = d_NV.astype(x_ND.dtype)
+        dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
+        dx_ND = _over(jax.lax.psum, dx_ND, vocab_axes).astype(x_ND.dtype)
+        dw_VD += jnp.einsum("NV,ND->VD", d_NV, x_ND, preferred_element_type=jnp.float32)
+        return (loss, entropy, dw_VD), dx_ND
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros((V, D) if with_gradient else (), jnp.float32))
+    (loss, entropy, dw_VD), dx_CND = jax.lax.scan(step, start, (x_CND, targets_CN, weights_CN))
+    loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
+    if not with_gradient:
+        return loss, entropy
+    dw_VD = _over(jax.lax.psum, dw_VD, batch_axes)
+    return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD.astype(w_VD.dtype)
+
+
+def _over(collective, x, axes):
+    """A sum or maximum over mesh axes; x where there are none."""
+    return collective(x, axes) if axes else x
+
+
+def _chunks(positions: int, chunk: int) -> int:
+    """The least number of equal chunks of at most `chunk` positions."""
+    count = -(-positions // chunk)
+    while positions % count:
+        count += 1
+    return count

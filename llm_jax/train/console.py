@@ -1,0 +1,70 @@
+"""What a person sees of a run: lines, also kept in log.txt, and a live progress bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Console:
+    """Prints lines and one line of progress. Only the first of several processes has a voice."""
+
+    def __init__(self, speaks: bool = True):
+        self.rich = RichConsole(highlight=False, soft_wrap=True, markup=False)
+        self.speaks, self.file, self.bar, self.last = speaks, None, None, 0.0
+        self.waiting: list[str] = []  # said before there was a run folder
+
+    def log_to(self, path: Path) -> None:
+        """From now on, and for what was said before, also append to this file."""
+        if self.speaks:
+            self.file = path.open("a")
+            self.file.writelines(line + "\n" for line in self.waiting)
+            self.file.flush()
+
+    def say(self, text: str = "") -> None:
+        """A line (or several)."""
+        if not self.speaks:
+            return
+        (self.bar.console if self.bar else self.rich).print(text)
+        stamp = datetime.now().isoformat(timespec="seconds")
+        lines = [f"{stamp} {line}" for line in text.split("\n")]
+        if self.file is None:
+            self.waiting += lines
+        else:
+            self.file.writelines(line + "\n" for line in lines)
+            self.file.flush()
+
+    def start(self, total: int, done: int) -> None:
+        """Begins the progress bar, on a terminal."""
+        if self.speaks and self.rich.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+            self.bar = Progress(*columns, console=self.rich, transient=True)
+            self.task = self.bar.add_task("", total=total, completed=done, text="compiling")
+            self.bar.start()
+        self.last = time.monotonic()
+
+    def progress(self, step: int, total: int, text: str, every: float) -> None:
+        """Moves the bar; where there is none, says a line each `every` seconds and at the end."""
+        if self.bar:
+            self.bar.update(self.task, completed=step, text=text)
+        elif time.monotonic() - self.last >= every or step == total:
+            self.last = time.monotonic()
+            self.say(f"step {step:>{len(str(total))}}/{total}  {text}")
+
+    def stop(self) -> None:
+        """Ends the progress bar."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    text = str(timedelta(seconds=round(max(0.0, seconds))))
+    return text[2:] if text.startswith("0:") else text

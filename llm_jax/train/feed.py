@@ -1,0 +1,89 @@
+"""From the corpus to the devices: batches are made and moved ahead of the step that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llm_jax.data import Corpus, batch_sha
+from llm_jax.layout.layout import MeshPlacement
+
+
+class Fed(NamedTuple):
+    """A batch on the devices."""
+
+    arrays: dict[str, jax.Array]
+    """Each [A, B / A, T]: microbatches first."""
+    sha: str | None
+    """The sha256 of the whole batch; None where it isn't asked for or another process has it."""
+
+
+class Feed:
+    """The batches from one step on. Batch s is a pure function of s; a thread makes the next ones meanwhile."""
+
+    def __init__(self, corpus: Corpus, place: MeshPlacement, *, batch_size: int, microbatches: int, sha: bool, ahead: int = 2):
+        self.corpus, self.place = corpus, place
+        self.batch_size, self.microbatches = batch_size, microbatches
+        self.sha = sha and jax.process_index() == 0
+        self.ahead = ahead
+        self.thread = ThreadPoolExecutor(1, "feed")
+
+    def batches(self, first: int, last: int) -> Iterator[Fed]:
+        """The batches of steps first .. last - 1."""
+        waiting: list[Future[Fed]] = []
+        upcoming = iter(range(first, last))
+        while True:
+            for step in upcoming:
+                waiting.append(self.thread.submit(self.make, step))
+                if len(waiting) >= self.ahead:
+                    break
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+
+    def make(self, step: int) -> Fed:
+        """Batch `step`: this process reads the rows of its own devices (and all of them where it makes the sha)."""
+        A, b = self.microbatches, self.batch_size // self.microbatches
+        sharding = self.place_sharding()
+        shape = (A, b, self.corpus.sequence_length)
+        if self.sha or jax.process_count() == 1:
+            whole = self.corpus.batch(step)
+            sha = batch_sha(whole) if self.sha else None
+            rows = {name: value.reshape(A, b, -1) for name, value in whole.items()}
+            first = 0
+        else:
+            sha = None
+            starts = [(i[1].start or 0, b if i[1].stop is None else i[1].stop) for i in sharding.addressable_devices_indices_map(shape).values()]
+            first, stop = min(s for s, _ in starts), max(s for _, s in starts)
+            parts = [self.corpus.batch(step, range(a * b + first, a * b + stop)) for a in range(A)]
+            rows = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+        def local(values: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                wanted = slice((index[1].start or 0) - first, (b if index[1].stop is None else index[1].stop) - first)
+                return values[:, wanted, index[2]]
+
+            return jax.make_array_from_callback(shape, sharding, part)
+
+        return Fed({name: local(values) for name, values in rows.items()}, sha)
+
+    def place_sharding(self) -> jax.sharding.NamedSharding:
+        """Where a batch of microbatches lives."""
+        return self.place.sharding((None, "batch", "sequence"), "compute")
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.thread.shutdown(cancel_futures=True)
+
+
+def on_devices(batch: dict[str, np.ndarray], place: MeshPlacement) -> dict[str, jax.Array]:
+    """A whole [B, T] batch (the same on every process) on the devices."""
+    sharding: Any = place.sharding(("batch", "sequence"), "compute")
+    return {
+        name: jax.make_array_from_callback(value.shape, sharding, lambda index, value=value: value[index])
+        for name, value in batch.items()
+    }

@@ -1,0 +1,186 @@
+"""Optimizers and learning-rate schedules, from Optax.
+
+An optimizer is built with a learning rate of one; the train step multiplies its updates by the schedule at the
+step's own number. So a skipped step does not shift the schedule, and decay is multiplied by the learning rate
+for every optimizer alike. An experiment file adds one with `@register("name")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from llm_jax.errors import UserError, nearest
+
+MATRIX_SIDES = {
+    # where a weight's inputs end and its outputs begin: Muon orthogonalises [inputs, outputs]
+    ("embed", "heads", "head_dim"): 1,
+    ("embed", "kv_heads", "head_dim"): 1,
+    ("heads", "head_dim", "embed"): 2,
+    ("embed", "mlp"): 1,
+    ("mlp", "embed"): 1,
+}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters are updated."""
+
+    name: str = "adamw"
+    """adamw, adafactor, lion, muon, or one that the experiment file registers."""
+    learning_rate: float = 3e-3
+    """The schedule's peak."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """After warm-up: cosine or linear decay, warm-up-stable-decay (constant, then linear), or constant."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from zero."""
+    decay_fraction: float = 0.2
+    """schedule=wsd: the part of all steps that the final decay takes."""
+    final_fraction: float = 0.1
+    """The learning rate at the end, as a fraction of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment (Lion: of the update's interpolation; Muon: of its Adam part)."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the denominator."""
+    momentum: float = 0.95
+    """name=muon: decay of its momentum."""
+    weight_decay: float = 0.1
+    """Decoupled decay, multiplied by the learning rate, on matrices and embeddings."""
+    decay_embeddings: bool = True
+    """Whether embeddings decay too; norms and biases never do."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: off."""
+    matrix_learning_rate: float | None = None
+    """name=muon: the peak for the matrices that Muon updates. None: `learning_rate` for all, with updates scaled
+    to the size of Adam's (consistent RMS 0.2, Liu et al. 2025)."""
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What an optimizer may know of a parameter: the names of its dims (without the stacked `layers`)."""
+
+    dims: tuple[str | None, ...]
+    stacked: bool
+
+    @property
+    def is_matrix(self) -> bool:
+        """A weight of a linear map inside a block."""
+        return self.dims in MATRIX_SIDES
+
+    @property
+    def is_embedding(self) -> bool:
+        """A table: of pieces, of positions, or the output head."""
+        return len(self.dims) == 2 and self.dims not in MATRIX_SIDES and self.dims[1] == "embed"
+
+
+Builder = Callable[[OptimizerConfig, Any], optax.GradientTransformation]
+BUILDERS: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Adds an optimizer: a function of (config, tree of ParameterInfo) to a transformation with learning rate one."""
+
+    def add(builder: Builder) -> Builder:
+        BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+def make_optimizer(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
+    """The transformation of gradients into updates for a learning rate of one.
+
+    `info` is a tree of ParameterInfo with the structure of the parameters. Clipping is not in it: the train step
+    clips, since it has the norm anyway.
+    """
+    if config.name not in BUILDERS:
+        raise UserError(f"optimizer.name={config.name}: no such optimizer; {nearest(config.name, BUILDERS)}")
+    return BUILDERS[config.name](config, info)
+
+
+def decays(config: OptimizerConfig, info: Any) -> Any:
+    """Which parameters decay: bools in the structure of the parameters."""
+    return jax.tree.map(lambda i: i.is_matrix or (i.is_embedding and config.decay_embeddings), info)
+
+
+@register("adamw")
+def adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
+    """Loshchilov & Hutter 2019."""
+    return optax.adamw(
+        1.0, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays(config, info)
+    )
+
+
+@register("adafactor")
+def adafactor(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
+    """Shazeer & Stern 2018, with factored second moments and updates scaled by the parameters' size."""
+    return optax.adafactor(
+        1.0,
+        weight_decay_rate=config.weight_decay or None,
+        weight_decay_mask=decays(config, info),
+    )
+
+
+@register("lion")
+def lion(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
+    """Chen et al. 2023. Wants about a tenth of AdamW's learning rate and ten times its decay."""
+    return optax.lion(1.0, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays(config, info))
+
+
+@register("muon")
+def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on the matrices of the blocks, AdamW on everything else."""
+
+    def sides(i: ParameterInfo) -> MuonDimensionNumbers | None:
+        if not i.is_matrix:
+            return None
+        first, end, cut = int(i.stacked), int(i.stacked) + len(i.dims), int(i.stacked) + MATRIX_SIDES[i.dims]
+        return MuonDimensionNumbers(reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end)))
+
+    ratio = 1.0 if config.matrix_learning_rate is None else config.matrix_learning_rate / config.learning_rate
+    return muon(
+        ratio,
+        beta=config.momentum,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decays(config, info),
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        adam_weight_decay=config.weight_decay,
+        adam_learning_rate=1.0,
+        muon_weight_dimension_numbers=jax.tree.map(sides, info),
+        consistent_rms=0.2 if config.matrix_learning_rate is None else None,
+    )
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """step (int, from 0) → learning rate, float32. The first step has 1 / warmup_steps of the peak."""
+    if config.warmup_steps < 0:
+        raise UserError(f"optimizer.warmup_steps={config.warmup_steps}: must be 0 or more steps")
+    warmup, final = config.warmup_steps, config.final_fraction
+    if config.schedule == "wsd":
+        decay_from = max(warmup, round(steps * (1 - config.decay_fraction)))
+    else:
+        decay_from = warmup
+
+    def schedule(step: jax.Array) -> jax.Array:
+        done = jnp.asarray(step, jnp.float32) + 1
+        up = jnp.minimum(done / max(1, warmup), 1.0) if warmup else 1.0
+        progress = jnp.clip((done - decay_from) / max(1, steps - decay_from), 0.0, 1.0)
+        if config.schedule == "constant":
+            down = 1.0
+        elif config.schedule == "cosine":
+            down = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        else:
+            down = 1 - (1 - final) * progress
+        return jnp.asarray(config.learning_rate * up * down, jnp.float32)
+
+    return schedule

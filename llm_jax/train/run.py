@@ -1,0 +1,281 @@
+"""One run, from a resolved experiment to a run folder with everything in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax import data, experiment as experiments
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
+from llm_jax.objective.next_token import make_objective
+from llm_jax.train import metrics, run_folder
+from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.console import Console, duration
+from llm_jax.train.feed import Feed, on_devices
+from llm_jax.train.loop import Diverged, Loop, Stopped
+from llm_jax.train.optimizer import make_schedule
+from llm_jax.train.peak import device_peak
+from llm_jax.train.state import Program, TrainState
+from llm_jax.train.step import make_evaluation, make_step
+
+EXIT_DIVERGED = 3
+
+
+def run(experiment: Experiment) -> int:
+    """Trains, or goes on training, and returns the process's exit code."""
+    started = time.time()
+    use_compilation_cache(experiment)
+    console = Console(speaks=jax.process_index() == 0)
+    run_dir = Path(experiment.run_dir)
+    layout = experiment.layout
+    place = MeshPlacement(layout, make_mesh(layout, experiment.mesh))
+    place.check_divides(split_sizes(experiment))
+
+    corpus = data.prepare(
+        experiment.data,
+        experiment.tokenizer,
+        sequence_length=experiment.train.sequence_length,
+        batch_size=experiment.train.batch_size,
+        seed=experiment.train.seed,
+        run_dir=None,
+        log=console.say,
+    )
+    experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
+    place.check_divides(split_sizes(experiment))
+
+    yaml = experiments.to_yaml(experiment)
+    changed = run_folder.check_same_run(run_dir, yaml)
+    program = Program(experiment.model, experiment.optimizer, place, experiment.train.ema_decay)
+    objective = make_objective(experiment.objective)
+    schedule = make_schedule(experiment.optimizer, experiment.train.steps)
+    run_folder.write_config(run_dir, yaml)
+    console.log_to(run_dir / "log.txt")
+    corpus.tokenizer.save(run_dir / "tokenizer")
+    for change in changed:
+        console.say(f"differs from the last start in this run folder: {change}")
+
+    checkpoints = Checkpoints(run_dir, experiment.checkpoint)
+    state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
+    first = int(info["step"])
+    peak = device_peak(place.mesh.devices.flat[0], experiment.model.compute_dtype)
+    peak_total = peak * place.mesh.size if peak else None
+    flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
+    tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
+    console.say(header(experiment, program, corpus, peak, flops_per_token))
+    if first >= experiment.train.steps:
+        console.say(f"nothing to do: the run in {run_dir} is at step {first} of {experiment.train.steps}")
+        return 0
+
+    writer = metrics.MetricsWriter(run_dir) if jax.process_index() == 0 else None
+    feed = Feed(
+        corpus,
+        place,
+        batch_size=experiment.train.batch_size,
+        microbatches=experiment.train.microbatches,
+        sha=experiment.train.batch_sha,
+    )
+    evaluate = Evaluator(program, corpus, experiment)
+    before = float(info.get("wall_seconds", 0.0))
+    loop = Loop(
+        step=jax.jit(make_step(program, objective, schedule, experiment.optimizer.clip_norm), donate_argnums=0),
+        feed=feed,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
+        writer=writer,
+        console=console,
+        train=experiment.train,
+        evaluation=experiment.evaluate,
+        checkpointing=experiment.checkpoint,
+        flops_per_step=flops_per_token * tokens_per_step,
+        peak_flops=peak_total,
+    )
+    code = 0
+    try:
+        with jax.set_mesh(place.mesh):
+            state = loop.run(state, first)
+            if experiment.sample.tokens and writer:
+                show_samples(program, state, corpus, experiment, run_dir, console)
+    except Stopped as stop:
+        console.say(f"{stop}; checkpoint saved; the same command goes on from here")
+        code = 128 + stop.number
+    except Diverged as error:
+        console.say(f"the run diverged: {error}")
+        code = EXIT_DIVERGED
+    finally:
+        feed.close()
+        checkpoints.close()
+        if writer:
+            writer.close()
+
+    if writer:
+        summary = summarise(experiment, program, loop, place, peak, flops_per_token, loop.info()["wall_seconds"])
+        summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
+        metrics.write_json(run_dir / "summary.json", summary)
+        curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
+        if code == 0:
+            console.say(closing(summary, run_dir, curve))
+    return code
+
+
+def use_compilation_cache(experiment: Experiment) -> None:
+    """Compiled programs are kept beside the token cache, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(data.cache_folder(experiment.data) / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
+    """Every dim that a layout may split: its size, and the key that sets it."""
+    model, train = experiment.model, experiment.train
+    sizes = {
+        "batch": (train.batch_size // train.microbatches, "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")),
+        "sequence": (train.sequence_length, "train.sequence_length"),
+        "layers": (model.layers, "model.layers"),
+        "vocab": (model.vocab, "model.vocab"),
+    }
+    sizes |= {dim: (getattr(model, dim), f"model.{dim}") for dim in ("embed", "heads", "kv_heads", "head_dim", "mlp")}
+    return {dim: (size, key) for dim, (size, key) in sizes.items() if size is not None}
+
+
+def start_or_resume(
+    program: Program, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest readable checkpoint's state, or a new one."""
+    found = checkpoints.restore_latest(program.abstract_state(), console.say) if checkpoints.steps() else None
+    if found is None:
+        return program.new_state(experiment.train.seed), {"step": 0}
+    state, info = found
+    if info["corpus"] != corpus.fingerprint:
+        raise UserError(
+            f"data.source={experiment.data.source}: is not what this run was trained on (fingerprint {corpus.fingerprint[:12]}, "
+            f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
+        )
+    info = {**info, "step": int(state.step)}
+    console.say(f"resuming at step {info['step']}")
+    return state, info
+
+
+class Evaluator:
+    """Held-out loss and bits per byte."""
+
+    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment):
+        self.program, self.corpus, self.experiment = program, corpus, experiment
+        self.evaluate = jax.jit(make_evaluation(program))
+        self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens."""
+        config = self.experiment.evaluate
+        limit = config.final_batches if int(state.step) == self.experiment.train.steps else config.batches
+        parameters = state.parameters if state.average is None else state.average
+        sums = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
+        for batch in self.corpus.held_out_batches(self.experiment.train.batch_size, limit):
+            scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
+            sums = {name: total + float(scores[name]) for name, total in sums.items()}
+        return {
+            "eval_loss": sums["cross_entropy"] / sums["weight"],
+            "eval_bits_per_byte": sums["cross_entropy"] / np.log(2) / sums["bytes"],
+            "eval_tokens": sums["weight"],
+        }
+
+
+def pad_to(values: np.ndarray, size: int) -> np.ndarray:
+    """The values with zeros behind them."""
+    return np.pad(values, (0, max(0, size - len(values))))
+
+
+def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: float | None, flops_per_token: float) -> str:
+    """What is about to run, before it runs."""
+    m, t, mesh, short = experiment.model, experiment.train, program.place.mesh, metrics.short
+    tokens = t.batch_size * t.sequence_length
+    device = mesh.devices.flat[0]
+    axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    total = flops_per_token * tokens * t.steps
+    epochs = corpus.epoch(t.steps - 1)
+    lines = {
+        "experiment": experiment.name,
+        "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
+        f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
+        "layout": f"{experiment.layout.name} on mesh {axes} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
+        "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
+        f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
+        "FLOPs": f"{short(total)} planned ({short(flops_per_token)} a token: 6 per matmul weight, causal attention)",
+        "peak": f"{short(peak)}FLOP/s a device" + (" (measured, float32)" if device.platform == "cpu" else " (datasheet)")
+        if peak
+        else f"unknown for {device.device_kind}: no MFU",
+        "optimizer": f"{experiment.optimizer.name}, learning rate {experiment.optimizer.learning_rate:g}, {experiment.optimizer.schedule}",
+        "run folder": experiment.run_dir,
+    }
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, run_dir: Path, console: Console) -> None:
+    """Lets the model write, says it and keeps it in samples.txt."""
+    from llm_jax.generate.sample import sample_texts
+
+    parameters = state.parameters if state.average is None else state.average
+    texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, experiment.train.sequence_length, experiment.train.seed)
+    shown = [f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}" for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))]
+    (run_dir / "samples.txt").write_text("\n\n".join(shown) + "\n")
+    for text in shown:
+        console.say(text)
+
+
+def summarise(experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, flops_per_token: float, wall: float) -> dict[str, Any]:
+    """The last word on a run: the keys of summary.json that other programs read."""
+    latest, clock = loop.latest, loop.clock
+    tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
+    seconds = clock.seconds / clock.steps if clock.steps else None
+    parameters = program.parameter_count()
+    tokens = latest.get("step", 0) * tokens_per_step
+    return {
+        "experiment": experiment.name,
+        "step": latest.get("step", 0),
+        "parameters": parameters,
+        "parameters_non_embedding": non_embedding_parameters(experiment.model, parameters),
+        "tokens": tokens,
+        "train_flops": flops_per_token * tokens,
+        "train_loss": latest.get("train_loss"),
+        "eval_loss": latest.get("eval_loss"),
+        "eval_bits_per_byte": latest.get("eval_bits_per_byte"),
+        "epochs": latest.get("epoch"),
+        "bad_steps": latest.get("bad_steps", 0),
+        "tokens_per_second": tokens_per_step / seconds if seconds else None,
+        "mfu": loop.mfu(seconds) if seconds else None,
+        "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over peak_flops_per_second of all devices",
+        "peak_flops_per_second": peak,
+        "first_step_seconds": clock.first_step_seconds,
+        "wall_seconds": wall,
+        "devices": place.mesh.size,
+        "device_kind": place.mesh.devices.flat[0].device_kind,
+        "mesh": ", ".join(f"{name}={size}" for name, size in place.mesh.shape.items()),
+        "layout": experiment.layout.name,
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
+    """The end of a finished run."""
+    speed = summary["tokens_per_second"]
+    return (
+        f"finished {summary['step']} steps, {metrics.short(summary['tokens'])} tokens in {duration(summary['wall_seconds'])}"
+        + (f" at {metrics.short(speed)} tokens/s" if speed else "")
+        + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
+        + f": training loss {summary['train_loss']:.4f}, held-out loss {summary['eval_loss']:.4f}, "
+        f"{summary['eval_bits_per_byte']:.4f} bits per byte\n"
+        f"loss curve: {curve}; everything else: {run_dir}"
+    )

@@ -1,0 +1,113 @@
+"""The train state, and how it comes to be: initialised, under jit, where the layout stores it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.parts import Weight, stored_dims
+from llm_jax.model.transformer import Transformer
+from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """All that changes from step to step, and all that a checkpoint holds."""
+
+    step: jax.Array
+    """Steps done, int32 []."""
+    parameters: Any
+    """The model's weights: nested dicts of arrays in the parameter dtype."""
+    moments: Any
+    """The optimizer's state."""
+    average: Any
+    """Exponential moving average of the parameters, or None."""
+    bad_steps: jax.Array
+    """Updates skipped so far because loss or gradient was not finite, int32 []."""
+    bad_in_a_row: jax.Array
+    """How many of those just now, one after the other, int32 []."""
+
+
+class Program:
+    """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of."""
+
+    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, place: MeshPlacement, ema_decay: float = 0.0):
+        self.config, self.place, self.ema_decay = model, place, ema_decay
+        abstract = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0), place=place))
+        self.graph, weights = nnx.split(abstract)
+        self.structure = jax.tree.structure(weights)
+        is_weight = lambda x: isinstance(x, Weight)  # noqa: E731
+        of = lambda f: pure(jax.tree.map(f, weights, is_leaf=is_weight))  # noqa: E731
+        self.abstract = of(lambda w: w.get_value())
+        self.dims = of(lambda w: Leaf(stored_dims(w)))
+        self.optimizer = make_optimizer(optimizer, of(lambda w: ParameterInfo(w.dims, w.stacked)))
+
+    def model(self, parameters: Any) -> Transformer:
+        """The model with these parameters."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, jax.tree.leaves(parameters)))
+
+    def shardings(self, table: str) -> Any:
+        """Where each parameter lives according to one of the layout's tables."""
+        return jax.tree.map(lambda leaf: self.place.sharding(leaf.value, table), self.dims)
+
+    def moved(self, parameters: Any, table: str) -> Any:
+        """Arrays shaped like the parameters, moved to where a table says."""
+        return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
+
+    def init(self, seed: jax.Array) -> TrainState:
+        """A new state. To be jitted: every device makes only its own part of the weights."""
+        _, weights = nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place))
+        parameters = self.moved(pure(weights), "stored")
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            parameters=parameters,
+            moments=self.optimizer.init(self.moved(parameters, "optimizer")),
+            average=jax.tree.map(jnp.copy, parameters) if self.ema_decay else None,
+            bad_steps=zero,
+            bad_in_a_row=zero,
+        )
+
+    def new_state(self, seed: int) -> TrainState:
+        """A new state on the devices of the mesh."""
+        with jax.set_mesh(self.place.mesh):
+            return jax.jit(self.init)(jnp.uint32(seed))
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""
+        with jax.set_mesh(self.place.mesh):
+            shapes = jax.eval_shape(self.init, jnp.uint32(0))
+        mesh = self.place.mesh
+
+        def with_mesh(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec))
+
+        return jax.tree.map(with_mesh, shapes)
+
+    def parameter_count(self) -> int:
+        """Numbers in all weights."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.abstract))
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Keeps a tuple from being taken for a branch of a tree."""
+
+    value: Any
+
+
+def pure(weights: Any) -> dict:
+    """An nnx state as nested dicts of its leaves."""
+    if isinstance(weights, nnx.Variable):
+        return weights.get_value()
+    if hasattr(weights, "items"):
+        return {key: pure(value) for key, value in sorted(weights.items())}
+    return weights

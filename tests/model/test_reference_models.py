@@ -1,0 +1,115 @@
+"""By configuration alone the transformer is GPT-2, Llama 3, Mistral, Qwen 3 and OLMo 2.
+
+Compared with logits that Hugging Face transformers computed (float32, random weights, tiny sizes).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm_jax.model.config import ModelConfig, RopeScaling
+from llm_jax.model.transformer import Transformer
+
+# Reference float32 logits differ from their own float64 ones by up to 3e-5, at a standard deviation of 1.7 to 4.2.
+TOLERANCE = 1e-4
+
+
+def config_of(family: str, c: dict) -> ModelConfig:
+    if family == "gpt2":
+        return ModelConfig(
+            layers=c["n_layer"], embed=c["n_embd"], heads=c["n_head"], mlp=c["n_inner"], vocab=c["vocab_size"], norm="layer",
+            norm_epsilon=c["layer_norm_epsilon"], activation="gelu", bias_qkv=True, bias_out=True, bias_mlp=True,
+            position="learned", positions=c["n_positions"],
+        )  # fmt: skip
+    s = c.get("rope_scaling") or {"rope_type": "none"}
+    scaling = RopeScaling(
+        kind=s["rope_type"], factor=s.get("factor", 1.0), original_positions=s.get("original_max_position_embeddings", 0),
+        low_frequency_factor=s.get("low_freq_factor", 1.0), high_frequency_factor=s.get("high_freq_factor", 4.0),
+    )  # fmt: skip
+    return ModelConfig(
+        layers=c["num_hidden_layers"], embed=c["hidden_size"], heads=c["num_attention_heads"], kv_heads=c["num_key_value_heads"],
+        head_dim=c.get("head_dim"), mlp=c["intermediate_size"], vocab=c["vocab_size"], norm_epsilon=c["rms_norm_eps"],
+        rope_theta=c["rope_theta"], rope_scaling=scaling, window=c.get("sliding_window"), tied_embeddings=False,
+        norm_placement="after" if family == "olmo2" else "before",
+        qk_norm={"olmo2": "projection", "qwen3": "head"}.get(family, "none"),
+    )  # fmt: skip
+
+
+def weights_of(family: str, w: dict[str, np.ndarray], c: ModelConfig) -> dict:
+    """Their weights under our names and in our shapes."""
+    D, H, G, K, L = c.embed, c.heads, c.kv_heads, c.head_dim, range(c.layers)
+    stack = lambda name, f: np.stack([f(w[name.format(i)]) for i in L])  # noqa: E731
+    same = lambda x: x  # noqa: E731
+    if family == "gpt2":
+        part = lambda i, shape: lambda x: np.split(x, 3, -1)[i].reshape(shape)  # noqa: E731
+        h = "transformer.h.{}."
+        attention = {n: stack(h + "attn.c_attn.weight", part(i, (D, H, K))) for i, n in enumerate(("query", "key", "value"))}
+        attention |= {f"{n}_bias": stack(h + "attn.c_attn.bias", part(i, (H, K))) for i, n in enumerate(("query", "key", "value"))}
+        attention |= {"out": stack(h + "attn.c_proj.weight", lambda x: x.reshape(H, K, D)), "out_bias": stack(h + "attn.c_proj.bias", same)}
+        mlp = {
+            "up": stack(h + "mlp.c_fc.weight", same), "up_bias": stack(h + "mlp.c_fc.bias", same),
+            "down": stack(h + "mlp.c_proj.weight", same), "down_bias": stack(h + "mlp.c_proj.bias", same),
+        }  # fmt: skip
+        norm = lambda name, f=stack: {"scale": f(name + ".weight", same), "bias": f(name + ".bias", same)}  # noqa: E731
+        return {
+            "embedding": w["transformer.wte.weight"], "positions": w["transformer.wpe.weight"],
+            "final_norm": norm("transformer.ln_f", lambda n, f: w[n]),
+            "blocks": {"attention": attention, "mlp": mlp, "attention_norm": norm(h + "ln_1"), "mlp_norm": norm(h + "ln_2")},
+        }  # fmt: skip
+    m = "model.layers.{}."
+    attention = {
+        "query": stack(m + "self_attn.q_proj.weight", lambda x: x.T.reshape(D, H, K)),
+        "key": stack(m + "self_attn.k_proj.weight", lambda x: x.T.reshape(D, G, K)),
+        "value": stack(m + "self_attn.v_proj.weight", lambda x: x.T.reshape(D, G, K)),
+        "out": stack(m + "self_attn.o_proj.weight", lambda x: x.T.reshape(H, K, D)),
+    }
+    if c.qk_norm != "none":
+        shapes = [(K,), (K,)] if c.qk_norm == "head" else [(H, K), (G, K)]
+        attention["query_norm"] = {"scale": stack(m + "self_attn.q_norm.weight", lambda x: x.reshape(shapes[0]))}
+        attention["key_norm"] = {"scale": stack(m + "self_attn.k_norm.weight", lambda x: x.reshape(shapes[1]))}
+    first, second = ("post_attention_layernorm", "post_feedforward_layernorm") if family == "olmo2" else ("input_layernorm", "post_attention_layernorm")
+    return {
+        "embedding": w["model.embed_tokens.weight"], "head": w["lm_head.weight"], "final_norm": {"scale": w["model.norm.weight"]},
+        "blocks": {
+            "attention": attention,
+            "attention_norm": {"scale": stack(m + first + ".weight", same)},
+            "mlp_norm": {"scale": stack(m + second + ".weight", same)},
+            "mlp": {n: stack(m + f"mlp.{n}_proj.weight", np.transpose) for n in ("gate", "up", "down")},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(params=["gpt2", "llama", "mistral", "qwen3", "olmo2"])
+def reference(request, shared):
+    safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is in the dev extra")
+    folder: Path = shared / "huggingface" / "reference" / request.param
+    config = config_of(request.param, json.loads((folder / "config.hub.json").read_text())).resolved()
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    state = nnx.state(model)
+    weights = weights_of(request.param, safetensors.load_file(folder / "model.safetensors"), config)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, weights))
+    nnx.update(model, state)
+    return model, np.load(folder / "ref.npz")
+
+
+def test_logits_equal_those_of_hugging_face(reference):
+    model, expected = reference
+    logits = model(jnp.asarray(expected["full_input_ids"]))
+    np.testing.assert_allclose(logits, expected["full_logits"], atol=TOLERANCE, rtol=0)
+
+
+def test_packed_documents_equal_each_document_alone_in_hugging_face(reference):
+    model, expected = reference
+    logits = model(
+        jnp.asarray(expected["packed_input_ids"]),
+        positions=jnp.asarray(expected["packed_position_ids"]),
+        segments=jnp.asarray(expected["packed_segment_ids"]),
+    )
+    np.testing.assert_allclose(logits, expected["packed_logits"], atol=TOLERANCE, rtol=0)
