@@ -26,7 +26,7 @@ class DataConfig:
     """The TFDS split that is read, in TFDS's slicing language: `train`, `train[:10%]`."""
     tfds_dir: str = ""
     """Where TFDS keeps its prepared datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    document_bytes: int = 8192
+    document_bytes: int = 4096
     """.txt files are cut into documents of at most this many bytes, at paragraph borders where there are any."""
     document_separator: str = ""
     r"""Text that stands between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none does."""

@@ -48,10 +48,7 @@ class Corpus:
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
-        self._parts = [
-            _Part(name, weight / total, *_split(name, store, held_out_fraction, sequence_length, seed))
-            for name, weight, store in parts
-        ]
+        self._parts = [_Part(name, weight / total, *_split(name, store, held_out_fraction, sequence_length, seed)) for name, weight, store in parts]
         self.train_tokens = sum(part.train.epoch_tokens for part in self._parts)
         self.held_out_tokens = sum(part.held_out.epoch_tokens for part in self._parts)
         self.train_documents = sum(len(part.train.lengths_N) for part in self._parts)

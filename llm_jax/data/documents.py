@@ -24,7 +24,7 @@ def read_documents(path: Path, *, text_key: str, document_bytes: int, separator:
     Raises UserError naming the file (and line) for a record that has no text under `text_key`.
     """
     try:
-        if ".parquet" in path.suffixes[-1:]:
+        if path.suffix == ".parquet":
             pieces = (piece for text in _parquet(path, text_key) for piece in cut([text], RECORD_BYTES))
         elif ".jsonl" in path.suffixes[-2:]:
             pieces = (piece for text in _jsonl(path, text_key) for piece in cut([text], RECORD_BYTES))
@@ -86,7 +86,7 @@ def split(blocks: Iterable[bytes], separator: bytes, limit: int) -> Iterator[byt
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if path.suffix == ".zst":
         import pyarrow
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 Row = dict[str, np.ndarray]
@@ -92,7 +94,7 @@ def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
         return np.argsort(_mix(key + np.arange(count, dtype=np.uint64)), kind="stable")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -170,7 +170,7 @@ def _files(name: str, path: Path) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
         return [path]
-    found = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    found = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute patterns too)
     files = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
     if not files:
         if not found and not path.is_dir():
@@ -198,9 +198,7 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
         pending: list[dict[str, bytes]] = []
         pending_bytes = documents = 0
         for file in files:
-            texts = read_documents(
-                file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.document_separator
-            )
+            texts = read_documents(file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.document_separator)
             for text in texts:
                 pending.append({"text": text})
                 pending_bytes += len(text)

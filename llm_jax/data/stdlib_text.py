@@ -49,7 +49,6 @@ class StdlibText(tfds.core.GeneratorBasedBuilder):
     """Each file of the standard library is a document; about 700 of them, 12 MB, no download."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First."}
 
     def _info(self) -> Any:
         features = tfds.features.FeaturesDict({"path": tfds.features.Text(), "text": tfds.features.Text()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -77,7 +78,7 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> 
     count, size = source.size()
     shards = max(1, min(count, -(-size // _SHARD_BYTES), _MOST_SHARDS))
     bounds = [count * i // shards for i in range(shards + 1)]
-    ranges = list(zip(bounds, bounds[1:], strict=False))
+    ranges = list(itertools.pairwise(bounds))
     todo = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
     try:
         _run(partial, todo, min(workers or _cores(), len(todo)))
@@ -108,11 +109,9 @@ def _run(partial: Path, todo: list[tuple[int, int]], workers: int) -> None:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for i in range(workers):
-            ranges = [f"{a}:{b}" for a, b in todo[i::workers]]
-            command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *ranges]
-            processes.append(
-                subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-            )
+            mine = [f"{begin}:{end}" for begin, end in todo[i::workers]]
+            command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *mine]
+            processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL))
         for process in processes:
             _, errors = process.communicate()
             if process.returncode:
@@ -135,10 +134,11 @@ def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | 
     for begin, end in ranges:
         if parent is not None and os.getppid() != parent:
             return
-        cache.build_once(_shard(partial, begin, end), lambda folder: _write_shard(folder, records, source, tokenizer, begin, end))
+        write = functools.partial(_write_shard, records=records, source=source, tokenizer=tokenizer, begin=begin, end=end)
+        cache.build_once(_shard(partial, begin, end), write)
 
 
-def _write_shard(folder: Path, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int) -> None:
+def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int) -> None:
     dtype = _dtype(tokenizer)
     lengths, sizes, hashes, invalid = [], [], [], 0
     with (folder / "tokens").open("wb") as file:

@@ -1,20 +1,18 @@
 """NVIDIA's fused attention (cuDNN through XLA): packed documents kept apart, and nothing of size sequence².
 
-cuDNN's "ragged" layout takes a list of documents, each a start and a length in one flat array of tokens, so
-`[B, T]` rows of several documents need no mask. This module makes that list from segment ids, and binds JAX's
-primitives for the kernel (`jax._src.cudnn.fused_attention_stablehlo`, private, hence `CHECKED_JAX`) rather than
-the function above them, `dot_product_attention`, because that function
+cuDNN's "ragged" layout takes a list of documents, starts and lengths in one flat array of tokens, so packed rows need
+no mask. This module makes that list from segment ids and binds JAX's primitives for the kernel (private, hence
+`CHECKED_JAX`), not `fused_attention_stablehlo.dot_product_attention` above them, because that function
 
-- in JAX 0.10 scales key offsets by the *query* heads, so grouped-query documents read other documents' keys in
-  silence (fixed by jax-ml/jax#39521, in 0.11.2);
-- refuses ragged layouts where this process has no GPU, so a step could not be compiled for GPUs that are not here;
+- in JAX 0.10 scales key offsets by the *query* heads: with grouped heads, documents read others' keys in silence
+  (fixed by jax-ml/jax#39521, in 0.11.2);
+- refuses the ragged layout where this process has no Hopper GPU, so nothing compiles for GPUs that are not here;
 - keeps softmax statistics for every document slot of every layer, `max_segments` times what is needed.
 
-Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at most
-128 (256 exists on Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1.
-The backward kernel adds dQ in any order, so it is not bit-reproducible; XLA's deterministic option makes it so by
-a sequence² workspace. That workspace, and the usual one (`backward_workspace_bytes`), is allocated by the executable
-but is not in `memory_analysis()` of a step compiled without a device.
+Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at most 128 (256 on
+Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1. The backward kernel adds to dQ
+in any order: not bit-reproducible, unless XLA's deterministic option buys that with a sequence² workspace. No workspace
+(`backward_workspace_bytes`) is in the `memory_analysis()` of a step compiled without a device.
 """
 
 from __future__ import annotations
@@ -69,21 +67,19 @@ def attention_cudnn(
     """Self-attention of one device's rows and heads (H a multiple of G) -> out_BTHK; call it inside `jax.shard_map`.
 
     `segments_BT` (int): equal neighbours attend to each other, padding included; None: each row is one document.
-    `window`: a query sees itself and the `window - 1` positions before it.
-    `max_segments`: documents a row may hold, required with segments. Slots are shared by the local rows, with one more a row for
-    its padding; should they still not suffice, *everything* returned is NaN, so that no wrong attention is trained on unseen.
+    `window`: a query sees itself and the `window - 1` positions before it (JAX's `sliding_window_length`).
+    `max_segments`: documents a row may hold, required with segments. Slots, one more a row for its padding, are shared by the
+    local rows; should they still not suffice, *everything* returned is NaN: no wrong attention goes unseen.
 
-    Raises UserError for what the kernel can't do. On another backend than a GPU, lowering raises (no rule for the primitive).
+    Raises UserError for what the kernel can't do; lowering for anything but a GPU raises (the primitive has no rule there).
     """
     _check(q_BTHK, k_BSGK, v_BSGK, window, causal)
     q_BTHK, k_BSGK, v_BSGK = _equally_varying(q_BTHK, k_BSGK, v_BSGK)
     documents = None
     if segments_BT is not None:
         if max_segments is None or max_segments < 1:
-            raise UserError(
-                f"model.max_segments={max_segments}: attention=cudnn needs the most documents that a packed row can hold "
-                "(8, say; the kernel's memory grows with it), and packing that keeps to it"
-            )
+            most = "the most documents that a packed row can hold (8, say; memory grows with it), and packing that keeps to it"
+            raise UserError(f"model.max_segments={max_segments}: attention=cudnn needs {most}")
         documents = find_documents(segments_BT, max_segments + 1)
         k_BSGK = jnp.where(documents.overflow, jnp.nan, k_BSGK)  # k: the smallest; NaN scores reach every output and gradient
     return _attend(q_BTHK, k_BSGK, v_BSGK, documents, Options(float(scale), window, causal))
@@ -130,7 +126,8 @@ def _attend_fwd(q_BTHK, k_BSGK, v_BSGK, documents, options):
 
 
 def _attend_bwd(options, residuals, dout_BTHK):
-    return (*backward(*residuals, dout_BTHK, options), None)
+    q_BTHK, k_BSGK, v_BSGK, documents, lse_BHT, out_BTHK = residuals
+    return (*backward(q_BTHK, k_BSGK, v_BSGK, documents, lse_BHT, out_BTHK, dout_BTHK, options), None)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
@@ -196,10 +193,8 @@ def _check(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int 
     if window is not None and (window < 1 or not causal):
         raise UserError(f"model.window={window}: attention=cudnn has causal windows of at least 1 only")
     if T < 2 or B * T * H * K >= 2**31:
-        raise UserError(
-            f"train.batch_size: {B} rows of {T} tokens, {H} heads of {K} on one device: attention=cudnn needs "
-            "at least 2 tokens, and fewer than 2**31 query elements on a device; use smaller microbatches"
-        )
+        asked = f"train.batch_size: {B} rows of {T} tokens, {H} heads of {K} on one device"
+        raise UserError(f"{asked}: attention=cudnn needs at least 2 tokens, and fewer than 2**31 elements; use smaller microbatches")
     if k_BSGK.shape != v_BSGK.shape or k_BSGK.shape[:2] != (B, T) or k_BSGK.shape[3] != K or H % k_BSGK.shape[2]:
         raise ValueError(f"shapes don't fit: q {q_BTHK.shape}, k {k_BSGK.shape}, v {v_BSGK.shape}")
     if not q_BTHK.dtype == k_BSGK.dtype == v_BSGK.dtype:

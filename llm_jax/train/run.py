@@ -132,7 +132,7 @@ def run(experiment: Experiment) -> int:
 def use_compilation_cache(experiment: Experiment) -> None:
     """Compiled programs are kept beside the token cache, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(data.cache_folder(experiment.data) / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
