@@ -90,7 +90,8 @@ def load_experiment(name: str) -> Experiment:
     if path.suffix == ".yaml":
         return from_tree(OmegaConf.load(path), str(path))
     spec = importlib.util.spec_from_file_location(f"llm_jax_experiment_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -194,7 +195,6 @@ def resolved(experiment: Experiment) -> Experiment:
         raise UserError(f"train.microbatches={t.microbatches}: does not divide train.batch_size={t.batch_size}")
     if experiment.model.position == "learned" and experiment.model.positions < t.sequence_length:
         raise UserError(
-            f"train.sequence_length={t.sequence_length}: more than the model's learned positions "
-            f"(model.positions={experiment.model.positions})"
+            f"train.sequence_length={t.sequence_length}: more than the model's learned positions (model.positions={experiment.model.positions})"
         )
     return dataclasses.replace(experiment, model=experiment.model.resolved())

@@ -68,7 +68,9 @@ def launch(arguments: list[str]) -> int:
         pairs.append((key, value))
     names = [value for key, value in pairs if key == "experiment"]
     if len(names) != 1:
-        raise UserError(f"experiment=NAME is missing; one of: {', '.join(experiments.list_experiments())}" if not names else "experiment= is given twice")
+        raise UserError(
+            f"experiment=NAME is missing; one of: {', '.join(experiments.list_experiments())}" if not names else "experiment= is given twice"
+        )
     chosen = experiments.load_experiment(names[0])
     chosen = experiments.resolved(experiments.override(chosen, [p for p in pairs if p[0] != "experiment"]))
     if "--show" in flags:

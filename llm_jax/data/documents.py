@@ -84,13 +84,13 @@ def split(blocks: Iterable[bytes], separator: bytes, limit: int) -> Iterator[byt
         yield from cut([buffer], limit)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.suffix == ".gz":
         return gzip.open(path)
     if path.suffix == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _BLOCK_BYTES)  # type: ignore[arg-type]
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _BLOCK_BYTES)
     return path.open("rb")
 
 

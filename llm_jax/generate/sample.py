@@ -50,7 +50,9 @@ def sample_texts(program: Program, parameters: Any, tokenizer: Tokenizer, config
             row[: len(recent)] = recent
         last_B = np.array([min(len(ids), longest) - 1 for ids in rows], np.int32)
         key = jax.random.fold_in(jax.random.key(seed), i)
-        drawn = np.asarray(next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, program.place.sharding(("batch",), "compute")), key))
+        drawn = np.asarray(
+            next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, program.place.sharding(("batch",), "compute")), key)
+        )
         for b, token in enumerate(drawn.tolist()):
             if not finished[b]:
                 rows[b] = [*rows[b], token]

@@ -75,9 +75,7 @@ TARGETS = {
 
 def require_cuda() -> None:
     """Raises UserError where XLA's GPU compiler is not installed; otherwise lets it load without a driver."""
-    if importlib.util.find_spec("jax_plugins") is None or not any(
-        importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)
-    ):
+    if importlib.util.find_spec("jax_plugins") is None or not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
         raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra: pip install 'llm_jax[cuda]'")
     os.environ.setdefault(NO_DRIVER, "1")
 

@@ -1,7 +1,8 @@
 """XLA compiler options for training on GPUs, each with its source; what the user set in XLA_FLAGS stays theirs.
 
 Sources: [T] NVIDIA JAX-Toolbox, docs/GPU_performance.md; [E] its getting-started/environment-variables.md;
-[J] docs.jax.dev, "GPU performance tips". All names are accepted as `compiler_options` by JAX 0.10.2 and 0.11.2.
+[J] docs.jax.dev, "GPU performance tips". The names and values are those that JAX 0.10.2 and 0.11.2 take as
+`compiler_options`; `tests/gpu_compile` tries each.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+
+import jax
 
 Options = dict[str, bool | int | str]
 
@@ -20,14 +23,23 @@ SINGLE: Options = {
 """For any number of GPUs."""
 
 SEVERAL: Options = {
-    # Collectives of a layer scan are moved to the neighbouring iteration, to run beside its kernels; part of O1 [T].
-    "xla_gpu_enable_pipelined_all_gather": True,
-    "xla_gpu_enable_pipelined_reduce_scatter": True,
-    "xla_gpu_enable_pipelined_all_reduce": True,
     # Two iterations in one loop body: the next layer's weights arrive while this one computes; part of O1 [T].
     "xla_gpu_enable_while_loop_double_buffering": True,
 }
 """Also, where there are collectives."""
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce")
+
+
+def pipelining(jax_version: tuple[int, ...] = jax.__version_info__) -> Options:
+    """Collectives of a layer scan move to the neighbouring iteration, to run beside its kernels; part of O1 [T].
+
+    XLA made the switches of JAX 0.10 into modes of another name in 0.11.
+    """
+    if jax_version < (0, 11):
+        return {f"xla_gpu_enable_pipelined_{kind}": True for kind in COLLECTIVES}
+    return {f"xla_gpu_pipeline_{kind}": "COLLECTIVE_PIPELINING_MODE_ON" for kind in COLLECTIVES}
+
 
 DETERMINISTIC: Options = {
     # Every kernel gives the same bits each time, or compilation fails. cuDNN's attention then takes a backward pass
@@ -42,8 +54,7 @@ def combining(layer_bytes: int) -> Options:
 
     `layer_bytes`: a block's weights, all of them, in the dtype that they travel in.
     """
-    kinds = ("all_gather", "reduce_scatter", "all_reduce")
-    return {f"xla_gpu_{kind}_combine_threshold_bytes": layer_bytes for kind in kinds}
+    return {f"xla_gpu_{kind}_combine_threshold_bytes": layer_bytes for kind in COLLECTIVES}
 
 
 def compiler_options(
@@ -55,18 +66,20 @@ def compiler_options(
     """
     options = dict(SINGLE)
     if devices > 1:
-        options |= SEVERAL
+        options |= SEVERAL | pipelining()
         if layer_bytes is not None:
             options |= combining(layer_bytes)
     if deterministic:
         options |= DETERMINISTIC
-    return {name: value for name, value in options.items() if name not in set_by_user(environment)}
+    theirs = set_by_user(environment)
+    return {name: value for name, value in options.items() if name not in theirs}
 
 
 def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """The names of the flags in XLA_FLAGS.
+    """The names of the flags in XLA_FLAGS, under JAX 0.11's names too.
 
     >>> set_by_user({"XLA_FLAGS": "--xla_a=true --xla_b"}) == {"xla_a", "xla_b"}
     True
     """
-    return set(re.findall(r"--(\w+)", environment.get("XLA_FLAGS", "")))
+    names = re.findall(r"--(\w+)", environment.get("XLA_FLAGS", ""))
+    return {*names, *(name.replace("enable_pipelined", "pipeline") for name in names)}

@@ -52,9 +52,7 @@ class Layout:
                     raise UserError(f"layout.{table}.{dim}={axes}: there is no dim {dim!r}; {nearest(dim, DIMS)}")
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
-                        raise UserError(
-                            f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}"
-                        )
+                        raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
 
     def tables(self) -> dict[str, Table]:
         """The four tables, each complete."""

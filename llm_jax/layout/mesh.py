@@ -20,9 +20,7 @@ def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[
     """
     for axis, size in overrides.items():
         if axis not in layout.mesh:
-            raise UserError(
-                f"mesh.{axis}={size}: layout {layout.name} has no axis {axis!r}; {nearest(axis, layout.mesh)}"
-            )
+            raise UserError(f"mesh.{axis}={size}: layout {layout.name} has no axis {axis!r}; {nearest(axis, layout.mesh)}")
     sizes = {**layout.mesh, **overrides}
     said = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     for axis, size in sizes.items():

@@ -28,7 +28,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
         self.config, self.place = config, place
         D, H, G, K = config.embed, config.heads, config.kv_heads, config.head_dim
-        assert G is not None and K is not None
+        assert G is not None
+        assert K is not None
         std = config.init_std
         self.query = weight(rngs, config, (D, H, K), ("embed", "heads", "head_dim"), std, layers)
         self.key = weight(rngs, config, (D, G, K), ("embed", "kv_heads", "head_dim"), std, layers)
@@ -44,9 +45,7 @@ class Attention(nnx.Module):
         if config.qk_norm != "none":
             by_head = config.qk_norm == "head"
             shapes = [((K,), ("head_dim",))] * 2 if by_head else [((H, K), ("heads", "head_dim")), ((G, K), ("kv_heads", "head_dim"))]
-            self.query_norm, self.key_norm = (
-                Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes
-            )
+            self.query_norm, self.key_norm = (Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes)
 
     def __call__(self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, segments_BT: jax.Array | None) -> jax.Array:
         config, place = self.config, self.place
@@ -66,7 +65,9 @@ class Attention(nnx.Module):
         v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = checkpoint_name(self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT), "attention")
         y_BTD = jnp.einsum(
-            "BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place),
+            "BTHK,HKD->BTD",
+            out_BTHK,
+            compute(self.out, config, place),
             out_sharding=place.spec(("batch", "sequence", "embed"), residual=True),
         )
         if config.bias_out:
@@ -84,9 +85,7 @@ class Attention(nnx.Module):
         if segments_BT is None:
             run = self.place.local(lambda q, k, v: kernel(q, k, v, None, self.config), (Q_DIMS, KV_DIMS, KV_DIMS), Q_DIMS)
             return run(q_BTHK, k_BSGK, v_BSGK)
-        run = self.place.local(
-            lambda q, k, v, s: kernel(q, k, v, s, self.config), (Q_DIMS, KV_DIMS, KV_DIMS, ("batch", None)), Q_DIMS
-        )
+        run = self.place.local(lambda q, k, v, s: kernel(q, k, v, s, self.config), (Q_DIMS, KV_DIMS, KV_DIMS, ("batch", None)), Q_DIMS)
         return run(q_BTHK, k_BSGK, v_BSGK, segments_BT)
 
 
@@ -121,9 +120,7 @@ def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) ->
     """NVIDIA's fused kernel; see `attention_cudnn.py`."""
     from llm_jax.model import attention_cudnn as cudnn
 
-    return cudnn.attention_cudnn(
-        q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=q_BTHK.shape[-1] ** -0.5, window=config.window
-    )
+    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=q_BTHK.shape[-1] ** -0.5, window=config.window)
 
 
 def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:

@@ -98,9 +98,7 @@ def find_documents(segments_BT: jax.Array, slots: int) -> Documents:
     return Documents(jnp.concatenate([starts, unread]).reshape(B, slots + 1), jnp.diff(starts).reshape(B, slots), slot_BT, overflow)
 
 
-def forward(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options
-) -> tuple[jax.Array, jax.Array]:
+def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options) -> tuple[jax.Array, jax.Array]:
     """The kernel and its residual: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), documents, options, is_training=True)
     return out_BTHK, lse if documents is None else _by_token(lse, documents)
@@ -162,7 +160,7 @@ def _by_token(stats_NHT: jax.Array, documents: Documents) -> jax.Array:
 
 def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
     """The reverse of `_by_token`. What lies past a document's end is never used, but finite."""
-    B, H, T = stats_BHT.shape
+    _, H, T = stats_BHT.shape
     token_N1T = documents.starts_BM1.reshape(-1)[: documents.lengths_BM.size, None, None] + jnp.arange(T)
     row_N11 = token_N1T[:, :, :1] // T  # a document is within its row
     return stats_BHT.at[row_N11, jnp.arange(H)[:, None], token_N1T - row_N11 * T].get(mode="clip")

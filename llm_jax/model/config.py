@@ -105,28 +105,24 @@ class ModelConfig:
     def resolved(self, tokenizer_vocab: int | None = None) -> ModelConfig:
         """The same with every None that has a value filled in. Raises UserError for shapes that can't be."""
         values: dict = {}
-        for key in ("layers", "embed", "heads"):
-            if getattr(self, key) < 1:
-                raise UserError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise UserError(f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}")
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
-        if values["kv_heads"] < 1 or self.heads % values["kv_heads"]:
+        if self.heads % values["kv_heads"]:
             raise UserError(
                 f"model.kv_heads={values['kv_heads']}: must divide model.heads={self.heads} "
                 f"({', '.join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)})"
             )
-        if self.head_dim is None:
-            if self.embed % self.heads:
-                raise UserError(
-                    f"model.heads={self.heads}: does not divide model.embed={self.embed}; "
-                    "choose a divisor or set model.head_dim"
-                )
-            values["head_dim"] = self.embed // self.heads
-        if self.position == "rope" and (values.get("head_dim") or self.head_dim) % 2:
-            raise UserError(f"model.head_dim={values.get('head_dim') or self.head_dim}: must be even for model.position=rope")
+        if self.head_dim is None and self.embed % self.heads:
+            raise UserError(f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or set model.head_dim")
+        head_dim = self.head_dim or self.embed // self.heads
+        values["head_dim"] = head_dim
+        if self.position == "rope" and head_dim % 2:
+            raise UserError(f"model.head_dim={head_dim}: must be even for model.position=rope")
         if self.mlp is None:
             values["mlp"] = -(-self.embed * 8 // 3 // 64) * 64 if self.gated else 4 * self.embed
-        if self.window is not None and self.window < 1:
-            raise UserError(f"model.window={self.window}: must be at least 1 token, or null for none")
         if self.vocab is None:
             values["vocab"] = tokenizer_vocab
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:

@@ -8,7 +8,10 @@ from llm_jax.model.config import ModelConfig
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that every token is multiplied with: projections, feed-forward and the head (tied or not)."""
     c = config
-    assert c.kv_heads and c.head_dim and c.mlp and c.vocab
+    assert c.kv_heads
+    assert c.head_dim
+    assert c.mlp
+    assert c.vocab
     attention = c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     mlp = (3 if c.gated else 2) * c.embed * c.mlp
     return c.layers * (attention + mlp) + c.vocab * c.embed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parts import compute, weight
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": jax.nn.silu,
     "geglu": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
@@ -53,7 +54,9 @@ class FeedForward(nnx.Module):
         else:
             hidden_BTF = act(up_BTF)
         y_BTD = jnp.einsum(
-            "BTF,FD->BTD", hidden_BTF, compute(self.down, config, place),
+            "BTF,FD->BTD",
+            hidden_BTF,
+            compute(self.down, config, place),
             out_sharding=place.spec(("batch", "sequence", "embed"), residual=True),
         )
         if config.bias_mlp:

@@ -62,9 +62,7 @@ class Transformer(nnx.Module):
         if not config.tied_embeddings:
             self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
 
-    def __call__(
-        self, tokens_BT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
         """Logits of the next token at every position, [B, T, V] in the logits dtype.
 
         positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
@@ -75,17 +73,13 @@ class Transformer(nnx.Module):
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_weight(), preferred_element_type=dtype)
         return softcap(logits_BTV, self.config.logit_softcap)
 
-    def hidden(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None
-    ) -> jax.Array:
+    def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype."""
         config, place = self.config, self.place
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
-            raise UserError(
-                f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens"
-            )
+            raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
         residual = place.spec(STREAM, residual=True)
         x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
         if config.position == "learned":

@@ -49,9 +49,7 @@ def _loss(static, x_BTD, w_VD, targets_BT, weights_BT):
 def _forward(static, x_BTD, w_VD, targets_BT, weights_BT):
     run = functools.partial(_local, static, True)
     place: Placement = static[-1]
-    loss, entropy, dx_BTD, dw_VD = place.local(run, _IN_DIMS, ((), (), _IN_DIMS[0], _IN_DIMS[1]))(
-        x_BTD, w_VD, targets_BT, weights_BT
-    )
+    loss, entropy, dx_BTD, dw_VD = place.local(run, _IN_DIMS, ((), (), _IN_DIMS[0], _IN_DIMS[1]))(x_BTD, w_VD, targets_BT, weights_BT)
     return (loss, entropy), (dx_BTD, dw_VD)
 
 

@@ -28,9 +28,7 @@ class Checkpoints:
         self.ocp, self.run_dir = ocp, run_dir
         keep: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda m: m["eval_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            )
+            best = policies.BestN(get_metric_fn=lambda m: m["eval_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
             keep.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -66,9 +64,7 @@ class Checkpoints:
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and info at a step, each array where `abstract` (shapes with shardings) says."""
         args = self.ocp.args
-        restored = self.manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(as_dict(abstract)), info=args.JsonRestore())
-        )
+        restored = self.manager.restore(step, args=args.Composite(state=args.StandardRestore(as_dict(abstract)), info=args.JsonRestore()))
         return TrainState(**restored["state"]), restored["info"]
 
     def restore_latest(self, abstract: TrainState, say: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:

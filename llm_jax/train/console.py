@@ -6,6 +6,7 @@ import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
@@ -16,7 +17,9 @@ class Console:
 
     def __init__(self, speaks: bool = True):
         self.rich = RichConsole(highlight=False, soft_wrap=True, markup=False)
-        self.speaks, self.file, self.bar, self.last = speaks, None, None, 0.0
+        self.speaks, self.last = speaks, 0.0
+        self.file: TextIO | None = None
+        self.bar: Progress | None = None
         self.waiting: list[str] = []  # said before there was a run folder
 
     def log_to(self, path: Path) -> None:

@@ -57,15 +57,15 @@ class Feed:
             first = 0
         else:
             sha = None
-            starts = [(i[1].start or 0, b if i[1].stop is None else i[1].stop) for i in sharding.addressable_devices_indices_map(shape).values()]
-            first, stop = min(s for s, _ in starts), max(s for _, s in starts)
+            mine = [index[1].indices(b) for index in sharding.addressable_devices_indices_map(shape).values() if index]
+            first, stop = min(start for start, _, _ in mine), max(stop for _, stop, _ in mine)
             parts = [self.corpus.batch(step, range(a * b + first, a * b + stop)) for a in range(A)]
             rows = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
         def local(values: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:
-                wanted = slice((index[1].start or 0) - first, (b if index[1].stop is None else index[1].stop) - first)
-                return values[:, wanted, index[2]]
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[1].indices(b)
+                return values[:, start - first : stop - first, index[2]]
 
             return jax.make_array_from_callback(shape, sharding, part)
 
@@ -82,8 +82,5 @@ class Feed:
 
 def on_devices(batch: dict[str, np.ndarray], place: MeshPlacement) -> dict[str, jax.Array]:
     """A whole [B, T] batch (the same on every process) on the devices."""
-    sharding: Any = place.sharding(("batch", "sequence"), "compute")
-    return {
-        name: jax.make_array_from_callback(value.shape, sharding, lambda index, value=value: value[index])
-        for name, value in batch.items()
-    }
+    sharding = place.sharding(("batch", "sequence"), "compute")
+    return {name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__) for name, value in batch.items()}

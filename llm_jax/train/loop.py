@@ -35,7 +35,7 @@ class StopSignal:
 
     def __init__(self):
         self.received: int | None = None
-        self.old = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.old: dict[int, Any] = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(self, number: int, frame: Any) -> None:
         self.received = number
@@ -143,7 +143,9 @@ class Loop:
             self.writer.write(values)
         self.console.progress(done, self.train.steps, self.line(values), self.train.progress_every)
         if bad_in_a_row:
-            self.console.say(f"step {done}: loss {values['train_loss']}, gradient norm {values['gradient_norm']}: update skipped ({bad_in_a_row} in a row)")
+            self.console.say(
+                f"step {done}: loss {values['train_loss']}, gradient norm {values['gradient_norm']}: update skipped ({bad_in_a_row} in a row)"
+            )
         if bad_in_a_row >= self.train.stop_after_bad_steps:
             raise Diverged(
                 f"{bad_in_a_row} updates in a row skipped at step {done} (loss or gradient not finite); "
@@ -160,9 +162,7 @@ class Loop:
             self.latest |= scores
             if self.writer:
                 self.writer.write({"step": done, "tokens": tokens, **scores})
-            self.console.say(
-                f"step {done}: held-out loss {eval_loss:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte"
-            )
+            self.console.say(f"step {done}: held-out loss {eval_loss:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
         if save:
             self.checkpoints.save(state, done, self.info(), eval_loss)
         self.mark, self.fresh = time.perf_counter(), not self.clock.steps

@@ -61,11 +61,7 @@ class MetricsWriter:
 
         self.jsonl.write(json.dumps({k: finite(v) for k, v in values.items()}) + "\n")
         self.jsonl.flush()
-        scalars = [
-            Summary.Value(tag=key, simple_value=value)
-            for key, value in values.items()
-            if key != "step" and isinstance(value, (int, float))
-        ]
+        scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items() if key != "step" and isinstance(value, (int, float))]
         self.events.add_event(Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars)))
 
     def close(self) -> None:

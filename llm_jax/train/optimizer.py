@@ -17,8 +17,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.errors import UserError, nearest
+from llm_jax.model.dims import Dims
 
-MATRIX_SIDES = {
+MATRIX_SIDES: dict[Dims, int] = {
     # where a weight's inputs end and its outputs begin: Muon orthogonalises [inputs, outputs]
     ("embed", "heads", "head_dim"): 1,
     ("embed", "kv_heads", "head_dim"): 1,
@@ -67,7 +68,7 @@ class OptimizerConfig:
 class ParameterInfo:
     """What an optimizer may know of a parameter: the names of its dims (without the stacked `layers`)."""
 
-    dims: tuple[str | None, ...]
+    dims: Dims
     stacked: bool
 
     @property
@@ -114,9 +115,7 @@ def decays(config: OptimizerConfig, info: Any) -> Any:
 @register("adamw")
 def adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
     """Loshchilov & Hutter 2019."""
-    return optax.adamw(
-        1.0, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays(config, info)
-    )
+    return optax.adamw(1.0, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays(config, info))
 
 
 @register("adafactor")
@@ -166,17 +165,14 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
     if config.warmup_steps < 0:
         raise UserError(f"optimizer.warmup_steps={config.warmup_steps}: must be 0 or more steps")
     warmup, final = config.warmup_steps, config.final_fraction
-    if config.schedule == "wsd":
-        decay_from = max(warmup, round(steps * (1 - config.decay_fraction)))
-    else:
-        decay_from = warmup
+    decay_from = max(warmup, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else warmup
 
     def schedule(step: jax.Array) -> jax.Array:
         done = jnp.asarray(step, jnp.float32) + 1
-        up = jnp.minimum(done / max(1, warmup), 1.0) if warmup else 1.0
+        up = jnp.minimum(done / max(1, warmup), 1.0)
         progress = jnp.clip((done - decay_from) / max(1, steps - decay_from), 0.0, 1.0)
         if config.schedule == "constant":
-            down = 1.0
+            down = jnp.ones(())
         elif config.schedule == "cosine":
             down = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         else:

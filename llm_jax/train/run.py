@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax import data, experiment as experiments
+from llm_jax import data
+from llm_jax import experiment as experiments
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
@@ -228,13 +229,18 @@ def show_samples(program: Program, state: TrainState, corpus: data.Corpus, exper
 
     parameters = state.parameters if state.average is None else state.average
     texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, experiment.train.sequence_length, experiment.train.seed)
-    shown = [f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}" for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))]
+    shown = [
+        f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
+        for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))
+    ]
     (run_dir / "samples.txt").write_text("\n\n".join(shown) + "\n")
     for text in shown:
         console.say(text)
 
 
-def summarise(experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, flops_per_token: float, wall: float) -> dict[str, Any]:
+def summarise(
+    experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, flops_per_token: float, wall: float
+) -> dict[str, Any]:
     """The last word on a run: the keys of summary.json that other programs read."""
     latest, clock = loop.latest, loop.clock
     tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length

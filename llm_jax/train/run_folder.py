@@ -59,8 +59,7 @@ def check_same_run(run_dir: Path, yaml: str) -> list[str]:
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]
     if fatal:
         raise UserError(
-            f"run_dir={run_dir}: holds a run of another configuration ({'; '.join(fatal)}); "
-            "choose another run_dir, or undo the difference"
+            f"run_dir={run_dir}: holds a run of another configuration ({'; '.join(fatal)}); choose another run_dir, or undo the difference"
         )
     return changed
 

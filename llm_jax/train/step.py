@@ -45,11 +45,10 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         (total, weight, sums), grads = gradients(state.parameters, batch)
         mean = 1.0 / jnp.maximum(weight, 1.0)
-        norm = optax.global_norm(grads) * mean
+        norm = optax.tree.norm(grads) * mean
         scale = mean * jnp.minimum(1.0, clip_norm / (norm + 1e-6)) if clip_norm else mean
         grads = jax.tree.map(lambda g: g * scale, grads)
         rate = schedule(state.step)
-
 
         # The update happens where the moments live. How a matrix algorithm (Muon) divides over devices is left to XLA.
         at_rest = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
@@ -58,7 +57,7 @@ def make_step(
         parameters = program.moved(state.parameters, "optimizer")
         updates, moments = update(program.moved(grads, "optimizer"), state.moments, parameters)
         updates = jax.tree.map(lambda u: u * rate, updates)
-        update_norm = optax.global_norm(updates)
+        update_norm = optax.tree.norm(updates)
         updates = program.moved(updates, "stored")
 
         good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(update_norm)

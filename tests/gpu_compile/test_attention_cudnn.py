@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from functools import partial
 
@@ -38,7 +39,7 @@ def listed(segments: np.ndarray) -> list[tuple[int, int]]:
     runs = []
     for b, row in enumerate(segments):
         edges = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
-        runs += [(b * len(row) + start, end - start) for start, end in zip(edges, edges[1:], strict=False)]
+        runs += [(b * len(row) + start, end - start) for start, end in itertools.pairwise(edges)]
     return runs
 
 
@@ -51,10 +52,11 @@ def test_documents_are_the_runs_of_equal_ids_and_cover_every_token(seed):
     documents = jax.jit(cudnn.find_documents, static_argnums=1)(segments, slots)
     runs = listed(segments)
     starts, lengths = np.ravel(documents.starts_BM1), np.ravel(documents.lengths_BM)
-    assert documents.starts_BM1.shape == (B, slots + 1) and documents.lengths_BM.shape == (B, slots)
+    assert (documents.starts_BM1.shape, documents.lengths_BM.shape) == ((B, slots + 1), (B, slots))
     assert [*zip(starts[: len(runs)], lengths, strict=False)] == runs
-    assert (starts[len(runs) :] == B * T).all() and (lengths[len(runs) :] == 0).all()
-    assert lengths.sum() == B * T and not documents.overflow
+    assert (starts[len(runs) :] == B * T).all()
+    assert (lengths[len(runs) :] == 0).all()
+    assert not documents.overflow
     of_token = [n for n, (_, length) in enumerate(runs) for _ in range(length)]
     assert (np.ravel(documents.slot_BT) == of_token).all()
 
@@ -94,7 +96,7 @@ def arrays(dtype=jnp.bfloat16, t=T, h=H, g=G, k=K):
 
 
 @pytest.mark.parametrize(
-    "changed, options, names",
+    ("changed", "options", "names"),
     [
         ({"dtype": jnp.float32}, {}, "model.compute_dtype=float32"),
         ({"k": 100}, {}, "model.head_dim=100"),
@@ -118,14 +120,14 @@ def test_offsets_that_would_not_fit_int32_are_refused():
 
 def test_another_jax_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
-    with pytest.raises(UserError, match="install JAX 0.10 or 0.11"):
+    with pytest.raises(UserError, match=r"install JAX 0\.10 or 0\.11"):
         cudnn.attention_cudnn(*arrays(), segments_BT=None, scale=0.1, window=None)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default backend is not a CPU")
 def test_a_cpu_raises_and_does_not_fall_back():
     step = jax.jit(lambda q, k, v: cudnn.attention_cudnn(q, k, v, segments_BT=None, scale=0.1, window=None))
-    with pytest.raises(Exception, match="dot_product_attention_fwd.*cpu"):
+    with pytest.raises(Exception, match=r"dot_product_attention_fwd.*cpu"):
         step.lower(*arrays())
 
 
@@ -203,9 +205,7 @@ def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor", remat=None, layers=0, kernel=None, **options):
     """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and remat."""
     kernel = kernel or (
-        lambda q, k, v, s: cudnn.attention_cudnn(
-            q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS
-        )
+        lambda q, k, v, s: cudnn.attention_cudnn(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS)
     )
     q_spec, kv_spec = P("data", None, "tensor"), P("data", None, kv_axis)
     local = jax.shard_map(kernel, mesh=mesh, in_specs=(q_spec, kv_spec, kv_spec, P("data")), out_specs=q_spec)
@@ -245,7 +245,8 @@ def test_a_sequence_squared_buffer_would_be_seen():
 
     for layers in (0, 3):  # also inside the loop of a scan
         step = compiled(absent_gpus("h100", {"data": 2, "tensor": 2}), kernel=scores, layers=layers)
-        assert step.buffers_with(T, T) and FORWARD not in step.custom_calls()
+        assert step.buffers_with(T, T)
+        assert FORWARD not in step.custom_calls()
 
 
 @pytest.mark.gpu_compile
@@ -257,14 +258,16 @@ def test_saving_the_named_output_keeps_the_kernel_from_running_twice():
     assert (saved.custom_calls().count(FORWARD), saved.custom_calls().count(BACKWARD)) == (1, 1)
     assert (nothing.custom_calls().count(FORWARD), nothing.custom_calls().count(BACKWARD)) == (2, 1)
     slots = B // 2 * (DOCUMENTS + 1)  # statistics are kept by token, not by slot
-    assert not saved.buffers_with(3, slots) and saved.buffers_with(3, B // 2, H // 2, T)
+    assert not saved.buffers_with(3, slots)
+    assert saved.buffers_with(3, B // 2, H // 2, T)
 
 
 @pytest.mark.gpu_compile
 def test_keys_shared_by_the_tensor_axis_get_the_sum_of_its_gradients():
-    step = compiled(absent_gpus("h100", {"data": 2, "tensor": 2}), kv_axis=None)
-    assert [c for c in step.custom_calls() if "cudnn" in c] == [FORWARD, BACKWARD]
-    assert re.search(r"bf16\[2,512,2,64\]\S* all-reduce|all-reduce-start\([^)]*\), .*replica_groups=\{\{0,1\},\{2,3\}\}", step.text)
+    mesh = absent_gpus("h100", {"data": 2, "tensor": 2})
+    reduced = re.compile(r" = \(*bf16\[.* all-reduce(-start)?\(")  # of the loss there is another, in float32
+    assert reduced.search(compiled(mesh, kv_axis=None).text)
+    assert not reduced.search(compiled(mesh, kv_axis="tensor").text)
 
 
 @pytest.mark.gpu_compile
@@ -293,9 +296,7 @@ def agree_with_float32(packed: bool, window: int | None) -> None:
     segments = jnp.asarray(random_segments(3)) if packed else jnp.ones((B, T), jnp.int32)
 
     def fused(q, k, v):
-        return cudnn.attention_cudnn(
-            q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS
-        )
+        return cudnn.attention_cudnn(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS)
 
     out, pull = jax.vjp(jax.jit(fused), q, k, v)
     out_ref, pull_ref = jax.vjp(lambda *x: reference(*x, segments, window), q, k, v)
@@ -322,7 +323,6 @@ def test_output_and_gradients_agree_with_float32(packed, window):
 def test_too_many_documents_give_nothing_but_nan():
     q, k, v, dout = (jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H)))
     segments = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // 8, (B, T))
-    out, pull = jax.vjp(
-        lambda *x: cudnn.attention_cudnn(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=DOCUMENTS), q, k, v
-    )
-    assert jnp.isnan(out).all() and jnp.isnan(pull(dout)[0]).all()
+    out, pull = jax.vjp(lambda *x: cudnn.attention_cudnn(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=DOCUMENTS), q, k, v)
+    assert jnp.isnan(out).all()
+    assert jnp.isnan(pull(dout)[0]).all()

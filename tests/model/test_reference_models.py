@@ -74,7 +74,9 @@ def weights_of(family: str, w: dict[str, np.ndarray], c: ModelConfig) -> dict:
         shapes = [(K,), (K,)] if c.qk_norm == "head" else [(H, K), (G, K)]
         attention["query_norm"] = {"scale": stack(m + "self_attn.q_norm.weight", lambda x: x.reshape(shapes[0]))}
         attention["key_norm"] = {"scale": stack(m + "self_attn.k_norm.weight", lambda x: x.reshape(shapes[1]))}
-    first, second = ("post_attention_layernorm", "post_feedforward_layernorm") if family == "olmo2" else ("input_layernorm", "post_attention_layernorm")
+    first, second = (
+        ("post_attention_layernorm", "post_feedforward_layernorm") if family == "olmo2" else ("input_layernorm", "post_attention_layernorm")
+    )
     return {
         "embedding": w["model.embed_tokens.weight"], "head": w["lm_head.weight"], "final_norm": {"scale": w["model.norm.weight"]},
         "blocks": {

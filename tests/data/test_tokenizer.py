@@ -1,0 +1,118 @@
+"""The tokenizer gives back every text, counts its bytes, and is the same wherever it is trained."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import pytest
+
+from llm_jax.data import Tokenizer, TokenizerConfig
+from llm_jax.data.tokenizer import train
+from llm_jax.errors import UserError
+
+from .conftest import documents
+
+HARD = [
+    "", " ", "    ", "\t\tx", "\n\n\n", "a\r\nb\rc", "trailing   ", "   leading", "x\x00y", "naïve café", "e\u0301 vs \u00e9",
+    "ﬁ ligature ½ ²", "日本語テキスト", "😀👩‍👩‍👧‍👦🏳️‍🌈", "▁ a ▁▁ b▁", "\ufeffBOM", "<s></s><unk><pad><0x41>", "\u2028\u00a0\u3000",
+    "1234567890", "def f(x):\n\treturn  x\n", "\U0010ffff\ue000", "x" * 5000, "\ufffd",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def tokenizer(request) -> Tokenizer:
+    return train(documents(300), TokenizerConfig(vocab=330, kind=request.param))
+
+
+@pytest.mark.parametrize("text", HARD, ids=lambda text: ascii(text)[:20])
+def test_any_text_comes_back_whole(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
+
+
+def test_random_unicode_comes_back_whole(tokenizer):
+    rng = random.Random(0)
+    for _ in range(50):
+        text = "".join(c for c in (chr(rng.randrange(0x110000)) for _ in range(40)) if unicodedata.category(c) != "Cs")
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
+
+
+def test_text_longer_than_a_stretch_comes_back_whole(tokenizer, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.tokenizer._STRETCH_CHARS", 50)
+    for text in ("\n".join(documents(20)), "y▁" * 500, "\n" * 300):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_are_single_pieces(tokenizer):
+    assert len(tokenizer.encode("20261124")) == 8
+
+
+def test_control_pieces_are_where_they_are_promised(tokenizer):
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.token_bytes[[0, 1, 2, 3]].tolist() == [0, 0, 0, 0]
+    assert tokenizer.decode([1, *tokenizer.encode("hello"), 2]) == "hello"
+    assert tokenizer.vocab_size == 330 == len(tokenizer.token_bytes)
+    assert tokenizer.lossless
+
+
+def test_code_gets_whitespace_pieces():
+    code = ["class A:\n    def f(self):\n        return self.x\n\n    def g(self):\n        return self.y\n" for _ in range(50)]
+    pieces = train(code, TokenizerConfig(vocab=300)).pieces()
+    assert any("\n\u2581\u2581\u2581\u2581" in piece for piece in pieces)
+
+
+def test_training_twice_gives_the_same_model(tokenizer):
+    kind = "bpe" if "bpe" in repr(tokenizer.fingerprint) else None  # both kinds, below
+    del kind
+    for kind in ("bpe", "unigram"):
+        models = {train(documents(100), TokenizerConfig(vocab=310, kind=kind)).fingerprint for _ in range(2)}
+        assert len(models) == 1
+
+
+def test_save_and_load(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t")
+    for path in (tmp_path / "t", tmp_path / "t" / "tokenizer.model"):
+        loaded = Tokenizer.load(path)
+        assert loaded.fingerprint == tokenizer.fingerprint
+        assert loaded.encode("the model") == tokenizer.encode("the model")
+
+
+def test_vocabulary_too_large_says_the_largest():
+    with pytest.raises(UserError, match=r"tokenizer\.vocab=5000: too large for this text; at most (\d+)") as error:
+        train(["a few words only"] * 3, TokenizerConfig(vocab=5000))
+    most = int(str(error.value).rsplit(" ", 1)[1])
+    assert train(["a few words only"] * 3, TokenizerConfig(vocab=most)).vocab_size == most
+
+
+def test_vocabulary_too_small_says_the_smallest():
+    with pytest.raises(UserError, match=r"tokenizer\.vocab=262: too small for the characters of this text; at least \d+"):
+        train(documents(50), TokenizerConfig(vocab=262))
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer):
+    with pytest.raises(UserError, match="not valid Unicode"):
+        tokenizer.encode("\ud83d")
+
+
+def test_missing_or_wrong_tokenizer_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.file=.*no such file"):
+        Tokenizer.load(tmp_path / "none.model")
+    (tmp_path / "bad.model").write_bytes(b"not a model at all")
+    with pytest.raises(UserError, match=r"not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "bad.model")
+
+
+def test_a_file_that_normalises_is_used_as_it_is_and_says_so(make, small, tmp_path):
+    import sentencepiece
+
+    prefix = str(tmp_path / "plain")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(documents(200)), model_prefix=prefix, vocab_size=120, hard_vocab_limit=False, minloglevel=3
+    )
+    corpus = make(small, tokenizer=TokenizerConfig(file=f"{prefix}.model"))
+    assert not corpus.tokenizer.lossless
+    assert corpus.batch(0)["tokens"].max() < corpus.tokenizer.vocab_size
