@@ -14,9 +14,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
+from llm_jax.model import attention_blocked as blocked
+from llm_jax.model.attention_blocked import may_attend
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.parts import Norm, compute, rotate, weight
+from llm_jax.model.parts import Norm, compute, project, rotate, weight
 
 Q_DIMS = ("batch", None, "heads", "head_dim")
 KV_DIMS = ("batch", None, "kv_heads", "head_dim")
@@ -49,9 +51,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, segments_BT: jax.Array | None) -> jax.Array:
         config, place = self.config, self.place
-        q_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, compute(self.query, config, place))
-        k_BSGK = jnp.einsum("BTD,DGK->BTGK", x_BTD, compute(self.key, config, place))
-        v_BSGK = jnp.einsum("BTD,DGK->BTGK", x_BTD, compute(self.value, config, place))
+        q_BTHK = project("BTD,DHK->BTHK", x_BTD, compute(self.query, config, place))
+        k_BSGK = project("BTD,DGK->BTGK", x_BTD, compute(self.key, config, place))
+        v_BSGK = project("BTD,DGK->BTGK", x_BTD, compute(self.value, config, place))
         if config.bias_qkv:
             q_BTHK += compute(self.query_bias, config, place)
             k_BSGK += compute(self.key_bias, config, place)
@@ -64,12 +66,7 @@ class Attention(nnx.Module):
         k_BSGK = checkpoint_name(k_BSGK, "key")
         v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = checkpoint_name(self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT), "attention")
-        y_BTD = jnp.einsum(
-            "BTHK,HKD->BTD",
-            out_BTHK,
-            compute(self.out, config, place),
-            out_sharding=place.spec(("batch", "sequence", "embed"), residual=True),
-        )
+        y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), residual=True))
         if config.bias_out:
             y_BTD += compute(self.out_bias, config, place)
         return checkpoint_name(y_BTD, "attention_out")
@@ -89,21 +86,6 @@ class Attention(nnx.Module):
         return run(q_BTHK, k_BSGK, v_BSGK, segments_BT)
 
 
-def may_attend(segments_BT: jax.Array | None, queries: slice, keys: slice, window: int | None) -> jax.Array:
-    """Which query sees which key: bool [B or 1, 1, queries, keys].
-
-    Not the future, not another document, and nothing `window` or more positions back.
-    """
-    i, j = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)[None, :]
-    mask = i >= j
-    if window is not None:
-        mask &= i - j < window
-    mask = mask[None, None]
-    if segments_BT is not None:
-        mask = mask & (segments_BT[:, None, queries, None] == segments_BT[:, None, None, keys])
-    return mask
-
-
 def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
     """`jax.nn.dot_product_attention`: any backend; the scores exist as a whole, [B, H, T, S]."""
     T = q_BTHK.shape[1]
@@ -112,8 +94,8 @@ def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> j
         q, k, v = q_BTHK, k_BSGK, v_BSGK
     else:
         q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-    mask = may_attend(segments_BT, slice(0, T), slice(0, T), config.window)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla").astype(q_BTHK.dtype)
+    mask_BTS = may_attend(segments_BT, slice(0, T), slice(0, T), config.window)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla").astype(q_BTHK.dtype)
 
 
 def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
@@ -124,8 +106,8 @@ def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) ->
 
 
 def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
-    """Causal attention in blocks of queries; see `attention_blocked.py`."""
-    return attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config)
+    """In blocks of queries, in plain JAX: for CPUs; see `attention_blocked.py`."""
+    return blocked.attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window)
 
 
 KERNELS: dict[str, Callable] = {"xla": attention_xla, "cudnn": attention_cudnn, "blocked": attention_blocked}

@@ -76,7 +76,7 @@ def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
     targets_CN, weights_CN = (a.reshape(chunks, N // chunks) for a in (targets_BT, weights_BT))
 
     def step(carry, chunk_of):
-        loss, entropy, dw_VD = carry
+        loss, entropy, dw_DV = carry
         x_ND, targets_N, weights_N = chunk_of
         raw_NV = jnp.einsum("ND,VD->NV", x_ND, w_VD, preferred_element_type=logits_dtype)
         logits_NV = softcap * jnp.tanh(raw_NV / softcap) if softcap else raw_NV
@@ -90,7 +90,7 @@ def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
         entropy += jnp.sum(entropy_N * weights_N)
         loss += jnp.sum((entropy_N + z_loss * jnp.square(log_z_N)) * weights_N)
         if not with_gradient:
-            return (loss, entropy, dw_VD), None
+            return (loss, entropy, dw_DV), None
         scale_N = weights_N * (1 + 2 * z_loss * log_z_N) / sum_N
         d_NV = exp_NV * scale_N[:, None] - jnp.where(is_target_NV, weights_N[:, None], 0)
         if softcap:
@@ -98,16 +98,16 @@ def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
         d_NV = d_NV.astype(x_ND.dtype)
         dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
         dx_ND = _over(jax.lax.psum, dx_ND, vocab_axes).astype(x_ND.dtype)
-        dw_VD += jnp.einsum("NV,ND->VD", d_NV, x_ND, preferred_element_type=jnp.float32)
-        return (loss, entropy, dw_VD), dx_ND
+        dw_DV += jnp.einsum("ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32)  # see `parts.project` on the order
+        return (loss, entropy, dw_DV), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jnp.zeros((V, D) if with_gradient else (), jnp.float32))
-    (loss, entropy, dw_VD), dx_CND = jax.lax.scan(step, start, (x_CND, targets_CN, weights_CN))
+    start = (zero, zero, jnp.zeros((D, V) if with_gradient else (), jnp.float32))
+    (loss, entropy, dw_DV), dx_CND = jax.lax.scan(step, start, (x_CND, targets_CN, weights_CN))
     loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
     if not with_gradient:
         return loss, entropy
-    dw_VD = _over(jax.lax.psum, dw_VD, batch_axes)
+    dw_VD = _over(jax.lax.psum, dw_DV.T, batch_axes)
     return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD.astype(w_VD.dtype)
 
 

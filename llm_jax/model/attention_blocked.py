@@ -1,0 +1,116 @@
+"""Causal attention in blocks of queries, in plain JAX: each block sees only the keys that the mask may let through.
+
+Of the T² scores, causal attention needs half, and a sliding window fewer; one product over all of them computes the rest for
+nothing. Here the scores of one block exist at a time. The backward pass makes them again from q, k and the softmax's
+statistics (FlashAttention-2, Dao 2023), so that nothing of size T² is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+MOST_BLOCKS = 8
+"""Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""
+LEAST_BLOCK = 128
+"""Queries of a block, at least: smaller products are slower than what they save."""
+
+Block = tuple[slice, slice]
+"""Positions of some queries, and of the keys that any of them may see."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention_blocked(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None) -> jax.Array:
+    """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in float32.
+
+    A query sees its own position and those before it, of its own segment (None: all are of one), less than `window` back.
+    """
+    return _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window)[0]
+
+
+def blocks(length: int, window: int | None) -> list[Block]:
+    """All queries in blocks of equal size (the last may be smaller), and the keys that each block needs.
+
+    >>> [(queries.start, queries.stop, keys.start, keys.stop) for queries, keys in blocks(300, 200)]
+    [(0, 128, 0, 128), (128, 256, 0, 256), (256, 300, 57, 300)]
+    """
+    size = max(LEAST_BLOCK, -(-length // MOST_BLOCKS))
+    edges = [*range(0, length, size), length]
+    return [(slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)) for start, stop in itertools.pairwise(edges)]
+
+
+def may_attend(segments_BT: jax.Array | None, queries: slice, keys: slice, window: int | None) -> jax.Array:
+    """Which query sees which key: bool [B or 1, queries, keys].
+
+    Not the future, not another document, and nothing `window` or more positions back.
+    """
+    i, j = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)[None, :]
+    mask = i >= j
+    if window is not None:
+        mask &= i - j < window
+    mask = mask[None]
+    if segments_BT is not None:
+        mask = mask & (segments_BT[:, queries, None] == segments_BT[:, None, keys])
+    return mask
+
+
+def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, segments_BT: jax.Array | None, block: Block, window: int | None) -> jax.Array:
+    """Scaled scores of one block in float32, the least number where a query may not look: [B, G, R, T, S]."""
+    queries, keys = block
+    s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
+    mask_BTS = may_attend(segments_BT, queries, keys, window)
+    return jnp.where(mask_BTS[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
+
+
+def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Heads before positions, queries scaled and in groups of R that share their keys: BGRTK, BGSK, BGSK."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BGRTK = jnp.einsum("BTGRK->BGRTK", (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K))
+    return q_BGRTK, jnp.einsum("BSGK->BGSK", k_BSGK), jnp.einsum("BSGK->BGSK", v_BSGK)
+
+
+def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window):
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
+    outs, logs = [], []
+    for block in blocks(q_BTHK.shape[1], window):
+        s_BGRTS = _scores(q_BGRTK, k_BGSK, segments_BT, block, window)
+        top_BGRT = jnp.max(s_BGRTS, -1)
+        exp_BGRTS = jnp.exp(s_BGRTS - top_BGRT[..., None])
+        sum_BGRT = jnp.sum(exp_BGRTS, -1)
+        out_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", exp_BGRTS.astype(v_BGSK.dtype), v_BGSK[..., block[1], :], preferred_element_type=jnp.float32)
+        outs.append(out_BGRTK / sum_BGRT[..., None])
+        logs.append(top_BGRT + jnp.log(sum_BGRT))
+    out_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(outs, 3)).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
+    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, jnp.concatenate(logs, 3))
+
+
+def _backward(window, saved, dout_BTHK):
+    q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, log_BGRT = saved
+    dtype = q_BTHK.dtype
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
+    B, G, R, T, K = q_BGRTK.shape
+    dout_BGRTK = jnp.einsum("BTGRK->BGRTK", dout_BTHK.reshape(B, T, G, R, K))
+    # what each query's scores lose because the probabilities sum to one
+    lost_BTH = jnp.sum(dout_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32), -1)
+    lost_BGRT = jnp.einsum("BTGR->BGRT", lost_BTH.reshape(B, T, G, R))
+    dq, dk, dv = [], jnp.zeros((B, G, K, T), jnp.float32), jnp.zeros((B, G, K, T), jnp.float32)
+    for block in blocks(T, window):
+        queries, keys = block
+        p_BGRTS = jnp.exp(_scores(q_BGRTK, k_BGSK, segments_BT, block, window) - log_BGRT[..., queries, None])
+        dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
+        ds_BGRTS = (p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])).astype(dtype)
+        dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
+        # the small operand goes left, where it is copied transposed: see `parts.project`
+        dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
+        dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
+        dk, dv = dk.at[..., keys].add(dk_BGKS), dv.at[..., keys].add(dv_BGKS)
+    dq_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(dq, 3)).reshape(q_BTHK.shape) * K**-0.5
+    dk_BSGK, dv_BSGK = (jnp.einsum("BGKS->BSGK", x) for x in (dk, dv))
+    return dq_BTHK.astype(dtype), dk_BSGK.astype(dtype), dv_BSGK.astype(dtype), None
+
+
+attention_blocked.defvjp(_forward, _backward)
