@@ -120,7 +120,8 @@ def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) ->
     """NVIDIA's fused kernel; see `attention_cudnn.py`."""
     from llm_jax.model import attention_cudnn as cudnn
 
-    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=q_BTHK.shape[-1] ** -0.5, window=config.window)
+    scale, window, most = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
+    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=most)
 
 
 def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:

@@ -221,7 +221,8 @@ def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor"
 
     q, kv = abstract((B, T, H, K), jnp.bfloat16, q_spec), abstract((B, T, G, K), jnp.bfloat16, kv_spec)
     step = jax.value_and_grad(loss, argnums=(0, 1, 2))
-    return gpu_compile.compile_for(mesh, step, (q, kv, kv, abstract((B, T), jnp.int32, P("data"))), options)
+    step = jax.jit(step, compiler_options=options or None)
+    return gpu_compile.compile_for(mesh, step, (q, kv, kv, abstract((B, T), jnp.int32, P("data"))))
 
 
 @pytest.mark.gpu_compile
