@@ -63,7 +63,9 @@ class Attention(nnx.Module):
         q_BTHK = checkpoint_name(q_BTHK, "query")
         k_BSGK = checkpoint_name(k_BSGK, "key")
         v_BSGK = checkpoint_name(v_BSGK, "value")
-        out_BTHK = checkpoint_name(self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT), "attention")
+        out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+        if config.attention != "cudnn":  # which names it itself, with its softmax statistics: named twice, it is kept twice
+            out_BTHK = checkpoint_name(out_BTHK, "attention")
         y_BTD = jnp.einsum(
             "BTHK,HKD->BTD",
             out_BTHK,
