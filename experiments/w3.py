@@ -12,8 +12,16 @@ from llm_jax.train.optimizer import OptimizerConfig
 def experiment() -> Experiment:
     return Experiment(
         model=ModelConfig(
-            layers=22, embed=2048, heads=32, kv_heads=4, mlp=5632, vocab=32000, tied_embeddings=False,
-            compute_dtype="bfloat16", attention="cudnn", remat="none",
+            layers=22,
+            embed=2048,
+            heads=32,
+            kv_heads=4,
+            mlp=5632,
+            vocab=32000,
+            tied_embeddings=False,
+            compute_dtype="bfloat16",
+            attention="cudnn",
+            remat="none",
         ),
         layout=preset("fsdp"),
         data=DataConfig(source="stdlib"),

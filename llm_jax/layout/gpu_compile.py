@@ -117,7 +117,7 @@ def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
     """A program for absent devices can be written to the cache but not read: JAX would warn, and compile again."""
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it looks at the option only once
     try:
