@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig, TokenizerConfig
+from llm_jax.data.most_documents import documents_in_held_out, documents_in_run, most_in_groups
 from llm_jax.data.packing import PackedRows, empty_row
 from llm_jax.data.sources import resolve
 from llm_jax.data.token_cache import TokenStore, held_out_mask, tokenize
@@ -81,6 +82,18 @@ class Corpus:
                         return
         if rows:
             yield _stack(rows + [empty_row(self.sequence_length)] * (batch_size - len(rows)))
+
+    def most_documents(self, *, steps: int, group: int, held_out_group: int) -> int:
+        """The most documents a row, on average over the rows that one device has of a batch, rounded up.
+
+        `group` is how many rows of a training batch (or microbatch) a device has, `held_out_group` how many of a held-out
+        one. All rows of the run and all held-out ones are looked at; padding counts as a document.
+        """
+        train, held_out = ([getattr(part, which) for part in self._parts] for which in ("train", "held_out"))
+        counts = documents_in_run(train, [part.share for part in self._parts], steps * self.batch_size, group)
+        most = most_in_groups(counts, group)
+        most_held_out = most_in_groups(documents_in_held_out(held_out, held_out_group), held_out_group)
+        return max(-(-most // group), -(-most_held_out // held_out_group))
 
     def epochs(self, step: int) -> dict[str, float]:
         """Source -> how often its training documents have been seen at the end of `step`."""

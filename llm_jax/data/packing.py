@@ -53,6 +53,10 @@ class PackedRows:
             epoch, offset = epoch + 1, 0
         return row
 
+    def begins(self, epoch: int) -> np.ndarray:
+        """int64 [N], increasing: where each document begins in the stream of an epoch, in tokens."""
+        return self._epoch(epoch)[1]
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the documents in an epoch, and where each begins in it, tokens."""
         found = self._orders.get(epoch)

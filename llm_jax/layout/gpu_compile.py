@@ -6,16 +6,18 @@ What it can't tell: times, the choices of the autotuner, and the workspaces of c
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from llm_jax.errors import UserError, check_choice
 
@@ -103,20 +105,26 @@ def topology_mesh(hardware: str, axes: dict[str, int], devices_per_node: int = 8
     return jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit)
 
 
-def compile_for(
-    mesh: jax.sharding.Mesh,
-    step: Callable,
-    abstract_args: Sequence[Any],
-    compiler_options: dict[str, Any] | None = None,
-    **jit_options: Any,
-) -> CompiledStep:
-    """Compiles `step` for the devices of `mesh` (`topology_mesh`); `jit_options` as for `jax.jit` (donate_argnums, ...).
+def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]) -> CompiledStep:
+    """Compiles `step`, a `jax.jit` of something, for the devices of `mesh` (`topology_mesh`), with its own compiler options.
 
     `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
     """
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(step, **jit_options).lower(*abstract_args)
-        return CompiledStep(lowered.compile(compiler_options=compiler_options or {}))
+    with jax.set_mesh(mesh), no_compilation_cache():
+        return CompiledStep(step.lower(*abstract_args).compile())
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+    """A program for absent devices can be written to the cache but not read: JAX would warn, and compile again."""
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it looks at the option only once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")

@@ -1,7 +1,8 @@
 """Causal self-attention with grouped-query heads, packed documents and a choice of kernels.
 
 A kernel is a function of one device's arrays: `kernel(q_BTHK, k_BSGK, v_BSGK, segments_BT, config) -> out_BTHK`.
-It runs inside `Placement.local`, so the fused ones see plain local arrays whatever the layout.
+It runs inside `Placement.local`, so the fused ones see plain local arrays whatever the layout. It names its output
+"attention" for remat, and with it whatever its backward pass needs besides: named outside again, it would be kept twice.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Attention(nnx.Module):
         q_BTHK = checkpoint_name(q_BTHK, "query")
         k_BSGK = checkpoint_name(k_BSGK, "key")
         v_BSGK = checkpoint_name(v_BSGK, "value")
-        out_BTHK = checkpoint_name(self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT), "attention")
+        out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), residual=True))
         if config.bias_out:
             y_BTD += compute(self.out_bias, config, place)
@@ -95,14 +96,16 @@ def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> j
     else:
         q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
     mask_BTS = may_attend(segments_BT, slice(0, T), slice(0, T), config.window)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla").astype(q_BTHK.dtype)
+    out_BTHK = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla").astype(q_BTHK.dtype)
+    return checkpoint_name(out_BTHK, "attention")
 
 
 def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
     """NVIDIA's fused kernel; see `attention_cudnn.py`."""
     from llm_jax.model import attention_cudnn as cudnn
 
-    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=q_BTHK.shape[-1] ** -0.5, window=config.window)
+    scale, window, most = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
+    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=most)
 
 
 def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:

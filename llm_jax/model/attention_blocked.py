@@ -12,6 +12,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MOST_BLOCKS = 8
 """Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""
@@ -85,7 +86,8 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window):
         outs.append(out_BGRTK / sum_BGRT[..., None])
         logs.append(top_BGRT + jnp.log(sum_BGRT))
     out_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(outs, 3)).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
-    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, jnp.concatenate(logs, 3))
+    out_BTHK, log_BGRT = (checkpoint_name(x, "attention") for x in (out_BTHK, jnp.concatenate(logs, 3)))
+    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, log_BGRT)
 
 
 def _backward(window, saved, dout_BTHK):

@@ -68,8 +68,8 @@ def attention_cudnn(
 
     `segments_BT` (int): equal neighbours attend to each other, padding included; None: each row is one document.
     `window`: a query sees itself and the `window - 1` positions before it (JAX's `sliding_window_length`).
-    `max_segments`: documents a row may hold, required with segments. Slots, one more a row for its padding, are shared by the
-    local rows; should they still not suffice, *everything* returned is NaN: no wrong attention goes unseen.
+    `max_segments`: documents a row, padding counted as one, required with segments. It is a mean over the rows that are here,
+    which share their slots; should those not suffice, *everything* returned is NaN: no wrong attention goes unseen.
 
     Raises UserError for what the kernel can't do; lowering for anything but a GPU raises (the primitive has no rule there).
     """
@@ -78,9 +78,9 @@ def attention_cudnn(
     documents = None
     if segments_BT is not None:
         if max_segments is None or max_segments < 1:
-            most = "the most documents that a packed row can hold (8, say; memory grows with it), and packing that keeps to it"
-            raise UserError(f"model.max_segments={max_segments}: attention=cudnn needs {most}")
-        documents = find_documents(segments_BT, max_segments + 1)
+            most = "the most documents a row, padding counted as one, on average over the rows of a device"
+            raise UserError(f"model.max_segments={max_segments}: attention=cudnn with packed rows needs {most}")
+        documents = find_documents(segments_BT, max_segments)
         k_BSGK = jnp.where(documents.overflow, jnp.nan, k_BSGK)  # k: the smallest; NaN scores reach every output and gradient
     return _attend(q_BTHK, k_BSGK, v_BSGK, documents, Options(float(scale), window, causal))
 
@@ -168,7 +168,7 @@ def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
 
 def backward_workspace_bytes(batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None) -> int:
     """What cuDNN's backward kernel allocates beside its arguments: a float32 dQ and row sums, for each slot (an upper bound)."""
-    return batch * (1 if max_segments is None else max_segments + 1) * sequence * heads * (head_dim + 1) * 4
+    return batch * (max_segments or 1) * sequence * heads * (head_dim + 1) * 4
 
 
 def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:

@@ -83,7 +83,8 @@ class ModelConfig:
     attention: Literal["xla", "cudnn", "blocked"] = "xla"
     """Implementation: "xla" anywhere, "cudnn" fused on NVIDIA GPUs, "blocked" causal blocks for CPUs."""
     max_segments: int | None = None
-    """attention=cudnn only: the most documents that one packed row can hold. None: the exact bound, sequence_length / 2."""
+    """attention=cudnn only: the most documents a packed row, padding counted as one, on average over the rows of a device.
+    None: as many as the run needs, counted before it starts."""
 
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the weights are stored and updated in."""

@@ -22,13 +22,13 @@ from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.compile import jit_step
 from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed, on_devices
 from llm_jax.train.loop import Diverged, Loop, Stopped
-from llm_jax.train.optimizer import make_schedule
 from llm_jax.train.peak import device_peak
 from llm_jax.train.state import Program, TrainState
-from llm_jax.train.step import make_evaluation, make_step
+from llm_jax.train.step import make_evaluation
 
 EXIT_DIVERGED = 3
 
@@ -57,9 +57,9 @@ def run(experiment: Experiment) -> int:
 
     yaml = experiments.to_yaml(experiment)
     changed = run_folder.check_same_run(run_dir, yaml)
+    experiment = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(experiment.model, experiment.optimizer, place, experiment.train.ema_decay)
     objective = make_objective(experiment.objective)
-    schedule = make_schedule(experiment.optimizer, experiment.train.steps)
     run_folder.write_config(run_dir, yaml)
     console.log_to(run_dir / "log.txt")
     corpus.tokenizer.save(run_dir / "tokenizer")
@@ -89,7 +89,7 @@ def run(experiment: Experiment) -> int:
     evaluate = Evaluator(program, corpus, experiment)
     before = float(info.get("wall_seconds", 0.0))
     loop = Loop(
-        step=jax.jit(make_step(program, objective, schedule, experiment.optimizer.clip_norm), donate_argnums=0),
+        step=jit_step(program, objective, experiment),
         feed=feed,
         checkpoints=checkpoints,
         evaluate=evaluate,
@@ -148,6 +148,24 @@ def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
     }
     sizes |= {dim: (getattr(model, dim), f"model.{dim}") for dim in ("embed", "heads", "kv_heads", "head_dim", "mlp")}
     return {dim: (size, key) for dim, (size, key) in sizes.items() if size is not None}
+
+
+def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPlacement) -> Experiment:
+    """The experiment with room in fused attention for the documents of every row that the run will see.
+
+    UserError where `model.max_segments` is given and too small.
+    """
+    model, train = experiment.model, experiment.train
+    if model.attention != "cudnn":
+        return experiment
+    rows = train.batch_size // place.size(place.axes("batch"))
+    needed = corpus.most_documents(steps=train.steps, group=rows // train.microbatches, held_out_group=rows)
+    if model.max_segments is not None and model.max_segments < needed:
+        raise UserError(
+            f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} documents each, on average over a device's "
+            f"rows; use model.max_segments={needed}, or null to have them counted"
+        )
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, max_segments=model.max_segments or needed))
 
 
 def start_or_resume(

@@ -84,11 +84,12 @@ class Program:
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""
         with jax.set_mesh(self.place.mesh):
-            shapes = jax.eval_shape(self.init, jnp.uint32(0))
+            shapes = jax.eval_shape(self.init, jax.ShapeDtypeStruct((), jnp.uint32))  # the devices may be absent
         mesh = self.place.mesh
 
         def with_mesh(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec))
+            spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
         return jax.tree.map(with_mesh, shapes)
 

@@ -18,6 +18,7 @@ from llm_jax.layout import gpu_compile, gpu_options
 from llm_jax.model import attention_cudnn as cudnn
 
 B, T, H, G, K, DOCUMENTS = 4, 512, 8, 2, 64, 5
+SLOTS = DOCUMENTS + 1  # and the padding
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 
 
@@ -48,7 +49,7 @@ def listed(segments: np.ndarray) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_documents_are_the_runs_of_equal_ids_and_cover_every_token(seed):
-    segments, slots = random_segments(seed), DOCUMENTS + 1
+    segments, slots = random_segments(seed), SLOTS
     documents = jax.jit(cudnn.find_documents, static_argnums=1)(segments, slots)
     runs = listed(segments)
     starts, lengths = np.ravel(documents.starts_BM1), np.ravel(documents.lengths_BM)
@@ -81,10 +82,10 @@ def test_more_documents_than_slots_are_seen_and_nothing_is_read_out_of_bounds():
 
 
 def test_softmax_statistics_return_to_their_places():
-    documents = cudnn.find_documents(jnp.asarray(random_segments(1)), DOCUMENTS + 1)
+    documents = cudnn.find_documents(jnp.asarray(random_segments(1)), SLOTS)
     stats = jnp.asarray(np.random.default_rng(0).normal(size=(B, H, T)), jnp.float32)
     by_document = cudnn._by_document(stats, documents)
-    assert by_document.shape == (B * (DOCUMENTS + 1), H, T)
+    assert by_document.shape == (B * (SLOTS), H, T)
     assert np.isfinite(by_document).all()  # also where nothing is: the kernel multiplies before it masks
     assert (cudnn._by_token(by_document, documents) == stats).all()
     start, length = listed(random_segments(1))[2]
@@ -205,7 +206,7 @@ def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor", remat=None, layers=0, kernel=None, **options):
     """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and remat."""
     kernel = kernel or (
-        lambda q, k, v, s: cudnn.attention_cudnn(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS)
+        lambda q, k, v, s: cudnn.attention_cudnn(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS)
     )
     q_spec, kv_spec = P("data", None, "tensor"), P("data", None, kv_axis)
     local = jax.shard_map(kernel, mesh=mesh, in_specs=(q_spec, kv_spec, kv_spec, P("data")), out_specs=q_spec)
@@ -221,7 +222,8 @@ def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor"
 
     q, kv = abstract((B, T, H, K), jnp.bfloat16, q_spec), abstract((B, T, G, K), jnp.bfloat16, kv_spec)
     step = jax.value_and_grad(loss, argnums=(0, 1, 2))
-    return gpu_compile.compile_for(mesh, step, (q, kv, kv, abstract((B, T), jnp.int32, P("data"))), options)
+    step = jax.jit(step, compiler_options=options or None)
+    return gpu_compile.compile_for(mesh, step, (q, kv, kv, abstract((B, T), jnp.int32, P("data"))))
 
 
 @pytest.mark.gpu_compile
@@ -234,7 +236,7 @@ def test_the_fused_kernel_is_there_forward_and_backward_and_nothing_is_sequence_
     assert not step.buffers_with(T, T)
     for call in (line for line in step.text.splitlines() if 'custom_call_target="__cudnn' in line):
         assert f'"sliding_window_length": {window or 0}' in call or f'"sliding_window_length":{window or 0}' in call
-        assert re.search(rf'"max_seg_per_batch": ?{DOCUMENTS + 1 if segments else 1}\b', call)
+        assert re.search(rf'"max_seg_per_batch": ?{SLOTS if segments else 1}\b', call)
         assert re.search(r'"mask_type": ?"PADDING_CAUSAL"' if segments else r'"mask_type": ?"CAUSAL"', call)
 
 
@@ -257,7 +259,7 @@ def test_saving_the_named_output_keeps_the_kernel_from_running_twice():
     nothing = compiled(mesh, layers=3, remat=jax.checkpoint_policies.nothing_saveable)
     assert (saved.custom_calls().count(FORWARD), saved.custom_calls().count(BACKWARD)) == (1, 1)
     assert (nothing.custom_calls().count(FORWARD), nothing.custom_calls().count(BACKWARD)) == (2, 1)
-    slots = B // 2 * (DOCUMENTS + 1)  # statistics are kept by token, not by slot
+    slots = B // 2 * (SLOTS)  # statistics are kept by token, not by slot
     assert not saved.buffers_with(3, slots)
     assert saved.buffers_with(3, B // 2, H // 2, T)
 
@@ -296,7 +298,7 @@ def agree_with_float32(packed: bool, window: int | None) -> None:
     segments = jnp.asarray(random_segments(3)) if packed else jnp.ones((B, T), jnp.int32)
 
     def fused(q, k, v):
-        return cudnn.attention_cudnn(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=DOCUMENTS)
+        return cudnn.attention_cudnn(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=SLOTS)
 
     out, pull = jax.vjp(jax.jit(fused), q, k, v)
     out_ref, pull_ref = jax.vjp(lambda *x: reference(*x, segments, window), q, k, v)
@@ -323,6 +325,6 @@ def test_output_and_gradients_agree_with_float32(packed, window):
 def test_too_many_documents_give_nothing_but_nan():
     q, k, v, dout = (jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H)))
     segments = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // 8, (B, T))
-    out, pull = jax.vjp(lambda *x: cudnn.attention_cudnn(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=DOCUMENTS), q, k, v)
+    out, pull = jax.vjp(lambda *x: cudnn.attention_cudnn(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=SLOTS), q, k, v)
     assert jnp.isnan(out).all()
     assert jnp.isnan(pull(dout)[0]).all()

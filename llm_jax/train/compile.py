@@ -1,0 +1,62 @@
+"""The train step as it is jitted, on the devices that are here or for GPUs that are not: one function for both."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment
+from llm_jax.layout import gpu_compile, gpu_options
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.objective.next_token import Objective, make_objective
+from llm_jax.train.optimizer import make_schedule
+from llm_jax.train.state import Program
+from llm_jax.train.step import make_step
+
+BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
+"""The arrays of a batch (`data.Corpus`)."""
+
+
+def jit_step(program: Program, objective: Objective, experiment: Experiment) -> Any:
+    """step(state, batch) -> (state, metrics), jitted: the state is donated, and GPUs get `gpu_options`."""
+    schedule = make_schedule(experiment.optimizer, experiment.train.steps)
+    step = make_step(program, objective, schedule, experiment.optimizer.clip_norm)
+    return jax.jit(step, donate_argnums=0, compiler_options=step_options(program) or None)
+
+
+def step_options(program: Program) -> gpu_options.Options:
+    """The compiler options of the step on the program's devices: none but on GPUs."""
+    if program.place.platform() != "gpu":
+        return {}
+    block = sum(x.size for x in jax.tree.leaves(program.abstract["blocks"])) // program.config.layers
+    return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=block * jnp.dtype(program.config.compute_dtype).itemsize)
+
+
+def abstract_batch(experiment: Experiment, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of what `Feed` brings."""
+    t = experiment.train
+    shape = (t.microbatches, t.batch_size // t.microbatches, t.sequence_length)
+    sharding = place.sharding((None, "batch", "sequence"), "compute")
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_DTYPES.items()}
+
+
+def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
+    """The experiment's train step, compiled for GPUs that are not here.
+
+    `model.vocab` must be given, and `model.max_segments` for attention=cudnn: there is no corpus to find them from.
+    Raises UserError for what doesn't fit the devices' number, and where XLA's GPU compiler is not installed.
+    """
+    model = experiment.model.resolved()
+    for key in ("vocab", *(("max_segments",) if model.attention == "cudnn" else ())):
+        if getattr(model, key) is None:
+            raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
+    experiment = dataclasses.replace(experiment, model=model)
+    mesh = make_mesh(experiment.layout, experiment.mesh, gpu_compile.topology_devices(hardware, devices))
+    program = Program(model, experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
+    step = jit_step(program, make_objective(experiment.objective), experiment)
+    return gpu_compile.compile_for(mesh, step, (program.abstract_state(), abstract_batch(experiment, program.place)))
