@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
-from llm_jax.layout import gpu_compile, gpu_options
+from llm_jax.layout import cpu_options, gpu_compile, gpu_options
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.objective.next_token import Objective, make_objective
@@ -23,15 +23,18 @@ BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float3
 
 
 def jit_step(program: Program, objective: Objective, experiment: Experiment) -> Any:
-    """step(state, batch) -> (state, metrics), jitted: the state is donated, and GPUs get `gpu_options`."""
+    """step(state, batch) -> (state, metrics), jitted: the state is donated, and devices get their `step_options`."""
     schedule = make_schedule(experiment.optimizer, experiment.train.steps)
     step = make_step(program, objective, schedule, experiment.optimizer.clip_norm)
     return jax.jit(step, donate_argnums=0, compiler_options=step_options(program) or None)
 
 
 def step_options(program: Program) -> gpu_options.Options:
-    """The compiler options of the step on the program's devices: none but on GPUs."""
-    if program.place.platform() != "gpu":
+    """The compiler options of the step on the program's devices."""
+    platform = program.place.platform()
+    if platform == "cpu":
+        return cpu_options.compiler_options()
+    if platform != "gpu":
         return {}
     block = sum(x.size for x in jax.tree.leaves(program.abstract["blocks"])) // program.config.layers
     return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=block * jnp.dtype(program.config.compute_dtype).itemsize)
