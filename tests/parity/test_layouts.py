@@ -96,6 +96,7 @@ VARIANTS = {
     "unrolled, untied, qk norm, soft cap, window": dataclasses.replace(
         GROUPED, scan_layers=False, tied_embeddings=False, qk_norm="head", logit_softcap=5.0, window=7
     ),
+    "attention in blocks, window": dataclasses.replace(GROUPED, attention="blocked", scan_layers=False, window=20),
     "norm after, projection norm, remat by name": dataclasses.replace(
         GROUPED, norm_placement="after", qk_norm="projection", remat="attention,mlp_up"
     ),
