@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from llm_jax.errors import UserError
 
 
 def fingerprint(*parts: Any) -> str:
@@ -35,6 +39,17 @@ def build_once(target: Path, build: Callable[[Path], None]) -> bool:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises UserError where the file system lets nothing more be written to the cache in `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(f"data.cache_dir={folder}: cannot write there: {error.strerror}; free it, or choose another folder") from error
 
 
 def publish(temporary: Path, target: Path) -> None:

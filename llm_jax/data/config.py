@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,8 @@ class DataConfig:
     document_bytes: int = 4096
     """.txt files are cut into documents of at most this many bytes, at paragraph borders where there are any."""
     document_separator: str = ""
-    r"""Text that stands between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none does."""
+    r"""Text that stands between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none does.
+    Here \n, \r and \t written out mean the line end, carriage return and tab that a shell makes hard to give."""
     held_out_fraction: float = 0.02
     """Share of documents never trained on, 0 to 1, chosen by the hash of a document's bytes (at least one)."""
     cache_dir: str = ""
@@ -38,11 +40,18 @@ class DataConfig:
     """Processes that tokenise; 0 = one per core."""
 
     def sources(self) -> dict[str, float]:
-        """Source -> weight. Raises UserError for a weight that is not positive."""
+        """Source -> weight. Raises UserError for a weight that is not positive and finite, and a source without a name."""
         for name, weight in self.mixture.items():
-            if not weight > 0:
-                raise UserError(f"data.mixture: weight {weight} of '{name}' must be above 0 (leave it out instead)")
-        return dict(self.mixture) or {self.source: 1.0}
+            if not 0 < weight < math.inf:
+                raise UserError(f"data.mixture: weight {weight} of '{name}' must be above 0 and finite (leave it out instead)")
+        sources = dict(self.mixture) or {self.source: 1.0}
+        if "" in sources:
+            raise UserError(f"data.{'mixture' if self.mixture else 'source'}: the name of a source is empty; give stdlib, a path, or tfds:NAME")
+        return sources
+
+    def separator(self) -> str:
+        """The text between documents, its written-out control characters resolved."""
+        return self.document_separator.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
 
     def cache_path(self) -> Path:
         """The folder that `cache_dir` stands for."""

@@ -13,8 +13,8 @@ from llm_jax.data import cache
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.most_documents import documents_in_held_out, documents_in_run, most_in_groups
 from llm_jax.data.packing import PackedRows, empty_row
-from llm_jax.data.sources import resolve
-from llm_jax.data.token_cache import TokenStore, held_out_mask, tokenize
+from llm_jax.data.sources import Source, resolve
+from llm_jax.data.token_cache import TokenStore, held_out_mask, none_left, tokenize
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.vocabulary import tokenizer_for
 from llm_jax.errors import UserError
@@ -49,7 +49,11 @@ class Corpus:
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
-        self._parts = [_Part(name, weight / total, *_split(name, store, held_out_fraction, sequence_length, seed)) for name, weight, store in parts]
+        # What one source holds out no other trains on, though it may have the same document.
+        held_out_H = np.concatenate([store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts])
+        self._parts = [
+            _Part(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed)) for name, weight, store in parts
+        ]
         self.train_tokens = sum(part.train.epoch_tokens for part in self._parts)
         self.held_out_tokens = sum(part.held_out.epoch_tokens for part in self._parts)
         self.train_documents = sum(len(part.train.lengths_N) for part in self._parts)
@@ -129,10 +133,19 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.cache_dir={folder}: cannot make this folder: {error.strerror}") from error
-    sources = []
+    with cache.writable(folder):
+        return _prepare(data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed, run_dir=run_dir, log=log)
+
+
+def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequence_length: int, batch_size: int, seed: int,
+             run_dir: Path | None, log: Callable[[str], None]) -> Corpus:  # fmt: skip
+    sources: list[tuple[Source, float]] = []
     for name, weight in data.sources().items():
-        sources.append((resolve(name, data, log), weight))
-        documents, size = sources[-1][0].size()
+        source = resolve(name, data, log)
+        if twin := next((other.name for other, _ in sources if other.fingerprint == source.fingerprint), None):
+            raise UserError(f"data.mixture: '{twin}' and '{name}' are the same documents; give one of them, with the sum of the weights")
+        sources.append((source, weight))
+        documents, size = source.size()
         log(f"corpus {name}: {documents:,} documents, {size / 1e6:,.1f} MB")
     trained = tokenizer_for(sources, tokenizer, data.held_out_fraction, folder, log)
     if run_dir is not None:
@@ -160,14 +173,11 @@ def _count(tokens: int) -> str:
     return f"{tokens / 1e6:,.2f} M" if tokens >= 1e5 else f"{tokens:,}"
 
 
-def _split(name: str, store: TokenStore, fraction: float, length: int, seed: int) -> tuple[PackedRows, PackedRows]:
-    """The rows that are trained on, and those that are held out, of one source."""
-    held_out_N = held_out_mask(store.hashes_N, fraction)
+def _split(name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int) -> tuple[PackedRows, PackedRows]:
+    """The rows that are trained on, and those that are held out (any document whose hash is in `held_out_H`), of one source."""
+    held_out_N = np.isin(store.hashes_N, held_out_H)
     if held_out_N.all():
-        raise UserError(
-            f"data.held_out_fraction={fraction}: all {len(held_out_N)} documents of {name} are held out and none is left "
-            f"to train on; use a smaller fraction, or more documents (data.document_bytes for .txt)"
-        )
+        raise none_left(name, fraction, len(held_out_N))
     train_N = np.flatnonzero(~held_out_N)
     held_N = np.flatnonzero(held_out_N)
     rows = PackedRows(store.tokens, store.starts_N[train_N], store.lengths_N[train_N], length=length, seed=seed)

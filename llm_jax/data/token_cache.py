@@ -20,6 +20,7 @@ import numpy as np
 from llm_jax.data import cache
 from llm_jax.data.sources import Source
 from llm_jax.data.tokenizer import MODEL_NAME, Tokenizer
+from llm_jax.errors import EXIT_USER_ERROR, UserError
 
 _VERSION = 1  # of the files' format: raise it when it changes
 _SHARD_BYTES = 4 << 20
@@ -55,6 +56,14 @@ def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
     """
     bound = max(np.uint64(min(int(fraction * 2**64), 2**64 - 1)), hashes_N.min(initial=np.uint64(2**64 - 1)))
     return hashes_N <= bound
+
+
+def none_left(name: str, fraction: float, count: int) -> UserError:
+    """What to say of a source whose documents are all held out."""
+    return UserError(
+        f"data.held_out_fraction={fraction}: all {count} documents of {name} are held out and none is left to train on; "
+        f"use a smaller fraction, or more and different documents (smaller data.document_bytes for .txt)"
+    )
 
 
 def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int) -> tuple[TokenStore, bool]:
@@ -114,6 +123,8 @@ def _run(partial: Path, todo: list[tuple[int, int]], workers: int) -> None:
             processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL))
         for process in processes:
             _, errors = process.communicate()
+            if process.returncode == EXIT_USER_ERROR:
+                raise UserError(errors.decode(errors="replace").strip())
             if process.returncode:
                 raise RuntimeError(f"a tokenising process ended with {process.returncode}:\n{errors.decode(errors='replace')}")
     finally:
@@ -135,7 +146,8 @@ def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | 
         if parent is not None and os.getppid() != parent:
             return
         write = functools.partial(_write_shard, records=records, source=source, tokenizer=tokenizer, begin=begin, end=end)
-        cache.build_once(_shard(partial, begin, end), write)
+        with cache.writable(partial.parents[1]):
+            cache.build_once(_shard(partial, begin, end), write)
 
 
 def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int) -> None:

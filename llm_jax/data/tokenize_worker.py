@@ -5,7 +5,12 @@ import sys
 from pathlib import Path
 
 from llm_jax.data.token_cache import tokenize_shards
+from llm_jax.errors import EXIT_USER_ERROR, UserError
 
 if __name__ == "__main__":
     ranges = [tuple(map(int, argument.split(":"))) for argument in sys.argv[2:]]
-    tokenize_shards(Path(sys.argv[1]), ranges, parent=os.getppid())  # type: ignore[arg-type]
+    try:
+        tokenize_shards(Path(sys.argv[1]), ranges, parent=os.getppid())  # type: ignore[arg-type]
+    except UserError as error:  # its parent says it
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -41,7 +41,7 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{origin}: not a SentencePiece model ({error})") from error
+            raise UserError(f"{origin}: not a SentencePiece model") from error
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
@@ -156,8 +156,8 @@ def _training_error(message: str, config: TokenizerConfig) -> Exception:
         return UserError(f"tokenizer.vocab={config.vocab}: too large for this text; at most {found[1]}")
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(f"tokenizer.vocab={config.vocab}: too small for the characters of this text; at least {found[1]}")
-    if "sentences_.empty()" in message:
-        return UserError("tokenizer: there is no text to train on; raise tokenizer.sample_bytes or give tokenizer.file")
+    if "sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
+        return UserError("tokenizer: there is no text to train it on in the sample; raise tokenizer.sample_bytes or give tokenizer.file")
     return RuntimeError(message)
 
 

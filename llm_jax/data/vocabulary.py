@@ -12,7 +12,7 @@ import numpy as np
 from llm_jax.data import cache
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.sources import Source
-from llm_jax.data.token_cache import document_hash, held_out_mask
+from llm_jax.data.token_cache import document_hash, held_out_mask, none_left
 from llm_jax.data.tokenizer import TRAINER_VERSION, Tokenizer, train
 
 
@@ -67,6 +67,8 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
         texts.append(start.decode("utf-8", "ignore"))
         hashes.append(document_hash(raw))
     held_out_N = held_out_mask(np.array(hashes, np.uint64), held_out_fraction)
+    if held_out_N.all() and len(texts) == len(records):
+        raise none_left(source.name, held_out_fraction, len(texts))
     return [text for text, held_out in zip(texts, held_out_N, strict=True) if not held_out]
 
 
