@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +135,27 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INLINED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 
 
+@dataclass(frozen=True)
+class Loop:
+    """A loop of a compiled step."""
+
+    trips: int | None
+    """How often it runs, where XLA knows."""
+    carried: dict[tuple[str, tuple[int, ...]], int]
+    """(dtype, shape) of the arrays that it carries, and how many there are of each: stacks of all layers among them."""
+
+    def largest(self, count: int = 10) -> list[tuple[int, int, str, tuple[int, ...]]]:
+        """(bytes in all, arrays, dtype, shape) of the largest."""
+        rows = [(n * math.prod(shape) * item_bytes(dtype), n, dtype, shape) for (dtype, shape), n in self.carried.items()]
+        return sorted(rows, reverse=True)[:count]
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one element of an HLO type: 2 for "bf16"."""
+    bits = re.search(r"\d+", dtype)
+    return max(1, int(bits[0]) // 8) if bits else 1
+
+
 class CompiledStep:
     """What a compiled step allocates and calls, read from its memory analysis and its scheduled HLO."""
 
@@ -150,6 +173,17 @@ class CompiledStep:
             "temporaries": stats.temp_size_in_bytes,
         }
         return parts | {"total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]}
+
+    def loops(self) -> list[Loop]:
+        """The loops (scans over layers, chunks, microbatches) in the order of the text, with what they carry."""
+        loops = []
+        for line in self.text.splitlines():
+            if " while(" not in line:
+                continue
+            carried = Counter((dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(_tuple(line)))
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            loops.append(Loop(int(trips[1]) if trips else None, dict(carried)))
+        return loops
 
     def custom_calls(self) -> list[str]:
         """Targets of the custom calls, in the order of the text, once for each call (loops count once)."""
@@ -172,7 +206,7 @@ class CompiledStep:
         shapes = set()
         for line in self.buffer_lines():
             result = line.split(" = ", 1)[1].split("(", 1)[0] if not line.split(" = ", 1)[1].startswith("(") else _tuple(line)
-            shapes |= {(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _SHAPE.findall(result)}
+            shapes |= {(dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(result)}
         return shapes
 
     def buffers_with(self, *sizes: int) -> set[tuple[str, tuple[int, ...]]]:
@@ -182,6 +216,11 @@ class CompiledStep:
     def largest_buffers(self, count: int = 10) -> list[tuple[int, str, tuple[int, ...]]]:
         """(elements, dtype, shape) of the largest arrays."""
         return sorted(((int(np.prod(s)), d, s) for d, s in self.buffer_shapes()), reverse=True)[:count]
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    """The dims of an HLO shape: "8,4096" → (8, 4096)."""
+    return tuple(int(n) for n in text.split(",") if n)
 
 
 def _tuple(line: str) -> str:

@@ -19,6 +19,10 @@ SINGLE: Options = {
     # Schedules by estimated latencies, so that copies and collectives run beside kernels. The one flag that NVIDIA's
     # JAX image sets for everybody [E], and part of its optimization level O1 [T].
     "xla_gpu_enable_latency_hiding_scheduler": True,
+    # `model.remat` says what is computed twice, and nobody else. XLA's own pass begins at three quarters of the memory, by
+    # an estimate that double buffering nearly doubles (W3 on 8 GPUs: 169 GiB, where 90 are allocated), and then repeats
+    # matrix products without a word. Without it a step that doesn't fit says so.
+    "xla_disable_hlo_passes": "rematerialization",
 }
 """For any number of GPUs."""
 
