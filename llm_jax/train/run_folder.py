@@ -77,9 +77,9 @@ def write_config(run_dir: Path, yaml: str) -> None:
 
 def read_experiment(run_dir: Path) -> Experiment:
     """The experiment of a run folder."""
-    from llm_jax.experiment import from_tree
+    from llm_jax.experiment import read_yaml
 
     path = run_dir / "config.yaml"
     if not path.exists():
         raise UserError(f"{run_dir}: is no run folder (it has no config.yaml)")
-    return from_tree(OmegaConf.load(path), str(path))
+    return read_yaml(path)
