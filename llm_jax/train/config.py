@@ -37,9 +37,7 @@ class TrainConfig:
         """Raises UserError for a value out of range."""
         for key in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        require(
-            self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}"
-        )
+        require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
         require(0 <= self.progress_every < math.inf, "train.progress_every", self.progress_every, "0 or more seconds")

@@ -68,7 +68,7 @@ class OptimizerConfig:
         """Raises UserError for a value out of range, or an optimizer that nobody registered."""
         if self.name not in BUILDERS:
             raise UserError(f"optimizer.name={self.name}: no such optimizer; {nearest(self.name, BUILDERS)} (an experiment file can register one)")
-        positive = 'above 0, e.g. {}'.format
+        positive = "above 0, e.g. {}".format
         require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, positive("1e-3"))
         require(0 < self.epsilon < math.inf, "optimizer.epsilon", self.epsilon, positive("1e-8"))
         if self.matrix_learning_rate is not None:
