@@ -10,15 +10,17 @@ import ast
 import dataclasses
 import importlib.util
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from llm_jax.data import DataConfig, TokenizerConfig
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
@@ -67,7 +69,10 @@ def list_experiments() -> dict[str, Path]:
 
 def purpose(path: Path) -> str:
     """The first line of an experiment file's docstring, without running it."""
-    doc = ast.get_docstring(ast.parse(path.read_text()))
+    try:
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+    except SyntaxError as error:
+        return f"(can't be read: line {error.lineno}: {error.msg})"
     return doc.splitlines()[0] if doc else "(no docstring)"
 
 
@@ -80,6 +85,8 @@ def find_experiment(name: str) -> Path:
         return path
     known = list_experiments()
     if name not in known:
+        if (Path(name) / "config.yaml").is_file():
+            raise UserError(f"experiment={name}: is a run folder; write experiment={Path(name) / 'config.yaml'} to run its configuration")
         raise UserError(f"experiment={name}: no such experiment; {nearest(name, known)} (--list shows all)")
     return known[name]
 
@@ -88,7 +95,15 @@ def load_experiment(name: str) -> Experiment:
     """The experiment that a file describes: a Python file under experiments/, one anywhere, or a run's config.yaml."""
     path = find_experiment(name)
     if path.suffix == ".yaml":
-        return from_tree(OmegaConf.load(path), str(path))
+        return read_yaml(path)
+    made = run_file(path, f"experiment={name}")
+    if not isinstance(made, Experiment):
+        raise UserError(f"experiment={name}: experiment() in {path} returns {type(made).__name__}, not an Experiment")
+    return made if made.name else dataclasses.replace(made, name=path.stem if name.endswith(".py") else name)
+
+
+def run_file(path: Path, said: str) -> Any:
+    """What experiment() of a Python file returns. Whatever the file raises is a UserError with the file's line."""
     spec = importlib.util.spec_from_file_location(f"llm_jax_experiment_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -96,25 +111,27 @@ def load_experiment(name: str) -> Experiment:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, "experiment", None)):
+            raise UserError(f"{said}: {path} has no function experiment() that returns an Experiment")
+        return module.experiment()
+    except UserError:
+        raise
     except SyntaxError as error:
-        raise UserError(f"experiment={name}: {path}:{error.lineno}: {error.msg}") from error
-    if not callable(getattr(module, "experiment", None)):
-        raise UserError(f"experiment={name}: {path} has no function experiment() that returns an Experiment")
-    try:
-        made = module.experiment()
-    except TypeError as error:  # a field that a config doesn't have, as Python says it
-        raise UserError(f"experiment={name}: {path}: {error}") from error
-    if not isinstance(made, Experiment):
-        raise UserError(f"experiment={name}: experiment() in {path} returns {type(made).__name__}, not an Experiment")
-    return made if made.name else dataclasses.replace(made, name=path.stem)
+        raise UserError(f"{said}: {error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        raise UserError(f"{said}: {path}:{lines[-1] if lines else '?'}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def from_tree(tree: Any, where: str) -> Experiment:
-    """An Experiment from a tree of plain values (a config.yaml)."""
+def read_yaml(path: Path) -> Experiment:
+    """The experiment of a config.yaml. Raises UserError, naming file and key, where it isn't one."""
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), tree))
+        tree = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(path))
+        made = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {error.full_key or ''}: {first_line(error)}") from error
+        raise UserError(f"{path}: {error.full_key or ''}: {first_line(error)}") from error
+    except Exception as error:  # YAML's own errors
+        raise UserError(f"{path}: not a configuration ({first_line(error)})") from error
     assert isinstance(made, Experiment)
     return made
 
@@ -127,37 +144,84 @@ def override(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment
     for key, value in pairs:
         if key == "layout" and value != experiment.layout.name:
             experiment = dataclasses.replace(experiment, layout=preset(value))
-    tree = OmegaConf.structured(experiment)
+    tree = structured(experiment)
     for key, value in pairs:
         if key == "layout":
             continue
-        check_key(experiment, key, value)
+        path, kind = find_key(experiment, key, value)
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={value}"]))
-        except OmegaConfBaseException as error:
-            raise UserError(f"{key}={value}: {first_line(error)}") from error
-        except Exception as error:  # YAML's own errors, for values like "[1, 2"
-            raise UserError(f"{key}={value}: not a valid value ({first_line(error)})") from error
-    made = OmegaConf.to_object(tree)
+            tree = with_value(tree, path, OmegaConf.from_dotlist([f"value={value}"])["value"])
+        except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
+            raise UserError(f"{key}={value}: {expected(kind, value)}") from error
+    try:
+        made = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:  # what it only looks at now: "${...}" and "???"
+        key = error.full_key or ""
+        raise UserError(f"{key}={dict(pairs).get(key, '')}: {first_line(error)}") from error
     assert isinstance(made, Experiment)
+    if made.data.mixture and any(key == "data.source" for key, _ in pairs):
+        raise UserError(f"data.source={made.data.source}: the experiment has a data.mixture, which replaces it; add data.mixture={{}} to use it")
     return made
 
 
-def check_key(experiment: Experiment, key: str, value: str) -> None:
-    """Raises UserError unless `key` is a value of the tree, or an entry of one of its dicts."""
+def structured(experiment: Experiment) -> Any:
+    """OmegaConf's tree of an experiment: its types are checked here, since Python doesn't when a file makes one."""
+    try:
+        return OmegaConf.structured(experiment)
+    except OmegaConfBaseException as error:
+        raise UserError(f"experiment {experiment.name}: {error.full_key or ''}: {first_line(error)}") from error
+
+
+def with_value(tree: Any, path: list[str], value: Any) -> Any:
+    """OmegaConf's tree with one value set, its type checked. A whole dict is replaced, not merged into."""
+    at = tree
+    for part in path[:-1]:
+        at = at[part]
+    if isinstance(value, DictConfig) and isinstance(at[path[-1]], DictConfig):
+        with read_write(at):
+            at[path[-1]] = {}
+    nested = value
+    for part in reversed(path):
+        nested = {part: nested}
+    return OmegaConf.merge(tree, nested)
+
+
+def find_key(experiment: Experiment, key: str, value: str) -> tuple[list[str], Any]:
+    """The path to a value of the tree, or to an entry of one of its dicts, and its type; UserError if there is none.
+
+    What follows a dict's name is one entry, dots and all: data.mixture.text.jsonl=1 is of the source text.jsonl.
+    """
     at: Any = experiment
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        if isinstance(at, dict):
-            return
-        if not dataclasses.is_dataclass(at):
-            raise UserError(f"{key}={value}: {'.'.join(parts[:depth])} is a single value, it has no {part!r}")
         names = [f.name for f in dataclasses.fields(at)]
         if part not in names:
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, all_keys(experiment))}")
+            close = closest(key, all_keys(experiment))
+            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--show prints all keys"))
+        kind = get_type_hints(type(at))[part]
         at = getattr(at, part)
-    if dataclasses.is_dataclass(at):
-        raise UserError(f"{key}={value}: is a group; set one of its keys: {', '.join(f.name for f in dataclasses.fields(at))}")
+        if get_origin(kind) is dict and depth < len(parts) - 1:
+            return [*parts[: depth + 1], ".".join(parts[depth + 1 :])], get_args(kind)[1]
+        if not dataclasses.is_dataclass(at):
+            if depth < len(parts) - 1:
+                raise UserError(f"{key}={value}: {'.'.join(parts[: depth + 1])} is a single value, it has no {parts[depth + 1]!r}")
+            return parts, kind
+    raise UserError(f"{key}={value}: is a group; set one of its keys: {', '.join(f.name for f in dataclasses.fields(at))}")
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def expected(kind: Any, value: str) -> str:
+    """The end of an error line about a value of the wrong type."""
+    options = [o for o in get_args(kind) if o is not type(None)] if get_origin(kind) in (Union, UnionType) else [kind]
+    if get_origin(options[0]) is Literal:
+        return one_of(value, [str(choice) for choice in get_args(options[0])])
+    if get_origin(options[0]) is dict:
+        return f"must be a table of names and values, {{name: {KINDS[get_args(options[0])[1]]}, ...}}"
+    if get_origin(options[0]) is tuple:
+        return "must be a list, [first, second]"
+    return f"must be {KINDS[options[0]]}" + (", or null for none" if len(options) < len(get_args(kind)) else "")
 
 
 def all_keys(config: Any, prefix: str = "") -> list[str]:
@@ -171,12 +235,12 @@ def all_keys(config: Any, prefix: str = "") -> list[str]:
 
 def to_yaml(experiment: Experiment) -> str:
     """The whole tree as YAML, enough to run it again."""
-    return OmegaConf.to_yaml(OmegaConf.structured(experiment))
+    return OmegaConf.to_yaml(structured(experiment))
 
 
 def first_line(error: Exception) -> str:
     """The first line of a library's error, which says what is wrong."""
-    return str(error).splitlines()[0]
+    return next(iter(str(error).splitlines()), "")
 
 
 def resolved(experiment: Experiment) -> Experiment:
@@ -186,15 +250,10 @@ def resolved(experiment: Experiment) -> Experiment:
     """
     if not experiment.run_dir:
         experiment = dataclasses.replace(experiment, run_dir=f"runs/{experiment.name}/default")
-    experiment.layout.check()
-    t = experiment.train
-    for key, n in (("steps", t.steps), ("batch_size", t.batch_size), ("sequence_length", t.sequence_length), ("microbatches", t.microbatches)):
-        if n < 1:
-            raise UserError(f"train.{key}={n}: must be at least 1")
-    if t.batch_size % t.microbatches:
-        raise UserError(f"train.microbatches={t.microbatches}: does not divide train.batch_size={t.batch_size}")
-    if experiment.model.position == "learned" and experiment.model.positions < t.sequence_length:
+    for part in (e := experiment).layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample:
+        part.check()
+    if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
-            f"train.sequence_length={t.sequence_length}: more than the model's learned positions (model.positions={experiment.model.positions})"
+            f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions (model.positions={e.model.positions})"
         )
     return dataclasses.replace(experiment, model=experiment.model.resolved())

@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:  # before the run looks after signals itself, or a second Ctrl-C
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def launch(arguments: list[str]) -> int:

@@ -27,3 +27,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data: {folder} is not there (LLM_JAX_SHARED names the folder)")
     return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the smallest experiment, beside its corpus; the machine's peak is given, since measuring it takes a second."""
+    from llm_jax.train import run
+    from tests.tiny_run import write_experiment
+
+    monkeypatch.setattr(run, "device_peak", lambda device, dtype: 1e11)
+    return write_experiment(tmp_path)

@@ -5,6 +5,7 @@ Every token costs a whole forward pass over a fixed window, which keeps this sma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +17,22 @@ from llm_jax.train.config import SampleConfig
 from llm_jax.train.state import Program
 
 
-def sample_texts(program: Program, parameters: Any, tokenizer: Tokenizer, config: SampleConfig, window: int, seed: int) -> list[str]:
+def sample_texts(
+    program: Program,
+    parameters: Any,
+    tokenizer: Tokenizer,
+    config: SampleConfig,
+    window: int,
+    seed: int,
+    between: Callable[[], None] = lambda: None,
+) -> list[str]:
     """A continuation of each prompt, up to `config.tokens` tokens or the end of the document.
 
     The model sees at most the last `window` tokens. Same parameters, prompts and seed: same text.
+    `between` is called before each token; what it raises ends the sampling.
     """
+    if not config.prompts:
+        return []
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     longest = min(window, max(map(len, prompts)) + config.tokens)
     batch = -(-len(prompts) // program.place.size(program.place.axes("batch"))) * program.place.size(program.place.axes("batch"))
@@ -44,6 +56,7 @@ def sample_texts(program: Program, parameters: Any, tokenizer: Tokenizer, config
     finished = [False] * len(prompts) + [True] * (batch - len(prompts))
     sharding = program.place.sharding(("batch", None), "compute")
     for i in range(config.tokens):
+        between()
         tokens_BT = np.zeros((batch, longest), np.int32)
         for row, ids in zip(tokens_BT, rows, strict=True):
             recent = ids[-longest:]

@@ -75,16 +75,20 @@ class Attention(nnx.Module):
     def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         """Runs the chosen kernel on each device's own heads and rows."""
         kernel = KERNELS[self.config.attention]
-        if self.config.attention == "cudnn" and self.place.platform() != "gpu":
-            raise UserError(
-                f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {self.place.platform()}; "
-                "use model.attention=blocked or model.attention=xla"
-            )
+        check_platform(self.config, self.place.platform())
         if segments_BT is None:
             run = self.place.local(lambda q, k, v: kernel(q, k, v, None, self.config), (Q_DIMS, KV_DIMS, KV_DIMS), Q_DIMS)
             return run(q_BTHK, k_BSGK, v_BSGK)
         run = self.place.local(lambda q, k, v, s: kernel(q, k, v, s, self.config), (Q_DIMS, KV_DIMS, KV_DIMS, ("batch", None)), Q_DIMS)
         return run(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+
+
+def check_platform(config: ModelConfig, platform: str) -> None:
+    """Raises UserError where the chosen kernel can't run on devices of this platform."""
+    if config.attention == "cudnn" and platform != "gpu":
+        raise UserError(
+            f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
+        )
 
 
 def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import UserError, nearest, require
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class RopeScaling:
     """yarn: pairs that turn less often than this are divided by `factor`."""
     original_positions: int = 8192
     """The context length, in tokens, that the unscaled frequencies were trained for."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        for key in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions"):
+            require(0 < getattr(self, key) < math.inf, f"model.rope_scaling.{key}", getattr(self, key), "above 0")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,11 @@ class ModelConfig:
             size = getattr(self, key)
             if size is not None and size < 1:
                 raise UserError(f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}")
+        for key in ("norm_epsilon", "rope_theta"):
+            require(0 < getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "above 0")
+        for key in ("logit_softcap", "init_std"):
+            require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
+        self.rope_scaling.check()
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads % values["kv_heads"]:
             raise UserError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import UserError, nearest, require
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy
 
@@ -28,7 +29,29 @@ class ObjectiveConfig:
     chunk: int = 1024
     """Positions whose logits exist at once on a device."""
 
+    def check(self) -> None:
+        """Raises UserError for a value out of range, or an objective that there is none of."""
+        if self.name not in OBJECTIVES:
+            raise UserError(f"objective.name={self.name}: no such objective; {nearest(self.name, OBJECTIVES)} (an experiment file can register one)")
+        require(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "0 (off) or more, e.g. 1e-4")
+        require(self.chunk >= 1, "objective.chunk", self.chunk, "at least 1 position")
 
+
+Builder = Callable[[ObjectiveConfig], Objective]
+OBJECTIVES: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Adds an objective: a function of its configuration."""
+
+    def add(builder: Builder) -> Builder:
+        OBJECTIVES[name] = builder
+        return builder
+
+    return add
+
+
+@register("next_token")
 def next_token(config: ObjectiveConfig) -> Objective:
     """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
 
@@ -50,11 +73,6 @@ def next_token(config: ObjectiveConfig) -> Objective:
     return loss
 
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {"next_token": next_token}
-
-
 def make_objective(config: ObjectiveConfig) -> Objective:
-    """The objective that the configuration names; UserError if there is none."""
-    if config.name not in OBJECTIVES:
-        raise UserError(f"objective.name={config.name}: no such objective; {nearest(config.name, OBJECTIVES)}")
+    """The objective that the configuration names."""
     return OBJECTIVES[config.name](config)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from llm_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class TrainConfig:
     batch_sha: bool = True
     """Whether metrics.jsonl has the sha256 of each step's batch."""
 
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        for key in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every"):
+            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
+        require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
+        require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
+        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
+        require(0 <= self.progress_every < math.inf, "train.progress_every", self.progress_every, "0 or more seconds")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -42,17 +54,29 @@ class EvaluateConfig:
     final_batches: int | None = None
     """The same for the evaluation at the end."""
 
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        require(self.every >= 0, "evaluate.every", self.every, "a number of steps, or 0 for only at the end")
+        for key in ("batches", "final_batches"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"evaluate.{key}", value, "at least 1, or null for all held-out documents")
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Checkpoints in <run_dir>/checkpoints."""
 
     every: int = 500
-    """Steps between checkpoints; one is always saved at the end."""
+    """Steps between checkpoints; one is also saved at the end, and when a signal stops the run."""
     keep: int = 2
     """So many of the newest are kept."""
     keep_best: bool = True
-    """Whether the one with the lowest held-out loss is kept too."""
+    """Whether the one with the lowest held-out loss is kept too; an evaluation with a new lowest then saves."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        require(self.every >= 1, "checkpoint.every", self.every, "at least 1 step (a large number saves only at the end)")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, since a run resumes from the newest")
 
 
 @dataclass(frozen=True)
@@ -67,3 +91,9 @@ class SampleConfig:
     """Logits are divided by it; 0: always the most likely token."""
     top_k: int = 50
     """Only the k most likely tokens are drawn from; 0: all."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        require(self.tokens >= 0, "sample.tokens", self.tokens, "a number of tokens, or 0 for no samples")
+        require(0 <= self.temperature < math.inf, "sample.temperature", self.temperature, "0 (always the most likely token) or more")
+        require(self.top_k >= 0, "sample.top_k", self.top_k, "a number of tokens, or 0 for all")

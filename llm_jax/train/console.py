@@ -66,6 +66,13 @@ class Console:
             self.bar = None
         sys.stdout.flush()
 
+    def close(self) -> None:
+        """Ends the bar and the log file."""
+        self.stop()
+        if self.file:
+            self.file.close()
+            self.file = None
+
 
 def duration(seconds: float) -> str:
     """1:02:03, or 2:03."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,34 +15,11 @@ from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed
 from llm_jax.train.metrics import MetricsWriter, short
 from llm_jax.train.state import TrainState
+from llm_jax.train.stop import StopSignal
 
 
 class Diverged(Exception):
     """Too many steps in a row with a loss or gradient that was not finite."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; the state is saved."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}")
-        self.number, self.step = number, step
-
-
-class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save and stop between two steps. A second one ends at once."""
-
-    def __init__(self):
-        self.received: int | None = None
-        self.old: dict[int, Any] = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(self, number: int, frame: Any) -> None:
-        self.received = number
-        signal.signal(number, self.old[number])
-
-    def close(self) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -69,11 +45,15 @@ class Clock:
 class Loop:
     """Everything that the loop works with. `run` goes from the state's step to the last and returns the last state."""
 
+    stop: StopSignal
+
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     feed: Feed
     checkpoints: Checkpoints
-    evaluate: Callable[[TrainState], dict[str, float]]
+    evaluate: Callable[[TrainState], dict[str, float] | None]
+    """Held-out scores; None where a signal ended it early."""
     info: Callable[[], dict[str, Any]]
+    """What a checkpoint says beside the state."""
     writer: MetricsWriter | None
     console: Console
     train: TrainConfig
@@ -83,17 +63,24 @@ class Loop:
     peak_flops: float | None
     clock: Clock = field(default_factory=Clock)
     latest: dict[str, Any] = field(default_factory=dict)
+    """The newest value of every metric."""
+    bad_in_a_row: int = 0
 
-    def run(self, state: TrainState, first: int) -> TrainState:
-        """Trains to `train.steps`. Raises Diverged or Stopped, with the state saved where it is good."""
+    def run(self, state: TrainState, first: int, evaluation_due: bool = False) -> TrainState:
+        """Trains to `train.steps`. Raises Diverged, or Stopped with the state saved.
+
+        `evaluation_due`: whether the run was stopped before the evaluation that belongs to step `first`.
+        """
         last = self.train.steps
-        stop = StopSignal() if jax.process_count() == 1 else None
         self.console.start(last, first)
         pending: tuple[int, dict[str, jax.Array], str | None, float] | None = None
         batches = self.feed.batches(first, last)
         self.mark = time.perf_counter()
         self.fresh = True  # the next step's time is not a step's: it compiles, or follows an evaluation
         try:
+            if evaluation_due:
+                self.pause(state, first, evaluate=True, save=False)
+                self.stop.check()
             for done in range(first + 1, last + 1):
                 waited = time.perf_counter()
                 fed = next(batches)
@@ -104,22 +91,20 @@ class Loop:
                 pending = (done, metrics, fed.sha, waited)
                 evaluate = done == last or (self.evaluation.every and done % self.evaluation.every == 0)
                 save = done == last or done % self.checkpointing.every == 0
-                stopped = stop.received if stop else None
-                if evaluate or save or stopped:
+                if evaluate or save or self.stop.received:
                     self.read(*pending)
                     pending = None
-                    self.pause(state, done, bool(evaluate), bool(save or stopped))
-                if stopped:
-                    raise Stopped(stopped, done)
+                    # In a row of bad steps nothing was learned since the last checkpoint, which is better kept.
+                    self.pause(state, done, bool(evaluate), save and (not self.bad_in_a_row or done == last))
+                    self.stop.check()
         finally:
             self.console.stop()
-            if stop:
-                stop.close()
         return state
 
     def read(self, done: int, metrics: dict[str, jax.Array], sha: str | None, waited: float) -> None:
         """Waits for a step's metrics, writes them, and checks them."""
         values: dict[str, Any] = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.stop.hold()
         now = time.perf_counter()
         seconds, self.mark = now - self.mark, now
         if self.fresh:
@@ -130,7 +115,7 @@ class Loop:
         tokens = self.train.batch_size * self.train.sequence_length
         for name in ("bad_steps", "bad_in_a_row"):
             values[name] = int(values[name])
-        bad_in_a_row = values.pop("bad_in_a_row")
+        bad_in_a_row = self.bad_in_a_row = values.pop("bad_in_a_row")
         values |= {"tokens": done * tokens, "epoch": self.feed.corpus.epoch(done - 1), "step_seconds": seconds, "data_seconds": waited}
         if not fresh:
             values["tokens_per_second"] = tokens / seconds
@@ -149,22 +134,23 @@ class Loop:
         if bad_in_a_row >= self.train.stop_after_bad_steps:
             raise Diverged(
                 f"{bad_in_a_row} updates in a row skipped at step {done} (loss or gradient not finite); "
-                f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}"
+                f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}; "
+                "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
             )
 
     def pause(self, state: TrainState, done: int, evaluate: bool, save: bool) -> None:
-        """Evaluates and saves between two steps."""
+        """Evaluates and saves between two steps. A signal cuts the evaluation short: it is then due on resuming."""
+        scores = self.evaluate(state) if evaluate and not self.stop.received else None
         eval_loss = None
-        if evaluate:
-            scores = self.evaluate(state)
+        if scores is not None:
             eval_loss = scores["eval_loss"]
             tokens = done * self.train.batch_size * self.train.sequence_length
             self.latest |= scores
             if self.writer:
                 self.writer.write({"step": done, "tokens": tokens, **scores})
             self.console.say(f"step {done}: held-out loss {eval_loss:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
-        if save:
-            self.checkpoints.save(state, done, self.info(), eval_loss)
+        if save or self.stop.received or (eval_loss is not None and self.checkpoints.wants(eval_loss)):
+            self.checkpoints.save(state, done, {**self.info(), "evaluation_due": evaluate and scores is None}, eval_loss)
         self.mark, self.fresh = time.perf_counter(), not self.clock.steps
 
     def mfu(self, seconds: float) -> float | None:

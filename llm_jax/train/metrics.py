@@ -11,10 +11,23 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order; steps that were done again after a restart appear again."""
+    """The lines of a metrics.jsonl, in order; steps that were done again after a restart appear again.
+
+    A last line without its end is one that is being written, or that a kill left: it is not read.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+
+
+def latest_values(path: Path, step: int) -> dict[str, Any]:
+    """The newest value of every metric up to a step, from a metrics.jsonl."""
+    latest: dict[str, Any] = {}
+    for line in read_metrics(path):
+        if line["step"] <= step:
+            latest |= line
+    return latest
 
 
 def drop_torn_line(path: Path) -> bool:
@@ -40,7 +53,7 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2) + "\n")
+    part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
     os.replace(part, path)
 
 
@@ -59,7 +72,7 @@ class MetricsWriter:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self.jsonl.write(json.dumps({k: finite(v) for k, v in values.items()}) + "\n")
+        self.jsonl.write(json.dumps({k: finite(v) for k, v in values.items()}, allow_nan=False) + "\n")
         self.jsonl.flush()
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items() if key != "step" and isinstance(value, (int, float))]
         self.events.add_event(Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars)))

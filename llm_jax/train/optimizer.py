@@ -7,6 +7,7 @@ for every optimizer alike. An experiment file adds one with `@register("name")`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import UserError, nearest, require
 from llm_jax.model.dims import Dims
 
 MATRIX_SIDES: dict[Dims, int] = {
@@ -63,6 +64,23 @@ class OptimizerConfig:
     """name=muon: the peak for the matrices that Muon updates. None: `learning_rate` for all, with updates scaled
     to the size of Adam's (consistent RMS 0.2, Liu et al. 2025)."""
 
+    def check(self) -> None:
+        """Raises UserError for a value out of range, or an optimizer that nobody registered."""
+        if self.name not in BUILDERS:
+            raise UserError(f"optimizer.name={self.name}: no such optimizer; {nearest(self.name, BUILDERS)} (an experiment file can register one)")
+        positive = "above 0, e.g. {}".format
+        require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, positive("1e-3"))
+        require(0 < self.epsilon < math.inf, "optimizer.epsilon", self.epsilon, positive("1e-8"))
+        if self.matrix_learning_rate is not None:
+            require(0 < self.matrix_learning_rate < math.inf, "optimizer.matrix_learning_rate", self.matrix_learning_rate, positive("0.02"))
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more steps")
+        for key in ("beta1", "beta2", "momentum"):
+            require(0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "at least 0 and below 1")
+        for key in ("decay_fraction", "final_fraction"):
+            require(0 <= getattr(self, key) <= 1, f"optimizer.{key}", getattr(self, key), "from 0 to 1")
+        for key in ("weight_decay", "clip_norm"):
+            require(0 <= getattr(self, key) < math.inf, f"optimizer.{key}", getattr(self, key), "0 (off) or more")
+
 
 @dataclass(frozen=True)
 class ParameterInfo:
@@ -102,8 +120,6 @@ def make_optimizer(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
     `info` is a tree of ParameterInfo with the structure of the parameters. Clipping is not in it: the train step
     clips, since it has the norm anyway.
     """
-    if config.name not in BUILDERS:
-        raise UserError(f"optimizer.name={config.name}: no such optimizer; {nearest(config.name, BUILDERS)}")
     return BUILDERS[config.name](config, info)
 
 
@@ -162,8 +178,6 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
     """step (int, from 0) → learning rate, float32. The first step has 1 / warmup_steps of the peak."""
-    if config.warmup_steps < 0:
-        raise UserError(f"optimizer.warmup_steps={config.warmup_steps}: must be 0 or more steps")
     warmup, final = config.warmup_steps, config.final_fraction
     decay_from = max(warmup, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else warmup
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
+from llm_jax.model.attention import check_platform
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
@@ -25,23 +28,40 @@ from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step
 from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed, on_devices
-from llm_jax.train.loop import Diverged, Loop, Stopped
+from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import make_evaluation
+from llm_jax.train.stop import Stopped, StopSignal
 
 EXIT_DIVERGED = 3
 
 
 def run(experiment: Experiment) -> int:
     """Trains, or goes on training, and returns the process's exit code."""
-    started = time.time()
+    check_one_process(os.environ)
     use_compilation_cache(experiment)
-    console = Console(speaks=jax.process_index() == 0)
-    run_dir = Path(experiment.run_dir)
-    layout = experiment.layout
-    place = MeshPlacement(layout, make_mesh(layout, experiment.mesh))
+    started, console = time.time(), Console()
+    with contextlib.closing(console), StopSignal() as stop:
+        try:
+            return prepare_and_train(experiment, console, stop, started)
+        except Stopped as stopped:
+            console.say(f"{stopped} before a step was done, nothing is lost; the same command starts again")
+            return 128 + stopped.number
+
+
+def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float) -> int:
+    """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
+    run_dir, steps = Path(experiment.run_dir), experiment.train.steps
+    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     place.check_divides(split_sizes(experiment))
+    check_platform(experiment.model, place.platform())
+    run_folder.check_writable(run_dir)
+    run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
+    last = run_folder.last_summary(run_dir)
+    if last.get("state") == "finished" and last["step"] >= steps:
+        console.say(f"nothing to do: the run in {run_dir} is finished, at step {last['step']} of {steps}")
+        return 0
 
     corpus = data.prepare(
         experiment.data,
@@ -56,78 +76,96 @@ def run(experiment: Experiment) -> int:
     place.check_divides(split_sizes(experiment))
 
     yaml = experiments.to_yaml(experiment)
-    changed = run_folder.check_same_run(run_dir, yaml)
     experiment = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(experiment.model, experiment.optimizer, place, experiment.train.ema_decay)
-    objective = make_objective(experiment.objective)
-    run_folder.write_config(run_dir, yaml)
-    console.log_to(run_dir / "log.txt")
-    corpus.tokenizer.save(run_dir / "tokenizer")
-    for change in changed:
-        console.say(f"differs from the last start in this run folder: {change}")
 
-    checkpoints = Checkpoints(run_dir, experiment.checkpoint)
-    state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
-    first = int(info["step"])
-    peak = device_peak(place.mesh.devices.flat[0], experiment.model.compute_dtype)
-    peak_total = peak * place.mesh.size if peak else None
-    flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
-    tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
-    console.say(header(experiment, program, corpus, peak, flops_per_token))
-    if first >= experiment.train.steps:
-        console.say(f"nothing to do: the run in {run_dir} is at step {first} of {experiment.train.steps}")
-        return 0
+    run_folder.make_folder(run_dir)
+    with run_folder.locked(run_dir, console.say):
+        changed = run_folder.check_same_run(run_dir, yaml)
+        run_folder.write_config(run_dir, yaml)
+        console.log_to(run_dir / "log.txt")
+        corpus.tokenizer.save(run_dir / "tokenizer")
+        for change in changed:
+            console.say(f"differs from the last start in this run folder: {change}")
+            if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":
+                console.say(f"the learning-rate schedule ({experiment.optimizer.schedule}) now ends at step {steps}: the rate may jump here")
+        if last.get("state") == "diverged":
+            console.say(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
+        return train(experiment, program, corpus, run_dir, console, stop, started)
 
-    writer = metrics.MetricsWriter(run_dir) if jax.process_index() == 0 else None
-    feed = Feed(
-        corpus,
-        place,
-        batch_size=experiment.train.batch_size,
-        microbatches=experiment.train.microbatches,
-        sha=experiment.train.batch_sha,
-    )
-    evaluate = Evaluator(program, corpus, experiment)
-    before = float(info.get("wall_seconds", 0.0))
-    loop = Loop(
-        step=jit_step(program, objective, experiment),
-        feed=feed,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
-        writer=writer,
-        console=console,
-        train=experiment.train,
-        evaluation=experiment.evaluate,
-        checkpointing=experiment.checkpoint,
-        flops_per_step=flops_per_token * tokens_per_step,
-        peak_flops=peak_total,
-    )
-    code = 0
-    try:
-        with jax.set_mesh(place.mesh):
-            state = loop.run(state, first)
-            if experiment.sample.tokens and writer:
-                show_samples(program, state, corpus, experiment, run_dir, console)
-    except Stopped as stop:
-        console.say(f"{stop}; checkpoint saved; the same command goes on from here")
-        code = 128 + stop.number
-    except Diverged as error:
-        console.say(f"the run diverged: {error}")
-        code = EXIT_DIVERGED
-    finally:
-        feed.close()
-        checkpoints.close()
-        if writer:
-            writer.close()
 
-    if writer:
-        summary = summarise(experiment, program, loop, place, peak, flops_per_token, loop.info()["wall_seconds"])
-        summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
-        metrics.write_json(run_dir / "summary.json", summary)
-        curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
-        if code == 0:
-            console.say(closing(summary, run_dir, curve))
+def train(experiment: Experiment, program: Program, corpus: data.Corpus, run_dir: Path, console: Console, stop: StopSignal, started: float) -> int:
+    """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
+    place = program.place
+    with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
+        checkpoints = Checkpoints(run_dir, experiment.checkpoint)
+        life.callback(checkpoints.close)
+        state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
+        first = int(info["step"])
+        peak = device_peak(place.mesh.devices.flat[0], experiment.model.compute_dtype)
+        flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
+        tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
+        console.say(header(experiment, program, corpus, peak, flops_per_token))
+        writer = metrics.MetricsWriter(run_dir)
+        life.callback(writer.close)
+        feed = Feed(
+            corpus,
+            place,
+            batch_size=experiment.train.batch_size,
+            microbatches=experiment.train.microbatches,
+            sha=experiment.train.batch_sha,
+        )
+        life.callback(feed.close)
+        before = float(info.get("wall_seconds", 0.0))
+        loop = Loop(
+            stop=stop,
+            step=jit_step(program, make_objective(experiment.objective), experiment),
+            feed=feed,
+            checkpoints=checkpoints,
+            evaluate=Evaluator(program, corpus, experiment, stop),
+            info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
+            writer=writer,
+            console=console,
+            train=experiment.train,
+            evaluation=experiment.evaluate,
+            checkpointing=experiment.checkpoint,
+            flops_per_step=flops_per_token * tokens_per_step,
+            peak_flops=peak * place.mesh.size if peak else None,
+            latest=metrics.latest_values(run_dir / "metrics.jsonl", first) if first else {},
+        )
+        code = 0
+        try:
+            with jax.set_mesh(place.mesh):
+                state = loop.run(state, first, evaluation_due=bool(info.get("evaluation_due")))
+                if experiment.sample.tokens:
+                    show_samples(program, state, corpus, experiment, run_dir, console, stop)
+        except Stopped as stopped:
+            if not stop.held:  # not a step was done
+                raise
+            checkpoints.wait()
+            console.say(f"{stopped} at step {loop.latest['step']}; checkpoint saved; the same command goes on from here")
+            code = 128 + stopped.number
+        except Diverged as error:
+            console.say(f"the run diverged: {error}")
+            code = EXIT_DIVERGED
+
+    summary = summarise(experiment, program, loop, place, peak, flops_per_token, loop.info()["wall_seconds"])
+    summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
+    metrics.write_json(run_dir / "summary.json", summary)
+    curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
+    if code == 0:
+        console.say(closing(summary, run_dir, curve))
     return code
+
+
+def check_one_process(environment: Mapping[str, str]) -> None:
+    """Raises UserError where a launcher started several processes: each would take itself for the whole run."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        count = environment.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            raise UserError(f"{name}={count}: a run is one process, which uses all devices of its machine; start one (srun --ntasks=1)")
+    if jax.process_count() > 1:
+        raise UserError(f"jax.distributed: has {jax.process_count()} processes, and a run is one process")
 
 
 def use_compilation_cache(experiment: Experiment) -> None:
@@ -189,18 +227,20 @@ def start_or_resume(
 class Evaluator:
     """Held-out loss and bits per byte."""
 
-    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment):
-        self.program, self.corpus, self.experiment = program, corpus, experiment
+    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal):
+        self.program, self.corpus, self.experiment, self.stop = program, corpus, experiment, stop
         self.evaluate = jax.jit(make_evaluation(program))
         self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens."""
+    def __call__(self, state: TrainState) -> dict[str, float] | None:
+        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens; None if a signal ended it."""
         config = self.experiment.evaluate
         limit = config.final_batches if int(state.step) == self.experiment.train.steps else config.batches
         parameters = state.parameters if state.average is None else state.average
         sums = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
         for batch in self.corpus.held_out_batches(self.experiment.train.batch_size, limit):
+            if self.stop.received:
+                return None
             scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
             sums = {name: total + float(scores[name]) for name, total in sums.items()}
         return {
@@ -241,12 +281,15 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
 
 
-def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, run_dir: Path, console: Console) -> None:
+def show_samples(
+    program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, run_dir: Path, console: Console, stop: StopSignal
+) -> None:
     """Lets the model write, says it and keeps it in samples.txt."""
     from llm_jax.generate.sample import sample_texts
 
     parameters = state.parameters if state.average is None else state.average
-    texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, experiment.train.sequence_length, experiment.train.seed)
+    window, seed = experiment.train.sequence_length, experiment.train.seed
+    texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, window, seed, stop.check)
     shown = [
         f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
         for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))
@@ -299,7 +342,12 @@ def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
         f"finished {summary['step']} steps, {metrics.short(summary['tokens'])} tokens in {duration(summary['wall_seconds'])}"
         + (f" at {metrics.short(speed)} tokens/s" if speed else "")
         + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
-        + f": training loss {summary['train_loss']:.4f}, held-out loss {summary['eval_loss']:.4f}, "
-        f"{summary['eval_bits_per_byte']:.4f} bits per byte\n"
+        + f": training loss {four(summary['train_loss'])}, held-out loss {four(summary['eval_loss'])}, "
+        f"{four(summary['eval_bits_per_byte'])} bits per byte\n"
         f"loss curve: {curve}; everything else: {run_dir}"
     )
+
+
+def four(value: float | None) -> str:
+    """A loss with four decimals; "not finite" where metrics.jsonl has null."""
+    return "not finite" if value is None else f"{value:.4f}"

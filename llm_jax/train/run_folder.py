@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from llm_jax.errors import UserError
 
@@ -44,18 +48,52 @@ def show(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
-def check_same_run(run_dir: Path, yaml: str) -> list[str]:
+def check_writable(run_dir: Path) -> None:
+    """Raises UserError where a run could not be kept, before it has cost anything. Makes nothing."""
+    there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"run_dir={run_dir}: {there} is a file; choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir={run_dir}: {there} can't be written to; choose another folder")
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds a run folder, which exists, for this process alone; the system lets go of it however the process ends.
+
+    Raises UserError if another process of this machine (of the cluster, where its file system has locks) holds it.
+    """
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run_dir={run_dir}: another process is running in this folder; wait for it, or choose another") from None
+        except OSError as error:
+            say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
+        yield
+    finally:
+        os.close(folder)
+
+
+def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) -> list[str]:
     """What harmlessly differs from the configuration of the run that is in the folder (nothing if there is none).
 
-    Raises UserError where anything differs that would make it another run.
+    Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet.
     """
     path = run_dir / "config.yaml"
     if not path.exists():
         if (run_dir / "checkpoints").exists():
             raise UserError(f"run_dir={run_dir}: has checkpoints but no config.yaml, so what they are of isn't known; choose another folder")
         return []
-    old, new = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (path.read_text(), yaml))
-    changed = differences(old, new)
+    try:
+        trees = [OmegaConf.create(text) for text in (path.read_text(), yaml)]
+    except Exception as error:
+        raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another run_dir") from error
+    if not all(isinstance(tree, DictConfig) for tree in trees):
+        raise UserError(f"{path}: not a configuration; mend it, or choose another run_dir")
+    old, new = (flat(OmegaConf.to_container(tree)) for tree in trees)
+    changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]
     if fatal:
         raise UserError(
@@ -65,21 +103,34 @@ def check_same_run(run_dir: Path, yaml: str) -> list[str]:
 
 
 def write_config(run_dir: Path, yaml: str) -> None:
-    """Makes the folder and writes config.yaml, whole or not at all."""
+    """Writes config.yaml, whole or not at all."""
+    part = run_dir / "config.yaml.part"
+    try:
+        part.write_text(yaml)
+        os.replace(part, run_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(f"run_dir={run_dir}: can't be written to ({error.strerror})") from error
+
+
+def make_folder(run_dir: Path) -> None:
+    """Makes the folder if it isn't there."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={run_dir}: can't be made ({error.strerror})") from error
-    part = run_dir / "config.yaml.part"
-    part.write_text(yaml)
-    os.replace(part, run_dir / "config.yaml")
+
+
+def last_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary.json of the last start in this folder; empty if there is none."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_experiment(run_dir: Path) -> Experiment:
     """The experiment of a run folder."""
-    from llm_jax.experiment import from_tree
+    from llm_jax.experiment import read_yaml
 
     path = run_dir / "config.yaml"
     if not path.exists():
         raise UserError(f"{run_dir}: is no run folder (it has no config.yaml)")
-    return from_tree(OmegaConf.load(path), str(path))
+    return read_yaml(path)

@@ -27,9 +27,9 @@ class TrainState:
     parameters: Any
     """The model's weights: nested dicts of arrays in the parameter dtype."""
     moments: Any
-    """The optimizer's state."""
+    """The optimizer's state, in float32 whatever the parameters are in."""
     average: Any
-    """Exponential moving average of the parameters, or None."""
+    """Exponential moving average of the parameters, in float32 (in bfloat16 it would stand still), or None."""
     bad_steps: jax.Array
     """Updates skipped so far because loss or gradient was not finite, int32 []."""
     bad_in_a_row: jax.Array
@@ -70,8 +70,8 @@ class Program:
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=self.optimizer.init(self.moved(parameters, "optimizer")),
-            average=jax.tree.map(jnp.copy, parameters) if self.ema_decay else None,
+            moments=self.optimizer.init(in_float32(self.moved(parameters, "optimizer"))),
+            average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,
         )
@@ -88,7 +88,7 @@ class Program:
         mesh = self.place.mesh
 
         def with_mesh(x):
-            spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()
+            spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()  # counters are on no mesh: everywhere
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
         return jax.tree.map(with_mesh, shapes)
@@ -103,6 +103,11 @@ class Leaf:
     """Keeps a tuple from being taken for a branch of a tree."""
 
     value: Any
+
+
+def in_float32(tree: Any) -> Any:
+    """The arrays of a tree in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def pure(weights: Any) -> dict:

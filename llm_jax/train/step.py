@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.objective.next_token import Objective
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import Program, TrainState, in_float32
 
 Metrics = dict[str, jax.Array]
 
@@ -54,7 +54,7 @@ def make_step(
         at_rest = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, state.moments)
         update = jax.sharding.auto_axes(program.optimizer.update, axes=program.place.mesh.axis_names, out_sharding=(at_rest, moment_specs))
-        parameters = program.moved(state.parameters, "optimizer")
+        parameters = in_float32(program.moved(state.parameters, "optimizer"))
         updates, moments = update(program.moved(grads, "optimizer"), state.moments, parameters)
         updates = jax.tree.map(lambda u: u * rate, updates)
         update_norm = optax.tree.norm(updates)

@@ -1,0 +1,89 @@
+"""SIGTERM and Ctrl-C in every phase of a run: it ends soon, with all that was done, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from llm_jax.train import loop, run
+from llm_jax.train.metrics import MetricsWriter, read_metrics
+from tests.tiny_run import launch, losses, steps_saved, summary
+
+
+def evaluations(run_dir):
+    return {line["step"]: line["eval_loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "eval_loss" in line}
+
+
+@pytest.fixture
+def whole(tiny, tmp_path):
+    """The run that nothing stops."""
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'whole'}", "sample.tokens=4") == 0
+    return tmp_path / "whole"
+
+
+def once(monkeypatch, owner, name, number, before=lambda *a: True):
+    """A function that is sent a signal at its first call for which `before` holds."""
+    real, sent = getattr(owner, name), []
+
+    def with_signal(*args, **kwargs):
+        if not sent and before(*args):
+            sent.append(number)
+            signal.raise_signal(number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, with_signal)
+
+
+PHASES = {
+    # phase: (what is interrupted, steps whose checkpoint must be there afterwards)
+    "preparing the corpus": (run.data, "prepare", lambda *a: True, None),
+    "starting": (run, "header", lambda *a: True, None),
+    "training": (MetricsWriter, "write", lambda self, values: values["step"] == 3, (3, 4)),
+    "evaluating": (run, "on_devices", lambda *a: True, (4,)),
+    "saving": (run.Checkpoints, "save", lambda self, state, step, *a: step == 6, (6,)),
+    "the last evaluation": (loop.Console, "say", lambda self, text: text.startswith("step 8/8"), (8,)),
+    "sampling": (run, "show_samples", lambda *a: True, (8,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"), [*((phase, signal.SIGTERM) for phase in PHASES), ("starting", signal.SIGINT), ("training", signal.SIGINT)]
+)
+def test_stopped_run_goes_on_as_if_nothing_had_been(tiny, tmp_path, monkeypatch, capsys, whole, phase, number):
+    owner, name, before, saved = PHASES[phase]
+    run_dir = tmp_path / "run"
+    arguments = (f"experiment={tiny}", f"run_dir={run_dir}", "sample.tokens=4")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        once(patch, owner, name, number, before)
+        assert launch(*arguments) == 128 + number
+    out = capsys.readouterr()
+    assert out.err == ""
+    if saved is None:
+        assert f"stopped by {number.name} before a step was done" in out.out
+        assert not (run_dir / "checkpoints").exists() or not steps_saved(run_dir)
+    else:
+        assert "checkpoint saved; the same command goes on from here" in out.out
+        assert max(steps_saved(run_dir)) in saved
+        assert summary(run_dir)["state"] == "stopped"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+    assert launch(*arguments) == 0
+    assert losses(run_dir) == losses(whole)
+    assert evaluations(run_dir) == evaluations(whole)
+    assert (run_dir / "samples.txt").read_text() == (whole / "samples.txt").read_text()
+    assert {k: summary(run_dir)[k] for k in ("state", "step", "train_loss", "eval_loss")} == {
+        k: summary(whole)[k] for k in ("state", "step", "train_loss", "eval_loss")
+    }
+
+
+def test_a_second_signal_ends_at_once(tiny, tmp_path, monkeypatch):
+    def twice(self, state, *a):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Checkpoints, "save", twice)
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}") == 130
+    assert not steps_saved(tmp_path / "run")

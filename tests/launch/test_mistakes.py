@@ -1,0 +1,227 @@
+"""What a user can get wrong is one line that names the key, the value and what is right; exit 2, and nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from llm_jax.data.config import DataConfig, TokenizerConfig
+from llm_jax.experiment import Experiment
+from tests.tiny_run import launch, launch_process, write_experiment
+
+# arguments → what the line must say. "nan" and "1e400" are numbers to Python; neither is one to us.
+MISTAKES = {
+    "train.stepz=3": "did you mean 'train.steps'?",
+    "steps=3": "did you mean 'train.steps'?",
+    "batch_size=3": "did you mean 'train.batch_size'?",
+    "zzz=3": "--show prints all keys",
+    "=3": "there is no key ''",
+    "train..steps=3": "did you mean 'train.steps'?",
+    "train.steps.more=3": "train.steps is a single value",
+    "train=3": "is a group; set one of its keys: steps, batch_size",
+    "train.steps=abc": "train.steps=abc: must be a whole number",
+    "train.steps=1.5": "must be a whole number",
+    "train.steps=1e400": "must be a whole number",
+    "train.steps=": "must be a whole number",
+    "train.steps=???": "must be a whole number",
+    "name=${oops}": "name=${oops}: must be text",
+    "train.batch_sha=maybe": "must be true or false",
+    "optimizer.learning_rate=fast": "must be a number",
+    "optimizer.matrix_learning_rate=x": "must be a number, or null for none",
+    "optimizer.schedule=cosin": "did you mean 'cosine'?",
+    "model.attention=flash": "must be one of xla, cudnn, blocked",
+    "sample.prompts=[a,b": "must be a list",
+    "mesh=3": "must be a table",
+    "mesh.data=x": "must be a whole number",
+    "mesh.data.x=3": "no axis 'data.x'",
+    "mesh.tensor=2": "layout single has no axis 'tensor'",
+    "mesh.data=16": "needs 16 devices and there are 8",
+    "mesh.data=0": "must be a number of devices",
+    "layout=fsdpp": "did you mean 'fsdp'?",
+    "layout.compute.batch=nonaxis": "the mesh has no axis 'nonaxis'",
+    "layout.compute.btach=data": "did you mean 'batch'?",
+    "layout=data_parallel mesh.data=3": "train.batch_size=8: layout data_parallel (compute) splits dim 'batch' over data=3",
+    "layout=data_parallel train.batch_size=9": "9 is not a multiple of 8",
+    "layout=fsdp_tensor mesh.tensor=8": "model.heads=4: layout fsdp_tensor (compute) splits dim 'heads' over tensor=8",
+    "train.batch_size=8 train.microbatches=3": "must be a divisor of train.batch_size=8",
+    "model.heads=3": "does not divide model.embed=32",
+    "model.attention=cudnn": "needs an NVIDIA GPU, the devices here are cpu",
+    "model.position=learned model.positions=8": "more than the model's learned positions",
+    "optimizer.name=adamv": "did you mean 'adamw'?",
+    "objective.name=nexttoken": "did you mean 'next_token'?",
+    "data.source=/no/such.txt": "/no/such.txt: no such file or folder",
+    "tokenizer.vocab=100000": "too large for this text; at most",
+    "model.vocab=5": "smaller than the tokenizer's 320 pieces",
+    "data.mixture.a.txt=1 data.source=b.txt": "add data.mixture={}",
+    "data.mixture.a.txt=0": "weight 0.0 of 'a.txt' must be above 0",
+}
+
+OUT_OF_RANGE = {
+    **{f"train.{k}": (0, -1) for k in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every")},
+    "train.seed": (-1, 2**32), "train.ema_decay": (1, -0.1, "nan"), "train.progress_every": (-1, "inf"),
+    "checkpoint.every": (0, -1), "checkpoint.keep": (0, -1),
+    "evaluate.every": (-1,), "evaluate.batches": (0, -3), "evaluate.final_batches": (0,),
+    "optimizer.learning_rate": (0, -1, "nan", "inf", "1e400"), "optimizer.matrix_learning_rate": (0,), "optimizer.warmup_steps": (-1,),
+    "optimizer.beta1": (1, -0.1), "optimizer.beta2": (1, "nan"), "optimizer.momentum": (1,), "optimizer.epsilon": (0, -1),
+    "optimizer.weight_decay": (-1, "inf"), "optimizer.clip_norm": (-1, "nan"),
+    "optimizer.decay_fraction": (-0.1, 1.1), "optimizer.final_fraction": (-0.1, 2),
+    "objective.z_loss": (-1, "nan"), "objective.chunk": (0,),
+    "sample.tokens": (-1,), "sample.temperature": (-1, "nan"), "sample.top_k": (-1,),
+    **{f"model.{k}": (0, -1) for k in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "window", "positions", "max_segments")},
+    "model.vocab": (0,), "model.norm_epsilon": (0, "nan"), "model.rope_theta": (0,), "model.logit_softcap": (-1,), "model.init_std": (-1, "nan"),
+    **{f"model.rope_scaling.{k}": (0,) for k in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions")},
+    "data.held_out_fraction": (0, 1), "data.document_bytes": (1,), "data.workers": (-1,),
+    "tokenizer.vocab": (0, 260), "tokenizer.sample_bytes": (0,),
+}  # fmt: skip
+
+
+def assert_refused(capsys, run_dir: Path, says: str, *arguments: object) -> None:
+    assert launch(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert says in error
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistake_is_one_line_and_leaves_nothing(tiny, tmp_path, capsys, arguments):
+    run_dir = tmp_path / "run"
+    assert_refused(capsys, run_dir, MISTAKES[arguments], f"experiment={tiny}", f"run_dir={run_dir}", *arguments.split())
+
+
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_number_out_of_range_is_refused_by_its_key(tiny, tmp_path, capsys, key):
+    for value in OUT_OF_RANGE[key]:
+        assert_refused(capsys, tmp_path / "run", f"{key}=", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", f"{key}={value}")
+
+
+def numbers(config: object, prefix: str = "") -> set[str]:
+    """The keys of all numbers in a tree of dataclasses."""
+    found: set[str] = set()
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= numbers(value, f"{prefix}{f.name}.")
+        elif str(f.type).split(" ")[0] in ("int", "float"):
+            found.add(prefix + f.name)
+    return found
+
+
+def test_every_number_of_the_tree_has_a_range():
+    assert numbers(Experiment(data=DataConfig(), tokenizer=TokenizerConfig())) == set(OUT_OF_RANGE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["experiment=quikstart"], "did you mean 'quickstart'?"),
+        (["experiment="], "valid: quickstart"),
+        (["experiment=no/such.py"], "there is no such file"),
+        (["train.steps=3"], "experiment=NAME is missing"),
+        (["experiment=quickstart", "experiment=quickstart"], "given twice"),
+        (["quickstart"], "write key=value, as in experiment=quickstart"),
+        (["--shwo", "experiment=quickstart"], "did you mean '--show'?"),
+        (["--train.steps=3", "experiment=quickstart"], "overrides are key=value, without dashes"),
+    ],
+)
+def test_mistake_on_the_command_line(tmp_path, capsys, arguments, says):
+    assert_refused(capsys, tmp_path / "run", says, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def experiment(:\n", "broken.py:1: invalid syntax"),
+        ("import not_there\n", "broken.py:1: ModuleNotFoundError: No module named 'not_there'"),
+        ("\n\ndef experiment():\n    return 1 / 0\n", "broken.py:4: ZeroDivisionError: division by zero"),
+        ("from llm_jax.experiment import Experiment\ndef experiment():\n    return Experiment(modle=3)\n", "broken.py:3: TypeError"),
+        ("def experiment():\n    return {}\n", "returns dict, not an Experiment"),
+        ("def experimnet():\n    pass\n", "has no function experiment()"),
+        ("from llm_jax.layout.presets import preset\ndef experiment():\n    return preset('fdsp')\n", "did you mean 'fsdp'?"),
+        (
+            "from llm_jax.experiment import Experiment\nfrom llm_jax.train.config import TrainConfig\n"
+            "def experiment():\n    return Experiment(train=TrainConfig(steps='many'))\n",
+            "train.steps",
+        ),
+    ],
+)
+def test_mistake_in_an_experiment_file_names_its_line(tmp_path, capsys, text, says):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert_refused(capsys, tmp_path / "run", says, f"experiment={path}", f"run_dir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("train: {stepz: 3}\n", "stepz"), ("train: [\n", "not a configuration"), ("- 1\n", "not a configuration")]
+)
+def test_mistake_in_a_config_yaml(tmp_path, capsys, text, says):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert_refused(capsys, tmp_path / "run", says, f"experiment={path}", f"run_dir={tmp_path / 'run'}")
+
+
+def test_run_dir_that_cannot_be_is_told_before_the_corpus_is_read(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for run_dir, says in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "below", "is a file"), ("/proc/none", "can't be")):
+        assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "data.source=/no/such.txt" if "proc" not in str(run_dir) else "train.steps=1") == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_run_dir_that_is_not_writable_is_told_before_the_corpus_is_read(tiny, tmp_path, capsys):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert_refused(capsys, tmp_path / "closed" / "run", "can't be written to", f"experiment={tiny}", f"run_dir={tmp_path / 'closed' / 'run'}")
+
+
+def test_another_configuration_in_the_same_folder_is_refused_before_the_corpus_is_read(tiny, tmp_path, capsys):
+    run = (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+    assert launch(*run, "train.steps=2") == 0
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    capsys.readouterr()
+    assert launch(*run, "train.steps=2", "optimizer.learning_rate=0.5", "data.source=/no/such.txt") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.learning_rate: 0.003 → 0.5" in error
+    assert "data.source:" in error
+    assert error.count("\n") == 1
+    assert launch(*run, "train.steps=4", "model.vocab=640") == 2
+    assert "model.vocab: 320 → 640" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_text_that_changed_under_the_same_name_is_refused_on_resuming(tiny, tmp_path, capsys):
+    run = (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+    assert launch(*run, "train.steps=2") == 0
+    with (tmp_path / "small.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert launch(*run, "train.steps=4") == 2
+    assert "is not what this run was trained on" in capsys.readouterr().err
+
+
+def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
+    from llm_jax.train.run_folder import locked
+
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with locked(run_dir, print):
+        assert launch(f"experiment={tiny}", f"run_dir={run_dir}") == 2
+    assert "another process is running in this folder" in capsys.readouterr().err
+    assert not list(run_dir.iterdir())
+
+
+def test_several_processes_of_one_launcher_are_refused(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert_refused(capsys, tmp_path / "run", "a run is one process", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+
+
+def test_the_process_itself_exits_with_2_and_one_line(tmp_path):
+    path = write_experiment(tmp_path)
+    done = launch_process(f"experiment={path}", "train.stepz=3", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr == "error: train.stepz=3: there is no key 'train.stepz'; did you mean 'train.steps'?\n"
+    assert not done.stdout
