@@ -1,7 +1,7 @@
 """Compiles an experiment's train step for GPUs that are not here and says what it allocates.
 
-    python tools/compile_step.py experiment=w3 model.max_segments=5
-    python tools/compile_step.py experiment=w3 model.max_segments=5 train.batch_size=224 hardware=h200 devices=8
+    python tools/compile_step.py experiment=bench/w3 model.max_segments=5
+    python tools/compile_step.py experiment=bench/w3 model.max_segments=5 train.batch_size=224 hardware=h200 devices=8
 
 `hardware` (h100, h200) and `devices` are this tool's; every other key=value is the experiment's, as in `llm_jax.launch`.
 `text=FILE` keeps the compiled program. Needs the extra `cuda`, no GPU.

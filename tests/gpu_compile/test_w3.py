@@ -35,7 +35,7 @@ needs_compiler = pytest.mark.gpu_compile
 def w3(**overrides: object) -> Experiment:
     """The experiment; `train__steps=3` overrides train.steps."""
     pairs = [(key.replace("__", "."), str(value)) for key, value in {"model__max_segments": SEGMENTS, **overrides}.items()]
-    return resolved(override(load_experiment("w3"), pairs))
+    return resolved(override(load_experiment("bench/w3"), pairs))
 
 
 @functools.cache
@@ -208,7 +208,7 @@ def test_w3_runs_its_first_steps_at_a_reduced_size(tmp_path):
         "train.steps": 12, "train.batch_size": 8, "train.sequence_length": 64, "optimizer.warmup_steps": 2, "optimizer.learning_rate": 3e-3,
         "run_dir": tmp_path / "run",
     }  # fmt: skip
-    assert launch.main(["experiment=w3", *(f"{key}={value}" for key, value in reduced.items())]) == 0
+    assert launch.main(["experiment=bench/w3", *(f"{key}={value}" for key, value in reduced.items())]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train_loss"] for line in lines if "train_loss" in line]
     assert len(losses) == 12
