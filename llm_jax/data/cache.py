@@ -15,6 +15,8 @@ from typing import Any
 
 from llm_jax.errors import UserError
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 def fingerprint(*parts: Any) -> str:
     """sha256 hex of JSON-able parts, the same on every machine."""
@@ -46,10 +48,11 @@ def writable(folder: Path) -> Iterator[None]:
     """Raises UserError where the file system lets nothing more be written to the cache in `folder`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError with the system's words in it
+        words = next((os.strerror(code) for code in _CANNOT_WRITE if os.strerror(code) in str(error)), None)
+        if words is None:
             raise
-        raise UserError(f"data.cache_dir={folder}: cannot write there: {error.strerror}; free it, or choose another folder") from error
+        raise UserError(f"data.cache_dir={folder}: cannot write there: {words}; make room, or choose another folder") from error
 
 
 def publish(temporary: Path, target: Path) -> None:

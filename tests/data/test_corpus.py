@@ -140,6 +140,59 @@ def test_mixture_draws_rows_by_weight(make, small, tmp_path):
     assert mixed.epoch(9) == max(mixed.epochs(9).values())
 
 
+def test_a_batch_is_what_a_naive_reading_of_the_whole_stream_gives(corpus):
+    """Epochs of shuffled documents end to end, cut every 32 tokens, 8 rows a batch."""
+    from llm_jax.data.packing import shuffled
+
+    part = corpus._parts[0].train
+    texts = [part.tokens[start:][:length].tolist() for start, length in zip(part.starts_N.tolist(), part.lengths_N.tolist(), strict=True)]
+    stream = [token for epoch in range(3) for n in shuffled(len(texts), 0, epoch) for token in texts[n]]
+    steps = len(stream) // (8 * 32)
+    assert steps > 100
+    for step in range(steps):
+        assert corpus.batch(step)["tokens"].ravel().tolist() == stream[step * 256 : step * 256 + 256]
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 1.0), (0.3, 0.2), (1e6, 1.0), (1.0, 1e-3)])
+def test_a_mixture_takes_every_row_of_each_source_in_order_wherever_it_is_read(make, small, tmp_path, weights):
+    """So no row is lost or seen twice, and each source's share holds for every beginning of the run."""
+    other = write_jsonl(tmp_path / "other.jsonl", ["ZZZ " * 30 + str(i) for i in range(20)])
+    mixed = make("unused", mixture=dict(zip((str(small), str(other)), weights, strict=True)), batch_size=10)
+    taken = [0, 0]
+    rows = [row for step in range(60) for row in mixed.batch(step)["tokens"].tolist()]
+    for i, row in enumerate(rows):
+        which = 0 if row == mixed._parts[0].train[taken[0]]["tokens"].tolist() else 1
+        assert row == mixed._parts[which].train[taken[which]]["tokens"].tolist()
+        taken[which] += 1
+        assert abs(taken[0] - (i + 1) * weights[0] / sum(weights)) <= 1.0
+    for step in (59, 3, 31):
+        assert mixed.batch(step)["tokens"].tolist() == rows[step * 10 : step * 10 + 10]
+    mixed.batch(10**9)  # far away is no further than near
+
+
+def test_the_same_document_is_on_one_side_of_the_split_only(make, small, tmp_path):
+    """Whether it is twice in a source or in two sources, of which one is so small that it holds out what the other would not."""
+    texts = documents(400)
+    tiny = write_jsonl(tmp_path / "tiny.jsonl", [*texts[7:27], *texts[7:27]])
+    mixed = make("unused", mixture={str(small): 1.0, str(tiny): 1.0})
+
+    def starts(which: str) -> set[str]:
+        rows = (part for parts in mixed._parts for part in [getattr(parts, which)])
+        return {mixed.tokenizer.decode(r.tokens[s : s + n]) for r in rows for s, n in zip(r.starts_N, r.lengths_N, strict=True)}
+
+    train, held_out = starts("train"), starts("held_out")
+    assert held_out & set(texts[7:27])
+    assert not train & held_out
+    assert len(train | held_out) == 400
+
+
+def test_the_same_documents_twice_in_a_mixture_are_refused(make, small, tmp_path):
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(small.read_bytes())
+    with pytest.raises(UserError, match=r"data\.mixture: '.*small\.jsonl' and '.*copy\.jsonl' are the same documents"):
+        make("unused", mixture={str(small): 1.0, str(copy): 2.0})
+
+
 def test_corpus_smaller_than_a_batch_is_repeated(make, tmp_path):
     source = write_jsonl(tmp_path / "tiny.jsonl", documents(20))
     corpus = make(source, batch_size=512, vocab=300)
@@ -158,7 +211,7 @@ def test_corpus_smaller_than_a_sequence_is_refused_with_the_numbers(make, tmp_pa
 def test_one_document_cannot_be_split(make, tmp_path):
     source = write_jsonl(tmp_path / "one.jsonl", ["only one document here, but it is long enough " * 40])
     with pytest.raises(UserError, match=r"held_out_fraction=0\.02: all 1 documents"):
-        make(source, tokenizer=None, vocab=270)
+        make(source, vocab=270)
 
 
 def test_run_folder_gets_the_tokenizer(make, small, corpus, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from llm_jax.data.documents import border, cut, read_documents, split
 from llm_jax.errors import UserError
 
-from .conftest import documents, write_jsonl
+from .conftest import ROOT, documents, write_jsonl
 
 
 def read(path, *, document_bytes=4096, separator="", text_key="text"):
@@ -50,6 +50,59 @@ def test_separator_tells_documents_apart(tmp_path):
     stream = "<|endoftext|>".join(stories).encode()
     blocks = [stream[i : i + 7] for i in range(0, len(stream), 7)]  # separators across the blocks
     assert [s.decode() for s in split(blocks, b"<|endoftext|>", 4096)] == stories
+
+
+@pytest.mark.parametrize("separator", [b"\n\n", b"<|endoftext|>", b"|"])
+def test_documents_do_not_depend_on_how_a_file_comes_in_blocks(separator):
+    stream = separator.join(text.encode() for text in ["long " * 300, *documents(20), "x" * 700, ""])
+    whole = list(split([stream], separator, 100))
+    for size in (1, 7, 99, 1000):
+        assert list(split([stream[i : i + size] for i in range(0, len(stream), size)], separator, 100)) == whole
+    assert max(map(len, whole)) <= 100
+
+
+def test_separator_may_be_written_out_as_a_shell_gives_it(make, tmp_path):
+    (tmp_path / "s.txt").write_text("\n\n".join(documents(40)))
+    typed, real = (make(tmp_path / "s.txt", vocab=300, document_separator=separator) for separator in (r"\n\n", "\n\n"))
+    assert typed.fingerprint == real.fingerprint
+    assert typed.train_documents + typed.held_out_documents >= 40
+    with pytest.raises(UserError, match=r"data\.document_separator=<\|end\|>: is nowhere in the \.txt files"):
+        make(tmp_path / "s.txt", document_separator="<|end|>")
+
+
+@pytest.mark.parametrize("name", ["bom.txt", "bom.jsonl"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    text = "First.\n" if name.endswith("txt") else '{"text": "First.\\n"}\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read(tmp_path / name) == [b"First.\n"]
+
+
+def test_line_ends_of_windows_are_kept_and_their_blank_lines_are_borders(tmp_path):
+    text = "\r\n\r\n".join(["two\r\nlines " * 4] * 100).encode()
+    (tmp_path / "w.txt").write_bytes(text)
+    pieces = read(tmp_path / "w.txt", document_bytes=300)
+    assert b"".join(pieces) == text
+    assert all(piece.endswith(b"\r\n\r\n") for piece in pieces[:-1])
+
+
+def test_a_text_without_a_line_end_at_its_end_is_whole(tmp_path):
+    (tmp_path / "n.txt").write_bytes(b"one\ntwo")
+    assert read(tmp_path / "n.txt") == [b"one\ntwo"]
+
+
+def test_a_parquet_column_of_categories_is_text(tmp_path):
+    import pandas
+
+    texts = documents(5) * 2
+    pandas.DataFrame({"text": pandas.Categorical(texts)}).to_parquet(tmp_path / "c.parquet")
+    assert [d.decode() for d in read(tmp_path / "c.parquet")] == texts
+
+
+def test_a_jsonl_line_longer_than_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.documents.LINE_BYTES", 1000)
+    path = write_jsonl(tmp_path / "l.jsonl", ["short", "long " * 1000])
+    with pytest.raises(UserError, match=r"l\.jsonl:2: a line of more than 1,000 bytes"):
+        read(path)
 
 
 def test_a_gigantic_line_is_read_in_bounded_memory(tmp_path):
@@ -136,6 +189,28 @@ def test_a_prepared_tfds_dataset_is_a_source(make, cache):
         make(folder, split="trian")
 
 
+def test_a_tfds_name_without_a_network_is_one_line_and_leaves_nothing(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.sources._DOWNLOAD_RETRIES", 0)
+    for scheme in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # nothing listens there
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "mine").write_text("of an earlier download")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("tiny_shakespeare", "tfds:lm1b", "wikipedia"):  # new and old style of TFDS's own code
+        with pytest.raises(UserError, match=rf"data\.source={name}: TFDS could not prepare it: \w+Error") as error:
+            make(name, tfds_dir=str(tmp_path))
+        assert "\n" not in str(error.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_text_of_a_tfds_dataset_is_looked_for_before_it_is_downloaded(make, tmp_path):
+    with pytest.raises(UserError, match=r"data\.text_key=text: tfds:mnist has no such field; valid: image, label"):
+        make("tfds:mnist", tfds_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"data\.text_key=label: tfds:mnist has no text there"):
+        make("tfds:mnist", text_key="label", tfds_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_tfds_name_is_a_source(make, tmp_path):
     corpus = make("tfds:stdlib_text:1.0.0", tfds_dir=str(tmp_path), vocab=1000, split="train[:40]")
     assert corpus.train_documents + corpus.held_out_documents == 40
@@ -143,6 +218,12 @@ def test_a_tfds_name_is_a_source(make, tmp_path):
 
 BAD_FILES = {
     "empty.txt": (b"", "no documents: .*empty.txt is empty"),
+    "space.txt": (b" \n\t\r\n" * 50, "no documents: .*space.txt is empty, or has nothing but white space"),
+    "wide.txt": ("UTF-16".encode("utf-16"), "wide.txt is UTF-16; convert it to UTF-8"),
+    "deep.jsonl": (b"[" * 100_000, r"deep.jsonl:1: not a JSON object"),
+    "digits.jsonl": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"digits.jsonl:1: not a JSON object"),
+    "nested.jsonl": (b'{"doc": {"text": "a"}}', r"nested.jsonl:1: no such field; valid: doc"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}' * 999)[:-20], "cannot read .*cut.jsonl.gz"),
     "blank.jsonl": (b"\n  \n", "no documents"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl:2: not a JSON object"),
     "list.jsonl": (b'["a"]\n', r"list.jsonl:1: must be an object"),
@@ -172,7 +253,10 @@ def test_bad_files_are_one_clear_line(make, tmp_path, name):
         ("tfds:qqqqqq", r"no TFDS dataset of that name; give stdlib"),
         ("tfds:tiny_shakespeare:9.9.9", r"data\.source=tfds:tiny_shakespeare:9\.9\.9: "),
         ("./nowhere.txt", r"data\.source=\./nowhere\.txt: no such file or folder"),
-        ("nothing/*.txt", r"data\.source=nothing/\*\.txt: no such file or folder"),
+        ("nothing/*.txt", r"data\.source=nothing/\*\.txt: no such file or folder; nothing matches"),
+        (str(ROOT / "test" / "data" / "x.txt"), r"no such file or folder; did you mean '.*/tests'\?"),
+        ("", r"data\.source: the name of a source is empty"),
+        ("a" * 300 + ".txt", r"data\.source=a+\.txt: cannot read it: File name too long"),
     ],
 )
 def test_unknown_sources_name_the_nearest(make, source, message):
@@ -188,6 +272,8 @@ def test_values_out_of_range_are_refused(make, small):
         make(small, held_out_fraction=0)
     with pytest.raises(UserError, match=r"data\.mixture: weight 0 of 'stdlib' must be above 0"):
         make(small, mixture={"stdlib": 0})
+    with pytest.raises(UserError, match=r"data\.mixture: weight inf of 'stdlib' must be above 0 and finite"):
+        make(small, mixture={"stdlib": float("inf")})
     with pytest.raises(UserError, match=r"tokenizer\.kind=bpee: did you mean 'bpe'"):
         make(small, tokenizer=TokenizerConfig(kind="bpee"))
     with pytest.raises(UserError, match=r"tokenizer\.vocab=100: must be at least 261"):

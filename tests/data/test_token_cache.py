@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from llm_jax.data import batch_sha
 from llm_jax.data import cache as caching
 from llm_jax.data.token_cache import document_hash, held_out_mask
 
-from .conftest import ROOT
+from .conftest import ROOT, documents, write_jsonl
 
 
 def tree(folder):
@@ -49,6 +53,66 @@ def test_a_killed_build_resumes_its_finished_shards(make, small, corpus, tmp_pat
     assert not [path for path in tree(tmp_path) if ".partial" in path or ".tmp-" in path]
 
 
+PREPARE = (
+    "import sys; from llm_jax.data import *; import llm_jax.data.token_cache as t; t._SHARD_BYTES = 9000\n"
+    "from llm_jax.errors import UserError\n"
+    "try: c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], workers=2), TokenizerConfig(vocab=320), "
+    "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None); print(batch_sha(c.batch(5)))\n"
+    "except UserError as error: sys.exit(f'error: {error}')"
+)
+
+
+def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shards(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.token_cache._SHARD_BYTES", 9_000)  # as in PREPARE
+    source = write_jsonl(tmp_path / "many.jsonl", documents(4000))
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", PREPARE, str(source), str(cache)]
+
+    def shards() -> dict[str, int]:
+        found = cache.glob("tokens/*.partial/0*-*[0-9]")
+        return {path.name: path.stat().st_mtime_ns for path in found if ".tmp-" not in path.name}
+
+    process = subprocess.Popen(command, cwd=ROOT)
+    while len(shards()) < 3 and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()  # SIGKILL: no handler, no clean-up
+    assert process.wait() == -signal.SIGKILL
+    while subprocess.run(["pgrep", "-f", f"tokenize_worker {cache}"], stdout=subprocess.DEVNULL).returncode == 0:
+        time.sleep(0.05)  # its workers notice between two shards
+    left = shards()
+    assert 3 <= len(left) < 90
+
+    kept = tmp_path / "kept"
+    shutil.copytree(cache, kept)
+    (partial,) = (cache / "tokens").iterdir()
+    for name in left:  # a shard that were made again would have the right tokens
+        tokens = np.fromfile(partial / name / "tokens", np.uint16)
+        tokens[tokens == 2] = 3
+        tokens.tofile(partial / name / "tokens")
+    marked = make(source, cache_dir=str(cache))
+    assert (marked._parts[0].train.tokens == 3).any()
+
+    resumed, fresh = make(source, cache_dir=str(kept)), make(source, cache_dir=str(tmp_path / "fresh"))
+    assert np.array_equal(resumed._parts[0].train.tokens, fresh._parts[0].train.tokens)
+    assert not [path for folder in (cache, kept) for path in tree(folder) if ".partial" in path or ".tmp-" in path]
+
+
+@pytest.mark.parametrize("limit", [2_000, 30_000, 100_000])
+def test_a_cache_that_takes_no_more_is_one_line_and_the_next_start_goes_on(corpus, small, tmp_path, limit):
+    """A limit on the size of files stands for a full disk; it strikes while datasets, tokenizers or tokens are written."""
+    command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
+    limited = subprocess.run(["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command], cwd=ROOT, capture_output=True, text=True)
+    assert limited.returncode == 1
+    assert re.fullmatch(rf"error: data\.cache_dir={tmp_path}: cannot write there: File too large; make room.*\n", limited.stderr)
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == batch_sha(corpus.batch(5))
+
+
+def test_more_workers_than_documents_are_no_harm(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.token_cache._SHARD_BYTES", 100)
+    source = write_jsonl(tmp_path / "few.jsonl", ["some words of text, and some more"[i:] * 9 for i in range(3)])
+    assert make(source, vocab=285, workers=64, cache_dir=str(tmp_path)).train_documents == 2
+
+
 def test_a_second_preparation_only_reads(make, small, cache, corpus, monkeypatch):
     before = tree(cache)
     monkeypatch.setattr("llm_jax.data.token_cache._build", pytest.fail)
@@ -59,13 +123,7 @@ def test_a_second_preparation_only_reads(make, small, cache, corpus, monkeypatch
 
 
 def test_two_processes_may_build_at_once(corpus, small, tmp_path):
-    code = (
-        "import sys; from llm_jax.data import *; import llm_jax.data.token_cache as t; t._SHARD_BYTES = 9000\n"
-        "c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], workers=1), TokenizerConfig(vocab=320), "
-        "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None)\n"
-        "print(batch_sha(c.batch(5)))"
-    )
-    command = [sys.executable, "-c", code, str(small), str(tmp_path)]
+    command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         out, err = process.communicate()
@@ -97,8 +155,6 @@ def test_what_a_dead_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
 
 
 def test_a_changed_file_is_a_new_corpus(make, tmp_path):
-    from .conftest import documents, write_jsonl
-
     path = write_jsonl(tmp_path / "c.jsonl", documents(60))
     one = make(path, vocab=300)
     write_jsonl(path, documents(61))
