@@ -186,10 +186,11 @@ def test_gpu_options_are_those_that_the_step_is_compiled_with(monkeypatch):
 # --- without the GPU compiler ---
 
 
-def test_on_a_cpu_the_step_has_no_compiler_options():
+def test_on_a_cpu_the_step_has_no_gpu_options():
     experiment = dataclasses.replace(w3(), model=dataclasses.replace(w3().model, layers=2, attention="xla"))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, {}))
-    assert compiling.step_options(Program(experiment.model, experiment.optimizer, place)) == {}
+    options = compiling.step_options(Program(experiment.model, experiment.optimizer, place))
+    assert not [name for name in options if "gpu" in name]
 
 
 @pytest.mark.parametrize(("key", "others"), [("model.vocab", {}), ("model.max_segments", {"model__vocab": 100})])
