@@ -1,9 +1,11 @@
 # make quickstart   installs into .venv and trains a small language model on real text (under 5 minutes on 2 cores)
 # make test         installs if needed and runs all tests
 # make check        ruff and the type checker
+# PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
 
 PYTHON ?= python3
 VENV   ?= .venv
+EXTRAS ?= dev
 BIN    := $(VENV)/bin
 
 .PHONY: quickstart test check
@@ -21,5 +23,5 @@ check: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llm_jax needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
