@@ -152,7 +152,7 @@ def lion(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
 
 @register("muon")
 def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices of the blocks, AdamW on everything else."""
+    """Muon (Jordan et al. 2024) on the matrices of the blocks; AdamW, with Optax's Nesterov momentum, on everything else."""
 
     def sides(i: ParameterInfo) -> MuonDimensionNumbers | None:
         if not i.is_matrix:
