@@ -67,7 +67,7 @@ def launch_process(*arguments: object, patch: str = "", devices: int = 1) -> sub
     program = f"import os, signal, sys\n{patch}\nfrom llm_jax.launch import main\nsys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)  # noqa: S603
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -42,9 +42,8 @@ class Checkpoints:
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options, item_handlers=handlers)
-        self.best = (
-            min((self.manager.metrics(step) or {"eval_loss": math.inf})["eval_loss"] for step in [*self.steps()]) if self.steps() else math.inf
-        )
+        scores = [self.manager.metrics(step) for step in self.steps()]
+        self.best = min((eval_loss_of(score) for score in scores if score), default=math.inf)
 
     def save(self, state: TrainState, step: int, info: dict[str, Any], eval_loss: float | None) -> None:
         """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be donated."""
@@ -90,6 +89,8 @@ class Checkpoints:
     def check_same_arrays(self, step: int, abstract: TrainState) -> None:
         """Raises UserError, naming the first difference, where the checkpoint holds other arrays than `abstract`."""
         there = described(self.manager.item_metadata(step)["state"])
+        if not there:
+            raise FileNotFoundError(f"checkpoint {step} has no metadata")
         here = described(as_dict(abstract))
         for name in sorted({*there, *here}):
             if there.get(name) != here.get(name):

@@ -152,7 +152,7 @@ def lion(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
 
 @register("muon")
 def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices of the blocks, AdamW on everything else."""
+    """Muon (Jordan et al. 2024) on the matrices of the blocks; AdamW, with Optax's Nesterov momentum, on everything else."""
 
     def sides(i: ParameterInfo) -> MuonDimensionNumbers | None:
         if not i.is_matrix:
@@ -161,7 +161,7 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
         return MuonDimensionNumbers(reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end)))
 
     ratio = 1.0 if config.matrix_learning_rate is None else config.matrix_learning_rate / config.learning_rate
-    return muon(
+    updates = muon(
         ratio,
         beta=config.momentum,
         eps=config.epsilon,
@@ -169,11 +169,14 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
         weight_decay_mask=decays(config, info),
         adam_b1=config.beta1,
         adam_b2=config.beta2,
-        adam_weight_decay=config.weight_decay,
+        adam_weight_decay=0.0,
         adam_learning_rate=1.0,
         muon_weight_dimension_numbers=jax.tree.map(sides, info),
         consistent_rms=0.2 if config.matrix_learning_rate is None else None,
     )
+    # Optax's own decay of this part has no mask, and would decay norms and biases.
+    embeddings = jax.tree.map(lambda i: i.is_embedding and config.decay_embeddings, info)
+    return optax.chain(updates, optax.add_decayed_weights(-config.weight_decay, mask=embeddings))
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:

@@ -72,7 +72,8 @@ OUT_OF_RANGE = {
     "sample.tokens": (-1,), "sample.temperature": (-1, "nan"), "sample.top_k": (-1,),
     **{f"model.{k}": (0, -1) for k in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "window", "positions", "max_segments")},
     "model.vocab": (0,), "model.norm_epsilon": (0, "nan"), "model.rope_theta": (0,), "model.logit_softcap": (-1,), "model.init_std": (-1, "nan"),
-    **{f"model.rope_scaling.{k}": (0,) for k in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions")},
+    **{f"model.rope_scaling.{k}": (0,) for k in ("factor", "low_frequency_factor", "high_frequency_factor")},
+    **{f"model.rope_scaling.{k}": (0,) for k in ("beta_fast", "beta_slow", "original_positions")},
     "data.held_out_fraction": (0, 1), "data.document_bytes": (1,), "data.workers": (-1,),
     "tokenizer.vocab": (0, 260), "tokenizer.sample_bytes": (0,),
 }  # fmt: skip
