@@ -274,7 +274,7 @@ def test_values_out_of_range_are_refused(make, small):
         make(small, mixture={"stdlib": 0})
     with pytest.raises(UserError, match=r"data\.mixture: weight inf of 'stdlib' must be above 0 and finite"):
         make(small, mixture={"stdlib": float("inf")})
-    with pytest.raises(UserError, match=r"tokenizer\.kind=bpee: did you mean 'bpe'"):
+    with pytest.raises(UserError, match=r"tokenizer\.kind=bpee: must be one of bpe, unigram; did you mean 'bpe'"):
         make(small, tokenizer=TokenizerConfig(kind="bpee"))
     with pytest.raises(UserError, match=r"tokenizer\.vocab=100: must be at least 261"):
         make(small, vocab=100)

@@ -28,11 +28,12 @@ def config_of(family: str, c: dict) -> ModelConfig:
             norm_epsilon=c["layer_norm_epsilon"], activation="gelu", bias_qkv=True, bias_out=True, bias_mlp=True,
             position="learned", positions=c["n_positions"],
         )  # fmt: skip
-    s = c.get("rope_scaling") or {"rope_type": "none"}
-    scaling = RopeScaling(
-        kind=s["rope_type"], factor=s.get("factor", 1.0), original_positions=s.get("original_max_position_embeddings", 0),
-        low_frequency_factor=s.get("low_freq_factor", 1.0), high_frequency_factor=s.get("high_freq_factor", 4.0),
-    )  # fmt: skip
+    scaling = RopeScaling()
+    if s := c.get("rope_scaling"):
+        scaling = RopeScaling(
+            kind=s["rope_type"], factor=s["factor"], original_positions=s["original_max_position_embeddings"],
+            low_frequency_factor=s.get("low_freq_factor", 1.0), high_frequency_factor=s.get("high_freq_factor", 4.0),
+        )  # fmt: skip
     return ModelConfig(
         layers=c["num_hidden_layers"], embed=c["hidden_size"], heads=c["num_attention_heads"], kv_heads=c["num_key_value_heads"],
         head_dim=c.get("head_dim"), mlp=c["intermediate_size"], vocab=c["vocab_size"], norm_epsilon=c["rms_norm_eps"],
