@@ -27,18 +27,37 @@ def documents_in_run(parts: Sequence[PackedRows], shares: Sequence[float], rows:
     `shares` mixes the parts row by row, as `grain.MapDataset.mix` does.
     """
     size = max(1, CHUNK_ROWS // group) * group
-    seen = [0] * len(parts)
+    readers = [_Counts(packed) for packed in parts]
     for first in range(0, rows, size):
         count_N = np.zeros(min(size, rows - first), np.int64)
         for p, mask_N in enumerate(interleaved(shares, first, len(count_N)) if len(parts) > 1 else [np.ones(len(count_N), bool)]):
-            more = int(mask_N.sum())
-            count_N[mask_N] = documents_in_rows(parts[p], seen[p], seen[p] + more)
-            seen[p] += more
+            count_N[mask_N] = readers[p].take(int(mask_N.sum()))
         yield count_N
 
 
+class _Counts:
+    """The documents in the rows of one source, in the order of training, from the first row on."""
+
+    def __init__(self, packed: PackedRows):
+        self.packed, self.next_round = packed, 0
+        self.left = np.zeros(0, np.int64)
+
+    def take(self, count: int) -> np.ndarray:
+        """int64 [count], of the next rows."""
+        arrays, missing = [self.left], count - len(self.left)
+        while missing > 0:
+            first = self.next_round * self.packed.round_rows
+            counts_N = documents_in_rows(self.packed, first, first + self.packed.round_rows)
+            arrays.append(counts_N[self.packed.row_order(self.next_round)])
+            missing -= self.packed.round_rows
+            self.next_round += 1
+        joined_N = np.concatenate(arrays)
+        self.left = joined_N[count:]
+        return joined_N[:count]
+
+
 def documents_in_rows(packed: PackedRows, first: int, stop: int) -> np.ndarray:
-    """int64 [stop - first]: the documents in each row from `first` on: the one it begins with, and each that begins inside."""
+    """int64 [stop - first]: the documents in each row of the stream: the one it begins with, and each that begins inside."""
     T = packed.length
     count_N = np.ones(stop - first, np.int64)
     at, end = first * T, stop * T

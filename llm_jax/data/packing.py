@@ -1,4 +1,4 @@
-"""Documents in a shuffled order, end to end, cut into rows: row `i` is found without reading row `i - 1`."""
+"""Documents in a shuffled order, end to end, cut into rows that are shuffled again: row `i` is found without row `i - 1`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,44 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, np.ndarray]
+_ROUNDS = 1 << 32  # the number of round 0 where epochs count from 0: the orders of rows and of documents are unrelated
 
 
 class PackedRows:
     """The endless rows of one source: epoch after epoch, each with its documents in a new order.
 
-    The stream is epoch 0's documents end to end, then epoch 1's, and so on; row `i` is its tokens
+    The stream is epoch 0's documents end to end, then epoch 1's, and so on; its row `i` is the tokens
     `i * T .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that a row's end
     cuts goes on in the next row, and a row may end one epoch and begin the next.
+
+    In that order a long document would fill batch after batch. So training takes the stream's rows a round at a time, as
+    many as an epoch fills, and those of each round in an order of their own.
     """
 
     def __init__(self, tokens: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, *, length: int, seed: int | None):
         """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
 
-        `length` is T, the tokens of a row. `seed` orders the documents of each epoch; None keeps their order.
+        `length` is T, the tokens of a row. `seed` orders the documents of each epoch and the rows of each round; None
+        keeps both as they are.
         """
         self.tokens, self.starts_N, self.lengths_N = tokens, starts_N, lengths_N
         self.length, self.seed = length, seed
         self.epoch_tokens = int(lengths_N.sum())
+        self.round_rows = max(1, self.epoch_tokens // max(length, 1))
+        """The rows that are shuffled among each other."""
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._round: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return np.iinfo(np.int64).max // max(self.length, 1)
 
     def __getitem__(self, index: int) -> Row:
-        """Row `index`: tokens, targets, weights, segments, positions, each [T]."""
-        return self.row(index)
+        """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
+        of_round, i = divmod(index, self.round_rows)
+        return self.row(of_round * self.round_rows + int(self.row_order(of_round)[i]))
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
-        """Row `index`; where the stream is over after `epochs`, the rest is padding (segment 0, weight 0)."""
+        """Row `index` of the stream; where that is over after `epochs`, the rest is padding (segment 0, weight 0)."""
         row = empty_row(self.length)
         filled, segment = 0, 0
         epoch, offset = divmod(index * self.length, self.epoch_tokens)
@@ -52,6 +61,13 @@ class PackedRows:
                 filled, offset, k = filled + take, offset + take, k + 1
             epoch, offset = epoch + 1, 0
         return row
+
+    def row_order(self, of_round: int) -> np.ndarray:
+        """int64 [round_rows]: the rows of a round, counted from its first, in the order of training."""
+        if self._round is None or self._round[0] != of_round:
+            order_N = np.arange(self.round_rows) if self.seed is None else shuffled(self.round_rows, self.seed, _ROUNDS + of_round)
+            self._round = of_round, order_N
+        return self._round[1]
 
     def begins(self, epoch: int) -> np.ndarray:
         """int64 [N], increasing: where each document begins in the stream of an epoch, in tokens."""
@@ -91,7 +107,7 @@ def _place(row: Row, at: int, segment: int, tokens: np.ndarray) -> int:
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `range(count)` that depends on (seed, epoch) alone: not on NumPy's version or the machine.
 
-    Documents are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
+    Numbers are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
     """
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.uint64(seed % 2**64)) + np.uint64(epoch))

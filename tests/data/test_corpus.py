@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_golden_batch():
     rows = PackedRows(tokens, np.array([0, 30, 37]), np.array([30, 7, 63]), length=16, seed=3)
     # The order of three epochs at seed 3 is 0 2 1, 2 0 1, 2 0 1: written out and cut by hand.
     assert [int(rows.row(i)["tokens"].sum()) for i in range(8)] == [136, 406, 760, 1016, 1272, 1318, 664, 920]
+    assert rows.row_order(0).tolist() == [1, 0, 2, 3, 5, 4]  # by a reference in Python's integers, as in test_packing
 
 
 def test_seed_changes_the_order_and_not_the_documents(make, small):
@@ -79,24 +81,25 @@ def test_seed_changes_the_order_and_not_the_documents(make, small):
 
 def test_all_tokens_of_an_epoch_are_seen_once(make, small):
     corpus = make(small, sequence_length=32, batch_size=1)
-    rows = -(-corpus.train_tokens // 32)
-    seen = np.concatenate([corpus.batch(s)["tokens"][0] for s in range(rows)])[: corpus.train_tokens]
     part = corpus._parts[0].train
+    rows = corpus.train_tokens // 32
+    seen = np.concatenate([*(corpus.batch(s)["tokens"][0] for s in range(rows)), part.row(rows)["tokens"][: corpus.train_tokens % 32]])
     all_tokens = np.concatenate([part.tokens[s : s + n] for s, n in zip(part.starts_N, part.lengths_N, strict=True)])
     assert np.array_equal(np.bincount(seen, minlength=320), np.bincount(all_tokens, minlength=320))
     assert corpus.epoch(0) == pytest.approx(32 / corpus.train_tokens)
 
 
 def test_held_out_documents_are_never_trained_on(corpus):
-    texts = set()
-    for batch in corpus.held_out_batches(4):
-        for row in range(4):
-            for segment in range(1, batch["segments"][row].max() + 1):
-                texts.add(corpus.tokenizer.decode(batch["tokens"][row][batch["segments"][row] == segment]))
-    names = {text.split(" ")[0] for text in texts if text.startswith("0-")}
-    assert names
-    train = "".join(corpus.tokenizer.decode(corpus.batch(s)["tokens"][r]) for s in range(300) for r in range(8))
-    assert not [name for name in names if f"{name} " in train]
+    """Every document of the corpus begins with a name of its own, "0-17 "."""
+
+    def names(batches) -> set[str]:
+        rows = (corpus.tokenizer.decode(row) for batch in batches for row in batch["tokens"])
+        return {name for row in rows for name in re.findall(r"0-\d+ ", row)}
+
+    held_out, trained = names(corpus.held_out_batches(4)), names(map(corpus.batch, range(300)))
+    assert len(held_out) > 3
+    assert len(trained) > 300
+    assert not held_out & trained
 
 
 def test_held_out_set_is_the_same_for_another_tokenizer(make, small, corpus):
@@ -141,16 +144,18 @@ def test_mixture_draws_rows_by_weight(make, small, tmp_path):
 
 
 def test_a_batch_is_what_a_naive_reading_of_the_whole_stream_gives(corpus):
-    """Epochs of shuffled documents end to end, cut every 32 tokens, 8 rows a batch."""
+    """Epochs of shuffled documents end to end, cut every 32 tokens, the rows of each round shuffled, 8 rows a batch."""
     from llm_jax.data.packing import shuffled
 
     part = corpus._parts[0].train
     texts = [part.tokens[start:][:length].tolist() for start, length in zip(part.starts_N.tolist(), part.lengths_N.tolist(), strict=True)]
     stream = [token for epoch in range(3) for n in shuffled(len(texts), 0, epoch) for token in texts[n]]
-    steps = len(stream) // (8 * 32)
-    assert steps > 100
-    for step in range(steps):
-        assert corpus.batch(step)["tokens"].ravel().tolist() == stream[step * 256 : step * 256 + 256]
+    a_round = len(stream) // 3 // 32
+    rows = [stream[i * 32 : i * 32 + 32] for i in range(3 * a_round)]
+    rows = [rows[r * a_round + i] for r in range(3) for i in shuffled(a_round, 0, 2**32 + r)]
+    assert len(rows) > 800
+    for step in range(len(rows) // 8):
+        assert corpus.batch(step)["tokens"].tolist() == rows[step * 8 : step * 8 + 8]
 
 
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 1.0), (0.3, 0.2), (1e6, 1.0), (1.0, 1e-3)])
