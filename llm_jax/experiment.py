@@ -150,7 +150,8 @@ def override(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment
             continue
         path, kind = find_key(experiment, key, value)
         try:
-            tree = with_value(tree, path, OmegaConf.from_dotlist([f"value={value}"])["value"])
+            # Text is taken as it is: "*.txt" means something else in YAML, and "1e5" is another text when it was a number.
+            tree = with_value(tree, path, value if kind is str else OmegaConf.from_dotlist([f"value={value}"])["value"])
         except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
             raise UserError(f"{key}={value}: {expected(kind, value)}") from error
     try:

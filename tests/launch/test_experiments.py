@@ -68,6 +68,8 @@ def test_what_show_prints_is_the_same_experiment_again(name, tiny, tmp_path, cap
         (("layout.compute.batch", "data"), lambda e: e.layout.compute == {"batch": "data"}),
         (("mesh.data", "2"), lambda e: e.mesh == {"data": 2}),
         (("train.batch_sha", "false"), lambda e: e.train.batch_sha is False),
+        (("data.source", "*.txt"), lambda e: e.data.source == "*.txt"),  # an alias in YAML
+        (("data.text_key", "1e5"), lambda e: e.data.text_key == "1e5"),
     ],
 )
 def test_an_override_sets_its_value(tiny, pair, found):

@@ -27,7 +27,7 @@ MISTAKES = {
     "train.steps=1e400": "must be a whole number",
     "train.steps=": "must be a whole number",
     "train.steps=???": "must be a whole number",
-    "name=${oops}": "name=${oops}: must be text",
+    "name=${oops}": "name=${oops}: ",
     "train.batch_sha=maybe": "must be true or false",
     "optimizer.learning_rate=fast": "must be a number",
     "optimizer.matrix_learning_rate=x": "must be a number, or null for none",
