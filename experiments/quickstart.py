@@ -4,7 +4,7 @@
 
 Corpus: the Python standard library that is on this machine (nothing is downloaded).
 Expected on two CPU cores: about 3 minutes, held-out bits per byte below 1.8, samples that look like Python.
-So little time wants a small model, small batches and Muon: docs/log.md has what else was tried.
+So little time wants a small model and Muon: docs/log.md has what else was tried.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig
@@ -17,13 +17,13 @@ from llm_jax.train.optimizer import OptimizerConfig
 
 def experiment() -> Experiment:
     return Experiment(
-        model=ModelConfig(layers=4, embed=128, heads=4, mlp=352, attention="blocked", scan_layers=False),
+        model=ModelConfig(layers=4, embed=128, heads=8, mlp=352, attention="blocked", scan_layers=False),
         layout=preset("data_parallel"),
         data=DataConfig(source="stdlib", held_out_fraction=0.05),
         tokenizer=TokenizerConfig(vocab=4096),
         optimizer=OptimizerConfig(name="muon", learning_rate=8e-3, warmup_steps=50),
-        train=TrainConfig(steps=1200, batch_size=4, sequence_length=256),
-        evaluate=EvaluateConfig(every=400, batches=48, final_batches=None),
+        train=TrainConfig(steps=700, batch_size=8, sequence_length=256),
+        evaluate=EvaluateConfig(every=200, batches=24, final_batches=None),
         checkpoint=CheckpointConfig(every=50),
         sample=SampleConfig(prompts=("", "def main(", '"""Return the'), tokens=60),
     )

@@ -108,7 +108,7 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - start)
     tokens = chosen.train.batch_size * chosen.train.sequence_length
-    peak = max(peaks) if cpu else device_peak(place.mesh.devices.flat[0], model.compute_dtype)
+    peak = max(peaks) if cpu else device_peak(place.mesh, model.compute_dtype)
     return {
         "parameters": program.parameter_count(),
         "flops_per_token": train_flops_per_token(model, chosen.train.sequence_length),

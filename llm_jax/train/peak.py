@@ -26,13 +26,14 @@ DATASHEET_BF16 = (
 )
 
 
-def device_peak(device: jax.Device, dtype: str) -> float | None:
-    """FLOP/s of one device in products of `dtype`; None where it isn't known (then there is no MFU).
+def device_peak(mesh: jax.sharding.Mesh, dtype: str) -> float | None:
+    """FLOP/s of one device of the mesh in products of `dtype`; None where it isn't known (then there is no MFU).
 
-    A GPU's is its datasheet's. A CPU's is measured, in float32, over all simulated devices together.
+    A GPU's is its datasheet's. A CPU's is measured, in float32: the mesh's simulated devices share all its cores.
     """
+    device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return measure_matmul() / len(jax.local_devices())
+        return measure_matmul() / mesh.size
     for name, peak in DATASHEET_BF16:
         if name in device.device_kind:
             return peak / 2 if dtype == "float32" else peak

@@ -102,7 +102,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, run_dir
         life.callback(checkpoints.close)
         state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
         first = int(info["step"])
-        peak = device_peak(place.mesh.devices.flat[0], experiment.model.compute_dtype)
+        peak = device_peak(place.mesh, experiment.model.compute_dtype)
         flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
         tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
         console.say(header(experiment, program, corpus, peak, flops_per_token))
