@@ -109,7 +109,8 @@ def _backward(window, saved, dout_BTHK):
         # the small operand goes left, where it is copied transposed: see `parts.project`
         dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
         dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
-        dk, dv = dk.at[..., keys].add(dk_BGKS), dv.at[..., keys].add(dv_BGKS)
+        around = [(0, 0)] * 3 + [(keys.start, T - keys.stop)]  # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
+        dk, dv = dk + jnp.pad(dk_BGKS, around), dv + jnp.pad(dv_BGKS, around)
     dq_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(dq, 3)).reshape(q_BTHK.shape) * K**-0.5
     dk_BSGK, dv_BSGK = (jnp.einsum("BGKS->BSGK", x) for x in (dk, dv))
     return dq_BTHK.astype(dtype), dk_BSGK.astype(dtype), dv_BSGK.astype(dtype), None
