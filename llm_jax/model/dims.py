@@ -65,6 +65,14 @@ class Placement:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes that split each dim of an array, which serve one dim each; with its shape, as `move` has it."""
+        return ((),) * len(dims)
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """Into how many parts these mesh axes split a dim."""
+        return 1
+
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
         return jax.default_backend()

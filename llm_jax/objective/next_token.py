@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.errors import UserError, nearest, require
+from llm_jax.model.attention_context import arrange
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy
 
@@ -56,12 +57,12 @@ def next_token(config: ObjectiveConfig) -> Objective:
     """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
 
     def loss(model: Transformer, batch: Batch):
-        x_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+        tokens, positions, targets, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "targets", "weights"))
         total, entropy = linear_cross_entropy(
-            x_BTD,
+            model.stream(tokens, positions, batch["segments"]),
             model.head_weight(),
-            batch["targets"],
-            batch["weights"],
+            targets,
+            weights,
             softcap=model.config.logit_softcap,
             z_loss=config.z_loss,
             chunk=config.chunk,
