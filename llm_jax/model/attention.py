@@ -95,10 +95,9 @@ class Attention(nnx.Module):
                 return context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
             return KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
 
-        arguments, dims = (q_BTHK, k_BSGK, v_BSGK), (Q_DIMS, kv_dims, kv_dims)
-        if segments_BS is not None:
-            arguments, dims = (*arguments, place.move(segments_BS, ("batch", None), "attention")), (*dims, ("batch", None))
-        return place.move(place.local(run, dims, Q_DIMS, "attention")(*arguments), Q_DIMS)
+        segments = () if segments_BS is None else (place.move(segments_BS, ("batch", None), "attention"),)
+        dims = (Q_DIMS, kv_dims, kv_dims, ("batch", None))[: 3 + len(segments)]
+        return place.move(place.local(run, dims, Q_DIMS, "attention")(q_BTHK, k_BSGK, v_BSGK, *segments), Q_DIMS)
 
 
 def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...]) -> jax.Array:
@@ -127,15 +126,15 @@ def check_heads(config: ModelConfig, place: Placement) -> None:
     heads = place.split(Q_DIMS, "attention")[2]
     asked = place.split(KV_DIMS, "attention")[2]
     parts = place.size(heads)
+    splits = f"the layout (attention) splits dim 'heads' over {named(heads, place)}"
     if H % parts:
-        raise UserError(f"model.heads={H}: the layout (attention) splits dim 'heads' over {named(heads, place)}, and {H} is not a multiple of {parts}")
+        raise UserError(f"model.heads={H}: {splits}, and {H} is not a multiple of {parts}")
     if asked != heads[: len(asked)]:
         said = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {named(heads, place) or 'nothing'}"
         raise UserError(f"{said}, and key/value heads must be split by the same axes, or by the first of them")
     if G % parts and parts % G:
         fit = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0 and (n % parts == 0 or parts % n == 0))
-        said = f"model.kv_heads={G}: the layout (attention) splits dim 'heads' over {named(heads, place)}"
-        raise UserError(f"{said}; {parts} must divide {G} or be a multiple of it, as with {fit}")
+        raise UserError(f"model.kv_heads={G}: {splits}; {parts} must divide {G} or be a multiple of it, as with {fit}")
 
 
 def check_context(config: ModelConfig, place: Placement, sequence_length: int) -> None:

@@ -1,10 +1,11 @@
 """Context parallelism: attention of queries whose sequence is split over devices.
 
-| layout says                           | what happens                                                                       |
-| ------------------------------------- | ---------------------------------------------------------------------------------- |
-| `compute` splits `sequence`           | each device has its queries, and gathers the keys and values of all (Llama 3, 2024) |
-| and `attention` splits `keys` too     | keys and values go round in a ring (Liu et al. 2023), never more than two parts here |
-| `attention`: `sequence` whole, `heads` split by its axes | an all-to-all gives each device whole rows of some heads (Ulysses, Jacobs et al. 2023): nothing of this module |
+The layout says which kind (each name is a preset):
+
+- `context_gather`: `sequence` is split in `compute`. Each device has its queries, and gathers all keys and values (Llama 3, 2024).
+- `context_ring`: `keys` is split too, in `attention`. Keys and values go round in a ring (Ring Attention, Liu et al. 2023).
+- `context_ulysses`: in `attention`, `sequence` is whole and `heads` are split by its axes. An all-to-all gives each device
+  whole rows of some heads (DeepSpeed-Ulysses, Jacobs et al. 2023), and nothing of this module is needed.
 
 **The order of positions.** With causal attention the last queries see the most keys. So the sequence is cut into 2 P chunks for
 P devices, and device i has the chunks i and 2 P - 1 - i (the zigzag order): equal work for all, in the ring at every step.
@@ -20,6 +21,7 @@ device's own queries, keys, values and output. Sums of several products, also th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,6 +48,12 @@ def parts(place: Placement) -> int:
     return place.size(place.split(("batch", "sequence"), "attention")[1])
 
 
+def length_multiple(place: Placement) -> int:
+    """What a sequence's length must be a multiple of: two chunks for each device, and whole parts between blocks."""
+    others = (place.size(place.split(("batch", "sequence"), table)[1]) for table in ("compute", "residual"))
+    return math.lcm(2 * parts(place) if parts(place) > 1 else 1, *others)
+
+
 def arrange(x: jax.Array, place: Placement) -> jax.Array:
     """An array [B, T, ...] in the natural order of positions -> in the order that the layout keeps them in, split as it says."""
     P = parts(place)
@@ -53,7 +61,7 @@ def arrange(x: jax.Array, place: Placement) -> jax.Array:
 
 
 def restore(x: jax.Array, place: Placement) -> jax.Array:
-    """The reverse of `arrange`: all positions of an array [B, T, ...], on every device, in their natural order."""
+    """The reverse of `arrange`: an array [B, T, ...] in the natural order; where the layout's is another, whole on every device."""
     P = parts(place)
     return unzigzag(_whole(x, place), P) if P > 1 else x
 
@@ -258,9 +266,7 @@ def _gather_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
     keys, values = _gathered(k, split), _gathered(v, split)
     out, lse = kernel.forward(rows(q), rows(k), rows(v), chunks.causal())
     found = []
-    for q_c, out_c, lse_c, chunk, n in zip(
-        halves(q), halves(joined(out)), halves(stats_joined(lse), 2), chunks.own(), _counts(split), strict=True
-    ):
+    for q_c, out_c, lse_c, chunk, n in zip(halves(q), halves(joined(out)), halves(stats_joined(lse), 2), chunks.own(), _counts(split), strict=True):
         earlier = kernel.forward(q_c, keys[:, : n * C], values[:, : n * C], chunks.before(B, chunk, n))
         found.append(merge((out_c, lse_c), earlier))
     (out1, lse1), (out2, lse2) = found
@@ -274,9 +280,7 @@ def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
     own = kernel.backward(rows(q), rows(k), rows(v), chunks.causal(), rows(out), stats_rows(lse), rows(dout))
     dq, dk, dv = (joined(g.astype(SUM_DTYPE)) for g in own)
     more, dkeys, dvalues = [], jnp.zeros(keys.shape, SUM_DTYPE), jnp.zeros(values.shape, SUM_DTYPE)
-    for q_c, out_c, lse_c, dout_c, chunk, n in zip(
-        halves(q), halves(out), halves(lse, 2), halves(dout), chunks.own(), _counts(split), strict=True
-    ):
+    for q_c, out_c, lse_c, dout_c, chunk, n in zip(halves(q), halves(out), halves(lse, 2), halves(dout), chunks.own(), _counts(split), strict=True):
         mask = chunks.before(B, chunk, n)
         dq_c, dk_c, dv_c = kernel.backward(q_c, keys[:, : n * C], values[:, : n * C], mask, out_c, lse_c, dout_c)
         more.append(dq_c.astype(SUM_DTYPE))
@@ -346,14 +350,14 @@ def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
     arriving = _shift((k, v), split)
     out, lse = kernel.forward(rows(q), rows(k), rows(v), chunks.causal())
     (out1, out2), (lse1, lse2) = halves(joined(out)), halves(stats_joined(lse), 2)
-    (q1, q2), (k1, _), (v1, _) = halves(q), halves(k), halves(v)
+    q2, k1, v1 = halves(q)[1], halves(k)[0], halves(v)[0]
     own = chunks.own()
     out2, lse2 = merge((out2, lse2), kernel.forward(q2, k1, v1, chunks.between(B, own[1:], own[:1])))
 
     def add(total, kv, r):
         (out1, lse1), (out2, lse2) = total
         step = _step(r, B, chunks)
-        out, lse = kernel.forward(step.of_queries(q), *map(step.of_keys, kv), step.mask)
+        out, lse = kernel.forward(step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask)
         (out_a, out_b), (lse_a, lse_b) = (halves(joined(out)), halves(stats_joined(lse), 2))
         out2, lse2 = merge((out2, lse2), (out_b, lse_b))
         early = step.early
@@ -390,7 +394,7 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
         """Through the keys of step r: what is added to dq, dk and dv."""
         step = _step(r, B, chunks)
         rest = (step.of_queries(out), step.of_queries(lse, 2), step.of_queries(dout))
-        dq, dk, dv = kernel.backward(step.of_queries(q), *map(step.of_keys, kv), step.mask, *rest)
+        dq, dk, dv = kernel.backward(step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask, *rest)
         dq, dk, dv = (g.astype(SUM_DTYPE) for g in (dq, dk, dv))
         return step.to_queries(dq), (step.to_keys(dk), step.to_keys(dv))
 
