@@ -64,9 +64,6 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rope), rotate(k_BSGK, rope)
-        q_BTHK = checkpoint_name(q_BTHK, "query")
-        k_BSGK = checkpoint_name(k_BSGK, "key")
-        v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
@@ -91,6 +88,7 @@ class Attention(nnx.Module):
 
         def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
             k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
+            q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
             if parts > 1:
                 return context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
             return KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
