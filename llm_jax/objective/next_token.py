@@ -60,14 +60,13 @@ def next_token(config: ObjectiveConfig) -> Objective:
         tokens, positions, targets, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "targets", "weights"))
         total, entropy = linear_cross_entropy(
             model.stream(tokens, positions, batch["segments"]),
-            model.head_weight(),
+            model.output,
             targets,
             weights,
-            softcap=model.config.logit_softcap,
+            model.config,
+            model.place,
             z_loss=config.z_loss,
             chunk=config.chunk,
-            logits_dtype=model.config.logits_dtype,
-            place=model.place,
         )
         return total, jnp.sum(batch["weights"]), {"cross_entropy": entropy}
 

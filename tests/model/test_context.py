@@ -170,6 +170,9 @@ def test_every_device_computes_little_more_than_the_scores_that_causal_attention
 # --- what can't be ---
 
 
+NOT_SPLIT = {"sequence": "", "heads": "context"}
+
+
 @pytest.mark.parametrize(
     ("layout", "model", "length", "said"),
     [
@@ -178,19 +181,9 @@ def test_every_device_computes_little_more_than_the_scores_that_causal_attention
         ({"compute": {}, "attention": {"sequence": "context"}}, {}, T, r"layout\.attention\.sequence=context: layout\.compute\.sequence is empty"),
         ({}, {}, 60, r"train\.sequence_length=60: .* 'sequence' over context=4.* not a multiple of 8"),
         ({}, {"softmax_dtype": "bfloat16"}, T, r"model\.softmax_dtype=bfloat16: .*context_ulysses"),
-        (
-            {"attention": {"heads": "context", "sequence": ""}},
-            {"heads": 6},
-            T,
-            r"model\.heads=6: .* 'heads' over context=4, and 6 is not a multiple of 4",
-        ),
-        (
-            {"attention": {"heads": "context", "sequence": ""}},
-            {"heads": 12, "kv_heads": 6},
-            T,
-            r"model\.kv_heads=6: .*context=4.* as with 1, 2, 4, 12$",
-        ),
-        ({"attention": {"kv_heads": "data"}, "compute": {}}, {}, T, r"layout\.attention\.kv_heads=data: .* split over nothing"),
+        ({"attention": NOT_SPLIT}, {"heads": 6}, T, r"model\.heads=6: .* 'heads' over context=4, and 6 is not a multiple of 4"),
+        ({"attention": NOT_SPLIT}, {"heads": 12, "kv_heads": 6}, T, r"model\.kv_heads=6: .*context=4.* as with 1, 2, 4, 12$"),
+        ({"attention": {"kv_heads": "context"}, "compute": {}}, {}, T, r"layout\.attention\.kv_heads=context: .* split over nothing"),
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(layout, model, length, said):

@@ -58,6 +58,7 @@ LAYOUTS = {
         {},
     ),
     "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),  # two key/value heads: each device takes the one that its query head needs
+    "fsdp_tensor_over_kv_heads": (PRESETS["fsdp_tensor_sequence"], {"data": 2, "tensor": 4}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
