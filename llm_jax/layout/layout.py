@@ -1,4 +1,4 @@
-"""A layout is data: four small tables from names of dims to mesh axes, and what follows from them.
+"""A layout is data: five small tables from names of dims to mesh axes, and what follows from them.
 
 | table       | what it places                                                                      |
 | ----------- | ----------------------------------------------------------------------------------- |
@@ -6,25 +6,33 @@
 | `stored`    | weights at rest: what is said here is added to `compute`                            |
 | `optimizer` | moments at rest and the update: what is said here is added to `stored`              |
 | `residual`  | the stream between blocks: what is said here is added to `compute`                  |
+| `attention` | queries, keys and values while they attend: what is said here is added to `compute` |
 
 An entry is the mesh axis that splits the dim, or several joined by commas; "" takes an entry of the table
 below back. In one array a mesh axis is used once, by the first dim that asks for it.
+
+Two dims may have a size that does not divide. Key/value heads fewer than the devices that split them stay whole, and each
+device takes those that its queries need. A vocabulary stays whole at rest, and is padded while it is multiplied.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.errors import UserError, nearest
-from llm_jax.model.dims import DIMS, Dims, Placement
+from llm_jax.model.dims import DIMS, Dims, Placement, Table
 
-Table = dict[str, str]
+Axes = dict[str, str]
+"""Name of a dim → the mesh axes that split it, joined by commas."""
+TABLES: tuple[Table, ...] = get_args(Table)
+MAY_STAY_WHOLE = ("kv_heads", "vocab")
 
 
 @dataclass(frozen=True)
@@ -35,18 +43,20 @@ class Layout:
     """What the layout is called in headers and errors."""
     mesh: dict[str, int] = field(default_factory=lambda: {"data": 1})
     """Its mesh axes and their default sizes, slowest network first; -1: all devices that the others leave."""
-    compute: Table = field(default_factory=dict)
+    compute: Axes = field(default_factory=dict)
     """Where weights and activations are while they are multiplied."""
-    stored: Table = field(default_factory=dict)
+    stored: Axes = field(default_factory=dict)
     """Where weights are at rest, where it differs from `compute`."""
-    optimizer: Table = field(default_factory=dict)
+    optimizer: Axes = field(default_factory=dict)
     """Where moments are at rest, where it differs from `stored`."""
-    residual: Table = field(default_factory=dict)
+    residual: Axes = field(default_factory=dict)
     """Where the residual stream is between blocks, where it differs from `compute`."""
+    attention: Axes = field(default_factory=dict)
+    """Where queries, keys and values are while they attend, where it differs from `compute`."""
 
     def check(self) -> None:
         """Raises UserError where a table names a dim or an axis that there is none of."""
-        for table in ("compute", "stored", "optimizer", "residual"):
+        for table in TABLES:
             for dim, axes in getattr(self, table).items():
                 if dim not in DIMS:
                     raise UserError(f"layout.{table}.{dim}={axes}: there is no dim {dim!r}; {nearest(dim, DIMS)}")
@@ -54,14 +64,15 @@ class Layout:
                     if axis not in self.mesh:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
 
-    def tables(self) -> dict[str, Table]:
-        """The four tables, each complete."""
+    def tables(self) -> dict[Table, Axes]:
+        """The five tables, each complete."""
         stored = {**self.compute, **self.stored}
         return {
             "compute": self.compute,
             "stored": stored,
             "optimizer": {**stored, **self.optimizer},
             "residual": {**self.compute, **self.residual},
+            "attention": {**self.compute, **self.attention},
         }
 
 
@@ -70,12 +81,17 @@ def split_axes(axes: str) -> tuple[str, ...]:
     return tuple(axis.strip() for axis in axes.split(",") if axis.strip())
 
 
-def partition_spec(table: Table, dims: Dims) -> PartitionSpec:
-    """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it."""
+def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+    """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
+
+    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) stay whole where they don't divide.
+    """
     used: set[str] = set()
     entries: list[Any] = []
-    for dim in dims:
+    for i, dim in enumerate(dims):
         axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
+        if shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
+            axes = ()
         used.update(axes)
         entries.append(axes[0] if len(axes) == 1 else axes or None)
     return PartitionSpec(*entries)
@@ -92,37 +108,41 @@ class MeshPlacement(Placement):
         return hash((self.layout.name, self.mesh))
 
     @cached_property
-    def tables(self) -> dict[str, Table]:
+    def tables(self) -> dict[Table, Axes]:
         return self.layout.tables()
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
-        return jax.sharding.reshard(w, self.sharding(dims, "compute"))
+        return self.move(w, dims)
 
-    def spec(self, dims: Dims, residual: bool = False) -> PartitionSpec:
-        return partition_spec(self.tables["residual" if residual else "compute"], dims)
+    def spec(self, dims: Dims, table: Table = "compute") -> PartitionSpec:
+        return partition_spec(self.tables[table], dims)
 
-    def move(self, x: jax.Array, dims: Dims, residual: bool = False) -> jax.Array:
-        return jax.sharding.reshard(x, NamedSharding(self.mesh, self.spec(dims, residual)))
+    def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
+        return jax.sharding.reshard(x, self.sharding(dims, table, x.shape))
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any) -> Callable:
-        def specs(dims: Any) -> Any:
-            if dims is None:
-                return PartitionSpec()
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+        def out_specs(dims: Any) -> Any:
             if dims and isinstance(dims[0], tuple):  # several results
-                return tuple(specs(d) for d in dims)
-            return self.spec(dims)
+                return tuple(out_specs(d) for d in dims)
+            return self.spec(dims, table)
 
-        return jax.shard_map(f, mesh=self.mesh, in_specs=tuple(specs(d) for d in in_dims), out_specs=specs(out_dims), check_vma=False)
+        def run(*arguments: jax.Array) -> Any:
+            in_specs = tuple(
+                PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
+            )
+            return jax.shard_map(f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs(out_dims), check_vma=False)(*arguments)
 
-    def axes(self, dim: str) -> tuple[str, ...]:
-        return split_axes(self.tables["compute"].get(dim, ""))
+        return run
+
+    def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
+        return split_axes(self.tables[table].get(dim, ""))
 
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
-    def sharding(self, dims: Dims, table: str) -> NamedSharding:
-        """Where an array with these dims lives according to one of the four tables."""
-        return NamedSharding(self.mesh, partition_spec(self.tables[table], dims))
+    def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
+        """Where an array with these dims (and this shape) lives according to one of the tables."""
+        return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
         """Into how many parts these mesh axes split a dim."""

@@ -21,8 +21,8 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parts import Norm, compute, project, rotate, weight
 
-Q_DIMS = ("batch", None, "heads", "head_dim")
-KV_DIMS = ("batch", None, "kv_heads", "head_dim")
+Q_DIMS = ("batch", "sequence", "heads", "head_dim")
+KV_DIMS = ("batch", "keys", "kv_heads", "head_dim")
 
 
 class Attention(nnx.Module):
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         k_BSGK = checkpoint_name(k_BSGK, "key")
         v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
-        y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), residual=True))
+        y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
             y_BTD += compute(self.out_bias, config, place)
         return checkpoint_name(y_BTD, "attention_out")

@@ -6,12 +6,13 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 | ------ | ---------- | ---------------------------------------------------- |
 | B      | `batch`    | sequences                                            |
 | T      | `sequence` | positions of the queries                             |
-| S      | `sequence` | positions of the keys                                |
+| S      | `keys`     | positions of the keys                                |
 | D      | `embed`    | the residual stream                                  |
 | H      | `heads`    | query heads                                          |
 | G      | `kv_heads` | key/value heads (H is a multiple of G)               |
 | K      | `head_dim` | one head                                             |
 | F      | `mlp`      | the hidden layer of a feed-forward block             |
+| E      | `experts`  | feed-forward blocks that a token may be sent to      |
 | V      | `vocab`    | pieces of the tokenizer                              |
 | L      | `layers`   | blocks, where their weights are stacked              |
 | N      |            | batch and sequence flattened                         |
@@ -20,14 +21,17 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 Dims = tuple[str | None, ...]
 """The name of each dim of an array; None is a dim that is never split (a head's rotation table, say)."""
 
-DIMS = ("batch", "sequence", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "layers")
+Table = Literal["compute", "stored", "optimizer", "residual", "attention"]
+"""The tables of a layout (`layout.layout`): the ways in which an array can live."""
+
+DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "vocab", "layers")
 """Every name that a layout may place."""
 
 
@@ -42,23 +46,23 @@ class Placement:
         """A weight, moved from where it is stored to where it is multiplied."""
         return w
 
-    def spec(self, dims: Dims, residual: bool = False) -> Any:
-        """The partition spec of an activation while it is computed, or (`residual`) in the stream between blocks.
+    def spec(self, dims: Dims, table: Table = "compute") -> Any:
+        """The partition spec of an activation according to a table of the layout.
 
         It goes into `out_sharding=`; None lets JAX decide.
         """
         return None
 
-    def move(self, x: jax.Array, dims: Dims, residual: bool = False) -> jax.Array:
-        """An activation, moved to where `spec` says."""
+    def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
+        """An activation, moved to where a table of the layout says."""
         return x
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any) -> Callable:
-        """`f`, run by each device on its own part of the arguments (`jax.shard_map`)."""
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them."""
         return f
 
-    def axes(self, dim: str) -> tuple[str, ...]:
-        """The mesh axes that split `dim` while it is computed; for sums over them inside `local`."""
+    def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
+        """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
     def platform(self) -> str:

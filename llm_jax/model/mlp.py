@@ -52,7 +52,7 @@ class FeedForward(nnx.Module):
             hidden_BTF = act(checkpoint_name(gate_BTF, "mlp_gate")) * up_BTF
         else:
             hidden_BTF = act(up_BTF)
-        y_BTD = project("BTF,FD->BTD", hidden_BTF, compute(self.down, config, place), place.spec(("batch", "sequence", "embed"), residual=True))
+        y_BTD = project("BTF,FD->BTD", hidden_BTF, compute(self.down, config, place), place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_mlp:
             y_BTD += compute(self.down_bias, config, place)
         return y_BTD

@@ -80,7 +80,7 @@ class Transformer(nnx.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
-        residual = place.spec(STREAM, residual=True)
+        residual = place.spec(STREAM, "residual")
         x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
         if config.position == "learned":
             x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)

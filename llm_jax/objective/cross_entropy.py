@@ -61,13 +61,13 @@ def _backward(static, gradients, cotangents):
 
 _loss.defvjp(_forward, _backward)
 
-_IN_DIMS = (("batch", None, "embed"), ("vocab", "embed"), ("batch", None), ("batch", None))
+_IN_DIMS = (("batch", "sequence", "embed"), ("vocab", "embed"), ("batch", "sequence"), ("batch", "sequence"))
 
 
 def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
     """One device's positions and its part of the vocabulary; sums over devices at the end."""
     softcap, z_loss, chunk, logits_dtype, place = static
-    vocab_axes, batch_axes = place.axes("vocab"), place.axes("batch")
+    vocab_axes, batch_axes = place.axes("vocab"), (*place.axes("batch"), *place.axes("sequence"))
     V, D = w_VD.shape
     first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0  # the first piece of this device's part
     N = targets_BT.size

@@ -12,6 +12,7 @@ from flax import nnx
 
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Table
 from llm_jax.model.parts import Weight, stored_dims
 from llm_jax.model.transformer import Transformer
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
@@ -54,11 +55,11 @@ class Program:
         """The model with these parameters."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, jax.tree.leaves(parameters)))
 
-    def shardings(self, table: str) -> Any:
+    def shardings(self, table: Table) -> Any:
         """Where each parameter lives according to one of the layout's tables."""
-        return jax.tree.map(lambda leaf: self.place.sharding(leaf.value, table), self.dims)
+        return jax.tree.map(lambda leaf, w: self.place.sharding(leaf.value, table, w.shape), self.dims, self.abstract)
 
-    def moved(self, parameters: Any, table: str) -> Any:
+    def moved(self, parameters: Any, table: Table) -> Any:
         """Arrays shaped like the parameters, moved to where a table says."""
         return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
 
