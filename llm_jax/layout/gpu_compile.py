@@ -21,60 +21,35 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from llm_jax.errors import UserError, check_choice
+from llm_jax.errors import UserError
+from llm_jax.layout.hardware import Hardware, hardware
 
 NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 """Environment variable that lets the CUDA plugin load where there is no driver."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What XLA wants to know of a device. Source: openxla/xla, xla/backends/gpu/target_config/specs/<spec>.txtpb."""
-
-    spec: str
-    """XLA's file for this device."""
-    name: str
-    """What the driver calls it."""
-    capability: int
-    """Major CUDA compute capability (minor is 0)."""
-    cores: int
-    """Streaming multiprocessors."""
-    memory_bytes: int
-    """Device memory that the driver reports."""
-    memory_bandwidth: int
-    """Bytes/s to device memory."""
-    l2_bytes: int = 52_428_800
-    """Second-level cache."""
-    clock_ghz: float = 1.98
-    """Boost clock."""
-    shared_bytes: int = 233_472
-    """Shared memory of a core; a block can have 1 KiB less."""
-
-    def config(self) -> str:
-        """XLA's `GpuTargetConfigProto`, as text."""
-        return f"""
-            gpu_device_info {{
-              threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
-              shared_memory_per_block: 49152  shared_memory_per_core: {self.shared_bytes}
-              shared_memory_per_block_optin: {self.shared_bytes - 1024}
-              core_count: {self.cores}  fpus_per_core: 128  clock_rate_ghz: {self.clock_ghz}
-              block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-              thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
-              registers_per_core_limit: 65536  registers_per_block_limit: 65536
-              memory_bandwidth: {self.memory_bandwidth}  l2_cache_size: {self.l2_bytes}  device_memory_size: {self.memory_bytes}
-              cuda_compute_capability {{ major: {self.capability} }}
-            }}
-            platform_name: "CUDA"
-            dnn_version_info {{ major: 9 minor: 10 }}
-            device_description_str: "{self.name}"
-        """
-
-
-TARGETS = {
-    "h100": Target("h100_sxm", "NVIDIA H100 80GB HBM3", 9, 132, 84_942_979_072, 3_352_320_000_000),
-    "h200": Target("h200", "NVIDIA H200 141GB HBM3e", 9, 132, 151_397_597_184, 4_800_000_000_000),
-}
-"""GPUs to compile for, by the name that users give."""
+def target_config(hardware: Hardware) -> str:
+    """XLA's `GpuTargetConfigProto`, as text. Raises UserError where there is no compiler for the device."""
+    target = hardware.target
+    if target is None:
+        raise UserError(f"hardware={hardware.name}: XLA does not compile for it where there is none; compiler=cpu plans it on simulated devices")
+    major, minor = target.capability.split(".")
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {target.threads_per_core}
+          shared_memory_per_block: 49152  shared_memory_per_core: {target.shared_bytes}
+          shared_memory_per_block_optin: {target.shared_bytes - 1024}
+          core_count: {target.cores}  fpus_per_core: {target.fpus_per_core}  clock_rate_ghz: {target.clock_ghz}
+          block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+          thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+          registers_per_core_limit: 65536  registers_per_block_limit: 65536
+          memory_bandwidth: {int(hardware.memory_bandwidth)}  l2_cache_size: {target.l2_bytes}  device_memory_size: {hardware.memory_bytes}
+          cuda_compute_capability {{ major: {major}  minor: {minor} }}
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 10 }}
+        device_description_str: "{target.description}"
+    """
 
 
 def require_cuda() -> None:
@@ -84,25 +59,23 @@ def require_cuda() -> None:
     os.environ.setdefault(NO_DRIVER, "1")
 
 
-def topology_devices(hardware: str, devices: int, devices_per_node: int = 8) -> list[Any]:
-    """`devices` GPUs of this kind, node by node (`process_index` tells the node), for a `jax.sharding.Mesh`.
+def topology_devices(name: str, devices: int) -> list[Any]:
+    """`devices` GPUs of the hardware of that name, node by node (`process_index` tells the node), for a `jax.sharding.Mesh`.
 
     Raises UserError for unknown hardware, nodes that are not full, and where the plugin is missing.
     """
-    check_choice("hardware", hardware, TARGETS)
-    per_node = min(devices, devices_per_node)
+    gpu = hardware(name)
+    config = target_config(gpu)
+    per_node = min(devices, gpu.devices_per_node)
     if devices < 1 or devices % per_node:
-        raise UserError(f"devices={devices}: must be a multiple of the {devices_per_node} of a node, or fewer than those")
+        raise UserError(f"devices={devices}: must be a multiple of the {gpu.devices_per_node} of a node, or fewer than those")
     require_cuda()
-    topology = topologies.get_topology_desc(
-        hardware, platform="cuda", target_config=TARGETS[hardware].config(), topology=f"1x{devices // per_node}x{per_node}"
-    )
-    return topology.devices
+    return topologies.get_topology_desc(name, platform="cuda", target_config=config, topology=f"1x{devices // per_node}x{per_node}").devices
 
 
-def topology_mesh(hardware: str, axes: dict[str, int], devices_per_node: int = 8) -> jax.sharding.Mesh:
+def topology_mesh(name: str, axes: dict[str, int]) -> jax.sharding.Mesh:
     """An explicit mesh of absent GPUs; the last axes are within a node."""
-    devices = topology_devices(hardware, int(np.prod(list(axes.values()))), devices_per_node)
+    devices = topology_devices(name, int(np.prod(list(axes.values()))))
     explicit = (jax.sharding.AxisType.Explicit,) * len(axes)
     return jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit)
 
