@@ -1,5 +1,7 @@
 """The reader of XLA's compiled text, on small programs written by hand."""
 
+# ruff: noqa: E501  # lines as XLA prints them
+
 from __future__ import annotations
 
 import jax
