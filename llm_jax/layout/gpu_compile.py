@@ -7,10 +7,9 @@ What it can't tell: times, the choices of the autotuner, and the workspaces of c
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
-import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from llm_jax.errors import UserError
+from llm_jax.layout import hlo
 from llm_jax.layout.hardware import Hardware, hardware
 
 NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
@@ -104,31 +104,18 @@ def no_compilation_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
-_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_INLINED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
-
-
 @dataclass(frozen=True)
 class Loop:
     """A loop of a compiled step."""
 
     trips: int | None
     """How often it runs, where XLA knows."""
-    carried: dict[tuple[str, tuple[int, ...]], int]
-    """(dtype, shape) of the arrays that it carries, and how many there are of each: stacks of all layers among them."""
+    carried: dict[hlo.Shape, int]
+    """(dtype, dims) of the arrays that it carries, and how many there are of each: stacks of all layers among them."""
 
     def largest(self, count: int = 10) -> list[tuple[int, int, str, tuple[int, ...]]]:
-        """(bytes in all, arrays, dtype, shape) of the largest."""
-        rows = [(n * math.prod(shape) * item_bytes(dtype), n, dtype, shape) for (dtype, shape), n in self.carried.items()]
-        return sorted(rows, reverse=True)[:count]
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element of an HLO type: 2 for "bf16"."""
-    bits = re.search(r"\d+", dtype)
-    return max(1, int(bits[0]) // 8) if bits else 1
+        """(bytes in all, arrays, dtype, dims) of the largest."""
+        return sorted(((n * shape.bytes, n, *shape) for shape, n in self.carried.items()), reverse=True)[:count]
 
 
 class CompiledStep:
@@ -149,60 +136,24 @@ class CompiledStep:
         }
         return parts | {"total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]}
 
+    @functools.cached_property
+    def module(self) -> hlo.Module:
+        """Its scheduled HLO, taken apart."""
+        return hlo.parse(self.text)
+
     def loops(self) -> list[Loop]:
         """The loops (scans over layers, chunks, microbatches) in the order of the text, with what they carry."""
-        loops = []
-        for line in self.text.splitlines():
-            if " while(" not in line:
-                continue
-            carried = Counter((dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(_tuple(line)))
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            loops.append(Loop(int(trips[1]) if trips else None, dict(carried)))
-        return loops
+        whiles = [i for computation in self.module.computations.values() for i in computation if i.opcode == "while"]
+        return [Loop(i.trips, Counter(i.shapes)) for i in whiles]
 
     def custom_calls(self) -> list[str]:
         """Targets of the custom calls, in the order of the text, once for each call (loops count once)."""
-        return _CUSTOM_CALL.findall(self.text)
+        return [i.target for computation in self.module.computations.values() for i in computation if i.target]
 
-    def buffer_lines(self) -> list[str]:
-        """Lines of the text whose results lie in memory. Those inside fusions and reductions don't: they live in registers."""
-        called = [line for line in self.text.splitlines() if " fusion(" in line or ("to_apply=" in line and " call(" not in line)]
-        inlined = {name for line in called for name in _INLINED.findall(line)}
-        lines, keep = [], False
-        for line in self.text.splitlines():
-            if computation := _COMPUTATION.match(line):
-                keep = computation[1] not in inlined
-            elif keep and " = " in line:
-                lines.append(line)
-        return lines
+    def buffer_shapes(self) -> set[hlo.Shape]:
+        """(dtype, dims) of every array that is allocated, tuples taken apart."""
+        return {shape for computation in self.module.allocating() for i in computation for shape in i.shapes}
 
-    def buffer_shapes(self) -> set[tuple[str, tuple[int, ...]]]:
-        """(dtype, shape) of every array that is allocated, tuples taken apart."""
-        shapes = set()
-        for line in self.buffer_lines():
-            result = line.split(" = ", 1)[1].split("(", 1)[0] if not line.split(" = ", 1)[1].startswith("(") else _tuple(line)
-            shapes |= {(dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(result)}
-        return shapes
-
-    def buffers_with(self, *sizes: int) -> set[tuple[str, tuple[int, ...]]]:
-        """The allocated shapes that have all these dims: `buffers_with(T, T)` finds attention scores."""
-        return {(dtype, shape) for dtype, shape in self.buffer_shapes() if all(shape.count(n) >= sizes.count(n) for n in sizes)}
-
-    def largest_buffers(self, count: int = 10) -> list[tuple[int, str, tuple[int, ...]]]:
-        """(elements, dtype, shape) of the largest arrays."""
-        return sorted(((int(np.prod(s)), d, s) for d, s in self.buffer_shapes()), reverse=True)[:count]
-
-
-def _dims(text: str) -> tuple[int, ...]:
-    """The dims of an HLO shape: "8,4096" → (8, 4096)."""
-    return tuple(int(n) for n in text.split(",") if n)
-
-
-def _tuple(line: str) -> str:
-    """The tuple type that a line of HLO results in."""
-    rest, depth = line.split(" = ", 1)[1], 0
-    for end, character in enumerate(rest):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return rest[: end + 1]
-    return rest
+    def buffers_with(self, *sizes: int) -> set[hlo.Shape]:
+        """The allocated arrays that have all these dims: `buffers_with(T, T)` finds attention scores."""
+        return {shape for shape in self.buffer_shapes() if all(shape.dims.count(n) >= sizes.count(n) for n in sizes)}
