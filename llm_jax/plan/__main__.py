@@ -69,6 +69,15 @@ class Request:
             if getattr(self, key) and (path.is_dir() or not path.parent.is_dir()):
                 raise UserError(f"{key}={path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}"))
 
+    def check_ranking(self, rest: list[tuple[str, str]]) -> None:
+        """Raises UserError for what makes no sense with layout=all."""
+        for key in ("trace", "text", "picture"):
+            if getattr(self, key):
+                raise UserError(f"{key}={getattr(self, key)}: is of one layout, and layout=all plans many; give one")
+        for key, value in rest:
+            if key.startswith(("mesh", "layout.")):
+                raise UserError(f"{key}={value}: layout=all tries every mesh of every layout; leave it out, or give one layout")
+
 
 OWN = tuple(f.name for f in dataclasses.fields(Request))
 
@@ -102,10 +111,12 @@ def plan(arguments: list[str]) -> int:
 
     check_choice("compiler", request.compiler, get_args(Compiler))
     request.check_paths()
+    if every:
+        request.check_ranking(rest)
     chosen = read_experiment([p for p in rest if not (every and p[0] == "layout")])
     if not request.hardware:
         return draw_only(request, chosen, devices)
-    return plan_one(request, chosen, devices)
+    return rank_all(request, chosen, devices) if every else plan_one(request, chosen, devices)
 
 
 def use_absent_devices(devices: int, compiler: str) -> None:
@@ -137,9 +148,27 @@ def plan_one(request: Request, experiment: Experiment, devices: int) -> int:
     made, step = make_plan(experiment, hardware(request.hardware), devices, request.compiler)  # type: ignore[arg-type]
     if request.json:
         Path(request.json).write_text(json.dumps(made.to_json(), indent=2) + "\n")
+    if request.trace:
+        Path(request.trace).write_text(json.dumps(made.analysis.timeline.chrome_trace()))
     if request.text:
         Path(request.text).write_text(step.text)
     print_plan(made)
+    return 0
+
+
+def rank_all(request: Request, experiment: Experiment, devices: int) -> int:
+    """Plans every layout on every mesh; prints and writes the ranking."""
+    from llm_jax.layout.hardware import hardware
+    from llm_jax.plan.report import print_ranking
+    from llm_jax.plan.search import search
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    ranking = search(experiment, hardware(request.hardware), devices, request.compiler, say)  # type: ignore[arg-type]
+    if request.json:
+        Path(request.json).write_text(json.dumps(ranking.to_json(), indent=2) + "\n")
+    print_ranking(ranking)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.model.flops import train_flops_per_token
+from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
 from llm_jax.train.compile import absent_program, check_complete, compile_program
 from llm_jax.train.run import split_sizes
@@ -28,7 +28,7 @@ TOKENS_PER_DOCUMENT = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a plan tells. Bytes and seconds are one device's; FLOPs are of one step on all devices."""
+    """All that a plan tells of a step. Bytes and seconds are one device's; FLOPs are those of all devices together."""
 
     experiment: Experiment
     mesh: dict[str, int]
@@ -39,8 +39,8 @@ class Plan:
     parameters: int
     memory: dict[str, int]
     """Bytes by kind (`memory.memory_by_kind`) and their total."""
-    kernels: dict[str, int]
-    """Custom calls of the compiled step, once a call in the text."""
+    analysis: Analysis
+    """Kernels, collectives and the timeline."""
     assumptions: list[str]
     seconds_to_plan: float
     """What the plan itself took."""
@@ -65,13 +65,29 @@ class Plan:
         """FLOPs that the model needs for a step (`model.flops`)."""
         return self.tokens * train_flops_per_token(self.experiment.model, self.experiment.train.sequence_length)
 
+    @property
+    def hardware_flops(self) -> float:
+        """FLOPs that the devices do for a step, recomputation and what a layout does twice included."""
+        return self.devices * self.analysis.hardware_flops
+
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        """Expected."""
+        return self.tokens / self.analysis.step_seconds["expected"] / self.devices
+
+    @property
+    def mfu(self) -> float:
+        """Expected share of the devices' datasheet peak, in products of the compute dtype."""
+        peak = self.hardware.peak_flops[self.experiment.model.compute_dtype]
+        return self.model_flops / (self.devices * peak * self.analysis.step_seconds["expected"])
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; keys are kept stable, for programs that read them."""
         layout = self.experiment.layout
         return {
             "experiment": self.experiment.name,
             "layout": layout.name,
-            "tables": {table: axes for table, axes in layout.tables().items()},
+            "tables": dict(layout.tables()),
             "mesh": self.mesh,
             "devices": self.devices,
             "hardware": self.hardware.name,
@@ -82,7 +98,13 @@ class Plan:
             "memory_usable_bytes": self.usable_bytes,
             "fits": self.fits,
             "model_flops": self.model_flops,
-            "kernels": self.kernels,
+            "hardware_flops": self.hardware_flops,
+            "step_seconds": self.analysis.step_seconds,
+            "tokens_per_second_per_device": self.tokens_per_second_per_device,
+            "mfu": self.mfu,
+            "attention_kernels": self.analysis.attention_kernels,
+            "collectives": [dataclasses.asdict(row) for row in self.analysis.collectives],
+            "kernels": [dataclasses.asdict(row) for row in self.analysis.kernels],
             "assumptions": self.assumptions,
             "seconds_to_plan": self.seconds_to_plan,
         }
@@ -97,6 +119,7 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     experiment, assumptions = with_assumptions(experiment, compiler)
     program = plan_program(experiment, plan_devices(hardware, devices, compiler))
     step = compile_program(program, experiment)
+    analysis = analyse(step, program.place.mesh, hardware)
     plan = Plan(
         experiment=experiment,
         mesh=dict(program.place.mesh.shape),
@@ -105,8 +128,8 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
         compiler=compiler,
         parameters=program.parameter_count(),
         memory=memory_by_kind(step, program, experiment),
-        kernels=dict(Counter(step.custom_calls())),
-        assumptions=assumptions,
+        analysis=analysis,
+        assumptions=[*assumptions, *analysis.notes],
         seconds_to_plan=time.perf_counter() - started,
     )
     return plan, step
