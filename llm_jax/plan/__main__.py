@@ -105,7 +105,7 @@ def plan(arguments: list[str]) -> int:
     rest = [(key, value) for key, value in pairs if key not in OWN]
     every = [value for key, value in rest if key == "layout"] == ["all"]
     devices = request.device_count()
-    use_absent_devices(devices, request.compiler)
+    use_absent_devices(devices, simulated=request.compiler == "cpu" or bool(request.picture))
 
     from llm_jax.plan.plan import Compiler
 
@@ -114,16 +114,18 @@ def plan(arguments: list[str]) -> int:
     if every:
         request.check_ranking(rest)
     chosen = read_experiment([p for p in rest if not (every and p[0] == "layout")])
-    if not request.hardware:
-        return draw_only(request, chosen, devices)
+    if request.picture or not request.hardware:
+        code = draw_picture(request, chosen, devices)
+        if not request.hardware:
+            return code
     return rank_all(request, chosen, devices) if every else plan_one(request, chosen, devices)
 
 
-def use_absent_devices(devices: int, compiler: str) -> None:
-    """Before JAX starts: the GPUs of this machine, if any, are left alone, and CPU devices are simulated if they are to be planned on."""
+def use_absent_devices(devices: int, simulated: bool) -> None:
+    """Before JAX starts: the GPUs of this machine, if any, are left alone, and CPU devices are simulated where they are wanted."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
-    if compiler == "cpu" and "xla_force_host_platform_device_count" not in flags:
+    if simulated and "xla_force_host_platform_device_count" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
 
 
@@ -172,12 +174,20 @@ def rank_all(request: Request, experiment: Experiment, devices: int) -> int:
     return 0
 
 
-def draw_only(request: Request, experiment: Experiment, devices: int) -> int:
-    """The picture needs no hardware and compiles nothing."""
+def draw_picture(request: Request, experiment: Experiment, devices: int) -> int:
+    """Draws the experiment's layout. It needs no hardware and compiles nothing."""
+    import jax
+
     from llm_jax.layout.hardware import hardware_names
+    from llm_jax.plan.picture import check_ending, draw
+    from llm_jax.plan.plan import plan_program, with_assumptions
 
     if not request.picture:
         raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
+    check_ending(request.picture)
+    experiment, _ = with_assumptions(experiment, "gpu")
+    draw(experiment, plan_program(experiment, jax.devices("cpu")[:devices]), Path(request.picture))
+    print(f"drawn: {request.picture}")
     return 0
 
 
