@@ -15,8 +15,8 @@ from llm_jax.plan.cost import BACKWARD, FORWARD, Kernel, parts
 from llm_jax.plan.efficiency import EXPECTED, SETS
 from llm_jax.plan.timeline import Program, Timeline, walk
 
-_SCORES = re.compile(r"->\w*TS/dot_general")
-"""Attention scores by their einsum, whose result ends in queries and keys."""
+_SCORES = re.compile(r"->\w*TS\)?/dot_general")
+"""Attention scores by their einsum, whose result ends in queries and keys; products of the backward pass keep its name."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def attention_kernels(program: Program, timeline: Timeline) -> dict[str, int]:
             found["cudnn forward" if work.kind == FORWARD else "cudnn backward"] += n
         elif isinstance(work, Kernel) and work.kind == "matmul":
             for _, part in parts(program.module, program.home[instruction], instruction):
-                if part.opcode == "dot" and _SCORES.search(part.op_name):
+                again = "transpose(" not in part.op_name or "rematted" in part.op_name
+                if part.opcode == "dot" and again and _SCORES.search(part.op_name):
                     found[f"xla: scores of shape {part.shape}"] += n
     return dict(found)

@@ -26,6 +26,8 @@ MOVES = {
     "convert", "iota", "reverse", "copy-start",
 }  # fmt: skip
 """Instructions that move or convert data and compute nothing."""
+WRAPPERS = {"fusion", "fusion-start", "async-start", "call"}
+"""Instructions that stand for the computation they call."""
 SAME_ELEMENTS = {"bitcast", "reshape", "copy", "transpose", "convert"}
 """Instructions that pass each element on."""
 FORWARD, BACKWARD = "attention forward", "attention backward"
@@ -67,9 +69,10 @@ def read_kernel(module: Module, computation: Computation, instruction: Instructi
     `widened`: the compiler computes bfloat16 in float32 (XLA's for CPUs); products are then costed by what they were before.
     """
     kind, flops, rate, passes = _work(module, computation, instruction, widened)
-    moved = read_bytes(module, computation, instruction) + written_bytes(module, computation, instruction)
-    if HOST in instruction.type_text or any(HOST in taken.type_text for taken in computation.taken(instruction)):
-        kind = "host copy" if kind == "copy" else kind
+    read, written = read_bytes(module, computation, instruction), written_bytes(module, computation, instruction)
+    moved = read + written
+    if kind == "copy" and (HOST in instruction.type_text or any(HOST in taken.type_text for taken in computation.taken(instruction))):
+        kind, moved = "host copy", min(read, written)  # over the bus once
     return Kernel(instruction.name, kind, instruction.op_name, flops, moved, rate, passes)
 
 
@@ -101,13 +104,13 @@ def _kind(opcodes: set[str]) -> str:
     """What a kernel without products is."""
     if opcodes & {"reduce", "reduce-window", "sort"}:
         return "reduction"
-    return "copy" if opcodes <= MOVES | FREE | {"fusion", "call"} else "elementwise"
+    return "copy" if opcodes <= MOVES | FREE | WRAPPERS else "elementwise"
 
 
 def parts(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
     """The instruction and all that it fuses, each with the computation it is in."""
     yield computation, instruction
-    if instruction.opcode in ("fusion", "call", "async-start"):
+    if instruction.opcode in WRAPPERS:
         for name in instruction.called:
             inside = module.computations[name]
             for part in inside:
@@ -199,7 +202,7 @@ def read_bytes(module: Module, computation: Computation, instruction: Instructio
         return instruction.bytes
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return sum(operand.bytes for operand in taken[1:])
-    if instruction.opcode != "fusion":
+    if instruction.opcode not in WRAPPERS:
         return sum(operand.bytes for operand in taken)
     fused = module.computations[instruction.called[0]]
     return sum(min(float(operand.bytes), _used(fused, fused.parameters[i], operand)) for i, operand in enumerate(taken))
@@ -225,7 +228,7 @@ def _used(fused: Computation, value: Instruction, operand: Instruction) -> float
 
 def written_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
     """What a kernel writes: its results, or the slice that it updates in place."""
-    if instruction.opcode == "fusion":
+    if instruction.opcode in WRAPPERS:
         fused = module.computations[instruction.called[0]]
         roots = fused.taken(fused.root) if fused.root.opcode == "tuple" else [fused.root]
         return sum(_updated(fused, root) for root in roots)

@@ -36,8 +36,8 @@ class Efficiency:
 # products smaller. Fused attention: FlashAttention-3 and cuDNN on an H100, causal, 8k tokens: 55 to 65 % forward, 45 to 55 % backward (Shah et al.
 # 2024, figures 5 and 6). NCCL on 8 H100: 360 of 450 GB/s in all-gathers and reduce-scatters of large messages (nccl-tests, bus bandwidth).
 BEST = Efficiency("best", 0.80, 0.65, 0.55, memory=0.92, node=0.82, network=0.92, launch=1e-6, slowdown=0.0)
-EXPECTED = Efficiency("expected", 0.70, 0.55, 0.45, memory=0.85, node=0.78, network=0.85, launch=2e-6, slowdown=0.10)
-WORST = Efficiency("worst", 0.58, 0.42, 0.34, memory=0.72, node=0.62, network=0.65, launch=4e-6, slowdown=0.25)
+EXPECTED = Efficiency("expected", 0.58, 0.45, 0.37, memory=0.72, node=0.75, network=0.80, launch=2e-6, slowdown=0.15)
+WORST = Efficiency("worst", 0.48, 0.35, 0.28, memory=0.60, node=0.60, network=0.60, launch=4e-6, slowdown=0.30)
 SETS = (BEST, EXPECTED, WORST)
 
 COLLECTIVE_LAUNCH = 8.4e-6

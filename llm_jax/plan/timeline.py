@@ -92,7 +92,7 @@ class Program:
         return self.works[instruction]
 
     def _read(self, computation: Computation, instruction: Instruction) -> Work | None:
-        if instruction.opcode in FREE:
+        if instruction.opcode in FREE or instruction.target == "AllocateBuffer":
             return None
         found = collective_of(self.module, computation, instruction)
         if found:
@@ -148,7 +148,7 @@ class _Walk:
             self.counts[instruction] += 1
             if isinstance(work, Collective):
                 self.communicate(instruction, work)
-            elif opcode.endswith("-start"):
+            elif opcode.endswith("-start") and work.kind == "host copy":
                 self.fly(instruction, TRANSFER, TRANSFER, work)
             else:
                 self.compute(instruction, work)
