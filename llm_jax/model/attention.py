@@ -92,6 +92,18 @@ def check_platform(config: ModelConfig, platform: str) -> None:
         )
 
 
+def check_devices(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """The same for the devices of a mesh, here or absent, which must be new enough besides."""
+    device = mesh.devices.flat[0]
+    check_platform(config, device.platform)
+    capability = getattr(device, "compute_capability", "9.0")  # of NVIDIA's GPUs
+    if config.attention == "cudnn" and int(capability.split(".")[0]) < 9:
+        raise UserError(
+            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, and "
+            f"{device.device_kind} has {capability}; use model.attention=xla or model.attention=blocked"
+        )
+
+
 def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
     """`jax.nn.dot_product_attention`: any backend; the scores exist as a whole, [B, H, T, S]."""
     T = q_BTHK.shape[1]

@@ -14,7 +14,7 @@ WIDTH = 120
 """Columns where the output is no terminal."""
 KINDS = {
     "parameters": "weights at rest",
-    "gradients": "float32, where the weights are at rest",
+    "gradients": "float32, where the moments are",
     "moments": "optimizer state",
     "average": "moving average of the weights",
     "batch": "batch, counters, metrics",
@@ -26,7 +26,7 @@ KINDS = {
 def print_plan(plan: Plan) -> None:
     """Prints all of a plan."""
     console = make_console()
-    for part in (header(plan), memory_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
+    for part in (header(plan), memory_table(plan), array_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
         console.print(part)
         console.print()
     for assumption in plan.assumptions:
@@ -121,6 +121,14 @@ def memory_table(plan: Plan) -> Table:
         if plan.memory[kind]:
             made.add_row(kind, size(plan.memory[kind]), what)
     made.add_row("total", size(plan.memory["total"]), f"of {size(plan.hardware.memory_bytes)}")
+    return made
+
+
+def array_table(plan: Plan) -> Table:
+    """The arrays that the largest loop carries from trip to trip: stacks of what the layers keep are among them."""
+    made = table("Largest arrays that a loop carries", ">bytes", ">arrays", "of")
+    for total, n, dtype, shape in plan.largest:
+        made.add_row(size(total), str(n), f"{dtype}{list(shape)}")
     return made
 
 
