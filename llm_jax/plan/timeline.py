@@ -5,8 +5,9 @@ beside the kernels that follow, after collectives that started before it, and is
 a collective is slower (`Efficiency.slowdown`). Synchronous collectives, and those that XLA marked so, hold the kernels up.
 Copies to the host and back are on a third stream. Of a conditional the branch that takes longest counts.
 
-A loop is walked trip by trip until one trip is like the one before, and the rest are counted like it; with double
-buffering (two iterations in a body, peeled ones before and after) or pipelined collectives the program is walked as it is.
+A loop is walked trip by trip until one is like the one before; the rest are counted like it, and are one block in the
+trace. With double buffering (two iterations in a body, peeled ones before and after) or pipelined collectives the program
+is walked as it is.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from llm_jax.plan.collectives import Collective, collective_of, read_collective
 from llm_jax.plan.cost import FREE, Kernel, read_kernel
 from llm_jax.plan.efficiency import Efficiency
 
-SHOWN_TRIPS = 2
-"""Trips of a loop that the trace shows; the rest are one block."""
 COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
 ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
 
@@ -193,18 +192,15 @@ class _Walk:
         if trips is None:
             self.notes[f"{instruction.name}: how often it runs is not known before it runs; counted once"] = None
         (body,) = [module.computations[name] for name in instruction.called if name == (instruction.attribute("body") or "").lstrip("%")]
-        recording, before = self.record, None
+        before = None
         for trip in range(trips or 1):
-            self.record = recording and trip < SHOWN_TRIPS
             start, counts, waited = self.now, dict(self.counts), dict(self.waited)
             self.run(body)
             state = (self.now - start, *(max(0.0, free - self.now) for free in self.free.values()))
             if before and all(abs(a - b) <= 1e-9 + 1e-6 * b for a, b in zip(state, before, strict=True)):
-                self.record = recording
                 self.repeat(instruction, (trips or 1) - trip - 1, self.now - start, counts, waited)
                 break
             before = state
-        self.record = recording
 
     def repeat(self, loop: Instruction, trips: int, seconds: float, counts: dict[Instruction, int], waited: dict[Instruction, float]) -> None:
         """So many trips more like the last, before which the totals were `counts` and `waited`."""
@@ -252,7 +248,9 @@ def _started(computation: Computation, done: Instruction) -> Instruction:
 
 
 def walk(program: Program, hardware: Hardware, efficiency: Efficiency, record: bool = False) -> Timeline:
-    """Predicts one step; `record` keeps the events."""
+    """Predicts one step; `record` keeps the events. Raises ValueError for a program without a schedule."""
+    if not program.module.scheduled:
+        raise ValueError("the program is not scheduled: the order of its instructions is not the order in which they run")
     state = _Walk(program, hardware, efficiency, record)
     state.run(program.module.entry)
     seconds = max(state.now, *state.free.values())
