@@ -20,6 +20,7 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -93,6 +94,14 @@ class Placement:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes that split each dim of an array, which serve one dim each; with its shape, as `move` has it."""
+        return ((),) * len(dims)
+
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
         return jax.default_backend()
+
+    def capability(self) -> float:
+        """The CUDA compute capability of the arrays' devices, 9.0 for Hopper; infinite where they have none."""
+        return math.inf

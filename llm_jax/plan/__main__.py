@@ -197,7 +197,7 @@ def draw_picture(request: Request, experiment: Experiment, devices: int) -> None
     from llm_jax.plan.picture import draw
     from llm_jax.plan.plan import plan_program, with_assumptions
 
-    experiment, _ = with_assumptions(experiment, "gpu")
+    experiment, _ = with_assumptions(experiment, "cpu")
     draw(experiment, plan_program(experiment, jax.devices("cpu")[:devices]), Path(request.picture))
     print(f"drawn: {request.picture}")
 

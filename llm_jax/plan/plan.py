@@ -13,7 +13,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
-from llm_jax.model.attention import check_devices
+from llm_jax.model import attention
 from llm_jax.model.flops import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
@@ -122,7 +122,6 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     started = time.perf_counter()
     experiment, assumptions = with_assumptions(experiment, compiler)
     program = plan_program(experiment, plan_devices(hardware, devices, compiler))
-    check_devices(experiment.model, program.place.mesh)
     step = compile_program(program, experiment)
     analysis = analyse(step, program.place.mesh, hardware)
     plan = Plan(
@@ -142,12 +141,13 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
 
 
 def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
-    """The program on these devices. Raises UserError for a layout that does not divide, or leaves devices idle."""
+    """The program on these devices. Raises UserError for a layout that does not divide, leaves devices idle, or asks for another kernel."""
     program = absent_program(experiment, devices)
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
     program.place.check_divides(split_sizes(experiment))
+    attention.check(experiment.model, program.place, experiment.train.sequence_length)
     return program
 
 
