@@ -55,7 +55,7 @@ def target_config(hardware: Hardware) -> str:
 def require_cuda() -> None:
     """Raises UserError where XLA's GPU compiler is not installed; otherwise lets it load without a driver."""
     if importlib.util.find_spec("jax_plugins") is None or not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
-        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra: pip install 'llm_jax[cuda]'")
+        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra, pip install 'llm_jax[cuda]'")
     os.environ.setdefault(NO_DRIVER, "1")
 
 
@@ -83,10 +83,12 @@ def topology_mesh(name: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]) -> CompiledStep:
     """Compiles `step`, a `jax.jit` of something, for the devices of `mesh` (`topology_mesh`), with its own compiler options.
 
-    `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
+    `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`. On simulated CPU devices no machine code is
+    made that is worth running: that is most of the compiler's time, and nothing that it tells depends on it.
     """
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     with jax.set_mesh(mesh), no_compilation_cache():
-        return CompiledStep(step.lower(*abstract_args).compile())
+        return CompiledStep(step.lower(*abstract_args).compile(compiler_options=options))
 
 
 @contextlib.contextmanager

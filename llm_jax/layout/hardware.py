@@ -12,6 +12,9 @@ from typing import Any
 from llm_jax.errors import check_choice
 
 TABLE = Path(__file__).with_suffix(".toml")
+USABLE_MEMORY = 0.92
+"""The part of a device's memory that a program can have: XLA_PYTHON_CLIENT_MEM_FRACTION must be set so (JAX takes 0.75 by
+itself). The rest is for CUDA's context and NCCL's buffers; NVIDIA's MaxText recipe for Llama 3 70B goes to 0.94."""
 
 
 @dataclass(frozen=True)

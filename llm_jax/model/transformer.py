@@ -12,7 +12,8 @@ from llm_jax.model.attention import Attention
 from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
-from llm_jax.model.parts import Norm, compute, rope_tables, weight
+from llm_jax.model.parts import Norm, rope_tables
+from llm_jax.model.weights import Weight, compute, lookup, weight
 
 STREAM = ("batch", "sequence", "embed")
 
@@ -68,10 +69,15 @@ class Transformer(nnx.Module):
         positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
         segments: int [B, T], which packed document a token is of; None: one document a row.
         """
-        x_BTD = self.hidden(tokens_BT, positions, segments)
-        dtype = self.config.logits_dtype
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_weight(), preferred_element_type=dtype)
-        return softcap(logits_BTV, self.config.logit_softcap)
+        return self.logits(self.hidden(tokens_BT, positions, segments))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """What the head makes of the final stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
+        config = self.config
+        assert config.vocab is not None
+        w_VD = compute(self.output, config, self.place)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype))
+        return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype."""
@@ -81,16 +87,17 @@ class Transformer(nnx.Module):
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
         residual = place.spec(STREAM, "residual")
-        x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
+        x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
-            x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)
+            x_BTD += lookup(self.positions, positions_BT, config, place, residual)
         rope = rope_tables(config, positions_BT) if config.position == "rope" else None
         x_BTD = self.run_blocks(x_BTD, rope, segments_BT)
         return place.move(self.final_norm(x_BTD), STREAM)
 
-    def head_weight(self) -> jax.Array:
-        """The output projection [V, D], where it is multiplied, in the compute dtype."""
-        return compute(self.embedding if self.config.tied_embeddings else self.head, self.config, self.place)
+    @property
+    def output(self) -> Weight:
+        """The output projection [V, D]: the head, or the embedding where that is both."""
+        return self.embedding if self.config.tied_embeddings else self.head
 
     def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
         """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
