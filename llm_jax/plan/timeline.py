@@ -12,6 +12,7 @@ is walked as it is.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,13 @@ from llm_jax.layout.hardware import Hardware
 from llm_jax.layout.hlo import Computation, Instruction, Module
 from llm_jax.plan.collectives import Collective, collective_of, read_collective
 from llm_jax.plan.cost import FREE, Kernel, read_kernel
-from llm_jax.plan.efficiency import Efficiency
+from llm_jax.plan.efficiency import HOST_SYNC, Efficiency
 
 COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
 ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
+
+_SAID_TRIPS = re.compile(r"trips=(\d+)/while$")
+"""What a model says of a loop whose trips its data decides, by `jax.named_scope("trips=4")` around it: how many are expected."""
 
 Work = Kernel | Collective
 
@@ -187,18 +191,22 @@ class _Walk:
 
     def loop(self, instruction: Instruction) -> None:
         """All trips of a loop."""
-        module = self.program.module
-        trips = instruction.trips
+        body = self.program.module.computations[(instruction.attribute("body") or "").lstrip("%")]
+        trips, sync = instruction.trips, 0.0
         if trips is None:
-            self.notes[f"{instruction.name}: how often it runs is not known before it runs; counted once"] = None
-        (body,) = [module.computations[name] for name in instruction.called if name == (instruction.attribute("body") or "").lstrip("%")]
+            sync = HOST_SYNC  # the host reads whether to go on
+            said = _SAID_TRIPS.search(instruction.op_name)
+            trips = int(said[1]) if said else 1
+            known = f"counted {trips} times, as its name says" if said else "counted once"
+            self.notes[f"loop {instruction.op_name or instruction.name}: how often it runs is decided when it runs; {known}"] = None
         before = None
-        for trip in range(trips or 1):
+        for trip in range(trips):
             start, counts, waited = self.now, dict(self.counts), dict(self.waited)
+            self.now += sync
             self.run(body)
             state = (self.now - start, *(max(0.0, free - self.now) for free in self.free.values()))
             if before and all(abs(a - b) <= 1e-9 + 1e-6 * b for a, b in zip(state, before, strict=True)):
-                self.repeat(instruction, (trips or 1) - trip - 1, self.now - start, counts, waited)
+                self.repeat(instruction, trips - trip - 1, self.now - start, counts, waited)
                 break
             before = state
 

@@ -113,10 +113,13 @@ def test_a_program_without_a_schedule_is_refused():
         timeline(dataclasses.replace(module, scheduled=False))
 
 
-def test_a_loop_whose_trips_are_unknown_is_said_so():
-    done = timeline(program(f"{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%inner", BODY))
-    assert done.seconds == pytest.approx(2 * MS)
-    assert any("w2" in note and "counted once" in note for note in done.notes)
+@pytest.mark.parametrize(("scope", "trips"), [("", 1), ("trips=6/", 6), ("trips=6/while/body/", 1)])
+def test_a_loop_whose_trips_the_data_decides_runs_as_often_as_its_name_says(scope, trips):
+    done = timeline(
+        program(f'{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%inner, metadata={{op_name="jit(step)/{scope}while"}}', BODY)
+    )
+    assert done.seconds == pytest.approx(trips * (2 * MS + efficiency.HOST_SYNC))
+    assert [f"counted {trips} times" in note or "counted once" in note for note in done.notes] == [True]
 
 
 def test_a_collective_started_before_a_loop_is_hidden_by_all_of_it():
