@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.weights import Weight, add_bias, lookup, project
+from llm_jax.model.weights import Weight, project
 
 
 @pytest.mark.parametrize(
