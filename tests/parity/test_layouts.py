@@ -25,10 +25,11 @@ GROUPED = dataclasses.replace(SMALL, kv_heads=2)
 LAYOUTS = {
     "data_parallel": (PRESETS["data_parallel"], {}),
     "fsdp": (PRESETS["fsdp"], {}),
+    "zero1": (PRESETS["zero1"], {}),
+    "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     # layouts that an experiment file would define: the four tables do more than the presets
-    "zero1": (Layout("zero1", {"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}), {}),
     "fsdp_tensor_sequence": (
         Layout(
             "fsdp_tensor_sequence",
@@ -39,7 +40,6 @@ LAYOUTS = {
         ),
         {},
     ),
-    "hybrid": (Layout("hybrid", {"node": 2, "data": -1}, compute={"batch": "node, data"}, stored={"embed": "data"}), {}),
     # axes that split the batch may be given to weights too: they are gathered over them for use
     "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
