@@ -99,14 +99,14 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
 
-    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) stay whole where they don't divide.
+    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) are split by as many of their axes as divide them.
     """
     used: set[str] = set()
     entries: list[Any] = []
     for i, dim in enumerate(dims):
         axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
-        if shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
-            axes = ()
+        while shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
+            axes = axes[:-1]
         used.update(axes)
         entries.append(axes[0] if len(axes) == 1 else axes or None)
     return PartitionSpec(*entries)
@@ -195,6 +195,9 @@ class MeshPlacement(Placement):
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         return split_axes(self.tables[table].get(dim, ""))
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
+
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
@@ -203,11 +206,7 @@ class MeshPlacement(Placement):
         return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
-        """Into how many parts these mesh axes split a dim."""
-        n = 1
-        for axis in axes:
-            n *= self.mesh.shape[axis]
-        return n
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def check_divides(self, sizes: dict[str, tuple[int, str]]) -> None:
         """Raises UserError where a dim of the given size (and the key that sets it) does not divide over its axes."""
@@ -217,7 +216,7 @@ class MeshPlacement(Placement):
                     continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
-                if size % parts:
+                if size % parts and dim != "kv_heads":  # see `attention.check`
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{' x '.join(f'{a}={self.mesh.shape[a]}' for a in axes)}, and {size} is not a multiple of {parts}"

@@ -6,6 +6,8 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+CONTEXT = {"batch": "data", "sequence": "context"}
+OVER_BOTH = {"embed": "data,context"}
 
 PRESETS = {
     layout.name: layout
@@ -25,6 +27,27 @@ PRESETS = {
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
         # Both: tensor within a group of devices, fsdp across the groups.
         Layout("fsdp_tensor", mesh={"data": -1, "tensor": 2}, compute={"batch": "data", **TENSOR}, stored={"embed": "data"}),
+        # The same, with the stream between products split over the sequence, so that norms and what is kept for the backward
+        # pass are split too; each all-reduce becomes a reduce-scatter and an all-gather (Korthikanti et al. 2022).
+        Layout(
+            "fsdp_tensor_sequence",
+            mesh={"data": -1, "tensor": 2},
+            compute={"batch": "data", **TENSOR},
+            stored={"embed": "data"},
+            residual={"sequence": "tensor"},
+        ),
+        # Long sequences are split over devices, and weights over these too; the keys of all are gathered (Llama 3, 2024),
+        Layout("context_gather", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH),
+        # or go round in a ring, so that no device ever has all of them (Liu et al. 2023),
+        Layout("context_ring", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH, attention={"keys": "context"}),
+        # or each device gets whole sequences of some heads, by an all-to-all (DeepSpeed-Ulysses, Jacobs et al. 2023).
+        Layout(
+            "context_ulysses",
+            mesh={"data": -1, "context": 2},
+            compute=CONTEXT,
+            stored=OVER_BOTH,
+            attention={"sequence": "", "heads": "context", "kv_heads": "context"},
+        ),
     )
 }
 

@@ -93,6 +93,10 @@ class Placement:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes that split each dim of an array, which serve one dim each; with its shape, as `move` has it."""
+        return ((),) * len(dims)
+
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
         return jax.default_backend()

@@ -129,13 +129,14 @@ def _project_forward(equation: str, spec: Any, how: Use, home: jax.Array, stored
 
 def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
-    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step)."""
+    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step). In float32 only:
+    with bfloat16 operands the CPU backend folds the turn into a product that it then can't run."""
     stored, x = saved
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, how.ready(stored), out_sharding=placed(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
-    if x.size <= dy.size:
+    if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=how.home)
     else:
         turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them

@@ -19,8 +19,13 @@ from llm_jax import experiment as experiments
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
+<<<<<<< HEAD
 from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model.attention import check_platform
+=======
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.model import attention
+>>>>>>> main
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
@@ -55,7 +60,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     place.check_divides(split_sizes(experiment))
-    check_platform(experiment.model, place.platform())
+    attention.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
@@ -181,6 +186,7 @@ def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
     sizes = {
         "batch": (train.batch_size // train.microbatches, "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")),
         "sequence": (train.sequence_length, "train.sequence_length"),
+        "keys": (train.sequence_length, "train.sequence_length"),
         "layers": (model.layers, "model.layers"),
         "vocab": (model.vocab, "model.vocab"),
     }

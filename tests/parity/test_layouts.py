@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import PRESETS, TENSOR
+from llm_jax.layout.presets import CONTEXT, PRESETS, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import SMALL, train
@@ -29,19 +29,36 @@ LAYOUTS = {
     "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
+    "fsdp_tensor_sequence": (PRESETS["fsdp_tensor_sequence"], {}),
+    "context_gather": (PRESETS["context_gather"], {"context": 4}),
+    "context_ring": (PRESETS["context_ring"], {"context": 4}),
+    "context_ulysses": (PRESETS["context_ulysses"], {"context": 4}),
     # layouts that an experiment file would define: the four tables do more than the presets
-    "fsdp_tensor_sequence": (
+    # axes that split the batch may be given to weights too: they are gathered over them for use
+    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "ring_fsdp_tensor_sequence": (
         Layout(
-            "fsdp_tensor_sequence",
-            {"data": -1, "tensor": 2},
-            compute={"batch": "data", **TENSOR},
-            stored={"embed": "data"},
-            residual={"sequence": "tensor"},
+            "ring_fsdp_tensor_sequence",
+            {"data": 2, "context": 2, "tensor": 2},
+            compute={**CONTEXT, **TENSOR},
+            stored={"embed": "data,context"},
+            residual={"sequence": "context,tensor"},
+            attention={"keys": "context"},
         ),
         {},
     ),
-    # axes that split the batch may be given to weights too: they are gathered over them for use
-    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "ulysses_fsdp_tensor": (
+        Layout(
+            "ulysses_fsdp_tensor",
+            {"data": 2, "context": 2, "tensor": 2},
+            compute={**CONTEXT, **TENSOR},
+            stored={"embed": "data"},
+            attention={"sequence": "", "heads": "tensor,context", "kv_heads": "tensor,context"},
+        ),
+        {},
+    ),
+    "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),  # two key/value heads: each device takes the one that its query head needs
+    "fsdp_tensor_over_kv_heads": (PRESETS["fsdp_tensor_sequence"], {"data": 2, "tensor": 4}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
