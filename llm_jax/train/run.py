@@ -19,13 +19,8 @@ from llm_jax import experiment as experiments
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
-<<<<<<< HEAD
 from llm_jax.layout.mesh import described, make_mesh
-from llm_jax.model.attention import check_platform
-=======
-from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import attention
->>>>>>> main
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
