@@ -112,8 +112,8 @@ VARIANTS = {
         layers=2, embed=32, heads=8, mlp=64, vocab=128, norm="layer", activation="gelu", position="learned", positions=64,
         bias_qkv=True, bias_out=True, bias_mlp=True,
     ),
-    "unrolled, untied, qk norm, soft cap, window": dataclasses.replace(
-        GROUPED, scan_layers=False, tied_embeddings=False, qk_norm="head", logit_softcap=5.0, window=7
+    "unrolled, untied, uneven vocabulary, qk norm, soft cap, window": dataclasses.replace(
+        GROUPED, scan_layers=False, tied_embeddings=False, vocab=131, qk_norm="head", logit_softcap=5.0, window=7
     ),
     "attention in blocks, window": dataclasses.replace(GROUPED, attention="blocked", scan_layers=False, window=20),
     "norm after, projection norm, remat by name": dataclasses.replace(
