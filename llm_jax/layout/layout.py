@@ -193,6 +193,9 @@ class MeshPlacement(Placement):
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
+    def capability(self) -> float:
+        return float(getattr(self.mesh.devices.flat[0], "compute_capability", math.inf))
+
     def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Where an array with these dims (and this shape) lives according to one of the tables."""
         return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))

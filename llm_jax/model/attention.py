@@ -7,6 +7,7 @@ It runs inside `Placement.local`, so the fused ones see plain local arrays whate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -114,7 +115,7 @@ def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the chosen kernel can't run where the layout wants it: all that can be said before compiling."""
-    check_platform(config, place.platform())
+    check_platform(config, place.platform(), place.capability())
     check_heads(config, place)
     check_context(config, place, sequence_length)
 
@@ -164,11 +165,16 @@ def named(axes: tuple[str, ...], place: Placement) -> str:
     return " x ".join(f"{axis}={place.size((axis,))}" for axis in axes)
 
 
-def check_platform(config: ModelConfig, platform: str) -> None:
-    """Raises UserError where the chosen kernel can't run on devices of this platform."""
+def check_platform(config: ModelConfig, platform: str, capability: float = math.inf) -> None:
+    """Raises UserError where the chosen kernel can't run on devices of this platform and CUDA compute capability."""
     if config.attention == "cudnn" and platform != "gpu":
         raise UserError(
             f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
+        )
+    if config.attention == "cudnn" and capability < 9:
+        raise UserError(
+            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, the devices here have {capability}; "
+            "use model.attention=xla or model.attention=blocked"
         )
 
 

@@ -20,6 +20,7 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -92,3 +93,7 @@ class Placement:
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
         return jax.default_backend()
+
+    def capability(self) -> float:
+        """The CUDA compute capability of the arrays' devices, 9.0 for Hopper; infinite where they have none."""
+        return math.inf
