@@ -38,11 +38,11 @@ class Block(nnx.Module):
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
-            y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            return x_BTD + self.mlp(checkpoint_name(y_BTD, "mlp_in"))
+            y_BTD = checkpoint_name(self.mlp_norm(x_BTD), "mlp_in")  # kept as the stream is split
+            return x_BTD + self.mlp(place.move(y_BTD, STREAM))
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD = self.mlp(checkpoint_name(place.move(x_BTD, STREAM), "mlp_in"))
+        y_BTD = self.mlp(place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM))
         return x_BTD + self.mlp_norm(y_BTD)
 
 
