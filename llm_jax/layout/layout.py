@@ -138,30 +138,22 @@ class MeshPlacement(Placement):
         x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
         return jax.lax.slice(x, (0,) * x.ndim, shape)
 
-    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        return jax.sharding.reshard(self.unpadded(dw, dims, shape), self.gradient_spec(dims, shape))
-
-    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
-        return self.sharding(dims, "optimizer", shape).spec
-
-    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+    def summed(self, dw: jax.Array, dims: Dims, home: PartitionSpec) -> jax.Array:
         left = [axis for dim in ("batch", "sequence") for axis in self.axes(dim)]
-        for i, axes in enumerate(self._scattered(dims, shape)):
+        for i, axes in enumerate(self._scattered(dims, home)):
             if axes:
                 dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=i, tiled=True)
                 left = [axis for axis in left if axis not in axes]
         return jax.lax.psum(dw, tuple(left)) if left else dw
 
-    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
-        in_use = (entry_axes(entry) for entry in self.spec(dims))
-        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(in_use, self._scattered(dims, shape), strict=True)))
+    def summed_spec(self, dims: Dims, home: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, home), strict=True)))
 
-    def _scattered(self, dims: Dims, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
-        """For each dim of a weight the axes, of those that split the batch, over which its gradient is split further than its use is."""
+    def _scattered(self, dims: Dims, home: PartitionSpec) -> list[tuple[str, ...]]:
+        """For each dim of a weight the axes, of those that split the batch, over which its home is split further than its use is."""
         batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
-        for in_use, at_rest in zip(self.spec(dims), self.gradient_spec(dims, shape), strict=True):
-            used, rest = entry_axes(in_use), entry_axes(at_rest)
-            more = rest[len(used) :] if rest[: len(used)] == used else ()
+        for used, at_home in zip(self.split(dims), map(entry_axes, home), strict=True):
+            more = at_home[len(used) :] if at_home[: len(used)] == used else ()
             scattered.append(more if batch.issuperset(more) else ())
         return scattered
 

@@ -16,8 +16,13 @@ PRESETS = {
         Layout("single", mesh={"data": 1}),
         # Every device has all weights and a part of the batch; gradients are summed.
         Layout("data_parallel", mesh={"data": -1}, compute={"batch": "data"}),
+        # Every device has all weights, and the gradients, moments and update of a part of them (ZeRO-1 and 2, Rajbhandari et al. 2020).
+        Layout("zero1", mesh={"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}),
         # Weights, gradients and moments are split too, and gathered for use (ZeRO-3, Rajbhandari et al. 2020).
         Layout("fsdp", mesh={"data": -1}, compute={"batch": "data"}, stored={"embed": "data"}),
+        # The same within each node (of 8 here), and copies of that on the nodes: weights are gathered inside a node, and the gradients'
+        # sums over the network are of a node's eighths (MiCS, Zhang et al. 2022; HSDP, Zhao et al. 2023).
+        Layout("hybrid_fsdp", mesh={"node": -1, "data": 8}, compute={"batch": "node, data"}, stored={"embed": "data"}),
         # Each matrix product is split over its heads or hidden units (Megatron-LM, Shoeybi et al. 2019).
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
         # Both: tensor within a group of devices, fsdp across the groups.

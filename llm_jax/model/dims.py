@@ -51,19 +51,11 @@ class Placement:
         """What was made with a padded weight, cut to its true shape: dims that `weight` padded are no longer split."""
         return x
 
-    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        """The gradient of a weight of this shape (as `weight` gave it), without padding, moved to where its moments are."""
+    def summed(self, dw: jax.Array, dims: Dims, home: Any) -> jax.Array:
+        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part as the partition spec `home` says."""
         return dw
 
-    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
-        """The partition spec of a weight's gradient: where its moments are. None lets JAX decide."""
-        return None
-
-    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part of it."""
-        return dw
-
-    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+    def summed_spec(self, dims: Dims, home: Any) -> Any:
         """Outside: how `summed` leaves the gradient, for `local`'s `out_dims`."""
         return dims
 

@@ -19,7 +19,7 @@ from llm_jax import experiment as experiments
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model import attention
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
@@ -261,14 +261,13 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
     m, t, mesh, short = experiment.model, experiment.train, program.place.mesh, metrics.short
     tokens = t.batch_size * t.sequence_length
     device = mesh.devices.flat[0]
-    axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
     total = flops_per_token * tokens * t.steps
     epochs = corpus.epoch(t.steps - 1)
     lines = {
         "experiment": experiment.name,
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
-        "layout": f"{experiment.layout.name} on mesh {axes} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",

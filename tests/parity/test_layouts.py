@@ -25,6 +25,8 @@ GROUPED = dataclasses.replace(SMALL, kv_heads=2)
 LAYOUTS = {
     "data_parallel": (PRESETS["data_parallel"], {}),
     "fsdp": (PRESETS["fsdp"], {}),
+    "zero1": (PRESETS["zero1"], {}),
+    "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     "fsdp_tensor_sequence": (PRESETS["fsdp_tensor_sequence"], {}),
@@ -32,8 +34,6 @@ LAYOUTS = {
     "context_ring": (PRESETS["context_ring"], {"context": 4}),
     "context_ulysses": (PRESETS["context_ulysses"], {"context": 4}),
     # layouts that an experiment file would define: the four tables do more than the presets
-    "zero1": (Layout("zero1", {"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}), {}),
-    "hybrid": (Layout("hybrid", {"node": 2, "data": -1}, compute={"batch": "node, data"}, stored={"embed": "data"}), {}),
     # axes that split the batch may be given to weights too: they are gathered over them for use
     "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
     "ring_fsdp_tensor_sequence": (
@@ -112,8 +112,8 @@ VARIANTS = {
         layers=2, embed=32, heads=8, mlp=64, vocab=128, norm="layer", activation="gelu", position="learned", positions=64,
         bias_qkv=True, bias_out=True, bias_mlp=True,
     ),
-    "unrolled, untied, qk norm, soft cap, window": dataclasses.replace(
-        GROUPED, scan_layers=False, tied_embeddings=False, qk_norm="head", logit_softcap=5.0, window=7
+    "unrolled, untied, uneven vocabulary, qk norm, soft cap, window": dataclasses.replace(
+        GROUPED, scan_layers=False, tied_embeddings=False, vocab=131, qk_norm="head", logit_softcap=5.0, window=7
     ),
     "attention in blocks, window": dataclasses.replace(GROUPED, attention="blocked", scan_layers=False, window=20),
     "norm after, projection norm, remat by name": dataclasses.replace(

@@ -1,7 +1,5 @@
 """The walk through a schedule, against timelines drawn by hand. A product of 1 ms, and collectives of 1, 3 or 10 ms."""
 
-# lines as XLA prints them
-
 from __future__ import annotations
 
 import dataclasses
