@@ -116,7 +116,8 @@ def test_a_program_without_a_schedule_is_refused():
     [("", 1, "once"), ("trips=6/", 6, "as the model expects"), ("transpose(jvp(trips=6))/while/body/", 6, "as the model expects")],
 )
 def test_a_loop_whose_trips_the_data_decides_runs_as_often_as_the_model_says(scope, trips, counted):
-    done = timeline(program(f'{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%inner, metadata={{op_name="jit(step)/{scope}while"}}', BODY))
+    name = f'metadata={{op_name="jit(step)/{scope}while"}}'
+    done = timeline(program(f"{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%inner, {name}", BODY))
     assert done.seconds == pytest.approx(trips * (2 * MS + efficiency.HOST_SYNC))
     assert done.notes == (f"1 loops whose trips the data decides: counted {counted}",)
 
