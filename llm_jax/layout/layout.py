@@ -18,16 +18,16 @@ device takes those that its queries need. A vocabulary stays whole at rest, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.errors import UserError, nearest
-from llm_jax.model.dims import DIMS, Dims, Placement, Table
+from llm_jax.errors import UserError, nearest, require
+from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
 
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
@@ -53,6 +53,8 @@ class Layout:
     """Where the residual stream is between blocks, where it differs from `compute`."""
     attention: Axes = field(default_factory=dict)
     """Where queries, keys and values are while they attend, where it differs from `compute`."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How the batch flows through the stages, where `compute` splits `layers` over mesh axes: these are the stages."""
 
     def check(self) -> None:
         """Raises UserError where a table names a dim or an axis that there is none of."""
@@ -63,6 +65,34 @@ class Layout:
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
+        self.check_pipeline()
+
+    def check_pipeline(self) -> None:
+        """Raises UserError where `layers` is split in a way that no pipeline can run."""
+        for key in ("microbatches", "rounds"):
+            require(getattr(self.pipeline, key) >= 1, f"layout.pipeline.{key}", getattr(self.pipeline, key), "at least 1")
+        tables = self.tables()
+        stages, at_rest = (split_axes(tables[table].get("layers", "")) for table in ("compute", "stored"))
+        if not stages:
+            require(not at_rest, "layout.stored.layers", ", ".join(at_rest), "split in layout.compute too (a pipeline), or not at all")
+            changed = [f.name for f in fields(PipelineConfig) if getattr(self.pipeline, f.name) != f.default]
+            if changed:
+                raise UserError(
+                    f"layout.pipeline.{changed[0]}={getattr(self.pipeline, changed[0])}: layout {self.name} has no pipeline; "
+                    "layout.compute.layers=AXIS makes one"
+                )
+            return
+        for table in ("compute", "residual"):
+            batch = split_axes(tables[table].get("batch", ""))
+            right = ", ".join((*stages, *(a for a in batch if a not in stages)))
+            require(batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it")
+        if self.pipeline.rounds > 1:
+            require(
+                not at_rest,
+                "layout.stored.layers",
+                ", ".join(at_rest),
+                f'"" with layout.pipeline.rounds={self.pipeline.rounds} (a stage has layers from several places): split another dim, layout.stored.embed say',
+            )
 
     def tables(self) -> dict[Table, Axes]:
         """The five tables, each complete."""
@@ -97,19 +127,35 @@ def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None
     return PartitionSpec(*entries)
 
 
+def without(table: Axes, used: Collection[str]) -> Axes:
+    """A table without some mesh axes."""
+    return {dim: ", ".join(axis for axis in split_axes(axes) if axis not in used) for dim, axes in table.items()}
+
+
 @dataclass(frozen=True)
 class MeshPlacement(Placement):
     """The placement that a layout's tables give on a mesh."""
 
     layout: Layout
     mesh: Mesh
+    used: tuple[str, ...] = ()
+    """Mesh axes that the code around has used up (`inside`)."""
 
     def __hash__(self) -> int:
-        return hash((self.layout.name, self.mesh))
+        return hash((self.layout.name, self.mesh, self.used))
+
+    @property
+    def pipeline(self) -> PipelineConfig:  # type: ignore[override]
+        return self.layout.pipeline
 
     @cached_property
     def tables(self) -> dict[Table, Axes]:
-        return self.layout.tables()
+        return {name: without(table, self.used) for name, table in self.layout.tables().items()}
+
+    @cached_property
+    def traced_mesh(self) -> Mesh | AbstractMesh:
+        """The mesh as code sees it that uses this placement."""
+        return self.mesh.abstract_mesh.update_axis_types({a: AxisType.Manual for a in self.used}) if self.used else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         return self.move(w, dims)
@@ -120,29 +166,44 @@ class MeshPlacement(Placement):
     def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
         return jax.sharding.reshard(x, self.sharding(dims, table, x.shape))
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
-        def out_specs(dims: Any) -> Any:
-            if dims and isinstance(dims[0], tuple):  # several results
-                return tuple(out_specs(d) for d in dims)
-            return self.spec(dims, table)
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute", only: str | None = None) -> Callable:
+        over = self.axes(only) if only else tuple(a for a in self.mesh.axis_names if a not in self.used)
+        entries = without(self.tables[table], [a for a in self.mesh.axis_names if a not in over])
 
-        def run(*arguments: jax.Array) -> Any:
-            in_specs = tuple(
-                PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
+        def specs(dims: Any, x: Any = None) -> Any:
+            if dims and isinstance(dims[0], tuple):  # several results
+                return tuple(specs(d) for d in dims)
+            return PartitionSpec() if dims is None else partition_spec(entries, dims, getattr(x, "shape", None), self.mesh)
+
+        def run(*arguments: Any) -> Any:
+            in_specs = tuple(specs(dims, x) for x, dims in zip(arguments, in_dims, strict=True))
+            mapped = jax.shard_map(
+                f, mesh=self.traced_mesh, axis_names=set(over), in_specs=in_specs, out_specs=specs(out_dims), check_vma=False
             )
-            return jax.shard_map(f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs(out_dims), check_vma=False)(*arguments)
+            return mapped(*arguments)
 
         return run
 
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         return split_axes(self.tables[table].get(dim, ""))
 
+    def inside(self, dim: str) -> MeshPlacement:
+        return replace(self, used=(*self.used, *self.axes(dim)))
+
+    def split_layers(self, w_RL: jax.Array) -> jax.Array:
+        axes = self.axes("layers")
+        spec = [tuple(a for a in ((e,) if isinstance(e, str) else e or ()) if a not in axes) for e in jax.typeof(w_RL).sharding.spec]
+        return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, axes, *spec[2:])))
+
+    def parts(self, dim: str, table: Table = "compute") -> int:
+        return self.size(self.axes(dim, table))
+
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
     def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Where an array with these dims (and this shape) lives according to one of the tables."""
-        return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
+        return NamedSharding(self.traced_mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
         """Into how many parts these mesh axes split a dim."""
@@ -160,5 +221,20 @@ class MeshPlacement(Placement):
                 if size % parts:
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
-                        f"{' x '.join(f'{a}={self.mesh.shape[a]}' for a in axes)}, and {size} is not a multiple of {parts}"
+                        f"{self.named(axes)}, and {size} is not a multiple of {parts}"
                     )
+        stages, config = self.parts("layers"), self.pipeline
+        if not self.axes("layers"):
+            return
+        over = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
+        if config.microbatches % stages:
+            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {over}, and {config.microbatches} is not a multiple of {stages}")
+        rows = self.parts("batch") // stages * config.microbatches
+        for dim, parts, why in (("batch", rows, f"{config.microbatches} microbatches"), ("layers", stages * config.rounds, f"{config.rounds} rounds")):
+            size, key = sizes[dim]
+            if size % parts:
+                raise UserError(f"{key}={size}: {over} and {why}, each over {...}, and {size} is not a multiple of {parts}")
+
+    def named(self, axes: tuple[str, ...]) -> str:
+        """Mesh axes with their sizes, for an error."""
+        return " x ".join(f"{a}={self.mesh.shape[a]}" for a in axes)

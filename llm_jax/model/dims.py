@@ -21,6 +21,7 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -35,12 +36,30 @@ DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "
 """Every name that a layout may place."""
 
 
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How the batch flows through the stages, where a layout splits `layers` over devices (`model.pipeline`)."""
+
+    microbatches: int = 8
+    """Parts that flow through the stages one after the other; a multiple of the stages. Of S stages each idles for
+    (S - 1) / (microbatches * rounds + S - 1) of the time."""
+    rounds: int = 1
+    """How often each microbatch goes round the stages, each time through the next layers (interleaved schedule): less idling, more
+    traffic, more kept for the backward pass. More than 1 wants weights at rest that are not split by layers."""
+    remat: bool = True
+    """Whether a stage keeps only what enters it in each tick, and computes its layers again in the backward pass, there as
+    `model.remat` says: the memory does not grow with the layers of a stage. False: only as `model.remat` says."""
+
+
 class Placement:
     """Where arrays live. This one says nothing, which is right for a model on a single device;
     `layout.layout.MeshPlacement` answers from the tables of a layout.
 
     It is a static part of the model, so it is hashable and compares by value.
     """
+
+    pipeline = PipelineConfig()
+    """How the batch flows through the stages, where `layers` is split."""
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         """A weight, moved from where it is stored to where it is multiplied."""
@@ -57,13 +76,29 @@ class Placement:
         """An activation, moved to where a table of the layout says."""
         return x
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
-        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them."""
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute", only: str | None = None) -> Callable:
+        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them.
+
+        With `only`, a dim: each group of devices along that dim's axes runs `f` on its own part; within a group arrays are as before,
+        and placed by `inside(only)`. An argument may then be a tree of arrays, whose first dims are named.
+        """
         return f
+
+    def inside(self, dim: str) -> Placement:
+        """The placement for code inside `local(..., only=dim)`, where the axes of `dim` are used up and split nothing else."""
+        return self
+
+    def split_layers(self, w_RL: jax.Array) -> jax.Array:
+        """Weights [rounds, layers, ...], moved to where the layers' axes split `layers`; the other dims stay where they are."""
+        return w_RL
 
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
+
+    def parts(self, dim: str, table: Table = "compute") -> int:
+        """Into how many parts `dim` is split."""
+        return 1
 
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
