@@ -9,7 +9,8 @@
 | `attention` | queries, keys and values while they attend: what is said here is added to `compute` |
 
 An entry is the mesh axis that splits the dim, or several joined by commas; "" takes an entry of the table
-below back. In one array a mesh axis is used once, by the first dim that asks for it.
+below back. In one array a mesh axis is used once, by the first dim that asks for it. In a product of activations and a weight, the
+activations come first: an axis that splits batch or sequence splits a weight at rest only, which is gathered over it for use.
 
 Two dims may have a size that does not divide. Key/value heads fewer than the devices that split them stay whole, and each
 device takes those that its queries need. A vocabulary stays whole at rest, and is padded while it is multiplied.
@@ -33,6 +34,8 @@ Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
 MAY_STAY_WHOLE = ("kv_heads", "vocab")
+IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
+"""Dims of weights that are multiplied with activations which have batch and sequence."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,16 @@ class Layout:
     def tables(self) -> dict[Table, Axes]:
         """The five tables, each complete."""
         stored = {**self.compute, **self.stored}
+        compute = dict(self.compute)
+        taken = {axis for dim in ("batch", "sequence") for axis in split_axes(compute.get(dim, ""))}
+        for dim in IN_PRODUCTS & compute.keys():
+            compute[dim] = ",".join(axis for axis in split_axes(compute[dim]) if axis not in taken)
         return {
-            "compute": self.compute,
+            "compute": compute,
             "stored": stored,
             "optimizer": {**stored, **self.optimizer},
-            "residual": {**self.compute, **self.residual},
-            "attention": {**self.compute, **self.attention},
+            "residual": {**compute, **self.residual},
+            "attention": {**compute, **self.attention},
         }
 
 

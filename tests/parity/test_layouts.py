@@ -40,6 +40,8 @@ LAYOUTS = {
         {},
     ),
     "hybrid": (Layout("hybrid", {"node": 2, "data": -1}, compute={"batch": "node, data"}, stored={"embed": "data"}), {}),
+    # axes that split the batch may be given to weights too: they are gathered over them for use
+    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
