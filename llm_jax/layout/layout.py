@@ -72,8 +72,9 @@ class Layout:
 
     def check_pipeline(self) -> None:
         """Raises UserError where `layers` is split in a way that no pipeline can run."""
-        for key in ("microbatches", "rounds"):
-            require(getattr(self.pipeline, key) >= 1, f"layout.pipeline.{key}", getattr(self.pipeline, key), "at least 1")
+        microbatches, rounds = self.pipeline.microbatches, self.pipeline.rounds
+        require(microbatches is None or microbatches >= 1, "layout.pipeline.microbatches", microbatches, "at least 1, or null for as many as fit")
+        require(rounds >= 1, "layout.pipeline.rounds", rounds, "at least 1")
         tables = self.tables()
         stages, at_rest = (split_axes(tables[table].get("layers", "")) for table in ("compute", "stored"))
         if not stages:
@@ -88,14 +89,14 @@ class Layout:
         for table in ("compute", "residual"):
             batch = split_axes(tables[table].get("batch", ""))
             right = ", ".join((*stages, *(a for a in batch if a not in stages)))
-            require(batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it")
-        if self.pipeline.rounds > 1:
             require(
-                not at_rest,
-                "layout.stored.layers",
-                ", ".join(at_rest),
-                f'"" with layout.pipeline.rounds={self.pipeline.rounds} (a stage has layers from several places): split another dim, layout.stored.embed say',
+                batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it"
             )
+        if rounds > 1:
+            right = (
+                f'"" with layout.pipeline.rounds={rounds}, where a stage has layers from {rounds} places; split another dim, as layout.stored.embed'
+            )
+            require(not at_rest, "layout.stored.layers", ", ".join(at_rest), right)
 
     def tables(self) -> dict[Table, Axes]:
         """The five tables, each complete."""
@@ -162,7 +163,7 @@ class MeshPlacement(Placement):
     @cached_property
     def traced_mesh(self) -> Mesh | AbstractMesh:
         """The mesh as code sees it that uses this placement."""
-        return self.mesh.abstract_mesh.update_axis_types({a: AxisType.Manual for a in self.used}) if self.used else self.mesh
+        return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.used, AxisType.Manual)) if self.used else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         return self.move(w, dims)
@@ -184,9 +185,7 @@ class MeshPlacement(Placement):
 
         def run(*arguments: Any) -> Any:
             in_specs = tuple(specs(dims, x) for x, dims in zip(arguments, in_dims, strict=True))
-            mapped = jax.shard_map(
-                f, mesh=self.traced_mesh, axis_names=set(over), in_specs=in_specs, out_specs=specs(out_dims), check_vma=False
-            )
+            mapped = jax.shard_map(f, mesh=self.traced_mesh, axis_names=set(over), in_specs=in_specs, out_specs=specs(out_dims), check_vma=False)
             return mapped(*arguments)
 
         return run
@@ -230,17 +229,26 @@ class MeshPlacement(Placement):
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{self.named(axes)}, and {size} is not a multiple of {parts}"
                     )
-        stages, config = self.parts("layers"), self.pipeline
-        if not self.axes("layers"):
+        if self.axes("layers"):
+            self.check_stages(sizes)
+
+    def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
+        """Raises UserError where microbatches, batch or layers do not divide over the stages of the pipeline."""
+        stages, config, (layers, key) = self.parts("layers"), self.pipeline, sizes["layers"]
+        there = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
+        pieces = stages * config.rounds
+        if layers % pieces:
+            raise UserError(f"{key}={layers}: {there} and {config.rounds} rounds, and {layers} is not a multiple of {pieces}")
+        if config.microbatches is None:
             return
-        over = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
         if config.microbatches % stages:
-            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {over}, and {config.microbatches} is not a multiple of {stages}")
-        rows = self.parts("batch") // stages * config.microbatches
-        for dim, parts, why in (("batch", rows, f"{config.microbatches} microbatches"), ("layers", stages * config.rounds, f"{config.rounds} rounds")):
-            size, key = sizes[dim]
-            if size % parts:
-                raise UserError(f"{key}={size}: {over} and {why}, each over {...}, and {size} is not a multiple of {parts}")
+            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {there}, and {config.microbatches} is not a multiple of {stages}")
+        batch, key = sizes["batch"]
+        rows = config.microbatches * self.parts("batch") // stages
+        if batch % rows:
+            others = self.named(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
+            over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")
+            raise UserError(f"{key}={batch}: {there} and {over}, and {batch} is not a multiple of {rows}")
 
     def named(self, axes: tuple[str, ...]) -> str:
         """Mesh axes with their sizes, for an error."""

@@ -40,15 +40,24 @@ DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "
 class PipelineConfig:
     """How the batch flows through the stages, where a layout splits `layers` over devices (`model.pipeline`)."""
 
-    microbatches: int = 8
-    """Parts that flow through the stages one after the other; a multiple of the stages. Of S stages each idles for
-    (S - 1) / (microbatches * rounds + S - 1) of the time."""
+    microbatches: int | None = None
+    """Parts that flow through the stages one after the other; a multiple of the stages. None: four times the stages, or as many
+    as the rows of the batch allow."""
     rounds: int = 1
-    """How often each microbatch goes round the stages, each time through the next layers (interleaved schedule): less idling, more
-    traffic, more kept for the backward pass. More than 1 wants weights at rest that are not split by layers."""
+    """How often each microbatch goes round the stages, each time through the next layers (interleaved schedule): less idling,
+    more traffic, more kept for the backward pass. More than 1 wants weights at rest that are not split by `layers`."""
     remat: bool = True
     """Whether a stage keeps only what enters it in each tick, and computes its layers again in the backward pass, there as
     `model.remat` says: the memory does not grow with the layers of a stage. False: only as `model.remat` says."""
+
+    def per_stage(self, rows: int, stages: int) -> int:
+        """Microbatches for each stage, where each device has `rows` of the batch: as many as asked for, or as the rows allow (sampling)."""
+        most = self.microbatches // stages if self.microbatches else 4
+        return max(n for n in range(1, most + 1) if rows % n == 0)
+
+    def idle(self, microbatches: int, stages: int) -> float:
+        """The part of the ticks in which a stage has nothing to do, (S - 1) / (M rounds + S - 1)."""
+        return (stages - 1) / (microbatches * self.rounds + stages - 1)
 
 
 class Placement:

@@ -13,7 +13,6 @@ has more of the stream than its own rows and the inputs of its ticks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +39,7 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
         forward, back = ([(i, (i + step) % S) for i in range(S)] for step in (1, -1))
-        # as many microbatches as asked for, or, where there are not the rows for them (sampling), as many as the rows allow
-        n = math.gcd(config.microbatches // S, x_BTD.shape[0] // inside.parts("batch"))
+        n = config.per_stage(x_BTD.shape[0] // inside.parts("batch"), S)
         items = n * S * rounds
         beside_MBT = [None if b is None else jax.lax.all_gather(cut(b, n), axes, tiled=True) for b in beside_BT]  # small: all on each stage
 
@@ -73,7 +71,8 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
             return (jax.lax.ppermute(x_BTD, axes, forward), io_NBTD), sums
 
         io_NBTD, ticks = cut(x_BTD, n), items + S - 1
-        (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (jnp.zeros_like(io_NBTD[0]), io_NBTD), jnp.arange(ticks))
+        # idle stages compute on true rows: on zeros a norm without epsilon would be NaN, which no zero cotangent makes good
+        (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (io_NBTD[0], io_NBTD), jnp.arange(ticks))
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
         return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jnp.sum(a, 0), sums)
 

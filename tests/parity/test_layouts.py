@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import PRESETS, TENSOR
+from llm_jax.layout.presets import PRESETS, STAGES, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import SMALL, train
@@ -42,6 +42,17 @@ LAYOUTS = {
     "hybrid": (Layout("hybrid", {"node": 2, "data": -1}, compute={"batch": "node, data"}, stored={"embed": "data"}), {}),
     # axes that split the batch may be given to weights too: they are gathered over them for use
     "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "pipeline": (PRESETS["pipeline"], {"stage": 2}),
+    "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
+    "pipeline_fsdp_tensor": (
+        Layout(
+            "pipeline_fsdp_tensor",
+            {"stage": 2, "data": -1, "tensor": 2},
+            compute={**STAGES, **TENSOR},
+            stored={"embed": "data", "vocab": "tensor, stage"},
+        ),
+        {},
+    ),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
@@ -114,7 +125,7 @@ def test_model_variants_agree_with_one_device_on_fsdp_tensor(variant):
 
 @pytest.mark.parametrize(
     ("layout", "weight", "parts"),
-    [("data_parallel", "query", 1), ("fsdp", "query", 8), ("tensor", "query", 2), ("fsdp_tensor", "query", 8)],
+    [("data_parallel", "query", 1), ("fsdp", "query", 8), ("tensor", "query", 2), ("fsdp_tensor", "query", 8), ("pipeline_fsdp_tensor", "query", 8)],
 )
 def test_weights_and_moments_are_really_split(layout, weight, parts):
     tables, mesh = LAYOUTS[layout]
