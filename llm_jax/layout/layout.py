@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.errors import UserError, nearest, require
@@ -36,6 +37,8 @@ TABLES: tuple[Table, ...] = get_args(Table)
 MAY_STAY_WHOLE = ("kv_heads", "vocab")
 IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
+PADDED = ("vocab",)
+"""Of those, the dims that are padded while they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ def split_axes(axes: str) -> tuple[str, ...]:
     return tuple(axis.strip() for axis in axes.split(",") if axis.strip())
 
 
+def entry_axes(entry: Any) -> tuple[str, ...]:
+    """The axes of an entry of a partition spec: None, an axis, or several."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
 
@@ -147,7 +155,7 @@ class MeshPlacement(Placement):
     layout: Layout
     mesh: Mesh
     used: tuple[str, ...] = ()
-    """Mesh axes that the code around has used up (`inside`)."""
+    """Mesh axes that the code around has used up (`in_stage`)."""
 
     def __hash__(self) -> int:
         return hash((self.layout.name, self.mesh, self.used))
@@ -166,7 +174,48 @@ class MeshPlacement(Placement):
         return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.used, AxisType.Manual)) if self.used else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
+        missing = [-n % self.size(self.axes(dim)) if dim in PADDED else 0 for dim, n in zip(dims, w.shape, strict=True)]
+        if any(missing):
+            w = jnp.pad(w, [(0, n) for n in missing])
         return self.move(w, dims)
+
+    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        if x.shape == shape:
+            return x
+        x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
+        return jax.lax.slice(x, (0,) * x.ndim, shape)
+
+    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        return jax.sharding.reshard(self.unpadded(dw, dims, shape), self.gradient_spec(dims, shape))
+
+    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
+        return self.sharding(dims, "stored" if self.used else "optimizer", shape).spec
+
+    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        left = [axis for dim in ("batch", "sequence") for axis in self.axes(dim)]
+        for i, axes in enumerate(self._scattered(dims, shape)):
+            if axes:
+                dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=i, tiled=True)
+                left = [axis for axis in left if axis not in axes]
+        return jax.lax.psum(dw, tuple(left)) if left else dw
+
+    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
+        in_use = (entry_axes(entry) for entry in self.spec(dims))
+        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(in_use, self._scattered(dims, shape), strict=True)))
+
+    def _scattered(self, dims: Dims, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+        """For each dim of a weight the axes, of those that split the batch, over which its gradient is split further than its use is."""
+        batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
+        for in_use, at_rest in zip(self.spec(dims), self.gradient_spec(dims, shape), strict=True):
+            used, rest = entry_axes(in_use), entry_axes(at_rest)
+            more = rest[len(used) :] if rest[: len(used)] == used else ()
+            scattered.append(more if batch.issuperset(more) else ())
+        return scattered
+
+    def rows_for(self, table_spec: PartitionSpec, ids_BT: jax.Array) -> tuple[jax.Array, PartitionSpec]:
+        row = entry_axes(table_spec[1])
+        batch, sequence = (tuple(axis for axis in self.axes(dim) if axis not in row) for dim in ("batch", "sequence"))
+        return jax.sharding.reshard(ids_BT, PartitionSpec(batch, sequence)), PartitionSpec(batch, sequence, row)
 
     def spec(self, dims: Dims, table: Table = "compute") -> PartitionSpec:
         return partition_spec(self.tables[table], dims)
@@ -174,35 +223,71 @@ class MeshPlacement(Placement):
     def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
         return jax.sharding.reshard(x, self.sharding(dims, table, x.shape))
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute", only: str | None = None) -> Callable:
-        over = self.axes(only) if only else tuple(a for a in self.mesh.axis_names if a not in self.used)
-        entries = without(self.tables[table], [a for a in self.mesh.axis_names if a not in over])
-
-        def specs(dims: Any, x: Any = None) -> Any:
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+        def out_specs(dims: Any) -> Any:
+            if isinstance(dims, PartitionSpec):
+                return dims
             if dims and isinstance(dims[0], tuple):  # several results
-                return tuple(specs(d) for d in dims)
-            return PartitionSpec() if dims is None else partition_spec(entries, dims, getattr(x, "shape", None), self.mesh)
+                return tuple(out_specs(d) for d in dims)
+            return self.spec(dims, table)
 
-        def run(*arguments: Any) -> Any:
-            in_specs = tuple(specs(dims, x) for x, dims in zip(arguments, in_dims, strict=True))
-            mapped = jax.shard_map(f, mesh=self.traced_mesh, axis_names=set(over), in_specs=in_specs, out_specs=specs(out_dims), check_vma=False)
-            return mapped(*arguments)
+        def run(*arguments: jax.Array) -> Any:
+            in_specs = tuple(
+                PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
+            )
+            return self.on_own_axes(f, in_specs, out_specs(out_dims))(*arguments)
 
         return run
 
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         return split_axes(self.tables[table].get(dim, ""))
 
-    def inside(self, dim: str) -> MeshPlacement:
-        return replace(self, used=(*self.used, *self.axes(dim)))
+    def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
+        used = self.in_stage().used
 
-    def split_layers(self, w_RL: jax.Array) -> jax.Array:
-        axes = self.axes("layers")
-        spec = [tuple(a for a in ((e,) if isinstance(e, str) else e or ()) if a not in axes) for e in jax.typeof(w_RL).sharding.spec]
-        return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, axes, *spec[2:])))
+        def kept(spec: PartitionSpec) -> PartitionSpec:
+            return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in used) or None for entry in spec))
 
-    def parts(self, dim: str, table: Table = "compute") -> int:
-        return self.size(self.axes(dim, table))
+        def run(*arguments: Any) -> Any:
+            in_specs = jax.tree.map(lambda x: kept(jax.typeof(x).sharding.spec), arguments)
+            out_specs = tuple(kept(self.spec(dims, "residual")) for dims in out_dims)
+            return jax.shard_map(f, mesh=self.mesh, axis_names=set(used), in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+
+        return run
+
+    def in_stage(self) -> MeshPlacement:
+        elsewhere = {
+            axis
+            for name in ("compute", "stored", "residual", "attention")
+            for dim, axes in self.tables[name].items()
+            if dim not in ("batch", "layers")
+            for axis in split_axes(axes)
+        }
+        only_batch = (axis for axis in self.axes("batch") if axis not in elsewhere)
+        return replace(self, used=tuple(dict.fromkeys((*self.axes("layers"), *only_batch)))) if self.axes("layers") else self
+
+    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+        stages = self.axes("layers")
+        others = (tuple(a for a in entry_axes(entry) if a not in stages) or None for entry in jax.typeof(w_RL).sharding.spec[2:])
+        return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, stages, *others)))
+
+    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+        home = partition_spec(self.layout.tables()["optimizer"], dims, dw_RL.shape[2:], self.mesh)
+
+        def scattered(dw_RL: jax.Array) -> jax.Array:
+            for i, entry in enumerate(home):
+                if axes := tuple(axis for axis in entry_axes(entry) if axis in self.used):
+                    dw_RL = jax.lax.psum_scatter(dw_RL, axes, scatter_dimension=i + 2, tiled=True)
+            return dw_RL
+
+        return self.on_own_axes(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(dw_RL)
+
+    def on_own_axes(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`jax.shard_map` over all axes that the code around has not used up."""
+        own = set(self.mesh.axis_names) - set(self.used)
+        if not own:  # every device is on its own already
+            return f
+        return jax.shard_map(f, mesh=self.traced_mesh, axis_names=own, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
@@ -222,6 +307,8 @@ class MeshPlacement(Placement):
         """Raises UserError where a dim of the given size (and the key that sets it) does not divide over its axes."""
         for table_name, table in self.tables.items():
             for dim, (size, key) in sizes.items():
+                if dim in PADDED:
+                    continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
                 if size % parts:
@@ -234,7 +321,7 @@ class MeshPlacement(Placement):
 
     def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
         """Raises UserError where microbatches, batch or layers do not divide over the stages of the pipeline."""
-        stages, config, (layers, key) = self.parts("layers"), self.pipeline, sizes["layers"]
+        stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
         there = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
         pieces = stages * config.rounds
         if layers % pieces:
@@ -244,7 +331,7 @@ class MeshPlacement(Placement):
         if config.microbatches % stages:
             raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {there}, and {config.microbatches} is not a multiple of {stages}")
         batch, key = sizes["batch"]
-        rows = config.microbatches * self.parts("batch") // stages
+        rows = config.microbatches * self.size(self.axes("batch")) // stages
         if batch % rows:
             others = self.named(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
             over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")

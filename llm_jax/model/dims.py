@@ -71,8 +71,36 @@ class Placement:
     """How the batch flows through the stages, where `layers` is split."""
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
-        """A weight, moved from where it is stored to where it is multiplied."""
+        """A weight, moved from where it is stored to where it is multiplied; a vocabulary that does not divide is padded with zeros."""
         return w
+
+    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """What was made with a padded weight, cut to its true shape: dims that `weight` padded are no longer split."""
+        return x
+
+    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """The gradient of a weight of this shape (as `weight` gave it), without padding, moved to where its moments are."""
+        return dw
+
+    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+        """The partition spec of a weight's gradient: where its moments are. None lets JAX decide."""
+        return None
+
+    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part of it."""
+        return dw
+
+    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+        """Outside: how `summed` leaves the gradient, for `local`'s `out_dims`."""
+        return dims
+
+    def rows_for(self, table_spec: Any, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
+        """For a table [V, D] placed as this: (ids, there for every device that holds a part of the rows; the spec of the rows found)."""
+        return ids_BT, None
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """Into how many parts these mesh axes split a dim."""
+        return 1
 
     def spec(self, dims: Dims, table: Table = "compute") -> Any:
         """The partition spec of an activation according to a table of the layout.
@@ -85,29 +113,34 @@ class Placement:
         """An activation, moved to where a table of the layout says."""
         return x
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute", only: str | None = None) -> Callable:
-        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them.
+    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them."""
+        return f
 
-        With `only`, a dim: each group of devices along that dim's axes runs `f` on its own part; within a group arrays are as before,
-        and placed by `inside(only)`. An argument may then be a tree of arrays, whose first dims are named.
+    def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
+        """`f`, run by each stage (the devices that have the same layers) on its own part of the arguments, which are trees.
+
+        Axes that split the batch and no weight are used up too: each of their devices runs `f` on its own rows. So gradients of
+        weights are local sums in `f`, and are summed over devices once, where weights enter. Everything else is placed by `in_stage`.
         """
         return f
 
-    def inside(self, dim: str) -> Placement:
-        """The placement for code inside `local(..., only=dim)`, where the axes of `dim` are used up and split nothing else."""
+    def in_stage(self) -> Placement:
+        """The placement for code inside `by_stage`: the axes that are used up split nothing there."""
         return self
 
-    def split_layers(self, w_RL: jax.Array) -> jax.Array:
-        """Weights [rounds, layers, ...], moved to where the layers' axes split `layers`; the other dims stay where they are."""
+    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+        """Weights [rounds, layers, ...], each layer moved to its stage; other dims stay where they are."""
         return w_RL
+
+    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+        """In a stage: the gradient of weights [rounds, layers, *dims], summed over the axes that split the moments, each device left with
+        its part. (`by_stage` sums over the other axes that are used up.)"""
+        return dw_RL
 
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
-
-    def parts(self, dim: str, table: Table = "compute") -> int:
-        """Into how many parts `dim` is split."""
-        return 1
 
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.model.dims import Placement
+from llm_jax.model.weights import Weight, summed_once
 
 STREAM = ("batch", "sequence", "embed")
 Layers = Callable[..., tuple[jax.Array, Any]]
@@ -30,16 +31,17 @@ Layers = Callable[..., tuple[jax.Array, Any]]
 def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Any]:
     """`layers` with all weights, a part of them on each stage.
 
-    weights: a tree of arrays [layers, ...]. x_BTD: in the residual placement, and so the result. beside_BT: integers that travel
+    weights: a tree of `Weight`, each [layers, ...]. x_BTD: in the residual placement, and so the result. beside_BT: integers that travel
     with their rows, or None. The sums [layers, ...] are over all rows, wherever they ran.
     """
-    axes, inside, config = place.axes("layers"), place.inside("layers"), place.pipeline
+    axes, inside, config = place.axes("layers"), place.in_stage(), place.pipeline
     rounds = config.rounds
 
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
         forward, back = ([(i, (i + step) % S) for i in range(S)] for step in (1, -1))
-        n = config.per_stage(x_BTD.shape[0] // inside.parts("batch"), S)
+        weights = jax.tree.map(lambda w: summed_once(w, inside), weights, is_leaf=lambda w: isinstance(w, Weight))
+        n = config.per_stage(x_BTD.shape[0] // inside.size(inside.axes("batch")), S)
         items = n * S * rounds
         beside_MBT = [None if b is None else jax.lax.all_gather(cut(b, n), axes, tiled=True) for b in beside_BT]  # small: all on each stage
 
@@ -76,20 +78,17 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
         return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jnp.sum(a, 0), sums)
 
-    stages = (None, "layers")
-    pieces = jax.tree.map(lambda w: place.split_layers(in_rounds(w, rounds)), weights)
+    pieces = jax.tree.map(lambda w: place.into_stages(in_rounds(w, rounds)), weights)
     beside_BT = tuple(None if b is None else place.move(b, STREAM[:2]) for b in beside_BT)
-    in_dims = (stages, STREAM, *[STREAM[:2] for _ in beside_BT])
-    x_BTD, sums = place.local(run, in_dims, (STREAM, stages), "residual", only="layers")(pieces, x_BTD, *beside_BT)
+    x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(pieces, x_BTD, *beside_BT)
     return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), sums)
 
 
 def in_rounds(w: jax.Array, rounds: int) -> jax.Array:
     """[layers, ...] → [rounds, layers / rounds, ...]."""
-    spec = jax.typeof(w).sharding.spec
     if rounds == 1:
         return w[None]
-    return w.reshape(rounds, -1, *w.shape[1:], out_sharding=PartitionSpec(None, *spec))
+    return w.reshape(rounds, -1, *w.shape[1:], out_sharding=PartitionSpec(None, *jax.typeof(w).sharding.spec))
 
 
 def cut(x_BT: jax.Array, n: int) -> jax.Array:

@@ -12,8 +12,9 @@ from llm_jax.model.attention import Attention
 from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
-from llm_jax.model.parts import Norm, compute, rope_tables, weight
+from llm_jax.model.parts import Norm, rope_tables
 from llm_jax.model.pipeline import STREAM, run_pipeline
+from llm_jax.model.weights import Weight, compute, lookup, weight
 
 
 class Block(nnx.Module):
@@ -56,7 +57,7 @@ class Transformer(nnx.Module):
         self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
-        self.blocks = Block(config, rngs, config.layers, place.inside("layers"))
+        self.blocks = Block(config, rngs, config.layers, place.in_stage())
         self.final_norm = Norm(config, rngs, None, place)
         if not config.tied_embeddings:
             self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
@@ -67,10 +68,15 @@ class Transformer(nnx.Module):
         positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
         segments: int [B, T], which packed document a token is of; None: one document a row.
         """
-        x_BTD = self.hidden(tokens_BT, positions, segments)
-        dtype = self.config.logits_dtype
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_weight(), preferred_element_type=dtype)
-        return softcap(logits_BTV, self.config.logit_softcap)
+        return self.logits(self.hidden(tokens_BT, positions, segments))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """What the head makes of the final stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
+        config = self.config
+        assert config.vocab is not None
+        w_VD = compute(self.output, config, self.place)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype))
+        return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype."""
@@ -80,15 +86,16 @@ class Transformer(nnx.Module):
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
         residual = place.spec(STREAM, "residual")
-        x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
+        x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
-            x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)
+            x_BTD += lookup(self.positions, positions_BT, config, place, residual)
         x_BTD = self.run_blocks(x_BTD, positions_BT, segments_BT)
         return place.move(self.final_norm(x_BTD), STREAM)
 
-    def head_weight(self) -> jax.Array:
-        """The output projection [V, D], where it is multiplied, in the compute dtype."""
-        return compute(self.embedding if self.config.tied_embeddings else self.head, self.config, self.place)
+    @property
+    def output(self) -> Weight:
+        """The output projection [V, D]: the head, or the embedding where that is both."""
+        return self.embedding if self.config.tied_embeddings else self.head
 
     def run_blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says.

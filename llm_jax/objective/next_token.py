@@ -58,15 +58,7 @@ def next_token(config: ObjectiveConfig) -> Objective:
     def loss(model: Transformer, batch: Batch):
         x_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
         total, entropy = linear_cross_entropy(
-            x_BTD,
-            model.head_weight(),
-            batch["targets"],
-            batch["weights"],
-            softcap=model.config.logit_softcap,
-            z_loss=config.z_loss,
-            chunk=config.chunk,
-            logits_dtype=model.config.logits_dtype,
-            place=model.place,
+            x_BTD, model.output, batch["targets"], batch["weights"], model.config, model.place, z_loss=config.z_loss, chunk=config.chunk
         )
         return total, jnp.sum(batch["weights"]), {"cross_entropy": entropy}
 

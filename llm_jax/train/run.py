@@ -284,8 +284,8 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
 
 def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
     """How the batch flows through the stages, for the header."""
-    t, config, stages = experiment.train, place.pipeline, place.parts("layers")
-    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.parts("batch"), stages)
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
     return (
         f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
         f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
