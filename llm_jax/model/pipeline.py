@@ -79,7 +79,6 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
         return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jnp.sum(a, 0), sums)
 
     pieces = jax.tree.map(lambda w: place.into_stages(in_rounds(w, rounds)), weights)
-    beside_BT = tuple(None if b is None else place.move(b, STREAM[:2]) for b in beside_BT)
     x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(pieces, x_BTD, *beside_BT)
     return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), sums)
 

@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
 from llm_jax.model.attention import Attention
+from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
@@ -79,17 +80,23 @@ class Transformer(nnx.Module):
         return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
-        """The residual stream after the final norm, [B, T, D] in the compute dtype."""
-        config, place = self.config, self.place
+        """The residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT), self.place)
+
+    def stream(self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
+        """`hidden` in the layout's order of positions (`attention_context.arrange`), but `segments_BS` are in the natural one."""
+        config, place = self.config, self.place
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
+        if segments_BS is not None:
+            segments_BS = place.move(segments_BS, ("batch", None), "attention")  # once for all layers
         residual = place.spec(STREAM, "residual")
         x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
             x_BTD += lookup(self.positions, positions_BT, config, place, residual)
-        x_BTD = self.run_blocks(x_BTD, positions_BT, segments_BT)
+        x_BTD = self.run_blocks(x_BTD, positions_BT, segments_BS)
         return place.move(self.final_norm(x_BTD), STREAM)
 
     @property
@@ -97,7 +104,7 @@ class Transformer(nnx.Module):
         """The output projection [V, D]: the head, or the embedding where that is both."""
         return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def run_blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
         """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says.
 
         Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
@@ -106,11 +113,11 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         saved = saved_names(config.remat)
 
-        def layers(stacked, x_BTD, positions_BT, segments_BT):
+        def layers(stacked, x_BTD, positions_BT, segments_BS):
             rope = rope_tables(config, positions_BT) if config.position == "rope" else None
 
             def block(x_BTD, weights):
-                return nnx.merge(graph, weights)(x_BTD, rope, segments_BT), None
+                return nnx.merge(graph, weights)(x_BTD, rope, segments_BS), None
 
             if saved is not None:
                 policy = jax.checkpoint_policies.save_only_these_names(*saved)
@@ -123,8 +130,8 @@ class Transformer(nnx.Module):
             return x_BTD, None
 
         if self.place.axes("layers"):
-            return run_pipeline(layers, self.place, stacked, x_BTD, positions_BT, segments_BT)[0]
-        return layers(stacked, x_BTD, positions_BT, segments_BT)[0]
+            return run_pipeline(layers, self.place, stacked, x_BTD, positions_BT, segments_BS)[0]
+        return layers(stacked, x_BTD, positions_BT, segments_BS)[0]
 
 
 def unstack(tree) -> list:
