@@ -96,6 +96,7 @@ class Layout:
                 batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it"
             )
         if rounds > 1:
+            require(self.pipeline.remat, "layout.pipeline.remat", False, f"true with rounds={rounds}: every tick would keep its weights")
             right = (
                 f'"" with layout.pipeline.rounds={rounds}, where a stage has layers from {rounds} places; split another dim, as layout.stored.embed'
             )

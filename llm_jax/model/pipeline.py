@@ -36,6 +36,7 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
     """
     axes, inside, config = place.axes("layers"), place.in_stage(), place.pipeline
     rounds = config.rounds
+    alone = tuple(axis for axis in place.axes("batch") if axis not in (*axes, *inside.axes("batch")))  # axes whose devices each run on their own rows
 
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
@@ -47,9 +48,12 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
 
         def compute(weights, x_BTD, i):
             m, r = i // (S * rounds) * S + i % S, i // S % rounds
-            piece = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, r, 0, keepdims=False), weights)
-            return layers(piece, x_BTD, *(None if b is None else jax.lax.dynamic_index_in_dim(b, m, 0, keepdims=False) for b in beside_MBT))
+            if rounds > 1:
+                weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, r, 0, keepdims=False), weights)
+            return layers(weights, x_BTD, *(None if b is None else jax.lax.dynamic_index_in_dim(b, m, 0, keepdims=False) for b in beside_MBT))
 
+        if rounds == 1:  # not in the scan, which would keep what was taken for the backward pass
+            weights = jax.tree.map(lambda w: w[0], weights)
         if config.remat:
             compute = jax.checkpoint(compute, prevent_cse=False)
 
@@ -76,7 +80,7 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
         # idle stages compute on true rows: on zeros a norm without epsilon would be NaN, which no zero cotangent makes good
         (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (io_NBTD[0], io_NBTD), jnp.arange(ticks))
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
-        return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jnp.sum(a, 0), sums)
+        return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums)
 
     pieces = jax.tree.map(lambda w: place.into_stages(in_rounds(w, rounds)), weights)
     x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(pieces, x_BTD, *beside_BT)

@@ -51,6 +51,7 @@ MISTAKES = {
     "layout=pipeline mesh.stage=2 layout.pipeline.microbatches=4": "layout.pipeline.microbatches=4, each over data=4, and 8 is not a multiple of 16",
     "layout=pipeline mesh.stage=2 layout.pipeline.rounds=2": 'layout.stored.layers=stage: must be "" with layout.pipeline.rounds=2',
     "layout=pipeline mesh.stage=2 layout.pipeline.rounds=2 layout.stored.layers= layout.stored.embed=stage": "2 is not a multiple of 4",
+    "layout=pipeline layout.pipeline.rounds=2 layout.pipeline.remat=false": "layout.pipeline.remat=False: must be true with rounds=2",
     "layout.pipeline.microbatches=4": "layout single has no pipeline; layout.compute.layers=AXIS makes one",
     "layout.compute.layers=data": "layout.compute.batch=: must be 'data'",
     "layout.stored.layers=data": "layout.stored.layers=data: must be split in layout.compute too",
