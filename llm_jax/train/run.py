@@ -268,6 +268,7 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
@@ -279,6 +280,16 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
+    """How the batch flows through the stages, for the header."""
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    return (
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
+    )
 
 
 def show_samples(
