@@ -224,6 +224,26 @@ def between(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[Pa
     return [*steps, stream]
 
 
+def summed_once(w: Weight, place: Placement) -> Weight:
+    """In a stage of a pipeline: weights [rounds, layers, *dims] that are used for one microbatch after the other.
+
+    Their gradient is the sum of all uses first, and is then summed over devices and left where the moments are.
+    """
+    home, stored = home_and_stored(w)
+    return w if home is stored else w.replace(_summed_once(place, w.dims, placed(home), home, stored))  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _summed_once(place: Placement, dims: Dims, spec: PartitionSpec, home: jax.Array, stored: jax.Array) -> jax.Array:
+    return stored.astype(home.dtype)
+
+
+_summed_once.defvjp(
+    lambda place, dims, spec, home, stored: (stored.astype(home.dtype), None),
+    lambda place, dims, spec, _, dw_RL: (jax.sharding.reshard(place.summed_home(dw_RL, dims), spec), None),
+)
+
+
 def placed(x: jax.Array) -> PartitionSpec | None:
     """Where a traced array lives; None without a mesh."""
     return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None
