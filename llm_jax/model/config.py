@@ -200,7 +200,9 @@ class ModelConfig:
             require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
         self.rope_scaling.check()
         self.moe.check(self.layers)
-        require(not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases")
+        require(
+            not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases"
+        )
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads % values["kv_heads"]:
             raise UserError(

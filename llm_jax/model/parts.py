@@ -19,19 +19,21 @@ class Weight(nnx.Param):
     """A parameter that knows the names of its dims. `stacked` adds a leading `layers` dim (see `Block`)."""
 
 
-def weight(rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None) -> Weight:
-    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros.
+def weight(
+    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
+) -> Weight:
+    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros. `dtype`: None for the parameters'.
 
     With `layers`, one for every layer, stacked along a first dim.
     """
     full = shape if layers is None else (layers, *shape)
-    dtype = jnp.dtype(config.parameter_dtype)
+    kind = jnp.dtype(dtype or config.parameter_dtype)
     if std is None:
-        value = jnp.ones(full, dtype)
+        value = jnp.ones(full, kind)
     elif std == 0:
-        value = jnp.zeros(full, dtype)
+        value = jnp.zeros(full, kind)
     else:
-        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(dtype)
+        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
     return Weight(value, dims=dims, stacked=layers is not None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +14,9 @@ from llm_jax.model.attention import Attention
 from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
+from llm_jax.model.moe import MoE
 from llm_jax.model.parts import Norm, compute, rope_tables, weight
+from llm_jax.model.router import Routing
 
 STREAM = ("batch", "sequence", "embed")
 
@@ -20,28 +24,35 @@ STREAM = ("batch", "sequence", "embed")
 class Block(nnx.Module):
     """Attention and feed-forward, each added into the residual stream.
 
-    Built with `layers`, it holds the weights of all layers, stacked along a first dim; `Transformer` slices them.
+    Built with `layers`, it holds the weights of so many layers, stacked along a first dim; `Transformer` slices them.
+    `sparse`: with experts in place of the feed-forward block.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
         self.attention = Attention(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
-        self.mlp = FeedForward(config, rngs, layers, place)
+        self.mlp = (MoE if sparse else FeedForward)(config, rngs, layers, place)
 
-    def __call__(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
-        """x_BTD in the residual placement and the compute dtype, and so the result."""
+    def __call__(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """x_BTD in the residual placement and the compute dtype, and so the result; and what the router of a sparse block did."""
         place = self.place
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
             y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            return x_BTD + self.mlp(checkpoint_name(y_BTD, "mlp_in"))
+            y_BTD, routing = self.feed_forward(y_BTD, segments_BT)
+            return x_BTD + y_BTD, routing
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD = self.mlp(checkpoint_name(place.move(x_BTD, STREAM), "mlp_in"))
-        return x_BTD + self.mlp_norm(y_BTD)
+        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), segments_BT)
+        return x_BTD + self.mlp_norm(y_BTD), routing
+
+    def feed_forward(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """The block's second half, dense or sparse."""
+        x_BTD = checkpoint_name(x_BTD, "mlp_in")
+        return self.mlp(x_BTD, segments_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
 
 
 class Transformer(nnx.Module):
@@ -57,7 +68,10 @@ class Transformer(nnx.Module):
         self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
-        self.blocks = Block(config, rngs, config.layers, place)
+        sparse = len(config.sparse_layers)
+        self.blocks = Block(config, rngs, sparse or config.layers, place, sparse=bool(sparse))
+        if 0 < sparse < config.layers:
+            self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
         if not config.tied_embeddings:
             self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
@@ -75,6 +89,12 @@ class Transformer(nnx.Module):
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype."""
+        return self.hidden_and_routing(tokens_BT, positions_BT, segments_BT)[0]
+
+    def hidden_and_routing(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
+        """`hidden`, and what the routers did, stacked over the layers that have experts; None where there are none."""
         config, place = self.config, self.place
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -85,20 +105,42 @@ class Transformer(nnx.Module):
         if config.position == "learned":
             x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)
         rope = rope_tables(config, positions_BT) if config.position == "rope" else None
-        x_BTD = self.run_blocks(x_BTD, rope, segments_BT)
-        return place.move(self.final_norm(x_BTD), STREAM)
+        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BT)
+        return place.move(self.final_norm(x_BTD), STREAM), routing
 
     def head_weight(self) -> jax.Array:
         """The output projection [V, D], where it is multiplied, in the compute dtype."""
         return compute(self.embedding if self.config.tied_embeddings else self.head, self.config, self.place)
 
-    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
-        """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
+    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """All blocks in turn; their `Routing` is stacked over the sparse ones."""
+        routings = []
+        for blocks, first, end in self.runs():
+            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, segments_BT)
+            if routing is not None:
+                routings.append(routing)
+        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
+
+    def runs(self) -> list[tuple[Block, int, int]]:
+        """Which blocks follow each other: (stack, first, end) of neighbours that are all sparse or all dense, in order."""
+        sparse = self.config.sparse_layers
+        if len(sparse) in (0, self.config.layers):
+            return [(self.blocks, 0, self.config.layers)]
+        runs, done = [], {True: 0, False: 0}
+        for is_sparse, layers in itertools.groupby(range(self.config.layers), key=sparse.__contains__):
+            first = done[is_sparse]
+            done[is_sparse] += len(list(layers))
+            runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
+        return runs
+
+    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, segments_BT: jax.Array | None):
+        """Some of a stack's blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
         config = self.config
-        graph, stacked = nnx.split(self.blocks)
+        graph, stacked = nnx.split(blocks)
+        stacked = jax.tree.map(lambda w: w if (first, end) == (0, len(w)) else w[first:end], stacked)
 
         def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, segments_BT), None
+            return nnx.merge(graph, weights)(x_BTD, rope, segments_BT)
 
         saved = saved_names(config.remat)
         if saved is not None:
@@ -106,10 +148,12 @@ class Transformer(nnx.Module):
             # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
             block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
         if config.scan_layers:
-            return jax.lax.scan(block, x_BTD, stacked)[0]
-        for weights in unstack(stacked, config.layers):
-            x_BTD, _ = block(x_BTD, weights)
-        return x_BTD
+            return jax.lax.scan(block, x_BTD, stacked)
+        routings = []
+        for weights in unstack(stacked, end - first):
+            x_BTD, routing = block(x_BTD, weights)
+            routings.append(routing)
+        return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
 
 
 def unstack(tree, count: int) -> list:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.errors import UserError, nearest, require
+from llm_jax.model import router
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy
 
@@ -56,7 +57,7 @@ def next_token(config: ObjectiveConfig) -> Objective:
     """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
 
     def loss(model: Transformer, batch: Batch):
-        x_BTD = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+        x_BTD, routing = model.hidden_and_routing(batch["tokens"], batch["positions"], batch["segments"])
         total, entropy = linear_cross_entropy(
             x_BTD,
             model.head_weight(),
@@ -68,7 +69,11 @@ def next_token(config: ObjectiveConfig) -> Objective:
             logits_dtype=model.config.logits_dtype,
             place=model.place,
         )
-        return total, jnp.sum(batch["weights"]), {"cross_entropy": entropy}
+        metrics = {"cross_entropy": entropy}
+        if routing is not None:
+            loss, sums = router.losses(model.config, routing, batch["weights"])
+            total, metrics = total + loss, metrics | sums
+        return total, jnp.sum(batch["weights"]), metrics
 
     return loss
 
