@@ -42,10 +42,10 @@ def sample_texts(
     def next_token(parameters, tokens_BT, last_B, key):
         model = program.model(parameters)
         x_BTD = model.hidden(tokens_BT)
-        spec = program.place.spec(("batch", "embed"))
-        x_BD = jnp.sum(jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1)
-        logits_BV = jnp.einsum("BD,VD->BV", jax.sharding.reshard(x_BD, spec), model.head_weight(), preferred_element_type=jnp.float32)
-        logits_BV = jax.sharding.reshard(logits_BV, jax.sharding.PartitionSpec(None, None))[:, : tokenizer.vocab_size]
+        spec = program.place.spec(("batch", None, "embed"))
+        x_BTD = jnp.sum(jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1, keepdims=True)
+        logits_BTV = model.logits(jax.sharding.reshard(x_BTD, spec)).astype(jnp.float32)
+        logits_BV = jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec(None, None, None))[:, 0, : tokenizer.vocab_size]
         if config.temperature == 0:
             return jnp.argmax(logits_BV, -1)
         if config.top_k:

@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.errors import UserError, nearest
@@ -36,6 +37,8 @@ TABLES: tuple[Table, ...] = get_args(Table)
 MAY_STAY_WHOLE = ("kv_heads", "vocab")
 IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
+PADDED = ("vocab",)
+"""Of those, the dims that are padded while they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ def split_axes(axes: str) -> tuple[str, ...]:
     return tuple(axis.strip() for axis in axes.split(",") if axis.strip())
 
 
+def entry_axes(entry: Any) -> tuple[str, ...]:
+    """The axes of an entry of a partition spec: None, an axis, or several."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
 
@@ -119,7 +127,48 @@ class MeshPlacement(Placement):
         return self.layout.tables()
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
+        missing = [-n % self.size(self.axes(dim)) if dim in PADDED else 0 for dim, n in zip(dims, w.shape, strict=True)]
+        if any(missing):
+            w = jnp.pad(w, [(0, n) for n in missing])
         return self.move(w, dims)
+
+    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        if x.shape == shape:
+            return x
+        x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
+        return jax.lax.slice(x, (0,) * x.ndim, shape)
+
+    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        return jax.sharding.reshard(self.unpadded(dw, dims, shape), self.gradient_spec(dims, shape))
+
+    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
+        return self.sharding(dims, "optimizer", shape).spec
+
+    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        left = [axis for dim in ("batch", "sequence") for axis in self.axes(dim)]
+        for i, axes in enumerate(self._scattered(dims, shape)):
+            if axes:
+                dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=i, tiled=True)
+                left = [axis for axis in left if axis not in axes]
+        return jax.lax.psum(dw, tuple(left)) if left else dw
+
+    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
+        in_use = (entry_axes(entry) for entry in self.spec(dims))
+        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(in_use, self._scattered(dims, shape), strict=True)))
+
+    def _scattered(self, dims: Dims, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+        """For each dim of a weight the axes, of those that split the batch, over which its gradient is split further than its use is."""
+        batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
+        for in_use, at_rest in zip(self.spec(dims), self.gradient_spec(dims, shape), strict=True):
+            used, rest = entry_axes(in_use), entry_axes(at_rest)
+            more = rest[len(used) :] if rest[: len(used)] == used else ()
+            scattered.append(more if batch.issuperset(more) else ())
+        return scattered
+
+    def rows_for(self, table_spec: PartitionSpec, ids_BT: jax.Array) -> tuple[jax.Array, PartitionSpec]:
+        row = entry_axes(table_spec[1])
+        batch, sequence = (tuple(axis for axis in self.axes(dim) if axis not in row) for dim in ("batch", "sequence"))
+        return jax.sharding.reshard(ids_BT, PartitionSpec(batch, sequence)), PartitionSpec(batch, sequence, row)
 
     def spec(self, dims: Dims, table: Table = "compute") -> PartitionSpec:
         return partition_spec(self.tables[table], dims)
@@ -129,6 +178,8 @@ class MeshPlacement(Placement):
 
     def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
         def out_specs(dims: Any) -> Any:
+            if isinstance(dims, PartitionSpec):
+                return dims
             if dims and isinstance(dims[0], tuple):  # several results
                 return tuple(out_specs(d) for d in dims)
             return self.spec(dims, table)
@@ -162,6 +213,8 @@ class MeshPlacement(Placement):
         """Raises UserError where a dim of the given size (and the key that sets it) does not divide over its axes."""
         for table_name, table in self.tables.items():
             for dim, (size, key) in sizes.items():
+                if dim in PADDED:
+                    continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
                 if size % parts:

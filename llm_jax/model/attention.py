@@ -19,7 +19,8 @@ from llm_jax.model import attention_blocked as blocked
 from llm_jax.model.attention_blocked import may_attend
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.parts import Norm, compute, project, rotate, weight
+from llm_jax.model.parts import Norm, rotate
+from llm_jax.model.weights import add_bias, project, weight
 
 Q_DIMS = ("batch", "sequence", "heads", "head_dim")
 KV_DIMS = ("batch", "keys", "kv_heads", "head_dim")
@@ -52,13 +53,13 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, segments_BT: jax.Array | None) -> jax.Array:
         config, place = self.config, self.place
-        q_BTHK = project("BTD,DHK->BTHK", x_BTD, compute(self.query, config, place))
-        k_BSGK = project("BTD,DGK->BTGK", x_BTD, compute(self.key, config, place))
-        v_BSGK = project("BTD,DGK->BTGK", x_BTD, compute(self.value, config, place))
+        q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
+        k_BSGK = project("BTD,DGK->BTGK", x_BTD, self.key, config, place)
+        v_BSGK = project("BTD,DGK->BTGK", x_BTD, self.value, config, place)
         if config.bias_qkv:
-            q_BTHK += compute(self.query_bias, config, place)
-            k_BSGK += compute(self.key_bias, config, place)
-            v_BSGK += compute(self.value_bias, config, place)
+            q_BTHK = add_bias(q_BTHK, self.query_bias, config, place)
+            k_BSGK = add_bias(k_BSGK, self.key_bias, config, place)
+            v_BSGK = add_bias(v_BSGK, self.value_bias, config, place)
         if config.qk_norm != "none":
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
@@ -67,9 +68,9 @@ class Attention(nnx.Module):
         k_BSGK = checkpoint_name(k_BSGK, "key")
         v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
-        y_BTD = project("BTHK,HKD->BTD", out_BTHK, compute(self.out, config, place), place.spec(("batch", "sequence", "embed"), "residual"))
+        y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
-            y_BTD += compute(self.out_bias, config, place)
+            y_BTD = add_bias(y_BTD, self.out_bias, config, place)
         return checkpoint_name(y_BTD, "attention_out")
 
     def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

@@ -174,6 +174,9 @@ class ModelConfig:
     """What the weights are stored and updated in."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products and the residual stream are computed in."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What gradients of weights are made in and summed over devices in. Weights travel in `compute_dtype`; with float32
+    their gradients take twice those bytes."""
     softmax_dtype: Literal["float32", "bfloat16"] = "float32"
     """Attention scores and their softmax (attention=xla; the other kernels use float32)."""
     logits_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -224,6 +227,8 @@ class ModelConfig:
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
             raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} pieces")
         saved_names(self.remat)
+        if self.gradient_dtype != "float32" and self.compute_dtype == "float32":
+            raise UserError(f"model.gradient_dtype={self.gradient_dtype}: less than model.compute_dtype=float32 makes it of; use float32")
         return dataclasses.replace(self, **values)
 
     @property

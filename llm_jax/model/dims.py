@@ -43,8 +43,36 @@ class Placement:
     """
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
-        """A weight, moved from where it is stored to where it is multiplied."""
+        """A weight, moved from where it is stored to where it is multiplied; a vocabulary that does not divide is padded with zeros."""
         return w
+
+    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """What was made with a padded weight, cut to its true shape: dims that `weight` padded are no longer split."""
+        return x
+
+    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """The gradient of a weight of this shape (as `weight` gave it), without padding, moved to where its moments are."""
+        return dw
+
+    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+        """The partition spec of a weight's gradient: where its moments are. None lets JAX decide."""
+        return None
+
+    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part of it."""
+        return dw
+
+    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+        """Outside: how `summed` leaves the gradient, for `local`'s `out_dims`."""
+        return dims
+
+    def rows_for(self, table_spec: Any, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
+        """For a table [V, D] placed as this: (ids, there for every device that holds a part of the rows; the spec of the rows found)."""
+        return ids_BT, None
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """Into how many parts these mesh axes split a dim."""
+        return 1
 
     def spec(self, dims: Dims, table: Table = "compute") -> Any:
         """The partition spec of an activation according to a table of the layout.

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 def grouped_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, how: str) -> jax.Array:
     """y_RF: the first sizes_E[0] rows times w_EDF[0], the next sizes_E[1] times w_EDF[1], ...; zeros for rows that are left.
 
-    sizes_E: int32. `how`: "loop" or "ragged_dot" (`MoEConfig.product`).
+    sizes_E: int32. `how`: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is multiplied in x's dtype; its gradient has its own.
     """
-    return jax.lax.ragged_dot(x_RD, w_EDF, sizes_E) if how == "ragged_dot" else loop_product(x_RD, w_EDF, sizes_E)
+    return jax.lax.ragged_dot(x_RD, w_EDF.astype(x_RD.dtype), sizes_E) if how == "ragged_dot" else loop_product(x_RD, w_EDF, sizes_E)
 
 
 @jax.custom_vjp
 def loop_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """`grouped_product` by a loop. Its gradients are loops too: those that JAX would make add a whole w_EDF for each block."""
-    return _rows("RD,DF->RF", x_RD, w_EDF, sizes_E)
+    return _rows("RD,DF->RF", x_RD, w_EDF.astype(x_RD.dtype), sizes_E)
 
 
 def _forward(x_RD, w_EDF, sizes_E):
@@ -32,10 +32,25 @@ def _forward(x_RD, w_EDF, sizes_E):
 
 def _backward(saved, dy_RF):
     x_RD, w_EDF, sizes_E = saved
-    return _rows("RF,DF->RD", dy_RF, w_EDF, sizes_E), _weights(x_RD, dy_RF, w_EDF.dtype, sizes_E), None
+    return _rows("RF,DF->RD", dy_RF, w_EDF.astype(dy_RF.dtype), sizes_E), _weights(x_RD, dy_RF, w_EDF.dtype, sizes_E), None
 
 
 loop_product.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def batched_product(x_BECD: jax.Array, w_EDF: jax.Array) -> jax.Array:
+    """y_BECF, each group as large as the other. As above, w_EDF is multiplied in x's dtype, and its gradient has its own."""
+    return jnp.einsum("BECD,EDF->BECF", x_BECD, w_EDF.astype(x_BECD.dtype))
+
+
+def _batched_backward(saved, dy_BECF):
+    x_BECD, w_EDF = saved
+    dx_BECD = jnp.einsum("BECF,EDF->BECD", dy_BECF, w_EDF.astype(dy_BECF.dtype))
+    return dx_BECD, jnp.einsum("BECD,BECF->EDF", x_BECD, dy_BECF, preferred_element_type=w_EDF.dtype)
+
+
+batched_product.defvjp(lambda x_BECD, w_EDF: (batched_product(x_BECD, w_EDF), (x_BECD, w_EDF)), _batched_backward)
 
 
 def block_rows(rows: int, groups: int) -> int:

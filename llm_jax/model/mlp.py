@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.parts import compute, project, weight
+from llm_jax.model.weights import add_bias, project, weight
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": jax.nn.silu,
@@ -42,18 +42,18 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, place = self.config, self.place
         act = ACTIVATIONS[config.activation]
-        up_BTF = project("BTD,DF->BTF", x_BTD, compute(self.up, config, place))
+        up_BTF = project("BTD,DF->BTF", x_BTD, self.up, config, place)
         if config.bias_mlp:
-            up_BTF += compute(self.up_bias, config, place)
+            up_BTF = add_bias(up_BTF, self.up_bias, config, place)
         up_BTF = checkpoint_name(up_BTF, "mlp_up")
         if config.gated:
-            gate_BTF = project("BTD,DF->BTF", x_BTD, compute(self.gate, config, place))
+            gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate, config, place)
             if config.bias_mlp:
-                gate_BTF += compute(self.gate_bias, config, place)
+                gate_BTF = add_bias(gate_BTF, self.gate_bias, config, place)
             hidden_BTF = act(checkpoint_name(gate_BTF, "mlp_gate")) * up_BTF
         else:
             hidden_BTF = act(up_BTF)
-        y_BTD = project("BTF,FD->BTD", hidden_BTF, compute(self.down, config, place), place.spec(("batch", "sequence", "embed"), "residual"))
+        y_BTD = project("BTF,FD->BTD", hidden_BTF, self.down, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_mlp:
-            y_BTD += compute(self.down_bias, config, place)
+            y_BTD = add_bias(y_BTD, self.down_bias, config, place)
         return y_BTD

@@ -22,13 +22,13 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.errors import UserError
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.grouped import grouped_product
+from llm_jax.model.grouped import batched_product, grouped_product
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
-from llm_jax.model.parts import compute, project, weight
-from llm_jax.model.router import Routing, choose
+from llm_jax.model.router import Routing, choose, sums_of
+from llm_jax.model.weights import compute, project, weight
 
 TOKENS = ("batch", "sequence", None)
-SUMS = (("batch", None), ("batch", None), ("batch", None), ("batch",), ("batch",))
+SUMS = (*[("batch", None)] * 3, *[("batch",)] * 3)
 """The dims of a `Routing`."""
 
 
@@ -50,20 +50,26 @@ class MoE(nnx.Module):
         if config.moe.shared_mlp:
             self.shared = FeedForward(config, rngs, layers, place, mlp=config.moe.shared_mlp)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing]:
-        """x_BTD in the compute placement → (y_BTD in the residual placement, what was sent where)."""
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+        """x_BTD in the compute placement → (y_BTD in the residual placement, what was sent where).
+
+        weights_BT: the tokens' weights in the main loss; None: 1 each.
+        """
         config, place, moe = self.config, self.place, self.config.moe
         check_layout(config, place)
-        router_DE = place.weight(self.router[...].astype(jnp.float32), self.router.dims)
-        logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), router_DE)
-        counts_BT = jnp.ones(x_BTD.shape[:2], bool) if segments_BT is None else segments_BT > 0
-        bias = [place.weight(self.bias[...], self.bias.dims)] if moe.bias else []
-        route = place.local(functools.partial(_route, config, place), (TOKENS, TOKENS[:2], *((None,) for _ in bias)), (TOKENS, TOKENS, *SUMS))
-        weights_BTk, slots_BTk, *sums = route(logits_BTE, place.move(counts_BT, TOKENS[:2]), *bias)
-        matrices = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
+        logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, config, place, dtype="float32")
+        ones_BT = jnp.ones_like(logits_BTE[..., 0])
+        beside = [ones_BT if segments_BT is None else (segments_BT > 0).astype(jnp.float32), ones_BT if weights_BT is None else weights_BT]
+        beside = [place.move(a, TOKENS[:2]) for a in beside]
+        bias = [compute(self.bias, config, place, "float32")] if moe.bias else []
+        in_dims = (TOKENS, TOKENS[:2], TOKENS[:2], *[(None,)] * len(bias))
+        route = place.local(functools.partial(_route, config, place), in_dims, (TOKENS, TOKENS, *SUMS))
+        weights_BTk, slots_BTk, *sums = route(logits_BTE, *beside, *bias)
         form = functools.partial(_dropless if moe.dispatch == "dropless" else _capacity, config, place)
+        matrices = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
         run = place.local(form, (TOKENS, TOKENS, TOKENS, *(w.dims for w in matrices)), TOKENS)
-        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(compute(w, config, place) for w in matrices))
+        # Each device's gradient of its experts is summed over devices in the dtype that it enters `local` in.
+        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(compute(w, config, place).astype(config.gradient_dtype) for w in matrices))
         y_BTD = place.move(y_BTD, ("batch", "sequence", "embed"), "residual")
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
 
@@ -92,7 +98,7 @@ def _token_axes(place: Placement) -> tuple[str, ...]:
     return (*place.axes("batch"), *place.axes("sequence"))
 
 
-def _route(config: ModelConfig, place: Placement, logits_BTE: jax.Array, counts_BT: jax.Array, bias_E: jax.Array | None = None):
+def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights_BT, bias_E=None):
     """One device's tokens: weights_BTk, slots_BTk and the sums of `Routing`.
 
     A slot is where a token goes: the number of the expert, or with capacity expert * room + place. One past the last is nowhere: padding,
@@ -102,25 +108,21 @@ def _route(config: ModelConfig, place: Placement, logits_BTE: jax.Array, counts_
     moe, E = config.moe, config.moe.experts
     weights_BTk, experts_BTk, probability_BTE = choose(logits_BTE, bias_E, moe)
     B, T, k = experts_BTk.shape
-    sent_BTkE = (experts_BTk[..., None] == jnp.arange(E)) & counts_BT[..., None, None]
-    if moe.dispatch == "dropless":
-        kept_BTk, slots_BTk, nowhere = counts_BT[..., None], experts_BTk, E
-    else:
+    kept_BTk = jnp.broadcast_to(counts_BT[..., None] > 0, (B, T, k))
+    sent_BTkE = (experts_BTk[..., None] == jnp.arange(E)) & kept_BTk[..., None]
+    slots_BTk, nowhere = experts_BTk, E
+    if moe.dispatch == "capacity":
         room = capacity(moe, T)
         before_BTkE = jnp.cumsum(sent_BTkE.reshape(B, T * k, E).astype(jnp.int32), 1).reshape(sent_BTkE.shape) - 1
         place_BTk = jnp.take_along_axis(before_BTkE, experts_BTk[..., None], -1)[..., 0]
-        kept_BTk, slots_BTk, nowhere = counts_BT[..., None] & (place_BTk < room), experts_BTk * room + place_BTk, E * room
-    slots_BTk = jnp.where(kept_BTk, slots_BTk, nowhere)
-    counts_BT1 = counts_BT[..., None].astype(jnp.float32)
-    sums = (
-        jnp.sum(sent_BTkE, (1, 2), dtype=jnp.float32),
-        jnp.sum(sent_BTkE & ~kept_BTk[..., None], (1, 2), dtype=jnp.float32),
-        jnp.sum(probability_BTE * counts_BT1, 1),
-        jnp.sum(jnp.square(jax.nn.logsumexp(logits_BTE, -1)) * counts_BT1[..., 0], 1),
-        jnp.sum(counts_BT1[..., 0], 1),
-    )
+        kept_BTk &= place_BTk < room
+        slots_BTk, nowhere = experts_BTk * room + place_BTk, E * room
     axes = place.axes("sequence")
-    return weights_BTk, slots_BTk, *(jax.lax.psum(s, axes) if axes else s for s in sums)
+    over = lambda a: jax.lax.psum(a, axes) if axes else a  # noqa: E731
+    dropped_1E = over(jnp.sum(sent_BTkE & ~kept_BTk[..., None], (0, 1, 2), dtype=jnp.float32)[None])
+    sent_BTE = jnp.any(sent_BTkE, 2).astype(jnp.float32)
+    load_1E, *sums = sums_of(moe, logits_BTE, probability_BTE, sent_BTE, counts_BT, weights_BT, over)
+    return weights_BTk, jnp.where(kept_BTk, slots_BTk, nowhere), load_1E, dropped_1E, *sums
 
 
 def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts_BTk, *matrices):
@@ -161,7 +163,7 @@ def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_B
         rows_BECD = jax.lax.all_to_all(rows_BECD, group, 1, 0, tiled=True)
     elif axes:
         rows_BECD = jax.lax.dynamic_slice_in_dim(rows_BECD, first, own, 1)
-    y_BECD = _feed_forward(config, lambda x, w: jnp.einsum("BECD,EDF->BECF", x, w), rows_BECD, matrices)
+    y_BECD = _feed_forward(config, batched_product, rows_BECD, matrices)
     if group:
         y_BECD = jax.lax.all_to_all(y_BECD, group, 0, 1, tiled=True)
     elif axes:

@@ -1,85 +1,16 @@
-"""The small parts that every block is made of: weights with named dims, norms, and the rotary embedding."""
+"""The small parts that every block is made of: norms and the rotary embedding."""
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from llm_jax.model.config import ModelConfig, RopeScaling
-from llm_jax.model.dims import Dims, Placement
-
-
-class Weight(nnx.Param):
-    """A parameter that knows the names of its dims. `stacked` adds a leading `layers` dim (see `Block`)."""
-
-
-def weight(
-    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
-) -> Weight:
-    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros. `dtype`: None for the parameters'.
-
-    With `layers`, one for every layer, stacked along a first dim.
-    """
-    full = shape if layers is None else (layers, *shape)
-    kind = jnp.dtype(dtype or config.parameter_dtype)
-    if std is None:
-        value = jnp.ones(full, kind)
-    elif std == 0:
-        value = jnp.zeros(full, kind)
-    else:
-        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
-    return Weight(value, dims=dims, stacked=layers is not None)
-
-
-def stored_dims(w: Weight) -> Dims:
-    """The dims of a weight as it lies in the state: with `layers` in front where it is stacked."""
-    return ("layers", *w.dims) if w.stacked else w.dims
-
-
-def compute(w: Weight, config: ModelConfig, place: Placement) -> jax.Array:
-    """A weight ready to multiply: cast first, so that what moves between devices is in the compute dtype."""
-    return place.weight(w[...].astype(config.compute_dtype), w.dims)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def project(equation: str, x: jax.Array, w: jax.Array, spec: Any = None) -> jax.Array:
-    """`einsum(equation, x, w)` of activations with a weight; `spec` is the result's partition spec (None: JAX decides).
-
-    Its own only for the order of the weight gradient's product: XLA's CPU backend copies the left operand transposed, so
-    the smaller one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step).
-    """
-    return jnp.einsum(equation, x, w, out_sharding=spec)
-
-
-def _project_forward(equation: str, x: jax.Array, w: jax.Array, spec: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return project(equation, x, w, spec), (x, w)
-
-
-def _project_backward(equation: str, spec: Any, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = saved
-    inputs, y_dims = equation.split("->")
-    x_dims, w_dims = inputs.split(",")
-    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=placed(x))
-    if x.size <= dy.size:
-        return dx, jnp.einsum(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=placed(w))
-    turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them
-    spec_of = dict(zip(w_dims, placed(w) or [None] * w.ndim, strict=True))
-    dw = jnp.einsum(f"{y_dims},{x_dims}->{turned}", dy, x, out_sharding=PartitionSpec(*(spec_of[d] for d in turned)) if placed(w) else None)
-    return dx, jnp.einsum(f"{turned}->{w_dims}", dw)
-
-
-project.defvjp(_project_forward, _project_backward)
-
-
-def placed(x: jax.Array) -> PartitionSpec | None:
-    """Where a traced array lives; None without a mesh."""
-    return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None
+from llm_jax.model.dims import Placement
+from llm_jax.model.weights import compute, weight
 
 
 class Norm(nnx.Module):
@@ -93,7 +24,7 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dims of x that `scale` has; returns x's shape and dtype."""
-        scale = self.place.weight(self.scale[...], self.scale.dims).astype(jnp.float32)
+        scale = compute(self.scale, self.config, self.place, "float32")
         axis = tuple(range(-scale.ndim, 0))
         y = x.astype(jnp.float32)
         if self.kind == "layer":
@@ -101,7 +32,7 @@ class Norm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + self.config.norm_epsilon)
         y = y * scale
         if self.bias is not None:
-            y = y + self.place.weight(self.bias[...], self.bias.dims).astype(jnp.float32)
+            y = y + compute(self.bias, self.config, self.place, "float32")
         return y.astype(x.dtype)
 
 

@@ -1,7 +1,7 @@
 """The router of a mixture of experts: which experts a token is sent to, with what weights, and what keeps their loads even.
 
-A token counts in losses and loads unless it is padding (segment 0). What a layer tells of its routing are sums for each row of the batch,
-`Routing`: so losses made of them are the same however the batch is cut into microbatches and spread over devices.
+A token counts in losses and loads unless it is padding (segment 0). What a layer tells of its routing are sums over rows of the batch,
+`Routing`: so losses made of them are the same however the batch is spread over devices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from llm_jax.model.config import ModelConfig, MoEConfig
 
 
 class Routing(NamedTuple):
-    """Sums over the tokens of each row, float32; a scan over layers stacks them along a first dim."""
+    """Sums over tokens, float32, one for each of the parts P into which devices split the batch; layers are stacked in front.
 
-    load_BE: jax.Array
+    They add up over parts, and over microbatches of a pipeline. Sums over devices are so taken once for all layers.
+    """
+
+    load_PE: jax.Array
     """Tokens that were sent to each expert."""
-    dropped_BE: jax.Array
+    dropped_PE: jax.Array
     """Those of them that found no room (dispatch=capacity)."""
-    probability_BE: jax.Array
+    probability_PE: jax.Array
     """Scores, each token's divided by their sum."""
-    z_B: jax.Array
-    """log(sum of exp(logits))^2."""
-    tokens_B: jax.Array
+    tokens_P: jax.Array
     """Tokens that count."""
+    balance_P: jax.Array
+    """Each row's own balance loss, times the row's weight in the main loss (balance_over=sequence; otherwise zeros)."""
+    z_P: jax.Array
+    """The mean over each row's tokens of log(sum of exp(logits))^2, times the row's weight in the main loss."""
 
 
 def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -50,28 +55,38 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -
     return weights_BTk * config.scale, experts_BTk, probabilities_BTE
 
 
-def losses(config: ModelConfig, routing: Routing, weights_BT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def sums_of(
+    config: MoEConfig, logits_BTE: jax.Array, probability_BTE: jax.Array, sent_BTE: jax.Array, counts_BT: jax.Array, weights_BT: jax.Array, over
+) -> tuple[jax.Array, ...]:
+    """A `Routing` of one part, without `dropped_PE`: (load, probability, tokens, balance, z).
+
+    sent_BTE: whether a token that counts was sent to an expert. `over` sums over the devices that have other tokens of the same rows.
+    """
+    counts_BT1 = counts_BT[..., None]
+    load_BE, probability_BE = over(jnp.sum(sent_BTE, 1)), over(jnp.sum(probability_BTE * counts_BT1, 1))
+    tokens_B, row_B = over(jnp.sum(counts_BT, 1)), over(jnp.sum(weights_BT, 1))
+    z_B = over(jnp.sum(jnp.square(jax.nn.logsumexp(logits_BTE, -1)) * counts_BT, 1))
+    n_B = jnp.maximum(tokens_B, 1.0)
+    balance_B = jnp.zeros_like(z_B)
+    if config.balance_over == "sequence":
+        balance_B = config.experts / config.top_k * jnp.sum(load_BE * probability_BE, -1) / n_B**2
+    return tuple(jnp.sum(a, 0, keepdims=True) for a in (load_BE, probability_BE, tokens_B, balance_B * row_B, z_B / n_B * row_B))
+
+
+def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(what the router adds to the sum of losses, float32 []; metrics that are sums).
 
-    routing: stacked over layers. weights_BT: the tokens' weights in the main loss. A mean over a row's tokens counts with the row's weight
-    (balance_over=batch: that of the batch with the batch's), so that a coefficient is of the mean loss, whatever the weights are. The
-    metrics balance_loss and router_z_loss are without coefficients, means over layers.
+    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's tokens counts with the row's
+    weight, one over the batch with the batch's: so a coefficient is of the mean loss, whatever the weights are. The metrics balance_loss
+    and router_z_loss are without coefficients, means over layers.
     """
-    moe, (load_LBE, dropped_LBE, probability_LBE, z_LB, tokens_LB) = config.moe, routing
-    row_B = jnp.sum(weights_BT, -1)
-    n_LB = jnp.maximum(tokens_LB, 1.0)
-    if moe.balance_over == "sequence":
-        share, mean = load_LBE / (moe.top_k * n_LB[..., None]), probability_LBE / n_LB[..., None]
-        balance_L = jnp.sum(jnp.sum(share * mean, -1) * row_B, -1)
-    else:
-        n_L = jnp.maximum(jnp.sum(tokens_LB, -1), 1.0)[:, None]
-        share, mean = jnp.sum(load_LBE, 1) / (moe.top_k * n_L), jnp.sum(probability_LBE, 1) / n_L
-        balance_L = jnp.sum(share * mean, -1) * jnp.sum(row_B)
-    balance_L *= moe.experts
-    z_L = jnp.sum(z_LB / n_LB * row_B, -1)
+    moe = config.moe
+    load_LE, dropped_LE, probability_LE, tokens_L, balance_L, z_L = (jnp.sum(a, 1) for a in routing)
+    if moe.balance_over == "batch":
+        n_L = jnp.maximum(tokens_L, 1.0)
+        balance_L = moe.experts / moe.top_k * jnp.sum(load_LE * probability_LE, -1) / n_L**2 * weight
     loss = moe.balance_loss * jnp.sum(balance_L) + moe.z_loss * jnp.sum(z_L)
-    sums = {"balance_loss": jnp.mean(balance_L), "router_z_loss": jnp.mean(z_L)}
-    return loss, sums | {"expert_load": jnp.sum(load_LBE, 1), "expert_dropped": jnp.sum(dropped_LBE, 1)}
+    return loss, {"balance_loss": jnp.mean(balance_L), "router_z_loss": jnp.mean(z_L), "expert_load": load_LE, "expert_dropped": dropped_LE}
 
 
 def load_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -15,8 +15,9 @@ from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.moe import MoE
-from llm_jax.model.parts import Norm, compute, rope_tables, weight
+from llm_jax.model.parts import Norm, rope_tables
 from llm_jax.model.router import Routing
+from llm_jax.model.weights import Weight, compute, lookup, weight
 
 STREAM = ("batch", "sequence", "embed")
 
@@ -35,24 +36,29 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(config, rngs, layers, place)
         self.mlp = (MoE if sparse else FeedForward)(config, rngs, layers, place)
 
-    def __call__(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """x_BTD in the residual placement and the compute dtype, and so the result; and what the router of a sparse block did."""
+    def __call__(
+        self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
+        """x_BTD in the residual placement and the compute dtype, and so the result; and what the router of a sparse block did.
+
+        weights_BT: the tokens' weights in the loss, by which that of the router counts.
+        """
         place = self.place
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
             y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            y_BTD, routing = self.feed_forward(y_BTD, segments_BT)
+            y_BTD, routing = self.feed_forward(y_BTD, segments_BT, weights_BT)
             return x_BTD + y_BTD, routing
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), segments_BT)
+        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), segments_BT, weights_BT)
         return x_BTD + self.mlp_norm(y_BTD), routing
 
-    def feed_forward(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+    def feed_forward(self, x_BTD: jax.Array, segments_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
         """The block's second half, dense or sparse."""
         x_BTD = checkpoint_name(x_BTD, "mlp_in")
-        return self.mlp(x_BTD, segments_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
+        return self.mlp(x_BTD, segments_BT, weights_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
 
 
 class Transformer(nnx.Module):
@@ -82,17 +88,26 @@ class Transformer(nnx.Module):
         positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
         segments: int [B, T], which packed document a token is of; None: one document a row.
         """
-        x_BTD = self.hidden(tokens_BT, positions, segments)
-        dtype = self.config.logits_dtype
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_weight(), preferred_element_type=dtype)
-        return softcap(logits_BTV, self.config.logit_softcap)
+        return self.logits(self.hidden(tokens_BT, positions, segments))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """What the head makes of the final stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
+        config = self.config
+        assert config.vocab is not None
+        w_VD = compute(self.output, config, self.place)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype))
+        return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype."""
         return self.hidden_and_routing(tokens_BT, positions_BT, segments_BT)[0]
 
     def hidden_and_routing(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        weights_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing | None]:
         """`hidden`, and what the routers did, stacked over the layers that have experts; None where there are none."""
         config, place = self.config, self.place
@@ -101,22 +116,23 @@ class Transformer(nnx.Module):
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
         residual = place.spec(STREAM, "residual")
-        x_BTD = compute(self.embedding, config, place).at[tokens_BT].get(out_sharding=residual)
+        x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
-            x_BTD += compute(self.positions, config, place).at[positions_BT].get(out_sharding=residual)
+            x_BTD += lookup(self.positions, positions_BT, config, place, residual)
         rope = rope_tables(config, positions_BT) if config.position == "rope" else None
-        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BT)
+        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BT, weights_BT)
         return place.move(self.final_norm(x_BTD), STREAM), routing
 
-    def head_weight(self) -> jax.Array:
-        """The output projection [V, D], where it is multiplied, in the compute dtype."""
-        return compute(self.embedding if self.config.tied_embeddings else self.head, self.config, self.place)
+    @property
+    def output(self) -> Weight:
+        """The output projection [V, D]: the head, or the embedding where that is both."""
+        return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
         """All blocks in turn; their `Routing` is stacked over the sparse ones."""
         routings = []
         for blocks, first, end in self.runs():
-            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, segments_BT)
+            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, segments_BT, weights_BT)
             if routing is not None:
                 routings.append(routing)
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
@@ -133,14 +149,14 @@ class Transformer(nnx.Module):
             runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
         return runs
 
-    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, segments_BT: jax.Array | None):
+    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, *beside_BT: jax.Array | None):
         """Some of a stack's blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
         config = self.config
         graph, stacked = nnx.split(blocks)
         stacked = jax.tree.map(lambda w: w if (first, end) == (0, len(w)) else w[first:end], stacked)
 
         def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, segments_BT)
+            return nnx.merge(graph, weights)(x_BTD, rope, *beside_BT)
 
         saved = saved_names(config.remat)
         if saved is not None:

@@ -6,80 +6,92 @@ Hsu et al. 2024), so that nothing is computed twice: the backward pass only scal
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.weights import Use, Weight, use
 
-FLAT = ("batch", "embed")  # a [N, D] array of positions: rows follow the batch
+X_DIMS, W_DIMS, TARGET_DIMS = ("batch", "sequence", "embed"), ("vocab", "embed"), ("batch", "sequence")
+IN_DIMS = (X_DIMS, W_DIMS, TARGET_DIMS, TARGET_DIMS)
 
 
 def linear_cross_entropy(
     x_BTD: jax.Array,
-    w_VD: jax.Array,
+    head: Weight,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    config: ModelConfig,
+    place: Placement | None = None,
     *,
-    softcap: float = 0.0,
     z_loss: float = 0.0,
     chunk: int = 1024,
-    logits_dtype: str = "float32",
-    place: Placement | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of weighted losses, sum of weighted cross-entropies), both float32 [].
+    """(sum of weighted losses, sum of weighted cross-entropies), both float32 []; `head` has dims [V, D].
 
     loss = cross-entropy + z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022) in nats; logits are soft-capped first.
     Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide them.
     """
-    place = place or Placement()
-    return _loss((softcap, z_loss, chunk, jnp.dtype(logits_dtype).name, place), x_BTD, w_VD, targets_BT, weights_BT)
+    how, home, stored = use(head, config, place or Placement())
+    return _loss(_Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype), home, stored, x_BTD, targets_BT, weights_BT)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """All that is no array."""
+
+    how: Use
+    softcap: float
+    z_loss: float
+    chunk: int
+    logits_dtype: str
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(static, x_BTD, w_VD, targets_BT, weights_BT):
+def _loss(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
     """Without a gradient: only the sums."""
-    run = functools.partial(_local, static, False)
-    place: Placement = static[-1]
-    sums = place.local(run, _IN_DIMS, ((), ()))(x_BTD, w_VD, targets_BT, weights_BT)
-    return sums
+    run = static.how.place.local(functools.partial(_local, static, False), IN_DIMS, ((), ()))
+    return run(x_BTD, static.how.ready(stored), targets_BT, weights_BT)
 
 
-def _forward(static, x_BTD, w_VD, targets_BT, weights_BT):
-    run = functools.partial(_local, static, True)
-    place: Placement = static[-1]
-    loss, entropy, dx_BTD, dw_VD = place.local(run, _IN_DIMS, ((), (), _IN_DIMS[0], _IN_DIMS[1]))(x_BTD, w_VD, targets_BT, weights_BT)
-    return (loss, entropy), (dx_BTD, dw_VD)
+def _forward(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
+    how = static.how
+    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_spec(W_DIMS, how.shape)))
+    loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.ready(stored), targets_BT, weights_BT)
+    return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
 
 
-def _backward(static, gradients, cotangents):
+def _backward(static: _Static, gradients, cotangents):
     dx_BTD, dw_VD = gradients
     g, _ = cotangents
-    return (dx_BTD * g).astype(dx_BTD.dtype), (dw_VD * g).astype(dw_VD.dtype), None, None
+    return (dw_VD * g).astype(dw_VD.dtype), None, (dx_BTD * g).astype(dx_BTD.dtype), None, None
 
 
 _loss.defvjp(_forward, _backward)
 
-_IN_DIMS = (("batch", "sequence", "embed"), ("vocab", "embed"), ("batch", "sequence"), ("batch", "sequence"))
 
-
-def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
+def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weights_BT):
     """One device's positions and its part of the vocabulary; sums over devices at the end."""
-    softcap, z_loss, chunk, logits_dtype, place = static
+    how, softcap, z_loss, place = static.how, static.softcap, static.z_loss, static.how.place
     vocab_axes, batch_axes = place.axes("vocab"), (*place.axes("batch"), *place.axes("sequence"))
     V, D = w_VD.shape
     first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0  # the first piece of this device's part
+    padded = V * place.size(vocab_axes) > how.shape[0]
     N = targets_BT.size
-    chunks = _chunks(N, chunk)
+    chunks = _chunks(N, static.chunk)
     x_CND = x_BTD.reshape(chunks, N // chunks, D)
     targets_CN, weights_CN = (a.reshape(chunks, N // chunks) for a in (targets_BT, weights_BT))
 
     def step(carry, chunk_of):
         loss, entropy, dw_DV = carry
         x_ND, targets_N, weights_N = chunk_of
-        raw_NV = jnp.einsum("ND,VD->NV", x_ND, w_VD, preferred_element_type=logits_dtype)
-        logits_NV = softcap * jnp.tanh(raw_NV / softcap) if softcap else raw_NV
+        raw_NV = jnp.einsum("ND,VD->NV", x_ND, w_VD, preferred_element_type=jnp.dtype(static.logits_dtype))
+        capped_NV = softcap * jnp.tanh(raw_NV / softcap) if softcap else raw_NV
+        logits_NV = jnp.where(first + jnp.arange(V) < how.shape[0], capped_NV, -jnp.inf) if padded else capped_NV
         top_N = _over(jax.lax.pmax, jnp.max(logits_NV, -1), vocab_axes)
         exp_NV = jnp.exp(logits_NV - top_N[:, None])
         sum_N = _over(jax.lax.psum, jnp.sum(exp_NV, -1, dtype=jnp.float32), vocab_axes)
@@ -94,11 +106,11 @@ def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
         scale_N = weights_N * (1 + 2 * z_loss * log_z_N) / sum_N
         d_NV = exp_NV * scale_N[:, None] - jnp.where(is_target_NV, weights_N[:, None], 0)
         if softcap:
-            d_NV *= 1 - jnp.square(logits_NV / softcap)
+            d_NV *= 1 - jnp.square(capped_NV / softcap)
         d_NV = d_NV.astype(x_ND.dtype)
         dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
         dx_ND = _over(jax.lax.psum, dx_ND, vocab_axes).astype(x_ND.dtype)
-        dw_DV += jnp.einsum("ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32)  # see `parts.project` on the order
+        dw_DV += jnp.einsum("ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32)  # see `weights.project` on the order
         return (loss, entropy, dw_DV), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
@@ -107,8 +119,8 @@ def _local(static, with_gradient, x_BTD, w_VD, targets_BT, weights_BT):
     loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
     if not with_gradient:
         return loss, entropy
-    dw_VD = _over(jax.lax.psum, dw_DV.T, batch_axes)
-    return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD.astype(w_VD.dtype)
+    dw_VD = place.summed(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.shape)
+    return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD
 
 
 def _over(collective, x, axes):

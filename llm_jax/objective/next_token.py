@@ -57,23 +57,15 @@ def next_token(config: ObjectiveConfig) -> Objective:
     """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
 
     def loss(model: Transformer, batch: Batch):
-        x_BTD, routing = model.hidden_and_routing(batch["tokens"], batch["positions"], batch["segments"])
+        x_BTD, routing = model.hidden_and_routing(batch["tokens"], batch["positions"], batch["segments"], batch["weights"])
         total, entropy = linear_cross_entropy(
-            x_BTD,
-            model.head_weight(),
-            batch["targets"],
-            batch["weights"],
-            softcap=model.config.logit_softcap,
-            z_loss=config.z_loss,
-            chunk=config.chunk,
-            logits_dtype=model.config.logits_dtype,
-            place=model.place,
+            x_BTD, model.output, batch["targets"], batch["weights"], model.config, model.place, z_loss=config.z_loss, chunk=config.chunk
         )
-        metrics = {"cross_entropy": entropy}
+        weight, metrics = jnp.sum(batch["weights"]), {"cross_entropy": entropy}
         if routing is not None:
-            loss, sums = router.losses(model.config, routing, batch["weights"])
+            loss, sums = router.losses(model.config, routing, weight)
             total, metrics = total + loss, metrics | sums
-        return total, jnp.sum(batch["weights"]), metrics
+        return total, weight, metrics
 
     return loss
 

@@ -13,9 +13,9 @@ from flax import nnx
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
-from llm_jax.model.parts import Weight, stored_dims
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
+from llm_jax.model.weights import Shared, Weight, stored_dims
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
 
 
@@ -52,9 +52,17 @@ class Program:
         self.dims = of(lambda w: Leaf(stored_dims(w)))
         self.optimizer = make_optimizer(optimizer, of(lambda w: ParameterInfo(w.dims, w.stacked)))
 
-    def model(self, parameters: Any) -> Transformer:
-        """The model with these parameters."""
-        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, jax.tree.leaves(parameters)))
+    def model(self, parameters: Any, homes: Any = None) -> Transformer:
+        """The model with these parameters. With `homes` it is these that get the gradients (see `homes`)."""
+        leaves = jax.tree.leaves(parameters)
+        if homes is not None:
+            pairs = zip(jax.tree.leaves(homes), leaves, strict=True)
+            leaves = [home if jax.typeof(home) == jax.typeof(stored) else Shared(home, stored) for home, stored in pairs]
+        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
+
+    def homes(self, parameters: Any) -> Any:
+        """The parameters in float32 where their gradients, moments and updates are: the table `optimizer`."""
+        return in_float32(self.moved(parameters, "optimizer"))
 
     def shardings(self, table: Table) -> Any:
         """Where each parameter lives according to one of the layout's tables."""
@@ -70,8 +78,7 @@ class Program:
         if not (moe.experts and moe.bias):
             return updates
         blocks = updates["blocks"]
-        change_LE = bias_change(moe, load_LE)
-        return {**updates, "blocks": {**blocks, "mlp": {**blocks["mlp"], "bias": change_LE}}}
+        return {**updates, "blocks": {**blocks, "mlp": {**blocks["mlp"], "bias": bias_change(moe, load_LE)}}}
 
     def init(self, seed: jax.Array) -> TrainState:
         """A new state. To be jitted: every device makes only its own part of the weights."""
@@ -81,7 +88,7 @@ class Program:
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=self.optimizer.init(in_float32(self.moved(parameters, "optimizer"))),
+            moments=self.optimizer.init(self.homes(parameters)),
             average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,

@@ -11,7 +11,7 @@ import optax
 
 from llm_jax.model.router import load_metrics
 from llm_jax.objective.next_token import Objective
-from llm_jax.train.state import Program, TrainState, in_float32
+from llm_jax.train.state import Program, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -25,17 +25,17 @@ def make_step(
     and are divided by the sum of all weights, so the mean is the same however the batch is cut.
     """
 
-    def loss_sum(parameters: Any, microbatch: Any):
-        total, weight, metrics = objective(program.model(parameters), microbatch)
+    def loss_sum(homes: Any, parameters: Any, microbatch: Any):
+        total, weight, metrics = objective(program.model(parameters, homes), microbatch)
         return total, (weight, metrics)
 
-    def gradients(parameters: Any, batch: Any):
-        """Sums over the microbatches: (loss, weight, metrics), gradients in float32."""
+    def gradients(homes: Any, parameters: Any, batch: Any):
+        """Sums over the microbatches: (loss, weight, metrics), gradients in float32 where the moments are."""
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
 
         def of(microbatch: Any):
-            (total, (weight, metrics)), grads = value_and_grad(parameters, microbatch)
-            return (total, weight, metrics), jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            (total, (weight, metrics)), grads = value_and_grad(homes, parameters, microbatch)
+            return (total, weight, metrics), grads
 
         first = of(jax.tree.map(lambda x: x[0], batch))
         if jax.tree.leaves(batch)[0].shape[0] == 1:
@@ -44,7 +44,8 @@ def make_step(
         return jax.lax.scan(lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest)[0]
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (total, weight, sums), grads = gradients(state.parameters, batch)
+        homes = program.homes(state.parameters)
+        (total, weight, sums), grads = gradients(homes, state.parameters, batch)
         mean = 1.0 / jnp.maximum(weight, 1.0)
         norm = optax.tree.norm(grads) * mean
         scale = mean * jnp.minimum(1.0, clip_norm / (norm + 1e-6)) if clip_norm else mean
@@ -52,22 +53,21 @@ def make_step(
         rate = schedule(state.step)
         loads = {name: sums.pop(name) for name in ("expert_load", "expert_dropped") if name in sums}
 
-        # The update happens where the moments live. How a matrix algorithm (Muon) divides over devices is left to XLA.
-        at_rest = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
+        # The update happens where the moments are. How a matrix algorithm (Muon) divides over devices is left to XLA.
+        at_home = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, state.moments)
-        update = jax.sharding.auto_axes(program.optimizer.update, axes=program.place.mesh.axis_names, out_sharding=(at_rest, moment_specs))
-        parameters = in_float32(program.moved(state.parameters, "optimizer"))
-        updates, moments = update(program.moved(grads, "optimizer"), state.moments, parameters)
+        update = jax.sharding.auto_axes(program.optimizer.update, axes=program.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
+        updates, moments = update(grads, state.moments, homes)
         updates = jax.tree.map(lambda u: u * rate, updates)
         update_norm = optax.tree.norm(updates)
-        updates = program.moved(updates, "stored")
         if loads:
             updates = program.balanced(updates, loads["expert_load"])
+        updated = jax.tree.map(lambda home, u, p: (home + u).astype(p.dtype), homes, updates, state.parameters)
 
         good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         bad = 1 - good.astype(jnp.int32)
         keep_if_bad = lambda new, old: jnp.where(good, new, old)  # noqa: E731
-        parameters = jax.tree.map(lambda p, u: jnp.where(good, (p + u).astype(p.dtype), p), state.parameters, updates)
+        parameters = jax.tree.map(keep_if_bad, program.moved(updated, "stored"), state.parameters)
         average = state.average
         if average is not None:
             decay = program.ema_decay

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from llm_jax.model import attention_blocked as blocked
-from llm_jax.model.parts import project
 
 # float32 against float64: sums of up to 300 products of numbers of size 1, each rounded to 6e-8
 TOLERANCE = 2e-5
@@ -81,23 +80,3 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert out.dtype == jnp.bfloat16
     expected = dense(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)  # bfloat16 has 8 bits: 0.4 % of values up to 4
-
-
-@pytest.mark.parametrize(
-    ("equation", "x", "w"),
-    [
-        ("BTD,DHK->BTHK", (2, 5, 6), (6, 3, 4)),
-        ("BTHK,HKD->BTD", (2, 5, 3, 4), (3, 4, 6)),
-        ("BTD,DF->BTF", (2, 5, 6), (6, 9)),
-        ("BTF,FD->BTD", (2, 5, 9), (9, 6)),
-    ],
-)
-def test_project_has_the_gradients_of_einsum(equation, x, w):
-    rng = np.random.default_rng(0)
-    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x, w))
-    y, pull = jax.vjp(lambda x, w: project(equation, x, w), x, w)
-    expected, expected_pull = jax.vjp(lambda x, w: jnp.einsum(equation, x, w), x, w)
-    dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
-    for ours, theirs in zip((y, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
-        assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.weights import Weight
 from llm_jax.objective.cross_entropy import linear_cross_entropy
 
 B, T, D, V = 3, 10, 8, 23
+
+
+def head(w_VD):
+    """The array as a model has it."""
+    return Weight(w_VD, dims=("vocab", "embed"), stacked=False)
 
 
 def direct(x, w, targets, weights, softcap, z_loss):
@@ -34,8 +41,9 @@ def test_loss_and_gradient_are_the_formulas(chunk, softcap, z_loss):
     targets, weights = rng.integers(0, V, (B, T)), rng.choice([0.0, 1.0, 0.5], (B, T))
 
     def loss(x, w):
+        config = ModelConfig(logit_softcap=softcap)
         return linear_cross_entropy(
-            x, w, jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32), softcap=softcap, z_loss=z_loss, chunk=chunk
+            x, head(w), jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32), config, z_loss=z_loss, chunk=chunk
         )
 
     args = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
@@ -49,12 +57,12 @@ def test_loss_and_gradient_are_the_formulas(chunk, softcap, z_loss):
 
 def test_huge_logits_stay_finite():
     x, w = jnp.full((1, 2, 4), 100.0), jnp.full((5, 4), 100.0)
-    total, _ = linear_cross_entropy(x, w, jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)))
+    total, _ = linear_cross_entropy(x, head(w), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)), ModelConfig())
     assert float(total) == pytest.approx(2 * np.log(5), abs=0.008)  # logits of 40,000 have a float32 spacing of 0.004
 
 
 def test_whole_batch_without_targets_gives_zero_and_no_gradient():
     x, w = jnp.ones((1, 4, 4)), jnp.ones((5, 4))
-    loss = lambda x: linear_cross_entropy(x, w, jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4)))[0]  # noqa: E731
+    loss = lambda x: linear_cross_entropy(x, head(w), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4)), ModelConfig())[0]  # noqa: E731
     assert float(loss(x)) == 0
     assert not np.any(jax.grad(loss)(x))

@@ -1,0 +1,205 @@
+"""Weights: what they are called, how they travel to where they are multiplied, and where their gradients are summed.
+
+A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, forward and
+backward again, so nothing gathered is kept. Its gradient is made in `config.gradient_dtype`, and the sum over devices
+leaves it where the moments are (the layout's table `optimizer`): a reduce-scatter where that is split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Dims, Placement
+
+
+class Weight(nnx.Param):
+    """A parameter that knows the names of its dims. `stacked` adds a leading `layers` dim (see `Block`).
+
+    Its value is an array, or `Shared` while gradients are wanted elsewhere than where it is stored.
+    """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """One weight in two places: ZeRO-1 stores it whole on every device, and divides its update."""
+
+    home: jax.Array
+    """Where the gradient goes: float32, placed as the table `optimizer` says."""
+    stored: jax.Array
+    """What is multiplied, as it is stored. It gets no gradient."""
+
+
+def weight(
+    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
+) -> Weight:
+    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros. `dtype`: None for the parameters'.
+
+    With `layers`, one for every layer, stacked along a first dim.
+    """
+    full = shape if layers is None else (layers, *shape)
+    kind = jnp.dtype(dtype or config.parameter_dtype)
+    if std is None:
+        value = jnp.ones(full, kind)
+    elif std == 0:
+        value = jnp.zeros(full, kind)
+    else:
+        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
+    return Weight(value, dims=dims, stacked=layers is not None)
+
+
+def stored_dims(w: Weight) -> Dims:
+    """The dims of a weight as it lies in the state: with `layers` in front where it is stacked."""
+    return ("layers", *w.dims) if w.stacked else w.dims
+
+
+def homes_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
+    """(where the gradient goes, what is multiplied)."""
+    value = w.get_value()
+    return (value.home, value.stored) if isinstance(value, Shared) else (value, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """All that is static about the use of a weight."""
+
+    dims: Dims
+    shape: tuple[int, ...]
+    home_dtype: str
+    compute_dtype: str
+    gradient_dtype: str
+    place: Placement
+
+    def ready(self, stored: jax.Array) -> jax.Array:
+        """The weight where it is multiplied: cast first, so that what moves between devices is in the compute dtype."""
+        return self.place.weight(stored.astype(self.compute_dtype), self.dims)
+
+    def gradient(self, dw: jax.Array) -> jax.Array:
+        """The gradient of `ready`'s result, in the dtype and place of the weight's home."""
+        return self.place.gradient(dw.astype(self.home_dtype), self.dims, self.shape)
+
+    @property
+    def home(self) -> PartitionSpec | None:
+        """Where the gradient goes; None without a mesh."""
+        return self.place.gradient_spec(self.dims, self.shape)
+
+
+def use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[Use, jax.Array, jax.Array]:
+    """How a weight is used in a dtype (default: the compute dtype), its home and what is multiplied."""
+    home, stored = homes_and_stored(w)
+    dtype = dtype or config.compute_dtype
+    return Use(w.dims, home.shape, home.dtype.name, dtype, config.gradient_dtype, place), home, stored
+
+
+def compute(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
+    """A weight ready for any use, padded as `Placement.weight` says. Its gradient is summed in `dtype` (default: compute)."""
+    return _ready(*use(w, config, place, dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ready(how: Use, home: jax.Array, stored: jax.Array) -> jax.Array:
+    return how.ready(stored)
+
+
+_ready.defvjp(
+    lambda how, home, stored: (how.ready(stored), None),
+    lambda how, _, dw: (how.gradient(dw), None),
+)
+
+
+def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None, dtype: str | None = None) -> jax.Array:
+    """`einsum(equation, x, w)` of activations with a weight; `spec` is the result's partition spec (None: JAX decides).
+
+    `dtype`: of the weight, where it is not the compute dtype.
+    """
+    return _project(equation, spec, *use(w, config, place, dtype), x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _project(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, how.ready(stored), out_sharding=spec)
+
+
+def _project_forward(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Array, x: jax.Array):
+    return _project(equation, spec, how, home, stored, x), (stored, x)
+
+
+def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+    """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
+    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step)."""
+    stored, x = saved
+    inputs, y_dims = equation.split("->")
+    x_dims, w_dims = inputs.split(",")
+    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, how.ready(stored), out_sharding=placed(x))
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
+    if x.size <= dy.size:
+        dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=how.home)
+    else:
+        turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them
+        home = None if how.home is None else PartitionSpec(*(how.home[w_dims.index(d)] for d in turned))
+        dw = jnp.einsum(f"{turned}->{w_dims}", product(f"{y_dims},{x_dims}->{turned}", dy, x, out_sharding=home))
+    return how.gradient(dw), None, dx
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def add_bias(y: jax.Array, w: Weight, config: ModelConfig, place: Placement) -> jax.Array:
+    """y plus a bias over its last dims; the bias's gradient is summed in `config.gradient_dtype`."""
+    return _add_bias(*use(w, config, place), y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _add_bias(how: Use, home: jax.Array, stored: jax.Array, y: jax.Array) -> jax.Array:
+    return y + how.ready(stored)
+
+
+def _add_bias_backward(how: Use, _: None, dy: jax.Array):
+    return how.gradient(jnp.sum(dy, range(dy.ndim - len(how.shape)), how.gradient_dtype)), None, dy
+
+
+_add_bias.defvjp(lambda how, home, stored, y: (_add_bias(how, home, stored, y), None), _add_bias_backward)
+
+
+def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, spec: Any) -> jax.Array:
+    """Rows of a table [V, D] in the compute dtype, [B, T, D] placed as `spec`.
+
+    A table whose rows are split at rest is not gathered: every device looks up its part of all rows that the others need.
+    The gradient is summed the same way, in `config.gradient_dtype`.
+    """
+    return _lookup(spec, *use(w, config, place), ids_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _lookup(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    table_VD = stored.astype(how.compute_dtype)
+    ids_BT, part = how.place.rows_for(placed(table_VD), ids_BT)
+    x_BTD = table_VD.at[ids_BT].get(out_sharding=part)
+    return x_BTD if spec is None else jax.sharding.reshard(x_BTD, spec)
+
+
+def _lookup_forward(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax.Array):
+    return _lookup(spec, how, home, stored, ids_BT), ids_BT
+
+
+def _lookup_backward(spec: Any, how: Use, ids_BT: jax.Array, dx_BTD: jax.Array):
+    ids_BT, part = how.place.rows_for(how.home, ids_BT)
+    dx_BTD = dx_BTD if part is None else jax.sharding.reshard(dx_BTD, part)
+    zeros = jnp.zeros(how.shape, how.gradient_dtype, out_sharding=how.home)
+    return how.gradient(zeros.at[ids_BT].add(dx_BTD.astype(how.gradient_dtype), out_sharding=how.home)), None, None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+def placed(x: jax.Array) -> PartitionSpec | None:
+    """Where a traced array lives; None without a mesh."""
+    return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None
