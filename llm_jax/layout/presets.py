@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_jax.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
+EXPERTS = {"batch": "data, expert", "experts": "expert"}
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 PRESETS = {
@@ -20,6 +21,17 @@ PRESETS = {
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
         # Both: tensor within a group of devices, fsdp across the groups.
         Layout("fsdp_tensor", mesh={"data": -1, "tensor": 2}, compute={"batch": "data", **TENSOR}, stored={"embed": "data"}),
+        # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
+        # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
+        Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),
+        # The same, and within a smaller group all products are split, those of each expert too, and the stream between them.
+        Layout(
+            "expert_tensor",
+            mesh={"data": -1, "expert": 2, "tensor": 2},
+            compute={**EXPERTS, **TENSOR},
+            stored={"embed": "data, expert"},
+            residual={"sequence": "tensor"},
+        ),
     )
 }
 
