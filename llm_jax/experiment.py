@@ -136,6 +136,16 @@ def read_yaml(path: Path) -> Experiment:
     return made
 
 
+def from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
+    """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs override it."""
+    names = [value for key, value in pairs if key == "experiment"]
+    if not names:
+        raise UserError(f"experiment=NAME is missing; one of: {', '.join(list_experiments())}")
+    if len(names) > 1:
+        raise UserError("experiment= is given twice")
+    return resolved(override(load_experiment(names[0]), [p for p in pairs if p[0] != "experiment"]))
+
+
 def override(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
     """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first.
 

@@ -44,10 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def launch(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
     quiet()
-    flags = [a for a in arguments if a.startswith("-")]
-    for flag in flags:
-        if flag not in FLAGS:
-            raise UserError(f"{flag}: no such option; {nearest(flag, FLAGS)} (overrides are key=value, without dashes)")
+    flags, pairs = read_arguments(arguments, FLAGS)
     if not arguments or "--help" in flags or "-h" in flags:
         print(__doc__)
         return 0
@@ -61,6 +58,22 @@ def launch(arguments: list[str]) -> int:
             print(f"{name:<{width}}  {experiments.purpose(path)}")
         return 0
 
+    chosen = experiments.from_pairs(pairs)
+    if "--show" in flags:
+        print(experiments.to_yaml(chosen), end="")
+        return 0
+
+    from llm_jax.train.run import run
+
+    return run(chosen)
+
+
+def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The flags of a command line, and its key=value pairs in order. Raises UserError for anything else."""
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if flag not in known_flags:
+            raise UserError(f"{flag}: no such option; {nearest(flag, known_flags)} (overrides are key=value, without dashes)")
     pairs = []
     for argument in arguments:
         if argument in flags:
@@ -69,20 +82,7 @@ def launch(arguments: list[str]) -> int:
         if not equals:
             raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
         pairs.append((key, value))
-    names = [value for key, value in pairs if key == "experiment"]
-    if len(names) != 1:
-        raise UserError(
-            f"experiment=NAME is missing; one of: {', '.join(experiments.list_experiments())}" if not names else "experiment= is given twice"
-        )
-    chosen = experiments.load_experiment(names[0])
-    chosen = experiments.resolved(experiments.override(chosen, [p for p in pairs if p[0] != "experiment"]))
-    if "--show" in flags:
-        print(experiments.to_yaml(chosen), end="")
-        return 0
-
-    from llm_jax.train.run import run
-
-    return run(chosen)
+    return flags, pairs
 
 
 def quiet() -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from llm_jax.errors import EXIT_USER_ERROR, UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
-from llm_jax.layout.gpu_compile import TARGETS, CompiledStep
+from llm_jax.layout.gpu_compile import CompiledStep
+from llm_jax.layout.hardware import hardware as find_hardware
 from llm_jax.layout.layout import split_axes
 from llm_jax.layout.mesh import mesh_sizes
 from llm_jax.model.attention_cudnn import backward_workspace_bytes
@@ -26,7 +27,7 @@ from llm_jax.train.compile import compile_absent
 
 def report(step: CompiledStep, experiment: Experiment, hardware: str, devices: int) -> str:
     """Memory of one device by part, in GB (1e9 bytes), and the largest arrays that its loops carry."""
-    memory, device = step.memory_bytes(), TARGETS[hardware].memory_bytes
+    memory, device = step.memory_bytes(), find_hardware(hardware).memory_bytes
     lines = [f"{name:<12}{size / 1e9:8.2f} GB" for name, size in memory.items()]
     workspace = workspace_bytes(experiment, devices)
     lines.append(f"{'workspace':<12}{workspace / 1e9:8.2f} GB at most, of cuDNN's backward kernel, when it runs")

@@ -7,10 +7,9 @@ What it can't tell: times, the choices of the autotuner, and the workspaces of c
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
-import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,88 +20,62 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from llm_jax.errors import UserError, check_choice
+from llm_jax.errors import UserError
+from llm_jax.layout import hlo
+from llm_jax.layout.hardware import Hardware, hardware
 
 NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 """Environment variable that lets the CUDA plugin load where there is no driver."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What XLA wants to know of a device. Source: openxla/xla, xla/backends/gpu/target_config/specs/<spec>.txtpb."""
-
-    spec: str
-    """XLA's file for this device."""
-    name: str
-    """What the driver calls it."""
-    capability: int
-    """Major CUDA compute capability (minor is 0)."""
-    cores: int
-    """Streaming multiprocessors."""
-    memory_bytes: int
-    """Device memory that the driver reports."""
-    memory_bandwidth: int
-    """Bytes/s to device memory."""
-    l2_bytes: int = 52_428_800
-    """Second-level cache."""
-    clock_ghz: float = 1.98
-    """Boost clock."""
-    shared_bytes: int = 233_472
-    """Shared memory of a core; a block can have 1 KiB less."""
-
-    def config(self) -> str:
-        """XLA's `GpuTargetConfigProto`, as text."""
-        return f"""
-            gpu_device_info {{
-              threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
-              shared_memory_per_block: 49152  shared_memory_per_core: {self.shared_bytes}
-              shared_memory_per_block_optin: {self.shared_bytes - 1024}
-              core_count: {self.cores}  fpus_per_core: 128  clock_rate_ghz: {self.clock_ghz}
-              block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-              thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
-              registers_per_core_limit: 65536  registers_per_block_limit: 65536
-              memory_bandwidth: {self.memory_bandwidth}  l2_cache_size: {self.l2_bytes}  device_memory_size: {self.memory_bytes}
-              cuda_compute_capability {{ major: {self.capability} }}
-            }}
-            platform_name: "CUDA"
-            dnn_version_info {{ major: 9 minor: 10 }}
-            device_description_str: "{self.name}"
-        """
-
-
-TARGETS = {
-    "h100": Target("h100_sxm", "NVIDIA H100 80GB HBM3", 9, 132, 84_942_979_072, 3_352_320_000_000),
-    "h200": Target("h200", "NVIDIA H200 141GB HBM3e", 9, 132, 151_397_597_184, 4_800_000_000_000),
-}
-"""GPUs to compile for, by the name that users give."""
+def target_config(hardware: Hardware) -> str:
+    """XLA's `GpuTargetConfigProto`, as text. Raises UserError where there is no compiler for the device."""
+    target = hardware.target
+    if target is None:
+        raise UserError(f"hardware={hardware.name}: XLA does not compile for it where there is none; compiler=cpu plans it on simulated devices")
+    major, minor = target.capability.split(".")
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {target.threads_per_core}
+          shared_memory_per_block: 49152  shared_memory_per_core: {target.shared_bytes}
+          shared_memory_per_block_optin: {target.shared_bytes - 1024}
+          core_count: {target.cores}  fpus_per_core: {target.fpus_per_core}  clock_rate_ghz: {target.clock_ghz}
+          block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+          thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+          registers_per_core_limit: 65536  registers_per_block_limit: 65536
+          memory_bandwidth: {int(hardware.memory_bandwidth)}  l2_cache_size: {target.l2_bytes}  device_memory_size: {hardware.memory_bytes}
+          cuda_compute_capability {{ major: {major}  minor: {minor} }}
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 10 }}
+        device_description_str: "{target.description}"
+    """
 
 
 def require_cuda() -> None:
     """Raises UserError where XLA's GPU compiler is not installed; otherwise lets it load without a driver."""
     if importlib.util.find_spec("jax_plugins") is None or not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
-        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra: pip install 'llm_jax[cuda]'")
+        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra, pip install 'llm_jax[cuda]'")
     os.environ.setdefault(NO_DRIVER, "1")
 
 
-def topology_devices(hardware: str, devices: int, devices_per_node: int = 8) -> list[Any]:
-    """`devices` GPUs of this kind, node by node (`process_index` tells the node), for a `jax.sharding.Mesh`.
+def topology_devices(name: str, devices: int) -> list[Any]:
+    """`devices` GPUs of the hardware of that name, node by node (`process_index` tells the node), for a `jax.sharding.Mesh`.
 
     Raises UserError for unknown hardware, nodes that are not full, and where the plugin is missing.
     """
-    check_choice("hardware", hardware, TARGETS)
-    per_node = min(devices, devices_per_node)
+    gpu = hardware(name)
+    config = target_config(gpu)
+    per_node = min(devices, gpu.devices_per_node)
     if devices < 1 or devices % per_node:
-        raise UserError(f"devices={devices}: must be a multiple of the {devices_per_node} of a node, or fewer than those")
+        raise UserError(f"devices={devices}: must be a multiple of the {gpu.devices_per_node} of a node, or fewer than those")
     require_cuda()
-    topology = topologies.get_topology_desc(
-        hardware, platform="cuda", target_config=TARGETS[hardware].config(), topology=f"1x{devices // per_node}x{per_node}"
-    )
-    return topology.devices
+    return topologies.get_topology_desc(name, platform="cuda", target_config=config, topology=f"1x{devices // per_node}x{per_node}").devices
 
 
-def topology_mesh(hardware: str, axes: dict[str, int], devices_per_node: int = 8) -> jax.sharding.Mesh:
+def topology_mesh(name: str, axes: dict[str, int]) -> jax.sharding.Mesh:
     """An explicit mesh of absent GPUs; the last axes are within a node."""
-    devices = topology_devices(hardware, int(np.prod(list(axes.values()))), devices_per_node)
+    devices = topology_devices(name, int(np.prod(list(axes.values()))))
     explicit = (jax.sharding.AxisType.Explicit,) * len(axes)
     return jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit)
 
@@ -110,10 +83,12 @@ def topology_mesh(hardware: str, axes: dict[str, int], devices_per_node: int = 8
 def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]) -> CompiledStep:
     """Compiles `step`, a `jax.jit` of something, for the devices of `mesh` (`topology_mesh`), with its own compiler options.
 
-    `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
+    `abstract_args`: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`. On simulated CPU devices no machine code is
+    made that is worth running: that is most of the compiler's time, and nothing that it tells depends on it.
     """
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     with jax.set_mesh(mesh), no_compilation_cache():
-        return CompiledStep(step.lower(*abstract_args).compile())
+        return CompiledStep(step.lower(*abstract_args).compile(compiler_options=options))
 
 
 @contextlib.contextmanager
@@ -129,31 +104,18 @@ def no_compilation_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
-_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_INLINED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
-
-
 @dataclass(frozen=True)
 class Loop:
     """A loop of a compiled step."""
 
     trips: int | None
     """How often it runs, where XLA knows."""
-    carried: dict[tuple[str, tuple[int, ...]], int]
-    """(dtype, shape) of the arrays that it carries, and how many there are of each: stacks of all layers among them."""
+    carried: dict[hlo.Shape, int]
+    """(dtype, dims) of the arrays that it carries, and how many there are of each: stacks of all layers among them."""
 
     def largest(self, count: int = 10) -> list[tuple[int, int, str, tuple[int, ...]]]:
-        """(bytes in all, arrays, dtype, shape) of the largest."""
-        rows = [(n * math.prod(shape) * item_bytes(dtype), n, dtype, shape) for (dtype, shape), n in self.carried.items()]
-        return sorted(rows, reverse=True)[:count]
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element of an HLO type: 2 for "bf16"."""
-    bits = re.search(r"\d+", dtype)
-    return max(1, int(bits[0]) // 8) if bits else 1
+        """(bytes in all, arrays, dtype, dims) of the largest."""
+        return sorted(((n * shape.bytes, n, *shape) for shape, n in self.carried.items()), reverse=True)[:count]
 
 
 class CompiledStep:
@@ -174,60 +136,24 @@ class CompiledStep:
         }
         return parts | {"total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]}
 
+    @functools.cached_property
+    def module(self) -> hlo.Module:
+        """Its scheduled HLO, taken apart."""
+        return hlo.parse(self.text)
+
     def loops(self) -> list[Loop]:
         """The loops (scans over layers, chunks, microbatches) in the order of the text, with what they carry."""
-        loops = []
-        for line in self.text.splitlines():
-            if " while(" not in line:
-                continue
-            carried = Counter((dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(_tuple(line)))
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            loops.append(Loop(int(trips[1]) if trips else None, dict(carried)))
-        return loops
+        whiles = [i for computation in self.module.computations.values() for i in computation if i.opcode == "while"]
+        return [Loop(i.trips, Counter(i.shapes)) for i in whiles]
 
     def custom_calls(self) -> list[str]:
         """Targets of the custom calls, in the order of the text, once for each call (loops count once)."""
-        return _CUSTOM_CALL.findall(self.text)
+        return [i.target for computation in self.module.computations.values() for i in computation if i.target]
 
-    def buffer_lines(self) -> list[str]:
-        """Lines of the text whose results lie in memory. Those inside fusions and reductions don't: they live in registers."""
-        called = [line for line in self.text.splitlines() if " fusion(" in line or ("to_apply=" in line and " call(" not in line)]
-        inlined = {name for line in called for name in _INLINED.findall(line)}
-        lines, keep = [], False
-        for line in self.text.splitlines():
-            if computation := _COMPUTATION.match(line):
-                keep = computation[1] not in inlined
-            elif keep and " = " in line:
-                lines.append(line)
-        return lines
+    def buffer_shapes(self) -> set[hlo.Shape]:
+        """(dtype, dims) of every array that is allocated, tuples taken apart."""
+        return {shape for computation in self.module.allocating() for i in computation for shape in i.shapes}
 
-    def buffer_shapes(self) -> set[tuple[str, tuple[int, ...]]]:
-        """(dtype, shape) of every array that is allocated, tuples taken apart."""
-        shapes = set()
-        for line in self.buffer_lines():
-            result = line.split(" = ", 1)[1].split("(", 1)[0] if not line.split(" = ", 1)[1].startswith("(") else _tuple(line)
-            shapes |= {(dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(result)}
-        return shapes
-
-    def buffers_with(self, *sizes: int) -> set[tuple[str, tuple[int, ...]]]:
-        """The allocated shapes that have all these dims: `buffers_with(T, T)` finds attention scores."""
-        return {(dtype, shape) for dtype, shape in self.buffer_shapes() if all(shape.count(n) >= sizes.count(n) for n in sizes)}
-
-    def largest_buffers(self, count: int = 10) -> list[tuple[int, str, tuple[int, ...]]]:
-        """(elements, dtype, shape) of the largest arrays."""
-        return sorted(((int(np.prod(s)), d, s) for d, s in self.buffer_shapes()), reverse=True)[:count]
-
-
-def _dims(text: str) -> tuple[int, ...]:
-    """The dims of an HLO shape: "8,4096" → (8, 4096)."""
-    return tuple(int(n) for n in text.split(",") if n)
-
-
-def _tuple(line: str) -> str:
-    """The tuple type that a line of HLO results in."""
-    rest, depth = line.split(" = ", 1)[1], 0
-    for end, character in enumerate(rest):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return rest[: end + 1]
-    return rest
+    def buffers_with(self, *sizes: int) -> set[hlo.Shape]:
+        """The allocated arrays that have all these dims: `buffers_with(T, T)` finds attention scores."""
+        return {shape for shape in self.buffer_shapes() if all(shape.dims.count(n) >= sizes.count(n) for n in sizes)}

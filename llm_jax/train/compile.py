@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,18 +48,27 @@ def abstract_batch(experiment: Experiment, place: MeshPlacement) -> dict[str, ja
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_DTYPES.items()}
 
 
-def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
-    """The experiment's train step, compiled for GPUs that are not here.
-
-    `model.vocab` must be given, and `model.max_segments` for attention=cudnn: there is no corpus to find them from.
-    Raises UserError for what doesn't fit the devices' number, and where XLA's GPU compiler is not installed.
-    """
-    model = experiment.model.resolved()
-    for key in ("vocab", *(("max_segments",) if model.attention == "cudnn" else ())):
-        if getattr(model, key) is None:
+def check_complete(experiment: Experiment) -> None:
+    """Raises UserError for what only a corpus could tell: `model.vocab`, and `model.max_segments` for attention=cudnn."""
+    for key in ("vocab", *(("max_segments",) if experiment.model.attention == "cudnn" else ())):
+        if getattr(experiment.model, key) is None:
             raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
-    experiment = dataclasses.replace(experiment, model=model)
-    mesh = make_mesh(experiment.layout, experiment.mesh, gpu_compile.topology_devices(hardware, devices))
-    program = Program(model, experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
+
+
+def absent_program(experiment: Experiment, devices: Sequence[jax.Device]) -> Program:
+    """The experiment's program on devices that may be absent. Raises UserError for what doesn't fit their number."""
+    check_complete(experiment)
+    mesh = make_mesh(experiment.layout, experiment.mesh, devices)
+    return Program(experiment.model.resolved(), experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
+
+
+def compile_program(program: Program, experiment: Experiment) -> gpu_compile.CompiledStep:
+    """The train step of the experiment's program, compiled for its devices, which may be absent."""
     step = jit_step(program, make_objective(experiment.objective), experiment)
-    return gpu_compile.compile_for(mesh, step, (program.abstract_state(), abstract_batch(experiment, program.place)))
+    return gpu_compile.compile_for(program.place.mesh, step, (program.abstract_state(), abstract_batch(experiment, program.place)))
+
+
+def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
+    """The experiment's train step, compiled for GPUs that are not here; raises UserError also where XLA's GPU compiler is not installed."""
+    check_complete(experiment)
+    return compile_program(absent_program(experiment, gpu_compile.topology_devices(hardware, devices)), experiment)

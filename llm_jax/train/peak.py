@@ -7,23 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# FLOP/s of dense bf16 matrix products per device, from the makers' datasheets (without sparsity). Names are looked
-# for in `device_kind` in this order. float32 products run as TF32 by default on NVIDIA's: half of these.
-DATASHEET_BF16 = (
-    ("GB200", 2.5e15),  # NVIDIA GB200 NVL72 datasheet: 2.5 PFLOP/s a GPU
-    ("B200", 2.25e15),  # NVIDIA HGX B200 datasheet
-    ("H200", 989.4e12),  # NVIDIA H200 datasheet: the same chip as H100 SXM
-    ("H100 PCIe", 756e12),  # NVIDIA H100 datasheet
-    ("H100 NVL", 835.5e12),
-    ("GH200", 989.4e12),
-    ("H100", 989.4e12),
-    ("A100", 312e12),  # NVIDIA A100 datasheet
-    ("A40", 149.7e12),  # NVIDIA A40 datasheet
-    ("TPU v6 lite", 918e12),  # cloud.google.com/tpu/docs/v6e
-    ("TPU v5 lite", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-)
+from llm_jax.layout.hardware import datasheet_peak
 
 
 def device_peak(mesh: jax.sharding.Mesh, dtype: str) -> float | None:
@@ -34,10 +18,7 @@ def device_peak(mesh: jax.sharding.Mesh, dtype: str) -> float | None:
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
         return measure_matmul() / mesh.size
-    for name, peak in DATASHEET_BF16:
-        if name in device.device_kind:
-            return peak / 2 if dtype == "float32" else peak
-    return None
+    return datasheet_peak(device.device_kind, dtype)
 
 
 def measure_matmul(size: int = 2048, rounds: int = 5) -> float:

@@ -16,7 +16,8 @@ from llm_jax import launch
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
 from llm_jax.layout import gpu_compile
-from llm_jax.layout.gpu_compile import TARGETS, CompiledStep, compile_for
+from llm_jax.layout.gpu_compile import CompiledStep, compile_for
+from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.attention_cudnn import backward_workspace_bytes
@@ -103,7 +104,7 @@ def test_the_step_fits_an_h200_with_what_the_compiler_cannot_see():
     assert m.head_dim == 64
     workspace = backward_workspace_bytes(t.batch_size, t.sequence_length, m.heads, m.head_dim, SEGMENTS)
     pool = 0.92  # XLA_PYTHON_CLIENT_MEM_FRACTION of the experiment's command; the rest is CUDA's and the driver's
-    assert memory["total"] + workspace < pool * TARGETS["h200"].memory_bytes
+    assert memory["total"] + workspace < pool * hardware("h200").memory_bytes
     # what is kept for the backward pass, the gradients in float32, and a tenth of that to work with
     a_token = m.layers * (2 * (2 * m.mlp + 2 * m.embed + 2 * m.heads * 64 + 2 * m.kv_heads * 64) + 4 * m.heads)
     gradients = 4 * sum(x.size for x in jax.tree.leaves(absent(experiment).abstract))

@@ -1,0 +1,64 @@
+"""What a compiled train step holds in one device's memory, by kind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.experiment import Experiment
+from llm_jax.layout.gpu_compile import CompiledStep
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.model.attention_cudnn import backward_workspace_bytes
+from llm_jax.train.state import Program
+
+
+def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment) -> dict[str, int]:
+    """Bytes of one device by kind, and their `total`, which is XLA's own plus the workspace that XLA does not see.
+
+    | kind         | what                                                                                              |
+    | ------------ | ------------------------------------------------------------------------------------------------- |
+    | `parameters` | weights at rest, in their dtype                                                                   |
+    | `gradients`  | of all weights, float32, where the weights are at rest: the part of XLA's temporaries that every layout has |
+    | `moments`    | the optimizer's state                                                                             |
+    | `average`    | the moving average of the weights, with train.ema_decay                                           |
+    | `batch`      | the batch, counters and metrics, and what XLA pads arguments with                                 |
+    | `activations` | the rest of XLA's temporaries at their peak: what the backward pass needs, gathered weights, logits |
+    | `workspace`  | what cuDNN's backward kernel asks for when it runs, at most (attention=cudnn)                      |
+    """
+    state, xla = program.abstract_state(), step.memory_bytes()
+    kinds = {"parameters": local_bytes(state.parameters), "moments": local_bytes(state.moments), "average": local_bytes(state.average)}
+    gradients = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), state.parameters))
+    gradients = min(gradients, xla["temporaries"])
+    kinds["batch"] = xla["total"] - xla["temporaries"] - sum(kinds.values())
+    kinds["gradients"], kinds["activations"] = gradients, xla["temporaries"] - gradients
+    kinds["workspace"] = workspace_bytes(experiment, program.place)
+    return kinds | {"total": sum(kinds.values())}
+
+
+def state_bytes(program: Program) -> int:
+    """What a step can't do without, whatever XLA makes of it: parameters, moments, average, and gradients in float32."""
+    state = program.abstract_state()
+    gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), state.parameters)
+    return local_bytes((state.parameters, state.moments, state.average, gradients))
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of one device's parts of abstract arrays."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def workspace_bytes(experiment: Experiment, place: MeshPlacement) -> int:
+    """What fused attention takes beside what the compiler knows of."""
+    m, t = experiment.model, experiment.train
+    if m.attention != "cudnn":
+        return 0
+
+    def local(dim: str, size: int) -> int:
+        return -(-size // place.size(place.axes(dim, "attention")))
+
+    assert m.head_dim
+    rows = local("batch", t.batch_size // t.microbatches)
+    return backward_workspace_bytes(rows, local("sequence", t.sequence_length), local("heads", m.heads), m.head_dim, m.max_segments)

@@ -1,0 +1,182 @@
+"""A plan: what an experiment's train step needs and takes on devices that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment
+from llm_jax.layout import gpu_compile
+from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
+from llm_jax.model.flops import train_flops_per_token
+from llm_jax.plan.analysis import Analysis, analyse
+from llm_jax.plan.memory import memory_by_kind
+from llm_jax.train.compile import absent_program, check_complete, compile_program
+from llm_jax.train.run import split_sizes
+from llm_jax.train.state import Program
+
+Compiler = Literal["gpu", "cpu"]
+"""XLA's GPU compiler, for the devices themselves; or its CPU compiler, for as many simulated devices."""
+TOKENS_PER_DOCUMENT = 1024
+"""Assumed length of documents, where an experiment leaves `model.max_segments` to its corpus."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a plan tells of a step. Bytes and seconds are one device's; FLOPs are those of all devices together."""
+
+    experiment: Experiment
+    mesh: dict[str, int]
+    """Sizes of the mesh axes, slowest network first."""
+    hardware: Hardware
+    devices: int
+    compiler: Compiler
+    parameters: int
+    memory: dict[str, int]
+    """Bytes by kind (`memory.memory_by_kind`) and their total."""
+    analysis: Analysis
+    """Kernels, collectives and the timeline."""
+    assumptions: list[str]
+    seconds_to_plan: float
+    """What the plan itself took."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a program can have of a device's memory."""
+        return int(USABLE_MEMORY * self.hardware.memory_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether one device's memory is enough."""
+        return self.memory["total"] <= self.usable_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.experiment.train.batch_size * self.experiment.train.sequence_length
+
+    @property
+    def model_flops(self) -> float:
+        """FLOPs that the model needs for a step (`model.flops`)."""
+        return self.tokens * train_flops_per_token(self.experiment.model, self.experiment.train.sequence_length)
+
+    @property
+    def hardware_flops(self) -> float:
+        """FLOPs that the devices do for a step, recomputation and what a layout does twice included."""
+        return self.devices * self.analysis.hardware_flops
+
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        """Expected."""
+        return self.tokens / self.analysis.step_seconds["expected"] / self.devices
+
+    @property
+    def mfu(self) -> float:
+        """Expected share of the devices' datasheet peak, in products of the compute dtype."""
+        peak = self.hardware.peak_flops[self.experiment.model.compute_dtype]
+        return self.model_flops / (self.devices * peak * self.analysis.step_seconds["expected"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; keys are kept stable, for programs that read them."""
+        layout = self.experiment.layout
+        return {
+            "experiment": self.experiment.name,
+            "layout": layout.name,
+            "tables": dict(layout.tables()),
+            "mesh": self.mesh,
+            "devices": self.devices,
+            "hardware": self.hardware.name,
+            "compiler": self.compiler,
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "memory_bytes": self.memory,
+            "memory_usable_bytes": self.usable_bytes,
+            "fits": self.fits,
+            "model_flops": self.model_flops,
+            "hardware_flops": self.hardware_flops,
+            "step_seconds": self.analysis.step_seconds,
+            "tokens_per_second_per_device": self.tokens_per_second_per_device,
+            "mfu": self.mfu,
+            "attention_kernels": self.analysis.attention_kernels,
+            "collectives": [dataclasses.asdict(row) for row in self.analysis.collectives],
+            "kernels": [dataclasses.asdict(row) for row in self.analysis.kernels],
+            "assumptions": self.assumptions,
+            "seconds_to_plan": self.seconds_to_plan,
+        }
+
+
+def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler = "gpu") -> tuple[Plan, gpu_compile.CompiledStep]:
+    """Compiles a resolved experiment's train step for absent devices and reads it.
+
+    Raises UserError for what doesn't fit the devices' number or the layout, and where the compiler is missing.
+    """
+    started = time.perf_counter()
+    experiment, assumptions = with_assumptions(experiment, compiler)
+    program = plan_program(experiment, plan_devices(hardware, devices, compiler))
+    step = compile_program(program, experiment)
+    analysis = analyse(step, program.place.mesh, hardware)
+    plan = Plan(
+        experiment=experiment,
+        mesh=dict(program.place.mesh.shape),
+        hardware=hardware,
+        devices=program.place.mesh.size,
+        compiler=compiler,
+        parameters=program.parameter_count(),
+        memory=memory_by_kind(step, program, experiment),
+        analysis=analysis,
+        assumptions=[*assumptions, *analysis.notes],
+        seconds_to_plan=time.perf_counter() - started,
+    )
+    return plan, step
+
+
+def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
+    """The program on these devices. Raises UserError for a layout that does not divide, or leaves devices idle."""
+    program = absent_program(experiment, devices)
+    if program.place.mesh.size != len(devices):
+        used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
+        raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
+    program.place.check_divides(split_sizes(experiment))
+    return program
+
+
+def plan_devices(hardware: Hardware, devices: int, compiler: Compiler) -> list[Any]:
+    """So many devices that are not here, node by node: absent GPUs, or simulated ones of the CPU backend."""
+    if compiler == "gpu":
+        try:
+            gpu_compile.require_cuda()
+        except UserError as error:
+            raise UserError(f"{error}, or plan on simulated devices with compiler=cpu") from error
+        return gpu_compile.topology_devices(hardware.name, devices)
+    here = jax.devices("cpu")
+    if len(here) < devices:
+        raise UserError(f"devices={devices}: only {len(here)} are simulated here; set XLA_FLAGS=--xla_force_host_platform_device_count={devices}")
+    return here[:devices]
+
+
+def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experiment, list[str]]:
+    """The experiment with what only its corpus could tell assumed, and what was assumed, in words."""
+    model, said = experiment.model, []
+    if compiler == "cpu":
+        said.append(
+            "compiler=cpu: memory, kernels and schedule are those of XLA's CPU compiler, which fuses less, widens bfloat16 to float32 and runs "
+            "collectives one after the other: activations are too large, and nothing is hidden"
+        )
+        if model.attention == "cudnn":
+            model = dataclasses.replace(model, attention="blocked")
+            said.append("model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are in memory a block at a time")
+    if model.vocab is None:
+        model = dataclasses.replace(model, vocab=experiment.tokenizer.vocab)
+        said.append(f"model.vocab={model.vocab}: the tokenizer's, which may turn out smaller")
+    if model.attention == "cudnn" and model.max_segments is None:
+        most = max(1, experiment.train.sequence_length // TOKENS_PER_DOCUMENT)
+        model = dataclasses.replace(model, max_segments=most)
+        said.append(f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's workspace, a run counts its own")
+    experiment = dataclasses.replace(experiment, model=model)
+    check_complete(experiment)
+    return experiment, said

@@ -1,0 +1,160 @@
+"""A plan as tables that a person reads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_jax.plan.plan import Plan
+from llm_jax.plan.search import Ranking
+
+WIDTH = 120
+"""Columns where the output is no terminal."""
+KINDS = {
+    "parameters": "weights at rest",
+    "gradients": "float32, where the weights are at rest",
+    "moments": "optimizer state",
+    "average": "moving average of the weights",
+    "batch": "batch, counters, metrics",
+    "activations": "kept for the backward pass, gathered weights, logits: at the peak",
+    "workspace": "cuDNN's backward kernel, at most; XLA does not see it",
+}
+
+
+def print_plan(plan: Plan) -> None:
+    """Prints all of a plan."""
+    console = make_console()
+    for part in (header(plan), memory_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
+        console.print(part)
+        console.print()
+    for assumption in plan.assumptions:
+        console.print(f"assumed: {assumption}")
+
+
+def print_ranking(ranking: Ranking) -> None:
+    """Prints the layouts that fit, the fastest first, and what is not among them."""
+    console = make_console()
+    made = table("Layouts that fit", "", "layout", "mesh", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
+    for place, plan in enumerate(ranking.plans, 1):
+        seconds = plan["step_seconds"]
+        waits = sum(row["seconds"] - row["hidden_seconds"] for row in plan["collectives"])
+        made.add_row(
+            str(place),
+            plan["layout"],
+            mesh_text(plan["mesh"]),
+            f"{plan['tokens_per_second_per_device']:,.0f}",
+            f"{plan['mfu']:.1%}",
+            duration(seconds["expected"]),
+            f"{duration(seconds['best'])} to {duration(seconds['worst'])}",
+            size(plan["memory_bytes"]["total"]),
+            duration(waits),
+        )
+    console.print(made if ranking.plans else "No layout fits.")
+    console.print()
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for out in ranking.left_out:
+        reasons[out.why].append(out.candidate.name)
+    if reasons:
+        made = table("Left out", "layout", "why")
+        for why, names in reasons.items():
+            made.add_row(", ".join(names), why)
+        console.print(made)
+    if ranking.same:
+        console.print(f"Not listed: {ranking.same} meshes that are one of these in other words, with an axis of one device, say.")
+    for assumption in ranking.plans[0]["assumptions"] if ranking.plans else []:
+        console.print(f"assumed: {assumption}")
+
+
+def make_console() -> Console:
+    """A console of a fixed width where the output is not a terminal, so that tables are whole in files."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
+
+
+def header(plan: Plan) -> str:
+    """What was planned, in two lines."""
+    e = plan.experiment
+    return (
+        f"{e.name}: {count(plan.parameters)} parameters on {plan.devices} x {plan.hardware.description}, "
+        f"layout {e.layout.name} ({mesh_text(plan.mesh)})\n"
+        f"a step: {e.train.batch_size:,} rows of {e.train.sequence_length:,} tokens; "
+        f"planned with XLA's {plan.compiler.upper()} compiler in {plan.seconds_to_plan:.1f} s"
+    )
+
+
+def mesh_text(mesh: dict[str, int]) -> str:
+    """A mesh in words: "data 8 x tensor 8"."""
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+
+
+def count(n: float) -> str:
+    """A number of parameters: "8.03 B"."""
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
+
+
+def size(n: float) -> str:
+    """A number of bytes, in 1e9 or 1e6."""
+    return f"{n / 1e9:,.2f} GB" if n >= 1e7 else f"{n / 1e6:,.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or milliseconds."""
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.2f} ms"
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table; columns that begin with ">" hold numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+def memory_table(plan: Plan) -> Table:
+    """Bytes of one device by kind, and whether they fit."""
+    part = plan.memory["total"] / plan.usable_bytes
+    verdict = f"{'fits' if plan.fits else 'does NOT fit'}: {part:.0%} of the {size(plan.usable_bytes)} that a program can use"
+    made = table(f"Memory of one device: {verdict}", "", ">bytes", "")
+    for kind, what in KINDS.items():
+        if plan.memory[kind]:
+            made.add_row(kind, size(plan.memory[kind]), what)
+    made.add_row("total", size(plan.memory["total"]), f"of {size(plan.hardware.memory_bytes)}")
+    return made
+
+
+def kernel_table(plan: Plan) -> Table:
+    """Kernels by kind."""
+    attention = ", ".join(f"{name} ({n}x)" for name, n in plan.analysis.attention_kernels.items()) or "none that is known"
+    made = table(f"Kernels of one device (attention: {attention})", "kind", ">count", ">FLOPs", ">bytes", ">seconds")
+    kinds: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+    for row in plan.analysis.kernels:
+        for i, value in enumerate((row.count, row.flops, row.bytes, row.seconds)):
+            kinds[row.kind][i] += value
+    for kind, (n, flops, moved, seconds) in sorted(kinds.items(), key=lambda item: -item[1][3]):
+        made.add_row(kind, f"{n:,.0f}", f"{flops:.3g}" if flops else "", size(moved), duration(seconds))
+    return made
+
+
+def collective_table(plan: Plan) -> Table | str:
+    """Collectives by kind and axis."""
+    if not plan.analysis.collectives:
+        return "No collectives."
+    made = table("Collectives (bytes that one device sends)", "kind", "over", "on", ">count", ">bytes", ">seconds", ">hidden")
+    for row in plan.analysis.collectives:
+        share = f"{row.hidden_seconds / row.seconds:.0%}" if row.seconds else ""
+        made.add_row(row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", size(row.bytes), duration(row.seconds), share)
+    return made
+
+
+def prediction(plan: Plan) -> Table:
+    """Step time, speed, and what they rest on."""
+    seconds = plan.analysis.step_seconds
+    made = table("Prediction", "", "")
+    more = plan.hardware_flops / plan.model_flops
+    made.add_row("step", f"{duration(seconds['expected'])} (best {duration(seconds['best'])}, worst {duration(seconds['worst'])})")
+    made.add_row("speed", f"{plan.tokens_per_second_per_device:,.0f} tokens/s a device, {plan.tokens / seconds['expected']:,.0f} in all")
+    made.add_row("MFU", f"{plan.mfu:.1%} of {plan.hardware.peak_flops[plan.experiment.model.compute_dtype] / 1e12:,.0f} TFLOP/s")
+    made.add_row("FLOPs", f"{plan.model_flops:.3g} that the model needs, {plan.hardware_flops:.3g} that the devices do ({more:.2f} times)")
+    return made

@@ -1,0 +1,194 @@
+"""`layout=all`: every preset on every mesh, planned and ranked, and what was left out and why."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment, first_line
+from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
+from llm_jax.layout.layout import TABLES, Layout, split_axes
+from llm_jax.layout.presets import PRESETS
+from llm_jax.plan.memory import state_bytes
+from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout on a mesh whose axes all have more than one device."""
+
+    layout: Layout
+    mesh: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """In words: "fsdp_tensor (data 8 x tensor 8)"."""
+        return f"{self.layout.name} ({' x '.join(f'{axis} {size}' for axis, size in self.mesh.items())})"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A candidate that has no place in the ranking."""
+
+    candidate: Candidate
+    why: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a search found."""
+
+    plans: list[dict[str, Any]]
+    """As `Plan.to_json` has them, the most tokens/s a device first."""
+    left_out: list[LeftOut]
+    same: int
+    """Meshes that are another one of these in other words: with an axis of one device, say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranking as plain data."""
+        left_out = [{"layout": out.candidate.layout.name, "mesh": out.candidate.mesh, "why": out.why} for out in self.left_out]
+        return {"plans": self.plans, "left_out": left_out, "same": self.same}
+
+
+def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, say: Say, workers: int | None = None) -> Ranking:
+    """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
+
+    What does not divide, or whose weights, gradients and moments alone are more than the memory, is not compiled. `workers`:
+    processes that compile, one a core unless given; 1: this process.
+    """
+    tried, same = candidates(experiment.layout, devices)
+    absent = plan_devices(hardware, devices, compiler)
+    assumed, _ = with_assumptions(experiment, compiler)
+    to_compile: list[Candidate] = []
+    left_out: list[LeftOut] = []
+    for candidate in tried:
+        why = why_not(candidate, assumed, hardware, absent)
+        if why:
+            left_out.append(LeftOut(candidate, why))
+        else:
+            to_compile.append(candidate)
+    say(f"{len(tried)} layouts and meshes, {len(to_compile)} to compile")
+
+    plans = []
+    with pool(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
+        made = run(plan_candidate, [(experiment, candidate, hardware, devices, compiler) for candidate in to_compile])
+        for number, (candidate, result) in enumerate(zip(to_compile, made, strict=True), 1):
+            if isinstance(result, str):
+                left_out.append(LeftOut(candidate, result))
+            elif not result["fits"]:
+                needed, usable = result["memory_bytes"]["total"], result["memory_usable_bytes"]
+                left_out.append(LeftOut(candidate, f"does not fit: needs {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"))
+            else:
+                plans.append(result)
+            outcome = left_out[-1].why if not plans or plans[-1] is not result else f"{result['tokens_per_second_per_device']:,.0f} tokens/s a device"
+            say(f"{number}/{len(to_compile)} {candidate.name}: {outcome}")
+    plans.sort(key=lambda plan: -plan["tokens_per_second_per_device"])
+    return Ranking(plans, left_out, same)
+
+
+def candidates(own: Layout, devices: int) -> tuple[list[Candidate], int]:
+    """Every preset, and a layout that is none, on every mesh; and how many were the same as an earlier one."""
+    found: dict[str, Candidate] = {}
+    same = 0
+    for layout in {**PRESETS, own.name: own}.values():
+        for sizes in factorisations(devices, len(layout.mesh)):
+            candidate = without_axes_of_one(layout, dict(zip(layout.mesh, sizes, strict=True)))
+            key = meaning(candidate)
+            same += key in found
+            found.setdefault(key, candidate)
+    return list(found.values()), same
+
+
+def factorisations(n: int, factors: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write n as a product, in order.
+
+    >>> list(factorisations(4, 2))
+    [(1, 4), (2, 2), (4, 1)]
+    """
+    if factors == 1:
+        yield (n,)
+        return
+    for first in (d for d in range(1, n + 1) if n % d == 0):
+        for rest in factorisations(n // first, factors - 1):
+            yield (first, *rest)
+
+
+def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
+    """The layout on that mesh, as it is without the axes that have one device: they split nothing."""
+    kept = {axis: size for axis, size in mesh.items() if size > 1} or dict(list(mesh.items())[:1])
+
+    def entry(axes: str) -> str:
+        return ",".join(axis for axis in split_axes(axes) if axis in kept)
+
+    tables: dict[str, Any] = {table: {dim: entry(axes) for dim, axes in getattr(layout, table).items()} for table in TABLES}
+    return Candidate(dataclasses.replace(layout, mesh=kept, **tables), kept)
+
+
+def meaning(candidate: Candidate) -> str:
+    """What a candidate does, whatever it and its axes are called: equal for two that are the same."""
+    number = {axis: str(i) for i, axis in enumerate(candidate.mesh)}
+    tables = {
+        table: {dim: [number[axis] for axis in split_axes(axes)] for dim, axes in sorted(entries.items()) if axes}
+        for table, entries in candidate.layout.tables().items()
+    }
+    others = {
+        field.name: str(getattr(candidate.layout, field.name)) for field in dataclasses.fields(Layout) if field.name not in ("name", "mesh", *tables)
+    }
+    return json.dumps([list(candidate.mesh.values()), tables, others], sort_keys=True)
+
+
+def uses(layout: Layout, axis: str) -> bool:
+    """Whether a layout has anything to do with a mesh axis."""
+    tables = layout.tables().values()
+    return any(axis in split_axes(axes) for table in tables for axes in table.values())
+
+
+def applied(experiment: Experiment, candidate: Candidate) -> Experiment:
+    """The experiment with the candidate's layout and mesh."""
+    return dataclasses.replace(experiment, layout=candidate.layout, mesh=candidate.mesh)
+
+
+def why_not(candidate: Candidate, experiment: Experiment, hardware: Hardware, absent: list[Any]) -> str:
+    """Why a candidate need not be compiled; "" if it must be."""
+    idle = [axis for axis in candidate.mesh if not uses(candidate.layout, axis) and candidate.mesh[axis] > 1]
+    if idle:
+        return f"splits nothing over {idle[0]}: its devices would all do the same"
+    try:
+        program = plan_program(applied(experiment, candidate), absent)
+    except UserError as error:
+        return str(error)
+    needed, usable = state_bytes(program), USABLE_MEMORY * hardware.memory_bytes
+    if needed > usable:
+        return f"does not fit: weights, gradients and moments alone need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
+    return ""
+
+
+def plan_candidate(asked: tuple[Experiment, Candidate, Hardware, int, Compiler]) -> dict[str, Any] | str:
+    """The plan of one candidate as JSON, or why there is none: one layout that fails must not end the search of all."""
+    experiment, candidate, hardware, devices, compiler = asked
+    try:
+        return make_plan(applied(experiment, candidate), hardware, devices, compiler)[0].to_json()
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return f"failed to compile: {type(error).__name__}: {first_line(error)}"
+
+
+@contextlib.contextmanager
+def pool(workers: int) -> Iterator[Callable]:
+    """A `map` that runs in so many new processes."""
+    if workers <= 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor.map

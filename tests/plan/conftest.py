@@ -1,0 +1,68 @@
+"""A small experiment to plan with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.layout import gpu_compile
+from llm_jax.plan.__main__ import main
+
+EXPERIMENT = '''"""A model small enough to plan in a second."""
+
+from llm_jax.experiment import Experiment
+from llm_jax.layout.presets import preset
+from llm_jax.model.config import ModelConfig
+from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.train.config import TrainConfig
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=ModelConfig(layers=2, embed=64, heads=8, kv_heads=4, mlp=128, vocab=512, tied_embeddings=False),
+        layout=preset("fsdp"),
+        objective=ObjectiveConfig(chunk=64),
+        train=TrainConfig(batch_size=16, sequence_length=64),
+    )
+'''
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The experiment's file."""
+    path = tmp_path / "small.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+_plans: dict[tuple, dict[str, Any]] = {}
+"""Compiling takes seconds, so each plan is made once for all tests of a process."""
+
+
+@pytest.fixture
+def planned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., dict[str, Any]]:
+    """Plans the small experiment for 8 H100; gives the JSON, with what was printed as "printed"."""
+
+    def run(*arguments: str, compiler: str = "cpu") -> dict[str, Any]:
+        if (arguments, compiler) not in _plans:
+            path = tmp_path / "plan.json"
+            line = [f"experiment={small}", "devices=8", "hardware=h100", f"json={path}", *arguments]
+            assert main([*line, *([f"compiler={compiler}"] if compiler != "gpu" else [])]) == 0
+            _plans[arguments, compiler] = json.loads(path.read_text()) | {"printed": capsys.readouterr().out}
+        return _plans[arguments, compiler]
+
+    return run
+
+
+@pytest.fixture
+def gpu_compiler() -> None:
+    """Skips where XLA's GPU compiler is not installed."""
+    try:
+        gpu_compile.require_cuda()
+    except UserError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,155 @@
+"""The walk through a schedule, against timelines drawn by hand. A product of 1 ms, and collectives of 1, 3 or 10 ms."""
+
+# lines as XLA prints them
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from llm_jax.layout.hlo import Module
+from llm_jax.plan import collectives, efficiency
+from llm_jax.plan.timeline import COMPUTE, NODE, Program, Timeline, walk
+from tests.plan.hardware import PERFECT, ROUND, mesh, program
+
+MS = 1e-3
+INSTANT = dataclasses.replace(ROUND, node_latency=0.0, network_latency=0.0, memory_bandwidth=1e30)
+"""Only products and the bytes of collectives take time."""
+PRODUCT = "bf16[1000,500000] dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}"  # 1e12 FLOPs: 1 ms
+INPUTS = "%a = bf16[1000,1000] parameter(0)\n%b = bf16[1000,500000] parameter(1)\n%x = u8[200000000] parameter(2)"
+REDUCE = "u8[200000000] all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%add"  # each sends 2e8 bytes: 2 ms
+
+
+@pytest.fixture(autouse=True)
+def collectives_start_at_once(monkeypatch):
+    monkeypatch.setattr(collectives, "COLLECTIVE_LAUNCH", 0.0)
+
+
+def timeline(module: Module, rates=PERFECT) -> Timeline:
+    return walk(Program(module, mesh(data=2), ROUND.devices_per_node), INSTANT, rates, record=True)
+
+
+def waited(done: Timeline) -> dict[str, float]:
+    return {instruction.name: seconds for instruction, seconds in done.waited.items() if seconds}
+
+
+def test_kernels_beside_a_collective_hide_it():
+    done = timeline(program(f"{INPUTS}\n%r = {REDUCE}\n%k = {PRODUCT}\n%d = u8[200000000] all-reduce-done(%r)\nROOT %k2 = {PRODUCT}"))
+    assert done.seconds == pytest.approx(3 * MS)  # 1 of the first product, 1 that it waits, 1 of the second
+    assert waited(done) == {"r": pytest.approx(1 * MS)}
+    assert [(e.row, round(e.start / MS, 6), round(e.seconds / MS, 6)) for e in done.events] == [(NODE, 0, 2), (COMPUTE, 0, 1), (COMPUTE, 2, 1)]
+
+
+def test_a_collective_that_is_done_in_time_costs_nothing():
+    done = timeline(program(f"{INPUTS}\n%r = {REDUCE}\n%k = {PRODUCT}\n%k2 = {PRODUCT}\n%k3 = {PRODUCT}\n%d = u8[200000000] all-reduce-done(%r)"))
+    assert done.seconds == pytest.approx(3 * MS)
+    assert not waited(done)
+
+
+def test_collectives_queue_and_who_is_on_the_links_is_who_is_waited_for():
+    done = timeline(
+        program(
+            f"{INPUTS}\n%r = {REDUCE}\n%s = {REDUCE}\n%k = {PRODUCT}\n%e = u8[200000000] all-reduce-done(%s)\n%d = u8[200000000] all-reduce-done(%r)"
+        )
+    )
+    assert done.seconds == pytest.approx(4 * MS)
+    assert waited(done) == {"r": pytest.approx(1 * MS), "s": pytest.approx(2 * MS)}
+
+
+@pytest.mark.parametrize(
+    "collective",
+    [
+        "%r = u8[200000000] all-reduce(%x), replica_groups={{0,1}}, to_apply=%add",
+        f'%r = {REDUCE}, backend_config={{"collective_backend_config":{{"is_sync":true}}}}',
+    ],
+)
+def test_synchronous_collectives_hold_the_kernels_up(collective):
+    done = timeline(program(f"{INPUTS}\n{collective}\n%k = {PRODUCT}"))
+    assert done.seconds == pytest.approx(3 * MS)
+    assert waited(done) == {"r": pytest.approx(2 * MS)}
+
+
+def test_a_kernel_is_slower_for_as_long_as_a_collective_runs():
+    slower = dataclasses.replace(PERFECT, slowdown=1.0)  # at half speed for 2 ms, which does all of it; the second is alone
+    done = timeline(program(f"{INPUTS}\n%r = {REDUCE}\n%k = {PRODUCT}\n%k2 = {PRODUCT}\n%d = u8[200000000] all-reduce-done(%r)"), slower)
+    assert done.seconds == pytest.approx(3 * MS)
+    longer = dataclasses.replace(slower, node=0.5)  # the collective takes 4 ms: both are slow
+    done = timeline(program(f"{INPUTS}\n%r = {REDUCE}\n%k = {PRODUCT}\n%k2 = {PRODUCT}\n%d = u8[200000000] all-reduce-done(%r)"), longer)
+    assert done.seconds == pytest.approx(4 * MS)
+
+
+BODY = f"""inner:
+{INPUTS}
+%r = {REDUCE}
+%k = {PRODUCT}
+%d = u8[200000000] all-reduce-done(%r)
+ROOT %t = (s32[]) tuple(%a)
+
+outer:
+{INPUTS}
+%w = (s32[]) while(%a), condition=%c, body=%inner, backend_config={{"known_trip_count":{{"n":"7"}}}}
+%k3 = {PRODUCT}
+ROOT %t3 = (s32[]) tuple(%a)"""
+
+
+@pytest.mark.parametrize("shown", [0, 2, 1000])
+def test_loops_count_every_trip_whether_walked_or_extrapolated(shown, monkeypatch):
+    monkeypatch.setattr("llm_jax.plan.timeline.SHOWN_TRIPS", shown)
+    module = program(f'{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%outer, backend_config={{"known_trip_count":{{"n":"5"}}}}', BODY)
+    done = timeline(module)
+    assert done.seconds == pytest.approx(5 * (7 * 2 + 1) * MS)
+    assert {i.name: n for i, n in done.counts.items()} == {"r": 35, "k": 35, "k3": 5}
+    assert waited(done) == {"r": pytest.approx(35 * MS)}
+    kernels = [e for e in done.events if e.row == COMPUTE]
+    assert sum(e.seconds for e in kernels) + 35 * MS == pytest.approx(done.seconds, rel=0.5)
+
+
+def test_a_loop_whose_trips_are_unknown_is_said_so():
+    done = timeline(program(f"{INPUTS}\nROOT %w2 = (s32[]) while(%a), condition=%c, body=%inner", BODY))
+    assert done.seconds == pytest.approx(2 * MS)
+    assert any("w2" in note and "counted once" in note for note in done.notes)
+
+
+def test_a_collective_started_before_a_loop_is_hidden_by_all_of_it():
+    module = program(
+        f"""{INPUTS}
+        %y = u8[2000000000] parameter(3)
+        %r = u8[2000000000] all-reduce-start(%y), replica_groups={{{{0,1}}}}, to_apply=%add
+        %w2 = (s32[]) while(%a), condition=%c, body=%only, backend_config={{"known_trip_count":{{"n":"15"}}}}
+        ROOT %d = u8[2000000000] all-reduce-done(%r)""",
+        f"only:\n{INPUTS}\n%k = {PRODUCT}\nROOT %t = (s32[]) tuple(%a)",
+    )
+    assert timeline(module).seconds == pytest.approx(20 * MS)
+    assert waited(timeline(module)) == {"r": pytest.approx(5 * MS)}
+    slower = dataclasses.replace(PERFECT, slowdown=1.0)  # 10 trips of 2 ms beside it, then 5 of 1 ms
+    assert timeline(module, slower).seconds == pytest.approx(25 * MS)
+
+
+def test_the_longest_branch_of_a_conditional_counts():
+    module = program(
+        f"{INPUTS}\n%i = s32[] parameter(3)\nROOT %c = (s32[]) conditional(%i, %a, %b), branch_computations={{%nothing, %something}}",
+        f"nothing:\n%p = s32[] parameter(0)\nROOT %t = (s32[]) tuple(%p)\n\nsomething:\n{INPUTS}\n%k = {PRODUCT}\nROOT %t1 = (s32[]) tuple(%a)",
+    )
+    assert timeline(module).seconds == pytest.approx(1 * MS)
+
+
+def test_copies_to_the_host_run_beside_the_kernels():
+    module = program(
+        f"""{INPUTS}
+        %s = (u8[200000000]{{0:S(5)}}, u8[200000000]{{0}}, u32[]) copy-start(%x)
+        %k = {PRODUCT}
+        ROOT %d = u8[200000000]{{0:S(5)}} copy-done(%s)"""
+    )
+    done = timeline(module)
+    assert done.seconds == pytest.approx(2e8 / efficiency.HOST_BANDWIDTH)
+    assert {e.row for e in done.events} == {COMPUTE, "host transfers"}
+
+
+def test_the_trace_is_chrome_json_with_a_row_for_each_stream():
+    done = timeline(program(f"{INPUTS}\n%r = {REDUCE}\n%k = {PRODUCT}\nROOT %d = u8[200000000] all-reduce-done(%r)"))
+    trace = json.loads(json.dumps(done.chrome_trace()))["traceEvents"]
+    rows = {e["tid"]: e["args"]["name"] for e in trace if e["name"] == "thread_name"}
+    shown = {(rows[e["tid"]], e["name"]): (e["ts"], e["dur"]) for e in trace if e["ph"] == "X"}
+    assert shown == {(COMPUTE, "matmul: k"): (0, pytest.approx(1000)), (NODE, "all-reduce over data"): (0, pytest.approx(2000))}
