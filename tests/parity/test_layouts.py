@@ -27,6 +27,8 @@ LAYOUTS = {
     "fsdp": (PRESETS["fsdp"], {}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
+    "expert": (PRESETS["expert"], {}),  # of a model without experts here, where the axis is one more of data; see test_experts.py
+    "expert_tensor": (PRESETS["expert_tensor"], {}),
     # layouts that an experiment file would define: the four tables do more than the presets
     "zero1": (Layout("zero1", {"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}), {}),
     "fsdp_tensor_sequence": (
