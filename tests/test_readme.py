@@ -22,6 +22,27 @@ def test_launch_line_of_the_readme_is_accepted(arguments, monkeypatch):
     assert main(words if words[0].startswith("--") else [*words, "--show"]) == 0
 
 
+PLANS = [
+    line.split("llm_jax.plan", 1)[1]
+    for text in (README, (ROOT / "docs" / "plan.md").read_text())
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+    for line in block.splitlines()
+    if "llm_jax.plan experiment=" in line
+]
+
+
+@pytest.mark.parametrize("arguments", PLANS)
+def test_plan_line_of_readme_and_docs_is_accepted(arguments, monkeypatch):
+    from llm_jax.plan.__main__ import read_arguments, read_command
+
+    monkeypatch.chdir(ROOT)
+    _, pairs = read_arguments(shlex.split(arguments, comments=True), ())
+    request, experiment, devices = read_command(pairs)
+    assert experiment.model.vocab
+    assert devices
+    assert request.hardware or request.picture
+
+
 def test_experiment_file_of_the_readme_is_accepted(tmp_path, capsys):
     (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
     (tmp_path / "mine.py").write_text(source)

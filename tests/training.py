@@ -48,13 +48,14 @@ def train(
     ema_decay: float = 0.0,
     z_loss: float = 1e-4,
     batches: Any = packed_batch,
+    options: Any = None,
 ) -> tuple[list[dict[str, float]], TrainState, Program]:
-    """Metrics of every step, the last state, and the program."""
+    """Metrics of every step, the last state, and the program; `options` are XLA's."""
     optimizer = optimizer or OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
     place = MeshPlacement(layout, make_mesh(layout, mesh))
     program = Program(model.resolved(), optimizer, place, ema_decay)
     objective = make_objective(ObjectiveConfig(z_loss=z_loss, chunk=64))
-    step = jax.jit(make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm), donate_argnums=0)
+    step = jax.jit(make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm), donate_argnums=0, compiler_options=options)
     state, history = program.new_state(0), []
     with jax.set_mesh(place.mesh):
         for s in range(steps):

@@ -1,7 +1,7 @@
 """W3: 1.1 B parameters, Llama-like, sequence 4096, bfloat16: the standard work for GPUs of the Hopper generation and newer.
 
     XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m llm_jax.launch experiment=bench/w3
-    python tools/compile_step.py experiment=bench/w3 model.max_segments=5        # its memory, on a machine without a GPU
+    python -m llm_jax.plan experiment=bench/w3 devices=1 hardware=h200 model.max_segments=5    # its memory, without a GPU
 
 The batch is what one H200 holds (JAX takes 0.75 of the memory unless told otherwise): 13.2 GB of state, 113.5 GB of
 temporaries, up to 5 GB that cuDNN asks for when it runs, of 151.4 GB. `remat` keeps the result of every matrix product and of

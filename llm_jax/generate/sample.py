@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.data import Tokenizer
+from llm_jax.model.attention_context import length_multiple
 from llm_jax.train.config import SampleConfig
 from llm_jax.train.state import Program
 
@@ -34,15 +35,16 @@ def sample_texts(
     if not config.prompts:
         return []
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
-    longest = min(window, max(map(len, prompts)) + config.tokens)
-    batch = -(-len(prompts) // program.place.size(program.place.axes("batch"))) * program.place.size(program.place.axes("batch"))
+    place = program.place
+    longest = min(window, rounded_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
+    batch = rounded_up(len(prompts), place.size(place.axes("batch")))
     rows = [list(p) for p in prompts] + [[tokenizer.bos_id]] * (batch - len(prompts))
 
     @jax.jit
     def next_token(parameters, tokens_BT, last_B, key):
         model = program.model(parameters)
         x_BTD = model.hidden(tokens_BT)
-        spec = program.place.spec(("batch", None, "embed"))
+        spec = place.spec(("batch", None, "embed"))
         x_BTD = jnp.sum(jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1, keepdims=True)
         logits_BTV = model.logits(jax.sharding.reshard(x_BTD, spec)).astype(jnp.float32)
         logits_BV = jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec(None, None, None))[:, 0, : tokenizer.vocab_size]
@@ -54,7 +56,7 @@ def sample_texts(
         return jax.random.categorical(key, logits_BV / config.temperature, axis=-1)
 
     finished = [False] * len(prompts) + [True] * (batch - len(prompts))
-    sharding = program.place.sharding(("batch", None), "compute")
+    sharding = place.sharding(("batch", None), "compute")
     for i in range(config.tokens):
         between()
         tokens_BT = np.zeros((batch, longest), np.int32)
@@ -64,7 +66,7 @@ def sample_texts(
         last_B = np.array([min(len(ids), longest) - 1 for ids in rows], np.int32)
         key = jax.random.fold_in(jax.random.key(seed), i)
         drawn = np.asarray(
-            next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, program.place.sharding(("batch",), "compute")), key)
+            next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, place.sharding(("batch",), "compute")), key)
         )
         for b, token in enumerate(drawn.tolist()):
             if not finished[b]:
@@ -73,3 +75,8 @@ def sample_texts(
         if all(finished):
             break
     return [tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id]) for row, p in zip(rows, prompts, strict=False)]
+
+
+def rounded_up(n: int, multiple: int) -> int:
+    """The least multiple that is at least n."""
+    return -(-n // multiple) * multiple

@@ -99,14 +99,14 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
 
-    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) stay whole where they don't divide.
+    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) are split by as many of their axes as divide them.
     """
     used: set[str] = set()
     entries: list[Any] = []
     for i, dim in enumerate(dims):
         axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
-        if shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
-            axes = ()
+        while shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
+            axes = axes[:-1]
         used.update(axes)
         entries.append(axes[0] if len(axes) == 1 else axes or None)
     return PartitionSpec(*entries)
@@ -138,30 +138,22 @@ class MeshPlacement(Placement):
         x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
         return jax.lax.slice(x, (0,) * x.ndim, shape)
 
-    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        return jax.sharding.reshard(self.unpadded(dw, dims, shape), self.gradient_spec(dims, shape))
-
-    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
-        return self.sharding(dims, "optimizer", shape).spec
-
-    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+    def summed(self, dw: jax.Array, dims: Dims, home: PartitionSpec) -> jax.Array:
         left = [axis for dim in ("batch", "sequence") for axis in self.axes(dim)]
-        for i, axes in enumerate(self._scattered(dims, shape)):
+        for i, axes in enumerate(self._scattered(dims, home)):
             if axes:
                 dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=i, tiled=True)
                 left = [axis for axis in left if axis not in axes]
         return jax.lax.psum(dw, tuple(left)) if left else dw
 
-    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> PartitionSpec:
-        in_use = (entry_axes(entry) for entry in self.spec(dims))
-        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(in_use, self._scattered(dims, shape), strict=True)))
+    def summed_spec(self, dims: Dims, home: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, home), strict=True)))
 
-    def _scattered(self, dims: Dims, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
-        """For each dim of a weight the axes, of those that split the batch, over which its gradient is split further than its use is."""
+    def _scattered(self, dims: Dims, home: PartitionSpec) -> list[tuple[str, ...]]:
+        """For each dim of a weight the axes, of those that split the batch, over which its home is split further than its use is."""
         batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
-        for in_use, at_rest in zip(self.spec(dims), self.gradient_spec(dims, shape), strict=True):
-            used, rest = entry_axes(in_use), entry_axes(at_rest)
-            more = rest[len(used) :] if rest[: len(used)] == used else ()
+        for used, at_home in zip(self.split(dims), map(entry_axes, home), strict=True):
+            more = at_home[len(used) :] if at_home[: len(used)] == used else ()
             scattered.append(more if batch.issuperset(more) else ())
         return scattered
 
@@ -195,19 +187,21 @@ class MeshPlacement(Placement):
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         return split_axes(self.tables[table].get(dim, ""))
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
+
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
+
+    def capability(self) -> float:
+        return float(getattr(self.mesh.devices.flat[0], "compute_capability", math.inf))
 
     def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Where an array with these dims (and this shape) lives according to one of the tables."""
         return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
-        """Into how many parts these mesh axes split a dim."""
-        n = 1
-        for axis in axes:
-            n *= self.mesh.shape[axis]
-        return n
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def check_divides(self, sizes: dict[str, tuple[int, str]]) -> None:
         """Raises UserError where a dim of the given size (and the key that sets it) does not divide over its axes."""
@@ -217,7 +211,7 @@ class MeshPlacement(Placement):
                     continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
-                if size % parts:
+                if size % parts and dim != "kv_heads":  # see `attention.check`
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{' x '.join(f'{a}={self.mesh.shape[a]}' for a in axes)}, and {size} is not a multiple of {parts}"

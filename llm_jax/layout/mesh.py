@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,16 +44,51 @@ def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[
 
 
 def make_mesh(layout: Layout, overrides: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh for a layout on these devices (default: all), first axis slowest."""
+    """The mesh for a layout on these devices (default: all), first axis slowest: node by node, whatever order the devices are in."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(layout, overrides, len(devices))
     used = math.prod(sizes.values())
     if used < len(devices) and jax.process_count() > 1:
         raise UserError(f"layout {layout.name}: uses {used} of {len(devices)} devices; with several processes all must be used")
     axis_types = (AxisType.Explicit,) * len(sizes)
-    if used == len(jax.devices()) and devices == jax.devices():
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types)  # knows the network between devices
-    return Mesh(np.array(devices[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
+    if devices[0].platform == "tpu" and used == len(devices):
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)  # knows the torus
+    return Mesh(np.array(by_node(devices)[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
+
+
+def nodes(devices: Sequence[Any]) -> list[int]:
+    """The node of each device; what is within one does not cross the network.
+
+    GPUs that are there have a `slice_index` by the host they are in, or by the NVLink domain of several hosts; there may be a process
+    to each. The slice of absent GPUs is always 0: these (`gpu_compile`), and the processes of a CPU, have a node to each process.
+    """
+    slices = [getattr(device, "slice_index", 0) for device in devices]
+    if len(set(slices)) > 1 or (devices[0].platform == "gpu" and not absent(devices)):
+        return slices
+    return [device.process_index for device in devices]
+
+
+def absent(devices: Sequence[Any]) -> bool:
+    """Whether these are devices to compile for, not to run on."""
+    return isinstance(devices[0], jax.Device) and devices[0].client.runtime_type == "compile_only_runtime"
+
+
+def by_node(devices: Sequence[Any]) -> list[Any]:
+    """The devices, node by node: neighbours first. `jax.devices()` goes by processes, and Slurm may deal those out over nodes in turn."""
+    order = sorted(zip(nodes(devices), devices, strict=True), key=lambda pair: (pair[0], pair[1].process_index, pair[1].id))
+    return [device for _, device in order]
+
+
+def network_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes along which the mesh's devices are on different nodes: what is sent along them crosses the network."""
+    node = np.array(nodes(list(mesh.devices.flat))).reshape(mesh.devices.shape)
+    return tuple(axis for i, axis in enumerate(mesh.axis_names) if (node != np.take(node, [0], i)).any())
+
+
+def described(mesh: Mesh) -> str:
+    """The mesh as a header says it: "data=8 (across nodes) x tensor=8"."""
+    across = network_axes(mesh)
+    return " x ".join(f"{axis}={size}" + (" (across nodes)" if axis in across else "") for axis, size in mesh.shape.items())
 
 
 def divisors(n: int) -> str:

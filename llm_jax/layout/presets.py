@@ -7,6 +7,8 @@ from llm_jax.layout.layout import Layout
 
 EXPERTS = {"batch": "data, expert", "experts": "expert"}
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+CONTEXT = {"batch": "data", "sequence": "context"}
+OVER_BOTH = {"embed": "data,context"}
 
 PRESETS = {
     layout.name: layout
@@ -15,12 +17,38 @@ PRESETS = {
         Layout("single", mesh={"data": 1}),
         # Every device has all weights and a part of the batch; gradients are summed.
         Layout("data_parallel", mesh={"data": -1}, compute={"batch": "data"}),
+        # Every device has all weights, and the gradients, moments and update of a part of them (ZeRO-1 and 2, Rajbhandari et al. 2020).
+        Layout("zero1", mesh={"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}),
         # Weights, gradients and moments are split too, and gathered for use (ZeRO-3, Rajbhandari et al. 2020).
         Layout("fsdp", mesh={"data": -1}, compute={"batch": "data"}, stored={"embed": "data"}),
+        # The same within each node (of 8 here), and copies of that on the nodes: weights are gathered inside a node, and the gradients'
+        # sums over the network are of a node's eighths (MiCS, Zhang et al. 2022; HSDP, Zhao et al. 2023).
+        Layout("hybrid_fsdp", mesh={"node": -1, "data": 8}, compute={"batch": "node, data"}, stored={"embed": "data"}),
         # Each matrix product is split over its heads or hidden units (Megatron-LM, Shoeybi et al. 2019).
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
         # Both: tensor within a group of devices, fsdp across the groups.
         Layout("fsdp_tensor", mesh={"data": -1, "tensor": 2}, compute={"batch": "data", **TENSOR}, stored={"embed": "data"}),
+        # The same, with the stream between products split over the sequence, so that norms and what is kept for the backward
+        # pass are split too; each all-reduce becomes a reduce-scatter and an all-gather (Korthikanti et al. 2022).
+        Layout(
+            "fsdp_tensor_sequence",
+            mesh={"data": -1, "tensor": 2},
+            compute={"batch": "data", **TENSOR},
+            stored={"embed": "data"},
+            residual={"sequence": "tensor"},
+        ),
+        # Long sequences are split over devices, and weights over these too; the keys of all are gathered (Llama 3, 2024),
+        Layout("context_gather", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH),
+        # or go round in a ring, so that no device ever has all of them (Liu et al. 2023),
+        Layout("context_ring", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH, attention={"keys": "context"}),
+        # or each device gets whole sequences of some heads, by an all-to-all (DeepSpeed-Ulysses, Jacobs et al. 2023).
+        Layout(
+            "context_ulysses",
+            mesh={"data": -1, "context": 2},
+            compute=CONTEXT,
+            stored=OVER_BOTH,
+            attention={"sequence": "", "heads": "context", "kv_heads": "context"},
+        ),
         # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
         # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
         Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),

@@ -7,6 +7,7 @@ It runs inside `Placement.local`, so the fused ones see plain local arrays whate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
 from llm_jax.model import attention_blocked as blocked
-from llm_jax.model.attention_blocked import may_attend
+from llm_jax.model import attention_context as context
+from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parts import Norm, rotate
@@ -64,31 +66,115 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rope), rotate(k_BSGK, rope)
-        q_BTHK = checkpoint_name(q_BTHK, "query")
-        k_BSGK = checkpoint_name(k_BSGK, "key")
-        v_BSGK = checkpoint_name(v_BSGK, "value")
         out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
             y_BTD = add_bias(y_BTD, self.out_bias, config, place)
         return checkpoint_name(y_BTD, "attention_out")
 
-    def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        """Runs the chosen kernel on each device's own heads and rows."""
-        kernel = KERNELS[self.config.attention]
-        check_platform(self.config, self.place.platform())
-        if segments_BT is None:
-            run = self.place.local(lambda q, k, v: kernel(q, k, v, None, self.config), (Q_DIMS, KV_DIMS, KV_DIMS), Q_DIMS)
-            return run(q_BTHK, k_BSGK, v_BSGK)
-        run = self.place.local(lambda q, k, v, s: kernel(q, k, v, s, self.config), (Q_DIMS, KV_DIMS, KV_DIMS, ("batch", None)), Q_DIMS)
-        return run(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+    def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
+        """Runs the chosen kernel on each device's own heads and rows; where the sequence is split, see `attention_context.py`.
+
+        segments_BS: of whole rows in their natural order, whatever the order of q, k and v.
+        """
+        config, place = self.config, self.place
+        check(config, place, q_BTHK.shape[1])
+        parts = context.parts(place)
+        kv_dims = KV_DIMS if parts == 1 else ("batch", "sequence", "kv_heads", "head_dim")  # split, it gathers keys itself
+        q_BTHK = place.move(q_BTHK, Q_DIMS, "attention")
+        k_BSGK, v_BSGK = (place.move(x, kv_dims, "attention") for x in (k_BSGK, v_BSGK))
+        _, sequence, heads, _ = place.split(Q_DIMS, "attention")
+        kv_heads = place.split(kv_dims, "attention", k_BSGK.shape)[2]
+        group = q_BTHK.shape[2] // k_BSGK.shape[2]
+        split = context.Split(sequence, parts, ring=bool(place.axes("keys", "attention")), config=config)
+
+        def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
+            k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
+            q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
+            if parts > 1:
+                return context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
+            return KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
+
+        segments = () if segments_BS is None else (place.move(segments_BS, ("batch", None), "attention"),)
+        dims = (Q_DIMS, kv_dims, kv_dims, ("batch", None))[: 3 + len(segments)]
+        return place.move(place.local(run, dims, Q_DIMS, "attention")(q_BTHK, k_BSGK, v_BSGK, *segments), Q_DIMS)
 
 
-def check_platform(config: ModelConfig, platform: str) -> None:
-    """Raises UserError where the chosen kernel can't run on devices of this platform."""
+def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...]) -> jax.Array:
+    """Of the key/value heads that are here, those that this device's `heads` query heads look at.
+
+    `group`: query heads that share one. `axes`, `kv_axes`: the mesh axes that split the ones and the others.
+    """
+    count = max(1, heads // group)
+    if count == x_BSGK.shape[2]:
+        return x_BSGK
+    first_head = jax.lax.axis_index(axes) * heads
+    first_here = jax.lax.axis_index(kv_axes) * x_BSGK.shape[2] if kv_axes else 0
+    return jax.lax.dynamic_slice_in_dim(x_BSGK, first_head // group - first_here, count, 2)
+
+
+def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
+    """Raises UserError where the chosen kernel can't run where the layout wants it: all that can be said before compiling."""
+    check_platform(config, place.platform(), place.capability())
+    check_heads(config, place)
+    check_context(config, place, sequence_length)
+
+
+def check_heads(config: ModelConfig, place: Placement) -> None:
+    """Query heads and the key/value heads that they look at must be on the same device."""
+    H, G = config.heads, config.kv_heads or config.heads
+    heads = place.split(Q_DIMS, "attention")[2]
+    asked = place.split(KV_DIMS, "attention")[2]
+    parts = place.size(heads)
+    splits = f"the layout (attention) splits dim 'heads' over {named(heads, place)}"
+    if H % parts:
+        raise UserError(f"model.heads={H}: {splits}, and {H} is not a multiple of {parts}")
+    if asked != heads[: len(asked)]:
+        said = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {named(heads, place) or 'nothing'}"
+        raise UserError(f"{said}, and key/value heads must be split by the same axes, or by the first of them")
+    if G % parts and parts % G:
+        fit = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0 and (n % parts == 0 or parts % n == 0))
+        raise UserError(f"model.kv_heads={G}: {splits}; {parts} must divide {G} or be a multiple of it, as with {fit}")
+
+
+def check_context(config: ModelConfig, place: Placement, sequence_length: int) -> None:
+    """What a sequence needs that is split while it attends."""
+    sequence, keys = place.split(Q_DIMS, "attention")[1], place.axes("keys", "attention")
+    if keys and keys != sequence:
+        said = f"layout.attention.keys={','.join(keys)}: the sequence is split over {named(sequence, place) or 'nothing'} while it attends"
+        raise UserError(f"{said}; keys go round in a ring over just that, or are gathered (keys: '')")
+    parts = place.size(sequence)
+    if parts == 1:
+        return
+    compute = place.split(Q_DIMS)[1]
+    if compute[: len(sequence)] != sequence:
+        said = f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is {','.join(compute) or 'empty'}"
+        raise UserError(f"{said}, and must begin with the same axes")
+    if sequence_length % (2 * parts):
+        said = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
+        raise UserError(f"{said}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
+    whole = "leave the sequence whole while it attends (layout context_ulysses)"
+    if config.attention == "cudnn" and config.window is not None:
+        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {whole}")
+    if config.attention == "xla" and config.softmax_dtype != "float32":
+        raise UserError(f"model.softmax_dtype={config.softmax_dtype}: a sequence that the layout splits has it in float32; use that, or {whole}")
+
+
+def named(axes: tuple[str, ...], place: Placement) -> str:
+    """Mesh axes and their sizes, for an error."""
+    return " x ".join(f"{axis}={place.size((axis,))}" for axis in axes)
+
+
+def check_platform(config: ModelConfig, platform: str, capability: float = math.inf) -> None:
+    """Raises UserError where the chosen kernel can't run on devices of this platform and CUDA compute capability."""
     if config.attention == "cudnn" and platform != "gpu":
         raise UserError(
             f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
+        )
+    if config.attention == "cudnn" and capability < 9:
+        raise UserError(
+            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, the devices here have {capability}; "
+            "use model.attention=xla or model.attention=blocked"
         )
 
 
@@ -100,7 +186,7 @@ def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> j
         q, k, v = q_BTHK, k_BSGK, v_BSGK
     else:
         q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-    mask_BTS = may_attend(segments_BT, slice(0, T), slice(0, T), config.window)
+    mask_BTS = causal(segments_BT, config.window)(slice(0, T), slice(0, T))
     out_BTHK = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla").astype(q_BTHK.dtype)
     return checkpoint_name(out_BTHK, "attention")
 

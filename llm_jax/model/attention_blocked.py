@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax.model.attention_mask import Mask, causal
+
 MOST_BLOCKS = 8
 """Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""
 LEAST_BLOCK = 128
@@ -29,41 +31,85 @@ def attention_blocked(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, s
 
     A query sees its own position and those before it, of its own segment (None: all are of one), less than `window` back.
     """
-    return _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window)[0]
+    return forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window))[0].astype(q_BTHK.dtype)
 
 
-def blocks(length: int, window: int | None) -> list[Block]:
-    """All queries in blocks of equal size (the last may be smaller), and the keys that each block needs.
+def blocks(length: int, window: int | None, keys: int | None = None, most: int = MOST_BLOCKS) -> list[Block]:
+    """All queries in blocks of equal size (the last may be smaller), at most so many, and the keys that each block needs.
+
+    `keys`: how many keys there are, all before the queries; None: queries and keys are the same positions.
 
     >>> [(queries.start, queries.stop, keys.start, keys.stop) for queries, keys in blocks(300, 200)]
     [(0, 128, 0, 128), (128, 256, 0, 256), (256, 300, 57, 300)]
     """
-    size = max(LEAST_BLOCK, -(-length // MOST_BLOCKS))
+    size = max(LEAST_BLOCK, -(-length // most)) if most > 1 else length
     edges = [*range(0, length, size), length]
+    if keys is not None:
+        return [(slice(start, stop), slice(0, keys)) for start, stop in itertools.pairwise(edges)]
     return [(slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)) for start, stop in itertools.pairwise(edges)]
 
 
-def may_attend(segments_BT: jax.Array | None, queries: slice, keys: slice, window: int | None) -> jax.Array:
-    """Which query sees which key: bool [B or 1, queries, keys].
+def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, most: int = MOST_BLOCKS) -> tuple[jax.Array, jax.Array]:
+    """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of exp(scores).
 
-    Not the future, not another document, and nothing `window` or more positions back.
+    A query that sees no key has some finite output, and statistics near the least float: a weight of nothing beside others.
+    `most`: blocks of queries, 1 to have all scores at once.
     """
-    i, j = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)[None, :]
-    mask = i >= j
-    if window is not None:
-        mask &= i - j < window
-    mask = mask[None]
-    if segments_BT is not None:
-        mask = mask & (segments_BT[:, queries, None] == segments_BT[:, None, keys])
-    return mask
+    B, T, H, _ = q_BTHK.shape
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
+    outs, logs = [], []
+    for block in _blocks(q_BTHK, k_BSGK, mask, most):
+        s_BGRTS = _scores(q_BGRTK, k_BGSK, mask, block)
+        top_BGRT = jnp.max(s_BGRTS, -1)
+        exp_BGRTS = jnp.exp(s_BGRTS - top_BGRT[..., None])
+        sum_BGRT = jnp.sum(exp_BGRTS, -1)
+        out_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", exp_BGRTS.astype(v_BGSK.dtype), v_BGSK[..., block[1], :], preferred_element_type=jnp.float32)
+        outs.append(out_BGRTK / sum_BGRT[..., None])
+        logs.append(top_BGRT + jnp.log(sum_BGRT))
+    out_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(outs, 3)).reshape(q_BTHK.shape)
+    return out_BTHK, jnp.concatenate(logs, 3).reshape(B, H, T)
 
 
-def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, segments_BT: jax.Array | None, block: Block, window: int | None) -> jax.Array:
+def backward(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
+    dout_BTHK: jax.Array, most: int = MOST_BLOCKS,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """Gradients of q, k and v in float32. With `out` and `lse` of more keys than these, this is these keys' share."""
+    dtype = q_BTHK.dtype
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
+    B, G, R, T, K = q_BGRTK.shape
+    S = k_BSGK.shape[1]
+    log_BGRT = lse_BHT.reshape(B, G, R, T)
+    dout_BGRTK = jnp.einsum("BTGRK->BGRTK", dout_BTHK.reshape(B, T, G, R, K))
+    # what each query's scores lose because the probabilities sum to one
+    lost_BTH = jnp.sum(dout_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32), -1)
+    lost_BGRT = jnp.einsum("BTGR->BGRT", lost_BTH.reshape(B, T, G, R))
+    dq, dk, dv = [], jnp.zeros((B, G, K, S), jnp.float32), jnp.zeros((B, G, K, S), jnp.float32)
+    for block in _blocks(q_BTHK, k_BSGK, mask, most):
+        queries, keys = block
+        p_BGRTS = jnp.exp(_scores(q_BGRTK, k_BGSK, mask, block) - log_BGRT[..., queries, None])
+        dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
+        ds_BGRTS = (p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])).astype(dtype)
+        dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
+        # the small operand goes left, where it is copied transposed: see `parts.project`
+        dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
+        dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
+        around = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]  # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
+        dk, dv = dk + jnp.pad(dk_BGKS, around), dv + jnp.pad(dv_BGKS, around)
+    dq_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(dq, 3)).reshape(q_BTHK.shape) * K**-0.5
+    dk_BSGK, dv_BSGK = (jnp.einsum("BGKS->BSGK", x) for x in (dk, dv))
+    return dq_BTHK, dk_BSGK, dv_BSGK
+
+
+def _blocks(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, most: int) -> list[Block]:
+    return blocks(q_BTHK.shape[1], mask.window, None if mask.ahead_B is None else k_BSGK.shape[1], most)
+
+
+def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block) -> jax.Array:
     """Scaled scores of one block in float32, the least number where a query may not look: [B, G, R, T, S]."""
     queries, keys = block
     s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
-    mask_BTS = may_attend(segments_BT, queries, keys, window)
-    return jnp.where(mask_BTS[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask(queries, keys)[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
 
 
 def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -75,45 +121,15 @@ def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[j
 
 
 def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window):
-    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
-    outs, logs = [], []
-    for block in blocks(q_BTHK.shape[1], window):
-        s_BGRTS = _scores(q_BGRTK, k_BGSK, segments_BT, block, window)
-        top_BGRT = jnp.max(s_BGRTS, -1)
-        exp_BGRTS = jnp.exp(s_BGRTS - top_BGRT[..., None])
-        sum_BGRT = jnp.sum(exp_BGRTS, -1)
-        out_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", exp_BGRTS.astype(v_BGSK.dtype), v_BGSK[..., block[1], :], preferred_element_type=jnp.float32)
-        outs.append(out_BGRTK / sum_BGRT[..., None])
-        logs.append(top_BGRT + jnp.log(sum_BGRT))
-    out_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(outs, 3)).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
-    out_BTHK, log_BGRT = (checkpoint_name(x, "attention") for x in (out_BTHK, jnp.concatenate(logs, 3)))
-    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, log_BGRT)
+    out_BTHK, lse_BHT = forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window))
+    out_BTHK, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BTHK.astype(q_BTHK.dtype), lse_BHT))
+    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, lse_BHT)
 
 
 def _backward(window, saved, dout_BTHK):
-    q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, log_BGRT = saved
-    dtype = q_BTHK.dtype
-    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
-    B, G, R, T, K = q_BGRTK.shape
-    dout_BGRTK = jnp.einsum("BTGRK->BGRTK", dout_BTHK.reshape(B, T, G, R, K))
-    # what each query's scores lose because the probabilities sum to one
-    lost_BTH = jnp.sum(dout_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32), -1)
-    lost_BGRT = jnp.einsum("BTGR->BGRT", lost_BTH.reshape(B, T, G, R))
-    dq, dk, dv = [], jnp.zeros((B, G, K, T), jnp.float32), jnp.zeros((B, G, K, T), jnp.float32)
-    for block in blocks(T, window):
-        queries, keys = block
-        p_BGRTS = jnp.exp(_scores(q_BGRTK, k_BGSK, segments_BT, block, window) - log_BGRT[..., queries, None])
-        dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
-        ds_BGRTS = (p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])).astype(dtype)
-        dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
-        # the small operand goes left, where it is copied transposed: see `parts.project`
-        dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
-        dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
-        around = [(0, 0)] * 3 + [(keys.start, T - keys.stop)]  # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
-        dk, dv = dk + jnp.pad(dk_BGKS, around), dv + jnp.pad(dv_BGKS, around)
-    dq_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(dq, 3)).reshape(q_BTHK.shape) * K**-0.5
-    dk_BSGK, dv_BSGK = (jnp.einsum("BGKS->BSGK", x) for x in (dk, dv))
-    return dq_BTHK.astype(dtype), dk_BSGK.astype(dtype), dv_BSGK.astype(dtype), None
+    q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, lse_BHT = saved
+    gradients = backward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), out_BTHK, lse_BHT, dout_BTHK)
+    return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
 
 
 attention_blocked.defvjp(_forward, _backward)

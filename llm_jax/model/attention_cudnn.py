@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
+from llm_jax.model.attention_mask import Mask
 
 CHECKED_JAX = ((0, 10), (0, 11))
 """The JAX versions whose private primitives this was checked with."""
@@ -43,6 +44,19 @@ class Documents(NamedTuple):
     """int32: the slot (flat) that each token is in."""
     overflow: jax.Array
     """bool: there were more documents than slots; then the slots hold whole rows and the keys become NaN."""
+
+    def ragged(self) -> Ragged:
+        """Each document attends to itself."""
+        return Ragged(self.starts_BM1, self.lengths_BM, self.starts_BM1, self.lengths_BM)
+
+
+class Ragged(NamedTuple):
+    """Runs of queries and of keys in flat arrays of tokens, pair by pair; B rows of M slots, M at least 2 (JAX passes no starts for 1)."""
+
+    starts_q_BM1: jax.Array
+    lengths_q_BM: jax.Array
+    starts_k_BM1: jax.Array
+    lengths_k_BM: jax.Array
 
 
 class Options(NamedTuple):
@@ -73,20 +87,25 @@ def attention_cudnn(
 
     Raises UserError for what the kernel can't do; lowering for anything but a GPU raises (the primitive has no rule there).
     """
-    _check(q_BTHK, k_BSGK, v_BSGK, window, causal)
+    check(q_BTHK, k_BSGK, v_BSGK, window, causal)
     q_BTHK, k_BSGK, v_BSGK = _equally_varying(q_BTHK, k_BSGK, v_BSGK)
     documents = None
     if segments_BT is not None:
-        if max_segments is None or max_segments < 1:
-            most = "the most documents a row, padding counted as one, on average over the rows of a device"
-            raise UserError(f"model.max_segments={max_segments}: attention=cudnn with packed rows needs {most}")
         documents = find_documents(segments_BT, max_segments)
-        k_BSGK = jnp.where(documents.overflow, jnp.nan, k_BSGK)  # k: the smallest; NaN scores reach every output and gradient
+        k_BSGK = poisoned(k_BSGK, documents)
     return _attend(q_BTHK, k_BSGK, v_BSGK, documents, Options(float(scale), window, causal))
 
 
-def find_documents(segments_BT: jax.Array, slots: int) -> Documents:
-    """Runs of equal ids, listed over all rows in order; `slots` a row."""
+def poisoned(k_BSGK: jax.Array, documents: Documents) -> jax.Array:
+    """The keys, NaN where there were more documents than slots. Keys are the smallest; NaN scores reach every output and gradient."""
+    return jnp.where(documents.overflow, jnp.nan, k_BSGK)
+
+
+def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
+    """Runs of equal ids, listed over all rows in order; `slots` a row (`model.max_segments`)."""
+    if slots is None or slots < 1:
+        most = "the most documents a row, padding counted as one, on average over the rows of a device"
+        raise UserError(f"model.max_segments={slots}: attention=cudnn with packed rows needs {most}")
     B, T = segments_BT.shape
     first_BT = jnp.concatenate([jnp.ones((B, 1), bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
     slot_BT = jnp.cumsum(first_BT.reshape(-1), dtype=jnp.int32).reshape(B, T) - 1
@@ -100,7 +119,8 @@ def find_documents(segments_BT: jax.Array, slots: int) -> Documents:
 
 def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options) -> tuple[jax.Array, jax.Array]:
     """The kernel and its residual: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
-    out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), documents, options, is_training=True)
+    rows = documents.ragged() if documents is not None else None
+    out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), rows, options, is_training=True)
     return out_BTHK, lse if documents is None else _by_token(lse, documents)
 
 
@@ -109,13 +129,80 @@ def backward(
     out_BTHK: jax.Array, dout_BTHK: jax.Array, options: Options,
 ) -> list[jax.Array]:  # fmt: skip
     """Gradients of q, k and v. With `out` and `lse` of more keys than these (a ring), this is these keys' share."""
+    rows = documents.ragged() if documents is not None else None
     lse = lse_BHT if documents is None else _by_document(lse_BHT, documents)
-    return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), documents, options)
+    return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), rows, options)
+
+
+class Shared(NamedTuple):
+    """The document that each row's queries share with earlier keys: documents have no gaps, so it is at most one.
+
+    Its queries are the row's first, its keys the last of those before the queries. Among these nothing is masked.
+    """
+
+    queries_B: jax.Array
+    """int32: how many queries; 0 where nothing is shared."""
+    keys_B: jax.Array
+    """int32: how many keys."""
+    first_key_B: jax.Array
+    """int32: the position of the first of them in the row of keys."""
+
+    def ragged(self, T: int, S: int) -> Ragged:
+        """The pair in the first of two slots a row, the second empty: with a single slot JAX passes no starts."""
+
+        def listed(first_B: jax.Array, length_B: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+            B = length_B.shape[0]
+            start_B = jnp.arange(B, dtype=jnp.int32) * size + first_B
+            starts = jnp.concatenate([jnp.stack([start_B, start_B + length_B], 1).reshape(-1), jnp.full(B, B * size, jnp.int32)])
+            return starts.reshape(B, 3), jnp.stack([length_B, jnp.zeros_like(length_B)], 1)
+
+        queries = listed(jnp.zeros_like(self.queries_B), self.queries_B, T)
+        return Ragged(*queries, *listed(self.first_key_B, self.keys_B, S))
+
+
+def find_shared(mask: Mask, T: int, S: int) -> Shared:
+    """What the T queries of each row share with those of its S keys that are before them all."""
+    assert mask.ahead_B is not None
+    B = mask.ahead_B.shape[0]
+    key_BS = jnp.arange(S) < mask.ahead_B[:, None]
+    query_BT = jnp.ones((B, T), bool)
+    if mask.queries_BT is not None and mask.keys_BS is not None:
+        key_BS &= mask.keys_BS == mask.queries_BT[:, :1]
+        query_BT = mask.queries_BT == mask.queries_BT[:, :1]
+    keys_B = jnp.sum(key_BS, 1, dtype=jnp.int32)
+    queries_B = jnp.where(keys_B > 0, jnp.sum(query_BT, 1, dtype=jnp.int32), 0)
+    return Shared(queries_B, keys_B, jnp.argmax(key_BS, 1).astype(jnp.int32))
+
+
+def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, options: Options) -> tuple[jax.Array, jax.Array]:
+    """Attention to the keys before the queries of each row: out_BTHK, and lse_BHT (float32), -inf where a query sees none."""
+    (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
+    shared = find_shared(mask, T, S)
+    out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), shared.ragged(T, S), options, is_training=True)
+    seen_BT = jnp.arange(T) < shared.queries_B[:, None]  # elsewhere nothing is written
+    lse_BHT = lse.reshape(B, 2, H, T)[:, 0]
+    return jnp.where(seen_BT[..., None, None], out_BTHK, 0), jnp.where(seen_BT[:, None], lse_BHT, -jnp.inf)
+
+
+def backward_before(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
+    dout_BTHK: jax.Array, options: Options,
+) -> list[jax.Array]:  # fmt: skip
+    """Gradients of q, k and v through `forward_before`, given `out` and `lse` of all keys."""
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    shared = find_shared(mask, T, S)
+    lse = jnp.stack([lse_BHT, jnp.zeros_like(lse_BHT)], 1).reshape(-1, *lse_BHT.shape[1:])
+    gradients = _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), shared.ragged(T, S), options)
+    after_BS = jnp.arange(S) - shared.first_key_B[:, None]
+    key_BS = (after_BS >= 0) & (after_BS < shared.keys_B[:, None])
+    written = (jnp.arange(T) < shared.queries_B[:, None], key_BS, key_BS)
+    return [jnp.where(rows[..., None, None], g, 0) for rows, g in zip(written, gradients, strict=True)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q_BTHK, k_BSGK, v_BSGK, documents, options):
-    return _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), documents, options, is_training=False)[0]
+    rows = documents.ragged() if documents is not None else None
+    return _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), rows, options, is_training=False)[0]
 
 
 def _attend_fwd(q_BTHK, k_BSGK, v_BSGK, documents, options):
@@ -131,20 +218,21 @@ def _attend_bwd(options, residuals, dout_BTHK):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _bind(direction: str, qkv, residuals, documents: Documents | None, options: Options, **static):
+def _bind(direction: str, qkv, residuals, rows: Ragged | None, options: Options, **static):
     from jax._src.cudnn import fused_attention_stablehlo as fused  # private: see CHECKED_JAX
 
     q_BTHK, k_BSGK, _ = qkv
     none = jnp.zeros(0, q_BTHK.dtype)
-    lengths = starts_q = starts_k = none
+    lengths_q = lengths_k = starts_q = starts_k = none
     mask = fused.MaskType.CAUSAL if options.causal else fused.MaskType.NO_MASK
-    if documents is not None:
+    if rows is not None:
         mask = fused.MaskType.PADDING_CAUSAL if options.causal else fused.MaskType.PADDING
-        lengths = documents.lengths_BM
-        starts_q, starts_k = (documents.starts_BM1 * (x.shape[2] * x.shape[3]) for x in (q_BTHK, k_BSGK))  # in elements
+        lengths_q, lengths_k = rows.lengths_q_BM, rows.lengths_k_BM
+        starts = ((rows.starts_q_BM1, q_BTHK), (rows.starts_k_BM1, k_BSGK))
+        starts_q, starts_k = (start * (x.shape[2] * x.shape[3]) for start, x in starts)  # in elements
     primitive = fused._dot_product_attention_fwd_p if direction == "fwd" else fused._dot_product_attention_bwd_p
     return primitive.bind(
-        *qkv, none, lengths, lengths, starts_q, starts_k, none, none, *residuals,
+        *qkv, none, lengths_q, lengths_k, starts_q, starts_k, none, none, *residuals,
         scale=options.scale, seed=42, dropout_rate=0.0, variadic_args=(False, False), mask_type=mask,
         layout=fused.AttentionLayout.BTNH.value, sliding_window_length=options.window, **static,
     )  # fmt: skip
@@ -178,7 +266,7 @@ def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
 
 
-def _check(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
+def check(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
     """Raises UserError, naming the key, for what the kernel or this module can't do."""
     B, T, H, K = q_BTHK.shape
     if jax.__version_info__[:2] not in CHECKED_JAX:

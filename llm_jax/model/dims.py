@@ -20,6 +20,7 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,19 +51,11 @@ class Placement:
         """What was made with a padded weight, cut to its true shape: dims that `weight` padded are no longer split."""
         return x
 
-    def gradient(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        """The gradient of a weight of this shape (as `weight` gave it), without padding, moved to where its moments are."""
+    def summed(self, dw: jax.Array, dims: Dims, home: Any) -> jax.Array:
+        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part as the partition spec `home` says."""
         return dw
 
-    def gradient_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
-        """The partition spec of a weight's gradient: where its moments are. None lets JAX decide."""
-        return None
-
-    def summed(self, dw: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part of it."""
-        return dw
-
-    def summed_spec(self, dims: Dims, shape: tuple[int, ...]) -> Any:
+    def summed_spec(self, dims: Dims, home: Any) -> Any:
         """Outside: how `summed` leaves the gradient, for `local`'s `out_dims`."""
         return dims
 
@@ -93,6 +86,14 @@ class Placement:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
+    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes that split each dim of an array, which serve one dim each; with its shape, as `move` has it."""
+        return ((),) * len(dims)
+
     def platform(self) -> str:
         """What the arrays' devices are: "cpu", "gpu" or "tpu"."""
         return jax.default_backend()
+
+    def capability(self) -> float:
+        """The CUDA compute capability of the arrays' devices, 9.0 for Hopper; infinite where they have none."""
+        return math.inf

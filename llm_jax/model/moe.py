@@ -50,17 +50,16 @@ class MoE(nnx.Module):
         if config.moe.shared_mlp:
             self.shared = FeedForward(config, rngs, layers, place, mlp=config.moe.shared_mlp)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         """x_BTD in the compute placement → (y_BTD in the residual placement, what was sent where).
 
-        weights_BT: the tokens' weights in the main loss; None: 1 each.
+        real_BT: whether a token is none of padding; None: all are. weights_BT: the tokens' weights in the main loss; None: 1 each.
         """
         config, place, moe = self.config, self.place, self.config.moe
         check_layout(config, place)
         logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, config, place, dtype="float32")
         ones_BT = jnp.ones_like(logits_BTE[..., 0])
-        beside = [ones_BT if segments_BT is None else (segments_BT > 0).astype(jnp.float32), ones_BT if weights_BT is None else weights_BT]
-        beside = [place.move(a, TOKENS[:2]) for a in beside]
+        beside = [ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2]) for a in (real_BT, weights_BT)]
         bias = [compute(self.bias, config, place, "float32")] if moe.bias else []
         in_dims = (TOKENS, TOKENS[:2], TOKENS[:2], *[(None,)] * len(bias))
         route = place.local(functools.partial(_route, config, place), in_dims, (TOKENS, TOKENS, *SUMS))

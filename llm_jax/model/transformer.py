@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
 from llm_jax.model.attention import Attention
+from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.config import ModelConfig, saved_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
@@ -37,28 +38,28 @@ class Block(nnx.Module):
         self.mlp = (MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
-        self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None, weights_BT: jax.Array | None = None
+        self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
     ) -> tuple[jax.Array, Routing | None]:
         """x_BTD in the residual placement and the compute dtype, and so the result; and what the router of a sparse block did.
 
-        weights_BT: the tokens' weights in the loss, by which that of the router counts.
+        For that, real_BT: whether a token is none of padding; weights_BT: the tokens' weights in the loss.
         """
         place = self.place
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
-            x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
+            x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BS)
             y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            y_BTD, routing = self.feed_forward(y_BTD, segments_BT, weights_BT)
+            y_BTD, routing = self.feed_forward(y_BTD, real_BT, weights_BT)
             return x_BTD + y_BTD, routing
-        y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
+        y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BS)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), segments_BT, weights_BT)
+        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), real_BT, weights_BT)
         return x_BTD + self.mlp_norm(y_BTD), routing
 
-    def feed_forward(self, x_BTD: jax.Array, segments_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+    def feed_forward(self, x_BTD: jax.Array, real_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
         """The block's second half, dense or sparse."""
         x_BTD = checkpoint_name(x_BTD, "mlp_in")
-        return self.mlp(x_BTD, segments_BT, weights_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
+        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
 
 
 class Transformer(nnx.Module):
@@ -99,28 +100,30 @@ class Transformer(nnx.Module):
         return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
-        """The residual stream after the final norm, [B, T, D] in the compute dtype."""
-        return self.hidden_and_routing(tokens_BT, positions_BT, segments_BT)[0]
-
-    def hidden_and_routing(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        weights_BT: jax.Array | None = None,
-    ) -> tuple[jax.Array, Routing | None]:
-        """`hidden`, and what the routers did, stacked over the layers that have experts; None where there are none."""
-        config, place = self.config, self.place
+        """The residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0], self.place)
+
+    def stream(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
+        """`hidden` in the layout's order of positions (`attention_context.arrange`), but `segments_BS` are in the natural one.
+
+        With it what the routers did, stacked over the layers that have experts; their losses count by weights_BT, the tokens' in the loss.
+        """
+        config, place = self.config, self.place
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
             raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
+        real_BT = None if segments_BS is None or not config.sparse_layers else arrange(segments_BS, place) > 0
+        if segments_BS is not None:
+            segments_BS = place.move(segments_BS, ("batch", None), "attention")  # once for all layers
         residual = place.spec(STREAM, "residual")
         x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
             x_BTD += lookup(self.positions, positions_BT, config, place, residual)
         rope = rope_tables(config, positions_BT) if config.position == "rope" else None
-        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BT, weights_BT)
+        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BS, real_BT, weights_BT)
         return place.move(self.final_norm(x_BTD), STREAM), routing
 
     @property
@@ -128,11 +131,11 @@ class Transformer(nnx.Module):
         """The output projection [V, D]: the head, or the embedding where that is both."""
         return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """All blocks in turn; their `Routing` is stacked over the sparse ones."""
+    def run_blocks(self, x_BTD: jax.Array, rope, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """All blocks in turn; their `Routing` is stacked over the sparse ones. `beside`: what `Block` takes besides."""
         routings = []
         for blocks, first, end in self.runs():
-            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, segments_BT, weights_BT)
+            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, *beside)
             if routing is not None:
                 routings.append(routing)
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
@@ -149,14 +152,14 @@ class Transformer(nnx.Module):
             runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
         return runs
 
-    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, *beside_BT: jax.Array | None):
+    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, *beside: jax.Array | None):
         """Some of a stack's blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
         config = self.config
         graph, stacked = nnx.split(blocks)
         stacked = jax.tree.map(lambda w: w if (first, end) == (0, len(w)) else w[first:end], stacked)
 
         def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, *beside_BT)
+            return nnx.merge(graph, weights)(x_BTD, rope, *beside)
 
         saved = saved_names(config.remat)
         if saved is not None:

@@ -1,8 +1,8 @@
 """Weights: what they are called, how they travel to where they are multiplied, and where their gradients are summed.
 
 A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, forward and
-backward again, so nothing gathered is kept. Its gradient is made in `config.gradient_dtype`, and the sum over devices
-leaves it where the moments are (the layout's table `optimizer`): a reduce-scatter where that is split.
+backward again, so nothing gathered is kept. Its gradient is made in `config.gradient_dtype`, and the sum over devices leaves it at
+the weight's home, where it is stored or, in a train step, where its moments are: a reduce-scatter where that is split.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def stored_dims(w: Weight) -> Dims:
     return ("layers", *w.dims) if w.stacked else w.dims
 
 
-def homes_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
+def home_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
     """(where the gradient goes, what is multiplied)."""
     value = w.get_value()
     return (value.home, value.stored) if isinstance(value, Shared) else (value, value)
@@ -73,6 +73,8 @@ class Use:
 
     dims: Dims
     shape: tuple[int, ...]
+    home: PartitionSpec | None
+    """Where the gradient goes; None without a mesh."""
     home_dtype: str
     compute_dtype: str
     gradient_dtype: str
@@ -84,19 +86,15 @@ class Use:
 
     def gradient(self, dw: jax.Array) -> jax.Array:
         """The gradient of `ready`'s result, in the dtype and place of the weight's home."""
-        return self.place.gradient(dw.astype(self.home_dtype), self.dims, self.shape)
-
-    @property
-    def home(self) -> PartitionSpec | None:
-        """Where the gradient goes; None without a mesh."""
-        return self.place.gradient_spec(self.dims, self.shape)
+        dw = self.place.unpadded(dw.astype(self.home_dtype), self.dims, self.shape)
+        return dw if self.home is None else jax.sharding.reshard(dw, self.home)
 
 
 def use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[Use, jax.Array, jax.Array]:
     """How a weight is used in a dtype (default: the compute dtype), its home and what is multiplied."""
-    home, stored = homes_and_stored(w)
+    home, stored = home_and_stored(w)
     dtype = dtype or config.compute_dtype
-    return Use(w.dims, home.shape, home.dtype.name, dtype, config.gradient_dtype, place), home, stored
+    return Use(w.dims, home.shape, placed(home), home.dtype.name, dtype, config.gradient_dtype, place), home, stored
 
 
 def compute(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
@@ -134,13 +132,14 @@ def _project_forward(equation: str, spec: Any, how: Use, home: jax.Array, stored
 
 def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
-    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step)."""
+    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step). In float32 only:
+    with bfloat16 operands the CPU backend folds the turn into a product that it then can't run."""
     stored, x = saved
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, how.ready(stored), out_sharding=placed(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
-    if x.size <= dy.size:
+    if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=how.home)
     else:
         turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them

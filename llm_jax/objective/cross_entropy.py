@@ -60,7 +60,7 @@ def _loss(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
 
 def _forward(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
     how = static.how
-    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_spec(W_DIMS, how.shape)))
+    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_spec(W_DIMS, how.home)))
     loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.ready(stored), targets_BT, weights_BT)
     return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
 
@@ -119,7 +119,7 @@ def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weight
     loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
     if not with_gradient:
         return loss, entropy
-    dw_VD = place.summed(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.shape)
+    dw_VD = place.summed(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.home)
     return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.errors import UserError, nearest, require
 from llm_jax.model import router
+from llm_jax.model.attention_context import arrange
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy
 
@@ -57,9 +58,17 @@ def next_token(config: ObjectiveConfig) -> Objective:
     """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
 
     def loss(model: Transformer, batch: Batch):
-        x_BTD, routing = model.hidden_and_routing(batch["tokens"], batch["positions"], batch["segments"], batch["weights"])
+        tokens, positions, targets, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "targets", "weights"))
+        x_BTD, routing = model.stream(tokens, positions, batch["segments"], weights)
         total, entropy = linear_cross_entropy(
-            x_BTD, model.output, batch["targets"], batch["weights"], model.config, model.place, z_loss=config.z_loss, chunk=config.chunk
+            x_BTD,
+            model.output,
+            targets,
+            weights,
+            model.config,
+            model.place,
+            z_loss=config.z_loss,
+            chunk=config.chunk,
         )
         weight, metrics = jnp.sum(batch["weights"]), {"cross_entropy": entropy}
         if routing is not None:

@@ -53,6 +53,8 @@ class Request:
     trace: str = ""
     text: str = ""
     picture: str = ""
+    every: bool = False
+    """layout=all"""
 
     def device_count(self) -> int:
         """`devices` as a number."""
@@ -68,6 +70,8 @@ class Request:
             path = Path(getattr(self, key))
             if getattr(self, key) and (path.is_dir() or not path.parent.is_dir()):
                 raise UserError(f"{key}={path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}"))
+        if self.picture and Path(self.picture).suffix not in PICTURES:
+            raise UserError(f"picture={self.picture}: must end in {', '.join(PICTURES)}")
 
     def check_ranking(self, rest: list[tuple[str, str]]) -> None:
         """Raises UserError for what makes no sense with layout=all."""
@@ -79,7 +83,8 @@ class Request:
                 raise UserError(f"{key}={value}: layout=all tries every mesh of every layout; leave it out, or give one layout")
 
 
-OWN = tuple(f.name for f in dataclasses.fields(Request))
+OWN = tuple(f.name for f in dataclasses.fields(Request) if f.name != "every")
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,44 +106,55 @@ def plan(arguments: list[str]) -> int:
     if not arguments or flags:
         print(__doc__)
         return 0
-    request = Request(**{key: value for key, value in pairs if key in OWN})
+    request, experiment, devices = read_command(pairs)
+    if request.picture or not request.hardware:
+        draw_picture(request, experiment, devices)
+    if not request.hardware:
+        return 0
+    return rank_all(request, experiment, devices) if request.every else plan_one(request, experiment, devices)
+
+
+def read_command(pairs: list[tuple[str, str]]) -> tuple[Request, Experiment, int]:
+    """What was asked, for which experiment, on how many devices; looked at before anything is compiled."""
     rest = [(key, value) for key, value in pairs if key not in OWN]
     every = [value for key, value in rest if key == "layout"] == ["all"]
-    devices = request.device_count()
-    use_absent_devices(devices, simulated=request.compiler == "cpu" or bool(request.picture))
+    request = Request(**{key: value for key, value in pairs if key in OWN}, every=every)
+    use_absent_devices(request)
 
+    from llm_jax.experiment import from_pairs
+    from llm_jax.layout.hardware import hardware, hardware_names
     from llm_jax.plan.plan import Compiler
 
+    check_keys(rest)
     check_choice("compiler", request.compiler, get_args(Compiler))
+    if request.hardware:
+        hardware(request.hardware)
+    elif not request.picture:
+        raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
+    devices = request.device_count()
     request.check_paths()
     if every:
         request.check_ranking(rest)
-    chosen = read_experiment([p for p in rest if not (every and p[0] == "layout")])
-    if request.picture or not request.hardware:
-        code = draw_picture(request, chosen, devices)
-        if not request.hardware:
-            return code
-    return rank_all(request, chosen, devices) if every else plan_one(request, chosen, devices)
+    return request, from_pairs([p for p in rest if not (every and p[0] == "layout")]), devices
 
 
-def use_absent_devices(devices: int, simulated: bool) -> None:
+def use_absent_devices(request: Request) -> None:
     """Before JAX starts: the GPUs of this machine, if any, are left alone, and CPU devices are simulated where they are wanted."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if simulated and "xla_force_host_platform_device_count" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
+    flags, simulate = os.environ.get("XLA_FLAGS", ""), "xla_force_host_platform_device_count"
+    if (request.compiler == "cpu" or request.picture) and request.devices.isdecimal() and simulate not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{simulate}={request.devices}".strip()
 
 
-def read_experiment(pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment of the rest of the line. A key that nobody has may have been meant for this command."""
-    from llm_jax.experiment import Experiment, all_keys, from_pairs
+def check_keys(pairs: list[tuple[str, str]]) -> None:
+    """Raises UserError for a key that nobody has: it may have been meant for this command, or for the experiment."""
+    from llm_jax.experiment import Experiment, all_keys
 
     fields = ("experiment", *(f.name for f in dataclasses.fields(Experiment)))
     for key, value in pairs:
         if "." not in key and key not in fields:
             close = closest(key, (*OWN, *all_keys(Experiment())))
             raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help says what there is"))
-    return from_pairs(pairs)
 
 
 def plan_one(request: Request, experiment: Experiment, devices: int) -> int:
@@ -174,21 +190,16 @@ def rank_all(request: Request, experiment: Experiment, devices: int) -> int:
     return 0
 
 
-def draw_picture(request: Request, experiment: Experiment, devices: int) -> int:
+def draw_picture(request: Request, experiment: Experiment, devices: int) -> None:
     """Draws the experiment's layout. It needs no hardware and compiles nothing."""
     import jax
 
-    from llm_jax.layout.hardware import hardware_names
-    from llm_jax.plan.picture import check_ending, draw
+    from llm_jax.plan.picture import draw
     from llm_jax.plan.plan import plan_program, with_assumptions
 
-    if not request.picture:
-        raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
-    check_ending(request.picture)
-    experiment, _ = with_assumptions(experiment, "gpu")
+    experiment, _ = with_assumptions(experiment, "cpu")
     draw(experiment, plan_program(experiment, jax.devices("cpu")[:devices]), Path(request.picture))
     print(f"drawn: {request.picture}")
-    return 0
 
 
 if __name__ == "__main__":

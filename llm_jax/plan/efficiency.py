@@ -46,3 +46,5 @@ HOST_BANDWIDTH = 55e9
 """Bytes/s between a device and its host, one direction: PCIe 5.0 x16 (63e9) less what transfers reach."""
 HIGHEST_PRECISION = 8.0
 """How much longer a float32 product takes without TF32 (NVIDIA A100: 156 against 19.5 TFLOP/s, H100: 495 against 67)."""
+HOST_SYNC = 20e-6
+"""Seconds of a trip of a loop whose end the host has to ask the device for (assumed: a copy back and the launches after it)."""

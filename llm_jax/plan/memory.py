@@ -21,7 +21,7 @@ def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment)
     | kind         | what                                                                                              |
     | ------------ | ------------------------------------------------------------------------------------------------- |
     | `parameters` | weights at rest, in their dtype                                                                   |
-    | `gradients`  | of all weights, float32, where the weights are at rest: the part of XLA's temporaries that every layout has |
+    | `gradients`  | of all weights, float32, where the moments are: the part of XLA's temporaries that no layout is without |
     | `moments`    | the optimizer's state                                                                             |
     | `average`    | the moving average of the weights, with train.ema_decay                                           |
     | `batch`      | the batch, counters and metrics, and what XLA pads arguments with                                 |
@@ -30,8 +30,7 @@ def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment)
     """
     state, xla = program.abstract_state(), step.memory_bytes()
     kinds = {"parameters": local_bytes(state.parameters), "moments": local_bytes(state.moments), "average": local_bytes(state.average)}
-    gradients = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), state.parameters))
-    gradients = min(gradients, xla["temporaries"])
+    gradients = min(local_bytes(abstract_gradients(program)), xla["temporaries"])
     kinds["batch"] = xla["total"] - xla["temporaries"] - sum(kinds.values())
     kinds["gradients"], kinds["activations"] = gradients, xla["temporaries"] - gradients
     kinds["workspace"] = workspace_bytes(experiment, program.place)
@@ -41,8 +40,12 @@ def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment)
 def state_bytes(program: Program) -> int:
     """What a step can't do without, whatever XLA makes of it: parameters, moments, average, and gradients in float32."""
     state = program.abstract_state()
-    gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), state.parameters)
-    return local_bytes((state.parameters, state.moments, state.average, gradients))
+    return local_bytes((state.parameters, state.moments, state.average, abstract_gradients(program)))
+
+
+def abstract_gradients(program: Program) -> Any:
+    """Gradients as the step has them (`train.step`)."""
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=at), program.abstract, program.shardings("optimizer"))
 
 
 def local_bytes(tree: Any) -> int:

@@ -16,14 +16,12 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.dims import Dims, Table
 from llm_jax.train.state import Program
 
 WEIGHT_TABLES: dict[str, Table] = {"at rest": "stored", "while multiplied": "compute", "moments and update": "optimizer"}
-ENDINGS = (".png", ".pdf", ".svg")
 MOST_CELLS_WITH_TEXT = 16
 """In a row of parts, so that numbers can be read."""
 
@@ -50,10 +48,8 @@ class Array:
     def caption(self) -> str:
         """What one device has of it: "batch 16/8 x embed 64"."""
         local = self.sharding.shard_shape(self.shape)
-        return " x ".join(
-            f"{dim or '-'} {size}" + (f"/{size // part}" if part != size else "")
-            for dim, size, part in zip(self.dims, self.shape, local, strict=True)
-        )
+        cut = [f"{size}/{size // part}" if part != size else str(size) for size, part in zip(self.shape, local, strict=True)]
+        return " x ".join(f"{dim or '-'} {size}" for dim, size in zip(self.dims, cut, strict=True))
 
 
 def weights(program: Program) -> list[list[Array]]:
@@ -89,12 +85,6 @@ def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Array
         shape = tuple(sizes[dim or ""] or 1 for dim in dims)
         made.append(Array(title, dims, shape, place.sharding(dims, table, shape)))
     return [made[:3], made[3:]]
-
-
-def check_ending(path: str) -> None:
-    """Raises UserError unless a file of this name can be drawn."""
-    if Path(path).suffix not in ENDINGS:
-        raise UserError(f"picture={path}: must end in {', '.join(ENDINGS)}")
 
 
 def draw(experiment: Experiment, program: Program, path: Path) -> None:

@@ -13,6 +13,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
+from llm_jax.model import attention
 from llm_jax.model.flops import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
@@ -41,6 +42,8 @@ class Plan:
     """Bytes by kind (`memory.memory_by_kind`) and their total."""
     analysis: Analysis
     """Kernels, collectives and the timeline."""
+    largest: list[tuple[int, int, str, tuple[int, ...]]]
+    """The largest arrays that a loop carries: (bytes in all, how many, dtype, shape)."""
     assumptions: list[str]
     seconds_to_plan: float
     """What the plan itself took."""
@@ -97,6 +100,7 @@ class Plan:
             "memory_bytes": self.memory,
             "memory_usable_bytes": self.usable_bytes,
             "fits": self.fits,
+            "largest_arrays": [{"bytes": size, "count": n, "dtype": dtype, "shape": shape} for size, n, dtype, shape in self.largest],
             "model_flops": self.model_flops,
             "hardware_flops": self.hardware_flops,
             "step_seconds": self.analysis.step_seconds,
@@ -129,6 +133,7 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
         parameters=program.parameter_count(),
         memory=memory_by_kind(step, program, experiment),
         analysis=analysis,
+        largest=max((loop.largest(9) for loop in step.loops()), key=lambda rows: sum(row[0] for row in rows), default=[]),
         assumptions=[*assumptions, *analysis.notes],
         seconds_to_plan=time.perf_counter() - started,
     )
@@ -136,12 +141,13 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
 
 
 def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
-    """The program on these devices. Raises UserError for a layout that does not divide, or leaves devices idle."""
+    """The program on these devices. Raises UserError for a layout that does not divide, leaves devices idle, or asks for another kernel."""
     program = absent_program(experiment, devices)
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
     program.place.check_divides(split_sizes(experiment))
+    attention.check(experiment.model, program.place, experiment.train.sequence_length)
     return program
 
 

@@ -14,7 +14,7 @@ WIDTH = 120
 """Columns where the output is no terminal."""
 KINDS = {
     "parameters": "weights at rest",
-    "gradients": "float32, where the weights are at rest",
+    "gradients": "float32, where the moments are",
     "moments": "optimizer state",
     "average": "moving average of the weights",
     "batch": "batch, counters, metrics",
@@ -26,17 +26,26 @@ KINDS = {
 def print_plan(plan: Plan) -> None:
     """Prints all of a plan."""
     console = make_console()
-    for part in (header(plan), memory_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
-        console.print(part)
-        console.print()
+    console.print(header(plan))
+    for title, made in (memory_table(plan), array_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
+        show(console, title, made)
+    console.print()
     for assumption in plan.assumptions:
         console.print(f"assumed: {assumption}")
+
+
+def show(console: Console, title: str, made: Table) -> None:
+    """A table under its title, which may be wider."""
+    console.print()
+    console.print(title, style="bold")
+    if made.row_count:
+        console.print(made)
 
 
 def print_ranking(ranking: Ranking) -> None:
     """Prints the layouts that fit, the fastest first, and what is not among them."""
     console = make_console()
-    made = table("Layouts that fit", "", "layout", "mesh", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
+    made = table("", "layout", "mesh", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
     for place, plan in enumerate(ranking.plans, 1):
         seconds = plan["step_seconds"]
         waits = sum(row["seconds"] - row["hidden_seconds"] for row in plan["collectives"])
@@ -51,16 +60,15 @@ def print_ranking(ranking: Ranking) -> None:
             size(plan["memory_bytes"]["total"]),
             duration(waits),
         )
-    console.print(made if ranking.plans else "No layout fits.")
-    console.print()
+    show(console, "Layouts that fit, the fastest first" if ranking.plans else "No layout fits.", made)
     reasons: dict[str, list[str]] = defaultdict(list)
     for out in ranking.left_out:
         reasons[out.why].append(out.candidate.name)
     if reasons:
-        made = table("Left out", "layout", "why")
+        made = table("layout", "why")
         for why, names in reasons.items():
             made.add_row(", ".join(names), why)
-        console.print(made)
+        show(console, "Left out", made)
     if ranking.same:
         console.print(f"Not listed: {ranking.same} meshes that are one of these in other words, with an axis of one device, say.")
     for assumption in ranking.plans[0]["assumptions"] if ranking.plans else []:
@@ -104,57 +112,66 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.2f} ms"
 
 
-def table(title: str, *columns: str) -> Table:
+def table(*columns: str) -> Table:
     """An empty table; columns that begin with ">" hold numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     return made
 
 
-def memory_table(plan: Plan) -> Table:
+def memory_table(plan: Plan) -> tuple[str, Table]:
     """Bytes of one device by kind, and whether they fit."""
-    part = plan.memory["total"] / plan.usable_bytes
-    verdict = f"{'fits' if plan.fits else 'does NOT fit'}: {part:.0%} of the {size(plan.usable_bytes)} that a program can use"
-    made = table(f"Memory of one device: {verdict}", "", ">bytes", "")
+    verdict = "fits" if plan.fits else "does NOT fit"
+    if plan.compiler == "cpu":
+        verdict += " by the CPU compiler's account, which is too large"
+    made = table("kind", ">bytes", "")
     for kind, what in KINDS.items():
         if plan.memory[kind]:
             made.add_row(kind, size(plan.memory[kind]), what)
     made.add_row("total", size(plan.memory["total"]), f"of {size(plan.hardware.memory_bytes)}")
-    return made
+    part = plan.memory["total"] / plan.usable_bytes
+    return f"Memory of one device: {verdict}, {part:.0%} of the {size(plan.usable_bytes)} that a program can use", made
 
 
-def kernel_table(plan: Plan) -> Table:
+def array_table(plan: Plan) -> tuple[str, Table]:
+    """The arrays that the largest loop carries from trip to trip: stacks of what the layers keep are among them."""
+    made = table(">bytes", ">arrays", "of")
+    for total, n, dtype, shape in plan.largest:
+        made.add_row(size(total), str(n), f"{dtype}{list(shape)}")
+    return "Largest arrays that a loop carries" if plan.largest else "No loops.", made
+
+
+def kernel_table(plan: Plan) -> tuple[str, Table]:
     """Kernels by kind."""
-    attention = ", ".join(f"{name} ({n}x)" for name, n in plan.analysis.attention_kernels.items()) or "none that is known"
-    made = table(f"Kernels of one device (attention: {attention})", "kind", ">count", ">FLOPs", ">bytes", ">seconds")
+    made = table("kind", ">count", ">FLOPs", ">bytes", ">seconds")
     kinds: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for row in plan.analysis.kernels:
         for i, value in enumerate((row.count, row.flops, row.bytes, row.seconds)):
             kinds[row.kind][i] += value
     for kind, (n, flops, moved, seconds) in sorted(kinds.items(), key=lambda item: -item[1][3]):
         made.add_row(kind, f"{n:,.0f}", f"{flops:.3g}" if flops else "", size(moved), duration(seconds))
-    return made
+    found = [f"{name} ({n} times)" for name, n in plan.analysis.attention_kernels.items()]
+    attention = ", ".join(found[:2]) + (f", and {len(found) - 2} more" if len(found) > 2 else "")
+    return f"Kernels of one device; attention: {attention or 'none that is known'}", made
 
 
-def collective_table(plan: Plan) -> Table | str:
+def collective_table(plan: Plan) -> tuple[str, Table]:
     """Collectives by kind and axis."""
-    if not plan.analysis.collectives:
-        return "No collectives."
-    made = table("Collectives (bytes that one device sends)", "kind", "over", "on", ">count", ">bytes", ">seconds", ">hidden")
+    made = table("kind", "over", "on the", ">count", ">bytes", ">seconds", ">hidden")
     for row in plan.analysis.collectives:
         share = f"{row.hidden_seconds / row.seconds:.0%}" if row.seconds else ""
         made.add_row(row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", size(row.bytes), duration(row.seconds), share)
-    return made
+    return "Collectives: bytes that one device sends, and how much of their time kernels run beside" if made.row_count else "No collectives.", made
 
 
-def prediction(plan: Plan) -> Table:
+def prediction(plan: Plan) -> tuple[str, Table]:
     """Step time, speed, and what they rest on."""
     seconds = plan.analysis.step_seconds
-    made = table("Prediction", "", "")
+    made = table("", "")
     more = plan.hardware_flops / plan.model_flops
     made.add_row("step", f"{duration(seconds['expected'])} (best {duration(seconds['best'])}, worst {duration(seconds['worst'])})")
     made.add_row("speed", f"{plan.tokens_per_second_per_device:,.0f} tokens/s a device, {plan.tokens / seconds['expected']:,.0f} in all")
     made.add_row("MFU", f"{plan.mfu:.1%} of {plan.hardware.peak_flops[plan.experiment.model.compute_dtype] / 1e12:,.0f} TFLOP/s")
     made.add_row("FLOPs", f"{plan.model_flops:.3g} that the model needs, {plan.hardware_flops:.3g} that the devices do ({more:.2f} times)")
-    return made
+    return "Prediction", made

@@ -5,12 +5,14 @@ beside the kernels that follow, after collectives that started before it, and is
 a collective is slower (`Efficiency.slowdown`). Synchronous collectives, and those that XLA marked so, hold the kernels up.
 Copies to the host and back are on a third stream. Of a conditional the branch that takes longest counts.
 
-A loop is walked trip by trip until one trip is like the one before, and the rest are counted like it; with double
-buffering (two iterations in a body, peeled ones before and after) or pipelined collectives the program is walked as it is.
+A loop is walked trip by trip until one is like the one before; the rest are counted like it, and are one block in the
+trace. With double buffering (two iterations in a body, peeled ones before and after) or pipelined collectives the program
+is walked as it is.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +23,13 @@ from llm_jax.layout.hardware import Hardware
 from llm_jax.layout.hlo import Computation, Instruction, Module
 from llm_jax.plan.collectives import Collective, collective_of, read_collective
 from llm_jax.plan.cost import FREE, Kernel, read_kernel
-from llm_jax.plan.efficiency import Efficiency
+from llm_jax.plan.efficiency import HOST_SYNC, Efficiency
 
-SHOWN_TRIPS = 2
-"""Trips of a loop that the trace shows; the rest are one block."""
 COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
 ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
+
+_SAID_TRIPS = re.compile(r"trips=(\d+)/while$")
+"""What a model says of a loop whose trips its data decides, by `jax.named_scope("trips=4")` around it: how many are expected."""
 
 Work = Kernel | Collective
 
@@ -188,23 +191,24 @@ class _Walk:
 
     def loop(self, instruction: Instruction) -> None:
         """All trips of a loop."""
-        module = self.program.module
-        trips = instruction.trips
+        body = self.program.module.computations[(instruction.attribute("body") or "").lstrip("%")]
+        trips, sync = instruction.trips, 0.0
         if trips is None:
-            self.notes[f"{instruction.name}: how often it runs is not known before it runs; counted once"] = None
-        (body,) = [module.computations[name] for name in instruction.called if name == (instruction.attribute("body") or "").lstrip("%")]
-        recording, before = self.record, None
-        for trip in range(trips or 1):
-            self.record = recording and trip < SHOWN_TRIPS
+            sync = HOST_SYNC  # the host reads whether to go on
+            said = _SAID_TRIPS.search(instruction.op_name)
+            trips = int(said[1]) if said else 1
+            known = f"counted {trips} times, as its name says" if said else "counted once"
+            self.notes[f"loop {instruction.op_name or instruction.name}: how often it runs is decided when it runs; {known}"] = None
+        before = None
+        for trip in range(trips):
             start, counts, waited = self.now, dict(self.counts), dict(self.waited)
+            self.now += sync
             self.run(body)
             state = (self.now - start, *(max(0.0, free - self.now) for free in self.free.values()))
             if before and all(abs(a - b) <= 1e-9 + 1e-6 * b for a, b in zip(state, before, strict=True)):
-                self.record = recording
-                self.repeat(instruction, (trips or 1) - trip - 1, self.now - start, counts, waited)
+                self.repeat(instruction, trips - trip - 1, self.now - start, counts, waited)
                 break
             before = state
-        self.record = recording
 
     def repeat(self, loop: Instruction, trips: int, seconds: float, counts: dict[Instruction, int], waited: dict[Instruction, float]) -> None:
         """So many trips more like the last, before which the totals were `counts` and `waited`."""
@@ -252,7 +256,9 @@ def _started(computation: Computation, done: Instruction) -> Instruction:
 
 
 def walk(program: Program, hardware: Hardware, efficiency: Efficiency, record: bool = False) -> Timeline:
-    """Predicts one step; `record` keeps the events."""
+    """Predicts one step; `record` keeps the events. Raises ValueError for a program without a schedule."""
+    if not program.module.scheduled:
+        raise ValueError("the program is not scheduled: the order of its instructions is not the order in which they run")
     state = _Walk(program, hardware, efficiency, record)
     state.run(program.module.entry)
     seconds = max(state.now, *state.free.values())

@@ -19,8 +19,8 @@ from llm_jax import experiment as experiments
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.layout.mesh import make_mesh
-from llm_jax.model.attention import check_platform
+from llm_jax.layout.mesh import described, make_mesh
+from llm_jax.model import attention
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
 from llm_jax.model.moe import check_layout as check_experts_layout
@@ -57,7 +57,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     check_layout(experiment, place)
-    check_platform(experiment.model, place.platform())
+    attention.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
@@ -195,6 +195,7 @@ def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
     sizes = {
         "batch": (train.batch_size // train.microbatches, "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")),
         "sequence": (train.sequence_length, "train.sequence_length"),
+        "keys": (train.sequence_length, "train.sequence_length"),
         "layers": (model.layers, "model.layers"),
         "vocab": (model.vocab, "model.vocab"),
     }
@@ -274,7 +275,6 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
     m, t, mesh, short = experiment.model, experiment.train, program.place.mesh, metrics.short
     tokens = t.batch_size * t.sequence_length
     device = mesh.devices.flat[0]
-    axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
     total = flops_per_token * tokens * t.steps
     epochs = corpus.epoch(t.steps - 1)
     lines = {
@@ -282,7 +282,7 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
-        "layout": f"{experiment.layout.name} on mesh {axes} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.sharding import PartitionSpec as P
 
 from llm_jax.errors import UserError
 from llm_jax.layout import gpu_compile, gpu_options
 from llm_jax.model import attention_cudnn as cudnn
+from tests.cudnn_contract import kernel_by_contract
 
 B, T, H, G, K, DOCUMENTS = 4, 512, 8, 2, 64, 5
 SLOTS = DOCUMENTS + 1  # and the padding
@@ -132,55 +131,11 @@ def test_a_cpu_raises_and_does_not_fall_back():
         step.lower(*arrays())
 
 
-class KernelByContract:
-    """cuDNN's contract in NumPy: documents are (start in elements, length) in flat memory, statistics are [slot, head, position]."""
-
-    def __init__(self, direction: str):
-        self.direction = direction
-
-    def bind(self, q, k, v, _, lengths, __, starts_q, starts_k, *rest, scale, sliding_window_length, **static):
-        slots = B if lengths.size == 0 else lengths.size
-        stats = jax.ShapeDtypeStruct((slots, H, T), jnp.float32)
-        shapes = [q, stats] if self.direction == "fwd" else [q, k, v]
-        run = partial(self.run, window=sliding_window_length or T, scale=scale)
-        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes]
-        return jax.pure_callback(run, shapes, q, k, v, lengths, starts_q, starts_k, *rest[2:])
-
-    def run(self, q, k, v, lengths, starts_q, starts_k, stats=None, out=None, dout=None, *, window, scale):
-        q, k, v, lengths, starts_q, starts_k = (np.asarray(x) for x in (q, k, v, lengths, starts_q, starts_k))
-        kind = q.dtype
-        if lengths.size == 0:
-            lengths, starts_q, starts_k = np.full(B, T), np.arange(B) * T * H * K, np.arange(B) * T * G * K
-        shapes = [q.shape, (lengths.size, H, T)] if self.direction == "fwd" else [q.shape, k.shape, v.shape]
-        results = [np.full(int(np.prod(shape)), np.nan, np.float32) for shape in shapes]  # unwritten memory is not zero
-        for n, (length, at_q, at_k) in enumerate(zip(lengths.ravel(), starts_q.ravel(), starts_k.ravel(), strict=False)):
-            rows_q = at_q + np.arange(length)[:, None, None] * H * K + np.arange(H)[:, None] * K + np.arange(K)
-            rows_k = at_k + np.arange(length)[:, None, None] * G * K + np.arange(G)[:, None] * K + np.arange(K)
-            qn, kn, vn = (np.ravel(x).astype(np.float32)[rows] for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k)))
-            kn, vn = (np.repeat(x, H // G, axis=1) for x in (kn, vn))
-            i, j = np.arange(length)[:, None], np.arange(length)
-            scores = np.where((i >= j) & (i - j < window), np.einsum("thk,shk->hts", qn, kn) * scale, -np.inf)
-            if self.direction == "fwd":
-                lse = np.log(np.exp(scores).sum(-1))
-                results[0][rows_q] = np.einsum("hts,shk->thk", np.exp(scores - lse[..., None]), vn)
-                results[1].reshape(-1, H, T)[n, :, :length] = lse
-            else:
-                weights = np.exp(scores - np.asarray(stats)[n, :, :length, None])
-                on, don = (np.ravel(x).astype(np.float32)[rows_q] for x in (out, dout))
-                dscores = weights * (np.einsum("thk,shk->hts", don, vn) - np.einsum("thk,thk->ht", don, on)[..., None]) * scale
-                results[0][rows_q] = np.einsum("hts,shk->thk", dscores, kn)
-                for result, d in ((1, np.einsum("hts,thk->shk", dscores, qn)), (2, np.einsum("hts,thk->shk", weights, don))):
-                    results[result][rows_k] = d.reshape(length, G, H // G, K).sum(2)
-        dtypes = [kind, np.float32] if self.direction == "fwd" else [kind] * 3
-        return [x.reshape(shape).astype(dtype) for x, shape, dtype in zip(results, shapes, dtypes, strict=True)]
-
-
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_the_kernel_is_given_makes_the_right_attention_and_gradients(monkeypatch, packed, window):
     """The operands, offsets of grouped heads included, are right by the kernel's contract; only the kernel itself is not tested."""
-    monkeypatch.setattr(fused, "_dot_product_attention_fwd_p", KernelByContract("fwd"))
-    monkeypatch.setattr(fused, "_dot_product_attention_bwd_p", KernelByContract("bwd"))
+    kernel_by_contract(monkeypatch)
     agree_with_float32(packed, window)
 
 

@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 
 from llm_jax.model import attention_blocked as blocked
+from tests.dense_attention import dense, dense_float64
 
 # float32 against float64: sums of up to 300 products of numbers of size 1, each rounded to 6e-8
 TOLERANCE = 2e-5
-
-
-def dense(q, k, v, segments, window):
-    """All T² scores, straight from the definition, in the inputs' dtype."""
-    T, H, G = q.shape[1], q.shape[2], k.shape[2]
-    k, v = jnp.repeat(k, H // G, 2), jnp.repeat(v, H // G, 2)
-    i, j = jnp.arange(T)[:, None], jnp.arange(T)[None]
-    allowed = (j <= i) & (i - j < (window or T))
-    allowed = allowed[None] if segments is None else allowed & (segments[:, :, None] == segments[:, None])
-    scores = jnp.where(allowed[:, None], jnp.einsum("BTHK,BSHK->BHTS", q, k) / q.shape[-1] ** 0.5, -jnp.inf)
-    return jnp.einsum("BHTS,BSHK->BTHK", jax.nn.softmax(scores), v)
 
 
 def inputs(length: int, heads: int, kv_heads: int, packed: bool):
@@ -37,9 +27,7 @@ def inputs(length: int, heads: int, kv_heads: int, packed: bool):
 @pytest.mark.parametrize("length", [7, 128, 300])
 def test_output_and_gradients_equal_dense_float64(length, heads, kv_heads, packed, window):
     q, k, v, dout, segments = inputs(length, heads, kv_heads, packed)
-    with jax.enable_x64(True):
-        out, pull = jax.vjp(lambda q, k, v: dense(q, k, v, segments, window), *map(jnp.asarray, (q, k, v)))
-        expected = [np.asarray(x) for x in (out, *pull(jnp.asarray(dout)))]
+    expected = dense_float64(q, k, v, dout, segments, window)
     q, k, v, dout = (jnp.asarray(x, jnp.float32) for x in (q, k, v, dout))
     out, pull = jax.vjp(lambda q, k, v: blocked.attention_blocked(q, k, v, segments, window), q, k, v)
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), (out, *pull(dout)), expected, strict=True):

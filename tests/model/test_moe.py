@@ -35,7 +35,7 @@ def block_of(config: ModelConfig) -> MoE:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _applied(graph, state, x, segments, weights):
-    return nnx.merge(graph, state)(x, segments, weights)
+    return nnx.merge(graph, state)(x, segments > 0, weights)
 
 
 def applied(block: MoE, x: np.ndarray, segments: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, router.Routing]:
@@ -120,10 +120,10 @@ def test_softmax_over_the_chosen_is_softmax_over_all_divided_by_its_sum():
     np.testing.assert_allclose(weights, softmax(np.take_along_axis(logits, np.asarray(experts), -1)), **TIGHT)
 
 
-def dense_form(block: MoE, x: jax.Array, segments: jax.Array) -> jax.Array:
+def dense_form(block: MoE, x: jax.Array, real: jax.Array) -> jax.Array:
     """Every expert on every token, weighted with zeros where it was not chosen: what autodiff is sure of."""
     weights, experts, _ = router.choose(jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe)
-    weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2) * (segments > 0)[..., None]
+    weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2) * real[..., None]
     up, gate = (jnp.einsum("BTD,EDF->BTEF", x, w[...]) for w in (block.up, block.gate))
     return jnp.einsum("BTEF,EFD,BTE->BTD", jax.nn.silu(gate) * up, block.down[...], weights_BTE)
 
@@ -133,7 +133,7 @@ def test_gradients_equal_those_of_the_dense_form(moe):
     graph, weights = nnx.split(block_of(config_of(**moe)))
     x, segments = (jnp.asarray(a) for a in some_input())
     target = jnp.asarray(some_input(1)[0])
-    loss = lambda form: lambda w, x: jnp.sum(target * form(nnx.merge(graph, w), x, segments))  # noqa: E731
+    loss = lambda form: lambda w, x: jnp.sum(target * form(nnx.merge(graph, w), x, segments > 0))  # noqa: E731
     ours = jax.jit(jax.grad(loss(lambda block, *a: block(*a)[0]), (0, 1)))(weights, x)
     theirs = jax.jit(jax.grad(loss(dense_form), (0, 1)))(weights, x)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

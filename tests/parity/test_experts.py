@@ -15,7 +15,7 @@ import pytest
 
 from llm_jax.errors import UserError
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import PRESETS, TENSOR
+from llm_jax.layout.presets import CONTEXT, PRESETS, TENSOR
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.parity.test_layouts import GROUPED, STEPS, TOLERANCE
@@ -25,12 +25,14 @@ MOE = MoEConfig(experts=8, top_k=2, mlp=16, shared_mlp=16, bias=True, bias_rate=
 DROPLESS = dataclasses.replace(GROUPED, moe=MOE)
 CAPACITY = dataclasses.replace(GROUPED, moe=dataclasses.replace(MOE, dispatch="capacity", balance_over="sequence"))
 
+OVER_CONTEXT = dataclasses.replace(PRESETS["context_ring"], name="over_context", compute={**CONTEXT, "experts": "context"})
 WITHOUT_MLP = {dim: axes for dim, axes in TENSOR.items() if dim != "mlp"}
 LAYOUTS = {
     "expert": (PRESETS["expert"], {}),
     "expert over all": (PRESETS["expert"], {"data": 1, "expert": 8}),
     "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
+    "experts over the sequence's axis, in a ring's order": (OVER_CONTEXT, {"context": 4}),
     "experts where tokens are whole": (
         Layout("whole", {"data": -1, "tensor": 2}, compute={"batch": "data", "experts": "tensor", **WITHOUT_MLP}, stored={"embed": "data"}),
         {},

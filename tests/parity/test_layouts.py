@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import PRESETS, TENSOR
+from llm_jax.layout.presets import CONTEXT, PRESETS, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import SMALL, train
@@ -25,25 +25,42 @@ GROUPED = dataclasses.replace(SMALL, kv_heads=2)
 LAYOUTS = {
     "data_parallel": (PRESETS["data_parallel"], {}),
     "fsdp": (PRESETS["fsdp"], {}),
+    "zero1": (PRESETS["zero1"], {}),
+    "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     "expert": (PRESETS["expert"], {}),  # of a model without experts here, where the axis is one more of data; see test_experts.py
     "expert_tensor": (PRESETS["expert_tensor"], {}),
+    "fsdp_tensor_sequence": (PRESETS["fsdp_tensor_sequence"], {}),
+    "context_gather": (PRESETS["context_gather"], {"context": 4}),
+    "context_ring": (PRESETS["context_ring"], {"context": 4}),
+    "context_ulysses": (PRESETS["context_ulysses"], {"context": 4}),
     # layouts that an experiment file would define: the four tables do more than the presets
-    "zero1": (Layout("zero1", {"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}), {}),
-    "fsdp_tensor_sequence": (
+    # axes that split the batch may be given to weights too: they are gathered over them for use
+    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "ring_fsdp_tensor_sequence": (
         Layout(
-            "fsdp_tensor_sequence",
-            {"data": -1, "tensor": 2},
-            compute={"batch": "data", **TENSOR},
-            stored={"embed": "data"},
-            residual={"sequence": "tensor"},
+            "ring_fsdp_tensor_sequence",
+            {"data": 2, "context": 2, "tensor": 2},
+            compute={**CONTEXT, **TENSOR},
+            stored={"embed": "data,context"},
+            residual={"sequence": "context,tensor"},
+            attention={"keys": "context"},
         ),
         {},
     ),
-    "hybrid": (Layout("hybrid", {"node": 2, "data": -1}, compute={"batch": "node, data"}, stored={"embed": "data"}), {}),
-    # axes that split the batch may be given to weights too: they are gathered over them for use
-    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "ulysses_fsdp_tensor": (
+        Layout(
+            "ulysses_fsdp_tensor",
+            {"data": 2, "context": 2, "tensor": 2},
+            compute={**CONTEXT, **TENSOR},
+            stored={"embed": "data"},
+            attention={"sequence": "", "heads": "tensor,context", "kv_heads": "tensor,context"},
+        ),
+        {},
+    ),
+    "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),  # two key/value heads: each device takes the one that its query head needs
+    "fsdp_tensor_over_kv_heads": (PRESETS["fsdp_tensor_sequence"], {"data": 2, "tensor": 4}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
@@ -97,8 +114,8 @@ VARIANTS = {
         layers=2, embed=32, heads=8, mlp=64, vocab=128, norm="layer", activation="gelu", position="learned", positions=64,
         bias_qkv=True, bias_out=True, bias_mlp=True,
     ),
-    "unrolled, untied, qk norm, soft cap, window": dataclasses.replace(
-        GROUPED, scan_layers=False, tied_embeddings=False, qk_norm="head", logit_softcap=5.0, window=7
+    "unrolled, untied, uneven vocabulary, qk norm, soft cap, window": dataclasses.replace(
+        GROUPED, scan_layers=False, tied_embeddings=False, vocab=131, qk_norm="head", logit_softcap=5.0, window=7
     ),
     "attention in blocks, window": dataclasses.replace(GROUPED, attention="blocked", scan_layers=False, window=20),
     "norm after, projection norm, remat by name": dataclasses.replace(

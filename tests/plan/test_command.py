@@ -105,3 +105,16 @@ def test_the_gpu_compiler_plans_the_same_state(planned, gpu_compiler):
     for kind in ("parameters", "gradients", "moments", "workspace"):
         assert there["memory_bytes"][kind] == here["memory_bytes"][kind]
     assert not any("compiler=cpu" in line for line in there["assumptions"])
+
+
+@pytest.mark.gpu_compile
+def test_a_kernel_that_a_gpu_does_not_have_is_refused(small, capsys, gpu_compiler):
+    line = [f"experiment={small}", "devices=8", "model.attention=cudnn", "model.compute_dtype=bfloat16"]
+    assert main([*line, "hardware=a100_80"]) == 2
+    assert re.search(r"error: model.attention=cudnn: .* have 8.0; use model.attention=xla", capsys.readouterr().err)
+
+
+def test_what_stands_in_for_a_kernel_that_a_cpu_does_not_have_is_said(planned):
+    plan = planned("model.attention=cudnn", "model.compute_dtype=bfloat16", "train.microbatches=2")
+    assert any(line.startswith("model.attention=blocked stands in for cudnn") for line in plan["assumptions"])
+    assert plan["memory_bytes"]["workspace"] == 0

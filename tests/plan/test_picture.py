@@ -17,7 +17,7 @@ def drawn(small):
     """The rows that are drawn for a layout on 8 devices, by title."""
 
     def rows(*pairs: tuple[str, str]) -> dict[str, picture.Array]:
-        experiment, _ = with_assumptions(from_pairs([("experiment", str(small)), *pairs]), "gpu")
+        experiment, _ = with_assumptions(from_pairs([("experiment", str(small)), *pairs]), "cpu")
         program = plan_program(experiment, jax.devices()[:8])
         return {a.title: a for row in [*picture.activations(experiment, program.place), *picture.weights(program)] for a in row}
 

@@ -1,0 +1,413 @@
+"""Context parallelism: attention of queries whose sequence is split over devices.
+
+The layout says which kind (each name is a preset):
+
+- `context_gather`: `sequence` is split in `compute`. Each device has its queries, and gathers all keys and values (Llama 3, 2024).
+- `context_ring`: `keys` is split too, in `attention`. Keys and values go round in a ring (Ring Attention, Liu et al. 2023).
+- `context_ulysses`: in `attention`, `sequence` is whole and `heads` are split by its axes. An all-to-all gives each device
+  whole rows of some heads (DeepSpeed-Ulysses, Jacobs et al. 2023), and nothing of this module is needed.
+
+**The order of positions.** With causal attention the last queries see the most keys. So the sequence is cut into 2 P chunks for
+P devices, and device i has the chunks i and 2 P - 1 - i (the zigzag order): equal work for all, in the ring at every step.
+Only integers are moved for it: the batch's tokens, targets, weights and positions, once a step (`arrange`). All but
+attention looks at single positions, and attention knows the order. It is always so where queries are split while they attend.
+
+**The products.** A chunk attends to itself, causally, and to all chunks before it, where documents and windows are all
+that masks. Each product gives its output and the statistics of its softmax, which are enough to add it to others (`merge`).
+The backward pass makes the scores again from the statistics of all keys, fetching the keys again: what is kept is the
+device's own queries, keys, values and output. Sums of several products, also those over devices, are in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.model import attention_blocked as blocked
+from llm_jax.model import attention_cudnn as cudnn
+from llm_jax.model.attention_mask import Mask, causal
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Placement
+
+SUM_DTYPE = jnp.float32
+Product = tuple[jax.Array, jax.Array]
+"""out_BTHK and lse_BHT of some queries and some keys, float32."""
+
+
+# --- the order of positions ---
+
+
+def parts(place: Placement) -> int:
+    """Over how many devices the queries of a row are split while they attend."""
+    return place.size(place.split(("batch", "sequence"), "attention")[1])
+
+
+def length_multiple(place: Placement) -> int:
+    """What a sequence's length must be a multiple of: two chunks for each device, and whole parts between blocks."""
+    others = (place.size(place.split(("batch", "sequence"), table)[1]) for table in ("compute", "residual"))
+    return math.lcm(2 * parts(place) if parts(place) > 1 else 1, *others)
+
+
+def arrange(x: jax.Array, place: Placement) -> jax.Array:
+    """An array [B, T, ...] in the natural order of positions -> in the order that the layout keeps them in, split as it says."""
+    P = parts(place)
+    return _placed(zigzag(_whole(x, place), P), place) if P > 1 else _placed(x, place)
+
+
+def restore(x: jax.Array, place: Placement) -> jax.Array:
+    """The reverse of `arrange`: an array [B, T, ...] in the natural order; where the layout's is another, whole on every device."""
+    P = parts(place)
+    return unzigzag(_whole(x, place), P) if P > 1 else x
+
+
+def zigzag(x: jax.Array, P: int) -> jax.Array:
+    """[B, T, ...] in natural order -> for each of P parts in turn its chunks i and 2 P - 1 - i."""
+    chunks = x.reshape(x.shape[0], 2 * P, -1, *x.shape[2:])
+    return jnp.stack([chunks[:, :P], chunks[:, : P - 1 : -1]], 2).reshape(x.shape)
+
+
+def unzigzag(x: jax.Array, P: int) -> jax.Array:
+    """The reverse of `zigzag`."""
+    pairs = x.reshape(x.shape[0], P, 2, -1, *x.shape[2:])
+    return jnp.concatenate([pairs[:, :, 0], pairs[:, ::-1, 1]], 1).reshape(x.shape)
+
+
+def _placed(x: jax.Array, place: Placement) -> jax.Array:
+    return place.move(x, ("batch", "sequence", *(None,) * (x.ndim - 2)))
+
+
+def _whole(x: jax.Array, place: Placement) -> jax.Array:
+    return place.move(x, ("batch", None, *(None,) * (x.ndim - 2)))
+
+
+# --- products of some queries with some keys ---
+
+
+class Kernel(NamedTuple):
+    """The products of a kind of attention."""
+
+    forward: Callable[[jax.Array, jax.Array, jax.Array, Mask], Product]
+    """(q, k, v, mask) -> out and statistics."""
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    """(q, k, v, mask, out and lse of all keys, dout) -> the gradients of q, k, v through these keys."""
+
+
+def plain_kernel(most: int) -> Kernel:
+    """In plain JAX, in at most so many blocks of queries."""
+    return Kernel(functools.partial(blocked.forward, most=most), functools.partial(blocked.backward, most=most))
+
+
+def cudnn_kernel(config: ModelConfig) -> Kernel:
+    """NVIDIA's fused kernel."""
+    assert config.head_dim
+    own = cudnn.Options(config.head_dim**-0.5, config.window, causal=True)
+    earlier = cudnn.Options(config.head_dim**-0.5, None, causal=False)
+
+    def documents(mask: Mask) -> cudnn.Documents | None:
+        return None if mask.queries_BT is None else cudnn.find_documents(mask.queries_BT, config.max_segments)
+
+    def forward(q, k, v, mask: Mask) -> Product:
+        if mask.ahead_B is not None:
+            out, lse = cudnn.forward_before(q, k, v, mask, earlier)
+        else:
+            found = documents(mask)
+            out, lse = cudnn.forward(q, k if found is None else cudnn.poisoned(k, found), v, found, own)
+        return out.astype(SUM_DTYPE), lse
+
+    def backward(q, k, v, mask: Mask, out, lse, dout):
+        if mask.ahead_B is not None:
+            return cudnn.backward_before(q, k, v, mask, out, lse, dout, earlier)
+        return cudnn.backward(q, k, v, documents(mask), lse, out, dout, own)
+
+    return Kernel(forward, backward)
+
+
+def kernel_of(config: ModelConfig) -> Kernel:
+    """The products for `model.attention`."""
+    if config.attention == "cudnn":
+        return cudnn_kernel(config)
+    return plain_kernel(1 if config.attention == "xla" else blocked.MOST_BLOCKS)
+
+
+def merge(one: Product, two: Product) -> Product:
+    """Attention to two sets of keys from attention to each."""
+    (out1, lse1), (out2, lse2) = one, two
+    lse = jnp.logaddexp(lse1, lse2)
+    share1, share2 = (jnp.einsum("BHT->BTH", jnp.exp(x - lse))[..., None] for x in (lse1, lse2))
+    return out1 * share1 + out2 * share2, lse
+
+
+# --- attention on one device, inside `Placement.local` ---
+
+
+class Split(NamedTuple):
+    """How the sequence is split."""
+
+    axes: tuple[str, ...]
+    """The mesh axes that split it."""
+    parts: int
+    """Into how many."""
+    ring: bool
+    """Whether keys go round; otherwise all are gathered."""
+    config: ModelConfig
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention_split(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, segments_BS: jax.Array | None, split: Split) -> jax.Array:
+    """Causal attention of one device's chunks to the keys of all devices -> out_BTHK in q's dtype.
+
+    q, k, v: this device's two chunks of the sequence. segments_BS: of the whole rows, in natural order.
+    """
+    return _forward(q_BTHK, k_BTGK, v_BTGK, segments_BS, split)[0]
+
+
+def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BS, split: Split):
+    schedule = _ring_forward if split.ring else _gather_forward
+    out_BTHK, lse_BHT = schedule(q_BTHK, k_BTGK, v_BTGK, Chunks(segments_BS, q_BTHK.shape[1] // 2, split), kernel_of(split.config))
+    out_BTHK, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BTHK.astype(q_BTHK.dtype), lse_BHT))
+    return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, segments_BS, out_BTHK, lse_BHT)
+
+
+def _backward(split: Split, saved, dout_BTHK):
+    q_BTHK, k_BTGK, v_BTGK, segments_BS, out_BTHK, lse_BHT = saved
+    schedule = _ring_backward if split.ring else _gather_backward
+    chunks = Chunks(segments_BS, q_BTHK.shape[1] // 2, split)
+    gradients = schedule(q_BTHK, k_BTGK, v_BTGK, out_BTHK, lse_BHT, dout_BTHK, chunks, kernel_of(split.config))
+    return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
+
+
+attention_split.defvjp(_forward, _backward)
+
+
+class Chunks(NamedTuple):
+    """The 2 P chunks of the sequence, and the masks between them."""
+
+    segments_BS: jax.Array | None
+    length: int
+    """Positions of a chunk."""
+    split: Split
+
+    def own(self) -> tuple[jax.Array, jax.Array]:
+        """The numbers of this device's two chunks, the early and the late one."""
+        me = jax.lax.axis_index(self.split.axes)
+        return me, 2 * self.split.parts - 1 - me
+
+    def segments(self, *chunks: jax.Array) -> jax.Array | None:
+        """The documents of some chunks: [B, C] of one, otherwise [B N, C], as `rows` has them."""
+        if self.segments_BS is None:
+            return None
+        found = [jax.lax.dynamic_slice_in_dim(self.segments_BS, chunk * self.length, self.length, 1) for chunk in chunks]
+        return jnp.stack(found, 1).reshape(-1, self.length)
+
+    def causal(self) -> Mask:
+        """Each of the device's chunks with itself: masks of [2 B, C] rows."""
+        return causal(self.segments(*self.own()), self.split.config.window)
+
+    def between(self, batch: int, queries: tuple[jax.Array, ...], keys: tuple[jax.Array, ...]) -> Mask:
+        """Chunks of queries, each with an earlier chunk of keys: masks of [N B, C] rows."""
+        ahead = [(q - k) * self.length for q, k in zip(queries, keys, strict=True)]
+        ahead_B = jnp.broadcast_to(jnp.stack(ahead), (batch, len(ahead))).reshape(-1)
+        return Mask(self.segments(*queries), self.segments(*keys), ahead_B, self.split.config.window)
+
+    def before(self, batch: int, queries: jax.Array, count: int) -> Mask:
+        """A chunk of queries with those of the first `count` chunks that are before it."""
+        keys_BS = None if self.segments_BS is None else self.segments_BS[:, : count * self.length]
+        return Mask(self.segments(queries), keys_BS, jnp.broadcast_to(queries * self.length, (batch,)), self.split.config.window)
+
+
+def rows(x_BT: jax.Array, n: int = 2) -> jax.Array:
+    """[B, n C, ...] -> [B n, C, ...]: each chunk a row of its own."""
+    return x_BT.reshape(x_BT.shape[0] * n, x_BT.shape[1] // n, *x_BT.shape[2:])
+
+
+def joined(x_BC: jax.Array, n: int = 2) -> jax.Array:
+    """The reverse of `rows`."""
+    return x_BC.reshape(x_BC.shape[0] // n, x_BC.shape[1] * n, *x_BC.shape[2:])
+
+
+def halves(x: jax.Array, axis: int = 1) -> list[jax.Array]:
+    """The early chunk and the late one."""
+    return jnp.split(x, 2, axis)
+
+
+def stats_rows(lse_BHT: jax.Array) -> jax.Array:
+    """`rows` for statistics: [B, H, 2 C] -> [2 B, H, C]."""
+    return jnp.stack(halves(lse_BHT, 2), 1).reshape(-1, lse_BHT.shape[1], lse_BHT.shape[2] // 2)
+
+
+def stats_joined(lse_BHC: jax.Array) -> jax.Array:
+    """The reverse of `stats_rows`."""
+    pairs = lse_BHC.reshape(-1, 2, *lse_BHC.shape[1:])
+    return jnp.concatenate([pairs[:, 0], pairs[:, 1]], 2)
+
+
+# --- all keys gathered ---
+
+
+def _gathered(x: jax.Array, split: Split) -> jax.Array:
+    """The whole rows of keys or values, in natural order."""
+    return unzigzag(jax.lax.all_gather(x, split.axes, axis=1, tiled=True), split.parts)
+
+
+def _counts(split: Split) -> tuple[int, int]:
+    """How many chunks can be before the early chunk of any device, and before the late one."""
+    return split.parts - 1, 2 * split.parts - 1
+
+
+def _gather_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
+    """The device's own chunks need nobody: that product runs while the keys arrive."""
+    B, split, C = q.shape[0], chunks.split, chunks.length
+    keys, values = _gathered(k, split), _gathered(v, split)
+    out, lse = kernel.forward(rows(q), rows(k), rows(v), chunks.causal())
+    found = []
+    for q_c, out_c, lse_c, chunk, n in zip(halves(q), halves(joined(out)), halves(stats_joined(lse), 2), chunks.own(), _counts(split), strict=True):
+        earlier = kernel.forward(q_c, keys[:, : n * C], values[:, : n * C], chunks.before(B, chunk, n))
+        found.append(merge((out_c, lse_c), earlier))
+    (out1, lse1), (out2, lse2) = found
+    return jnp.concatenate([out1, out2], 1), jnp.concatenate([lse1, lse2], 2)
+
+
+def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
+    """The gradients of all keys are summed over devices as they are scattered back to their own."""
+    B, split, C = q.shape[0], chunks.split, chunks.length
+    keys, values = _gathered(k, split), _gathered(v, split)
+    own = kernel.backward(rows(q), rows(k), rows(v), chunks.causal(), rows(out), stats_rows(lse), rows(dout))
+    dq, dk, dv = (joined(g.astype(SUM_DTYPE)) for g in own)
+    more, dkeys, dvalues = [], jnp.zeros(keys.shape, SUM_DTYPE), jnp.zeros(values.shape, SUM_DTYPE)
+    for q_c, out_c, lse_c, dout_c, chunk, n in zip(halves(q), halves(out), halves(lse, 2), halves(dout), chunks.own(), _counts(split), strict=True):
+        mask = chunks.before(B, chunk, n)
+        dq_c, dk_c, dv_c = kernel.backward(q_c, keys[:, : n * C], values[:, : n * C], mask, out_c, lse_c, dout_c)
+        more.append(dq_c.astype(SUM_DTYPE))
+        rest = [(0, 0), (0, keys.shape[1] - n * C), (0, 0), (0, 0)]
+        dkeys, dvalues = (total + jnp.pad(d.astype(SUM_DTYPE), rest) for total, d in ((dkeys, dk_c), (dvalues, dv_c)))
+
+    def scattered(d: jax.Array) -> jax.Array:
+        return jax.lax.psum_scatter(zigzag(d, split.parts), split.axes, scatter_dimension=1, tiled=True)
+
+    return dq + jnp.concatenate(more, 1), dk + scattered(dkeys), dv + scattered(dvalues)
+
+
+# --- keys in a ring ---
+
+
+def _shift(x, split: Split):
+    """To the next device of the ring."""
+    return jax.lax.ppermute(x, split.axes, [(i, (i + 1) % split.parts) for i in range(split.parts)])
+
+
+class Step(NamedTuple):
+    """One step of the ring: two products of a chunk of queries with an earlier chunk of keys.
+
+    This device's chunks are i and 2 P - 1 - i, those of the keys that are here j and 2 P - 1 - j. The late queries see
+    the early keys, always. And if j < i the early queries see the early keys, else the late queries the late keys.
+    """
+
+    early: jax.Array
+    """bool []: j < i."""
+    mask: Mask
+    """Of both products, as rows: that of `early` first."""
+
+    def of_queries(self, x: jax.Array, axis: int = 1) -> jax.Array:
+        """The chunks of queries for both products, as rows."""
+        first, last = halves(x, axis)
+        return jnp.stack([jnp.where(self.early, first, last), last], 1).reshape(-1, *first.shape[1:])
+
+    def of_keys(self, x: jax.Array) -> jax.Array:
+        """The chunks of keys."""
+        first, last = halves(x)
+        return jnp.stack([first, jnp.where(self.early, first, last)], 1).reshape(-1, *first.shape[1:])
+
+    def to_queries(self, d: jax.Array) -> jax.Array:
+        """What both products add to the queries' two chunks."""
+        one, two = (d.reshape(-1, 2, *d.shape[1:])[:, i] for i in range(2))
+        return jnp.concatenate([jnp.where(self.early, one, 0), jnp.where(self.early, two, one + two)], 1)
+
+    def to_keys(self, d: jax.Array) -> jax.Array:
+        """What both products add to the keys' two chunks."""
+        one, two = (d.reshape(-1, 2, *d.shape[1:])[:, i] for i in range(2))
+        return jnp.concatenate([jnp.where(self.early, one + two, one), jnp.where(self.early, 0, two)], 1)
+
+
+def _step(r: jax.Array | int, batch: int, chunks: Chunks) -> Step:
+    """Step r, 1 .. P - 1: the keys are those of the device r places before this one."""
+    i, last_i = chunks.own()
+    j = (i - r) % chunks.split.parts
+    last_j = 2 * chunks.split.parts - 1 - j
+    early = j < i
+    mask = chunks.between(batch, (jnp.where(early, i, last_i), last_i), (j, jnp.where(early, j, last_j)))
+    return Step(early, mask)
+
+
+def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
+    """Each step sends its keys on, and computes with them meanwhile."""
+    B, split = q.shape[0], chunks.split
+    arriving = _shift((k, v), split)
+    out, lse = kernel.forward(rows(q), rows(k), rows(v), chunks.causal())
+    (out1, out2), (lse1, lse2) = halves(joined(out)), halves(stats_joined(lse), 2)
+    q2, k1, v1 = halves(q)[1], halves(k)[0], halves(v)[0]
+    own = chunks.own()
+    out2, lse2 = merge((out2, lse2), kernel.forward(q2, k1, v1, chunks.between(B, own[1:], own[:1])))
+
+    def add(total, kv, r):
+        (out1, lse1), (out2, lse2) = total
+        step = _step(r, B, chunks)
+        out, lse = kernel.forward(step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask)
+        (out_a, out_b), (lse_a, lse_b) = (halves(joined(out)), halves(stats_joined(lse), 2))
+        out2, lse2 = merge((out2, lse2), (out_b, lse_b))
+        early = step.early
+        out_a, lse_a = merge((jnp.where(early, out1, out2), jnp.where(early, lse1, lse2)), (out_a, lse_a))
+        first = (jnp.where(early, out_a, out1), jnp.where(early, lse_a, lse1))
+        last = (jnp.where(early, out2, out_a), jnp.where(early, lse2, lse_a))
+        return first, last
+
+    def body(carry, r):
+        total, kv = carry
+        following = _shift(kv, split)
+        return (add(total, kv, r), following), None
+
+    start = (((out1, lse1), (out2, lse2)), arriving)
+    (total, kv), _ = jax.lax.scan(body, start, jnp.arange(1, split.parts - 1))
+    (out1, lse1), (out2, lse2) = add(total, kv, split.parts - 1)
+    return jnp.concatenate([out1, out2], 1), jnp.concatenate([lse1, lse2], 2)
+
+
+def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
+    """The gradients of keys go round too, one step behind: what a device adds to them is ready when they arrive."""
+    B, split = q.shape[0], chunks.split
+    arriving = _shift((k, v), split)
+    own = kernel.backward(rows(q), rows(k), rows(v), chunks.causal(), rows(out), stats_rows(lse), rows(dout))
+    dq, dk, dv = (joined(g.astype(SUM_DTYPE)) for g in own)
+    last, first = [halves(x)[1] for x in (q, out, dout)], [halves(x)[0] for x in (k, v)]
+    numbers = chunks.own()
+    across = kernel.backward(last[0], *first, chunks.between(B, numbers[1:], numbers[:1]), last[1], halves(lse, 2)[1], last[2])
+    dq_more, dk_more, dv_more = (g.astype(SUM_DTYPE) for g in across)
+    dq += jnp.concatenate([jnp.zeros_like(dq_more), dq_more], 1)
+    dk, dv = (total + jnp.concatenate([more, jnp.zeros_like(more)], 1) for total, more in ((dk, dk_more), (dv, dv_more)))
+
+    def share(kv, r):
+        """Through the keys of step r: what is added to dq, dk and dv."""
+        step = _step(r, B, chunks)
+        rest = (step.of_queries(out), step.of_queries(lse, 2), step.of_queries(dout))
+        dq, dk, dv = kernel.backward(step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask, *rest)
+        dq, dk, dv = (g.astype(SUM_DTYPE) for g in (dq, dk, dv))
+        return step.to_queries(dq), (step.to_keys(dk), step.to_keys(dv))
+
+    def add(dq, dkv, kv, r):
+        arrived = _shift(dkv, split)
+        dq_more, dkv_more = share(kv, r)
+        return dq + dq_more, jax.tree.map(jnp.add, arrived, dkv_more)
+
+    def body(carry, r):
+        dq, dkv, kv = carry
+        following = _shift(kv, split)
+        return (*add(dq, dkv, kv, r), following), None
+
+    (dq, dkv, kv), _ = jax.lax.scan(body, (dq, (dk, dv), arriving), jnp.arange(1, split.parts - 1))
+    dq, dkv = add(dq, dkv, kv, split.parts - 1)
+    return dq, *_shift(dkv, split)
