@@ -38,19 +38,21 @@ class Shared:
     """What is multiplied, as it is stored. It gets no gradient."""
 
 
-def weight(rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None) -> Weight:
-    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros.
+def weight(
+    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
+) -> Weight:
+    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros. `dtype`: None for the parameters'.
 
     With `layers`, one for every layer, stacked along a first dim.
     """
     full = shape if layers is None else (layers, *shape)
-    dtype = jnp.dtype(config.parameter_dtype)
+    kind = jnp.dtype(dtype or config.parameter_dtype)
     if std is None:
-        value = jnp.ones(full, dtype)
+        value = jnp.ones(full, kind)
     elif std == 0:
-        value = jnp.zeros(full, dtype)
+        value = jnp.zeros(full, kind)
     else:
-        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(dtype)
+        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
     return Weight(value, dims=dims, stacked=layers is not None)
 
 
@@ -111,9 +113,12 @@ _ready.defvjp(
 )
 
 
-def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None) -> jax.Array:
-    """`einsum(equation, x, w)` of activations with a weight; `spec` is the result's partition spec (None: JAX decides)."""
-    return _project(equation, spec, *use(w, config, place), x)
+def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None, dtype: str | None = None) -> jax.Array:
+    """`einsum(equation, x, w)` of activations with a weight; `spec` is the result's partition spec (None: JAX decides).
+
+    `dtype`: of the weight, where it is not the compute dtype.
+    """
+    return _project(equation, spec, *use(w, config, place, dtype), x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
