@@ -100,28 +100,27 @@ def _token_axes(place: Placement) -> tuple[str, ...]:
 def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights_BT, bias_E=None):
     """One device's tokens: weights_BTk, slots_BTk and the sums of `Routing`.
 
-    A slot is where a token goes: the number of the expert, or with capacity expert * room + place. One past the last is nowhere: padding,
-    and tokens that found no room. Rooms fill in the order of positions, at one position in the order of scores: so what a token gets
-    depends on no later one.
+    A slot is where a token goes: the number of the expert, or with capacity expert * room + place, and one past the last for those that
+    find no room. Rooms fill in the order of positions, at one position in the order of scores: so what a token gets depends on no later
+    one, padding at the end of a row takes nobody's place.
     """
     moe, E = config.moe, config.moe.experts
-    weights_BTk, experts_BTk, probability_BTE = choose(logits_BTE, bias_E, moe)
-    B, T, k = experts_BTk.shape
-    kept_BTk = jnp.broadcast_to(counts_BT[..., None] > 0, (B, T, k))
-    sent_BTkE = (experts_BTk[..., None] == jnp.arange(E)) & kept_BTk[..., None]
-    slots_BTk, nowhere = experts_BTk, E
+    weights_BTk, slots_BTk, probability_BTE = choose(logits_BTE, bias_E, moe)
+    B, T, k = slots_BTk.shape
+    sent_BTkE = slots_BTk[..., None] == jnp.arange(E)
+    axes = place.axes("sequence")
+    over = lambda a: jax.lax.psum(a, axes) if axes else a  # noqa: E731
+    sent_BTE = jnp.any(sent_BTkE, 2) * counts_BT[..., None]
+    load_1E, *sums = sums_of(moe, logits_BTE, probability_BTE, sent_BTE, counts_BT, weights_BT, over)
+    dropped_1E = jnp.zeros_like(load_1E)
     if moe.dispatch == "capacity":
         room = capacity(moe, T)
         before_BTkE = jnp.cumsum(sent_BTkE.reshape(B, T * k, E).astype(jnp.int32), 1).reshape(sent_BTkE.shape) - 1
-        place_BTk = jnp.take_along_axis(before_BTkE, experts_BTk[..., None], -1)[..., 0]
-        kept_BTk &= place_BTk < room
-        slots_BTk, nowhere = experts_BTk * room + place_BTk, E * room
-    axes = place.axes("sequence")
-    over = lambda a: jax.lax.psum(a, axes) if axes else a  # noqa: E731
-    dropped_1E = over(jnp.sum(sent_BTkE & ~kept_BTk[..., None], (0, 1, 2), dtype=jnp.float32)[None])
-    sent_BTE = jnp.any(sent_BTkE, 2).astype(jnp.float32)
-    load_1E, *sums = sums_of(moe, logits_BTE, probability_BTE, sent_BTE, counts_BT, weights_BT, over)
-    return weights_BTk, jnp.where(kept_BTk, slots_BTk, nowhere), load_1E, dropped_1E, *sums
+        place_BTk = jnp.take_along_axis(before_BTkE, slots_BTk[..., None], -1)[..., 0]
+        slots_BTk = jnp.where(place_BTk < room, slots_BTk * room + place_BTk, E * room)
+        late_BTkE = sent_BTkE & (place_BTk >= room)[..., None]
+        dropped_1E = over(jnp.sum(jnp.any(late_BTkE, 2) * counts_BT[..., None], (0, 1))[None])
+    return weights_BTk, slots_BTk, load_1E, dropped_1E, *sums
 
 
 def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts_BTk, *matrices):

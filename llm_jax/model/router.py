@@ -1,7 +1,7 @@
 """The router of a mixture of experts: which experts a token is sent to, with what weights, and what keeps their loads even.
 
-A token counts in losses and loads unless it is padding (segment 0). What a layer tells of its routing are sums over rows of the batch,
-`Routing`: so losses made of them are the same however the batch is spread over devices.
+Padding (segment 0) goes to experts as other tokens do, but does not count in losses and loads. What a layer tells of its routing are sums
+over rows of the batch, `Routing`: so losses made of them are the same however the batch is spread over devices.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model import router
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.flops import active_parameters, matmul_parameters
 from llm_jax.model.grouped import grouped_product
 from llm_jax.model.moe import MoE, capacity
+from llm_jax.model.transformer import Transformer
 from tests.training import SMALL, train
 
 E, K, B, T, D, F = 8, 3, 2, 40, 16, 24
@@ -76,15 +78,13 @@ def expert(block: MoE, e: int, x: np.ndarray) -> np.ndarray:
     return (g / (1 + np.exp(-g)) * (x @ up)) @ down
 
 
-def by_loops(block: MoE, x: np.ndarray, segments: np.ndarray, room: int | None = None) -> np.ndarray:
+def by_loops(block: MoE, x: np.ndarray, room: int | None = None) -> np.ndarray:
     """y_BTD, token by token; with `room`, an expert takes no more of a row."""
     moe, y = block.config.moe, np.zeros(x.shape)
     bias = np.asarray(block.bias[...], np.float64) if moe.bias else np.zeros(E)
     for b in range(B):
         taken = dict.fromkeys(range(E), 0)
         for t in range(T):
-            if segments[b, t] == 0:
-                continue
             token = x[b, t].astype(np.float64)
             for e, weight in zip(*route_one(token @ np.asarray(block.router[...], np.float64), bias, moe), strict=True):
                 taken[e] += 1
@@ -109,7 +109,7 @@ def test_dropless_equals_a_loop_over_tokens_and_experts(variant, product):
         block.bias[...] = jnp.asarray(np.random.default_rng(1).normal(size=E) * 0.3, jnp.float32)
     x, segments = some_input()
     y, routing = applied(block, x, segments)
-    np.testing.assert_allclose(y, by_loops(block, x, segments), **TIGHT)
+    np.testing.assert_allclose(y, by_loops(block, x), **TIGHT)
     assert float(jnp.sum(routing.load_PE)) == K * (segments > 0).sum()
     assert float(jnp.sum(routing.dropped_PE)) == 0
 
@@ -120,10 +120,10 @@ def test_softmax_over_the_chosen_is_softmax_over_all_divided_by_its_sum():
     np.testing.assert_allclose(weights, softmax(np.take_along_axis(logits, np.asarray(experts), -1)), **TIGHT)
 
 
-def dense_form(block: MoE, x: jax.Array, real: jax.Array) -> jax.Array:
+def dense_form(block: MoE, x: jax.Array, real_BT: jax.Array) -> jax.Array:
     """Every expert on every token, weighted with zeros where it was not chosen: what autodiff is sure of."""
     weights, experts, _ = router.choose(jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe)
-    weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2) * real[..., None]
+    weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2)
     up, gate = (jnp.einsum("BTD,EDF->BTEF", x, w[...]) for w in (block.up, block.gate))
     return jnp.einsum("BTEF,EFD,BTE->BTD", jax.nn.silu(gate) * up, block.down[...], weights_BTE)
 
@@ -147,11 +147,14 @@ def test_capacity_keeps_the_first_tokens_of_each_row_and_drops_the_rest(factor):
     room = capacity(block.config.moe, T)
     assert room == min(T, {0.3: 5, 1.0: 15, 8.0: T}[factor])
     y, routing = applied(block, x, segments)
-    np.testing.assert_allclose(y, by_loops(block, x, segments, room), **TIGHT)
-    rows = [applied(block, x[b : b + 1], segments[b : b + 1])[1].load_PE for b in range(B)]
-    np.testing.assert_array_equal(routing.load_PE, sum(rows))
-    np.testing.assert_array_equal(routing.dropped_PE, sum(np.maximum(load - room, 0) for load in rows))
-    assert (np.sum(routing.dropped_PE) > 0) == (factor < 8)
+    np.testing.assert_allclose(y, by_loops(block, x, room), **TIGHT)
+    assert float(jnp.sum(routing.load_PE)) == K * (segments > 0).sum()
+    rows = [applied(block, x[b : b + 1], np.ones((1, T)))[1] for b in range(B)]
+    for row in rows:
+        np.testing.assert_array_equal(row.dropped_PE, np.maximum(row.load_PE - room, 0))
+    dropped = float(jnp.sum(routing.dropped_PE))
+    assert (dropped > 0) == (factor < 8)
+    assert dropped <= sum(float(jnp.sum(row.dropped_PE)) for row in rows)  # without those of padding
 
 
 def test_what_a_token_gets_depends_on_no_later_one():
@@ -170,7 +173,7 @@ def test_every_token_goes_through_the_shared_expert():
     x, segments = some_input()
     y, _ = applied(block, x, segments)
     assert block.shared.up[...].shape == (D, 12)
-    np.testing.assert_allclose(y, by_loops(block, x, segments) + np.asarray(block.shared(jnp.asarray(x))), **TIGHT)
+    np.testing.assert_allclose(y, by_loops(block, x) + np.asarray(block.shared(jnp.asarray(x))), **TIGHT)
 
 
 @pytest.mark.parametrize("sizes", [[0, 0, 300, 0], [64, 1, 0, 130], [10, 20, 30, 40], [0, 0, 0, 0]])
@@ -275,3 +278,15 @@ def test_dense_layers_among_sparse_ones_run_in_their_order():
     assert blocks["mlp"]["up"].shape == (2, 8, 32, 16)
     assert dense["mlp"]["up"].shape == (2, 32, 64)
     np.testing.assert_allclose([m["train_loss"] for m in scanned], [m["train_loss"] for m in unrolled], rtol=1e-5)  # other order of sums
+
+
+def test_flops_and_active_parameters_count_the_experts_that_a_token_is_sent_to():
+    moe = MoEConfig(experts=8, top_k=2, mlp=16, shared_mlp=24, dense_layers=(0,))
+    model = ModelConfig(layers=3, embed=32, heads=4, mlp=64, vocab=100, moe=moe).resolved()
+    _, weights = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
+    total = sum(w.size for w in jax.tree.leaves(weights))
+    attention, dense, expert_, shared, router_, table = 4 * 32 * 32, 3 * 32 * 64, 3 * 32 * 16, 3 * 32 * 24, 32 * 8, 100 * 32
+    assert total == 3 * attention + dense + 2 * (8 * expert_ + shared + router_) + table + 7 * 32  # and the norms
+    matmul = 3 * attention + dense + 2 * (2 * expert_ + shared + router_) + table
+    assert matmul_parameters(model) == matmul
+    assert active_parameters(model, total) == matmul + 7 * 32
