@@ -41,6 +41,27 @@ def test_json_has_the_keys_that_programs_read(planned):
     assert plan["model_flops"] == 16 * 64 * (6 * weights + 12 * 2 * 64 * 65 / 2)
 
 
+def test_the_prediction_agrees_with_itself(planned):
+    plan = planned()
+    seconds = plan["step_seconds"]
+    assert seconds["best"] < seconds["expected"] < seconds["worst"]
+    assert plan["tokens_per_second_per_device"] == pytest.approx(plan["tokens"] / 8 / seconds["expected"])
+    assert plan["mfu"] == pytest.approx(plan["model_flops"] / (8 * 494.7e12 * seconds["expected"]))  # float32
+    assert plan["hardware_flops"] == pytest.approx(8 * sum(row["flops"] for row in plan["kernels"]))
+    for row in plan["collectives"]:
+        assert set(row) == {"kind", "axis", "crosses_nodes", "count", "bytes", "seconds", "hidden_seconds"}
+        assert row["axis"] == "data"
+        assert not row["crosses_nodes"]  # 8 devices are one node
+
+
+def test_trace_and_program_are_written(planned):
+    plan = planned()
+    assert {event["ph"] for event in plan["trace"]["traceEvents"]} >= {"X", "M"}
+    last = max(event["ts"] + event["dur"] for event in plan["trace"]["traceEvents"] if event["ph"] == "X")
+    assert last / 1e6 == pytest.approx(plan["step_seconds"]["expected"], rel=1e-3)
+    assert plan["text"].startswith("HloModule")
+
+
 def test_simulated_devices_are_never_taken_in_silence(planned):
     plan = planned()
     assert plan["compiler"] == "cpu"
