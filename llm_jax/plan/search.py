@@ -18,8 +18,8 @@ from llm_jax.experiment import Experiment, first_line
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.layout.layout import TABLES, Layout, split_axes
 from llm_jax.layout.presets import PRESETS
-from llm_jax.model.dims import DIMS
-from llm_jax.plan.memory import state_bytes
+from llm_jax.model.dims import DIMS, PipelineConfig
+from llm_jax.plan.memory import least_bytes
 from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
 from llm_jax.train.run import split_sizes
 
@@ -66,7 +66,7 @@ class Ranking:
 def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, say: Say, workers: int | None = None) -> Ranking:
     """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
 
-    What does not divide, or whose weights, gradients and moments alone are more than the memory, is not compiled. `workers`:
+    What does not divide, or cannot fit (`memory.least_bytes`), is not compiled. `workers`:
     processes that compile, one a core unless given; 1: this process.
     """
     tried, same = candidates(experiment, devices)
@@ -135,6 +135,8 @@ def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
         return ",".join(axis for axis in split_axes(axes) if axis in kept)
 
     tables: dict[str, Any] = {table: {dim: entry(axes) for dim, axes in getattr(layout, table).items()} for table in TABLES}
+    if not tables["compute"].get("layers"):
+        tables["pipeline"] = PipelineConfig()
     return Candidate(dataclasses.replace(layout, mesh=kept, **tables), kept)
 
 
@@ -178,12 +180,13 @@ def why_not(candidate: Candidate, experiment: Experiment, hardware: Hardware, ab
     if idle:
         return f"splits nothing over {idle[0]}: its devices would all do the same"
     try:
+        candidate.layout.check()
         program = plan_program(applied(experiment, candidate), absent)
     except UserError as error:
         return str(error)
-    needed, usable = state_bytes(program), USABLE_MEMORY * hardware.memory_bytes
+    needed, usable = least_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
-        return f"does not fit: weights, gradients and moments alone need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
+        return f"does not fit: weights, gradients, moments and the stream that enters the layers need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
     return ""
 
 

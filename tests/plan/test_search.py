@@ -63,7 +63,7 @@ def test_axes_that_split_everything_together_are_one():
         ("single", {"data": 8}, 10**9, "splits nothing over data"),
         ("tensor", {"tensor": 8}, 10**9, ""),
         ("tensor", {"tensor": 8}, 10**9, "model.heads=4: layout tensor"),
-        ("data_parallel", {"data": 8}, 2 * 10**6, "does not fit: weights, gradients and moments alone need"),
+        ("data_parallel", {"data": 8}, 2 * 10**6, "does not fit: weights, gradients, moments and the stream that enters the layers need"),
         ("fsdp", {"data": 8}, 2 * 10**6, ""),
     ],
 )
