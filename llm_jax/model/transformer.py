@@ -8,15 +8,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
-from llm_jax.model.attention import Attention
+from llm_jax.model import attention
 from llm_jax.model.attention_context import arrange, restore
-from llm_jax.model.config import ModelConfig, saved_names
+from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.parts import Norm, rope_tables
+from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.weights import Weight, compute, lookup, weight
-
-STREAM = ("batch", "sequence", "embed")
 
 
 class Block(nnx.Module):
@@ -28,7 +27,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
-        self.attention = Attention(config, rngs, layers, place)
+        self.attention = attention.Attention(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
         self.mlp = FeedForward(config, rngs, layers, place)
 
@@ -38,11 +37,11 @@ class Block(nnx.Module):
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
-            y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            return x_BTD + self.mlp(checkpoint_name(y_BTD, "mlp_in"))
+            y_BTD = checkpoint_name(self.mlp_norm(x_BTD), "mlp_in")  # kept as the stream is split
+            return x_BTD + self.mlp(place.move(y_BTD, STREAM))
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD = self.mlp(checkpoint_name(place.move(x_BTD, STREAM), "mlp_in"))
+        y_BTD = self.mlp(place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM))
         return x_BTD + self.mlp_norm(y_BTD)
 
 
@@ -59,7 +58,7 @@ class Transformer(nnx.Module):
         self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
-        self.blocks = Block(config, rngs, config.layers, place)
+        self.blocks = Block(config, rngs, config.layers, place.in_stage())
         self.final_norm = Norm(config, rngs, None, place)
         if not config.tied_embeddings:
             self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
@@ -97,8 +96,7 @@ class Transformer(nnx.Module):
         x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
             x_BTD += lookup(self.positions, positions_BT, config, place, residual)
-        rope = rope_tables(config, positions_BT) if config.position == "rope" else None
-        x_BTD = self.run_blocks(x_BTD, rope, segments_BS)
+        x_BTD = self.run_blocks(x_BTD, positions_BT, segments_BS)
         return place.move(self.final_norm(x_BTD), STREAM)
 
     @property
@@ -106,29 +104,52 @@ class Transformer(nnx.Module):
         """The output projection [V, D]: the head, or the embedding where that is both."""
         return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, rope, segments_BT: jax.Array | None) -> jax.Array:
-        """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
+    def run_blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
+        """All blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says.
+
+        Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
+        """
         config = self.config
         graph, stacked = nnx.split(self.blocks)
-
-        def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, segments_BT), None
-
         saved = saved_names(config.remat)
-        if saved is not None:
-            policy = jax.checkpoint_policies.save_only_these_names(*saved)
-            # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
-            block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
-        if config.scan_layers:
-            return jax.lax.scan(block, x_BTD, stacked)[0]
-        for weights in unstack(stacked, config.layers):
-            x_BTD, _ = block(x_BTD, weights)
-        return x_BTD
+
+        def layers(stacked, x_BTD, positions_BT, segments_BS):
+            rope = rope_tables(config, positions_BT) if config.position == "rope" else None
+
+            def block(x_BTD, weights):
+                return nnx.merge(graph, weights)(x_BTD, rope, segments_BS), None
+
+            if saved is not None:
+                policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+                    names_which_can_be_saved=saved,
+                    names_which_can_be_offloaded=tensor_names("offload", config.offload),
+                    offload_src="device",
+                    offload_dst="pinned_host",
+                )
+                # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
+                block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
+            if config.scan_layers:
+                return jax.lax.scan(block, x_BTD, stacked)
+            for weights in unstack(stacked):
+                x_BTD, _ = block(x_BTD, weights)
+            return x_BTD, None
+
+        if self.place.axes("layers"):
+            return run_pipeline(layers, self.place, stacked, x_BTD, positions_BT, segments_BS)[0]
+        return layers(stacked, x_BTD, positions_BT, segments_BS)[0]
 
 
-def unstack(tree, count: int) -> list:
-    """`count` trees from one with a leading dim. By `lax.split`, whose gradient is one concatenation."""
+def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
+    """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
+    attention.check(config, place, sequence_length)
+    if config.offload and place.platform() == "cpu":
+        raise UserError(f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave it empty")
+
+
+def unstack(tree) -> list:
+    """The trees that one with a leading dim is made of. By `lax.split`, whose gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
+    count = leaves[0].shape[0]
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
 

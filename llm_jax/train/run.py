@@ -20,7 +20,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
-from llm_jax.model import attention
+from llm_jax.model import transformer
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
@@ -55,7 +55,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     place.check_divides(split_sizes(experiment))
-    attention.check(experiment.model, place, experiment.train.sequence_length)
+    transformer.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
@@ -268,6 +268,7 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
@@ -279,6 +280,16 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
+    """How the batch flows through the stages, for the header."""
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    return (
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
+    )
 
 
 def show_samples(
