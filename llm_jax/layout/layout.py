@@ -35,6 +35,15 @@ Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
 MAY_STAY_WHOLE = ("kv_heads", "vocab")
+WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "vocab", "layers")
+HELD: dict[Table, tuple[str, ...]] = {
+    "compute": DIMS,
+    "stored": WEIGHT_DIMS,
+    "optimizer": WEIGHT_DIMS,
+    "residual": ("batch", "sequence", "embed"),
+    "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
+}
+"""The dims that a table can place: those of the arrays that it is about, but for the sum over head_dim in attention's scores."""
 IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
 PADDED = ("vocab",)
@@ -71,6 +80,11 @@ class Layout:
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
+                if dim not in HELD[table]:
+                    raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(HELD[table])} only")
+        for dim in ("embed", "head_dim"):
+            if axes := self.tables()["compute"].get(dim):
+                raise UserError(f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; layout.stored.{dim} splits it at rest")
         self.check_pipeline()
 
     def check_pipeline(self) -> None:

@@ -8,9 +8,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
-from llm_jax.model.attention import Attention
+from llm_jax.model import attention
 from llm_jax.model.attention_context import arrange, restore
-from llm_jax.model.config import ModelConfig, saved_names
+from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.parts import Norm, rope_tables
@@ -27,7 +27,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
-        self.attention = Attention(config, rngs, layers, place)
+        self.attention = attention.Attention(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
         self.mlp = FeedForward(config, rngs, layers, place)
 
@@ -37,11 +37,11 @@ class Block(nnx.Module):
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BT)
-            y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            return x_BTD + self.mlp(checkpoint_name(y_BTD, "mlp_in"))
+            y_BTD = checkpoint_name(self.mlp_norm(x_BTD), "mlp_in")  # kept as the stream is split
+            return x_BTD + self.mlp(place.move(y_BTD, STREAM))
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BT)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD = self.mlp(checkpoint_name(place.move(x_BTD, STREAM), "mlp_in"))
+        y_BTD = self.mlp(place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM))
         return x_BTD + self.mlp_norm(y_BTD)
 
 
@@ -120,7 +120,12 @@ class Transformer(nnx.Module):
                 return nnx.merge(graph, weights)(x_BTD, rope, segments_BS), None
 
             if saved is not None:
-                policy = jax.checkpoint_policies.save_only_these_names(*saved)
+                policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+                    names_which_can_be_saved=saved,
+                    names_which_can_be_offloaded=tensor_names("offload", config.offload),
+                    offload_src="device",
+                    offload_dst="pinned_host",
+                )
                 # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
                 block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
             if config.scan_layers:
@@ -132,6 +137,13 @@ class Transformer(nnx.Module):
         if self.place.axes("layers"):
             return run_pipeline(layers, self.place, stacked, x_BTD, positions_BT, segments_BS)[0]
         return layers(stacked, x_BTD, positions_BT, segments_BS)[0]
+
+
+def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
+    """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
+    attention.check(config, place, sequence_length)
+    if config.offload and place.platform() == "cpu":
+        raise UserError(f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave it empty")
 
 
 def unstack(tree) -> list:

@@ -20,7 +20,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
-from llm_jax.model import attention
+from llm_jax.model import transformer
 from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
@@ -55,7 +55,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     place.check_divides(split_sizes(experiment))
-    attention.check(experiment.model, place, experiment.train.sequence_length)
+    transformer.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
