@@ -21,7 +21,7 @@ from tests.parity.test_layouts import GROUPED, LAYOUTS, STEPS, assert_same
 from tests.training import train
 
 ROOT = Path(__file__).parent.parent.parent
-COMPARED = ("fsdp", "fsdp_tensor_sequence", "hybrid")
+COMPARED = ("fsdp", "fsdp_tensor_sequence", "pipeline", "hybrid")
 
 
 def free_port() -> int:
