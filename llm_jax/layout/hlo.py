@@ -248,7 +248,7 @@ class Module:
         inlined: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation:
-                if instruction.opcode == "fusion" or ("to_apply=" in instruction.rest and instruction.opcode != "call"):
+                if instruction.opcode in ("fusion", "fusion-start") or ("to_apply=" in instruction.rest and instruction.opcode != "call"):
                     inlined.update(instruction.called)
         return (c for c in self.computations.values() if c.name not in inlined)
 

@@ -19,22 +19,31 @@ device takes those that its queries need. A vocabulary stays whole at rest, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.errors import UserError, nearest
-from llm_jax.model.dims import DIMS, Dims, Placement, Table
+from llm_jax.errors import UserError, nearest, require
+from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
 
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
 MAY_STAY_WHOLE = ("kv_heads", "vocab")
+WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "vocab", "layers")
+HELD: dict[Table, tuple[str, ...]] = {
+    "compute": DIMS,
+    "stored": WEIGHT_DIMS,
+    "optimizer": WEIGHT_DIMS,
+    "residual": ("batch", "sequence", "embed"),
+    "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
+}
+"""The dims that a table can place: those of the arrays that it is about, but for the sum over head_dim in attention's scores."""
 IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
 PADDED = ("vocab",)
@@ -59,6 +68,8 @@ class Layout:
     """Where the residual stream is between blocks, where it differs from `compute`."""
     attention: Axes = field(default_factory=dict)
     """Where queries, keys and values are while they attend, where it differs from `compute`."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How the batch flows through the stages, where `compute` splits `layers` over mesh axes: these are the stages."""
 
     def check(self) -> None:
         """Raises UserError where a table names a dim or an axis that there is none of."""
@@ -69,6 +80,41 @@ class Layout:
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
+                if dim not in HELD[table]:
+                    raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(HELD[table])} only")
+        for dim in ("embed", "head_dim"):
+            if axes := self.tables()["compute"].get(dim):
+                raise UserError(f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; layout.stored.{dim} splits it at rest")
+        self.check_pipeline()
+
+    def check_pipeline(self) -> None:
+        """Raises UserError where `layers` is split in a way that no pipeline can run."""
+        microbatches, rounds = self.pipeline.microbatches, self.pipeline.rounds
+        require(microbatches is None or microbatches >= 1, "layout.pipeline.microbatches", microbatches, "at least 1, or null for as many as fit")
+        require(rounds >= 1, "layout.pipeline.rounds", rounds, "at least 1")
+        tables = self.tables()
+        stages, at_rest = (split_axes(tables[table].get("layers", "")) for table in ("compute", "stored"))
+        if not stages:
+            require(not at_rest, "layout.stored.layers", ", ".join(at_rest), "split in layout.compute too (a pipeline), or not at all")
+            changed = [f.name for f in fields(PipelineConfig) if getattr(self.pipeline, f.name) != f.default]
+            if changed:
+                raise UserError(
+                    f"layout.pipeline.{changed[0]}={getattr(self.pipeline, changed[0])}: layout {self.name} has no pipeline; "
+                    "layout.compute.layers=AXIS makes one"
+                )
+            return
+        for table in ("compute", "residual", "attention"):
+            batch = split_axes(tables[table].get("batch", ""))
+            right = ", ".join((*stages, *(a for a in batch if a not in stages)))
+            require(
+                batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it"
+            )
+        if rounds > 1:
+            require(self.pipeline.remat, "layout.pipeline.remat", False, f"true with rounds={rounds}: every tick would keep its weights")
+            right = (
+                f'"" with layout.pipeline.rounds={rounds}, where a stage has layers from {rounds} places; split another dim, as layout.stored.embed'
+            )
+            require(not at_rest, "layout.stored.layers", ", ".join(at_rest), right)
 
     def tables(self) -> dict[Table, Axes]:
         """The five tables, each complete."""
@@ -112,19 +158,35 @@ def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None
     return PartitionSpec(*entries)
 
 
+def without(table: Axes, used: Collection[str]) -> Axes:
+    """A table without some mesh axes."""
+    return {dim: ", ".join(axis for axis in split_axes(axes) if axis not in used) for dim, axes in table.items()}
+
+
 @dataclass(frozen=True)
 class MeshPlacement(Placement):
     """The placement that a layout's tables give on a mesh."""
 
     layout: Layout
     mesh: Mesh
+    used: tuple[str, ...] = ()
+    """Mesh axes that the code around has used up (`in_stage`)."""
 
     def __hash__(self) -> int:
-        return hash((self.layout.name, self.mesh))
+        return hash((self.layout.name, self.mesh, self.used))
+
+    @property
+    def pipeline(self) -> PipelineConfig:  # type: ignore[override]
+        return self.layout.pipeline
 
     @cached_property
     def tables(self) -> dict[Table, Axes]:
-        return self.layout.tables()
+        return {name: without(table, self.used) for name, table in self.layout.tables().items()}
+
+    @cached_property
+    def traced_mesh(self) -> Mesh | AbstractMesh:
+        """The mesh as code sees it that uses this placement."""
+        return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.used, AxisType.Manual)) if self.used else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         missing = [-n % self.size(self.axes(dim)) if dim in PADDED else 0 for dim, n in zip(dims, w.shape, strict=True)]
@@ -180,7 +242,7 @@ class MeshPlacement(Placement):
             in_specs = tuple(
                 PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
             )
-            return jax.shard_map(f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs(out_dims), check_vma=False)(*arguments)
+            return self.on_own_axes(f, in_specs, out_specs(out_dims))(*arguments)
 
         return run
 
@@ -190,6 +252,53 @@ class MeshPlacement(Placement):
     def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
         return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
 
+    def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
+        used = self.in_stage().used
+
+        def kept(spec: PartitionSpec) -> PartitionSpec:
+            return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in used) or None for entry in spec))
+
+        def run(*arguments: Any) -> Any:
+            in_specs = jax.tree.map(lambda x: kept(jax.typeof(x).sharding.spec), arguments)
+            out_specs = tuple(kept(self.spec(dims, "residual")) for dims in out_dims)
+            return jax.shard_map(f, mesh=self.mesh, axis_names=set(used), in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+
+        return run
+
+    def in_stage(self) -> MeshPlacement:
+        elsewhere = {
+            axis
+            for name in ("compute", "stored", "residual", "attention")
+            for dim, axes in self.tables[name].items()
+            if dim not in ("batch", "layers")
+            for axis in split_axes(axes)
+        }
+        only_batch = (axis for axis in self.axes("batch") if axis not in elsewhere)
+        return replace(self, used=tuple(dict.fromkeys((*self.axes("layers"), *only_batch)))) if self.axes("layers") else self
+
+    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+        stages = self.axes("layers")
+        others = (tuple(a for a in entry_axes(entry) if a not in stages) or None for entry in jax.typeof(w_RL).sharding.spec[2:])
+        return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, stages, *others)))
+
+    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+        home = partition_spec(self.layout.tables()["optimizer"], dims, dw_RL.shape[2:], self.mesh)
+
+        def scattered(dw_RL: jax.Array) -> jax.Array:
+            for i, entry in enumerate(home):
+                if axes := tuple(axis for axis in entry_axes(entry) if axis in self.used):
+                    dw_RL = jax.lax.psum_scatter(dw_RL, axes, scatter_dimension=i + 2, tiled=True)
+            return dw_RL
+
+        return self.on_own_axes(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(dw_RL)
+
+    def on_own_axes(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`jax.shard_map` over all axes that the code around has not used up."""
+        own = set(self.mesh.axis_names) - set(self.used)
+        if not own:  # every device is on its own already
+            return f
+        return jax.shard_map(f, mesh=self.traced_mesh, axis_names=own, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
@@ -198,7 +307,7 @@ class MeshPlacement(Placement):
 
     def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Where an array with these dims (and this shape) lives according to one of the tables."""
-        return NamedSharding(self.mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
+        return NamedSharding(self.traced_mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
@@ -214,5 +323,29 @@ class MeshPlacement(Placement):
                 if size % parts and dim != "kv_heads":  # see `attention.check`
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
-                        f"{' x '.join(f'{a}={self.mesh.shape[a]}' for a in axes)}, and {size} is not a multiple of {parts}"
+                        f"{self.named(axes)}, and {size} is not a multiple of {parts}"
                     )
+        if self.axes("layers"):
+            self.check_stages(sizes)
+
+    def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
+        """Raises UserError where microbatches, batch or layers do not divide over the stages of the pipeline."""
+        stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
+        there = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
+        pieces = stages * config.rounds
+        if layers % pieces:
+            raise UserError(f"{key}={layers}: {there} and {config.rounds} rounds, and {layers} is not a multiple of {pieces}")
+        if config.microbatches is None:
+            return
+        if config.microbatches % stages:
+            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {there}, and {config.microbatches} is not a multiple of {stages}")
+        batch, key = sizes["batch"]
+        rows = config.microbatches * self.size(self.axes("batch")) // stages
+        if batch % rows:
+            others = self.named(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
+            over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")
+            raise UserError(f"{key}={batch}: {there} and {over}, and {batch} is not a multiple of {rows}")
+
+    def named(self, axes: tuple[str, ...]) -> str:
+        """Mesh axes with their sizes, for an error."""
+        return " x ".join(f"{a}={self.mesh.shape[a]}" for a in axes)

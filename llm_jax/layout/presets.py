@@ -6,6 +6,7 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
 EXPERTS = {"batch": "data, expert", "experts": "expert"}
+STAGES = {"batch": "stage, data", "layers": "stage"}
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 CONTEXT = {"batch": "data", "sequence": "context"}
 OVER_BOTH = {"embed": "data,context"}
@@ -58,6 +59,18 @@ PRESETS = {
             mesh={"data": -1, "expert": 2, "tensor": 2},
             compute={**EXPERTS, **TENSOR},
             stored={"embed": "data, expert"},
+            residual={"sequence": "tensor"},
+        ),
+        # Groups of layers on groups of devices (GPipe, Huang et al. 2019), which send each other only the stream: for the slowest
+        # network. Outside of the blocks the stages split the batch, and the tables' moments. Weights are whole on the devices of
+        # `data`, and only the moments are split (ZeRO-1): gathered as by fsdp, they would travel again for every microbatch.
+        Layout("pipeline", mesh={"stage": 4, "data": -1}, compute=STAGES, optimizer={"embed": "data", "vocab": "stage"}),
+        # All three dimensions of Narayanan et al. 2021: layers across nodes, matrices within one, and the batch over the rest.
+        Layout(
+            "pipeline_tensor",
+            mesh={"stage": 2, "data": -1, "tensor": 2},
+            compute={**STAGES, **TENSOR},
+            optimizer={"embed": "data", "vocab": "tensor, stage"},
             residual={"sequence": "tensor"},
         ),
     )

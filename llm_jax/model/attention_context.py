@@ -410,4 +410,4 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
 
     (dq, dkv, kv), _ = jax.lax.scan(body, (dq, (dk, dv), arriving), jnp.arange(1, split.parts - 1))
     dq, dkv = add(dq, dkv, kv, split.parts - 1)
-    return dq, *_shift(dkv, split)
+    return dq, *_shift(tuple(d.astype(k.dtype) for d in dkv), split)  # home; nothing is added any more

@@ -187,6 +187,9 @@ class ModelConfig:
     remat: str = "none"
     """What the backward pass recomputes: "none" keeps everything, "full" keeps only block inputs, or the names of
     the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate, mlp_up, mlp_in)."""
+    offload: str = ""
+    """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass too, but in the host's memory:
+    copied there and back while the GPU computes. Needs a GPU, and remat=full or names."""
     init_std: float = 0.02
     """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2 layers)."""
 
@@ -226,10 +229,19 @@ class ModelConfig:
             values["vocab"] = tokenizer_vocab
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
             raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} pieces")
-        saved_names(self.remat)
+        self.check_remat()
         if self.gradient_dtype != "float32" and self.compute_dtype == "float32":
             raise UserError(f"model.gradient_dtype={self.gradient_dtype}: less than model.compute_dtype=float32 makes it of; use float32")
         return dataclasses.replace(self, **values)
+
+    def check_remat(self) -> None:
+        """Raises UserError for names that are no tensors of a block, and for an `offload` that has no meaning beside `remat`."""
+        saved, offloaded = saved_names(self.remat), tensor_names("offload", self.offload)
+        if offloaded and saved is None:
+            raise UserError(f"model.offload={self.offload}: with model.remat=none everything is kept on the device; use model.remat=full, or names")
+        for name in offloaded:
+            if name in (saved or ()):
+                raise UserError(f"model.offload={self.offload}: model.remat keeps {name!r} on the device; name it in one of the two")
 
     @property
     def gated(self) -> bool:
@@ -252,8 +264,14 @@ def saved_names(remat: str) -> tuple[str, ...] | None:
         return None
     if remat == "full":
         return ()
-    names = tuple(name.strip() for name in remat.split(","))
+    return tensor_names("remat", remat)
+
+
+def tensor_names(key: str, value: str) -> tuple[str, ...]:
+    """The tensors of a block that a value of `remat` or `offload` names; UserError for one that there is none of."""
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
     for name in names:
         if name not in SAVEABLE:
-            raise UserError(f"model.remat={remat}: {name!r} is no policy or tensor; {nearest(name, (*SAVEABLE, 'none', 'full'))}")
+            others = ("none", "full") if key == "remat" else ()
+            raise UserError(f"model.{key}={value}: {name!r} is no {'policy or ' if others else ''}tensor; {nearest(name, (*SAVEABLE, *others))}")
     return names

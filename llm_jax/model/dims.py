@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -36,12 +37,39 @@ DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "
 """Every name that a layout may place."""
 
 
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How the batch flows through the stages, where a layout splits `layers` over devices (`model.pipeline`)."""
+
+    microbatches: int | None = None
+    """Parts that flow through the stages one after the other; a multiple of the stages. None: four times the stages, or as many
+    as the rows of the batch allow."""
+    rounds: int = 1
+    """How often each microbatch goes round the stages, each time through the next layers (interleaved schedule): less idling,
+    more traffic, more kept for the backward pass. More than 1 wants weights at rest that are not split by `layers`."""
+    remat: bool = True
+    """Whether a stage keeps only what enters it in each tick, and computes its layers again in the backward pass, there as
+    `model.remat` says: the memory does not grow with the layers of a stage. False: only as `model.remat` says."""
+
+    def per_stage(self, rows: int, stages: int) -> int:
+        """Microbatches for each stage, where each device has `rows` of the batch: as many as asked for, or as the rows allow (sampling)."""
+        most = self.microbatches // stages if self.microbatches else 4
+        return max(n for n in range(1, most + 1) if rows % n == 0)
+
+    def idle(self, microbatches: int, stages: int) -> float:
+        """The part of the ticks in which a stage has nothing to do, (S - 1) / (M rounds + S - 1)."""
+        return (stages - 1) / (microbatches * self.rounds + stages - 1)
+
+
 class Placement:
     """Where arrays live. This one says nothing, which is right for a model on a single device;
     `layout.layout.MeshPlacement` answers from the tables of a layout.
 
     It is a static part of the model, so it is hashable and compares by value.
     """
+
+    pipeline = PipelineConfig()
+    """How the batch flows through the stages, where `layers` is split."""
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         """A weight, moved from where it is stored to where it is multiplied; a vocabulary that does not divide is padded with zeros."""
@@ -81,6 +109,27 @@ class Placement:
     def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
         """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them."""
         return f
+
+    def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
+        """`f`, run by each stage (the devices that have the same layers) on its own part of the arguments, which are trees.
+
+        Axes that split the batch and no weight are used up too: each of their devices runs `f` on its own rows. So gradients of
+        weights are local sums in `f`, and are summed over devices once, where weights enter. Everything else is placed by `in_stage`.
+        """
+        return f
+
+    def in_stage(self) -> Placement:
+        """The placement for code inside `by_stage`: the axes that are used up split nothing there."""
+        return self
+
+    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+        """Weights [rounds, layers, ...], each layer moved to its stage; other dims stay where they are."""
+        return w_RL
+
+    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+        """In a stage: the gradient of weights [rounds, layers, *dims], summed over the axes that split the moments, each device left with
+        its part. (`by_stage` sums over the other axes that are used up.)"""
+        return dw_RL
 
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         """The mesh axes that split `dim`; for sums over them inside `local`."""

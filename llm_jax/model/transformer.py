@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +12,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
-from llm_jax.model.attention import Attention
+from llm_jax.model import attention, moe
 from llm_jax.model.attention_context import arrange, restore
-from llm_jax.model.config import ModelConfig, saved_names
+from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
-from llm_jax.model.moe import MoE
 from llm_jax.model.parts import Norm, rope_tables
+from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
 from llm_jax.model.weights import Weight, compute, lookup, weight
-
-STREAM = ("batch", "sequence", "embed")
 
 
 class Block(nnx.Module):
@@ -33,9 +33,9 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
-        self.attention = Attention(config, rngs, layers, place)
+        self.attention = attention.Attention(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
-        self.mlp = (MoE if sparse else FeedForward)(config, rngs, layers, place)
+        self.mlp = (moe.MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
         self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
@@ -48,18 +48,17 @@ class Block(nnx.Module):
         if self.config.norm_placement == "before":
             y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
             x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BS)
-            y_BTD = place.move(self.mlp_norm(x_BTD), STREAM)
-            y_BTD, routing = self.feed_forward(y_BTD, real_BT, weights_BT)
+            y_BTD, routing = self.feed_forward(self.mlp_norm(x_BTD), real_BT, weights_BT)
             return x_BTD + y_BTD, routing
         y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BS)
         x_BTD = x_BTD + self.attention_norm(y_BTD)
-        y_BTD, routing = self.feed_forward(place.move(x_BTD, STREAM), real_BT, weights_BT)
+        y_BTD, routing = self.feed_forward(x_BTD, real_BT, weights_BT)
         return x_BTD + self.mlp_norm(y_BTD), routing
 
     def feed_forward(self, x_BTD: jax.Array, real_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """The block's second half, dense or sparse."""
-        x_BTD = checkpoint_name(x_BTD, "mlp_in")
-        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
+        """The block's second half, dense or sparse; x_BTD in the residual placement."""
+        x_BTD = self.place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM)  # kept as the stream is split
+        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(x_BTD), None)
 
 
 class Transformer(nnx.Module):
@@ -76,7 +75,7 @@ class Transformer(nnx.Module):
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
         sparse = len(config.sparse_layers)
-        self.blocks = Block(config, rngs, sparse or config.layers, place, sparse=bool(sparse))
+        self.blocks = Block(config, rngs, sparse or config.layers, place.in_stage(), sparse=bool(sparse))
         if 0 < sparse < config.layers:
             self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
@@ -122,8 +121,7 @@ class Transformer(nnx.Module):
         x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
         if config.position == "learned":
             x_BTD += lookup(self.positions, positions_BT, config, place, residual)
-        rope = rope_tables(config, positions_BT) if config.position == "rope" else None
-        x_BTD, routing = self.run_blocks(x_BTD, rope, segments_BS, real_BT, weights_BT)
+        x_BTD, routing = self.run_blocks(x_BTD, positions_BT, segments_BS, real_BT, weights_BT)
         return place.move(self.final_norm(x_BTD), STREAM), routing
 
     @property
@@ -131,11 +129,20 @@ class Transformer(nnx.Module):
         """The output projection [V, D]: the head, or the embedding where that is both."""
         return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, rope, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """All blocks in turn; their `Routing` is stacked over the sparse ones. `beside`: what `Block` takes besides."""
+    def run_blocks(self, x_BTD: jax.Array, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """All blocks in turn. `Routing` is stacked over the sparse ones. beside: positions_BT, segments_BS, real_BT, weights_BT.
+
+        Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
+        """
         routings = []
         for blocks, first, end in self.runs():
-            x_BTD, routing = self.run_stack(blocks, first, end, x_BTD, rope, *beside)
+            graph, stacked = nnx.split(blocks)
+            layers = functools.partial(self.run_layers, graph)
+            if self.place.axes("layers"):
+                x_BTD, routing = run_pipeline(layers, self.place, stacked, x_BTD, *beside)
+            else:
+                stacked = jax.tree.map(lambda w, a=first, b=end: w if (a, b) == (0, len(w)) else w[a:b], stacked)
+                x_BTD, routing = layers(stacked, x_BTD, *beside)
             if routing is not None:
                 routings.append(routing)
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
@@ -152,32 +159,47 @@ class Transformer(nnx.Module):
             runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
         return runs
 
-    def run_stack(self, blocks: Block, first: int, end: int, x_BTD: jax.Array, rope, *beside: jax.Array | None):
-        """Some of a stack's blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
+    def run_layers(self, graph: Any, stacked: Any, x_BTD: jax.Array, *beside: Any) -> tuple[jax.Array, Routing | None]:
+        """A stack of blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
         config = self.config
-        graph, stacked = nnx.split(blocks)
-        stacked = jax.tree.map(lambda w: w if (first, end) == (0, len(w)) else w[first:end], stacked)
+        positions_BT, *beside_block = beside
+        rope = rope_tables(config, positions_BT) if config.position == "rope" else None
 
         def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, *beside)
+            return nnx.merge(graph, weights)(x_BTD, rope, *beside_block)
 
         saved = saved_names(config.remat)
         if saved is not None:
-            policy = jax.checkpoint_policies.save_only_these_names(*saved)
+            policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=saved,
+                names_which_can_be_offloaded=tensor_names("offload", config.offload),
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
             # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
             block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
         if config.scan_layers:
             return jax.lax.scan(block, x_BTD, stacked)
         routings = []
-        for weights in unstack(stacked, end - first):
+        for weights in unstack(stacked):
             x_BTD, routing = block(x_BTD, weights)
             routings.append(routing)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
 
 
-def unstack(tree, count: int) -> list:
-    """`count` trees from one with a leading dim. By `lax.split`, whose gradient is one concatenation."""
+def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
+    """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
+    attention.check(config, place, sequence_length)
+    if config.sparse_layers:
+        moe.check(config, place)
+    if config.offload and place.platform() == "cpu":
+        raise UserError(f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave it empty")
+
+
+def unstack(tree) -> list:
+    """The trees that one with a leading dim is made of. By `lax.split`, whose gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
+    count = leaves[0].shape[0]
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
 

@@ -137,6 +137,10 @@ def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array
     stored, x = saved
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
+    x_spec, y_spec = placed(x), placed(dy)
+    if x_spec is not None and y_spec is not None:  # gathered once, where y was scattered over the sequence: XLA finds worse ways by itself
+        of_x = dict(zip(x_dims, x_spec, strict=True))
+        dy = jax.sharding.reshard(dy, PartitionSpec(*(of_x.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, how.ready(stored), out_sharding=placed(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
@@ -182,7 +186,9 @@ def _lookup(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax
     table_VD = stored.astype(how.compute_dtype)
     ids_BT, part = how.place.rows_for(placed(table_VD), ids_BT)
     x_BTD = table_VD.at[ids_BT].get(out_sharding=part)
-    return x_BTD if spec is None else jax.sharding.reshard(x_BTD, spec)
+    for step in between(part, spec):
+        x_BTD = jax.sharding.reshard(x_BTD, step)
+    return x_BTD
 
 
 def _lookup_forward(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax.Array):
@@ -191,12 +197,56 @@ def _lookup_forward(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids
 
 def _lookup_backward(spec: Any, how: Use, ids_BT: jax.Array, dx_BTD: jax.Array):
     ids_BT, part = how.place.rows_for(how.home, ids_BT)
-    dx_BTD = dx_BTD if part is None else jax.sharding.reshard(dx_BTD, part)
+    for step in reversed([part, *between(part, placed(dx_BTD))[:-1]] if part is not None else []):
+        dx_BTD = jax.sharding.reshard(dx_BTD, step)
     zeros = jnp.zeros(how.shape, how.gradient_dtype, out_sharding=how.home)
     return how.gradient(zeros.at[ids_BT].add(dx_BTD.astype(how.gradient_dtype), out_sharding=how.home)), None, None
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+def between(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[PartitionSpec]:
+    """The way of [B, T, D] from having its `embed` split to having its positions split: one mesh axis at a time, the last first.
+
+    Each step is an all-to-all. In one step over several axes XLA gathers everything first.
+
+    >>> between(PartitionSpec(None, None, ("data", "context")), PartitionSpec("data", "context", None))
+    [P(None, 'context', 'data'), P('data', 'context', None), P('data', 'context', None)]
+    """
+    if rows is None or stream is None:
+        return []
+    at, goal = ([(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec] for spec in (rows, stream))
+    steps = []
+    while at[2] != goal[2][: len(at[2])]:
+        *rest, axis = at[2]
+        at[2] = tuple(rest)
+        for dim in (0, 1):
+            if goal[dim][: len(at[dim]) + 1] == (*at[dim], axis):
+                at[dim] = (*at[dim], axis)
+                break
+        steps.append(PartitionSpec(*at))
+    return [*steps, stream]
+
+
+def summed_once(w: Weight, place: Placement) -> Weight:
+    """In a stage of a pipeline: weights [rounds, layers, *dims] that are used for one microbatch after the other.
+
+    Their gradient is the sum of all uses first, and is then summed over devices and left where the moments are.
+    """
+    home, stored = home_and_stored(w)
+    return w if home is stored else w.replace(_summed_once(place, w.dims, placed(home), home, stored))  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _summed_once(place: Placement, dims: Dims, spec: PartitionSpec, home: jax.Array, stored: jax.Array) -> jax.Array:
+    return stored.astype(home.dtype)
+
+
+_summed_once.defvjp(
+    lambda place, dims, spec, home, stored: (stored.astype(home.dtype), None),
+    lambda place, dims, spec, _, dw_RL: (jax.sharding.reshard(place.summed_home(dw_RL, dims), spec), None),
+)
 
 
 def placed(x: jax.Array) -> PartitionSpec | None:

@@ -13,7 +13,7 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
-from llm_jax.model import attention
+from llm_jax.model import transformer
 from llm_jax.model.flops import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
@@ -147,7 +147,7 @@ def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
     program.place.check_divides(split_sizes(experiment))
-    attention.check(experiment.model, program.place, experiment.train.sequence_length)
+    transformer.check(experiment.model, program.place, experiment.train.sequence_length)
     return program
 
 

@@ -28,8 +28,8 @@ from llm_jax.plan.efficiency import HOST_SYNC, Efficiency
 COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
 ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
 
-_SAID_TRIPS = re.compile(r"trips=(\d+)/while$")
-"""What a model says of a loop whose trips its data decides, by `jax.named_scope("trips=4")` around it: how many are expected."""
+_SAID_TRIPS = re.compile(r"\btrips=(\d+)")
+"""What a model says of loops whose trips its data decides, by `jax.named_scope("trips=4")` around them: how many are expected."""
 
 Work = Kernel | Collective
 
@@ -129,7 +129,8 @@ class _Walk:
     counts: dict[Instruction, int] = field(default_factory=lambda: defaultdict(int))
     waited: dict[Instruction, float] = field(default_factory=lambda: defaultdict(float))
     events: list[Event] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)
+    noted: dict[str, set[Instruction]] = field(default_factory=lambda: defaultdict(set))
+    """What the walk could not know, of which instructions."""
 
     def run(self, computation: Computation) -> None:
         """All of a computation."""
@@ -195,10 +196,9 @@ class _Walk:
         trips, sync = instruction.trips, 0.0
         if trips is None:
             sync = HOST_SYNC  # the host reads whether to go on
-            said = _SAID_TRIPS.search(instruction.op_name)
-            trips = int(said[1]) if said else 1
-            known = f"counted {trips} times, as its name says" if said else "counted once"
-            self.notes[f"loop {instruction.op_name or instruction.name}: how often it runs is decided when it runs; {known}"] = None
+            said = _SAID_TRIPS.findall(instruction.op_name)
+            trips = int(said[-1]) if said else 1
+            self.noted["loops whose trips the data decides: counted " + ("as the model expects" if said else "once")].add(instruction)
         before = None
         for trip in range(trips):
             start, counts, waited = self.now, dict(self.counts), dict(self.waited)
@@ -227,7 +227,7 @@ class _Walk:
 
     def branch(self, instruction: Instruction) -> None:
         """The branch that takes longest."""
-        self.notes["conditionals count as the branch that takes longest"] = None
+        self.noted["conditionals: counted as the branch that takes longest"].add(instruction)
 
         def alone(name: str) -> float:
             walk = _Walk(self.program, self.hardware, self.efficiency, record=False)
@@ -263,4 +263,5 @@ def walk(program: Program, hardware: Hardware, efficiency: Efficiency, record: b
     state.run(program.module.entry)
     seconds = max(state.now, *state.free.values())
     events = tuple(sorted(state.events, key=lambda event: (event.start, event.row)))
-    return Timeline(efficiency, seconds, dict(state.counts), dict(state.waited), events, tuple(state.notes))
+    notes = tuple(f"{len(where)} {what}" for what, where in state.noted.items())
+    return Timeline(efficiency, seconds, dict(state.counts), dict(state.waited), events, notes)

@@ -20,10 +20,9 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
-from llm_jax.model import attention
+from llm_jax.model import transformer
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
-from llm_jax.model.moe import check_layout as check_experts_layout
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
@@ -57,7 +56,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     check_layout(experiment, place)
-    attention.check(experiment.model, place, experiment.train.sequence_length)
+    transformer.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
@@ -186,7 +185,6 @@ def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
     assert moe.mlp
     place.check_divides({"experts": (moe.experts, "model.moe.experts"), "mlp": (moe.mlp, "model.moe.mlp")})
     place.check_divides({"mlp": (moe.shared_mlp, "model.moe.shared_mlp")})
-    check_experts_layout(model, place)
 
 
 def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
@@ -283,6 +281,7 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
         "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
@@ -304,6 +303,16 @@ def experts_line(model: ModelConfig, parameters: int) -> str:
     return (
         f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, {moe.scores} router, {form}: "
         f"{metrics.short(active_parameters(model, parameters))} parameters active"
+    )
+
+
+def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
+    """How the batch flows through the stages, for the header."""
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    return (
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
     )
 
 

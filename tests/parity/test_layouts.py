@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import CONTEXT, PRESETS, TENSOR
+from llm_jax.layout.presets import CONTEXT, PRESETS, STAGES, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import SMALL, train
@@ -61,6 +61,17 @@ LAYOUTS = {
     ),
     "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),  # two key/value heads: each device takes the one that its query head needs
     "fsdp_tensor_over_kv_heads": (PRESETS["fsdp_tensor_sequence"], {"data": 2, "tensor": 4}),
+    "pipeline": (PRESETS["pipeline"], {"stage": 2}),
+    "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
+    "pipeline_fsdp_tensor": (
+        Layout(
+            "pipeline_fsdp_tensor",
+            {"stage": 2, "data": -1, "tensor": 2},
+            compute={**STAGES, **TENSOR},
+            stored={"embed": "data", "vocab": "tensor, stage"},
+        ),
+        {},
+    ),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
@@ -133,7 +144,7 @@ def test_model_variants_agree_with_one_device_on_fsdp_tensor(variant):
 
 @pytest.mark.parametrize(
     ("layout", "weight", "parts"),
-    [("data_parallel", "query", 1), ("fsdp", "query", 8), ("tensor", "query", 2), ("fsdp_tensor", "query", 8)],
+    [("data_parallel", "query", 1), ("fsdp", "query", 8), ("tensor", "query", 2), ("fsdp_tensor", "query", 8), ("pipeline_fsdp_tensor", "query", 8)],
 )
 def test_weights_and_moments_are_really_split(layout, weight, parts):
     tables, mesh = LAYOUTS[layout]

@@ -1,0 +1,142 @@
+"""What each layout sends, by XLA's GPU compiler: every collective of the train step, with its axes, its dtype and its bytes.
+
+`GOLDEN` has it in closed form from the shapes of a small Llama: what is not named there must not be there, but for small
+things (losses, norms' scales, token ids, statistics of the softmax), together less than 2 % of all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment, resolved
+from llm_jax.layout import gpu_compile
+from llm_jax.layout.gpu_compile import CompiledStep
+from llm_jax.layout.hardware import hardware
+from llm_jax.layout.presets import PRESETS
+from llm_jax.model.config import ModelConfig
+from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.plan.collectives import Collective, collective_of
+from llm_jax.plan.efficiency import EXPECTED
+from llm_jax.plan.timeline import Program, Timeline, walk
+from llm_jax.train import compile as compiling
+from llm_jax.train.config import TrainConfig
+
+pytestmark = pytest.mark.gpu_compile
+
+L, D, H, G, K, F, V = 6, 512, 8, 4, 64, 2048, 8192
+BATCH, T, CHUNK = 64, 1024, 1024
+LAYERS = L * (D * K * (2 * H + 2 * G) + 3 * D * F)
+"""Elements of all blocks' matrices."""
+TABLE = V * D
+"""Of the embedding, and of the head."""
+STREAM = T * D
+"""Of a sequence's residual stream."""
+
+MODEL = ModelConfig(
+    layers=L, embed=D, heads=H, kv_heads=G, head_dim=K, mlp=F, vocab=V, tied_embeddings=False, compute_dtype="bfloat16", attention="cudnn",
+    max_segments=4,
+)  # fmt: skip
+
+Sent = dict[tuple[str, str, str], float]
+"""(kind, mesh axes, dtype) → elements of the whole arrays, gathered or before they are scattered, on one device, in one step."""
+
+
+def rows(parts: int) -> int:
+    """Elements of the stream of a device's sequences."""
+    return BATCH // parts * STREAM
+
+
+GOLDEN: dict[str, tuple[int, Sent]] = {
+    "data_parallel": (8, {("all-reduce", "data", "f32"): LAYERS + 2 * TABLE}),
+    "zero1": (
+        8,
+        {
+            ("reduce-scatter", "data", "f32"): LAYERS + TABLE,
+            ("all-to-all", "data", "bf16"): rows(8),  # the gradient of the embedding: rows of activations instead of the table
+            ("all-gather", "data", "f32"): LAYERS + 2 * TABLE,  # new weights, once a step
+        },
+    ),
+    "fsdp": (
+        8,
+        {
+            ("all-gather", "data", "bf16"): 2 * LAYERS + TABLE,  # forward, and backward again
+            ("reduce-scatter", "data", "f32"): LAYERS + TABLE,
+            ("all-to-all", "data", "bf16"): 2 * rows(8),  # the embedding, and its gradient
+        },
+    ),
+    "hybrid_fsdp": (
+        64,
+        {
+            ("all-gather", "data", "bf16"): 2 * LAYERS + TABLE,
+            ("reduce-scatter", "data", "f32"): LAYERS + TABLE,
+            ("all-to-all", "data", "bf16"): 2 * rows(64),
+            ("all-reduce", "node", "f32"): (LAYERS + 2 * TABLE) / 8,  # an eighth crosses the network
+        },
+    ),
+    "fsdp_tensor": (
+        8,
+        {
+            ("all-gather", "data", "bf16"): (2 * LAYERS + TABLE) / 2,
+            ("reduce-scatter", "data", "f32"): (LAYERS + TABLE) / 2,
+            ("all-to-all", "data", "bf16"): 2 * rows(4),
+            # two in a block forward, two backward (queries, keys and values in one; gate and up in one), and the embedding's rows
+            ("all-reduce", "tensor", "bf16"): (4 * L + 1) * rows(4),
+            ("all-reduce", "tensor", "f32"): rows(4),  # the head's gradient of the stream, summed over the vocabulary
+        },
+    ),
+}
+
+
+def experiment(layout: str) -> Experiment:
+    train, objective = TrainConfig(batch_size=BATCH, sequence_length=T), ObjectiveConfig(chunk=CHUNK)
+    return resolved(Experiment(name=layout, model=MODEL, layout=PRESETS[layout], train=train, objective=objective))
+
+
+@functools.cache
+def compiled(layout: str) -> tuple[CompiledStep, Program, Timeline]:
+    """The step for absent H100s, and a walk through it; skips where XLA's GPU compiler is not installed."""
+    devices = GOLDEN[layout][0]
+    try:
+        program = compiling.absent_program(experiment(layout), gpu_compile.topology_devices("h100", devices))
+    except UserError as error:
+        pytest.skip(str(error))
+    step, h100 = compiling.compile_program(program, experiment(layout)), hardware("h100")
+    read = Program(step.module, program.place.mesh, h100.devices_per_node)
+    return step, read, walk(read, h100, EXPECTED)
+
+
+def sent(layout: str) -> Sent:
+    """What the compiled step sends; elements of reductions are of what goes in."""
+    _, program, timeline = compiled(layout)
+    found: Counter = Counter()
+    for instruction, n in timeline.counts.items():
+        collective = program.works[instruction]
+        if not isinstance(collective, Collective):
+            continue
+        inside = collective_of(program.module, program.home[instruction], instruction)
+        assert inside
+        computation, start, kind = inside
+        for operand in computation.taken(start):
+            for shape in operand.shapes:
+                found[kind, collective.axis, shape.dtype] += n * shape.elements * (collective.devices if kind == "all-gather" else 1)
+    return found
+
+
+@pytest.mark.parametrize("layout", GOLDEN)
+def test_nothing_is_sent_but_what_the_layout_means(layout):
+    found, (_, golden) = sent(layout), GOLDEN[layout]
+    for key, elements in golden.items():
+        assert found[key] == pytest.approx(elements, rel=0.02), key
+    other = {key: elements for key, elements in found.items() if key not in golden}
+    assert sum(other.values()) < 0.02 * sum(golden.values()), other
+
+
+@pytest.mark.parametrize("layout", GOLDEN)
+def test_collectives_are_asynchronous(layout):
+    _, program, timeline = compiled(layout)
+    waiting = [i for i in timeline.counts if isinstance(program.works[i], Collective) and not i.opcode.endswith("-start")]
+    assert all(shape.elements < D * K for i in waiting for shape in i.shapes)  # less than a matrix
