@@ -6,6 +6,7 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
 STAGES = {"batch": "stage, data", "layers": "stage"}
+EXPERTS = {"batch": "data, expert", "experts": "expert"}
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 CONTEXT = {"batch": "data", "sequence": "context"}
 OVER_BOTH = {"embed": "data,context"}
@@ -59,6 +60,17 @@ PRESETS = {
             mesh={"stage": 2, "data": -1, "tensor": 2},
             compute={**STAGES, **TENSOR},
             optimizer={"embed": "data", "vocab": "tensor, stage"},
+            residual={"sequence": "tensor"},
+        ),
+        # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
+        # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
+        Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),
+        # The same, and within a smaller group all products are split, those of each expert too, and the stream between them.
+        Layout(
+            "expert_tensor",
+            mesh={"data": -1, "expert": 2, "tensor": 2},
+            compute={**EXPERTS, **TENSOR},
+            stored={"embed": "data, expert"},
             residual={"sequence": "tensor"},
         ),
     )
