@@ -37,6 +37,82 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of the feed-forward block: a router sends each token to a few of many (Shazeer et al. 2017).
+
+    Mixtral: experts=8, top_k=2. Qwen3-MoE: experts=128, top_k=8, and `normalise` as its norm_topk_prob. DeepSeek-V3: experts=256,
+    top_k=8, scores="sigmoid", bias=True, groups=8, top_groups=4, scale=2.5, shared_mlp=2048, dense_layers=(0, 1, 2).
+    """
+
+    experts: int = 0
+    """Experts of a layer; 0: none, every token goes through the one feed-forward block."""
+    top_k: int = 2
+    """Experts that a token is sent to."""
+    mlp: int | None = None
+    """Hidden width of an expert. None: model.mlp."""
+    shared_mlp: int = 0
+    """Hidden width of the shared expert, which every token goes through besides; n shared experts are one, n times as wide. 0: none."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers, counted from 0, that keep the feed-forward block of width model.mlp."""
+
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """What becomes of the router's logits, in float32: softmax over all experts, or a sigmoid of each (DeepSeek-V3)."""
+    normalise: bool = True
+    """Weights of the chosen experts are divided by their sum. With softmax the same as a softmax over the chosen (Mixtral)."""
+    scale: float = 1.0
+    """Weights are multiplied by this in the end (routed_scaling_factor of DeepSeek-V3)."""
+    groups: int = 1
+    """The experts fall into so many groups, and a token is sent to those of `top_groups` of them (DeepSeek-V3)."""
+    top_groups: int = 1
+    """Groups that a token may be sent to: those with the largest sum of their two best scores."""
+
+    balance_loss: float = 0.01
+    """Coefficient, for each layer, of experts * sum of (an expert's share of the load * its mean probability), which is 1 where all have
+    the same (Switch, Fedus et al. 2021); 0: off."""
+    balance_over: Literal["batch", "sequence"] = "batch"
+    """What the shares and means of balance_loss are of: the sequences of a microbatch on all devices, or each sequence (DeepSeek-V3)."""
+    z_loss: float = 0.001
+    """Coefficient, for each layer, of log(sum of exp(logits))^2, which keeps the router's logits small (ST-MoE, Zoph et al. 2022); 0: off."""
+    bias: bool = False
+    """Each expert has a bias that is added to its score where experts are chosen, not where they are weighted. No gradient moves it."""
+    bias_rate: float = 0.001
+    """After a step, an expert's bias goes up by this where its load was below the mean, down where above (DeepSeek-V3); 0: it stays."""
+
+    dispatch: Literal["dropless", "capacity"] = "dropless"
+    """"dropless": experts take whatever comes. "capacity": an expert takes at most so many tokens of a sequence, the first ones; for the
+    rest it adds nothing. Shapes are then fixed, and devices exchange only what is sent."""
+    capacity_factor: float = 1.25
+    """dispatch=capacity: the room of an expert in a sequence, in multiples of its share if all had the same."""
+    product: Literal["loop", "ragged_dot"] = "loop"
+    """dispatch=dropless: rows times their expert's matrix, "loop": by a loop over experts and blocks of rows, anywhere; "ragged_dot":
+    `jax.lax.ragged_dot`, which on CPUs and (JAX 0.10, 0.11) on GPUs multiplies every row with every expert."""
+
+    def check(self, layers: int) -> None:
+        """Raises UserError for a value out of range."""
+        at_least = {"experts": 0, "top_k": 1, "shared_mlp": 0, "groups": 1, "top_groups": 1}
+        for key, least in at_least.items():
+            require(getattr(self, key) >= least, f"model.moe.{key}", getattr(self, key), f"at least {least}")
+        require(self.mlp is None or self.mlp >= 1, "model.moe.mlp", self.mlp, "at least 1, or null for model.mlp")
+        for key in ("scale", "capacity_factor"):
+            require(0 < getattr(self, key) < math.inf, f"model.moe.{key}", getattr(self, key), "above 0")
+        for key in ("balance_loss", "z_loss", "bias_rate"):
+            require(0 <= getattr(self, key) < math.inf, f"model.moe.{key}", getattr(self, key), "0 (off) or more")
+        if not self.experts:
+            return
+        E, groups = self.experts, self.groups
+        require(self.top_k <= E, "model.moe.top_k", self.top_k, f"at most model.moe.experts={E}")
+        require(E % groups == 0, "model.moe.groups", groups, f"a divisor of model.moe.experts={E}")
+        if groups > 1:
+            require(E // groups >= 2, "model.moe.groups", groups, f"at most half of model.moe.experts={E}: a group is judged by its two best")
+        require(self.top_groups <= groups, "model.moe.top_groups", self.top_groups, f"at most model.moe.groups={groups}")
+        room = self.top_groups * (E // groups)
+        require(self.top_k <= room, "model.moe.top_k", self.top_k, f"at most {room}, the experts of model.moe.top_groups={self.top_groups} groups")
+        for layer in self.dense_layers:
+            require(0 <= layer < layers, "model.moe.dense_layers", self.dense_layers, f"layers from 0 to {layers - 1}")
+        require(len(set(self.dense_layers)) == len(self.dense_layers) < layers, "model.moe.dense_layers", self.dense_layers, "some layers, each once")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Fields that are None follow from the others (see `resolved`)."""
 
@@ -71,6 +147,8 @@ class ModelConfig:
     """A bias on the attention's output projection."""
     bias_mlp: bool = False
     """Biases in the feed-forward block."""
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    """A mixture of experts in place of the feed-forward block."""
     tied_embeddings: bool = True
     """The output head is the embedding table."""
     logit_softcap: float = 0.0
@@ -127,6 +205,10 @@ class ModelConfig:
         for key in ("logit_softcap", "init_std"):
             require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
         self.rope_scaling.check()
+        self.moe.check(self.layers)
+        require(
+            not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases"
+        )
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads % values["kv_heads"]:
             raise UserError(
@@ -141,6 +223,8 @@ class ModelConfig:
             raise UserError(f"model.head_dim={head_dim}: must be even for model.position=rope")
         if self.mlp is None:
             values["mlp"] = -(-self.embed * 8 // 3 // 64) * 64 if self.gated else 4 * self.embed
+        if self.moe.experts:
+            values["moe"] = dataclasses.replace(self.moe, mlp=self.moe.mlp or values.get("mlp", self.mlp))
         if self.vocab is None:
             values["vocab"] = tokenizer_vocab
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
@@ -163,6 +247,11 @@ class ModelConfig:
     def gated(self) -> bool:
         """Whether the feed-forward block has a gate (three matrices instead of two)."""
         return self.activation in ("swiglu", "geglu")
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers that have experts."""
+        return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
 
 SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")

@@ -6,15 +6,35 @@ from llm_jax.model.config import ModelConfig
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that every token is multiplied with: projections, feed-forward and the head (tied or not)."""
+    """Weights that every token is multiplied with: projections, feed-forward and the head (tied or not).
+
+    Of a mixture of experts the router, the shared expert and as many experts as a token is sent to: the active ones.
+    """
     c = config
     assert c.kv_heads
     assert c.head_dim
     assert c.mlp
     assert c.vocab
     attention = c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-    mlp = (3 if c.gated else 2) * c.embed * c.mlp
-    return c.layers * (attention + mlp) + c.vocab * c.embed
+    sparse = len(c.sparse_layers)
+    mlp = (c.layers - sparse) * expert_parameters(c, c.mlp)
+    if sparse:
+        assert c.moe.mlp
+        mlp += sparse * (c.moe.top_k * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp) + c.embed * c.moe.experts)
+    return c.layers * attention + mlp + c.vocab * c.embed
+
+
+def expert_parameters(config: ModelConfig, mlp: int) -> int:
+    """Weights of a feed-forward block of this hidden width."""
+    return (3 if config.gated else 2) * config.embed * mlp
+
+
+def active_parameters(config: ModelConfig, total: int) -> int:
+    """Of all parameters those that a token meets: all but the experts that it is not sent to."""
+    if not config.sparse_layers:
+        return total
+    assert config.moe.mlp
+    return total - len(config.sparse_layers) * (config.moe.experts - config.moe.top_k) * expert_parameters(config, config.moe.mlp)
 
 
 def keys_per_query(sequence_length: int, window: int | None) -> float:

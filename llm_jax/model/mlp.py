@@ -24,9 +24,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class FeedForward(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, mlp: int | None = None):
+        """`mlp`: the hidden width; None: the model's."""
         self.config, self.place = config, place
-        D, F = config.embed, config.mlp
+        D, F = config.embed, mlp or config.mlp
         assert F is not None
         if config.gated:
             self.gate = weight(rngs, config, (D, F), ("embed", "mlp"), config.init_std, layers)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.errors import UserError, nearest, require
+from llm_jax.model import router
 from llm_jax.model.attention_context import arrange
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy
@@ -58,8 +59,9 @@ def next_token(config: ObjectiveConfig) -> Objective:
 
     def loss(model: Transformer, batch: Batch):
         tokens, positions, targets, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "targets", "weights"))
+        x_BTD, routing = model.stream(tokens, positions, batch["segments"], weights)
         total, entropy = linear_cross_entropy(
-            model.stream(tokens, positions, batch["segments"]),
+            x_BTD,
             model.output,
             targets,
             weights,
@@ -68,7 +70,11 @@ def next_token(config: ObjectiveConfig) -> Objective:
             z_loss=config.z_loss,
             chunk=config.chunk,
         )
-        return total, jnp.sum(batch["weights"]), {"cross_entropy": entropy}
+        weight, metrics = jnp.sum(batch["weights"]), {"cross_entropy": entropy}
+        if routing is not None:
+            loss, sums = router.losses(model.config, routing, weight)
+            total, metrics = total + loss, metrics | sums
+        return total, weight, metrics
 
     return loss
 

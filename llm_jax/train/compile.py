@@ -36,7 +36,7 @@ def step_options(program: Program) -> gpu_options.Options:
         return cpu_options.compiler_options()
     if platform != "gpu":
         return {}
-    block = sum(x.size for x in jax.tree.leaves(program.abstract["blocks"])) // program.config.layers
+    block = sum(x.size // len(x) for x in jax.tree.leaves(program.abstract["blocks"]))
     return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=block * jnp.dtype(program.config.compute_dtype).itemsize)
 
 

@@ -161,6 +161,8 @@ class Loop:
         """The progress line: all that one wants to know at a glance."""
         seconds = self.clock.step_seconds()
         parts = [f"loss {values['train_loss']:.4f}"]
+        if "expert_load_max" in values:
+            parts.append(f"load {values['expert_load_max']:.2f}x" + (f", {values['expert_dropped']:.1%} dropped" if values["expert_dropped"] else ""))
         if self.clock.steps:
             tokens = self.train.batch_size * self.train.sequence_length
             parts.append(f"{short(tokens / seconds)} tokens/s")

@@ -27,6 +27,9 @@ MATRIX_SIDES: dict[Dims, int] = {
     ("heads", "head_dim", "embed"): 2,
     ("embed", "mlp"): 1,
     ("mlp", "embed"): 1,
+    ("embed", None): 1,  # a router
+    ("experts", "embed", "mlp"): 2,  # one matrix for each expert
+    ("experts", "mlp", "embed"): 2,
 }
 
 
@@ -157,7 +160,8 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
     def sides(i: ParameterInfo) -> MuonDimensionNumbers | None:
         if not i.is_matrix:
             return None
-        first, end, cut = int(i.stacked), int(i.stacked) + len(i.dims), int(i.stacked) + MATRIX_SIDES[i.dims]
+        stacked = int(i.stacked)
+        first, end, cut = stacked + (i.dims[0] == "experts"), stacked + len(i.dims), stacked + MATRIX_SIDES[i.dims]
         return MuonDimensionNumbers(reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end)))
 
     ratio = 1.0 if config.matrix_learning_rate is None else config.matrix_learning_rate / config.learning_rate

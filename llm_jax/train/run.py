@@ -21,7 +21,8 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model import transformer
-from llm_jax.model.flops import non_embedding_parameters, train_flops_per_token
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
     """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
-    place.check_divides(split_sizes(experiment))
+    check_layout(experiment, place)
     transformer.check(experiment.model, place, experiment.train.sequence_length)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
@@ -73,7 +74,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
         log=console.say,
     )
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
-    place.check_divides(split_sizes(experiment))
+    check_layout(experiment, place)
 
     yaml = experiments.to_yaml(experiment)
     experiment = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
@@ -175,6 +176,17 @@ def use_compilation_cache(experiment: Experiment) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
+    """Raises UserError for a model that the layout can't split."""
+    place.check_divides(split_sizes(experiment))
+    model, moe = experiment.model, experiment.model.moe
+    if not model.sparse_layers:
+        return
+    assert moe.mlp
+    place.check_divides({"experts": (moe.experts, "model.moe.experts"), "mlp": (moe.mlp, "model.moe.mlp")})
+    place.check_divides({"mlp": (moe.shared_mlp, "model.moe.shared_mlp")})
+
+
 def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
     """Every dim that a layout may split: its size, and the key that sets it."""
     model, train = experiment.model, experiment.train
@@ -267,6 +279,7 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "experiment": experiment.name,
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
+        **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
         "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
         **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
@@ -280,6 +293,17 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def experts_line(model: ModelConfig, parameters: int) -> str:
+    """The mixture of experts, for the header."""
+    moe = model.moe
+    shared = f" and a shared one of {moe.shared_mlp}" if moe.shared_mlp else ""
+    form = moe.dispatch if moe.dispatch == "dropless" else f"capacity {moe.capacity_factor:g}"
+    return (
+        f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, {moe.scores} router, {form}: "
+        f"{metrics.short(active_parameters(model, parameters))} parameters active"
+    )
 
 
 def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
@@ -324,6 +348,7 @@ def summarise(
         "step": latest.get("step", 0),
         "parameters": parameters,
         "parameters_non_embedding": non_embedding_parameters(experiment.model, parameters),
+        "parameters_active": active_parameters(experiment.model, parameters),
         "tokens": tokens,
         "train_flops": flops_per_token * tokens,
         "train_loss": latest.get("train_loss"),

@@ -13,6 +13,7 @@ from flax import nnx
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
+from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
 from llm_jax.model.weights import Shared, Weight, stored_dims
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
@@ -70,6 +71,14 @@ class Program:
     def moved(self, parameters: Any, table: Table) -> Any:
         """Arrays shaped like the parameters, moved to where a table says."""
         return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
+
+    def balanced(self, updates: Any, load_LE: jax.Array) -> Any:
+        """The updates with those of the routers' biases as the experts' loads ask for: no optimizer has a say in them."""
+        moe = self.config.moe
+        if not (moe.experts and moe.bias):
+            return updates
+        blocks = updates["blocks"]
+        return {**updates, "blocks": {**blocks, "mlp": {**blocks["mlp"], "bias": bias_change(moe, load_LE)}}}
 
     def init(self, seed: jax.Array) -> TrainState:
         """A new state. To be jitted: every device makes only its own part of the weights."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llm_jax.model.router import load_metrics
 from llm_jax.objective.next_token import Objective
 from llm_jax.train.state import Program, TrainState
 
@@ -50,6 +51,7 @@ def make_step(
         scale = mean * jnp.minimum(1.0, clip_norm / (norm + 1e-6)) if clip_norm else mean
         grads = jax.tree.map(lambda g: g * scale, grads)
         rate = schedule(state.step)
+        loads = {name: sums.pop(name) for name in ("expert_load", "expert_dropped") if name in sums}
 
         # The update happens where the moments are. How a matrix algorithm (Muon) divides over devices is left to XLA.
         at_home = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
@@ -58,6 +60,8 @@ def make_step(
         updates, moments = update(grads, state.moments, homes)
         updates = jax.tree.map(lambda u: u * rate, updates)
         update_norm = optax.tree.norm(updates)
+        if loads:
+            updates = program.balanced(updates, loads["expert_load"])
         updated = jax.tree.map(lambda home, u, p: (home + u).astype(p.dtype), homes, updates, state.parameters)
 
         good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
@@ -79,6 +83,7 @@ def make_step(
         metrics = {
             "train_loss": total * mean,
             **{name: value * mean for name, value in sums.items()},
+            **(load_metrics(loads) if loads else {}),
             "gradient_norm": norm,
             "update_norm": update_norm,
             "learning_rate": rate,

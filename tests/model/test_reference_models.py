@@ -1,10 +1,11 @@
-"""By configuration alone the transformer is GPT-2, Llama 3, Mistral, Qwen 3 and OLMo 2.
+"""By configuration alone the transformer is GPT-2, Llama 3, Mistral, Qwen 3, dense and with experts, and OLMo 2.
 
 Compared with logits that Hugging Face transformers computed (float32, random weights, tiny sizes).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llm_jax.model.config import ModelConfig, RopeScaling
+from llm_jax.model.config import ModelConfig, MoEConfig, RopeScaling
 from llm_jax.model.transformer import Transformer
 
 # Reference float32 logits differ from their own float64 ones by up to 3e-5, at a standard deviation of 1.7 to 4.2.
@@ -39,7 +40,11 @@ def config_of(family: str, c: dict) -> ModelConfig:
         head_dim=c.get("head_dim"), mlp=c["intermediate_size"], vocab=c["vocab_size"], norm_epsilon=c["rms_norm_eps"],
         rope_theta=c["rope_theta"], rope_scaling=scaling, window=c.get("sliding_window"), tied_embeddings=False,
         norm_placement="after" if family == "olmo2" else "before",
-        qk_norm={"olmo2": "projection", "qwen3": "head"}.get(family, "none"),
+        qk_norm={"olmo2": "projection", "qwen3": "head", "qwen3_moe": "head"}.get(family, "none"),
+        moe=MoEConfig(
+            experts=c["num_experts"], top_k=c["num_experts_per_tok"], mlp=c["moe_intermediate_size"], normalise=c["norm_topk_prob"],
+            dense_layers=tuple(c["mlp_only_layers"]),
+        ) if family == "qwen3_moe" else MoEConfig(),
     )  # fmt: skip
 
 
@@ -64,6 +69,8 @@ def weights_of(family: str, w: dict[str, np.ndarray], c: ModelConfig) -> dict:
             "final_norm": norm("transformer.ln_f", lambda n, f: w[n]),
             "blocks": {"attention": attention, "mlp": mlp, "attention_norm": norm(h + "ln_1"), "mlp_norm": norm(h + "ln_2")},
         }  # fmt: skip
+    if c.sparse_layers:
+        return sparse_weights_of(w, c)
     m = "model.layers.{}."
     attention = {
         "query": stack(m + "self_attn.q_proj.weight", lambda x: x.T.reshape(D, H, K)),
@@ -89,7 +96,25 @@ def weights_of(family: str, w: dict[str, np.ndarray], c: ModelConfig) -> dict:
     }  # fmt: skip
 
 
-@pytest.fixture(params=["gpt2", "llama", "mistral", "qwen3", "olmo2"])
+def sparse_weights_of(w: dict[str, np.ndarray], c: ModelConfig) -> dict:
+    """Two stacks: the layers with experts, and those without."""
+    parts = {}
+    for name, layers in (("blocks", c.sparse_layers), ("dense_blocks", c.moe.dense_layers)):
+        own = {key: value for key, value in w.items() if not key.startswith("model.layers.")}
+        for i, layer in enumerate(layers):
+            old, new = f"model.layers.{layer}.", f"model.layers.{i}."
+            own |= {new + key.removeprefix(old): value for key, value in w.items() if key.startswith(old)}
+            for part in ("gate", "up", "down") if name == "blocks" else ():
+                experts = [own[f"{new}mlp.experts.{e}.{part}_proj.weight"] for e in range(c.moe.experts)]
+                own[f"{new}mlp.{part}_proj.weight"] = np.stack(experts).transpose(0, 2, 1).T  # weights_of turns it once more
+        stack = dataclasses.replace(c, layers=len(layers), moe=MoEConfig())
+        parts[name] = weights_of("qwen3", own, stack)
+        if name == "blocks":
+            parts[name]["blocks"]["mlp"]["router"] = np.stack([w[f"model.layers.{i}.mlp.gate.weight"].T for i in layers])
+    return {**parts["blocks"], "dense_blocks": parts["dense_blocks"]["blocks"]}
+
+
+@pytest.fixture(params=["gpt2", "llama", "mistral", "qwen3", "qwen3_moe", "olmo2"])
 def reference(request, shared):
     safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is in the dev extra")
     folder: Path = shared / "huggingface" / "reference" / request.param

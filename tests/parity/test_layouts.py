@@ -29,6 +29,8 @@ LAYOUTS = {
     "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
+    "expert": (PRESETS["expert"], {}),  # of a model without experts here, where the axis is one more of data; see test_experts.py
+    "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor_sequence": (PRESETS["fsdp_tensor_sequence"], {}),
     "context_gather": (PRESETS["context_gather"], {"context": 4}),
     "context_ring": (PRESETS["context_ring"], {"context": 4}),

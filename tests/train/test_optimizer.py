@@ -78,6 +78,8 @@ def muon_update(info: ParameterInfo, shape: tuple[int, ...], **config: float) ->
         (("embed", "mlp"), (2, 16, 24), 16),
         (("embed", "heads", "head_dim"), (2, 16, 3, 8), 16),
         (("heads", "head_dim", "embed"), (2, 3, 8, 16), 24),
+        (("experts", "embed", "mlp"), (2, 1, 16, 24), 16),
+        (("experts", "mlp", "embed"), (2, 1, 24, 16), 24),
     ],
 )
 def test_muon_makes_each_layers_matrix_of_inputs_by_outputs_orthogonal(dims, shape, inputs):
@@ -88,6 +90,12 @@ def test_muon_makes_each_layers_matrix_of_inputs_by_outputs_orthogonal(dims, sha
         assert singular.min() / singular.max() > 0.5
         # consistent RMS: 0.2 sqrt(max side) of an orthogonal matrix is 0.2 an entry; within the spread above
         assert np.sqrt(np.mean(layer**2)) == pytest.approx(0.2, rel=0.3)
+
+
+def test_muon_updates_each_expert_as_if_it_were_alone():
+    update = muon_update(ParameterInfo(("experts", "embed", "mlp"), True), (2, 3, 16, 24))
+    layers = muon_update(ParameterInfo(("embed", "mlp"), True), (6, 16, 24))
+    np.testing.assert_allclose(update.reshape(6, 16, 24), layers, rtol=1e-5, atol=1e-6)
 
 
 def test_muon_gives_matrices_their_own_learning_rate():
