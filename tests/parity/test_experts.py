@@ -33,7 +33,15 @@ LAYOUTS = {
     "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     "experts over the sequence's axis, in a ring's order": (OVER_CONTEXT, {"context": 4}),
-    "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
+    "stages, of experts": (
+        Layout(
+            "stages",
+            {"stage": 2, "data": -1, "expert": 2},
+            compute={"batch": "stage, data, expert", "layers": "stage", "experts": "expert"},
+            optimizer={"embed": "data"},
+        ),
+        {},
+    ),
     "experts where tokens are whole": (
         Layout("whole", {"data": -1, "tensor": 2}, compute={"batch": "data", "experts": "tensor", **WITHOUT_MLP}, stored={"embed": "data"}),
         {},
