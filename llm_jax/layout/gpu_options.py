@@ -22,7 +22,9 @@ SINGLE: Options = {
     # `model.remat` says what is computed twice, and nobody else. XLA's own pass begins at three quarters of the memory, by
     # an estimate that double buffering nearly doubles (W3 on 8 GPUs: 169 GiB, where 90 are allocated), and then repeats
     # matrix products without a word. Without it a step that doesn't fit says so.
-    "xla_disable_hlo_passes": "rematerialization",
+    # The other pass turns an all-gather of which each device takes its own part again into a collective-permute without
+    # pairs, which gives zeros: seen in JAX 0.10.2, in gradients of a stream that is scattered over `tensor`.
+    "xla_disable_hlo_passes": "rematerialization,all-gather-to-collective-permute-simplifier",
 }
 """For any number of GPUs."""
 

@@ -1,8 +1,8 @@
 """Weights: what they are called, how they travel to where they are multiplied, and where their gradients are summed.
 
-A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, forward and
-backward again, so nothing gathered is kept. Its gradient is made in `config.gradient_dtype`, and the sum over devices leaves it at
-the weight's home, where it is stored or, in a train step, where its moments are: a reduce-scatter where that is split.
+A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, for the forward pass and
+again for the backward one, so nothing gathered is kept between them. Its gradient is made in `config.gradient_dtype`, and the sum over
+devices leaves it at the weight's home, where it is stored or, in a train step, where its moments are: a reduce-scatter where that is split.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Use:
     home_dtype: str
     compute_dtype: str
     gradient_dtype: str
+    keep: bool
+    """Whether a gathered weight is kept for the backward pass: with remat that is where it is gathered, and once will do."""
     place: Placement
 
     def ready(self, stored: jax.Array) -> jax.Array:
@@ -94,7 +96,7 @@ def use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = No
     """How a weight is used in a dtype (default: the compute dtype), its home and what is multiplied."""
     home, stored = home_and_stored(w)
     dtype = dtype or config.compute_dtype
-    return Use(w.dims, home.shape, placed(home), home.dtype.name, dtype, config.gradient_dtype, place), home, stored
+    return Use(w.dims, home.shape, placed(home), home.dtype.name, dtype, config.gradient_dtype, config.remat != "none", place), home, stored
 
 
 def compute(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
@@ -127,21 +129,23 @@ def _project(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Ar
 
 
 def _project_forward(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Array, x: jax.Array):
-    return _project(equation, spec, how, home, stored, x), (stored, x)
+    w = how.ready(stored)
+    return jnp.einsum(equation, x, w, out_sharding=spec), (w if how.keep else stored, x)
 
 
 def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
     one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step). In float32 only:
     with bfloat16 operands the CPU backend folds the turn into a product that it then can't run."""
-    stored, x = saved
+    w, x = saved
+    w = w if how.keep else how.ready(w)
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
     x_spec, y_spec = placed(x), placed(dy)
     if x_spec is not None and y_spec is not None:  # gathered once, where y was scattered over the sequence: XLA finds worse ways by itself
         of_x = dict(zip(x_dims, x_spec, strict=True))
         dy = jax.sharding.reshard(dy, PartitionSpec(*(of_x.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
-    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, how.ready(stored), out_sharding=placed(x))
+    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=placed(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=how.home)

@@ -92,7 +92,7 @@ def read_collective(found: tuple[Computation, Instruction, str], module: Module,
         operands = operands[:1]  # the others are the output and the tables of offsets and sizes
     sent = float(sum(_sent_bytes(module, mesh, computation, operand) for operand in operands))
     if kind == "collective-permute":
-        pairs = np.array([pair for pair in instruction.source_target_pairs if pair[0] != pair[1]]).reshape(-1, 2)
+        pairs = np.array([pair for pair in instruction.source_target_pairs if pair[0] != pair[1]], int).reshape(-1, 2)
         spread = int(np.any(nodes[pairs[:, 0]] != nodes[pairs[:, 1]])) + 1
         return Collective(kind, axes_of(pairs, mesh), 2, spread, sent if len(pairs) else 0.0, sent)
     groups = instruction.replica_groups(size)

@@ -37,10 +37,18 @@ def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment)
     return kinds | {"total": sum(kinds.values())}
 
 
-def state_bytes(program: Program) -> int:
-    """What a step can't do without, whatever XLA makes of it: parameters, moments, average, and gradients in float32."""
-    state = program.abstract_state()
-    return local_bytes((state.parameters, state.moments, state.average, abstract_gradients(program)))
+def least_bytes(program: Program, experiment: Experiment) -> int:
+    """What a step can't do without, whatever XLA makes of it: parameters, moments, average, gradients, and what enters each block.
+
+    A stage of a pipeline may keep less of the stream.
+    """
+    state, place, m, t = program.abstract_state(), program.place, experiment.model, experiment.train
+    least = local_bytes((state.parameters, state.moments, state.average, abstract_gradients(program)))
+    if not place.axes("layers"):
+        shape = (t.batch_size // t.microbatches, t.sequence_length, m.embed)
+        stream = jax.ShapeDtypeStruct(shape, m.compute_dtype, sharding=place.sharding(("batch", "sequence", "embed"), "residual", shape))
+        least += m.layers * local_bytes(stream)
+    return least
 
 
 def abstract_gradients(program: Program) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from llm_jax.experiment import Experiment, first_line
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.layout.layout import TABLES, Layout, split_axes
 from llm_jax.layout.presets import PRESETS
-from llm_jax.plan.memory import state_bytes
+from llm_jax.model.dims import DIMS, PipelineConfig
+from llm_jax.plan.memory import least_bytes
 from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
+from llm_jax.train.run import split_sizes
 
 Say = Callable[[str], None]
 
@@ -63,10 +66,10 @@ class Ranking:
 def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, say: Say, workers: int | None = None) -> Ranking:
     """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
 
-    What does not divide, or whose weights, gradients and moments alone are more than the memory, is not compiled. `workers`:
+    What does not divide, or cannot fit (`memory.least_bytes`), is not compiled. `workers`:
     processes that compile, one a core unless given; 1: this process.
     """
-    tried, same = candidates(experiment.layout, devices)
+    tried, same = candidates(experiment, devices)
     absent = plan_devices(hardware, devices, compiler)
     assumed, _ = with_assumptions(experiment, compiler)
     to_compile: list[Candidate] = []
@@ -96,14 +99,15 @@ def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: C
     return Ranking(plans, left_out, same)
 
 
-def candidates(own: Layout, devices: int) -> tuple[list[Candidate], int]:
-    """Every preset, and a layout that is none, on every mesh; and how many were the same as an earlier one."""
+def candidates(experiment: Experiment, devices: int) -> tuple[list[Candidate], int]:
+    """Every preset, and the experiment's own layout, on every mesh; and how many were the same as an earlier one."""
     found: dict[str, Candidate] = {}
     same = 0
-    for layout in {**PRESETS, own.name: own}.values():
+    dims = split_sizes(experiment).keys()
+    for layout in (*PRESETS.values(), experiment.layout):
         for sizes in factorisations(devices, len(layout.mesh)):
             candidate = without_axes_of_one(layout, dict(zip(layout.mesh, sizes, strict=True)))
-            key = meaning(candidate)
+            key = meaning(candidate, dims)
             same += key in found
             found.setdefault(key, candidate)
     return list(found.values()), same
@@ -131,20 +135,32 @@ def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
         return ",".join(axis for axis in split_axes(axes) if axis in kept)
 
     tables: dict[str, Any] = {table: {dim: entry(axes) for dim, axes in getattr(layout, table).items()} for table in TABLES}
+    if not tables["compute"].get("layers"):
+        tables["pipeline"] = PipelineConfig()
     return Candidate(dataclasses.replace(layout, mesh=kept, **tables), kept)
 
 
-def meaning(candidate: Candidate) -> str:
-    """What a candidate does, whatever it and its axes are called: equal for two that are the same."""
-    number = {axis: str(i) for i, axis in enumerate(candidate.mesh)}
-    tables = {
-        table: {dim: [number[axis] for axis in split_axes(axes)] for dim, axes in sorted(entries.items()) if axes}
-        for table, entries in candidate.layout.tables().items()
+def meaning(candidate: Candidate, dims: Collection[str] = DIMS) -> str:
+    """What a candidate does, whatever it and its axes are called: equal for two that are the same.
+
+    Neighbouring axes that split everything together are one axis. `dims` are those that the model has.
+    """
+    entries = {
+        (table, dim): list(split_axes(axes))
+        for table, placed in candidate.layout.tables().items()
+        for dim, axes in sorted(placed.items())
+        if dim in dims and split_axes(axes)
     }
-    others = {
-        field.name: str(getattr(candidate.layout, field.name)) for field in dataclasses.fields(Layout) if field.name not in ("name", "mesh", *tables)
-    }
-    return json.dumps([list(candidate.mesh.values()), tables, others], sort_keys=True)
+    sizes = dict(candidate.mesh)
+    for before, axis in reversed(list(itertools.pairwise(candidate.mesh))):
+        pairs = sum(pair == (before, axis) for axes in entries.values() for pair in itertools.pairwise(axes))
+        if all(pairs == sum(axes.count(one) for axes in entries.values()) for one in (before, axis)):
+            sizes[before] *= sizes.pop(axis)
+            entries = {key: [one for one in axes if one != axis] for key, axes in entries.items()}
+    number = {axis: i for i, axis in enumerate(sizes)}
+    placed = [[*key, [number[axis] for axis in axes]] for key, axes in entries.items()]
+    others = {f.name: str(getattr(candidate.layout, f.name)) for f in dataclasses.fields(Layout) if f.name not in ("name", "mesh", *TABLES)}
+    return json.dumps([list(sizes.values()), placed, others])
 
 
 def uses(layout: Layout, axis: str) -> bool:
@@ -164,12 +180,13 @@ def why_not(candidate: Candidate, experiment: Experiment, hardware: Hardware, ab
     if idle:
         return f"splits nothing over {idle[0]}: its devices would all do the same"
     try:
+        candidate.layout.check()
         program = plan_program(applied(experiment, candidate), absent)
     except UserError as error:
         return str(error)
-    needed, usable = state_bytes(program), USABLE_MEMORY * hardware.memory_bytes
+    needed, usable = least_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
-        return f"does not fit: weights, gradients and moments alone need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
+        return f"does not fit: weights, gradients, moments and the stream that enters the layers need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
     return ""
 
 

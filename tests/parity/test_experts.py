@@ -15,7 +15,7 @@ import pytest
 
 from llm_jax.errors import UserError
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import CONTEXT, PRESETS, TENSOR
+from llm_jax.layout.presets import CONTEXT, PRESETS, STAGES, TENSOR
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.parity.test_layouts import GROUPED, STEPS, TOLERANCE
@@ -33,12 +33,10 @@ LAYOUTS = {
     "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     "experts over the sequence's axis, in a ring's order": (OVER_CONTEXT, {"context": 4}),
-    "stages, of experts": (
-        Layout(
-            "stages",
-            {"stage": 2, "data": -1, "expert": 2},
-            compute={"batch": "stage, data, expert", "layers": "stage", "experts": "expert"},
-            optimizer={"embed": "data"},
+    "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
+    "experts within a pipeline's stages": (
+        dataclasses.replace(
+            PRESETS["pipeline"], mesh={"stage": 2, "data": 2, "expert": 2}, compute={**STAGES, "batch": "stage, data, expert", "experts": "expert"}
         ),
         {},
     ),

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.layout.layout import Layout
 from tests.parity.test_layouts import GROUPED, LAYOUTS, STEPS, assert_same
 from tests.training import train
 
 ROOT = Path(__file__).parent.parent.parent
-COMPARED = ("fsdp", "fsdp_tensor_sequence", "hybrid")
+COMPARED = ("fsdp", "fsdp_tensor_sequence", "pipeline", "hybrid_fsdp")
 
 
 def free_port() -> int:
@@ -81,6 +80,7 @@ def two_processes() -> dict[str, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_two_processes_agree_with_one(name, two_processes):
-    history, _, _ = train(Layout(**tables_of(name)), {}, steps=STEPS, model=GROUPED)
+    layout, mesh = LAYOUTS[name]
+    history, _, _ = train(layout, mesh, steps=STEPS, model=GROUPED)
     assert len(two_processes[name]) == STEPS
     assert_same(two_processes[name], history)

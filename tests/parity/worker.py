@@ -12,6 +12,7 @@ import jax
 
 from llm_jax.layout.layout import Layout
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import PipelineConfig
 from tests.training import train
 
 
@@ -22,6 +23,7 @@ def main(address: str, count: int, rank: int) -> None:
     assert jax.process_count() == count
     found = {}
     for name, tables in asked["layouts"].items():
+        tables["pipeline"] = PipelineConfig(**tables["pipeline"])
         found[name] = train(Layout(name, **tables), {}, steps=asked["steps"], model=ModelConfig(**asked["model"]))[0]
     if rank == 0:
         print("\n" + json.dumps(found))

@@ -46,14 +46,15 @@ _plans: dict[tuple, dict[str, Any]] = {}
 
 @pytest.fixture
 def planned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., dict[str, Any]]:
-    """Plans the small experiment for 8 H100; gives the JSON, with what was printed as "printed"."""
+    """Plans the small experiment for 8 H100; gives the JSON, with what was printed, the trace and the program beside it."""
 
     def run(*arguments: str, compiler: str = "cpu") -> dict[str, Any]:
         if (arguments, compiler) not in _plans:
-            path = tmp_path / "plan.json"
-            line = [f"experiment={small}", "devices=8", "hardware=h100", f"json={path}", *arguments]
+            files = {name: tmp_path / name for name in ("json", "trace", "text")}
+            line = [f"experiment={small}", "devices=8", "hardware=h100", *(f"{name}={path}" for name, path in files.items()), *arguments]
             assert main([*line, *([f"compiler={compiler}"] if compiler != "gpu" else [])]) == 0
-            _plans[arguments, compiler] = json.loads(path.read_text()) | {"printed": capsys.readouterr().out}
+            more = {"printed": capsys.readouterr().out, "trace": json.loads(files["trace"].read_text()), "text": files["text"].read_text()}
+            _plans[arguments, compiler] = json.loads(files["json"].read_text()) | more
         return _plans[arguments, compiler]
 
     return run

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+import jax
 import pytest
 
+from llm_jax.experiment import from_pairs
 from llm_jax.layout import gpu_compile
 from llm_jax.plan.__main__ import main
+from llm_jax.plan.memory import least_bytes
+from llm_jax.plan.plan import plan_program, with_assumptions
 
 PARAMETERS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 2 * 512 * 64 + 64
 """Of the small experiment: projections, feed-forward and norms of two blocks, two tables, the last norm."""
@@ -25,6 +29,15 @@ def test_memory_by_kind_is_what_arithmetic_says_and_sums_to_the_total(planned):
     assert memory["total"] == sum(size for kind, size in memory.items() if kind != "total")
 
 
+@pytest.mark.parametrize("arguments", [(), ("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")])
+def test_no_plan_needs_less_than_what_is_ruled_out_before_compiling(planned, small, arguments):
+    experiment, _ = with_assumptions(from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]), "cpu")
+    program = plan_program(experiment, jax.devices()[:8])
+    memory = planned(*arguments)["memory_bytes"]
+    state = memory["total"] - memory["batch"] - memory["activations"]
+    assert memory["total"] > least_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8  # two layers' stream
+
+
 def test_weights_that_no_axis_splits_are_whole_on_every_device(planned):
     memory = planned("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")["memory_bytes"]
     assert memory["parameters"] == 2 * PARAMETERS
@@ -39,6 +52,27 @@ def test_json_has_the_keys_that_programs_read(planned):
     # 6 FLOPs a weight that is multiplied and token; 12 layers heads head_dim a pair of positions that attention looks at
     weights = PARAMETERS - 512 * 64 - 64 * 5
     assert plan["model_flops"] == 16 * 64 * (6 * weights + 12 * 2 * 64 * 65 / 2)
+
+
+def test_the_prediction_agrees_with_itself(planned):
+    plan = planned()
+    seconds = plan["step_seconds"]
+    assert seconds["best"] < seconds["expected"] < seconds["worst"]
+    assert plan["tokens_per_second_per_device"] == pytest.approx(plan["tokens"] / 8 / seconds["expected"])
+    assert plan["mfu"] == pytest.approx(plan["model_flops"] / (8 * 494.7e12 * seconds["expected"]))  # float32
+    assert plan["hardware_flops"] == pytest.approx(8 * sum(row["flops"] for row in plan["kernels"]))
+    for row in plan["collectives"]:
+        assert set(row) == {"kind", "axis", "crosses_nodes", "count", "bytes", "seconds", "hidden_seconds"}
+        assert row["axis"] == "data"
+        assert not row["crosses_nodes"]  # 8 devices are one node
+
+
+def test_trace_and_program_are_written(planned):
+    plan = planned()
+    assert {event["ph"] for event in plan["trace"]["traceEvents"]} >= {"X", "M"}
+    last = max(event["ts"] + event["dur"] for event in plan["trace"]["traceEvents"] if event["ph"] == "X")
+    assert last / 1e6 == pytest.approx(plan["step_seconds"]["expected"], rel=1e-3)
+    assert plan["text"].startswith("HloModule")
 
 
 def test_simulated_devices_are_never_taken_in_silence(planned):

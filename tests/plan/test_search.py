@@ -11,7 +11,7 @@ import pytest
 from llm_jax.experiment import from_pairs
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import Layout
-from llm_jax.layout.presets import PRESETS, preset
+from llm_jax.layout.presets import PRESETS
 from llm_jax.plan import search
 from llm_jax.plan.__main__ import main
 
@@ -27,16 +27,16 @@ def names(candidates: list[search.Candidate]) -> list[str]:
     return [candidate.name for candidate in candidates]
 
 
-def test_every_preset_is_tried_on_every_factorisation(monkeypatch):
+def test_every_preset_is_tried_on_every_factorisation(experiment, monkeypatch):
     monkeypatch.setattr(search, "PRESETS", {name: PRESETS[name] for name in ("fsdp", "tensor", "fsdp_tensor")})
-    tried, same = search.candidates(preset("fsdp"), 8)
+    tried, same = search.candidates(experiment, 8)
     assert names(tried) == ["fsdp (data 8)", "tensor (tensor 8)", "fsdp_tensor (data 2 x tensor 4)", "fsdp_tensor (data 4 x tensor 2)"]
-    assert same == 2  # fsdp_tensor 8 x 1 is fsdp, and 1 x 8 is tensor
+    assert same == 3  # fsdp_tensor 8 x 1 is fsdp, 1 x 8 is tensor, and the experiment's own is fsdp
 
 
-def test_a_layout_of_the_experiments_own_is_tried_too():
+def test_a_layout_of_the_experiments_own_is_tried_too(experiment):
     own = Layout("mine", mesh={"rows": -1}, compute={"batch": "rows"}, optimizer={"mlp": "rows"})
-    assert "mine (rows 8)" in names(search.candidates(own, 8)[0])
+    assert "mine (rows 8)" in names(search.candidates(dataclasses.replace(experiment, layout=own), 8)[0])
 
 
 def test_what_a_layout_does_counts_and_not_its_names():
@@ -47,13 +47,23 @@ def test_what_a_layout_does_counts_and_not_its_names():
         assert search.meaning(search.Candidate(layout, {axis: 8})) != search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
 
 
+def test_axes_that_split_everything_together_are_one():
+    mesh = {"a": 2, "b": 4}
+    together = Layout("mine", mesh=mesh, compute={"batch": "a,b", "experts": "b"}, stored={"embed": "a,b"})
+    fsdp = search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
+    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed"}) == fsdp  # of a model without experts
+    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "experts"}) != fsdp
+    turned = dataclasses.replace(together, stored={"embed": "b,a"})
+    assert search.meaning(search.Candidate(turned, mesh), {"batch", "embed"}) != fsdp
+
+
 @pytest.mark.parametrize(
     ("layout", "mesh", "memory", "why"),
     [
         ("single", {"data": 8}, 10**9, "splits nothing over data"),
         ("tensor", {"tensor": 8}, 10**9, ""),
         ("tensor", {"tensor": 8}, 10**9, "model.heads=4: layout tensor"),
-        ("data_parallel", {"data": 8}, 2 * 10**6, "does not fit: weights, gradients and moments alone need"),
+        ("data_parallel", {"data": 8}, 2 * 10**6, "does not fit: weights, gradients, moments and the stream that enters the layers need"),
         ("fsdp", {"data": 8}, 2 * 10**6, ""),
     ],
 )
