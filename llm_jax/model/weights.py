@@ -3,7 +3,7 @@
 A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, for the forward pass and
 again for the backward one, so nothing gathered is kept between them. Its gradient is made in `config.gradient_dtype`, and the sum over
 devices leaves it at the weight's home, where it is stored or, in a train step, where its moments are: a reduce-scatter where that is split.
-
+"""
 
 from __future__ import annotations
 
