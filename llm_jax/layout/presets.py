@@ -5,8 +5,8 @@ from __future__ import annotations
 from llm_jax.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
-STAGES = {"batch": "stage, data", "layers": "stage"}
 EXPERTS = {"batch": "data, expert", "experts": "expert"}
+STAGES = {"batch": "stage, data", "layers": "stage"}
 TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 CONTEXT = {"batch": "data", "sequence": "context"}
 OVER_BOTH = {"embed": "data,context"}
@@ -50,6 +50,17 @@ PRESETS = {
             stored=OVER_BOTH,
             attention={"sequence": "", "heads": "context", "kv_heads": "context"},
         ),
+        # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
+        # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
+        Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),
+        # The same, and within a smaller group all products are split, those of each expert too, and the stream between them.
+        Layout(
+            "expert_tensor",
+            mesh={"data": -1, "expert": 2, "tensor": 2},
+            compute={**EXPERTS, **TENSOR},
+            stored={"embed": "data, expert"},
+            residual={"sequence": "tensor"},
+        ),
         # Groups of layers on groups of devices (GPipe, Huang et al. 2019), which send each other only the stream: for the slowest
         # network. Outside of the blocks the stages split the batch, and the tables' moments. Weights are whole on the devices of
         # `data`, and only the moments are split (ZeRO-1): gathered as by fsdp, they would travel again for every microbatch.
@@ -60,17 +71,6 @@ PRESETS = {
             mesh={"stage": 2, "data": -1, "tensor": 2},
             compute={**STAGES, **TENSOR},
             optimizer={"embed": "data", "vocab": "tensor, stage"},
-            residual={"sequence": "tensor"},
-        ),
-        # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
-        # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
-        Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),
-        # The same, and within a smaller group all products are split, those of each expert too, and the stream between them.
-        Layout(
-            "expert_tensor",
-            mesh={"data": -1, "expert": 2, "tensor": 2},
-            compute={**EXPERTS, **TENSOR},
-            stored={"embed": "data, expert"},
             residual={"sequence": "tensor"},
         ),
     )

@@ -56,7 +56,7 @@ class MoE(nnx.Module):
         real_BT: whether a token is none of padding; None: all are. weights_BT: the tokens' weights in the main loss; None: 1 each.
         """
         config, place, moe = self.config, self.place, self.config.moe
-        check_layout(config, place)
+        check(config, place)
         logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, config, place, dtype="float32")
         ones_BT = jnp.ones_like(logits_BTE[..., 0])
         beside = [ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2]) for a in (real_BT, weights_BT)]
@@ -73,7 +73,7 @@ class MoE(nnx.Module):
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
 
 
-def check_layout(config: ModelConfig, place: Placement) -> None:
+def check(config: ModelConfig, place: Placement) -> None:
     """Raises UserError for a layout under which experts can't run."""
     experts, tokens = place.axes("experts"), _token_axes(place)
     if config.moe.dispatch == "capacity" and place.axes("sequence"):
@@ -83,6 +83,11 @@ def check_layout(config: ModelConfig, place: Placement) -> None:
         )
     if 0 < len(set(experts) & set(tokens)) < len(experts):
         raise UserError(f"layout.compute.experts={', '.join(experts)}: either all of these axes split the batch or the sequence too, or none of them")
+    if place.axes("layers") and config.moe.dense_layers:
+        raise UserError(
+            f"model.moe.dense_layers={config.moe.dense_layers}: the layout splits dim 'layers' over {', '.join(place.axes('layers'))}, and the "
+            "stages of a pipeline hold layers of one kind; use a layout without, or no dense layers"
+        )
     if place.axes("embed"):
         raise UserError(f"layout.compute.embed={', '.join(place.axes('embed'))}: experts multiply whole rows; split 'mlp' or 'experts'")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.errors import UserError
-from llm_jax.model import attention
+from llm_jax.model import attention, moe
 from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
-from llm_jax.model.moe import MoE
 from llm_jax.model.parts import Norm, rope_tables
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
@@ -35,7 +35,7 @@ class Block(nnx.Module):
         self.attention_norm = Norm(config, rngs, layers, place)
         self.attention = attention.Attention(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
-        self.mlp = (MoE if sparse else FeedForward)(config, rngs, layers, place)
+        self.mlp = (moe.MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
         self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
@@ -56,9 +56,9 @@ class Block(nnx.Module):
         return x_BTD + self.mlp_norm(y_BTD), routing
 
     def feed_forward(self, x_BTD: jax.Array, real_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """The block's second half, dense or sparse. What it multiplies is kept as the stream is split."""
-        x_BTD = self.place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM)
-        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, MoE) else (self.mlp(x_BTD), None)
+        """The block's second half, dense or sparse; x_BTD in the residual placement."""
+        x_BTD = self.place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM)  # kept as the stream is split
+        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(x_BTD), None)
 
 
 class Transformer(nnx.Module):
@@ -74,10 +74,10 @@ class Transformer(nnx.Module):
         self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
-        sparse, inside = len(config.sparse_layers), place.in_stage()
-        self.blocks = Block(config, rngs, sparse or config.layers, inside, sparse=bool(sparse))
+        sparse = len(config.sparse_layers)
+        self.blocks = Block(config, rngs, sparse or config.layers, place.in_stage(), sparse=bool(sparse))
         if 0 < sparse < config.layers:
-            self.dense_blocks = Block(config, rngs, config.layers - sparse, inside)
+            self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
         if not config.tied_embeddings:
             self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
@@ -129,19 +129,20 @@ class Transformer(nnx.Module):
         """The output projection [V, D]: the head, or the embedding where that is both."""
         return self.embedding if self.config.tied_embeddings else self.head
 
-    def run_blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """All blocks in turn; their `Routing` is stacked over the sparse ones. `beside_BT`: what `Block` takes besides.
+    def run_blocks(self, x_BTD: jax.Array, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        """All blocks in turn. `Routing` is stacked over the sparse ones. beside: positions_BT, segments_BS, real_BT, weights_BT.
 
         Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
         """
-        if self.place.axes("layers"):
-            graph, stacked = nnx.split(self.blocks)
-            return run_pipeline(functools.partial(self.run_stack, graph), self.place, stacked, x_BTD, positions_BT, *beside_BT)
         routings = []
         for blocks, first, end in self.runs():
             graph, stacked = nnx.split(blocks)
-            stacked = jax.tree.map(lambda w: w if (first, end) == (0, len(w)) else w[first:end], stacked)  # noqa: B023
-            x_BTD, routing = self.run_stack(graph, stacked, x_BTD, positions_BT, *beside_BT)
+            layers = functools.partial(self.run_layers, graph)
+            if self.place.axes("layers"):
+                x_BTD, routing = run_pipeline(layers, self.place, stacked, x_BTD, *beside)
+            else:
+                stacked = jax.tree.map(lambda w, a=first, b=end: w if (a, b) == (0, len(w)) else w[a:b], stacked)
+                x_BTD, routing = layers(stacked, x_BTD, *beside)
             if routing is not None:
                 routings.append(routing)
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
@@ -158,13 +159,14 @@ class Transformer(nnx.Module):
             runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
         return runs
 
-    def run_stack(self, graph, stacked, x_BTD: jax.Array, positions_BT: jax.Array, *beside_BT: jax.Array | None):
-        """Blocks with these weights in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
+    def run_layers(self, graph: Any, stacked: Any, x_BTD: jax.Array, *beside: Any) -> tuple[jax.Array, Routing | None]:
+        """A stack of blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
         config = self.config
+        positions_BT, *beside_block = beside
         rope = rope_tables(config, positions_BT) if config.position == "rope" else None
 
         def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, *beside_BT)
+            return nnx.merge(graph, weights)(x_BTD, rope, *beside_block)
 
         saved = saved_names(config.remat)
         if saved is not None:
@@ -188,13 +190,10 @@ class Transformer(nnx.Module):
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
     attention.check(config, place, sequence_length)
+    if config.sparse_layers:
+        moe.check(config, place)
     if config.offload and place.platform() == "cpu":
         raise UserError(f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave it empty")
-    if place.axes("layers") and 0 < len(config.sparse_layers) < config.layers:
-        raise UserError(
-            f"layout.compute.layers={', '.join(place.axes('layers'))}: the stages of a pipeline are alike, and only {len(config.sparse_layers)} of "
-            f"{config.layers} layers have experts; use them in all layers, or in none"
-        )
 
 
 def unstack(tree) -> list:

@@ -23,7 +23,6 @@ from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model import transformer
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
-from llm_jax.model.moe import check_layout as check_experts_layout
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
@@ -186,7 +185,6 @@ def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
     assert moe.mlp
     place.check_divides({"experts": (moe.experts, "model.moe.experts"), "mlp": (moe.mlp, "model.moe.mlp")})
     place.check_divides({"mlp": (moe.shared_mlp, "model.moe.shared_mlp")})
-    check_experts_layout(model, place)
 
 
 def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
@@ -297,16 +295,6 @@ def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: 
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
 
 
-def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
-    """How the batch flows through the stages, for the header."""
-    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
-    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
-    return (
-        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
-        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
-    )
-
-
 def experts_line(model: ModelConfig, parameters: int) -> str:
     """The mixture of experts, for the header."""
     moe = model.moe
@@ -315,6 +303,16 @@ def experts_line(model: ModelConfig, parameters: int) -> str:
     return (
         f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, {moe.scores} router, {form}: "
         f"{metrics.short(active_parameters(model, parameters))} parameters active"
+    )
+
+
+def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
+    """How the batch flows through the stages, for the header."""
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    return (
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
     )
 
 

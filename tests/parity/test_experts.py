@@ -33,7 +33,8 @@ LAYOUTS = {
     "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
     "experts over the sequence's axis, in a ring's order": (OVER_CONTEXT, {"context": 4}),
-    "a pipeline's stages": (
+    "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
+    "experts within a pipeline's stages": (
         dataclasses.replace(
             PRESETS["pipeline"], mesh={"stage": 2, "data": 2, "expert": 2}, compute={**STAGES, "batch": "stage, data, expert", "experts": "expert"}
         ),

@@ -72,6 +72,17 @@ LAYOUTS = {
         ),
         {},
     ),
+    "pipeline_ring": (
+        Layout(
+            "pipeline_ring",
+            {"stage": 2, "data": 2, "context": 2},
+            compute={**STAGES, "sequence": "context"},
+            optimizer={"embed": "data"},
+            attention={"keys": "context"},
+        ),
+        {},
+    ),
+    "ring_of_one": (PRESETS["context_ring"], {"data": 8, "context": 1}),
     "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
 }
 
