@@ -109,7 +109,7 @@ def test_blocks_of_queries_do_too(monkeypatch, name, packed, window):
 def test_cudnn_is_given_what_makes_the_right_attention(monkeypatch, name, packed):
     """By the kernel's contract; only the kernel itself is not tested."""
     kernel_by_contract(monkeypatch)
-    monkeypatch.setattr(attention, "check_platform", lambda config, platform: None)
+    monkeypatch.setattr(attention, "check_platform", lambda *_: None)
     q, k, v, dout, segments = inputs(4, 2, packed)
     expected = dense_float64(*(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v, dout)), segments, None)
     config = settings("cudnn", None, compute_dtype="bfloat16", max_segments=6)
@@ -193,7 +193,7 @@ def test_what_cannot_be_split_is_refused_by_name(layout, model, length, said):
 
 
 def test_a_window_with_fused_attention_is_refused_where_the_sequence_is_split(monkeypatch):
-    monkeypatch.setattr(attention, "check_platform", lambda config, platform: None)
+    monkeypatch.setattr(attention, "check_platform", lambda *_: None)
     with pytest.raises(UserError, match=r"model\.window=8: attention=cudnn .*context_ulysses"):
         attention.check(settings("cudnn", 8), placement(LAYOUTS["ring"]), T)
     attention.check(settings("cudnn", 8), placement(LAYOUTS["all-to-all"]), T)
