@@ -294,6 +294,7 @@ def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
 
 
 # --- keys in a ring ---
+# Steps are unrolled: JAX 0.11's compiler for GPUs crashes on cuDNN's kernel in a loop within the loop over layers.
 
 
 def _shift(x, split: Split):
@@ -334,7 +335,7 @@ class Step(NamedTuple):
         return jnp.concatenate([jnp.where(self.early, one + two, one), jnp.where(self.early, 0, two)], 1)
 
 
-def _step(r: jax.Array | int, batch: int, chunks: Chunks) -> Step:
+def _step(r: int, batch: int, chunks: Chunks) -> Step:
     """Step r, 1 .. P - 1: the keys are those of the device r places before this one."""
     i, last_i = chunks.own()
     j = (i - r) % chunks.split.parts
@@ -366,14 +367,11 @@ def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
         last = (jnp.where(early, out2, out_a), jnp.where(early, lse2, lse_a))
         return first, last
 
-    def body(carry, r):
-        total, kv = carry
-        following = _shift(kv, split)
-        return (add(total, kv, r), following), None
-
-    start = (((out1, lse1), (out2, lse2)), arriving)
-    (total, kv), _ = jax.lax.scan(body, start, jnp.arange(1, split.parts - 1))
-    (out1, lse1), (out2, lse2) = add(total, kv, split.parts - 1)
+    total, kv = ((out1, lse1), (out2, lse2)), arriving
+    for r in range(1, split.parts):
+        following = _shift(kv, split) if r < split.parts - 1 else kv
+        total, kv = add(total, kv, r), following
+    (out1, lse1), (out2, lse2) = total
     return jnp.concatenate([out1, out2], 1), jnp.concatenate([lse1, lse2], 2)
 
 
@@ -398,16 +396,9 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
         dq, dk, dv = (g.astype(SUM_DTYPE) for g in (dq, dk, dv))
         return step.to_queries(dq), (step.to_keys(dk), step.to_keys(dv))
 
-    def add(dq, dkv, kv, r):
-        arrived = _shift(dkv, split)
+    dkv, kv = (dk, dv), arriving
+    for r in range(1, split.parts):
+        following, arrived = _shift(kv, split) if r < split.parts - 1 else kv, _shift(dkv, split)
         dq_more, dkv_more = share(kv, r)
-        return dq + dq_more, jax.tree.map(jnp.add, arrived, dkv_more)
-
-    def body(carry, r):
-        dq, dkv, kv = carry
-        following = _shift(kv, split)
-        return (*add(dq, dkv, kv, r), following), None
-
-    (dq, dkv, kv), _ = jax.lax.scan(body, (dq, (dk, dv), arriving), jnp.arange(1, split.parts - 1))
-    dq, dkv = add(dq, dkv, kv, split.parts - 1)
+        dq, dkv, kv = dq + dq_more, jax.tree.map(jnp.add, arrived, dkv_more), following
     return dq, *_shift(tuple(d.astype(k.dtype) for d in dkv), split)  # home; nothing is added any more
