@@ -294,7 +294,8 @@ def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
 
 
 # --- keys in a ring ---
-# Steps are unrolled: JAX 0.11's compiler for GPUs crashes on cuDNN's kernel in a loop within the loop over layers.
+# Steps are unrolled: JAX 0.11's compiler for GPUs crashes on cuDNN's kernel in a loop within the loop over layers. The barriers
+# keep keys from being sent on before they are needed: without, they gather (with 8 parts, a seventh more of activations).
 
 
 def _shift(x, split: Split):
@@ -369,6 +370,7 @@ def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
 
     total, kv = ((out1, lse1), (out2, lse2)), arriving
     for r in range(1, split.parts):
+        kv, total = jax.lax.optimization_barrier((kv, total))
         following = _shift(kv, split) if r < split.parts - 1 else kv
         total, kv = add(total, kv, r), following
     (out1, lse1), (out2, lse2) = total
@@ -398,6 +400,7 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
 
     dkv, kv = (dk, dv), arriving
     for r in range(1, split.parts):
+        kv, dkv, dq = jax.lax.optimization_barrier((kv, dkv, dq))
         following, arrived = _shift(kv, split) if r < split.parts - 1 else kv, _shift(dkv, split)
         dq_more, dkv_more = share(kv, r)
         dq, dkv, kv = dq + dq_more, jax.tree.map(jnp.add, arrived, dkv_more), following
