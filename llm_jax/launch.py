@@ -7,7 +7,9 @@
 experiment=NAME   a file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere,
                   or a run folder's config.yaml
 key=value         overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2
-layout=NAME       a preset: single, data_parallel, fsdp, tensor, fsdp_tensor
+layout=NAME       a preset (docs/layouts.md): single, data_parallel, zero1, fsdp, hybrid_fsdp, tensor, fsdp_tensor,
+                  fsdp_tensor_sequence, context_gather, context_ring, context_ulysses, expert, expert_tensor,
+                  pipeline, pipeline_tensor
 run_dir=FOLDER    where the run lives; the same command again goes on where it stopped
 
   --list          every experiment with its purpose

@@ -1,9 +1,10 @@
-"""Fills docs/layouts.md with what the plan says: runs the command of every block and puts its output, and a picture, there.
+"""Fills docs/layouts.md and docs/plan.md with what the plan says: runs the command of every block and puts its output there.
 
     python tools/make_layout_docs.py            # all blocks: some minutes
     python tools/make_layout_docs.py ring       # those whose command has this text in it
 
-A block begins with `<!-- plan: ARGUMENTS -->` and ends with `<!-- plan end -->`. Needs the extra `cuda`, no GPU.
+A block begins with `<!-- plan: ARGUMENTS -->` and ends with `<!-- plan end -->`; one that names a layout gets its picture too.
+Needs the extra `cuda`, no GPU.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def fill(match: re.Match[str]) -> str:
         return match[0]
     words = arguments.split()
     layout = next((word.partition("=")[2] for word in words if word.startswith("layout=")), "")
-    every = layout == "all"
+    pictured = layout not in ("", "all")
     picture = f"layouts/{layout}.png"
-    command = [sys.executable, "-m", "llm_jax.plan", *words, *([] if every else [f"picture={DOCS / picture}"])]
+    command = [sys.executable, "-m", "llm_jax.plan", *words, *([f"picture={DOCS / picture}"] if pictured else [])]
     print(arguments, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
     if done.returncode:
@@ -35,16 +36,16 @@ def fill(match: re.Match[str]) -> str:
     lines = [line.rstrip() for line in done.stdout.splitlines() if not line.startswith("drawn: ")]
     text = re.sub(r"; planned with XLA's GPU compiler in [\d.]+ s", "", "\n".join(lines).strip())
     shown = f"```text\n$ python -m llm_jax.plan {arguments}\n{text}\n```\n"
-    if not every:
+    if pictured:
         shown += f"\n![{layout}: which device holds what]({picture})\n"
     return f"<!-- plan: {arguments} -->\n{shown}<!-- plan end -->"
 
 
 def main() -> None:
-    """Rewrites the page."""
+    """Rewrites the pages."""
     (DOCS / "layouts").mkdir(exist_ok=True)
-    page = DOCS / "layouts.md"
-    page.write_text(BLOCK.sub(fill, page.read_text()))
+    for page in (DOCS / "layouts.md", DOCS / "plan.md"):
+        page.write_text(BLOCK.sub(fill, page.read_text()))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Sources: [T] NVIDIA JAX-Toolbox, docs/GPU_performance.md; [E] its getting-started/environment-variables.md;
 [J] docs.jax.dev, "GPU performance tips". The names and values are those that JAX 0.10.2 and 0.11.2 take as
-`compiler_options`; `tests/gpu_compile` tries each.
+`compiler_options`; `tests/gpu_compile` tries each. docs/gpu_options.md has what each of them changed, and what was tried and left.
 """
 
 from __future__ import annotations
@@ -59,16 +59,23 @@ DETERMINISTIC: Options = {
 """For runs that must repeat bit by bit on a GPU."""
 
 
-def combining(layer_bytes: int) -> Options:
-    """Small collectives of one kind become one of up to the weights of a layer, "at least" which NVIDIA advises [T].
+PARTS = 4
+"""Into how many collectives of a kind those of a layer are combined."""
 
-    `layer_bytes`: a block's weights, all of them, in the dtype that they travel in.
+
+def combining(layer_bytes: Mapping[str, int]) -> Options:
+    """Small collectives of one kind become larger ones, about `PARTS` to a layer.
+
+    NVIDIA advises to combine a layer's weights or more [T]. But what is combined can't start before the last of it is there, nor
+    be used before all of it has come: with a quarter of a layer, latencies are few and most of it is hidden (docs/gpu_options.md).
+
+    `layer_bytes`: for each kind (of COLLECTIVES) the bytes of a layer's weights, as XLA counts them: of what comes out on one device.
     """
-    return {f"xla_gpu_{kind}_combine_threshold_bytes": layer_bytes for kind in COLLECTIVES}
+    return {f"xla_gpu_{kind}_combine_threshold_bytes": max(1, layer_bytes[kind] // PARTS) for kind in COLLECTIVES}
 
 
 def compiler_options(
-    devices: int, layer_bytes: int | None = None, deterministic: bool = False, environment: Mapping[str, str] = os.environ
+    devices: int, layer_bytes: Mapping[str, int] | None = None, deterministic: bool = False, environment: Mapping[str, str] = os.environ
 ) -> Options:
     """The options for `jax.jit(...).compile(compiler_options=...)` of a step on this many GPUs.
 

@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.errors import UserError
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.grouped import batched_product, grouped_product
+from llm_jax.model.grouped import batched_product, block_rows, grouped_product
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
 from llm_jax.model.router import Routing, choose, sums_of
 from llm_jax.model.weights import compute, project, weight
@@ -143,7 +143,10 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
     slots_Nk = jnp.zeros_like(choice_R).at[choice_R].set(jnp.arange(len(choice_R), dtype=jnp.int32)).reshape(own_Nk.shape)
     sizes_E = jnp.sum(own_Nk.reshape(-1, 1) == jnp.arange(E), 0, dtype=jnp.int32)
     rows_RD = taken(x_ND, choice_R // k, slots_Nk)
-    rows_RD = _feed_forward(config, lambda x, w: grouped_product(x, w, sizes_E, config.moe.product), rows_RD, matrices)
+    # How often the loop over an expert's blocks runs, only the tokens know: a plan takes even loads (`plan.timeline`).
+    expected = -(-len(choice_R) // config.moe.experts // block_rows(len(choice_R), E))
+    with jax.named_scope(f"trips={expected}"):
+        rows_RD = _feed_forward(config, lambda x, w: grouped_product(x, w, sizes_E, config.moe.product), rows_RD, matrices)
     y_ND = _combined(rows_RD, weights_Nk, slots_Nk, choice_R)
     y_ND = _sum_over(y_ND, place, group)
     if group:

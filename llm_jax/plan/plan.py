@@ -18,7 +18,7 @@ from llm_jax.model.flops import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
 from llm_jax.train.compile import absent_program, check_complete, compile_program
-from llm_jax.train.run import split_sizes
+from llm_jax.train.run import check_layout
 from llm_jax.train.state import Program
 
 Compiler = Literal["gpu", "cpu"]
@@ -146,7 +146,7 @@ def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
-    program.place.check_divides(split_sizes(experiment))
+    check_layout(experiment, program.place)
     transformer.check(experiment.model, program.place, experiment.train.sequence_length)
     return program
 
@@ -176,6 +176,9 @@ def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experi
         if model.attention == "cudnn":
             model = dataclasses.replace(model, attention="blocked")
             said.append("model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are in memory a block at a time")
+        if model.offload:
+            model = dataclasses.replace(model, offload="")
+            said.append(f"model.offload={experiment.model.offload}: left out, a CPU's devices have no other memory; these tensors are computed again")
     if model.vocab is None:
         model = dataclasses.replace(model, vocab=experiment.tokenizer.vocab)
         said.append(f"model.vocab={model.vocab}: the tokenizer's, which may turn out smaller")

@@ -21,7 +21,6 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model.dims import DIMS, PipelineConfig
 from llm_jax.plan.memory import least_bytes
 from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
-from llm_jax.train.run import split_sizes
 
 Say = Callable[[str], None]
 
@@ -103,7 +102,7 @@ def candidates(experiment: Experiment, devices: int) -> tuple[list[Candidate], i
     """Every preset, and the experiment's own layout, on every mesh; and how many were the same as an earlier one."""
     found: dict[str, Candidate] = {}
     same = 0
-    dims = split_sizes(experiment).keys()
+    dims = set(DIMS) if experiment.model.sparse_layers else set(DIMS) - {"experts"}
     for layout in (*PRESETS.values(), experiment.layout):
         for sizes in factorisations(devices, len(layout.mesh)):
             candidate = without_axes_of_one(layout, dict(zip(layout.mesh, sizes, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import cpu_options, gpu_compile, gpu_options
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
+from llm_jax.model.dims import Table
 from llm_jax.objective.next_token import Objective, make_objective
 from llm_jax.train.optimizer import make_schedule
 from llm_jax.train.state import Program
@@ -36,8 +38,19 @@ def step_options(program: Program) -> gpu_options.Options:
         return cpu_options.compiler_options()
     if platform != "gpu":
         return {}
-    block = sum(x.size // len(x) for x in jax.tree.leaves(program.abstract["blocks"]))
-    return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=block * jnp.dtype(program.config.compute_dtype).itemsize)
+    return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=layer_bytes(program))
+
+
+def layer_bytes(program: Program) -> dict[str, int]:
+    """What comes out on a device of the collectives of one layer's weights and gradients, by kind."""
+
+    def elements(table: Table) -> int:
+        shards = jax.tree.map(lambda s, w: math.prod(s.shard_shape(w.shape)[1:]), program.shardings(table)["blocks"], program.abstract["blocks"])
+        return sum(jax.tree.leaves(shards))
+
+    weight, gradient = (jnp.dtype(dtype).itemsize for dtype in (program.config.compute_dtype, program.config.gradient_dtype))
+    in_use, at_home = elements("compute"), elements("optimizer")
+    return {"all_gather": in_use * weight, "reduce_scatter": at_home * gradient, "all_reduce": at_home * gradient}
 
 
 def abstract_batch(experiment: Experiment, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:

@@ -141,10 +141,12 @@ def test_what_the_kernel_is_given_makes_the_right_attention_and_gradients(monkey
 
 def test_options_leave_alone_what_the_user_set():
     flags = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=/tmp/x"}
-    mine = gpu_options.compiler_options(8, layer_bytes=2**28, environment={})
-    theirs = gpu_options.compiler_options(8, layer_bytes=2**28, environment=flags)
+    layer = dict.fromkeys(gpu_options.COLLECTIVES, 2**28)
+    mine = gpu_options.compiler_options(8, layer, environment={})
+    theirs = gpu_options.compiler_options(8, layer, environment=flags)
     assert set(mine) - set(theirs) == {"xla_gpu_enable_latency_hiding_scheduler"}
-    assert "xla_gpu_all_gather_combine_threshold_bytes" not in gpu_options.compiler_options(1, layer_bytes=2**28, environment={})
+    assert mine["xla_gpu_all_gather_combine_threshold_bytes"] == 2**28 // gpu_options.PARTS
+    assert "xla_gpu_all_gather_combine_threshold_bytes" not in gpu_options.compiler_options(1, layer, environment={})
 
 
 # --- the compiled step, without a GPU ---
@@ -230,7 +232,7 @@ def test_keys_shared_by_the_tensor_axis_get_the_sum_of_its_gradients():
 @pytest.mark.gpu_compile
 def test_every_training_option_is_known_to_this_xla():
     mesh = absent_gpus("h200", {"data": 2, "tensor": 4})
-    options = gpu_options.compiler_options(8, layer_bytes=2**28, deterministic=True, environment={})
+    options = gpu_options.compiler_options(8, layer_bytes=dict.fromkeys(gpu_options.COLLECTIVES, 2**28), deterministic=True, environment={})
     compiled(mesh, kv_axis=None, **options)
 
 

@@ -136,7 +136,10 @@ def test_nothing_is_sent_but_what_the_layout_means(layout):
 
 
 @pytest.mark.parametrize("layout", GOLDEN)
-def test_collectives_are_asynchronous(layout):
+def test_weights_and_gradients_of_the_layer_scan_travel_asynchronously(layout):
+    """All but small ones. Outside of the loops, and for sums that the next product needs (tensor), XLA may wait: nothing could run beside."""
     _, program, timeline = compiled(layout)
-    waiting = [i for i in timeline.counts if isinstance(program.works[i], Collective) and not i.opcode.endswith("-start")]
-    assert all(shape.elements < D * K for i in waiting for shape in i.shapes)  # less than a matrix
+    for i in timeline.counts:
+        collective = program.works[i]
+        if isinstance(collective, Collective) and collective.axis != "tensor" and program.home[i] is not program.module.entry:
+            assert i.opcode.endswith("-start") or all(shape.elements <= CHUNK for shape in i.shapes), i.type_text

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.layout.layout import Layout
+from llm_jax.layout.layout import Layout, MeshPlacement
+from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import CONTEXT, PRESETS, STAGES, TENSOR
+from llm_jax.model import moe
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.parity.test_layouts import GROUPED, STEPS, TOLERANCE
@@ -107,10 +109,12 @@ def test_layouts_under_which_experts_cannot_run_are_refused():
     sequence = Layout("split", {"data": -1, "expert": 2}, compute={"batch": "data", "sequence": "expert", "experts": "expert"})
     both = Layout("both", {"data": -1, "tensor": 2}, compute={"batch": "data", "experts": "data, tensor"})
     embed = Layout("embed", {"data": -1, "tensor": 2}, compute={"batch": "data", "embed": "tensor"})
+    dense = dataclasses.replace(DROPLESS, moe=dataclasses.replace(MOE, dense_layers=(0,)))
     for layout, model, says in (
         (sequence, CAPACITY, "model.moe.dispatch=capacity: .* splits dim 'sequence' over expert"),
         (both, DROPLESS, "layout.compute.experts=data, tensor: either all of these axes"),
         (embed, DROPLESS, "layout.compute.embed=tensor"),
+        (PRESETS["pipeline"], dense, r"model.moe.dense_layers=\(0,\): the layout splits dim 'layers' over stage"),
     ):
         with pytest.raises(UserError, match=says):
-            train(layout, {}, steps=1, model=model)
+            moe.check(model.resolved(), MeshPlacement(layout, make_mesh(layout, {})))

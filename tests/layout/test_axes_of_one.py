@@ -1,0 +1,47 @@
+"""Axes of size 1 are nothing special: every preset with all its axes at 1 trains as one device, and with each at 1 in turn its step has types."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.presets import PRESETS
+from llm_jax.objective.next_token import ObjectiveConfig, make_objective
+from llm_jax.train.compile import BATCH_DTYPES
+from llm_jax.train.optimizer import OptimizerConfig, make_schedule
+from llm_jax.train.state import Program
+from llm_jax.train.step import make_step
+from tests.training import BATCH, LENGTH, SMALL, train
+
+MODEL = dataclasses.replace(SMALL, kv_heads=2)
+
+
+@pytest.mark.parametrize("name", ["hybrid_fsdp", "context_ring"])
+def test_a_preset_with_all_axes_at_one_is_one_device(name):
+    layout = PRESETS[name]
+    (history, _, _), (reference, _, _) = (train(PRESETS[n], dict.fromkeys(PRESETS[n].mesh, 1), steps=2, model=MODEL) for n in (name, "single"))
+    for ours, theirs in zip(history, reference, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)  # kernels may be fused in another way
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
+    assert len(layout.mesh) > 1
+
+
+@pytest.mark.parametrize(("name", "axis"), [(name, axis) for name, layout in PRESETS.items() for axis in layout.mesh])
+def test_each_axis_of_a_preset_may_be_one(name, axis):
+    layout = PRESETS[name]
+    sizes = {a: 1 if a == axis else 2 for a in layout.mesh}
+    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+    place = MeshPlacement(layout, make_mesh(layout, sizes, devices))
+    optimizer = OptimizerConfig()
+    program = Program(MODEL.resolved(), optimizer, place)
+    step = make_step(program, make_objective(ObjectiveConfig(chunk=64)), make_schedule(optimizer, 10), optimizer.clip_norm)
+    sharding = place.sharding((None, "batch", "sequence"), "compute")
+    batch = {key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), dtype, sharding=sharding) for key, dtype in BATCH_DTYPES.items()}
+    with jax.set_mesh(place.mesh):
+        state, _ = jax.eval_shape(step, program.abstract_state(), batch)
+    assert jax.tree.map(lambda x: x.shape, state.parameters) == jax.tree.map(lambda x: x.shape, program.abstract)
