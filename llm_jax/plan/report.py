@@ -10,7 +10,7 @@ from rich.table import Table
 from llm_jax.plan.plan import Plan
 from llm_jax.plan.search import Ranking
 
-WIDTH = 120
+WIDTH = 140
 """Columns where the output is no terminal."""
 KINDS = {
     "parameters": "weights at rest",
@@ -45,14 +45,13 @@ def show(console: Console, title: str, made: Table) -> None:
 def print_ranking(ranking: Ranking) -> None:
     """Prints the layouts that fit, the fastest first, and what is not among them."""
     console = make_console()
-    made = table("", "layout", "mesh", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
+    made = table("", "layout", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
     for place, plan in enumerate(ranking.plans, 1):
         seconds = plan["step_seconds"]
         waits = sum(row["seconds"] - row["hidden_seconds"] for row in plan["collectives"])
         made.add_row(
             str(place),
-            plan["layout"],
-            mesh_text(plan["mesh"]),
+            f"{plan['layout']} ({mesh_text(plan['mesh'])})",
             f"{plan['tokens_per_second_per_device']:,.0f}",
             f"{plan['mfu']:.1%}",
             duration(seconds["expected"]),
@@ -116,7 +115,7 @@ def table(*columns: str) -> Table:
     """An empty table; columns that begin with ">" hold numbers."""
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return made
 
 
