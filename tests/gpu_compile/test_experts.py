@@ -21,14 +21,14 @@ from llm_jax.train import compile as compiling
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
-DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1024, 8, 2
+DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1536, 8, 2  # so that no two shapes that are told apart are equal
 
 
 @functools.cache
 def step(dispatch: str) -> gpu_compile.CompiledStep:
     """A small model's step on data=2 x expert=4, B rows a device; skips where XLA's GPU compiler is not installed."""
     moe = MoEConfig(experts=E, top_k=K, dispatch=dispatch)  # type: ignore[arg-type]
-    model = ModelConfig(layers=3, embed=D, heads=8, kv_heads=4, mlp=F, vocab=4096, compute_dtype="bfloat16", remat="full", moe=moe)
+    model = ModelConfig(layers=3, embed=D, heads=8, kv_heads=4, mlp=F, vocab=6144, compute_dtype="bfloat16", remat="full", moe=moe)
     experiment = Experiment(model=model, layout=preset("expert"), train=TrainConfig(batch_size=B * DEVICES, sequence_length=T))
     try:
         return compiling.compile_absent(experiment, "h100", DEVICES)
