@@ -20,6 +20,19 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def gpu_compiler(request: pytest.FixtureRequest) -> None:
+    """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason."""
+    if request.node.get_closest_marker("gpu_compile"):
+        from llm_jax.errors import UserError
+        from llm_jax.layout.gpu_compile import require_cuda
+
+        try:
+            require_cuda()
+        except UserError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with reference data and models that are not part of the project."""

@@ -7,9 +7,7 @@ import math
 
 import pytest
 
-from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
-from llm_jax.layout import gpu_compile
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.presets import preset
@@ -33,7 +31,7 @@ CONTEXT = ("context_gather", "context_ring", "context_ulysses")
 
 @functools.cache
 def compiled(layout: str, size: int = PARTS) -> tuple[CompiledStep, Analysis]:
-    """The step on 8 devices, `size` of them along the layout's second axis; skips where XLA's GPU compiler is not installed."""
+    """The step on 8 devices, `size` of them along the layout's second axis."""
     model = ModelConfig(
         layers=LAYERS, embed=D, heads=H, kv_heads=G, head_dim=K, mlp=14336, vocab=128256, tied_embeddings=False,
         attention="cudnn", max_segments=6, compute_dtype="bfloat16", remat=KEPT,
@@ -41,10 +39,6 @@ def compiled(layout: str, size: int = PARTS) -> tuple[CompiledStep, Analysis]:
     second = list(preset(layout).mesh)[1]
     train = TrainConfig(steps=10, batch_size=8 // size, sequence_length=T)
     experiment = Experiment(model=model.resolved(), layout=preset(layout), mesh={second: size}, train=train)
-    try:
-        gpu_compile.require_cuda()
-    except UserError as error:
-        pytest.skip(str(error))
     plan, step = make_plan(experiment, hardware("h100"), 8)
     return step, plan.analysis
 

@@ -35,7 +35,7 @@ LAYOUTS = {
     "context_gather": (PRESETS["context_gather"], {"context": 4}),
     "context_ring": (PRESETS["context_ring"], {"context": 4}),
     "context_ulysses": (PRESETS["context_ulysses"], {"context": 4}),
-    # layouts that an experiment file would define: the four tables do more than the presets
+    # layouts that an experiment file would define: the five tables do more than the presets
     # axes that split the batch may be given to weights too: they are gathered over them for use
     "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
     "ring_fsdp_tensor_sequence": (

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from llm_jax.errors import UserError
-from llm_jax.layout import gpu_compile
 from llm_jax.plan.__main__ import main
 
 EXPERIMENT = '''"""A model small enough to plan in a second."""
@@ -58,12 +56,3 @@ def planned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
         return _plans[arguments, compiler]
 
     return run
-
-
-@pytest.fixture
-def gpu_compiler() -> None:
-    """Skips where XLA's GPU compiler is not installed."""
-    try:
-        gpu_compile.require_cuda()
-    except UserError as error:
-        pytest.skip(str(error))
