@@ -32,7 +32,7 @@ class Console:
         """A line (or several)."""
         if not self.speaks:
             return
-        (self.bar.console if self.bar else self.rich).print(text)
+        self.show(text)
         stamp = datetime.now().isoformat(timespec="seconds")
         lines = [f"{stamp} {line}" for line in text.split("\n")]
         if not self.files:
@@ -45,6 +45,10 @@ class Console:
         """Lines that are in the file when this returns."""
         file.writelines(line + "\n" for line in lines)
         file.flush()
+
+    def show(self, text: str) -> None:
+        """Puts a line before a person's eyes."""
+        (self.bar.console if self.bar else self.rich).print(text)
 
     def start(self, total: int, done: int) -> None:
         """Begins the progress bar, on a terminal."""

@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model import transformer
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
+from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
+from llm_jax.scaling import flops
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step
@@ -40,6 +42,19 @@ from llm_jax.train.stop import Stopped, StopSignal
 EXIT_DIVERGED = 3
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What runs of one process, one after another, need only once. None: each makes its own."""
+
+    prepare: Callable[..., data.Corpus] | None = None
+    """As `data.prepare`."""
+    peak: Callable[[jax.sharding.Mesh, str], float | None] | None = None
+    """As `peak.device_peak`."""
+
+
+ALONE = Shared()
+
+
 def run(experiment: Experiment) -> int:
     """Trains, or goes on training, and returns the process's exit code."""
     check_one_process(os.environ)
@@ -53,23 +68,23 @@ def run(experiment: Experiment) -> int:
             return 128 + stopped.number
 
 
-def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float) -> int:
+def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float, shared: Shared = ALONE) -> int:
     """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
     place = place_of(experiment)
     last = check_folder(experiment)
     if is_finished(experiment, last):
         console.say(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
         return 0
-    corpus = prepare_corpus(experiment, console)
+    corpus = prepare_corpus(experiment, shared, console.say)
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
     with opened(experiment, corpus, last, console):
-        return train(with_room, program, corpus, console, stop, started)
+        return train(with_room, program, corpus, console, stop, started, shared)
 
 
-def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float) -> int:
+def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float, shared: Shared) -> int:
     """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
     place = program.place
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
@@ -79,7 +94,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
         if found:
             console.say(f"resuming at step {found[1]['step']}")
         state, info = found or (program.new_state(experiment.train.seed), {"step": 0})
-        peak = device_peak(place.mesh, experiment.model.compute_dtype)
+        peak = (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype)
         console.say(header(experiment, program, corpus, peak))
         running = make_running(life, experiment, checkpoints, corpus, info, started, peak and peak * place.mesh.size)
         feed = Feed(
@@ -120,16 +135,16 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
     return code
 
 
-def prepare_corpus(experiment: Experiment, console: Console) -> data.Corpus:
+def prepare_corpus(experiment: Experiment, shared: Shared, say: Callable[[str], None]) -> data.Corpus:
     """The corpus that the experiment asks for."""
-    return data.prepare(
+    return (shared.prepare or data.prepare)(
         experiment.data,
         experiment.tokenizer,
         sequence_length=experiment.train.sequence_length,
         batch_size=experiment.train.batch_size,
         seed=experiment.train.seed,
         run_dir=None,
-        log=console.say,
+        log=say,
     )
 
 
@@ -186,7 +201,7 @@ def make_running(
         checkpoints=checkpoints,
         writer=writer,
         info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
-        epoch=corpus.epoch,
+        corpus=corpus,
         flops_per_step=train_flops_per_token(experiment.model, t.sequence_length) * t.batch_size * t.sequence_length,
         peak_flops=peak_flops,
         label=label,
@@ -392,16 +407,17 @@ def summarise(experiment: Experiment, program: Program, running: Running, peak: 
     latest, clock, place = running.latest, running.clock, program.place
     tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
     seconds = clock.seconds / clock.steps if clock.steps else None
-    parameters = program.parameter_count()
-    tokens = latest.get("step", 0) * tokens_per_step
+    step = latest.get("step", 0)
+    tokens = step * tokens_per_step
+    counted = flops.account(experiment.model, experiment.train.sequence_length, tokens)
     return {
         "experiment": experiment.name,
-        "step": latest.get("step", 0),
-        "parameters": parameters,
-        "parameters_non_embedding": non_embedding_parameters(experiment.model, parameters),
-        "parameters_active": active_parameters(experiment.model, parameters),
+        "step": step,
+        **counted,
+        "parameters_active": active_parameters(experiment.model, counted["parameters"]),
         "tokens": tokens,
-        "train_flops": train_flops_per_token(experiment.model, experiment.train.sequence_length) * tokens,
+        "unique_tokens": running.corpus.unique_tokens(step),
+        "train_flops": counted["flops_exact"],
         "train_loss": latest.get("train_loss"),
         "eval_loss": latest.get("eval_loss"),
         "eval_bits_per_byte": latest.get("eval_bits_per_byte"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from llm_jax.data import Corpus
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.metrics import MetricsWriter
@@ -42,8 +43,7 @@ class Running:
     writer: MetricsWriter | None
     info: Callable[[], dict[str, Any]]
     """What a checkpoint says beside the state."""
-    epoch: Callable[[int], float]
-    """How often the data has been seen at the end of a step."""
+    corpus: Corpus
     flops_per_step: float
     peak_flops: float | None
     label: str = ""
@@ -69,7 +69,7 @@ class Running:
         for name in ("bad_steps", "bad_in_a_row"):
             values[name] = int(values[name])
         self.bad_in_a_row = values.pop("bad_in_a_row")
-        values |= {"tokens": done * self.tokens_per_step, "epoch": self.epoch(done - 1), "step_seconds": seconds, "data_seconds": waited}
+        values |= {"tokens": done * self.tokens_per_step, "epoch": self.corpus.epoch(done - 1), "step_seconds": seconds, "data_seconds": waited}
         if not fresh:
             values["tokens_per_second"] = self.tokens_per_step / seconds
             values["mfu"] = self.mfu(seconds)
