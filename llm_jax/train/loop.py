@@ -110,18 +110,16 @@ class Loop:
     def pause(self, state: TrainState, done: int, evaluate: bool, save: bool) -> None:
         """Evaluates and saves between two steps. A signal cuts the evaluation short: it is then due on resuming."""
         scores = self.evaluate(state) if evaluate and not self.stop.received else None
-        for run, own in zip(self.runs, self.parts(scores) if scores else [None] * len(self.runs), strict=True):
-            if own is not None and not run.diverged:
-                run.score(done, {name: float(value) for name, value in own.items()}, self.console.say)
-        eval_losses = [None if scores is None else run.latest["eval_loss"] for run in self.runs]
-        keeps = [
-            not run.diverged and (save or self.stop.received is not None or (loss is not None and run.checkpoints.wants(loss)))
-            for run, loss in zip(self.runs, eval_losses, strict=True)
-        ]
-        if any(keeps):
-            for run, own, keep, loss in zip(self.runs, self.parts(state), keeps, eval_losses, strict=True):
-                if keep:
-                    run.save(own, done, evaluate and scores is None, loss)
+        if scores is not None:
+            for run, own in zip(self.runs, self.parts(scores), strict=True):
+                if not run.diverged:
+                    run.score(done, {name: float(value) for name, value in own.items()}, self.console.say)
+        every = save or self.stop.received is not None
+        kept = [run for run in self.live() if every or (scores is not None and run.checkpoints.wants(run.latest["eval_loss"]))]
+        if kept:
+            for run, own in zip(self.runs, self.parts(state), strict=True):
+                if run in kept:
+                    run.save(own, done, evaluation_due=evaluate and scores is None, scored=scores is not None)
         self.mark, self.fresh = time.perf_counter(), not self.runs[0].clock.steps
 
     def line(self, done: int) -> str:

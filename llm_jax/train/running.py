@@ -34,7 +34,7 @@ class Clock:
         return sum(self.recent) / len(self.recent) if self.recent else float("nan")
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A run that a loop trains, alone or together with others in one program."""
 
@@ -99,9 +99,9 @@ class Running:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
         say(f"{self.label}step {done}: held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
 
-    def save(self, state: TrainState, done: int, evaluation_due: bool, eval_loss: float | None) -> None:
-        """Keeps the state."""
-        self.checkpoints.save(state, done, {**self.info(), "evaluation_due": evaluation_due}, eval_loss)
+    def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
+        """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
+        self.checkpoints.save(state, done, {**self.info(), "evaluation_due": evaluation_due}, self.latest["eval_loss"] if scored else None)
 
     def mfu(self, seconds: float) -> float | None:
         """Model FLOPs utilisation of a step of so many seconds; None where the peak isn't known."""
