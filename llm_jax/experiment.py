@@ -23,10 +23,11 @@ from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
+from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
-from llm_jax.train.optimizer import OptimizerConfig
+from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,8 @@ def resolved(experiment: Experiment) -> Experiment:
         experiment = dataclasses.replace(experiment, run_dir=f"runs/{experiment.name}/default")
     for part in (e := experiment).layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample:
         part.check()
+    parametrization.check(e.model)
+    check_parametrization(e.optimizer, e.model)
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
             f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions (model.positions={e.model.positions})"
