@@ -1,1 +1,1 @@
-"""Scaling laws: grids of runs, fits of them, and what the best learning rate does as a model grows."""
+"""Scaling laws: accounting, grids of runs, fits with intervals, and what to train next."""
