@@ -7,7 +7,7 @@ Models of several widths (or depths) take a few steps, in the standard parametri
 change of activations since the start is taken on one batch: its root mean square, at five places of the model. Where a place learns
 at the same speed at every size, the slope of that against the size, both as logarithms, is near 0 (Yang et al. 2022, appendix D.1).
 
-experiment=NAME   as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate
+experiment=NAME   as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate; of a grid the base
 widths=N,N,...    sizes of model.embed; model.base_embed is the first, unless the experiment says another
 depths=N,N,...    instead: sizes of model.layers; model.base_layers is the first, unless the experiment says another
 steps=4           updates, at the full learning rate from the first on
@@ -43,6 +43,7 @@ from llm_jax.model.parametrization import of_width, residual
 from llm_jax.model.parts import rope_tables
 from llm_jax.model.transformer import Block, Transformer, unstack
 from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
+from llm_jax.scaling.grid import Grid
 from llm_jax.train.compile import step_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
 from llm_jax.train.state import Program
@@ -121,7 +122,7 @@ def blocks(model: Transformer) -> Iterator[Block]:
 def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
     """Takes one step on each batch; the changes of activations on `probe`. Arrays of a batch are [B, T]."""
     layout = preset("single")
-    program = Program(dataclasses.replace(model, scan_layers=False), optimizer, MeshPlacement(layout, make_mesh(layout, {})))
+    program = Program(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
     step = jax.jit(step_of, donate_argnums=0, compiler_options=step_options(program) or None)
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
@@ -227,7 +228,11 @@ def run(arguments: list[str]) -> int:
     steps = own.get("steps", "4")
     if not steps.isdecimal() or int(steps) < 1:
         raise UserError(f"steps={steps}: must be a whole number, at least 1")
-    experiment = experiments.from_pairs([pair for pair in pairs if pair[0] not in own])
+    rest = [pair for pair in pairs if pair[0] not in own]
+    name = experiments.experiment_name(rest)
+    made = experiments.load_file(name)
+    made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
+    experiment = experiments.from_experiment(made, rest)
     of = "width" if "widths" in own else "depth"
     sizes = read_sizes(f"{of}s", own[f"{of}s"])
     found = check_experiment(experiment, of, sizes, int(steps))
