@@ -103,7 +103,7 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
         ("experiment=quickstart widths=64,128", "optimizer.name=muon: has one learning rate for all weights"),
         (
             "experiment=quickstart optimizer.name=adamw widths=64,100",
-            "model.heads=8: is for model.embed=128, and for a width of 100 it would be 6.25",
+            "for a width of 100 it would be 6.25, not whole",
         ),
         ("experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion depths=2,4", "says nothing of depth"),
     ],
