@@ -17,6 +17,7 @@ from flax import nnx
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
+from llm_jax.model.parametrization import multipliers
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
 from llm_jax.model.weights import Shared, Weight, stored_dims
@@ -57,7 +58,7 @@ class Program:
         of = lambda f: pure(jax.tree.map(f, weights, is_leaf=is_weight))  # noqa: E731
         self.abstract = of(lambda w: w.get_value())
         self.dims = of(lambda w: Leaf(stored_dims(w)))
-        self.info = of(lambda w: ParameterInfo(w.dims, w.stacked))
+        self.info = of(lambda w: ParameterInfo(w.dims, w.stacked, multipliers(model, w.dims, w.stacked)))
         self.optimizer = optimizer
 
     def model(self, parameters: Any, homes: Any = None) -> Transformer:
