@@ -3,7 +3,7 @@
 What may differ (`MAY_VARY`) becomes arrays of the program, one entry a run: weights, moments and batches, the whole learning-rate
 schedule as a table of rates, and numbers of the optimizer. Each run begins with the weights that it would have alone, bit for bit, sees
 the same batches, and leaves an ordinary run folder: a run can go on alone that began together, and the other way round. One that
-diverges is recorded as diverged, and the others go on.
+diverges is recorded as diverged, and the others go on. Where the mesh has several devices, each has some of the runs, whole.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import data
 from llm_jax.data import batch_sha
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
 from llm_jax.objective.next_token import Objective, make_objective
 from llm_jax.train import run
 from llm_jax.train.checkpoint import Checkpoints
@@ -36,7 +38,7 @@ from llm_jax.train.optimizer import make_schedule
 from llm_jax.train.peak import device_peak
 from llm_jax.train.run_folder import flat
 from llm_jax.train.state import Program, TrainState
-from llm_jax.train.step import make_step
+from llm_jax.train.step import make_evaluation, make_step
 from llm_jax.train.stop import Stopped, StopSignal
 
 IN_THE_SCHEDULE = (
@@ -84,8 +86,7 @@ def run_together(experiments: Sequence[Experiment], console: Console, stop: Stop
         if len(at) == 1:
             codes[at[0]] = run.prepare_and_train(experiments[at[0]], console, stop, started, shared)
         elif at:
-            place = run.place_of(experiments[0])
-            check(experiments[0], place)
+            place = place_for(experiments[0], len(at))
             ended = prepare_and_train([experiments[i] for i in at], [lasts[i] for i in at], place, console, stop, started, shared)
             for i, code in zip(at, ended, strict=True):
                 codes[i] = code
@@ -94,14 +95,22 @@ def run_together(experiments: Sequence[Experiment], console: Console, stop: Stop
     return [128 + (stop.received or 0) if code is None else code for code in codes]
 
 
-def check(experiment: Experiment, place: MeshPlacement) -> None:
-    """Raises UserError where runs can't be trained together."""
-    if place.mesh.size > 1:
+def place_for(experiment: Experiment, count: int) -> MeshPlacement:
+    """The devices for so many runs: the most of the mesh's among which they can be dealt out evenly.
+
+    Raises UserError where runs can't be trained together.
+    """
+    whole, layout = run.place_of(experiment), experiment.layout
+    if any(axes for table in layout.tables().values() for axes in table.values()):
         raise UserError(
-            f"layout.name={experiment.layout.name}: has {place.mesh.size} devices, and runs that are trained together share one; use layout=single"
+            f"layout.name={layout.name}: splits arrays over devices, and runs that are trained together are each whole on one; use layout=single, "
+            "with mesh.data=-1 to spread the runs over all devices"
         )
     if experiment.model.attention == "cudnn":
         raise UserError("model.attention=cudnn: has no form for several runs at once; use model.attention=xla or model.attention=blocked")
+    axis, *others = layout.mesh
+    most = max(n for n in range(1, whole.mesh.size + 1) if count % n == 0)
+    return MeshPlacement(layout, make_mesh(layout, {axis: most, **dict.fromkeys(others, 1)}))
 
 
 def prepare_and_train(
@@ -141,6 +150,8 @@ def train(
     of_models = {repr(x.model): Program(x.model, e.optimizer, place, e.train.ema_decay) for x in experiments}
     programs = [of_models[repr(x.model)] for x in experiments]
     program, parts = programs[0], parts_of(count)
+    # On its own device a run is as if there were no other: all mesh axes are used up.
+    own_program = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names), e.train.ema_decay)
     with contextlib.ExitStack() as life:
         checkpoints = [Checkpoints(Path(x.run_dir), x.checkpoint) for x in experiments]
         for kept in checkpoints:
@@ -149,17 +160,18 @@ def train(
         peak = (shared.peak or device_peak)(place.mesh, e.model.compute_dtype)
         console.say(run.header(e, program, corpora[0], peak))
         console.say(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
+        peak_of_all = peak and peak * place.mesh.size
         runs = [
-            run.make_running(life, x, kept, corpus, info, started, peak, label=f"{Path(x.run_dir).name}: ")
+            run.make_running(life, x, kept, corpus, info, started, peak_of_all, label=f"{Path(x.run_dir).name}: ")
             for x, kept, corpus, info in zip(experiments, checkpoints, corpora, infos, strict=True)
         ]
         feed = FeedTogether(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)
         life.callback(feed.close)
         loop = Loop(
             stop=stop,
-            step=jit_steps(program, make_objective(e.objective), experiments),
+            step=jit_steps(own_program, make_objective(e.objective), experiments),
             feed=feed,
-            evaluate=run.Evaluator(program, corpora[0], e, stop, several=True),
+            evaluate=run.Evaluator(program, corpora[0], e, stop, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
             runs=runs,
             console=console,
             train=e.train,
@@ -170,7 +182,7 @@ def train(
         stopped_by = 0
         try:
             with jax.set_mesh(place.mesh):
-                state = loop.run(stacked(states), infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos))
+                state = loop.run(stacked(states, place), infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos))
                 if e.sample.tokens:
                     for x, own, corpus, running in zip(experiments, parts(state), corpora, runs, strict=True):
                         if not running.diverged:
@@ -217,24 +229,38 @@ def start_or_resume(
     return states, [{"step": 0}] * len(states)
 
 
+def by_device(place: MeshPlacement, f: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+    """`f` of one run, for several: each device does its share of them. in_axes: as of `jax.vmap`, 0 or None."""
+    runs = over_runs(place)
+    in_specs = tuple(PartitionSpec() if axis is None else runs for axis in in_axes)
+    return jax.shard_map(jax.vmap(f, in_axes), mesh=place.mesh, in_specs=in_specs, out_specs=runs, check_vma=False)
+
+
+def over_runs(place: MeshPlacement) -> PartitionSpec:
+    """Arrays with a leading dim of runs, dealt out over all devices."""
+    return PartitionSpec(place.mesh.axis_names)
+
+
 def jit_steps(
     program: Program, objective: Objective, experiments: Sequence[Experiment]
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """step(state, batch) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated."""
-    config, steps, clip_norm = experiments[0].optimizer, experiments[0].train.steps, experiments[0].optimizer.clip_norm
-    rates_RS = jnp.stack([jax.vmap(make_schedule(e.optimizer, steps))(jnp.arange(steps)) for e in experiments])
+    config, steps, clip_norm, place = experiments[0].optimizer, experiments[0].train.steps, experiments[0].optimizer.clip_norm, program.place
+    rates_RS = np.stack([jax.vmap(make_schedule(e.optimizer, steps))(jnp.arange(steps)) for e in experiments])
     values = {key: np.array([getattr(e.optimizer, key) for e in experiments], np.float32) for key in IN_THE_OPTIMIZER}
     # What is the same for all stays a constant.
-    numbers = {key: jnp.asarray(of_key) for key, of_key in values.items() if len(set(of_key.tolist())) > 1}
+    numbers = {key: of_key for key, of_key in values.items() if len(set(of_key.tolist())) > 1}
+    fixed = jax.device_put((numbers, rates_RS), NamedSharding(place.mesh, over_runs(place)))
 
-    def one(numbers: dict[str, jax.Array], rates_S: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def one(fixed: tuple[dict[str, jax.Array], jax.Array], state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        numbers, rates_S = fixed
         return make_step(program.with_numbers(numbers), objective, lambda step: rates_S[step], clip_norm)(state, batch)
 
-    jitted = jax.jit(jax.vmap(one), donate_argnums=2, compiler_options=step_options(program) or None)
+    jitted = jax.jit(by_device(place, one, (0, 0, 0)), donate_argnums=1, compiler_options=step_options(program) or None)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         try:
-            return jitted(numbers, rates_RS, state, batch)
+            return jitted(fixed, state, batch)
         except jax.errors.TracerBoolConversionError as error:
             differ = ", ".join(f"optimizer.{key}" for key in numbers)
             raise UserError(f"optimizer.name={config.name}: decides by {differ} what to do, so runs that differ in it can't be together") from error
@@ -242,14 +268,13 @@ def jit_steps(
     return step
 
 
-@jax.jit
-def _stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def stacked(states: list[TrainState]) -> TrainState:
+def stacked(states: list[TrainState], place: MeshPlacement) -> TrainState:
     """The states of several runs as one, with a leading dim of runs."""
-    return _stacked(states)
+
+    def stack(states: list[TrainState]) -> TrainState:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    return jax.jit(stack, out_shardings=NamedSharding(place.mesh, over_runs(place)))(states)
 
 
 def parts_of(count: int) -> Callable[[Any], list[Any]]:
@@ -258,8 +283,11 @@ def parts_of(count: int) -> Callable[[Any], list[Any]]:
     def apart(tree: Any) -> list[Any]:
         return [jax.tree.map(operator.itemgetter(i), tree) for i in range(count)]
 
-    on_devices = jax.jit(apart)
-    return lambda tree: on_devices(tree) if any(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)) else apart(tree)
+    @jax.jit
+    def of_devices(tree: Any) -> list[Any]:
+        return apart(jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), tree))
+
+    return lambda tree: of_devices(tree) if any(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)) else apart(tree)
 
 
 class FeedTogether(Feed):
@@ -276,5 +304,5 @@ class FeedTogether(Feed):
         shas = {key: batch_sha(batch) if self.sha else None for key, batch in batches.items()}
         A, own = self.microbatches, [batches[id(corpus)] for corpus in self.corpora]
         rows = {name: np.stack([batch[name].reshape(A, self.batch_size // A, -1) for batch in own]) for name in own[0]}
-        sharding = self.place.sharding((None, None, "batch", "sequence"), "compute")
+        sharding = NamedSharding(self.place.mesh, over_runs(self.place))
         return Fed({name: jax.device_put(values, sharding) for name, values in rows.items()}, tuple(shas[id(corpus)] for corpus in self.corpora))

@@ -36,7 +36,7 @@ from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
 from llm_jax.train.running import Running
 from llm_jax.train.state import Program, TrainState
-from llm_jax.train.step import make_evaluation
+from llm_jax.train.step import Metrics, make_evaluation
 from llm_jax.train.stop import Stopped, StopSignal
 
 EXIT_DIVERGED = 3
@@ -307,12 +307,14 @@ def restored(
 
 
 class Evaluator:
-    """Held-out loss and bits per byte, of one run or, where the parameters of several are stacked, of each."""
+    """Held-out loss and bits per byte, of one run or of several."""
 
-    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal, several: bool = False):
+    def __init__(
+        self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal, evaluate: Callable[..., Metrics] | None = None
+    ):
+        """evaluate: in place of `make_evaluation`'s, where the state is of several runs."""
         self.program, self.corpus, self.experiment, self.stop = program, corpus, experiment, stop
-        evaluate = make_evaluation(program)
-        self.evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None, None)) if several else evaluate)
+        self.evaluate = jax.jit(evaluate or make_evaluation(program))
         self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:

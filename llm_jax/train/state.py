@@ -90,6 +90,8 @@ class Program:
         def update(numbers: dict[str, Any], *arrays: Any) -> tuple[Any, Any]:
             return make_optimizer(dataclasses.replace(self.optimizer, **numbers), self.info).update(*arrays)
 
+        if set(self.place.used) == set(self.place.mesh.axis_names):  # every device is on its own
+            return update(dict(self.numbers), grads, moments, homes)
         at_home = jax.tree.map(lambda s: s.spec, self.shardings("optimizer"))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, moments)
         anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs))

@@ -43,10 +43,12 @@ def alone(experiment) -> int:
         return run.prepare_and_train(experiment, Console(), stop, 0.0)
 
 
-@pytest.mark.parametrize(("optimizer", "chosen"), [("adamw", tuple(DIFFERENT)), ("muon", ("base", "decay"))])
-def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, optimizer, chosen):
-    more = [("optimizer.name", optimizer), *SETTINGS]
-    experiments = {name: make(tiny, tmp_path / "together", name, *more, *DIFFERENT[name].items()) for name in chosen}
+@pytest.mark.parametrize(
+    ("optimizer", "devices", "chosen"), [("adamw", 1, tuple(DIFFERENT)), ("adamw", 2, ("base", "seed")), ("muon", 1, ("base", "decay"))]
+)
+def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, optimizer, devices, chosen):
+    more, mesh = [("optimizer.name", optimizer), *SETTINGS], ("mesh.data", devices)
+    experiments = {name: make(tiny, tmp_path / "together", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen}
     assert train(list(experiments.values())) == [0] * len(chosen)
     ended = {}
     for name in chosen:
@@ -61,7 +63,9 @@ def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, o
             np.testing.assert_allclose(summary(ours)[key], summary(theirs)[key], rtol=1e-5)
         ended[name] = summary(ours)["eval_loss"]
     assert len(set(ended.values())) == len(chosen)  # each key did make a difference
-    leaves_the_same(ours, theirs)
+    assert summary(ours)["devices"] == devices
+    if devices == 1:
+        leaves_the_same(ours, theirs)
 
 
 def leaves_the_same(ours, theirs):
@@ -170,7 +174,7 @@ def test_groups_are_of_runs_that_differ_in_nothing_else():
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        (("layout", "data_parallel"), "layout.name=data_parallel: has 8 devices, and runs that are trained together share one; use layout=single"),
+        (("layout", "data_parallel"), "layout.name=data_parallel: splits arrays over devices, and runs that are trained together"),
         (("optimizer.name", "deciding"), "optimizer.name=deciding: decides by optimizer.weight_decay what to do"),
     ],
 )
