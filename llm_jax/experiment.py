@@ -11,15 +11,16 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_jax.data import DataConfig, TokenizerConfig
+from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
@@ -27,6 +28,8 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,25 @@ def find_experiment(name: str) -> Path:
 
 def load_experiment(name: str) -> Experiment:
     """The experiment that a file describes: a Python file under experiments/, one anywhere, or a run's config.yaml."""
+    return as_experiment(load_file(name), name)
+
+
+def load_file(name: str) -> Any:
+    """What the file of that name describes: an Experiment, or what else its experiment() returns."""
     path = find_experiment(name)
-    if path.suffix == ".yaml":
-        return read_yaml(path)
-    made = run_file(path, f"experiment={name}")
+    return read_yaml(path) if path.suffix == ".yaml" else run_file(path, f"experiment={name}")
+
+
+def as_experiment(made: Any, name: str) -> Experiment:
+    """What a file describes, if that is one experiment, under its name."""
     if not isinstance(made, Experiment):
-        raise UserError(f"experiment={name}: experiment() in {path} returns {type(made).__name__}, not an Experiment")
-    return made if made.name else dataclasses.replace(made, name=path.stem if name.endswith(".py") else name)
+        raise UserError(f"experiment={name}: experiment() in {find_experiment(name)} returns {type(made).__name__}, not an Experiment")
+    return named(made, name)
+
+
+def named(experiment: Experiment, name: str) -> Experiment:
+    """The experiment under its own name, or under that of its file."""
+    return experiment if experiment.name else dataclasses.replace(experiment, name=Path(name).stem if name.endswith(".py") else name)
 
 
 def run_file(path: Path, said: str) -> Any:
@@ -138,49 +153,71 @@ def read_yaml(path: Path) -> Experiment:
 
 def from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
     """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs override it."""
+    return from_experiment(load_experiment(experiment_name(pairs)), pairs)
+
+
+def from_experiment(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
+    """The experiment with what a command line says, resolved."""
+    return resolved(override(experiment, [pair for pair in pairs if pair[0] != "experiment"]))
+
+
+def experiment_name(pairs: list[tuple[str, str]]) -> str:
+    """What `experiment=` of a command line says."""
     names = [value for key, value in pairs if key == "experiment"]
     if not names:
         raise UserError(f"experiment=NAME is missing; one of: {', '.join(list_experiments())}")
     if len(names) > 1:
         raise UserError("experiment= is given twice")
-    return resolved(override(load_experiment(names[0]), [p for p in pairs if p[0] != "experiment"]))
+    return names[0]
 
 
-def override(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
+def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experiment:
     """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first.
 
+    A value is text, as on a command line, or the value itself.
     Raises UserError for keys that there are not (with the nearest one) and values of another type.
     """
     for key, value in pairs:
         if key == "layout" and value != experiment.layout.name:
             experiment = dataclasses.replace(experiment, layout=preset(value))
-    tree = structured(experiment)
-    for key, value in pairs:
-        if key == "layout":
-            continue
-        path, kind = find_key(experiment, key, value)
-        try:
-            # Text is taken as it is: "*.txt" means something else in YAML, and "1e5" is another text when it was a number.
-            tree = with_value(tree, path, value if kind is str else OmegaConf.from_dotlist([f"value={value}"])["value"])
-        except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
-            raise UserError(f"{key}={value}: {expected(kind, value)}") from error
-    try:
-        made = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:  # what it only looks at now: "${...}" and "???"
-        key = error.full_key or ""
-        raise UserError(f"{key}={dict(pairs).get(key, '')}: {first_line(error)}") from error
-    assert isinstance(made, Experiment)
+    made = with_values(experiment, [pair for pair in pairs if pair[0] != "layout"])
     if made.data.mixture and any(key == "data.source" for key, _ in pairs):
         raise UserError(f"data.source={made.data.source}: the experiment has a data.mixture, which replaces it; add data.mixture={{}} to use it")
     return made
 
 
-def structured(experiment: Experiment) -> Any:
+def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
+    """A tree of dataclasses with `key=value` overrides applied, each checked against its type."""
+    tree = structured(config)
+    for key, value in pairs:
+        path, kind = find_key(config, key, value)
+        try:
+            tree = with_value(tree, path, parsed(value, kind))
+        except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
+            raise UserError(f"{key}={value}: {expected(kind, str(value))}") from error
+    try:
+        made = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:  # what it only looks at now: "${...}" and "???"
+        key = error.full_key or ""
+        raise UserError(f"{key}={dict(pairs).get(key, '')}: {first_line(error)}") from error
+    assert isinstance(made, type(config))
+    return made
+
+
+def parsed(value: Any, kind: Any) -> Any:
+    """A value as OmegaConf takes it, from text or from Python."""
+    if not isinstance(value, str):
+        return OmegaConf.create(list(value) if isinstance(value, tuple) else value) if isinstance(value, (dict, list, tuple)) else value
+    # Text is taken as it is: "*.txt" means something else in YAML, and "1e5" is another text when it was a number.
+    return value if kind is str else OmegaConf.from_dotlist([f"value={value}"])["value"]
+
+
+def structured(config: Any) -> Any:
     """OmegaConf's tree of an experiment: its types are checked here, since Python doesn't when a file makes one."""
     try:
-        return OmegaConf.structured(experiment)
+        return OmegaConf.structured(config)
     except OmegaConfBaseException as error:
-        raise UserError(f"experiment {experiment.name}: {error.full_key or ''}: {first_line(error)}") from error
+        raise UserError(f"experiment {getattr(config, 'name', '')}: {error.full_key or ''}: {first_line(error)}") from error
 
 
 def with_value(tree: Any, path: list[str], value: Any) -> Any:
@@ -197,7 +234,7 @@ def with_value(tree: Any, path: list[str], value: Any) -> Any:
     return OmegaConf.merge(tree, nested)
 
 
-def find_key(experiment: Experiment, key: str, value: str) -> tuple[list[str], Any]:
+def find_key(experiment: Any, key: str, value: Any) -> tuple[list[str], Any]:
     """The path to a value of the tree, or to an entry of one of its dicts, and its type; UserError if there is none.
 
     What follows a dict's name is one entry, dots and all: data.mixture.text.jsonl=1 is of the source text.jsonl.
@@ -261,10 +298,21 @@ def resolved(experiment: Experiment) -> Experiment:
     """
     if not experiment.run_dir:
         experiment = dataclasses.replace(experiment, run_dir=f"runs/{experiment.name}/default")
-    for part in (e := experiment).layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample:
-        part.check()
+    check_parts(e := experiment)
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
             f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions (model.positions={e.model.positions})"
         )
     return dataclasses.replace(experiment, model=experiment.model.resolved())
+
+
+def check_parts(e: Experiment) -> None:
+    """Raises UserError for a value out of range; the model checks its own when it is resolved."""
+    for part in e.layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample:
+        part.check()
+
+
+def with_vocabulary(experiment: Experiment) -> Experiment:
+    """The experiment, its model resolved, with the vocabulary that its tokenizer will have, which is known without the corpus."""
+    vocabulary = vocabulary_size(experiment.tokenizer) if experiment.model.vocab is None else None
+    return dataclasses.replace(experiment, model=experiment.model.resolved(vocabulary))

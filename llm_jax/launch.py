@@ -14,10 +14,18 @@ run_dir=FOLDER    where the run lives; the same command again goes on where it s
 
   --list          every experiment with its purpose
   --show          the whole configuration as it would run, and stop
+  --dry-run       a grid's points: parameters, tokens, FLOPs and estimated hours, and stop
   --help          this text
 
+Where the file describes a grid of runs (docs/scaling.md), its points are run one after another, those that are done are
+skipped, and runs.csv has a row for each; key=value is then for all points alike:
+
+  python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
+  python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
+
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which), 3 the run diverged,
+Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),
+2 a mistake in what was asked (one line says which), 3 the run diverged,
 143 or 130 stopped by SIGTERM or Ctrl-C with a checkpoint saved.
 """
 
@@ -28,7 +36,7 @@ import sys
 
 from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
 
-FLAGS = ("--list", "--show", "--help", "-h")
+FLAGS = ("--list", "--show", "--dry-run", "--help", "-h")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +68,15 @@ def launch(arguments: list[str]) -> int:
             print(f"{name:<{width}}  {experiments.purpose(path)}")
         return 0
 
-    chosen = experiments.from_pairs(pairs)
+    name = experiments.experiment_name(pairs)
+    made = experiments.load_file(name)
+    if is_grid(made):
+        from llm_jax.scaling.command import launch_grid
+
+        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"])
+    if "--dry-run" in flags:
+        raise UserError(f"--dry-run: is for grids, and experiment={name} is one run; --show prints its configuration")
+    chosen = experiments.from_experiment(experiments.as_experiment(made, name), pairs)
     if "--show" in flags:
         print(experiments.to_yaml(chosen), end="")
         return 0
@@ -68,6 +84,12 @@ def launch(arguments: list[str]) -> int:
     from llm_jax.train.run import run
 
     return run(chosen)
+
+
+def is_grid(made: object) -> bool:
+    """Whether experiment() returned a grid; without importing what only grids need."""
+    grids = sys.modules.get("llm_jax.scaling.grid")
+    return grids is not None and isinstance(made, grids.Grid)
 
 
 def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -6,5 +6,6 @@ Nothing heavy is imported here: TFDS, SentencePiece, PyArrow and Grain are impor
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.corpus import BATCH_KEYS, Corpus, batch_sha, prepare
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.vocabulary import vocabulary_size
 
-__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "prepare"]
+__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "prepare", "vocabulary_size"]

@@ -104,6 +104,11 @@ class Corpus:
         tokens = (step + 1) * self.batch_size * self.sequence_length
         return {part.name: tokens * part.share / part.train.epoch_tokens for part in self._parts}
 
+    def unique_tokens(self, steps: int) -> int:
+        """How many different tokens `steps` steps have seen: a source's training tokens at most, however often it is repeated."""
+        seen = self.epochs(steps - 1)
+        return round(sum(min(seen[part.name], 1.0) * part.train.epoch_tokens for part in self._parts))
+
     def epoch(self, step: int) -> float:
         """How often the source that is repeated most has been seen at the end of `step`."""
         return max(self.epochs(step).values())

@@ -48,6 +48,11 @@ def tokenizer_for(
     return Tokenizer.load(target)
 
 
+def vocabulary_size(config: TokenizerConfig) -> int:
+    """The pieces of the tokenizer that `config` asks for. A trained one has as many as it was asked for, or training raises."""
+    return Tokenizer.load(config.file).vocab_size if config.file else config.vocab
+
+
 def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
     """At most `limit` bytes of training documents from all over a source, the same ones every time.
 

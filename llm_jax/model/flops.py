@@ -64,3 +64,24 @@ def non_embedding_parameters(config: ModelConfig, total: int) -> int:
     if config.position == "learned":
         tables += config.positions * config.embed
     return total - tables
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Numbers in all weights, without building the model. `config` must be resolved, with its vocabulary."""
+    c = config
+    assert c.kv_heads
+    assert c.head_dim
+    assert c.mlp
+    assert c.vocab
+    norm = c.embed * (2 if c.norm == "layer" else 1)
+    heads = c.heads + 2 * c.kv_heads
+    attention = c.embed * c.head_dim * (heads + c.heads) + c.bias_qkv * heads * c.head_dim + c.bias_out * c.embed
+    attention += {"none": 0, "head": 2 * c.head_dim, "projection": (c.heads + c.kv_heads) * c.head_dim}[c.qk_norm]
+    dense = expert_parameters(c, c.mlp) + c.bias_mlp * ((2 if c.gated else 1) * c.mlp + c.embed)
+    total = c.layers * (attention + 2 * norm) + norm + (c.layers - len(c.sparse_layers)) * dense
+    if c.sparse_layers:
+        assert c.moe.mlp
+        experts = c.moe.experts * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp)
+        total += len(c.sparse_layers) * (experts + c.embed * c.moe.experts + (c.moe.experts if c.moe.bias else 0))
+    total += c.vocab * c.embed * (1 if c.tied_embeddings else 2)
+    return total + (c.positions * c.embed if c.position == "learned" else 0)

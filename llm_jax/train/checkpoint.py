@@ -30,6 +30,8 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every move
         self.ocp, self.run_dir, self.config = ocp, run_dir, config
         keep: list[Any] = [policies.LatestN(config.keep)]
+        if config.also:
+            keep.append(policies.CustomSteps(config.also))
         if config.keep_best:
             keep.append(policies.BestN(get_metric_fn=eval_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(

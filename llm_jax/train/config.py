@@ -70,6 +70,8 @@ class CheckpointConfig:
     """Steps between checkpoints; one is also saved at the end, and when a signal stops the run."""
     keep: int = 2
     """So many of the newest are kept."""
+    also: tuple[int, ...] = ()
+    """Steps whose checkpoints are saved and kept whatever else is said, for other runs to branch off from."""
     keep_best: bool = True
     """Whether the one with the lowest held-out loss is kept too; an evaluation with a new lowest then saves."""
 
@@ -77,6 +79,7 @@ class CheckpointConfig:
         """Raises UserError for a value out of range."""
         require(self.every >= 1, "checkpoint.every", self.every, "at least 1 step (a large number saves only at the end)")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, since a run resumes from the newest")
+        require(all(step >= 1 for step in self.also), "checkpoint.also", list(self.also), "steps, each at least 1")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Console:
 
     def log_to(self, path: Path) -> None:
         """From now on, and for what was said before, also append to this file."""
-        if self.speaks:
+        if self.speaks and self.file is None:
             self.file = path.open("a")
             self.file.writelines(line + "\n" for line in self.waiting)
             self.file.flush()
@@ -33,7 +33,7 @@ class Console:
         """A line (or several)."""
         if not self.speaks:
             return
-        (self.bar.console if self.bar else self.rich).print(text)
+        self.show(text)
         stamp = datetime.now().isoformat(timespec="seconds")
         lines = [f"{stamp} {line}" for line in text.split("\n")]
         if self.file is None:
@@ -41,6 +41,10 @@ class Console:
         else:
             self.file.writelines(line + "\n" for line in lines)
             self.file.flush()
+
+    def show(self, text: str) -> None:
+        """Puts a line before a person's eyes."""
+        (self.bar.console if self.bar else self.rich).print(text)
 
     def start(self, total: int, done: int) -> None:
         """Begins the progress bar, on a terminal."""

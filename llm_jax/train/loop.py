@@ -90,7 +90,7 @@ class Loop:
                     self.read(*pending)
                 pending = (done, metrics, fed.sha, waited)
                 evaluate = done == last or (self.evaluation.every and done % self.evaluation.every == 0)
-                save = done == last or done % self.checkpointing.every == 0
+                save = done == last or done % self.checkpointing.every == 0 or done in self.checkpointing.also
                 if evaluate or save or self.stop.received:
                     self.read(*pending)
                     pending = None

@@ -183,10 +183,15 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
     return optax.chain(updates, optax.add_decayed_weights(-config.weight_decay, mask=embeddings))
 
 
+def decay_begins(config: OptimizerConfig, steps: int) -> int:
+    """How many steps are done when the decay begins (with schedule=constant: would begin)."""
+    return max(config.warmup_steps, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else config.warmup_steps
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
     """step (int, from 0) → learning rate, float32. The first step has 1 / warmup_steps of the peak."""
     warmup, final = config.warmup_steps, config.final_fraction
-    decay_from = max(warmup, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else warmup
+    decay_from = decay_begins(config, steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         done = jnp.asarray(step, jnp.float32) + 1

@@ -7,7 +7,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
 from llm_jax.model import transformer
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.flops import active_parameters, non_embedding_parameters, train_flops_per_token
+from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
+from llm_jax.scaling import flops
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step
@@ -36,6 +38,19 @@ from llm_jax.train.step import make_evaluation
 from llm_jax.train.stop import Stopped, StopSignal
 
 EXIT_DIVERGED = 3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What runs of one process, one after another, need only once. None: each makes its own."""
+
+    prepare: Callable[..., data.Corpus] | None = None
+    """As `data.prepare`."""
+    peak: Callable[[jax.sharding.Mesh, str], float | None] | None = None
+    """As `peak.device_peak`."""
+
+
+ALONE = Shared()
 
 
 def run(experiment: Experiment) -> int:
@@ -51,12 +66,10 @@ def run(experiment: Experiment) -> int:
             return 128 + stopped.number
 
 
-def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float) -> int:
+def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float, shared: Shared = ALONE) -> int:
     """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
     run_dir, steps = Path(experiment.run_dir), experiment.train.steps
-    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
-    check_layout(experiment, place)
-    transformer.check(experiment.model, place, experiment.train.sequence_length)
+    place = place_of(experiment)
     run_folder.check_writable(run_dir)
     run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
     last = run_folder.last_summary(run_dir)
@@ -64,7 +77,7 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
         console.say(f"nothing to do: the run in {run_dir} is finished, at step {last['step']} of {steps}")
         return 0
 
-    corpus = data.prepare(
+    corpus = (shared.prepare or data.prepare)(
         experiment.data,
         experiment.tokenizer,
         sequence_length=experiment.train.sequence_length,
@@ -92,18 +105,18 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
                 console.say(f"the learning-rate schedule ({experiment.optimizer.schedule}) now ends at step {steps}: the rate may jump here")
         if last.get("state") == "diverged":
             console.say(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
-        return train(experiment, program, corpus, run_dir, console, stop, started)
+        return train(experiment, program, corpus, console, stop, started, shared)
 
 
-def train(experiment: Experiment, program: Program, corpus: data.Corpus, run_dir: Path, console: Console, stop: StopSignal, started: float) -> int:
+def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float, shared: Shared) -> int:
     """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
-    place = program.place
+    place, run_dir = program.place, Path(experiment.run_dir)
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
         checkpoints = Checkpoints(run_dir, experiment.checkpoint)
         life.callback(checkpoints.close)
         state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
         first = int(info["step"])
-        peak = device_peak(place.mesh, experiment.model.compute_dtype)
+        peak = (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype)
         flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
         tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
         console.say(header(experiment, program, corpus, peak, flops_per_token))
@@ -150,7 +163,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, run_dir
             console.say(f"the run diverged: {error}")
             code = EXIT_DIVERGED
 
-    summary = summarise(experiment, program, loop, place, peak, flops_per_token, loop.info()["wall_seconds"])
+    summary = summarise(experiment, program, loop, place, peak, corpus, loop.info()["wall_seconds"])
     summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
     metrics.write_json(run_dir / "summary.json", summary)
     curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
@@ -174,6 +187,14 @@ def use_compilation_cache(experiment: Experiment) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def place_of(experiment: Experiment) -> MeshPlacement:
+    """Where arrays live on the devices that are here. Raises UserError for what can't run on them, before anything is read or compiled."""
+    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
+    check_layout(experiment, place)
+    transformer.check(experiment.model, place, experiment.train.sequence_length)
+    return place
 
 
 def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
@@ -335,22 +356,23 @@ def show_samples(
 
 
 def summarise(
-    experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, flops_per_token: float, wall: float
+    experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, corpus: data.Corpus, wall: float
 ) -> dict[str, Any]:
     """The last word on a run: the keys of summary.json that other programs read."""
     latest, clock = loop.latest, loop.clock
     tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
     seconds = clock.seconds / clock.steps if clock.steps else None
-    parameters = program.parameter_count()
-    tokens = latest.get("step", 0) * tokens_per_step
+    step = latest.get("step", 0)
+    tokens = step * tokens_per_step
+    counted = flops.account(experiment.model, experiment.train.sequence_length, tokens)
     return {
         "experiment": experiment.name,
-        "step": latest.get("step", 0),
-        "parameters": parameters,
-        "parameters_non_embedding": non_embedding_parameters(experiment.model, parameters),
-        "parameters_active": active_parameters(experiment.model, parameters),
+        "step": step,
+        **counted,
+        "parameters_active": active_parameters(experiment.model, counted["parameters"]),
         "tokens": tokens,
-        "train_flops": flops_per_token * tokens,
+        "unique_tokens": corpus.unique_tokens(step),
+        "train_flops": counted["flops_exact"],
         "train_loss": latest.get("train_loss"),
         "eval_loss": latest.get("eval_loss"),
         "eval_bits_per_byte": latest.get("eval_bits_per_byte"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -48,6 +50,20 @@ def show(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
+def configuration_hash(experiment: Experiment) -> str:
+    """What tells two configurations apart that train differently: 12 hex digits of a sha256 over the resolved tree.
+
+    Without the keys of `MAY_DIFFER`, but with `train.steps`: a longer run is another result. Whole numbers are the same number
+    whether written as 1 or as 1.0.
+    """
+    from llm_jax.experiment import with_vocabulary
+
+    tree = flat(dataclasses.asdict(with_vocabulary(experiment)))
+    told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
+    told = {k: v for k, v in told.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def check_writable(run_dir: Path) -> None:
     """Raises UserError where a run could not be kept, before it has cost anything. Makes nothing."""
     there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
@@ -57,18 +73,23 @@ def check_writable(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir}: {there} can't be written to; choose another folder")
 
 
+class Busy(UserError):
+    """Another process holds the folder."""
+
+
 @contextlib.contextmanager
-def locked(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> Iterator[None]:
     """Holds a run folder, which exists, for this process alone; the system lets go of it however the process ends.
 
-    Raises UserError if another process of this machine (of the cluster, where its file system has locks) holds it.
+    `shared`: beside others that share it too.
+    Raises Busy if another process of this machine (of the cluster, where its file system has locks) holds it.
     """
     folder = os.open(run_dir, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"run_dir={run_dir}: another process is running in this folder; wait for it, or choose another") from None
+            raise Busy(f"run_dir={run_dir}: another process is running in this folder; wait for it, or choose another") from None
         except OSError as error:
             say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
         yield

@@ -1,0 +1,1 @@
+"""Scaling laws: accounting, grids of runs, fits with intervals, and what to train next."""

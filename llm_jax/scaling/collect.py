@@ -1,0 +1,196 @@
+"""The table of runs, one row a run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
+
+  python -m llm_jax.scaling.collect runs/scaling/isoflop_cpu out=runs.csv
+  python -m llm_jax.scaling.collect runs/quickstart runs/mine out=runs.parquet
+  python -m llm_jax.scaling.collect table=THEIR.csv columns.parameters="Model Size" columns.flops_6nd=FLOP columns.eval_loss=loss out=runs.csv
+
+FOLDERS...          run folders, or folders that have some below them
+table=PATH          a .csv or .parquet of somebody else's runs, in place of folders
+columns.OURS=THEIRS the column of their table that is our column OURS; OURS is one of those below. Columns that have our names
+                    already need not be given, and all that is not named is left out
+out=PATH            .csv or .parquet; without it the table is printed
+
+Columns: name, hash, status (finished, diverged, failed, unfinished), reason, run_dir, parameters, parameters_non_embedding,
+parameters_with_head, tokens, unique_tokens, epochs, flops_6nd, flops_6nd_non_embedding, flops_6nd_with_head, flops_attention_full,
+flops_attention_causal, flops_exact, flops_budget, convention, train_loss, eval_loss, eval_bits_per_byte, steps, batch_size,
+sequence_length, learning_rate, weight_decay, warmup_steps, schedule, optimizer, seed, layers, embed, heads, head_dim, mlp, vocab,
+parametrization, tokens_per_second, mfu, wall_seconds, devices. docs/scaling.md says what they mean.
+
+  --help              this text
+
+Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+from llm_jax.launch import quiet, read_arguments
+from llm_jax.train import metrics, run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "name", "hash", "status", "reason", "run_dir", "parameters", "parameters_non_embedding", "parameters_with_head", "tokens",
+    "unique_tokens", "epochs", "flops_6nd", "flops_6nd_non_embedding", "flops_6nd_with_head", "flops_attention_full",
+    "flops_attention_causal", "flops_exact", "flops_budget", "convention", "train_loss", "eval_loss", "eval_bits_per_byte", "steps",
+    "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer", "seed", "layers", "embed",
+    "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices",
+)  # fmt: skip
+LAST_STEPS = 0.05
+"""`train_loss` is the mean over this part of the steps, the last ones (at least 10): one step's loss is mostly the luck of its batch."""
+NOTE = "point.json"
+"""What a grid knows of a run beyond its configuration: budget, convention, and why it failed."""
+
+
+def row_of(run_dir: Path) -> dict[str, Any]:
+    """A run folder as a row: every one of `COLUMNS`, None where it isn't known."""
+    experiment = run_folder.read_experiment(run_dir)
+    summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
+    m, t, o = experiment.model, experiment.train, experiment.optimizer
+    status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
+    if status == "finished" and summary["step"] < t.steps:
+        status = "unfinished"
+    if status != "finished" and note.get("status") == "failed":
+        status = "failed"
+    row = {
+        "name": note.get("name") or run_dir.name,
+        "hash": run_folder.configuration_hash(experiment),
+        "status": status,
+        "reason": note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
+        "run_dir": str(run_dir),
+        "flops_budget": note.get("flops_budget"),
+        "convention": note.get("convention") or "",
+        "steps": summary.get("step"),
+        "train_loss": last_train_loss(run_dir),
+        **{name: getattr(t, name) for name in ("batch_size", "sequence_length", "seed")},
+        **{name: getattr(o, name) for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule")},
+        "optimizer": o.name,
+        **{name: getattr(m, name) for name in ("layers", "embed", "heads", "head_dim", "mlp", "vocab")},
+        "parametrization": getattr(m, "parametrization", "standard"),
+    }
+    return {name: row.get(name, summary.get(name)) for name in COLUMNS}
+
+
+def read_note(run_dir: Path) -> dict[str, Any]:
+    """The grid's note in a run folder; empty where there is none."""
+    path = run_dir / NOTE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def last_train_loss(run_dir: Path) -> float | None:
+    """The mean training loss of the last steps, nats a token; None where there is no step, or one's loss is not finite."""
+    losses = {line["step"]: line["train_loss"] for line in metrics.read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line}
+    last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_STEPS * len(losses))) :]]
+    return sum(last) / len(last) if last and None not in last else None
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among these and below them, in order of their paths. Raises UserError for a folder without one."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        runs = [folder] if (folder / "config.yaml").is_file() else sorted(path.parent for path in folder.rglob("config.yaml"))
+        if not runs:
+            raise UserError(f"{folder}: has no run folder in it (none with a config.yaml)")
+        found += [run for run in runs if run not in found]
+    return found
+
+
+def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a data frame with all columns, numbers as numbers (a missing one is NaN)."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    texts = ("name", "hash", "status", "reason", "run_dir", "convention", "schedule", "optimizer", "parametrization")
+    for name in COLUMNS:
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in texts else pd.to_numeric(table[name])
+    return table
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Writes a .csv or .parquet, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.suffix == ".parquet":
+        table.to_parquet(part, index=False)
+    else:
+        table.to_csv(part, index=False)
+    os.replace(part, path)
+
+
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A .csv or .parquet as a table with our names: `columns` maps ours to theirs, and a column of ours that is there needs no mapping.
+
+    Only known columns are kept. Raises UserError for a file that can't be read, and names that are in neither table.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path}: must be a .csv or .parquet")
+    try:
+        theirs = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a table ({' '.join(str(error).split())[:200]})") from error
+    mapped = {}
+    for our_name, their_name in (columns or {}).items():
+        if our_name not in COLUMNS:
+            raise UserError(f"columns.{our_name}={their_name}: there is no column {our_name!r}; {nearest(our_name, COLUMNS)}")
+        if their_name not in theirs:
+            raise UserError(f"columns.{our_name}={their_name}: {path} has no such column; {nearest(their_name, map(str, theirs.columns))}")
+        mapped[our_name] = theirs[their_name]
+    mapped |= {name: theirs[name] for name in COLUMNS if name in theirs and name not in mapped}
+    if not mapped:
+        raise UserError(f"{path}: has none of our columns; map its own ({', '.join(map(str, theirs.columns))}) with columns.OURS=THEIRS")
+    return pd.DataFrame({name: mapped[name] for name in COLUMNS if name in mapped})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        return collect(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def collect(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    quiet()
+    folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
+    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    columns = {key.removeprefix("columns."): value for key, value in pairs if key.startswith("columns.")}
+    own = {key: value for key, value in pairs if not key.startswith("columns.")}
+    for key, value in own.items():
+        if key not in ("out", "table"):
+            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ('out', 'table', 'columns.OURS'))}")
+    out = Path(own.get("out", ""))
+    if own.get("out") and (out.suffix not in (".csv", ".parquet") or not out.parent.is_dir()):
+        raise UserError(f"out={out}: " + ("must be a .csv or .parquet" if out.parent.is_dir() else f"there is no folder {out.parent}"))
+    if bool(folders) == ("table" in own):
+        raise UserError("give either folders with runs in them, or table=PATH" + ("" if folders else ": there is neither"))
+    if columns and folders:
+        raise UserError(f"columns.{next(iter(columns))}={next(iter(columns.values()))}: is for table=PATH; run folders have our columns")
+    table = table_of([row_of(run) for run in find_runs(folders)]) if folders else read_table(Path(own["table"]), columns)
+    if own.get("out"):
+        write_table(table, out)
+        print(f"{len(table)} runs: {out}")
+    else:
+        print(table.to_csv(index=False), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What `python -m llm_jax.launch` does with a grid: shows it, says what it would cost, or runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_jax import experiment as experiments
+from llm_jax.layout.hardware import hardware
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.scaling import flops
+from llm_jax.scaling.grid import Grid, folder_of, with_command_line
+from llm_jax.train.metrics import short
+from llm_jax.train.peak import device_peak
+
+WIDTH = 150
+"""Columns where the output is no terminal."""
+
+
+def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]]) -> int:
+    """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points."""
+    grid = with_command_line(dataclasses.replace(grid, base=experiments.named(grid.base, name)), pairs)
+    if "--show" in flags:
+        print(show(grid), end="")
+        return 0
+    if "--dry-run" in flags:
+        return dry_run(grid)
+    from llm_jax.scaling.runner import run_grid
+
+    return run_grid(grid)
+
+
+def show(grid: Grid) -> str:
+    """The base as YAML, and each point as a comment."""
+    lines = [
+        f"# {point.number} {point.name}: {point.error or ', '.join(f'{k}={v}' for k, v in point.overrides.items())}" for point in grid.points([])
+    ]
+    settings = [f"# grid.{f.name}={getattr(grid.settings, f.name)}" for f in dataclasses.fields(grid.settings)]
+    base = dataclasses.replace(grid.base, run_dir=folder_of(grid.base))
+    return experiments.to_yaml(base) + "\n".join(["# each of these points overrides the above:", *lines, *settings]) + "\n"
+
+
+def dry_run(grid: Grid) -> int:
+    """Prints every point with what it is and takes."""
+    points = grid.points([])
+    chosen = grid.settings.chosen(len(points))
+    speed, assumed = assumed_speed(grid)
+    n_column, c_column = flops.columns(grid.convention)
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "point", "layers", "embed", "N", "all weights", "tokens", "tokens/N", "FLOPs", "exact", "steps", "batch", "rate", "hours"):
+        made.add_column(title, justify="left" if title == "point" else "right", no_wrap=True)
+    for point in points:
+        if point.number not in chosen:
+            continue
+        if point.experiment is None:
+            made.add_row(str(point.number), f"{point.name}: {point.error}")
+            continue
+        e = point.experiment
+        counted = flops.account(e.model, e.train.sequence_length, point.tokens)
+        n = counted[n_column]
+        made.add_row(
+            str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers), str(e.model.embed), short(n),
+            short(counted["parameters"]), short(point.tokens), f"{point.tokens / n:.3g}", short(counted[c_column]), short(point.cost),
+            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.cost, speed),
+        )  # fmt: skip
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDTH)
+    console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
+    console.print(made)
+    total = sum(p.cost for p in points if p.number in chosen)
+    console.print(f"in all: {short(total)} FLOPs, {hours(total, speed)} hours of {assumed}; run folder {folder_of(grid.base)}")
+    if grid.settings.executor == "slurm":
+        from llm_jax.scaling.slurm import write_scripts
+
+        for line in write_scripts(grid, points, [p for p in points if p.number in chosen]):
+            console.print(line)
+    return 0
+
+
+def assumed_speed(grid: Grid) -> tuple[float | None, str]:
+    """FLOP/s that a run is assumed to reach, and in words what that rests on; None where the devices' peak isn't known."""
+    settings, dtype = grid.settings, grid.base.model.compute_dtype
+    if settings.hardware:
+        known = hardware(settings.hardware)
+        peak: float | None = known.peak_flops[dtype] * settings.devices
+        devices = f"{settings.devices} x {known.description} ({short(known.peak_flops[dtype])}FLOP/s each, {dtype}, datasheet)"
+    else:
+        mesh = make_mesh(grid.base.layout, grid.base.mesh)
+        one = device_peak(mesh, dtype)
+        peak, kind = one * mesh.size if one else None, mesh.devices.flat[0]
+        devices = f"this machine ({mesh.size} x {kind.device_kind}, {f'{short(peak)}FLOP/s, ' if peak else 'peak not known: give grid.hardware='}"
+        devices += ("measured" if kind.platform == "cpu" else "datasheet") + ")" if peak else ")"
+    return (peak * settings.mfu if peak else None), f"{devices} at an assumed MFU of {settings.mfu:.0%} (grid.mfu=)"
+
+
+def hours(cost: float, speed: float | None) -> str:
+    """FLOPs as hours; "?" where the speed isn't known."""
+    if speed is None:
+        return "?"
+    taken = cost / speed / 3600
+    return f"{taken:,.1f}" if taken >= 10 else f"{taken:.3f}"

@@ -1,0 +1,289 @@
+"""Ready-made designs of grids: which sizes, which budgets, which horizons; and the rules that set the rest of a point.
+
+A size is a few overrides of the model, {"model.layers": 4, "model.embed": 128, ...}. Sizes are a list of them, from small to large,
+or a function of the base that makes one (`sizes`), since what a size is in parameters depends on the base's vocabulary, gates and
+biases. A design's tokens follow from the base's batch and sequence; so a command line that changes these changes the steps with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llm_jax.errors import UserError, require
+from llm_jax.experiment import Experiment, override, resolved, with_vocabulary
+from llm_jax.model.config import ModelConfig
+from llm_jax.scaling import flops
+from llm_jax.scaling.grid import Design, Overrides, Row, Rule, over, product, tokens_per_step
+from llm_jax.train.metrics import short
+
+Shape = Callable[[int], Overrides]
+Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sizes
+
+
+def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp: float = 8 / 3) -> Shape:
+    """Widths as sizes, in multiples of `head_dim`: so many layers that width / layers is about `ratio`, or always `layers`.
+
+    Small models want one depth: a step from one layer to two is a kink in a curve. mlp: the hidden width in widths, in multiples of 8.
+    """
+
+    def shape(embed: int) -> Overrides:
+        depth = layers or max(1, round(embed / ratio))
+        hidden = max(8, round(embed * mlp / 8) * 8)
+        return {"model.embed": embed, "model.layers": depth, "model.heads": embed // head_dim, "model.head_dim": head_dim, "model.mlp": hidden}
+
+    shape.step = head_dim  # type: ignore[attr-defined]
+    return shape
+
+
+def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
+    """For each number of parameters the nearest of the sizes that `shape` makes of widths (`aspect`), each once."""
+
+    def make(base: Experiment) -> list[Overrides]:
+        step, width = getattr(shape, "step", 16), 0
+        counted: list[tuple[int, Overrides]] = []
+        while not counted or counted[-1][0] < max(parameters):
+            width += step
+            counted.append((flops.size(model_of(base, shape(width)), convention), shape(width)))
+        nearest = [min(counted, key=lambda c: abs(math.log(c[0] / n))) for n in parameters]
+        return [size for i, (_, size) in enumerate(nearest) if size not in [other for _, other in nearest[:i]]]
+
+    return make
+
+
+def geometric(smallest: float, largest: float, count: int) -> list[float]:
+    """So many numbers at equal ratios, both ends among them.
+
+    >>> geometric(1, 100, 3)
+    [1.0, 10.0, 100.0]
+    """
+    return [smallest * (largest / smallest) ** (i / max(1, count - 1)) for i in range(count)]
+
+
+def chinchilla_sizes(first: int = 0, end: int | None = None) -> list[Overrides]:
+    """Sizes of Hoffmann et al. 2022, Table A9 (`shapes.toml`): the slice first:end of the 50."""
+    table = flops.published_shapes()["chinchilla"]
+    names = [f"model.{name}" for name in table["columns"][1:]]
+    return [dict(zip(names, shape[1:], strict=True)) for shape in table["shapes"][first:end]]
+
+
+def listed(of: Sizes, base: Experiment) -> list[Overrides]:
+    """The sizes for this base, from small to large."""
+    return list(of(base) if callable(of) else of)
+
+
+def model_of(base: Experiment, size: Overrides) -> ModelConfig:
+    """The base's model at this size, resolved and with vocabulary."""
+    if all(key.count(".") == 1 and key.startswith("model.") for key in size):  # the quick way, for searches
+        changed = dataclasses.replace(base.model, **{key.removeprefix("model."): value for key, value in size.items()})
+        return with_vocabulary(dataclasses.replace(base, model=changed)).model
+    return with_vocabulary(resolved(override(base, list(size.items())))).model
+
+
+# -------------------------------------------------------------------------------------------------------------- designs
+
+
+def isoflop(
+    budgets: Sequence[float],
+    of: Sizes,
+    *,
+    convention: str = "6nd_with_head",
+    per_curve: int | None = None,
+    tokens_per_parameter: float = 20.0,
+    refills: int = 2,
+) -> Design:
+    """Approach 2 of Hoffmann et al. 2022: at each budget of FLOPs several sizes, each with the tokens that the budget pays for.
+
+    per_curve: so many neighbouring sizes a budget, around the one whose tokens a parameter are nearest to `tokens_per_parameter`;
+    None: all of them. refills: where the lowest loss of a curve is at its edge, the next size beyond it is added and run, and again, so
+    many times a curve, while there are sizes.
+    """
+
+    def design(base: Experiment, table: list[Row]) -> list[Overrides]:
+        all_sizes = listed(of, base)
+        models = [model_of(base, size) for size in all_sizes]
+        counts = [flops.size(model, convention) for model in models]
+        require(counts == sorted(counts), f"grid {base.name}: sizes", [short(n) for n in counts], "in order, from small to large")
+        costs = [flops.cost_per_token(model, base.train.sequence_length, convention) for model in models]
+        first_round, later = [], []
+        for budget in budgets:
+
+            def point(i: int, budget: float = budget) -> Overrides:
+                steps = max(1, round(budget / costs[i] / tokens_per_step(base)))
+                name = f"C{short(budget)}-N{short(counts[i])}"
+                return {**all_sizes[i], "train.steps": steps, "point.name": name, "point.budget": budget, "point.convention": convention}
+
+            ratios = [abs(math.log(budget / cost / n / tokens_per_parameter)) for cost, n in zip(costs, counts, strict=True)]
+            low, high = window(ratios.index(min(ratios)), per_curve or len(counts), len(counts))
+            first_round += [point(i) for i in range(low, high + 1)]
+            losses = losses_of(table, budget, flops.columns(convention)[0])
+            later += [point(i) for i in refilled(low, high, {i: losses[n] for i, n in enumerate(counts) if n in losses}, len(counts), refills)]
+        return first_round + later
+
+    return design
+
+
+def window(centre: int, count: int, among: int) -> tuple[int, int]:
+    """The first and last of `count` neighbours around `centre`, of so many."""
+    low = max(0, min(centre - (count - 1) // 2, among - count))
+    return low, min(low + count, among) - 1
+
+
+def losses_of(table: list[Row], budget: float, column: str) -> dict[int, float]:
+    """N → loss of the runs with this budget that have come to an end; infinite where that was no good one."""
+    ended = [row for row in table if row["flops_budget"] == budget and row["status"] != "unfinished" and row[column]]
+    return {row[column]: row["eval_loss"] if row["status"] == "finished" and row["eval_loss"] is not None else math.inf for row in ended}
+
+
+def refilled(low: int, high: int, losses: dict[int, float], among: int, refills: int) -> list[int]:
+    """The sizes that a curve over low .. high still needs, those that it got before among them.
+
+    One beyond the edge at which the lowest loss is, as soon as every size before it has come to an end.
+    """
+    added: list[int] = []
+    while len(added) < refills and all(i in losses for i in range(low, high + 1)):
+        best = min(range(low, high + 1), key=losses.__getitem__)
+        if math.isinf(losses[best]):
+            break
+        if best == low and low > 0:
+            low -= 1
+            added.append(low)
+        elif best == high and high < among - 1:
+            high += 1
+            added.append(high)
+        else:
+            break
+    return added
+
+
+def horizons(of: Sizes, tokens: Sequence[float]) -> Design:
+    """Approach 1 of Hoffmann et al. 2022: each size for each number of tokens, with a schedule that ends there. With schedule=wsd and
+    `Grid.trunks` one long run of a size serves all its horizons."""
+    return lambda base, table: product(listed(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
+
+
+def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "6nd_with_head") -> Design:
+    """Each size with so many tokens a parameter: 20 is about the optimum of Hoffmann et al., more is over-training."""
+
+    def design(base: Experiment, table: list[Row]) -> list[Overrides]:
+        points = []
+        for size in listed(of, base):
+            n = flops.size(model_of(base, size), convention)
+            for ratio in tokens_per_parameter:
+                points.append({**size, "train.steps": steps_for(base, ratio * n), "point.name": f"N{short(n)}-{ratio:g}x"})
+        return points
+
+    return design
+
+
+def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), tokens: float | None = None, of: Sizes = ({},)) -> Design:
+    """Each learning rate with each batch size, over the same tokens (None: the base's), for each size."""
+
+    def design(base: Experiment, table: list[Row]) -> list[Overrides]:
+        total = tokens or base.train.steps * tokens_per_step(base)
+        batches = []
+        for rows in batch_sizes or (base.train.batch_size,):
+            of_rows = dataclasses.replace(base, train=dataclasses.replace(base.train, batch_size=rows))
+            batches.append({"train.batch_size": rows, "train.steps": steps_for(of_rows, total)})
+        return product(listed(of, base), batches, over("optimizer.learning_rate", learning_rates))
+
+    return design
+
+
+def mup_transfer(
+    widths: Sequence[int], learning_rates: Sequence[float], head_dim: int = 32, parametrizations: Sequence[str] = ("standard", "mup")
+) -> Design:
+    """Each width at each learning rate under each parametrisation: under muP the best rate stays where it is."""
+    shapes = [{"model.embed": width, "model.heads": width // head_dim, "model.head_dim": head_dim} for width in widths]
+    points = product(over("model.parametrization", parametrizations), shapes, over("optimizer.learning_rate", learning_rates))
+    return lambda base, table: points
+
+
+def steps_for(base: Experiment, tokens: float) -> int:
+    """Steps of the base's batch that make up so many tokens, at least one."""
+    return max(1, round(tokens / tokens_per_step(base)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerRule:
+    """at_million * (N / 1e6) ** exponent, N in a convention."""
+
+    at_million: float
+    exponent: float
+    convention: str = "6nd_with_head"
+
+    def __call__(self, model: ModelConfig) -> float:
+        """The value for a resolved model with vocabulary, to three digits."""
+        return float(f"{self.at_million * (flops.size(model, self.convention) / 1e6) ** self.exponent:.3g}")
+
+
+def learning_rate(rule: PowerRule) -> Rule:
+    """The learning rate from the size."""
+    return lambda experiment: {"optimizer.learning_rate": rule(experiment.model)}
+
+
+def warmup_tokens(tokens: float) -> Rule:
+    """A warm-up over so many tokens, whatever the size."""
+    return lambda experiment: {"optimizer.warmup_steps": math.ceil(tokens / tokens_per_step(experiment))}
+
+
+def warmup_per_parameter(tokens_per_parameter: float = 1.0, convention: str = "6nd_with_head") -> Rule:
+    """A warm-up proportional to N (Porian et al. 2024: as many tokens as parameters): a fixed one is too long for small budgets."""
+
+    def rule(experiment: Experiment) -> Overrides:
+        tokens = tokens_per_parameter * flops.size(experiment.model, convention)
+        return {"optimizer.warmup_steps": math.ceil(tokens / tokens_per_step(experiment))}
+
+    return rule
+
+
+def warmup_fraction(fraction: float) -> Rule:
+    """A warm-up over a part of all steps."""
+    return lambda experiment: {"optimizer.warmup_steps": math.ceil(fraction * experiment.train.steps)}
+
+
+def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head") -> PowerRule:
+    """The learning rate as a power of N, from a sweep's runs: a line through the best rate of each size, both in logarithms.
+
+    The best rate is where the parabola through the lowest loss and its neighbours has its minimum. Raises UserError where the lowest
+    loss of a size is at its lowest or highest rate (or beside one that diverged), and for fewer than two sizes.
+    """
+    column = flops.columns(convention)[0]
+    curves: dict[int, dict[float, float]] = defaultdict(dict)
+    for row in table:
+        curves[int(row[column])][float(row["learning_rate"])] = loss_of(row)
+    if len(curves) < 2:
+        raise UserError(f"fit_rule: the table has {len(curves)} size(s); a rule over N needs at least two")
+    best = {n: best_rate(n, curve) for n, curve in sorted(curves.items())}
+    x, y = [math.log(n / 1e6) for n in best], [math.log(rate) for rate in best.values()]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    return PowerRule(math.exp(mean_y - exponent * mean_x), exponent, convention)
+
+
+def loss_of(row: dict[str, Any]) -> float:
+    """The held-out loss of a row; infinite where the run did not finish."""
+    loss = row.get("eval_loss")
+    return float(loss) if row.get("status", "finished") == "finished" and loss is not None and math.isfinite(loss) else math.inf
+
+
+def best_rate(size: int, curve: dict[float, float]) -> float:
+    """The rate at the minimum of a curve rate → loss."""
+    rates = sorted(curve)
+    at = min(range(len(rates)), key=lambda i: curve[rates[i]])
+    around = rates[max(0, at - 1) : at + 2]
+    if at in (0, len(rates) - 1) or not all(math.isfinite(curve[rate]) for rate in around):
+        raise UserError(f"fit_rule: the lowest loss for N = {size:,} is at the edge of its learning rates ({rates[at]:g}); sweep further")
+    (x0, x1, x2), (y0, y1, y2) = [math.log(rate) for rate in around], [curve[rate] for rate in around]
+    down, up = (x1 - x0) ** 2 * (y1 - y2), (x1 - x2) ** 2 * (y1 - y0)
+    below = (x1 - x0) * (y1 - y2) - (x1 - x2) * (y1 - y0)
+    return math.exp(x1 - 0.5 * (down - up) / below) if below else rates[at]

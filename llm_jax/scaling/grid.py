@@ -1,0 +1,290 @@
+"""A grid of runs: overrides of one experiment, a small algebra that makes many of them, and the points they become.
+
+Overrides are plain dicts, dotted key → value: {"model.embed": 128, "optimizer.learning_rate": 3e-3}. Lists of them are made by
+`over` and put together by `product`, `zipped`, `chain` and `filtered`; `designs.py` has whole designs. Keys that begin with
+"point." are notes about a point and no settings: they go into the table of runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_jax.errors import UserError, check_choice, closest, require
+from llm_jax.experiment import Experiment, all_keys, check_parts, override, resolved, with_values, with_vocabulary
+from llm_jax.layout.hardware import hardware
+from llm_jax.scaling import flops
+from llm_jax.train.metrics import short
+from llm_jax.train.run_folder import configuration_hash
+
+Overrides = dict[str, Any]
+Row = dict[str, Any]
+"""A finished or failed run in the table of runs (`collect.COLUMNS`)."""
+Design = Callable[[Experiment, list[Row]], list[Overrides]]
+"""(the base with all overrides of the command line, what has run so far) → all points that there are to be. It is asked again when
+these have run, so it may add points; those that it named before it names again."""
+Rule = Callable[[Experiment], Overrides]
+"""What follows from the rest of a point: a learning rate from its size, a warm-up from its tokens."""
+
+NOTES = ("point.name", "point.budget", "point.convention")
+OF_DESIGNS = ("train.steps", "train.batch_size", "train.sequence_length")
+"""What a design's number of tokens rests on: no rule may set it afterwards."""
+
+
+def over(key: str, values: Iterable[Any]) -> list[Overrides]:
+    """One key at each of the values.
+
+    >>> over("train.seed", range(2))
+    [{'train.seed': 0}, {'train.seed': 1}]
+    """
+    return [{key: value} for value in values]
+
+
+def product(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """Each of the first with each of the second, and so on; the last part varies fastest.
+
+    >>> product(over("a", "xy"), over("b", [1, 2]))
+    [{'a': 'x', 'b': 1}, {'a': 'x', 'b': 2}, {'a': 'y', 'b': 1}, {'a': 'y', 'b': 2}]
+    """
+    return [_joined(chosen) for chosen in itertools.product(*parts)]
+
+
+def zipped(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """The first of each part together, then the second of each; the parts must be equally long.
+
+    >>> zipped(over("a", "xy"), over("b", [1, 2]))
+    [{'a': 'x', 'b': 1}, {'a': 'y', 'b': 2}]
+    """
+    listed = [list(part) for part in parts]
+    if len({len(part) for part in listed}) > 1:
+        raise UserError(f"zipped: parts of {', '.join(str(len(part)) for part in listed)} overrides; they must be equally many")
+    return [_joined(chosen) for chosen in zip(*listed, strict=True)]
+
+
+def chain(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """All of the first part, then all of the second."""
+    return [dict(overrides) for part in parts for overrides in part]
+
+
+def filtered(parts: Iterable[Overrides], keep: Callable[[Overrides], bool]) -> list[Overrides]:
+    """Those for which `keep` is true."""
+    return [overrides for overrides in parts if keep(overrides)]
+
+
+def _joined(chosen: Iterable[Overrides]) -> Overrides:
+    joined: Overrides = {}
+    for overrides in chosen:
+        for key in overrides:
+            if key in joined:
+                raise UserError(f"{key}: is set by two parts of a product or zip, to {joined[key]} and to {overrides[key]}")
+        joined |= overrides
+    return joined
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """How a grid is run: the keys `grid.*` of a command line."""
+
+    points: str = ""
+    """Only these: "3:7" is the points 3, 4, 5 and 6 of the table that --dry-run prints, "5" one; empty: all."""
+    executor: Literal["one_by_one", "together", "slurm"] = "one_by_one"
+    """One run after another in this process; runs of the same shape at once in one program; or an array of Slurm jobs."""
+    at_once: int = 8
+    """executor=together: at most so many runs in one program."""
+    retry: bool = False
+    """Whether runs that diverged are tried again (failed ones always are)."""
+    mfu: float = 0.4
+    """Assumed in --dry-run's hours: the part of the devices' peak that the runs reach."""
+    hardware: str = ""
+    """Assumed there too: h100, h200, ... (layout/hardware.toml); empty: this machine."""
+    devices: int = 1
+    """hardware=NAME: devices of a run."""
+    job_hours: float = 24.0
+    """executor=slurm: the time limit of a job."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        require(re.fullmatch(r"|\d+|\d*:\d*", self.points) is not None, "grid.points", self.points, "a range as 3:7, 3: or :7, or one number")
+        require(self.at_once >= 1, "grid.at_once", self.at_once, "at least 1")
+        require(0 < self.mfu <= 1, "grid.mfu", self.mfu, "above 0 and at most 1")
+        require(self.devices >= 1, "grid.devices", self.devices, "at least 1")
+        require(0 < self.job_hours < float("inf"), "grid.job_hours", self.job_hours, "above 0")
+        if self.hardware:
+            hardware(self.hardware)
+
+    def chosen(self, count: int) -> range:
+        """The numbers of the points to run, of so many."""
+        if not self.points:
+            return range(count)
+        first, colon, end = self.points.partition(":")
+        chosen = range(int(first or 0), min(int(end or count), count) if colon else min(int(first) + 1, count))
+        if not chosen:
+            raise UserError(f"grid.points={self.points}: there are {count} points, from 0 to {count - 1}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Many runs of one experiment; experiment() of a file may return it."""
+
+    base: Experiment
+    """What all points share. `base.run_dir` is the grid's folder."""
+    design: Design | Sequence[Overrides]
+    """The points: a list of overrides, or a design that makes them."""
+    rules: tuple[Rule, ...] = ()
+    """Applied to each point in turn."""
+    held_out: Sequence[Overrides] | Design = ()
+    """Larger runs that are predicted from all others before they are trained."""
+    method: str = ""
+    """How the runs are fitted at the end: isoflop, parametric; empty: not at all."""
+    convention: str = "6nd_with_head"
+    """N and FLOPs of the fit and of --dry-run's table."""
+    trunks: bool = False
+    """schedule=wsd: of points that differ in nothing but train.steps only the longest is trained from the start; the others branch off
+    from its checkpoint where their decay begins. They are the same runs to the last bit, for less."""
+    settings: GridConfig = field(default_factory=GridConfig)
+    made: dict[str, Point] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Points by their overrides, made once: a grid is asked for them after every run."""
+
+    def check(self) -> None:
+        """Raises UserError for what doesn't fit together."""
+        self.settings.check()
+        flops.columns(self.convention)
+        if self.trunks and self.base.optimizer.schedule != "wsd":
+            raise UserError(f"optimizer.schedule={self.base.optimizer.schedule}: a grid with trunks needs wsd, whose decay begins late")
+
+    def points(self, table: list[Row]) -> list[Point]:
+        """All points, given what has run so far: at first the design's, at last those that are held out.
+
+        Each configuration once. A point that can't be has an `error` in place of an experiment, unless none can be: that is raised.
+        """
+        found: dict[str, Point] = {}
+        for part, held_out in ((self.design, False), (self.held_out, True)):
+            for overrides in part(self.base, table) if callable(part) else part:
+                key = f"{held_out} {sorted(overrides.items())}"
+                point = self.made[key] = self.made.get(key) or make_point(self, overrides, held_out)
+                found.setdefault(point.hash, point)
+        points = [dataclasses.replace(point, number=number) for number, point in enumerate(found.values())]
+        if not points:
+            raise UserError(f"grid {self.base.name}: has no points")
+        if all(point.error for point in points):
+            raise UserError(points[0].error)
+        return points
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid."""
+
+    name: str
+    overrides: Overrides
+    hash: str
+    experiment: Experiment | None
+    """Resolved, with vocabulary and run folder; None where there is an error."""
+    error: str = ""
+    """Why it can't be run."""
+    budget: float | None = None
+    """FLOPs that the design gave it, in `convention`."""
+    convention: str = ""
+    held_out: bool = False
+    number: int = 0
+    """Its place in the grid."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder's name in the grid's."""
+        return f"{self.name}-{self.hash}"
+
+    @property
+    def tokens(self) -> int:
+        """What it is trained on; 0 where it can't be."""
+        return self.experiment.train.steps * tokens_per_step(self.experiment) if self.experiment else 0
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of its training, exact by layer."""
+        e = self.experiment
+        return flops.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
+
+
+def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
+    """The point of these overrides, with the rules applied."""
+    notes = {key: value for key, value in overrides.items() if key.startswith("point.")}
+    for key in notes:
+        check_choice(f"grid {grid.base.name}: {key}", key, NOTES)
+    settings = {key: value for key, value in overrides.items() if key not in notes}
+    budget, convention = notes.get("point.budget"), notes.get("point.convention", "")
+    name = readable(notes.get("point.name") or described(settings))
+    about: dict[str, Any] = {"name": name, "budget": budget, "convention": convention, "held_out": held_out}
+    try:
+        experiment = with_vocabulary(resolved(override(grid.base, list(settings.items()))))
+        for rule in grid.rules:
+            more = rule(experiment)
+            if wrong := next((key for key in more if key in OF_DESIGNS or key in settings), None):
+                raise UserError(f"grid {grid.base.name}: a rule sets {wrong}, which the design has settled")
+            settings |= more
+            experiment = with_vocabulary(resolved(override(experiment, list(more.items()))))
+    except UserError as error:
+        return Point(overrides=settings, hash=name, experiment=None, error=str(error), **about)
+    point = Point(overrides=settings, hash=configuration_hash(experiment), experiment=experiment, **about)
+    folder = Path(folder_of(grid.base)) / "points" / point.folder
+    return dataclasses.replace(point, experiment=dataclasses.replace(experiment, run_dir=str(folder)))
+
+
+def folder_of(base: Experiment) -> str:
+    """The grid's folder."""
+    return base.run_dir or f"runs/{base.name}/default"
+
+
+def tokens_per_step(experiment: Experiment) -> int:
+    """Tokens of a batch."""
+    return experiment.train.batch_size * experiment.train.sequence_length
+
+
+def described(settings: Overrides) -> str:
+    """A name made of the last parts of the keys: "embed128-learning_rate0.003"."""
+    return "-".join(f"{key.rsplit('.', 1)[-1]}{short(v) if isinstance(v, float) and v >= 1000 else v}" for key, v in settings.items()) or "base"
+
+
+def readable(name: str) -> str:
+    """The name as a folder's: no more than 80 characters that need no quoting."""
+    return re.sub(r"[^\w.+-]+", "_", name)[:80]
+
+
+def with_command_line(grid: Grid, pairs: list[tuple[str, str]]) -> Grid:
+    """The grid with a command line's overrides: `grid.*` is how it runs, everything else is of all points alike.
+
+    Raises UserError for keys that there are not, and for those that the grid itself sets.
+    """
+    own = [(key, value) for key, value in pairs if key.startswith("grid.")]
+    rest = [(key, value) for key, value in pairs if not key.startswith("grid.")]
+    known = [f"grid.{f.name}" for f in dataclasses.fields(GridConfig)]
+    for key, value in own:
+        if key not in known:
+            raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?")
+    for key, value in rest:  # a key of the grid that lost its "grid."
+        near = None if "." in key or key in all_keys(grid.base) else closest(f"grid.{key}", known)
+        if near and near.removeprefix("grid.") == key:
+            raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{near}'?")
+    settings = with_values(Holder(grid.settings), own).grid
+    quiet = dataclasses.replace(grid.base, sample=dataclasses.replace(grid.base.sample, tokens=0))  # many runs, and nobody to read them
+    grid = dataclasses.replace(grid, base=override(quiet, rest), settings=settings)
+    grid.check()
+    check_parts(grid.base)
+    taken = {key for point in grid.points([]) for key in point.overrides}
+    for key, value in rest:
+        if key in taken:
+            raise UserError(f"{key}={value}: the grid sets {key} for each of its points, so it can't be set for all; leave it out")
+    return grid
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What makes `grid.*` keys of a `GridConfig`'s fields."""
+
+    grid: GridConfig

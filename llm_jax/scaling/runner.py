@@ -1,0 +1,271 @@
+"""Runs a grid: what is done is skipped, what is half-done goes on, what fails is written down, and the rest goes on.
+
+Each point is an ordinary run in <grid's folder>/points/<name>-<hash of its configuration>. After every one the table of runs is
+written, so that a grid killed at any moment has one; and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_jax import data
+from llm_jax.errors import UserError
+from llm_jax.experiment import Experiment, to_yaml
+from llm_jax.scaling import collect
+from llm_jax.scaling.grid import Grid, Point, Row, folder_of
+from llm_jax.scaling.progress import GridProgress, PointConsole
+from llm_jax.scaling.trunks import branch_off, with_trunks
+from llm_jax.train import metrics, run, run_folder
+from llm_jax.train.console import Console, duration
+from llm_jax.train.peak import device_peak
+from llm_jax.train.stop import Stopped, StopSignal
+
+EXIT_SOME_FAILED = 1
+CORPORA = 4
+"""Corpora that are kept at once: points differ in batch, sequence and seed, seldom in text."""
+
+
+def run_grid(grid: Grid) -> int:
+    """Runs all points that were asked for and have not come to an end; returns the process's exit code."""
+    run.check_one_process(os.environ)
+    run.use_compilation_cache(grid.base)
+    folder, console = Path(folder_of(grid.base)), Console()
+    run_folder.check_writable(folder)
+    points = grid.points([])
+    grid.settings.chosen(len(points))
+    with contextlib.closing(console), StopSignal() as stop:
+        run_folder.make_folder(folder)
+        # A part of a grid may run beside other parts, as in an array of jobs; the whole may not.
+        with run_folder.locked(folder, console.say, shared=bool(grid.settings.points)):
+            console.log_to(folder / "log.txt")
+            try:
+                return Session(grid, folder, console, stop).run()
+            except Stopped as stopped:
+                console.say(f"{stopped}; the same command goes on from here")
+                return 128 + stopped.number
+
+
+@dataclasses.dataclass
+class Session:
+    """One start of a grid's command."""
+
+    grid: Grid
+    folder: Path
+    console: Console
+    stop: StopSignal
+    ended: dict[str, Row] = dataclasses.field(default_factory=dict)
+    """Rows of the points that have come to an end, by hash."""
+    seen: set[str] = dataclasses.field(default_factory=set)
+    """Points whose folders have been looked into."""
+    progress: GridProgress | None = None
+
+    def __post_init__(self) -> None:
+        self.shared = run.Shared(prepare=kept_corpora(), peak=functools.lru_cache(device_peak))
+
+    def run(self) -> int:
+        """All that is to do, and the last word."""
+        points = self.points()
+        chosen = self.chosen(points)
+        done = [p for p in chosen if p.hash in self.ended]
+        self.check_all([p.experiment for p in chosen if p.experiment and p.hash not in self.ended])
+        if done:
+            self.console.say(f"{len(done)} of {len(chosen)} points have come to an end before: they are not run again")
+        cost = sum(p.cost for p in chosen)
+        self.progress = GridProgress(self.console, len(chosen), len(done), cost, sum(p.cost for p in done), self.grid.base.train.progress_every)
+        try:
+            while pending := [p for p in self.chosen(points) if p.hash not in self.ended]:
+                known = {p.hash for p in points}
+                EXECUTORS[self.grid.settings.executor](self, pending)
+                points = self.points()
+                added = [p for p in self.chosen(points) if p.hash not in known]
+                self.progress.more(len(added), sum(p.cost for p in added))
+                for point in added:
+                    self.console.say(f"point {point.number} {point.name}: added by the design")
+        finally:
+            self.progress.stop()
+        self.write_table()
+        return self.last_word(points)
+
+    def check_all(self, experiments: list[Experiment]) -> None:
+        """Raises UserError for what is wrong with all runs alike: it needs no folder full of failed ones."""
+        errors = []
+        for experiment in experiments:
+            try:
+                run.place_of(experiment)
+            except UserError as error:
+                errors.append(error)
+        if errors and len(errors) == len(experiments):
+            raise errors[0]
+        if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
+            prepare_corpus(experiments[0], self.shared, self.console.say)
+
+    def points(self) -> list[Point]:
+        """The grid's points, given what has come to an end, before or in this session; trunks before their branches."""
+        while True:
+            points = self.grid.points(list(self.ended.values()))
+            fresh = [point for point in points if point.hash not in self.seen]
+            if not fresh:
+                return with_trunks(points) if self.grid.trunks else points
+            for point in fresh:
+                self.seen.add(point.hash)
+                row = self.row(point)
+                again = row["status"] == "failed" or (row["status"] == "diverged" and self.grid.settings.retry)
+                if row["status"] != "unfinished" and not (again and point.number in self.grid.settings.chosen(len(points))):
+                    self.ended[point.hash] = row
+
+    def chosen(self, points: list[Point]) -> list[Point]:
+        """Those that the command line asks for."""
+        numbers = self.grid.settings.chosen(len(points))
+        return [point for point in points if point.number in numbers]
+
+    def row(self, point: Point) -> Row:
+        """What is known of a point, whether it has a run folder or not."""
+        if point.experiment and (Path(point.experiment.run_dir) / "config.yaml").exists():
+            return collect.row_of(Path(point.experiment.run_dir))
+        known = {"name": point.name, "hash": point.hash, "flops_budget": point.budget, "convention": point.convention, "reason": point.error}
+        return {name: known.get(name) for name in collect.COLUMNS} | {"status": "failed" if point.error else "unfinished"}
+
+    def write_table(self) -> None:
+        """runs.csv and runs.parquet: every point that has begun, in the grid's order."""
+        rows = [self.ended.get(p.hash) or self.row(p) for p in self.points()]
+        table = collect.table_of([row for row in rows if row["run_dir"] or row["status"] == "failed"])
+        for name in ("runs.csv", "runs.parquet"):
+            collect.write_table(table, self.folder / name)
+
+    def end(self, point: Point, row: Row, seconds: float) -> None:
+        """A point has come to an end: it is written down and said."""
+        assert self.progress
+        self.ended[point.hash] = row
+        self.write_table()
+        text = f"point {point.number} {point.name}: {row['status']}"
+        if row["status"] == "finished":
+            text += f", held-out loss {run.four(row['eval_loss'])}, {duration(seconds)}"
+        elif row["reason"]:
+            text += f": {row['reason']}"
+        self.progress.ended(point.cost, text)
+
+    def last_word(self, points: list[Point]) -> int:
+        """How it went, and the exit code."""
+        chosen = self.chosen(points)
+        bad = [p for p in chosen if self.ended[p.hash]["status"] != "finished"]
+        self.console.say(f"{len(chosen) - len(bad)} of {len(chosen)} points finished; table: {self.folder / 'runs.csv'}")
+        for point in bad:
+            row = self.ended[point.hash]
+            self.console.say(f"point {point.number} {point.name}: {row['status']}: {row['reason']}")
+        return EXIT_SOME_FAILED if bad else 0
+
+
+def one_by_one(session: Session, pending: list[Point]) -> None:
+    """Runs points one after another in this process."""
+    for point in pending:
+        started = time.monotonic()
+        row = run_point(session, point)
+        session.end(point, row, time.monotonic() - started)
+        session.stop.check()
+        gc.collect()
+
+
+def run_point(session: Session, point: Point) -> Row:
+    """Trains one point, or goes on with it. Whatever it raises is the point's failure; a signal is raised as Stopped."""
+    if point.experiment is None:
+        return session.row(point)
+    experiment, run_dir = point.experiment, Path(point.experiment.run_dir)
+    begin(point, session)
+    per_step = point.cost / experiment.train.steps
+    first: list[int] = []
+
+    def told(step: int, text: str) -> None:
+        assert session.progress
+        first.append(step)
+        session.progress.running(point.name, step * per_step, text)
+
+    session.stop.held = False
+    note = note_of(point)
+    with contextlib.closing(PointConsole(told)) as console:
+        console.log_to(run_dir / "log.txt")
+        try:
+            code = run.prepare_and_train(experiment, console, session.stop, time.time(), session.shared)
+            if code >= 128:
+                raise Stopped(code - 128)
+        except run_folder.Busy:
+            raise  # not the point's fault: somebody else is at it
+        except Exception as error:
+            reason = failure(error)
+            console.say(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
+            note |= {"status": "failed", "reason": reason}
+    metrics.write_json(run_dir / collect.NOTE, note)
+    return collect.row_of(run_dir)
+
+
+def begin(point: Point, session: Session) -> None:
+    """The point's run folder, with its configuration and the grid's note, and the trunk's checkpoint where it branches off."""
+    assert point.experiment
+    run_dir = Path(point.experiment.run_dir)
+    run_folder.make_folder(run_dir)
+    if not (run_dir / "config.yaml").exists():
+        run_folder.write_config(run_dir, to_yaml(point.experiment))
+    metrics.write_json(run_dir / collect.NOTE, note_of(point))
+    if session.grid.trunks:
+        branch_off(point, session.points(), session.console.say)
+
+
+def note_of(point: Point) -> dict[str, Any]:
+    """What goes with a run that its configuration doesn't say."""
+    return {"name": point.name, "flops_budget": point.budget, "convention": point.convention, "held_out": point.held_out}
+
+
+def failure(error: Exception) -> str:
+    """An exception in one line."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, UserError):
+        return line
+    memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower()
+    return f"{'out of memory: ' if memory else ''}{type(error).__name__}: {line}"[:500]
+
+
+def prepare_corpus(experiment: Experiment, shared: run.Shared, say: Callable[[str], None]) -> None:
+    """Reads and keeps the corpus of a run before it begins."""
+    assert shared.prepare
+    t = experiment.train
+    kept = {"sequence_length": t.sequence_length, "batch_size": t.batch_size, "seed": t.seed}
+    shared.prepare(experiment.data, experiment.tokenizer, log=say, run_dir=None, **kept)
+
+
+def kept_corpora() -> Callable[..., data.Corpus]:
+    """`data.prepare` that keeps the last corpora."""
+    kept: dict[Any, data.Corpus] = {}
+
+    def prepare(
+        config: data.DataConfig, tokenizer: data.TokenizerConfig, *, log: Callable[[str], None], run_dir: Path | None, **shape: int
+    ) -> data.Corpus:
+        key = (repr(config), repr(tokenizer), tuple(sorted(shape.items())))
+        if key not in kept:
+            while len(kept) >= CORPORA:
+                del kept[next(iter(kept))]
+            kept[key] = data.prepare(config, tokenizer, log=log, run_dir=run_dir, **shape)
+        return kept[key]
+
+    return prepare
+
+
+def together(session: Session, pending: list[Point]) -> None:
+    """Runs points of the same shape at once, in one program."""
+    raise UserError("grid.executor=together: is not there yet; use one_by_one")
+
+
+def slurm(session: Session, pending: list[Point]) -> None:
+    """Hands the points to Slurm."""
+    raise UserError("grid.executor=slurm: jobs are submitted by the cluster command, which is not there yet; --dry-run writes the scripts")
+
+
+EXECUTORS: dict[str, Callable[[Session, list[Point]], None]] = {"one_by_one": one_by_one, "together": together, "slurm": slurm}
+"""Each runs the points that it is given and calls `session.end` for each that has come to an end."""
