@@ -57,4 +57,3 @@ def from_theta(theta: np.ndarray, tied: bool = False) -> Law:
     """The law of what is fitted: log E, log A, log B, alpha and (unless tied to it) beta, in the last dim."""
     e, a, b, alpha, beta = np.moveaxis(theta, -1, 0) if not tied else np.moveaxis(theta[..., [0, 1, 2, 3, 3]], -1, 0)
     return Law(np.exp(e), np.exp(a), np.exp(b), alpha, beta)
-
