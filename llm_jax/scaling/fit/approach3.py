@@ -422,6 +422,9 @@ def doubts(fit: ParametricFit) -> list[str]:
         said.append(f"no extrapolation test: without the largest {held['runs']} runs, {held['refused']}")
     elif held["largest_relative_error"] > 0.02:
         said.append(f"the law of the smaller runs misses the largest by up to {held['largest_relative_error']:.1%} in loss")
+    times = fit.points["flops"] / (FLOPS_A_WEIGHT * fit.points["parameters"] * fit.points["tokens"])
+    if abs(np.log(times)).max() > np.log(1.05):
+        said.append(f"flops are {times.min():.2f} to {times.max():.2f} times 6 N D; a, b and what they recommend take C = 6 N D")
     ratio = fit.points["tokens"] / fit.points["parameters"]
     if fit.points["used"].any() and np.ptp(np.log(ratio[fit.points["used"]])) < np.log(4):
         said.append("tokens a parameter hardly vary: alpha and beta can't be told apart, and a, b rest on the form of the law alone")
