@@ -1,1 +1,1 @@
-"""Scaling laws: grids of runs, their table, the laws that are fitted to it, and what they say to train next."""
+"""Scaling laws: accounting, grids of runs, fits with intervals, and what to train next."""

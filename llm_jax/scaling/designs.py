@@ -27,14 +27,19 @@ Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-def aspect(ratio: float = 32, head_dim: int = 16, step: int | None = None) -> Callable[[int], Overrides]:
-    """Widths as sizes: width → so many layers that width / layers is about `ratio`, and heads of `head_dim`. Widths are multiples of `step`."""
+def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp: float = 8 / 3) -> Shape:
+    """Widths as sizes, in multiples of `head_dim`: so many layers that width / layers is about `ratio`, or always `layers`.
 
-    def size(embed: int) -> Overrides:
-        return {"model.embed": embed, "model.layers": max(1, round(embed / ratio)), "model.heads": embed // head_dim, "model.head_dim": head_dim}
+    Small models want one depth: a step from one layer to two is a kink in a curve. mlp: the hidden width in widths, in multiples of 8.
+    """
 
-    size.step = step or head_dim  # type: ignore[attr-defined]
-    return size
+    def shape(embed: int) -> Overrides:
+        depth = layers or max(1, round(embed / ratio))
+        hidden = max(8, round(embed * mlp / 8) * 8)
+        return {"model.embed": embed, "model.layers": depth, "model.heads": embed // head_dim, "model.head_dim": head_dim, "model.mlp": hidden}
+
+    shape.step = head_dim  # type: ignore[attr-defined]
+    return shape
 
 
 def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
@@ -122,6 +127,11 @@ def isoflop(
         return first_round + later
 
     return design
+
+
+def compute_optimal(budgets: Sequence[float], of: Sizes, *, convention: str = "6nd_with_head", tokens_per_parameter: float = 20.0) -> Design:
+    """One run a budget: of the sizes the one whose tokens a parameter are nearest to `tokens_per_parameter`."""
+    return isoflop(budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0)
 
 
 def window(centre: int, count: int, among: int) -> tuple[int, int]:

@@ -1,0 +1,362 @@
+"""Approach 2, IsoFLOP: at each of several budgets, models of several sizes; their lowest losses give N*(C) (Hoffmann et al. 2022).
+
+Each budget's losses make a curve in log N; its minimum is that budget's N*. A weighted line through log N* against log C has the
+exponent as its slope. The default is what Porian et al. (2024) do: Akima's curve through the points, read on a grid of 25 points an
+interval; its minimum again and again with noise on the losses (their seeds differ by 0.002 in loss); N* is the median of these, its
+error their spread, but not less than 0.33 of an interval; a budget whose minimum is on an edge is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy import stats
+
+from llm_jax.errors import UserError, check_choice, require
+from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.curves import akima, lines, parabolas
+from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.fit.result import columns, plain
+
+Curve = Literal["akima", "parabola", "parabola_local"]
+Resampling = Literal["noise", "case", "residual", "subsample"]
+FLOOR = 0.33
+"""The error of log N* is at least this part of the distance between sizes (Porian et al. 2024, `min_std_factor`)."""
+SAME_BUDGET = 1.25
+"""Runs are of one budget if their FLOPs follow each other by less than this factor."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """One budget's curve and its minimum. Logarithms are natural."""
+
+    flops: float
+    sizes: int
+    """Different sizes that were trained."""
+    parameters: float | None
+    """N*; None if the budget is left out."""
+    tokens: float | None
+    """D*."""
+    loss: float | None
+    """The curve's loss at N*."""
+    log_error: float | None
+    """Standard error of log N*."""
+    on_edge: bool
+    """The lowest loss is of the smallest or the largest size: the minimum is beyond."""
+    left_out: str
+    """Why it has no part in the fit; empty if it has."""
+    curve_parameters: np.ndarray = field(repr=False)
+    """The curve, for figures: N [m]."""
+    curve_loss: np.ndarray = field(repr=False)
+    """... and loss [m]."""
+
+
+@dataclass(frozen=True)
+class IsoflopFit:
+    """Approach 2's result: N* = N_coefficient C^a, D* = D_coefficient C^b."""
+
+    method = "isoflop"
+    a: float
+    b: float
+    a_interval_95: tuple[float, float]
+    b_interval_95: tuple[float, float]
+    a_interval_95_delta: tuple[float, float]
+    """From the line's own residuals, Student's t."""
+    objective: float
+    """Weighted mean of squared residuals of log N*."""
+    parameters: dict[str, float]
+    """a, b, N_coefficient, D_coefficient."""
+    standard_errors: dict[str, float]
+    intervals_95: dict[str, tuple[float, float]]
+    covariance: np.ndarray
+    """[2, 2] of log N_coefficient and a."""
+    minima: tuple[Minimum, ...]
+    leave_largest_out: dict[str, Any]
+    """N* of the largest budget, as the other budgets foretell it."""
+    settings: dict[str, Any]
+    warnings: list[str]
+    points: dict[str, np.ndarray] = field(repr=False)
+    """Each run: flops, parameters, tokens, loss, budget (its number among the minima)."""
+    draws: np.ndarray = field(repr=False)
+    """[resamples, 4]: log N_coefficient, a, log D_coefficient, b."""
+
+    def optimal(self, flops: Any) -> tuple[Any, Any]:
+        """Parameters and tokens of least loss for a budget."""
+        p = self.parameters
+        return p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in fit.json."""
+        return {"method": self.method, **plain(self)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The runs of one budget, sizes rising, the best run of each size."""
+
+    flops: float
+    log_n: np.ndarray
+    log_d: np.ndarray
+    loss: np.ndarray
+
+
+def isoflop(
+    flops: Any,
+    parameters: Any,
+    loss: Any,
+    *,
+    tokens: Any = None,
+    curve: Curve = "akima",
+    points_per_interval: int = 25,
+    loss_noise: float = 0.002,
+    weighted: bool = True,
+    bootstrap: int = 1000,
+    resampling: Resampling = "noise",
+    seed: int = 0,
+    convention: str = "as given",
+) -> IsoflopFit:
+    """Finds each budget's best size and fits `N* = k C^a`.
+
+    `flops`, `parameters`, `loss` are [n], a run each; `tokens` [n] are flops/(6 parameters) if None. Runs whose FLOPs differ by
+    less than 25 % are one budget. `curve` is "akima", a "parabola" of loss against log N through all sizes, or "parabola_local"
+    through the lowest three. `loss_noise` is the spread of loss between seeds, in nats. `weighted` weights each minimum with its
+    error. `resampling`: "noise" on the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
+
+    Raises UserError where fewer than three budgets have a minimum inside.
+    """
+    check_choice("curve", curve, get_args(Curve))
+    check_choice("resampling", resampling, get_args(Resampling))
+    require(bootstrap >= 20, "bootstrap", bootstrap, "at least 20: the errors of the minima come from it")
+    require(points_per_interval >= 2, "points_per_interval", points_per_interval, "at least 2")
+    require(loss_noise > 0, "loss_noise", loss_noise, "above 0, in nats: how much seeds differ")
+    if resampling == "residual" and curve != "parabola":
+        raise UserError(f"resampling=residual: curve={curve} goes through the points and leaves no residuals; use noise, or curve=parabola")
+    table = columns(flops=flops, parameters=parameters, loss=loss, tokens=tokens)
+    table.setdefault("tokens", table["flops"] / FLOPS_A_WEIGHT / table["parameters"])
+    numbers = budget_numbers(table["flops"])
+    budgets = [one_budget(table, numbers == i) for i in range(numbers.max() + 1)]
+    rng = np.random.default_rng(seed)
+    found = [lowest(budget, curve, points_per_interval, loss_noise, bootstrap, resampling, rng) for budget in budgets]
+    minima = tuple(minimum for minimum, _ in found)
+    inside = [i for i, minimum in enumerate(minima) if not minimum.left_out]
+    if len(inside) < 3:
+        why = "; ".join(f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out)
+        raise UserError(f"{len(inside)} of {len(minima)} budgets have a minimum inside, a line needs at least three ({why or 'train more budgets'})")
+    log_c = np.log([minima[i].flops for i in inside])
+    log_n, log_d = (np.log(np.array([getattr(minima[i], name) for i in inside])) for name in ("parameters", "tokens"))
+    error = np.array([minima[i].log_error for i in inside])
+    weights = error**-2 if weighted else np.ones_like(error)
+    line_n, line_d = lines(log_c, np.stack([log_n, log_d]), np.stack([weights] * 2))
+
+    count = min(len(found[i][1]) for i in inside)
+    stars_n = np.stack([found[i][1][:count, 0] for i in inside], -1)
+    stars_d = np.stack([found[i][1][:count, 1] for i in inside], -1)
+    many, widen = np.broadcast_to(weights, (count, len(inside))), 1.0
+    if resampling in ("case", "subsample"):
+        drawn = boot.resampled_weights(resampling, np.ones(len(inside), bool), count, seed)
+        drawn = drawn[(drawn > 0).sum(-1) >= 2]  # a line needs two budgets
+        stars_n, stars_d, many = log_n, log_d, weights * drawn
+        stars_n, stars_d = (np.broadcast_to(s, drawn.shape) for s in (stars_n, stars_d))
+        widen = boot.widening(resampling, len(inside))
+    draws = np.concatenate([lines(log_c, stars_n, many), lines(log_c, stars_d, many)], -1)
+    estimate = np.concatenate([line_n, line_d])
+    spreads = {name: boot.spread(estimate[i], draws[:, i], widen) for i, name in enumerate(("log_N", "a", "log_D", "b"))}
+    factors = {f"{name[-1]}_coefficient": s for name, s in spreads.items() if name.startswith("log")}
+    parameters_found = {"a": line_n[1], "b": line_d[1], "N_coefficient": np.exp(line_n[0]), "D_coefficient": np.exp(line_d[0])}
+    errors = {name: spreads[name][0] for name in ("a", "b")} | {k: parameters_found[k] * s[0] for k, s in factors.items()}
+    intervals = {name: spreads[name][1] for name in ("a", "b")} | {k: tuple(np.exp(s[1])) for k, s in factors.items()}
+    covariance, objective = line_covariance(log_c, log_n, weights, line_n)
+    half = stats.t.ppf((1 + boot.LEVEL) / 2, len(inside) - 2) * np.sqrt(covariance[1, 1])
+    held_out = leave_largest_out(log_c, log_n, weights)
+    return IsoflopFit(
+        a=float(line_n[1]),
+        b=float(line_d[1]),
+        a_interval_95=intervals["a"],
+        b_interval_95=intervals["b"],
+        a_interval_95_delta=(float(line_n[1] - half), float(line_n[1] + half)),
+        objective=objective,
+        parameters={name: float(value) for name, value in parameters_found.items()},
+        standard_errors={name: float(value) for name, value in errors.items()},
+        intervals_95=intervals,
+        covariance=covariance,
+        minima=minima,
+        leave_largest_out=held_out,
+        settings={
+            "law": "N* = N_coefficient C^a",
+            "curve": curve,
+            "points_per_interval": points_per_interval,
+            "loss_noise": loss_noise,
+            "least_error_of_log_N": f"{FLOOR} of the distance between sizes",
+            "weighted": weighted,
+            "runs": len(table["loss"]),
+            "budgets": len(minima),
+            "budgets_used": len(inside),
+            "convention": convention,
+            "bootstrap": bootstrap,
+            "resampling": resampling,
+            "widening": widen,
+            "seed": seed,
+        },
+        warnings=doubts(minima, line_n, log_c, log_n, error, held_out, intervals["a"], (line_n[1] - half, line_n[1] + half)),
+        points={**table, "budget": numbers},
+        draws=draws,
+    )
+
+
+def budget_numbers(flops: np.ndarray) -> np.ndarray:
+    """[n]: the number of each run's budget, from the smallest.
+
+    >>> budget_numbers(np.array([1e18, 3e18, 1.02e18])).tolist()
+    [0, 1, 0]
+    """
+    order = np.argsort(flops, kind="stable")
+    numbers = np.empty(len(flops), int)
+    numbers[order] = np.concatenate([[0], np.cumsum(np.diff(np.log(flops[order])) > np.log(SAME_BUDGET))])
+    for i in range(numbers.max() + 1):
+        own = flops[numbers == i]
+        if own.max() > SAME_BUDGET * own.min():
+            raise UserError(
+                f"flops: {len(own)} runs from {own.min():.3g} to {own.max():.3g} FLOPs run into each other: these are not IsoFLOP budgets; "
+                "use method=parametric, or give each run its budget's FLOPs"
+            )
+    return numbers
+
+
+def one_budget(table: dict[str, np.ndarray], own: np.ndarray) -> Budget:
+    """The runs of one budget by size; of runs of one size the best."""
+    best: dict[float, int] = {}
+    for i in np.flatnonzero(own):
+        size = table["parameters"][i]
+        if size not in best or table["loss"][i] < table["loss"][best[size]]:
+            best[size] = int(i)
+    rows = [best[size] for size in sorted(best)]
+    flops = float(np.exp(np.log(table["flops"][own]).mean()))
+    return Budget(flops, np.log(table["parameters"][rows]), np.log(table["tokens"][rows]), table["loss"][rows])
+
+
+def lowest(
+    budget: Budget, curve: str, per_interval: int, noise: float, count: int, resampling: str, rng: np.random.Generator
+) -> tuple[Minimum, np.ndarray]:
+    """A budget's minimum, and [k, 2] log N* and log D* of its resamples."""
+    x, loss, n = budget.log_n, budget.loss, len(budget.log_n)
+    nothing = np.zeros((0, 2))
+
+    def left_out(why: str, on_edge: bool = False) -> tuple[Minimum, np.ndarray]:
+        return Minimum(budget.flops, n, None, None, None, None, on_edge, why, np.exp(x), loss), nothing
+
+    if n < 3:
+        return left_out(f"{n} size{'s' * (n > 1)}, a minimum needs at least three")
+    at = np.linspace(x[0], x[-1], (n - 1) * per_interval)
+    read = CURVES[curve]
+    smooth = read(x, loss[None], at)[0]
+    if smooth.argmin() in (0, len(at) - 1):
+        side = "smallest" if smooth.argmin() == 0 else "largest"
+        return left_out(f"minimum on the edge, at the {side} size of {n}: train {'smaller' if side == 'smallest' else 'larger'} ones", True)
+    if resampling == "residual":
+        fitted = np.interp(x, at, smooth)
+        noisy = fitted + boot.resampled_residuals(loss - fitted, np.ones(n, bool), count, int(rng.integers(2**31)))
+    else:
+        noisy = loss + noise * rng.standard_normal((count, n))
+    where = read(x, noisy, at).argmin(-1)
+    where = where[(where > 0) & (where < len(at) - 1)]
+    if len(where) < count // 2:
+        return left_out(f"with noise of {noise} in loss most minima are on an edge", True)
+    stars = at[where]
+    floor = FLOOR * per_interval * (at[1] - at[0])
+    error = max(float(stars.std()), floor) * count / len(stars)
+    star = float(np.median(stars))
+    log_d = np.interp(np.concatenate([[star], stars]), x, budget.log_d)
+    minimum = Minimum(
+        flops=budget.flops,
+        sizes=n,
+        parameters=float(np.exp(star)),
+        tokens=float(np.exp(log_d[0])),
+        loss=float(np.interp(star, at, smooth)),
+        log_error=error,
+        on_edge=False,
+        left_out="",
+        curve_parameters=np.exp(at),
+        curve_loss=smooth,
+    )
+    return minimum, np.stack([stars, log_d[1:]], -1)
+
+
+def akima_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[k, m]: Akima's curve of log loss, back as loss."""
+    return np.exp(akima(x, np.log(loss), at))
+
+
+def parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[k, m]: the least-squares parabola of loss against log N."""
+    middle = x.mean()
+    made = parabolas(x - middle, loss, np.ones_like(loss))
+    return np.einsum("kp,mp->km", made, (at[:, None] - middle) ** np.arange(3))
+
+
+def local_parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[k, m]: the parabola through the lowest size and its two neighbours; straight lines beyond these."""
+    lowest_size = np.clip(loss.argmin(-1), 1, len(x) - 2)
+    rows = np.arange(len(loss))[:, None]
+    near = lowest_size[:, None] + np.array([-1, 0, 1])
+    weights = np.zeros_like(loss)
+    weights[rows, near] = 1
+    middle = x.mean()
+    made = parabolas(x - middle, loss, weights)
+    curve = np.einsum("kp,mp->km", made, (at[:, None] - middle) ** np.arange(3))
+    beyond = (at < x[near[:, :1]]) | (at > x[near[:, 2:]])
+    straight = np.stack([np.interp(at, x, row) for row in loss])
+    return np.where(beyond, straight, curve)
+
+
+CURVES = {"akima": akima_curve, "parabola": parabola_curve, "parabola_local": local_parabola_curve}
+
+
+def line_covariance(x: np.ndarray, y: np.ndarray, weights: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, float]:
+    """[2, 2] of a weighted line's constant and slope, scaled by its residuals; and the weighted mean of their squares."""
+    basis = np.stack([np.ones_like(x), x], -1)
+    squares = float((weights * (y - basis @ line) ** 2).sum())
+    inverse = np.linalg.inv(np.einsum("np,n,nq->pq", basis, weights, basis))
+    return inverse * squares / (len(x) - 2), squares / float(weights.sum())
+
+
+def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The largest budget's N*, as the line through the others has it."""
+    if len(log_c) < 4:
+        return {"budgets": 1, "refused": "a line through two budgets has no error"}
+    constant, slope = lines(log_c[:-1], log_n[None, :-1], weights[None, :-1])[0]
+    predicted = constant + slope * log_c[-1]
+    return {
+        "budgets": 1,
+        "flops": float(np.exp(log_c[-1])),
+        "measured_parameters": float(np.exp(log_n[-1])),
+        "predicted_parameters": float(np.exp(predicted)),
+        "relative_error": float(np.exp(predicted - log_n[-1]) - 1),
+        "a": float(slope),
+    }
+
+
+def doubts(
+    minima: tuple[Minimum, ...],
+    line: np.ndarray,
+    log_c: np.ndarray,
+    log_n: np.ndarray,
+    error: np.ndarray,
+    held_out: dict[str, Any],
+    interval: tuple[float, float],
+    interval_delta: tuple[float, float],
+) -> list[str]:
+    """What a reader of the numbers should know before believing them."""
+    said = [f"{m.flops:.3g} FLOPs left out: {m.left_out}" for m in minima if m.left_out]
+    far = abs(log_n - line[0] - line[1] * log_c) / error
+    said += [f"{np.exp(log_c[i]):.3g} FLOPs: N* is {far[i]:.1f} errors from the line" for i in np.flatnonzero(far > 3)]
+    if "refused" in held_out:
+        said.append(f"no extrapolation test: {held_out['refused']}")
+    elif abs(np.log1p(held_out["relative_error"])) > 2 * error[-1]:
+        said.append(f"the smaller budgets' line misses the largest budget's N* by {held_out['relative_error']:+.0%}, more than its error")
+    if np.ptp(log_c) < np.log(10):
+        said.append(f"budgets span a factor of {np.exp(np.ptp(log_c)):.1f} only: the exponent says little about larger ones")
+    if interval_delta[1] - interval_delta[0] > 2 * (interval[1] - interval[0]):
+        said.append("the minima scatter about the line more than the noise of each explains: trust the wider interval (a_interval_95_delta)")
+    return said

@@ -1,0 +1,67 @@
+"""The methods by name: which columns each needs, and which options it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from llm_jax.errors import UserError, nearest, one_of
+from llm_jax.scaling.fit.approach2 import isoflop
+from llm_jax.scaling.fit.approach3 import parametric
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fit."""
+
+    fit: Callable[..., Any]
+    purpose: str
+    needs: tuple[str, ...]
+    """Columns of the table."""
+    may: tuple[str, ...] = ()
+    """Columns that it takes where they are there."""
+
+    def options(self) -> dict[str, Any]:
+        """What else it takes, and its default."""
+        taken = inspect.signature(self.fit).parameters
+        return {name: p.default for name, p in taken.items() if name not in (*self.needs, *self.may, "convention")}
+
+
+METHODS = {
+    "parametric": Method(parametric, "approach 3: E + A/N^alpha + B/D^beta through all runs", ("parameters", "tokens", "loss"), ("flops",)),
+    "isoflop": Method(isoflop, "approach 2: the best size at each of several budgets", ("flops", "parameters", "loss"), ("tokens",)),
+}
+
+
+def read_option(method: str, key: str, value: str) -> Any:
+    """An option's value from the command line. Raises UserError for a key that the method has not, or a value that is none."""
+    known = METHODS[method].options()
+    if key not in known:
+        raise UserError(f"{key}={value}: there is no key {key!r} with method={method}; {nearest(key, known)}")
+    kind = get_type_hints(METHODS[method].fit)[key]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{key}={value}: {one_of(value, get_args(kind))}")
+        return value
+    read, what = KINDS[kind]
+    try:
+        return read(value)
+    except ValueError as error:
+        raise UserError(f"{key}={value}: must be {what}") from error
+
+
+def true_or_false(text: str) -> bool:
+    """A bool of the command line."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (true_or_false, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+}

@@ -1,0 +1,60 @@
+"""What all fits have in common: points checked as they come in, and `fit.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.errors import UserError
+
+SEPARATE = 1.5
+"""Runs with more than the largest compute over this are the largest ones, which the extrapolation test leaves out."""
+LONG = ("draws", "points", "residuals", "curves")
+"""Keys of a fit.json whose value is written on one line."""
+
+
+def columns(**given: Any) -> dict[str, np.ndarray]:
+    """The columns of a table as float64 arrays [n]. Raises UserError unless they are of one length, finite and above 0."""
+    arrays = {name: np.asarray(values, np.float64).reshape(-1) for name, values in given.items() if values is not None}
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"columns of different lengths: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+    for name, values in arrays.items():
+        wrong = ~(np.isfinite(values) & (values > 0))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(f"{name}={values[row]} in row {row + 1} of {len(values)}: must be a number above 0")
+    return arrays
+
+
+def largest(flops: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """[n], bool: the runs of the largest compute among those used."""
+    return used & (flops > flops[used].max() / SEPARATE)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays as lists, numbers as numbers, what is no finite number as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.bool_ | np.integer):
+        return value.item()
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def write_json(fit: dict[str, Any], path: Path) -> None:
+    """Writes a fit's JSON, readable: one key a line, but long tables on a line of their own."""
+    lines = []
+    for key, value in fit.items():
+        text = json.dumps(value) if key in LONG else json.dumps(value, indent=2).replace("\n", "\n  ")
+        lines.append(f"  {json.dumps(key)}: {text}")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")

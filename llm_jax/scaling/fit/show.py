@@ -1,0 +1,105 @@
+"""A fit as tables that a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_jax.plan.report import make_console, show, table
+from llm_jax.scaling.published import exponents
+
+SENSITIVE = ("alpha", "beta", "a", "E")
+
+
+def print_fit(fit: Any, said: list[str]) -> None:
+    """Prints a fit: what was fitted, the numbers with their errors, the extrapolation test, what would change them, warnings."""
+    console = make_console()
+    for line in said:
+        console.print(f"data: {line}")
+    s = fit.settings
+    console.print(f"{fit.method}: {s['law']}; {s.get('runs_used', s['runs'])} of {s['runs']} runs; objective {fit.objective:.6e}")
+    show(console, f"Parameters, 95 % intervals ({resampling(s)})", parameter_table(fit))
+    if hasattr(fit, "minima"):
+        show(console, "Minima", minima_table(fit))
+    show(console, "Largest compute left out, then foretold", held_out_table(fit.leave_largest_out))
+    if getattr(fit, "sensitivity", None):
+        show(console, "What would change the result: the same fit with", sensitivity_table(fit))
+    if "a" in fit.parameters:
+        show(console, "Beside published exponents of N* ~ C^a", published_table(fit))
+    show(console, "Settings", settings_table(s))
+    console.print()
+    for warning in fit.warnings:
+        console.print(f"warning: {warning}")
+
+
+def resampling(settings: dict[str, Any]) -> str:
+    """Where the intervals come from."""
+    return f"{settings['bootstrap']} {settings['resampling']} resamples" if settings["bootstrap"] else "delta method"
+
+
+def number(value: Any) -> str:
+    """A number with five digits; text as it is."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def parameter_table(fit: Any) -> Any:
+    """Estimates with errors and intervals."""
+    made = table("", ">estimate", ">standard error", ">from", ">to", ">delta method: error")
+    delta = getattr(fit, "standard_errors_delta", {})
+    for name, value in fit.parameters.items():
+        low, high = fit.intervals_95[name]
+        made.add_row(name, number(value), number(fit.standard_errors[name]), number(low), number(high), number(delta[name]) if name in delta else "")
+    return made
+
+
+def minima_table(fit: Any) -> Any:
+    """Each budget's minimum, or why it has none."""
+    made = table(">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "")
+    for m in fit.minima:
+        if m.parameters is None:
+            made.add_row(f"{m.flops:.3g}", str(m.sizes), "", "", "", "", "", f"left out: {m.left_out}")
+        else:
+            made.add_row(
+                f"{m.flops:.3g}", str(m.sizes), f"{m.parameters:.4g}", f"{m.log_error:.2f}", f"{m.tokens:.4g}",
+                f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}", "",
+            )  # fmt: skip
+    return made
+
+
+def held_out_table(held_out: dict[str, Any]) -> Any:
+    """The extrapolation test, as its names and numbers."""
+    made = table("", ">")
+    for name, value in held_out.items():
+        if not isinstance(value, dict):
+            shown = (
+                ", ".join(f"{v:.4f}" for v in list(value)[:6]) + (", ..." if len(value) > 6 else "")
+                if hasattr(value, "__len__") and not isinstance(value, str)
+                else number(value)
+            )
+            made.add_row(name.replace("_", " "), shown)
+    return made
+
+
+def sensitivity_table(fit: Any) -> Any:
+    """The exponents under other choices."""
+    made = table("choice", *(f">{name}" for name in SENSITIVE))
+    for row in fit.sensitivity:
+        choice = ", ".join(f"{key}={number(value)}" for key, value in row.items() if key not in fit.parameters)
+        made.add_row(choice, *(number(row[name]) if name in row else "" for name in SENSITIVE))
+    return made
+
+
+def published_table(fit: Any) -> Any:
+    """Our exponent among others', with the convention that each is stated in."""
+    made = table("", ">a", ">from", ">to", "convention")
+    made.add_row("this fit", f"{fit.parameters['a']:.3f}", *(f"{end:.3f}" for end in fit.intervals_95["a"]), fit.settings["convention"])
+    for row in exponents():
+        made.add_row(row.name, f"{row.a:.3f}", *([f"{end:.3f}" for end in row.a_interval] if row.a_interval else ["", ""]), row.convention)
+    return made
+
+
+def settings_table(settings: dict[str, Any]) -> Any:
+    """All choices."""
+    made = table("", "")
+    for name, value in settings.items():
+        made.add_row(name, number(value))
+    return made
