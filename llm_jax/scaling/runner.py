@@ -215,12 +215,11 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
     for point in points:
         begin(point, session)
     per_step = sum(point.cost for point in points) / experiments[0].train.steps
-    inherited = sum(point.inherited for point in points)
     name = points[0].name + (f" and {len(points) - 1} more" if len(points) > 1 else "")
 
     def told(step: int, text: str) -> None:
         assert session.progress
-        session.progress.running(name, step * per_step - inherited, text)
+        session.progress.running(name, step * per_step - sum(point.inherited for point in points), text)
 
     session.stop.held = False
     failed = {}
