@@ -13,7 +13,7 @@ from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.scaling.designs import PowerRule, aspect, geometric, isoflop, learning_rate, sizes, warmup_per_parameter
+from llm_jax.scaling.designs import PowerRule, aspect, compute_optimal, geometric, isoflop, learning_rate, sizes, warmup_per_parameter
 from llm_jax.scaling.grid import Grid, GridConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
@@ -37,7 +37,7 @@ def experiment() -> Grid:
         base,
         isoflop([0.25e12, 0.5e12, 1e12, 2e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=10, refills=2),
         rules=(learning_rate(PowerRule(at_million=3e-3, exponent=-0.3, convention=CONVENTION)), warmup_per_parameter(0.5, CONVENTION)),
-        held_out=isoflop([5e12], SIZES, convention=CONVENTION, per_curve=1, tokens_per_parameter=10, refills=0),
+        held_out=compute_optimal([5e12], SIZES, convention=CONVENTION, tokens_per_parameter=10),
         method="isoflop",
         convention=CONVENTION,
         settings=GridConfig(mfu=0.15),  # so small matrices reach little of the peak

@@ -14,7 +14,7 @@ Columns: name, hash, status (finished, diverged, failed, unfinished), reason, ru
 parameters_with_head, tokens, unique_tokens, epochs, flops_6nd, flops_6nd_non_embedding, flops_6nd_with_head, flops_attention_full,
 flops_attention_causal, flops_exact, flops_budget, convention, train_loss, eval_loss, eval_bits_per_byte, steps, batch_size,
 sequence_length, learning_rate, weight_decay, warmup_steps, schedule, optimizer, seed, layers, embed, heads, head_dim, mlp, vocab,
-parametrization, tokens_per_second, mfu, wall_seconds, devices. docs/scaling.md says what they mean.
+parametrization, tokens_per_second, mfu, wall_seconds, devices, held_out (from fits, to be foretold by them). docs/scaling.md says what they mean.
 
   --help              this text
 
@@ -37,12 +37,14 @@ from llm_jax.train import metrics, run_folder
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llm_jax.experiment import Experiment
+
 COLUMNS = (
     "name", "hash", "status", "reason", "run_dir", "parameters", "parameters_non_embedding", "parameters_with_head", "tokens",
     "unique_tokens", "epochs", "flops_6nd", "flops_6nd_non_embedding", "flops_6nd_with_head", "flops_attention_full",
     "flops_attention_causal", "flops_exact", "flops_budget", "convention", "train_loss", "eval_loss", "eval_bits_per_byte", "steps",
     "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer", "seed", "layers", "embed",
-    "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices",
+    "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices", "held_out",
 )  # fmt: skip
 LAST_STEPS = 0.05
 """`train_loss` is the mean over this part of the steps, the last ones (at least 10): one step's loss is mostly the luck of its batch."""
@@ -50,9 +52,9 @@ NOTE = "point.json"
 """What a grid knows of a run beyond its configuration: budget, convention, and why it failed."""
 
 
-def row_of(run_dir: Path) -> dict[str, Any]:
-    """A run folder as a row: every one of `COLUMNS`, None where it isn't known."""
-    experiment = run_folder.read_experiment(run_dir)
+def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
+    """A run folder as a row: every one of `COLUMNS`, None where it isn't known. `experiment`: the folder's, where one has it already."""
+    experiment = experiment or run_folder.read_experiment(run_dir)
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
     m, t, o = experiment.model, experiment.train, experiment.optimizer
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
@@ -68,6 +70,7 @@ def row_of(run_dir: Path) -> dict[str, Any]:
         "run_dir": str(run_dir),
         "flops_budget": note.get("flops_budget"),
         "convention": note.get("convention") or "",
+        "held_out": bool(note.get("held_out")),
         "steps": summary.get("step"),
         "train_loss": last_train_loss(run_dir),
         **{name: getattr(t, name) for name in ("batch_size", "sequence_length", "seed")},
@@ -110,8 +113,9 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["held_out"] = table["held_out"].fillna(False).astype(bool)
     texts = ("name", "hash", "status", "reason", "run_dir", "convention", "schedule", "optimizer", "parametrization")
-    for name in COLUMNS:
+    for name in COLUMNS[:-1]:
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in texts else pd.to_numeric(table[name])
     return table
 

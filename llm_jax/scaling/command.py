@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax import experiment as experiments
+from llm_jax.errors import UserError
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.scaling import flops
 from llm_jax.scaling.grid import Grid, folder_of, with_command_line
+from llm_jax.scaling.trunks import with_trunks
 from llm_jax.train.metrics import short
 from llm_jax.train.peak import device_peak
 
@@ -26,7 +28,9 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
         print(show(grid), end="")
         return 0
     if "--dry-run" in flags:
-        return dry_run(grid)
+        return dry_run(grid, [f"experiment={name}", *(f"{key}={value}" for key, value in pairs)])
+    if grid.settings.executor == "slurm":
+        raise UserError("grid.executor=slurm: belongs to the cluster command, which is not there yet; --dry-run writes the scripts to submit")
     from llm_jax.scaling.runner import run_grid
 
     return run_grid(grid)
@@ -42,9 +46,9 @@ def show(grid: Grid) -> str:
     return experiments.to_yaml(base) + "\n".join(["# each of these points overrides the above:", *lines, *settings]) + "\n"
 
 
-def dry_run(grid: Grid) -> int:
-    """Prints every point with what it is and takes."""
-    points = grid.points([])
+def dry_run(grid: Grid, arguments: list[str]) -> int:
+    """Prints every point with what it is and takes; with grid.executor=slurm it also writes the jobs' scripts, and says how to submit them."""
+    points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
     chosen = grid.settings.chosen(len(points))
     speed, assumed = assumed_speed(grid)
     n_column, c_column = flops.columns(grid.convention)
@@ -63,19 +67,20 @@ def dry_run(grid: Grid) -> int:
         made.add_row(
             str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers), str(e.model.embed), short(n),
             short(counted["parameters"]), short(point.tokens), f"{point.tokens / n:.3g}", short(counted[c_column]), short(point.cost),
-            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.cost, speed),
+            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.own_cost, speed),
         )  # fmt: skip
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=WIDTH)
     console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
     console.print(made)
-    total = sum(p.cost for p in points if p.number in chosen)
-    console.print(f"in all: {short(total)} FLOPs, {hours(total, speed)} hours of {assumed}; run folder {folder_of(grid.base)}")
+    total = sum(p.own_cost for p in points if p.number in chosen)
+    console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {hours(total, speed)} hours of {assumed}")
+    console.print(f"run folder: {folder_of(grid.base)}")
     if grid.settings.executor == "slurm":
         from llm_jax.scaling.slurm import write_scripts
 
-        for line in write_scripts(grid, points, [p for p in points if p.number in chosen]):
+        for line in write_scripts(grid, [p for p in points if p.number in chosen], arguments):
             console.print(line)
     return 0
 

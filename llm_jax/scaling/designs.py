@@ -129,6 +129,11 @@ def isoflop(
     return design
 
 
+def compute_optimal(budgets: Sequence[float], of: Sizes, *, convention: str = "6nd_with_head", tokens_per_parameter: float = 20.0) -> Design:
+    """One run a budget: of the sizes the one whose tokens a parameter are nearest to `tokens_per_parameter`."""
+    return isoflop(budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0)
+
+
 def window(centre: int, count: int, among: int) -> tuple[int, int]:
     """The first and last of `count` neighbours around `centre`, of so many."""
     low = max(0, min(centre - (count - 1) // 2, among - count))

@@ -194,6 +194,8 @@ class Point:
     held_out: bool = False
     number: int = 0
     """Its place in the grid."""
+    inherited: float = 0.0
+    """FLOPs that it takes over from a trunk, as a checkpoint."""
 
     @property
     def folder(self) -> str:
@@ -207,9 +209,14 @@ class Point:
 
     @property
     def cost(self) -> float:
-        """FLOPs of its training, exact by layer."""
+        """FLOPs of its training, exact by layer, from the first step on."""
         e = self.experiment
         return flops.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
+
+    @property
+    def own_cost(self) -> float:
+        """Those that have to be done for it."""
+        return self.cost - self.inherited
 
 
 def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:

@@ -21,6 +21,7 @@ from llm_jax import data
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.scaling import collect
+from llm_jax.scaling.conclude import conclude, predict
 from llm_jax.scaling.grid import Grid, Point, Row, folder_of
 from llm_jax.scaling.progress import GridProgress, PointConsole
 from llm_jax.scaling.trunks import branch_off, with_trunks
@@ -79,15 +80,15 @@ class Session:
         self.check_all([p.experiment for p in chosen if p.experiment and p.hash not in self.ended])
         if done:
             self.console.say(f"{len(done)} of {len(chosen)} points have come to an end before: they are not run again")
-        cost = sum(p.cost for p in chosen)
-        self.progress = GridProgress(self.console, len(chosen), len(done), cost, sum(p.cost for p in done), self.grid.base.train.progress_every)
+        cost = sum(p.own_cost for p in chosen)
+        self.progress = GridProgress(self.console, len(chosen), len(done), cost, sum(p.own_cost for p in done), self.grid.base.train.progress_every)
         try:
             while pending := [p for p in self.chosen(points) if p.hash not in self.ended]:
                 known = {p.hash for p in points}
-                EXECUTORS[self.grid.settings.executor](self, pending)
+                EXECUTORS[self.grid.settings.executor](self, self.ready(points, pending))
                 points = self.points()
                 added = [p for p in self.chosen(points) if p.hash not in known]
-                self.progress.more(len(added), sum(p.cost for p in added))
+                self.progress.more(len(added), sum(p.own_cost for p in added))
                 for point in added:
                     self.console.say(f"point {point.number} {point.name}: added by the design")
         finally:
@@ -107,6 +108,19 @@ class Session:
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
             prepare_corpus(experiments[0], self.shared, self.console.say)
+
+    def ready(self, points: list[Point], pending: list[Point]) -> list[Point]:
+        """Those that can be run now: what is held out comes after all others, and is foretold from them."""
+        first = [point for point in pending if not point.held_out]
+        if first:
+            return first
+        if others := [point.number for point in points if not point.held_out and point.hash not in self.ended]:
+            raise UserError(
+                f"grid.points={self.grid.settings.points}: point {pending[0].number} is foretold from the others; "
+                f"run these first: {', '.join(map(str, others))}"
+            )
+        predict(self.grid, self.folder, pending, [self.ended[p.hash] for p in points if p.hash in self.ended], self.console.say)
+        return pending
 
     def points(self) -> list[Point]:
         """The grid's points, given what has come to an end, before or in this session; trunks before their branches."""
@@ -130,8 +144,9 @@ class Session:
     def row(self, point: Point) -> Row:
         """What is known of a point, whether it has a run folder or not."""
         if point.experiment and (Path(point.experiment.run_dir) / "config.yaml").exists():
-            return collect.row_of(Path(point.experiment.run_dir))
-        known = {"name": point.name, "hash": point.hash, "flops_budget": point.budget, "convention": point.convention, "reason": point.error}
+            return collect.row_of(Path(point.experiment.run_dir), point.experiment)
+        known = {"name": point.name, "hash": point.hash, "flops_budget": point.budget, "convention": point.convention}
+        known |= {"reason": point.error, "held_out": point.held_out}
         return {name: known.get(name) for name in collect.COLUMNS} | {"status": "failed" if point.error else "unfinished"}
 
     def write_table(self) -> None:
@@ -151,7 +166,7 @@ class Session:
             text += f", held-out loss {run.four(row['eval_loss'])}, {duration(seconds)}"
         elif row["reason"]:
             text += f": {row['reason']}"
-        self.progress.ended(point.cost, text)
+        self.progress.ended(point.own_cost, text)
 
     def last_word(self, points: list[Point]) -> int:
         """How it went, and the exit code."""
@@ -161,6 +176,8 @@ class Session:
         for point in bad:
             row = self.ended[point.hash]
             self.console.say(f"point {point.number} {point.name}: {row['status']}: {row['reason']}")
+        if not self.grid.settings.points:
+            conclude(self.grid, self.folder, list(self.ended.values()), self.console.say)
         return EXIT_SOME_FAILED if bad else 0
 
 
@@ -186,7 +203,7 @@ def run_point(session: Session, point: Point) -> Row:
     def told(step: int, text: str) -> None:
         assert session.progress
         first.append(step)
-        session.progress.running(point.name, step * per_step, text)
+        session.progress.running(point.name, step * per_step - point.inherited, text)
 
     session.stop.held = False
     note = note_of(point)
@@ -262,10 +279,5 @@ def together(session: Session, pending: list[Point]) -> None:
     raise UserError("grid.executor=together: is not there yet; use one_by_one")
 
 
-def slurm(session: Session, pending: list[Point]) -> None:
-    """Hands the points to Slurm."""
-    raise UserError("grid.executor=slurm: jobs are submitted by the cluster command, which is not there yet; --dry-run writes the scripts")
-
-
-EXECUTORS: dict[str, Callable[[Session, list[Point]], None]] = {"one_by_one": one_by_one, "together": together, "slurm": slurm}
+EXECUTORS: dict[str, Callable[[Session, list[Point]], None]] = {"one_by_one": one_by_one, "together": together}
 """Each runs the points that it is given and calls `session.end` for each that has come to an end."""

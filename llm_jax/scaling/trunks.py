@@ -30,14 +30,16 @@ def families(points: list[Point]) -> list[list[Point]]:
 
 
 def with_trunks(points: list[Point]) -> list[Point]:
-    """The points, each trunk before its branches and with the checkpoints that they need."""
+    """The points, each trunk before its branches and with the checkpoints that they need, the branches with what they inherit."""
     leaders: dict[str, Point] = {}
+    inherited: dict[str, float] = {}
     for trunk, *branches in families(points):
+        inherited |= {b.hash: b.cost * branching_step(b.experiment) / b.experiment.train.steps for b in branches if b.experiment}
         also = tuple(sorted({branching_step(b.experiment) for b in branches if b.experiment and branching_step(b.experiment)}))
         assert trunk.experiment
         checkpoint = dataclasses.replace(trunk.experiment.checkpoint, also=also)
         leaders[trunk.hash] = dataclasses.replace(trunk, experiment=dataclasses.replace(trunk.experiment, checkpoint=checkpoint))
-    changed = [leaders.get(p.hash, p) for p in points]
+    changed = [leaders.get(p.hash) or dataclasses.replace(p, inherited=inherited.get(p.hash, 0.0)) for p in points]
     return sorted(changed, key=lambda p: p.hash not in leaders)
 
 

@@ -1,0 +1,81 @@
+"""Held-out runs are foretold from the others before they are trained, and the runs are fitted at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_jax.scaling import flops
+from llm_jax.scaling.fit.law import Law
+from llm_jax.train import run
+from tests.scaling.test_runner import trained_at_once
+from tests.scaling.tiny_grid import table, write_grid
+from tests.tiny_run import launch
+
+LAW = Law(1.5, 40.0, 120.0, 0.35, 0.4)
+SIZES = "[{'model.embed': w} for w in (8, 16, 24, 32, 48, 64, 96, 128, 256)]"
+GRID = (
+    f"isoflop([1e10, 4e10, 16e10], {SIZES}, per_curve=6, tokens_per_parameter=3, refills=3), method='isoflop', "
+    f"held_out=compute_optimal([8e12], [{{'model.embed': 512}}])"
+)
+
+
+def law_of(experiment):
+    n = flops.size(experiment.model, "6nd_with_head")
+    return float(LAW.loss(n, experiment.train.steps * 256))
+
+
+@pytest.fixture
+def arguments(tiny, tmp_path):
+    return (f"experiment={write_grid(tmp_path, GRID)}", f"run_dir={tmp_path / 'run'}", "model.heads=2")
+
+
+def test_a_held_out_run_is_foretold_before_its_first_step_and_compared_after_it(arguments, tmp_path, monkeypatch, capsys):
+    train, before = trained_at_once(law_of), []
+
+    def and_look(experiment, *rest):
+        if experiment.model.embed == 512:
+            before.append(json.loads((tmp_path / "run" / "prediction.json").read_text()))
+            assert not (Path(experiment.run_dir) / "metrics.jsonl").exists()
+        return train(experiment, *rest)
+
+    monkeypatch.setattr(run, "prepare_and_train", and_look)
+    assert launch(*arguments) == 0
+    out = capsys.readouterr().out
+    ((name, foretold),) = before[0].items()
+    assert "measured" not in foretold
+    told = json.loads((tmp_path / "run" / "prediction.json").read_text())[name]
+    row = table(tmp_path / "run").loc[name]
+    assert row["held_out"]
+    assert told["measured"] == row["eval_loss"]
+    assert told["predicted"] == foretold["predicted"] == pytest.approx(row["eval_loss"], rel=1e-3)  # without noise the law is found again
+    assert told["interval_95"][0] <= told["predicted"] <= told["interval_95"][1]
+    assert told["flops_exact"] > 10 * told["largest_flops_of_them"]
+    assert told["from_runs"] == len(table(tmp_path / "run")) - 1
+    assert f"held out: {name}: foretold" in out
+    fit = json.loads((tmp_path / "run" / "fit.json").read_text())
+    assert fit["method"] == "isoflop"
+    assert fit["a"] == pytest.approx(LAW.a, abs=0.05)  # C = 6 N D, and whole widths
+    assert any("held out by the grid" in note for note in fit["data_notes"])
+
+    assert launch(*arguments) == 0  # nothing is foretold twice
+    assert json.loads((tmp_path / "run" / "prediction.json").read_text())[name] == told
+
+
+def test_a_held_out_run_waits_for_the_others(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
+    assert launch(*arguments, "grid.points=18") == 2
+    assert "point 18 is foretold from the others; run these first: 0, 1, 2" in capsys.readouterr().err
+    assert launch(*arguments, "grid.points=:18") == 0
+    assert not (tmp_path / "run" / "fit.json").exists()  # only a part was asked for
+    assert launch(*arguments, "grid.points=18") == 0
+    assert (tmp_path / "run" / "prediction.json").exists()
+
+
+def test_runs_that_carry_no_fit_are_kept_and_it_is_said(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "prepare_and_train", trained_at_once(lambda e: 3.0 + e.model.embed))  # every minimum at the edge
+    assert launch(*arguments) == 0
+    assert "no fit (method=isoflop): " in capsys.readouterr().out
+    assert len(table(tmp_path / "run")) > 18
