@@ -169,7 +169,7 @@ def parametric(
             "objective": "sum",
             "solver": solver,
             "starts": len(EXPONENTS) ** (1 if tied else 2) if solver == "variable_projection" else len(solutions.objective),
-            "optimizer": "damped Newton, float64",
+            "optimizer": "damped Gauss-Newton, float64",
             "tied": tied,
             "drop_highest_losses": drop_highest_losses,
             "runs": n,

@@ -25,10 +25,9 @@ Residuals = Callable[[Any, Mapping[str, Any]], Any]
 Look = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
 """look(theta [P], data) -> residuals [n] and their derivatives [n, P]."""
 
-CHUNK = 512
-"""Fits of one compiled call: small enough for its arrays to stay in cache."""
-FEW = 32
-"""The same for a handful of fits."""
+CHUNK = 64
+"""Fits of one compiled call, so that one compilation does for a single fit and for thousands: few enough for their arrays to stay
+in cache, and for little to be wasted on copies in the last calls."""
 ROUND = 16
 """Steps of one call; fits that have ended make room for others then."""
 MOST_STEPS = 500
@@ -112,8 +111,8 @@ def minimise(
     state = _first(starts)
     waiting = np.arange(len(starts))
 
-    def advance(chosen: np.ndarray, size: int) -> None:
-        rows = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen))])  # filled up with copies of the last
+    def advance(chosen: np.ndarray) -> None:
+        rows = np.concatenate([chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))])  # filled up with copies of the last
         with float64():
             mine = {name: values[rows] for name, values in own.items()}
             ahead = _advance(look, jax.tree.map(lambda leaf: leaf[rows], state), shared, mine, delta)
@@ -122,9 +121,7 @@ def minimise(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while len(waiting):
-            size = FEW if len(waiting) <= FEW else CHUNK
-            chunks = [waiting[i : i + size] for i in range(0, len(waiting), size)]
-            list(threads.map(advance, chunks, [size] * len(chunks)))
+            list(threads.map(advance, [waiting[i : i + CHUNK] for i in range(0, len(waiting), CHUNK)]))
             waiting = waiting[~state.done[waiting] & (state.steps[waiting] < MOST_STEPS)]
     return Solutions(state.theta, state.value, state.done & (state.damping <= STUCK) & np.isfinite(state.value), state.steps)
 
