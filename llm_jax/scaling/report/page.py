@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report import html
 from llm_jax.scaling.report.doubts import Check, checks
@@ -51,11 +52,11 @@ def make_page(study: Study, figures: Figures) -> str:
         "sensitivity": ("Sensitivity to outliers, δ and the largest runs", numbered("sensitivity.choices")),
         "published": ("Beside published exponents", numbered("sensitivity.published") + published_table(study)),
         "sweep": ("Learning rate and batch", numbered("runs.sweep_figure")),
-        "unseen": ("What this table does not show", html.listing(entry for entry in figures.values() if isinstance(entry, str))),
         "wrong": ("What would make this wrong", checks_table(found)),
         "training": ("Training curves", numbered("runs.training")),
         "runs": ("The runs", runs_table(study)),
         "settings": ("Settings", settings_table(study)),
+        "unseen": ("What this table does not show", html.listing(entry for entry in figures.values() if isinstance(entry, str))),
     }
     sections = {key: (name, content) for key, (name, content) in sections.items() if content}
     links = " ".join(html.tag("a", html.escape(name.split(",")[0]), href=f"#{key}") for key, (name, _) in sections.items())
@@ -105,7 +106,7 @@ def in_short(study: Study, found: list[Check]) -> str:
     main = study.main
     if main is not None and "a" in main.parameters:
         a, ends = main.parameters["a"], main.intervals_95["a"]
-        cards.append((f"{a:.3f}", f"a of N* ∝ C^a, {interval(ends)}; {APPROACHES.get(main.method, main.method)}"))
+        cards.append((f"{a:.3f}", f"a of N* ∝ C^a, {interval(ends)}; {title_of_method(main.method)}"))
         if main.method in APPROACHES:
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
@@ -118,6 +119,9 @@ def in_short(study: Study, found: list[Check]) -> str:
                 f"{short(n[0])} "
                 f"parameters and {short(d[0])} tokens."
             )
+    if main is not None and main.method not in APPROACHES:
+        numbers = listed([f"{name} {value:.4g}" for name, value in main.parameters.items()])
+        said.append(f"{main.settings['law']}, with {numbers}.")
     if fit := study.parametric:
         p = fit.parameters
         said.append(f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}.")
@@ -165,9 +169,9 @@ def fit_tables(study: Study) -> str:
     made = []
     for method, fit in study.fits.items():
         s = fit.settings
-        made.append(html.tag("h3", html.escape(APPROACHES.get(method, method))))
+        made.append(html.tag("h3", html.escape(title_of_method(method))))
         used = s.get("runs_used", s["runs"])
-        text = f"{s['law']}: {used} of {many(s['runs'], 'run')}"
+        text = f"{s['law'].replace('alpha', 'α').replace('beta', 'β')}: {used} of {many(s['runs'], 'run')}"
         text += f", {s['budgets_used']} of {many(s['budgets'], 'budget')}" if "budgets" in s else ""
         text += f". Objective {fit.objective:.6e}. Intervals from " + (
             f"{s['bootstrap']} {s['resampling']} resamples." if s["bootstrap"] else "the delta method."
@@ -183,10 +187,23 @@ def fit_tables(study: Study) -> str:
         if not delta:
             rows, header = [row[:5] + row[6:] for row in rows], header[:5] + header[6:]
         made.append(html.table(header, rows))
+        if method not in APPROACHES:
+            made.append(html.table(["largest compute left out, then foretold", ">"], left_out_rows(fit.leave_largest_out)))
     made += [html.paragraph(f"{APPROACHES[method]}, has no fit: {why}.", "out") for method, why in study.refused.items()]
     if study.notes:
         made += [html.tag("h3", "The data"), html.listing(f"{note}." for note in study.notes)]
     return "\n".join(made)
+
+
+def left_out_rows(out: dict[str, Any]) -> list[tuple[str, str]]:
+    """An extrapolation test, as its names and numbers."""
+    plain = {name: value for name, value in out.items() if isinstance(value, str | int | float)}
+    return [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
+
+
+def title_of_method(method: str) -> str:
+    """A fit's heading."""
+    return APPROACHES.get(method) or f"{method}: {METHODS[method].purpose}"
 
 
 def minima_table(study: Study) -> str:
@@ -310,6 +327,5 @@ def settings_table(study: Study) -> str:
     made = []
     for method, fit in study.fits.items():
         rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]
-        file = "fit.json" if fit is study.main else f"fit_{method}.json"
-        made.append(html.tag("h3", html.escape(f"{APPROACHES.get(method, method)} ({file})")) + html.table(["", ""], rows))
+        made.append(html.tag("h3", html.escape(f"{title_of_method(method)} ({study.file_of(method)})")) + html.table(["", ""], rows))
     return "\n".join(made) or html.paragraph("No fit, no settings.", "out")

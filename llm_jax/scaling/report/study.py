@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,10 @@ class Study:
     convention: str
     notes: list[str]
     """What was assumed or left out."""
+    asked: str
+    """The method that was asked for; empty: none in particular."""
     fits: dict[str, Any]
-    """By method; the first is what was asked for. Empty for a table that is no more than a sweep."""
+    """By method. Empty for a table that is no more than a sweep."""
     refused: dict[str, str]
     """Why a method has no fit."""
     minima: tuple[Minimum, ...]
@@ -65,8 +67,12 @@ class Study:
 
     @property
     def main(self) -> Any:
-        """The fit that was asked for; None where there is none."""
+        """The fit that was asked for, or the first that there is; None where there is none."""
         return next(iter(self.fits.values()), None)
+
+    def file_of(self, method: str) -> str:
+        """The file of a fit."""
+        return "fit.json" if method == (self.asked or next(iter(self.fits))) else f"fit_{method}.json"
 
     @property
     def isoflop(self) -> IsoflopFit | None:
@@ -99,22 +105,21 @@ def make_study(
     mapping: Mapping[str, str] | None = None,
     convention: str = "",
     options: Mapping[str, Any] | None = None,
-    otherwise: Callable[[pd.DataFrame, pd.DataFrame], bool] = lambda table, runs: False,
+    insist: bool = True,
 ) -> Study:
     """Reads the table and fits it: by `method` with `options`, or takes a `fit` of it that is there already; and by the companion.
 
-    Without a method both are tried. Raises UserError where the method asked for refuses, or both do, unless `otherwise` finds
-    something else in the table to report.
+    Without a method both are tried. Raises UserError where the table can't be read, and, if we `insist`, where the method refuses.
     """
     mapping, options = dict(mapping or {}), dict(options or {})
     table = load(data)
     said: list[str] = []
-    names, known = own_names(finished(table, []), convention, said)
+    names, known = own_names(finished(table, said), convention, said)
     runs = numbers_of(table, names | mapping)
-    fits, refused, heard = {}, {}, list(notes or [])
     asked = fit.method if fit else method
-    if fit:
-        fits[asked] = fit
+    fits = {asked: fit} if fit else {}
+    refused: dict[str, str] = {}
+    heard = list(notes or [])
     for name in dict.fromkeys([asked or COMPANIONS[0], *(COMPANIONS if asked in ("", *COMPANIONS) else ())]):
         if name in fits:
             continue
@@ -122,13 +127,11 @@ def make_study(
         try:
             fits[name], told = one_fit(data, name, mapping, convention, own)
         except UserError as error:
-            if name == asked:
+            if name == asked and insist:
                 raise
             refused[name] = str(error)
             continue
         heard += [line for line in told if line not in heard]
-    if not fits and not otherwise(table, runs):
-        raise UserError(f"data={data}: nothing to report: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
     minima, points = budget_curves(fits.get("isoflop"), runs)
     return Study(
         data=data,
@@ -136,6 +139,7 @@ def make_study(
         runs=runs,
         convention=known,
         notes=heard or said,
+        asked=asked,
         fits=fits,
         refused=refused,
         minima=minima,

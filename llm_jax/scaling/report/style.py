@@ -99,6 +99,7 @@ def shades(count: int) -> list[Any]:
 def save(figure: Figure, path: Path) -> str:
     """Writes the PNG, and returns the figure as an SVG's data URI, for the page."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out now
     held = io.BytesIO()
     figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(held.getvalue()).decode()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_jax.errors import UserError
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.figures import isoflop, law, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
@@ -37,6 +38,7 @@ def write_report(
     mapping: Mapping[str, str] | None = None,
     convention: str = "",
     options: Mapping[str, Any] | None = None,
+    insist: bool = True,
 ) -> Path:
     """Writes the report on a table of runs into a folder, and returns its page's path.
 
@@ -45,18 +47,12 @@ def write_report(
     what N and FLOPs are (as in `llm_jax.scaling.fit`). A prediction.json beside the table is compared with what was measured.
 
     fit.json is the fit that was asked for; a companion, by the other approach, is fit_isoflop.json or fit_parametric.json.
-    Raises UserError where the table can't be read or carries nothing that could be reported.
+    Raises UserError where the table can't be read or carries nothing that could be reported; and where `method` refuses, if we
+    `insist` on it: else the page says why it did.
     """
-    study = make_study(
-        data,
-        fit=fit,
-        notes=notes,
-        method=method,
-        mapping=mapping,
-        convention=convention,
-        options=options,
-        otherwise=lambda table, rows: bool(runs.sweeps(table, rows)),
-    )
+    study = make_study(data, fit=fit, notes=notes, method=method, mapping=mapping, convention=convention, options=options, insist=insist)
+    if not (study.fits or study.minima or runs.sweeps(study.table, study.runs)):
+        raise UserError(f"data={data}: nothing to report: " + "; ".join(f"{name}: {why}" for name, why in study.refused.items()))
     folder.mkdir(parents=True, exist_ok=True)
     write_fits(study, folder)
     page = make_page(study, draw(study, folder / "figures"))
@@ -67,12 +63,11 @@ def write_report(
 
 
 def write_fits(study: Study, folder: Path) -> None:
-    """fit.json and its companion; an earlier report's companion goes if this one has none."""
-    for method in COMPANIONS:
-        (folder / f"fit_{method}.json").unlink(missing_ok=True)
+    """fit.json and its companion; an earlier report's go, also where this one has none."""
+    for name in ("fit.json", *(f"fit_{method}.json" for method in COMPANIONS)):
+        (folder / name).unlink(missing_ok=True)
     for method, fit in study.fits.items():
-        name = "fit.json" if fit is study.main else f"fit_{method}.json"
-        write_json({**fit.to_json(), "data": str(study.data), "data_notes": study.notes}, folder / name)
+        write_json({**fit.to_json(), "data": str(study.data), "data_notes": study.notes}, folder / study.file_of(method))
 
 
 def draw(study: Study, folder: Path) -> Figures:
