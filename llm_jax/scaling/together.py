@@ -25,6 +25,7 @@ from llm_jax import data
 from llm_jax.data import batch_sha
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
+from llm_jax.layout.gpu_options import Options
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.objective.next_token import Objective, make_objective
@@ -169,7 +170,7 @@ def train(
         life.callback(feed.close)
         loop = Loop(
             stop=stop,
-            step=jit_steps(own_program, make_objective(e.objective), experiments),
+            step=jit_steps(own_program, make_objective(e.objective), experiments, step_options(program)),
             feed=feed,
             evaluate=run.Evaluator(program, corpora[0], e, stop, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
             runs=runs,
@@ -242,9 +243,12 @@ def over_runs(place: MeshPlacement) -> PartitionSpec:
 
 
 def jit_steps(
-    program: Program, objective: Objective, experiments: Sequence[Experiment]
+    program: Program, objective: Objective, experiments: Sequence[Experiment], options: Options
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated."""
+    """step(state, batch) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated.
+
+    program: of a run on its own device. options: the compiler's.
+    """
     config, steps, clip_norm, place = experiments[0].optimizer, experiments[0].train.steps, experiments[0].optimizer.clip_norm, program.place
     rates_RS = np.stack([jax.vmap(make_schedule(e.optimizer, steps))(jnp.arange(steps)) for e in experiments])
     values = {key: np.array([getattr(e.optimizer, key) for e in experiments], np.float32) for key in IN_THE_OPTIMIZER}
@@ -256,7 +260,7 @@ def jit_steps(
         numbers, rates_S = fixed
         return make_step(program.with_numbers(numbers), objective, lambda step: rates_S[step], clip_norm)(state, batch)
 
-    jitted = jax.jit(by_device(place, one, (0, 0, 0)), donate_argnums=1, compiler_options=step_options(program) or None)
+    jitted = jax.jit(by_device(place, one, (0, 0, 0)), donate_argnums=1, compiler_options=options or None)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         try:
