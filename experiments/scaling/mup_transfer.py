@@ -1,7 +1,7 @@
 """Does the best learning rate stay where it is when the model gets wider? Widths 64 to 512 in the standard parametrisation and in muP.
 
     python -m llm_jax.launch experiment=scaling/mup_transfer --dry-run
-    python -m llm_jax.launch experiment=scaling/mup_transfer grid.points=0:14     # a part: the width 64
+    python -m llm_jax.launch experiment=scaling/mup_transfer grid.points=4     # one of them
     python -m llm_jax.launch experiment=scaling/mup_transfer
     python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/runs.csv out=transfer.png
 

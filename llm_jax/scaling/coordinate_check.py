@@ -183,7 +183,7 @@ def draw(found: Check, path: Path, title: str) -> None:
 
     names, steps = list(found.changes), len(next(iter(found.changes["standard"].values()))["logits"])
     figure = Figure(figsize=(2.5 * len(PLACES), 2.6 * len(names) + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, ha="left")
     grid = figure.subplots(len(names), len(PLACES), sharex=True, sharey="col", squeeze=False)
     for row, name in zip(grid, names, strict=True):
         slopes = found.slopes(name)
@@ -201,7 +201,7 @@ def draw(found: Check, path: Path, title: str) -> None:
         row[0].set_ylabel(f"{name}\nchange (RMS)")
     for axes in grid[-1]:
         axes.set_xlabel(found.of)
-    grid[0, 0].legend(frameon=False, fontsize=7)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=steps, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -105,7 +105,7 @@ def draw(found: Curves, against: str, path: Path) -> None:
         for i, curve in enumerate(of_sizes):
             shade = (0.12, 0.31, 0.47, 0.35 + 0.65 * (i + 1) / len(of_sizes))
             axes.plot(curve.rates, curve.losses, "o-", markersize=3.5, linewidth=1 + 0.3 * i, color=shade, label=f"{against} {curve.size}")
-            axes.plot(curve.optimum, curve.losses[curve.best], "D" if not curve.at_edge else "x", markersize=8, color="#c0504d", zorder=3)
+            axes.plot(curve.optimum, curve.losses[curve.best], "D" if not curve.at_edge else "x", markersize=6, color="#c0504d", zorder=3)
         axes.set_xscale("log", base=2)
         axes.set_xticks(rates)
         axes.minorticks_off()
