@@ -18,24 +18,26 @@ PREDICTION = "prediction.json"
 
 
 def conclude(grid: Grid, folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
-    """Fits the table of runs as the grid says, writes fit.json, and compares held-out runs with what was foretold.
+    """Compares held-out runs with what was foretold, fits the table of runs as the grid says, and writes the report.
 
     What can't be fitted is said in a line, and is no failure: the runs are there.
     """
     compare(folder, rows, say)
-    if not grid.method:
-        return
-    from llm_jax.scaling.fit.result import write_json
     from llm_jax.scaling.fit.show import print_fit
+    from llm_jax.scaling.report import write_report
 
+    fit, notes = None, None
+    if grid.method:
+        try:
+            fit, notes = fitted(grid, folder)
+            print_fit(fit, notes)
+        except UserError as error:
+            say(f"no fit (method={grid.method}): {error}")
     try:
-        fit, notes = fitted(grid, folder)
+        page = write_report(folder / "runs.csv", folder, fit=fit, notes=notes, method=grid.method, convention=grid.convention, insist=False)
+        say(f"report: {page}")
     except UserError as error:
-        say(f"no fit (method={grid.method}): {error}")
-        return
-    print_fit(fit, notes)
-    write_json({**fit.to_json(), "data": str(folder / "runs.csv"), "data_notes": notes}, folder / "fit.json")
-    say(f"fit: {folder / 'fit.json'}")
+        say(f"no report: {error}")
 
 
 def fitted(grid: Grid, folder: Path) -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@
 data=TABLE        a .csv or .parquet, a run each row; one of our own (runs.csv) needs no columns.*
 columns.X=NAME    which column is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run
 convention=NAME   which N and which FLOPs of our own table: 6nd, 6nd_non_embedding, 6nd_with_head, exact
-out=FOLDER        writes fit.json there
+out=FOLDER        writes fit.json there, and report.html with its figures
 method=NAME       and its options, with their defaults:
 {methods}
   --help          this text
@@ -19,12 +19,15 @@ fit (one line says what).
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_jax.errors import EXIT_USER_ERROR, UserError, check_choice
 from llm_jax.launch import quiet, read_arguments
 
-OWN = ("data", "method", "convention", "out")
+EXAMPLES = {"data": "TABLE.csv", "method": "NAME", "convention": "NAME", "out": "FOLDER"}
+OWN = tuple(EXAMPLES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,35 +46,66 @@ def fit(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
     quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
-    from llm_jax.scaling.fit.methods import METHODS, read_option
+    from llm_jax.scaling.fit.methods import METHODS
 
     if not arguments or flags:
         print(__doc__.replace("{methods}", describe()))
         return 0
+    from llm_jax.scaling.fit.show import print_fit
+    from llm_jax.scaling.fit.table import read
+    from llm_jax.scaling.report import write_report
+
+    asked = read_keys(pairs, need=("data", "method"))
+    method = METHODS[asked.method]
+    columns, convention, said = read(asked.data, asked.mapping, asked.convention, method.needs, method.may)
+    made = method.fit(**columns, **asked.options, convention=convention)
+    print_fit(made, said)
+    if asked.out:
+        page = write_report(asked.data, asked.out, fit=made, notes=said, **asked.how)
+        print(f"written: {asked.out / 'fit.json'}, {page}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    data: Path
+    out: Path | None
+    method: str
+    """Empty: not given."""
+    convention: str
+    mapping: dict[str, str]
+    options: dict[str, Any]
+    """The method's."""
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How the table is to be read and fitted."""
+        return {"method": self.method, "mapping": self.mapping, "convention": self.convention, "options": self.options}
+
+
+def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> Asked:
+    """The keys of a command line, and those that are needed. Raises UserError for keys and values that are none."""
+    from llm_jax.scaling.fit.methods import METHODS, read_option
+
     own = {key: value for key, value in pairs if key in OWN}
-    for key in ("data", "method"):
+    for key in need:
         if not own.get(key):
-            raise UserError(f"{key}={'TABLE.csv' if key == 'data' else 'NAME'} is missing (--help says what there is)")
-    check_choice("method", own["method"], METHODS)
-    method = METHODS[own["method"]]
-    mapping = {key.removeprefix("columns."): value for key, value in pairs if key.startswith("columns.")}
-    options = {key: read_option(own["method"], key, value) for key, value in pairs if key not in OWN and not key.startswith("columns.")}
+            raise UserError(f"{key}={EXAMPLES[key]} is missing (--help says what there is)")
+    method = own.get("method", "")
+    if method:
+        check_choice("method", method, METHODS)
+    rest = [(key, value) for key, value in pairs if key not in OWN]
+    mapping = {key.removeprefix("columns."): value for key, value in rest if key.startswith("columns.")}
+    asked = [(key, value) for key, value in rest if not key.startswith("columns.")]
+    if asked and not method:
+        raise UserError(f"{'='.join(asked[0])}: is an option of a method, or no key at all; give method=NAME with it (one of {', '.join(METHODS)})")
+    options = {key: read_option(method, key, value) for key, value in asked}
     out = Path(own["out"]) if "out" in own else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is a file; must be a folder")
-
-    from llm_jax.scaling.fit.result import write_json
-    from llm_jax.scaling.fit.show import print_fit
-    from llm_jax.scaling.fit.table import read
-
-    columns, convention, said = read(Path(own["data"]), mapping, own.get("convention", ""), method.needs, method.may)
-    made = method.fit(**columns, **options, convention=convention)
-    print_fit(made, said)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json({**made.to_json(), "data": own["data"], "data_notes": said}, out / "fit.json")
-        print(f"written: {out / 'fit.json'}")
-    return 0
+    return Asked(Path(own["data"]), out, method, own.get("convention", ""), mapping, options)
 
 
 def describe() -> str:

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llm_jax.errors import UserError, nearest, one_of
+from llm_jax.scaling.fit.approach1 import envelope
 from llm_jax.scaling.fit.approach2 import isoflop
 from llm_jax.scaling.fit.approach3 import parametric
+from llm_jax.scaling.fit.compute import compute_law
+from llm_jax.scaling.fit.link import accuracy
+from llm_jax.scaling.fit.overtrained import overtraining
+from llm_jax.scaling.fit.repeated import repetition
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Method:
 METHODS = {
     "parametric": Method(parametric, "approach 3: E + A/N^alpha + B/D^beta through all runs", ("parameters", "tokens", "loss"), ("flops",)),
     "isoflop": Method(isoflop, "approach 2: the best size at each of several budgets", ("flops", "parameters", "loss"), ("tokens",)),
+    "envelope": Method(envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")),
+    "compute": Method(compute_law, "E + K C^-gamma through the best runs", ("flops", "loss")),
+    "overtraining": Method(overtraining, "Gadre et al.: E + (a M^eta + b M^-eta) C^-eta, M = D/N", ("parameters", "tokens", "loss")),
+    "repetition": Method(repetition, "Muennighoff et al.: what repeated tokens are worth", ("parameters", "tokens", "unique_tokens", "loss")),
+    "accuracy": Method(accuracy, "a task's accuracy as a sigmoid of loss", ("loss", "accuracy")),
 }
 
 

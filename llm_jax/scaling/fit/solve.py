@@ -25,15 +25,14 @@ Residuals = Callable[[Any, Mapping[str, Any]], Any]
 Look = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
 """look(theta [P], data) -> residuals [n] and their derivatives [n, P]."""
 
-CHUNK = 512
-"""Fits of one compiled call: small enough for its arrays to stay in cache."""
-FEW = 32
-"""The same for a handful of fits."""
+CHUNK = 64
+"""Fits of one compiled call, so that one compilation does for a single fit and for thousands: few enough for their arrays to stay
+in cache, and for little to be wasted on copies in the last calls."""
 ROUND = 16
 """Steps of one call; fits that have ended make room for others then."""
 MOST_STEPS = 500
 """Steps of a fit, at most."""
-COARSE, FINE = 1e-3, 1e-13
+COARSE, FINE = 1e-4, 1e-13
 """A part ends when a step promises to lower the objective by less than this part of it."""
 SMALLEST = 1e-28
 """A promise that is rounding, whatever the objective: for data that the law fits exactly."""
@@ -112,8 +111,8 @@ def minimise(
     state = _first(starts)
     waiting = np.arange(len(starts))
 
-    def advance(chosen: np.ndarray, size: int) -> None:
-        rows = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen))])  # filled up with copies of the last
+    def advance(chosen: np.ndarray) -> None:
+        rows = np.concatenate([chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))])  # filled up with copies of the last
         with float64():
             mine = {name: values[rows] for name, values in own.items()}
             ahead = _advance(look, jax.tree.map(lambda leaf: leaf[rows], state), shared, mine, delta)
@@ -122,9 +121,7 @@ def minimise(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while len(waiting):
-            size = FEW if len(waiting) <= FEW else CHUNK
-            chunks = [waiting[i : i + size] for i in range(0, len(waiting), size)]
-            list(threads.map(advance, chunks, [size] * len(chunks)))
+            list(threads.map(advance, [waiting[i : i + CHUNK] for i in range(0, len(waiting), CHUNK)]))
             waiting = waiting[~state.done[waiting] & (state.steps[waiting] < MOST_STEPS)]
     return Solutions(state.theta, state.value, state.done & (state.damping <= STUCK) & np.isfinite(state.value), state.steps)
 
@@ -138,7 +135,7 @@ def _first(starts: np.ndarray) -> _State:
         value=np.full(count, np.inf),
         gradient=np.zeros_like(starts),
         curvature=np.zeros((count, unknown, unknown)),
-        scale=np.ones_like(starts),
+        scale=np.full_like(starts, 1e-290),
         damping=np.full(count, 1e-2),
         final=np.zeros(count, bool),
         done=np.zeros(count, bool),
@@ -155,11 +152,11 @@ def _advance(look: Look, state: _State, shared: Any, own: Any, delta: Any) -> _S
         size, weights = abs(r), data["weights"]
         value = jnp.sum(weights * huber(r, delta))
         share = weights * jnp.minimum(1.0, delta / jnp.maximum(size, 1e-300))  # the slope of Huber's loss is share times r
-        within = jnp.where(final, weights * (size <= delta), share)
-        gradient = (share * r) @ jacobian
-        curvature = jnp.einsum("np,nq->pq", within[:, None] * jacobian, jacobian)
-        scale = jnp.einsum("n,np->p", share, jacobian**2)
-        return value, gradient, curvature, jnp.maximum(scale, 1e-10 * jnp.max(scale) + 1e-290)
+        counted = jnp.where(final, weights * (size <= delta), share)
+        rows = jnp.concatenate([counted[:, None] * jacobian, (share * r)[:, None]], -1)
+        both = jnp.einsum("np,nq->pq", rows, jacobian)  # the curvature, and the gradient below it
+        scale = jnp.sum(share[:, None] * jacobian**2, 0)
+        return value, both[-1], both[:-1], jnp.maximum(scale, 1e-10 * jnp.max(scale) + 1e-290)
 
     def step(s: _State, own: Any) -> _State:
         value, *seen = see(s.theta + s.move, s.final, {**shared, **own})

@@ -121,12 +121,15 @@ def own_names(table: pd.DataFrame, convention: str, said: list[str]) -> tuple[di
 
 
 def derive(found: dict[str, pd.Series], wanted: tuple[str, ...], said: list[str]) -> None:
-    """Adds what C = 6 N D gives where a column is missing."""
+    """Adds what C = 6 N D gives where a column is missing. What is no number is left for `numbers` to complain of."""
+    import pandas as pd
+
+    number = {name: pd.to_numeric(values, errors="coerce") for name, values in found.items() if name in ("parameters", "tokens", "flops")}
     if "tokens" in wanted and "tokens" not in found and {"flops", "parameters"} <= set(found):
-        found["tokens"] = found["flops"] / FLOPS_A_WEIGHT / found["parameters"]
+        found["tokens"] = number["flops"] / FLOPS_A_WEIGHT / number["parameters"]
         said.append("tokens are flops/(6 N): the table has no column of them")
     if "flops" in wanted and "flops" not in found and {"tokens", "parameters"} <= set(found):
-        found["flops"] = FLOPS_A_WEIGHT * found["parameters"] * found["tokens"]
+        found["flops"] = FLOPS_A_WEIGHT * number["parameters"] * number["tokens"]
         said.append("flops are 6 N D: the table has no column of them")
 
 

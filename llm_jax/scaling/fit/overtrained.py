@@ -1,0 +1,78 @@
+"""Over-training: `L(C, M) = E + (a M^eta + b M^-eta) C^-eta`, with M = D/N tokens a parameter (Gadre et al. 2024, arXiv:2403.08540, eq. 4).
+
+It is approach 3 with one exponent, alpha = beta = 2 eta, written in compute and tokens a parameter: models trained far beyond the
+optimum lie on lines of the same slope, so that small ones foretell a large over-trained one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.errors import UserError
+from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.fit.result import columns, largest
+from llm_jax.scaling.fit.small import LawFit, SmallLaw, fit_law, looking
+
+
+def _predict(theta: Any, data: Any) -> Any:
+    log_e, log_a, log_b, eta = theta
+    more, less = log_a + eta * data["log_m"], log_b - eta * data["log_m"]
+    return jnp.exp(log_e) + (jnp.exp(more - eta * data["log_c"]) + jnp.exp(less - eta * data["log_c"]))
+
+
+LOOK = looking(_predict, "loss", log=True)
+
+
+def overtrained_loss(parameters: dict[str, float], flops: Any, tokens_per_parameter: Any) -> Any:
+    """The law itself: the loss of a run of `flops` = 6 N D with D/N tokens a parameter."""
+    e, a, b, eta = (parameters[name] for name in ("E", "a", "b", "eta"))
+    return e + (a * tokens_per_parameter**eta + b * tokens_per_parameter**-eta) * flops**-eta
+
+
+def overtraining(
+    parameters: Any,
+    tokens: Any,
+    loss: Any,
+    *,
+    delta: float = 1e-3,
+    bootstrap: int = 1000,
+    resampling: boot.Resampling = "case",
+    seed: int = 0,
+    convention: str = "as given",
+) -> LawFit:
+    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n].
+
+    Raises UserError where all runs have about the same tokens a parameter, or the runs do not determine the law.
+    """
+    table = columns(parameters=parameters, tokens=tokens, loss=loss)
+    table["flops"] = FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]
+    ratio = table["tokens"] / table["parameters"]
+    if ratio.max() < 2 * ratio.min():
+        raise UserError(f"tokens/parameters: from {ratio.min():.3g} to {ratio.max():.3g} only: train some runs for longer, at least twice as long")
+    log_m, log_c = np.log(ratio), np.log(table["flops"])
+    lowest, middle = table["loss"].min(), np.median(table["loss"])
+    starts = []
+    for part in (0.3, 0.6, 0.9):
+        for eta in np.geomspace(0.03, 0.6, 8):
+            half = np.log(max(middle - part * lowest, 1e-3) / 2) + eta * np.median(log_c)
+            starts.append([np.log(part * lowest), half - eta * np.median(log_m), half + eta * np.median(log_m), eta])
+    law = SmallLaw(
+        method="overtraining",
+        text="E + (a M^eta + b M^-eta) C^-eta, M = D/N, C = 6 N D",
+        names=("E", "a", "b", "eta"),
+        positive=(True, True, True, False),
+        target="loss",
+        look=LOOK,
+        predict=_predict,
+        starts=np.asarray(starts),
+        bounds={"E": (1e-3 * lowest, np.inf), "a": (1e-6, np.inf), "b": (1e-6, np.inf), "eta": (5e-3, 1.5)},
+    )
+    used = np.ones(len(ratio), bool)
+    return fit_law(
+        law, table, {"log_m": log_m, "log_c": log_c}, used, largest(table["flops"], used),
+        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings={"convention": convention},
+    )  # fmt: skip

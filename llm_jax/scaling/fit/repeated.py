@@ -1,0 +1,126 @@
+"""Repeated data: what tokens seen again are worth (Muennighoff et al. 2023, arXiv:2305.16264, eqs. 5 to 7).
+
+With U unique tokens seen D/U times, D counts as `D' = U + U R_D (1 - exp(-(D/U - 1)/R_D))` in the law of approach 3: a first
+repetition is nearly new, after about R_D of them there is little left. Parameters in excess of what U unique tokens are enough
+for saturate in the same way, with R_N.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.errors import UserError
+from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.approach3 import parametric
+from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
+from llm_jax.scaling.fit.result import columns, largest
+from llm_jax.scaling.fit.small import LawFit, SmallLaw, fit_law, grid, looking
+from llm_jax.scaling.published import constants
+
+PAPER = "Muennighoff et al. 2023"
+
+
+def effective(unique: Any, seen: Any, half: Any) -> Any:
+    """What `seen` counts for of which `unique` are new, with the repetition constant `half` (R_D or R_N).
+
+    >>> print(f"{effective(1.0, 1.0, 15.4):.3f} {effective(1.0, 4.0, 15.4):.3f} {effective(1.0, 1e9, 15.4):.3f}")
+    1.000 3.726 16.400
+    """
+    where = jnp if isinstance(half, jax.Array) or isinstance(unique, jax.Array) else np
+    again = where.maximum(seen / unique - 1, 0.0)
+    return unique + unique * half * -where.expm1(-again / half)
+
+
+def repeated_loss(law: Law, parameters: Any, tokens: Any, unique_tokens: Any, R_D: Any, R_N: Any) -> Any:
+    """The loss after `tokens`, of which `unique_tokens` are different, under the law for fresh data."""
+    enough = law.G * (law.G * unique_tokens) ** (law.a / law.b)  # the size that is optimal for the unique tokens
+    unique_parameters = np.minimum(parameters, enough) if isinstance(enough, np.ndarray | float) else jnp.minimum(parameters, enough)
+    return law.loss(effective(unique_parameters, parameters, R_N), effective(unique_tokens, tokens, R_D))
+
+
+def published_repetition() -> tuple[Law, float, float]:
+    """Muennighoff et al.'s law for fresh data, R_D and R_N."""
+    row = constants("repetition", PAPER)
+    return Law(*(row[name] for name in NAMES)), row["R_D"], row["R_N"]
+
+
+def _predict(theta: Any, data: Any) -> Any:
+    parameters = effective(data["unique_parameters"], data["parameters"], jnp.exp(theta[1]))
+    tokens = effective(data["unique_tokens"], data["tokens"], jnp.exp(theta[0]))
+    e, a, b, alpha, beta = data["law"]
+    return e + a / parameters**alpha + b / tokens**beta
+
+
+LOOK = looking(_predict, "loss", log=True)
+
+
+def read_base(base: str) -> Law:
+    """The law for fresh data of a parametric fit.json, or of the paper ("muennighoff")."""
+    if base == "muennighoff":
+        return published_repetition()[0]
+    path = Path(base)
+    if not path.is_file():
+        raise UserError(f"base={base}: must be fresh, muennighoff, or the fit.json of method=parametric")
+    try:
+        parameters = json.loads(path.read_text())["parameters"]
+        return Law(*(float(parameters[name]) for name in NAMES))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"base={base}: is not the fit.json of method=parametric ({type(error).__name__}: {error})") from error
+
+
+def repetition(
+    parameters: Any,
+    tokens: Any,
+    unique_tokens: Any,
+    loss: Any,
+    *,
+    base: str = "fresh",
+    delta: float = 1e-3,
+    bootstrap: int = 1000,
+    resampling: boot.Resampling = "case",
+    seed: int = 0,
+    convention: str = "as given",
+) -> LawFit:
+    """Fits R_D and R_N to runs with repeated data; columns are [n].
+
+    `base` is the law for fresh data: "fresh" fits it to the runs that repeat nothing, a path reads a parametric fit.json, and
+    "muennighoff" takes the paper's. Raises UserError where no run repeats its data, or the runs do not determine the law.
+    """
+    table = columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss)
+    table["flops"] = FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]
+    again = table["tokens"] > 1.01 * table["unique_tokens"]
+    if again.sum() < 3:
+        raise UserError(f"unique_tokens: {again.sum()} runs see tokens again, a fit of two constants needs at least three")
+    if base == "fresh":
+        fresh = {name: values[~again] for name, values in table.items()}
+        law = parametric(fresh["parameters"], fresh["tokens"], fresh["loss"], delta=delta, bootstrap=0).law
+    else:
+        law = read_base(base)
+    five = np.array([getattr(law, name) for name in NAMES])
+    enough = law.G * (law.G * table["unique_tokens"]) ** (law.a / law.b)
+    small = SmallLaw(
+        method="repetition",
+        text="E + A/N'^alpha + B/D'^beta, D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)), N' likewise with R_N",
+        names=("R_D", "R_N"),
+        positive=(True, True),
+        target="loss",
+        look=LOOK,
+        predict=_predict,
+        starts=grid(np.log([0.5, 2, 6, 15, 40]), np.log([0.5, 2, 6, 15, 40])),
+        bounds={"R_D": (0.02, 1e4), "R_N": (0.02, 1e4)},
+    )
+    data = {
+        "parameters": table["parameters"], "tokens": table["tokens"], "law": five,
+        "unique_parameters": np.minimum(table["parameters"], enough), "unique_tokens": np.minimum(table["unique_tokens"], table["tokens"]),
+    }  # fmt: skip
+    settings = {"base": base, "base_law": dict(zip(NAMES, map(float, five), strict=True)), "convention": convention}
+    return fit_law(
+        small, table, data, again, largest(table["flops"], again),
+        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings=settings,
+    )  # fmt: skip

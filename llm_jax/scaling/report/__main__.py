@@ -1,0 +1,53 @@
+"""Writes a report on a table of runs: python -m llm_jax.scaling.report data=TABLE out=FOLDER ...
+
+  python -m llm_jax.scaling.report data=runs/scaling/isoflop_cpu/runs.csv out=runs/scaling/isoflop_cpu
+  python -m llm_jax.scaling.report data=TABLE.csv columns.parameters="Model Size" columns.flops="Training FLOP" columns.loss=loss \\
+      method=parametric drop_highest_losses=5 out=FOLDER
+
+out=FOLDER        gets report.html (one file, readable without a network), figures/*.png, and fit.json
+method=NAME       the fit that the report is about; without it approaches 2 and 3 are both tried, and a table that carries neither
+                  may be a sweep of learning rates and batches
+  --help          this text
+
+All other keys, and a method's options, are those of python -m llm_jax.scaling.fit (see its --help). A prediction.json beside the
+table is compared with what was measured. Exit codes: 0 done, 2 a mistake in what was asked, or data that carry no report.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError
+from llm_jax.launch import quiet, read_arguments
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        return report(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def report(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    quiet()
+    flags, pairs = read_arguments(arguments, ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    from llm_jax.scaling.fit.__main__ import read_keys
+    from llm_jax.scaling.report import write_report
+
+    asked = read_keys(pairs, need=("data", "out"))
+    assert asked.out
+    print(f"written: {write_report(asked.data, asked.out, **asked.how)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The law of N and D: loss against compute with the frontier and held-out runs, contours, residuals."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from llm_jax.scaling.fit import ParametricFit
+from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, Law
+from llm_jax.scaling.report.drawn import Drawn, band, optimum_draws, widening
+from llm_jax.scaling.report.study import Study
+from llm_jax.scaling.report.style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    factor,
+    many,
+    new_figure,
+    ordered,
+    percent,
+    say_flops,
+    say_numbers,
+    size_bar,
+)
+from llm_jax.train.metrics import short
+
+AHEAD = 10.0
+
+
+def against_compute(study: Study) -> Drawn | str:
+    """Loss against compute: all runs, the frontier, and held-out runs where there are any."""
+    runs = study.fitted
+    from matplotlib.colors import LogNorm
+
+    if runs.empty:
+        return "No figure of loss against compute: no run has N, tokens and loss."
+    figure, ax = new_figure(4.0)
+    norm = LogNorm(runs.parameters.min(), runs.parameters.max())
+    size_bar(figure, ax, ax.scatter(runs.flops, runs.loss, c=runs.parameters, norm=norm, cmap=ordered(), s=16, linewidths=0, zorder=3))
+    held = held_out_rows(study)
+    last = max([runs.flops.max(), *(row["flops"] for row in held)])
+    at = np.geomspace(runs.flops.min(), last * (1.5 if held else AHEAD), 100)
+    if fit := study.parametric:
+        line = fit.law.loss(*fit.law.optimal(at))
+        seen = at <= runs.flops.max()
+        ax.plot(at[seen], line[seen], color=INK, label="compute-optimal loss of the law")
+        ax.plot(at[~seen], line[~seen], "--", color=INK, linewidth=1.1)
+        if len(fit.draws) > 1:
+            ax.fill_between(at, *band(line, frontier_draws(fit, at), widening(fit)), color=INK, alpha=0.14, linewidth=0)
+        ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
+        ax.annotate(f"E = {fit.parameters['E']:.3f}", (at[0], fit.parameters["E"]), (0, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+    stars = [m for m in study.minima if m.parameters is not None]
+    if stars:
+        ax.scatter(
+            [m.flops for m in stars],
+            [m.loss for m in stars],
+            marker="*",
+            s=80,
+            color=BLUE,
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+            label="IsoFLOP minima",
+        )
+    for i, row in enumerate(held):
+        below, above = row["predicted"] - row["interval"][0], row["interval"][1] - row["predicted"]
+        ax.errorbar(
+            row["flops"], row["predicted"], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_", color=ORANGE, capsize=4, markersize=11, zorder=5,
+            label="held out: foretold, 95 %" if i == 0 else None,
+        )  # fmt: skip
+        if row["measured"] is not None:
+            label = "held out: measured" if i == 0 else None
+            ax.scatter(row["flops"], row["measured"], marker="D", s=34, facecolors="none", edgecolors=ORANGE, linewidths=1.4, zorder=6, label=label)
+    if fit and fit.settings["drop_highest_losses"]:  # they would take most of the height
+        ax.set_ylim(top=runs.loss[runs.loss < np.sort(runs.loss)[-fit.settings["drop_highest_losses"]]].max() * 1.03)
+    ax.set(xlabel="C, FLOPs", ylabel="loss (nats a token)")
+    say_numbers(ax, flops=True)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper right")
+    return Drawn("loss_against_compute", figure, compute_caption(study, held))
+
+
+def frontier_draws(fit: ParametricFit, at: np.ndarray) -> np.ndarray:
+    """[k, m]: the compute-optimal loss of every resample."""
+    laws = Law(*(column[:, None] for column in fit.draws.T))
+    return laws.loss(*laws.optimal(at[None]))
+
+
+def held_out_rows(study: Study) -> list[dict]:
+    """Each held-out run: what was foretold of it, and measured."""
+    found = []
+    for name, told in study.foretold.items():
+        row = study.runs[study.runs.name == name]
+        flops = float(row.flops.iloc[0]) if len(row) and np.isfinite(row.flops.iloc[0]) else FLOPS_A_WEIGHT * told["parameters"] * told["tokens"]
+        found.append(
+            {"name": name, "flops": flops, "parameters": told["parameters"], "tokens": told["tokens"], "predicted": told["predicted"],
+             "interval": told["interval_95"], "measured": told.get("measured"), "relative_error": told.get("relative_error"), "before": True,
+             "largest": told.get("largest_flops_of_them"), "cost": told.get("flops_exact")}
+        )  # fmt: skip
+    fit = study.parametric
+    for _, row in study.done[study.done.held_out & ~study.done.name.isin(study.foretold)].iterrows():
+        if fit is None:
+            continue
+        expected = float(fit.law.loss(row.parameters, row.tokens))
+        ends = [expected, expected]
+        if len(fit.draws) > 1:
+            low, high = band(np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit))
+            ends = [float(low[0]), float(high[0])]
+        found.append(
+            {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens, "predicted": expected, "interval": ends,
+             "measured": row.loss, "relative_error": expected / row.loss - 1, "before": False, "largest": None, "cost": None}
+        )  # fmt: skip
+    return found
+
+
+def compute_caption(study: Study, held: list[dict]) -> str:
+    """The span, the frontier, and how far extrapolation was off."""
+    runs, fit = study.fitted, study.parametric
+    said = [
+        f"{many(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in compute; the lowest loss is "
+        f"{runs.loss.min():.3f}, of "
+        f"{short(runs.parameters[runs.loss.idxmin()])} parameters."
+    ]
+    if fit:
+        now, then = (float(fit.law.loss(*fit.law.optimal(c))) for c in (runs.flops.max(), AHEAD * runs.flops.max()))
+        said.append(
+            f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} at ten times it; what no model of this "
+            f"kind gets "
+            f"below, E, is {fit.parameters['E']:.3f}."
+        )
+        out = fit.leave_largest_out
+        if "refused" not in out:
+            said.append(
+                f"Fitted without {largest_text(out['runs'])}, of {say_flops(out['flops_from'])} and more, the law is "
+                f"{percent(out['mean_relative_error'])} off there"
+                + ("." if out["runs"] == 1 else f" on average and {100 * out['largest_relative_error']:.2f} % at most.")
+            )
+    for row in held:
+        if row["measured"] is not None:
+            inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
+            said.append(
+                f"Held-out run {row['name']}: foretold {row['predicted']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f}), measured "
+                f"{row['measured']:.3f}, an error of {percent(row['relative_error'])}, {'inside' if inside else 'outside'} the interval."
+            )
+    if fit and (dropped := fit.settings["drop_highest_losses"]):
+        said.append(f"The {many(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
+    return " ".join(said)
+
+
+def largest_text(runs: int) -> str:
+    """The largest runs, as the extrapolation test leaves them out."""
+    return "the largest run" if runs == 1 else f"the {runs} largest runs"
+
+
+def contours(study: Study) -> Drawn | str:
+    """The law's loss over N and D."""
+    fit = study.parametric
+    if fit is None:
+        return f"No contours of loss: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+    points, used = fit.points, fit.points["used"]
+    n, d, loss = points["parameters"], points["tokens"], points["loss"]
+    wide = (n.min() / 1.8, n.max() * 1.8), (d.min() / 1.8, d.max() * 1.8)
+    grid_n, grid_d = np.meshgrid(np.geomspace(*wide[0], 140), np.geomspace(*wide[1], 140))
+    surface = fit.law.loss(grid_n, grid_d)
+    lowest, highest = min(loss[used].min(), surface.min()), np.quantile(loss[used], 0.98)
+    levels = np.linspace(lowest, highest, 12)
+    figure, ax = new_figure(4.6)
+    colours = ordered()
+    ax.contourf(grid_n, grid_d, surface, levels=levels, cmap=colours, alpha=0.28, extend="max")
+    lines = ax.contour(grid_n, grid_d, surface, levels=levels[1::2], colors=MUTED, linewidths=0.6)
+    ax.clabel(lines, fmt="%.2f", fontsize=7)
+    shown = ax.scatter(n[used], d[used], c=loss[used], cmap=colours, vmin=lowest, vmax=highest, s=26, edgecolors="white", linewidths=0.5, zorder=4)
+    if (~used).any():
+        ax.scatter(n[~used], d[~used], marker="x", s=24, color=ORANGE, linewidths=1.1, zorder=4, label="left out of the fit")
+    at = np.geomspace(FLOPS_A_WEIGHT * wide[0][0] * wide[1][0], FLOPS_A_WEIGHT * wide[0][1] * wide[1][1], 120)
+    best_n, best_d = fit.law.optimal(at)
+    ax.plot(best_n, best_d, color=INK, zorder=3, label="compute-optimal")
+    if len(fit.draws) > 1:
+        low, high = band(best_n, optimum_draws(fit, at)[0], widening(fit))  # at one C each: D follows from N
+        each = at / FLOPS_A_WEIGHT
+        edge = np.concatenate([np.stack([low, each / low], -1), np.stack([high, each / high], -1)[::-1]])
+        ax.fill(edge[:, 0], edge[:, 1], color=INK, alpha=0.13, linewidth=0, zorder=2)
+    ax.set(xlabel="N, parameters", ylabel="D, tokens")
+    say_numbers(ax, y=True)
+    ax.set(xlim=wide[0], ylim=wide[1])
+    bar = figure.colorbar(shown, ax=ax, pad=0.01, aspect=30)
+    bar.set_label("measured loss (nats a token)")
+    bar.outline.set_visible(False)
+    ax.legend(loc="upper left")
+    ratio = d[used] / n[used]
+    p = fit.parameters
+    at_middle = float(np.median(n[used])), float(np.median(d[used]))
+    from_n, from_d = p["A"] / at_middle[0] ** p["alpha"], p["B"] / at_middle[1] ** p["beta"]
+    caption = (
+        f"The fitted law over N and D (contours), the runs by their measured loss, and the compute-optimal line with its 95 % band. The runs have "
+        f"{factor(ratio.min())} to {factor(ratio.max())} tokens a parameter. At their median, {short(at_middle[0])} parameters and "
+        f"{short(at_middle[1])} tokens, "
+        f"the model's size costs {from_n:.3f} nats and the finite data {from_d:.3f}, above E = {p['E']:.3f}."
+    )
+    if (~used).any():
+        caption += f" Crosses: {many(int((~used).sum()), 'run')} of highest loss, left out of the fit."
+    return Drawn("loss_contours", figure, caption)
+
+
+def residuals(study: Study) -> Drawn | str:
+    """How far measured losses are from the law."""
+    fit = study.parametric
+    if fit is None:
+        return f"No residuals: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+    points, used = fit.points, fit.points["used"]
+    off = 100 * (points["loss"] / points["predicted"] - 1)
+    spread = 1.4826 * np.median(abs(off[used]))
+    figure, axes = new_figure(2.7, columns=3, sharey=True)
+    for ax, key, label in zip(
+        axes, ("parameters", "tokens", "predicted"), ("N, parameters", "D, tokens", "predicted loss (nats a token)"), strict=True
+    ):
+        x = points[key]
+        ax.axhspan(-2 * spread, 2 * spread, color=MUTED, alpha=0.12, linewidth=0)
+        ax.axhline(0, color=INK, linewidth=0.8)
+        ax.scatter(x[used], off[used], s=12, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
+        ax.scatter(x[~used], off[~used], marker="x", s=20, color=ORANGE, linewidths=1, zorder=3)
+        if used.sum() >= 20:
+            middle, height = running_median(x[used], off[used])
+            ax.plot(middle, height, color=PURPLE, linewidth=1.5, zorder=4)
+        ax.set_xlabel(label)
+        if key != "predicted":
+            say_numbers(ax)
+    limit = 1.15 * max(np.quantile(abs(off[used]), 0.99), 3 * spread)
+    beyond = int((abs(off) > limit).sum())
+    if np.isfinite(limit) and limit > 0:
+        axes[0].set_ylim(-limit, limit)
+    axes[0].set_ylabel("measured over predicted, %")
+    worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
+    trends = {key: stats.spearmanr(points[key][used], off[used]) for key in ("parameters", "tokens")}
+    said = [
+        f"Measured over predicted loss. Half of the runs in the fit are within {np.median(abs(off[used])):.2g} % of the law; the root mean square is "
+        f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
+        f"{short(points['tokens'][worst])} tokens). {many(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
+        f"three robust standard "
+        f"deviations ({spread:.2g} % each; grey: two)."
+    ]
+    for key, what in (("parameters", "N"), ("tokens", "D")):
+        rank, chance = trends[key].statistic, trends[key].pvalue
+        trend = "a trend that the law does not have" if chance < 0.01 else "no trend beyond chance"
+        said.append(f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = {chance:.2g}).")
+    if used.sum() >= 20:
+        said.append("The line is a running median.")
+    if (~used).any():
+        said.append("Crosses were left out of the fit.")
+    if beyond:
+        ours = int((abs(off[used]) > limit).sum())
+        said.append(f"Beyond the figure's edge: {many(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else "."))
+    return Drawn("residuals", figure, " ".join(said))
+
+
+def running_median(x: np.ndarray, y: np.ndarray, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of so many parts of the points, equally full."""
+    groups = [g for g in np.array_split(np.argsort(x, kind="stable"), parts) if len(g)]
+    return np.array([np.exp(np.log(x[g]).mean()) for g in groups]), np.array([np.median(y[g]) for g in groups])

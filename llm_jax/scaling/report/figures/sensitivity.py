@@ -1,0 +1,131 @@
+"""What the exponents owe to choices, and where they stand among published ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llm_jax.scaling.published import exponents
+from llm_jax.scaling.report.drawn import Drawn
+from llm_jax.scaling.report.study import Study
+from llm_jax.scaling.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, interval, new_figure
+
+SHOWN = ("alpha", "beta", "a", "E")
+COLOURS = {"6nd": BLUE, "6nd_non_embedding": ORANGE, "6nd_with_head": GREEN, "exact": PURPLE}
+"""Of conventions."""
+
+
+def choice_text(row: dict[str, Any]) -> str:
+    """What is other than in the fit."""
+    if "drop_highest_losses" in row:
+        return f"{row['drop_highest_losses']} highest loss{'' if row['drop_highest_losses'] == 1 else 'es'} dropped"
+    if "delta" in row:
+        return "δ = ∞, least squares" if np.isinf(row["delta"]) else f"δ = {row['delta']:g}"
+    if "residuals" in row:
+        return f"residuals of {'log loss' if row['residuals'] == 'log' else 'loss'}"
+    return ", ".join(f"{key} = {value}" for key, value in row.items() if key not in (*SHOWN, "A", "B", "b", "G"))
+
+
+def choices(study: Study) -> Drawn | str:
+    """The law's numbers under other choices, beside their intervals."""
+    fit = study.parametric
+    if fit is None or not fit.sensitivity:
+        return f"No table of other choices: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+    rows = list(fit.sensitivity)
+    labels = [choice_text(row) for row in rows]
+    if "parameters" in fit.leave_largest_out:
+        rows.append(fit.leave_largest_out["parameters"])
+        labels.append("without the largest runs")
+    from matplotlib.ticker import MaxNLocator
+
+    own = next((i for i, row in enumerate(rows) if row.get("drop_highest_losses") == fit.settings["drop_highest_losses"]), None)
+    figure, axes = new_figure(0.9 + 0.21 * len(rows), columns=len(SHOWN), sharey=True)
+    y = np.arange(len(rows))[::-1]
+    for ax, name in zip(axes, SHOWN, strict=True):
+        low, high = fit.intervals_95[name]
+        ax.axvspan(low, high, color=BLUE, alpha=0.12, linewidth=0)
+        ax.axvline(fit.parameters[name], color=BLUE, linewidth=1)
+        values = np.array([row[name] for row in rows])
+        inside = (values >= low) & (values <= high)
+        ax.scatter(values[inside], y[inside], s=22, color=INK, zorder=3)
+        ax.scatter(values[~inside], y[~inside], s=22, marker="D", color=ORANGE, zorder=3)
+        ax.set_title({"alpha": "α, of N", "beta": "β, of D", "a": "a, of N*(C)", "E": "E (nats)"}[name])
+        ax.margins(x=0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(y, [label + (" (this fit)" if i == own else "") for i, label in enumerate(labels)])
+    axes[0].set_ylim(-0.7, len(rows) - 0.3)
+    said = ["The same fit under other choices; the line and the band are this fit and its 95 % interval, diamonds lie outside of it."]
+    drops = [row for row in rows if "drop_highest_losses" in row]
+    for name in ("beta", "alpha", "a"):
+        values = np.array([row[name] for row in drops])
+        if len(values):
+            said.append(
+                f"{ {'alpha': 'α', 'beta': 'β'}.get(name, name) } goes from {values[0]:.3f} with {drops[0]['drop_highest_losses']} losses dropped to "
+                f"{values[-1]:.3f} with {drops[-1]['drop_highest_losses']}, {abs(values[-1] - values[0]) / fit.standard_errors[name]:.1f} "
+                f"standard errors" + (";" if name != "a" else ".")
+            )
+    deltas = [row["a"] for row in rows if "delta" in row]
+    if deltas:
+        said.append(f"With other δ, a lies between {min(deltas):.3f} and {max(deltas):.3f}.")
+    outside = [label for label, row in zip(labels, rows, strict=True) if not fit.intervals_95["a"][0] <= row["a"] <= fit.intervals_95["a"][1]]
+    said.append(f"Outside of a's interval: {', '.join(outside)}." if outside else "No choice moves a out of its interval.")
+    return Drawn("sensitivity", figure, " ".join(said))
+
+
+def published(study: Study) -> Drawn | str:
+    """Our exponent of N*(C) among published ones, ours under other conventions too."""
+    fits = {name: fit for name, fit in study.fits.items() if "a" in getattr(fit, "parameters", {})}
+    if not fits:
+        return "No comparison with published exponents: no exponent of N* was fitted."
+    names = {"isoflop": "this table, IsoFLOP minima", "parametric": "this table, law of N and D"}
+    rows: list[tuple[str, float, Any, str, bool]] = [
+        (names.get(method, f"this table, {method}"), fit.parameters["a"], fit.intervals_95["a"], study.convention, True)
+        for method, fit in fits.items()
+    ]
+    rows += [
+        (f"this table, law, N as in {name}", fit.parameters["a"], fit.intervals_95["a"], name, True) for name, fit in study.other_conventions.items()
+    ]
+    mine = len(rows)
+    rows += [(row.name, row.a, row.a_interval, row.convention, False) for row in exponents()]
+    figure, ax = new_figure(0.8 + 0.21 * len(rows))
+    y = np.arange(len(rows))[::-1]
+    low, high = rows[0][2]
+    ax.axvspan(low, high, color=INK, alpha=0.08, linewidth=0)
+    for height, (_, a, ends, convention, ours) in zip(y, rows, strict=True):
+        colour = COLOURS.get(convention, INK)
+        if ends is not None:
+            ax.plot(ends, [height, height], color=colour, linewidth=1.4 if ours else 1, solid_capstyle="butt")
+        ax.scatter(a, height, s=34 if ours else 22, marker="D" if ours else "o", color=colour, zorder=3)
+    ax.axhline(len(rows) - mine - 0.5, color=MUTED, linewidth=0.6)
+    ax.set_yticks(y, [row[0] for row in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="a, the exponent of N* ∝ Cᵃ", ylim=(-0.7, len(rows) - 0.3))
+    present = dict.fromkeys(row[3] for row in rows)
+    for convention in present:
+        ax.plot([], [], "o", color=COLOURS.get(convention, INK), label=convention, markersize=4.5)
+    ax.legend(title="N and C as", title_fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return Drawn("published", figure, published_caption(study, rows, mine))
+
+
+def published_caption(study: Study, rows: list[tuple[str, float, Any, str, bool]], mine: int) -> str:
+    """Which published exponents are compatible, and what the convention does."""
+    _, a, (low, high), convention, _ = rows[0]
+    others = rows[mine:]
+    near = min(others, key=lambda row: abs(row[1] - a))
+    inside = [row[0] for row in others if low <= row[1] <= high]
+    said = [
+        f"Our exponent, {a:.3f} ({interval((low, high))}), among published ones (intervals as printed there). Nearest is {near[0]}, {near[1]:.3f}."
+    ]
+    said.append(f"{len(inside)} of the {len(others)} lie in our interval" + (f": {'; '.join(inside)}." if inside else "."))
+    same = [row for row in others if row[3] == convention]
+    if same:
+        said.append(f"In our own convention, {convention}, published are {min(row[1] for row in same):.2f} to {max(row[1] for row in same):.2f}.")
+    elif convention == "as given":
+        said.append("The table does not say which convention of N it has; an exponent is comparable with those of the same convention only.")
+    if study.other_conventions and study.parametric:
+        base = study.parametric.parameters["a"]
+        moved = [f"{fit.parameters['a'] - base:+.3f} ({name})".replace("-", "−") for name, fit in study.other_conventions.items()]
+        said.append(f"Counting N otherwise moves the exponent of the same law by {', '.join(moved)}.")
+    return " ".join(said)
