@@ -49,6 +49,15 @@ def rows(parts: int) -> int:
     return BATCH // parts * STREAM
 
 
+KEYS_VALUES = 2 * G * K // D
+"""Keys and values of a layer, in streams."""
+OVER_BOTH: Sent = {
+    # weights split over data x context at rest, and the embedding's rows by way of both axes
+    ("all-gather", "data+context", "bf16"): 2 * LAYERS + TABLE,
+    ("reduce-scatter", "data+context", "f32"): LAYERS + TABLE,
+    ("all-to-all", "data", "bf16"): 2 * rows(8),
+}
+
 GOLDEN: dict[str, tuple[int, Sent]] = {
     "data_parallel": (8, {("all-reduce", "data", "f32"): LAYERS + 2 * TABLE}),
     "zero1": (
@@ -85,6 +94,45 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
             # two in a block forward, two backward (queries, keys and values in one; gate and up in one), and the embedding's rows
             ("all-reduce", "tensor", "bf16"): (4 * L + 1) * rows(4),
             ("all-reduce", "tensor", "f32"): rows(4),  # the head's gradient of the stream, summed over the vocabulary
+        },
+    ),
+    "fsdp_tensor_sequence": (
+        8,
+        {
+            ("all-gather", "data", "bf16"): (2 * LAYERS + TABLE) / 2,
+            ("reduce-scatter", "data", "f32"): (LAYERS + TABLE) / 2,
+            ("all-to-all", "data", "bf16"): 2 * rows(4),
+            # what was an all-reduce in a block is a scattered sum, and a gather before the next product
+            ("reduce-scatter", "tensor", "bf16"): 4 * L * rows(4),
+            ("all-gather", "tensor", "bf16"): (4 * L + 2) * rows(4),  # and before the head, and for the gradient of the embedding's rows
+            ("all-reduce", "tensor", "bf16"): rows(4),  # the embedding's rows
+            ("all-reduce", "tensor", "f32"): rows(4),
+        },
+    ),
+    "context_gather": (
+        8,
+        {
+            **OVER_BOTH,
+            ("all-gather", "context", "bf16"): 2 * L * KEYS_VALUES * rows(4),  # forward, and backward again
+            ("reduce-scatter", "context", "f32"): L * KEYS_VALUES * rows(4),
+            ("all-to-all", "context", "bf16"): 2 * rows(8),
+        },
+    ),
+    "context_ring": (
+        8,
+        {
+            **OVER_BOTH,
+            ("collective-permute", "context", "bf16"): 3 * L * KEYS_VALUES * rows(8),
+            ("collective-permute", "context", "f32"): L * KEYS_VALUES * rows(8),
+            ("all-to-all", "context", "bf16"): 2 * rows(8),
+        },
+    ),
+    "context_ulysses": (
+        8,
+        {
+            **OVER_BOTH,
+            # queries, keys and values to whole sequences, the result back; their gradients the other way
+            ("all-to-all", "context", "bf16"): (L * 2 * (2 + KEYS_VALUES) + 2) * rows(8),
         },
     ),
 }
