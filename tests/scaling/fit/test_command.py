@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from llm_jax.scaling.fit.__main__ import main
+from llm_jax.scaling.fit.methods import METHODS, read_option
+from llm_jax.scaling.fit.table import NAMES
+from llm_jax.scaling.recommend import KEYS, budget
+from tests.conftest import ROOT
 from tests.scaling.fit.conftest import TRUTH, made_runs
 
 FOREIGN = ["columns.parameters=Model Size", "columns.flops=Training FLOP", "columns.loss=loss"]
@@ -112,3 +118,22 @@ def test_help_names_every_method_with_its_columns_and_options(capsys):
     shown = capsys.readouterr().out
     for text in ("parametric", "isoflop", "drop_highest_losses=0", "curve=akima", "columns.X=NAME"):
         assert text in shown
+
+
+def test_commands_of_the_docs_have_keys_that_there_are():
+    text = (ROOT / "docs" / "scaling_fits.md").read_text()
+    lines = [shlex.split(line.split("llm_jax.scaling.", 1)[1]) for line in re.findall(r"^(?:\$ )?python -m llm_jax\.scaling.*=.*$", text, re.M)]
+    assert len(lines) >= 5
+    for program, *arguments in lines:
+        pairs = dict(argument.split("=", 1) for argument in arguments)
+        if program == "recommend":
+            assert set(pairs) <= set(KEYS)
+            assert budget(pairs) > 1e18
+            continue
+        for key, value in pairs.items():
+            if key.startswith("columns."):
+                assert key.removeprefix("columns.") in NAMES
+            elif key not in ("data", "method", "convention", "out"):
+                read_option(pairs["method"], key, value)
+        assert pairs["method"] in METHODS
+    assert all(f"`{method}`" in text for method in METHODS)
