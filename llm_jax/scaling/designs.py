@@ -8,6 +8,7 @@ biases. A design's tokens follow from the base's batch and sequence; so a comman
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from llm_jax.errors import UserError, require
 from llm_jax.experiment import Experiment, override, resolved, with_vocabulary
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.parametrization import of_width
 from llm_jax.scaling import flops
 from llm_jax.scaling.grid import Design, Overrides, Row, Rule, over, product, tokens_per_step
 from llm_jax.train.metrics import short
@@ -201,13 +203,22 @@ def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), toke
     return design
 
 
-def mup_transfer(
-    widths: Sequence[int], learning_rates: Sequence[float], head_dim: int = 32, parametrizations: Sequence[str] = ("standard", "mup")
-) -> Design:
-    """Each width at each learning rate under each parametrisation: under muP the best rate stays where it is."""
-    shapes = [{"model.embed": width, "model.heads": width // head_dim, "model.head_dim": head_dim} for width in widths]
-    points = product(over("model.parametrization", parametrizations), shapes, over("optimizer.learning_rate", learning_rates))
-    return lambda base, table: points
+def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], parametrizations: Sequence[str] = ("standard", "mup")) -> Design:
+    """The base at each width (`parametrization.of_width`), at each learning rate, under each parametrisation: under muP the best rate stays."""
+
+    def design(base: Experiment, table: list[Row]) -> list[Overrides]:
+        model = base.model.resolved()
+        shapes = []
+        for wide in (of_width(model, width) for width in widths):
+            shape = {f"model.{key}": getattr(wide, key) for key in ("embed", "heads", "kv_heads", "head_dim", "mlp")}
+            experts = {f"model.moe.{key}": getattr(wide.moe, key) for key in ("mlp", "shared_mlp")}
+            shapes.append(shape | (experts if wide.moe.experts else {}))
+        return [
+            {"model.parametrization": name, **shape, "optimizer.learning_rate": rate, "point.name": f"{name}-{shape['model.embed']}-{rate:.3g}"}
+            for name, shape, rate in itertools.product(parametrizations, shapes, learning_rates)
+        ]
+
+    return design
 
 
 def steps_for(base: Experiment, tokens: float) -> int:

@@ -1,6 +1,6 @@
 """Whether the best learning rate of small models is that of large ones: python -m llm_jax.scaling.transfer data=runs.csv ...
 
-  python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/runs.csv out=transfer.png
+  python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
   python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
 
 From a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size: a curve of loss against rate for each size, its

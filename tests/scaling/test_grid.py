@@ -120,15 +120,16 @@ def test_ready_made_designs():
     points = Grid(BASE, sweep([1e-3, 2e-3], [2, 4], tokens=25600)).points([])
     assert {(p.experiment.train.batch_size, p.experiment.train.steps) for p in points} == {(2, 400), (4, 200)}
     assert {p.tokens for p in points} == {25600}
-    overrides = mup_transfer([64, 128], [1e-3], head_dim=32)(BASE, [])
-    assert overrides[0] == {
-        "model.parametrization": "standard",
-        "model.embed": 64,
-        "model.heads": 2,
-        "model.head_dim": 32,
-        "optimizer.learning_rate": 1e-3,
-    }
-    assert len(overrides) == 4
+    based = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, mlp=64, base_embed=32))
+    points = Grid(based, mup_transfer([32, 128], [1e-3, 2e-3])).points([])
+    models = [p.experiment.model for p in points]
+    assert [(m.parametrization, m.embed, m.heads, m.head_dim, m.mlp) for m in models[::2]] == [
+        ("standard", 32, 4, 8, 64),
+        ("standard", 128, 16, 8, 256),
+        ("mup", 32, 4, 8, 64),
+        ("mup", 128, 16, 8, 256),
+    ]
+    assert points[-1].name == "mup-128-0.002"
     assert Grid(BASE, chinchilla_sizes(0, 3)).points([])[2].experiment.model.embed == 640
 
 
