@@ -197,6 +197,13 @@ def test_seeds_that_differ_more_than_the_fit_assumes_are_a_doubt(study):
     assert check.verdict == "doubt"
 
 
+def test_a_floor_above_a_measured_loss_is_a_doubt(study):
+    fit = study.parametric
+    high = dataclasses.replace(fit, parameters={**fit.parameters, "E": float(fit.points["loss"].min()) + 0.01})
+    floors = [[c.verdict for c in checks(dataclasses.replace(study, fits={"parametric": f})) if c.about == "The law's floor"] for f in (fit, high)]
+    assert floors == [[], ["doubt"]]
+
+
 def test_training_curves_come_from_run_folders_that_were_moved_with_the_table(page):
     assert "of 3 runs; dots are the losses that the fits see; 1 run that diverged or failed in red" in text_of(page)
 
@@ -222,6 +229,7 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert "1M parameters, 100M tokens: best 3.032 at learning rate 0.003 with 2.05k tokens a batch" in shown
     assert "it is at the lowest learning rate and smallest batch: the optimum may be beyond" in shown
     assert "1 run lost (crosses)" in shown
+    assert re.search(r"DOUBT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown)
     assert (tmp_path / "out" / "figures" / "sweep.png").exists()
     assert not list((tmp_path / "out").glob("fit*.json"))
 

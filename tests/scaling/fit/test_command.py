@@ -11,6 +11,7 @@ import pytest
 from llm_jax.scaling.fit.__main__ import main
 from tests.scaling.fit.conftest import TRUTH, made_runs
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 FOREIGN = ["columns.parameters=Model Size", "columns.flops=Training FLOP", "columns.loss=loss"]
 
 
