@@ -283,6 +283,7 @@ def test_the_users_own_style_of_figures_is_left_alone(folder):
     assert mpl.rcParams["axes.grid"] == mpl.rcParamsDefault["axes.grid"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
     table = pd.read_csv(folder / "runs.csv")
     used = table[(table.status == "finished") & ~table.held_out]
@@ -292,6 +293,15 @@ def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
     assert written["settings"]["curve"] == "parabola"
     assert written["data_notes"][0] == "as we like it"
     assert "as we like it." in text_of((tmp_path / "report.html").read_text())
+
+
+def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the_page(tmp_path):
+    made_runs(noise=0.001, budgets=5, sizes=5).to_csv(tmp_path / "table.csv", index=False)
+    assert fit_command([f"data={tmp_path / 'table.csv'}", "method=compute", "bootstrap=50", f"out={tmp_path}"]) == 0
+    shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
+    assert f"gamma{fit['parameters']['gamma']:.5g}" in shown.replace(" ", "")
+    assert "largest compute left out, then foretold" in shown
+    assert "No contours of loss: no law of N and D was fitted" in shown
 
 
 def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_path, capsys):

@@ -54,6 +54,10 @@ def against_compute(study: Study) -> Drawn | str:
             ax.fill_between(at, *band(line, frontier_draws(fit, at), widening(fit)), color=INK, alpha=0.14, linewidth=0)
         ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
         ax.annotate(f"E = {fit.parameters['E']:.3f}", (at[0], fit.parameters["E"]), (0, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+    if study.main is not None and study.main.method == "compute":
+        points = study.main.points
+        order = np.argsort(points["flops"])
+        ax.plot(points["flops"][order], points["predicted"][order], color=PURPLE, label="law of compute alone")
     stars = [m for m in study.minima if m.parameters is not None]
     if stars:
         ax.scatter(
