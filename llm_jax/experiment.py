@@ -188,9 +188,15 @@ def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experi
 
 def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
     """A tree of dataclasses with `key=value` overrides applied, each checked against its type."""
+    found = [find_key(config, key, value) for key, value in pairs]
+    if pairs and all(
+        is_plain(value, kind) for (_, value), (_, kind) in zip(pairs, found, strict=True)
+    ):  # a grid's, hundreds of them: OmegaConf is slow
+        for (_, value), (path, kind) in zip(pairs, found, strict=True):
+            config = replaced(config, path, float(value) if kind is float else value)
+        return config
     tree = structured(config)
-    for key, value in pairs:
-        path, kind = find_key(config, key, value)
+    for (key, value), (path, kind) in zip(pairs, found, strict=True):
         try:
             tree = with_value(tree, path, parsed(value, kind))
         except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
@@ -202,6 +208,23 @@ def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
         raise UserError(f"{key}={dict(pairs).get(key, '')}: {first_line(error)}") from error
     assert isinstance(made, type(config))
     return made
+
+
+def is_plain(value: Any, kind: Any) -> bool:
+    """Whether a value that is no text has a key's type already."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if get_origin(options[0]) is Literal:
+        return value in get_args(options[0])
+    return (type(value) in options and type(value) in (bool, int, float)) or (kind is float and type(value) is int)
+
+
+def replaced(config: Any, path: list[str], value: Any) -> Any:
+    """A tree of dataclasses, or a dict, with one value set."""
+    if not path:
+        return value
+    if isinstance(config, dict):
+        return {**config, path[0]: value}
+    return dataclasses.replace(config, **{path[0]: replaced(getattr(config, path[0]), path[1:], value)})
 
 
 def parsed(value: Any, kind: Any) -> Any:

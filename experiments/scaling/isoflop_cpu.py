@@ -30,7 +30,7 @@ def experiment() -> Grid:
         tokenizer=TokenizerConfig(vocab=1024),
         optimizer=OptimizerConfig(name="adamw", schedule="cosine"),
         train=TrainConfig(batch_size=8, sequence_length=128, batch_sha=False),
-        evaluate=EvaluateConfig(every=0, final_batches=128),
+        evaluate=EvaluateConfig(every=0, final_batches=64),
         checkpoint=CheckpointConfig(every=500, keep=1, keep_best=False),
     )
     return Grid(

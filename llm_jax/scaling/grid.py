@@ -155,6 +155,10 @@ class Grid:
         """Raises UserError for what doesn't fit together."""
         self.settings.check()
         flops.columns(self.convention)
+        if self.method:
+            from llm_jax.scaling.fit.methods import METHODS
+
+            check_choice("method", self.method, METHODS)
         if self.trunks and self.base.optimizer.schedule != "wsd":
             raise UserError(f"optimizer.schedule={self.base.optimizer.schedule}: a grid with trunks needs wsd, whose decay begins late")
 

@@ -76,8 +76,10 @@ def test_a_held_out_run_waits_for_the_others(arguments, tmp_path, monkeypatch, c
     assert (tmp_path / "run" / "prediction.json").exists()
 
 
-def test_runs_that_carry_no_fit_are_kept_and_it_is_said(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "prepare_and_train", trained_at_once(lambda e: 3.0 + e.model.embed))  # every minimum at the edge
-    assert launch(*arguments) == 0
+def test_runs_that_carry_no_fit_are_kept_and_it_is_said(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
+    path = write_grid(tmp_path, f"isoflop([1e10, 4e10], {SIZES}, per_curve=3, refills=0), method='isoflop'")  # two budgets are no line
+    assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", "model.heads=2") == 0
     assert "no fit (method=isoflop): " in capsys.readouterr().out
-    assert len(table(tmp_path / "run")) > 18
+    assert len(table(tmp_path / "run")) == 6
+    assert not (tmp_path / "run" / "fit.json").exists()

@@ -190,6 +190,16 @@ def test_hash_tells_apart_what_trains_differently_and_nothing_else():
     assert configuration_hash(open_) == configuration_hash(closed)  # the tokenizer's size, which the run folder's config.yaml has
 
 
+def test_a_grid_that_does_not_fit_together_is_refused():
+    for wrong, says in (({"method": "isoflops"}, "did you mean 'isoflop'"), ({"convention": "6n"}, "convention=6n"), ({"trunks": True}, "needs wsd")):
+        with pytest.raises(UserError, match=says):
+            Grid(BASE, SIZES, **wrong).check()
+    with pytest.raises(UserError, match="has no points"):
+        Grid(BASE, []).points([])
+    with pytest.raises(UserError, match=r"did you mean 'point\.name'"):
+        Grid(BASE, [{"point.nam": "x"}]).points([])
+
+
 def test_part_of_the_points():
     for text, numbers in (("", range(5)), ("1:3", range(1, 3)), ("3:", range(3, 5)), (":9", range(5)), ("4", range(4, 5))):
         assert GridConfig(points=text).chosen(5) == numbers

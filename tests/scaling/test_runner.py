@@ -50,6 +50,7 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
             assert row[key] == pytest.approx(said[key], rel=1e-12), key
             assert parquet.loc[name][key] == pytest.approx(said[key], rel=1e-12), key
         assert row["train_loss"] == pytest.approx(sum(losses(folder).values()) / 4)
+        assert json.loads((folder / collect.NOTE).read_text())["held_out"] is False
         assert not (folder / "samples.txt").exists()
         assert "step 4/4" in (folder / "log.txt").read_text()
         alone = tmp_path / f"alone_{name}"  # and an ordinary run: alone it has the same losses
@@ -127,6 +128,8 @@ def test_a_signal_stops_the_whole_grid_with_a_checkpoint_of_the_point(grid, tmp_
     assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
     (first,) = folders(tmp_path / "run").values()
     assert summary(first)["state"] == "stopped"
+    if number == signal.SIGINT:
+        return  # from here on it is the same
     assert launch(*grid) == 0
     assert "resuming at step" in (first / "log.txt").read_text()
     assert list(table(tmp_path / "run")["status"]) == ["finished", "finished"]
@@ -227,17 +230,6 @@ def test_points_that_results_ask_for_are_run_too(tiny, tmp_path, monkeypatch, ca
     assert "points 4/4" in out
     assert launch(*arguments) == 0
     assert "4 of 4 points have come to an end before" in capsys.readouterr().out
-
-
-def test_executors_that_are_not_there_yet_say_so(grid, capsys):
-    assert launch(*grid, "grid.executor=slurm") == 2
-    assert "grid.executor=slurm" in capsys.readouterr().err
-
-
-def test_every_line_of_a_note_is_json(grid, tmp_path):
-    assert launch(*grid, "train.steps=2") == 0
-    for folder in folders(tmp_path / "run").values():
-        assert json.loads((folder / collect.NOTE).read_text())["held_out"] is False
 
 
 def test_main_is_the_same_for_grids(capsys):
