@@ -75,6 +75,8 @@ class IsoflopFit:
     minima: tuple[Minimum, ...]
     leave_largest_out: dict[str, Any]
     """N* of the largest budget, as the other budgets foretell it."""
+    sensitivity: list[dict[str, Any]]
+    """The exponent under other choices: curves without noise, weights, budgets left out."""
     settings: dict[str, Any]
     warnings: list[str]
     points: dict[str, np.ndarray] = field(repr=False)
@@ -183,6 +185,7 @@ def isoflop(
         covariance=covariance,
         minima=minima,
         leave_largest_out=held_out,
+        sensitivity=sensitivity(budgets, log_c, log_n, weights, points_per_interval),
         settings={
             "law": "N* = N_coefficient C^a",
             "curve": curve,
@@ -335,6 +338,35 @@ def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray)
         "relative_error": float(np.exp(predicted - log_n[-1]) - 1),
         "a": float(slope),
     }
+
+
+def sensitivity(budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int) -> list[dict[str, Any]]:
+    """The exponent with every curve's own minima, without noise or weights, and from these minima with other weights or budgets."""
+    found = []
+    for name, read in CURVES.items():
+        stars = []
+        for budget in budgets:
+            x = budget.log_n
+            if len(x) < 3:
+                continue
+            at = np.linspace(x[0], x[-1], (len(x) - 1) * per_interval)
+            lowest_at = read(x, budget.loss[None], at)[0].argmin()
+            if 0 < lowest_at < len(at) - 1:
+                stars.append((np.log(budget.flops), at[lowest_at]))
+        if len(stars) >= 3:
+            x, y = np.array(stars).T
+            found.append({"curve": f"{name}, no noise", "budgets": len(x), "a": float(lines(x, y[None], np.ones((1, len(x))))[0, 1])})
+    everything = np.ones(len(log_c), bool)
+    choices = {"all alike": (everything, np.ones_like(weights))}
+    if len(log_c) >= 4:
+        for name, left_out in (("without the smallest budget", 0), ("without the largest budget", -1)):
+            kept = everything.copy()
+            kept[left_out] = False
+            choices[name] = (kept, weights)
+    for name, (kept, weight) in choices.items():
+        slope = lines(log_c, log_n[None], (weight * kept)[None])[0, 1]
+        found.append({"weights": name, "budgets": int(kept.sum()), "a": float(slope)})
+    return found
 
 
 def doubts(

@@ -36,6 +36,8 @@ SHORTEST, LONGEST = 0.01, 3.0
 """Exponents beyond are at a bound: a power that can't be told from a constant, or from a step."""
 SEEN = 1e-4
 """A term that is nowhere more than this part of the loss is not seen in the data."""
+EQUAL = 1e-7
+"""Objectives that differ by less than this part are one."""
 Z = 1.959964
 """Half of a normal's 95 %."""
 
@@ -128,7 +130,7 @@ def parametric(
 
     problem = Problem(table, residuals, delta, tied)
     solutions = problem.projected(used) if solver == "variable_projection" else problem.from_starts(used)
-    theta = checked(solutions, problem, used, solver)
+    theta = checked(solutions, problem, used)
     law = from_theta(theta, tied)
     covariance = problem.covariance(theta, used)
 
@@ -316,8 +318,8 @@ def check_points(table: dict[str, np.ndarray], used: np.ndarray, tied: bool) -> 
             raise UserError(f"{name}: {different} different {what}: a power law with a floor needs at least three")
 
 
-def checked(solutions: Solutions, problem: Problem, used: np.ndarray, solver: str) -> np.ndarray:
-    """The best theta. Raises UserError where it is none: at a bound, at its start, not converged."""
+def checked(solutions: Solutions, problem: Problem, used: np.ndarray) -> np.ndarray:
+    """The best theta. Raises UserError where it is none: at a bound, where its start put it, not converged."""
     if not np.isfinite(solutions.objective).any():
         raise UserError("no start has a finite objective: look at the table's units")
     best = solutions.best
@@ -333,10 +335,11 @@ def checked(solutions: Solutions, problem: Problem, used: np.ndarray, solver: st
     for name in ("alpha", "beta"):
         if not SHORTEST < getattr(law, name) < LONGEST:
             raise UserError(f"{name}={getattr(law, name):.4g}: at a bound ({SHORTEST} to {LONGEST}): the runs do not determine it")
-    if solver == "starts" and solutions.steps[best] > 0 and np.isclose(theta, hoffmann_starts(problem.tied)[best], rtol=0, atol=1e-9).any():
-        stuck = np.isclose(theta, hoffmann_starts(problem.tied)[best], rtol=0, atol=1e-9)
-        names = [("E", "A", "B", "alpha", "beta")[i] for i in np.flatnonzero(stuck)]
-        raise UserError(f"{', '.join(names)}: still at the start after the fit: the runs do not determine it")
+    equal = solutions.converged & (solutions.objective <= (1 + EQUAL) * solutions.objective[best])
+    for i, name in enumerate(NAMES[: solutions.theta.shape[1]]):
+        ends = solutions.theta[equal, i]
+        if len(ends) and np.ptp(ends) > 0.05:
+            raise UserError(f"{name}: starts end at one objective with values apart (by {np.ptp(ends):.2g}): each stays where its start put it")
     if not solutions.converged[best]:
         raise UserError("the best fit did not converge: the runs do not determine all parameters; try tied=true, or more runs")
     return theta

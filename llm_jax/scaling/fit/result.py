@@ -13,8 +13,6 @@ from llm_jax.errors import UserError
 
 SEPARATE = 1.5
 """Runs with more than the largest compute over this are the largest ones, which the extrapolation test leaves out."""
-LONG = ("draws", "points", "residuals", "curves")
-"""Keys of a fit.json whose value is written on one line."""
 
 
 def columns(**given: Any) -> dict[str, np.ndarray]:
@@ -52,9 +50,29 @@ def plain(value: Any) -> Any:
 
 
 def write_json(fit: dict[str, Any], path: Path) -> None:
-    """Writes a fit's JSON, readable: one key a line, but long tables on a line of their own."""
-    lines = []
-    for key, value in fit.items():
-        text = json.dumps(value) if key in LONG else json.dumps(value, indent=2).replace("\n", "\n  ")
-        lines.append(f"  {json.dumps(key)}: {text}")
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    """Writes a fit's JSON so that a person can read it too: a key a line, tables of numbers on one line each."""
+    path.write_text(text_of(fit) + "\n")
+
+
+def text_of(value: Any, indent: str = "") -> str:
+    """JSON with a key a line; a list without tables in it is one line.
+
+    >>> print(text_of({"a": 0.5, "draws": [[1, 2], [3, 4]], "minima": [{"flops": 1e18}]}))
+    {
+      "a": 0.5,
+      "draws": [[1, 2], [3, 4]],
+      "minima": [
+        {
+          "flops": 1e+18
+        }
+      ]
+    }
+    """
+    more = indent + "  "
+    if isinstance(value, dict) and value:
+        entries, brackets = [f"{json.dumps(key)}: {text_of(entry, more)}" for key, entry in value.items()], "{}"
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        entries, brackets = [text_of(entry, more) for entry in value], "[]"
+    else:
+        return json.dumps(value)
+    return f"{brackets[0]}\n" + ",\n".join(more + entry for entry in entries) + f"\n{indent}{brackets[1]}"

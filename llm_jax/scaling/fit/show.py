@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from llm_jax.plan.report import make_console, show, table
 from llm_jax.scaling.published import exponents
 
 SENSITIVE = ("alpha", "beta", "a", "E")
+EXPONENTS = ("parametric", "isoflop", "envelope")
+"""Methods whose `a` is the exponent of N*(C)."""
 
 
 def print_fit(fit: Any, said: list[str]) -> None:
@@ -23,7 +27,7 @@ def print_fit(fit: Any, said: list[str]) -> None:
     show(console, "Largest compute left out, then foretold", held_out_table(fit.leave_largest_out))
     if getattr(fit, "sensitivity", None):
         show(console, "What would change the result: the same fit with", sensitivity_table(fit))
-    if "a" in fit.parameters:
+    if fit.method in EXPONENTS:
         show(console, "Beside published exponents of N* ~ C^a", published_table(fit))
     show(console, "Settings", settings_table(s))
     console.print()
@@ -69,22 +73,21 @@ def held_out_table(held_out: dict[str, Any]) -> Any:
     """The extrapolation test, as its names and numbers."""
     made = table("", ">")
     for name, value in held_out.items():
-        if not isinstance(value, dict):
-            shown = (
-                ", ".join(f"{v:.4f}" for v in list(value)[:6]) + (", ..." if len(value) > 6 else "")
-                if hasattr(value, "__len__") and not isinstance(value, str)
-                else number(value)
-            )
-            made.add_row(name.replace("_", " "), shown)
+        if isinstance(value, dict):
+            continue
+        if isinstance(value, np.ndarray):
+            value = ", ".join(f"{v:.4f}" for v in value[:6]) + (", ..." if len(value) > 6 else "")
+        made.add_row(name.replace("_", " "), number(value))
     return made
 
 
 def sensitivity_table(fit: Any) -> Any:
     """The exponents under other choices."""
-    made = table("choice", *(f">{name}" for name in SENSITIVE))
+    shown = [name for name in SENSITIVE if name in fit.sensitivity[0]]
+    made = table("choice", *(f">{name}" for name in shown))
     for row in fit.sensitivity:
         choice = ", ".join(f"{key}={number(value)}" for key, value in row.items() if key not in fit.parameters)
-        made.add_row(choice, *(number(row[name]) if name in row else "" for name in SENSITIVE))
+        made.add_row(choice, *(number(row[name]) for name in shown))
     return made
 
 

@@ -69,6 +69,8 @@ def test_every_curve_finds_a_known_exponent(curve):
         assert minimum.parameters == pytest.approx(best, rel=0.15)
         assert minimum.loss == pytest.approx(TRUTH.loss(best, tokens), rel=1e-2)
     assert abs(got.leave_largest_out["relative_error"]) < 0.15
+    assert all(row["a"] == pytest.approx(TRUTH.a, abs=0.02) for row in got.sensitivity)
+    assert {row.get("curve", row.get("weights")) for row in got.sensitivity} >= {"parabola, no noise", "without the largest budget"}
 
 
 @pytest.mark.parametrize(("curve", "resampling"), [("parabola", "residual"), ("akima", "case"), ("akima", "subsample"), ("parabola", "noise")])

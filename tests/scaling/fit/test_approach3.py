@@ -96,6 +96,21 @@ def test_both_solvers_find_one_minimum_and_scipy_none_below(epoch):
         assert found.fun > objective(theta) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("scale", ["log", "linear"])
+@pytest.mark.parametrize("form", ["free", "tied", "projected"])
+def test_derivatives_by_hand_are_jaxs(scale, form):
+    runs = made_runs(budgets=3, sizes=4)
+    data = {"log_n": np.log(runs.parameters.to_numpy()), "log_d": np.log(runs.tokens.to_numpy()), "target": np.zeros(12), "alpha": 0.3, "beta": 0.2}
+    theta = np.array([0.5, 6.0, 6.2, 0.33, 0.29])[: {"free": 5, "tied": 4, "projected": 3}[form]]
+    look = approach3.look_of(scale, form)
+    with jax.enable_x64(True):
+        values, slopes = look(theta, data)
+        np.testing.assert_allclose(slopes, jax.jacfwd(lambda t: look(t, data)[0])(theta), rtol=1e-12)
+        law = fit.Law(*np.exp(theta[:3]), *((0.3, 0.2) if form == "projected" else (theta[3], theta[-1])))
+        expected = law.loss(runs.parameters.to_numpy(), runs.tokens.to_numpy())
+        np.testing.assert_allclose(values, np.log(expected) if scale == "log" else expected, rtol=1e-12)
+
+
 def test_tied_exponents_are_one_and_a_is_half():
     runs = made_runs(noise=0.002)
     got = fit.parametric(runs.parameters, runs.tokens, runs.loss, tied=True, bootstrap=50)
@@ -142,11 +157,15 @@ def test_same_seed_same_intervals_and_other_seed_others():
         (lambda t: t[t.parameters.rank(method="dense") <= 2], "needs at least"),
         (lambda t: t.assign(parameters=t.parameters.iloc[0]), "1 different sizes"),
         (lambda t: t.assign(loss=1.69 + 406.4 / t.parameters**0.34), "B="),
-        (lambda t: t.assign(loss=0.5 + 0 * t.loss), "at its bound|at a bound|did not converge|still at"),
+        (lambda t: t.assign(loss=0.5 + 0 * t.loss), "at its bound|at a bound|did not converge|where its start put it"),
+        (
+            lambda t: t.assign(tokens=20 * t.parameters, loss=1.69 + 1e3 * t.parameters**-0.34),
+            "at its bound|at a bound|did not converge|its start put",
+        ),
         (lambda t: t.assign(loss=t.loss.where(t.index > 0, np.nan)), "loss=nan in row 1"),
         (lambda t: t.assign(tokens=-t.tokens), "tokens=-"),
     ],
-    ids=["few", "one size", "no tokens term", "constant", "gap", "negative"],
+    ids=["few", "one size", "no tokens term", "constant", "one ratio", "gap", "negative"],
 )
 def test_what_the_runs_do_not_show_is_refused(change, said):
     runs = change(made_runs(budgets=4))

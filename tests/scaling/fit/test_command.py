@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from llm_jax.scaling.fit import published_repetition, repeated_loss
 from llm_jax.scaling.fit.__main__ import main
+from llm_jax.scaling.fit.methods import METHODS, read_option
+from llm_jax.scaling.fit.table import NAMES
+from llm_jax.scaling.recommend import KEYS, budget
+from tests.conftest import ROOT
 from tests.scaling.fit.conftest import TRUTH, made_runs
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -75,6 +83,34 @@ def test_own_runs_need_no_columns_and_unfinished_ones_stay_out(own, tmp_path, ca
     assert "loss is eval_loss" in shown
 
 
+def test_every_method_runs_from_a_table_and_writes_its_parameters(tmp_path, capsys):
+    runs = made_runs(noise=0.0005)
+    many = pd.concat([runs.assign(epochs=e, tokens=runs.tokens * e, unique_tokens=runs.tokens) for e in (1, 4, 16)])
+    law, r_d, r_n = published_repetition()
+    repeated = many.assign(loss=repeated_loss(law, many.parameters.to_numpy(), many.tokens.to_numpy(), many.unique_tokens.to_numpy(), r_d, r_n))
+    curves = pd.concat([runs.assign(run="r" + runs.index.astype(str), flops=runs.flops * t, loss=runs.loss - 0.1 * np.log(t)) for t in (0.5, 1, 2)])
+    tables = {
+        "compute": runs,
+        "overtraining": runs,
+        "repetition": repeated,
+        "accuracy": runs.assign(accuracy=1 / (1 + np.exp(4 * (runs.loss - runs.loss.median())))),
+        "envelope": curves,
+    }
+    extra = {"repetition": ["base=muennighoff"], "accuracy": ["chance=0"], "compute": ["frontier_only=false"]}
+    assert set(METHODS) == {*tables, "parametric", "isoflop"}
+    for method, table in tables.items():
+        table.to_csv(tmp_path / "t.csv", index=False)
+        assert main([f"data={tmp_path / 't.csv'}", f"method={method}", "bootstrap=40", f"out={tmp_path}", *extra.get(method, [])]) == 0, (
+            capsys.readouterr().err
+        )
+        written = read(tmp_path)
+        assert written["method"] == method
+        assert set(written["intervals_95"]) == set(written["parameters"])
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in written["parameters"])
+        assert ("Kaplan et al. 2020" in shown) == (method == "envelope")  # the others' a, if any, is no exponent of N*(C)
+
+
 def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
     for convention, factor in (("6nd_with_head", 1.0), ("6nd_non_embedding", 0.9), ("6nd", 1.1)):
         assert main([f"data={own}", "method=isoflop", "bootstrap=100", f"out={tmp_path}", f"convention={convention}"]) == 0
@@ -113,3 +149,22 @@ def test_help_names_every_method_with_its_columns_and_options(capsys):
     shown = capsys.readouterr().out
     for text in ("parametric", "isoflop", "drop_highest_losses=0", "curve=akima", "columns.X=NAME"):
         assert text in shown
+
+
+def test_commands_of_the_docs_have_keys_that_there_are():
+    text = (ROOT / "docs" / "scaling_fits.md").read_text()
+    lines = [shlex.split(line.split("llm_jax.scaling.", 1)[1]) for line in re.findall(r"^(?:\$ )?python -m llm_jax\.scaling.*=.*$", text, re.M)]
+    assert len(lines) >= 5
+    for program, *arguments in lines:
+        pairs = dict(argument.split("=", 1) for argument in arguments)
+        if program == "recommend":
+            assert set(pairs) <= set(KEYS)
+            assert budget(pairs) > 1e18
+            continue
+        for key, value in pairs.items():
+            if key.startswith("columns."):
+                assert key.removeprefix("columns.") in NAMES
+            elif key not in ("data", "method", "convention", "out"):
+                read_option(pairs["method"], key, value)
+        assert pairs["method"] in METHODS
+    assert all(f"`{method}`" in text for method in METHODS)
