@@ -110,7 +110,18 @@ def extrapolation(study: Study) -> Iterator[Check]:
 
 
 def choices(study: Study) -> Iterator[Check]:
-    """What outlier rule, delta and residuals do."""
+    """What the reading of curves, the outlier rule, delta and residuals do."""
+    if curves := study.isoflop:
+        values = [row["a"] for row in curves.sensitivity]
+        ends = [min(curves.a_interval_95[0], curves.a_interval_95_delta[0]), max(curves.a_interval_95[1], curves.a_interval_95_delta[1])]
+        inside = ends[0] <= min(values) and max(values) <= ends[1]
+        yield Check(
+            "holds" if inside else "doubt",
+            "Other readings of the curves",
+            f"Other curves, weights and budgets give an exponent of {min(values):.3f} to {max(values):.3f}, {'within' if inside else 'beyond'} "
+            f"the wider "
+            f"interval ({interval(ends)}).",
+        )
     fit = study.parametric
     if fit is None or not fit.sensitivity:
         return

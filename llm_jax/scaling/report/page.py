@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report import html
 from llm_jax.scaling.report.doubts import Check, checks
@@ -49,7 +50,10 @@ def make_page(study: Study, figures: Figures) -> str:
         "compute": ("Loss against compute, and extrapolation", numbered("law.against_compute") + held_out_table(study)),
         "contours": ("Loss over size and tokens", numbered("law.contours")),
         "residuals": ("Residuals", numbered("law.residuals")),
-        "sensitivity": ("Sensitivity to outliers, δ and the largest runs", numbered("sensitivity.choices")),
+        "sensitivity": (
+            "Sensitivity to curves, outliers, δ and the largest runs",
+            numbered("sensitivity.curve_choices") + numbered("sensitivity.choices"),
+        ),
         "published": ("Beside published exponents", numbered("sensitivity.published") + published_table(study)),
         "sweep": ("Learning rate and batch", numbered("runs.sweep_figure")),
         "wrong": ("What would make this wrong", checks_table(found)),
@@ -103,10 +107,10 @@ def in_short(study: Study, found: list[Check]) -> str:
             f"{span(runs.tokens.min(), runs.tokens.max())} tokens, {flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
     main = study.main
-    if main is not None and "a" in main.parameters:
+    if main is not None and main.method in EXPONENTS:
         a, ends = main.parameters["a"], main.intervals_95["a"]
         cards.append((f"{a:.3f}", f"a of N* ∝ C^a, {interval(ends)}; {title_of_method(main.method)}"))
-        if main.method in APPROACHES:
+        if len(runs):
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
             cards.append(
@@ -142,7 +146,7 @@ def in_short(study: Study, found: list[Check]) -> str:
             )
         )
     if main is None:
-        said.append("The table carries no scaling law (below it is said why); what it has is a sweep.")
+        said.append("No scaling law could be fitted; below it is said why.")
     doubts, unknown = (sum(check.verdict == verdict for check in found) for verdict in ("doubt", "unknown"))
     if found:
         cards.append(

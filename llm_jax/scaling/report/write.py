@@ -20,6 +20,7 @@ FIGURES = (
     law.against_compute,
     law.contours,
     law.residuals,
+    sensitivity.curve_choices,
     sensitivity.choices,
     sensitivity.published,
     runs.sweep_figure,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.scaling.fit import IsoflopFit, Minimum
+from llm_jax.scaling.fit import Minimum
+from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.report.drawn import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import BLUE, INK, MUTED, ORANGE, RED, interval, many, new_figure, say_flops, say_numbers, shades
@@ -14,6 +15,8 @@ from llm_jax.train.metrics import short
 
 AHEAD = 10.0
 """Lines go on to this many times the largest budget."""
+NAMES = {"isoflop": "IsoFLOP minima", "parametric": "law of N and D", "envelope": "envelope of training curves"}
+"""Of fits that know N*(C)."""
 ABOVE = 0.9
 """Losses are drawn up to this part of the minima's span above the highest of them."""
 
@@ -123,18 +126,17 @@ def cost_of_twice(minimum: Minimum) -> float | None:
 
 def optima(study: Study) -> Drawn | str:
     """N*, D* and D*/N* against compute."""
-    fits = {name: fit for name, fit in study.fits.items() if name in ("isoflop", "parametric")}
+    fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
     if not fits:
         return "No compute-optimal sizes: there is neither an IsoFLOP fit nor a law of N and D."
     figure, axes = new_figure(2.9, columns=3)
     low, high = study.fitted.flops.min(), study.fitted.flops.max()
     at = np.geomspace(low, high * AHEAD, 80)
-    for fit, colour in zip(fits.values(), (BLUE, ORANGE), strict=False):
+    for (name, fit), colour in zip(fits.items(), (BLUE, ORANGE), strict=False):
         n, d = optimum(fit, at)
         many_n, many_d = optimum_draws(fit, at)
-        label = "IsoFLOP minima" if isinstance(fit, IsoflopFit) else "law of N and D"
         for ax, line, draws in zip(axes, (n, d, d / n), (many_n, many_d, many_d / many_n), strict=True):
-            ax.plot(at[at <= high], line[at <= high], color=colour, label=label)
+            ax.plot(at[at <= high], line[at <= high], color=colour, label=NAMES[name])
             ax.plot(at[at >= high * 0.97], line[at >= high * 0.97], "--", color=colour, linewidth=1.1)
             if len(draws) > 1:
                 ax.fill_between(at, *band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
@@ -160,7 +162,7 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
         n, d = optimum(fit, np.array([largest, AHEAD * largest]))
         draws_n, draws_d = optimum_draws(fit, np.array([largest, AHEAD * largest]))
         a, ends = fit.parameters["a"], fit.intervals_95["a"]
-        text = f"{'The minima give' if name == 'isoflop' else 'The law gives'} N* ∝ C^{a:.3f} ({interval(ends)})"
+        text = f"By the {NAMES[name]}, N* ∝ C^{a:.3f} ({interval(ends)})"
         if len(draws_n) > 1:
             low, high = band(n, draws_n, widening(fit))
             low_r, high_r = band(d / n, draws_d / draws_n, widening(fit))
