@@ -24,10 +24,11 @@ from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
+from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
-from llm_jax.train.optimizer import OptimizerConfig
+from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
 
 Config = TypeVar("Config")
 
@@ -322,11 +323,14 @@ def resolved(experiment: Experiment) -> Experiment:
     if not experiment.run_dir:
         experiment = dataclasses.replace(experiment, run_dir=f"runs/{experiment.name}/default")
     check_parts(e := experiment)
+    check_parametrization(e.optimizer, e.model)
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
             f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions (model.positions={e.model.positions})"
         )
-    return dataclasses.replace(experiment, model=experiment.model.resolved())
+    model = experiment.model.resolved()
+    parametrization.check(model)
+    return dataclasses.replace(experiment, model=model)
 
 
 def check_parts(e: Experiment) -> None:

@@ -22,6 +22,7 @@ skipped, and runs.csv has a row for each; key=value is then for all points alike
 
   python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
   python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
+  python -m llm_jax.launch experiment=NAME grid.executor=together grid.at_once=8      runs of one shape in one program
 
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
 Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),

@@ -46,6 +46,7 @@ class Corpus:
                  held_out_fraction: float, sequence_length: int, batch_size: int, seed: int):  # fmt: skip
         import grain
 
+        self._stores, self._held_out_fraction = parts, held_out_fraction
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
@@ -63,6 +64,13 @@ class Corpus:
         """UTF-8 bytes of text a token, BOS and EOS counted."""
         datasets = [grain.MapDataset.source(part.train) for part in self._parts]
         self._rows = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, [p.share for p in self._parts])
+
+    def with_seed(self, seed: int) -> Corpus:
+        """The same documents, the same ones held out, in another order."""
+        return Corpus(
+            self._stores, self.tokenizer, fingerprint=self.fingerprint, held_out_fraction=self._held_out_fraction,
+            sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed,
+        )  # fmt: skip
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The global batch at `step` (from 0), or only its `rows`, each array [len(rows), T]."""

@@ -21,6 +21,7 @@ from llm_jax.model import attention_context as context
 from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.parametrization import attention_logits, residual_std, times
 from llm_jax.model.parts import Norm, rotate
 from llm_jax.model.weights import add_bias, project, weight
 
@@ -40,8 +41,7 @@ class Attention(nnx.Module):
         self.query = weight(rngs, config, (D, H, K), ("embed", "heads", "head_dim"), std, layers)
         self.key = weight(rngs, config, (D, G, K), ("embed", "kv_heads", "head_dim"), std, layers)
         self.value = weight(rngs, config, (D, G, K), ("embed", "kv_heads", "head_dim"), std, layers)
-        # GPT-2's scale: 2 layers projections add into the stream, so each gets 1 / sqrt(2 layers) of the variance
-        self.out = weight(rngs, config, (H, K, D), ("heads", "head_dim", "embed"), std / (2 * config.layers) ** 0.5, layers)
+        self.out = weight(rngs, config, (H, K, D), ("heads", "head_dim", "embed"), residual_std(config), layers)
         if config.bias_qkv:
             self.query_bias = weight(rngs, config, (H, K), ("heads", "head_dim"), 0, layers)
             self.key_bias = weight(rngs, config, (G, K), ("kv_heads", "head_dim"), 0, layers)
@@ -66,6 +66,7 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rope), rotate(k_BSGK, rope)
+        q_BTHK = times(q_BTHK, attention_logits(config))  # here, once for all kernels
         out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:

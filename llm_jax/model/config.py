@@ -193,10 +193,21 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2 layers)."""
 
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    """How scales and learning rates follow from the shape (`model/parametrization.py`): "standard": as this file says, for any shape; "mup":
+    from the width, so that the best learning rate is the same at every width; "completep": from width and depth."""
+    base_embed: int | None = None
+    """parametrization=mup, completep: the embed at which they are the standard one: where the learning rate was tuned. The other widths
+    of that model are taken to be smaller in the same proportion."""
+    base_layers: int | None = None
+    """parametrization=completep: the layers of that model."""
+    base_head_dim: int | None = None
+    """parametrization=mup, completep: the head_dim of that model. None: the same as here, so that heads grow in number."""
+
     def resolved(self, tokenizer_vocab: int | None = None) -> ModelConfig:
         """The same with every None that has a value filled in. Raises UserError for shapes that can't be."""
         values: dict = {}
-        for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments"):
+        for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments", *BASE_SHAPE):
             size = getattr(self, key)
             if size is not None and size < 1:
                 raise UserError(f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}")
@@ -253,6 +264,8 @@ class ModelConfig:
         """The layers that have experts."""
         return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
+
+BASE_SHAPE = ("base_embed", "base_layers", "base_head_dim")
 
 SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")
 """The tensors of a block that `remat` may keep by name."""

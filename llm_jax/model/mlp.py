@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.parametrization import residual_std
 from llm_jax.model.weights import add_bias, project, weight
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -32,7 +33,7 @@ class FeedForward(nnx.Module):
         if config.gated:
             self.gate = weight(rngs, config, (D, F), ("embed", "mlp"), config.init_std, layers)
         self.up = weight(rngs, config, (D, F), ("embed", "mlp"), config.init_std, layers)
-        self.down = weight(rngs, config, (F, D), ("mlp", "embed"), config.init_std / (2 * config.layers) ** 0.5, layers)
+        self.down = weight(rngs, config, (F, D), ("mlp", "embed"), residual_std(config), layers)
         if config.bias_mlp:
             if config.gated:
                 self.gate_bias = weight(rngs, config, (F,), ("mlp",), 0, layers)

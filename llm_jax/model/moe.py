@@ -24,6 +24,7 @@ from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.grouped import batched_product, block_rows, grouped_product
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
+from llm_jax.model.parametrization import residual_std
 from llm_jax.model.router import Routing, choose, sums_of
 from llm_jax.model.weights import compute, project, weight
 
@@ -44,7 +45,7 @@ class MoE(nnx.Module):
         if config.gated:
             self.gate = weight(rngs, config, (E, D, F), ("experts", "embed", "mlp"), std, layers)
         self.up = weight(rngs, config, (E, D, F), ("experts", "embed", "mlp"), std, layers)
-        self.down = weight(rngs, config, (E, F, D), ("experts", "mlp", "embed"), std / (2 * config.layers) ** 0.5, layers)
+        self.down = weight(rngs, config, (E, F, D), ("experts", "mlp", "embed"), residual_std(config), layers)
         if config.moe.bias:
             self.bias = weight(rngs, config, (E,), (None,), 0, layers, dtype="float32")
         if config.moe.shared_mlp:

@@ -17,6 +17,7 @@ from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
+from llm_jax.model.parametrization import readout, residual, times
 from llm_jax.model.parts import Norm, rope_tables
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
@@ -44,21 +45,26 @@ class Block(nnx.Module):
 
         For that, real_BT: whether a token is none of padding; weights_BT: the tokens' weights in the loss.
         """
-        place = self.place
-        if self.config.norm_placement == "before":
-            y_BTD = place.move(self.attention_norm(x_BTD), STREAM)
-            x_BTD = x_BTD + self.attention(y_BTD, rope, segments_BS)
-            y_BTD, routing = self.feed_forward(self.mlp_norm(x_BTD), real_BT, weights_BT)
-            return x_BTD + y_BTD, routing
-        y_BTD = self.attention(place.move(x_BTD, STREAM), rope, segments_BS)
-        x_BTD = x_BTD + self.attention_norm(y_BTD)
+        x_BTD = x_BTD + self.attend(x_BTD, rope, segments_BS)
         y_BTD, routing = self.feed_forward(x_BTD, real_BT, weights_BT)
-        return x_BTD + self.mlp_norm(y_BTD), routing
+        return x_BTD + y_BTD, routing
 
-    def feed_forward(self, x_BTD: jax.Array, real_BT: jax.Array | None, weights_BT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """The block's second half, dense or sparse; x_BTD in the residual placement."""
-        x_BTD = self.place.move(checkpoint_name(x_BTD, "mlp_in"), STREAM)  # kept as the stream is split
-        return self.mlp(x_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(x_BTD), None)
+    def attend(self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None) -> jax.Array:
+        """The block's first half: what attention adds to the stream x_BTD."""
+        before = self.config.norm_placement == "before"
+        y_BTD = self.place.move(self.attention_norm(x_BTD) if before else x_BTD, STREAM)
+        y_BTD = self.attention(y_BTD, rope, segments_BS)
+        return times(y_BTD if before else self.attention_norm(y_BTD), residual(self.config))
+
+    def feed_forward(
+        self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
+        """The second half, dense or sparse: what it adds to the stream, and what the router did."""
+        before = self.config.norm_placement == "before"
+        y_BTD = checkpoint_name(self.mlp_norm(x_BTD) if before else x_BTD, "mlp_in")  # kept as the stream is split
+        y_BTD = self.place.move(y_BTD, STREAM)
+        y_BTD, routing = self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
+        return times(y_BTD if before else self.mlp_norm(y_BTD), residual(self.config)), routing
 
 
 class Transformer(nnx.Module):
@@ -99,7 +105,7 @@ class Transformer(nnx.Module):
         return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
-        """The residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
+        """What the head gets, the residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0], self.place)
@@ -117,12 +123,22 @@ class Transformer(nnx.Module):
         real_BT = None if segments_BS is None or not config.sparse_layers else arrange(segments_BS, place) > 0
         if segments_BS is not None:
             segments_BS = place.move(segments_BS, ("batch", None), "attention")  # once for all layers
-        residual = place.spec(STREAM, "residual")
-        x_BTD = lookup(self.embedding, tokens_BT, config, place, residual)
-        if config.position == "learned":
-            x_BTD += lookup(self.positions, positions_BT, config, place, residual)
+        x_BTD = self.embed(tokens_BT, positions_BT)
         x_BTD, routing = self.run_blocks(x_BTD, positions_BT, segments_BS, real_BT, weights_BT)
-        return place.move(self.final_norm(x_BTD), STREAM), routing
+        return self.finish(x_BTD), routing
+
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """The stream that enters the first block, in the compute dtype."""
+        config, place = self.config, self.place
+        spec = place.spec(STREAM, "residual")
+        x_BTD = lookup(self.embedding, tokens_BT, config, place, spec)
+        if config.position == "learned":
+            x_BTD += lookup(self.positions, positions_BT, config, place, spec)
+        return x_BTD
+
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """The stream after the last block, made ready for the head."""
+        return times(self.place.move(self.final_norm(x_BTD), STREAM), readout(self.config))
 
     @property
     def output(self) -> Weight:

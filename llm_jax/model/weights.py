@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims, Placement
+from llm_jax.model.parametrization import initial
 
 
 class Weight(nnx.Param):
@@ -41,7 +42,9 @@ class Shared:
 def weight(
     rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
 ) -> Weight:
-    """A weight with normal entries of standard deviation `std`; None: ones; 0: zeros. `dtype`: None for the parameters'.
+    """A weight with normal entries of standard deviation `std` (of the base shape, see `parametrization`); None: ones; 0: zeros.
+
+    `dtype`: None for the parameters'.
 
     With `layers`, one for every layer, stacked along a first dim.
     """
@@ -52,7 +55,7 @@ def weight(
     elif std == 0:
         value = jnp.zeros(full, kind)
     else:
-        value = std * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
+        value = std * initial(config, dims) * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
     return Weight(value, dims=dims, stacked=layers is not None)
 
 

@@ -95,7 +95,8 @@ class GridConfig:
     executor: Literal["one_by_one", "together", "slurm"] = "one_by_one"
     """One run after another in this process; runs of the same shape at once in one program; or an array of Slurm jobs."""
     at_once: int = 8
-    """executor=together: at most so many runs in one program."""
+    """executor=together: at most so many runs in one program. They differ in seed, schedule, weight decay and initial scale only, and
+    are dealt out over the mesh's devices (layout=single mesh.data=-1), each whole on one. On a CPU a few for each device are fastest."""
     retry: bool = False
     """Whether runs that diverged are tried again (failed ones always are)."""
     mfu: float = 0.4

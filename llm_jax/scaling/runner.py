@@ -24,6 +24,7 @@ from llm_jax.scaling import collect
 from llm_jax.scaling.conclude import conclude, predict
 from llm_jax.scaling.grid import Grid, Point, Row, folder_of
 from llm_jax.scaling.progress import GridProgress, PointConsole
+from llm_jax.scaling.together import groups, run_together
 from llm_jax.scaling.trunks import branch_off, with_trunks
 from llm_jax.train import metrics, run, run_folder
 from llm_jax.train.console import Console, duration
@@ -107,7 +108,7 @@ class Session:
         if errors and len(errors) == len(experiments):
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
-            prepare_corpus(experiments[0], self.shared, self.console.say)
+            run.prepare_corpus(experiments[0], self.shared, self.console.say)
 
     def ready(self, points: list[Point], pending: list[Point]) -> list[Point]:
         """Those that can be run now: what is held out comes after all others, and is foretold from them."""
@@ -184,43 +185,60 @@ class Session:
 def one_by_one(session: Session, pending: list[Point]) -> None:
     """Runs points one after another in this process."""
     for point in pending:
-        started = time.monotonic()
-        row = run_point(session, point)
+        run_and_end(session, [point])
+
+
+def together(session: Session, pending: list[Point]) -> None:
+    """Runs points of the same shape at once, in one program; others, and those that have no like, one after another."""
+    can_run = {id(point.experiment): point for point in pending if point.experiment}
+    one_by_one(session, [point for point in pending if point.experiment is None])
+    experiments = [point.experiment for point in can_run.values() if point.experiment]
+    for group in groups(experiments, session.grid.settings.at_once):
+        run_and_end(session, [can_run[id(experiment)] for experiment in group])
+
+
+def run_and_end(session: Session, points: list[Point]) -> None:
+    """Runs points, at once if they are several, and writes down how they ended."""
+    started = time.monotonic()
+    rows = run_points(session, points)
+    for point, row in zip(points, rows, strict=True):
         session.end(point, row, time.monotonic() - started)
-        session.stop.check()
-        gc.collect()
+    session.stop.check()
+    gc.collect()
 
 
-def run_point(session: Session, point: Point) -> Row:
-    """Trains one point, or goes on with it. Whatever it raises is the point's failure; a signal is raised as Stopped."""
-    if point.experiment is None:
-        return session.row(point)
-    experiment, run_dir = point.experiment, Path(point.experiment.run_dir)
-    begin(point, session)
-    per_step = point.cost / experiment.train.steps
-    first: list[int] = []
+def run_points(session: Session, points: list[Point]) -> list[Row]:
+    """Trains points, one or several at once, or goes on with them. Whatever is raised is their failure; a signal is raised as Stopped."""
+    experiments = [point.experiment for point in points if point.experiment]
+    if len(experiments) < len(points):
+        return [session.row(point) for point in points]
+    for point in points:
+        begin(point, session)
+    per_step = sum(point.cost for point in points) / experiments[0].train.steps
+    name = points[0].name + (f" and {len(points) - 1} more" if len(points) > 1 else "")
 
     def told(step: int, text: str) -> None:
         assert session.progress
-        first.append(step)
-        session.progress.running(point.name, step * per_step - point.inherited, text)
+        session.progress.running(name, step * per_step - sum(point.inherited for point in points), text)
 
     session.stop.held = False
-    note = note_of(point)
+    failed = {}
     with contextlib.closing(PointConsole(told)) as console:
-        console.log_to(run_dir / "log.txt")
+        for experiment in experiments:
+            console.log_to(Path(experiment.run_dir) / "log.txt")
         try:
-            code = run.prepare_and_train(experiment, console, session.stop, time.time(), session.shared)
-            if code >= 128:
-                raise Stopped(code - 128)
+            codes = run_together(experiments, console, session.stop, time.time(), session.shared)
+            if max(codes) >= 128:
+                raise Stopped(max(codes) - 128)
         except run_folder.Busy:
-            raise  # not the point's fault: somebody else is at it
+            raise  # not the points' fault: somebody else is at it
         except Exception as error:
             reason = failure(error)
             console.say(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
-            note |= {"status": "failed", "reason": reason}
-    metrics.write_json(run_dir / collect.NOTE, note)
-    return collect.row_of(run_dir)
+            failed = {"status": "failed", "reason": reason}
+    for point, experiment in zip(points, experiments, strict=True):
+        metrics.write_json(Path(experiment.run_dir) / collect.NOTE, note_of(point) | failed)
+    return [collect.row_of(Path(experiment.run_dir)) for experiment in experiments]
 
 
 def begin(point: Point, session: Session) -> None:
@@ -249,14 +267,6 @@ def failure(error: Exception) -> str:
     return f"{'out of memory: ' if memory else ''}{type(error).__name__}: {line}"[:500]
 
 
-def prepare_corpus(experiment: Experiment, shared: run.Shared, say: Callable[[str], None]) -> None:
-    """Reads and keeps the corpus of a run before it begins."""
-    assert shared.prepare
-    t = experiment.train
-    kept = {"sequence_length": t.sequence_length, "batch_size": t.batch_size, "seed": t.seed}
-    shared.prepare(experiment.data, experiment.tokenizer, log=say, run_dir=None, **kept)
-
-
 def kept_corpora() -> Callable[..., data.Corpus]:
     """`data.prepare` that keeps the last corpora."""
     kept: dict[Any, data.Corpus] = {}
@@ -272,11 +282,6 @@ def kept_corpora() -> Callable[..., data.Corpus]:
         return kept[key]
 
     return prepare
-
-
-def together(session: Session, pending: list[Point]) -> None:
-    """Runs points of the same shape at once, in one program."""
-    raise UserError("grid.executor=together: is not there yet; use one_by_one")
 
 
 EXECUTORS: dict[str, Callable[[Session, list[Point]], None]] = {"one_by_one": one_by_one, "together": together}

@@ -101,14 +101,14 @@ class Checkpoints:
                     f"and this experiment's is {here.get(name, 'not there')}); choose another run_dir"
                 )
 
-    def restore_latest(self, abstract: TrainState, say: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read; None where there is none.
+    def restore_latest(self, abstract: TrainState, say: Callable[[str], None], newest: float = math.inf) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, of those up to the step `newest`; None where there is none.
 
         Those after it, which can't be read, are reported and moved to <run_dir>/damaged. Where no checkpoint can be
         read the cause is more likely elsewhere: that is a UserError, and nothing is moved.
         """
         failed: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if step <= newest]):
             try:
                 state, info = self.restore(step, abstract)
                 jax.block_until_ready(state)

@@ -18,16 +18,15 @@ class Console:
     def __init__(self, speaks: bool = True):
         self.rich = RichConsole(highlight=False, soft_wrap=True, markup=False)
         self.speaks, self.last = speaks, 0.0
-        self.file: TextIO | None = None
+        self.files: dict[Path, TextIO] = {}
         self.bar: Progress | None = None
         self.waiting: list[str] = []  # said before there was a run folder
 
     def log_to(self, path: Path) -> None:
-        """From now on, and for what was said before, also append to this file."""
-        if self.speaks and self.file is None:
-            self.file = path.open("a")
-            self.file.writelines(line + "\n" for line in self.waiting)
-            self.file.flush()
+        """From now on, and for what was said before any log was there, also append to this file, and to those named before."""
+        if self.speaks and path not in self.files:
+            self.files[path] = path.open("a")
+            self.write(self.files[path], self.waiting)
 
     def say(self, text: str = "") -> None:
         """A line (or several)."""
@@ -36,11 +35,16 @@ class Console:
         self.show(text)
         stamp = datetime.now().isoformat(timespec="seconds")
         lines = [f"{stamp} {line}" for line in text.split("\n")]
-        if self.file is None:
+        if not self.files:
             self.waiting += lines
-        else:
-            self.file.writelines(line + "\n" for line in lines)
-            self.file.flush()
+        for file in self.files.values():
+            self.write(file, lines)
+
+    @staticmethod
+    def write(file: TextIO, lines: list[str]) -> None:
+        """Lines that are in the file when this returns."""
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
 
     def show(self, text: str) -> None:
         """Puts a line before a person's eyes."""
@@ -71,11 +75,10 @@ class Console:
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Ends the bar and the log file."""
+        """Ends the bar and the log files."""
         self.stop()
-        if self.file:
-            self.file.close()
-            self.file = None
+        while self.files:
+            self.files.popitem()[1].close()
 
 
 def duration(seconds: float) -> str:

@@ -18,8 +18,8 @@ class Fed(NamedTuple):
 
     arrays: dict[str, jax.Array]
     """Each [A, B / A, T]: microbatches first."""
-    sha: str | None
-    """The sha256 of the whole batch; None where it isn't asked for or another process has it."""
+    shas: tuple[str | None, ...]
+    """The sha256 of each run's whole batch; None where it isn't asked for or another process has it."""
 
 
 class Feed:
@@ -69,7 +69,7 @@ class Feed:
 
             return jax.make_array_from_callback(shape, sharding, part)
 
-        return Fed({name: local(values) for name, values in rows.items()}, sha)
+        return Fed({name: local(values) for name, values in rows.items()}, (sha,))
 
     def place_sharding(self) -> jax.sharding.NamedSharding:
         """Where a batch of microbatches lives."""

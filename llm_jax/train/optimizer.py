@@ -3,6 +3,9 @@
 An optimizer is built with a learning rate of one; the train step multiplies its updates by the schedule at the
 step's own number. So a skipped step does not shift the schedule, and decay is multiplied by the learning rate
 for every optimizer alike. An experiment file adds one with `@register("name")`.
+
+A parametrisation (`model/parametrization.py`) gives each weight its own multiple of the learning rate, and of Adam's epsilon.
+Optimizers registered with `rates=True` heed them; the others run in the standard parametrisation only.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.errors import UserError, nearest, require
+from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims
+from llm_jax.model.parametrization import NO_MULTIPLIERS, Multipliers, role, times
 
 MATRIX_SIDES: dict[Dims, int] = {
     # where a weight's inputs end and its outputs begin: Muon orthogonalises [inputs, outputs]
@@ -87,31 +92,38 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What an optimizer may know of a parameter: the names of its dims (without the stacked `layers`)."""
+    """What an optimizer may know of a parameter: the names of its dims (without the stacked `layers`), and its own multipliers."""
 
     dims: Dims
     stacked: bool
+    multipliers: Multipliers = NO_MULTIPLIERS
 
     @property
     def is_matrix(self) -> bool:
         """A weight of a linear map inside a block."""
-        return self.dims in MATRIX_SIDES
+        return role(self.dims) in ("hidden", "router")
 
     @property
     def is_embedding(self) -> bool:
         """A table: of pieces, of positions, or the output head."""
-        return len(self.dims) == 2 and self.dims not in MATRIX_SIDES and self.dims[1] == "embed"
+        return role(self.dims) == "table"
 
 
 Builder = Callable[[OptimizerConfig, Any], optax.GradientTransformation]
 BUILDERS: dict[str, Builder] = {}
+WITH_RATES: set[str] = set()
+"""The optimizers that heed a parametrisation's multipliers."""
 
 
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Adds an optimizer: a function of (config, tree of ParameterInfo) to a transformation with learning rate one."""
+def register(name: str, rates: bool = False) -> Callable[[Builder], Builder]:
+    """Adds an optimizer: a function of (config, tree of ParameterInfo) to a transformation with learning rate one.
+
+    rates: whether it heeds the multipliers in ParameterInfo, as `rescaled` does.
+    """
 
     def add(builder: Builder) -> Builder:
         BUILDERS[name] = builder
+        (WITH_RATES.add if rates else WITH_RATES.discard)(name)
         return builder
 
     return add
@@ -126,15 +138,46 @@ def make_optimizer(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
     return BUILDERS[config.name](config, info)
 
 
+def check_parametrization(config: OptimizerConfig, model: ModelConfig) -> None:
+    """Raises UserError for a parametrisation of the model that the optimizer would not heed."""
+    if model.parametrization != "standard" and config.name not in WITH_RATES:
+        raise UserError(
+            f"optimizer.name={config.name}: has one learning rate for all weights, and model.parametrization={model.parametrization} wants "
+            f"one for each; use {' or '.join(sorted(WITH_RATES))}, or model.parametrization=standard"
+        )
+
+
+def rescaled(transformation: optax.GradientTransformation, info: Any) -> optax.GradientTransformation:
+    """Adam's or Lion's updates, each weight's with its own multiples of the learning rate and of epsilon.
+
+    An epsilon n times as large is a gradient divided by n, as m / (sqrt(v) + n epsilon) = (m / n) / (sqrt(v) / n + epsilon).
+    """
+    epsilons, rates = (jax.tree.map(lambda i, of=of: getattr(i.multipliers, of), info) for of in ("epsilon", "rate"))
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        gradients = jax.tree.map(lambda g, n: times(g, 1 / n), gradients, epsilons)
+        updates, state = transformation.update(gradients, state, parameters)
+        return jax.tree.map(times, updates, rates), state
+
+    return optax.GradientTransformation(transformation.init, update)
+
+
+def with_decay(config: OptimizerConfig, info: Any, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Updates against the gradient, rescaled, with decoupled decay: that is of the learning rate as it is, whatever a weight's own multiple
+    (see `parametrization`)."""
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays(config, info))
+    return optax.chain(rescaled(transformation, info), decay, optax.scale_by_learning_rate(1.0))
+
+
 def decays(config: OptimizerConfig, info: Any) -> Any:
     """Which parameters decay: bools in the structure of the parameters."""
     return jax.tree.map(lambda i: i.is_matrix or (i.is_embedding and config.decay_embeddings), info)
 
 
-@register("adamw")
+@register("adamw", rates=True)
 def adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
     """Loshchilov & Hutter 2019."""
-    return optax.adamw(1.0, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decays(config, info))
+    return with_decay(config, info, optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
 
 
 @register("adafactor")
@@ -147,10 +190,10 @@ def adafactor(config: OptimizerConfig, info: Any) -> optax.GradientTransformatio
     )
 
 
-@register("lion")
+@register("lion", rates=True)
 def lion(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
     """Chen et al. 2023. Wants about a tenth of AdamW's learning rate and ten times its decay."""
-    return optax.lion(1.0, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays(config, info))
+    return with_decay(config, info, optax.scale_by_lion(config.beta1, config.beta2))
 
 
 @register("muon")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed, on_devices
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
+from llm_jax.train.running import Running
 from llm_jax.train.state import Program, TrainState
-from llm_jax.train.step import make_evaluation
+from llm_jax.train.step import Metrics, make_evaluation
 from llm_jax.train.stop import Stopped, StopSignal
 
 EXIT_DIVERGED = 3
@@ -68,31 +70,101 @@ def run(experiment: Experiment) -> int:
 
 def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float, shared: Shared = ALONE) -> int:
     """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
-    run_dir, steps = Path(experiment.run_dir), experiment.train.steps
     place = place_of(experiment)
-    run_folder.check_writable(run_dir)
-    run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
-    last = run_folder.last_summary(run_dir)
-    if last.get("state") == "finished" and last["step"] >= steps:
-        console.say(f"nothing to do: the run in {run_dir} is finished, at step {last['step']} of {steps}")
+    last = check_folder(experiment)
+    if is_finished(experiment, last):
+        console.say(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
         return 0
+    corpus = prepare_corpus(experiment, shared, console.say)
+    experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
+    check_layout(experiment, place)
+    with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
+    program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
+    with opened(experiment, corpus, last, console):
+        return train(with_room, program, corpus, console, stop, started, shared)
 
-    corpus = (shared.prepare or data.prepare)(
+
+def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float, shared: Shared) -> int:
+    """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
+    place = program.place
+    with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
+        checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint)
+        life.callback(checkpoints.close)
+        found = restored(program, checkpoints, experiment, corpus, console)
+        if found:
+            console.say(f"resuming at step {found[1]['step']}")
+        state, info = found or (program.new_state(experiment.train.seed), {"step": 0})
+        peak = (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype)
+        console.say(header(experiment, program, corpus, peak))
+        running = make_running(life, experiment, checkpoints, corpus, info, started, peak and peak * place.mesh.size)
+        feed = Feed(
+            corpus,
+            place,
+            batch_size=experiment.train.batch_size,
+            microbatches=experiment.train.microbatches,
+            sha=experiment.train.batch_sha,
+        )
+        life.callback(feed.close)
+        loop = Loop(
+            stop=stop,
+            step=jit_step(program, make_objective(experiment.objective), experiment),
+            feed=feed,
+            evaluate=Evaluator(program, corpus, experiment, stop),
+            runs=[running],
+            console=console,
+            train=experiment.train,
+            evaluation=experiment.evaluate,
+            checkpointing=experiment.checkpoint,
+        )
+        code = 0
+        try:
+            with jax.set_mesh(place.mesh):
+                state = loop.run(state, info["step"], evaluation_due=bool(info.get("evaluation_due")))
+                if experiment.sample.tokens:
+                    show_samples(program, state, corpus, experiment, console, stop)
+        except Stopped as stopped:
+            if not stop.held:  # not a step was done
+                raise
+            checkpoints.wait()
+            console.say(f"{stopped} at step {running.latest['step']}; checkpoint saved; the same command goes on from here")
+            code = 128 + stopped.number
+        except Diverged as error:
+            console.say(f"the run diverged: {error}")
+            code = EXIT_DIVERGED
+    last_word(experiment, program, running, peak, code, console)
+    return code
+
+
+def prepare_corpus(experiment: Experiment, shared: Shared, say: Callable[[str], None]) -> data.Corpus:
+    """The corpus that the experiment asks for."""
+    return (shared.prepare or data.prepare)(
         experiment.data,
         experiment.tokenizer,
         sequence_length=experiment.train.sequence_length,
         batch_size=experiment.train.batch_size,
         seed=experiment.train.seed,
         run_dir=None,
-        log=console.say,
+        log=say,
     )
-    experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
-    check_layout(experiment, place)
 
-    yaml = experiments.to_yaml(experiment)
-    experiment = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
-    program = Program(experiment.model, experiment.optimizer, place, experiment.train.ema_decay)
 
+def check_folder(experiment: Experiment) -> dict[str, Any]:
+    """The summary of the last start in the run folder (empty if there was none). Raises UserError where this run can't live there."""
+    run_dir = Path(experiment.run_dir)
+    run_folder.check_writable(run_dir)
+    run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
+    return run_folder.last_summary(run_dir)
+
+
+def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
+    """Whether a last start with this summary did all steps."""
+    return last.get("state") == "finished" and last["step"] >= experiment.train.steps
+
+
+@contextlib.contextmanager
+def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any], console: Console) -> Iterator[None]:
+    """The run folder, made and held for this process, with its configuration, its tokenizer and a log. `last`: of `check_folder`."""
+    run_dir, yaml = Path(experiment.run_dir), experiments.to_yaml(experiment)
     run_folder.make_folder(run_dir)
     with run_folder.locked(run_dir, console.say):
         changed = run_folder.check_same_run(run_dir, yaml)
@@ -102,74 +174,52 @@ def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal
         for change in changed:
             console.say(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":
-                console.say(f"the learning-rate schedule ({experiment.optimizer.schedule}) now ends at step {steps}: the rate may jump here")
+                steps, schedule = experiment.train.steps, experiment.optimizer.schedule
+                console.say(f"the learning-rate schedule ({schedule}) now ends at step {steps}: the rate may jump here")
         if last.get("state") == "diverged":
             console.say(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
-        return train(experiment, program, corpus, console, stop, started, shared)
+        yield
 
 
-def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float, shared: Shared) -> int:
-    """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
-    place, run_dir = program.place, Path(experiment.run_dir)
-    with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
-        checkpoints = Checkpoints(run_dir, experiment.checkpoint)
-        life.callback(checkpoints.close)
-        state, info = start_or_resume(program, checkpoints, experiment, corpus, console)
-        first = int(info["step"])
-        peak = (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype)
-        flops_per_token = train_flops_per_token(experiment.model, experiment.train.sequence_length)
-        tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
-        console.say(header(experiment, program, corpus, peak, flops_per_token))
-        writer = metrics.MetricsWriter(run_dir)
-        life.callback(writer.close)
-        feed = Feed(
-            corpus,
-            place,
-            batch_size=experiment.train.batch_size,
-            microbatches=experiment.train.microbatches,
-            sha=experiment.train.batch_sha,
-        )
-        life.callback(feed.close)
-        before = float(info.get("wall_seconds", 0.0))
-        loop = Loop(
-            stop=stop,
-            step=jit_step(program, make_objective(experiment.objective), experiment),
-            feed=feed,
-            checkpoints=checkpoints,
-            evaluate=Evaluator(program, corpus, experiment, stop),
-            info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
-            writer=writer,
-            console=console,
-            train=experiment.train,
-            evaluation=experiment.evaluate,
-            checkpointing=experiment.checkpoint,
-            flops_per_step=flops_per_token * tokens_per_step,
-            peak_flops=peak * place.mesh.size if peak else None,
-            latest=metrics.latest_values(run_dir / "metrics.jsonl", first) if first else {},
-        )
-        code = 0
-        try:
-            with jax.set_mesh(place.mesh):
-                state = loop.run(state, first, evaluation_due=bool(info.get("evaluation_due")))
-                if experiment.sample.tokens:
-                    show_samples(program, state, corpus, experiment, run_dir, console, stop)
-        except Stopped as stopped:
-            if not stop.held:  # not a step was done
-                raise
-            checkpoints.wait()
-            console.say(f"{stopped} at step {loop.latest['step']}; checkpoint saved; the same command goes on from here")
-            code = 128 + stopped.number
-        except Diverged as error:
-            console.say(f"the run diverged: {error}")
-            code = EXIT_DIVERGED
+def make_running(
+    life: contextlib.ExitStack,
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    corpus: data.Corpus,
+    info: Mapping[str, Any],
+    started: float,
+    peak_flops: float | None,
+    label: str = "",
+) -> Running:
+    """A run that goes on from a checkpoint with this `info`; what it writes to is closed with `life`."""
+    run_dir, first, before = Path(experiment.run_dir), int(info["step"]), float(info.get("wall_seconds", 0.0))
+    writer = metrics.MetricsWriter(run_dir)
+    life.callback(writer.close)
+    t = experiment.train
+    return Running(
+        train=t,
+        checkpoints=checkpoints,
+        writer=writer,
+        info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
+        corpus=corpus,
+        flops_per_step=train_flops_per_token(experiment.model, t.sequence_length) * t.batch_size * t.sequence_length,
+        peak_flops=peak_flops,
+        label=label,
+        latest=metrics.latest_values(run_dir / "metrics.jsonl", first) if first else {},
+    )
 
-    summary = summarise(experiment, program, loop, place, peak, corpus, loop.info()["wall_seconds"])
+
+def last_word(
+    experiment: Experiment, program: Program, running: Running, peak: float | None, code: int, console: Console, more: Mapping[str, Any] | None = None
+) -> None:
+    """summary.json, with `more` in it, and the loss curve; a finished run's are also said."""
+    run_dir = Path(experiment.run_dir)
+    summary = summarise(experiment, program, running, peak) | dict(more or {})
     summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
     metrics.write_json(run_dir / "summary.json", summary)
     curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
     if code == 0:
-        console.say(closing(summary, run_dir, curve))
-    return code
+        console.say(running.label + closing(summary, run_dir, curve))
 
 
 def check_one_process(environment: Mapping[str, str]) -> None:
@@ -240,43 +290,44 @@ def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPl
     return dataclasses.replace(experiment, model=dataclasses.replace(model, max_segments=model.max_segments or needed))
 
 
-def start_or_resume(
-    program: Program, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest readable checkpoint's state, or a new one."""
-    found = checkpoints.restore_latest(program.abstract_state(), console.say) if checkpoints.steps() else None
+def restored(
+    program: Program, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console, newest: float = math.inf
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest readable checkpoint's state and info, of those up to the step `newest`; None where there is none."""
+    found = checkpoints.restore_latest(program.abstract_state(), console.say, newest) if checkpoints.steps() else None
     if found is None:
-        return program.new_state(experiment.train.seed), {"step": 0}
+        return None
     state, info = found
     if info["corpus"] != corpus.fingerprint:
         raise UserError(
             f"data.source={experiment.data.source}: is not what this run was trained on (fingerprint {corpus.fingerprint[:12]}, "
             f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
         )
-    info = {**info, "step": int(state.step)}
-    console.say(f"resuming at step {info['step']}")
-    return state, info
+    return state, {**info, "step": int(state.step)}
 
 
 class Evaluator:
-    """Held-out loss and bits per byte."""
+    """Held-out loss and bits per byte, of one run or of several."""
 
-    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal):
+    def __init__(
+        self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal, evaluate: Callable[..., Metrics] | None = None
+    ):
+        """evaluate: in place of `make_evaluation`'s, where the state is of several runs."""
         self.program, self.corpus, self.experiment, self.stop = program, corpus, experiment, stop
-        self.evaluate = jax.jit(make_evaluation(program))
+        self.evaluate = jax.jit(evaluate or make_evaluation(program))
         self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
 
-    def __call__(self, state: TrainState) -> dict[str, float] | None:
-        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens; None if a signal ended it."""
+    def __call__(self, state: TrainState) -> dict[str, Any] | None:
+        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens, float64 [] or [R]; None if a signal ended it."""
         config = self.experiment.evaluate
-        limit = config.final_batches if int(state.step) == self.experiment.train.steps else config.batches
+        limit = config.final_batches if int(np.max(state.step)) == self.experiment.train.steps else config.batches
         parameters = state.parameters if state.average is None else state.average
-        sums = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
+        sums: dict[str, Any] = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
         for batch in self.corpus.held_out_batches(self.experiment.train.batch_size, limit):
             if self.stop.received:
                 return None
             scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
-            sums = {name: total + float(scores[name]) for name, total in sums.items()}
+            sums = {name: total + np.asarray(scores[name], np.float64) for name, total in sums.items()}
         return {
             "eval_loss": sums["cross_entropy"] / sums["weight"],
             "eval_bits_per_byte": sums["cross_entropy"] / np.log(2) / sums["bytes"],
@@ -289,11 +340,11 @@ def pad_to(values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(values, (0, max(0, size - len(values))))
 
 
-def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: float | None, flops_per_token: float) -> str:
+def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: float | None) -> str:
     """What is about to run, before it runs."""
     m, t, mesh, short = experiment.model, experiment.train, program.place.mesh, metrics.short
     tokens = t.batch_size * t.sequence_length
-    device = mesh.devices.flat[0]
+    device, flops_per_token = mesh.devices.flat[0], train_flops_per_token(m, t.sequence_length)
     total = flops_per_token * tokens * t.steps
     epochs = corpus.epoch(t.steps - 1)
     lines = {
@@ -337,9 +388,7 @@ def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
     )
 
 
-def show_samples(
-    program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, run_dir: Path, console: Console, stop: StopSignal
-) -> None:
+def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, stop: StopSignal) -> None:
     """Lets the model write, says it and keeps it in samples.txt."""
     from llm_jax.generate.sample import sample_texts
 
@@ -350,16 +399,14 @@ def show_samples(
         f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
         for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))
     ]
-    (run_dir / "samples.txt").write_text("\n\n".join(shown) + "\n")
+    (Path(experiment.run_dir) / "samples.txt").write_text("\n\n".join(shown) + "\n")
     for text in shown:
         console.say(text)
 
 
-def summarise(
-    experiment: Experiment, program: Program, loop: Loop, place: MeshPlacement, peak: float | None, corpus: data.Corpus, wall: float
-) -> dict[str, Any]:
+def summarise(experiment: Experiment, program: Program, running: Running, peak: float | None) -> dict[str, Any]:
     """The last word on a run: the keys of summary.json that other programs read."""
-    latest, clock = loop.latest, loop.clock
+    latest, clock, place = running.latest, running.clock, program.place
     tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length
     seconds = clock.seconds / clock.steps if clock.steps else None
     step = latest.get("step", 0)
@@ -371,7 +418,7 @@ def summarise(
         **counted,
         "parameters_active": active_parameters(experiment.model, counted["parameters"]),
         "tokens": tokens,
-        "unique_tokens": corpus.unique_tokens(step),
+        "unique_tokens": running.corpus.unique_tokens(step),
         "train_flops": counted["flops_exact"],
         "train_loss": latest.get("train_loss"),
         "eval_loss": latest.get("eval_loss"),
@@ -379,11 +426,11 @@ def summarise(
         "epochs": latest.get("epoch"),
         "bad_steps": latest.get("bad_steps", 0),
         "tokens_per_second": tokens_per_step / seconds if seconds else None,
-        "mfu": loop.mfu(seconds) if seconds else None,
+        "mfu": running.mfu(seconds) if seconds else None,
         "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over peak_flops_per_second of all devices",
         "peak_flops_per_second": peak,
         "first_step_seconds": clock.first_step_seconds,
-        "wall_seconds": wall,
+        "wall_seconds": running.info()["wall_seconds"],
         "devices": place.mesh.size,
         "device_kind": place.mesh.devices.flat[0].device_kind,
         "mesh": ", ".join(f"{name}={size}" for name, size in place.mesh.shape.items()),

@@ -100,8 +100,11 @@ def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> I
 def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) -> list[str]:
     """What harmlessly differs from the configuration of the run that is in the folder (nothing if there is none).
 
-    Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet.
+    Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet. A key that there was none of
+    when the folder was made counts as its default.
     """
+    from llm_jax.experiment import Experiment, structured
+
     path = run_dir / "config.yaml"
     if not path.exists():
         if (run_dir / "checkpoints").exists():
@@ -113,7 +116,8 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
         raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another run_dir") from error
     if not all(isinstance(tree, DictConfig) for tree in trees):
         raise UserError(f"{path}: not a configuration; mend it, or choose another run_dir")
-    old, new = (flat(OmegaConf.to_container(tree)) for tree in trees)
+    old, new, defaults = (flat(OmegaConf.to_container(tree)) for tree in (*trees, structured(Experiment())))
+    old |= {key: defaults.get(key) for key in new if key not in old}
     changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]
     if fatal:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +17,7 @@ from flax import nnx
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
+from llm_jax.model.parametrization import multipliers
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
 from llm_jax.model.weights import Shared, Weight, stored_dims
@@ -41,6 +46,9 @@ class TrainState:
 class Program:
     """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of."""
 
+    numbers: Mapping[str, jax.Array] = MappingProxyType({})
+    """Values of the optimizer's configuration, by key, that are arrays of the traced program and not its constants."""
+
     def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, place: MeshPlacement, ema_decay: float = 0.0):
         self.config, self.place, self.ema_decay = model, place, ema_decay
         abstract = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0), place=place))
@@ -50,7 +58,8 @@ class Program:
         of = lambda f: pure(jax.tree.map(f, weights, is_leaf=is_weight))  # noqa: E731
         self.abstract = of(lambda w: w.get_value())
         self.dims = of(lambda w: Leaf(stored_dims(w)))
-        self.optimizer = make_optimizer(optimizer, of(lambda w: ParameterInfo(w.dims, w.stacked)))
+        self.info = of(lambda w: ParameterInfo(w.dims, w.stacked, multipliers(model, w.dims, w.stacked)))
+        self.optimizer = optimizer
 
     def model(self, parameters: Any, homes: Any = None) -> Transformer:
         """The model with these parameters. With `homes` it is these that get the gradients (see `homes`)."""
@@ -72,6 +81,28 @@ class Program:
         """Arrays shaped like the parameters, moved to where a table says."""
         return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
 
+    def update(self, grads: Any, moments: Any, homes: Any) -> tuple[Any, Any]:
+        """(updates for a learning rate of one, new moments), made where the moments are.
+
+        How a matrix algorithm (Muon) divides over devices is left to XLA.
+        """
+
+        def update(numbers: dict[str, Any], *arrays: Any) -> tuple[Any, Any]:
+            return make_optimizer(dataclasses.replace(self.optimizer, **numbers), self.info).update(*arrays)
+
+        if set(self.place.used) == set(self.place.mesh.axis_names):  # every device is on its own
+            return update(dict(self.numbers), grads, moments, homes)
+        at_home = jax.tree.map(lambda s: s.spec, self.shardings("optimizer"))
+        moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, moments)
+        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
+        return anywhere(dict(self.numbers), grads, moments, homes)
+
+    def with_numbers(self, numbers: Mapping[str, jax.Array]) -> Program:
+        """The same with values of the optimizer's configuration that the caller traces."""
+        program = copy.copy(self)
+        program.numbers = numbers
+        return program
+
     def balanced(self, updates: Any, load_LE: jax.Array) -> Any:
         """The updates with those of the routers' biases as the experts' loads ask for: no optimizer has a say in them."""
         moe = self.config.moe
@@ -88,7 +119,7 @@ class Program:
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=self.optimizer.init(self.homes(parameters)),
+            moments=make_optimizer(self.optimizer, self.info).init(self.homes(parameters)),
             average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,
@@ -97,7 +128,12 @@ class Program:
     def new_state(self, seed: int) -> TrainState:
         """A new state on the devices of the mesh."""
         with jax.set_mesh(self.place.mesh):
-            return jax.jit(self.init)(jnp.uint32(seed))
+            return self.jitted_init(jnp.uint32(seed))
+
+    @functools.cached_property
+    def jitted_init(self) -> Any:
+        """`init`, compiled once for all seeds."""
+        return jax.jit(self.init)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""

@@ -53,11 +53,7 @@ def make_step(
         rate = schedule(state.step)
         loads = {name: sums.pop(name) for name in ("expert_load", "expert_dropped") if name in sums}
 
-        # The update happens where the moments are. How a matrix algorithm (Muon) divides over devices is left to XLA.
-        at_home = jax.tree.map(lambda s: s.spec, program.shardings("optimizer"))
-        moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, state.moments)
-        update = jax.sharding.auto_axes(program.optimizer.update, axes=program.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
-        updates, moments = update(grads, state.moments, homes)
+        updates, moments = program.update(grads, state.moments, homes)
         updates = jax.tree.map(lambda u: u * rate, updates)
         update_norm = optax.tree.norm(updates)
         if loads:

@@ -1,0 +1,278 @@
+"""Whether a parametrisation does what it says: python -m llm_jax.scaling.coordinate_check experiment=NAME widths=64,128,256,512 ...
+
+  python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
+  python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=checks/depth
+
+Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or CompleteP). After each step the
+change of activations since the start is taken on one batch: its root mean square, at five places of the model. Where a place learns
+at the same speed at every size, the slope of that against the size, both as logarithms, is near 0 (Yang et al. 2022, appendix D.1).
+
+experiment=NAME   as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate; of a grid the base
+widths=N,N,...    sizes of model.embed; model.base_embed is the first, unless the experiment says another
+depths=N,N,...    instead: sizes of model.layers; model.base_layers is the first, unless the experiment says another
+steps=4           updates, at the full learning rate from the first on
+out=FOLDER        where coordinate_check.png and .json go; runs/coordinate_check if not given
+
+  --help          this text
+
+It runs on one device. Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError
+from llm_jax.launch import quiet, read_arguments
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.presets import preset
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.parametrization import of_width, residual
+from llm_jax.model.parts import rope_tables
+from llm_jax.model.transformer import Block, Transformer, unstack
+from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
+from llm_jax.scaling.grid import Grid
+from llm_jax.train.compile import step_options
+from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
+from llm_jax.train.state import Program
+from llm_jax.train.step import make_step
+
+if TYPE_CHECKING:
+    from llm_jax.experiment import Experiment
+
+PLACES = ("embedding", "attention", "mlp", "residual", "logits")
+"""Where activations are taken: the stream at the start, what the last block's attention and feed-forward make (before the residual
+multiplier), the stream at the end, and the logits."""
+
+Models = dict[str, dict[int, ModelConfig]]
+"""Parametrisation → size → model."""
+Changes = dict[str, list[float]]
+"""Place → root mean square of the change since the start, after each step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What was measured."""
+
+    of: str
+    """"width" or "depth"."""
+    base: int
+    changes: dict[str, dict[int, Changes]]
+    """Parametrisation → size → place → after each step."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Those of the models, ascending."""
+        return sorted(next(iter(self.changes.values())))
+
+    def slopes(self, parametrization: str) -> dict[str, list[float]]:
+        """Place → d log(change) / d log(size), by least squares over all sizes, after each step."""
+        by_size = self.changes[parametrization]
+        logs_S = np.log([float(size) for size in self.sizes])
+        return {
+            place: [float(np.polyfit(logs_S, np.log(step), 1)[0]) for step in zip(*(by_size[size][place] for size in self.sizes), strict=True)]
+            for place in PLACES
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        slopes = {name: self.slopes(name) for name in self.changes}
+        return {"of": self.of, "base": self.base, "sizes": self.sizes, "changes": self.changes, "slopes": slopes}
+
+
+def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
+    """Place → what is there, for a model on one device: its own parts, called in turn."""
+    x_BTD = model.embed(batch["tokens"], batch["positions"])
+    found = {"embedding": x_BTD}
+    rope = rope_tables(model.config, batch["positions"]) if model.config.position == "rope" else None
+    for block in blocks(model):
+        attention_BTD = block.attend(x_BTD, rope, batch["segments"])
+        x_BTD = x_BTD + attention_BTD
+        mlp_BTD, _ = block.feed_forward(x_BTD)
+        x_BTD = x_BTD + mlp_BTD
+    undone = 1 / residual(model.config)
+    return found | {
+        "attention": attention_BTD * undone,
+        "mlp": mlp_BTD * undone,
+        "residual": x_BTD,
+        "logits": model.logits(model.finish(x_BTD)),
+    }
+
+
+def blocks(model: Transformer) -> Iterator[Block]:
+    """The model's blocks in order."""
+    for stack, first, end in model.runs():
+        graph, stacked = nnx.split(stack)
+        for weights in unstack(stacked)[first:end]:
+            yield nnx.merge(graph, weights)
+
+
+def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
+    """Takes one step on each batch; the changes of activations on `probe`. Arrays of a batch are [B, T]."""
+    layout = preset("single")
+    program = Program(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
+    step_of = make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
+    step = jax.jit(step_of, donate_argnums=0, compiler_options=step_options(program) or None)
+    take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
+    change = jax.jit(lambda now, start: jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start))
+    put = functools.partial(on_device, program.place)
+    found: Changes = {place: [] for place in PLACES}
+    with jax.set_mesh(program.place.mesh):
+        state, probe = program.new_state(0), put(probe, ())
+        start = take(state.parameters, probe)
+        for batch in batches:
+            state, _ = step(state, put(batch, (None,)))
+            for place, size in change(take(state.parameters, probe), start).items():
+                found[place].append(float(size))
+    return found
+
+
+def on_device(place: MeshPlacement, batch: Any, first: tuple[None, ...]) -> Any:
+    """A batch on the device, with a leading dim of one where `first` names it."""
+    sharding = place.sharding((*first, "batch", "sequence"), "compute")
+    return {name: jax.device_put(np.asarray(value)[(None,) * len(first)], sharding) for name, value in batch.items()}
+
+
+def of_widths(model: ModelConfig, widths: list[int]) -> Models:
+    """The models to compare, of a resolved one: standard and muP, or the parametrisation that it has."""
+    name = "mup" if model.parametrization == "standard" else model.parametrization
+    base: dict[str, Any] = {"base_embed": model.base_embed or widths[0], "base_layers": model.base_layers or model.layers}
+    made = {width: dataclasses.replace(of_width(model, width), **base) for width in widths}
+    return {name: with_parametrization(made, name) for name in ("standard", name)}
+
+
+def of_depths(model: ModelConfig, depths: list[int]) -> Models:
+    """The same for depths: standard and CompleteP."""
+    if model.parametrization == "mup":
+        raise UserError("model.parametrization=mup: says nothing of depth; depths= compares standard and completep")
+    base: dict[str, Any] = {"base_embed": model.base_embed or model.embed, "base_layers": model.base_layers or depths[0]}
+    made = {depth: dataclasses.replace(model, layers=depth, **base) for depth in depths}
+    return {name: with_parametrization(made, name) for name in ("standard", "completep")}
+
+
+def with_parametrization(models: dict[int, ModelConfig], name: Any) -> dict[int, ModelConfig]:
+    """The models with it."""
+    return {size: dataclasses.replace(model, parametrization=name) for size, model in models.items()}
+
+
+def check(of: str, models: Models, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Check:
+    """Trains them all. The learning rate is the optimizer's from the first step on."""
+    optimizer = dataclasses.replace(optimizer, schedule="constant", warmup_steps=0)
+    changes = {name: {size: measure(model, optimizer, batches, probe) for size, model in by_size.items()} for name, by_size in models.items()}
+    some = next(iter(models["standard"].values()))
+    base = some.base_embed if of == "width" else some.base_layers
+    assert base
+    return Check(of, base, changes)
+
+
+def draw(found: Check, path: Path, title: str) -> None:
+    """A row a parametrisation, a column a place, a line a step; both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    names, steps = list(found.changes), len(next(iter(found.changes["standard"].values()))["logits"])
+    figure = Figure(figsize=(2.5 * len(PLACES), 2.6 * len(names) + 0.5), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
+    grid = figure.subplots(len(names), len(PLACES), sharex=True, sharey="col", squeeze=False)
+    for row, name in zip(grid, names, strict=True):
+        slopes = found.slopes(name)
+        for axes, place in zip(row, PLACES, strict=True):
+            for step in range(steps):
+                values = [found.changes[name][size][place][step] for size in found.sizes]
+                shade = 0.25 + 0.75 * (step + 1) / steps
+                axes.plot(found.sizes, values, "o-", markersize=3, color=(0.12, 0.31, 0.47, shade), label=f"step {step + 1}")
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+            axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
+            axes.minorticks_off()
+            axes.grid(alpha=0.25)
+            axes.set_title(f"{place}, slope {slopes[place][-1]:+.2f}", fontsize=9)
+        row[0].set_ylabel(f"{name}\nchange (RMS)")
+    for axes in grid[-1]:
+        axes.set_xlabel(found.of)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=steps, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def read_sizes(key: str, text: str) -> list[int]:
+    """The sizes of a list like 64,128,256, ascending."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(set(map(int, parts))) < 2:
+        raise UserError(f"{key}={text}: must be two or more different sizes, as in {key}=64,128,256")
+    return sorted({int(part) for part in parts})
+
+
+def run(arguments: list[str]) -> int:
+    """The command, with UserErrors raised."""
+    from llm_jax import experiment as experiments
+
+    quiet()
+    flags, pairs = read_arguments(arguments, ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    own = dict(pair for pair in pairs if pair[0] in ("widths", "depths", "steps", "out"))
+    if ("widths" in own) == ("depths" in own):
+        raise UserError("widths=N,N,... or depths=N,N,...: give one of them")
+    steps = own.get("steps", "4")
+    if not steps.isdecimal() or int(steps) < 1:
+        raise UserError(f"steps={steps}: must be a whole number, at least 1")
+    rest = [pair for pair in pairs if pair[0] not in own]
+    name = experiments.experiment_name(rest)
+    made = experiments.load_file(name)
+    made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
+    experiment = experiments.from_experiment(made, rest)
+    of = "width" if "widths" in own else "depth"
+    sizes = read_sizes(f"{of}s", own[f"{of}s"])
+    found = check_experiment(experiment, of, sizes, int(steps))
+    out = Path(own.get("out", "runs/coordinate_check"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "coordinate_check.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
+    draw(found, out / "coordinate_check.png", f"Change of activations after each step against {found.of} ({experiment.name})")
+    for name in found.changes:
+        print(f"{name:<10} slopes against {of} after step {steps}: " + ", ".join(f"{p} {s[-1]:+.2f}" for p, s in found.slopes(name).items()))
+    print(f"figure: {out / 'coordinate_check.png'}")
+    return 0
+
+
+def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: int) -> Check:
+    """The check of an experiment's model on its text: steps on its first batches, the change on the one after them."""
+    from llm_jax import data
+
+    make = of_widths if of == "width" else of_depths
+    for by_size in make(experiment.model, sizes).values():  # mistakes before the text is read
+        check_parametrization(experiment.optimizer, next(iter(by_size.values())))
+    train = experiment.train
+    corpus = data.prepare(
+        experiment.data, experiment.tokenizer, sequence_length=train.sequence_length, batch_size=train.batch_size, seed=train.seed,
+        run_dir=None, log=print,
+    )  # fmt: skip
+    batches: list[Any] = [corpus.batch(step) for step in range(steps + 1)]
+    return check(of, make(experiment.model.resolved(corpus.tokenizer.vocab_size), sizes), experiment.optimizer, batches[:-1], batches[-1])
+
+
+def main() -> int:
+    """The command; its exit code."""
+    try:
+        return run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Whether the best learning rate of small models is that of large ones: python -m llm_jax.scaling.transfer data=runs.csv ...
+
+  python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/runs.csv out=transfer.png
+  python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
+
+From a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size: a curve of loss against rate for each size, its
+minimum marked, the parametrisations beside each other; and by which factor the best rate moves from the smallest size to the largest.
+
+data=PATH         .csv or .parquet; runs that are not finished are left out, those that diverged count as the worst
+against=embed     which column is the size: embed, layers or another
+out=PATH          the figure; transfer.png if not given
+
+  --help          this text
+
+Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+from llm_jax.launch import quiet, read_arguments
+from llm_jax.scaling.fit.table import load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OWN = ("data", "against", "out")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one size and parametrisation that differ in their learning rate."""
+
+    size: int
+    rates: tuple[float, ...]
+    """Ascending."""
+    losses: tuple[float, ...]
+    """Held out, in nats a token; infinite where the run diverged. The mean over runs with the same rate."""
+
+    @property
+    def best(self) -> int:
+        """The place of the lowest loss among the rates."""
+        return min(range(len(self.losses)), key=self.losses.__getitem__)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the lowest loss is at the first or the last rate, so that the minimum may be beyond."""
+        return self.best in (0, len(self.rates) - 1)
+
+    @property
+    def optimum(self) -> float:
+        """The rate at the lowest point of the parabola through the lowest loss and its neighbours, over log(rate); at an edge, the edge."""
+        if self.at_edge or not math.isfinite(self.losses[self.best + 1]):
+            return self.rates[self.best]
+        (x0, x1, x2), (y0, y1, y2) = (
+            [f(v) for v in values[self.best - 1 : self.best + 2]] for f, values in ((math.log, self.rates), (float, self.losses))
+        )
+        left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+        bend = (right - left) / (x2 - x0)
+        return math.exp((x0 + x1) / 2 - left / (2 * bend)) if bend > 0 else self.rates[self.best]
+
+
+Curves = dict[str, list[Curve]]
+"""Parametrisation → curves, from the smallest size to the largest."""
+
+
+def curves(table: pd.DataFrame, against: str = "embed") -> Curves:
+    """The curves in a table of runs. Raises UserError where there are none to compare."""
+    for column in (against, "learning_rate", "parametrization", "eval_loss", "status"):
+        if column not in table:
+            said = f"against={against}: " if column == against else ""
+            raise UserError(f"{said}the table of runs has no column {column!r}; {nearest(column, map(str, table.columns))}")
+    table = table[table["status"].isin(["finished", "diverged"])].copy()
+    table["eval_loss"] = table["eval_loss"].astype(float).where(table["status"] == "finished", math.inf)
+    found: Curves = {}
+    for (name, size), runs in table.groupby(["parametrization", against]):
+        by_rate = runs.groupby("learning_rate")["eval_loss"].mean().sort_index()
+        if len(by_rate) > 1:
+            found.setdefault(str(name), []).append(Curve(int(size), tuple(map(float, by_rate.index)), tuple(map(float, by_rate))))
+    if not any(len(of_sizes) > 1 for of_sizes in found.values()):
+        raise UserError(f"against={against}: the table has no parametrization with two learning rates at two sizes each, to be compared")
+    return found
+
+
+def shift(of_sizes: list[Curve]) -> float:
+    """The largest of the curves' best rates by the smallest, 1 where all are the same."""
+    optima = [curve.optimum for curve in of_sizes]
+    return max(optima) / min(optima)
+
+
+def draw(found: Curves, against: str, path: Path) -> None:
+    """A panel a parametrisation, a line a size, its minimum marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(found), 4.2), layout="constrained")
+    row = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+    rates = sorted({rate for of_sizes in found.values() for curve in of_sizes for rate in curve.rates})
+    for axes, (name, of_sizes) in zip(row, found.items(), strict=True):
+        for i, curve in enumerate(of_sizes):
+            shade = (0.12, 0.31, 0.47, 0.35 + 0.65 * (i + 1) / len(of_sizes))
+            axes.plot(curve.rates, curve.losses, "o-", markersize=3.5, linewidth=1 + 0.3 * i, color=shade, label=f"{against} {curve.size}")
+            axes.plot(curve.optimum, curve.losses[curve.best], "D" if not curve.at_edge else "x", markersize=6, color="#c0504d", zorder=3)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(rates)
+        axes.minorticks_off()
+        axes.set(xlabel="learning rate", title=f"{name}: the best rate moves by a factor of {shift(of_sizes):.1f}")
+        axes.grid(alpha=0.25)
+    row[0].set_ylabel("held-out loss (nats per token)")
+    row[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def described(found: Curves, against: str) -> str:
+    """The same in words."""
+    lines = []
+    for name, of_sizes in found.items():
+        for curve in of_sizes:
+            edge = " (at the edge: the best may be beyond)" if curve.at_edge else ""
+            lines.append(f"{name:<10} {against} {curve.size:>5}: best rate {curve.optimum:.5f}, loss {curve.losses[curve.best]:.4f}{edge}")
+        lines.append(f"{name:<10} the best rate moves by a factor of {shift(of_sizes):.2f}")
+    return "\n".join(lines)
+
+
+def run(arguments: list[str]) -> int:
+    """The command, with UserErrors raised."""
+    quiet()
+    flags, pairs = read_arguments(arguments, ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    for key, value in pairs:
+        if key not in OWN:
+            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, OWN)}")
+    asked = {"against": "embed", "out": "transfer.png", **dict(pairs)}
+    if "data" not in asked:
+        raise UserError("data=PATH is missing: a table of runs, .csv or .parquet")
+    out = Path(asked["out"])
+    if not out.parent.is_dir():
+        raise UserError(f"out={out}: there is no folder {out.parent}")
+    found = curves(load(Path(asked["data"])), asked["against"])
+    draw(found, asked["against"], out)
+    print(described(found, asked["against"]))
+    print(f"figure: {out}")
+    return 0
+
+
+def main() -> int:
+    """The command; its exit code."""
+    try:
+        return run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

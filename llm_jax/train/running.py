@@ -1,0 +1,114 @@
+"""One run, as far as it has come: where its numbers and checkpoints go, and what they say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from llm_jax.data import Corpus
+from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.config import TrainConfig
+from llm_jax.train.metrics import MetricsWriter
+from llm_jax.train.state import TrainState
+
+
+@dataclass
+class Clock:
+    """Times of the steps, without the first one (it compiles), evaluations and checkpoints."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    first_step_seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.recent = [*self.recent[-19:], seconds]
+
+    def step_seconds(self) -> float:
+        """Mean seconds of the last 20 steps."""
+        return sum(self.recent) / len(self.recent) if self.recent else float("nan")
+
+
+@dataclass(eq=False)
+class Running:
+    """A run that a loop trains, alone or together with others in one program."""
+
+    train: TrainConfig
+    checkpoints: Checkpoints
+    writer: MetricsWriter | None
+    info: Callable[[], dict[str, Any]]
+    """What a checkpoint says beside the state."""
+    corpus: Corpus
+    flops_per_step: float
+    peak_flops: float | None
+    label: str = ""
+    """Before each line about it, where it is one of several."""
+    clock: Clock = field(default_factory=Clock)
+    latest: dict[str, Any] = field(default_factory=dict)
+    """The newest value of every metric."""
+    bad_in_a_row: int = 0
+    diverged: str = ""
+    """Why it goes no further, if so."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.batch_size * self.train.sequence_length
+
+    def add(self, done: int, metrics: dict[str, Any], *, seconds: float, fresh: bool, waited: float, sha: str | None) -> None:
+        """A step's metrics: written down. `fresh`: whether the step's seconds are not only a step's."""
+        values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+        if fresh:
+            self.clock.first_step_seconds = self.clock.first_step_seconds or seconds
+        else:
+            self.clock.add(seconds)
+        for name in ("bad_steps", "bad_in_a_row"):
+            values[name] = int(values[name])
+        self.bad_in_a_row = values.pop("bad_in_a_row")
+        values |= {"tokens": done * self.tokens_per_step, "epoch": self.corpus.epoch(done - 1), "step_seconds": seconds, "data_seconds": waited}
+        if not fresh:
+            values["tokens_per_second"] = self.tokens_per_step / seconds
+            values["mfu"] = self.mfu(seconds)
+        values["memory_bytes"] = device_memory()
+        values["batch_sha"] = sha
+        values = {"step": done, **{k: v for k, v in values.items() if v is not None}}
+        self.latest |= values
+        if self.writer and (done % self.train.log_every == 0 or done == self.train.steps):
+            self.writer.write(values)
+
+    def check(self, done: int, say: Callable[[str], None]) -> None:
+        """Says that the step's update was skipped, if it was; too many in a row are the end of the run."""
+        if self.bad_in_a_row:
+            loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
+            say(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
+        if self.bad_in_a_row >= self.train.stop_after_bad_steps:
+            self.diverged = (
+                f"{self.bad_in_a_row} updates in a row skipped at step {done} (loss or gradient not finite); "
+                f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}; "
+                "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
+            )
+
+    def score(self, done: int, scores: dict[str, float], say: Callable[[str], None]) -> None:
+        """An evaluation's scores: written down and said."""
+        self.latest |= scores
+        if self.writer:
+            self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
+        say(f"{self.label}step {done}: held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
+
+    def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
+        """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
+        self.checkpoints.save(state, done, {**self.info(), "evaluation_due": evaluation_due}, self.latest["eval_loss"] if scored else None)
+
+    def mfu(self, seconds: float) -> float | None:
+        """Model FLOPs utilisation of a step of so many seconds; None where the peak isn't known."""
+        return self.flops_per_step / seconds / self.peak_flops if self.peak_flops else None
+
+
+def device_memory() -> int | None:
+    """Peak bytes in use on the first local device, where the backend tells."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("peak_bytes_in_use") if stats else None

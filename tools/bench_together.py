@@ -1,0 +1,175 @@
+"""Measures runs that train together in one program against the same runs in turn: the smallest sizes, where a step leaves a device idle.
+
+  python tools/bench_together.py                    both works, 4, 8 and 16 runs at once, on one device
+  python tools/bench_together.py devices=2          also dealt out over so many devices (simulated ones of a CPU)
+  python tools/bench_together.py runs=8 rounds=30   other numbers of runs (4,8,16) and of rounds (20)
+  python tools/bench_together.py whole=200          whole runs of so many steps too, from the corpus to the run folder, 8 of them
+  json=PATH                                         also writes the figures there
+
+A round does one step of each variant in turn, in one process, on random tokens; the figures are medians. The runs differ in seed,
+learning rate, and weight decay. Whole runs are on the standard library, in folders that are thrown away, without a compilation cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError
+
+WORKS = {"2 x 32, 4 x 64": (2, 32, 4, 64), "2 x 64, 4 x 128": (2, 64, 4, 128)}
+"""Layers x width, sequences x tokens."""
+KEYS = ("devices", "runs", "rounds", "whole", "json")
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    try:
+        if unknown := set(values) - set(KEYS):
+            raise UserError(f"{unknown.pop()}: there is no such key; {', '.join(KEYS)}")
+        devices = int(values.get("devices", 1))
+        if devices > 1:  # before JAX is imported
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+        runs = [int(n) for n in values.get("runs", "4,8,16").split(",")]
+        found: dict[str, Any] = {work: steps(shape, runs, devices, int(values.get("rounds", 20))) for work, shape in WORKS.items()}
+        if "whole" in values:
+            for work, shape in WORKS.items():
+                found[f"{work}, whole runs"] = whole(shape, int(values["whole"]), devices)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if "json" in values:
+        Path(values["json"]).write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def experiment(shape: tuple[int, int, int, int], i: int, train_steps: int, folder: str = "") -> Any:
+    """Run `i` of a work."""
+    from llm_jax.experiment import Experiment, resolved
+    from llm_jax.layout.presets import preset
+    from llm_jax.model.config import ModelConfig
+    from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
+    from llm_jax.train.optimizer import OptimizerConfig
+
+    layers, embed, batch, length = shape
+    vocab = 1024
+    made = Experiment(
+        name="together",
+        run_dir=f"{folder}/{i}",
+        model=ModelConfig(layers=layers, embed=embed, heads=embed // 16, vocab=vocab, attention="blocked", scan_layers=False),
+        layout=preset("single"),
+        optimizer=OptimizerConfig(learning_rate=1e-3 * 1.2**i, weight_decay=0.1 + 0.01 * i, warmup_steps=10),
+        train=TrainConfig(steps=train_steps, batch_size=batch, sequence_length=length, seed=i),
+        evaluate=EvaluateConfig(every=0, final_batches=16),
+        checkpoint=CheckpointConfig(every=10**6, keep_best=False),
+        sample=SampleConfig(tokens=0),
+    )
+    return resolved(dataclasses.replace(made, tokenizer=dataclasses.replace(made.tokenizer, vocab=vocab)))
+
+
+def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, rounds: int) -> dict[str, float]:
+    """Milliseconds a step and run, by variant."""
+    import jax
+    import numpy as np
+
+    from llm_jax.objective.next_token import make_objective
+    from llm_jax.scaling.together import jit_steps, over_runs, place_for, stacked
+    from llm_jax.train.compile import abstract_batch, jit_step, step_options
+    from llm_jax.train.run import place_of
+    from llm_jax.train.state import Program
+
+    def variant(count: int | None, spread: int) -> Callable[[], None]:
+        """A step of `count` runs at once, or of one run alone (None)."""
+        made = [dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread}) for i in range(count or 1)]
+        e = made[0]
+        objective, place = make_objective(e.objective), place_for(e, count) if count else place_of(e)
+        program = Program(e.model, e.optimizer, place)
+        rng, batch = np.random.default_rng(0), {}
+        for name, array in abstract_batch(e, place).items():
+            size = array.shape if count is None else (count, *array.shape)
+            high = e.model.vocab if name in ("tokens", "targets") else 1
+            values = np.ones(size, np.float32) if name == "weights" else rng.integers(0, high, size, np.int32)
+            sharding = array.sharding if count is None else jax.sharding.NamedSharding(place.mesh, over_runs(place))
+            batch[name] = jax.device_put(values, sharding)
+        states = [program.new_state(i) for i in range(count or 1)]
+        if count is None:
+            step, holder = jit_step(program, objective, e), [states[0]]
+        else:
+            own = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names))
+            step, holder = jit_steps(own, objective, made, step_options(program)), [stacked(states, place)]
+
+        def run() -> None:
+            with jax.set_mesh(place.mesh):
+                holder[0], metrics = step(holder[0], batch)
+                jax.block_until_ready(metrics)
+
+        return run
+
+    variants: dict[str, tuple[int, Callable[[], None]]] = {"in turn": (1, variant(None, 1))}
+    for count in runs:
+        for spread in sorted({1, devices}):
+            variants[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (count, variant(count, spread))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(rounds + 2):
+        for name, (count, run) in variants.items():
+            start = time.perf_counter()
+            run()
+            if i >= 2:  # the first compiles
+                seconds[name].append((time.perf_counter() - start) / count)
+    figures = {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
+    report(shape, "ms a step and run", figures)
+    return figures
+
+
+def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, count: int = 8) -> dict[str, float]:
+    """Seconds a run, from the corpus to the run folder."""
+    import jax
+
+    from llm_jax.scaling.together import run_together
+    from llm_jax.train import run
+    from llm_jax.train.console import Console
+    from llm_jax.train.stop import StopSignal
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    figures = {}
+    run.prepare_corpus(experiment(shape, 0, train_steps), run.ALONE, lambda text: None)  # cached from here on, for both
+    with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
+        for spread in sorted({1, devices}):
+            made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/together{spread}"), mesh={"data": spread}) for i in range(count)]
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                run_together(made, Console(), stop, time.time())
+            figures[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (time.perf_counter() - start) / count
+        start = time.perf_counter()
+        for i in range(count):
+            with contextlib.redirect_stdout(io.StringIO()):
+                run.prepare_and_train(experiment(shape, i, train_steps, f"{folder}/turn"), Console(), stop, time.time())
+        figures = {"in turn": (time.perf_counter() - start) / count, **figures}
+    report(shape, f"s a whole run of {train_steps} steps", figures)
+    return figures
+
+
+def report(shape: tuple[int, int, int, int], unit: str, figures: dict[str, float]) -> None:
+    """A line a variant."""
+    layers, embed, batch, length = shape
+    print(f"{layers} layers of {embed}, {batch} sequences of {length}: {unit}")
+    for name, value in figures.items():
+        print(f"  {name:<24} {value:8.2f}   speed-up {figures['in turn'] / value:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
