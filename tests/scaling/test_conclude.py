@@ -14,6 +14,7 @@ from tests.scaling.test_runner import trained_at_once
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import launch
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 LAW = Law(1.5, 40.0, 120.0, 0.35, 0.4)
 SIZES = "[{'model.embed': w} for w in (8, 16, 24, 32, 48, 64, 96, 128, 256)]"
 GRID = (
@@ -55,6 +56,7 @@ def test_a_held_out_run_is_foretold_before_its_first_step_and_compared_after_it(
     assert told["flops_exact"] > 10 * told["largest_flops_of_them"]
     assert told["from_runs"] == len(table(tmp_path / "run")) - 1
     assert f"held out: {name}: foretold" in out
+    assert f"{name} was foretold before its training" in (tmp_path / "run" / "report.html").read_text()
     fit = json.loads((tmp_path / "run" / "fit.json").read_text())
     assert fit["method"] == "isoflop"
     assert fit["a"] == pytest.approx(LAW.a, abs=0.05)  # C = 6 N D, and whole widths

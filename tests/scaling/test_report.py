@@ -101,7 +101,7 @@ def test_every_section_that_the_table_allows_is_there_and_what_it_does_not_is_sa
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "The fit", "IsoFLOP curves", "Compute-optimal size and tokens", "Loss against compute, and extrapolation", "Loss over size and tokens",
-        "Residuals", "Sensitivity to outliers, δ and the largest runs", "Beside published exponents", "What would make this wrong",
+        "Residuals", "Sensitivity to curves, outliers, δ and the largest runs", "Beside published exponents", "What would make this wrong",
         "Training curves", "The runs", "Settings", "What this table does not show",
     ]  # fmt: skip
     assert "No map of learning rate and batch: no model of the table was trained at three learning rates" in page
@@ -197,6 +197,13 @@ def test_seeds_that_differ_more_than_the_fit_assumes_are_a_doubt(study):
     assert check.verdict == "doubt"
 
 
+def test_a_floor_above_a_measured_loss_is_a_doubt(study):
+    fit = study.parametric
+    high = dataclasses.replace(fit, parameters={**fit.parameters, "E": float(fit.points["loss"].min()) + 0.01})
+    floors = [[c.verdict for c in checks(dataclasses.replace(study, fits={"parametric": f})) if c.about == "The law's floor"] for f in (fit, high)]
+    assert floors == [[], ["doubt"]]
+
+
 def test_training_curves_come_from_run_folders_that_were_moved_with_the_table(page):
     assert "of 3 runs; dots are the losses that the fits see; 1 run that diverged or failed in red" in text_of(page)
 
@@ -222,6 +229,7 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert "1M parameters, 100M tokens: best 3.032 at learning rate 0.003 with 2.05k tokens a batch" in shown
     assert "it is at the lowest learning rate and smallest batch: the optimum may be beyond" in shown
     assert "1 run lost (crosses)" in shown
+    assert re.search(r"DOUBT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown)
     assert (tmp_path / "out" / "figures" / "sweep.png").exists()
     assert not list((tmp_path / "out").glob("fit*.json"))
 
@@ -275,6 +283,7 @@ def test_the_users_own_style_of_figures_is_left_alone(folder):
     assert mpl.rcParams["axes.grid"] == mpl.rcParamsDefault["axes.grid"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
     table = pd.read_csv(folder / "runs.csv")
     used = table[(table.status == "finished") & ~table.held_out]
@@ -284,6 +293,15 @@ def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
     assert written["settings"]["curve"] == "parabola"
     assert written["data_notes"][0] == "as we like it"
     assert "as we like it." in text_of((tmp_path / "report.html").read_text())
+
+
+def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the_page(tmp_path):
+    made_runs(noise=0.001, budgets=5, sizes=5).to_csv(tmp_path / "table.csv", index=False)
+    assert fit_command([f"data={tmp_path / 'table.csv'}", "method=compute", "bootstrap=50", f"out={tmp_path}"]) == 0
+    shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
+    assert f"gamma{fit['parameters']['gamma']:.5g}" in shown.replace(" ", "")
+    assert "largest compute left out, then foretold" in shown
+    assert "No contours of loss: no law of N and D was fitted" in shown
 
 
 def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_path, capsys):

@@ -9,16 +9,19 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
+from llm_jax.scaling.report.figures.law import BY_CHANCE, held_out_rows, largest_text, residual_trends
 from llm_jax.scaling.report.figures.runs import sweeps
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
+from llm_jax.train.metrics import short
 
 FEW_A_PARAMETER = 5
 """Runs for each parameter of a law: with less a fit follows the noise."""
 FEW_BUDGETS = 5
 LONG_WARMUP = 0.25
 """Part of the steps."""
+FAR = 1.25
+"""Factor between two approaches' N*."""
 SHORTEST_SPAN = 100.0
 """Factor in compute that exponents should rest on."""
 
@@ -36,7 +39,7 @@ class Check:
 
 def checks(study: Study) -> list[Check]:
     """All of them, doubts first."""
-    found = [check for part in (warnings, edges, extrapolation, choices, conventions, points, noise, schedules, data, lost) for check in part(study)]
+    found = [check for part in PARTS for check in part(study)]
     return sorted(found, key=lambda check: ("doubt", "unknown", "holds").index(check.verdict))
 
 
@@ -107,7 +110,18 @@ def extrapolation(study: Study) -> Iterator[Check]:
 
 
 def choices(study: Study) -> Iterator[Check]:
-    """What outlier rule, delta and residuals do."""
+    """What the reading of curves, the outlier rule, delta and residuals do."""
+    if curves := study.isoflop:
+        values = [row["a"] for row in curves.sensitivity]
+        ends = [min(curves.a_interval_95[0], curves.a_interval_95_delta[0]), max(curves.a_interval_95[1], curves.a_interval_95_delta[1])]
+        inside = ends[0] <= min(values) and max(values) <= ends[1]
+        yield Check(
+            "holds" if inside else "doubt",
+            "Other readings of the curves",
+            f"Other curves, weights and budgets give an exponent of {min(values):.3f} to {max(values):.3f}, {'within' if inside else 'beyond'} "
+            f"the wider "
+            f"interval ({interval(ends)}).",
+        )
     fit = study.parametric
     if fit is None or not fit.sensitivity:
         return
@@ -144,6 +158,45 @@ def conventions(study: Study) -> Iterator[Check]:
             "Convention of N",
             f"The table has N in one convention ({study.convention}), so what another would give can't be told; for small models it is much.",
         )
+
+
+def law(study: Study) -> Iterator[Check]:
+    """Whether the law has the form of the runs."""
+    fit = study.parametric
+    if fit is None:
+        return
+    used = fit.points["used"]
+    lowest, floor = float(fit.points["loss"][used].min()), fit.parameters["E"]
+    if floor >= lowest:
+        yield Check(
+            "doubt", "The law's floor", f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law can't be right there."
+        )
+    trends = {what: (rank, chance) for what, (rank, chance) in residual_trends(fit).items() if chance < BY_CHANCE}
+    if trends:
+        text = listed([f"{what} (rank correlation {rank:+.2f})".replace("-", "−") for what, (rank, _) in trends.items()])
+        yield Check("doubt", "Trend of residuals", f"Measured over predicted loss goes with {text}: the runs bend otherwise than the law.")
+    else:
+        yield Check("holds", "Trend of residuals", "Measured over predicted loss goes neither with N nor with D beyond chance.")
+
+
+def approaches(study: Study) -> Iterator[Check]:
+    """Whether the two approaches agree."""
+    curves, fit = study.isoflop, study.parametric
+    if curves is None or fit is None:
+        return
+    c = study.fitted.flops.max()
+    first, second = float(curves.optimal(c)[0]), float(fit.law.optimal(c)[0])
+    difference = abs(curves.a - fit.parameters["a"])
+    spread = float(np.hypot(curves.standard_errors["a"], fit.standard_errors["a"]))
+    apart = max(first / second, second / first)
+    agree = difference <= 2 * spread and apart <= FAR
+    yield Check(
+        "holds" if agree else "doubt",
+        "Two approaches",
+        f"Exponents: {curves.a:.3f} from the minima, {fit.parameters['a']:.3f} from the law, {difference / max(spread, 1e-12):.1f} joint "
+        f"standard errors apart. "
+        f"N* at the largest budget: {short(first)} and {short(second)}.",
+    )
 
 
 def points(study: Study) -> Iterator[Check]:
@@ -233,9 +286,21 @@ def schedules(study: Study) -> Iterator[Check]:
                 "Schedules",
                 f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most {100 * share.max():.0f} % of the steps.",
             )
-    for sweep in sweeps(study.table, study.runs):
+
+
+def tuning(study: Study) -> Iterator[Check]:
+    """Whether the best runs of sweeps are inside them."""
+    found = sweeps(study.table, study.runs)
+    for sweep in found:
         if sweep.edges:
-            yield Check("doubt", "Learning rate", f"A sweep's best run is at the {listed(sweep.edges)}: runs tuned after it are not at their best.")
+            yield Check(
+                "doubt",
+                "Sweep's best run",
+                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: a better one may be beyond, and runs tuned "
+                "after it are not at their best.",
+            )
+    if found and not any(sweep.edges for sweep in found):
+        yield Check("holds", "Sweep's best run", "The best learning rates and batches are inside what was tried.")
 
 
 def data(study: Study) -> Iterator[Check]:
@@ -260,3 +325,7 @@ def lost(study: Study) -> Iterator[Check]:
         yield Check(
             "doubt", "Runs lost", f"{counts} of {len(study.runs)} runs (listed with the runs): if they are the hardest ones, what is left is biased."
         )
+
+
+PARTS = (warnings, edges, extrapolation, law, approaches, choices, conventions, points, noise, schedules, tuning, data, lost)
+"""All kinds of checks, in the order of the page."""

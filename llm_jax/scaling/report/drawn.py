@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_jax.scaling.fit import IsoflopFit, ParametricFit
+from llm_jax.scaling.fit import EnvelopeFit, IsoflopFit, ParametricFit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,14 +31,18 @@ def band(estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> tuple[n
     return np.exp(log + widen * (low - log)), np.exp(log + widen * (high - log))
 
 
-def optimum(fit: IsoflopFit | ParametricFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+SizesFit = EnvelopeFit | IsoflopFit | ParametricFit
+"""Fits that know N*(C)."""
+
+
+def optimum(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """N* and D* [m] of budgets [m]."""
-    return fit.optimal(flops) if isinstance(fit, IsoflopFit) else fit.law.optimal(flops)
+    return fit.law.optimal(flops) if isinstance(fit, ParametricFit) else fit.optimal(flops)
 
 
-def optimum_draws(fit: IsoflopFit | ParametricFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def optimum_draws(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same of every resample: [k, m] each."""
-    if isinstance(fit, IsoflopFit):
+    if not isinstance(fit, ParametricFit):
         log_c = np.log(flops)[None]
         n0, a, d0, b = (column[:, None] for column in fit.draws.T)
         return np.exp(n0 + a * log_c), np.exp(d0 + b * log_c)

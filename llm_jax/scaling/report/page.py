@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report import html
 from llm_jax.scaling.report.doubts import Check, checks
 from llm_jax.scaling.report.drawn import optimum
 from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
 from llm_jax.scaling.report.study import WHAT_C_COUNTS, WHAT_N_COUNTS, Study
-from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
+from llm_jax.scaling.report.style import factor, flops_span, interval, listed, many, percent, say_flops, span
 from llm_jax.train.metrics import short
 
 Figures = dict[str, str | tuple[str, str, str]]
@@ -49,7 +50,10 @@ def make_page(study: Study, figures: Figures) -> str:
         "compute": ("Loss against compute, and extrapolation", numbered("law.against_compute") + held_out_table(study)),
         "contours": ("Loss over size and tokens", numbered("law.contours")),
         "residuals": ("Residuals", numbered("law.residuals")),
-        "sensitivity": ("Sensitivity to outliers, δ and the largest runs", numbered("sensitivity.choices")),
+        "sensitivity": (
+            "Sensitivity to curves, outliers, δ and the largest runs",
+            numbered("sensitivity.curve_choices") + numbered("sensitivity.choices"),
+        ),
         "published": ("Beside published exponents", numbered("sensitivity.published") + published_table(study)),
         "sweep": ("Learning rate and batch", numbered("runs.sweep_figure")),
         "wrong": ("What would make this wrong", checks_table(found)),
@@ -99,15 +103,14 @@ def in_short(study: Study, found: list[Check]) -> str:
     runs = study.fitted
     if len(runs):
         said.append(
-            f"{many(len(runs), 'run')} of {short(runs.parameters.min())} to {short(runs.parameters.max())} parameters on "
-            f"{short(runs.tokens.min())} to "
-            f"{short(runs.tokens.max())} tokens, {say_flops(runs.flops.min(), '')} to {say_flops(runs.flops.max())} each. {conventions_text(study)}"
+            f"{many(len(runs), 'run')} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
+            f"{span(runs.tokens.min(), runs.tokens.max())} tokens, {flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
     main = study.main
-    if main is not None and "a" in main.parameters:
+    if main is not None and main.method in EXPONENTS:
         a, ends = main.parameters["a"], main.intervals_95["a"]
         cards.append((f"{a:.3f}", f"a of N* ∝ C^a, {interval(ends)}; {title_of_method(main.method)}"))
-        if main.method in APPROACHES:
+        if len(runs):
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
             cards.append(
@@ -143,11 +146,14 @@ def in_short(study: Study, found: list[Check]) -> str:
             )
         )
     if main is None:
-        said.append("The table carries no scaling law (below it is said why); what it has is a sweep.")
+        said.append("No scaling law could be fitted; below it is said why.")
     doubts, unknown = (sum(check.verdict == verdict for check in found) for verdict in ("doubt", "unknown"))
     if found:
         cards.append(
-            (many(doubts, "doubt"), f"and {unknown} not known, of {len(found)} things that the conclusion rests on: see “What would make this wrong”")
+            (
+                many(doubts, "doubt"),
+                f"and {unknown} not known, of {many(len(found), 'thing')} that the conclusion rests on: see “What would make this wrong”",
+            )
         )
     lost = study.runs[study.runs.status != "finished"]
     if len(lost):
@@ -265,8 +271,8 @@ def checks_table(found: list[Check]) -> str:
         return html.paragraph("Nothing is concluded here, so nothing can make it wrong.", "out")
     counts = {verdict: sum(check.verdict == verdict for check in found) for verdict in VERDICTS}
     text = (
-        f"{counts['doubt']} of {len(found)} things that the conclusion rests on are in doubt, {counts['unknown']} can't be told from this table, "
-        f"{counts['holds']} hold."
+        f"Of {many(len(found), 'thing')} that the conclusion rests on, {counts['doubt']} in doubt, {counts['unknown']} not known from this "
+        f"table, {counts['holds']} holding. Doubts come first."
     )
     rows = "\n".join(
         html.tag(
@@ -328,4 +334,4 @@ def settings_table(study: Study) -> str:
     for method, fit in study.fits.items():
         rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]
         made.append(html.tag("h3", html.escape(f"{title_of_method(method)} ({study.file_of(method)})")) + html.table(["", ""], rows))
-    return "\n".join(made) or html.paragraph("No fit, no settings.", "out")
+    return "\n".join(made)

@@ -164,7 +164,7 @@ def numbers_of(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     derive(found, NUMBERS, [])
     runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in NUMBERS})
     for name, default in (("status", "finished"), ("reason", ""), ("run_dir", ""), ("held_out", "")):
-        runs[name] = table[name].fillna(default).astype(str) if name in table else default
+        runs[name] = table[name].astype(object).where(table[name].notna(), default).astype(str) if name in table else default
     runs["name"] = table["name"].astype(str) if "name" in table else [f"row {i + 1}" for i in range(len(table))]
     runs["held_out"] = runs.held_out.str.lower().isin(("true", "1", "1.0"))
     return runs

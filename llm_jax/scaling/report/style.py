@@ -10,7 +10,7 @@ import base64
 import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ STYLE: dict[Any, Any] = {
 WIDTH = 7.4
 """Inches of a figure across the page."""
 DPI = 200
+POWERS_FROM = 1e15
+"""FLOPs are powers of ten from here on."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -134,13 +136,13 @@ def say_numbers(ax: Axes, x: bool = True, y: bool = False, flops: bool = False) 
         axis.set_minor_formatter(NullFormatter())
 
 
-def say_flops(flops: float, unit: str = " FLOPs") -> str:
+def say_flops(flops: float, unit: str = " FLOPs", powers: bool = False) -> str:
     """FLOPs as people say them: with a letter up to a quadrillion, as a power of ten beyond.
 
     >>> say_flops(2.5e11), say_flops(3e19), say_flops(5.76e23, unit="")
     ('250G FLOPs', '3×10¹⁹ FLOPs', '5.76×10²³')
     """
-    if flops < 1e15:
+    if flops < POWERS_FROM and not powers:
         return short(flops) + unit
     exponent = math.floor(math.log10(flops) + 1e-9)
     digits = f"{flops / 10**exponent:.3g}"
@@ -184,6 +186,25 @@ def many(count: int, what: str) -> str:
     ('1 run', '3 runs')
     """
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def span(low: float, high: float, say: Callable[[float], str] = short) -> str:
+    """A range; one number where its ends are said alike.
+
+    >>> span(2e6, 3e9), span(1e8, 1.0001e8)
+    ('2M to 3G', '100M')
+    """
+    first, last = say(low), say(high)
+    return first if first == last else f"{first} to {last}"
+
+
+def flops_span(low: float, high: float) -> str:
+    """A range of FLOPs, both ends said alike.
+
+    >>> flops_span(5e14, 2e15), flops_span(5e12, 2e14)
+    ('5×10¹⁴ to 2×10¹⁵ FLOPs', '5T to 200T FLOPs')
+    """
+    return span(low, high, lambda flops: say_flops(flops, "", powers=high >= POWERS_FROM)) + " FLOPs"
 
 
 def listed(words: list[str]) -> str:

@@ -20,6 +20,7 @@ FIGURES = (
     law.against_compute,
     law.contours,
     law.residuals,
+    sensitivity.curve_choices,
     sensitivity.choices,
     sensitivity.published,
     runs.sweep_figure,
@@ -52,7 +53,8 @@ def write_report(
     """
     study = make_study(data, fit=fit, notes=notes, method=method, mapping=mapping, convention=convention, options=options, insist=insist)
     if not (study.fits or study.minima or runs.sweeps(study.table, study.runs)):
-        raise UserError(f"data={data}: nothing to report: " + "; ".join(f"{name}: {why}" for name, why in study.refused.items()))
+        whys = dict.fromkeys(study.refused.values()) if len(set(study.refused.values())) == 1 else (f"{n}: {why}" for n, why in study.refused.items())
+        raise UserError(f"data={data}: nothing to report: {'; '.join(whys)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_fits(study, folder)
     page = make_page(study, draw(study, folder / "figures"))

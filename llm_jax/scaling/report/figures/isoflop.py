@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.scaling.fit import IsoflopFit, Minimum
+from llm_jax.scaling.fit import Minimum
+from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.report.drawn import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import BLUE, INK, MUTED, ORANGE, RED, interval, many, new_figure, say_flops, say_numbers, shades
@@ -14,6 +15,10 @@ from llm_jax.train.metrics import short
 
 AHEAD = 10.0
 """Lines go on to this many times the largest budget."""
+NAMES = {"isoflop": "IsoFLOP minima", "parametric": "law of N and D", "envelope": "envelope of training curves"}
+"""Of fits that know N*(C)."""
+ABOVE = 0.9
+"""Losses are drawn up to this part of the minima's span above the highest of them."""
 
 
 def curves(study: Study) -> Drawn | str:
@@ -22,14 +27,15 @@ def curves(study: Study) -> Drawn | str:
         why = study.refused.get("isoflop", "the runs are of no common budgets")
         return f"No IsoFLOP curves: {why}."
     figure, ax = new_figure(4.3)
-    points, colours = study.points, shades(len(study.minima))
+    points, colours, top = study.points, shades(len(study.minima)), highest_shown(study)
     for i, (minimum, colour) in enumerate(zip(study.minima, colours, strict=True)):
         own = points["budget"] == i
         n, loss = points["parameters"][own], points["loss"][own]
         ax.plot(minimum.curve_parameters, minimum.curve_loss, color=colour, linestyle="--" if minimum.left_out else "-", linewidth=1.2)
         ax.scatter(n, loss, s=16, color=colour, linewidths=0, zorder=3)
         beyond = minimum.on_edge and loss.argmin() == n.argmax()  # the label is then at the other end, out of the way of the arrow
-        end, shift, side = (n.argmin(), -5, "right") if beyond else (n.argmax(), 5, "left")
+        seen = np.flatnonzero(loss <= top)
+        end, shift, side = (n.argmin(), -5, "right") if beyond else (seen[n[seen].argmax()], 5, "left")
         ax.annotate(
             say_flops(minimum.flops, ""),
             (n[end], loss[end]),
@@ -60,6 +66,8 @@ def curves(study: Study) -> Drawn | str:
     if len(lost):
         ax.legend(loc="upper right")
     ax.margins(x=0.09)
+    if top < points["loss"].max():
+        ax.set_ylim(top=top)
     ax.set(xlabel="N, parameters", ylabel="loss (nats a token)")
     say_numbers(ax)
     return Drawn("isoflop_curves", figure, curves_caption(study, inside))
@@ -82,6 +90,8 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
         if rises := [rise for m in inside if (rise := cost_of_twice(m)) is not None]:
             text = f"{min(rises):.3f}" if f"{min(rises):.3f}" == f"{max(rises):.3f}" else f"{min(rises):.3f} to {max(rises):.3f}"
             said.append(f"A model of half or twice the best size costs {text} nats on average of the two: that is how sharp the minima are.")
+    if beyond := int((study.points["loss"] > highest_shown(study)).sum()):
+        said.append(f"{many(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
     out = [m for m in study.minima if m.left_out]
     edges = [m for m in out if m.on_edge]
     if edges:
@@ -97,6 +107,12 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     return " ".join(said)
 
 
+def highest_shown(study: Study) -> float:
+    """Up to where losses are drawn: the far ends of curves would press the minima together."""
+    lowest = [m.curve_loss.min() for m in study.minima]
+    return max(lowest) + ABOVE * (max(lowest) - min(lowest))
+
+
 def cost_of_twice(minimum: Minimum) -> float | None:
     """Nats above the minimum at half and at twice N*, their mean; None where the curve does not reach so far."""
     if minimum.parameters is None or minimum.loss is None:
@@ -110,18 +126,17 @@ def cost_of_twice(minimum: Minimum) -> float | None:
 
 def optima(study: Study) -> Drawn | str:
     """N*, D* and D*/N* against compute."""
-    fits = {name: fit for name, fit in study.fits.items() if name in ("isoflop", "parametric")}
+    fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
     if not fits:
         return "No compute-optimal sizes: there is neither an IsoFLOP fit nor a law of N and D."
     figure, axes = new_figure(2.9, columns=3)
     low, high = study.fitted.flops.min(), study.fitted.flops.max()
     at = np.geomspace(low, high * AHEAD, 80)
-    for fit, colour in zip(fits.values(), (BLUE, ORANGE), strict=False):
+    for (name, fit), colour in zip(fits.items(), (BLUE, ORANGE), strict=False):
         n, d = optimum(fit, at)
         many_n, many_d = optimum_draws(fit, at)
-        label = "IsoFLOP minima" if isinstance(fit, IsoflopFit) else "law of N and D"
         for ax, line, draws in zip(axes, (n, d, d / n), (many_n, many_d, many_d / many_n), strict=True):
-            ax.plot(at[at <= high], line[at <= high], color=colour, label=label)
+            ax.plot(at[at <= high], line[at <= high], color=colour, label=NAMES[name])
             ax.plot(at[at >= high * 0.97], line[at >= high * 0.97], "--", color=colour, linewidth=1.1)
             if len(draws) > 1:
                 ax.fill_between(at, *band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
@@ -147,15 +162,14 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
         n, d = optimum(fit, np.array([largest, AHEAD * largest]))
         draws_n, draws_d = optimum_draws(fit, np.array([largest, AHEAD * largest]))
         a, ends = fit.parameters["a"], fit.intervals_95["a"]
-        text = f"{'The minima give' if name == 'isoflop' else 'The law gives'} N* ∝ C^{a:.3f} ({interval(ends)})"
+        text = f"By the {NAMES[name]}, N* ∝ C^{a:.3f} ({interval(ends)})"
         if len(draws_n) > 1:
             low, high = band(n, draws_n, widening(fit))
             low_r, high_r = band(d / n, draws_d / draws_n, widening(fit))
             text += (
-                f"; at the largest budget, {say_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with "
-                f"{d[0] / n[0]:.3g} tokens a "
-                f"parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} ({short(low[1])} to {short(high[1])}) with "
-                f"{d[1] / n[1]:.3g}"
+                f"; at the largest budget, {say_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with {d[0] / n[0]:.3g} "
+                f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} ({short(low[1])} to {short(high[1])}) "
+                f"with {d[1] / n[1]:.3g}"
             )
         said.append(text + ".")
     if len(fits) == 2:

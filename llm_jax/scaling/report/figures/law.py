@@ -27,15 +27,18 @@ from llm_jax.scaling.report.style import (
 from llm_jax.train.metrics import short
 
 AHEAD = 10.0
+"""The frontier goes on to this many times the largest compute."""
+BY_CHANCE = 0.01
+"""Trends less likely than this by chance are trends."""
 
 
 def against_compute(study: Study) -> Drawn | str:
     """Loss against compute: all runs, the frontier, and held-out runs where there are any."""
-    runs = study.fitted
     from matplotlib.colors import LogNorm
 
-    if runs.empty:
-        return "No figure of loss against compute: no run has N, tokens and loss."
+    runs = study.fitted
+    if runs.empty or not (study.fits or study.minima):
+        return "No figure of loss against compute: there is no fit, and no IsoFLOP curve."
     figure, ax = new_figure(4.0)
     norm = LogNorm(runs.parameters.min(), runs.parameters.max())
     size_bar(figure, ax, ax.scatter(runs.flops, runs.loss, c=runs.parameters, norm=norm, cmap=ordered(), s=16, linewidths=0, zorder=3))
@@ -51,6 +54,10 @@ def against_compute(study: Study) -> Drawn | str:
             ax.fill_between(at, *band(line, frontier_draws(fit, at), widening(fit)), color=INK, alpha=0.14, linewidth=0)
         ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
         ax.annotate(f"E = {fit.parameters['E']:.3f}", (at[0], fit.parameters["E"]), (0, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+    if study.main is not None and study.main.method == "compute":
+        points = study.main.points
+        order = np.argsort(points["flops"])
+        ax.plot(points["flops"][order], points["predicted"][order], color=PURPLE, label="law of compute alone")
     stars = [m for m in study.minima if m.parameters is not None]
     if stars:
         ax.scatter(
@@ -233,17 +240,14 @@ def residuals(study: Study) -> Drawn | str:
         axes[0].set_ylim(-limit, limit)
     axes[0].set_ylabel("measured over predicted, %")
     worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
-    trends = {key: stats.spearmanr(points[key][used], off[used]) for key in ("parameters", "tokens")}
     said = [
         f"Measured over predicted loss. Half of the runs in the fit are within {np.median(abs(off[used])):.2g} % of the law; the root mean square is "
         f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
         f"{short(points['tokens'][worst])} tokens). {many(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
-        f"three robust standard "
-        f"deviations ({spread:.2g} % each; grey: two)."
+        f"three robust standard deviations ({spread:.2g} % each; grey: two)."
     ]
-    for key, what in (("parameters", "N"), ("tokens", "D")):
-        rank, chance = trends[key].statistic, trends[key].pvalue
-        trend = "a trend that the law does not have" if chance < 0.01 else "no trend beyond chance"
+    for what, (rank, chance) in residual_trends(fit).items():
+        trend = "a trend that the law does not have" if chance < BY_CHANCE else "no trend beyond chance"
         said.append(f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = {chance:.2g}).")
     if used.sum() >= 20:
         said.append("The line is a running median.")
@@ -253,6 +257,14 @@ def residuals(study: Study) -> Drawn | str:
         ours = int((abs(off[used]) > limit).sum())
         said.append(f"Beyond the figure's edge: {many(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else "."))
     return Drawn("residuals", figure, " ".join(said))
+
+
+def residual_trends(fit: ParametricFit) -> dict[str, tuple[float, float]]:
+    """Spearman's rank correlation of the residuals with N and with D, and how likely one so large is by chance."""
+    points, used = fit.points, fit.points["used"]
+    off = points["loss"][used] / points["predicted"][used]
+    found = {what: stats.spearmanr(points[key][used], off) for what, key in (("N", "parameters"), ("D", "tokens"))}
+    return {what: (float(test.statistic), float(test.pvalue)) for what, test in found.items()}
 
 
 def running_median(x: np.ndarray, y: np.ndarray, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:

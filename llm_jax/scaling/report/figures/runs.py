@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.scaling.report.drawn import Drawn
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import INK, RED, listed, many, new_figure, ordered, say_numbers, shades, size_bar
+from llm_jax.scaling.report.style import INK, RED, listed, many, new_figure, ordered, say_numbers, shades, size_bar, span
 from llm_jax.train.metrics import read_metrics, short, smooth
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ def sweep_figure(study: Study) -> Drawn | str:
     for sweep in maps or found:
         i, j = sweep.best
         good = sweep.loss <= np.nanmin(sweep.loss) + AS_GOOD
-        rates = sweep.rates[good.any(0)]
+        good_rates = sweep.rates[good.any(0)]
         text = (
             f"{short(sweep.parameters)} parameters, {short(sweep.tokens)} tokens: best {sweep.loss[i, j]:.3f} at learning rate {sweep.rates[j]:.3g}"
         )
         if len(sweep.batches) > 1:
             text += f" with {short(sweep.batches[i])} tokens a batch"
-        text += f"; {good.sum()} of {np.isfinite(sweep.loss).sum()} runs within {AS_GOOD} nats of it, at learning rates {rates.min():.3g} to "
-        f"{rates.max():.3g}"
+        rates = span(float(good_rates.min()), float(good_rates.max()), "{:.3g}".format)
+        text += f"; {good.sum()} of {np.isfinite(sweep.loss).sum()} runs are within {AS_GOOD} nats, at {rates}"
         if sweep.edges:
             text += f"; it is at the {listed(sweep.edges)}: the optimum may be beyond"
         if sweep.lost.any():

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report.drawn import Drawn
+from llm_jax.scaling.report.figures.isoflop import NAMES
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, interval, new_figure
 
@@ -74,15 +76,46 @@ def choices(study: Study) -> Drawn | str:
     return Drawn("sensitivity", figure, " ".join(said))
 
 
+def curve_choices(study: Study) -> Drawn | str:
+    """The exponent of the IsoFLOP minima under other choices."""
+    fit = study.isoflop
+    if fit is None or not fit.sensitivity:
+        return f"No other readings of the IsoFLOP curves: {study.refused.get('isoflop', 'the runs were not fitted by budgets')}."
+    total = fit.settings["budgets"]
+    said = [row["curve"] if "curve" in row else row["weights"].replace("all alike", "all budgets weighted alike") for row in fit.sensitivity]
+    labels = [f"{text} ({row['budgets']} of {total})" for text, row in zip(said, fit.sensitivity, strict=True)]
+    values = np.array([row["a"] for row in fit.sensitivity])
+    low, high = fit.a_interval_95
+    wide_low, wide_high = fit.a_interval_95_delta
+    figure, ax = new_figure(0.75 + 0.21 * len(labels))
+    y = np.arange(len(labels))[::-1]
+    ax.axvspan(wide_low, wide_high, color=BLUE, alpha=0.07, linewidth=0)
+    ax.axvspan(low, high, color=BLUE, alpha=0.13, linewidth=0)
+    ax.axvline(fit.a, color=BLUE, linewidth=1)
+    inside = (values >= low) & (values <= high)
+    ax.scatter(values[inside], y[inside], s=22, color=INK, zorder=3)
+    ax.scatter(values[~inside], y[~inside], s=22, marker="D", color=ORANGE, zorder=3)
+    ax.set_yticks(y, labels)
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="a, the exponent of N* ∝ Cᵃ", ylim=(-0.7, len(labels) - 0.3))
+    caption = (
+        f"The exponent of the minima, read and weighted otherwise: {values.min():.3f} to {values.max():.3f}, where the fit has {fit.a:.3f}. The "
+        f"inner band is "
+        f"its interval from the noise of each minimum ({interval((low, high))}), the outer one from how the minima scatter about their line "
+        f"({interval((wide_low, wide_high))}). "
+    )
+    outside = [label for label, there in zip(labels, inside, strict=True) if not there]
+    caption += f"Outside of the inner band (diamonds): {'; '.join(outside)}." if outside else "All are in the inner band."
+    return Drawn("sensitivity_isoflop", figure, caption)
+
+
 def published(study: Study) -> Drawn | str:
     """Our exponent of N*(C) among published ones, ours under other conventions too."""
-    fits = {name: fit for name, fit in study.fits.items() if "a" in getattr(fit, "parameters", {})}
+    fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
     if not fits:
         return "No comparison with published exponents: no exponent of N* was fitted."
-    names = {"isoflop": "this table, IsoFLOP minima", "parametric": "this table, law of N and D"}
     rows: list[tuple[str, float, Any, str, bool]] = [
-        (names.get(method, f"this table, {method}"), fit.parameters["a"], fit.intervals_95["a"], study.convention, True)
-        for method, fit in fits.items()
+        (f"this table, {NAMES[method]}", fit.parameters["a"], fit.intervals_95["a"], study.convention, True) for method, fit in fits.items()
     ]
     rows += [
         (f"this table, law, N as in {name}", fit.parameters["a"], fit.intervals_95["a"], name, True) for name, fit in study.other_conventions.items()
