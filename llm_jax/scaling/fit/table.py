@@ -10,17 +10,11 @@ import numpy as np
 
 from llm_jax.errors import UserError, check_choice, nearest
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.flops import CONVENTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONVENTIONS = {
-    "6nd": ("parameters", "flops_6nd"),
-    "6nd_non_embedding": ("parameters_non_embedding", "flops_6nd_non_embedding"),
-    "6nd_with_head": ("parameters_with_head", "flops_6nd_with_head"),
-    "exact": ("parameters_with_head", "flops_exact"),
-}
-"""A convention's columns of N and of FLOPs in a table of our own runs."""
 NAMES = ("parameters", "tokens", "flops", "loss", "unique_tokens", "accuracy", "run")
 """What a table's columns can be mapped to."""
 

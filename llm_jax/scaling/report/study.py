@@ -14,7 +14,8 @@ from llm_jax.errors import UserError
 from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
-from llm_jax.scaling.fit.table import CONVENTIONS, derive, finished, load, own_names, read
+from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
+from llm_jax.scaling.flops import CONVENTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
