@@ -1,43 +1,44 @@
-"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, five sizes or more each, and a larger run predicted.
+"""IsoFLOP curves on two CPU cores in under 20 minutes: five budgets, five sizes or more each, and a larger run predicted.
 
     python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
     python -m llm_jax.launch experiment=scaling/isoflop_cpu
     python -m llm_jax.launch experiment=scaling/isoflop_cpu          # killed or stopped: goes on, repeats no finished run
 
-Corpus: the Python standard library (nothing is downloaded), 1,024 pieces: with a larger vocabulary the head would be most of these
-small models. N counts the head, as do the budgets' FLOPs; the learning rate falls with N, and the warm-up grows with it.
-Each curve has the five sizes around 10 tokens a parameter, and more where its minimum is at the edge.
+Corpus: the Python standard library (nothing is downloaded), 512 pieces: with a larger vocabulary the head would be most of these
+small models. N counts the head, as do the budgets' FLOPs. One learning rate serves all widths, by muP: it is the best of width 64
+(docs/mup.md). Each curve has the five sizes around 20 tokens a parameter, and more where its minimum is at the edge.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.scaling.designs import PowerRule, aspect, compute_optimal, geometric, isoflop, learning_rate, sizes, warmup_per_parameter
+from llm_jax.scaling.designs import aspect, compute_optimal, geometric, isoflop, sizes, warmup_fraction
 from llm_jax.scaling.grid import Grid, GridConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
 
 CONVENTION = "6nd_with_head"
-SIZES = sizes(aspect(layers=3, head_dim=8), geometric(25e3, 3e6, 12), CONVENTION)
+SIZES = sizes(aspect(layers=2, head_dim=8), geometric(12e3, 1.6e6, 11), CONVENTION)
+RATIO = 20.0
 
 
 def experiment() -> Grid:
     base = Experiment(
-        model=ModelConfig(attention="blocked", scan_layers=False),
+        model=ModelConfig(attention="blocked", scan_layers=False, parametrization="mup", base_embed=64, init_std=1 / 16),
         layout=preset("single"),
         data=DataConfig(source="stdlib", held_out_fraction=0.05),
-        tokenizer=TokenizerConfig(vocab=1024),
-        optimizer=OptimizerConfig(name="adamw", schedule="cosine"),
+        tokenizer=TokenizerConfig(vocab=512),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2**-7, schedule="cosine"),
         train=TrainConfig(batch_size=8, sequence_length=128, batch_sha=False),
-        evaluate=EvaluateConfig(every=0, final_batches=64),
-        checkpoint=CheckpointConfig(every=500, keep=1, keep_best=False),
+        evaluate=EvaluateConfig(every=0, final_batches=128),
+        checkpoint=CheckpointConfig(every=1000, keep=1, keep_best=False),
     )
     return Grid(
         base,
-        isoflop([0.25e12, 0.5e12, 1e12, 2e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=10, refills=2),
-        rules=(learning_rate(PowerRule(at_million=3e-3, exponent=-0.3, convention=CONVENTION)), warmup_per_parameter(0.5, CONVENTION)),
-        held_out=compute_optimal([5e12], SIZES, convention=CONVENTION, tokens_per_parameter=10),
+        isoflop([0.125e12, 0.25e12, 0.5e12, 1e12, 2e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=RATIO, refills=2),
+        rules=(warmup_fraction(0.05),),
+        held_out=compute_optimal([8e12], SIZES, convention=CONVENTION, tokens_per_parameter=RATIO),
         method="isoflop",
         convention=CONVENTION,
         settings=GridConfig(mfu=0.15),  # so small matrices reach little of the peak
