@@ -84,7 +84,10 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     if inside:
         low, high = inside[0], inside[-1]
         said.append(
-            f"The best size goes from {short(low.parameters)} at {say_flops(low.flops, '')} to {short(high.parameters)} at {say_flops(high.flops)}, "
+            f"The best size is {short(low.parameters)} at {say_flops(low.flops)}, with a loss of {low.loss:.3f}."
+            if len(inside) == 1
+            else f"The best size goes from {short(low.parameters)} at {say_flops(low.flops, '')} to {short(high.parameters)} at "
+            f"{say_flops(high.flops)}, "
             f"where the loss is {high.loss:.3f}."
         )
         if rises := [rise for m in inside if (rise := cost_of_twice(m)) is not None]:

@@ -195,8 +195,8 @@ def training(study: Study) -> Drawn | str:
             ax.plot(run.tokens, run.loss, "o", color=colour, markersize=3)
     size_bar(figure, ax, ScalarMappable(norm, ordered()))
     ends = [run.loss for run, _ in found if np.isfinite(run.loss)]
-    if ends:
-        ax.set_ylim(min(ends) - 0.08 * (max(ends) - min(ends) + 0.1), max(ends) + 1.2 * (max(ends) - min(ends) + 0.1))
+    if ends:  # the first steps would take most of the height
+        ax.set_ylim(top=min(ax.get_ylim()[1], max(ends) + 1.2 * (max(ends) - min(ends) + 0.1)))
     ax.set(xlabel="tokens", ylabel="training loss (nats a token)")
     say_numbers(ax)
     caption = f"Training loss (smoothed over a fiftieth of the steps) of {many(len(found), 'run')}" + (
