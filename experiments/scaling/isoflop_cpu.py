@@ -1,4 +1,4 @@
-"""IsoFLOP curves on two CPU cores in under 20 minutes: five budgets, five sizes or more each, and a larger run predicted.
+"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, five sizes or more each, and a larger run predicted.
 
     python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
     python -m llm_jax.launch experiment=scaling/isoflop_cpu
@@ -6,7 +6,7 @@
 
 Corpus: the Python standard library (nothing is downloaded), 512 pieces: with a larger vocabulary the head would be most of these
 small models. N counts the head, as do the budgets' FLOPs. One learning rate serves all widths, by muP: it is the best of width 64
-(docs/mup.md). Each curve has the five sizes around 20 tokens a parameter, and more where its minimum is at the edge.
+(docs/mup.md). Each curve has the five sizes around 30 tokens a parameter, and more where its minimum is at the edge.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig
@@ -19,8 +19,8 @@ from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
 
 CONVENTION = "6nd_with_head"
-SIZES = sizes(aspect(layers=2, head_dim=8), geometric(12e3, 1.6e6, 11), CONVENTION)
-RATIO = 20.0
+SIZES = sizes(aspect(layers=2, head_dim=8), geometric(14e3, 1.5e6, 14), CONVENTION)
+RATIO = 30.0
 
 
 def experiment() -> Grid:
@@ -36,9 +36,9 @@ def experiment() -> Grid:
     )
     return Grid(
         base,
-        isoflop([0.125e12, 0.25e12, 0.5e12, 1e12, 2e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=RATIO, refills=2),
+        isoflop([0.1e12, 0.25e12, 0.6e12, 1.5e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=RATIO, refills=2),
         rules=(warmup_fraction(0.05),),
-        held_out=compute_optimal([8e12], SIZES, convention=CONVENTION, tokens_per_parameter=RATIO),
+        held_out=compute_optimal([5e12], SIZES, convention=CONVENTION, tokens_per_parameter=RATIO),
         method="isoflop",
         convention=CONVENTION,
         settings=GridConfig(mfu=0.15),  # so small matrices reach little of the peak
