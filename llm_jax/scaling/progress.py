@@ -14,9 +14,9 @@ from llm_jax.train.metrics import short
 class PointConsole(Console):
     """A run's own console in a grid: it writes log.txt, and tells the grid how far it is."""
 
-    def __init__(self, told: Callable[[int, str], None]):
+    def __init__(self, began: Callable[[int], None], told: Callable[[int, str], None]):
         super().__init__()
-        self.told = told
+        self.began, self.told = began, told
 
     def show(self, text: str) -> None:
         """Nothing: it is in log.txt."""
@@ -24,6 +24,7 @@ class PointConsole(Console):
     def start(self, total: int, done: int) -> None:
         """Begins at a step."""
         self.last = time.monotonic()
+        self.began(done)
         self.told(done, "compiling")
 
     def progress(self, step: int, total: int, text: str, every: float) -> None:
@@ -55,8 +56,12 @@ class GridProgress:
         self.points += points
         self.flops += flops
 
+    def began(self, flops: float) -> None:
+        """A point goes on with so many FLOPs done before: they say nothing of how fast this start is."""
+        self.before += flops
+
     def running(self, name: str, flops: float, text: str) -> None:
-        """How far the point is that runs now: FLOPs of its own, in this session."""
+        """How far the point is that runs now: its own FLOPs, those of earlier starts among them."""
         self.of_point = flops
         if self.bar:
             self.bar.update(self.task, completed=self.part(), text=f"{self.line()}  {name}: {text}")

@@ -217,13 +217,20 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
     per_step = sum(point.cost for point in points) / experiments[0].train.steps
     name = points[0].name + (f" and {len(points) - 1} more" if len(points) > 1 else "")
 
+    def done(step: int) -> float:
+        return step * per_step - sum(point.inherited for point in points)
+
+    def began(step: int) -> None:
+        assert session.progress
+        session.progress.began(done(step))
+
     def told(step: int, text: str) -> None:
         assert session.progress
-        session.progress.running(name, step * per_step - sum(point.inherited for point in points), text)
+        session.progress.running(name, done(step), text)
 
     session.stop.held = False
     failed = {}
-    with contextlib.closing(PointConsole(told)) as console:
+    with contextlib.closing(PointConsole(began, told)) as console:
         for experiment in experiments:
             console.log_to(Path(experiment.run_dir) / "log.txt")
         try:

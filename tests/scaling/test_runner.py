@@ -11,7 +11,9 @@ import pytest
 
 from llm_jax.launch import main
 from llm_jax.scaling import collect, flops, runner
+from llm_jax.scaling.progress import GridProgress
 from llm_jax.train import run
+from llm_jax.train.console import Console
 from llm_jax.train.metrics import MetricsWriter, write_json
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import launch, launch_process, losses, shas, summary
@@ -235,3 +237,14 @@ def test_points_that_results_ask_for_are_run_too(tiny, tmp_path, monkeypatch, ca
 def test_main_is_the_same_for_grids(capsys):
     assert main(["experiment=quickstart", "--dry-run"]) == 2
     assert runner.EXIT_SOME_FAILED == 1
+
+
+def test_the_time_that_is_left_is_told_by_what_this_start_has_done():
+    console, said = Console(), []
+    console.say = said.append  # type: ignore[method-assign]
+    progress = GridProgress(console, points=2, done=0, flops=100.0, flops_done=0.0)
+    progress.started -= 10  # ten seconds in which a point went from 40 FLOPs to 50
+    progress.began(40.0)
+    progress.running("half-done", 50.0, "")
+    assert "50%" in progress.line()
+    assert "ETA 00:50" in progress.line()
