@@ -77,7 +77,9 @@ def make_page(study: Study, figures: Figures) -> str:
 
 def title_of(data: Path) -> str:
     """The grid's name, or the table's."""
-    return f"Scaling of {data.resolve().parent.name if data.stem == 'runs' else data.stem}"
+    folder = data.resolve().parent
+    ours = folder.parent.name if folder.name == "default" else folder.name  # as run folders are named
+    return f"Scaling of {ours if data.stem == 'runs' else data.stem}"
 
 
 class Numbered:
