@@ -75,7 +75,7 @@ def finished(table: pd.DataFrame, said: list[str]) -> pd.DataFrame:
     if "held_out" in table:
         out = table["held_out"].astype(str).str.lower().isin(("true", "1", "1.0"))
         if out.any():
-            said.append(f"{out.sum()} runs left out: held out by the grid, to be foretold")
+            said.append(f"left out: {out.sum()} held out by the grid, to be foretold")
         table = table[~out]
     if table.empty:
         raise UserError("the table has no finished run")
