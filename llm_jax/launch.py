@@ -32,29 +32,21 @@ Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say wh
 
 from __future__ import annotations
 
-import os
 import sys
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError
 
 FLAGS = ("--list", "--show", "--dry-run", "--help", "-h")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return launch(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:  # before the run looks after signals itself, or a second Ctrl-C
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(launch, arguments)
 
 
 def launch(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, FLAGS)
     if not arguments or "--help" in flags or "-h" in flags:
         print(__doc__)
@@ -91,29 +83,6 @@ def is_grid(made: object) -> bool:
     """Whether experiment() returned a grid; without importing what only grids need."""
     grids = sys.modules.get("llm_jax.scaling.grid")
     return grids is not None and isinstance(made, grids.Grid)
-
-
-def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The flags of a command line, and its key=value pairs in order. Raises UserError for anything else."""
-    flags = [a for a in arguments if a.startswith("-")]
-    for flag in flags:
-        if flag not in known_flags:
-            raise UserError(f"{flag}: no such option; {nearest(flag, known_flags)} (overrides are key=value, without dashes)")
-    pairs = []
-    for argument in arguments:
-        if argument in flags:
-            continue
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
-        pairs.append((key, value))
-    return flags, pairs
-
-
-def quiet() -> None:
-    """Keeps the libraries' own chatter down, unless the user asked for it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from llm_jax.layout.xla_flags import keep_collectives_in_order
+
 # Before jax is imported anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+keep_collectives_in_order()
 CACHE = Path(os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}"))
 os.environ.setdefault("LLM_JAX_CACHE", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))

@@ -88,7 +88,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
     from llm_jax.objective.next_token import make_objective
     from llm_jax.scaling.together import jit_steps, over_runs, place_for, stacked
-    from llm_jax.train.compile import abstract_batch, jit_step, step_options
+    from llm_jax.train.compile import abstract_batch, jit_step, program_options
     from llm_jax.train.run import place_of
     from llm_jax.train.state import Program
 
@@ -110,7 +110,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
             step, holder = jit_step(program, objective, e), [states[0]]
         else:
             own = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names))
-            step, holder = jit_steps(own, objective, made, step_options(program)), [stacked(states, place)]
+            step, holder = jit_steps(own, objective, made, program_options(program)), [stacked(states, place)]
 
         def run() -> None:
             with jax.set_mesh(place.mesh):

@@ -5,6 +5,7 @@ Every token costs a whole forward pass over a fixed window, which keeps this sma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from llm_jax.data import Tokenizer
 from llm_jax.model.attention_context import length_multiple
+from llm_jax.train.compile import program_options
 from llm_jax.train.config import SampleConfig
 from llm_jax.train.state import Program
 
@@ -40,7 +42,7 @@ def sample_texts(
     batch = rounded_up(len(prompts), place.size(place.axes("batch")))
     rows = [list(p) for p in prompts] + [[tokenizer.bos_id]] * (batch - len(prompts))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=program_options(program) or None)
     def next_token(parameters, tokens_BT, last_B, key):
         model = program.model(parameters)
         x_BTD = model.hidden(tokens_BT)

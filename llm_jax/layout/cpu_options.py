@@ -1,11 +1,12 @@
-"""XLA compiler options for training on CPUs; what the user set in XLA_FLAGS stays theirs."""
+"""XLA compiler options for programs on CPUs; what the user set in XLA_FLAGS stays theirs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-from llm_jax.layout.gpu_options import Options, set_by_user
+from llm_jax.layout.gpu_options import Options
+from llm_jax.layout.xla_flags import set_by_user
 
 OPTIONS: Options = {
     # The library that does products by default (YNN, since JAX 0.10) runs a batched product, as in attention, on one core.
@@ -15,6 +16,6 @@ OPTIONS: Options = {
 
 
 def compiler_options(environment: Mapping[str, str] = os.environ) -> Options:
-    """The options for `jax.jit(..., compiler_options=...)` of a step on CPUs."""
+    """The options for `jax.jit(..., compiler_options=...)` of a program on CPUs."""
     theirs = set_by_user(environment)
     return {name: value for name, value in OPTIONS.items() if name not in theirs}

@@ -8,10 +8,11 @@ Sources: [T] NVIDIA JAX-Toolbox, docs/GPU_performance.md; [E] its getting-starte
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 import jax
+
+from llm_jax.layout.xla_flags import set_by_user
 
 Options = dict[str, bool | int | str]
 
@@ -90,13 +91,3 @@ def compiler_options(
         options |= DETERMINISTIC
     theirs = set_by_user(environment)
     return {name: value for name, value in options.items() if name not in theirs}
-
-
-def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """The names of the flags in XLA_FLAGS, under JAX 0.11's names too.
-
-    >>> set_by_user({"XLA_FLAGS": "--xla_a=true --xla_b"}) == {"xla_a", "xla_b"}
-    True
-    """
-    names = re.findall(r"--(\w+)", environment.get("XLA_FLAGS", ""))
-    return {*names, *(name.replace("enable_pipelined", "pipeline") for name in names)}

@@ -33,8 +33,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, check_choice, closest
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError, check_choice, closest
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
@@ -89,19 +89,11 @@ PICTURES = (".png", ".pdf", ".svg")
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return plan(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(plan, arguments)
 
 
 def plan(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, FLAGS)
     if not arguments or flags:
         print(__doc__)

@@ -30,8 +30,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError, nearest
 from llm_jax.train import metrics, run_folder
 
 if TYPE_CHECKING:
@@ -160,16 +160,11 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return collect(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return run_command(collect, arguments)
 
 
 def collect(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
     flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
     if not arguments or flags:

@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
@@ -44,7 +44,7 @@ from llm_jax.model.parts import rope_tables
 from llm_jax.model.transformer import Block, Transformer, unstack
 from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
 from llm_jax.scaling.grid import Grid
-from llm_jax.train.compile import step_options
+from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
 from llm_jax.train.state import Program
 from llm_jax.train.step import make_step
@@ -124,7 +124,7 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
     layout = preset("single")
     program = Program(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
-    step = jax.jit(step_of, donate_argnums=0, compiler_options=step_options(program) or None)
+    step = jax.jit(step_of, donate_argnums=0, compiler_options=program_options(program) or None)
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
     change = jax.jit(lambda now, start: jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start))
     put = functools.partial(on_device, program.place)
@@ -217,7 +217,6 @@ def run(arguments: list[str]) -> int:
     """The command, with UserErrors raised."""
     from llm_jax import experiment as experiments
 
-    quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)
@@ -264,14 +263,7 @@ def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: i
 
 def main() -> int:
     """The command; its exit code."""
-    try:
-        return run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError, nearest
 from llm_jax.scaling.fit.bootstrap import LEVEL
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 
@@ -230,16 +230,11 @@ def read_fit(path: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return command(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return run_command(command, arguments)
 
 
 def command(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)

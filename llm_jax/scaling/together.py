@@ -31,7 +31,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.objective.next_token import Objective, make_objective
 from llm_jax.train import run
 from llm_jax.train.checkpoint import Checkpoints
-from llm_jax.train.compile import step_options
+from llm_jax.train.compile import program_options
 from llm_jax.train.console import Console
 from llm_jax.train.feed import Fed, Feed
 from llm_jax.train.loop import Diverged, Loop
@@ -170,7 +170,7 @@ def train(
         life.callback(feed.close)
         loop = Loop(
             stop=stop,
-            step=jit_steps(own_program, make_objective(e.objective), experiments, step_options(program)),
+            step=jit_steps(own_program, make_objective(e.objective), experiments, program_options(program)),
             feed=feed,
             evaluate=run.Evaluator(program, corpora[0], e, stop, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
             runs=runs,

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError, nearest
 from llm_jax.scaling.fit.table import load
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ def described(found: Curves, against: str) -> str:
 
 def run(arguments: list[str]) -> int:
     """The command, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)
@@ -152,14 +151,7 @@ def run(arguments: list[str]) -> int:
 
 def main() -> int:
     """The command; its exit code."""
-    try:
-        return run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float3
 
 
 def jit_step(program: Program, objective: Objective, experiment: Experiment) -> Any:
-    """step(state, batch) -> (state, metrics), jitted: the state is donated, and devices get their `step_options`."""
+    """step(state, batch) -> (state, metrics), jitted: the state is donated."""
     schedule = make_schedule(experiment.optimizer, experiment.train.steps)
     step = make_step(program, objective, schedule, experiment.optimizer.clip_norm)
-    return jax.jit(step, donate_argnums=0, compiler_options=step_options(program) or None)
+    return jax.jit(step, donate_argnums=0, compiler_options=program_options(program) or None)
 
 
-def step_options(program: Program) -> gpu_options.Options:
-    """The compiler options of the step on the program's devices."""
+def program_options(program: Program) -> gpu_options.Options:
+    """The compiler options of whatever runs on the program's devices: the step, evaluation, samples. Some of them keep XLA from being wrong."""
     platform = program.place.platform()
     if platform == "cpu":
         return cpu_options.compiler_options()

@@ -29,7 +29,7 @@ from llm_jax.objective.next_token import make_objective
 from llm_jax.scaling import flops
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.checkpoint import Checkpoints
-from llm_jax.train.compile import jit_step
+from llm_jax.train.compile import jit_step, program_options
 from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed, on_devices
 from llm_jax.train.loop import Diverged, Loop
@@ -314,7 +314,7 @@ class Evaluator:
     ):
         """evaluate: in place of `make_evaluation`'s, where the state is of several runs."""
         self.program, self.corpus, self.experiment, self.stop = program, corpus, experiment, stop
-        self.evaluate = jax.jit(evaluate or make_evaluation(program))
+        self.evaluate = jax.jit(evaluate or make_evaluation(program), compiler_options=program_options(program) or None)
         self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:

@@ -174,7 +174,7 @@ def test_gpu_options_are_those_that_the_step_is_compiled_with(monkeypatch):
     with pytest.raises(Exception, match="xla_gpu_no_such_option"):
         compiling.compile_absent(experiment, "h200", 1)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_no_such_option=false")  # the user's stay theirs
-    assert compiling.step_options(program) == {}
+    assert compiling.program_options(program) == {}
 
 
 # --- without the GPU compiler ---
@@ -183,7 +183,7 @@ def test_gpu_options_are_those_that_the_step_is_compiled_with(monkeypatch):
 def test_on_a_cpu_the_step_has_no_gpu_options():
     experiment = dataclasses.replace(w3(), model=dataclasses.replace(w3().model, layers=2, attention="xla"))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, {}))
-    options = compiling.step_options(Program(experiment.model, experiment.optimizer, place))
+    options = compiling.program_options(Program(experiment.model, experiment.optimizer, place))
     assert not [name for name in options if "gpu" in name]
 
 

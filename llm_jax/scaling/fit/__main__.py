@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, check_choice
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
+from llm_jax.errors import UserError, check_choice
 
 EXAMPLES = {"data": "TABLE.csv", "method": "NAME", "convention": "NAME", "out": "FOLDER"}
 OWN = tuple(EXAMPLES)
@@ -32,19 +32,11 @@ OWN = tuple(EXAMPLES)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return fit(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(fit, arguments)
 
 
 def fit(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     from llm_jax.scaling.fit.methods import METHODS
 

@@ -17,25 +17,16 @@ from __future__ import annotations
 
 import sys
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError
-from llm_jax.launch import quiet, read_arguments
+from llm_jax.command import read_arguments, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    try:
-        return report(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(report, arguments)
 
 
 def report(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    quiet()
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)

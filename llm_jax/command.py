@@ -1,0 +1,52 @@
+"""What all commands have in common: `python -m llm_jax.launch`, `llm_jax.plan`, `llm_jax.scaling.fit` and the others."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+from llm_jax.layout.xla_flags import keep_collectives_in_order
+
+EXIT_INTERRUPTED = 130
+
+
+def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Runs a command on its arguments (None: those of the process) and returns its exit code.
+
+    A UserError is one line on stderr and exit code 2. Whatever else is raised is a bug, and stays a traceback.
+    """
+    before_jax()
+    try:
+        return body(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def before_jax() -> None:
+    """What must be in the environment before JAX starts: the libraries' own chatter is kept down, unless the user asked for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    keep_collectives_in_order()
+
+
+def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The flags of a command line, and its key=value pairs in order. Raises UserError for anything else."""
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if flag not in known_flags:
+            raise UserError(f"{flag}: no such option; {nearest(flag, known_flags)} (overrides are key=value, without dashes)")
+    pairs = []
+    for argument in arguments:
+        if argument in flags:
+            continue
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
+        pairs.append((key, value))
+    return flags, pairs

@@ -1,0 +1,32 @@
+"""XLA_FLAGS: what the user set there, and what must be there before JAX starts. Imports no JAX."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+
+SIMULATED_DEVICES = "xla_force_host_platform_device_count"
+
+
+def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
+    """The names of the flags in XLA_FLAGS, under JAX 0.11's names too.
+
+    >>> set_by_user({"XLA_FLAGS": "--xla_a=true --xla_b"}) == {"xla_a", "xla_b"}
+    True
+    """
+    names = re.findall(r"--(\w+)", environment.get("XLA_FLAGS", ""))
+    return {*names, *(name.replace("enable_pipelined", "pipeline") for name in names)}
+
+
+def keep_collectives_in_order(environment: MutableMapping[str, str] = os.environ) -> None:
+    """To be called before JAX starts: where XLA_FLAGS ask for simulated devices, lets these meet in one order.
+
+    A program that JAX 0.11 takes from its compilation cache has lost the order of its collectives. One device then waits in a collective
+    for another that waits in the next one (seen under `pipeline`), until XLA aborts the process after 40 s. Without its scheduler for
+    concurrency XLA runs a program in the order in which it was compiled. As a compiler option it would be lost in the cache too.
+    """
+    ordered = "xla_cpu_enable_concurrency_optimized_scheduler"
+    theirs = set_by_user(environment)
+    if SIMULATED_DEVICES in theirs and ordered not in theirs:
+        environment["XLA_FLAGS"] += f" --{ordered}=false"
