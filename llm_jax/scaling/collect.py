@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import UserError, nearest
+from llm_jax.scaling.fit.table import load
 from llm_jax.train import metrics, run_folder
 
 if TYPE_CHECKING:
@@ -137,14 +138,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     """
     import pandas as pd
 
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path}: must be a .csv or .parquet")
-    try:
-        theirs = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except Exception as error:
-        raise UserError(f"{path}: not a table ({' '.join(str(error).split())[:200]})") from error
+    theirs = load(path, "table")
     mapped = {}
     for our_name, their_name in (columns or {}).items():
         if our_name not in COLUMNS:

@@ -16,10 +16,10 @@ import numpy as np
 
 from llm_jax.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.approach2 import line_covariance
 from llm_jax.scaling.fit.curves import lines
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
-from llm_jax.scaling.fit.result import columns, plain
+from llm_jax.scaling.fit.optimum import OptimumFit, estimates, foretold, line_covariance
+from llm_jax.scaling.fit.result import columns
 from llm_jax.scaling.fit.solve import float64
 
 BATCH = 64
@@ -27,8 +27,8 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class EnvelopeFit:
-    """Approach 1's result: N* = N_coefficient C^a, D* = D_coefficient C^b."""
+class EnvelopeFit(OptimumFit):
+    """Approach 1's result."""
 
     method = "envelope"
     a: float
@@ -48,15 +48,6 @@ class EnvelopeFit:
     """At each compute: flops, parameters, tokens, loss of the best run; used (its size is not at the edge of those there)."""
     draws: np.ndarray = field(repr=False)
     """[resamples, 4]: log N_coefficient, a, log D_coefficient, b."""
-
-    def optimal(self, flops: Any) -> tuple[Any, Any]:
-        """Parameters and tokens of least loss for a budget."""
-        p = self.parameters
-        return p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
-
-    def to_json(self) -> dict[str, Any]:
-        """As in fit.json."""
-        return {"method": self.method, **plain(self)}
 
 
 def envelope(
@@ -113,26 +104,18 @@ def envelope(
     stars = log_n[many[varied]]
     draws = np.concatenate([lines(at, stars, weights), lines(at, at - np.log(FLOPS_A_WEIGHT) - stars, weights)], -1)
 
-    estimate = np.concatenate([line_n, line_d])
-    spreads = [boot.spread(estimate[i], draws[:, i]) for i in range(4)]
-    values = {"a": line_n[1], "b": line_d[1], "N_coefficient": np.exp(line_n[0]), "D_coefficient": np.exp(line_d[0])}
-    errors = {"a": spreads[1][0], "b": spreads[3][0], "N_coefficient": values["N_coefficient"] * spreads[0][0]}
-    errors["D_coefficient"] = values["D_coefficient"] * spreads[2][0]
-    ends = {i: (float(np.exp(spreads[i][1][0])), float(np.exp(spreads[i][1][1]))) for i in (0, 2)}
-    intervals = {"a": spreads[1][1], "b": spreads[3][1], "N_coefficient": ends[0], "D_coefficient": ends[2]}
+    found = estimates(line_n, line_d, draws)
     covariance, objective = line_covariance(at[used], log_n[best][used], np.ones(used.sum()), line_n)
     held_out = leave_largest_out(at, log_n[best], used)
     warnings = [] if used.all() else [f"{(~used).sum()} of {computes} computes left out: the best run there is of the smallest or the largest size"]
     if (~varied).any():
         warnings.append(f"{(~varied).sum()} of {bootstrap} resamples had fewer than three sizes and are left out")
     return EnvelopeFit(
-        a=float(line_n[1]),
-        b=float(line_d[1]),
-        a_interval_95=intervals["a"],
+        a=found["parameters"]["a"],
+        b=found["parameters"]["b"],
+        a_interval_95=found["intervals_95"]["a"],
         objective=objective,
-        parameters={name: float(value) for name, value in values.items()},
-        standard_errors={name: float(error) for name, error in errors.items()},
-        intervals_95=intervals,
+        **found,
         covariance=covariance,
         leave_largest_out=held_out,
         settings={
@@ -186,15 +169,5 @@ def leave_largest_out(at: np.ndarray, log_n: np.ndarray, used: np.ndarray) -> di
     rest = used & (at < at[top].min())
     if len(np.unique(log_n[rest])) < 3:
         return {"sizes": 1, "refused": "fewer than three sizes are left"}
-    constant, slope = lines(at, log_n[None], rest.astype(float)[None])[0]
-    middle = at[top].mean()
-    predicted = constant + slope * middle
-    measured = log_n[top][0]
-    return {
-        "sizes": 1,
-        "flops": float(np.exp(middle)),
-        "measured_parameters": float(np.exp(measured)),
-        "predicted_parameters": float(np.exp(predicted)),
-        "relative_error": float(np.exp(predicted - measured) - 1),
-        "a": float(slope),
-    }
+    line = lines(at, log_n[None], rest.astype(float)[None])[0]
+    return {"sizes": 1, **foretold(line, at[top].mean(), log_n[top][0])}

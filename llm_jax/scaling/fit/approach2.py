@@ -18,7 +18,8 @@ from llm_jax.errors import UserError, check_choice, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.curves import akima, lines, parabolas
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
-from llm_jax.scaling.fit.result import columns, plain
+from llm_jax.scaling.fit.optimum import OptimumFit, estimates, foretold, line_covariance
+from llm_jax.scaling.fit.result import columns
 
 Curve = Literal["akima", "parabola", "parabola_local"]
 Resampling = Literal["noise", "case", "residual", "subsample"]
@@ -54,8 +55,8 @@ class Minimum:
 
 
 @dataclass(frozen=True)
-class IsoflopFit:
-    """Approach 2's result: N* = N_coefficient C^a, D* = D_coefficient C^b."""
+class IsoflopFit(OptimumFit):
+    """Approach 2's result."""
 
     method = "isoflop"
     a: float
@@ -83,15 +84,6 @@ class IsoflopFit:
     """Each run: flops, parameters, tokens, loss, budget (its number among the minima)."""
     draws: np.ndarray = field(repr=False)
     """[resamples, 4]: log N_coefficient, a, log D_coefficient, b."""
-
-    def optimal(self, flops: Any) -> tuple[Any, Any]:
-        """Parameters and tokens of least loss for a budget."""
-        p = self.parameters
-        return p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
-
-    def to_json(self) -> dict[str, Any]:
-        """As in fit.json."""
-        return {"method": self.method, **plain(self)}
 
 
 @dataclass(frozen=True)
@@ -163,25 +155,19 @@ def isoflop(
         stars_n, stars_d = (np.broadcast_to(s, drawn.shape) for s in (stars_n, stars_d))
         widen = boot.widening(resampling, len(inside))
     draws = np.concatenate([lines(log_c, stars_n, many), lines(log_c, stars_d, many)], -1)
-    estimate = np.concatenate([line_n, line_d])
-    spreads = {name: boot.spread(estimate[i], draws[:, i], widen) for i, name in enumerate(("log_N", "a", "log_D", "b"))}
-    factors = {f"{name[-1]}_coefficient": s for name, s in spreads.items() if name.startswith("log")}
-    parameters_found = {"a": line_n[1], "b": line_d[1], "N_coefficient": np.exp(line_n[0]), "D_coefficient": np.exp(line_d[0])}
-    errors = {name: spreads[name][0] for name in ("a", "b")} | {k: parameters_found[k] * s[0] for k, s in factors.items()}
-    intervals = {name: spreads[name][1] for name in ("a", "b")} | {k: tuple(np.exp(s[1])) for k, s in factors.items()}
+    summary = estimates(line_n, line_d, draws, widen)
+    a_interval = summary["intervals_95"]["a"]
     covariance, objective = line_covariance(log_c, log_n, weights, line_n)
     half = stats.t.ppf((1 + boot.LEVEL) / 2, len(inside) - 2) * np.sqrt(covariance[1, 1])
     held_out = leave_largest_out(log_c, log_n, weights)
     return IsoflopFit(
-        a=float(line_n[1]),
-        b=float(line_d[1]),
-        a_interval_95=intervals["a"],
-        b_interval_95=intervals["b"],
+        a=summary["parameters"]["a"],
+        b=summary["parameters"]["b"],
+        a_interval_95=a_interval,
+        b_interval_95=summary["intervals_95"]["b"],
         a_interval_95_delta=(float(line_n[1] - half), float(line_n[1] + half)),
         objective=objective,
-        parameters={name: float(value) for name, value in parameters_found.items()},
-        standard_errors={name: float(value) for name, value in errors.items()},
-        intervals_95=intervals,
+        **summary,
         covariance=covariance,
         minima=minima,
         leave_largest_out=held_out,
@@ -202,7 +188,7 @@ def isoflop(
             "widening": widen,
             "seed": seed,
         },
-        warnings=doubts(minima, line_n, log_c, log_n, error, held_out, intervals["a"], (line_n[1] - half, line_n[1] + half)),
+        warnings=doubts(minima, line_n, log_c, log_n, error, held_out, a_interval, (line_n[1] - half, line_n[1] + half)),
         points={**table, "budget": numbers},
         draws=draws,
     )
@@ -316,28 +302,12 @@ def local_parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.
 CURVES = {"akima": akima_curve, "parabola": parabola_curve, "parabola_local": local_parabola_curve}
 
 
-def line_covariance(x: np.ndarray, y: np.ndarray, weights: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, float]:
-    """[2, 2] of a weighted line's constant and slope, scaled by its residuals; and the weighted mean of their squares."""
-    basis = np.stack([np.ones_like(x), x], -1)
-    squares = float((weights * (y - basis @ line) ** 2).sum())
-    inverse = np.linalg.inv(np.einsum("np,n,nq->pq", basis, weights, basis))
-    return inverse * squares / (len(x) - 2), squares / float(weights.sum())
-
-
 def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """The largest budget's N*, as the line through the others has it."""
     if len(log_c) < 4:
         return {"budgets": 1, "refused": "a line through two budgets has no error"}
-    constant, slope = lines(log_c[:-1], log_n[None, :-1], weights[None, :-1])[0]
-    predicted = constant + slope * log_c[-1]
-    return {
-        "budgets": 1,
-        "flops": float(np.exp(log_c[-1])),
-        "measured_parameters": float(np.exp(log_n[-1])),
-        "predicted_parameters": float(np.exp(predicted)),
-        "relative_error": float(np.exp(predicted - log_n[-1]) - 1),
-        "a": float(slope),
-    }
+    line = lines(log_c[:-1], log_n[None, :-1], weights[None, :-1])[0]
+    return {"budgets": 1, **foretold(line, log_c[-1], log_n[-1])}
 
 
 def sensitivity(budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int) -> list[dict[str, Any]]:

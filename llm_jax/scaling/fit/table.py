@@ -48,20 +48,20 @@ def read(
     return numbers({name: found[name] for name in (*needs, *may) if name in found}, path, said), convention, said
 
 
-def load(path: Path) -> pd.DataFrame:
-    """A .csv or .parquet. Raises UserError for what can't be read."""
+def load(path: Path, key: str = "data") -> pd.DataFrame:
+    """A .csv or .parquet. Raises UserError, naming the key that gave the path, for what can't be read."""
     import pandas as pd
 
     if not path.is_file():
-        raise UserError(f"data={path}: there is no such file")
+        raise UserError(f"{key}={path}: there is no such file")
     if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"data={path}: must be a .csv or a .parquet")
+        raise UserError(f"{key}={path}: must be a .csv or a .parquet")
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:
-        raise UserError(f"data={path}: not a table ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{key}={path}: not a table ({' '.join(str(error).split())[:200]})") from error
     if table.empty:
-        raise UserError(f"data={path}: has no rows")
+        raise UserError(f"{key}={path}: has no rows")
     return table
 
 
