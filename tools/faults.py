@@ -1,0 +1,285 @@
+"""Faults for a run under a real Slurm: the job, what phase it is in, and what is done to it. Used by tools/soak.py and tests/faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_jax.train.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+PHASES = ("start", "compile", "train", "evaluate", "save", "sample")
+SIGNALS = ("TERM", "USR1", "USR1 then TERM", "TERM to one process", "time limit", "scontrol requeue")
+"""Faults that leave time to save: not a step may be lost."""
+CRASHES = ("kill -9 one process", "kill -9 all processes", "stop one process", "node down")
+"""Faults that don't: at most the steps since the last checkpoint are done again."""
+SMALL = (
+    "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=128", "tokenizer.vocab=512", "train.batch_size=8", "train.sequence_length=64",
+    "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp", "evaluate.every=20", "evaluate.batches=40",
+    "evaluate.final_batches=40", "checkpoint.every=10", "sample.tokens=100", "train.progress_every=1",
+)  # fmt: skip
+"""The quickstart, smaller: a step of some hundredths of a second, an evaluation of about a second."""
+CHECKPOINT_EVERY, EVALUATE_EVERY = 10, 20
+
+
+@dataclass
+class Job:
+    """A run of several processes under Slurm, submitted as a user would. SLURM_CONF names the cluster."""
+
+    run_dir: Path
+    steps: int
+    nodes: int = 2
+    devices: int = 4
+    """Simulated devices of each process; one process a node."""
+    more: tuple[str, ...] = ()
+    """Further key=value of the launcher."""
+    number: str = ""
+
+    def submit(self) -> None:
+        """Through the launcher. Raises RuntimeError with what it said where it fails."""
+        command = [
+            sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL, f"train.steps={self.steps}",
+            f"run_dir={self.run_dir}", *self.more,
+            "submit=slurm", f"slurm.nodes={self.nodes}", "slurm.tasks_per_node=1", "slurm.cpus_per_task=1", "slurm.time=01:00:00",
+            "slurm.backoff_seconds=1", "slurm.max_restarts=50",
+        ]  # fmt: skip
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        self.number = str(json.loads((self.run_dir / "slurm" / "job.json").read_text())["job"])
+
+    def state(self) -> str:
+        """Slurm's word for it: PENDING, RUNNING, COMPLETED ..."""
+        return slurm_fields("job", self.number)["JobState"]
+
+    def wait(self, *states: str, seconds: float = 300) -> str:
+        """Until the job is in one of these states. Raises RuntimeError where it ends in another, or when time is up."""
+        end = time.monotonic() + seconds
+        while (state := self.state()) not in states:
+            if state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") or time.monotonic() > end:
+                raise RuntimeError(f"job {self.number} is {state}, not {' or '.join(states)}\n{self.log()[-3000:]}")
+            time.sleep(0.05)
+        return state
+
+    def log(self) -> str:
+        """What the job has written so far."""
+        path = self.run_dir / "slurm" / "job.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def processes(self) -> dict[int, int]:
+        """The run's processes that are alive: rank → pid."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if f"run_dir={self.run_dir}" not in words or "llm_jax.launch" not in words or Path(words[0]).name == "srun":
+                    continue
+                environment = dict(w.split("=", 1) for w in (folder / "environ").read_bytes().decode(errors="replace").split("\0") if "=" in w)
+                if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_ID") == self.number and environment.get("SLURM_STEP_ID") != "batch":
+                    found[int(environment["SLURM_PROCID"])] = int(folder.name)
+        return found
+
+    def steps_done(self) -> dict[int, dict[str, Any]]:
+        """The steps in metrics.jsonl, step → its last line; fails where a step was done twice with another loss or other tokens."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in self.lines():
+            if "train_loss" in line:
+                before = found.setdefault(line["step"], line)
+                if any(before[key] != line[key] for key in ("train_loss", "batch_sha")):
+                    raise AssertionError(f"step {line['step']} was done twice and differs: {before['train_loss']} and {line['train_loss']}")
+        return found
+
+    def lines(self) -> list[dict[str, Any]]:
+        """metrics.jsonl as it is; a last line that is being written is not there yet."""
+        path = self.run_dir / "metrics.jsonl"
+        return list(read_metrics(path)) if path.exists() else []
+
+    def last_step(self) -> int:
+        """The newest step in metrics.jsonl; 0 if there is none."""
+        return max((line["step"] for line in self.lines() if "train_loss" in line), default=0)
+
+
+def slurm_fields(kind: str, name: str) -> dict[str, str]:
+    """What `scontrol show` says, key → value."""
+    text = subprocess.run(["scontrol", "-o", "show", kind, name], capture_output=True, text=True, check=True).stdout
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
+    """Waits until the job's present start is in a phase, as its files show; False when the job went past it. `start`: where its log began."""
+    until = time.monotonic() + patience
+    saving = job.run_dir / "checkpoints"
+    first = job.last_step()
+    while time.monotonic() < until:
+        said = job.log()[start:]
+        if phase == "start" and job.processes():
+            return True
+        if phase == "compile" and "run folder" in said and job.last_step() == first:
+            return True
+        lines = job.lines() if phase in ("train", "evaluate", "sample") else []
+        newest = lines[-1] if lines else {}
+        if phase == "train" and newest.get("step", 0) > first + 1 and "train_loss" in newest:
+            return True
+        if phase == "evaluate" and newest.get("step", 0) > first and newest["step"] % EVALUATE_EVERY == 0 and "train_loss" in newest:
+            return True
+        if phase == "save" and saving.is_dir() and any(not path.name.isdigit() for path in saving.iterdir()):
+            return True
+        if phase == "sample" and newest.get("step") == job.steps and "eval_loss" in newest:
+            return True
+        if job.state() not in ("RUNNING", "PENDING", "CONFIGURING", "COMPLETING"):
+            return False
+        time.sleep(0.005 if phase == "save" else 0.02)
+    return False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault in a phase."""
+
+    fault: str
+    phase: str
+
+
+@dataclass
+class Outcome:
+    """What a fault did."""
+
+    case: Case
+    at: int
+    """The newest step done when it struck."""
+    seconds_to_stop: float = float("nan")
+    resumed_at: int = -1
+    lost: int = 0
+    """Steps that had been done and were done again."""
+    notes: list[str] = field(default_factory=list)
+
+
+def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
+    """Does it, and returns what is to be done when the run has stopped. `rank`: whom it strikes, where it is one."""
+    processes = job.processes()
+    one = processes.get(rank) or next(iter(processes.values()), None)
+
+    def kill(number: signal.Signals, *pids: int | None) -> None:
+        for pid in pids:
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def nothing() -> None:
+        pass
+
+    def scontrol(*words: str) -> None:
+        subprocess.run(["scontrol", *words], check=True, capture_output=True)
+
+    if case.fault in ("TERM", "USR1"):
+        subprocess.run(["scancel", f"--signal={case.fault}", job.number], check=True)
+    elif case.fault == "USR1 then TERM":
+        subprocess.run(["scancel", "--signal=USR1", job.number], check=True)
+        time.sleep(0.2)
+        subprocess.run(["scancel", "--signal=TERM", job.number], check=True)
+    elif case.fault == "TERM to one process":
+        kill(signal.SIGTERM, one)
+    elif case.fault == "scontrol requeue":
+        scontrol("requeue", job.number)
+    elif case.fault == "time limit":  # which strikes at the next whole minute or so
+        scontrol("update", f"JobId={job.number}", "TimeLimit=1")
+        return lambda: scontrol("update", f"JobId={job.number}", "TimeLimit=60")
+    elif case.fault == "kill -9 one process":
+        kill(signal.SIGKILL, one)
+    elif case.fault == "kill -9 all processes":
+        kill(signal.SIGKILL, *processes.values())
+    elif case.fault == "stop one process":
+        kill(signal.SIGSTOP, one)
+        return lambda: kill(signal.SIGKILL, one)
+    elif case.fault == "node down":
+        node = f"node{job.nodes}"
+        scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=fault")
+        return lambda: scontrol("update", f"NodeName={node}", "State=RESUME")
+    else:
+        raise ValueError(case.fault)
+    return nothing
+
+
+def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | None:
+    """Waits for the phase, does it, and waits until the run goes on (or is finished). None where the job went past the phase.
+
+    A stopped process is looked after by the others; what Slurm leaves of it is ended here.
+    """
+    job.wait("RUNNING", "COMPLETED", seconds=patience)
+    begun = job.log()
+    start = max(begun.rfind("start "), 0)
+    if not in_phase(job, case.phase, start, patience):
+        return None
+    before, old = job.last_step(), set(job.processes().values())
+    began = time.monotonic()
+    afterwards = inject(job, case, rank)
+    limit = 240 if case.fault == "time limit" else 150
+    while alive := old & set(job.processes().values()):
+        if time.monotonic() - began > limit:
+            raise RuntimeError(f"{case}: processes {sorted(alive)} still run after {limit} s\n{job.log()[-3000:]}")
+        if case.fault == "stop one process" and len(alive) == 1 and len(old) > 1:
+            break
+        time.sleep(0.02)
+    outcome = Outcome(case, before, seconds_to_stop=time.monotonic() - began)
+    done = job.last_step()
+    afterwards()
+    size = len(begun)
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        said = job.log()[size:]
+        if "resuming at step" in said:
+            outcome.resumed_at = int(said.split("resuming at step", 1)[1].split()[0])
+            break
+        if job.state() == "COMPLETED":
+            outcome.resumed_at = done
+            break
+        if "run folder" in said and not any(path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")):
+            outcome.resumed_at = 0
+            break
+        if job.state() in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+            raise RuntimeError(f"{case}: job {job.number} is {job.state()}\n{job.log()[-3000:]}")
+        time.sleep(0.05)
+    else:
+        raise RuntimeError(f"{case}: the job did not go on\n{job.log()[-3000:]}")
+    outcome.lost = max(0, done - outcome.resumed_at)
+    return outcome
+
+
+def compare(job: Job, unbroken: Job) -> None:
+    """Raises AssertionError where a run that was broken differs from one that wasn't: each step, the same tokens, the same loss to the last bit."""
+    ours, theirs = job.steps_done(), unbroken.steps_done()
+    assert sorted(ours) == list(range(1, job.steps + 1)), f"steps {sorted(set(range(1, job.steps + 1)) - set(ours))} are missing"
+    for step, line in theirs.items():
+        assert ours[step]["batch_sha"] == line["batch_sha"], f"step {step}: other tokens"
+        assert ours[step]["train_loss"] == line["train_loss"], f"step {step}: loss {ours[step]['train_loss']}, unbroken {line['train_loss']}"
+    assert not job.processes(), f"processes are left: {job.processes()}"
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, nodes: int, cpus: int = 4) -> Iterator[None]:
+    """A cluster of one's own, which SLURM_CONF names meanwhile."""
+    from tools.slurm_cluster import Cluster, require_slurm
+
+    require_slurm()
+    made = Cluster(folder)
+    made.start(nodes=nodes, cpus=cpus, gpus=0, memory=4000)
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(made.conf)
+    try:
+        yield
+    finally:
+        made.stop()
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
