@@ -17,8 +17,9 @@ a compiler or a library. A run of one process has the same group, without socket
               save, and leave
 
 `mark`, `poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll costs less than
-a microsecond. Of a run that hangs, the process that made the fewest of these calls is the one to blame, so mark what may hang, before and after it. `received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the
-others and ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
+a microsecond. Of a run that hangs, the process that made the fewest of these calls is the one to blame, so mark what may hang, before and after it.
+`received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the others and
+ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
 
 Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it, and end their processes with EXIT_PEER.
 """
