@@ -234,6 +234,21 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("fit*.json"))
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_names_and_reasons_are_text_whatever_is_in_them(tmp_path):
+    name, reason = "<b>&\"'", "exit 1 <script>alert(1)</script>"
+    table = pd.read_csv(sweep_of(tmp_path)).assign(name="run", reason=reason)
+    table.loc[3, "name"] = table.loc[4, "name"] = name
+    table.to_csv(tmp_path / "<i>.csv", index=False)
+    (tmp_path / "prediction.json").write_text(json.dumps({name: foretold(2.0, 2.1)["held-out"]}))  # it is in a card and among the checks
+    write_report(tmp_path / "<i>.csv", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>Scaling report: Scaling of &lt;i&gt;</title>" in page
+    assert text_of(page).count(name) >= 4
+    assert reason in text_of(page)
+    assert not re.search(r"<b>&|<script|<i>", page)
+
+
 def test_curves_with_their_minima_on_edges_are_shown_although_no_line_goes_through_them(tmp_path):
     rows = [(c, n, c / 6 / n, 3.0 + 1e-9 * n - 0.1 * np.log10(c)) for c in (1e15, 1e16, 1e17) for n in (1e6, 2e6, 4e6)]
     pd.DataFrame(rows, columns=["flops", "parameters", "tokens", "loss"]).to_csv(tmp_path / "edges.csv", index=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_jax.errors import UserError
 from llm_jax.scaling.fit.result import write_json
+from llm_jax.scaling.report.blocks import Picture
 from llm_jax.scaling.report.figures import isoflop, law, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import COMPANIONS, Study, make_study
@@ -26,7 +27,7 @@ FIGURES = (
     runs.sweep_figure,
     runs.training,
 )
-"""In the order of the page."""
+"""In the order of the page, which numbers them."""
 
 
 def write_report(
@@ -76,6 +77,7 @@ def draw(study: Study, folder: Path) -> Figures:
     """All figures as PNGs in the folder, and for the page: by name, each as its SVG with a caption, or a sentence why there is none."""
     folder.mkdir(exist_ok=True)
     made: Figures = {}
+    kept: set[str] = set()
     with styled():
         for function in FIGURES:
             drawn = function(study)
@@ -83,8 +85,8 @@ def draw(study: Study, folder: Path) -> Figures:
             if isinstance(drawn, str):
                 made[key] = drawn
                 continue
-            made[key] = (drawn.name, save(drawn.figure, folder / f"{drawn.name}.png"), drawn.caption)
-    kept = {f"{entry[0]}.png" for entry in made.values() if not isinstance(entry, str)}
+            kept.add(f"{drawn.name}.png")
+            made[key] = Picture(len(kept), drawn.name, save(drawn.figure, folder / f"{drawn.name}.png"), drawn.caption)
     for path in folder.glob("*.png"):
         if path.name not in kept:  # of an earlier report
             path.unlink()
