@@ -28,6 +28,8 @@ def make_page(study: Study, figures: Figures) -> str:
     unseen = [why for why in figures.values() if isinstance(why, str)]
     sections = [
         Section("fit", "The fit", fit_tables(study)),
+        Section("envelope", "Training curves and their envelope", drawn("envelope.curves")),
+        Section("repetition", "Loss against epochs", drawn("repetition.epochs")),
         Section("isoflop", "IsoFLOP curves", [*drawn("isoflop.curves"), *minima_table(study)]),
         Section("optimum", "Compute-optimal size and tokens", drawn("isoflop.optima")),
         Section("compute", "Loss against compute, and extrapolation", [*drawn("law.against_compute"), *held_out_table(study)]),

@@ -10,7 +10,7 @@ from typing import Any
 from llm_jax.errors import UserError
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
-from llm_jax.scaling.report.figures import isoflop, law, runs, sensitivity
+from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import COMPANIONS, Study, make_study
 from llm_jax.scaling.report.style import save, styled
@@ -28,6 +28,8 @@ FIGURES = (
     runs.training,
 )
 """In the order of the page, which numbers them."""
+FIGURES_OF = {"envelope": envelope.curves, "repetition": repetition.epochs}
+"""By method: what only a fit of that kind has, before the others."""
 
 
 def write_report(
@@ -79,7 +81,7 @@ def draw(study: Study, folder: Path) -> Figures:
     made: Figures = {}
     kept: set[str] = set()
     with styled():
-        for function in FIGURES:
+        for function in (*(FIGURES_OF[method] for method in study.fits if method in FIGURES_OF), *FIGURES):
             drawn = function(study)
             key = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
             if isinstance(drawn, str):
