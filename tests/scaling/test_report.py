@@ -332,6 +332,8 @@ def test_training_curves_are_shown_with_their_envelope_and_the_sizes_on_it(tmp_p
     inside = frontier[frontier.used]
     assert "<h2>Training curves and their envelope</h2>" in page
     assert "12 training curves of 12 sizes, 20M to 5G parameters" in shown
+    assert f"{len(rows)} points of 12 training curves" in shown  # and not so many runs
+    assert f"{len(rows)} run" not in shown
     assert f"from {inside.loss.iloc[0]:.3f} at " in shown
     assert f"{inside.parameters.nunique()} sizes from {short(inside.parameters.min())} to {short(inside.parameters.max())} are best" in shown
     assert f"N* ∝ C{fit['a']:.3f}" in shown

@@ -7,7 +7,6 @@ from pathlib import Path
 from llm_jax.scaling.report.blocks import Listing, Picture, Section
 from llm_jax.scaling.report.doubts import checks
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import many
 from llm_jax.scaling.report.summary import in_short
 from llm_jax.scaling.report.tables import checks_table, fit_tables, held_out_table, minima_table, published_table, runs_table, settings_table
 from llm_jax.templates import render
@@ -48,7 +47,7 @@ def make_page(study: Study, figures: Figures) -> str:
         "llm_jax.scaling.report",
         "page.html.jinja",
         title=title_of(study.data),
-        about=f"{study.data} · {many(len(study.runs), 'run')}",
+        about=f"{study.data} · {study.rows(len(study.runs))}",
         summary=summary,
         cards=cards,
         sections=[section for section in sections if section.blocks],

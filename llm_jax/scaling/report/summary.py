@@ -22,7 +22,7 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
     runs = study.fitted
     if len(runs):
         said.append(
-            f"{many(len(runs), 'run')} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
+            f"{study.rows(len(runs))} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
             f"{span(runs.tokens.min(), runs.tokens.max())} tokens, {flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
     main = study.main
@@ -66,7 +66,7 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
         cards.append(Card(many(doubts, "doubt"), about))
     lost = study.runs[study.runs.status != "finished"]
     if len(lost):
-        said.append(f"{many(len(lost), 'run')} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")
+        said.append(f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")
     return " ".join(said), cards
 
 

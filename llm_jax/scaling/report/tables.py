@@ -163,7 +163,7 @@ def runs_table(study: Study) -> list[Block]:
     header = [name.replace("_", " ") if name in texts else f">{name.replace('_', ' ')}" for name in shown]
     gone = study.runs[study.runs.status != "finished"]
     counts = [f"{count} {status}" for status, count in study.runs.status.value_counts().items()]
-    said = f"{many(len(runs), 'run')}: {listed(counts)}"
+    said = f"{study.rows(len(runs))}: {listed(counts)}"
     said += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
     made: list[Block] = [Paragraph(said + ". N, D and FLOPs as in the fit.")]
     if len(gone):
