@@ -27,13 +27,18 @@ skipped, and runs.csv has a row for each; key=value is then for all points alike
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
 Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),
 2 a mistake in what was asked (one line says which), 3 the run diverged,
-143 or 130 stopped by SIGTERM or Ctrl-C with a checkpoint saved.
+85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (start the same command again), 130 the same by Ctrl-C,
+86 another process of the run failed (one line names it), 87 the same fault at the same step twice: starting again would not help.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.task import read_task
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import UserError
 
@@ -52,6 +57,13 @@ def launch(arguments: list[str]) -> int:
         print(__doc__)
         return 0
 
+    begun = time.monotonic()
+    with Group(read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
+        return launch_experiment(flags, pairs, group, begun)
+
+
+def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
+    """Runs what the command line asks for, as one process of the group. begun: the `time.monotonic()` at which this process did."""
     from llm_jax import experiment as experiments
 
     if "--list" in flags:
@@ -66,7 +78,7 @@ def launch(arguments: list[str]) -> int:
     if is_grid(made):
         from llm_jax.scaling.command import launch_grid
 
-        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"])
+        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group)
     if "--dry-run" in flags:
         raise UserError(f"--dry-run: is for grids, and experiment={name} is one run; --show prints its configuration")
     chosen = experiments.from_experiment(experiments.as_experiment(made, name), pairs)
@@ -74,9 +86,12 @@ def launch(arguments: list[str]) -> int:
         print(experiments.to_yaml(chosen), end="")
         return 0
 
+    from llm_jax.layout import distributed
     from llm_jax.train.run import run
 
-    return run(chosen)
+    group.join(chosen.cluster)
+    with distributed.started(group, chosen.cluster):
+        return run(chosen, group, begun)
 
 
 def is_grid(made: object) -> bool:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax import experiment as experiments
+from llm_jax.cluster.group import Group
 from llm_jax.errors import UserError
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
@@ -21,7 +22,7 @@ WIDTH = 150
 """Columns where the output is no terminal."""
 
 
-def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]]) -> int:
+def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group) -> int:
     """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points."""
     grid = with_command_line(dataclasses.replace(grid, base=experiments.named(grid.base, name)), pairs)
     if "--show" in flags:
@@ -33,7 +34,13 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
         raise UserError("grid.executor=slurm: belongs to the cluster command, which is not there yet; --dry-run writes the scripts to submit")
     from llm_jax.scaling.runner import run_grid
 
-    return run_grid(grid)
+    if group.task.size > 1:
+        raise UserError(
+            f"experiment={name}: is a grid, whose points one process runs, and {group.task.size} were started; "
+            "start one (srun --ntasks=1), or a point by its own config.yaml on all of them"
+        )
+    group.join(grid.base.cluster)
+    return run_grid(grid, group)
 
 
 def show(grid: Grid) -> str:
