@@ -1,18 +1,34 @@
-"""What a user can get wrong: one line that names the key, the value and what would be right."""
+"""What can go wrong, told in one line that names it and what would be right; and what a command's exit code says."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+EXIT_DONE = 0
+EXIT_FAULT = 1
+"""A bug (with its traceback), or a fault of the machine."""
 EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
+EXIT_STOPPED = 85
+"""Stopped by SIGTERM, SIGUSR1 or the end of the time limit, with everything saved: start the same command again. A job script requeues on it."""
+EXIT_PEER = 86
+"""Another process of the run failed; it is named on stderr."""
+EXIT_REPEATED = 87
+"""Given up: the same fault at the same step twice. Starting again would not help."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, with everything saved unless it was pressed twice."""
 
 
 class UserError(Exception):
     """A mistake in what was asked for. The entry points print it as one line on stderr and exit with 2.
 
-    Anything else that is raised is a bug of ours (or of the machine) and keeps its traceback.
+    Anything else that is raised is a bug of ours, and keeps its traceback; or it is a Fault.
     """
+
+
+class Fault(Exception):
+    """The machine failed and not the program: a host that is missing, a disk that is full. One line on stderr, exit code 1, no traceback."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -53,6 +53,7 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     from llm_jax import experiment as experiments
+    from llm_jax.cluster.submit import make_submission, split_pairs, submit_run
 
     if "--list" in flags:
         known = experiments.list_experiments()
@@ -62,17 +63,21 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     name = experiments.experiment_name(pairs)
+    about_submitting, pairs = split_pairs(pairs)
+    submission = make_submission(about_submitting, arguments) if about_submitting else None
     made = experiments.load_file(name)
     if is_grid(made):
         from llm_jax.scaling.command import launch_grid
 
         return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"])
-    if "--dry-run" in flags:
-        raise UserError(f"--dry-run: is for grids, and experiment={name} is one run; --show prints its configuration")
+    if "--dry-run" in flags and not submission:
+        raise UserError(f"--dry-run: is for grids and for submit=slurm, and experiment={name} is one run; --show prints its configuration")
     chosen = experiments.from_experiment(experiments.as_experiment(made, name), pairs)
     if "--show" in flags:
         print(experiments.to_yaml(chosen), end="")
         return 0
+    if submission:
+        return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
     from llm_jax.train.run import run
 
