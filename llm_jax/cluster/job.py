@@ -19,6 +19,8 @@ from typing import Any
 FOLDER = "slurm"
 COLUMNS = {"JobArrayID": 40, "State": 20, "RestartCnt": 12, "StartTime": 24, "Reason": 200}
 
+LOST = "its job ended without a last word: scancel, or a node that died"
+
 
 @dataclass(frozen=True)
 class Queued:
@@ -107,3 +109,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
     """What was decided each time that the job came to an end (`requeue.decide`), the oldest first."""
     return read_lines(folder(run_dir) / "restarts.jsonl")
+
+
+def submitted(run_dir: Path) -> float:
+    """When the run's job was submitted, seconds since 1970; 0 if it was not by us."""
+    path = folder(run_dir) / "job.json"
+    return float(json.loads(path.read_text())["submitted"]) if path.exists() else 0.0
+
+
+def since_submitted(run_dir: Path) -> list[dict[str, Any]]:
+    """The decisions about the job since it was submitted: earlier ones were about another."""
+    return [record for record in restarts(run_dir) if record["time"] > submitted(run_dir)]

@@ -65,7 +65,7 @@ class Decision:
 
 def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) -> tuple[Decision, Record]:
     """What becomes of a job whose run ended with an exit code, and the record of it, from what is in the run folder."""
-    step, earlier = newest_checkpoint(run_dir), since_submitted(run_dir)
+    step, earlier = newest_checkpoint(run_dir), job.since_submitted(run_dir)
     fault = fault_of(run_dir, code, earlier)
     stuck = 0  # restarts since the last progress
     for record in reversed(earlier):
@@ -92,7 +92,7 @@ def judge(
     run_dir: Path, code: int, step: int, stuck: int, fault: Record | None, earlier: list[Record], max_restarts: int, backoff_seconds: int
 ) -> Decision:
     """The decision, from all that counts for it."""
-    ends = {0: "the run is finished", EXIT_USER_ERROR: "a mistake in what was asked: its line is above", EXIT_DIVERGED: "the run diverged"}
+    ends = {0: "the run is finished", EXIT_USER_ERROR: mistake(run_dir), EXIT_DIVERGED: "the run diverged"}
     if code in ends:
         return Decision(code, ends[code])
     if job.cancelled(run_dir).exists():
@@ -107,6 +107,14 @@ def judge(
         return Decision(EXIT_STOPPED, f"stopped with a checkpoint of step {step}: goes on from there" if step else "stopped: starts again")
     delay = min(LONGEST_WAIT, backoff_seconds * 2**stuck)
     return Decision(EXIT_STOPPED, f"{failed(code, fault)}; goes on from step {step}, in {delay} s at the earliest", delay)
+
+
+def mistake(run_dir: Path) -> str:
+    """The line that says what was wrong with what was asked: the last in the log."""
+    log = job.folder(run_dir) / "job.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return told[-1] if told else "a mistake in what was asked"
 
 
 def repeated(fault: Record, earlier: list[Record | None]) -> str:
@@ -146,7 +154,7 @@ def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
     """The fault that ended this start: the first that was recorded since the last decision; where there is no more than a traceback, one made up."""
     if code in (0, EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED, EXIT_INTERRUPTED):
         return None
-    since = earlier[-1]["time"] if earlier else submitted(run_dir)
+    since = earlier[-1]["time"] if earlier else job.submitted(run_dir)
     for fault in job.read_lines(run_dir / "faults.jsonl"):
         if fault.get("time", 0) > since:
             return fault
@@ -155,17 +163,6 @@ def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
         message = f"exit code {code} after the checkpoint of step {step}, with no fault recorded; the log has what was said"
         return {"kind": "exception", "rank": 0, "host": "", "phase": "unknown", "step": 0, "batch": None, "message": message}
     return None
-
-
-def since_submitted(run_dir: Path) -> list[Record]:
-    """The decisions about the job since it was submitted."""
-    return [record for record in job.restarts(run_dir) if record["time"] > submitted(run_dir)]
-
-
-def submitted(run_dir: Path) -> float:
-    """When the run's job was submitted, seconds since 1970; 0 if it was not by us."""
-    path = job.folder(run_dir) / "job.json"
-    return float(json.loads(path.read_text())["submitted"]) if path.exists() else 0.0
 
 
 def newest_checkpoint(run_dir: Path) -> int:

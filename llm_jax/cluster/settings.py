@@ -163,6 +163,8 @@ def read_site(path: Path) -> SiteConfig:
     """A site's file. Raises UserError, naming file and key, where it isn't one."""
     try:
         given: Any = OmegaConf.load(path)
+        if not OmegaConf.is_dict(given):
+            raise UserError(f"{path}: not a site's settings: they are a table of keys and values")
         if isinstance(OmegaConf.select(given, "slurm.time"), int):  # YAML takes 24:00:00 for a number in base 60
             raise UserError(f'{path}: slurm.time: write it in quotes, as "24:00:00"')
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SiteConfig), given))
@@ -174,6 +176,5 @@ def read_site(path: Path) -> SiteConfig:
         raise
     except Exception as error:  # YAML's own
         raise UserError(f"{path}: not a site's settings ({' '.join(str(error).split())})") from error
-    if not isinstance(made, SiteConfig):
-        raise UserError(f"{path}: not a site's settings: they are a table of keys and values")
+    assert isinstance(made, SiteConfig)
     return made

@@ -72,7 +72,7 @@ class Status:
 def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
     """How one run is. queue: what Slurm says of jobs that have not ended."""
     summary, lines = last_summary(run_dir), last_metrics(run_dir / "metrics.jsonl")
-    number, decisions = job.job_of(run_dir), job.restarts(run_dir)
+    number, decisions = job.job_of(run_dir), job.since_submitted(run_dir)
     waiting, steps = queue.get(number), steps_of(run_dir)
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
     recent = [line for line in lines if line.get("tokens_per_second")][-20:]
@@ -112,8 +112,10 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
         return ("diverged" if summary.get("state") == "diverged" else "failed"), last["reason"]
     if summary.get("state") == "diverged":
         return "diverged", "loss or gradient not finite"
-    if summary.get("state") == "stopped" or (last and last["code"] == EXIT_INTERRUPTED):
-        return "stopped", last["reason"] if last else ""
+    if job.cancelled(run_dir).exists() or (last and last["code"] == EXIT_INTERRUPTED):
+        return "stopped", last["reason"] if last else "cancelled before it began"
+    if summary.get("state") == "stopped":
+        return "stopped", ""
     return "failed", fault or bad or (
         "its job ended without a last word: scancel, or a node that died" if job.job_of(run_dir) else "ended without a last word"
     )

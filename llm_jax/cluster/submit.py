@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import shutil
 import sys
@@ -33,6 +34,11 @@ class Submission:
         """The Python of the job, in its container."""
         return " ".join(filter(None, (self.site.container, shlex.quote(self.site.python or sys.executable))))
 
+    def command_with_site(self) -> list[str]:
+        """The command line as it means the same in a job, whose environment may be another."""
+        given = any(argument.startswith("slurm.site=") for argument in self.command)
+        return self.command + [f"slurm.site={self.site_file}"] * bool(self.site_file and not given)
+
     def options(self, name: str, log: Path) -> list[str]:
         """Those of sbatch that are the same for a run and for each run of an array."""
         s = self.settings
@@ -41,11 +47,18 @@ class Submission:
             made.append(f"--gpus-per-node={s.gpu_type + ':' if s.gpu_type else ''}{s.gpus_per_node}")
         if s.cpus_per_task:
             made.append(f"--cpus-per-task={s.cpus_per_task}")
-        made += [f"--mem={s.memory}"] * bool(s.memory) + [f"--time={s.time}"] * bool(s.time)
-        made += [f"--{key}={getattr(s, key)}" for key in ("partition", "account", "qos", "constraint", "reservation") if getattr(s, key)]
-        # The log goes on after a requeue. A path with % in it would mean something else to Slurm.
-        made += [f"--signal=USR1@{s.signal_seconds}", "--requeue", "--open-mode=append", f"--output={str(log).replace('%', '%%')}"]
-        return [quoted(option) for option in (*made, *self.site.sbatch)]
+        made += [f"--mem={s.memory}"] * bool(s.memory)
+        made += [f"--{key}={getattr(s, key)}" for key in ("constraint", "reservation") if getattr(s, key)]
+        return [*map(quoted, made), *self.common_options(log), quoted(f"--signal=USR1@{s.signal_seconds}"), *map(quoted, self.site.sbatch)]
+
+    def light_options(self, name: str, log: Path) -> list[str]:
+        """Those of a job that trains nothing."""
+        return [quoted(f"--job-name={name.replace('/', '-')}"), "--ntasks=1", *self.common_options(log)]
+
+    def common_options(self, log: Path) -> list[str]:
+        """Those of all jobs. A log goes on after a requeue; a path with % in it would mean something else to Slurm."""
+        given = [f"--{key}={getattr(self.settings, key)}" for key in ("time", "partition", "account", "qos") if getattr(self.settings, key)]
+        return [quoted(option) for option in (*given, "--requeue", "--open-mode=append", f"--output={str(log).replace('%', '%%')}")]
 
     def srun(self) -> str:
         """Options of srun. It doesn't take the number of CPUs from the job, and leaves the GPUs to the run: each process is shown all of its
@@ -58,20 +71,26 @@ class Submission:
         modules = [f"module load {shlex.join(self.site.modules)}"] * bool(self.site.modules)
         return [*modules, *(f"export {name}={shlex.quote(value)}" for name, value in self.site.environment.items()), *self.site.setup]
 
+    def about(self) -> dict[str, object]:
+        """What every script says of itself, where it runs, and with what."""
+        return {
+            "command": shlex.join(["python", "-m", "llm_jax.launch", *self.command]).replace("\n", " "),
+            "site": self.site_file,
+            "folder": shlex.quote(str(Path.cwd())),
+            "setup": self.setup(),
+            "python": self.python,
+        }
+
     def script(self, options: list[str], run: Path | None = None, runs: Path | None = None) -> str:
         """The script of one run, or of an array of those that a file lists."""
         return render(
             "llm_jax.cluster",
             "job.sh.jinja",
             options=options,
-            command=shlex.join(["python", "-m", "llm_jax.launch", *self.command]).replace("\n", " "),
-            site=self.site_file,
-            folder=shlex.quote(str(Path.cwd())),
+            **self.about(),
             run=shlex.quote(str(run)) if run else None,
             runs=shlex.quote(str(runs)) if runs else None,
-            setup=self.setup(),
             srun=self.srun(),
-            python=self.python,
             **{key: getattr(self.settings, key) for key in ("signal_seconds", "max_restarts", "backoff_seconds")},
         )
 
@@ -146,9 +165,7 @@ def check_devices(experiment: Experiment, settings: SlurmConfig) -> None:
             sizes = mesh_sizes(experiment.layout, experiment.mesh, devices)
         except UserError as error:
             raise UserError(f"slurm.nodes={settings.nodes} slurm.gpus_per_node={settings.gpus_per_node}: {error}") from error
-        used = 1
-        for size in sizes.values():
-            used *= size
+        used = math.prod(sizes.values())
         if used < devices:
             said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise UserError(
@@ -175,13 +192,14 @@ def check_not_queued(run_dirs: list[Path]) -> None:
 
 
 def settle(experiment: Experiment) -> None:
-    """Makes the folder of a run's job, with what the job is to run in it; an earlier job's marks are gone."""
+    """Makes the folder of a run's job, with what the job is to run in it; an earlier job's marks are gone, and its restarts no longer count."""
     folder = job.folder(Path(experiment.run_dir))
     run_folder.make_folder(folder)
     job.cancelled(Path(experiment.run_dir)).unlink(missing_ok=True)
     part = folder / "experiment.yaml.part"
     part.write_text(to_yaml(experiment))
     part.replace(folder / "experiment.yaml")
+    metrics.write_json(folder / "job.json", {"job": "", "submitted": time.time()})  # its number isn't known, and the job may be faster than we are
 
 
 def sbatch(script: Path, *options: str) -> str:
@@ -193,8 +211,8 @@ def sbatch(script: Path, *options: str) -> str:
 
 
 def record(run_dir: Path, number: str) -> None:
-    """Notes the job's number in the run folder. A new job's restarts are counted anew."""
-    metrics.write_json(job.folder(run_dir) / "job.json", {"job": number, "submitted": time.time()})
+    """Notes the number of a run's job."""
+    metrics.write_json(job.folder(run_dir) / "job.json", {"job": number, "submitted": job.submitted(run_dir)})
 
 
 def quoted(option: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -15,22 +14,11 @@ from tests.tiny_run import launch
 pytestmark = pytest.mark.slurm
 
 
-@pytest.fixture
-def site(tmp_path):
-    """Settings of a site whose Python is tests/slurm/fake_python.py."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "fake_python.py"} "$@"\n')
-    python.chmod(0o755)
-    (tmp_path / "site.yaml").write_text(f"python: {python}\nenvironment: {{GREETING: hello world}}\nsetup: ['echo \"$GREETING from the site\"']\n")
-    return tmp_path / "site.yaml"
-
-
 def submit(tiny: Path, run_dir: Path, site: Path, plan: str, *more: str) -> str:
     """Submits a run that goes as planned; returns its job's number."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "plan").write_text(plan)
-    keys = ("slurm.backoff_seconds=1", f"slurm.site={site}", *more)
-    assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "submit=slurm", *keys) == 0
+    assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "submit=slurm", f"slurm.site={site}", *more) == 0
     return job.job_of(run_dir)
 
 
@@ -57,12 +45,12 @@ def wait_for_backoff(cluster: SlurmCluster, number: str, restarts: int) -> dict[
 
 
 def test_stopped_run_is_requeued_until_it_is_finished(slurm_cluster, tiny, tmp_path, site, capsys):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "a run, of 100%j"
     number = submit(tiny, run_dir, site, "85 4 wait\n0 8\n", "slurm.nodes=2", "slurm.tasks_per_node=2", "slurm.time=10")
     printed = capsys.readouterr().out
     assert f"submitted job {number}: tiny, 2 nodes with CPUs, 2 processes each, 10 until it is requeued" in printed
     assert f"site settings: {site}" in printed
-    assert f"python -m llm_jax.cluster.status {run_dir}" in printed
+    assert f"python -m llm_jax.cluster.status '{run_dir}'" in printed
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "submit=slurm") == 2
     assert f"its job {number} is " in capsys.readouterr().err
     wait_for_start(run_dir, 1)
