@@ -6,16 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError, nearest
+from llm_jax.cluster.stop import Stopped
+from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, Fault, UserError, nearest
 from llm_jax.layout.xla_flags import keep_collectives_in_order
-
-EXIT_INTERRUPTED = 130
 
 
 def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Runs a command on its arguments (None: those of the process) and returns its exit code.
 
-    A UserError is one line on stderr and exit code 2. Whatever else is raised is a bug, and stays a traceback.
+    A UserError is one line on stderr and exit code 2, a Fault one and 1. Whatever else is raised is a bug, and stays a traceback.
     """
     before_jax()
     try:
@@ -23,6 +22,12 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_FAULT
+    except Stopped as stopped:
+        print(f"{stopped} before a step was done, nothing is lost; the same command starts again")
+        return stopped.code
     except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from llm_jax.cluster.config import ClusterConfig
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
@@ -53,6 +54,7 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def experiment_folders() -> list[Path]:
@@ -335,7 +337,7 @@ def resolved(experiment: Experiment) -> Experiment:
 
 def check_parts(e: Experiment) -> None:
     """Raises UserError for a value out of range; the model checks its own when it is resolved."""
-    for part in e.layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample:
+    for part in e.layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample, e.cluster:
         part.check()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What may differ from the last time without changing what is trained: where it runs, what is shown and kept, and
 # in which way the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
 MAY_DIFFER = (
-    "name", "run_dir", "layout.", "mesh", "checkpoint.", "evaluate.", "sample.", "data.workers", "data.cache_dir",
+    "name", "run_dir", "layout.", "mesh", "checkpoint.", "evaluate.", "sample.", "cluster.", "data.workers", "data.cache_dir",
     "train.steps", "train.microbatches", "train.stop_after_bad_steps", "train.log_every", "train.progress_every",
     "train.batch_sha", "model.attention", "model.max_segments", "model.scan_layers", "model.remat", "objective.chunk",
 )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Faults of a run: what is known of one, the line that tells it, and where it is kept.
+
+A fault is a JSON object, a line of <run_dir>/faults.jsonl:
+
+  time      seconds since 1970
+  kind      exception, killed, silent, hang, late or apart
+  rank      of the process that is to blame, and its
+  host
+  phase     where it was: start, data, compile, train, evaluate, save, sample or end
+  step      the step that it was at; 0 before the first
+  batch     that step's fingerprint, or null
+  message   what happened, in words
+  job       Slurm's number of the job, or ""
+  restart   how often the job had been requeued
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from llm_jax.cluster.task import process_name
+
+Record = dict[str, Any]
+FILE = "faults.jsonl"
+FOLDER = "faults"
+
+
+def describe(fault: Record) -> str:
+    """A fault in one line."""
+    where = f"in phase {fault['phase']}" + (f", step {fault['step']}" if fault["step"] else "")
+    batch = f" (batch {fault['batch'][:12]})" if fault.get("batch") else ""
+    return f"{process_name(fault['rank'], fault['host'])} {where}{batch}: {fault['message']}"
+
+
+def append(run_dir: Path | None, fault: Record) -> None:
+    """Keeps a fault in the run folder, if there is one; what can't be written there is said."""
+    if run_dir is None or not run_dir.is_dir():
+        return
+    try:
+        file = os.open(run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, json.dumps(fault).encode() + b"\n")
+        finally:
+            os.close(file)
+    except OSError as error:
+        last_words(f"{run_dir / FILE}: can't be written to ({error.strerror})")
+
+
+def read(run_dir: Path) -> list[Record]:
+    """The faults of a run, the oldest first; a line that was cut off is left out."""
+    path = run_dir / FILE
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [fault for fault in found if isinstance(fault, dict)]
+
+
+def dump_stacks(run_dir: Path | None, rank: int) -> None:
+    """The stacks of all threads, on stderr and in <run_dir>/faults/rank_<rank>.txt."""
+    faulthandler.dump_traceback(2, all_threads=True)
+    if run_dir is None or not run_dir.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+        with (run_dir / FOLDER / f"rank_{rank}.txt").open("a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+
+def last_words(text: str) -> None:
+    """A line on stderr from a thread, even where the main thread is stuck while it writes there."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+def end_process(code: int) -> None:
+    """Ends this process now: what it printed is written out, and nothing else is waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        flushing = threading.Thread(target=flush, args=(stream,), daemon=True)
+        flushing.start()
+        flushing.join(1.0)  # a thread that is stuck in a write has the stream's lock
+    os._exit(code)
+
+
+def flush(stream: TextIO) -> None:
+    """Writes out what a stream holds."""
+    with contextlib.suppress(Exception):
+        stream.flush()
