@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.cluster import job
+from llm_jax.cluster import faults, job
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import (
     EXIT_DIVERGED,
@@ -141,10 +141,8 @@ def fingerprint(fault: Record) -> tuple[Any, ...]:
 
 def failed(code: int, fault: Record | None) -> str:
     """What happened, in words."""
-    if fault:
-        where = f", step {fault['step']}" if fault.get("step") else ""
-        on = f" on {fault['host']}" if fault.get("host") else ""
-        return f"process {fault.get('rank', 0)}{on} failed in phase {fault['phase']}{where}: {fault['message']}"
+    if fault and fault["phase"] != "unknown":
+        return faults.describe(fault)
     if code > 128 and code - 128 in list(signal.Signals):
         return f"killed by {signal.Signals(code - 128).name}"
     return f"failed with exit code {code}"
@@ -155,7 +153,7 @@ def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
     if code in (0, EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED, EXIT_INTERRUPTED):
         return None
     since = earlier[-1]["time"] if earlier else job.submitted(run_dir)
-    for fault in job.read_lines(run_dir / "faults.jsonl"):
+    for fault in faults.read(run_dir):
         if fault.get("time", 0) > since:
             return fault
     if code in (EXIT_FAULT, EXIT_PEER):

@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_jax.cluster import job
+from llm_jax.cluster import faults, job
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
 from llm_jax.train.console import duration
@@ -100,8 +100,8 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
     """A run's state, and what went wrong last, or why it waits."""
     last = decisions[-1] if decisions else None
     bad = last["reason"] if last and last["exit"] not in (0, EXIT_STOPPED, EXIT_INTERRUPTED) else ""
-    faults = job.read_lines(run_dir / "faults.jsonl")
-    fault = f"{faults[-1].get('phase', '')}, step {faults[-1].get('step', 0)}: {faults[-1].get('message', '')}" if faults else ""
+    recorded = faults.read(run_dir)
+    fault = faults.describe(recorded[-1]) if recorded else ""
     if waiting and waiting.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):
         return "queued", bad or waiting.reason
     if waiting or holder(run_dir):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from llm_jax.cluster import job
-from llm_jax.cluster.settings import SiteConfig, SlurmConfig, read_settings
+from llm_jax.cluster.settings import SiteConfig, SlurmConfig, read_settings, seconds
 from llm_jax.errors import UserError, check_choice
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.layout.mesh import mesh_sizes
@@ -123,7 +123,7 @@ def make_submission(pairs: list[tuple[str, str]], command: list[str]) -> Submiss
 def submit_run(experiment: Experiment, submission: Submission, dry_run: bool) -> int:
     """Submits one run, or prints the script that would be. What can be wrong with it is told now, and not when the job's turn has come."""
     run_dir = Path(experiment.run_dir)
-    check_devices(experiment, submission.settings)
+    check_fits(experiment, submission.settings)
     run_folder.check_writable(run_dir)
     open_keys = ("model.vocab",) if experiment.model.vocab is None else ()
     run_folder.check_same_run(run_dir, to_yaml(experiment), open_keys=open_keys)
@@ -157,8 +157,11 @@ def next_steps(run_dir: Path, log: Path) -> str:
     )
 
 
-def check_devices(experiment: Experiment, settings: SlurmConfig) -> None:
-    """Raises UserError where the mesh doesn't fit the GPUs that are asked for."""
+def check_fits(experiment: Experiment, settings: SlurmConfig) -> None:
+    """Raises UserError where the mesh doesn't fit the GPUs that are asked for, or the run would stop as soon as it began."""
+    limit, early = seconds(settings.time), experiment.cluster.stop_before_end_seconds
+    if limit and limit <= early:
+        raise UserError(f"slurm.time={settings.time}: must be more than cluster.stop_before_end_seconds={early:g}, or the run stops as it begins")
     if settings.gpus_per_node:
         devices = settings.nodes * settings.gpus_per_node
         try:

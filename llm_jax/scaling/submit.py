@@ -82,7 +82,7 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     for point in points:
         if point.experiment is None:  # what can't be is in the table as it is
             continue
-        submitting.check_devices(point.experiment, submission.settings)
+        submitting.check_fits(point.experiment, submission.settings)
         begin(point, session)
         submitting.settle(point.experiment)
         runs.append(Path(point.experiment.run_dir))

@@ -59,7 +59,7 @@ def test_after_crashes_the_wait_doubles_until_there_is_progress(run_dir):
     assert [end(run_dir, 137, step=10, fault=kill, max_restarts=9).delay for kill in kills[:3]] == [10, 20, 40]
     decision = end(run_dir, 137, step=20, fault=kills[3], max_restarts=9)
     assert decision.delay == 10
-    assert decision.reason.startswith("process 3 on node7 failed in phase train, step 24: its connection closed")
+    assert decision.reason.startswith("rank 3 on node7 in phase train, step 24: its connection closed; goes on from step 20")
     assert end(run_dir, 137, step=20, max_restarts=99, backoff_seconds=1700).delay == requeue.LONGEST_WAIT
 
 

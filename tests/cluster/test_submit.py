@@ -89,6 +89,7 @@ MISTAKES = {
     "slurm.gpus_per_node=-1": "at least 0",
     "slurm.time=1day": "must be a time as Slurm writes it",
     "slurm.time=2": "less than slurm.time=2, which is 120 seconds",
+    "slurm.time=2 slurm.signal_seconds=60": "more than cluster.stop_before_end_seconds=120",
     "slurm.memory=lots": "as 500G",
     "slurm.gpu_type=h100": "left out where slurm.gpus_per_node=0",
     "slurm.signal_seconds=0": "from 1 to 65535",
