@@ -1,8 +1,8 @@
 """Faults at random, or in every phase, on a run of two nodes under a real Slurm on this machine; a table of what came of each.
 
-  python tools/soak.py random faults=20 seed=0       random faults in one run
-  python tools/soak.py phases tries=3                SIGTERM in each phase, a run for each try
-  python tools/soak.py faults                        each kind of fault once
+  python -m tools.soak random faults=20 seed=0       random faults in one run
+  python -m tools.soak phases tries=3                SIGTERM in each phase, a run for each try
+  python -m tools.soak faults                        each kind of fault once
 
 folder=PATH   where runs and the cluster's state live (a temporary folder, removed afterwards)
 out=PATH      writes the table there too, as Markdown
