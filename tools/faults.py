@@ -24,8 +24,8 @@ CRASHES = ("kill -9 one process", "kill -9 all processes", "stop one process", "
 """Faults that don't: at most the steps since the last checkpoint are done again."""
 SMALL = (
     "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=128", "tokenizer.vocab=512", "train.batch_size=8", "train.sequence_length=64",
-    "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp", "evaluate.every=20", "evaluate.batches=40",
-    "evaluate.final_batches=40", "checkpoint.every=10", "sample.tokens=100", "train.progress_every=1",
+    "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp", "evaluate.every=20", "evaluate.batches=10",
+    "evaluate.final_batches=10", "checkpoint.every=10", "sample.tokens=40", "train.progress_every=1",
 )  # fmt: skip
 """The quickstart, smaller: a step of some hundredths of a second, an evaluation of about a second."""
 CHECKPOINT_EVERY, EVALUATE_EVERY = 10, 20
@@ -38,7 +38,7 @@ class Job:
     run_dir: Path
     steps: int
     nodes: int = 2
-    devices: int = 4
+    devices: int = 2
     """Simulated devices of each process; one process a node."""
     more: tuple[str, ...] = ()
     """Further key=value of the launcher."""

@@ -66,7 +66,8 @@ def soak(folder: Path, faults: int, seed: int) -> list[str]:
     """Random faults in one run, each some random time after the last."""
     chosen = random.Random(seed)
     steps = 15 * faults
-    unbroken, job, outcomes = whole(folder, steps), Job(folder / "soak", steps), []
+    unbroken, job = whole(folder, steps), Job(folder / "soak", steps)
+    outcomes: list[Outcome] = []
     job.submit()
     while len(outcomes) < faults and job.state() != "COMPLETED":
         fault = chosen.choice([f for f in (*SIGNALS, *CRASHES) if f != "time limit"])
