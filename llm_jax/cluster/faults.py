@@ -3,7 +3,7 @@
 A fault is a JSON object, a line of <run_dir>/faults.jsonl:
 
   time      seconds since 1970
-  kind      exception, killed, silent, hang, late or apart
+  kind      exception, killed, silent, hang, late, apart (runs another program) or unfit (preflight)
   rank      of the process that is to blame, and its
   host
   phase     where it was: start, data, compile, train, evaluate, save, sample or end
