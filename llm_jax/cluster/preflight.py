@@ -47,7 +47,8 @@ def check(group: Group, experiment: str, run_dir: Path, environ: Mapping[str, st
 
 def facts(group: Group, experiment: str, environ: Mapping[str, str]) -> Facts:
     """What this process has to say."""
-    same = {"python": platform.python_version(), "llm_jax (its code)": code_hash(), "the experiment": short_hash(experiment.encode())}
+    same: dict[str, str | None] = {"python": platform.python_version(), "llm_jax (its code)": code_hash()}
+    same["the experiment"] = short_hash(experiment.encode())
     same |= {name: version(name) for name in PACKAGES}
     same |= {name: value for name, value in environ.items() if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in OWN)}
     devices = device_names(group.task, environ)
