@@ -16,9 +16,10 @@ a compiler or a library. A run of one process has the same group, without socket
           if group.poll():                      # the signal that stops the run here, or None; the same on every process
               save, and leave
 
-`poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll is a few hundred
-nanoseconds. `received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the
-others and ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
+`mark`, `poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll costs less than
+a microsecond. Of a run that hangs, the process that made the fewest of these calls is the one to blame, so mark what may hang, before and after it.
+`received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the others and
+ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
 
 Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it, and end their processes with EXIT_PEER.
 """
@@ -82,6 +83,11 @@ class Group:
         if self.task.size > 1:
             threading.excepthook = self.thread_failed
 
+    @property
+    def hosts(self) -> list[str]:
+        """The host of each process, by rank."""
+        return self.monitor.hosts if self.monitor else [self.task.host]
+
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
@@ -90,7 +96,7 @@ class Group:
         mark.phase = phase
         if step is not None:
             mark.step, mark.batch = step, batch
-        mark.moved = time.monotonic()
+        mark.move()
 
     def record_in(self, run_dir: str | Path) -> None:
         """Faults are kept in this run folder from now on: faults.jsonl, and stacks in faults/."""
@@ -106,6 +112,7 @@ class Group:
         """
         monitor = self.monitor
         assert monitor, "join comes first"
+        self.where.move()
         self.exchanges += 1
         count = self.exchanges
         monitor.post({"kind": "exchange", "count": count, "name": name, "value": value, "seconds": seconds})
@@ -133,10 +140,12 @@ class Group:
 
     def poll(self) -> int | None:
         """The signal that stops the run here, the same on every process, or None. Raises Stopped where nothing was held yet."""
+        self.where.move()
         return self.gate.poll()
 
     def check(self) -> None:
         """A poll that raises Stopped."""
+        self.where.move()
         self.gate.check()
 
     def hold(self) -> None:
@@ -202,6 +211,18 @@ class Group:
             monitor.post({"kind": "fault", "fault": self.record(error)})
         time.sleep(TELL_SECONDS)  # the monitor thread ends this process, when all know of its failure or of one that came first
         last_words(monitor.error)
+        end_process(EXIT_FAULT)
+
+    def blame(self, rank: int, message: str) -> None:
+        """Ends the run because of what a process is or does wrong, which need not be this one. Called on rank 0; the others wait in an exchange.
+
+        Raises Fault in a run of one process.
+        """
+        if self.task.size == 1 or self.monitor is None:
+            raise Fault(message)
+        fault = {**self.record(Fault(message)), "kind": "unfit", "rank": rank, "host": self.hosts[rank]}
+        self.monitor.post({"kind": "fault", "fault": fault})
+        time.sleep(TELL_SECONDS)
         end_process(EXIT_FAULT)
 
     def record(self, error: BaseException) -> faults.Record:
