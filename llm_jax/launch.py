@@ -36,6 +36,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from llm_jax.cluster.group import Group
 from llm_jax.cluster.task import read_task
@@ -86,11 +87,16 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
         print(experiments.to_yaml(chosen), end="")
         return 0
 
+    from llm_jax.cluster import preflight, probe
     from llm_jax.layout import distributed
     from llm_jax.train.run import run
 
     group.join(chosen.cluster)
+    if group.task.launcher:
+        preflight.check(group, experiments.to_yaml(chosen), Path(chosen.run_dir))
     with distributed.started(group, chosen.cluster):
+        if group.task.launcher:
+            probe.check(group)
         return run(chosen, group, begun)
 
 

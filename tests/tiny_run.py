@@ -73,7 +73,7 @@ def launch_process(*arguments: object, patch: str = "", devices: int = 1) -> sub
 
 
 def launch_processes(
-    count: int, *arguments: object, patches: dict[int, str] | None = None, devices: int = 4, seconds: float = 240
+    count: int, *arguments: object, patches: dict[int, str] | None = None, devices: int = 2, seconds: float = 240
 ) -> list[subprocess.CompletedProcess[str]]:
     """The launcher in several processes of one run, on this machine, by rank; `patches`: Python that runs in some of them first."""
     with socket.socket() as free:
