@@ -14,14 +14,16 @@ import pandas as pd
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.scaling.fit import isoflop
+from llm_jax.scaling.fit import isoflop, published_repetition, repeated_loss
 from llm_jax.scaling.fit.__main__ import main as fit_command
-from llm_jax.scaling.report import write_report
+from llm_jax.scaling.report import write, write_report
 from llm_jax.scaling.report.__main__ import main
 from llm_jax.scaling.report.doubts import checks
 from llm_jax.scaling.report.study import Study, make_study
 from llm_jax.scaling.report.write import FIGURES
+from llm_jax.train.metrics import short
 from tests.scaling.fit.conftest import TRUTH, made_runs
+from tests.scaling.fit.test_small_laws import repeated_runs
 
 HELD_OUT_FLOPS = 1e22
 SWEEP = "sweep.csv"
@@ -234,6 +236,21 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("fit*.json"))
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_names_and_reasons_are_text_whatever_is_in_them(tmp_path):
+    name, reason = "<b>&\"'", "exit 1 <script>alert(1)</script>"
+    table = pd.read_csv(sweep_of(tmp_path)).assign(name="run", reason=reason)
+    table.loc[3, "name"] = table.loc[4, "name"] = name
+    table.to_csv(tmp_path / "<i>.csv", index=False)
+    (tmp_path / "prediction.json").write_text(json.dumps({name: foretold(2.0, 2.1)["held-out"]}))  # it is in a card and among the checks
+    write_report(tmp_path / "<i>.csv", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>Scaling report: Scaling of &lt;i&gt;</title>" in page
+    assert text_of(page).count(name) >= 4
+    assert reason in text_of(page)
+    assert not re.search(r"<b>&|<script|<i>", page)
+
+
 def test_curves_with_their_minima_on_edges_are_shown_although_no_line_goes_through_them(tmp_path):
     rows = [(c, n, c / 6 / n, 3.0 + 1e-9 * n - 0.1 * np.log10(c)) for c in (1e15, 1e16, 1e17) for n in (1e6, 2e6, 4e6)]
     pd.DataFrame(rows, columns=["flops", "parameters", "tokens", "loss"]).to_csv(tmp_path / "edges.csv", index=False)
@@ -302,6 +319,42 @@ def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the
     assert f"gamma{fit['parameters']['gamma']:.5g}" in shown.replace(" ", "")
     assert "largest compute left out, then foretold" in shown
     assert "No contours of loss: no law of N and D was fitted" in shown
+
+
+def test_training_curves_are_shown_with_their_envelope_and_the_sizes_on_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "FIGURES", ())
+    sizes = np.geomspace(2e7, 5e9, 12)
+    rows = [(f"run {i}", n, d, 6 * n * d, TRUTH.loss(n, d)) for i, n in enumerate(sizes) for d in np.geomspace(0.5, 800, 60) * n]
+    pd.DataFrame(rows, columns=["run", "parameters", "tokens", "flops", "loss"]).to_csv(tmp_path / "curves.csv", index=False)
+    assert main([f"data={tmp_path / 'curves.csv'}", f"out={tmp_path}", "method=envelope", "bootstrap=50", "computes=300"]) == 0
+    page, fit = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "fit.json").read_text())
+    shown, frontier = text_of(page), pd.DataFrame(fit["frontier"])
+    inside = frontier[frontier.used]
+    assert "<h2>Training curves and their envelope</h2>" in page
+    assert "12 training curves of 12 sizes, 20M to 5G parameters" in shown
+    assert f"{len(rows)} points of 12 training curves" in shown  # and not so many runs
+    assert f"{len(rows)} run" not in shown
+    assert f"from {inside.loss.iloc[0]:.3f} at " in shown
+    assert f"{inside.parameters.nunique()} sizes from {short(inside.parameters.min())} to {short(inside.parameters.max())} are best" in shown
+    assert f"N* ∝ C{fit['a']:.3f}" in shown
+    assert f"{100 * (1 - frontier.used.mean()):.0f} % have the smallest or the largest size" in shown
+    assert (tmp_path / "figures" / "envelope.png").read_bytes().startswith(b"\x89PNG")
+    assert "points" not in fit  # the curves are the table's
+
+
+def test_repeated_runs_are_shown_beside_what_new_tokens_would_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "FIGURES", ())
+    pd.DataFrame(repeated_runs(1e-3)).to_csv(tmp_path / "repeated.csv", index=False)
+    assert main([f"data={tmp_path / 'repeated.csv'}", f"out={tmp_path}", "method=repetition", "base=muennighoff", "bootstrap=50"]) == 0
+    page, fit = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "fit.json").read_text())
+    shown, (law, _, _) = text_of(page), published_repetition()
+    constants = fit["parameters"]["R_D"], fit["parameters"]["R_N"]
+    repeated, new = (float(repeated_loss(law, 2e6, 50 * 3e8, unique, *constants)) for unique in (3e8, 50 * 3e8))
+    assert "<h2>Loss against epochs</h2>" in page
+    assert "that see tokens again, 100 of them drawn" in shown  # five sizes of eight, on four texts, at five numbers of epochs
+    assert f"After 50 epochs of 300M tokens a model of 2M parameters has a loss of {repeated:.3f} by the law" in shown
+    assert f"it would have {new:.3f}, so repeating costs {repeated - new:.3f} nats" in shown
+    assert (tmp_path / "figures" / "repetition.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_path, capsys):

@@ -46,8 +46,14 @@ class EnvelopeFit(OptimumFit):
     warnings: list[str]
     frontier: dict[str, np.ndarray] = field(repr=False)
     """At each compute: flops, parameters, tokens, loss of the best run; used (its size is not at the edge of those there)."""
+    points: dict[str, np.ndarray] = field(repr=False)
+    """The curves: run (numbered), flops, parameters, loss. Not in fit.json, for the table has them and they are long."""
     draws: np.ndarray = field(repr=False)
     """[resamples, 4]: log N_coefficient, a, log D_coefficient, b."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As in fit.json."""
+        return {name: value for name, value in super().to_json().items() if name != "points"}
 
 
 def envelope(
@@ -135,6 +141,7 @@ def envelope(
             "flops": np.exp(at), "parameters": sizes[best], "tokens": np.exp(log_d), "used": used,
             "loss": np.exp(np.take_along_axis(read, best[None], 0)[0]),
         },
+        points={"run": numbers, **table},
         draws=draws,
     )  # fmt: skip
 

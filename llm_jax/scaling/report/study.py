@@ -16,6 +16,7 @@ from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
 from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
 from llm_jax.scaling.flops import CONVENTIONS
+from llm_jax.scaling.report.style import many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +71,13 @@ class Study:
     def main(self) -> Any:
         """The fit that was asked for, or the first that there is; None where there is none."""
         return next(iter(self.fits.values()), None)
+
+    def rows(self, count: int) -> str:
+        """So many rows of the table, in words: runs, or points of training curves where the fit is of these."""
+        main = self.main
+        if main is None or main.method != "envelope":
+            return many(count, "run")
+        return f"{many(count, 'point')} of {many(main.settings['runs'], 'training curve')}"
 
     def file_of(self, method: str) -> str:
         """The file of a fit."""

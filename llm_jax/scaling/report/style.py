@@ -107,7 +107,7 @@ def save(figure: Figure, path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(held.getvalue()).decode()
 
 
-def size_bar(figure: Figure, ax: Axes, shown: Any) -> None:
+def size_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:
     """The scale of colours that say N, for what is drawn with a logarithmic norm."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

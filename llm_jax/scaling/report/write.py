@@ -9,7 +9,8 @@ from typing import Any
 
 from llm_jax.errors import UserError
 from llm_jax.scaling.fit.result import write_json
-from llm_jax.scaling.report.figures import isoflop, law, runs, sensitivity
+from llm_jax.scaling.report.blocks import Picture
+from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import COMPANIONS, Study, make_study
 from llm_jax.scaling.report.style import save, styled
@@ -26,7 +27,9 @@ FIGURES = (
     runs.sweep_figure,
     runs.training,
 )
-"""In the order of the page."""
+"""In the order of the page, which numbers them."""
+FIGURES_OF = {"envelope": envelope.curves, "repetition": repetition.epochs}
+"""By method: what only a fit of that kind has, before the others."""
 
 
 def write_report(
@@ -76,15 +79,16 @@ def draw(study: Study, folder: Path) -> Figures:
     """All figures as PNGs in the folder, and for the page: by name, each as its SVG with a caption, or a sentence why there is none."""
     folder.mkdir(exist_ok=True)
     made: Figures = {}
+    kept: set[str] = set()
     with styled():
-        for function in FIGURES:
+        for function in (*(FIGURES_OF[method] for method in study.fits if method in FIGURES_OF), *FIGURES):
             drawn = function(study)
             key = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
             if isinstance(drawn, str):
                 made[key] = drawn
                 continue
-            made[key] = (drawn.name, save(drawn.figure, folder / f"{drawn.name}.png"), drawn.caption)
-    kept = {f"{entry[0]}.png" for entry in made.values() if not isinstance(entry, str)}
+            kept.add(f"{drawn.name}.png")
+            made[key] = Picture(len(kept), drawn.name, save(drawn.figure, folder / f"{drawn.name}.png"), drawn.caption)
     for path in folder.glob("*.png"):
         if path.name not in kept:  # of an earlier report
             path.unlink()

@@ -1,0 +1,182 @@
+"""The tables of a report: the fits, the minima, what was foretold, the runs, and all choices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.published import exponents
+from llm_jax.scaling.report.blocks import Block, CheckList, Folded, Heading, Listing, Paragraph, Table
+from llm_jax.scaling.report.doubts import Check
+from llm_jax.scaling.report.figures.law import held_out_rows
+from llm_jax.scaling.report.study import Study
+from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
+from llm_jax.train.metrics import short
+
+APPROACHES = {"isoflop": "Approach 2, IsoFLOP minima", "parametric": "Approach 3, a law of N and D"}
+MEANINGS = {
+    "E": "nats: the loss that no size and no amount of text goes below",
+    "A": "what finite size costs is A/N^α",
+    "B": "what finite text costs is B/D^β",
+    "alpha": "α",
+    "beta": "β",
+    "a": "N* ∝ C^a",
+    "b": "D* ∝ C^b",
+    "G": "N* = G (C/6)^a",
+    "N_coefficient": "N* at C = 1",
+    "D_coefficient": "D* at C = 1",
+}
+RUN_COLUMNS = ("name", "parameters", "tokens", "flops", "loss", "learning_rate", "batch_size", "steps", "seed", "epochs", "status")
+MOST_ROWS_OPEN = 40
+
+
+def fit_tables(study: Study) -> list[Block]:
+    """Each fit's numbers, or why there is none."""
+    made: list[Block] = []
+    for method, fit in study.fits.items():
+        s = fit.settings
+        used = s.get("runs_used", s["runs"])
+        text = f"{s['law'].replace('alpha', 'α').replace('beta', 'β')}: {used} of {many(s['runs'], 'run')}"
+        text += f", {s['budgets_used']} of {many(s['budgets'], 'budget')}" if "budgets" in s else ""
+        text += f". Objective {fit.objective:.6e}. Intervals from " + (
+            f"{s['bootstrap']} {s['resampling']} resamples." if s["bootstrap"] else "the delta method."
+        )
+        delta = getattr(fit, "standard_errors_delta", {})
+        rows = [
+            (name, f"{value:.5g}", f"{fit.standard_errors[name]:.3g}", *(f"{end:.5g}" for end in fit.intervals_95[name]),
+             f"{delta[name]:.3g}" if name in delta else "", MEANINGS.get(name, ""))
+            for name, value in fit.parameters.items()
+        ]  # fmt: skip
+        header = ["", ">estimate", ">standard error", ">95 % from", ">to", ">delta-method error", ""]
+        if not delta:
+            rows, header = [row[:5] + row[6:] for row in rows], header[:5] + header[6:]
+        made += [Heading(title_of_method(method)), Paragraph(text), Table(header, rows)]
+        if method not in APPROACHES:
+            made.append(Table(["largest compute left out, then foretold", ">"], left_out_rows(fit.leave_largest_out)))
+    made += [Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True) for method, why in study.refused.items()]
+    if study.notes:
+        made += [Heading("The data"), Listing([f"{note}." for note in study.notes])]
+    return made
+
+
+def left_out_rows(out: dict[str, Any]) -> list[tuple[str, str]]:
+    """An extrapolation test, as its names and numbers."""
+    plain = {name: value for name, value in out.items() if isinstance(value, str | int | float)}
+    return [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
+
+
+def title_of_method(method: str) -> str:
+    """A fit's heading."""
+    return APPROACHES.get(method) or f"{method}: {METHODS[method].purpose}"
+
+
+def minima_table(study: Study) -> list[Block]:
+    """Each budget's minimum, and the edges."""
+    if not study.minima:
+        return []
+    rows, styles = [], []
+    minima: tuple[Any, ...] = study.minima
+    for m in minima:
+        there = m.parameters is not None
+        numbers = (
+            (short(m.parameters), f"{m.log_error:.2f}", short(m.tokens), f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}") if there else ("",) * 5
+        )
+        rows.append((say_flops(m.flops, ""), m.sizes, *numbers, ("edge: " if m.on_edge else "") + m.left_out if m.left_out else "inside"))
+        styles.append("doubt" if m.left_out else "")
+    return [Table([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)]
+
+
+def held_out_table(study: Study) -> list[Block]:
+    """Predictions and measurements."""
+    rows = held_out_rows(study)
+    if not rows:
+        return []
+    header = ["held-out run", ">N", ">D", ">FLOPs", ">of the largest fitted", ">foretold", ">95 % from", ">to", ">measured", ">error", "foretold"]
+    cells = []
+    for row in rows:
+        there = row["measured"] is not None
+        cells.append(
+            (
+                row["name"],
+                short(row["parameters"]),
+                short(row["tokens"]),
+                say_flops(row["flops"], ""),
+                f"{factor(row['cost'] / row['largest'])} ×" if row["cost"] else "",
+                f"{row['predicted']:.4f}",
+                *(f"{end:.4f}" for end in row["interval"]),
+                f"{row['measured']:.4f}" if there else "not yet",
+                percent(row["relative_error"]) if there else "",
+                "before training" if row["before"] else "after training, by the law above",
+            )
+        )
+    return [Table(header, cells), Paragraph("The interval is the law's; what one run's seed does comes on top.")]
+
+
+def published_table(study: Study) -> list[Block]:
+    """Published exponents with their sources."""
+    if not study.fits:
+        return []
+    rows = [(row.name, f"{row.a:.3f}", interval(row.a_interval) if row.a_interval else "", row.convention, row.source) for row in exponents()]
+    return [Folded("The published exponents and their sources", Table(["", ">a", "interval", "convention", "source"], rows))]
+
+
+def checks_table(found: list[Check]) -> list[Block]:
+    """The checks, doubts first."""
+    if not found:
+        return [Paragraph("Nothing is concluded here, so nothing can make it wrong.", absent=True)]
+    counts = Counter(check.verdict for check in found)
+    text = (
+        f"Of {many(len(found), 'thing')} that the conclusion rests on, {counts['doubt']} in doubt, {counts['unknown']} not known from this "
+        f"table, {counts['holds']} holding. Doubts come first."
+    )
+    return [Paragraph(text), CheckList(found)]
+
+
+def runs_table(study: Study) -> list[Block]:
+    """Every run, also those that no fit has seen."""
+    runs = study.runs.assign(**{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs})
+    shown = [name for name in RUN_COLUMNS if name in runs]
+    say: dict[str, Any] = {
+        "flops": lambda v: say_flops(v, ""),
+        "loss": "{:.4f}".format,
+        "parameters": short,
+        "tokens": short,
+        "learning_rate": "{:.3g}".format,
+        "steps": "{:,.0f}".format,
+    }
+    rows, styles = [], []
+    for _, run in runs.iterrows():
+        status = run.status + (", held out" if run.held_out else "")
+        cells = []
+        for name in shown:
+            value = status if name == "status" else run[name]
+            number = not isinstance(value, str)
+            cells.append(
+                value if not number else "" if value is None or not np.isfinite(float(value)) else say.get(name, lambda v: f"{v:.4g}")(value)
+            )
+        rows.append(cells)
+        styles.append("gone" if run.status != "finished" else "aside" if run.held_out else "")
+    texts = ("name", "status")
+    header = [name.replace("_", " ") if name in texts else f">{name.replace('_', ' ')}" for name in shown]
+    gone = study.runs[study.runs.status != "finished"]
+    counts = [f"{count} {status}" for status, count in study.runs.status.value_counts().items()]
+    said = f"{study.rows(len(runs))}: {listed(counts)}"
+    said += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
+    made: list[Block] = [Paragraph(said + ". N, D and FLOPs as in the fit.")]
+    if len(gone):
+        lost = [(run["name"], run.status, run.reason) for _, run in gone.iterrows()]
+        made.append(Table(["not finished", "status", "reason"], lost, ["gone"] * len(lost)))
+    made.append(Table(header, rows, styles, style="runs", tall=len(rows) > MOST_ROWS_OPEN))
+    return made
+
+
+def settings_table(study: Study) -> list[Block]:
+    """All choices of each fit."""
+    made: list[Block] = []
+    for method, fit in study.fits.items():
+        rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]
+        made += [Heading(f"{title_of_method(method)} ({study.file_of(method)})"), Table(["", ""], rows)]
+    return made
