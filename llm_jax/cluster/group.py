@@ -16,9 +16,10 @@ a compiler or a library. A run of one process has the same group, without socket
           if group.poll():                      # the signal that stops the run here, or None; the same on every process
               save, and leave
 
-`poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll is a few hundred
-nanoseconds. `received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the
-others and ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
+`mark`, `poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll costs less than
+a microsecond. Of a run that hangs, the process that made the fewest of these calls is the one to blame, so mark what may hang, before and after it.
+`received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the others and
+ends this process with the exit code (`llm_jax.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
 
 Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it, and end their processes with EXIT_PEER.
 """
@@ -90,7 +91,7 @@ class Group:
         mark.phase = phase
         if step is not None:
             mark.step, mark.batch = step, batch
-        mark.moved = time.monotonic()
+        mark.move()
 
     def record_in(self, run_dir: str | Path) -> None:
         """Faults are kept in this run folder from now on: faults.jsonl, and stacks in faults/."""
@@ -106,6 +107,7 @@ class Group:
         """
         monitor = self.monitor
         assert monitor, "join comes first"
+        self.where.move()
         self.exchanges += 1
         count = self.exchanges
         monitor.post({"kind": "exchange", "count": count, "name": name, "value": value, "seconds": seconds})
@@ -133,10 +135,12 @@ class Group:
 
     def poll(self) -> int | None:
         """The signal that stops the run here, the same on every process, or None. Raises Stopped where nothing was held yet."""
+        self.where.move()
         return self.gate.poll()
 
     def check(self) -> None:
         """A poll that raises Stopped."""
+        self.where.move()
         self.gate.check()
 
     def hold(self) -> None:

@@ -41,6 +41,8 @@ class Member:
     phase: str = "start"
     step: int = 0
     batch: str | None = None
+    moves: int = 0
+    """How often it got further since the start: every mark, poll and exchange. All processes make the same ones."""
     age: float = 0.0
     """Seconds since its mark had moved, when it was heard."""
     here: bool = True
@@ -137,8 +139,10 @@ class Hub:
         here = [member for member in self.members if member.here]
         ages = {member.rank: member.age + now - member.heard for member in here}
         if here and all(ages[member.rank] > self.config.limit(member.phase) for member in here):
-            behind = min(here, key=lambda member: (member.step, -ages[member.rank]))
-            others = "" if len(here) == 1 else ", and is behind all others, which wait for it"
+            behind = min(here, key=lambda member: (member.moves, -ages[member.rank]))
+            first = max(here, key=lambda member: member.moves)
+            others = f", and is behind {first.name} at least, which waits for it" if first.moves > behind.moves else ""
+            others = others or (", and nor did any other" if len(here) > 1 else "")
             key = "compile_seconds" if behind.phase == "compile" else "hang_seconds"
             limit = f"cluster.{key}={self.config.limit(behind.phase):g}"
             self.fault("hang", behind, f"got no further for {ages[behind.rank]:.0f} s ({limit}){others}; stacks are in the run folder's faults/")
@@ -157,7 +161,8 @@ class Hub:
     # Messages of a process:
 
     def on_beat(self, member: Member, message: Message, now: float) -> None:
-        member.phase, member.step, member.batch, member.age = (message[key] for key in ("phase", "step", "batch", "age"))
+        member.phase, member.step, member.batch = message["phase"], message["step"], message["batch"]
+        member.moves, member.age = message["moves"], message["age"]
 
     def on_fault(self, member: Member, message: Message, now: float) -> None:
         if not self.suspect:

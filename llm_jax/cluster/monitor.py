@@ -37,19 +37,28 @@ UNWIND_SECONDS = 30.0
 """And so long to close what it has open."""
 LAST_SECONDS = 5.0
 """Rank 0 waits so long for the others to be gone: JAX's own service is in it, whose end would abort them before they could say why."""
+STACKS_SECONDS = 3.0
+"""A process whose threads can't run is missed by the others first, and shows its stacks and ends so much later."""
 SUSPENDED_SECONDS = 5.0
 """A thread that was not run for so long was suspended, or its machine was."""
 
 
 @dataclass
 class Mark:
-    """Where a process is."""
+    """Where a process is. Only its main thread moves it."""
 
     phase: str = "start"
     step: int = 0
     batch: str | None = None
+    moves: int = 0
+    """How often it got further."""
     moved: float = 0.0
     """When it last got any further, in seconds of `time.monotonic`."""
+
+    def move(self) -> None:
+        """It got further."""
+        self.moves += 1
+        self.moved = time.monotonic()
 
 
 class Monitor:
@@ -128,9 +137,10 @@ class Monitor:
             link.waiting = []
         last = beat = self.heard = time.monotonic()
         while not self.done:
-            ready = self.selector.select(max(0.0, beat - last))
+            # After a suspension the first look has only timed out: nobody is judged by words that wait to be read.
+            ready = self.selector.select(max(0.0, beat - last)) or self.selector.select(0)
             now = time.monotonic()
-            if now - last > interval + SUSPENDED_SECONDS:
+            if now - last > interval + min(SUSPENDED_SECONDS, self.config.beat_seconds / 2):
                 self.forgive(now - last)
             last = now
             for key, _ in ready:
@@ -202,15 +212,15 @@ class Monitor:
     def beat(self, now: float) -> None:
         """Says that this process lives, and where it is; and looks at the job's time."""
         mark = self.mark
-        where = {"phase": mark.phase, "step": mark.step, "batch": mark.batch, "age": now - mark.moved}
+        where = {"phase": mark.phase, "step": mark.step, "batch": mark.batch, "moves": mark.moves, "age": now - mark.moved}
         self.to_hub({"kind": "beat", **where})
         if self.hub:
             for link in self.links.values():
                 link.send({"kind": "beat", **where})
         if self.task.size > 1:  # where this thread can't run any more, since a library has Python's lock: the stacks, and the end
-            faulthandler.dump_traceback_later(self.config.beat_seconds * 1.2, exit=True, file=2)
+            faulthandler.dump_traceback_later(self.config.beat_seconds + STACKS_SECONDS, exit=True, file=2)
         elif self.config.hang_seconds < threading.TIMEOUT_MAX:
-            faulthandler.dump_traceback_later(self.config.hang_seconds * 1.2, file=2)
+            faulthandler.dump_traceback_later(self.config.hang_seconds + STACKS_SECONDS, file=2)
         if now > self.limit:
             self.limit = self.time_limit()  # it may have been extended
             if now > self.limit:
@@ -321,6 +331,7 @@ class Monitor:
 
     def end_with(self, code: int) -> None:
         """Ends this process; rank 0 after all others."""
+        faulthandler.cancel_dump_traceback_later()
         deadline = time.monotonic() + LAST_SECONDS
         for link in self.links.values() if self.hub else ():
             link.connection.settimeout(max(0.01, deadline - time.monotonic()))

@@ -1,0 +1,270 @@
+"""A signal on any process stops all of them at the same step, whatever each is doing; before the first step they leave wherever they are."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from llm_jax.cluster import stop
+from llm_jax.cluster.config import ClusterConfig
+from llm_jax.cluster.group import alone
+from llm_jax.cluster.hub import Hub
+from llm_jax.cluster.stop import Gate, Stopped
+from tests.cluster.processes import ended, started, wait_for
+
+# A training loop: each step waits for all others as a collective does, in any order of arrival.
+LOOP = """
+dice = random.Random(rank)
+group.mark("compile")
+group.exchange("first step")
+group.hold()
+if rank == 0:
+    say("going")
+for step in range(1, 100_000):
+    for place in ("train", "evaluate", "save"):
+        group.mark(place, step)
+        if dice.random() < 0.05:
+            time.sleep(dice.random() * 0.02)
+        if place == "train" or step % 7 == 0:
+            group.exchange(place)
+        if group.poll():
+            say("stopped at", step, place, group.received, group.reason)
+            time.sleep(0.2)
+            sys.exit(0)
+"""
+
+
+def stopped_at(processes) -> list[str]:
+    """Where each process stopped."""
+    return [process.out.splitlines()[-1] for process in processes]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_stop_at_the_same_tick_whoever_gets_which_signals(seed):
+    dice = random.Random(seed)
+    with started(4, LOOP.replace("sys.exit(0)", "return 85")) as processes:
+        wait_for(processes[0], "going")
+        for _ in range(1 + seed):  # one signal on one process; then several at once on several
+            time.sleep(dice.random() * 0.1)
+            dice.choice(processes).send_signal(dice.choice([signal.SIGTERM, signal.SIGUSR1]))
+        found = ended(processes)
+    assert [process.code for process in found] == [85] * 4, found
+    places = {line.split(" SIG")[0] for line in stopped_at(found)}
+    assert len(places) == 1, places
+    assert "stopped at" in places.pop()
+
+
+def test_all_at_once_as_slurm_sends_it():
+    with started(3, LOOP.replace("sys.exit(0)", "return 85")) as processes:
+        wait_for(processes[0], "going")
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        found = ended(processes)
+    assert [process.code for process in found] == [85] * 3
+    assert len({line.split(" SIG")[0] for line in stopped_at(found)}) == 1
+    assert stopped_at(found)[0].endswith(f"{int(signal.SIGTERM)} SIGTERM")
+
+
+def test_the_others_say_who_got_the_signal():
+    with started(2, LOOP.replace("sys.exit(0)", "return 85")) as processes:
+        wait_for(processes[0], "going")
+        processes[1].send_signal(signal.SIGUSR1)
+        found = ended(processes)
+    assert "SIGUSR1 at rank 1 on " in stopped_at(found)[0]
+    assert stopped_at(found)[1].endswith("SIGUSR1")
+
+
+# As a compiler: Python's lock is free, and no signal gets through to Python.
+LIBRARY = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
+STUCK = pytest.mark.parametrize("stuck", ["time.sleep(60)", "while True: pass", LIBRARY], ids=["sleep", "python", "library"])
+
+
+@STUCK
+def test_before_the_first_step_all_leave_wherever_they_are(stuck):
+    """Compiling takes minutes in a library that knows nothing of signals; there is nothing to save."""
+    body = f"""
+if rank == 0:
+    say("going")
+if rank == 1:
+    {stuck}
+else:
+    group.exchange("first step")
+"""
+    with started(3, body) as processes:
+        wait_for(processes[0], "going")
+        time.sleep(0.2)
+        begun = time.monotonic()
+        processes[2].send_signal(signal.SIGTERM)
+        found = ended(processes)
+    assert [process.code for process in found] == [85] * 3, found
+    assert "stopped by SIGTERM at rank 2 on" in found[0].err
+    assert time.monotonic() - begun < 30
+
+
+@STUCK
+def test_alone_it_leaves_too(stuck):
+    with started(1, f"say('going')\n{stuck}") as processes:
+        wait_for(processes[0], "going")
+        time.sleep(0.2)
+        processes[0].send_signal(signal.SIGUSR1)
+        (process,) = ended(processes)
+    assert process.code == 85
+    assert "stopped by SIGUSR1 before a step was done, nothing is lost" in process.out + process.err
+
+
+def test_a_signal_before_the_processes_have_met_ends_that_process():
+    with started(2, "pass", before="if rank == 1:\n    say('going')\n    time.sleep(60)", start_seconds=5.0) as processes:
+        wait_for(processes[1], "going")
+        processes[1].send_signal(signal.SIGUSR1)
+        found = ended(processes)
+    assert found[1].code == 85
+    assert found[0].code == 1
+    assert "rank 1 did not come within" in found[0].err
+
+
+def test_when_some_hold_and_others_not_yet_the_run_goes_to_a_poll():
+    body = """
+if rank == 1:
+    say("going")
+    time.sleep(1)
+group.hold()
+while not group.poll():
+    group.exchange("step")
+say("ticks", group.gate.ticks)
+"""
+    with started(2, body) as processes:
+        wait_for(processes[1], "going")
+        time.sleep(0.3)
+        processes[1].send_signal(signal.SIGTERM)
+        found = ended(processes)
+    assert [process.code for process in found] == [0, 0]
+    assert stopped_at(found)[0] == stopped_at(found)[1]
+
+
+def test_a_second_signal_changes_nothing_and_a_second_ctrl_c_ends_at_once():
+    body = """
+group.hold()
+say("going")
+while not group.poll():
+    time.sleep(0.01)
+say("saving")
+time.sleep(1)
+say("saved")
+"""
+    for first, second, code, last in (
+        (signal.SIGUSR1, signal.SIGTERM, 0, "saved"),
+        (signal.SIGTERM, signal.SIGTERM, 0, "saved"),
+        (signal.SIGTERM, signal.SIGINT, 0, "saved"),
+        (signal.SIGINT, signal.SIGINT, 130, "saving"),
+    ):
+        with started(1, body) as processes:
+            wait_for(processes[0], "going")
+            processes[0].send_signal(first)
+            wait_for(processes[0], "saving")
+            processes[0].send_signal(second)
+            (process,) = ended(processes)
+        assert process.code == code, (first, second, process)
+        assert ("saved" in process.out) == (last == "saved")
+
+
+def test_a_signal_after_the_last_step_is_no_stop():
+    body = "group.hold()\ngroup.poll()\nsay('going')\ntime.sleep(0.5)\ngroup.exchange('the end')"
+    with started(2, body) as processes:
+        wait_for(processes[0], "going")
+        processes[0].send_signal(signal.SIGTERM)
+        found = ended(processes)
+    assert [process.code for process in found] == [0, 0]
+
+
+def test_in_this_process_the_next_poll_has_the_signal_and_handlers_are_as_before():
+    before = [signal.getsignal(number) for number in stop.TAKEN]
+    with alone() as group:
+        group.hold()
+        for _ in range(100):
+            assert group.poll() is None
+        signal.raise_signal(signal.SIGTERM)
+        assert group.received is None
+        assert group.poll() == signal.SIGTERM
+        assert group.received == signal.SIGTERM
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
+            group.check()
+        assert caught.value.code == 85
+    assert [signal.getsignal(number) for number in stop.TAKEN] == before
+    assert Stopped(signal.SIGINT).code == 130
+
+
+def raise_and_wait(number: int) -> None:
+    """Sends this process a signal and waits for what it does."""
+    signal.raise_signal(number)
+    time.sleep(10)
+
+
+def test_before_hold_a_signal_is_raised_in_this_process():
+    with alone(), pytest.raises(Stopped):
+        raise_and_wait(signal.SIGTERM)
+
+
+def test_released_there_is_nothing_to_lose_again():
+    with alone() as group:
+        group.hold()
+        group.release()
+        with pytest.raises(Stopped):
+            raise_and_wait(signal.SIGTERM)
+
+
+def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
+    from llm_jax.cluster import monitor
+
+    now = time.time()
+    told = iter([now + 1000.2, now + 1000.7])  # the job was given more time meanwhile
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 1000.7))
+    with alone(ClusterConfig(stop_before_end_seconds=1000.0)) as group:
+        group.hold()
+        while not group.poll():
+            time.sleep(0.01)
+        assert time.time() > now + 0.7
+        assert group.received == signal.SIGUSR1
+        assert group.reason == "the end of the job's time limit"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agreement_over_any_order_of_messages(seed):
+    """The hub and the gates alone, thousands of times: gates pass ticks, messages are late, signals come anywhere."""
+    dice = random.Random(seed)
+    for _ in range(300):
+        size = dice.randint(1, 6)
+        hub = Hub([""] * size, ClusterConfig(), {}, lambda fault: None, 0.0)
+        gates = [Gate() for _ in range(size)]
+        for gate in gates:
+            gate.held = True
+        to_hub: list[list[dict]] = [[] for _ in range(size)]
+        to_gate: list[list[dict]] = [[] for _ in range(size)]
+        stopped: dict[int, int] = {}
+        signals = dice.randint(1, 3)
+        for _ in range(100_000):
+            if len(stopped) == size:
+                break
+            rank, what = dice.randrange(size), dice.random()
+            gate = gates[rank]
+            if what < 0.01 and signals:
+                signals -= 1
+                to_hub[rank].append({"kind": "signal", "number": 15, "reason": "SIGTERM"})
+            elif what < 0.3 and to_hub[rank]:
+                hub.receive(rank, to_hub[rank].pop(0), 0.0)
+                for to, message in hub.out:
+                    to_gate[to].append(message)
+                hub.out = []
+            elif what < 0.6 and to_gate[rank]:
+                message = to_gate[rank].pop(0)
+                if message["kind"] == "ask":
+                    ticks, held = gate.close()
+                    to_hub[rank].append({"kind": "answer", "ticks": ticks, "held": held})
+                else:
+                    gate.go(message["tick"], message["number"], message["reason"])
+            elif rank not in stopped and (gate.decided or not gate.closed) and gate.ticks <= min(g.ticks for g in gates) and gate.poll():
+                stopped[rank] = gate.ticks  # nobody gets more than one tick ahead of another, as in collectives
+        assert len(stopped) == size, "somebody waits for ever"
+        assert len(set(stopped.values())) == 1
