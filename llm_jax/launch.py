@@ -39,13 +39,18 @@ slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (a process for 
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
 Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),
 2 a mistake in what was asked (one line says which), 3 the run diverged,
-143 or 130 stopped by SIGTERM or Ctrl-C with a checkpoint saved.
+85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (start the same command again), 130 the same by Ctrl-C,
+86 another process of the run failed (one line names it), 87 the same fault at the same step twice: starting again would not help.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.task import Task, read_task
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import UserError
 
@@ -64,6 +69,14 @@ def launch(arguments: list[str]) -> int:
         print(__doc__)
         return 0
 
+    begun = time.monotonic()
+    submits = any(key == "submit" for key, _ in pairs)  # by itself, even where it is started inside a job
+    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
+        return launch_experiment(flags, pairs, group, begun)
+
+
+def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
+    """Runs what the command line asks for, as one process of the group. begun: the `time.monotonic()` at which this process did."""
     from llm_jax import experiment as experiments
     from llm_jax.cluster.submit import make_submission, split_pairs, submit_run
 
@@ -75,15 +88,16 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     name = experiments.experiment_name(pairs)
+    command = [f"{key}={value}" for key, value in pairs]
     about_submitting, pairs = split_pairs(pairs)
-    submission = make_submission(about_submitting, [a for a in arguments if not a.startswith("-")]) if about_submitting else None
+    submission = make_submission(about_submitting, command) if about_submitting else None
     if "--go-on" in flags and not submission:
         raise UserError("--go-on: is for a grid whose runs were submitted; add submit=slurm")
     made = experiments.load_file(name)
     if is_grid(made):
         from llm_jax.scaling.command import launch_grid
 
-        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], submission)
+        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group, submission)
     if "--go-on" in flags:
         raise UserError(f"--go-on: is for a grid whose runs were submitted, and experiment={name} is one run")
     if "--dry-run" in flags and not submission:
@@ -95,9 +109,12 @@ def launch(arguments: list[str]) -> int:
     if submission:
         return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
+    from llm_jax.layout import distributed
     from llm_jax.train.run import run
 
-    return run(chosen)
+    group.join(chosen.cluster)
+    with distributed.started(group, chosen.cluster):
+        return run(chosen, group, begun)
 
 
 def is_grid(made: object) -> bool:

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax import experiment as experiments
+from llm_jax.cluster.group import Group
 from llm_jax.cluster.submit import Submission
+from llm_jax.errors import UserError
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.scaling import flops
@@ -22,7 +24,7 @@ WIDTH = 150
 """Columns where the output is no terminal."""
 
 
-def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], submission: Submission | None = None) -> int:
+def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
     """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points.
 
     submission: how its runs are submitted, if they are.
@@ -36,10 +38,16 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
     if submission:
         from llm_jax.scaling.submit import submit_grid
 
-        return submit_grid(grid, submission, going_on="--go-on" in flags)
+        return submit_grid(grid, group, submission, going_on="--go-on" in flags)
     from llm_jax.scaling.runner import run_grid
 
-    return run_grid(grid)
+    if group.task.size > 1:
+        raise UserError(
+            f"experiment={name}: is a grid, whose points one process runs, and {group.task.size} were started; "
+            "start one (srun --ntasks=1), or a point by its own config.yaml on all of them"
+        )
+    group.join(grid.base.cluster)
+    return run_grid(grid, group)
 
 
 def show(grid: Grid) -> str:
