@@ -139,25 +139,25 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
     """Seconds a run, from the corpus to the run folder."""
     import jax
 
+    from llm_jax.cluster.group import alone
     from llm_jax.scaling.together import run_together
     from llm_jax.train import run
     from llm_jax.train.console import Console
-    from llm_jax.train.stop import StopSignal
 
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}
-    run.prepare_corpus(experiment(shape, 0, train_steps), run.ALONE, lambda text: None)  # cached from here on, for both
-    with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
+    with tempfile.TemporaryDirectory() as folder, alone() as group:
+        run.prepare_corpus(experiment(shape, 0, train_steps), run.ALONE, group, lambda text: None)  # cached from here on, for both
         for spread in sorted({1, devices}):
             made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/together{spread}"), mesh={"data": spread}) for i in range(count)]
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                run_together(made, Console(), stop, time.time())
+                run_together(made, Console(), group, time.monotonic())
             figures[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (time.perf_counter() - start) / count
         start = time.perf_counter()
         for i in range(count):
             with contextlib.redirect_stdout(io.StringIO()):
-                run.prepare_and_train(experiment(shape, i, train_steps, f"{folder}/turn"), Console(), stop, time.time())
+                run.prepare_and_train(experiment(shape, i, train_steps, f"{folder}/turn"), Console(), group, time.monotonic())
         figures = {"in turn": (time.perf_counter() - start) / count, **figures}
     report(shape, f"s a whole run of {train_steps} steps", figures)
     return figures

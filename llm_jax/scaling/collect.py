@@ -30,8 +30,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.cluster import job
 from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import EXIT_INTERRUPTED, UserError, nearest
 from llm_jax.scaling.fit.table import load
 from llm_jax.train import metrics, run_folder
 
@@ -61,13 +62,14 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
     if status == "finished" and summary["step"] < t.steps:
         status = "unfinished"
-    if status != "finished" and note.get("status") == "failed":
+    given_up = last_failure(run_dir) if status == "unfinished" else ""
+    if status != "finished" and (note.get("status") == "failed" or given_up):
         status = "failed"
     row = {
         "name": note.get("name") or run_dir.name,
         "hash": run_folder.configuration_hash(experiment),
         "status": status,
-        "reason": note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
+        "reason": given_up or note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
         "run_dir": str(run_dir),
         "flops_budget": note.get("flops_budget"),
         "convention": note.get("convention") or "",
@@ -81,6 +83,13 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
         "parametrization": getattr(m, "parametrization", "standard"),
     }
     return {name: row.get(name, summary.get(name)) for name in COLUMNS}
+
+
+def last_failure(run_dir: Path) -> str:
+    """Why a run's Slurm job was given up; empty if it wasn't."""
+    decisions = job.since_submitted(run_dir)
+    ended = decisions and decisions[-1]["decision"] == "end" and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
+    return decisions[-1]["reason"] if ended else ""
 
 
 def read_note(run_dir: Path) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class GridConfig:
 
     points: str = ""
     """Only these: "3:7" is the points 3, 4, 5 and 6 of the table that --dry-run prints, "5" one; empty: all."""
-    executor: Literal["one_by_one", "together", "slurm"] = "one_by_one"
-    """One run after another in this process; runs of the same shape at once in one program; or an array of Slurm jobs."""
+    executor: Literal["one_by_one", "together"] = "one_by_one"
+    """One run after another in this process; or runs of the same shape at once in one program."""
     at_once: int = 8
     """executor=together: at most so many runs in one program. They differ in seed, schedule, weight decay and initial scale only, and
     are dealt out over the mesh's devices (layout=single mesh.data=-1), each whole on one. On a CPU a few for each device are fastest."""
@@ -105,8 +105,6 @@ class GridConfig:
     """Assumed there too: h100, h200, ... (layout/hardware.toml); empty: this machine."""
     devices: int = 1
     """hardware=NAME: devices of a run."""
-    job_hours: float = 24.0
-    """executor=slurm: the time limit of a job."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -114,7 +112,6 @@ class GridConfig:
         require(self.at_once >= 1, "grid.at_once", self.at_once, "at least 1")
         require(0 < self.mfu <= 1, "grid.mfu", self.mfu, "above 0 and at most 1")
         require(self.devices >= 1, "grid.devices", self.devices, "at least 1")
-        require(0 < self.job_hours < float("inf"), "grid.job_hours", self.job_hours, "above 0")
         if self.hardware:
             hardware(self.hardware)
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax import data
-from llm_jax.errors import UserError
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.stop import Stopped
+from llm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.scaling import collect
 from llm_jax.scaling.conclude import conclude, predict
@@ -29,31 +30,29 @@ from llm_jax.scaling.trunks import branch_off, with_trunks
 from llm_jax.train import metrics, run, run_folder
 from llm_jax.train.console import Console, duration
 from llm_jax.train.peak import device_peak
-from llm_jax.train.stop import Stopped, StopSignal
 
 EXIT_SOME_FAILED = 1
 CORPORA = 4
 """Corpora that are kept at once: points differ in batch, sequence and seed, seldom in text."""
 
 
-def run_grid(grid: Grid) -> int:
+def run_grid(grid: Grid, group: Group) -> int:
     """Runs all points that were asked for and have not come to an end; returns the process's exit code."""
-    run.check_one_process(os.environ)
     run.use_compilation_cache(grid.base)
     folder, console = Path(folder_of(grid.base)), Console()
     run_folder.check_writable(folder)
     points = grid.points([])
     grid.settings.chosen(len(points))
-    with contextlib.closing(console), StopSignal() as stop:
+    with contextlib.closing(console):
         run_folder.make_folder(folder)
         # A part of a grid may run beside other parts, as in an array of jobs; the whole may not.
         with run_folder.locked(folder, console.say, shared=bool(grid.settings.points)):
             console.log_to(folder / "log.txt")
             try:
-                return Session(grid, folder, console, stop).run()
+                return Session(grid, folder, console, group).run()
             except Stopped as stopped:
                 console.say(f"{stopped}; the same command goes on from here")
-                return 128 + stopped.number
+                return stopped.code
 
 
 @dataclasses.dataclass
@@ -63,11 +62,13 @@ class Session:
     grid: Grid
     folder: Path
     console: Console
-    stop: StopSignal
+    group: Group
     ended: dict[str, Row] = dataclasses.field(default_factory=dict)
     """Rows of the points that have come to an end, by hash."""
     seen: set[str] = dataclasses.field(default_factory=set)
     """Points whose folders have been looked into."""
+    tried: frozenset[str] = frozenset()
+    """Points that aren't tried again, whatever they came to, by hash."""
     progress: GridProgress | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ class Session:
         if errors and len(errors) == len(experiments):
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
-            run.prepare_corpus(experiments[0], self.shared, self.console.say)
+            run.prepare_corpus(experiments[0], self.shared, self.group, self.console.say)
 
     def ready(self, points: list[Point], pending: list[Point]) -> list[Point]:
         """Those that can be run now: what is held out comes after all others, and is foretold from them."""
@@ -134,7 +135,8 @@ class Session:
                 self.seen.add(point.hash)
                 row = self.row(point)
                 again = row["status"] == "failed" or (row["status"] == "diverged" and self.grid.settings.retry)
-                if row["status"] != "unfinished" and not (again and point.number in self.grid.settings.chosen(len(points))):
+                again = (again and point.number in self.grid.settings.chosen(len(points))) or row["status"] == "unfinished"
+                if point.hash in self.tried or not again:
                     self.ended[point.hash] = row
 
     def chosen(self, points: list[Point]) -> list[Point]:
@@ -203,7 +205,8 @@ def run_and_end(session: Session, points: list[Point]) -> None:
     rows = run_points(session, points)
     for point, row in zip(points, rows, strict=True):
         session.end(point, row, time.monotonic() - started)
-    session.stop.check()
+    if session.group.received is not None:
+        raise Stopped(session.group.received, session.group.reason)
     gc.collect()
 
 
@@ -228,15 +231,15 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
         assert session.progress
         session.progress.running(name, done(step), text)
 
-    session.stop.held = False
+    session.group.release()
     failed = {}
     with contextlib.closing(PointConsole(began, told)) as console:
         for experiment in experiments:
             console.log_to(Path(experiment.run_dir) / "log.txt")
         try:
-            codes = run_together(experiments, console, session.stop, time.time(), session.shared)
-            if max(codes) >= 128:
-                raise Stopped(max(codes) - 128)
+            codes = run_together(experiments, console, session.group, time.monotonic(), session.shared)
+            if max(codes) in (EXIT_STOPPED, EXIT_INTERRUPTED):
+                raise Stopped(session.group.received or 0, session.group.reason)
         except run_folder.Busy:
             raise  # not the points' fault: somebody else is at it
         except Exception as error:

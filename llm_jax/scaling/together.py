@@ -22,8 +22,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import data
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.stop import Stopped
 from llm_jax.data import batch_sha
-from llm_jax.errors import UserError
+from llm_jax.errors import EXIT_DIVERGED, UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.gpu_options import Options
 from llm_jax.layout.layout import MeshPlacement
@@ -40,7 +42,6 @@ from llm_jax.train.peak import device_peak
 from llm_jax.train.run_folder import flat
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import make_evaluation, make_step
-from llm_jax.train.stop import Stopped, StopSignal
 
 IN_THE_SCHEDULE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.decay_fraction", "optimizer.final_fraction",
@@ -72,28 +73,28 @@ def shape(experiment: Experiment) -> str:
     return json.dumps({key: value for key, value in tree.items() if key not in (*MAY_VARY, "name", "run_dir")}, sort_keys=True)
 
 
-def run_together(experiments: Sequence[Experiment], console: Console, stop: StopSignal, started: float, shared: run.Shared = run.ALONE) -> list[int]:
+def run_together(experiments: Sequence[Experiment], console: Console, group: Group, begun: float, shared: run.Shared = run.ALONE) -> list[int]:
     """Trains the runs of a group, or goes on with them; returns an exit code for each, as `run.prepare_and_train` does.
 
     Those that are finished are left as they are. The others go on from the newest checkpoint that they have in common; where there
     is none, all of them start again. Raises UserError for what can't be trained together.
     """
     assert len(groups(experiments, len(experiments))) == 1, "experiments of one group"
-    lasts = [run.check_folder(experiment) for experiment in experiments]
+    lasts = [run.check_folder(experiment, group) for experiment in experiments]
     codes = [0 if run.is_finished(e, last) else None for e, last in zip(experiments, lasts, strict=True)]
     # What diverged before goes on from its last good checkpoint, which the others left behind.
     for diverged in (False, True):
         at = [i for i, code in enumerate(codes) if code is None and (lasts[i].get("state") == "diverged") == diverged]
         if len(at) == 1:
-            codes[at[0]] = run.prepare_and_train(experiments[at[0]], console, stop, started, shared)
+            codes[at[0]] = run.prepare_and_train(experiments[at[0]], console, group, begun, shared)
         elif at:
             place = place_for(experiments[0], len(at))
-            ended = prepare_and_train([experiments[i] for i in at], [lasts[i] for i in at], place, console, stop, started, shared)
+            ended = prepare_and_train([experiments[i] for i in at], [lasts[i] for i in at], place, console, group, begun, shared)
             for i, code in zip(at, ended, strict=True):
                 codes[i] = code
-        if stop.received:
+        if group.received is not None:
             break
-    return [128 + (stop.received or 0) if code is None else code for code in codes]
+    return [Stopped(group.received or 0).code if code is None else code for code in codes]
 
 
 def place_for(experiment: Experiment, count: int) -> MeshPlacement:
@@ -119,21 +120,21 @@ def prepare_and_train(
     lasts: list[dict[str, Any]],
     place: MeshPlacement,
     console: Console,
-    stop: StopSignal,
-    started: float,
+    group: Group,
+    begun: float,
     shared: run.Shared,
 ) -> list[int]:
     """The corpus in every run's order, the run folders, and the runs in them. `lasts`: the summaries of their last starts."""
     first = experiments[0]
-    corpus = run.prepare_corpus(first, shared, console.say)
+    corpus = run.prepare_corpus(first, shared, group, console.say)
     by_seed = {e.train.seed: corpus if e.train.seed == first.train.seed else corpus.with_seed(e.train.seed) for e in experiments}
     vocabulary = corpus.tokenizer.vocab_size
     experiments = [dataclasses.replace(e, model=e.model.resolved(vocabulary)) for e in experiments]
     corpora = [by_seed[e.train.seed] for e in experiments]
     with contextlib.ExitStack() as folders:
         for experiment, own, last in zip(experiments, corpora, lasts, strict=True):
-            folders.enter_context(run.opened(experiment, own, last, console))
-        return train(experiments, place, corpora, console, stop, started, shared)
+            folders.enter_context(run.opened(experiment, own, last, group, console))
+        return train(experiments, place, corpora, console, group, begun, shared)
 
 
 def train(
@@ -141,8 +142,8 @@ def train(
     place: MeshPlacement,
     corpora: list[data.Corpus],
     console: Console,
-    stop: StopSignal,
-    started: float,
+    group: Group,
+    begun: float,
     shared: run.Shared,
 ) -> list[int]:
     """The runs themselves, in their folders, from their newest common checkpoint or the start to their last words."""
@@ -154,7 +155,7 @@ def train(
     # On its own device a run is as if there were no other: all mesh axes are used up.
     own_program = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names), e.train.ema_decay)
     with contextlib.ExitStack() as life:
-        checkpoints = [Checkpoints(Path(x.run_dir), x.checkpoint) for x in experiments]
+        checkpoints = [Checkpoints(Path(x.run_dir), x.checkpoint, group) for x in experiments]
         for kept in checkpoints:
             life.callback(kept.close)
         states, infos = start_or_resume(programs, checkpoints, experiments, corpora, console)
@@ -163,16 +164,16 @@ def train(
         console.say(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
         peak_of_all = peak and peak * place.mesh.size
         runs = [
-            run.make_running(life, x, kept, corpus, info, started, peak_of_all, label=f"{Path(x.run_dir).name}: ")
+            run.make_running(life, x, kept, corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
             for x, kept, corpus, info in zip(experiments, checkpoints, corpora, infos, strict=True)
         ]
         feed = FeedTogether(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)
         life.callback(feed.close)
         loop = Loop(
-            stop=stop,
+            group=group,
             step=jit_steps(own_program, make_objective(e.objective), experiments, program_options(program)),
             feed=feed,
-            evaluate=run.Evaluator(program, corpora[0], e, stop, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
+            evaluate=run.Evaluator(program, corpora[0], e, group, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
             runs=runs,
             console=console,
             train=e.train,
@@ -184,22 +185,22 @@ def train(
         try:
             with jax.set_mesh(place.mesh):
                 state = loop.run(stacked(states, place), infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos))
+                loop.spend("sample")
                 if e.sample.tokens:
                     for x, own, corpus, running in zip(experiments, parts(state), corpora, runs, strict=True):
                         if not running.diverged:
-                            run.show_samples(program, own, corpus, x, console, stop)
+                            run.show_samples(program, own, corpus, x, console, group)
         except Stopped as stopped:
-            if not stop.held:  # not a step was done
+            if not group.held:  # not a step was done
                 raise
-            for kept in checkpoints:
-                kept.wait()
             console.say(f"{stopped} at step {loop.live()[0].latest['step']}; checkpoints saved; the same command goes on from here")
-            stopped_by = 128 + stopped.number
+            stopped_by = stopped.code
         except Diverged:
             console.say(f"all {count} runs diverged")
-    codes = [run.EXIT_DIVERGED if running.diverged else stopped_by for running in runs]
-    for x, running, code in zip(experiments, runs, codes, strict=True):
-        run.last_word(x, program, running, peak, code, console, {"together": count})
+        run.settle(runs, group)
+        codes = [EXIT_DIVERGED if running.diverged else stopped_by for running in runs]
+        for x, running, code in zip(experiments, runs, codes, strict=True):
+            run.last_word(x, program, running, peak, code, console, {"together": count})
     return codes
 
 

@@ -1,96 +1,164 @@
-"""Checkpoints: written by Orbax in the background, whole or not at all, and read onto any layout and mesh."""
+"""Checkpoints: written by Orbax in the background, whole or not at all, with checksums, and read onto any layout, mesh and number of processes.
+
+A checkpoint is written as checkpoints/saving.<step>, by all processes. When all have written their part, the first one takes the checksums
+of all files, waits until they are on the disk, and renames the folder to checkpoints/<step>: from then on there is this checkpoint, and
+only then are older ones removed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from llm_jax.cluster.agree import first_problem, of_first, together
+from llm_jax.cluster.group import Group
 from llm_jax.errors import UserError
+from llm_jax.train import checksums
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.state import TrainState
 
+SAVING, REMOVING = "saving.", "removing."
+"""What folders are called that are no checkpoint yet, or no more."""
+
 
 class Checkpoints:
-    """The checkpoints of one run folder, in <run_dir>/checkpoints/<step>.
+    """The checkpoints of one run folder, in <run_dir>/checkpoints/<step>. All processes of the run call the same methods in the same order.
 
-    Each has the train state, a small JSON of what else a resumed run needs (`info`), and its held-out loss if there is one.
+    Each has the train state, and a small JSON of what else a resumed run needs (`info`), its held-out loss if there is one among it.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False):
+    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False):
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as policies
 
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every move
-        self.ocp, self.run_dir, self.config = ocp, run_dir, config
-        keep: list[Any] = [policies.LatestN(config.keep)]
-        if config.also:
-            keep.append(policies.CustomSteps(config.also))
-        if config.keep_best:
-            keep.append(policies.BestN(get_metric_fn=eval_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=eval_loss_of,
-            best_mode="min",
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            enable_async_checkpointing=not read_only,
-        )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options, item_handlers=handlers)
-        scores = [self.manager.metrics(step) for step in self.steps()]
-        self.best = min((eval_loss_of(score) for score in scores if score), default=math.inf)
+        self.ocp, self.run_dir, self.config, self.group = ocp, run_dir, config, group
+        self.folder = (run_dir / "checkpoints").absolute()
+        found = of_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
+        self.scores: dict[int, float | None] = dict(found)
+        """The steps that there are whole checkpoints of, each with its held-out loss, if it has one."""
+        self.begun = set(self.scores)
+        self.best = min((score for score in self.scores.values() if score is not None), default=math.inf)
+        items = {"state": ocp.StandardCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
+        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
+        self.thread = ThreadPoolExecutor(1, "checkpoints")
+        self.writing: tuple[int, Future[None]] | None = None
+
+    def look(self, read_only: bool) -> dict[int, float | None]:
+        """The checkpoints that are there. What an interrupted save or removal left is removed."""
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if path.name.startswith((SAVING, REMOVING)):
+                    shutil.rmtree(path, ignore_errors=True)
+        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        return {step: score_of(self.folder / str(step)) for step in steps}
 
     def save(self, state: TrainState, step: int, info: dict[str, Any], eval_loss: float | None) -> None:
         """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be donated."""
-        if step in self.manager.all_steps():
+        if step in self.begun:
             return
-        if eval_loss is not None and math.isfinite(eval_loss):
-            self.best = min(self.best, eval_loss)
-        else:
-            eval_loss = None
+        self.wait()
+        score = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
+        self.best = min(self.best, math.inf if score is None else score)
+        self.begun.add(step)
         args = self.ocp.args
-        self.manager.save(
-            step,
-            args=args.Composite(state=args.StandardSave(as_dict(state)), info=args.JsonSave(info)),
-            metrics=None if eval_loss is None else {"eval_loss": eval_loss},
-        )
+        items = args.Composite(state=args.StandardSave(as_dict(state)), info=args.JsonSave({**info, "eval_loss": score}))
+        with self.failing(step):
+            self.checkpointer.save(self.folder / f"{SAVING}{step}", args=items)
+        self.writing = step, self.thread.submit(self.finish, step, score)
+
+    def finish(self, step: int, score: float | None) -> None:
+        """In the background: when all processes have written their part, makes it a checkpoint, and removes those that it replaces."""
+        self.checkpointer.wait_until_finished()
+        if self.group.task.rank == 0:
+            part = self.folder / f"{SAVING}{step}"
+            checksums.write(part)
+            part.rename(self.folder / str(step))
+            checksums.sync_folder(self.folder)
+        self.scores[step] = score
+        for old in self.replaced():
+            del self.scores[old]
+            if self.group.task.rank == 0:
+                rest = self.folder / f"{REMOVING}{old}"
+                (self.folder / str(old)).rename(rest)
+                shutil.rmtree(rest)
+
+    def replaced(self) -> list[int]:
+        """The steps whose checkpoints are not to be kept any longer."""
+        kept = {*self.steps()[-self.config.keep :], *self.config.also}
+        scored = [(score, -step) for step, score in self.scores.items() if score is not None]
+        if self.config.keep_best and scored:
+            kept.add(-min(scored)[1])
+        return [step for step in self.steps() if step not in kept]
 
     def wants(self, eval_loss: float) -> bool:
         """Whether a state with this held-out loss is to be kept as the best."""
         return self.config.keep_best and eval_loss < self.best
 
+    def check(self) -> None:
+        """Raises Fault where what was being saved turned out not to be possible to write. Costs nothing."""
+        if self.writing and self.writing[1].done():
+            self.wait()
+
     def wait(self) -> None:
-        """Until what was saved is durable."""
-        self.manager.wait_until_finished()
+        """Until what was saved is durable. Raises Fault where it could not be written."""
+        if self.writing:
+            (step, future), self.writing = self.writing, None
+            with self.failing(step):
+                future.result()
+
+    @contextlib.contextmanager
+    def failing(self, step: int) -> Iterator[None]:
+        """What was written of a checkpoint that can't be written whole is removed: the disk may be full."""
+        try:
+            yield
+        except Exception:
+            if self.group.task.rank == 0:
+                for path in self.folder.glob(f"{SAVING}{step}*"):
+                    shutil.rmtree(path, ignore_errors=True)
+            raise
 
     def close(self) -> None:
         """Waits, and ends the threads that write."""
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            self.thread.shutdown()
+            self.checkpointer.close()
 
     def steps(self) -> list[int]:
         """The steps that there are whole checkpoints of."""
-        return sorted(self.manager.all_steps())
+        return sorted(self.scores)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and info at a step, each array where `abstract` (shapes with shardings) says.
 
         Raises UserError for a checkpoint of another model or optimizer.
         """
-        args = self.ocp.args
+        args, folder = self.ocp.args, self.folder / str(step)
+        checksums.check(folder, self.group.task.rank, self.group.task.size)
         self.check_same_arrays(step, abstract)
-        restored = self.manager.restore(step, args=args.Composite(state=args.StandardRestore(as_dict(abstract)), info=args.JsonRestore()))
-        return TrainState(**restored["state"]), restored["info"]
+        items = args.Composite(state=args.StandardRestore(as_dict(abstract)), info=args.JsonRestore())
+        # By the handler: the checkpointer would then wait for processes that may have failed.
+        restored = self.checkpointer.handler.restore(self.ocp.path.Path(folder) if hasattr(self.ocp.path, "Path") else folder, args=items)
+        state = TrainState(**restored["state"])
+        jax.block_until_ready(state)
+        return state, restored["info"]
 
     def check_same_arrays(self, step: int, abstract: TrainState) -> None:
         """Raises UserError, naming the first difference, where the checkpoint holds other arrays than `abstract`."""
-        there = described(self.manager.item_metadata(step)["state"])
+        there = described(self.checkpointer.metadata(self.folder / str(step)).item_metadata["state"])
         if not there:
             raise FileNotFoundError(f"checkpoint {step} has no metadata")
         here = described(as_dict(abstract))
@@ -102,24 +170,21 @@ class Checkpoints:
                 )
 
     def restore_latest(self, abstract: TrainState, say: Callable[[str], None], newest: float = math.inf) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, of those up to the step `newest`; None where there is none.
+        """The newest checkpoint that all processes can read, of those up to the step `newest`; None where there is none.
 
         Those after it, which can't be read, are reported and moved to <run_dir>/damaged. Where no checkpoint can be
         read the cause is more likely elsewhere: that is a UserError, and nothing is moved.
         """
         failed: dict[int, str] = {}
         for step in reversed([step for step in self.steps() if step <= newest]):
-            try:
-                state, info = self.restore(step, abstract)
-                jax.block_until_ready(state)
-            except Exception as error:  # whatever Orbax and TensorStore raise for missing or broken files
-                if isinstance(error, UserError) or not is_damage(error):
-                    raise
-                failed[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            found, problem = together(self.group, "restore", lambda: self.try_restore(step, abstract))  # noqa: B023
+            problem = first_problem(self.group, "restored", problem)
+            if problem:
+                failed[step] = problem
                 continue
             for bad, reason in failed.items():
                 say(f"checkpoint {bad} can't be read and was moved to {self.set_aside(bad)} ({reason})")
-            return state, info
+            return found
         if failed:
             step, reason = next(iter(failed.items()))
             raise UserError(
@@ -128,15 +193,32 @@ class Checkpoints:
             )
         return None
 
-    def set_aside(self, step: int) -> Path:
+    def try_restore(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """The same as `restore`; what is damaged is a reason and no exception."""
+        try:
+            return self.restore(step, abstract), ""
+        except checksums.Damaged as error:
+            return None, str(error)
+        except Exception as error:  # whatever Orbax and TensorStore raise for missing or broken files
+            if isinstance(error, UserError) or not is_damage(error):
+                raise
+            return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+    def set_aside(self, step: int) -> str:
         """Moves a checkpoint to <run_dir>/damaged, so that its step can be saved again."""
-        damaged = self.run_dir / "damaged" / str(step)
-        damaged.parent.mkdir(exist_ok=True)
-        while damaged.exists():
-            damaged = damaged.with_name(damaged.name + "_")
-        (self.run_dir / "checkpoints" / str(step)).rename(damaged)
-        self.manager.reload()
-        return damaged
+
+        def move() -> str:
+            damaged = self.run_dir / "damaged" / str(step)
+            damaged.parent.mkdir(exist_ok=True)
+            while damaged.exists():
+                damaged = damaged.with_name(damaged.name + "_")
+            (self.folder / str(step)).rename(damaged)
+            return str(damaged)
+
+        where = of_first(self.group, "set aside", move)
+        del self.scores[step]
+        self.begun.discard(step)
+        return where
 
 
 def is_damage(error: Exception) -> bool:
@@ -148,9 +230,13 @@ def is_damage(error: Exception) -> bool:
     return not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory"))
 
 
-def eval_loss_of(metrics: Any) -> float:
-    """What the best checkpoint is chosen by."""
-    return metrics["eval_loss"]
+def score_of(folder: Path) -> float | None:
+    """The held-out loss of a checkpoint; None where it has none, or can't be read."""
+    try:
+        score = json.loads((folder / "info" / "metadata").read_text())["eval_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
 
 
 def as_dict(state: TrainState) -> dict[str, Any]:

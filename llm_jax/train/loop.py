@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.stop import Stopped
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed
 from llm_jax.train.metrics import short
 from llm_jax.train.running import Running
 from llm_jax.train.state import TrainState
-from llm_jax.train.stop import StopSignal
 
 
 class Diverged(Exception):
@@ -34,8 +35,7 @@ class Loop:
     Its step may train several runs at once, in lockstep: state, metrics and scores are then of all of them.
     """
 
-    stop: StopSignal
-
+    group: Group
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     feed: Feed
     evaluate: Callable[[TrainState], dict[str, Any] | None]
@@ -51,38 +51,58 @@ class Loop:
     def run(self, state: TrainState, first: int, evaluation_due: bool = False) -> TrainState:
         """Trains to `train.steps`. Raises Diverged, or Stopped with the state saved.
 
+        All processes do the same, and decide by what is the same on all: they poll for a signal in the same places (`Group.poll`).
+
         `evaluation_due`: whether the run was stopped before the evaluation that belongs to step `first`.
         """
         last = self.train.steps
         self.console.start(last, first)
         pending: tuple[int, dict[str, jax.Array], Sequence[str | None], float] | None = None
-        batches = self.feed.batches(first, last)
+        batches, compiled = self.feed.batches(first, last), False
         self.mark = time.perf_counter()
         self.fresh = True  # the next step's time is not a step's: it compiles, or follows an evaluation
         try:
             if evaluation_due:
                 self.pause(state, first, evaluate=True, save=False)
-                self.stop.check()
+                self.leave_if_stopped()
             for done in range(first + 1, last + 1):
+                self.spend("data")
                 waited = time.perf_counter()
                 fed = next(batches)
                 waited = time.perf_counter() - waited
+                self.spend("step" if compiled else "compile")
+                self.group.mark("train" if compiled else "compile", done, fed.shas[0])
                 state, metrics = self.step(state, fed.arrays)
+                compiled = True
+                self.spend("step")
                 if pending:
                     self.read(*pending)
                 pending = (done, metrics, fed.shas, waited)
+                stopped = self.group.poll() is not None
                 evaluate = done == last or (self.evaluation.every and done % self.evaluation.every == 0)
                 save = done == last or done % self.checkpointing.every == 0 or done in self.checkpointing.also
-                if evaluate or save or self.stop.received:
+                for run in self.live():
+                    run.checkpoints.check()
+                if evaluate or save or stopped:
                     self.read(*pending)
                     pending = None
                     # In a row of bad steps nothing was learned since the last checkpoint, which is better kept.
                     good = not any(run.bad_in_a_row for run in self.live())
                     self.pause(state, done, bool(evaluate), save and (good or done == last))
-                    self.stop.check()
+                    self.leave_if_stopped()
         finally:
             self.console.stop()
         return state
+
+    def leave_if_stopped(self) -> None:
+        """Raises Stopped where a signal was seen: what was done is saved."""
+        if self.group.received is not None:
+            raise Stopped(self.group.received, self.group.reason)
+
+    def spend(self, part: str) -> None:
+        """From now on time is spent on this part of the run's account."""
+        for run in self.runs:
+            run.goodput.spend(part)
 
     def live(self) -> list[Running]:
         """The runs that have not diverged."""
@@ -91,7 +111,7 @@ class Loop:
     def read(self, done: int, metrics: dict[str, jax.Array], shas: Sequence[str | None], waited: float) -> None:
         """Waits for a step's metrics, writes them, and checks them."""
         read = jax.device_get(metrics)
-        self.stop.hold()
+        self.group.hold()
         now = time.perf_counter()
         seconds, self.mark = now - self.mark, now
         live = self.live()
@@ -109,17 +129,29 @@ class Loop:
 
     def pause(self, state: TrainState, done: int, evaluate: bool, save: bool) -> None:
         """Evaluates and saves between two steps. A signal cuts the evaluation short: it is then due on resuming."""
-        scores = self.evaluate(state) if evaluate and not self.stop.received else None
+        self.spend("evaluation")
+        scores = None
+        if evaluate and self.group.received is None:
+            scores = self.evaluate(state)
+            self.group.poll()  # a signal in the last batch of an evaluation need not wait for a step
         if scores is not None:
             for run, own in zip(self.runs, self.parts(scores), strict=True):
                 if not run.diverged:
                     run.score(done, {name: float(value) for name, value in own.items()}, self.console.say)
-        every = save or self.stop.received is not None
-        kept = [run for run in self.live() if every or (scores is not None and run.checkpoints.wants(run.latest["eval_loss"]))]
+        every = save or self.group.received is not None
+        wanted = [run for run in self.live() if every or (scores is not None and run.checkpoints.wants(run.latest["eval_loss"]))]
+        if scores is not None and not every:  # the processes compute the same, but if they didn't, they would wait for each other for ever
+            kept = [self.runs[i] for i in self.group.exchange("kept", [self.runs.index(run) for run in wanted])[0]]
+        else:
+            kept = wanted
         if kept:
+            self.spend("checkpoint")
+            self.group.mark("save", done)
             for run, own in zip(self.runs, self.parts(state), strict=True):
                 if run in kept:
                     run.save(own, done, evaluation_due=evaluate and scores is None, scored=scores is not None)
+        if every:
+            self.group.poll()  # what there is has just been saved
         self.mark, self.fresh = time.perf_counter(), not self.runs[0].clock.steps
 
     def line(self, done: int) -> str:

@@ -7,8 +7,7 @@ import dataclasses
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ import numpy as np
 
 from llm_jax import data
 from llm_jax import experiment as experiments
-from llm_jax.errors import UserError
+from llm_jax.cluster.agree import of_first, together
+from llm_jax.cluster.group import Group
+from llm_jax.cluster.stop import Stopped
+from llm_jax.errors import EXIT_DIVERGED, UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described, make_mesh
@@ -32,14 +34,12 @@ from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step, program_options
 from llm_jax.train.console import Console, duration
 from llm_jax.train.feed import Feed, on_devices
+from llm_jax.train.goodput import Goodput
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
 from llm_jax.train.running import Running
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import Metrics, make_evaluation
-from llm_jax.train.stop import Stopped, StopSignal
-
-EXIT_DIVERGED = 3
 
 
 @dataclass(frozen=True)
@@ -55,48 +55,50 @@ class Shared:
 ALONE = Shared()
 
 
-def run(experiment: Experiment) -> int:
-    """Trains, or goes on training, and returns the process's exit code."""
-    check_one_process(os.environ)
+def run(experiment: Experiment, group: Group, begun: float) -> int:
+    """Trains, or goes on training, and returns the process's exit code. All processes of the group call it.
+
+    begun: the `time.monotonic()` from which on the run's time is counted.
+    """
     use_compilation_cache(experiment)
-    started, console = time.time(), Console()
-    with contextlib.closing(console), StopSignal() as stop:
+    console = Console(speaks=group.task.rank == 0)
+    with contextlib.closing(console):
         try:
-            return prepare_and_train(experiment, console, stop, started)
+            return prepare_and_train(experiment, console, group, begun)
         except Stopped as stopped:
             console.say(f"{stopped} before a step was done, nothing is lost; the same command starts again")
-            return 128 + stopped.number
+            return stopped.code
 
 
-def prepare_and_train(experiment: Experiment, console: Console, stop: StopSignal, started: float, shared: Shared = ALONE) -> int:
+def prepare_and_train(experiment: Experiment, console: Console, group: Group, begun: float, shared: Shared = ALONE) -> int:
     """What can be wrong is told in the order of what it costs to find out; then the run folder is made, and the run goes on in it."""
     place = place_of(experiment)
-    last = check_folder(experiment)
+    last = check_folder(experiment, group)
     if is_finished(experiment, last):
         console.say(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
         return 0
-    corpus = prepare_corpus(experiment, shared, console.say)
+    corpus = prepare_corpus(experiment, shared, group, console.say)
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
-    with opened(experiment, corpus, last, console):
-        return train(with_room, program, corpus, console, stop, started, shared)
+    with opened(experiment, corpus, last, group, console):
+        return train(with_room, program, corpus, console, group, begun, shared)
 
 
-def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, stop: StopSignal, started: float, shared: Shared) -> int:
+def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, group: Group, begun: float, shared: Shared) -> int:
     """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
     place = program.place
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
-        checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint)
+        checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint, group)
         life.callback(checkpoints.close)
         found = restored(program, checkpoints, experiment, corpus, console)
         if found:
             console.say(f"resuming at step {found[1]['step']}")
         state, info = found or (program.new_state(experiment.train.seed), {"step": 0})
-        peak = (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype)
+        peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype))
         console.say(header(experiment, program, corpus, peak))
-        running = make_running(life, experiment, checkpoints, corpus, info, started, peak and peak * place.mesh.size)
+        running = make_running(life, experiment, checkpoints, corpus, info, begun, peak and peak * place.mesh.size)
         feed = Feed(
             corpus,
             place,
@@ -106,54 +108,92 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
         )
         life.callback(feed.close)
         loop = Loop(
-            stop=stop,
+            group=group,
             step=jit_step(program, make_objective(experiment.objective), experiment),
             feed=feed,
-            evaluate=Evaluator(program, corpus, experiment, stop),
+            evaluate=Evaluator(program, corpus, experiment, group),
             runs=[running],
             console=console,
             train=experiment.train,
             evaluation=experiment.evaluate,
             checkpointing=experiment.checkpoint,
         )
-        code = 0
+        code, stopped = 0, None
         try:
             with jax.set_mesh(place.mesh):
                 state = loop.run(state, info["step"], evaluation_due=bool(info.get("evaluation_due")))
                 if experiment.sample.tokens:
-                    show_samples(program, state, corpus, experiment, console, stop)
-        except Stopped as stopped:
-            if not stop.held:  # not a step was done
+                    with running.goodput.spent_on("sample"):
+                        show_samples(program, state, corpus, experiment, console, group)
+        except Stopped as error:
+            if not group.held:  # not a step was done
                 raise
-            checkpoints.wait()
-            console.say(f"{stopped} at step {running.latest['step']}; checkpoint saved; the same command goes on from here")
-            code = 128 + stopped.number
+            code, stopped = error.code, error
         except Diverged as error:
             console.say(f"the run diverged: {error}")
             code = EXIT_DIVERGED
-    last_word(experiment, program, running, peak, code, console)
+        settle([running], group)
+        if stopped:
+            console.say(f"{stopped} at step {running.latest['step']}; checkpoint saved; the same command goes on from here")
+        if group.task.rank == 0:
+            last_word(experiment, program, running, peak, code, console)
     return code
 
 
-def prepare_corpus(experiment: Experiment, shared: Shared, say: Callable[[str], None]) -> data.Corpus:
-    """The corpus that the experiment asks for."""
-    return (shared.prepare or data.prepare)(
-        experiment.data,
-        experiment.tokenizer,
-        sequence_length=experiment.train.sequence_length,
-        batch_size=experiment.train.batch_size,
-        seed=experiment.train.seed,
-        run_dir=None,
-        log=say,
-    )
+def settle(runs: Sequence[Running], group: Group) -> None:
+    """Waits until what was saved of these runs is durable, on all processes."""
+    group.mark("save")
+    for running in runs:
+        running.goodput.spend("checkpoint")
+    for running in runs:
+        running.checkpoints.wait()
+    group.exchange("saved")
+    group.mark("end")
 
 
-def check_folder(experiment: Experiment) -> dict[str, Any]:
+def prepare_corpus(experiment: Experiment, shared: Shared, group: Group, say: Callable[[str], None]) -> data.Corpus:
+    """The corpus that the experiment asks for. The first process builds what the cache doesn't have yet; then one on every other host does,
+    where the cache is another one; and the rest find all of it.
+
+    Raises UserError, naming a host, where it has other documents than the first.
+    """
+
+    def prepare() -> data.Corpus:
+        return (shared.prepare or data.prepare)(
+            experiment.data,
+            experiment.tokenizer,
+            sequence_length=experiment.train.sequence_length,
+            batch_size=experiment.train.batch_size,
+            seed=experiment.train.seed,
+            run_dir=None,
+            log=say,
+        )
+
+    group.mark("data")
+    rank, local_rank = group.task.rank, group.task.local_rank
+    turns = (rank == 0, rank > 0 and local_rank == 0, rank > 0 and local_rank > 0)
+    made = [together(group, f"corpus, turn {i}", prepare, runs=mine) for i, mine in enumerate(turns)]
+    corpus = next(corpus for corpus in made if corpus is not None)
+    (first, name), *others = group.exchange("corpus", [corpus.fingerprint, group.task.name])
+    for fingerprint, other in others:
+        if fingerprint != first:
+            raise UserError(
+                f"data.source={experiment.data.source}: {other} has other documents (fingerprint {fingerprint[:12]}) than {name} ({first[:12]}); "
+                "give all hosts the same"
+            )
+    return corpus
+
+
+def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
     """The summary of the last start in the run folder (empty if there was none). Raises UserError where this run can't live there."""
-    run_dir = Path(experiment.run_dir)
-    run_folder.check_writable(run_dir)
-    run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
-    return run_folder.last_summary(run_dir)
+
+    def check() -> dict[str, Any]:
+        run_dir = Path(experiment.run_dir)
+        run_folder.check_writable(run_dir)
+        run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
+        return run_folder.last_summary(run_dir)
+
+    return of_first(group, "run folder", check)
 
 
 def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
@@ -162,15 +202,21 @@ def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any], console: Console) -> Iterator[None]:
-    """The run folder, made and held for this process, with its configuration, its tokenizer and a log. `last`: of `check_folder`."""
+def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any], group: Group, console: Console) -> Iterator[None]:
+    """The run folder, made and held for the group, with its configuration, its tokenizer and a log. `last`: of `check_folder`."""
     run_dir, yaml = Path(experiment.run_dir), experiments.to_yaml(experiment)
-    run_folder.make_folder(run_dir)
-    with run_folder.locked(run_dir, console.say):
+
+    def open_folder() -> list[str]:
+        run_folder.make_folder(run_dir)
+        held.enter_context(run_folder.locked(run_dir, console.say))
         changed = run_folder.check_same_run(run_dir, yaml)
         run_folder.write_config(run_dir, yaml)
         console.log_to(run_dir / "log.txt")
         corpus.tokenizer.save(run_dir / "tokenizer")
+        return changed
+
+    with contextlib.ExitStack() as held, run_folder.usable(run_dir):
+        changed = of_first(group, "open", open_folder)
         for change in changed:
             console.say(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":
@@ -187,25 +233,31 @@ def make_running(
     checkpoints: Checkpoints,
     corpus: data.Corpus,
     info: Mapping[str, Any],
-    started: float,
+    begun: float,
     peak_flops: float | None,
     label: str = "",
 ) -> Running:
     """A run that goes on from a checkpoint with this `info`; what it writes to is closed with `life`."""
-    run_dir, first, before = Path(experiment.run_dir), int(info["step"]), float(info.get("wall_seconds", 0.0))
-    writer = metrics.MetricsWriter(run_dir)
-    life.callback(writer.close)
+    run_dir, first = Path(experiment.run_dir), int(info["step"])
+    writes = checkpoints.group.task.rank == 0
+    writer = metrics.MetricsWriter(run_dir) if writes else None
+    if writer:
+        life.callback(writer.close)
+    goodput = Goodput(begun)
+    goodput.resume(run_dir, info.get("seconds", {}), writes)
+    life.callback(goodput.write)
     t = experiment.train
     return Running(
         train=t,
         checkpoints=checkpoints,
         writer=writer,
-        info=lambda: {"corpus": corpus.fingerprint, "wall_seconds": before + time.time() - started},
+        goodput=goodput,
+        info={"corpus": corpus.fingerprint},
         corpus=corpus,
         flops_per_step=train_flops_per_token(experiment.model, t.sequence_length) * t.batch_size * t.sequence_length,
         peak_flops=peak_flops,
         label=label,
-        latest=metrics.latest_values(run_dir / "metrics.jsonl", first) if first else {},
+        latest=(metrics.latest_values(run_dir / "metrics.jsonl", first) if first and writes else {}) | {"step": first},
     )
 
 
@@ -220,16 +272,6 @@ def last_word(
     curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
     if code == 0:
         console.say(running.label + closing(summary, run_dir, curve))
-
-
-def check_one_process(environment: Mapping[str, str]) -> None:
-    """Raises UserError where a launcher started several processes: each would take itself for the whole run."""
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        count = environment.get(name, "")
-        if count.isdigit() and int(count) > 1:
-            raise UserError(f"{name}={count}: a run is one process, which uses all devices of its machine; start one (srun --ntasks=1)")
-    if jax.process_count() > 1:
-        raise UserError(f"jax.distributed: has {jax.process_count()} processes, and a run is one process")
 
 
 def use_compilation_cache(experiment: Experiment) -> None:
@@ -309,22 +351,22 @@ def restored(
 class Evaluator:
     """Held-out loss and bits per byte, of one run or of several."""
 
-    def __init__(
-        self, program: Program, corpus: data.Corpus, experiment: Experiment, stop: StopSignal, evaluate: Callable[..., Metrics] | None = None
-    ):
+    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment, group: Group, evaluate: Callable[..., Metrics] | None = None):
         """evaluate: in place of `make_evaluation`'s, where the state is of several runs."""
-        self.program, self.corpus, self.experiment, self.stop = program, corpus, experiment, stop
+        self.program, self.corpus, self.experiment, self.group = program, corpus, experiment, group
         self.evaluate = jax.jit(evaluate or make_evaluation(program), compiler_options=program_options(program) or None)
         self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:
         """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens, float64 [] or [R]; None if a signal ended it."""
         config = self.experiment.evaluate
-        limit = config.final_batches if int(np.max(state.step)) == self.experiment.train.steps else config.batches
+        done = int(np.max(state.step))
+        limit = config.final_batches if done == self.experiment.train.steps else config.batches
         parameters = state.parameters if state.average is None else state.average
         sums: dict[str, Any] = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
         for batch in self.corpus.held_out_batches(self.experiment.train.batch_size, limit):
-            if self.stop.received:
+            self.group.mark("evaluate", done)
+            if self.group.poll() is not None:
                 return None
             scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
             sums = {name: total + np.asarray(scores[name], np.float64) for name, total in sums.items()}
@@ -388,18 +430,24 @@ def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
     )
 
 
-def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, stop: StopSignal) -> None:
+def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, group: Group) -> None:
     """Lets the model write, says it and keeps it in samples.txt."""
     from llm_jax.generate.sample import sample_texts
 
     parameters = state.parameters if state.average is None else state.average
     window, seed = experiment.train.sequence_length, experiment.train.seed
-    texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, window, seed, stop.check)
+
+    def between() -> None:
+        group.mark("sample", experiment.train.steps)
+        group.check()
+
+    texts = sample_texts(program, parameters, corpus.tokenizer, experiment.sample, window, seed, between)
     shown = [
         f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
         for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))
     ]
-    (Path(experiment.run_dir) / "samples.txt").write_text("\n\n".join(shown) + "\n")
+    if group.task.rank == 0:
+        (Path(experiment.run_dir) / "samples.txt").write_text("\n\n".join(shown) + "\n")
     for text in shown:
         console.say(text)
 
@@ -430,7 +478,7 @@ def summarise(experiment: Experiment, program: Program, running: Running, peak: 
         "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over peak_flops_per_second of all devices",
         "peak_flops_per_second": peak,
         "first_step_seconds": clock.first_step_seconds,
-        "wall_seconds": running.info()["wall_seconds"],
+        **running.goodput.summary(),
         "devices": place.mesh.size,
         "device_kind": place.mesh.devices.flat[0].device_kind,
         "mesh": ", ".join(f"{name}={size}" for name, size in place.mesh.shape.items()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm_jax.errors import UserError
+from llm_jax.errors import Fault, UserError
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
@@ -26,6 +27,9 @@ MAY_DIFFER = (
     "train.steps", "train.microbatches", "train.stop_after_bad_steps", "train.log_every", "train.progress_every",
     "train.batch_sha", "model.attention", "model.max_segments", "model.scan_layers", "model.remat", "objective.chunk",
 )  # fmt: skip
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -71,6 +75,30 @@ def check_writable(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir}: {there} is a file; choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"run_dir={run_dir}: {there} can't be written to; choose another folder")
+
+
+@contextlib.contextmanager
+def usable(run_dir: Path) -> Iterator[None]:
+    """Raises Fault, saying what there is to go on from, where the file system fails what is written to the run folder or read there."""
+    try:
+        yield
+    except Exception as error:
+        if not (reason := disk_problem(error)):
+            raise
+        steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+        left = f"the same command goes on from the checkpoint of step {max(steps)}" if steps else "the same command starts again"
+        raise Fault(f"run_dir={run_dir}: {reason}; once that is mended, {left}") from error
+
+
+def disk_problem(error: BaseException | None) -> str:
+    """What the file system said, if it is why something could not be written or read; empty if it isn't."""
+    while error is not None:
+        for code in DISK:
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):  # TensorStore's errors have the words
+                name = getattr(error, "filename", None)
+                return os.strerror(code) + (f" ({name})" if name else "")
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class Busy(UserError):

@@ -11,6 +11,7 @@ import jax
 from llm_jax.data import Corpus
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import TrainConfig
+from llm_jax.train.goodput import Goodput
 from llm_jax.train.metrics import MetricsWriter
 from llm_jax.train.state import TrainState
 
@@ -41,8 +42,10 @@ class Running:
     train: TrainConfig
     checkpoints: Checkpoints
     writer: MetricsWriter | None
-    info: Callable[[], dict[str, Any]]
-    """What a checkpoint says beside the state."""
+    """None where another process writes."""
+    goodput: Goodput
+    info: dict[str, Any]
+    """What every checkpoint says beside the state."""
     corpus: Corpus
     flops_per_step: float
     peak_flops: float | None
@@ -74,6 +77,7 @@ class Running:
             values["tokens_per_second"] = self.tokens_per_step / seconds
             values["mfu"] = self.mfu(seconds)
         values["memory_bytes"] = device_memory()
+        values["wall_seconds"] = self.goodput.wall_seconds
         values["batch_sha"] = sha
         values = {"step": done, **{k: v for k, v in values.items() if v is not None}}
         self.latest |= values
@@ -86,6 +90,7 @@ class Running:
             loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
             say(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
         if self.bad_in_a_row >= self.train.stop_after_bad_steps:
+            self.checkpoints.wait()
             self.diverged = (
                 f"{self.bad_in_a_row} updates in a row skipped at step {done} (loss or gradient not finite); "
                 f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}; "
@@ -101,7 +106,9 @@ class Running:
 
     def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
         """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
-        self.checkpoints.save(state, done, {**self.info(), "evaluation_due": evaluation_due}, self.latest["eval_loss"] if scored else None)
+        info = {**self.info, "seconds": self.goodput.seconds(), "evaluation_due": evaluation_due}
+        self.checkpoints.save(state, done, info, self.latest["eval_loss"] if scored else None)
+        self.goodput.write()
 
     def mfu(self, seconds: float) -> float | None:
         """Model FLOPs utilisation of a step of so many seconds; None where the peak isn't known."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.cluster.group import alone
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
@@ -72,15 +73,15 @@ def test_where_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_ove
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "said"),
     [
-        MemoryError("host"),
-        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
-        PermissionError(13, "Permission denied"),
-        OSError(5, "I/O error"),
+        (MemoryError("host"), None),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), None),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(5, "I/O error"), "Input/output error"),
     ],
 )
-def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, error):
+def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, capsys, error, said):
     assert launch(*run, "train.steps=4") == 0
 
     def fail(self, step, abstract):
@@ -88,8 +89,14 @@ def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, e
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "restore", fail)
-        with pytest.raises(type(error)):
-            launch(*run, "train.steps=6")
+        if said is None:
+            with pytest.raises(type(error)):
+                launch(*run, "train.steps=6")
+        else:
+            assert launch(*run, "train.steps=6") == 1
+            assert capsys.readouterr().err == f"error: run_dir={tmp_path / 'run'}: {said}; once that is mended, " + (
+                "the same command goes on from the checkpoint of step 4\n"
+            )
     assert steps_saved(tmp_path / "run") == [2, 4]
     assert launch(*run, "train.steps=6") == 0
 
@@ -201,7 +208,7 @@ def test_bfloat16_parameters_keep_float32_moments_through_a_restart(run, tmp_pat
 
 def test_what_an_interrupted_save_left_is_no_checkpoint(run, tmp_path):
     assert launch(*run, "train.steps=2") == 0
-    left = tmp_path / "run" / "checkpoints" / "4.orbax-checkpoint-tmp"
+    left = tmp_path / "run" / "checkpoints" / "saving.4.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "run" / "checkpoints" / "2", left)
     assert launch(*run, "train.steps=4") == 0
     assert steps_saved(tmp_path / "run") == [2, 4]
@@ -210,8 +217,9 @@ def test_what_an_interrupted_save_left_is_no_checkpoint(run, tmp_path):
 
 def test_reading_changes_nothing_in_the_folder(run, tmp_path):
     assert launch(*run, "train.steps=2") == 0
-    (tmp_path / "run" / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
-    reader = Checkpoints(tmp_path / "run", CheckpointConfig(), read_only=True)
+    (tmp_path / "run" / "checkpoints" / "saving.4").mkdir()
+    with alone() as group:
+        reader = Checkpoints(tmp_path / "run", CheckpointConfig(), group, read_only=True)
     assert reader.steps() == [2]
     reader.close()
-    assert (tmp_path / "run" / "checkpoints" / "4.orbax-checkpoint-tmp").exists()
+    assert (tmp_path / "run" / "checkpoints" / "saving.4").exists()

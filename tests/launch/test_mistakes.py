@@ -119,6 +119,7 @@ OUT_OF_RANGE = {
     **{f"model.rope_scaling.{k}": (0,) for k in ("beta_fast", "beta_slow", "original_positions")},
     "data.held_out_fraction": (0, 1), "data.document_bytes": (1,), "data.workers": (-1,),
     "tokenizer.vocab": (0, 260), "tokenizer.sample_bytes": (0,),
+    **{f"cluster.{k}_seconds": (0, "inf") for k in ("start", "beat", "hang", "compile")}, "cluster.stop_before_end_seconds": (-1, "nan"),
 }  # fmt: skip
 
 
@@ -258,9 +259,9 @@ def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
     assert not list(run_dir.iterdir())
 
 
-def test_several_processes_of_one_launcher_are_refused(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    assert_refused(capsys, tmp_path / "run", "a run is one process", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+def test_a_job_of_several_tasks_without_srun_is_refused(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert_refused(capsys, tmp_path / "run", "was started without srun", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
 
 
 def test_the_process_itself_exits_with_2_and_one_line(tmp_path):

@@ -214,12 +214,11 @@ MISTAKES = {
     "points=3": "did you mean 'grid.points'?",
     "grid.points=a": "must be a range as 3:7",
     "grid.points=9:12": "there are 2 points",
-    "grid.executor=slrum": "must be one of one_by_one, together, slurm",
+    "grid.executor=slrum": "must be one of one_by_one, together",
     "grid.mfu=2": "above 0 and at most 1",
     "grid.mfu=fast": "must be a number",
     "grid.at_once=0": "at least 1",
     "grid.devices=0": "at least 1",
-    "grid.job_hours=0": "above 0",
     "grid.hardware=h10": "did you mean 'h100'?",
     "train.stepz=3": "did you mean 'train.steps'?",
     "train.steps=3": "the grid sets train.steps for each of its points",
@@ -259,21 +258,3 @@ def test_show_prints_the_base_and_the_points(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "layers: 7" in out
     assert "# 1 seed4: train.seed=4" in out
-
-
-def test_slurm_scripts_are_written_and_the_commands_printed_but_not_run(tiny, tmp_path, capsys):
-    run_dir = tmp_path / "run"
-    path = write_grid(tmp_path, "over('train.seed', range(6)), held_out=[{'train.seed': 9}]")
-    arguments = (f"experiment={path}", f"run_dir={run_dir}", "data.text_key=a b", "grid.executor=slurm", "grid.job_hours=2.5")
-    assert launch(*arguments, "--dry-run", "grid.points=1:") == 0
-    out = capsys.readouterr().out
-    assert f"job=$(sbatch --parsable {run_dir}/slurm_array.sh)" in out.replace("\n", "")
-    assert f"sbatch --dependency=afterany:$job {run_dir}/slurm_conclude.sh" in out.replace("\n", "")
-    array, last = ((run_dir / name).read_text() for name in ("slurm_array.sh", "slurm_conclude.sh"))
-    assert "#SBATCH --array=1-5\n" in array  # what is held out waits for the others
-    assert "#SBATCH --time=150\n" in array
-    for script, part in ((array, " grid.points=${SLURM_ARRAY_TASK_ID}"), (last, "")):
-        words = f"-m llm_jax.launch experiment={path} run_dir={run_dir} 'data.text_key=a b' grid.job_hours=2.5"
-        assert script.splitlines()[-1].endswith(words + part)
-    assert launch(*arguments) == 2
-    assert "belongs to the cluster command" in capsys.readouterr().err

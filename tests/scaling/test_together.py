@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llm_jax.cluster.group import alone as group_of_one
 from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
 from llm_jax.scaling.together import groups, run_together
@@ -14,7 +16,6 @@ from llm_jax.train import run
 from llm_jax.train.console import Console
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.optimizer import BUILDERS, register
-from llm_jax.train.stop import StopSignal
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import checkpoint, launch, launch_process, losses, shas, steps_saved, summary
 
@@ -34,13 +35,13 @@ def make(path, folder, name, *more) -> Experiment:
 
 
 def train(experiments) -> list[int]:
-    with StopSignal() as stop:
-        return run_together(experiments, Console(), stop, 0.0)
+    with group_of_one() as group:
+        return run_together(experiments, Console(), group, time.monotonic())
 
 
 def alone(experiment) -> int:
-    with StopSignal() as stop:
-        return run.prepare_and_train(experiment, Console(), stop, 0.0)
+    with group_of_one() as group:
+        return run.prepare_and_train(experiment, Console(), group, time.monotonic())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""JAX over the processes of a group: one set of devices, and collectives between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from llm_jax.cluster.address import coordinator_address
+from llm_jax.cluster.config import ClusterConfig
+from llm_jax.cluster.group import Group
+
+HEARTBEAT_SECONDS = 100
+"""JAX ends a process that it hasn't heard of for so long, without a word of why: the group is to be first."""
+SHUTDOWN_SECONDS = 60
+
+
+@contextlib.contextmanager
+def started(group: Group, config: ClusterConfig) -> Iterator[None]:
+    """JAX's own service between the processes, where there are several; it has to begin before JAX looks for devices.
+
+    After a failure nothing is shut down: that would wait for the processes that failed, and the group ends them all.
+    """
+    if group.task.size == 1:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the group
+    address = group.exchange("JAX's service", f"{coordinator_address(group.task)}:{free_port()}" if group.task.rank == 0 else None)[0]
+    jax.distributed.initialize(
+        address,
+        group.task.size,
+        group.task.rank,
+        local_device_ids=local_devices(group),
+        cluster_detection_method="deactivate",
+        initialization_timeout=round(config.start_seconds),
+        heartbeat_timeout_seconds=max(HEARTBEAT_SECONDS, round(3 * config.beat_seconds)),
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+    yield
+    group.mark("end")
+    group.exchange("JAX's end")
+    jax.distributed.shutdown()
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on. (That of Slurm's job number, which JAX would take, other steps of the job take too.)"""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def local_devices(group: Group) -> list[int] | None:
+    """Which of the GPUs that this process sees are its own, counted from 0; None: all of them.
+
+    Where the processes of a host see the same GPUs, they share them out evenly. Where a launcher has given each its own, each sees others,
+    or fewer than there are processes.
+    """
+    seen = visible_gpus(os.environ)
+    everyone = group.exchange("visible GPUs", [group.task.host, seen])
+    beside = [theirs for host, theirs in everyone if host == group.task.host]
+    share = len(seen) // len(beside)
+    if len(beside) == 1 or not share or any(theirs != seen for theirs in beside):
+        return None
+    before = sum(host == group.task.host for host, _ in everyone[: group.task.rank])
+    return list(range(before * share, (before + 1) * share))
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs that CUDA shows this process, by number or by name."""
+    said = environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip()]
+    return sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -1,0 +1,104 @@
+"""Where the time of a run goes, over all its starts: how much of it was training.
+
+Every second from the start of the process on is spent on one of PARTS, so they add up to the wall time. <run_dir>/time.json has them, and
+the count of starts, at most a few seconds behind; a process that is killed takes so much of its account with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample", "lost")
+"""start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while
+training stands still for one. lost: steps, and what belongs to them, that were done again after a restart."""
+DONE_AGAIN = ("compile", "data", "step", "evaluation")
+"""What counts as lost where it came after the checkpoint that a restart goes on from. A start is one, however it ends."""
+EVERY = 5.0
+"""Seconds between writes of time.json."""
+
+
+class Goodput:
+    """The account of one run. `begun`: the `time.monotonic()` at which this start of it began."""
+
+    def __init__(self, begun: float):
+        self.parts = dict.fromkeys(PARTS, 0.0)
+        self.part, self.mark = "start", begun
+        self.starts = 1
+        self.path: Path | None = None
+        self.written = begun
+
+    def resume(self, run_dir: Path, at_checkpoint: Mapping[str, float], writes: bool = True) -> None:
+        """Goes on with the account of the run folder. `at_checkpoint`: `seconds` when the checkpoint was made that the run goes on from.
+
+        writes: whether this process keeps the account in the run folder.
+        """
+        path = run_dir / "time.json"
+        before = read(path)
+        seconds = before.get("seconds") or dict(at_checkpoint)
+        self.starts = before.get("starts", 0) + 1
+        for part in PARTS:
+            spent = seconds.get(part, 0.0)
+            again = max(0.0, spent - at_checkpoint.get(part, 0.0)) if part in DONE_AGAIN else 0.0
+            self.parts[part] += spent - again
+            self.parts["lost"] += again
+        if writes:
+            self.path = path
+            self.write()
+
+    def spend(self, part: str) -> None:
+        """From now on time is spent on this part."""
+        now = time.monotonic()
+        self.parts[self.part] += now - self.mark
+        self.part, self.mark = part, now
+        if self.path and now - self.written > EVERY:
+            self.write()
+
+    @contextlib.contextmanager
+    def spent_on(self, part: str) -> Iterator[None]:
+        """Spends the time inside on this part."""
+        before = self.part
+        self.spend(part)
+        try:
+            yield
+        finally:
+            self.spend(before)
+
+    def seconds(self) -> dict[str, float]:
+        """What was spent on each part up to now."""
+        self.spend(self.part)
+        return dict(self.parts)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of all starts together."""
+        return sum(self.parts.values()) + time.monotonic() - self.mark
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: `goodput` is the share of the wall time that was spent on steps which counted."""
+        seconds = self.seconds()
+        wall = sum(seconds.values())
+        return {"wall_seconds": wall, "seconds": seconds, "goodput": seconds["step"] / wall if wall else None, "starts": self.starts}
+
+    def write(self) -> None:
+        """Writes time.json, whole or not at all."""
+        if not self.path:
+            return
+        from llm_jax.train.metrics import write_json
+
+        self.written = time.monotonic()
+        seconds = dict(self.parts)
+        seconds[self.part] += self.written - self.mark
+        write_json(self.path, {"starts": self.starts, "at": time.time(), "seconds": seconds})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A time.json; empty where there is none, or none that can be read: it is no reason not to train."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
