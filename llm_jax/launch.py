@@ -48,7 +48,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 from llm_jax.cluster.group import Group
 from llm_jax.cluster.task import Task, read_task
@@ -71,8 +70,8 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     begun = time.monotonic()
-    trains = not flags and "submit" not in dict(pairs)  # else it is this process's own affair, in whatever job it was started
-    with Group(read_task(os.environ) if trains else Task()) as group:  # before JAX is imported: from here on signals are taken
+    submits = any(key == "submit" for key, _ in pairs)  # by itself, even where it is started inside a job
+    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
         return launch_experiment(flags, pairs, group, begun)
 
 
@@ -89,9 +88,9 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
         return 0
 
     name = experiments.experiment_name(pairs)
-    command_line = [f"{key}={value}" for key, value in pairs]
+    command = [f"{key}={value}" for key, value in pairs]
     about_submitting, pairs = split_pairs(pairs)
-    submission = make_submission(about_submitting, command_line) if about_submitting else None
+    submission = make_submission(about_submitting, command) if about_submitting else None
     if "--go-on" in flags and not submission:
         raise UserError("--go-on: is for a grid whose runs were submitted; add submit=slurm")
     made = experiments.load_file(name)
@@ -110,16 +109,11 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     if submission:
         return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
-    from llm_jax.cluster import preflight, probe
     from llm_jax.layout import distributed
     from llm_jax.train.run import run
 
     group.join(chosen.cluster)
-    if group.task.launcher:
-        preflight.check(group, experiments.to_yaml(chosen), Path(chosen.run_dir))
     with distributed.started(group, chosen.cluster):
-        if group.task.launcher:
-            probe.check(group)
         return run(chosen, group, begun)
 
 

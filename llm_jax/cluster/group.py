@@ -91,11 +91,15 @@ class Group:
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
-        """This process got further: to a phase, to a step (counted from 1), with a batch of this fingerprint. Costs next to nothing."""
+        """This process got further: to a phase, to a step (counted from 1), with a batch of this fingerprint, which rank 0 at least knows.
+
+        Costs next to nothing.
+        """
         mark = self.where
         mark.phase = phase
         if step is not None:
             mark.step, mark.batch = step, batch
+            mark.batches.append((step, batch))
         mark.move()
 
     def record_in(self, run_dir: str | Path) -> None:

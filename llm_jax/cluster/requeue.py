@@ -7,7 +7,7 @@ to wait before the next start, and keeps the decision in <RUN_DIR>/slurm/restart
 
 code=CODE            the exit code of srun: the highest of the run's processes
 max_restarts=N       (10) restarts in a row without progress before the run is given up; a newer checkpoint is progress
-backoff_seconds=N    (30) the wait after a crash; twice as long with each restart without progress, at most half an hour
+backoff_seconds=N    (120) the wait after a crash; twice as long with each restart without progress, at most half an hour
 
   --help             this text
 
@@ -47,7 +47,7 @@ TWICE = ("exception", "hang")
 """Kinds of faults that are the run's own: the second at the same step is the last."""
 THRICE = ("killed", "silent")
 """Kinds that may be the machine's, twice at the same step by chance. A third time is too much."""
-KEYS = {"code": -1, "max_restarts": 10, "backoff_seconds": 30}
+KEYS = {"code": -1, "max_restarts": 10, "backoff_seconds": 120}
 
 Record = dict[str, Any]
 

@@ -63,8 +63,9 @@ class SlurmConfig:
     """Grids: at most so many runs at the same time."""
     max_restarts: int = 10
     """The job is given up after so many restarts in a row without progress: a newer checkpoint counts as progress."""
-    backoff_seconds: int = 30
-    """How long after a crash the job may start again; twice as long with each restart without progress, at most half an hour."""
+    backoff_seconds: int = 120
+    """How long after a crash the job may start again; twice as long with each restart without progress, at most half an hour. 0: as soon as
+    Slurm itself starts a requeued job, which is after two minutes on most clusters."""
     signal_seconds: int = 180
     """So long before its time limit a run is told to save and to stop: longer than the slowest step and a save, and a minute on top."""
     site: str = ""
@@ -77,10 +78,13 @@ class SlurmConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        for key, least in (("nodes", 1), ("gpus_per_node", 0), ("at_once", 1), ("max_restarts", 0), ("backoff_seconds", 0)):
+        for key, least in (("nodes", 1), ("gpus_per_node", 0), ("at_once", 1), ("max_restarts", 0)):
             require(getattr(self, key) >= least, f"slurm.{key}", getattr(self, key), f"at least {least}")
         for key in ("tasks_per_node", "cpus_per_task"):
             require(getattr(self, key) is None or getattr(self, key) >= 1, f"slurm.{key}", getattr(self, key), "at least 1, or null")
+        # A job that starts in the second in which it was requeued is refused by the node ("Job credential revoked") and is lost.
+        right = self.backoff_seconds == 0 or self.backoff_seconds >= 5
+        require(right, "slurm.backoff_seconds", self.backoff_seconds, "0, or at least 5")
         gpus = self.gpus_per_node
         if gpus:
             require(gpus % self.tasks == 0, "slurm.tasks_per_node", self.tasks, f"a divisor of slurm.gpus_per_node={gpus}: processes share no GPU")

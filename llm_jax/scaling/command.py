@@ -38,7 +38,7 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
     if submission:
         from llm_jax.scaling.submit import submit_grid
 
-        return submit_grid(grid, submission, going_on="--go-on" in flags)
+        return submit_grid(grid, group, submission, going_on="--go-on" in flags)
     from llm_jax.scaling.runner import run_grid
 
     if group.task.size > 1:

@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_jax.cluster import job
 from llm_jax.cluster import submit as submitting
+from llm_jax.cluster.group import Group
 from llm_jax.cluster.submit import Submission
 from llm_jax.errors import UserError
 from llm_jax.scaling import collect
@@ -24,10 +25,9 @@ from llm_jax.scaling.trunks import families
 from llm_jax.templates import render
 from llm_jax.train import metrics, run_folder
 from llm_jax.train.console import Console
-from llm_jax.train.stop import StopSignal
 
 
-def submit_grid(grid: Grid, submission: Submission, going_on: bool) -> int:
+def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool) -> int:
     """Submits what of a grid can run now, and the job that goes on with it; where nothing is left, the last word.
 
     going_on: this is the waiting job, which tries nothing a second time.
@@ -37,14 +37,14 @@ def submit_grid(grid: Grid, submission: Submission, going_on: bool) -> int:
     folder, console = Path(folder_of(grid.base)), Console()
     run_folder.check_writable(folder)
     submitting.check_slurm()
-    with contextlib.closing(console), StopSignal() as stop:
+    with contextlib.closing(console):
         run_folder.make_folder(job.folder(folder))
         with run_folder.locked(folder, console.say):
             last = read_state(folder)
             if not going_on:
                 check_not_submitted(folder, last)
             console.log_to(folder / "log.txt")
-            session = Session(grid, folder, console, stop, tried=frozenset(last["tried"]) if going_on else frozenset())
+            session = Session(grid, folder, console, group, tried=frozenset(last["tried"]) if going_on else frozenset())
             points = session.points()
             tell_lost(session, points)
             pending = [p for p in session.chosen(points) if p.hash not in session.ended]

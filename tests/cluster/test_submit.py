@@ -93,6 +93,7 @@ MISTAKES = {
     "slurm.memory=lots": "as 500G",
     "slurm.gpu_type=h100": "left out where slurm.gpus_per_node=0",
     "slurm.signal_seconds=0": "from 1 to 65535",
+    "slurm.backoff_seconds=1": "0, or at least 5",
     "slurm.at_once=0": "at least 1",
     "slurm.max_restarts=-1": "at least 0",
     "slurm.site=/no/such.yaml": "there is no such file",

@@ -19,7 +19,7 @@ def site(tmp_path):
         f"python: {python}",
         f"environment: {{GREETING: hello world, PLANS: {tmp_path / 'plans'}}}",
         "setup: ['echo \"$GREETING from the site\"']",
-        "slurm: {backoff_seconds: 1}",
+        "slurm: {backoff_seconds: 0}",
     ]
     (tmp_path / "site.yaml").write_text("\n".join(lines) + "\n")
     return tmp_path / "site.yaml"
