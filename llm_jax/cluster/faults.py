@@ -3,7 +3,7 @@
 A fault is a JSON object, a line of <run_dir>/faults.jsonl:
 
   time      seconds since 1970
-  kind      exception, killed, silent, hang, late or apart
+  kind      exception, killed, silent, hang, late, apart (runs another program) or unfit (preflight)
   rank      of the process that is to blame, and its
   host
   phase     where it was: start, data, compile, train, evaluate, save, sample or end
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import json
 import os
 import sys
@@ -39,18 +40,31 @@ def describe(fault: Record) -> str:
     return f"{process_name(fault['rank'], fault['host'])} {where}{batch}: {fault['message']}"
 
 
-def append(run_dir: Path | None, fault: Record) -> None:
-    """Keeps a fault in the run folder, if there is one; what can't be written there is said."""
+def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
+    """Keeps a fault in the run folder, if there is one; what can't be written there is said.
+
+    `once`: several processes found the same fault, and whoever comes first writes it.
+    """
     if run_dir is None or not run_dir.is_dir():
         return
     try:
         file = os.open(run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            if once:
+                with contextlib.suppress(OSError):  # a file system without locks: rather twice than not at all
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if any(same_fault(fault, other) for other in read(run_dir)[-4:]):
+                    return
             os.write(file, json.dumps(fault).encode() + b"\n")
         finally:
             os.close(file)
     except OSError as error:
         last_words(f"{run_dir / FILE}: can't be written to ({error.strerror})")
+
+
+def same_fault(one: Record, other: Record) -> bool:
+    """Whether two records are of one fault, which two processes saw."""
+    return all(one.get(key) == other.get(key) for key in ("rank", "job", "restart")) and abs(one["time"] - other["time"]) < 60
 
 
 def read(run_dir: Path) -> list[Record]:

@@ -83,6 +83,11 @@ class Group:
         if self.task.size > 1:
             threading.excepthook = self.thread_failed
 
+    @property
+    def hosts(self) -> list[str]:
+        """The host of each process, by rank."""
+        return self.monitor.hosts if self.monitor else [self.task.host]
+
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
@@ -206,6 +211,18 @@ class Group:
             monitor.post({"kind": "fault", "fault": self.record(error)})
         time.sleep(TELL_SECONDS)  # the monitor thread ends this process, when all know of its failure or of one that came first
         last_words(monitor.error)
+        end_process(EXIT_FAULT)
+
+    def blame(self, rank: int, message: str) -> None:
+        """Ends the run because of what a process is or does wrong, which need not be this one. Called on rank 0; the others wait in an exchange.
+
+        Raises Fault in a run of one process.
+        """
+        if self.task.size == 1 or self.monitor is None:
+            raise Fault(message)
+        fault = {**self.record(Fault(message)), "kind": "unfit", "rank": rank, "host": self.hosts[rank]}
+        self.monitor.post({"kind": "fault", "fault": fault})
+        time.sleep(TELL_SECONDS)
         end_process(EXIT_FAULT)
 
     def record(self, error: BaseException) -> faults.Record:

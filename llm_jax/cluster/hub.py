@@ -13,6 +13,7 @@ bye                                                mistake    rank, text: the ru
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,16 +46,14 @@ class Member:
     """How often it got further since the start: every mark, poll and exchange. All processes make the same ones."""
     age: float = 0.0
     """Seconds since its mark had moved, when it was heard."""
+    place: str = ""
+    """Where in the code its main thread is, if it gets no further."""
     here: bool = True
     """Until it says goodbye."""
 
     @property
     def name(self) -> str:
         return process_name(self.rank, self.host)
-
-    @property
-    def place(self) -> str:
-        return f"phase {self.phase}" + (f", step {self.step}" if self.step else "")
 
 
 @dataclass
@@ -139,13 +138,14 @@ class Hub:
         here = [member for member in self.members if member.here]
         ages = {member.rank: member.age + now - member.heard for member in here}
         if here and all(ages[member.rank] > self.config.limit(member.phase) for member in here):
-            behind = min(here, key=lambda member: (member.moves, -ages[member.rank]))
-            first = max(here, key=lambda member: member.moves)
-            others = f", and is behind {first.name} at least, which waits for it" if first.moves > behind.moves else ""
-            others = others or (", and nor did any other" if len(here) > 1 else "")
+            places = collections.Counter(member.place for member in here)  # those that wait for it wait in one place
+            behind = min(here, key=lambda member: (member.moves, places[member.place], -ages[member.rank]))
+            others = ", while the others wait for it" if len(here) > 1 else ""
             key = "compile_seconds" if behind.phase == "compile" else "hang_seconds"
             limit = f"cluster.{key}={self.config.limit(behind.phase):g}"
-            self.fault("hang", behind, f"got no further for {ages[behind.rank]:.0f} s ({limit}){others}; stacks are in the run folder's faults/")
+            where = f"; it is at {behind.place}" if behind.place else ""
+            message = f"got no further for {ages[behind.rank]:.0f} s ({limit}){others}{where}; all stacks are in the run folder's faults/"
+            self.fault("hang", behind, message)
 
     def fault(self, kind: str, member: Member, message: str) -> None:
         """A fault that this hub found."""
@@ -162,7 +162,7 @@ class Hub:
 
     def on_beat(self, member: Member, message: Message, now: float) -> None:
         member.phase, member.step, member.batch = message["phase"], message["step"], message["batch"]
-        member.moves, member.age = message["moves"], message["age"]
+        member.moves, member.age, member.place = message["moves"], message["age"], message["place"]
 
     def on_fault(self, member: Member, message: Message, now: float) -> None:
         if not self.suspect:

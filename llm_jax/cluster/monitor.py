@@ -12,6 +12,7 @@ import math
 import selectors
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -39,6 +40,10 @@ LAST_SECONDS = 5.0
 """Rank 0 waits so long for the others to be gone: JAX's own service is in it, whose end would abort them before they could say why."""
 STACKS_SECONDS = 3.0
 """A process whose threads can't run is missed by the others first, and shows its stacks and ends so much later."""
+PLACE_SECONDS = 0.5
+"""Of a process that gets no further for so long it is told where in the code it is."""
+WITNESSES = 4
+"""So many of the first processes write down that rank 0 is gone: some may be gone with it."""
 SUSPENDED_SECONDS = 5.0
 """A thread that was not run for so long was suspended, or its machine was."""
 
@@ -59,6 +64,16 @@ class Mark:
         """It got further."""
         self.moves += 1
         self.moved = time.monotonic()
+
+
+def main_place() -> str:
+    """Where the main thread is: the innermost line of ours, or of all if none is."""
+    frame = innermost = sys._current_frames().get(threading.main_thread().ident or 0)
+    ours, own = str(Path(__file__).parents[1]), str(Path(__file__).parent)
+    while frame and (not frame.f_code.co_filename.startswith(ours) or frame.f_code.co_filename.startswith(own)):
+        frame = frame.f_back
+    frame = frame or innermost
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
 
 
 class Monitor:
@@ -100,7 +115,7 @@ class Monitor:
         if self.task.rank == 0:
             self.hub = Hub(hosts, self.config, self.about, lambda fault: faults.append(self.run_dir, fault), time.monotonic())
             self.limit = self.time_limit()
-        self.mark.moved = time.monotonic()
+        self.mark.moved = self.heard = time.monotonic()
         self.thread.start()
 
     def post(self, message: Message) -> None:
@@ -135,7 +150,7 @@ class Monitor:
             self.selector.register(link, selectors.EVENT_READ, rank)
             self.take(rank, link.waiting)
             link.waiting = []
-        last = beat = self.heard = time.monotonic()
+        last = beat = self.heard  # since `start`: a suspension may come first
         while not self.done:
             # After a suspension the first look has only timed out: nobody is judged by words that wait to be read.
             ready = self.selector.select(max(0.0, beat - last)) or self.selector.select(0)
@@ -213,7 +228,7 @@ class Monitor:
         """Says that this process lives, and where it is; and looks at the job's time."""
         mark = self.mark
         where = {"phase": mark.phase, "step": mark.step, "batch": mark.batch, "moves": mark.moves, "age": now - mark.moved}
-        self.to_hub({"kind": "beat", **where})
+        self.to_hub({"kind": "beat", **where, "place": main_place() if now - mark.moved > PLACE_SECONDS else ""})
         if self.hub:
             for link in self.links.values():
                 link.send({"kind": "beat", **where})
@@ -296,12 +311,8 @@ class Monitor:
         fault |= {"phase": self.first.phase, "step": self.first.step, "batch": self.first.batch, "message": message}
         if 0 in self.links:
             self.links[0].send({"kind": "given_up"})
-        if self.task.rank == 1:
-            faults.append(self.run_dir, fault)
-        elif self.task.rank < 4:  # the first may be gone too
-            time.sleep(0.2 * self.task.rank)
-            if self.run_dir is None or not any(f["time"] > fault["time"] - 60 for f in faults.read(self.run_dir)):
-                faults.append(self.run_dir, fault)
+        if self.task.rank < WITNESSES:  # at once: JAX aborts a process whose rank 0 is gone
+            faults.append(self.run_dir, fault, once=True)
         self.stop_for(fault)
 
     def given_up(self, rank: int) -> None:

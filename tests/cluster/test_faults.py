@@ -116,7 +116,7 @@ def test_a_process_that_holds_pythons_lock_is_missed_and_shows_its_stacks(tmp_pa
 @pytest.mark.parametrize("who", [0, 2])
 def test_a_hang_is_ended_with_everyones_stacks_and_who_is_behind_is_named(tmp_path, who):
     processes = ran(3, steps(tmp_path, who, "time.sleep(100)"), hang_seconds=2.0)
-    check(processes, tmp_path, who, "hang", "got no further for 2 s (cluster.hang_seconds=2), and is behind rank", 1)
+    check(processes, tmp_path, who, "hang", "got no further for 2 s (cluster.hang_seconds=2), while the others wait for it; it is at ", 1)
     for rank, process in enumerate(processes):
         stacks = (tmp_path / "faults" / f"rank_{rank}.txt").read_text()
         for place in (stacks, process.err):
