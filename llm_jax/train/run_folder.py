@@ -64,13 +64,13 @@ def configuration_hash(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def check_writable(run_dir: Path) -> None:
-    """Raises UserError where a run could not be kept, before it has cost anything. Makes nothing."""
+def check_writable(run_dir: Path, key: str = "run_dir") -> None:
+    """Raises UserError, naming the key, where a folder could not be written to, before it has cost anything. Makes nothing."""
     there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"run_dir={run_dir}: {there} is a file; choose a folder")
+        raise UserError(f"{key}={run_dir}: {there} is a file; choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"run_dir={run_dir}: {there} can't be written to; choose another folder")
+        raise UserError(f"{key}={run_dir}: {there} can't be written to; choose another folder")
 
 
 class Busy(UserError):

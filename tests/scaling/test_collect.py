@@ -42,7 +42,7 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
         (["columns.parameters=Modle Size"], "has no such column; did you mean 'Model Size'?"),
         (["columns.parametres=Model Size"], "there is no column 'parametres'; did you mean 'parameters'?"),
         (["outt=x.csv"], "there is no key 'outt'; did you mean 'out'?"),
-        (["out=x.txt"], "must be a .csv or .parquet"),
+        (["out=x.txt"], "must be a file that ends in .csv or .parquet"),
         (["out=no/x.csv"], "there is no folder no"),
         ([str(tmp_path)], "give either folders with runs in them, or table=PATH"),
     ):
