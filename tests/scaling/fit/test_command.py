@@ -55,7 +55,7 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "fit.json").read_text())
 
 
-def test_epochs_line_of_the_issue_gives_epochs_table(published, tmp_path, capsys):
+def test_epochs_line_of_the_readme_gives_epochs_table(published, tmp_path, capsys):
     table = published / "chinchilla_epoch" / "svg_extracted_data.csv"
     options = ["method=parametric", "drop_highest_losses=5", "bootstrap=200", f"out={tmp_path / 'out'}"]
     assert main([f"data={table}", *FOREIGN, *options]) == 0
