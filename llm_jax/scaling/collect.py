@@ -23,7 +23,6 @@ Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -86,8 +85,7 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
 
 def read_note(run_dir: Path) -> dict[str, Any]:
     """The grid's note in a run folder; empty where there is none."""
-    path = run_dir / NOTE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return metrics.read_json(run_dir / NOTE)
 
 
 def last_train_loss(run_dir: Path) -> float | None:

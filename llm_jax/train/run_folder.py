@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from llm_jax.errors import UserError
+from llm_jax.train import metrics
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
@@ -147,8 +148,7 @@ def make_folder(run_dir: Path) -> None:
 
 def last_summary(run_dir: Path) -> dict[str, Any]:
     """The summary.json of the last start in this folder; empty if there is none."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return metrics.read_json(run_dir / "summary.json")
 
 
 def read_experiment(run_dir: Path) -> Experiment:
