@@ -47,6 +47,8 @@ TWICE = ("exception", "hang")
 """Kinds of faults that are the run's own: the second at the same step is the last."""
 THRICE = ("killed", "silent")
 """Kinds that may be the machine's, twice at the same step by chance. A third time is too much."""
+ASKED_TO_STOP = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""A process that had no handler for these yet, or no longer: it was to stop, and nothing is wrong with it."""
 KEYS = {"code": -1, "max_restarts": 10, "backoff_seconds": 120}
 
 Record = dict[str, Any]
@@ -103,8 +105,9 @@ def judge(
         return Decision(EXIT_REPEATED, f"given up: {again}")
     if stuck >= max_restarts:
         return Decision(EXIT_REPEATED, f"given up: no checkpoint newer than step {step} in {stuck} restarts (slurm.max_restarts={max_restarts})")
-    if code == EXIT_STOPPED:
-        return Decision(EXIT_STOPPED, f"stopped with a checkpoint of step {step}: goes on from there" if step else "stopped: starts again")
+    if code == EXIT_STOPPED or (code in ASKED_TO_STOP and not fault):
+        how = "stopped" if code == EXIT_STOPPED else f"ended by {signal.Signals(code - 128).name}"
+        return Decision(EXIT_STOPPED, f"{how} with a checkpoint of step {step}: goes on from there" if step else f"{how}: starts again")
     delay = min(LONGEST_WAIT, backoff_seconds * 2**stuck)
     return Decision(EXIT_STOPPED, f"{failed(code, fault)}; goes on from step {step}, in {delay} s at the earliest", delay)
 

@@ -45,6 +45,14 @@ def test_stopped_run_goes_on_at_once_and_forever_while_it_makes_progress(run_dir
         assert f"checkpoint of step {step}" in decision.reason
 
 
+def test_a_signal_to_stop_that_comes_before_or_after_there_is_a_handler_is_no_crash(run_dir):
+    for code, name in ((143, "SIGTERM"), (138, "SIGUSR1")):
+        decision = end(run_dir, code, step=4)
+        assert (decision.code, decision.delay) == (85, 0)
+        assert decision.reason == f"ended by {name} with a checkpoint of step 4: goes on from there"
+    assert end(run_dir, 143, step=4, fault={"kind": "silent", "step": 5}).delay == 40
+
+
 def test_restarts_without_progress_are_counted_and_progress_counts_them_anew(run_dir):
     assert [end(run_dir, 85, step=4).code for _ in range(3)] == [85, 85, 85]
     assert end(run_dir, 85, step=6).code == 85
