@@ -50,7 +50,7 @@ class Job:
             sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL, f"train.steps={self.steps}",
             f"run_dir={self.run_dir}", *self.more,
             "submit=slurm", f"slurm.nodes={self.nodes}", "slurm.tasks_per_node=1", "slurm.cpus_per_task=1", "slurm.time=01:00:00",
-            "slurm.backoff_seconds=1", "slurm.max_restarts=50",
+            "slurm.backoff_seconds=0", "slurm.max_restarts=50",
         ]  # fmt: skip
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
