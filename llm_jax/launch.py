@@ -48,6 +48,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from llm_jax.cluster.group import Group
 from llm_jax.cluster.task import Task, read_task
@@ -109,11 +110,16 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     if submission:
         return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
+    from llm_jax.cluster import preflight, probe
     from llm_jax.layout import distributed
     from llm_jax.train.run import run
 
     group.join(chosen.cluster)
+    if group.task.launcher:
+        preflight.check(group, experiments.to_yaml(chosen), Path(chosen.run_dir))
     with distributed.started(group, chosen.cluster):
+        if group.task.launcher:
+            probe.check(group)
         return run(chosen, group, begun)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,32 @@ def launch_process(*arguments: object, patch: str = "", devices: int = 1) -> sub
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def launch_processes(
+    count: int, *arguments: object, patches: dict[int, str] | None = None, devices: int = 2, seconds: float = 240
+) -> list[subprocess.CompletedProcess[str]]:
+    """The launcher in several processes of one run, on this machine, by rank; `patches`: Python that runs in some of them first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    started, ended = [], []
+    for rank in range(count):
+        program = f"import os, signal, sys\n{(patches or {}).get(rank, '')}\nfrom llm_jax.launch import main\nsys.exit(main(sys.argv[1:]))"
+        environment = {
+            **os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "LLM_JAX_COORDINATOR": coordinator,
+            "LLM_JAX_RANK": str(rank), "LLM_JAX_SIZE": str(count), "LLM_JAX_LOCAL_RANK": str(rank), "LLM_JAX_LOCAL_SIZE": str(count),
+        }  # fmt: skip
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    try:
+        with ThreadPoolExecutor(count) as pool:  # nobody waits for a full pipe
+            outputs = list(pool.map(lambda process: process.communicate(timeout=seconds), started))
+        ended = [subprocess.CompletedProcess(p.args, p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+    return ended
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax.cluster import faults, job
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import output_file, read_arguments, run_command
 from llm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
 from llm_jax.train.console import duration
 from llm_jax.train.metrics import short
@@ -231,6 +231,7 @@ def status(arguments: list[str]) -> int:
     for key, value in pairs:
         if key != "json":
             raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ['json'])}")
+        output_file(key, value)
     runs = find(folders or [Path("runs")])
     try:
         queue, unknown = job.queued(job.job_of(run) for run in runs), ""

@@ -61,10 +61,12 @@ class Submission:
         return [quoted(option) for option in (*given, "--requeue", "--open-mode=append", f"--output={str(log).replace('%', '%%')}")]
 
     def srun(self) -> str:
-        """Options of srun. It doesn't take the number of CPUs from the job, and leaves the GPUs to the run: each process is shown all of its
-        node's and takes its own, so that those of one node can reach each other."""
+        """Options of srun. The processes end each other where one fails. Should one be too stuck for that, Slurm ends it a minute after the
+        first has ended; with kill-on-bad-exit, as some clusters have it, it would at once, in the middle of the others' last words, which
+        would then be SIGTERM and not 85. The number of CPUs isn't taken from the job. GPUs are left to the run: each process is shown all of
+        its node's and takes its own, so that those of one node can reach each other."""
         cpus = [f"--cpus-per-task={self.settings.cpus_per_task}"] * bool(self.settings.cpus_per_task)
-        return shlex.join(["--kill-on-bad-exit=1", *cpus, *self.site.srun])
+        return shlex.join(["--kill-on-bad-exit=0", "--wait=60", *cpus, *self.site.srun])
 
     def setup(self) -> list[str]:
         """Shell lines of the site."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 from llm_jax.cluster.address import coordinator_address
 from llm_jax.cluster.config import ClusterConfig
+from llm_jax.cluster.devices import local_devices
 from llm_jax.cluster.group import Group
 
 HEARTBEAT_SECONDS = 100
@@ -34,7 +34,7 @@ def started(group: Group, config: ClusterConfig) -> Iterator[None]:
         address,
         group.task.size,
         group.task.rank,
-        local_device_ids=local_devices(group),
+        local_device_ids=local_devices(group.task, os.environ),
         cluster_detection_method="deactivate",
         initialization_timeout=round(config.start_seconds),
         heartbeat_timeout_seconds=max(HEARTBEAT_SECONDS, round(3 * config.beat_seconds)),
@@ -51,27 +51,3 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]
-
-
-def local_devices(group: Group) -> list[int] | None:
-    """Which of the GPUs that this process sees are its own, counted from 0; None: all of them.
-
-    Where the processes of a host see the same GPUs, they share them out evenly. Where a launcher has given each its own, each sees others,
-    or fewer than there are processes.
-    """
-    seen = visible_gpus(os.environ)
-    everyone = group.exchange("visible GPUs", [group.task.host, seen])
-    beside = [theirs for host, theirs in everyone if host == group.task.host]
-    share = len(seen) // len(beside)
-    if len(beside) == 1 or not share or any(theirs != seen for theirs in beside):
-        return None
-    before = sum(host == group.task.host for host, _ in everyone[: group.task.rank])
-    return list(range(before * share, (before + 1) * share))
-
-
-def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """The GPUs that CUDA shows this process, by number or by name."""
-    said = environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [name.strip() for name in said.split(",") if name.strip()]
-    return sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -23,7 +23,6 @@ Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.cluster import job
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import output_file, read_arguments, run_command
 from llm_jax.errors import EXIT_INTERRUPTED, UserError, nearest
 from llm_jax.scaling.fit.table import load
 from llm_jax.train import metrics, run_folder
@@ -50,6 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 LAST_STEPS = 0.05
 """`train_loss` is the mean over this part of the steps, the last ones (at least 10): one step's loss is mostly the luck of its batch."""
+TABLES = (".csv", ".parquet")
 NOTE = "point.json"
 """What a grid knows of a run beyond its configuration: budget, convention, and why it failed."""
 
@@ -94,8 +94,7 @@ def last_failure(run_dir: Path) -> str:
 
 def read_note(run_dir: Path) -> dict[str, Any]:
     """The grid's note in a run folder; empty where there is none."""
-    path = run_dir / NOTE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return metrics.read_json(run_dir / NOTE)
 
 
 def last_train_loss(run_dir: Path) -> float | None:
@@ -178,15 +177,13 @@ def collect(arguments: list[str]) -> int:
     for key, value in own.items():
         if key not in ("out", "table"):
             raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ('out', 'table', 'columns.OURS'))}")
-    out = Path(own.get("out", ""))
-    if own.get("out") and (out.suffix not in (".csv", ".parquet") or not out.parent.is_dir()):
-        raise UserError(f"out={out}: " + ("must be a .csv or .parquet" if out.parent.is_dir() else f"there is no folder {out.parent}"))
+    out = output_file("out", own["out"], TABLES) if "out" in own else None
     if bool(folders) == ("table" in own):
         raise UserError("give either folders with runs in them, or table=PATH" + ("" if folders else ": there is neither"))
     if columns and folders:
         raise UserError(f"columns.{next(iter(columns))}={next(iter(columns.values()))}: is for table=PATH; run folders have our columns")
     table = table_of([row_of(run) for run in find_runs(folders)]) if folders else read_table(Path(own["table"]), columns)
-    if own.get("out"):
+    if out:
         write_table(table, out)
         print(f"{len(table)} runs: {out}")
     else:

@@ -73,7 +73,7 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         if point.number not in chosen:
             continue
         if point.experiment is None:
-            made.add_row(str(point.number), f"{point.name}: {point.error}")
+            made.add_row(str(point.number), f"{point.name} (can't be)")
             continue
         e = point.experiment
         counted = flops.account(e.model, e.train.sequence_length, point.tokens)
@@ -88,6 +88,11 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         console = Console(highlight=False, markup=False, width=WIDTH)
     console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
     console.print(made)
+    for point in points:
+        if point.number in chosen and point.error:
+            console.print(f"point {point.number} {point.name} can't be: {point.error}")
+    for name in grid.merged():
+        console.print(f"{name}: differs from another point in nothing that changes what is trained, so the two are one")
     total = sum(p.own_cost for p in points if p.number in chosen)
     console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {hours(total, speed)} hours of {assumed}")
     console.print(f"run folder: {folder_of(grid.base)}")

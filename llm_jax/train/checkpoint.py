@@ -137,6 +137,12 @@ class Checkpoints:
             self.thread.shutdown()
             self.checkpointer.close()
 
+    def room(self, abstract: TrainState) -> int:
+        """Bytes that the checkpoints still to come need at once, beside those that are there."""
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+        at_once = self.config.keep + len(self.config.also) + self.config.keep_best + 1  # one is being written
+        return size * max(1, at_once - len(self.scores))
+
     def steps(self) -> list[int]:
         """The steps that there are whole checkpoints of."""
         return sorted(self.scores)

@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax import data
 from llm_jax import experiment as experiments
+from llm_jax.cluster import preflight
 from llm_jax.cluster.agree import of_first, together
 from llm_jax.cluster.group import Group
 from llm_jax.cluster.stop import Stopped
@@ -92,6 +93,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
         checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint, group)
         life.callback(checkpoints.close)
+        preflight.check_room(group, Path(experiment.run_dir), checkpoints.room(program.abstract_state()))
         found = restored(program, checkpoints, experiment, corpus, console)
         if found:
             console.say(f"resuming at step {found[1]['step']}")
@@ -217,6 +219,7 @@ def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any],
 
     with contextlib.ExitStack() as held, run_folder.usable(run_dir):
         changed = of_first(group, "open", open_folder)
+        group.record_in(run_dir)
         for change in changed:
             console.say(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":

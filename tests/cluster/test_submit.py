@@ -35,7 +35,7 @@ def test_dry_run_prints_a_script_that_bash_takes_and_writes_nothing(tiny, tmp_pa
         "--signal=USR1@180", "--requeue", "--open-mode=append", f'"--output={run_dir}%/slurm/job.log"',
     } <= set(options)  # fmt: skip
     assert f"run='{run_dir}'\n" in printed
-    assert "srun --kill-on-bad-exit=1 --cpus-per-task=9 \\\n" in printed
+    assert "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=9 \\\n" in printed
     assert "CONT" not in printed  # a trap of it loses the USR1 that comes with it
 
 
@@ -63,7 +63,7 @@ def test_settings_of_a_site_are_defaults_and_the_command_line_has_the_last_word(
     for line in (
         "#SBATCH --account=physics", "#SBATCH --partition=debug", "#SBATCH --time=12:00:00", "#SBATCH --exclusive", '#SBATCH "--comment=two words"',
         "module load cuda/13.0 gcc", "export NCCL_SOCKET_IFNAME=ib0", "export NOTE='it'\"'\"'s'", "ulimit -c 0",
-        "srun --kill-on-bad-exit=1 --mpi=none \\", f"# Site settings: {site}",
+        "srun --kill-on-bad-exit=0 --wait=60 --mpi=none \\", f"# Site settings: {site}",
     ):  # fmt: skip
         assert line in printed.splitlines()
     assert "  apptainer exec --nv image.sif python3 -u -m llm_jax.launch experiment=" in printed

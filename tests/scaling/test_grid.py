@@ -169,6 +169,10 @@ def test_a_rule_is_fitted_from_a_sweep():
         fit_rule([row for row in rows if row["learning_rate"] > 1e-2])
     with pytest.raises(UserError, match=r"1 size\(s\)"):
         fit_rule(rows[:5])
+    lucky = [{**row, "eval_loss": row["eval_loss"] - 2 * (i % 5 == 0)} for i, row in enumerate(rows)]  # one seed's luck, at the lowest rate
+    assert fit_rule([*rows, *rows, *rows, *lucky]).exponent == pytest.approx(true.exponent, rel=0.1)
+    with pytest.raises(UserError, match=r"several batch sizes \(8, 16\)"):
+        fit_rule([{**row, "batch_size": 8 * (1 + i % 2)} for i, row in enumerate(rows)])
 
 
 def test_points_that_are_the_same_run_are_one():
@@ -199,6 +203,45 @@ def test_a_grid_that_does_not_fit_together_is_refused():
         Grid(BASE, []).points([])
     with pytest.raises(UserError, match=r"did you mean 'point\.name'"):
         Grid(BASE, [{"point.nam": "x"}]).points([])
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: isoflop([0], SIZES), r"isoflop: budgets=\[0\]: must be one or more numbers above 0"),
+        (lambda: isoflop([1e9], SIZES, per_curve=0), "isoflop: per_curve=0: must be at least 1"),
+        (lambda: isoflop([1e9], []), r"grid base: sizes=\[\]: must be at least one"),
+        (lambda: isoflop([1e6], SIZES), "1M FLOPs pay for .* steps of N = .*; take larger budgets"),
+        (lambda: isoflop([1e9], sizes(aspect(), [])), r"sizes=\[\]: must be one or more numbers above 0"),
+        (lambda: ladder(SIZES, [0]), r"ladder: tokens_per_parameter=\[0\]: must be one or more"),
+        (lambda: horizons(SIZES, [-1]), r"horizons: tokens=\[-1\]: must be one or more"),
+        (lambda: sweep([1e-3], [0]), r"sweep: batch_sizes=\[0\]: must be one or more"),
+        (lambda: sweep([1e-3], tokens=-5), r"sweep: tokens=\[-5\]: must be one or more"),
+        (lambda: 5, "a design is a list of overrides as .*; not 5"),
+        (lambda: ["model.embed"], "a design is a list of overrides as"),
+        (lambda: lambda base, table: 1 / 0, r"test_grid\.py:\d+: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_a_file_gets_wrong_in_a_design_is_one_line(made, says):
+    with pytest.raises(UserError, match=says) as raised:
+        Grid(BASE, made()).points([])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_rule_that_raises_is_named_by_its_line():
+    with pytest.raises(UserError, match=r"test_grid\.py:\d+: KeyError"):
+        Grid(BASE, SIZES, (lambda e: {}["no"],)).points([])
+
+
+def test_a_held_out_point_is_no_point_of_the_design():
+    with pytest.raises(UserError, match="embed16 is held out, and a point of the design too"):
+        Grid(BASE, SIZES, held_out=SIZES[:1]).points([])
+
+
+def test_points_that_are_one_run_are_named():
+    grid = Grid(BASE, [{"model.embed": 16}, {"model.embed": 16, "train.log_every": 3}, {"model.embed": 64}])
+    assert len(grid.points([])) == 2
+    assert grid.merged() == ["embed16-log_every3"]
 
 
 def test_part_of_the_points():

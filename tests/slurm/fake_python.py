@@ -33,7 +33,7 @@ def main() -> None:
         code, step, *wait = plan.read_text().splitlines()[count].split()
         with starts.open("a") as file:
             file.write(os.environ["SLURM_JOB_ID"] + "\n")
-        print(f"start {count}: tasks {os.environ['SLURM_NTASKS']}, experiment {sys.argv[4]}")
+        print(f"start {count}: tasks {os.environ['SLURM_NTASKS']}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}, experiment {sys.argv[4]}")
         end = time.monotonic() + 60
         while wait and not stopped and time.monotonic() < end:
             time.sleep(0.05)

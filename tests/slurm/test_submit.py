@@ -50,7 +50,7 @@ def test_stopped_run_is_requeued_until_it_is_finished(slurm_cluster, tiny, tmp_p
     assert starts(run_dir) == 2
     log = (run_dir / "slurm" / "job.log").read_text()
     assert log.count("hello world from the site") == 2
-    assert log.count("tasks 4, experiment experiment=") == 2
+    assert log.count("tasks 4, GPUs None, experiment experiment=") == 2
     assert "requeue: stopped with a checkpoint of step 4: goes on from there" in log
     assert "the job ends: the run is finished" in log
 
@@ -76,15 +76,18 @@ def test_crashed_run_waits_before_it_is_tried_again_and_the_same_fault_ends_it(s
 
 def test_cancelled_run_saves_and_ends_and_a_new_submission_goes_on(slurm_cluster, tiny, tmp_path, site, capsys):
     run_dir = tmp_path / "run"
-    number = submit(tiny, run_dir, site, "85 3 wait\n0 8\n")
+    gpus = ("slurm.gpus_per_node=2", "layout=data_parallel") if slurm_cluster.gpus else ()
+    number = submit(tiny, run_dir, site, "85 3 wait\n0 8\n", *gpus)
     wait_for_start(run_dir, 1)
+    if gpus:  # a process for each, which sees both
+        assert "tasks 2, GPUs 0,1, " in (run_dir / "slurm" / "job.log").read_text()
     capsys.readouterr()
     assert cancel.main([str(run_dir)]) == 0
     assert f"job {number} is running and was sent USR1: it saves, ends, and isn't requeued" in capsys.readouterr().out
     assert slurm_cluster.wait(number, "FAILED")["ExitCode"] == "130:0"
     assert "cancelled, with a checkpoint of step 3" in (run_dir / "slurm" / "job.log").read_text()
     assert status.status_of(run_dir, {}).state == "stopped"
-    again = submit(tiny, run_dir, site, "85 3\n0 8\n")
+    again = submit(tiny, run_dir, site, "85 3\n0 8\n", *gpus)
     slurm_cluster.wait(again, "COMPLETED")
     assert starts(run_dir) == 2
 
