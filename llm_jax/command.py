@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from llm_jax.cluster.stop import Stopped
-from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, Fault, UserError, nearest
+from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, Fault, UserError, nearest, require
 from llm_jax.layout.xla_flags import keep_collectives_in_order
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of figures that can be written."""
 
 
 def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
@@ -26,7 +30,7 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_FAULT
     except Stopped as stopped:
-        print(f"{stopped} before a step was done, nothing is lost; the same command starts again")
+        print(stopped.early)
         return stopped.code
     except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
@@ -55,3 +59,25 @@ def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[
             raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
         pairs.append((key, value))
     return flags, pairs
+
+
+def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
+    """The file that key=value names. Raises UserError if it can't be written, which is to be known before anything is computed."""
+    path = Path(value)
+    require(bool(value), key, value, "a file")
+    if path.is_dir():
+        raise UserError(f"{key}={value}: is a folder; must be a file")
+    require(not endings or path.suffix in endings, key, value, f"a file that ends in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{key}={value}: there is no folder {path.parent}")
+    require(os.access(path if path.exists() else path.parent, os.W_OK), key, value, "a file that can be written")
+    return path
+
+
+def output_folder(key: str, value: str) -> Path:
+    """The folder that key=value names, which need not be there. Raises UserError if it can't be written to."""
+    from llm_jax.train.run_folder import check_writable
+
+    require(bool(value), key, value, "a folder")
+    check_writable(Path(value), key)
+    return Path(value)

@@ -14,7 +14,7 @@ run_dir=FOLDER    where the run lives; the same command again goes on where it s
 
   --list          every experiment with its purpose
   --show          the whole configuration as it would run, and stop
-  --dry-run       a grid's points: parameters, tokens, FLOPs and estimated hours, and stop
+  --dry-run       a grid's points: parameters, tokens, FLOPs and estimated hours; submit=slurm: the job's script; and stop
   --help          this text
 
 Where the file describes a grid of runs (docs/scaling.md), its points are run one after another, those that are done are
@@ -23,6 +23,18 @@ skipped, and runs.csv has a row for each; key=value is then for all points alike
   python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
   python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
   python -m llm_jax.launch experiment=NAME grid.executor=together grid.at_once=8      runs of one shape in one program
+
+submit=slurm hands the run, or a grid's runs, to Slurm (docs/cluster.md): it writes a job script into the run folder and submits it. The job
+saves before its time limit and when it is preempted, and goes on by itself until the run is finished:
+
+  python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
+  python -m llm_jax.cluster.status RUN_DIR
+  python -m llm_jax.cluster.cancel RUN_DIR
+
+slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (a process for each GPU, unless it says less), cpus_per_task, memory, time,
+                  partition, account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row
+                  without progress), backoff_seconds, signal_seconds, site (a file with the settings of a site)
+  --go-on         what the job calls that waits for a grid's runs: submits what their results ask for, or fits and reports
 
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
 Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),
@@ -39,11 +51,11 @@ import time
 from pathlib import Path
 
 from llm_jax.cluster.group import Group
-from llm_jax.cluster.task import read_task
+from llm_jax.cluster.task import Task, read_task
 from llm_jax.command import read_arguments, run_command
 from llm_jax.errors import UserError
 
-FLAGS = ("--list", "--show", "--dry-run", "--help", "-h")
+FLAGS = ("--list", "--show", "--dry-run", "--go-on", "--help", "-h")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,13 +71,15 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     begun = time.monotonic()
-    with Group(read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
+    submits = any(key == "submit" for key, _ in pairs)  # by itself, even where it is started inside a job
+    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
         return launch_experiment(flags, pairs, group, begun)
 
 
 def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
     """Runs what the command line asks for, as one process of the group. begun: the `time.monotonic()` at which this process did."""
     from llm_jax import experiment as experiments
+    from llm_jax.cluster.submit import make_submission, split_pairs, submit_run
 
     if "--list" in flags:
         known = experiments.list_experiments()
@@ -75,17 +89,26 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
         return 0
 
     name = experiments.experiment_name(pairs)
+    command = [f"{key}={value}" for key, value in pairs]
+    about_submitting, pairs = split_pairs(pairs)
+    submission = make_submission(about_submitting, command) if about_submitting else None
+    if "--go-on" in flags and not submission:
+        raise UserError("--go-on: is for a grid whose runs were submitted; add submit=slurm")
     made = experiments.load_file(name)
     if is_grid(made):
         from llm_jax.scaling.command import launch_grid
 
-        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group)
-    if "--dry-run" in flags:
-        raise UserError(f"--dry-run: is for grids, and experiment={name} is one run; --show prints its configuration")
+        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group, submission)
+    if "--go-on" in flags:
+        raise UserError(f"--go-on: is for a grid whose runs were submitted, and experiment={name} is one run")
+    if "--dry-run" in flags and not submission:
+        raise UserError(f"--dry-run: is for grids and for submit=slurm, and experiment={name} is one run; --show prints its configuration")
     chosen = experiments.from_experiment(experiments.as_experiment(made, name), pairs)
     if "--show" in flags:
         print(experiments.to_yaml(chosen), end="")
         return 0
+    if submission:
+        return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
     from llm_jax.cluster import preflight, probe
     from llm_jax.layout import distributed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_jax.layout.xla_flags import keep_collectives_in_order
 
@@ -19,6 +21,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.slurm.cluster import SlurmCluster
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,3 +58,26 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)
     return write_experiment(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """One Slurm cluster for all tests of all workers."""
+    from tests.slurm.cluster import shared_cluster
+
+    folder = tmp_path_factory.getbasetemp()
+    with shared_cluster((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "slurm") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The Slurm cluster, for one test at a time: some take nodes down. Nothing of it is left to the next."""
+    from tests.slurm.cluster import locked
+
+    with locked(slurm_session.folder.with_suffix(".busy")):
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:  # the tests may run in a job themselves
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("SLURM_CONF", str(slurm_session.folder / "slurm.conf"))
+        yield slurm_session
+        slurm_session.clear()

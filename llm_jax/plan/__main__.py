@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import PICTURES, output_file, read_arguments, run_command
 from llm_jax.errors import UserError, check_choice, closest
 
 if TYPE_CHECKING:
@@ -67,11 +67,8 @@ class Request:
     def check_paths(self) -> None:
         """Raises UserError for files that can't be written, before anything is done."""
         for key in ("json", "trace", "text", "picture"):
-            path = Path(getattr(self, key))
-            if getattr(self, key) and (path.is_dir() or not path.parent.is_dir()):
-                raise UserError(f"{key}={path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}"))
-        if self.picture and Path(self.picture).suffix not in PICTURES:
-            raise UserError(f"picture={self.picture}: must end in {', '.join(PICTURES)}")
+            if value := getattr(self, key):
+                output_file(key, value, PICTURES if key == "picture" else ())
 
     def check_ranking(self, rest: list[tuple[str, str]]) -> None:
         """Raises UserError for what makes no sense with layout=all."""
@@ -84,7 +81,6 @@ class Request:
 
 
 OWN = tuple(f.name for f in dataclasses.fields(Request) if f.name != "every")
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(arguments: list[str] | None = None) -> int:

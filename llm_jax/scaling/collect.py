@@ -23,15 +23,15 @@ Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError, nearest
+from llm_jax.cluster import job
+from llm_jax.command import output_file, read_arguments, run_command
+from llm_jax.errors import EXIT_INTERRUPTED, UserError, nearest
 from llm_jax.scaling.fit.table import load
 from llm_jax.train import metrics, run_folder
 
@@ -49,6 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 LAST_STEPS = 0.05
 """`train_loss` is the mean over this part of the steps, the last ones (at least 10): one step's loss is mostly the luck of its batch."""
+TABLES = (".csv", ".parquet")
 NOTE = "point.json"
 """What a grid knows of a run beyond its configuration: budget, convention, and why it failed."""
 
@@ -61,13 +62,14 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
     if status == "finished" and summary["step"] < t.steps:
         status = "unfinished"
-    if status != "finished" and note.get("status") == "failed":
+    given_up = last_failure(run_dir) if status == "unfinished" else ""
+    if status != "finished" and (note.get("status") == "failed" or given_up):
         status = "failed"
     row = {
         "name": note.get("name") or run_dir.name,
         "hash": run_folder.configuration_hash(experiment),
         "status": status,
-        "reason": note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
+        "reason": given_up or note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
         "run_dir": str(run_dir),
         "flops_budget": note.get("flops_budget"),
         "convention": note.get("convention") or "",
@@ -83,10 +85,16 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
     return {name: row.get(name, summary.get(name)) for name in COLUMNS}
 
 
+def last_failure(run_dir: Path) -> str:
+    """Why a run's Slurm job was given up; empty if it wasn't."""
+    decisions = job.since_submitted(run_dir)
+    ended = decisions and decisions[-1]["decision"] == "end" and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
+    return decisions[-1]["reason"] if ended else ""
+
+
 def read_note(run_dir: Path) -> dict[str, Any]:
     """The grid's note in a run folder; empty where there is none."""
-    path = run_dir / NOTE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return metrics.read_json(run_dir / NOTE)
 
 
 def last_train_loss(run_dir: Path) -> float | None:
@@ -169,15 +177,13 @@ def collect(arguments: list[str]) -> int:
     for key, value in own.items():
         if key not in ("out", "table"):
             raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ('out', 'table', 'columns.OURS'))}")
-    out = Path(own.get("out", ""))
-    if own.get("out") and (out.suffix not in (".csv", ".parquet") or not out.parent.is_dir()):
-        raise UserError(f"out={out}: " + ("must be a .csv or .parquet" if out.parent.is_dir() else f"there is no folder {out.parent}"))
+    out = output_file("out", own["out"], TABLES) if "out" in own else None
     if bool(folders) == ("table" in own):
         raise UserError("give either folders with runs in them, or table=PATH" + ("" if folders else ": there is neither"))
     if columns and folders:
         raise UserError(f"columns.{next(iter(columns))}={next(iter(columns.values()))}: is for table=PATH; run folders have our columns")
     table = table_of([row_of(run) for run in find_runs(folders)]) if folders else read_table(Path(own["table"]), columns)
-    if own.get("out"):
+    if out:
         write_table(table, out)
         print(f"{len(table)} runs: {out}")
     else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from llm_jax import experiment as experiments
 from llm_jax.cluster.group import Group
+from llm_jax.cluster.submit import Submission
 from llm_jax.errors import UserError
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
@@ -22,16 +24,21 @@ WIDTH = 150
 """Columns where the output is no terminal."""
 
 
-def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group) -> int:
-    """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points."""
+def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
+    """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points.
+
+    submission: how its runs are submitted, if they are.
+    """
     grid = with_command_line(dataclasses.replace(grid, base=experiments.named(grid.base, name)), pairs)
     if "--show" in flags:
         print(show(grid), end="")
         return 0
     if "--dry-run" in flags:
-        return dry_run(grid, [f"experiment={name}", *(f"{key}={value}" for key, value in pairs)])
-    if grid.settings.executor == "slurm":
-        raise UserError("grid.executor=slurm: belongs to the cluster command, which is not there yet; --dry-run writes the scripts to submit")
+        return dry_run(grid, submission)
+    if submission:
+        from llm_jax.scaling.submit import submit_grid
+
+        return submit_grid(grid, group, submission, going_on="--go-on" in flags)
     from llm_jax.scaling.runner import run_grid
 
     if group.task.size > 1:
@@ -53,8 +60,8 @@ def show(grid: Grid) -> str:
     return experiments.to_yaml(base) + "\n".join(["# each of these points overrides the above:", *lines, *settings]) + "\n"
 
 
-def dry_run(grid: Grid, arguments: list[str]) -> int:
-    """Prints every point with what it is and takes; with grid.executor=slurm it also writes the jobs' scripts, and says how to submit them."""
+def dry_run(grid: Grid, submission: Submission | None = None) -> int:
+    """Prints every point with what it is and takes, and the script of its job where it is to be submitted."""
     points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
     chosen = grid.settings.chosen(len(points))
     speed, assumed = assumed_speed(grid)
@@ -66,7 +73,7 @@ def dry_run(grid: Grid, arguments: list[str]) -> int:
         if point.number not in chosen:
             continue
         if point.experiment is None:
-            made.add_row(str(point.number), f"{point.name}: {point.error}")
+            made.add_row(str(point.number), f"{point.name} (can't be)")
             continue
         e = point.experiment
         counted = flops.account(e.model, e.train.sequence_length, point.tokens)
@@ -81,14 +88,20 @@ def dry_run(grid: Grid, arguments: list[str]) -> int:
         console = Console(highlight=False, markup=False, width=WIDTH)
     console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
     console.print(made)
+    for point in points:
+        if point.number in chosen and point.error:
+            console.print(f"point {point.number} {point.name} can't be: {point.error}")
+    for name in grid.merged():
+        console.print(f"{name}: differs from another point in nothing that changes what is trained, so the two are one")
     total = sum(p.own_cost for p in points if p.number in chosen)
     console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {hours(total, speed)} hours of {assumed}")
     console.print(f"run folder: {folder_of(grid.base)}")
-    if grid.settings.executor == "slurm":
-        from llm_jax.scaling.slurm import write_scripts
+    if submission:
+        from llm_jax.scaling.submit import array_script
 
-        for line in write_scripts(grid, [p for p in points if p.number in chosen], arguments):
-            console.print(line)
+        listed = Path(folder_of(grid.base)) / "slurm" / "runs_1.txt"
+        first = [p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited]  # the others come after these
+        print("", array_script(grid, submission, listed, len(first)), sep="\n", end="")
     return 0
 
 

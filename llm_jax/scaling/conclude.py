@@ -58,7 +58,9 @@ def predict(grid: Grid, folder: Path, points: list[Point], rows: list[Row], say:
     """
     from llm_jax.scaling import fit
 
-    told = read_predictions(folder)
+    hashes = {point.name: point.hash for point in points}
+    # What was said of another configuration of that name, before the experiment was changed, is said of no run any more.
+    told = {name: one for name, one in read_predictions(folder).items() if hashes.get(name, one["hash"]) == one["hash"]}
     new = [p for p in points if p.name not in told and p.experiment and not (Path(p.experiment.run_dir) / "metrics.jsonl").exists()]
     if not new:
         return

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import output_folder, read_arguments, run_command
 from llm_jax.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
@@ -227,6 +227,7 @@ def run(arguments: list[str]) -> int:
     steps = own.get("steps", "4")
     if not steps.isdecimal() or int(steps) < 1:
         raise UserError(f"steps={steps}: must be a whole number, at least 1")
+    out = output_folder("out", own.get("out", "runs/coordinate_check"))
     rest = [pair for pair in pairs if pair[0] not in own]
     name = experiments.experiment_name(rest)
     made = experiments.load_file(name)
@@ -235,7 +236,6 @@ def run(arguments: list[str]) -> int:
     of = "width" if "widths" in own else "depth"
     sizes = read_sizes(f"{of}s", own[f"{of}s"])
     found = check_experiment(experiment, of, sizes, int(steps))
-    out = Path(own.get("out", "runs/coordinate_check"))
     out.mkdir(parents=True, exist_ok=True)
     (out / "coordinate_check.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
     draw(found, out / "coordinate_check.png", f"Change of activations after each step against {found.of} ({experiment.name})")

@@ -19,6 +19,7 @@ from llm_jax.experiment import Experiment, override, resolved, with_vocabulary
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width
 from llm_jax.scaling import flops
+from llm_jax.scaling.fit.approach2 import SAME_BUDGET
 from llm_jax.scaling.grid import Design, Overrides, Row, Rule, over, product, tokens_per_step
 from llm_jax.train.metrics import short
 
@@ -46,6 +47,8 @@ def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp
 
 def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
     """For each number of parameters the nearest of the sizes that `shape` makes of widths (`aspect`), each once."""
+
+    check_positive("sizes", parameters)
 
     def make(base: Experiment) -> list[Overrides]:
         step, width = getattr(shape, "step", 16), 0
@@ -76,8 +79,15 @@ def chinchilla_sizes(first: int = 0, end: int | None = None) -> list[Overrides]:
 
 
 def listed(of: Sizes, base: Experiment) -> list[Overrides]:
-    """The sizes for this base, from small to large."""
-    return list(of(base) if callable(of) else of)
+    """The sizes for this base, from small to large. Raises UserError where there are none."""
+    made = list(of(base) if callable(of) else of)
+    require(bool(made), f"grid {base.name}: sizes", made, "at least one")
+    return made
+
+
+def check_positive(what: str, values: Sequence[float]) -> None:
+    """Raises UserError unless there are values, all above 0."""
+    require(len(values) > 0 and all(0 < value < math.inf for value in values), what, list(values), "one or more numbers above 0")
 
 
 def model_of(base: Experiment, size: Overrides) -> ModelConfig:
@@ -107,6 +117,9 @@ def isoflop(
     many times a curve, while there are sizes.
     """
 
+    check_positive("isoflop: budgets", budgets)
+    require(per_curve is None or per_curve >= 1, "isoflop: per_curve", per_curve, "at least 1")
+
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         all_sizes = listed(of, base)
         models = [model_of(base, size) for size in all_sizes]
@@ -117,7 +130,13 @@ def isoflop(
         for budget in budgets:
 
             def point(i: int, budget: float = budget) -> Overrides:
-                steps = max(1, round(budget / costs[i] / tokens_per_step(base)))
+                paid = budget / costs[i] / tokens_per_step(base)
+                steps = max(1, round(paid))
+                if not paid / SAME_BUDGET <= steps <= paid * SAME_BUDGET:
+                    raise UserError(
+                        f"grid {base.name}: {short(budget)} FLOPs pay for {paid:.2g} steps of N = {short(counts[i])}, and whole steps miss the "
+                        "budget by far; take larger budgets, smaller sizes, or a smaller train.batch_size"
+                    )
                 name = f"C{short(budget)}-N{short(counts[i])}"
                 return {**all_sizes[i], "train.steps": steps, "point.name": name, "point.budget": budget, "point.convention": convention}
 
@@ -172,11 +191,13 @@ def refilled(low: int, high: int, losses: dict[int, float], among: int, refills:
 def horizons(of: Sizes, tokens: Sequence[float]) -> Design:
     """Approach 1 of Hoffmann et al. 2022: each size for each number of tokens, with a schedule that ends there. With schedule=wsd and
     `Grid.trunks` one long run of a size serves all its horizons."""
+    check_positive("horizons: tokens", tokens)
     return lambda base, table: product(listed(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
 
 
 def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "6nd_with_head") -> Design:
     """Each size with so many tokens a parameter: 20 is about the optimum of Hoffmann et al., more is over-training."""
+    check_positive("ladder: tokens_per_parameter", tokens_per_parameter)
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         points = []
@@ -191,6 +212,8 @@ def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "
 
 def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), tokens: float | None = None, of: Sizes = ({},)) -> Design:
     """Each learning rate with each batch size, over the same tokens (None: the base's), for each size."""
+    check_positive("sweep: batch_sizes", batch_sizes or [1])
+    check_positive("sweep: tokens", [1 if tokens is None else tokens])
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         total = tokens or base.train.steps * tokens_per_step(base)
@@ -270,16 +293,21 @@ def warmup_fraction(fraction: float) -> Rule:
 def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head") -> PowerRule:
     """The learning rate as a power of N, from a sweep's runs: a line through the best rate of each size, both in logarithms.
 
-    The best rate is where the parabola through the lowest loss and its neighbours has its minimum. Raises UserError where the lowest
-    loss of a size is at its lowest or highest rate (or beside one that diverged), and for fewer than two sizes.
+    The best rate is where the parabola through the lowest loss and its neighbours has its minimum; runs of one rate (seeds) count with
+    their mean. Raises UserError where the lowest loss of a size is at its lowest or highest rate (or beside one that diverged), for fewer
+    than two sizes, and for several batch sizes.
     """
     column = flops.columns(convention)[0]
-    curves: dict[int, dict[float, float]] = defaultdict(dict)
+    if len(batches := {row.get("batch_size") for row in table}) > 1:
+        raise UserError(
+            f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each with a best rate of its own; give one"
+        )
+    losses: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in table:
-        curves[int(row[column])][float(row["learning_rate"])] = loss_of(row)
-    if len(curves) < 2:
-        raise UserError(f"fit_rule: the table has {len(curves)} size(s); a rule over N needs at least two")
-    best = {n: best_rate(n, curve) for n, curve in sorted(curves.items())}
+        losses[int(row[column])][float(row["learning_rate"])].append(loss_of(row))
+    if len(losses) < 2:
+        raise UserError(f"fit_rule: the table has {len(losses)} size(s); a rule over N needs at least two")
+    best = {n: best_rate(n, {rate: sum(of_seeds) / len(of_seeds) for rate, of_seeds in of_size.items()}) for n, of_size in sorted(losses.items())}
     x, y = [math.log(n / 1e6) for n in best], [math.log(rate) for rate in best.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)

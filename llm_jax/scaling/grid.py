@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_jax.errors import UserError, check_choice, closest, require
+from llm_jax.errors import UserError, check_choice, closest, nearest, require
 from llm_jax.experiment import Experiment, all_keys, check_parts, override, resolved, with_values, with_vocabulary
 from llm_jax.layout.hardware import hardware
 from llm_jax.scaling import flops
@@ -92,8 +94,8 @@ class GridConfig:
 
     points: str = ""
     """Only these: "3:7" is the points 3, 4, 5 and 6 of the table that --dry-run prints, "5" one; empty: all."""
-    executor: Literal["one_by_one", "together", "slurm"] = "one_by_one"
-    """One run after another in this process; runs of the same shape at once in one program; or an array of Slurm jobs."""
+    executor: Literal["one_by_one", "together"] = "one_by_one"
+    """One run after another in this process; or runs of the same shape at once in one program."""
     at_once: int = 8
     """executor=together: at most so many runs in one program. They differ in seed, schedule, weight decay and initial scale only, and
     are dealt out over the mesh's devices (layout=single mesh.data=-1), each whole on one. On a CPU a few for each device are fastest."""
@@ -105,8 +107,6 @@ class GridConfig:
     """Assumed there too: h100, h200, ... (layout/hardware.toml); empty: this machine."""
     devices: int = 1
     """hardware=NAME: devices of a run."""
-    job_hours: float = 24.0
-    """executor=slurm: the time limit of a job."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -114,7 +114,6 @@ class GridConfig:
         require(self.at_once >= 1, "grid.at_once", self.at_once, "at least 1")
         require(0 < self.mfu <= 1, "grid.mfu", self.mfu, "above 0 and at most 1")
         require(self.devices >= 1, "grid.devices", self.devices, "at least 1")
-        require(0 < self.job_hours < float("inf"), "grid.job_hours", self.job_hours, "above 0")
         if self.hardware:
             hardware(self.hardware)
 
@@ -170,16 +169,33 @@ class Grid:
         """
         found: dict[str, Point] = {}
         for part, held_out in ((self.design, False), (self.held_out, True)):
-            for overrides in part(self.base, table) if callable(part) else part:
+            for overrides in self.listed(part, table):
                 key = f"{held_out} {sorted(overrides.items())}"
                 point = self.made[key] = self.made.get(key) or make_point(self, overrides, held_out)
-                found.setdefault(point.hash, point)
+                if found.setdefault(point.hash, point).held_out != held_out:
+                    raise UserError(
+                        f"grid {self.base.name}: {point.name} is held out, and a point of the design too: it can't be foretold from itself"
+                    )
         points = [dataclasses.replace(point, number=number) for number, point in enumerate(found.values())]
         if not points:
             raise UserError(f"grid {self.base.name}: has no points")
         if all(point.error for point in points):
             raise UserError(points[0].error)
         return points
+
+    def listed(self, part: Design | Sequence[Overrides], table: list[Row]) -> list[Overrides]:
+        """The overrides of a part of the grid. Raises UserError for what is none."""
+        made = asked(part, self.base, table) if callable(part) else part
+        if not isinstance(made, list | tuple) or not all(isinstance(overrides, dict) for overrides in made):
+            raise UserError(
+                f"grid {self.base.name}: a design is a list of overrides as {{'train.seed': 1}}, or a function that makes one; not {made!r:.80}"
+            )
+        return list(made)
+
+    def merged(self) -> list[str]:
+        """Names of points that are no runs of their own, since they differ from another in nothing that changes what is trained."""
+        first: dict[str, Point] = {}
+        return [point.name for point in self.made.values() if first.setdefault(point.hash, point) is not point]
 
 
 @dataclass(frozen=True)
@@ -224,11 +240,26 @@ class Point:
         return self.cost - self.inherited
 
 
+def asked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a design or a rule says. Raises UserError, with the line, for what one of an experiment file raises: that is no bug of ours."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        home = sys.modules.get(function.__module__)
+        if home is None or function.__module__.startswith("llm_jax."):
+            raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == home.__file__]
+        raise UserError(f"{home.__file__}:{lines[-1] if lines else '?'}: {type(error).__name__}: {error}") from error
+
+
 def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
     """The point of these overrides, with the rules applied."""
     notes = {key: value for key, value in overrides.items() if key.startswith("point.")}
     for key in notes:
-        check_choice(f"grid {grid.base.name}: {key}", key, NOTES)
+        if key not in NOTES:
+            raise UserError(f"{key}={notes[key]}: there is no note {key!r}; {nearest(key, NOTES)}")
     settings = {key: value for key, value in overrides.items() if key not in notes}
     budget, convention = notes.get("point.budget"), notes.get("point.convention", "")
     name = readable(notes.get("point.name") or described(settings))
@@ -236,7 +267,7 @@ def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
     try:
         experiment = with_vocabulary(resolved(override(grid.base, list(settings.items()))))
         for rule in grid.rules:
-            more = rule(experiment)
+            more = asked(rule, experiment)
             if wrong := next((key for key in more if key in OF_DESIGNS or key in settings), None):
                 raise UserError(f"grid {grid.base.name}: a rule sets {wrong}, which the design has settled")
             settings |= more

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import output_file, read_arguments, run_command
 from llm_jax.errors import UserError, nearest
 from llm_jax.scaling.fit.bootstrap import LEVEL
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
@@ -86,7 +87,7 @@ class Recommendation:
 def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
     """What to train with `flops`, from a fit's JSON (`fit.to_json()`, or a fit.json that was read)."""
     method = fit.get("method")
-    warnings = []
+    warnings, scatter = [], 0.0
     if method == "parametric":
         law, draws = Law(*(fit["parameters"][name] for name in NAMES)), np.asarray(fit["draws"], float).reshape(-1, 5)
         parameters, tokens = law.optimal(flops)
@@ -101,10 +102,16 @@ def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
         parameters, tokens = p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
         stars = (np.exp(draws[:, 0] + draws[:, 1] * np.log(flops)), np.exp(draws[:, 2] + draws[:, 3] * np.log(flops)))
         losses, loss, flat, smaller = np.zeros(0), None, None, ()
+        if method == "isoflop":
+            scatter = scatter_of_minima(fit, flops)
     else:
         raise UserError(f"fit: method={method} says nothing of sizes; use the fit.json of method=parametric, isoflop or envelope")
     widen = float(fit["settings"]["widening"])
-    fitted = largest_flops(fit)
+    smallest, fitted = fitted_flops(fit)
+    if flops < smallest / FAR:
+        warnings.append(
+            f"{smallest / flops:.3g} times less compute than the smallest run that was fitted: the intervals do not know where the law begins"
+        )
     if flops > FAR * fitted:
         warnings.append(
             f"{flops / fitted:.3g} times the compute of the largest run that was fitted: the intervals do not know whether the law goes on"
@@ -113,8 +120,8 @@ def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
         flops=flops,
         parameters=float(parameters),
         tokens=float(tokens),
-        parameters_95=ends(parameters, stars[0], widen),
-        tokens_95=ends(tokens, stars[1], widen),
+        parameters_95=wider(parameters, ends(parameters, stars[0], widen), scatter),
+        tokens_95=wider(tokens, ends(tokens, stars[1], widen), scatter),
         loss=loss,
         loss_95=ends(loss, losses, widen) if loss else None,
         flat=flat,
@@ -135,10 +142,23 @@ def ends(estimate: float, draws: np.ndarray, widen: float) -> tuple[float, float
     return math.exp(low), math.exp(high)
 
 
-def largest_flops(fit: dict[str, Any]) -> float:
-    """The compute of the largest run that was fitted."""
+def scatter_of_minima(fit: dict[str, Any], flops: float) -> float:
+    """Half of the 95 % interval of log N* by how the minima of approach 2 lie about their line: budgets may differ by more than the noise
+    of seeds, which the resamples know. It is that of log D* too, for D* is what N* leaves of the budget."""
+    at = np.array([1.0, math.log(flops)])
+    variance = float(at @ np.asarray(fit["covariance"], float) @ at)
+    return float(stats.t.ppf((1 + LEVEL) / 2, fit["settings"]["budgets_used"] - 2)) * math.sqrt(max(variance, 0.0))
+
+
+def wider(estimate: float, interval: tuple[float, float] | None, half: float) -> tuple[float, float] | None:
+    """The interval, and at least `half` in the logarithm to both sides of the estimate."""
+    return interval and (min(interval[0], estimate * math.exp(-half)), max(interval[1], estimate * math.exp(half)))
+
+
+def fitted_flops(fit: dict[str, Any]) -> tuple[float, float]:
+    """The compute of the smallest and of the largest run that was fitted."""
     points = fit.get("points") or fit["frontier"]
-    return max(points["flops"])
+    return min(points["flops"]), max(points["flops"])
 
 
 def flat_region(law: Law, flops: float) -> tuple[float, float]:
@@ -245,14 +265,13 @@ def command(arguments: list[str]) -> int:
     given = dict(pairs)
     if "fit" not in given:
         raise UserError("fit=FIT.json is missing (llm_jax.scaling.fit writes it)")
+    out = output_file("json", given["json"]) if "json" in given else None
     made = recommend(read_fit(Path(given["fit"])), budget(given))
     show_recommendation(made)
-    if "json" in given:
+    if out:
         from llm_jax.scaling.fit.result import plain, write_json
 
-        if not (path := Path(given["json"])).parent.is_dir():
-            raise UserError(f"json={path}: there is no folder {path.parent}")
-        write_json(plain(made), path)
+        write_json(plain(made), out)
     return 0
 
 

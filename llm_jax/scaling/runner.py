@@ -67,6 +67,8 @@ class Session:
     """Rows of the points that have come to an end, by hash."""
     seen: set[str] = dataclasses.field(default_factory=set)
     """Points whose folders have been looked into."""
+    tried: frozenset[str] = frozenset()
+    """Points that aren't tried again, whatever they came to, by hash."""
     progress: GridProgress | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +135,8 @@ class Session:
                 self.seen.add(point.hash)
                 row = self.row(point)
                 again = row["status"] == "failed" or (row["status"] == "diverged" and self.grid.settings.retry)
-                if row["status"] != "unfinished" and not (again and point.number in self.grid.settings.chosen(len(points))):
+                again = (again and point.number in self.grid.settings.chosen(len(points))) or row["status"] == "unfinished"
+                if point.hash in self.tried or not again:
                     self.ended[point.hash] = row
 
     def chosen(self, points: list[Point]) -> list[Point]:

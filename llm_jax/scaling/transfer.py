@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import PICTURES, output_file, read_arguments, run_command
 from llm_jax.errors import UserError, nearest
 from llm_jax.scaling.fit.table import load
 
@@ -139,9 +139,7 @@ def run(arguments: list[str]) -> int:
     asked = {"against": "embed", "out": "transfer.png", **dict(pairs)}
     if "data" not in asked:
         raise UserError("data=PATH is missing: a table of runs, .csv or .parquet")
-    out = Path(asked["out"])
-    if not out.parent.is_dir():
-        raise UserError(f"out={out}: there is no folder {out.parent}")
+    out = output_file("out", asked["out"], PICTURES)
     found = curves(load(Path(asked["data"])), asked["against"])
     draw(found, asked["against"], out)
     print(described(found, asked["against"]))

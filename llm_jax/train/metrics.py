@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llm_jax.errors import UserError
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, in order; steps that were done again after a restart appear again.
@@ -55,6 +57,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
     os.replace(part, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; empty where there is no such file. Raises UserError, naming the file, for a damaged one."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error}); remove it") from error
 
 
 class MetricsWriter:

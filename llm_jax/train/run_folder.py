@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from llm_jax.errors import Fault, UserError
+from llm_jax.train import metrics
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
@@ -68,13 +69,13 @@ def configuration_hash(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def check_writable(run_dir: Path) -> None:
-    """Raises UserError where a run could not be kept, before it has cost anything. Makes nothing."""
+def check_writable(run_dir: Path, key: str = "run_dir") -> None:
+    """Raises UserError, naming the key, where a folder could not be written to, before it has cost anything. Makes nothing."""
     there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"run_dir={run_dir}: {there} is a file; choose a folder")
+        raise UserError(f"{key}={run_dir}: {there} is a file; choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"run_dir={run_dir}: {there} can't be written to; choose another folder")
+        raise UserError(f"{key}={run_dir}: {there} can't be written to; choose another folder")
 
 
 @contextlib.contextmanager
@@ -101,6 +102,9 @@ def disk_problem(error: BaseException | None) -> str:
     return ""
 
 
+BUSY = "another process is running in this folder"
+
+
 class Busy(UserError):
     """Another process holds the folder."""
 
@@ -117,7 +121,7 @@ def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> I
         try:
             fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"run_dir={run_dir}: another process is running in this folder; wait for it, or choose another") from None
+            raise Busy(f"run_dir={run_dir}: {BUSY}; wait for it, or choose another") from None
         except OSError as error:
             say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
         yield
@@ -175,8 +179,7 @@ def make_folder(run_dir: Path) -> None:
 
 def last_summary(run_dir: Path) -> dict[str, Any]:
     """The summary.json of the last start in this folder; empty if there is none."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return metrics.read_json(run_dir / "summary.json")
 
 
 def read_experiment(run_dir: Path) -> Experiment:

@@ -28,6 +28,16 @@ def test_run_folders_become_rows_wherever_they_lie(tiny, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("a,")
 
 
+@pytest.mark.parametrize("name", ["summary.json", "point.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys, name):
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    (tmp_path / name).write_text("{")
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / name}: is damaged" in error
+    assert error.count("\n") == 1
+
+
 def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
     theirs = tmp_path / "theirs.csv"
     theirs.write_text("Model Size,Training FLOP,loss,seed,what\n1e6,6e12,3.5,1,x\n2e6,1.2e13,3.25,2,y\n")
@@ -42,7 +52,7 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
         (["columns.parameters=Modle Size"], "has no such column; did you mean 'Model Size'?"),
         (["columns.parametres=Model Size"], "there is no column 'parametres'; did you mean 'parameters'?"),
         (["outt=x.csv"], "there is no key 'outt'; did you mean 'out'?"),
-        (["out=x.txt"], "must be a .csv or .parquet"),
+        (["out=x.txt"], "must be a file that ends in .csv or .parquet"),
         (["out=no/x.csv"], "there is no folder no"),
         ([str(tmp_path)], "give either folders with runs in them, or table=PATH"),
     ):

@@ -66,6 +66,18 @@ def test_a_held_out_run_is_foretold_before_its_first_step_and_compared_after_it(
     assert json.loads((tmp_path / "run" / "prediction.json").read_text())[name] == told
 
 
+def test_a_changed_experiment_is_foretold_anew(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
+    assert launch(*arguments) == 0
+    before = json.loads((tmp_path / "run" / "prediction.json").read_text())
+    assert launch(*arguments, "optimizer.learning_rate=0.002") == 0  # other runs, of the same names
+    after = json.loads((tmp_path / "run" / "prediction.json").read_text())
+    assert list(after) == list(before)
+    for name, told in after.items():
+        assert told["hash"] != before[name]["hash"]
+        assert told["measured"] == table(tmp_path / "run").loc[name, "eval_loss"]
+
+
 def test_a_held_out_run_waits_for_the_others(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
     assert launch(*arguments, "grid.points=18") == 2

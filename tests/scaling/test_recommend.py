@@ -70,6 +70,23 @@ def test_isoflop_fit_recommends_sizes_without_a_loss():
     assert got.smaller == ()
 
 
+def test_intervals_of_isoflop_hold_the_truth_where_budgets_scatter_more_than_seeds_do():
+    rng, held = np.random.default_rng(0), []
+    best = TRUTH.optimal(1e22)[0]
+    for seed in range(40):
+        flops = np.repeat(np.geomspace(1e18, 1e21, 6), 7)
+        parameters = TRUTH.optimal(flops)[0] * np.tile(2.0 ** np.arange(-3, 4), 6)
+        moved = parameters * np.repeat(np.exp(0.3 * rng.standard_normal(6)), 7)  # each budget's minimum is elsewhere
+        loss = TRUTH.loss(moved, flops / 6 / moved)
+        low, high = recommend(fit.isoflop(flops, parameters, loss, bootstrap=100, seed=seed).to_json(), 1e22).parameters_95
+        held.append(low < best < high)
+    assert np.mean(held) > 0.85  # 0.95, less three of its errors; the noise of seeds alone gives half
+
+
+def test_a_budget_far_below_the_runs_is_warned_of(made):
+    assert any("times less compute than the smallest run" in warning for warning in recommend(made, 1e12).warnings)
+
+
 def test_gpus_and_hours_are_flops(path, capsys, tmp_path):
     assert main([f"fit={path}", "gpus=8", "hours=10", "hardware=h100", "mfu=0.4", f"json={tmp_path / 'out.json'}"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["flops"] == pytest.approx(8 * 36000 * 0.4 * 989.4e12)
@@ -102,6 +119,8 @@ def test_a_size_that_never_gets_there_has_no_price():
         (["fit={path}", "gpus=8", "hours=3", "hardware=h1000", "mfu=0.4"], "hardware=h1000: must be one of"),
         (["fit={path}", "gpus=8", "hours=3", "hardware=h100", "mfu=40"], "mfu=40: must be a part of the peak"),
         (["fit={path}", "flop=1e21"], "flop=1e21: there is no key 'flop'"),
+        (["fit={path}", "flops=1e21", "json="], "json=: must be a file"),
+        (["fit={path}", "flops=1e21", "json=."], "json=.: is a folder; must be a file"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(path, capsys, arguments, said):

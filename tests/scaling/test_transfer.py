@@ -113,6 +113,8 @@ def test_runs_that_diverged_are_the_worst_and_unfinished_ones_are_none():
         ("data=runs.csv against=embd", "against=embd: the table of runs has no column 'embd'; did you mean 'embed'?"),
         ("data=runs.csv agains=embed", "there is no key 'agains'; did you mean 'against'?"),
         ("data=runs.csv out=no/such/x.png", "there is no folder no/such"),
+        ("data=runs.csv out=x.foo", "out=x.foo: must be a file that ends in .png or .pdf or .svg"),
+        ("data=runs.csv out=", "out=: must be a file"),
         ("data=one.csv", "no parametrization with two learning rates at two sizes"),
     ],
 )

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.command import output_folder, read_arguments, run_command
 from llm_jax.errors import UserError, check_choice
 
 EXAMPLES = {"data": "TABLE.csv", "method": "NAME", "convention": "NAME", "out": "FOLDER"}
@@ -94,9 +94,7 @@ def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> Asked:
     if asked and not method:
         raise UserError(f"{'='.join(asked[0])}: is an option of a method, or no key at all; give method=NAME with it (one of {', '.join(METHODS)})")
     options = {key: read_option(method, key, value) for key, value in asked}
-    out = Path(own["out"]) if "out" in own else None
-    if out and out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: is a file; must be a folder")
+    out = output_folder("out", own["out"]) if "out" in own else None
     return Asked(Path(own["data"]), out, method, own.get("convention", ""), mapping, options)
 
 

@@ -76,7 +76,7 @@ def envelope(
     """
     run = np.asarray(run).reshape(-1)
     require(computes >= 10, "computes", computes, "at least 10")
-    boot.check_resampling("case", bootstrap)
+    boot.check_resampling("case", bootstrap, seed)
     require(bootstrap > 0, "bootstrap", bootstrap, "at least 20: computes of one curve are no independent points, so there is no other error")
     table = columns(flops=flops, parameters=parameters, loss=loss)
     if len(run) != len(table["loss"]):

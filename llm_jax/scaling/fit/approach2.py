@@ -122,6 +122,7 @@ def isoflop(
     """
     check_choice("curve", curve, get_args(Curve))
     check_choice("resampling", resampling, get_args(Resampling))
+    boot.check_seed(seed)
     require(bootstrap >= 20, "bootstrap", bootstrap, "at least 20: the errors of the minima come from it")
     require(points_per_interval >= 2, "points_per_interval", points_per_interval, "at least 2")
     require(loss_noise > 0, "loss_noise", loss_noise, "above 0, in nats: how much seeds differ")
@@ -245,7 +246,7 @@ def lowest(
         return left_out(f"minimum on the edge, at the {side} size of {n}: train {'smaller' if side == 'smallest' else 'larger'} ones", True)
     if resampling == "residual":
         fitted = np.interp(x, at, smooth)
-        noisy = fitted + boot.resampled_residuals(loss - fitted, np.ones(n, bool), count, int(rng.integers(2**31)))
+        noisy = fitted + boot.resampled_residuals(loss - fitted, np.ones(n, bool), 3, count, int(rng.integers(2**31)))
     else:
         noisy = loss + noise * rng.standard_normal((count, n))
     where = read(x, noisy, at).argmin(-1)

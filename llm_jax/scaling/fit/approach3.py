@@ -119,7 +119,7 @@ def parametric(
     """
     check_choice("residuals", residuals, get_args(Scale))
     check_choice("solver", solver, get_args(Solver))
-    boot.check_resampling(resampling, bootstrap)
+    boot.check_resampling(resampling, bootstrap, seed)
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
     table = columns(parameters=parameters, tokens=tokens, loss=loss, flops=flops)
     table.setdefault("flops", FLOPS_A_WEIGHT * table["parameters"] * table["tokens"])
@@ -231,7 +231,7 @@ class Problem:
         own = None
         if resampling == "residual":
             prediction = self.target(from_theta(theta, self.tied).loss(self.table["parameters"], self.table["tokens"]))
-            own = {"target": prediction + boot.resampled_residuals(self.data["target"] - prediction, used, count, seed)}
+            own = {"target": prediction + boot.resampled_residuals(self.data["target"] - prediction, used, len(theta), count, seed)}
         return self.fit(np.repeat(theta[None], count, 0), weights, own)
 
     def covariance(self, theta: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -14,10 +14,16 @@ PART = 0.8
 LEVEL = 0.95
 
 
-def check_resampling(resampling: str, bootstrap: int) -> None:
+def check_resampling(resampling: str, bootstrap: int, seed: int) -> None:
     """Raises UserError for what can't be resampled so."""
     check_choice("resampling", resampling, get_args(Resampling))
+    check_seed(seed)
     require(bootstrap == 0 or bootstrap >= 20, "bootstrap", bootstrap, "0 for none, or at least 20 refits")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for what is no seed."""
+    require(seed >= 0, "seed", seed, "0 or more")
 
 
 def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -40,10 +46,14 @@ def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) 
     return weights
 
 
-def resampled_residuals(residuals: np.ndarray, used: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """[count, n] residuals, drawn with replacement from those of the points used, less their mean."""
+def resampled_residuals(residuals: np.ndarray, used: np.ndarray, unknown: int, count: int, seed: int) -> np.ndarray:
+    """[count, n] residuals, drawn with replacement from those of the points used, less their mean.
+
+    They are made larger by the root of n/(n - unknown): a fit of so many unknown numbers goes nearer to its points than the truth does.
+    """
     pool = residuals[used]
-    return np.random.default_rng(seed).choice(pool - pool.mean(), size=(count, len(residuals)))
+    pool = (pool - pool.mean()) * np.sqrt(len(pool) / max(len(pool) - unknown, 1))
+    return np.random.default_rng(seed).choice(pool, size=(count, len(residuals)))
 
 
 def widening(resampling: str, points: int) -> float:

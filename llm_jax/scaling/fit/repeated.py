@@ -98,6 +98,11 @@ def repetition(
     if again.sum() < 3:
         raise UserError(f"unique_tokens: {again.sum()} runs see tokens again, a fit of two constants needs at least three")
     if base == "fresh":
+        if again.all():
+            raise UserError(
+                "base=fresh: every run sees tokens again, and the law for fresh data is fitted to those that do not; "
+                "give base=FIT.json of method=parametric, or base=muennighoff"
+            )
         fresh = {name: values[~again] for name, values in table.items()}
         law = parametric(fresh["parameters"], fresh["tokens"], fresh["loss"], delta=delta, bootstrap=0).law
     else:

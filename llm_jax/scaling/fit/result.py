@@ -16,11 +16,13 @@ SEPARATE = 1.5
 
 
 def columns(**given: Any) -> dict[str, np.ndarray]:
-    """The columns of a table as float64 arrays [n]. Raises UserError unless they are of one length, finite and above 0."""
+    """The columns of a table as float64 arrays [n]. Raises UserError unless they are of one length, not empty, finite and above 0."""
     arrays = {name: np.asarray(values, np.float64).reshape(-1) for name, values in given.items() if values is not None}
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"columns of different lengths: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+    if not any(lengths.values()):
+        raise UserError(f"{', '.join(arrays)}: there are no runs")
     for name, values in arrays.items():
         wrong = ~(np.isfinite(values) & (values > 0))
         if wrong.any():

@@ -101,7 +101,7 @@ def fit_law(
 
     `data` is what the law's `predict` reads. Raises UserError where the runs do not determine the law.
     """
-    boot.check_resampling(resampling, bootstrap)
+    boot.check_resampling(resampling, bootstrap, seed)
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
     unknown = len(law.names)
     if used.sum() < unknown + 1:
@@ -127,7 +127,7 @@ def fit_law(
         own = None
         if resampling == "residual":
             centre = np.log(predicted) if log else predicted
-            own = {"target": centre + boot.resampled_residuals(target - centre, used, bootstrap, seed)}
+            own = {"target": centre + boot.resampled_residuals(target - centre, used, unknown, bootstrap, seed)}
         refits = fit(np.repeat(theta[None], bootstrap, 0), boot.resampled_weights(resampling, used, bootstrap, seed), own)
         if (failed := int((~refits.converged).sum())) > 0.02 * bootstrap:
             warnings.append(f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are too narrow")

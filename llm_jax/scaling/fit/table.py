@@ -71,14 +71,16 @@ def finished(table: pd.DataFrame, said: list[str]) -> pd.DataFrame:
         done = table["status"] == "finished"
         if not done.all():
             said.append(f"{(~done).sum()} of {len(table)} runs left out: " + counts(table["status"][~done]))
+        if not done.any():
+            raise UserError(f"status: the table has no run that is finished, but {counts(table['status'].fillna('without a status'))}")
         table = table[done]
     if "held_out" in table:
         out = table["held_out"].astype(str).str.lower().isin(("true", "1", "1.0"))
         if out.any():
             said.append(f"left out: {out.sum()} held out by the grid, to be foretold")
         table = table[~out]
-    if table.empty:
-        raise UserError("the table has no finished run")
+        if table.empty:
+            raise UserError("held_out: every finished run of the table is held out of fits")
     return table
 
 
@@ -134,15 +136,15 @@ def numbers(found: dict[str, pd.Series], path: Path, said: list[str]) -> dict[st
     arrays = {}
     for name, values in found.items():
         if name == "run":
-            arrays[name] = pd.factorize(values)[0]
+            arrays[name] = values.astype(object).where(values.notna(), "").astype(str).to_numpy(str)
             continue
         try:
             arrays[name] = pd.to_numeric(values).to_numpy(np.float64)
         except (ValueError, TypeError) as error:
             raise UserError(f"columns.{name}={values.name}: {path.name} has something else than numbers there ({error})") from error
-    gaps = np.any([np.isnan(values) for name, values in arrays.items() if name != "run"], axis=0)
+    gaps = np.any([values == "" if name == "run" else np.isnan(values) for name, values in arrays.items()], axis=0)
     if gaps.any():
-        said.append(f"{gaps.sum()} of {len(gaps)} rows left out: a number is missing")
+        said.append(f"{gaps.sum()} of {len(gaps)} rows left out: a value is missing")
     if gaps.all():
-        raise UserError(f"data={path}: no row has a number in each of {', '.join(arrays)}")
+        raise UserError(f"data={path}: no row has a value in each of {', '.join(arrays)}")
     return {name: values[~gaps] for name, values in arrays.items()}

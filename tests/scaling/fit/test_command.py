@@ -55,7 +55,7 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "fit.json").read_text())
 
 
-def test_epochs_line_of_the_issue_gives_epochs_table(published, tmp_path, capsys):
+def test_epochs_line_of_the_readme_gives_epochs_table(published, tmp_path, capsys):
     table = published / "chinchilla_epoch" / "svg_extracted_data.csv"
     options = ["method=parametric", "drop_highest_losses=5", "bootstrap=200", f"out={tmp_path / 'out'}"]
     assert main([f"data={table}", *FOREIGN, *options]) == 0
@@ -135,13 +135,33 @@ def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
         (["data={own}", "method=parametric", "convention=chinchilla"], "convention=chinchilla: must be one of 6nd"),
         (["data={own}", "method=parametric", "delta=-1"], "delta=-1.0: must be above 0"),
         (["data={own}", "method=parametric", "--out"], "--out: no such option"),
+        (["data={own}", "method=parametric", "seed=-1"], "seed=-1: must be 0 or more"),
+        (["data={own}", "method=isoflop", "seed=-1"], "seed=-1: must be 0 or more"),
+        (["data={own}", "method=parametric", "out="], "out=: must be a folder"),
+        (["data={own}", "method=parametric", "out={own}"], "out={own}: "),
+        (["data={own}", "method=repetition", "columns.unique_tokens=flops_exact"], "unique_tokens: 0 runs see tokens again"),
+        (["data={own}", "method=repetition", "columns.unique_tokens=eval_loss"], "base=fresh: every run sees tokens again"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_2(own, capsys, arguments, said):
     assert main([a.format(own=own) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {said.format(own=own)}")
     assert error.count("\n") == 1
+
+
+def test_runs_of_an_envelope_are_told_by_their_names_and_rows_without_one_left_out(tmp_path, capsys):
+    rows = pd.DataFrame({"run": ["x", "x", None], "flops": [1e18, 2e18, 1e18], "parameters": [1e8, 2e8, 1e8], "loss": [3.0, 2.9, 3.0]})
+    rows.to_csv(tmp_path / "curves.csv")
+    assert main([f"data={tmp_path / 'curves.csv'}", "method=envelope"]) == 2
+    assert "run=x: has points of several sizes" in capsys.readouterr().err
+
+
+def test_a_table_whose_status_is_another_says_what_it_has(tmp_path, capsys):
+    rows = pd.DataFrame({"status": ["done"] * 8, "parameters": 1e8, "tokens": 1e9, "loss": 3.0})
+    rows.to_csv(tmp_path / "runs.csv")
+    assert main([f"data={tmp_path / 'runs.csv'}", "method=parametric"]) == 2
+    assert "status: the table has no run that is finished, but 8 done" in capsys.readouterr().err
 
 
 def test_help_names_every_method_with_its_columns_and_options(capsys):

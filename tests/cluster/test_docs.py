@@ -1,0 +1,48 @@
+"""docs/cluster.md: its commands, scripts and settings are real."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from llm_jax.cluster.settings import SlurmConfig, read_site
+from llm_jax.launch import main
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "docs" / "cluster.md").read_text()
+BASH = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+LAUNCHES = sorted({line.split("llm_jax.launch", 1)[1] for block in BASH for line in block.splitlines() if "submit=slurm" in line})
+
+
+@pytest.mark.parametrize("arguments", LAUNCHES)
+def test_submitting_line_prints_a_script(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("LLM_JAX_SITE", raising=False)
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(arguments)
+    assert main([*words, *["--dry-run"] * ("--dry-run" not in words), *["grid.hardware=h100"] * ("scaling/" in arguments)]) == 0
+    assert "#SBATCH --requeue" in capsys.readouterr().out
+
+
+def test_scripts_are_bash():
+    scripts = [block for block in BASH if block.startswith("#!")]
+    assert len(scripts) == 2
+    for script in scripts:
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_settings_of_a_site_are_accepted_and_every_key_is_told(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+    (tmp_path / "site.yaml").write_text(example)
+    site = read_site(tmp_path / "site.yaml")
+    site.slurm.check()
+    assert (site.slurm.time, site.python, site.sbatch) == ("24:00:00", "python", ["--exclusive"])
+    for field in dataclasses.fields(site):
+        assert re.search(rf"^{field.name}:", example, re.M)
+    for field in dataclasses.fields(SlurmConfig):
+        assert f"slurm.{field.name}" in TEXT or f"`{field.name}=`" in TEXT
