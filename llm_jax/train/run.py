@@ -49,7 +49,7 @@ class Shared:
 
     prepare: Callable[..., data.Corpus] | None = None
     """As `data.prepare`."""
-    peak: Callable[[jax.sharding.Mesh, str], float | None] | None = None
+    peak: Callable[..., float | None] | None = None
     """As `peak.device_peak`."""
 
 
