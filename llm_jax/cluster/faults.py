@@ -26,6 +26,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
+from llm_jax.cluster.job import read_lines
 from llm_jax.cluster.task import process_name
 
 Record = dict[str, Any]
@@ -69,12 +70,7 @@ def same_fault(one: Record, other: Record) -> bool:
 
 def read(run_dir: Path) -> list[Record]:
     """The faults of a run, the oldest first; a line that was cut off is left out."""
-    path = run_dir / FILE
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return [fault for fault in found if isinstance(fault, dict)]
+    return read_lines(run_dir / FILE)
 
 
 def dump_stacks(run_dir: Path | None, rank: int) -> None:

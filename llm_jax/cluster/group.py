@@ -184,7 +184,7 @@ class Group:
         self.say_bye()
         if self.task.size > 1 and self.gate.leaving:  # no barrier of JAX's, as at a normal exit: some never come to it
             if error and self.task.rank == 0:
-                last_words(str(error))
+                last_words(error.early)
             self.monitor.end_with(Stopped(self.gate.number).code)
         for link in self.monitor.links.values():
             link.close()

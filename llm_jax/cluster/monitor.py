@@ -340,11 +340,12 @@ class Monitor:
         if self.signals.raised and self.leave_at < math.inf and not self.ending:
             self.ending, self.leave_at = True, time.monotonic() + UNWIND_SECONDS
             return
-        code = Stopped(self.gate.number).code
+        stopped = Stopped(self.gate.number, self.gate.reason)
         self.to_hub({"kind": "bye"})
         self.deliver()
-        last_words(f"stopped by {self.gate.reason} before a step was done, nothing is lost; the same command starts again")
-        self.end_with(code)
+        if self.task.rank == 0:
+            last_words(stopped.early)
+        self.end_with(stopped.code)
 
     def end_with(self, code: int) -> None:
         """Ends this process; rank 0 after all others."""

@@ -41,6 +41,7 @@ from llm_jax.errors import (
     nearest,
     require,
 )
+from llm_jax.train.run_folder import BUSY
 
 LONGEST_WAIT = 1800
 TWICE = ("exception", "hang")
@@ -94,8 +95,11 @@ def judge(
     run_dir: Path, code: int, step: int, stuck: int, fault: Record | None, earlier: list[Record], max_restarts: int, backoff_seconds: int
 ) -> Decision:
     """The decision, from all that counts for it."""
-    ends = {0: "the run is finished", EXIT_USER_ERROR: mistake(run_dir), EXIT_DIVERGED: "the run diverged"}
-    if code in ends:
+    said = mistake(run_dir) if code == EXIT_USER_ERROR else ""
+    # After a node was lost its processes may live on for a while, and hold the folder: that is no mistake, if the job has run before.
+    held = BUSY in said and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    ends = {0: "the run is finished", EXIT_USER_ERROR: said, EXIT_DIVERGED: "the run diverged"}
+    if code in ends and not held:
         return Decision(code, ends[code])
     if job.cancelled(run_dir).exists():
         return Decision(EXIT_INTERRUPTED, f"cancelled, with a checkpoint of step {step}" if step else "cancelled, before there was a checkpoint")
@@ -109,7 +113,7 @@ def judge(
         how = "stopped" if code == EXIT_STOPPED else f"ended by {signal.Signals(code - 128).name}"
         return Decision(EXIT_STOPPED, f"{how} with a checkpoint of step {step}: goes on from there" if step else f"{how}: starts again")
     delay = min(LONGEST_WAIT, backoff_seconds * 2**stuck)
-    return Decision(EXIT_STOPPED, f"{failed(code, fault)}; goes on from step {step}, in {delay} s at the earliest", delay)
+    return Decision(EXIT_STOPPED, f"{said or failed(code, fault)}; goes on from step {step}, in {delay} s at the earliest", delay)
 
 
 def mistake(run_dir: Path) -> str:

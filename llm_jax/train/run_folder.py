@@ -102,6 +102,9 @@ def disk_problem(error: BaseException | None) -> str:
     return ""
 
 
+BUSY = "another process is running in this folder"
+
+
 class Busy(UserError):
     """Another process holds the folder."""
 
@@ -118,7 +121,7 @@ def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> I
         try:
             fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"run_dir={run_dir}: another process is running in this folder; wait for it, or choose another") from None
+            raise Busy(f"run_dir={run_dir}: {BUSY}; wait for it, or choose another") from None
         except OSError as error:
             say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
         yield

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.cluster import job, requeue
+from llm_jax.train.run_folder import BUSY
 
 
 @pytest.fixture
@@ -105,6 +106,19 @@ def test_cancelled_run_ends_whatever_its_exit_code(run_dir):
     assert end(run_dir, 85, step=8).code == 130
     assert end(run_dir, 138, step=8).code == 130
     assert end(run_dir, 0, step=9).code == 0
+
+
+def test_folder_that_is_still_held_after_a_node_was_lost_is_waited_for(run_dir, monkeypatch):
+    error = f"error: run_dir=a: {BUSY}; wait for it, or choose another\n"
+    (run_dir / "slurm" / "job.log").write_text(error)
+    assert end(run_dir, 2, step=4).code == 2  # a second job on the folder, from the start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    decision = end(run_dir, 2, step=8)
+    assert (decision.code, decision.delay) == (85, 10)
+    assert BUSY in decision.reason
+    (run_dir / "slurm" / "job.log").write_text(error + "error: data.source=a.txt: no such file or folder\n")
+    decision = end(run_dir, 2, step=12)
+    assert (decision.code, decision.reason) == (2, "data.source=a.txt: no such file or folder")
 
 
 def test_what_was_before_it_was_submitted_again_does_not_count(run_dir):
