@@ -30,7 +30,7 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_FAULT
     except Stopped as stopped:
-        print(f"{stopped} before a step was done, nothing is lost; the same command starts again")
+        print(stopped.early)
         return stopped.code
     except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
         print("interrupted", file=sys.stderr)

@@ -91,11 +91,15 @@ class Group:
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
-        """This process got further: to a phase, to a step (counted from 1), with a batch of this fingerprint. Costs next to nothing."""
+        """This process got further: to a phase, to a step (counted from 1), with a batch of this fingerprint, which rank 0 at least knows.
+
+        Costs next to nothing.
+        """
         mark = self.where
         mark.phase = phase
         if step is not None:
             mark.step, mark.batch = step, batch
+            mark.batches.append((step, batch))
         mark.move()
 
     def record_in(self, run_dir: str | Path) -> None:
@@ -180,7 +184,7 @@ class Group:
         self.say_bye()
         if self.task.size > 1 and self.gate.leaving:  # no barrier of JAX's, as at a normal exit: some never come to it
             if error and self.task.rank == 0:
-                last_words(str(error))
+                last_words(error.early)
             self.monitor.end_with(Stopped(self.gate.number).code)
         for link in self.monitor.links.values():
             link.close()

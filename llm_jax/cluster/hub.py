@@ -71,10 +71,18 @@ class Call:
 class Hub:
     """The state of a run's processes. Everything takes the time, so that tests can say what it is."""
 
-    def __init__(self, hosts: list[str], config: ClusterConfig, about: Record, record: Callable[[Record], None], now: float):
-        """hosts: by rank. about: what all records of this start have. record: keeps a fault."""
+    def __init__(
+        self,
+        hosts: list[str],
+        config: ClusterConfig,
+        about: Record,
+        record: Callable[[Record], None],
+        now: float,
+        batch_of: Callable[[int], str | None] = lambda step: None,
+    ):
+        """hosts: by rank. about: what all records of this start have. record: keeps a fault. batch_of: a step's batch, if rank 0 knows it."""
         self.members = [Member(rank, host, now) for rank, host in enumerate(hosts)]
-        self.config, self.about, self.record = config, about, record
+        self.config, self.about, self.record, self.batch_of = config, about, record, batch_of
         self.out: list[tuple[int, Message]] = []
         """What is to be sent: to which rank, what."""
         self.calls: dict[int, Call] = {}
@@ -149,7 +157,8 @@ class Hub:
 
     def fault(self, kind: str, member: Member, message: str) -> None:
         """A fault that this hub found."""
-        self.end({"kind": kind, "rank": member.rank, "host": member.host, **self.about, **seen(member), "message": message})
+        where = {"phase": member.phase, "step": member.step, "batch": member.batch or self.batch_of(member.step)}
+        self.end({"kind": kind, "rank": member.rank, "host": member.host, **self.about, **where, "message": message})
 
     def end(self, fault: Record) -> None:
         """The first fault is kept, told to all, and ends the run."""
@@ -166,7 +175,8 @@ class Hub:
 
     def on_fault(self, member: Member, message: Message, now: float) -> None:
         if not self.suspect:
-            self.suspect = now, {**message["fault"], **self.about}
+            fault = message["fault"]
+            self.suspect = now, {**fault, **self.about, "batch": fault["batch"] or self.batch_of(fault["step"])}
 
     def on_mistake(self, member: Member, message: Message, now: float) -> None:
         self.mistaken = self.mistaken if self.mistakes else now
@@ -231,8 +241,3 @@ def silent(seconds: float, config: ClusterConfig) -> str:
         f"was not heard of for {seconds:.0f} s (cluster.beat_seconds={config.beat_seconds:g}): its host is down or can't be reached, "
         "or the process is suspended or stuck in a library"
     )
-
-
-def seen(member: Member) -> Record:
-    """Where a process was when it was last heard of."""
-    return {"phase": member.phase, "step": member.step, "batch": member.batch}

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ LEAVE_SECONDS = 5.0
 """The main thread has so long to notice that the run leaves; it may be deep in a library."""
 UNWIND_SECONDS = 30.0
 """And so long to close what it has open."""
-LAST_SECONDS = 5.0
+LAST_SECONDS = 3.0
 """Rank 0 waits so long for the others to be gone: JAX's own service is in it, whose end would abort them before they could say why."""
 STACKS_SECONDS = 3.0
 """A process whose threads can't run is missed by the others first, and shows its stacks and ends so much later."""
@@ -55,6 +55,8 @@ class Mark:
     phase: str = "start"
     step: int = 0
     batch: str | None = None
+    batches: collections.deque[tuple[int, str | None]] = field(default_factory=lambda: collections.deque(maxlen=8))
+    """The last steps with their batches: other processes may not know theirs."""
     moves: int = 0
     """How often it got further."""
     moved: float = 0.0
@@ -64,6 +66,10 @@ class Mark:
         """It got further."""
         self.moves += 1
         self.moved = time.monotonic()
+
+    def batch_of(self, step: int) -> str | None:
+        """The batch of one of the last steps; None if it isn't known."""
+        return next((batch for its, batch in list(self.batches) if its == step), None)
 
 
 def main_place() -> str:
@@ -113,7 +119,7 @@ class Monitor:
         """Begins to watch, once all processes have met."""
         self.hosts, self.links = hosts, links
         if self.task.rank == 0:
-            self.hub = Hub(hosts, self.config, self.about, lambda fault: faults.append(self.run_dir, fault), time.monotonic())
+            self.hub = Hub(hosts, self.config, self.about, lambda fault: faults.append(self.run_dir, fault), time.monotonic(), self.mark.batch_of)
             self.limit = self.time_limit()
         self.mark.moved = self.heard = time.monotonic()
         self.thread.start()
@@ -334,11 +340,12 @@ class Monitor:
         if self.signals.raised and self.leave_at < math.inf and not self.ending:
             self.ending, self.leave_at = True, time.monotonic() + UNWIND_SECONDS
             return
-        code = Stopped(self.gate.number).code
+        stopped = Stopped(self.gate.number, self.gate.reason)
         self.to_hub({"kind": "bye"})
         self.deliver()
-        last_words(f"stopped by {self.gate.reason} before a step was done, nothing is lost; the same command starts again")
-        self.end_with(code)
+        if self.task.rank == 0:
+            last_words(stopped.early)
+        self.end_with(stopped.code)
 
     def end_with(self, code: int) -> None:
         """Ends this process; rank 0 after all others."""

@@ -156,6 +156,7 @@ def check_folder(group: Group, run_dir: Path) -> None:
     results = group.exchange("preflight: run folder seen", trouble, SECONDS)
     with contextlib.suppress(OSError):
         theirs.unlink()
+    group.exchange("preflight: run folder as before", None, SECONDS)  # or a mistake would end some before they have cleared up
     hosts = group.hosts
     for rank, result in enumerate(results):
         if result:

@@ -22,6 +22,11 @@ class Stopped(BaseException):
         self.number = number
 
     @property
+    def early(self) -> str:
+        """What is said where not a step was done."""
+        return f"{self} before a step was done, nothing is lost; the same command starts again"
+
+    @property
     def code(self) -> int:
         """The exit code of a run that it ends."""
         return EXIT_INTERRUPTED if self.number == signal.SIGINT else EXIT_STOPPED

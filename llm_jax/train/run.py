@@ -67,7 +67,7 @@ def run(experiment: Experiment, group: Group, begun: float) -> int:
         try:
             return prepare_and_train(experiment, console, group, begun)
         except Stopped as stopped:
-            console.say(f"{stopped} before a step was done, nothing is lost; the same command starts again")
+            console.say(stopped.early)
             return stopped.code
 
 

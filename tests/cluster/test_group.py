@@ -67,7 +67,7 @@ def test_processes_that_run_different_programs_are_told_apart():
 
 
 def test_a_mistake_of_the_user_is_told_once_and_ends_all():
-    for who in (0, 2, None):
+    for who in (2, None):
         body = f"""
 if {who} in (rank, None):
     raise UserError("mesh.data=3: doesn't divide")
@@ -81,8 +81,10 @@ time.sleep(30)
 
 
 def test_no_process_ends_before_all_have_come_to_their_end():
-    processes = ran(3, "time.sleep(0.3 * (rank == 1))\nsay(time.time())", before="")
-    assert [process.code for process in processes] == [0, 0, 0]
+    """A launcher may kill the rest soon after the first has ended."""
+    body = "import atexit; atexit.register(lambda: say(time.time()))\ntime.sleep(1.0 * (rank == 1))\nif rank == 1:\n    say(time.time())"
+    first, second = ran(2, body)
+    assert float(first.out) >= float(second.out.split()[0])
 
 
 def test_strangers_at_the_port_are_turned_away():
