@@ -56,7 +56,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from llm_jax.train import run
     from tests.tiny_run import write_experiment
 
-    monkeypatch.setattr(run, "device_peak", lambda device, dtype: 1e11)
+    monkeypatch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)
     return write_experiment(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 from llm_jax.errors import UserError
 from llm_jax.scaling import flops
 from llm_jax.scaling.grid import Grid, Point, Row
+from llm_jax.scaling.predictions import read_predictions, write_predictions
 from llm_jax.train.metrics import short
-
-PREDICTION = "prediction.json"
 
 
 def conclude(grid: Grid, folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
@@ -101,16 +99,3 @@ def compare(folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
             say(f"held out: {name}: foretold {one['predicted']:.4f}, measured {loss:.4f}: {one['relative_error']:+.2%}")
     if told:
         write_predictions(folder, told)
-
-
-def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """prediction.json; empty where there is none."""
-    path = folder / PREDICTION
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_predictions(folder: Path, told: dict[str, dict[str, Any]]) -> None:
-    """Writes prediction.json, whole or not at all."""
-    part = folder / f".{PREDICTION}.part"
-    part.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
-    part.replace(folder / PREDICTION)

@@ -41,7 +41,8 @@ class Checkpoints:
     def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False):
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every move
+        for library in ("absl", "asyncio"):  # Orbax tells its every move, and an error in pages of tracebacks beside the exception
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         self.ocp, self.run_dir, self.config, self.group = ocp, run_dir, config, group
         self.folder = (run_dir / "checkpoints").absolute()
         found = of_first(group, "checkpoints", lambda: list(self.look(read_only).items()))

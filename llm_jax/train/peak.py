@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from llm_jax.layout.hardware import datasheet_peak
 
 
-def device_peak(mesh: jax.sharding.Mesh, dtype: str) -> float | None:
+def device_peak(mesh: jax.sharding.Mesh, dtype: str, processes: int = 1) -> float | None:
     """FLOP/s of one device of the mesh in products of `dtype`; None where it isn't known (then there is no MFU).
 
-    A GPU's is its datasheet's. A CPU's is measured, in float32: the mesh's simulated devices share all its cores.
+    A GPU's is its datasheet's. A CPU's is measured, in float32: the simulated devices of all `processes` on this host share its cores.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return measure_matmul() / mesh.size
+        return measure_matmul() / (processes * sum(d.process_index == jax.process_index() for d in mesh.devices.flat))
     return datasheet_peak(device.device_kind, dtype)
 
 

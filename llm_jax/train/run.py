@@ -49,7 +49,7 @@ class Shared:
 
     prepare: Callable[..., data.Corpus] | None = None
     """As `data.prepare`."""
-    peak: Callable[[jax.sharding.Mesh, str], float | None] | None = None
+    peak: Callable[..., float | None] | None = None
     """As `peak.device_peak`."""
 
 
@@ -98,7 +98,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
         if found:
             console.say(f"resuming at step {found[1]['step']}")
         state, info = found or (program.new_state(experiment.train.seed), {"step": 0})
-        peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype))
+        peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype, group.task.local_size))
         console.say(header(experiment, program, corpus, peak))
         running = make_running(life, experiment, checkpoints, corpus, info, begun, peak and peak * place.mesh.size)
         feed = Feed(
@@ -271,8 +271,9 @@ def last_word(
     run_dir = Path(experiment.run_dir)
     summary = summarise(experiment, program, running, peak) | dict(more or {})
     summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
-    metrics.write_json(run_dir / "summary.json", summary)
     curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
+    summary |= running.goodput.summary()  # to the very end
+    metrics.write_json(run_dir / "summary.json", summary)
     if code == 0:
         console.say(running.label + closing(summary, run_dir, curve))
 

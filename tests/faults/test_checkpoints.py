@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -13,11 +16,12 @@ from llm_jax.cluster.group import alone
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
+from llm_jax.train import checksums
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import Program
-from tests.tiny_run import checkpoint, launch, losses, shas, steps_saved, summary
+from tests.tiny_run import checkpoint, launch, launch_process, losses, shas, steps_saved, summary, write_experiment
 from tests.training import SMALL
 
 
@@ -39,7 +43,102 @@ DAMAGE = {
     "metadata removed": lambda step: (step / "state" / "_METADATA").unlink(),
     "metadata cut short": lambda step: (step / "state" / "_METADATA").write_text((step / "state" / "_METADATA").read_text()[:99]),
     "info removed": lambda step: (step / "info" / "metadata").unlink(),
+    "checksums removed": lambda step: (step / "SHA256SUMS").unlink(),
+    "a bit flipped": lambda step: flip(biggest(step)),
 }
+
+
+def flip(path: Path) -> None:
+    """Another value for one bit, in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_the_file_named(run, tmp_path):
+    assert launch(*run, "train.steps=2") == 0
+    folder = tmp_path / "run" / "checkpoints" / "2"
+    checksums.check(folder)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        flip(path)
+        with pytest.raises(checksums.Damaged, match=f"^{path.relative_to(folder)} is not what was written"):
+            checksums.check(folder)
+        path.write_bytes(content)
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_looks_at_its_share_and_all_together_at_every_file(tmp_path):
+    for i in range(7):
+        (tmp_path / f"file{i}").write_text(str(i))
+    checksums.write(tmp_path)
+    (tmp_path / "file5").write_text("6")
+    found = []
+    for share in range(3):
+        try:
+            checksums.check(tmp_path, share, 3)
+        except checksums.Damaged as error:
+            found.append(str(error))
+    assert found == ["file5 is not what was written: its checksum differs"]
+
+
+NO_ROOM_FOR_CHECKPOINTS = """
+import resource
+from llm_jax.train import checksums
+from llm_jax.train.checkpoint import Checkpoints
+save = Checkpoints.save
+def on_a_full_disk(self, state, step, *rest):
+    if step == 4:
+        self.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    save(self, state, step, *rest)
+Checkpoints.save = on_a_full_disk
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "evaluate.every=0")
+    done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS)
+    assert done.returncode == 1, done.stderr
+    # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed.
+    error = f"error: run_dir={run_dir}: File too large; once that is mended, the same command goes on from the checkpoint of step 2"
+    assert done.stderr.splitlines()[-1] == error
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["2"]
+    assert launch(*arguments) == 0
+    assert list(losses(run_dir)) == list(range(1, 9))
+    assert steps_saved(run_dir) == [6, 8]
+
+
+def test_an_older_checkpoint_goes_only_after_the_new_one_has_its_checksums(run, tmp_path, monkeypatch):
+    write, seen = checksums.write, []
+
+    def and_look(folder):
+        seen.append(steps_saved(tmp_path / "run"))
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write", and_look)
+    assert launch(*run, "checkpoint.keep=1") == 0
+    assert seen == [[], [2], [4], [6]]
+    assert steps_saved(tmp_path / "run") == [8]
+
+
+def test_a_checkpoint_that_can_not_be_made_durable_does_not_count(run, tmp_path, monkeypatch, capsys):
+    write = checksums.write
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "write", lambda folder: write(folder) if folder.name != "saving.4" else os.fsync(-1))
+        patch.setattr(os, "fsync", lambda descriptor, sync=os.fsync: sync(descriptor) if descriptor >= 0 else disk_is_full())
+        assert launch(*run) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert steps_saved(tmp_path / "run") == [2]
+    assert launch(*run) == 0
+
+
+def disk_is_full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
 from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
 from llm_jax.scaling.flops import CONVENTIONS
+from llm_jax.scaling.predictions import read_predictions
 from llm_jax.scaling.report.style import many
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ SHARED_OPTIONS = ("bootstrap", "seed")
 """Options that the other fit is given too."""
 REFIT_BOOTSTRAP = 200
 """Resamples of the refits under other conventions."""
-PREDICTION = "prediction.json"
-"""What a grid wrote down of held-out runs before it trained them; beside its table of runs."""
 NUMBERS = ("parameters", "tokens", "flops", "loss")
 WHAT_N_COUNTS = {
     "6nd": "all weights, embeddings included",
@@ -153,7 +151,7 @@ def make_study(
         refused=refused,
         minima=minima,
         points=points,
-        foretold=foretold_runs(data.parent / PREDICTION),
+        foretold=read_predictions(data.parent),
         other_conventions=refits(data, table, mapping, known, fits.get("parametric")),
     )
 
@@ -197,11 +195,6 @@ def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Min
     rng = np.random.default_rng(0)
     minima = tuple(approach2.lowest(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets)
     return minima, {**table, "budget": numbers}
-
-
-def foretold_runs(path: Path) -> dict[str, dict[str, Any]]:
-    """prediction.json; empty where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def refits(data: Path, table: pd.DataFrame, mapping: Mapping[str, str], convention: str, fit: ParametricFit | None) -> dict[str, ParametricFit]:
