@@ -219,15 +219,30 @@ def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
     from llm_jax.cluster import monitor
 
     now = time.time()
-    told = iter([now + 1000.2, now + 1000.7])  # the job was given more time meanwhile
-    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 1000.7))
-    with alone(ClusterConfig(stop_before_end_seconds=1000.0)) as group:
+    told = iter([now + 100.3, now + 100.8])  # the job was given more time meanwhile
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 100.8))
+    monkeypatch.setattr(monitor, "LAST_PART", 1.0)
+    with alone(ClusterConfig(stop_before_end_seconds=100.0)) as group:
         group.hold()
         while not group.poll():
             time.sleep(0.01)
-        assert time.time() > now + 0.7
+        assert time.time() > now + 0.8
         assert group.received == signal.SIGUSR1
         assert group.reason == "the end of the job's time limit"
+
+
+def test_a_short_job_has_most_of_its_time(monkeypatch):
+    """A margin as long as the whole job would stop each of its starts before the first step."""
+    from llm_jax.cluster import monitor
+
+    now = time.time()
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: now + 120.0)
+    with alone(ClusterConfig(stop_before_end_seconds=120.0)) as group:
+        assert group.monitor
+        assert group.monitor.limit - time.monotonic() == pytest.approx(90, abs=5)
+    with alone(ClusterConfig(stop_before_end_seconds=0.0)) as group:
+        assert group.monitor
+        assert group.monitor.limit == float("inf")
 
 
 @pytest.mark.parametrize("seed", range(3))
