@@ -107,6 +107,8 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     metrics.write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
     say(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
     say(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
+    if session.tried:  # nobody is there to read more
+        return
     say(f"site settings: {submission.site_file or 'none'}")
     say(f"scripts: {script}, {slurm / 'go_on.sh'}")
     say(submitting.next_steps(folder, folder / "log.txt"))
