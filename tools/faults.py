@@ -18,7 +18,7 @@ from llm_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("start", "compile", "train", "evaluate", "save", "sample")
-SIGNALS = ("TERM", "USR1", "USR1 then TERM", "TERM to one process", "time limit", "scontrol requeue")
+SIGNALS = ("TERM", "USR1", "USR1 then TERM", "TERM to one process", "scontrol requeue")
 """Faults that leave time to save: not a step may be lost."""
 CRASHES = ("kill -9 one process", "kill -9 all processes", "stop one process", "node down")
 """Faults that don't: at most the steps since the last checkpoint are done again."""
@@ -29,6 +29,8 @@ SMALL = (
 )  # fmt: skip
 """The quickstart, smaller: a step of some hundredths of a second, an evaluation of about a second."""
 CHECKPOINT_EVERY, EVALUATE_EVERY = 10, 20
+STOP_SECONDS = 150
+"""A run that is broken has stopped by then, whatever it was."""
 
 
 @dataclass
@@ -191,9 +193,6 @@ def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
         kill(signal.SIGTERM, one)
     elif case.fault == "scontrol requeue":
         scontrol("requeue", job.number)
-    elif case.fault == "time limit":  # which strikes at the next whole minute or so
-        scontrol("update", f"JobId={job.number}", "TimeLimit=1")
-        return lambda: scontrol("update", f"JobId={job.number}", "TimeLimit=60")
     elif case.fault == "kill -9 one process":
         kill(signal.SIGKILL, one)
     elif case.fault == "kill -9 all processes":
@@ -223,10 +222,9 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
     before, old = job.last_step(), set(job.processes().values())
     began = time.monotonic()
     afterwards = inject(job, case, rank)
-    limit = 240 if case.fault == "time limit" else 150
     while alive := old & set(job.processes().values()):
-        if time.monotonic() - began > limit:
-            raise RuntimeError(f"{case}: processes {sorted(alive)} still run after {limit} s\n{job.log()[-3000:]}")
+        if time.monotonic() - began > STOP_SECONDS:
+            raise RuntimeError(f"{case}: processes {sorted(alive)} still run after {STOP_SECONDS} s\n{job.log()[-3000:]}")
         if case.fault == "stop one process" and len(alive) == 1 and len(old) > 1:
             break
         time.sleep(0.02)
