@@ -21,7 +21,7 @@ class ClusterConfig:
     compile_seconds: float = 3600.0
     """The same while it compiles."""
     stop_before_end_seconds: float = 120.0
-    """A run saves and stops so many seconds before its Slurm job's time limit; 0: only a signal stops it."""
+    """A run saves and stops so many seconds before its Slurm job's time limit, at most a quarter of the job's time; 0: only a signal stops it."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

@@ -78,8 +78,9 @@ class Group:
         """Waits until all processes are here. Raises Fault, naming who is missing, after cluster.start_seconds."""
         config = config or ClusterConfig()
         self.monitor = Monitor(self.task, config, self.gate, self.signals, self.where, self.wake)
-        self.monitor.start(*meet(self.task, config.start_seconds))
+        met = meet(self.task, config.start_seconds)
         self.signals.alone = False
+        self.monitor.start(*met)
         if self.task.size > 1:
             threading.excepthook = self.thread_failed
 

@@ -132,6 +132,9 @@ class Hub:
         for call in self.calls.values():
             if call.seconds is not None and now - call.begun > call.seconds:
                 return self.late(call, now)
+            gone = next((m for m in self.members if not m.here and m.rank not in call.values), None)
+            if gone and not self.left:
+                return self.fault("apart", gone, f"has come to its end, while {self.members[call.first].name} waits for it at {call.name!r}")
         self.look_for_hang(now)
 
     def forgive(self, seconds: float) -> None:

@@ -50,6 +50,15 @@ class Link:
             self.read()
         return self.waiting.pop(0) if self.waiting else None
 
+    def rest(self) -> list[Message]:
+        """What had come before it was closed: a send that failed says nothing of words that wait to be read."""
+        self.connection.settimeout(0.01)
+        known = -1
+        while len(self.waiting) > known:
+            known = len(self.waiting)
+            self.read()
+        return self.receive() if self.waiting else []
+
     def read(self) -> None:
         """Reads what has come into `waiting`."""
         try:

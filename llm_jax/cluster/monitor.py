@@ -34,14 +34,16 @@ BEAT_SECONDS = 1.0
 """Between words to the hub, so that it knows where a process was when that dies."""
 LEAVE_SECONDS = 5.0
 """The main thread has so long to notice that the run leaves; it may be deep in a library."""
-UNWIND_SECONDS = 30.0
-"""And so long to close what it has open."""
+UNWIND_SECONDS = 15.0
+"""And so long to close what it has open; Slurm kills 30 s after its SIGTERM by default."""
 LAST_SECONDS = 3.0
 """Rank 0 waits so long for the others to be gone: JAX's own service is in it, whose end would abort them before they could say why."""
 STACKS_SECONDS = 3.0
 """A process whose threads can't run is missed by the others first, and shows its stacks and ends so much later."""
 PLACE_SECONDS = 0.5
 """Of a process that gets no further for so long it is told where in the code it is."""
+LAST_PART = 1 / 4
+"""At most this part of a job's time is kept for its stop: one of two minutes is to get somewhere too."""
 WITNESSES = 4
 """So many of the first processes write down that rank 0 is gone: some may be gone with it."""
 SUSPENDED_SECONDS = 5.0
@@ -108,6 +110,7 @@ class Monitor:
         self.leave_at = math.inf
         self.limit = math.inf
         """When the run is to stop because its job's time ends."""
+        self.margin = config.stop_before_end_seconds
         self.selector = selectors.DefaultSelector()
 
     @property
@@ -137,7 +140,11 @@ class Monitor:
     def time_limit(self) -> float:
         """When to stop because of the job's time limit, in seconds of `time.monotonic`."""
         end = end_of_job(self.task.job) if self.config.stop_before_end_seconds else None
-        return math.inf if end is None else time.monotonic() + end - time.time() - self.config.stop_before_end_seconds
+        if end is None:
+            return math.inf
+        left = end - time.time()
+        self.margin = min(self.margin, left * LAST_PART)
+        return time.monotonic() + left - self.margin
 
     # The thread:
 
@@ -206,6 +213,7 @@ class Monitor:
         """Connections that ended."""
         for rank in [rank for rank, link in self.links.items() if link.closed]:
             link = self.links.pop(rank)
+            self.take(rank, link.rest())
             self.selector.unregister(link)
             link.close()
             if self.hub:
@@ -243,7 +251,7 @@ class Monitor:
         elif self.config.hang_seconds < threading.TIMEOUT_MAX:
             faulthandler.dump_traceback_later(self.config.hang_seconds + STACKS_SECONDS, file=2)
         if now > self.limit:
-            self.limit = self.time_limit()  # it may have been extended
+            self.limit = time.monotonic() + (end_of_job(self.task.job) or math.inf) - time.time() - self.margin  # it may have been extended
             if now > self.limit:
                 self.limit = math.inf
                 self.to_hub({"kind": "signal", "number": int(signal.SIGUSR1), "reason": "the end of the job's time limit"})

@@ -116,9 +116,7 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
         return "stopped", last["reason"] if last else "cancelled before it began"
     if summary.get("state") == "stopped":
         return "stopped", ""
-    return "failed", fault or bad or (
-        "its job ended without a last word: scancel, or a node that died" if job.job_of(run_dir) else "ended without a last word"
-    )
+    return "failed", fault or bad or (job.LOST if job.job_of(run_dir) else "ended without a last word")
 
 
 def steps_of(run_dir: Path) -> int | None:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from llm_jax.cluster.group import alone
+from llm_jax.cluster.link import Link
 from tests.cluster.processes import ran
 
 
@@ -64,6 +65,13 @@ def test_processes_that_run_different_programs_are_told_apart():
     processes = ran(2, "group.exchange(f'place {rank}')")
     assert sorted(process.code for process in processes) == [1, 86]
     assert "is at 'place" in processes[0].err
+
+
+def test_a_process_that_ends_while_others_wait_for_it_is_named():
+    processes = ran(2, "if rank == 0:\n    group.exchange('corpus')")
+    assert [process.code for process in processes] == [86, 1]
+    assert "rank 1 on " in processes[0].err
+    assert "has come to its end, while rank 0 on " in processes[0].err
 
 
 def test_a_mistake_of_the_user_is_told_once_and_ends_all():
@@ -134,6 +142,18 @@ def test_a_port_that_another_program_has_is_passed_over(monkeypatch):
         assert hosts == ["node0", "node1"]
         for link in links.values():
             link.close()
+
+
+def test_words_that_came_before_a_connection_broke_are_read():
+    ours, theirs = map(Link, socket.socketpair())
+    theirs.send({"kind": "fault", "why": "x" * 3_000})
+    theirs.send({"kind": "bye"})
+    theirs.close()
+    ours.send({"kind": "beat"})
+    assert ours.closed
+    assert [message["kind"] for message in ours.rest()] == ["fault", "bye"]
+    assert ours.rest() == []
+    ours.close()
 
 
 def test_alone_is_a_group_too():

@@ -115,6 +115,33 @@ def test_alone_it_leaves_too(stuck):
     assert "stopped by SIGUSR1 before a step was done, nothing is lost" in process.out + process.err
 
 
+@pytest.mark.parametrize("where", ["before", "body"])
+def test_a_stop_that_is_raised_where_python_drops_exceptions_is_raised_again(where):
+    """JAX has a callback of the garbage collector, and a signal often comes in it while modules are imported."""
+    busy = """
+import gc
+def spin(*_):
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        pass
+gc.callbacks.append(spin)
+say("going")
+while True:
+    gc.collect()
+    spin()
+"""
+    with started(1, **{"body": "pass", where: busy}) as processes:
+        wait_for(processes[0], "going")
+        time.sleep(0.12)
+        begun = time.monotonic()
+        processes[0].send_signal(signal.SIGTERM)
+        (process,) = ended(processes)
+    assert process.code == 85
+    assert "stopped by SIGTERM before a step was done" in process.out
+    assert process.err == ""
+    assert time.monotonic() - begun < 4, "left by force"
+
+
 def test_a_signal_before_the_processes_have_met_ends_that_process():
     with started(2, "pass", before="if rank == 1:\n    say('going')\n    time.sleep(60)", start_seconds=3.0) as processes:
         wait_for(processes[1], "going")
@@ -219,15 +246,30 @@ def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
     from llm_jax.cluster import monitor
 
     now = time.time()
-    told = iter([now + 1000.2, now + 1000.7])  # the job was given more time meanwhile
-    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 1000.7))
-    with alone(ClusterConfig(stop_before_end_seconds=1000.0)) as group:
+    told = iter([now + 100.3, now + 100.8])  # the job was given more time meanwhile
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 100.8))
+    monkeypatch.setattr(monitor, "LAST_PART", 1.0)
+    with alone(ClusterConfig(stop_before_end_seconds=100.0)) as group:
         group.hold()
         while not group.poll():
             time.sleep(0.01)
-        assert time.time() > now + 0.7
+        assert time.time() > now + 0.8
         assert group.received == signal.SIGUSR1
         assert group.reason == "the end of the job's time limit"
+
+
+def test_a_short_job_has_most_of_its_time(monkeypatch):
+    """A margin as long as the whole job would stop each of its starts before the first step."""
+    from llm_jax.cluster import monitor
+
+    now = time.time()
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: now + 120.0)
+    with alone(ClusterConfig(stop_before_end_seconds=120.0)) as group:
+        assert group.monitor
+        assert group.monitor.limit - time.monotonic() == pytest.approx(90, abs=5)
+    with alone(ClusterConfig(stop_before_end_seconds=0.0)) as group:
+        assert group.monitor
+        assert group.monitor.limit == float("inf")
 
 
 @pytest.mark.parametrize("seed", range(3))

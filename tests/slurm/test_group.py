@@ -41,9 +41,9 @@ for step in range(1, 2000):
 """
 
 
-def program(body: str) -> list[str]:
+def program(body: str, **config: float) -> list[str]:
     """A command that runs the body as one process of a group."""
-    text = PRELUDE.format(before=indented("pass"), body=indented(body), config={"start_seconds": 30.0})
+    text = PRELUDE.format(before=indented("pass"), body=indented(body), config={"start_seconds": 30.0, **config})
     return [sys.executable, "-u", "-c", text]
 
 
@@ -129,3 +129,14 @@ def test_a_signal_of_scancel_stops_all_tasks_at_one_step(slurm_cluster, tmp_path
     assert len(stopped) == 4
     assert len(set(stopped)) == 1
     assert stopped[0].endswith("10 SIGUSR1")
+
+
+def test_a_job_stops_before_its_time_limit_without_any_signal(slurm_cluster):
+    soon = "group.monitor.limit -= 42; group.monitor.margin += 42\n"  # a minute is the least that Slurm gives
+    body = soon + STEPS.replace("group.reason.split()[0]", "group.reason")
+    done = slurm_cluster.run("srun", "-Q", "-N2", "-n2", "-t1", *program(body, stop_before_end_seconds=15.0))
+    assert done.returncode == 85, done.stderr
+    stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped")]
+    assert len(stopped) == 2
+    assert len(set(stopped)) == 1
+    assert stopped[0].endswith("the end of the job's time limit")

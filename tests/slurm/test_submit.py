@@ -79,13 +79,14 @@ def test_cancelled_run_saves_and_ends_and_a_new_submission_goes_on(slurm_cluster
     gpus = ("slurm.gpus_per_node=2", "layout=data_parallel") if slurm_cluster.gpus else ()
     number = submit(tiny, run_dir, site, "85 3 wait\n0 8\n", *gpus)
     wait_for_start(run_dir, 1)
-    if gpus:  # a process for each, which sees both
-        assert "tasks 2, GPUs 0,1, " in (run_dir / "slurm" / "job.log").read_text()
     capsys.readouterr()
     assert cancel.main([str(run_dir)]) == 0
     assert f"job {number} is running and was sent USR1: it saves, ends, and isn't requeued" in capsys.readouterr().out
     assert slurm_cluster.wait(number, "FAILED")["ExitCode"] == "130:0"
-    assert "cancelled, with a checkpoint of step 3" in (run_dir / "slurm" / "job.log").read_text()
+    log = (run_dir / "slurm" / "job.log").read_text()
+    assert "cancelled, with a checkpoint of step 3" in log
+    if gpus:  # a process for each, which sees both
+        assert "tasks 2, GPUs 0,1, " in log
     assert status.status_of(run_dir, {}).state == "stopped"
     again = submit(tiny, run_dir, site, "85 3\n0 8\n", *gpus)
     slurm_cluster.wait(again, "COMPLETED")
