@@ -34,8 +34,8 @@ BEAT_SECONDS = 1.0
 """Between words to the hub, so that it knows where a process was when that dies."""
 LEAVE_SECONDS = 5.0
 """The main thread has so long to notice that the run leaves; it may be deep in a library."""
-UNWIND_SECONDS = 30.0
-"""And so long to close what it has open."""
+UNWIND_SECONDS = 15.0
+"""And so long to close what it has open; Slurm kills 30 s after its SIGTERM by default."""
 LAST_SECONDS = 3.0
 """Rank 0 waits so long for the others to be gone: JAX's own service is in it, whose end would abort them before they could say why."""
 STACKS_SECONDS = 3.0

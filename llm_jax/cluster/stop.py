@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -124,6 +125,7 @@ class Signals:
         self.gate, self.tell = gate, tell
         self.old: dict[int, Any] = {}
         self.old_fd = -1
+        self.old_hook = sys.unraisablehook
         self.received: set[int] = set()
         self.alone = True
         """Nobody is there to agree with: a signal raises Stopped where the main thread is."""
@@ -136,12 +138,14 @@ class Signals:
             return
         self.old = {number: signal.signal(number, self.note) for number in TAKEN}
         self.old_fd = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        self.old_hook, sys.unraisablehook = sys.unraisablehook, self.swallowed
 
     def give_back(self) -> None:
         """As it was before."""
         if not self.old:
             return
         signal.set_wakeup_fd(self.old_fd)
+        sys.unraisablehook = self.old_hook
         for number, handler in self.old.items():
             signal.signal(number, handler)
         self.old = {}
@@ -164,7 +168,16 @@ class Signals:
             self.gate.closed = True  # without the lock, which this thread may have: nobody passes before all have agreed
         self.tell(number)
 
-    def interrupt(self) -> None:
+    def swallowed(self, what: Any) -> None:
+        """Python drops what is raised in a destructor or a callback of its garbage collector (JAX has one): then it is raised again soon after."""
+        if not isinstance(what.exc_value, Stopped):
+            return self.old_hook(what)
+        self.raised = False
+        again = threading.Timer(0.01, self.interrupt, (what.exc_value.number,))
+        again.daemon = True
+        again.start()
+
+    def interrupt(self, number: int = signal.SIGUSR1) -> None:
         """Has the main thread raise Stopped, once the gate is leaving."""
         if self.old and not self.raised:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            signal.pthread_kill(threading.main_thread().ident or 0, number)

@@ -115,6 +115,33 @@ def test_alone_it_leaves_too(stuck):
     assert "stopped by SIGUSR1 before a step was done, nothing is lost" in process.out + process.err
 
 
+@pytest.mark.parametrize("where", ["before", "body"])
+def test_a_stop_that_is_raised_where_python_drops_exceptions_is_raised_again(where):
+    """JAX has a callback of the garbage collector, and a signal often comes in it while modules are imported."""
+    busy = """
+import gc
+def spin(*_):
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        pass
+gc.callbacks.append(spin)
+say("going")
+while True:
+    gc.collect()
+    spin()
+"""
+    with started(1, **{"body": "pass", where: busy}) as processes:
+        wait_for(processes[0], "going")
+        time.sleep(0.12)
+        begun = time.monotonic()
+        processes[0].send_signal(signal.SIGTERM)
+        (process,) = ended(processes)
+    assert process.code == 85
+    assert "stopped by SIGTERM before a step was done" in process.out
+    assert process.err == ""
+    assert time.monotonic() - begun < 4, "left by force"
+
+
 def test_a_signal_before_the_processes_have_met_ends_that_process():
     with started(2, "pass", before="if rank == 1:\n    say('going')\n    time.sleep(60)", start_seconds=3.0) as processes:
         wait_for(processes[1], "going")

@@ -106,7 +106,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_last_good_checkpoint_is_k
     assert done.returncode == 1, done.stderr
     # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed.
     error = f"error: run_dir={run_dir}: File too large; once that is mended, the same command goes on from the checkpoint of step 2"
-    assert done.stderr.splitlines()[-1] == error
+    assert error in done.stderr.splitlines()
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["2"]
     assert launch(*arguments) == 0
     assert list(losses(run_dir)) == list(range(1, 9))

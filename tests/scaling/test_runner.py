@@ -248,3 +248,11 @@ def test_the_time_that_is_left_is_told_by_what_this_start_has_done():
     progress.running("half-done", 50.0, "")
     assert "50%" in progress.line()
     assert "ETA 00:50" in progress.line()
+
+
+def test_several_processes_are_refused_before_they_look_for_each_other(grid, tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "SIZE": "2", "COORDINATOR": "127.0.0.1:9"}.items():
+        monkeypatch.setenv(f"LLM_JAX_{name}", value)
+    assert launch(*grid) == 2
+    assert "is a grid, whose points one process runs, and 2 were started" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
