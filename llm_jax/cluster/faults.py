@@ -6,7 +6,7 @@ A fault is a JSON object, a line of <run_dir>/faults.jsonl:
   kind      exception, killed, silent, hang, late, apart (runs another program) or unfit (preflight)
   rank      of the process that is to blame, and its
   host
-  phase     where it was: start, data, compile, train, evaluate, save, sample or end
+  phase     where it was: start, data, compile, train, evaluate, save, restore, sample or end
   step      the step that it was at; 0 before the first
   batch     that step's fingerprint, or null
   message   what happened, in words

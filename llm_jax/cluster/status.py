@@ -111,7 +111,7 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
     if last and last["decision"] == "end" and last["code"] not in (0, EXIT_INTERRUPTED):
         return ("diverged" if summary.get("state") == "diverged" else "failed"), last["reason"]
     if summary.get("state") == "diverged":
-        return "diverged", "loss or gradient not finite"
+        return "diverged", summary.get("reason", "loss or gradient not finite")
     if job.cancelled(run_dir).exists() or (last and last["code"] == EXIT_INTERRUPTED):
         return "stopped", last["reason"] if last else "cancelled before it began"
     if summary.get("state") == "stopped":

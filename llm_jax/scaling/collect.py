@@ -69,7 +69,7 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
         "name": note.get("name") or run_dir.name,
         "hash": run_folder.configuration_hash(experiment),
         "status": status,
-        "reason": given_up or note.get("reason") or ("loss or gradient not finite" if status == "diverged" else ""),
+        "reason": given_up or note.get("reason") or (summary.get("reason", "loss or gradient not finite") if status == "diverged" else ""),
         "run_dir": str(run_dir),
         "flops_budget": note.get("flops_budget"),
         "convention": note.get("convention") or "",

@@ -39,6 +39,7 @@ from llm_jax.train.feed import Fed, Feed
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.optimizer import make_schedule
 from llm_jax.train.peak import device_peak
+from llm_jax.train.rollback import Rollbacks
 from llm_jax.train.run_folder import flat
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import make_evaluation, make_step
@@ -110,6 +111,11 @@ def place_for(experiment: Experiment, count: int) -> MeshPlacement:
         )
     if experiment.model.attention == "cudnn":
         raise UserError("model.attention=cudnn: has no form for several runs at once; use model.attention=xla or model.attention=blocked")
+    if experiment.train.rollback.spike:
+        raise UserError(
+            f"train.rollback.spike={experiment.train.rollback.spike:g}: runs that are trained together can't be rolled back one without the others; "
+            "use 0, or train them one by one"
+        )
     axis, *others = layout.mesh
     most = max(n for n in range(1, whole.mesh.size + 1) if count % n == 0)
     return MeshPlacement(layout, make_mesh(layout, {axis: most, **dict.fromkeys(others, 1)}))
@@ -164,7 +170,7 @@ def train(
         console.say(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
         peak_of_all = peak and peak * place.mesh.size
         runs = [
-            run.make_running(life, x, kept, corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
+            run.make_running(life, x, kept, Rollbacks(Path(x.run_dir), group), corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
             for x, kept, corpus, info in zip(experiments, checkpoints, corpora, infos, strict=True)
         ]
         feed = FeedTogether(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)

@@ -20,10 +20,13 @@ from llm_jax.train.run_folder import configuration_hash
 
 
 def families(points: list[Point]) -> list[list[Point]]:
-    """Points that differ in nothing but train.steps, the longest first."""
+    """Points that differ in nothing but train.steps, the longest first.
+
+    Not those that may be rolled back: what a run skips may follow from what came after the branching step.
+    """
     found: dict[str, list[Point]] = defaultdict(list)
     for point in points:
-        if point.experiment and not point.held_out:
+        if point.experiment and not point.held_out and not point.experiment.train.rollback.spike:
             train = dataclasses.replace(point.experiment.train, steps=1)
             found[configuration_hash(dataclasses.replace(point.experiment, train=train))].append(point)
     return [sorted(family, key=lambda p: -steps(p)) for family in found.values() if len(family) > 1]

@@ -38,18 +38,19 @@ class Checkpoints:
     Each has the train state, and a small JSON of what else a resumed run needs (`info`), its held-out loss if there is one among it.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False):
+    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False, reach: int = 0):
+        """reach: a checkpoint of so many steps before the newest is always kept, if there ever was one, and all those after it."""
         import orbax.checkpoint as ocp
 
         for library in ("absl", "asyncio"):  # Orbax tells its every move, and an error in pages of tracebacks beside the exception
             logging.getLogger(library).setLevel(logging.CRITICAL)
-        self.ocp, self.run_dir, self.config, self.group = ocp, run_dir, config, group
+        self.ocp, self.run_dir, self.config, self.group, self.reach = ocp, run_dir, config, group, reach
         self.folder = (run_dir / "checkpoints").absolute()
         found = of_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
         self.scores: dict[int, float | None] = dict(found)
         """The steps that there are whole checkpoints of, each with its held-out loss, if it has one."""
         self.begun = set(self.scores)
-        self.best = min((score for score in self.scores.values() if score is not None), default=math.inf)
+        self.best = self.lowest()
         items = {"state": ocp.StandardCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
         self.thread = ThreadPoolExecutor(1, "checkpoints")
@@ -91,17 +92,42 @@ class Checkpoints:
         for old in self.replaced():
             del self.scores[old]
             if self.group.task.rank == 0:
-                rest = self.folder / f"{REMOVING}{old}"
-                (self.folder / str(old)).rename(rest)
-                shutil.rmtree(rest)
+                self.remove(old)
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint's files, whole or not at all."""
+        rest = self.folder / f"{REMOVING}{step}"
+        (self.folder / str(step)).rename(rest)
+        shutil.rmtree(rest)
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, so that these can be saved again. There are none of them on the disk when this returns."""
+
+        def remove() -> None:
+            for later in later_ones:
+                self.remove(later)
+            checksums.sync_folder(self.folder)
+
+        later_ones = [later for later in reversed(self.steps()) if later > step]
+        of_first(self.group, "remove", remove)
+        for later in later_ones:
+            del self.scores[later]
+            self.begun.discard(later)
+        self.best = self.lowest()
+
+    def lowest(self) -> float:
+        """The lowest held-out loss of the checkpoints that there are; infinite where none has one."""
+        return min((score for score in self.scores.values() if score is not None), default=math.inf)
 
     def replaced(self) -> list[int]:
         """The steps whose checkpoints are not to be kept any longer."""
-        kept = {*self.steps()[-self.config.keep :], *self.config.also}
+        steps = self.steps()
+        oldest = max((step for step in steps if step <= steps[-1] - self.reach), default=0)
+        kept = {*steps[-self.config.keep :], *self.config.also, *(step for step in steps if step >= oldest)}
         scored = [(score, -step) for step, score in self.scores.items() if score is not None]
         if self.config.keep_best and scored:
             kept.add(-min(scored)[1])
-        return [step for step in self.steps() if step not in kept]
+        return [step for step in steps if step not in kept]
 
     def wants(self, eval_loss: float) -> bool:
         """Whether a state with this held-out loss is to be kept as the best."""
@@ -141,7 +167,8 @@ class Checkpoints:
     def room(self, abstract: TrainState) -> int:
         """Bytes that the checkpoints still to come need at once, beside those that are there."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-        at_once = self.config.keep + len(self.config.also) + self.config.keep_best + 1  # one is being written
+        reached = -(-self.reach // self.config.every) + 1
+        at_once = max(self.config.keep, reached) + len(self.config.also) + self.config.keep_best + 1  # one is being written
         return size * max(1, at_once - len(self.scores))
 
     def steps(self) -> list[int]:

@@ -3,9 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_jax.errors import require
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """What is done about a spike of the loss: back to a checkpoint before it, and on without the batches that led to it."""
+
+    spike: float = 0.0
+    """A loss above so many times the median of the last ones is a spike, e.g. 1.5; 0: nothing is done about any."""
+    window: int = 100
+    """The median is of so many losses before it. The first steps of a run, as many, have no spikes."""
+    before: int = 8
+    """Besides the batch of the spike so many before it are skipped,"""
+    after: int = 8
+    """and so many after it."""
+    most: int = 3
+    """At most so many roll-backs in a run; the next spike ends it."""
+
+    @property
+    def most_skipped(self) -> int:
+        """At most so many batches are skipped in a run."""
+        return self.most * (self.before + 1 + self.after) if self.spike else 0
+
+    @property
+    def reach(self) -> int:
+        """A checkpoint so many steps old is never too young to go back to."""
+        return self.before if self.spike else 0
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        spike = self.spike
+        require(
+            spike == 0 or 1 < spike < math.inf, "train.rollback.spike", spike, "above 1 (times the median loss), e.g. 1.5, or 0 for no roll-backs"
+        )
+        for key in ("window", "most"):
+            require(getattr(self, key) >= 1, f"train.rollback.{key}", getattr(self, key), "at least 1")
+        for key in ("before", "after"):
+            require(getattr(self, key) >= 0, f"train.rollback.{key}", getattr(self, key), "a number of batches, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -26,6 +63,7 @@ class TrainConfig:
     """Decay per step of a moving average of the weights, which is then evaluated and sampled too; 0: none."""
     stop_after_bad_steps: int = 20
     """Stops the run when so many updates in a row were skipped because loss or gradient was not finite."""
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
     progress_every: float = 10.0
@@ -40,6 +78,7 @@ class TrainConfig:
         require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
+        self.rollback.check()
         require(0 <= self.progress_every < math.inf, "train.progress_every", self.progress_every, "0 or more seconds")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,7 +23,10 @@ class Fed(NamedTuple):
 
 
 class Feed:
-    """The batches from one step on. Batch s is a pure function of s; a thread makes the next ones meanwhile."""
+    """The batches from one step on. That of step s is a pure function of s; a thread makes the next ones meanwhile."""
+
+    batch_of: Callable[[int], int] = staticmethod(lambda step: step)
+    """Which of the corpus's batches a step has."""
 
     def __init__(self, corpus: Corpus, place: MeshPlacement, *, batch_size: int, microbatches: int, sha: bool, ahead: int = 2):
         self.corpus, self.place = corpus, place
@@ -38,20 +41,20 @@ class Feed:
         upcoming = iter(range(first, last))
         while True:
             for step in upcoming:
-                waiting.append(self.thread.submit(self.make, step))
+                waiting.append(self.thread.submit(self.make, self.batch_of(step)))
                 if len(waiting) >= self.ahead:
                     break
             if not waiting:
                 return
             yield waiting.pop(0).result()
 
-    def make(self, step: int) -> Fed:
-        """Batch `step`: this process reads the rows of its own devices (and all of them where it makes the sha)."""
+    def make(self, number: int) -> Fed:
+        """Batch `number`: this process reads the rows of its own devices (and all of them where it makes the sha)."""
         A, b = self.microbatches, self.batch_size // self.microbatches
         sharding = self.place_sharding()
         shape = (A, b, self.corpus.sequence_length)
         if self.sha or jax.process_count() == 1:
-            whole = self.corpus.batch(step)
+            whole = self.corpus.batch(number)
             sha = batch_sha(whole) if self.sha else None
             rows = {name: value.reshape(A, b, -1) for name, value in whole.items()}
             first = 0
@@ -59,7 +62,7 @@ class Feed:
             sha = None
             mine = [index[1].indices(b) for index in sharding.addressable_devices_indices_map(shape).values() if index]
             first, stop = min(start for start, _, _ in mine), max(stop for _, stop, _ in mine)
-            parts = [self.corpus.batch(step, range(a * b + first, a * b + stop)) for a in range(A)]
+            parts = [self.corpus.batch(number, range(a * b + first, a * b + stop)) for a in range(A)]
             rows = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
         def local(values: np.ndarray) -> jax.Array:

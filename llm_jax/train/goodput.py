@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample", "lost")
 """start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while
-training stands still for one. lost: steps, and what belongs to them, that were done again after a restart."""
+training stands still for one. lost: steps, and what belongs to them, that were done again after a restart or a roll-back."""
 DONE_AGAIN = ("compile", "data", "step", "evaluation")
 """What counts as lost where it came after the checkpoint that a restart goes on from. A start is one, however it ends."""
 EVERY = 5.0
@@ -42,13 +42,19 @@ class Goodput:
         seconds = before.get("seconds") or dict(at_checkpoint)
         self.starts = before.get("starts", 0) + 1
         for part in PARTS:
-            spent = seconds.get(part, 0.0)
-            again = max(0.0, spent - at_checkpoint.get(part, 0.0)) if part in DONE_AGAIN else 0.0
-            self.parts[part] += spent - again
-            self.parts["lost"] += again
+            self.parts[part] += seconds.get(part, 0.0)
+        self.lose(at_checkpoint, DONE_AGAIN)
         if writes:
             self.path = path
             self.write()
+
+    def lose(self, at_checkpoint: Mapping[str, float], parts: Sequence[str]) -> None:
+        """What was spent on these parts since a checkpoint with these `seconds` was made is lost: it is to be done again."""
+        self.spend(self.part)
+        for part in parts:
+            again = max(0.0, self.parts[part] - at_checkpoint.get(part, 0.0))
+            self.parts[part] -= again
+            self.parts["lost"] += again
 
     def spend(self, part: str) -> None:
         """From now on time is spent on this part."""

@@ -38,6 +38,7 @@ from llm_jax.train.feed import Feed, on_devices
 from llm_jax.train.goodput import Goodput
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
+from llm_jax.train.rollback import Rollbacks, Spike, roll_back
 from llm_jax.train.running import Running
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import Metrics, make_evaluation
@@ -91,16 +92,21 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
     """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
     place = program.place
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
-        checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint, group)
+        checkpoints = Checkpoints(Path(experiment.run_dir), experiment.checkpoint, group, reach=experiment.train.rollback.reach)
         life.callback(checkpoints.close)
         preflight.check_room(group, Path(experiment.run_dir), checkpoints.room(program.abstract_state()))
-        found = restored(program, checkpoints, experiment, corpus, console)
-        if found:
-            console.say(f"resuming at step {found[1]['step']}")
-        state, info = found or (program.new_state(experiment.train.seed), {"step": 0})
+        rollbacks = Rollbacks(Path(experiment.run_dir), group)
+
+        def restore(newest: float = math.inf) -> tuple[TrainState, dict[str, Any]]:
+            found = restored(program, checkpoints, experiment, corpus, console, newest)
+            return found or (program.new_state(experiment.train.seed), {"step": 0})
+
+        state, info = restore()
+        if info["step"]:
+            console.say(f"resuming at step {info['step']}" + (f"; roll-backs before: {len(rollbacks.list)}" if rollbacks.list else ""))
         peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype, group.task.local_size))
         console.say(header(experiment, program, corpus, peak))
-        running = make_running(life, experiment, checkpoints, corpus, info, begun, peak and peak * place.mesh.size)
+        running = make_running(life, experiment, checkpoints, rollbacks, corpus, info, begun, peak and peak * place.mesh.size)
         feed = Feed(
             corpus,
             place,
@@ -108,6 +114,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
             microbatches=experiment.train.microbatches,
             sha=experiment.train.batch_sha,
         )
+        feed.batch_of = rollbacks.batch
         life.callback(feed.close)
         loop = Loop(
             group=group,
@@ -122,8 +129,15 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
         )
         code, stopped = 0, None
         try:
+            while True:
+                try:
+                    with jax.set_mesh(place.mesh):
+                        state = loop.run(state, info["step"], evaluation_due=bool(info.get("evaluation_due")))
+                    break
+                except Spike as raised:
+                    spike = raised.with_traceback(None)  # its frames hold the state, and there may not be room for two
+                state, info = roll_back(spike, running, rollbacks, restore, console.say)
             with jax.set_mesh(place.mesh):
-                state = loop.run(state, info["step"], evaluation_due=bool(info.get("evaluation_due")))
                 if experiment.sample.tokens:
                     with running.goodput.spent_on("sample"):
                         show_samples(program, state, corpus, experiment, console, group)
@@ -234,6 +248,7 @@ def make_running(
     life: contextlib.ExitStack,
     experiment: Experiment,
     checkpoints: Checkpoints,
+    rollbacks: Rollbacks,
     corpus: data.Corpus,
     info: Mapping[str, Any],
     begun: float,
@@ -241,7 +256,7 @@ def make_running(
     label: str = "",
 ) -> Running:
     """A run that goes on from a checkpoint with this `info`; what it writes to is closed with `life`."""
-    run_dir, first = Path(experiment.run_dir), int(info["step"])
+    run_dir = Path(experiment.run_dir)
     writes = checkpoints.group.task.rank == 0
     writer = metrics.MetricsWriter(run_dir) if writes else None
     if writer:
@@ -250,18 +265,20 @@ def make_running(
     goodput.resume(run_dir, info.get("seconds", {}), writes)
     life.callback(goodput.write)
     t = experiment.train
-    return Running(
+    running = Running(
         train=t,
         checkpoints=checkpoints,
         writer=writer,
         goodput=goodput,
+        rollbacks=rollbacks,
         info={"corpus": corpus.fingerprint},
         corpus=corpus,
         flops_per_step=train_flops_per_token(experiment.model, t.sequence_length) * t.batch_size * t.sequence_length,
         peak_flops=peak_flops,
         label=label,
-        latest=(metrics.latest_values(run_dir / "metrics.jsonl", first) if first and writes else {}) | {"step": first},
     )
+    running.begin(info)
+    return running
 
 
 def last_word(
@@ -271,6 +288,8 @@ def last_word(
     run_dir = Path(experiment.run_dir)
     summary = summarise(experiment, program, running, peak) | dict(more or {})
     summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
+    if running.diverged:
+        summary["reason"] = running.diverged.partition(";")[0]
     curve = metrics.draw_loss_curve(run_dir, f"{experiment.name}: {metrics.short(summary['parameters'])} parameters")
     summary |= running.goodput.summary()  # to the very end
     metrics.write_json(run_dir / "summary.json", summary)
@@ -327,7 +346,8 @@ def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPl
     if model.attention != "cudnn":
         return experiment
     rows = train.batch_size // place.size(place.axes("batch"))
-    needed = corpus.most_documents(steps=train.steps, group=rows // train.microbatches, held_out_group=rows)
+    steps = train.steps + train.rollback.most_skipped
+    needed = corpus.most_documents(steps=steps, group=rows // train.microbatches, held_out_group=rows)
     if model.max_segments is not None and model.max_segments < needed:
         raise UserError(
             f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} documents each, on average over a device's "
@@ -477,6 +497,8 @@ def summarise(experiment: Experiment, program: Program, running: Running, peak: 
         "eval_bits_per_byte": latest.get("eval_bits_per_byte"),
         "epochs": latest.get("epoch"),
         "bad_steps": latest.get("bad_steps", 0),
+        "rollbacks": len(running.rollbacks.list),
+        "batches_skipped": running.rollbacks.skipped,
         "tokens_per_second": tokens_per_step / seconds if seconds else None,
         "mfu": running.mfu(seconds) if seconds else None,
         "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over peak_flops_per_second of all devices",

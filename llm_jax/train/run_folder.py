@@ -66,6 +66,8 @@ def configuration_hash(experiment: Experiment) -> str:
     tree = flat(dataclasses.asdict(with_vocabulary(experiment)))
     told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
     told = {k: v for k, v in told.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
+    if not experiment.train.rollback.spike:  # then none of its keys has a say
+        told = {k: v for k, v in told.items() if not k.startswith("train.rollback.")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,11 @@ from llm_jax.data import Corpus
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.goodput import Goodput
-from llm_jax.train.metrics import MetricsWriter
+from llm_jax.train.metrics import MetricsWriter, latest_values
+from llm_jax.train.rollback import Rollbacks, SpikeWatch
 from llm_jax.train.state import TrainState
+
+CALMER = "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Running:
     writer: MetricsWriter | None
     """None where another process writes."""
     goodput: Goodput
+    rollbacks: Rollbacks
     info: dict[str, Any]
     """What every checkpoint says beside the state."""
     corpus: Corpus
@@ -57,6 +61,22 @@ class Running:
     bad_in_a_row: int = 0
     diverged: str = ""
     """Why it goes no further, if so."""
+    watch: SpikeWatch = field(init=False)
+
+    def begin(self, info: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint with this `info`, or from the start, whose step is 0."""
+        first = int(info["step"])
+        self.latest = (latest_values(self.checkpoints.run_dir / "metrics.jsonl", first) if first and self.writer else {}) | {"step": first}
+        self.bad_in_a_row = 0
+        self.watch = SpikeWatch(self.train.rollback, info.get("losses", ()))
+
+    def go_back(self, info: Mapping[str, Any], since: int) -> None:
+        """Begins again before the step `since`; the time of the steps up to it is lost. metrics.jsonl has a line that says so."""
+        self.goodput.lose(info.get("seconds", {}), ("data", "step", "evaluation"))
+        self.begin(info)
+        if self.writer:
+            first, count = int(info["step"]), len(self.rollbacks.list)
+            self.writer.write({"step": first, "rolled_back_from": since, "rollbacks": count, "batches_skipped": self.rollbacks.skipped})
 
     @property
     def tokens_per_step(self) -> int:
@@ -85,7 +105,10 @@ class Running:
             self.writer.write(values)
 
     def check(self, done: int, say: Callable[[str], None]) -> None:
-        """Says that the step's update was skipped, if it was; too many in a row are the end of the run."""
+        """Says that the step's update was skipped, if it was; too many in a row are the end of the run.
+
+        Raises Spike where its loss was one and the run can still be rolled back.
+        """
         if self.bad_in_a_row:
             loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
             say(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
@@ -93,9 +116,13 @@ class Running:
             self.checkpoints.wait()
             self.diverged = (
                 f"{self.bad_in_a_row} updates in a row skipped at step {done} (loss or gradient not finite); "
-                f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}; "
-                "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
+                f"last good checkpoint: {max(self.checkpoints.steps(), default='none')}; {CALMER}"
             )
+        elif not self.bad_in_a_row and (spike := self.watch.add(done, self.latest["train_loss"])):
+            if len(self.rollbacks.list) < self.train.rollback.most:
+                raise spike
+            self.checkpoints.wait()
+            self.diverged = f"{spike}, after as many roll-backs as train.rollback.most={self.train.rollback.most} allows; {CALMER}"
 
     def score(self, done: int, scores: dict[str, float], say: Callable[[str], None]) -> None:
         """An evaluation's scores: written down and said."""
@@ -106,7 +133,8 @@ class Running:
 
     def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
         """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
-        info = {**self.info, "seconds": self.goodput.seconds(), "evaluation_due": evaluation_due}
+        watched = {"losses": list(self.watch.losses)} if self.train.rollback.spike else {}
+        info = {**self.info, **watched, "seconds": self.goodput.seconds(), "evaluation_due": evaluation_due}
         self.checkpoints.save(state, done, info, self.latest["eval_loss"] if scored else None)
         self.goodput.write()
 

@@ -1,0 +1,150 @@
+"""Back to a checkpoint after a spike of the loss: the batches that led to it are skipped from then on.
+
+What a step trains on is a function of the step and of the roll-backs recorded in <run_dir>/rollbacks.jsonl, so a state is one of its step
+and those of them that it knows, wherever the run was broken off. A roll-back is done in this order, and a process that is killed within
+it leaves a run that comes to the same spike again, or one that has been rolled back:
+  1. the newest checkpoint is restored that has not seen a batch which is to be skipped;
+  2. those that have are removed, and that is on the disk;
+  3. the roll-back is recorded, and that is on the disk; then training goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_jax.cluster.agree import of_first
+from llm_jax.cluster.group import Group
+from llm_jax.data import batch_sha
+from llm_jax.errors import UserError
+from llm_jax.train import metrics
+from llm_jax.train.checksums import sync_folder
+from llm_jax.train.config import RollbackConfig
+
+if TYPE_CHECKING:
+    from llm_jax.train.running import Running
+    from llm_jax.train.state import TrainState
+
+NAME = "rollbacks.jsonl"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One roll-back, as a line of rollbacks.jsonl. Steps are counted from 1, batches from 0."""
+
+    spike_step: int
+    """The step with the spike."""
+    loss: float
+    """Its loss."""
+    median: float
+    """That of the losses before it."""
+    restored_step: int
+    """The checkpoint that the run went back to; 0: its start."""
+    kept_steps: int
+    """The steps up to this one train on the same batches as before."""
+    batches: list[int]
+    """Which batches are skipped, in the order in which they would have come next."""
+    batch_shas: list[str]
+    """Their fingerprints, as metrics.jsonl has them; empty where it has none."""
+
+
+class Rollbacks:
+    """The roll-backs of a run, oldest first: the same on all processes, and kept in its folder."""
+
+    def __init__(self, run_dir: Path, group: Group):
+        self.path, self.group = run_dir / NAME, group
+        self.list = [Rollback(**line) for line in of_first(group, "roll-backs", self.read)]
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines of the file. A last one without its end was never gone by, and is removed."""
+        metrics.drop_torn_line(self.path)
+        try:
+            return metrics.read_metrics(self.path)
+        except ValueError as error:
+            raise UserError(f"{self.path}: is damaged ({error}), so which batches this run skips isn't known; choose another run_dir") from error
+
+    def batch(self, step: int) -> int:
+        """The batch of a step; both from 0. Each roll-back took batches out of the order that those before it had left."""
+        for rollback in reversed(self.list):
+            if step >= rollback.kept_steps:
+                step += len(rollback.batches)
+        return step
+
+    @property
+    def skipped(self) -> int:
+        """Batches that are skipped, of all that come before the run's last."""
+        return sum(len(rollback.batches) for rollback in self.list)
+
+    def add(self, rollback: Rollback) -> None:
+        """Records a roll-back. It is on the disk, on all processes, when this returns."""
+
+        def append() -> None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(rollback)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(self.path.parent)
+
+        of_first(self.group, "roll-back", append)
+        self.list.append(rollback)
+
+
+class Spike(Exception):
+    """A loss far above those before it. The run goes on after a roll-back."""
+
+    def __init__(self, step: int, loss: float, median: float):
+        super().__init__(f"step {step}: loss {loss:.4f} is {loss / median:.2f} times the median before it ({median:.4f})")
+        self.step, self.loss, self.median = step, loss, median
+
+
+class SpikeWatch:
+    """Knows the last losses, and a spike when it comes: a function of the run's losses alone, on all processes the same."""
+
+    def __init__(self, config: RollbackConfig, losses: Iterable[float] = ()):
+        """losses: of the steps before, oldest first, as `losses` of another one had them."""
+        self.config = config
+        self.losses: deque[float] = deque(losses, maxlen=config.window)
+
+    def add(self, step: int, loss: float) -> Spike | None:
+        """The next loss, which is finite."""
+        median = statistics.median(self.losses) if len(self.losses) == self.config.window else 0.0
+        if self.config.spike and median > 0 and loss > self.config.spike * median:
+            return Spike(step, loss, median)
+        self.losses.append(loss)
+        return None
+
+
+def roll_back(
+    spike: Spike, running: Running, rollbacks: Rollbacks, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], say: Callable[[str], None]
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and info to go on from. All processes call it. `restore`: those of the newest checkpoint up to a step, or of the start."""
+    config, checkpoints, group = running.train.rollback, running.checkpoints, rollbacks.group
+    group.mark("restore", spike.step)
+    running.goodput.spend("checkpoint")
+    kept = max(0, spike.step - 1 - config.before)
+    batches = [rollbacks.batch(step) for step in range(kept, spike.step + config.after)]
+    checkpoints.wait()
+    state, info = restore(kept)
+    checkpoints.remove_after(kept)
+    hashed = running.train.batch_sha
+    shas = of_first(group, "skipped", lambda: [batch_sha(running.corpus.batch(batch)) for batch in batches] if hashed else [])
+    rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
+    running.go_back(info, spike.step)
+    say(
+        f"{spike}: back to step {info['step']}; from step {kept + 1} on {named(batches, shas)} "
+        f"skipped (roll-back {len(rollbacks.list)} of at most {config.most})"
+    )
+    return state, info
+
+
+def named(batches: list[int], shas: list[str]) -> str:
+    """The batches, with the beginnings of their fingerprints."""
+    names = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] or [str(batch) for batch in batches]
+    return f"batch {names[0]} is" if len(names) == 1 else f"batches {', '.join(names)} are"
