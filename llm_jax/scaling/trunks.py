@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.scaling.grid import Point
 from llm_jax.train import metrics
@@ -20,13 +21,12 @@ from llm_jax.train.run_folder import configuration_hash
 
 
 def families(points: list[Point]) -> list[list[Point]]:
-    """Points that differ in nothing but train.steps, the longest first.
-
-    Not those that may be rolled back: what a run skips may follow from what came after the branching step.
-    """
+    """Points that differ in nothing but train.steps, the longest first. Raises UserError for one that has no place in a family."""
     found: dict[str, list[Point]] = defaultdict(list)
     for point in points:
-        if point.experiment and not point.held_out and not point.experiment.train.rollback.spike:
+        if point.experiment and not point.held_out:
+            if spike := point.experiment.train.rollback.spike:
+                raise UserError(f"train.rollback.spike={spike:g}: a trunk that was rolled back is not what its branches would be; use 0 or no trunks")
             train = dataclasses.replace(point.experiment.train, steps=1)
             found[configuration_hash(dataclasses.replace(point.experiment, train=train))].append(point)
     return [sorted(family, key=lambda p: -steps(p)) for family in found.values() if len(family) > 1]

@@ -63,7 +63,7 @@ class Rollbacks:
         self.list = [Rollback(**line) for line in of_first(group, "roll-backs", self.read)]
 
     def read(self) -> list[dict[str, Any]]:
-        """The lines of the file. A last one without its end was never gone by, and is removed."""
+        """The lines of the file. A last one without its end is of a roll-back that was not finished, and is removed."""
         metrics.drop_torn_line(self.path)
         try:
             return metrics.read_metrics(self.path)
@@ -137,14 +137,10 @@ def roll_back(
     shas = of_first(group, "skipped", lambda: [batch_sha(running.corpus.batch(batch)) for batch in batches] if hashed else [])
     rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
     running.go_back(info, spike.step)
+    named = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] or [str(batch) for batch in batches]
+    shown = named if len(named) <= 3 else [named[0], "...", named[-1]]
     say(
-        f"{spike}: back to step {info['step']}; from step {kept + 1} on {named(batches, shas)} "
-        f"skipped (roll-back {len(rollbacks.list)} of at most {config.most})"
+        f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step {kept + 1} on {len(batches)} batches "
+        f"are skipped: {', '.join(shown)} (roll-back {len(rollbacks.list)} of at most {config.most})"
     )
     return state, info
-
-
-def named(batches: list[int], shas: list[str]) -> str:
-    """The batches, with the beginnings of their fingerprints."""
-    names = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] or [str(batch) for batch in batches]
-    return f"batch {names[0]} is" if len(names) == 1 else f"batches {', '.join(names)} are"

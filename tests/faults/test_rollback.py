@@ -13,6 +13,8 @@ from llm_jax.cluster.group import alone
 from llm_jax.data.corpus import Corpus
 from llm_jax.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError
 from llm_jax.experiment import Experiment, override, resolved
+from llm_jax.layout.presets import preset
+from llm_jax.scaling.together import place_for
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig, RollbackConfig, TrainConfig
 from llm_jax.train.metrics import read_metrics
@@ -103,7 +105,10 @@ def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(tiny
     assert [line["step"] for line in trained[13:15]] == [14, first["restored_step"] + 1]
     assert not set(shas(run_dir).values()) & {*first["batch_shas"], *second["batch_shas"]}
     out = capsys.readouterr().out
-    assert f"from step 12 on batches 11 ({first['batch_shas'][0][:12]}), 12 (" in " ".join(out.split())
+    assert (
+        f"with batch 13 ({first['batch_shas'][2][:12]}): back to step {first['restored_step']}; from step 12 on 6 batches are skipped: 11 ("
+        in " ".join(out.split())
+    )
     assert "(roll-back 2 of at most 3)" in " ".join(out.split())
     told = summary(run_dir)
     assert (told["rollbacks"], told["batches_skipped"]) == (2, 12)
@@ -247,7 +252,7 @@ def test_a_checkpoint_from_before_the_skipped_batches_is_always_kept(tmp_path):
         checkpoints.close()
 
 
-def test_mistakes_are_named(tiny, tmp_path):
+def test_mistakes_are_named():
     for values, said in (
         ({"spike": 0.9}, "train.rollback.spike=0.9: must be above 1"),
         ({"spike": float("nan")}, "train.rollback.spike=nan"),
@@ -257,3 +262,6 @@ def test_mistakes_are_named(tiny, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             dataclasses.replace(TrainConfig(), rollback=RollbackConfig(**values)).check()
+    experiment = Experiment(layout=preset("single"), train=TrainConfig(rollback=RollbackConfig(spike=1.5)))
+    with pytest.raises(UserError, match="train.rollback.spike=1.5: runs that are trained together"):
+        place_for(experiment, 2)

@@ -13,14 +13,14 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.train.config import TrainConfig
+from llm_jax.train.config import RollbackConfig, TrainConfig
 from llm_jax.train.run import with_max_segments
 from llm_jax.train.run_folder import check_same_run, write_config
 
 NEEDED = 7
 
 
-def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp_tensor") -> tuple[int | None, dict]:
+def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp_tensor", spike: float = 0.0) -> tuple[int | None, dict]:
     """The resolved value for 16 rows in 2 microbatches on 4 x 2 devices, and what the corpus was asked."""
     asked: dict = {}
 
@@ -30,7 +30,7 @@ def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp
 
     experiment = Experiment(
         model=ModelConfig(attention=attention, max_segments=max_segments),  # type: ignore[arg-type]
-        train=TrainConfig(steps=30, batch_size=16, microbatches=2),
+        train=TrainConfig(steps=30, batch_size=16, microbatches=2, rollback=RollbackConfig(spike=spike, before=2, after=1, most=5)),
     )
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), {}))
     found = with_max_segments(experiment, SimpleNamespace(most_documents=most_documents), place)  # type: ignore[arg-type]
@@ -40,6 +40,10 @@ def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp
 def test_room_is_counted_for_the_rows_that_one_device_has():
     assert room(None) == (NEEDED, {"steps": 30, "group": 2, "held_out_group": 4})
     assert room(None, layout="tensor") == (NEEDED, {"steps": 30, "group": 8, "held_out_group": 16})
+
+
+def test_room_is_counted_for_the_rows_that_come_in_place_of_skipped_ones():
+    assert room(None, spike=1.5) == (NEEDED, {"steps": 50, "group": 2, "held_out_group": 4})
 
 
 def test_room_that_is_given_and_enough_is_kept():

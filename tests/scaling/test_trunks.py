@@ -58,3 +58,8 @@ def test_trunks_need_a_schedule_that_decays_late(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, GRID)
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}") == 2
     assert "optimizer.schedule=cosine: a grid with trunks needs wsd" in capsys.readouterr().err
+
+
+def test_trunks_and_roll_backs_exclude_each_other(arguments, capsys):
+    assert launch(*arguments, "train.rollback.spike=1.5") == 2
+    assert "train.rollback.spike=1.5: a trunk that was rolled back" in capsys.readouterr().err
