@@ -102,7 +102,8 @@ class Submission:
         s = self.settings
         what = f"{s.gpus_per_node} {s.gpu_type + ' ' if s.gpu_type else ''}GPUs" if s.gpus_per_node else "CPUs"
         processes = f"{s.tasks} process{'es' * (s.tasks > 1)}"
-        return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each" + (f", {s.time} until it is requeued" if s.time else "")
+        until = f", {s.time}{' minutes' * s.time.isdigit()} until it is requeued" if s.time else ""
+        return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each{until}"
 
 
 def split_pairs(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
