@@ -144,6 +144,13 @@ def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
     return False
 
 
+def bring_back(node: str) -> None:
+    """Until a node that was taken down is up; it may have come back by itself, and is then not to be resumed."""
+    while "DOWN" in slurm_fields("node", node)["State"]:
+        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True)
+        time.sleep(0.2)
+
+
 @dataclass(frozen=True)
 class Case:
     """A fault in a phase."""
@@ -203,7 +210,7 @@ def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
     elif case.fault == "node down":
         node = f"node{job.nodes}"
         scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=fault")
-        return lambda: scontrol("update", f"NodeName={node}", "State=RESUME")
+        return lambda: bring_back(node)
     else:
         raise ValueError(case.fault)
     return nothing

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm_jax.errors import UserError, closest, require
 
 TIME = re.compile(r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)")
+SIGNAL_SECONDS = 180
 UNITS = ((60,), (60, 1), (3600, 60, 1), (86400, 3600), (86400, 3600, 60), (86400, 3600, 60, 1))
 """Seconds of the parts of each of Slurm's ways to write a time."""
 
@@ -66,8 +67,9 @@ class SlurmConfig:
     backoff_seconds: int = 120
     """How long after a crash the job may start again; twice as long with each restart without progress, at most half an hour. 0: as soon as
     Slurm itself starts a requeued job, which is after two minutes on most clusters."""
-    signal_seconds: int = 180
-    """So long before its time limit a run is told to save and to stop: longer than the slowest step and a save, and a minute on top."""
+    signal_seconds: int | None = None
+    """So long before its time limit a run is told to save and to stop: longer than the slowest step and a save, and a minute on top.
+    None: 180, but at most a quarter of the limit."""
     site: str = ""
     """The file with the site's settings; empty: the one that LLM_JAX_SITE names, or ~/.config/llm_jax/site.yaml, where there is one."""
 
@@ -75,6 +77,14 @@ class SlurmConfig:
     def tasks(self) -> int:
         """Processes on each node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def signal_early(self) -> int:
+        """Seconds from the signal to the time limit."""
+        if self.signal_seconds is not None:
+            return self.signal_seconds
+        limit = seconds(self.time) if self.time else None
+        return min(SIGNAL_SECONDS, limit // 4) if limit else SIGNAL_SECONDS
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -90,11 +100,11 @@ class SlurmConfig:
             require(gpus % self.tasks == 0, "slurm.tasks_per_node", self.tasks, f"a divisor of slurm.gpus_per_node={gpus}: processes share no GPU")
         require(not self.gpu_type or gpus > 0, "slurm.gpu_type", self.gpu_type, "left out where slurm.gpus_per_node=0")
         require(not self.memory or re.fullmatch(r"\d+[KMGT]?", self.memory) is not None, "slurm.memory", self.memory, "as 500G, or 0 for all")
-        require(1 <= self.signal_seconds <= 65535, "slurm.signal_seconds", self.signal_seconds, "from 1 to 65535 seconds")
+        require(1 <= self.signal_early <= 65535, "slurm.signal_seconds", self.signal_seconds, "from 1 to 65535 seconds")
         if self.time:
             limit = seconds(self.time)
             require(limit is not None and limit > 0, "slurm.time", self.time, "a time as Slurm writes it: 90 (minutes), 24:00:00 or 2-12:00:00")
-            right = self.signal_seconds < (limit or 0)
+            right = self.signal_early < (limit or 0)
             require(right, "slurm.signal_seconds", self.signal_seconds, f"less than slurm.time={self.time}, which is {limit} seconds")
 
 

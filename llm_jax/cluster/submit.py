@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from llm_jax.cluster import job
-from llm_jax.cluster.settings import SiteConfig, SlurmConfig, read_settings, seconds
+from llm_jax.cluster.settings import SiteConfig, SlurmConfig, read_settings
 from llm_jax.errors import UserError, check_choice
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.layout.mesh import mesh_sizes
@@ -49,7 +49,7 @@ class Submission:
             made.append(f"--cpus-per-task={s.cpus_per_task}")
         made += [f"--mem={s.memory}"] * bool(s.memory)
         made += [f"--{key}={getattr(s, key)}" for key in ("constraint", "reservation") if getattr(s, key)]
-        return [*map(quoted, made), *self.common_options(log), quoted(f"--signal=USR1@{s.signal_seconds}"), *map(quoted, self.site.sbatch)]
+        return [*map(quoted, made), *self.common_options(log), quoted(f"--signal=USR1@{s.signal_early}"), *map(quoted, self.site.sbatch)]
 
     def light_options(self, name: str, log: Path) -> list[str]:
         """Those of a job that trains nothing."""
@@ -93,7 +93,8 @@ class Submission:
             run=shlex.quote(str(run)) if run else None,
             runs=shlex.quote(str(runs)) if runs else None,
             srun=self.srun(),
-            **{key: getattr(self.settings, key) for key in ("signal_seconds", "max_restarts", "backoff_seconds")},
+            signal_seconds=self.settings.signal_early,
+            **{key: getattr(self.settings, key) for key in ("max_restarts", "backoff_seconds")},
         )
 
     def resources(self) -> str:
@@ -101,7 +102,8 @@ class Submission:
         s = self.settings
         what = f"{s.gpus_per_node} {s.gpu_type + ' ' if s.gpu_type else ''}GPUs" if s.gpus_per_node else "CPUs"
         processes = f"{s.tasks} process{'es' * (s.tasks > 1)}"
-        return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each" + (f", {s.time} until it is requeued" if s.time else "")
+        until = f", {s.time}{' minutes' * s.time.isdigit()} until it is requeued" if s.time else ""
+        return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each{until}"
 
 
 def split_pairs(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -160,10 +162,7 @@ def next_steps(run_dir: Path, log: Path) -> str:
 
 
 def check_fits(experiment: Experiment, settings: SlurmConfig) -> None:
-    """Raises UserError where the mesh doesn't fit the GPUs that are asked for, or the run would stop as soon as it began."""
-    limit, early = seconds(settings.time), experiment.cluster.stop_before_end_seconds
-    if limit and limit <= early:
-        raise UserError(f"slurm.time={settings.time}: must be more than cluster.stop_before_end_seconds={early:g}, or the run stops as it begins")
+    """Raises UserError where the mesh doesn't fit the GPUs that are asked for."""
     if settings.gpus_per_node:
         devices = settings.nodes * settings.gpus_per_node
         try:

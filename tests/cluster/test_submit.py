@@ -81,6 +81,12 @@ def test_grid_is_an_array_with_a_limit_and_without_what_comes_later(tiny, tmp_pa
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(("limit", "early"), [("2", 30), ("00:20:00", 180), ("24:00:00", 180), ("2 slurm.signal_seconds=50", 50)])
+def test_the_signal_leaves_a_short_job_most_of_its_time(tiny, tmp_path, capsys, limit, early):
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", "submit=slurm", *f"slurm.time={limit}".split(), "--dry-run") == 0
+    assert f"#SBATCH --signal=USR1@{early}\n" in capsys.readouterr().out
+
+
 MISTAKES = {
     "submit=pbs": "must be one of slurm",
     "slurm.node=2": "did you mean 'slurm.nodes'?",
@@ -88,8 +94,7 @@ MISTAKES = {
     "slurm.nodes=two": "a whole number",
     "slurm.gpus_per_node=-1": "at least 0",
     "slurm.time=1day": "must be a time as Slurm writes it",
-    "slurm.time=2": "less than slurm.time=2, which is 120 seconds",
-    "slurm.time=2 slurm.signal_seconds=60": "more than cluster.stop_before_end_seconds=120",
+    "slurm.time=2 slurm.signal_seconds=120": "less than slurm.time=2, which is 120 seconds",
     "slurm.memory=lots": "as 500G",
     "slurm.gpu_type=h100": "left out where slurm.gpus_per_node=0",
     "slurm.signal_seconds=0": "from 1 to 65535",

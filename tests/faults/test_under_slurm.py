@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
-from tools.faults import CRASHES, PHASES, SIGNALS, Case, Job, strike
+from tools.faults import CRASHES, PHASES, ROOT, SIGNALS, SMALL, Case, Job, strike
 from tools.soak import STEPS, finish, soak, wrong
 
 pytestmark = [pytest.mark.slurm]
@@ -60,3 +65,44 @@ def test_a_run_survives_each_kind_of_fault(tmp_path, unbroken, fault):
 def test_twenty_random_faults_in_one_run(tmp_path, slurm_cluster):
     lines = soak(tmp_path, faults=20, seed=1)
     assert not [line for line in lines if line.startswith("WRONG")], "\n".join(lines)
+
+
+def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
+    """Goes on with a run on so many nodes, a process of so many devices on each; it is told to stop when it has done the step `until`.
+
+    Returns its exit code.
+    """
+    command = [
+        "srun",
+        "-Q",
+        f"-N{nodes}",
+        f"-n{nodes}",
+        "--kill-on-bad-exit=0",
+        sys.executable,
+        "-m",
+        "llm_jax.launch",
+        "experiment=quickstart",
+        *SMALL,
+    ]
+    command += [f"checkpoint.every={2 * STEPS}", "sample.tokens=0", f"train.steps={job.steps}", f"run_dir={job.run_dir}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    started = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while until and job.last_step() < until:
+        time.sleep(0.05)
+        assert started.poll() is None
+    if until:
+        number = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()[0]
+        subprocess.run(["scancel", "--signal=TERM", number], check=True)
+    return started.wait()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_same_tokens(tmp_path, slurm_cluster):
+    moved, whole = Job(tmp_path / "moved", steps=45), Job(tmp_path / "whole", steps=45)
+    assert [srun(moved, 2, 4, until=15), srun(moved, 1, 4, until=30), srun(moved, 1, 8)] == [85, 85, 0]
+    assert srun(whole, 2, 4) == 0
+    ours, theirs = moved.steps_done(), whole.steps_done()
+    assert list(ours) == list(theirs) == list(range(1, 46))
+    for step, line in theirs.items():
+        assert ours[step]["batch_sha"] == line["batch_sha"], step
+        assert ours[step]["train_loss"] == pytest.approx(line["train_loss"], rel=1e-5), step  # float32, summed in another order: 2e-7 were seen

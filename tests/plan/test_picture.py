@@ -58,4 +58,4 @@ def test_a_picture_needs_no_hardware_and_no_compiler(small, tmp_path, capsys):
 
 def test_a_picture_of_an_unknown_kind_is_refused(small, tmp_path, capsys):
     assert main([f"experiment={small}", "devices=8", f"picture={tmp_path / 'layout.jpeg2'}"]) == 2
-    assert "must end in .png, .pdf, .svg" in capsys.readouterr().err
+    assert "a file that ends in .png or .pdf or .svg" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""A disk that is really full: a small file system of its own, which only root can make."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import launch_process, losses, shas, steps_saved, write_experiment
+
+FILL_AT_STEP_5 = """
+from llm_jax.train.metrics import MetricsWriter
+write = MetricsWriter.write
+def and_fill(self, values):
+    write(self, values)
+    if values["step"] == 5:
+        try:
+            with open({filler!r}, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError:
+            pass
+MetricsWriter.write = and_fill
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 30 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "none", folder], capture_output=True).returncode:
+        pytest.skip("only root can mount a file system, and not in every container")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_when_there_is_room_again(tmp_path, small_disk):
+    experiment, run_dir, filler = f"experiment={write_experiment(tmp_path)}", small_disk / "run", small_disk / "filler"
+    full = launch_process(experiment, f"run_dir={run_dir}", patch=FILL_AT_STEP_5.format(filler=str(filler)))
+    assert full.returncode == 1
+    told = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, full.stderr
+    assert f"run_dir={run_dir}: No space left on device" in told[0]
+    assert "Traceback" not in full.stderr
+    saved = max(steps_saved(run_dir))
+    assert saved in (2, 4)  # step 4 may still have been on its way to the disk
+    assert f"goes on from the checkpoint of step {saved}" in told[0]
+
+    filler.unlink()
+    again, whole = launch_process(experiment, f"run_dir={run_dir}"), launch_process(experiment, f"run_dir={tmp_path / 'whole'}")
+    assert (again.returncode, whole.returncode) == (0, 0), again.stderr
+    assert f"resuming at step {saved}" in again.stdout
+    assert losses(run_dir) == losses(tmp_path / "whole")
+    assert shas(run_dir) == shas(tmp_path / "whole")
