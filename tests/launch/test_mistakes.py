@@ -101,6 +101,7 @@ MISTAKES = {
 OUT_OF_RANGE = {
     **{f"train.{k}": (0, -1) for k in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every")},
     "train.seed": (-1, 2**32), "train.ema_decay": (1, -0.1, "nan"), "train.progress_every": (-1, "inf"),
+    "train.rollback.spike": (0.9, -1, "nan", "inf"), **{f"train.rollback.{k}": (-1,) for k in ("window", "before", "after", "most")},
     "checkpoint.every": (0, -1), "checkpoint.keep": (0, -1),
     "evaluate.every": (-1,), "evaluate.batches": (0, -3), "evaluate.final_batches": (0,),
     "optimizer.learning_rate": (0, -1, "nan", "inf", "1e400"), "optimizer.matrix_learning_rate": (0,), "optimizer.warmup_steps": (-1,),
