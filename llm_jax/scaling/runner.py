@@ -30,6 +30,7 @@ from llm_jax.scaling.trunks import branch_off, with_trunks
 from llm_jax.train import metrics, run, run_folder
 from llm_jax.train.console import Console, duration
 from llm_jax.train.peak import device_peak
+from llm_jax.train.words import four
 
 EXIT_SOME_FAILED = 1
 CORPORA = 4
@@ -166,7 +167,7 @@ class Session:
         self.write_table()
         text = f"point {point.number} {point.name}: {row['status']}"
         if row["status"] == "finished":
-            text += f", held-out loss {run.four(row['eval_loss'])}, {duration(seconds)}"
+            text += f", held-out loss {four(row['eval_loss'])}, {duration(seconds)}"
         elif row["reason"]:
             text += f": {row['reason']}"
         self.progress.ended(point.own_cost, text)

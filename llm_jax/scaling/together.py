@@ -43,6 +43,7 @@ from llm_jax.train.rollback import Rollbacks
 from llm_jax.train.run_folder import flat
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import make_evaluation, make_step
+from llm_jax.train.words import header
 
 IN_THE_SCHEDULE = (
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.decay_fraction", "optimizer.final_fraction",
@@ -166,7 +167,7 @@ def train(
             life.callback(kept.close)
         states, infos = start_or_resume(programs, checkpoints, experiments, corpora, console)
         peak = (shared.peak or device_peak)(place.mesh, e.model.compute_dtype)
-        console.say(run.header(e, program, corpora[0], peak))
+        console.say(header(e, program, corpora[0], peak))
         console.say(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
         peak_of_all = peak and peak * place.mesh.size
         runs = [
