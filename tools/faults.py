@@ -106,9 +106,9 @@ class Job:
         path = self.run_dir / "metrics.jsonl"
         return list(read_metrics(path)) if path.exists() else []
 
-    def last_step(self) -> int:
-        """The newest step in metrics.jsonl; 0 if there is none."""
-        return max((line["step"] for line in self.lines() if "train_loss" in line), default=0)
+    def last_step(self, since: int = 0) -> int:
+        """The newest step in metrics.jsonl, leaving out so many lines at its beginning; 0 if there is none."""
+        return max((line["step"] for line in self.lines()[since:] if "train_loss" in line), default=0)
 
 
 def slurm_fields(kind: str, name: str) -> dict[str, str]:
@@ -222,7 +222,7 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
     A stopped process is looked after by the others; what Slurm leaves of it is ended here.
     """
     job.wait("RUNNING", "COMPLETED", seconds=patience)
-    begun = job.log()
+    begun, earlier = job.log(), len(job.lines())
     start = max(begun.rfind("start "), 0)
     if not in_phase(job, case.phase, start, patience):
         return None
@@ -236,9 +236,8 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
             break
         time.sleep(0.02)
     outcome = Outcome(case, before, seconds_to_stop=time.monotonic() - began)
-    done = job.last_step()
+    done, size = job.last_step(since=earlier), len(job.log())  # what an earlier fault lost is not this one's
     afterwards()
-    size = len(begun)
     end = time.monotonic() + 180
     while time.monotonic() < end:
         said = job.log()[size:]
@@ -246,7 +245,7 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
             outcome.resumed_at = int(said.split("resuming at step", 1)[1].split()[0])
             break
         if job.state() == "COMPLETED":
-            outcome.resumed_at = done
+            outcome.resumed_at = max(done, before)
             break
         if "run folder" in said and not any(path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")):
             outcome.resumed_at = 0
