@@ -117,7 +117,8 @@ class Gate:
 class Signals:
     """Takes the signals of a process from `take` until `give_back`.
 
-    A second SIGTERM or SIGUSR1 changes nothing; a second Ctrl-C does what it did before: as a rule it ends at once.
+    A second SIGTERM or SIGUSR1 changes nothing; a second Ctrl-C does what it did before: as a rule it ends at once. Where Ctrl-C is ignored it
+    stays so: shells start what runs in the background like that (`nohup ... &` in a script), since it isn't meant for it.
     """
 
     def __init__(self, gate: Gate, tell: Callable[[int], None]):
@@ -136,7 +137,8 @@ class Signals:
         """From now on. Each signal's number is also written to the file `wakeup`, even while the main thread is in a library's code."""
         if threading.current_thread() is not threading.main_thread():  # Python lets no other thread take signals
             return
-        self.old = {number: signal.signal(number, self.note) for number in TAKEN}
+        ours = [number for number in TAKEN if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        self.old = {number: signal.signal(number, self.note) for number in ours}
         self.old_fd = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self.old_hook, sys.unraisablehook = sys.unraisablehook, self.swallowed
 
