@@ -8,7 +8,7 @@ a compiler or a library. A run of one process has the same group, without socket
       group.join(experiment.cluster)            # all meet, and the monitor thread begins to watch
       values = group.exchange("versions", mine, seconds=60)
       group.record_in(run_dir)                  # faults are kept there from now on
-      group.mark("compile")                     # phases: start, data, compile, train, evaluate, save, sample, end
+      group.mark("compile")                     # phases: start, data, compile, train, evaluate, save, restore, sample, end
       for step in ...:
           group.mark("train", step, sha)
           ...
@@ -45,7 +45,6 @@ from llm_jax.cluster.stop import Gate, Signals, Stopped
 from llm_jax.cluster.task import Task
 from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, Fault, UserError
 
-PHASES = ("start", "data", "compile", "train", "evaluate", "save", "sample", "end")
 TELL_SECONDS = 10.0
 """So long a failing process waits for the others to be told."""
 

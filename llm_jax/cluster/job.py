@@ -53,7 +53,7 @@ def cancelled(run_dir: Path) -> Path:
     return folder(run_dir) / "cancelled"
 
 
-def ended_early(error: str) -> bool:
+def forgotten(error: str) -> bool:
     """Whether squeue's complaint says no more than that it has forgotten the job."""
     return "Invalid job id" in error
 
@@ -66,7 +66,7 @@ def queued(jobs: Iterable[str]) -> dict[str, Queued]:
     form = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
     done = slurm("squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}", f"--Format={form}")
     if done.returncode:
-        if not ended_early(done.stderr):
+        if not forgotten(done.stderr):
             raise SlurmError(said(done))
         return {}
     found = {}

@@ -174,6 +174,9 @@ def train(
             run.make_running(life, x, kept, Rollbacks(Path(x.run_dir), group), corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
             for x, kept, corpus, info in zip(experiments, checkpoints, corpora, infos, strict=True)
         ]
+        for running in runs:
+            if running.goodput.notice:
+                console.say(running.label + running.goodput.notice)
         feed = FeedTogether(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)
         life.callback(feed.close)
         loop = Loop(
@@ -309,10 +312,10 @@ class FeedTogether(Feed):
         super().__init__(corpora[0], place, **settings)
         self.corpora = corpora
 
-    def make(self, step: int) -> Fed:
-        """Batch `step` of every run; made once where runs have the same."""
+    def make(self, number: int) -> Fed:
+        """Batch `number` of every run; made once where runs have the same."""
         different = {id(corpus): corpus for corpus in self.corpora}
-        batches = {key: corpus.batch(step) for key, corpus in different.items()}
+        batches = {key: corpus.batch(number) for key, corpus in different.items()}
         shas = {key: batch_sha(batch) if self.sha else None for key, batch in batches.items()}
         A, own = self.microbatches, [batches[id(corpus)] for corpus in self.corpora]
         rows = {name: np.stack([batch[name].reshape(A, self.batch_size // A, -1) for batch in own]) for name in own[0]}

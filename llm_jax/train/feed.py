@@ -25,11 +25,19 @@ class Fed(NamedTuple):
 class Feed:
     """The batches from one step on. That of step s is a pure function of s; a thread makes the next ones meanwhile."""
 
-    batch_of: Callable[[int], int] = staticmethod(lambda step: step)
-    """Which of the corpus's batches a step has."""
-
-    def __init__(self, corpus: Corpus, place: MeshPlacement, *, batch_size: int, microbatches: int, sha: bool, ahead: int = 2):
-        self.corpus, self.place = corpus, place
+    def __init__(
+        self,
+        corpus: Corpus,
+        place: MeshPlacement,
+        *,
+        batch_size: int,
+        microbatches: int,
+        sha: bool,
+        batch_of: Callable[[int], int] = lambda step: step,
+        ahead: int = 2,
+    ):
+        """batch_of: which of the corpus's batches a step has. ahead: so many are made before they are asked for."""
+        self.corpus, self.place, self.batch_of = corpus, place, batch_of
         self.batch_size, self.microbatches = batch_size, microbatches
         self.sha = sha and jax.process_index() == 0
         self.ahead = ahead

@@ -7,11 +7,13 @@ the count of starts, at most a few seconds behind; a process that is killed take
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from llm_jax.errors import UserError
+from llm_jax.train.metrics import read_json, write_json
 
 PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample", "lost")
 """start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while
@@ -31,6 +33,8 @@ class Goodput:
         self.starts = 1
         self.path: Path | None = None
         self.written = begun
+        self.notice = ""
+        """What is to be said of an account that could not be gone on with."""
 
     def resume(self, run_dir: Path, at_checkpoint: Mapping[str, float], writes: bool = True) -> None:
         """Goes on with the account of the run folder. `at_checkpoint`: `seconds` when the checkpoint was made that the run goes on from.
@@ -38,7 +42,11 @@ class Goodput:
         writes: whether this process keeps the account in the run folder.
         """
         path = run_dir / "time.json"
-        before = read(path)
+        try:
+            before = read_json(path)
+        except (OSError, UserError) as error:  # no reason not to train
+            before = {}
+            self.notice = f"what earlier starts spent their time on isn't known any more: {error}"
         seconds = before.get("seconds") or dict(at_checkpoint)
         self.starts = before.get("starts", 0) + 1
         for part in PARTS:
@@ -94,17 +102,7 @@ class Goodput:
         """Writes time.json, whole or not at all."""
         if not self.path:
             return
-        from llm_jax.train.metrics import write_json
-
         self.written = time.monotonic()
         seconds = dict(self.parts)
         seconds[self.part] += self.written - self.mark
         write_json(self.path, {"starts": self.starts, "at": time.time(), "seconds": seconds})
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A time.json; empty where there is none, or none that can be read: it is no reason not to train."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

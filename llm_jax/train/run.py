@@ -107,14 +107,16 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
         peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype, group.task.local_size))
         console.say(header(experiment, program, corpus, peak))
         running = make_running(life, experiment, checkpoints, rollbacks, corpus, info, begun, peak and peak * place.mesh.size)
+        if running.goodput.notice:
+            console.say(running.goodput.notice)
         feed = Feed(
             corpus,
             place,
             batch_size=experiment.train.batch_size,
             microbatches=experiment.train.microbatches,
             sha=experiment.train.batch_sha,
+            batch_of=rollbacks.batch,
         )
-        feed.batch_of = rollbacks.batch
         life.callback(feed.close)
         loop = Loop(
             group=group,

@@ -96,12 +96,10 @@ else:
     with started(3, body) as processes:
         wait_for(processes[0], "going")
         time.sleep(0.2)
-        begun = time.monotonic()
         processes[2].send_signal(signal.SIGTERM)
         found = ended(processes)
     assert [process.code for process in found] == [85] * 3, found
     assert "stopped by SIGTERM at rank 2 on" in found[0].err
-    assert time.monotonic() - begun < 30
 
 
 @STUCK
@@ -133,13 +131,11 @@ while True:
     with started(1, **{"body": "pass", where: busy}) as processes:
         wait_for(processes[0], "going")
         time.sleep(0.12)
-        begun = time.monotonic()
         processes[0].send_signal(signal.SIGTERM)
         (process,) = ended(processes)
     assert process.code == 85
     assert "stopped by SIGTERM before a step was done" in process.out
-    assert process.err == ""
-    assert time.monotonic() - begun < 4, "left by force"
+    assert process.err == "", "left by force, which the monitor thread says there"
 
 
 def test_a_signal_before_the_processes_have_met_ends_that_process():

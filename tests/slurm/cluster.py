@@ -37,7 +37,7 @@ class SlurmCluster:
 
     def run(self, *command: object, **more: str) -> subprocess.CompletedProcess[str]:
         """A command, with more environment variables; what it writes is text."""
-        return subprocess.run(list(map(str, command)), env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(list(map(str, command)), env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     def ask(self, *command: object) -> str:
         """What a command writes; it must not fail."""

@@ -68,6 +68,7 @@ def test_an_account_that_was_cut_off_does_not_stop_a_run(tmp_path, clock):
     account = Goodput(begun=clock.now)
     account.resume(tmp_path, {"step": 9.0})
     assert account.seconds()["step"] == 9
+    assert "time.json: is damaged" in account.notice
     assert json.loads((tmp_path / "time.json").read_text())["starts"] == 1
 
 
