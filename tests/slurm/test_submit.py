@@ -38,7 +38,7 @@ def test_stopped_run_is_requeued_until_it_is_finished(slurm_cluster, tiny, tmp_p
     run_dir = tmp_path / "a run, of 100%j"
     number = submit(tiny, run_dir, site, "85 4 wait\n0 8\n", "slurm.nodes=2", "slurm.tasks_per_node=2", "slurm.time=10")
     printed = capsys.readouterr().out
-    assert f"submitted job {number}: tiny, 2 nodes with CPUs, 2 processes each, 10 until it is requeued" in printed
+    assert f"submitted job {number}: tiny, 2 nodes with CPUs, 2 processes each, 10 minutes until it is requeued" in printed
     assert f"site settings: {site}" in printed
     assert f"python -m llm_jax.cluster.status '{run_dir}'" in printed
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "submit=slurm") == 2
