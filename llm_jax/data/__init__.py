@@ -1,11 +1,11 @@
 """From a corpus to the batch at step `s`: sources, tokenizer, token cache, packing, mixing.
 
-Nothing heavy is imported here: TFDS, SentencePiece, PyArrow and Grain are imported where they are used.
+Nothing heavy is imported here: TFDS, SentencePiece, tokenizers, PyArrow and Grain are imported where they are used.
 """
 
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.corpus import BATCH_KEYS, Corpus, batch_sha, prepare
-from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.data.vocabulary import vocabulary_size
 
-__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "prepare", "vocabulary_size"]
+__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "load_tokenizer", "prepare", "vocabulary_size"]

@@ -70,14 +70,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How text becomes tokens: SentencePiece, trained on the corpus or read from a file."""
+    """How text becomes tokens: SentencePiece, trained on the corpus; or whatever a file has."""
 
     vocab: int = 8192
     """Pieces in a trained vocabulary, its 4 control pieces and 256 byte pieces included."""
     kind: str = "bpe"
     """`bpe` or `unigram` (slower to train)."""
     file: str = ""
-    """A SentencePiece model file (or a folder with `tokenizer.model`) used as it is instead of training;
+    """A SentencePiece model or Hugging Face's tokenizer.json (or a folder with one) used as it is instead of training;
     `vocab` and `kind` are then the file's."""
     sample_bytes: int = 8_000_000
     """At most this much training text is read to train it, bytes (spread over the whole corpus)."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from llm_jax.data import cache
 from llm_jax.data.sources import Source
-from llm_jax.data.tokenizer import MODEL_NAME, Tokenizer
+from llm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.errors import EXIT_USER_ERROR, UserError
 
 _VERSION = 1  # of the files' format: raise it when it changes
@@ -81,7 +81,7 @@ def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int) -
 
 def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> None:
     partial = target.with_name(f"{target.name}.partial")
-    tokenizer.save(partial)
+    tokenizer.save(partial / "tokenizer")
     job = {**dataclasses.asdict(source), "path": str(source.path)}
     cache.write_atomic(partial / "source.json", json.dumps(job).encode())
     count, size = source.size()
@@ -140,7 +140,7 @@ def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | 
     """
     job = json.loads((partial / "source.json").read_text())
     source = Source(**{**job, "path": Path(job["path"])})
-    tokenizer = Tokenizer.load(partial / MODEL_NAME)
+    tokenizer = load_tokenizer(partial / "tokenizer")
     records = source.records()
     for begin, end in ranges:
         if parent is not None and os.getppid() != parent:

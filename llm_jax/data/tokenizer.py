@@ -1,172 +1,95 @@
-"""SentencePiece tokenizers that give back the text they were given, byte for byte."""
+"""What a tokenizer is, whatever it was made by, and the one function that reads one from its files."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
-import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from llm_jax.data.cache import write_atomic
-from llm_jax.data.config import TokenizerConfig
 from llm_jax.errors import UserError
 
-TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no old tokenizer is taken
 MODEL_NAME = "tokenizer.model"
-_SPACE = "\u2581"  # SentencePiece writes a space so; the character itself has to go through byte pieces
-_STRETCH_CHARS = 1 << 16  # longer text is encoded in stretches, so that memory and time stay linear
-_SENTENCE_CHARS = 4096
-_PROBE = " a  b\t\n\n    if x_1:\r\n é 日本 😀 \u00a0\ufb01  "
+"""SentencePiece's model."""
+JSON_NAME = "tokenizer.json"
+"""Hugging Face's. Run folders made before there was one have a few words about their SentencePiece model under this name."""
+ABOUT_NAME = "about.json"
+"""What `save` says of a tokenizer beside its files."""
+_PROBE = " a  b\t\n\n    if x_1:\r\n é e\u0301 日本 😀 \u00a0\ufb01 \u2581 <s>  "
 
 
-class Tokenizer:
-    """A SentencePiece model: text to token ids and back.
+class Tokenizer(Protocol):
+    """Text to token ids and back. Documents are stored as BOS, text, EOS."""
 
-    A tokenizer that was trained here is lossless: `decode(encode(text)) == text` for any text that is valid
-    Unicode, and the bytes of its pieces sum to the bytes of the text. One from a file may normalise (`lossless`).
-    """
+    fingerprint: str
+    """sha256 hex of all that ids depend on."""
+    vocab_size: int
+    """Rows that an embedding needs; a model may have more."""
+    bos_id: int
+    """What a document begins with. Where a tokenizer has no BOS (Qwen), its EOS, as between the documents that such models learned from."""
+    eos_id: int
+    """What a document ends with."""
+    eos_ids: tuple[int, ...]
+    """All that may end a text; `eos_id` is one of them."""
+    pad_id: int
+    """Stands where segments are 0."""
+    lossless: bool
+    """Whether any text comes back whole, and the bytes of its pieces sum to the bytes of the text (looked at with a probe)."""
 
-    def __init__(self, model: bytes, origin: str = "tokenizer.file") -> None:
-        """`model` is a serialised SentencePiece model. Raises UserError if it is not, or has no BOS or EOS."""
-        import sentencepiece
-
-        self.model = model
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UserError(f"{origin}: not a SentencePiece model") from error
-        self.vocab_size: int = self._processor.vocab_size()
-        self.bos_id: int = self._processor.bos_id()
-        self.eos_id: int = self._processor.eos_id()
-        self.pad_id: int = max(self._processor.pad_id(), 0)  # stands where segments are 0, so any id would do
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise UserError(f"{origin}: has no {'BOS' if self.bos_id < 0 else 'EOS'} piece; documents are stored as BOS, text, EOS")
-        self.lossless = self.decode(self.encode(_PROBE)) == _PROBE
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for control and unknown pieces."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
-        return list(itertools.chain.from_iterable(self.encode_pieces(text)))
+        """Token ids of `text`, without BOS or EOS. Text that looks like a control piece is text. Raises UserError for half a surrogate pair."""
 
     def encode_pieces(self, text: str) -> Iterator[list[int]]:
-        """What `encode` gives, a bounded stretch of text at a time."""
-        try:
-            for stretch in _stretches(text, _STRETCH_CHARS):
-                for i, part in enumerate(stretch.split(_SPACE)):
-                    yield (self._space_ids if i else []) + self._processor.encode(part)
-        except RuntimeError as error:
-            raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
+        """What `encode` gives, a bounded stretch of text at a time where the tokenizer allows that."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; control pieces are silent, bytes that are not UTF-8 become U+FFFD."""
-        return self._processor.decode([int(i) for i in ids])
-
-    @functools.cached_property
-    def token_bytes(self) -> np.ndarray:
-        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for control and unknown pieces."""
-        sizes = np.zeros(self.vocab_size, np.int32)
-        for i in range(self.vocab_size):
-            if self._processor.is_byte(i):
-                sizes[i] = 1
-            elif not (self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)):
-                sizes[i] = len(self._processor.id_to_piece(i).replace(_SPACE, " ").encode())
-        return sizes
 
     def pieces(self) -> list[str]:
-        """The text of every piece as SentencePiece writes it, for looking at."""
-        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+        """Every piece as the tokenizer's own file writes it, for looking at."""
 
     def save(self, folder: Path | str) -> None:
-        """Writes `tokenizer.model` and a `tokenizer.json` of its size, control ids and fingerprint."""
-        about = {
-            "format": "sentencepiece",
-            "vocab_size": self.vocab_size,
-            "bos_id": self.bos_id,
-            "eos_id": self.eos_id,
-            "pad_id": self.pad_id,
-            "lossless": self.lossless,
-            "sha256": self.fingerprint,
-        }
-        write_atomic(Path(folder) / MODEL_NAME, self.model)
-        write_atomic(Path(folder) / "tokenizer.json", json.dumps(about, indent=2).encode() + b"\n")
-
-    @classmethod
-    def load(cls, path: Path | str) -> Tokenizer:
-        """Reads a model file or a folder that `save` wrote. Raises UserError if it isn't there."""
-        path = Path(path).expanduser()
-        file = path / MODEL_NAME if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(f"tokenizer.file={path}: no such file; give a SentencePiece model or a folder with {MODEL_NAME}")
-        return cls(file.read_bytes(), f"tokenizer.file={path}")
-
-    @functools.cached_property
-    def _space_ids(self) -> list[int]:
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        return ids if all(self._processor.is_byte(i) for i in ids) else self._processor.encode(_SPACE)
+        """Writes the files that `load_tokenizer` reads, as they were, and a few words about them."""
 
 
-def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Trains a tokenizer; the same texts and settings give the same model on any number of cores.
+def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
+    """The tokenizer of a folder (a run's `tokenizer/`, or one of Hugging Face's) or of a file.
 
-    Pieces may hold line ends, indents and whole phrases: code is mostly those. On the standard library with
-    4,096 pieces that gives 3.8 bytes a token; words alone give 3.2. Raises UserError when the vocabulary is
-    too large or too small for the texts, with the limit.
+    Hugging Face's tokenizer.json where there is one, else SentencePiece's tokenizer.model. Raises UserError, with `key`, if there is neither.
     """
-    import sentencepiece
+    from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+    from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
-    model = io.BytesIO()
+    path = Path(path).expanduser()
+    origin = f"{key}={path}"
+    if not path.exists():
+        raise UserError(f"{origin}: no such file; give a {MODEL_NAME}, a {JSON_NAME}, or a folder with one of them")
+    names = (JSON_NAME, MODEL_NAME) if path.is_dir() else ("",)
+    for file in (path / name for name in names if (path / name).is_file()):
+        content = file.read_bytes()
+        if not content.lstrip().startswith(b"{"):
+            return SentencePieceTokenizer(content, origin)
+        if is_huggingface(content, origin):
+            return HuggingFaceTokenizer.read(file, origin)
+    raise UserError(f"{origin}: has no {JSON_NAME} of Hugging Face's and no {MODEL_NAME}")
+
+
+def is_huggingface(content: bytes, origin: str) -> bool:
+    """Whether a JSON file is a tokenizer, and not words about one."""
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(part for text in texts for part in _stretches(text, _SENTENCE_CHARS)),
-            model_writer=model,
-            model_type=config.kind,
-            vocab_size=config.vocab,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_by_unicode_script=False,
-            # Unigram's suffix arrays are too slow over whole lines.
-            split_by_whitespace=config.kind == "unigram",
-            max_sentencepiece_length=16,
-            max_sentence_length=8 * _SENTENCE_CHARS,
-            character_coverage=0.9995,  # rarer characters are bytes
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            num_threads=4,  # not the core count: sums over threads, and the model file, depend on it
-            minloglevel=3,
-        )
-    except RuntimeError as error:
-        raise _training_error(str(error), config) from error
-    return Tokenizer(model.getvalue(), "tokenizer")
+        tree: Any = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{origin}: not JSON ({error})") from error
+    return isinstance(tree, dict) and "model" in tree
 
 
-def _training_error(message: str, config: TokenizerConfig) -> Exception:
-    if found := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-        return UserError(f"tokenizer.vocab={config.vocab}: too large for this text; at most {found[1]}")
-    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return UserError(f"tokenizer.vocab={config.vocab}: too small for the characters of this text; at least {found[1]}")
-    if "sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
-        return UserError("tokenizer: there is no text to train it on in the sample; raise tokenizer.sample_bytes or give tokenizer.file")
-    return RuntimeError(message)
-
-
-def _stretches(text: str, limit: int) -> Iterator[str]:
-    """`text` in stretches of at most `limit` characters, cut before a line where there is one."""
-    start = 0
-    while len(text) - start > limit:
-        end = text.rfind("\n", start + limit // 2, start + limit)
-        end = end if end > 0 else start + limit
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def is_lossless(tokenizer: Tokenizer) -> bool:
+    """Whether a text of all sorts comes back whole, and the bytes of its pieces sum to its own."""
+    ids = tokenizer.encode(_PROBE)
+    return tokenizer.decode(ids) == _PROBE and int(tokenizer.token_bytes[ids].sum()) == len(_PROBE.encode())

@@ -11,9 +11,10 @@ import numpy as np
 
 from llm_jax.data import cache
 from llm_jax.data.config import TokenizerConfig
+from llm_jax.data.sentencepiece_tokenizer import TRAINER_VERSION, train
 from llm_jax.data.sources import Source
 from llm_jax.data.token_cache import document_hash, held_out_mask, none_left
-from llm_jax.data.tokenizer import TRAINER_VERSION, Tokenizer, train
+from llm_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 
 def tokenizer_for(
@@ -25,11 +26,11 @@ def tokenizer_for(
 ) -> Tokenizer:
     """The tokenizer that `config` asks for; `sources` are with their weights, by which they share the sample.
 
-    Raises UserError for a file that is no SentencePiece model, or a vocabulary that the text does not fill.
+    Raises UserError for a file that is no tokenizer, or a vocabulary that the text does not fill.
     """
     if config.file:
-        loaded = Tokenizer.load(config.file)
-        warning = "" if loaded.lossless else "; it changes some text (normalises it, or has no byte pieces)"
+        loaded = load_tokenizer(config.file)
+        warning = "" if loaded.lossless else "; it changes some text (normalises it, puts a space before it, or has no byte pieces)"
         log(f"tokenizer: {config.file}, {loaded.vocab_size:,} pieces{warning}")
         return loaded
     settings = [TRAINER_VERSION, config.kind, config.vocab, config.sample_bytes, held_out_fraction]
@@ -45,12 +46,12 @@ def tokenizer_for(
     trained_now = cache.build_once(target, lambda temporary: train(texts(), config).save(temporary))
     how = f"trained in {time.monotonic() - started:.0f} s" if trained_now else "cached"
     log(f"tokenizer: {config.kind}, {config.vocab:,} pieces ({how})")
-    return Tokenizer.load(target)
+    return load_tokenizer(target)
 
 
 def vocabulary_size(config: TokenizerConfig) -> int:
     """The pieces of the tokenizer that `config` asks for. A trained one has as many as it was asked for, or training raises."""
-    return Tokenizer.load(config.file).vocab_size if config.file else config.vocab
+    return load_tokenizer(config.file).vocab_size if config.file else config.vocab
 
 
 def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:

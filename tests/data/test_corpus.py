@@ -220,10 +220,10 @@ def test_one_document_cannot_be_split(make, tmp_path):
 
 
 def test_run_folder_gets_the_tokenizer(make, small, corpus, tmp_path):
-    from llm_jax.data import Tokenizer
+    from llm_jax.data import load_tokenizer
 
     make(small, run_dir=tmp_path)
-    assert Tokenizer.load(tmp_path / "tokenizer").fingerprint == corpus.tokenizer.fingerprint
+    assert load_tokenizer(tmp_path / "tokenizer").fingerprint == corpus.tokenizer.fingerprint
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from llm_jax.data import Tokenizer, TokenizerConfig
-from llm_jax.data.tokenizer import train
+from llm_jax.data import Tokenizer, TokenizerConfig, load_tokenizer
+from llm_jax.data.sentencepiece_tokenizer import train
 from llm_jax.errors import UserError
 
 from .conftest import documents
@@ -45,7 +45,7 @@ def test_random_unicode_comes_back_whole(tokenizer):
 
 
 def test_text_longer_than_a_stretch_comes_back_whole(tokenizer, monkeypatch):
-    monkeypatch.setattr("llm_jax.data.tokenizer._STRETCH_CHARS", 50)
+    monkeypatch.setattr("llm_jax.data.sentencepiece_tokenizer._STRETCH_CHARS", 50)
     for text in ("\n".join(documents(20)), "y▁" * 500, "\n" * 300):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -79,7 +79,7 @@ def test_training_twice_gives_the_same_model(kind):
 def test_save_and_load(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t")
     for path in (tmp_path / "t", tmp_path / "t" / "tokenizer.model"):
-        loaded = Tokenizer.load(path)
+        loaded = load_tokenizer(path)
         assert loaded.fingerprint == tokenizer.fingerprint
         assert loaded.encode("the model") == tokenizer.encode("the model")
 
@@ -116,10 +116,10 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
 
 def test_missing_or_wrong_tokenizer_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.file=.*no such file"):
-        Tokenizer.load(tmp_path / "none.model")
+        load_tokenizer(tmp_path / "none.model")
     (tmp_path / "bad.model").write_bytes(b"not a model at all")
     with pytest.raises(UserError, match=r"not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "bad.model")
+        load_tokenizer(tmp_path / "bad.model")
 
 
 def test_a_file_that_normalises_is_used_as_it_is_and_says_so(make, small, tmp_path):

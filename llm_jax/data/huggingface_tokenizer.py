@@ -1,0 +1,185 @@
+"""Tokenizers in Hugging Face's tokenizer.json: byte-level BPE (GPT-2, Llama 3, Qwen), converted SentencePiece, unigram."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.data.cache import fingerprint, write_atomic
+from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, is_lossless
+from llm_jax.errors import UserError, one_of
+
+MODELS = ("BPE", "Unigram")
+FILES = (
+    JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What may belong to a tokenizer in a folder of Hugging Face's: kept, and written back as it was."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer.json: text to token ids and back, by the `tokenizers` library.
+
+    Documents are data: what looks like a special token in a text ("<|endoftext|>") is encoded as the text that it is. Added tokens that
+    are not special (Pythia's runs of spaces) are pieces as others. A document is always encoded in one go, since where a text may
+    be cut depends on the pre-tokenizer.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file") -> None:
+        """files: by name, tokenizer.json among them; ids: "bos_id", "eos_ids" and "pad_id", as `special_ids` finds them."""
+        import tokenizers
+
+        self.files = dict(files)
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(files[JSON_NAME].decode())
+        except Exception as error:  # it raises no narrower one
+            raise UserError(f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})") from error
+        self._tree = json.loads(files[JSON_NAME])
+        kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
+        if kind not in MODELS:
+            raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._added = self._backend.get_added_tokens_decoder()
+        self._pieces: dict[int, str] = {i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        self.vocab_size = max(self._pieces) + 1
+        self.eos_ids: tuple[int, ...] = tuple(i for i in ids["eos_ids"] if i in self._pieces)
+        if not self.eos_ids:
+            raise UserError(
+                f"{origin}: which token is EOS isn't known, and documents end with it; name eos_token in a tokenizer_config.json beside it"
+            )
+        self.eos_id = self.eos_ids[0]
+        self.bos_id = ids["bos_id"] if ids["bos_id"] in self._pieces else self.eos_id
+        self.pad_id = ids["pad_id"] if ids["pad_id"] in self._pieces else 0  # stands where segments are 0, so any id would do
+        self.fingerprint = fingerprint("huggingface", files[JSON_NAME].decode(), self.bos_id, self.eos_id)
+        self.lossless = is_lossless(self)
+
+    @classmethod
+    def read(cls, file: Path, origin: str = "tokenizer.file") -> HuggingFaceTokenizer:
+        """A tokenizer.json, with what the files beside it say. Raises UserError for what can't be read, and where EOS isn't known."""
+        files = {JSON_NAME: file.read_bytes()}
+        files |= {name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()}
+        return cls(files, special_ids(file, origin), origin)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
+
+    def encode_pieces(self, text: str) -> Iterator[list[int]]:
+        """What `encode` gives."""
+        yield self.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens are silent, bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for special and unknown ones, and ids that there is no piece of."""
+        steps = _steps(self._tree.get("decoder"), "decoders")
+        kinds = {step["type"] for step in steps}
+        spaces = [step["pattern"]["String"] for step in steps if step["type"] == "Replace" and step["content"] == " "]
+        spaces += [step["replacement"] for step in steps if step["type"] == "Metaspace"]
+        unknown = self._unknown_id
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for i, piece in self._pieces.items():
+            if i in self._added:
+                sizes[i] = 0 if self._added[i].special else len(piece.encode())
+            elif i == unknown:
+                continue
+            elif "ByteLevel" in kinds:  # each byte is written as a character of its own (GPT-2)
+                sizes[i] = len(piece)
+            elif "ByteFallback" in kinds and _BYTE.fullmatch(piece):
+                sizes[i] = 1
+            else:
+                for space in spaces:
+                    piece = piece.replace(space, " ")
+                sizes[i] = len(piece.encode())
+        return sizes
+
+    @property
+    def _unknown_id(self) -> int | None:
+        model = self._tree["model"]
+        return model.get("unk_id") if model.get("type") == "Unigram" else self._backend.token_to_id(model.get("unk_token") or "")
+
+    def pieces(self) -> list[str]:
+        """Every piece as tokenizer.json writes it, for looking at; "" where there is none."""
+        return [self._pieces.get(i, "") for i in range(self.vocab_size)]
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the files as they were, and an `about.json` of size, control ids and fingerprint."""
+        about = {
+            "format": "huggingface",
+            "vocab_size": self.vocab_size,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "eos_ids": self.eos_ids,
+            "pad_id": self.pad_id,
+            "lossless": self.lossless,
+            "sha256": self.fingerprint,
+        }
+        self.save_files(folder)
+        write_atomic(Path(folder) / ABOUT_NAME, json.dumps(about, indent=2).encode() + b"\n")
+
+    def save_files(self, folder: Path | str) -> None:
+        """Writes the files as they were, and no others."""
+        for name, content in self.files.items():
+            write_atomic(Path(folder) / name, content)
+
+
+def special_ids(file: Path, origin: str) -> dict[str, Any]:
+    """The "bos_id" and "pad_id" (None where there is none) and "eos_ids" of a tokenizer.json, as the files beside it say.
+
+    `about.json` of our own comes first, then the tokens that tokenizer_config.json and special_tokens_map.json name, then the ids of
+    config.json and generation_config.json. There the EOS may be several; the first is what a document ends with.
+    """
+
+    def beside(name: str) -> dict[str, Any]:
+        path = file.parent / name
+        try:
+            tree = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{origin}: {path} is not JSON ({error})") from error
+        return tree if isinstance(tree, dict) else {}
+
+    about = beside(ABOUT_NAME)
+    if about.get("format") == "huggingface":
+        return about
+    tree = json.loads(file.read_bytes())
+    known = _vocabulary(tree)
+
+    def found(name: str) -> tuple[int, ...]:
+        tokens = [beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")]
+        texts = [token["content"] if isinstance(token, dict) else token for token in tokens]  # a token, or all that is said of one
+        ids: list[Any] = [known[text] for text in texts if text in known]
+        for part in ("config.json", "generation_config.json"):
+            value = beside(part).get(f"{name}_token_id")
+            ids += value if isinstance(value, list) else [value]
+        return tuple(dict.fromkeys(i for i in ids if isinstance(i, int) and i >= 0))
+
+    return {"bos_id": next(iter(found("bos")), None), "eos_ids": found("eos"), "pad_id": next(iter(found("pad")), None)}
+
+
+def _vocabulary(tree: Mapping[str, Any]) -> dict[str, int]:
+    """Piece → id, of the model (a table, or unigram's list) and of the added tokens."""
+    vocab = tree["model"].get("vocab", {})
+    pieces = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+    return pieces | {token["content"]: token["id"] for token in tree.get("added_tokens") or []}
+
+
+def _steps(part: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
+    """A part of tokenizer.json as the list of its steps."""
+    if not part:
+        return []
+    return [step for inner in part[parts] for step in _steps(inner, parts)] if part["type"] == "Sequence" else [part]
