@@ -22,7 +22,7 @@ from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parametrization import attention_logits, residual_std, times
-from llm_jax.model.parts import Norm, rotate
+from llm_jax.model.parts import Norm, Rope, rope_tables, rotate
 from llm_jax.model.weights import add_bias, project, weight
 
 Q_DIMS = ("batch", "sequence", "heads", "head_dim")
@@ -53,7 +53,21 @@ class Attention(nnx.Module):
             shapes = [((K,), ("head_dim",))] * 2 if by_head else [((H, K), ("heads", "head_dim")), ((G, K), ("kv_heads", "head_dim"))]
             self.query_norm, self.key_norm = (Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes)
 
-    def __call__(self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments_BT: jax.Array | None) -> jax.Array:
+        """x_BTD in the compute placement, what a block's attention adds to the stream in the residual placement; rope: see `rope`."""
+        return self.project_out(self.attend(*self.heads(x_BTD, rope), segments_BT))
+
+    @property
+    def window(self) -> int | None:
+        """How many positions a query of this layer sees, itself included; None: all before it."""
+        return self.config.window
+
+    def rope(self, positions_BT: jax.Array) -> Rope | None:
+        """This layer's rotations at some positions, for `heads`; None where positions are learned."""
+        return rope_tables(self.config, positions_BT) if self.config.position == "rope" else None
+
+    def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(q_BTHK, k_BSGK, v_BSGK) of some positions, in the compute dtype, rotated: scores are their product times head_dim^-0.5."""
         config, place = self.config, self.place
         q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
         k_BSGK = project("BTD,DGK->BTGK", x_BTD, self.key, config, place)
@@ -66,8 +80,11 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rope), rotate(k_BSGK, rope)
-        q_BTHK = times(q_BTHK, attention_logits(config))  # here, once for all kernels
-        out_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+        return times(q_BTHK, attention_logits(config)), k_BSGK, v_BSGK  # here, once for all kernels
+
+    def project_out(self, out_BTHK: jax.Array) -> jax.Array:
+        """What all heads found, projected into the stream: y_BTD in the residual placement."""
+        config, place = self.config, self.place
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
             y_BTD = add_bias(y_BTD, self.out_bias, config, place)

@@ -14,9 +14,9 @@ from llm_jax.errors import UserError, nearest, require
 class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than those trained on."""
 
-    kind: Literal["none", "llama3", "yarn"] = "none"
-    """"llama3": low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1). "yarn": the same
-    with another ramp, and attention a little sharper (Peng et al. 2023)."""
+    kind: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """"linear": all frequencies divided by `factor` (Chen et al. 2023). "llama3": low ones divided, high ones kept, a ramp between (Llama 3.1).
+    "yarn": the same with another ramp, and attention a little sharper (Peng et al. 2023)."""
     factor: float = 8.0
     """By how much the context grows."""
     low_frequency_factor: float = 1.0
@@ -27,6 +27,8 @@ class RopeScaling:
     """yarn: pairs that turn more often than this over the original context are kept."""
     beta_slow: float = 1.0
     """yarn: pairs that turn less often than this are divided by `factor`."""
+    attention_factor: float | None = None
+    """yarn: what rotated queries and keys are multiplied by. None: 0.1 ln(factor) + 1."""
     original_positions: int = 8192
     """The context length, in tokens, that the unscaled frequencies were trained for."""
 
@@ -113,6 +115,26 @@ class MoEConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024): keys and values of all heads are made from one small vector a token.
+
+    A head's query and key have a part that is not rotated and one that is, so that head_dim = nope_dim + rope_dim; the rotated part of the key is
+    the same for all heads. DeepSeek-V3: query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128.
+    """
+
+    query_rank: int = 0
+    """Width of the vector that queries are made from; 0: from the stream."""
+    kv_rank: int = 0
+    """Width of the vector that keys and values are made from; 0: no latent attention."""
+    nope_dim: int = 0
+    """The part of a head's query and key that is not rotated."""
+    rope_dim: int = 0
+    """The part that is; even."""
+    value_dim: int = 0
+    """Width of a head's value; at most nope_dim + rope_dim."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Fields that are None follow from the others (see `resolved`)."""
 
@@ -133,8 +155,10 @@ class ModelConfig:
 
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
-    norm_placement: Literal["before", "after"] = "before"
-    """Norm on a block's input (pre-norm), or on its output before it joins the stream (OLMo 2)."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Norm on a block's input (pre-norm), on its output before it joins the stream (OLMo 2), or on both (Gemma 2)."""
+    norm_centred: bool = False
+    """RMSNorm multiplies by 1 + its weight, which begins at 0 (Gemma)."""
     norm_epsilon: float = 1e-5
     """Added to the variance."""
     qk_norm: Literal["none", "head", "projection"] = "none"
@@ -149,6 +173,10 @@ class ModelConfig:
     """Biases in the feed-forward block."""
     moe: MoEConfig = field(default_factory=MoEConfig)
     """A mixture of experts in place of the feed-forward block."""
+    parallel_blocks: bool = False
+    """Attention and feed-forward both read the stream as it enters the block: x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
+    embedding_scale: float = 1.0
+    """The embedding is multiplied by this, rounded to the compute dtype (Gemma: sqrt(embed))."""
     tied_embeddings: bool = True
     """The output head is the embedding table."""
     logit_softcap: float = 0.0
@@ -160,10 +188,22 @@ class ModelConfig:
     """Rows of the learned position table (position=learned only)."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
+    rope_fraction: float = 1.0
+    """The part of each head, its first, that is rotated (Pythia 0.25)."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     """Stretching of the rotary frequencies."""
+    rope_theta_window: float | None = None
+    """Base of the rotary wavelengths in layers that have a window, where nothing is stretched (Gemma 3). None: all layers alike."""
     window: int | None = None
     """Sliding-window attention: a position sees itself and the window - 1 before it. None: all before it."""
+    window_layers: tuple[int, ...] | None = None
+    """The layers, counted from 0, that have the window; the others see all before. None: every layer has it."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    """Multi-head latent attention in place of projections to keys and values."""
+    attention_scale: float | None = None
+    """What attention's scores are multiplied by. None: head_dim^-0.5."""
+    attention_softcap: float = 0.0
+    """Scores become cap * tanh(scores / cap) (Gemma 2); 0: off."""
     attention: Literal["xla", "cudnn", "blocked"] = "xla"
     """Implementation: "xla" anywhere, "cudnn" fused on NVIDIA GPUs, "blocked" causal blocks for CPUs."""
     max_segments: int | None = None
@@ -216,6 +256,7 @@ class ModelConfig:
         for key in ("logit_softcap", "init_std"):
             require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
         self.rope_scaling.check()
+        self.check_built()
         self.moe.check(self.layers)
         require(
             not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases"
@@ -245,6 +286,14 @@ class ModelConfig:
             raise UserError(f"model.gradient_dtype={self.gradient_dtype}: less than model.compute_dtype=float32 makes it of; use float32")
         return dataclasses.replace(self, **values)
 
+    def check_built(self) -> None:
+        """Raises UserError for what this version can't compute yet."""
+        for key, default in NOT_BUILT.items():
+            require(getattr(self, key) == default, f"model.{key}", getattr(self, key), f"{default}: nothing else is built yet")
+        require(self.norm_placement != "both", "model.norm_placement", "both", "before or after: nothing else is built yet")
+        require(self.rope_scaling.kind != "linear", "model.rope_scaling.kind", "linear", "another: it is not built yet")
+        require(self.rope_scaling.attention_factor is None, "model.rope_scaling.attention_factor", self.rope_scaling.attention_factor, "null")
+
     def check_remat(self) -> None:
         """Raises UserError for names that are no tensors of a block, and for an `offload` that has no meaning beside `remat`."""
         saved, offloaded = saved_names(self.remat), tensor_names("offload", self.offload)
@@ -259,12 +308,22 @@ class ModelConfig:
         """Whether the feed-forward block has a gate (three matrices instead of two)."""
         return self.activation in ("swiglu", "geglu")
 
+    def of_layer(self, layer: int) -> ModelConfig:
+        """The configuration as one layer's attention has it: with that layer's window, or none."""
+        if self.window_layers is None:
+            return self
+        return dataclasses.replace(self, window=self.window if layer in self.window_layers else None, window_layers=None)
+
     @property
     def sparse_layers(self) -> tuple[int, ...]:
         """The layers that have experts."""
         return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
 
+NOT_BUILT = {
+    "norm_centred": False, "parallel_blocks": False, "embedding_scale": 1.0, "rope_fraction": 1.0, "rope_theta_window": None, "window_layers": None,
+    "latent": LatentConfig(), "attention_scale": None, "attention_softcap": 0.0,
+}  # fmt: skip
 BASE_SHAPE = ("base_embed", "base_layers", "base_head_dim")
 
 SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")

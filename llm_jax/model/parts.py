@@ -12,6 +12,9 @@ from llm_jax.model.config import ModelConfig, RopeScaling
 from llm_jax.model.dims import Placement
 from llm_jax.model.weights import compute, weight
 
+Rope = tuple[jax.Array, jax.Array]
+"""(cos, sin) of every rotation, float32 [B, T, pairs]."""
+
 
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm over the last dim, in float32, with a scale (LayerNorm: and a bias)."""
@@ -57,7 +60,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
     return frequency * (keep + (1 - keep) / scaling.factor)
 
 
-def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
     """(cos, sin) of every rotation, float32 [B, T, head_dim / 2]; made once and used by all layers."""
     assert config.head_dim is not None
     scaling = config.rope_scaling
@@ -66,7 +69,7 @@ def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array
     return jnp.cos(angles) * sharper, jnp.sin(angles) * sharper
 
 
-def rotate(x_BTHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BTHK: jax.Array, tables: Rope) -> jax.Array:
     """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX pairing)."""
     cos, sin = (t[:, :, None, :] for t in tables)
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -51,10 +52,15 @@ class Block(nnx.Module):
 
     def attend(self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None) -> jax.Array:
         """The block's first half: what attention adds to the stream x_BTD."""
-        before = self.config.norm_placement == "before"
-        y_BTD = self.place.move(self.attention_norm(x_BTD) if before else x_BTD, STREAM)
-        y_BTD = self.attention(y_BTD, rope, segments_BS)
-        return times(y_BTD if before else self.attention_norm(y_BTD), residual(self.config))
+        return self.after_attention(self.attention(self.before_attention(x_BTD), rope, segments_BS))
+
+    def before_attention(self, x_BTD: jax.Array) -> jax.Array:
+        """What attention gets of the stream."""
+        return self.place.move(self.attention_norm(x_BTD) if self.config.norm_placement == "before" else x_BTD, STREAM)
+
+    def after_attention(self, y_BTD: jax.Array) -> jax.Array:
+        """What the stream gets of attention's result."""
+        return times(y_BTD if self.config.norm_placement == "before" else self.attention_norm(y_BTD), residual(self.config))
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
@@ -163,6 +169,16 @@ class Transformer(nnx.Module):
                 routings.append(routing)
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
 
+    def layers_in_order(self) -> Iterator[tuple[int, Block, int | None]]:
+        """(number, block with that layer's weights unstacked, its window) of each layer: for code that takes one after the other."""
+        number = 0
+        for stack, first, end in self.runs():
+            graph, stacked = nnx.split(stack)
+            for weights in unstack(stacked)[first:end]:
+                block = block_of(graph, weights, self.config.of_layer(number))
+                yield number, block, block.attention.window
+                number += 1
+
     def runs(self) -> list[tuple[Block, int, int]]:
         """Which blocks follow each other: (stack, first, end) of neighbours that are all sparse or all dense, in order."""
         sparse = self.config.sparse_layers
@@ -201,6 +217,13 @@ class Transformer(nnx.Module):
             x_BTD, routing = block(x_BTD, weights)
             routings.append(routing)
         return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
+
+
+def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
+    """The block of one layer, from the graph of a stack and that layer's weights; `config` is the layer's (`of_layer`)."""
+    block = nnx.merge(graph, weights)
+    block.attention.config = config
+    return block
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:

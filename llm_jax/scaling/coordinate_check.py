@@ -24,14 +24,12 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from llm_jax.command import output_folder, read_arguments, run_command
 from llm_jax.errors import UserError
@@ -40,8 +38,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width, residual
-from llm_jax.model.parts import rope_tables
-from llm_jax.model.transformer import Block, Transformer, unstack
+from llm_jax.model.transformer import Transformer
 from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
 from llm_jax.scaling.grid import Grid
 from llm_jax.train.compile import program_options
@@ -96,9 +93,8 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
     """Place → what is there, for a model on one device: its own parts, called in turn."""
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     found = {"embedding": x_BTD}
-    rope = rope_tables(model.config, batch["positions"]) if model.config.position == "rope" else None
-    for block in blocks(model):
-        attention_BTD = block.attend(x_BTD, rope, batch["segments"])
+    for _, block, _ in model.layers_in_order():
+        attention_BTD = block.attend(x_BTD, block.attention.rope(batch["positions"]), batch["segments"])
         x_BTD = x_BTD + attention_BTD
         mlp_BTD, _ = block.feed_forward(x_BTD)
         x_BTD = x_BTD + mlp_BTD
@@ -109,14 +105,6 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
         "residual": x_BTD,
         "logits": model.logits(model.finish(x_BTD)),
     }
-
-
-def blocks(model: Transformer) -> Iterator[Block]:
-    """The model's blocks in order."""
-    for stack, first, end in model.runs():
-        graph, stacked = nnx.split(stack)
-        for weights in unstack(stacked)[first:end]:
-            yield nnx.merge(graph, weights)
 
 
 def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
