@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_but_not_where_
     assert open_model(copy, say=said.append).step == 6
     assert len(said) == 1
     assert "checkpoint 8 is damaged" in said[0]
-    with pytest.raises(UserError, match="step=8: .*damaged"):
+    with pytest.raises(UserError, match=r"step=8: .*damaged"):
         open_model(copy, step=8, say=said.append)
 
 
