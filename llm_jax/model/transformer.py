@@ -46,7 +46,13 @@ class Block(nnx.Module):
 
         For that, real_BT: whether a token is none of padding; weights_BT: the tokens' weights in the loss.
         """
-        x_BTD = x_BTD + self.attend(x_BTD, rope, segments_BS)
+        return self.join(x_BTD, self.attend(x_BTD, rope, segments_BS), real_BT, weights_BT)
+
+    def join(
+        self, x_BTD: jax.Array, attended_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
+        """The same from what attention adds to the stream x_BTD that entered the block, whoever attended (decoding: to a cache)."""
+        x_BTD = x_BTD + attended_BTD
         y_BTD, routing = self.feed_forward(x_BTD, real_BT, weights_BT)
         return x_BTD + y_BTD, routing
 
