@@ -19,7 +19,7 @@ from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, is_lossless
 from llm_jax.errors import UserError
 
 TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no old tokenizer is taken
-_SPACE = "\u2581"  # SentencePiece writes a space so; the character itself has to go through byte pieces
+SPACE = "\u2581"  # SentencePiece writes a space so; the character itself has to go through byte pieces
 _STRETCH_CHARS = 1 << 16  # longer text is encoded in stretches, so that memory and time stay linear
 _SENTENCE_CHARS = 4096
 
@@ -59,7 +59,7 @@ class SentencePieceTokenizer:
         """What `encode` gives, a bounded stretch of text at a time."""
         try:
             for stretch in _stretches(text, _STRETCH_CHARS):
-                for i, part in enumerate(stretch.split(_SPACE)):
+                for i, part in enumerate(stretch.split(SPACE)):
                     yield (self._space_ids if i else []) + self._processor.encode(part)
         except RuntimeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
@@ -76,7 +76,7 @@ class SentencePieceTokenizer:
             if self._processor.is_byte(i):
                 sizes[i] = 1
             elif not (self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)):
-                sizes[i] = len(self._processor.id_to_piece(i).replace(_SPACE, " ").encode())
+                sizes[i] = len(self._processor.id_to_piece(i).replace(SPACE, " ").encode())
         return sizes
 
     def pieces(self) -> list[str]:
@@ -99,8 +99,8 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _space_ids(self) -> list[int]:
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        return ids if all(self._processor.is_byte(i) for i in ids) else self._processor.encode(_SPACE)
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        return ids if all(self._processor.is_byte(i) for i in ids) else self._processor.encode(SPACE)
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
