@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from llm_jax.data import Tokenizer
+from llm_jax.data import Tokenizer, load_tokenizer
 from llm_jax.errors import UserError, one_of
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import Layout, MeshPlacement
@@ -85,7 +85,7 @@ def open_model(
     from llm_jax.train.run import check_layout
     from llm_jax.train.weights import read_weights
 
-    tokenizer = Tokenizer.load(path / "tokenizer")
+    tokenizer = load_tokenizer(path / "tokenizer")
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(tokenizer.vocab_size))
     check_layout(experiment, place)
     program = Program(experiment.model, experiment.optimizer, place)

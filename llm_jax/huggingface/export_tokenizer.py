@@ -43,7 +43,8 @@ def converted(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    protocol: Any = sentencepiece_model_pb2
+    model = protocol.ModelProto.FromString(tokenizer.model)
     check(model)
     pieces = [piece.piece.replace(SPACE, " ") if piece.type == NORMAL else piece.piece for piece in model.pieces]
     unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN)

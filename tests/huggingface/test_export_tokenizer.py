@@ -18,7 +18,8 @@ from tests.data.test_sentencepiece_tokenizer import HARD
 
 ROOT = Path(__file__).parents[2]
 KINDS = [
-    "Grüße aus Köln: Straße, Öl, ÄRGER – „zitiert“ und ‚so‘.", "日本語のテキスト、中文字符測試。한국어", "مرحبا بالعالم", "👩‍👩‍👧‍👦 🏳️‍🌈 😀😀😀", "3.14159, 1,000,000 0x41 <0x41><0xE2>",
+    "Grüße aus Köln: Straße, Öl, ÄRGER – „zitiert“ und ‚so‘.", "日本語のテキスト、中文字符測試。한국어", "مرحبا بالعالم",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 😀😀😀", "3.14159, 1,000,000 0x41 <0x41><0xE2>",
     "\x00\x01\x07\x1b[0m\x7f\x85", "▁▁ ▁a ▁", "a▁b c", *(" " * n + "x" + "\n" * n + "\t" * n + "y" for n in range(1, 40)),
 ]  # fmt: skip
 
