@@ -1,6 +1,7 @@
 # make quickstart   installs into .venv and trains a small language model on real text (under 5 minutes on 2 cores)
 # make test         installs if needed and runs all tests
 # make check        ruff and the type checker
+# make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways
 # PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 EXTRAS ?= dev
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check
+.PHONY: quickstart test check reference
 quickstart: $(VENV)/installed
 	$(BIN)/python -m llm_jax.launch experiment=quickstart
 
@@ -19,6 +20,14 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: $(VENV)/installed-reference
+	$(BIN)/python -m tools.make_huggingface_fixtures
+	$(BIN)/python -m pytest -n 2 tests/huggingface
+
+$(VENV)/installed-reference: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),reference]'
+	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llm_jax needs Python 3.11 or newer; try: make PYTHON=python3.12")'
