@@ -58,7 +58,7 @@ class MoE(nnx.Module):
         """
         config, place, moe = self.config, self.place, self.config.moe
         check(config, place)
-        logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, config, place, dtype="float32")
+        logits_BTE = self.router_logits(x_BTD)
         ones_BT = jnp.ones_like(logits_BTE[..., 0])
         beside = [ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2]) for a in (real_BT, weights_BT)]
         bias = [compute(self.bias, config, place, "float32")] if moe.bias else []
@@ -72,6 +72,10 @@ class MoE(nnx.Module):
         y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(compute(w, config, place).astype(config.gradient_dtype) for w in matrices))
         y_BTD = place.move(y_BTD, ("batch", "sequence", "embed"), "residual")
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
+
+    def router_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """logits_BTE, float32: from which the router chooses."""
+        return project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, self.config, self.place, dtype="float32")
 
 
 def check(config: ModelConfig, place: Placement) -> None:

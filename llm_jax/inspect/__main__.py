@@ -1,0 +1,61 @@
+"""A look inside a model: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is all we"
+
+  python -m llm_jax.inspect runs/quickstart/default text="def main():"
+  python -m llm_jax.inspect runs/quickstart/default file=module.py tokens=200 diff=runs/quickstart/default@100
+  python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="We sat on the bank of the river|She took the money to the bank"
+
+RUN_OR_FOLDER     a run folder, or a folder with a model of Hugging Face's
+text=, file=      the text to look at; or ids=1,2,3, its tokens. Of at most 1,024 tokens; tokens=N takes the first N of a longer one
+layers=0,5        shows attention maps of these layers only, and so of more tokens; all that is computed is of all layers
+word=, contexts=  follows a word through the layers in two texts, with a | between them; both must have it
+tokenizers=A,B    compares the model's tokenizer with others: run folders, SentencePiece models, tokenizer.json
+diff=RUN          compares with another checkpoint of the same kind of model; diff=RUN@STEP with that of a step
+step=N            looks at the checkpoint of a step, not the newest; layout=NAME, mesh.AXIS=N, dtype=NAME as for other commands
+out=FOLDER        where inspect.html (one file, readable without a network), figures/*.png and inspect.json go; RUN_OR_FOLDER/inspect if not given
+
+  --help          this text
+
+docs/inspect.md walks through a page. Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llm_jax.command import output_folder, read_arguments, run_command
+from llm_jax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(inspect, arguments)
+
+
+def inspect(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    paths = [a for a in arguments if not a.startswith("-") and "=" not in a]
+    flags, pairs = read_arguments([a for a in arguments if a not in paths], ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    from llm_jax.inspect.asked import read_asked
+
+    if len(paths) != 1:
+        raise UserError(f"{' '.join(paths)}: are {len(paths)} folders; must be one" if paths else "RUN_OR_FOLDER is missing: the model to look into")
+    asked = read_asked(paths[0], pairs)
+    folder = output_folder("out", asked.out or str(Path(asked.path) / "inspect"))
+
+    from llm_jax.inspect.findings import find
+    from llm_jax.inspect.write import write_page
+    from llm_jax.opened import open_model
+
+    opened = open_model(asked.path, step=asked.step, **asked.opening)
+    found = find(opened, asked)
+    print(f"{len(found.parts)} tokens{f' of {found.all_tokens}' if found.all_tokens > len(found.parts) else ''}, mean loss {found.losses.mean():.3f} nats")
+    print(f"written: {write_page(found, opened, asked, folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What the command line asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_jax.errors import UserError, nearest, require
+
+KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "step", "out", "layout", "dtype")
+MOST_TOKENS = 1024
+"""Of a text."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked command line."""
+
+    path: str
+    text: str
+    """Empty where `ids` are given in its place."""
+    origin: str
+    """The key and value that the text is from, for error lines."""
+    ids: tuple[int, ...] = ()
+    out: str = ""
+    tokens: int | None = None
+    """Only so many of the text's tokens, the first ones."""
+    layers: tuple[int, ...] | None = None
+    """Attention maps of these layers only."""
+    word: str = ""
+    contexts: tuple[str, str] | None = None
+    tokenizers: tuple[str, ...] = ()
+    diff: str = ""
+    diff_step: int | None = None
+    step: int | None = None
+    opening: dict[str, object] = field(default_factory=dict)
+    """Layout, mesh and dtype, for `open_model`."""
+
+
+def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
+    """Raises UserError, naming the key, for whatever is wrong with the command line by itself."""
+    from llm_jax.layout.presets import preset
+
+    given: dict[str, str] = {}
+    mesh: dict[str, int] = {}
+    for key, value in pairs:
+        if key.startswith("mesh."):
+            mesh[key.removeprefix("mesh.")] = whole_number(key, value)
+            continue
+        if key not in KEYS:
+            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, (*KEYS, 'mesh.AXIS'))}")
+        if key in given:
+            raise UserError(f"{key}= is given twice")
+        given[key] = value
+    if ("word" in given) != ("contexts" in given):
+        there, missing = ("word", "contexts") if "word" in given else ("contexts", "word")
+        raise UserError(f"{there}={given[there]}: needs {missing}= too, as in word=bank contexts='We sat on the bank|We went to the bank'")
+    contexts = tuple(part.strip() for part in given["contexts"].split("|")) if "contexts" in given else None
+    require(contexts is None or (len(contexts) == 2 and all(contexts)), "contexts", given.get("contexts"), "two texts with a | between them")
+    require("word" not in given or bool(given["word"].strip()), "word", given.get("word"), "a word")
+    text, origin = read_text(given)
+    diff, diff_step = split_step(given.get("diff", ""))
+    opening: dict[str, object] = {"mesh": mesh} if mesh else {}
+    if "layout" in given:
+        opening["layout"] = preset(given["layout"])
+    if "dtype" in given:
+        opening["dtype"] = given["dtype"]
+    tokens = whole_number("tokens", given["tokens"], 1) if "tokens" in given else None
+    require(tokens is None or tokens <= MOST_TOKENS, "tokens", tokens, f"at most {MOST_TOKENS}: a page holds no more")
+    return Asked(
+        path=path,
+        text=text,
+        origin=origin,
+        ids=tuple(whole_number("ids", part) for part in given["ids"].split(",")) if "ids" in given else (),
+        out=given.get("out", ""),
+        tokens=tokens,
+        layers=tuple(whole_number("layers", part) for part in given["layers"].split(",")) if "layers" in given else None,
+        word=given.get("word", "").strip(),
+        contexts=(contexts[0], contexts[1]) if contexts else None,
+        tokenizers=tuple(part.strip() for part in given.get("tokenizers", "").split(",") if part.strip()),
+        diff=diff,
+        diff_step=diff_step,
+        step=whole_number("step", given["step"]) if "step" in given else None,
+        opening=opening,
+    )
+
+
+def read_text(given: dict[str, str]) -> tuple[str, str]:
+    """(the text to look at, the key and value that it is from)."""
+    sources = [key for key in ("text", "file", "ids") if key in given]
+    if len(sources) != 1:
+        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given; must be one of them" if sources else "text=TEXT is missing (or file=PATH, or ids=1,2,3)")
+    if "ids" in given:
+        return "", f"ids={given['ids'][:40]}"
+    if "text" in given:
+        require(bool(given["text"]), "text", "", "some text")
+        return given["text"], f"text={given['text'][:40]}{'…' if len(given['text']) > 40 else ''}"
+    path = Path(given["file"]).expanduser()
+    origin = f"file={path}"
+    if not path.is_file():
+        raise UserError(f"{origin}: there is no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin}: is no text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{origin}: can't be read ({error.strerror})") from error
+    if not text:
+        raise UserError(f"{origin}: is empty; must be some text")
+    return text, origin
+
+
+def split_step(value: str) -> tuple[str, int | None]:
+    """RUN@STEP.
+
+    >>> split_step("runs/a@200"), split_step("runs/a")
+    (('runs/a', 200), ('runs/a', None))
+    """
+    found = re.fullmatch(r"(.+)@(\d+)", value)
+    return (found[1], int(found[2])) if found else (value, None)
+
+
+def whole_number(key: str, value: str, least: int = 0) -> int:
+    """Raises UserError for anything else."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    require(number >= least, key, value, f"a whole number, at least {least}")
+    return number

@@ -1,0 +1,53 @@
+"""Two checkpoints on one text: the weights between them, and where their predictions part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_jax.inspect.asked import Asked
+from llm_jax.inspect.difference import WeightDifference, check_alike, weight_differences
+from llm_jax.inspect.readout import Divergence, Predictions, Readout, divergence
+from llm_jax.inspect.walk import Walk
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """This checkpoint and another."""
+
+    other: str
+    """The other's path, and step where one was asked for."""
+    weights: list[WeightDifference]
+    predictions: Predictions
+    """The other's, of the text."""
+    divergence: Divergence
+    """p is this one's, q the other's."""
+    changed: list[int]
+    """The positions at which the likeliest next token differs."""
+
+
+def compare(opened: Any, asked: Asked, ids: np.ndarray) -> Comparison:
+    """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
+    from llm_jax.opened import open_model
+
+    key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
+    there = open_model(asked.diff, step=asked.diff_step if asked.diff_step is not None else asked.step, **asked.opening)
+    check_alike(opened, there, key)
+    readouts = Readout(opened), Readout(there)
+    streams = [last_stream(one, ids) for one in (opened, there)]
+    targets = np.array([*ids[1:], 0], np.int32)
+    predictions = [readout.predictions(x, targets) for readout, x in zip(readouts, streams, strict=True)]
+    changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
+    name = f"{asked.diff} at step {there.step}"
+    return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
+
+
+def last_stream(opened: Any, ids: np.ndarray) -> np.ndarray:
+    """x_TD after the last layer."""
+    stream = None
+    for layer in Walk(opened)(ids[None]):
+        stream = layer.stream[0]
+    assert stream is not None
+    return stream

@@ -1,0 +1,261 @@
+"""The figures of a page, in the look of the scaling report; each is a function of what was found, and None where there is nothing to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_jax.inspect.findings import Findings
+from llm_jax.scaling.report.style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, WIDTH, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_LABELS = 48
+"""Tokens that are named along an axis."""
+MOST_PANELS = 8
+"""Layers, or heads, that a figure of small maps shows along a side."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with what is seen in it."""
+
+    name: str
+    """Its file, without .png."""
+    figure: Figure
+    caption: str
+    alt: str
+    """What a reader who can't see it is told."""
+
+
+def loss(found: Findings) -> Drawn:
+    """The loss of every token."""
+    figure, ax = new_figure(2.3)
+    losses, T = found.losses, len(found.parts)
+    x = np.arange(1, T)
+    ax.bar(x, losses, color=BLUE, width=0.8 if T < 200 else 1.0, label="loss of the token that came")
+    ax.plot(x, found.predictions.entropy[:-1], color=ORANGE, lw=1.1, marker="o" if T < 60 else None, ms=2.5, label="entropy: the loss the model expected")
+    ax.axhline(losses.mean(), color=MUTED, lw=0.8, ls="--", label=f"mean loss, {losses.mean():.2f}")
+    name_tokens(ax, [p.label for p in found.parts[1:]], 1)
+    ax.set_ylabel("nats")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper right", ncols=3)
+    ax.set_ylim(0, 1.22 * max(losses.max(), found.predictions.entropy[:-1].max()))
+    caption = "Loss of each token, given those before it, and the entropy of the prediction that it was judged by. Where bars stand above the line, the model was surprised by more than it expected to be."
+    return Drawn("loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats")
+
+
+def attention(found: Findings) -> Drawn:
+    """Small maps of heads."""
+    maps = found.maps
+    rows, columns = spread(len(maps.layers)), spread(maps.weights.shape[1])
+    side = min(0.9, WIDTH / len(columns) - 0.1)
+    figure, axes = new_figure(len(rows) * (side + 0.16) + 0.35, len(columns), len(rows), squeeze=False)
+    for ax_row, i in zip(axes, rows, strict=True):
+        for ax, h in zip(ax_row, columns, strict=True):
+            ax.imshow(np.sqrt(maps.weights[i, h] / 255), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+            bare(ax)
+            ax.set_title(f"{maps.layers[i]}.{h}", fontsize=6.5, pad=2, fontweight="normal", loc="center")
+    shown = len(rows) * len(columns)
+    all_heads = maps.weights.shape[0] * maps.weights.shape[1]
+    of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
+    caption = f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Darkness is the square root of the weight."
+    return Drawn("attention", figure, caption, f"Attention maps of {shown} heads")
+
+
+def heads(found: Findings) -> Drawn:
+    """The four scores, layer by head."""
+    figure, axes = new_figure(0.9 + 0.16 * min(found.induction.shape[0], 40), 4, sharey=True)
+    titles = ("entropy, nats", "previous token", "first token", "induction")
+    for ax, title, values in zip(axes, titles, (*found.scores, found.induction), strict=True):
+        top = max(float(np.nanmax(values)), 1e-3) if title == titles[0] else 1.0
+        shown = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        ax.set_title(title)
+        ax.set_xlabel("head")
+        ax.grid(visible=False)
+        whole_ticks(ax)
+        figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(False)
+    axes[0].set_ylabel("layer")
+    return Drawn("heads", figure, "The scores of every head. They are defined above; all but the entropy lie between 0 and 1.", "Four heat maps of head scores")
+
+
+def lens(found: Findings) -> Drawn:
+    """What each layer would have said of the token that came."""
+    T = found.lens_length
+    probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if T < len(found.parts) else T - 1]
+    figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
+    shown = ax.imshow(probability, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
+    name_tokens(ax, [p.label for p in found.parts[: probability.shape[1]]], 0)
+    ax.set_ylabel("after layer")
+    ax.grid(visible=False)
+    figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="probability").outline.set_visible(False)
+    caption = "The probability that each layer's stream, read through the final norm and head, gives to the token that comes next. Along the axis: the last token read."
+    return Drawn("lens", figure, caption, "Heat map of the probability of the next token by layer and position")
+
+
+def experts(found: Findings) -> Drawn | None:
+    """How many of the text's tokens each expert had."""
+    if not found.routed:
+        return None
+    count = max(int(r.experts.max()) for r in found.routed) + 1
+    load = np.stack([np.bincount(r.experts.reshape(-1), minlength=count) / len(r.experts) for r in found.routed])
+    figure, ax = new_figure(1.0 + 0.2 * min(len(load), 30))
+    shown = ax.imshow(load, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    ax.set_yticks(range(len(load)), [str(r.layer) for r in found.routed] if len(load) <= 30 else None)
+    ax.set_xlabel("expert")
+    ax.set_ylabel("layer")
+    ax.grid(visible=False)
+    figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="part of tokens").outline.set_visible(False)
+    return Drawn("experts", figure, "The part of the text's tokens that each expert was sent, layer by layer.", "Heat map of loads by layer and expert")
+
+
+def word_cosine(found: Findings) -> Drawn | None:
+    """How alike the word is to itself in the other context."""
+    if found.word is None:
+        return None
+    w = found.word
+    figure, ax = new_figure(2.3)
+    x = np.arange(len(w.cosines))
+    ax.plot(x, w.cosines, color=BLUE, marker="o", ms=3.5, label=f"“{w.word}” and “{w.word}”")
+    ax.plot(x, w.baseline, color=MUTED, ls="--", lw=1.1, label="any two different tokens, on average")
+    layer_ticks(ax, len(x))
+    ax.set_ylabel("cosine similarity")
+    ax.set_ylim(min(0.0, float(np.nanmin(w.baseline)), float(w.cosines.min())) - 0.05, 1.05)
+    ax.legend(loc="lower left")
+    caption = "How alike the word's two vectors are, before the first layer and after each. The dashed line is what any two different tokens of the contexts have in common."
+    return Drawn("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
+
+
+def word_path(found: Findings) -> Drawn | None:
+    """The way of the word through the layers."""
+    if found.word is None:
+        return None
+    w = found.word
+    figure, ax = new_figure(3.4)
+    for points, color, text, marker in zip(w.path, (BLUE, ORANGE), w.contexts, "os", strict=True):
+        ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=shortened(text, 60))
+        for layer, point in enumerate(points):
+            if len(points) <= 14 or layer % (len(points) // 10) == 0 or layer == len(points) - 1:
+                ax.annotate("embedding" if layer == 0 else str(layer - 1), point, (4, 4), textcoords="offset points", fontsize=6.5, color=INK)
+    ax.set_xlabel(f"first axis, {w.explained[0]:.0%} of the variance")
+    ax.set_ylabel(f"second axis, {w.explained[1]:.0%}")
+    ax.legend(loc="best")
+    return Drawn("word_path", figure, "The same vectors, each divided by its length, on their two principal axes; numbers are layers.", "Two paths through the layers")
+
+
+def tokenizers(found: Findings) -> Drawn | None:
+    """Bytes per token of every tokenizer on every sample."""
+    if not found.tokenizers:
+        return None
+    names = [m.sample.name for m in found.tokenizers[0].measured]
+    colors = [BLUE, ORANGE, GREEN, PURPLE, SKY, MUTED]
+    figure, ax = new_figure(2.5)
+    wide = 0.8 / len(found.tokenizers)
+    for i, one in enumerate(found.tokenizers):
+        x = np.arange(len(names)) + (i - (len(found.tokenizers) - 1) / 2) * wide
+        ax.bar(x, [m.bytes_per_token for m in one.measured], wide * 0.92, color=colors[i % len(colors)], label=f"{shortened(one.name, 40, end=True)}, {one.vocab_size:,} pieces")
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylabel("bytes per token")
+    ax.grid(axis="x", visible=False)
+    ax.margins(y=0.25)
+    ax.legend(loc="upper right", ncols=2)
+    caption = "Bytes per token on the built-in samples: the higher, the fewer tokens a text costs. (Russian takes two bytes a letter, Chinese three a character.)"
+    return Drawn("tokenizers", figure, caption, "Bars of bytes per token by sample and tokenizer")
+
+
+def weight_difference(found: Findings) -> Drawn | None:
+    """How far each kind of weight moved, by layer."""
+    if found.comparison is None:
+        return None
+    layered = [d for d in found.comparison.weights if d.layer is not None]
+    kinds = list(dict.fromkeys(d.kind for d in layered))
+    layers = sorted({d.layer for d in layered if d.layer is not None})
+    table = np.full((len(kinds), len(layers)), np.nan)
+    for d in layered:
+        table[kinds.index(d.kind), layers.index(d.layer or 0)] = d.relative
+    table[np.isinf(table)] = np.nan
+    figure, ax = new_figure(1.0 + 0.18 * len(kinds))
+    shown = ax.imshow(table, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.set_xlabel("layer")
+    ax.grid(visible=False)
+    whole_ticks(ax, y=False)
+    figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="|other − this| / |this|").outline.set_visible(False)
+    return Drawn("weight_difference", figure, "How far the weights are apart, by kind and layer: the norm of the difference over the norm of this checkpoint's.", "Heat map of relative weight differences")
+
+
+def divergence(found: Findings) -> Drawn | None:
+    """Where the predictions of two checkpoints part."""
+    if found.comparison is None:
+        return None
+    c = found.comparison
+    figure, ax = new_figure(2.3)
+    x = np.arange(len(c.divergence.kl))
+    changed = np.isin(x, c.changed)
+    ax.bar(x, c.divergence.kl, color=np.where(changed, ORANGE, SKY), width=0.8 if len(x) < 200 else 1.0)
+    for color, text in ((ORANGE, "the likeliest next token changes"), (SKY, "it stays")):
+        ax.bar([0], [0], color=color, label=text)
+    name_tokens(ax, [p.label for p in found.parts], 0)
+    ax.set_ylabel("KL(this ‖ other), nats")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper right", ncols=2)
+    ax.margins(y=0.2)
+    return Drawn("divergence", figure, "How much the predictions at each position differ. Along the axis: the last token read.", f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
+
+
+FIGURES: tuple[Callable[[Findings], Drawn | None], ...] = (
+    loss, attention, heads, lens, experts, word_cosine, word_path, tokenizers, weight_difference, divergence,
+)  # fmt: skip
+
+
+def name_tokens(ax: Axes, labels: list[str], first: int) -> None:
+    """Tokens along the x axis, as many as can be read."""
+    every = -(-len(labels) // MOST_LABELS)
+    ax.set_xticks(range(first, first + len(labels), every), [plain(label) for label in labels[::every]], rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
+    ax.set_xlim(first - 0.6, first + len(labels) - 0.4)
+
+
+def plain(label: str) -> str:
+    """A label as matplotlib draws it: no formulas, and not long."""
+    return shortened(label, 12).replace("$", r"\$")
+
+
+def shortened(text: str, most: int, end: bool = False) -> str:
+    """A text of at most so many characters."""
+    return text if len(text) <= most else f"…{text[1 - most :]}" if end else f"{text[: most - 1]}…"
+
+
+def spread(count: int) -> list[int]:
+    """At most `MOST_PANELS` of so many, evenly."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_PANELS))})
+
+
+def bare(ax: Axes) -> None:
+    """Without ticks and grid."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(True)
+        side.set_color(FAINT)
+
+
+def whole_ticks(ax: Any, y: bool = True) -> None:
+    """Whole numbers along the axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in (ax.xaxis, ax.yaxis) if y else (ax.xaxis,):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def layer_ticks(ax: Axes, count: int) -> None:
+    """Embedding, then layers, along the x axis."""
+    every = -(-count // 20)
+    ax.set_xticks(range(0, count, every), ["embedding", *(str(i) for i in range(count - 1))][::every])
+    ax.set_xlabel("after layer")

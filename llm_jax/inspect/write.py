@@ -1,0 +1,104 @@
+"""Writes what was found: inspect.html, figures/*.png and inspect.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.data.cache import write_atomic
+from llm_jax.inspect.asked import Asked
+from llm_jax.inspect.figures import FIGURES
+from llm_jax.inspect.findings import Findings
+from llm_jax.inspect.page import make_page, packed, rounded, weight_rows
+from llm_jax.scaling.report.style import save, styled
+
+
+def write_page(found: Findings, opened: Any, asked: Asked, folder: Path) -> Path:
+    """Writes the files into a folder, and returns the page's path."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    figures = draw(found, folder / "figures")
+    write_atomic(folder / "inspect.json", (json.dumps(to_json(found, opened, asked), ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode())
+    write_atomic(folder / "inspect.html", make_page(found, opened, asked, figures).encode())
+    return folder / "inspect.html"
+
+
+def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
+    """All figures as PNGs in the folder, and for the page: by name its SVG as a data URI, with caption and what it shows in words."""
+    made = {}
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        for function in FIGURES:
+            if (drawn := function(found)) is not None:
+                data = save(drawn.figure, folder / f"{drawn.name}.png")
+                made[drawn.name] = {"name": drawn.name, "data": data, "caption": drawn.caption, "alt": drawn.alt}
+    for path in folder.glob("*.png"):  # of an earlier page
+        if path.stem not in made:
+            path.unlink()
+    return made
+
+
+def to_json(found: Findings, opened: Any, asked: Asked) -> dict[str, Any]:
+    """All numbers of the page."""
+    p = found.predictions
+    losses = [None, *numbers(found.losses)]
+    tokens = [{"id": part.id, "bytes": part.data.hex(), "label": part.label, "loss": loss} for part, loss in zip(found.parts, losses, strict=True)]
+    predictions = [
+        {
+            "top": [[int(t), float(q)] for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)],
+            "entropy": float(p.entropy[i]),
+            **({"next": found.parts[i + 1].id, "rank": int(p.rank[i]), "probability": math.exp(float(p.log_probability[i]))} if i + 1 < len(found.parts) else {}),
+        }
+        for i in range(len(found.parts))
+    ]
+    lens = [
+        {"layer": number, "top_id": q.top_ids[:, 0].tolist(), "top_probability": numbers(q.top_probabilities[:, 0]), "next_log_probability": numbers(q.log_probability)}
+        for number, q in enumerate(found.lens, -1)
+    ]  # fmt: skip
+    scores = {"entropy": found.scores.entropy, "previous": found.scores.previous, "first": found.scores.first, "induction": found.induction}
+    made: dict[str, Any] = {
+        "model": asked.path,
+        "step": opened.step,
+        "tokens": tokens,
+        "tokens_in_text": found.all_tokens,
+        "loss": {"nats": float(found.losses.mean()), "bits_per_byte": found.bits_per_byte},
+        "predictions": predictions,
+        "logit_lens": lens,
+        "head_scores": {name: [rounded(row) for row in values] for name, values in scores.items()},
+        "induction_tokens": found.repeated,
+        "attention": {
+            "format": "by layer: base64 of bytes, weight = byte / 255; heads in turn, of each the rows of the lower triangle",
+            "layers": found.maps.layers,
+            "length": found.maps.length,
+            "maps": packed(found.maps),
+        },
+        "experts": [{"layer": r.layer, "experts": r.experts.tolist(), "weights": [numbers(row) for row in r.shares]} for r in found.routed],
+        "word": found.word.to_json() if found.word else None,
+        "tokenizers": {c.name: {m.sample.name: m.to_json() for m in c.measured} for c in found.tokenizers},
+    }
+    if found.comparison is not None:
+        c = found.comparison
+        made["comparison"] = {
+            "other": c.other,
+            "weights": [{"kind": d.kind, "layer": d.layer, "relative": finite(d.relative), "cosine": d.cosine} for d in c.weights],
+            "kl": numbers(c.divergence.kl),
+            "kl_back": numbers(c.divergence.kl_back),
+            "largest_logit_difference": numbers(c.divergence.largest),
+            "top_1_changes_at": c.changed,
+            "weights_by_kind": [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in weight_rows(found)],
+        }
+    return made
+
+
+def numbers(values: np.ndarray) -> list[float | None]:
+    """An array as JSON has it."""
+    return [finite(float(v)) for v in values]
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON knows, or None."""
+    return value if math.isfinite(value) else None
