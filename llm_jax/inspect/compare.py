@@ -11,6 +11,7 @@ from llm_jax.inspect.asked import Asked
 from llm_jax.inspect.difference import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.readout import Divergence, Predictions, Readout, divergence
 from llm_jax.inspect.walk import Walk
+from llm_jax.opened import Opened, open_model
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,8 @@ class Comparison:
     """The positions at which the likeliest next token differs."""
 
 
-def compare(opened: Any, asked: Asked, ids: np.ndarray) -> Comparison:
+def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
-    from llm_jax.opened import open_model
-
     key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
     there = open_model(asked.diff, step=asked.diff_step if asked.diff_step is not None else asked.step, **asked.opening)
     check_alike(opened, there, key)
@@ -44,7 +43,7 @@ def compare(opened: Any, asked: Asked, ids: np.ndarray) -> Comparison:
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
 
 
-def last_stream(opened: Any, ids: np.ndarray) -> np.ndarray:
+def last_stream(opened: Opened, ids: np.ndarray) -> np.ndarray:
     """x_TD after the last layer."""
     stream = None
     for layer in Walk(opened)(ids[None]):

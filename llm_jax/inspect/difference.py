@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.model.transformer import Transformer
+from llm_jax.opened import Opened
 
 
 class WeightDifference(NamedTuple):
@@ -28,7 +29,7 @@ class WeightDifference(NamedTuple):
     """How many entries it has."""
 
 
-def check_alike(here: Any, there: Any, key: str) -> None:
+def check_alike(here: Opened, there: Opened, key: str) -> None:
     """Raises UserError where two opened models can't be compared: other shapes, or another tokenizer."""
     numbers = ("dtype", "attention", "max_segments", "scan_layers", "remat", "offload", "init_std", "base_")
     ours, theirs = (dataclasses.asdict(o.config) for o in (here, there))
@@ -39,7 +40,7 @@ def check_alike(here: Any, there: Any, key: str) -> None:
         raise UserError(f"{key}: has another tokenizer; checkpoints are compared token by token, so they must share one")
 
 
-def weight_differences(here: Any, there: Any) -> list[WeightDifference]:
+def weight_differences(here: Opened, there: Opened) -> list[WeightDifference]:
     """Of all weights of two opened models, layer by layer, in the order of the layers."""
     with jax.set_mesh(here.program.place.mesh):
         sums = jax.device_get(jitted_sums(here.parameters, there.parameters))

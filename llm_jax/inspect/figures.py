@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,12 +123,12 @@ def word_cosine(found: Findings) -> Drawn | None:
     w = found.word
     figure, ax = new_figure(2.3)
     x = np.arange(len(w.cosines))
-    ax.plot(x, w.cosines, color=BLUE, marker="o", ms=3.5, label=f"“{w.word}” and “{w.word}”")
+    ax.plot(x, w.cosines, color=BLUE, marker="o", ms=3.5, label=plain(f"“{w.word}” and “{w.word}”", 60))
     ax.plot(x, w.baseline, color=MUTED, ls="--", lw=1.1, label="any two different tokens, on average")
     layer_ticks(ax, len(x))
     ax.set_ylabel("cosine similarity")
     ax.set_ylim(min(0.0, float(np.nanmin(w.baseline)), float(w.cosines.min())) - 0.05, 1.05)
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     caption = "How alike the word's two vectors are, before the first layer and after each. The dashed line is what any two different tokens of the contexts have in common."
     return Drawn("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
 
@@ -139,13 +140,14 @@ def word_path(found: Findings) -> Drawn | None:
     w = found.word
     figure, ax = new_figure(3.4)
     for points, color, text, marker in zip(w.path, (BLUE, ORANGE), w.contexts, "os", strict=True):
-        ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=shortened(text, 60))
+        ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=plain(text, 60))
         for layer, point in enumerate(points):
             if len(points) <= 14 or layer % (len(points) // 10) == 0 or layer == len(points) - 1:
                 ax.annotate("embedding" if layer == 0 else str(layer - 1), point, (4, 4), textcoords="offset points", fontsize=6.5, color=INK)
     ax.set_xlabel(f"first axis, {w.explained[0]:.0%} of the variance")
     ax.set_ylabel(f"second axis, {w.explained[1]:.0%}")
-    ax.legend(loc="best")
+    ax.margins(0.1)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return Drawn("word_path", figure, "The same vectors, each divided by its length, on their two principal axes; numbers are layers.", "Two paths through the layers")
 
 
@@ -221,9 +223,17 @@ def name_tokens(ax: Axes, labels: list[str], first: int) -> None:
     ax.set_xlim(first - 0.6, first + len(labels) - 0.4)
 
 
-def plain(label: str) -> str:
-    """A label as matplotlib draws it: no formulas, and not long."""
-    return shortened(label, 12).replace("$", r"\$")
+def plain(label: str, most: int = 12) -> str:
+    """A label as matplotlib draws it: no formulas, not long, and □ for what its font hasn't."""
+    return "".join(c if ord(c) in drawable() else "□" for c in shortened(label, most)).replace("$", r"\$")
+
+
+@functools.cache
+def drawable() -> frozenset[int]:
+    """The characters of the figures' font."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def shortened(text: str, most: int, end: bool = False) -> str:

@@ -21,6 +21,7 @@ from llm_jax.inspect.readout import Predictions, Readout
 from llm_jax.inspect.tokenizers import Compared, measure
 from llm_jax.inspect.tokens import Piece, Vocabulary, find_word
 from llm_jax.inspect.walk import Walk
+from llm_jax.opened import Opened
 
 MOST_MAP_BYTES = 6 << 20
 """Of all attention maps of a page, a byte a weight."""
@@ -94,7 +95,7 @@ class Findings:
         return float(self.losses.sum()) / math.log(2) / max(1, sum(len(p.data) for p in self.parts[1:]))
 
 
-def find(opened: Any, asked: Asked) -> Findings:
+def find(opened: Opened, asked: Asked) -> Findings:
     """Raises UserError for what this model can't be asked, before it computes anything."""
     config, tokenizer, vocabulary = opened.config, opened.tokenizer, Vocabulary(opened.tokenizer)
     ids, count = tokens_of(opened, asked)
@@ -133,7 +134,7 @@ def load(path: str) -> Tokenizer:
     return load_tokenizer(inside if inside.is_dir() else path, "tokenizers")
 
 
-def tokens_of(opened: Any, asked: Asked) -> tuple[list[int], int]:
+def tokens_of(opened: Opened, asked: Asked) -> tuple[list[int], int]:
     """(ids of the text, BOS in front, or of as much of it as is asked for; how many the whole has). Raises UserError for too many, or too few."""
     config = opened.config
     if asked.ids:
@@ -157,14 +158,14 @@ def most_said(limit: int) -> str:
     return f"the {limit:,} that a page holds" if limit == MOST_TOKENS else f"the model's {limit:,} learned positions (model.positions)"
 
 
-def encoded(opened: Any, text: str, origin: str) -> list[int]:
+def encoded(opened: Opened, text: str, origin: str) -> list[int]:
     """BOS and the tokens of a text."""
     if opened.tokenizer is None:
         raise UserError(f"{origin}: {opened.path} has no tokenizer; give ids=1,2,3")
     return [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
 
 
-def look_at_text(opened: Any, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
+def look_at_text(opened: Opened, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
     """One pass over the text, as fields of `Findings`."""
     config = opened.config
     T = len(ids)
@@ -202,7 +203,7 @@ def by_share(layer: int, experts_Tk: np.ndarray, shares_Tk: np.ndarray) -> Route
     return Routed(layer, np.take_along_axis(experts_Tk, order, -1), np.take_along_axis(shares_Tk, order, -1))
 
 
-def induction_scores(opened: Any) -> tuple[int, np.ndarray]:
+def induction_scores(opened: Opened) -> tuple[int, np.ndarray]:
     """(how many random tokens were repeated, [L, H]): over a few rows BOS, random tokens, the same tokens again."""
     config, tokenizer = opened.config, opened.tokenizer
     start = int(tokenizer is not None)
@@ -221,7 +222,7 @@ def induced(weights_BHTS: jax.Array, rows: int, start: int, repeated: int) -> ja
     return induction_score(weights_BHTS[:rows], start, repeated)
 
 
-def follow_word(opened: Any, asked: Asked, contexts: list[list[int]], places: list[list[int]]) -> WordInContexts:
+def follow_word(opened: Opened, asked: Asked, contexts: list[list[int]], places: list[list[int]]) -> WordInContexts:
     """One pass over both contexts."""
     assert asked.contexts is not None
     tokens = np.zeros((2, max(map(len, contexts))), np.int32)

@@ -5,7 +5,7 @@
   const at = (id) => document.getElementById(id);
   const T = data.length, size = (T * (T + 1)) / 2;
   const decoded = new Map();
-  const state = { layer: 0, head: 0, query: T - 1, key: -1 };
+  const state = { layer: data.first[0], head: data.first[1], query: T - 1, key: -1 };
 
   function weights(layer, head) {
     if (!decoded.has(layer)) decoded.set(layer, Uint8Array.from(atob(data.maps[layer]), (c) => c.charCodeAt(0)));

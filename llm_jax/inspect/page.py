@@ -15,13 +15,14 @@ from llm_jax.inspect.readout import Predictions
 from llm_jax.inspect.tokens import Piece
 from llm_jax.templates import render
 from llm_jax.train.metrics import short
+from llm_jax.opened import Opened
 
 LN2 = math.log(2)
 STRONGEST = 6
 """Heads that are listed for each score."""
 
 
-def make_page(found: Findings, opened: Any, asked: Asked, figures: dict[str, dict[str, str]]) -> str:
+def make_page(found: Findings, opened: Opened, asked: Asked, figures: dict[str, dict[str, str]]) -> str:
     """The whole page as HTML. figures: by name, each with "data" (a data URI), "caption" and "alt"."""
     config = opened.config
     return render(
@@ -55,7 +56,7 @@ def title_of(path: str) -> str:
     return "/".join(parts[-2:]) if not path.startswith("/") else parts[-1]
 
 
-def cards(found: Findings, opened: Any) -> list[tuple[str, str]]:
+def cards(found: Findings, opened: Opened) -> list[tuple[str, str]]:
     """(number, what it is)."""
     mean = float(found.losses.mean())
     n = opened.program.parameter_count()
@@ -70,7 +71,7 @@ def cards(found: Findings, opened: Any) -> list[tuple[str, str]]:
     return [*made, (f"{right:.0%}", "of the tokens were the model's first choice")]
 
 
-def facts(opened: Any) -> list[tuple[str, str]]:
+def facts(opened: Opened) -> list[tuple[str, str]]:
     """What is worth knowing of the model, as (name, value)."""
     c = opened.config
     said = [
@@ -156,10 +157,18 @@ def script_data(found: Findings) -> dict[str, Any]:
         "layers": found.maps.layers,
         "heads": found.maps.weights.shape[1],
         "length": found.maps.length,
+        "first": first_shown(found),
         "windows": [found.window[i] for i in found.maps.layers],
         "maps": packed(found.maps),
         "scores": {name: [rounded(values[i]) for i in found.maps.layers] for name, values in scores.items()},
     }
+
+
+def first_shown(found: Findings) -> tuple[int, int]:
+    """(index of the layer among those with maps, head) of the map that the page opens with: the most pointed one."""
+    entropy = np.nan_to_num(found.scores.entropy[list(found.maps.layers)], nan=np.inf)
+    layer, head = np.unravel_index(np.argmin(entropy), entropy.shape)
+    return int(layer), int(head)
 
 
 def rounded(values: np.ndarray) -> list[float | None]:

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
 from llm_jax.train.compile import program_options
+from llm_jax.opened import Opened
 
 TOP = 10
 LOGITS_AT_ONCE = 1 << 26
@@ -39,11 +41,11 @@ class Predictions(NamedTuple):
 class Readout:
     """The head of an opened model, jitted once."""
 
-    def __init__(self, opened: Any):
+    def __init__(self, opened: Opened):
         self.opened = opened
         place, vocab = opened.place, opened.config.vocab
         rows = place.size(place.axes("batch"))
-        least = length_step(opened)
+        least = length_multiple(place)
         self.shape = rows, max(least, min(512, LOGITS_AT_ONCE // vocab // rows) // least * least)
         """Positions, so many in each of so many rows, that are looked at together: every device has its own."""
 
@@ -61,7 +63,7 @@ class Readout:
     def chunks(self, x_TD: np.ndarray, targets_T: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Both in arrays of `shape`, the last filled up with zeros."""
         rows, length = self.shape
-        length = min(length, rounded_up(-(-len(x_TD) // rows), length_step(self.opened)))
+        length = min(length, rounded_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
         room = rounded_up(len(x_TD), rows * length)
         x_TD = np.concatenate([x_TD, np.zeros((room - len(x_TD), x_TD.shape[1]), x_TD.dtype)])
         targets_T = np.concatenate([targets_T, np.zeros(room - len(targets_T), targets_T.dtype)]).astype(np.int32)
@@ -122,13 +124,6 @@ def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> Divergence:
     p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
     kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
     return Divergence(kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1))
-
-
-def length_step(opened: Any) -> int:
-    """What a row's length must be a multiple of under the opened model's layout."""
-    from llm_jax.model.attention_context import length_multiple
-
-    return length_multiple(opened.place)
 
 
 def rounded_up(n: int, multiple: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,16 @@ import numpy as np
 from flax import nnx
 
 from llm_jax.inspect.attention import attention_weights
-from llm_jax.inspect.readout import length_step, rounded_up
-from llm_jax.model.attention_context import arrange, restore
+from llm_jax.inspect.readout import rounded_up
+from llm_jax.layout.layout import TABLES, Layout, MeshPlacement
+from llm_jax.model.attention_context import arrange, length_multiple, restore
+from llm_jax.model.dims import PipelineConfig
 from llm_jax.model.moe import MoE
 from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
 from llm_jax.train.compile import program_options
+from llm_jax.train.state import Program
+from llm_jax.opened import Opened
 
 Look = Callable[[jax.Array], Any]
 """weights_BHTS -> arrays to be kept of a layer's attention. It runs where the model does, in the program of the layer."""
@@ -44,39 +49,40 @@ class Layer(NamedTuple):
 class Walk:
     """Passes through one opened model, compiled once for each kind of layer and shape."""
 
-    def __init__(self, opened: Any, look: Look | None = None):
-        self.opened, self.look = opened, look
-        self.model = opened.program.model(opened.program.abstract)
+    def __init__(self, opened: Opened, look: Look | None = None):
+        self.parameters, self.look = opened.parameters, look
+        place = without_stages(opened.place)
+        self.program = opened.program if place == opened.place else Program(opened.config, opened.experiment.optimizer, place)
+        self.model = self.program.model(self.program.abstract)
         """Without weights: its parts get them one layer at a time."""
 
     def __call__(self, tokens_BT: np.ndarray) -> Iterator[Layer]:
         """What enters the first layer, then each layer in turn. Rows are filled up at the end as the layout asks for; that is cut again."""
-        program, parameters = self.opened.program, self.opened.parameters
-        config, place = program.config, program.place
+        parameters, config, place = self.parameters, self.program.config, self.program.place
         B, T = tokens_BT.shape
-        rows, length = rounded_up(B, place.size(place.axes("batch"))), rounded_up(T, length_step(self.opened))
+        rows, length = rounded_up(B, place.size(place.axes("batch"))), rounded_up(T, length_multiple(place))
         tokens = np.pad(tokens_BT, ((0, rows - B), (0, length - T))).astype(np.int32)
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         if config.position == "learned":
             positions = np.minimum(positions, config.positions - 1)
         cut = lambda x: np.asarray(x)[:B, :T]  # noqa: E731
-        with jax.set_mesh(place.mesh):
+        with jax.set_mesh(place.mesh):  # around each call by itself: what is yielded is used outside
             tokens, positions = (jax.device_put(a, place.sharding(("batch", "sequence"), "compute")) for a in (tokens, positions))
             x_BTD, seen = self.embed(parameters, tokens, positions)
-            yield Layer(-1, cut(seen))
-            number = 0
-            for name, first, end in stacks(self.model):
-                for i in range(first, end):
+        yield Layer(-1, cut(seen))
+        number = 0
+        for name, first, end in stacks(self.model):
+            for i in range(first, end):
+                with jax.set_mesh(place.mesh):
                     x_BTD, (stream, kept, routed) = self.layer(name, config.of_layer(number), parameters[name], jnp.int32(i), x_BTD, positions)
-                    kept = None if kept is None else jax.tree.map(np.asarray, kept)
-                    yield Layer(number, cut(stream), kept, *(map(cut, routed) if routed else ()))
-                    number += 1
+                kept = None if kept is None else jax.tree.map(np.asarray, kept)
+                yield Layer(number, cut(stream), kept, *(map(cut, routed) if routed else ()))
+                number += 1
 
     @functools.cached_property
     def embed(self) -> Any:
         """(parameters, tokens_BT, positions_BT) -> the stream that enters the first layer, as the layout has it and in natural order."""
-        program = self.opened.program
-        place = program.place
+        program, place = self.program, self.program.place
 
         def embed(parameters, tokens_BT, positions_BT):
             x_BTD = program.model(parameters).embed(arrange(tokens_BT, place), arrange(positions_BT, place))
@@ -87,8 +93,7 @@ class Walk:
     @functools.cached_property
     def layer(self) -> Any:
         """(its stack's name, its configuration, the stack's weights, its row, stream, positions) -> (stream, what is seen)."""
-        program, look = self.opened.program, self.look
-        place = program.place
+        program, place, look = self.program, self.program.place, self.look
 
         def layer(name, config, stacked, row, x_BTD, positions_BT):
             block = self.block(name, config, stacked, row)
@@ -109,9 +114,26 @@ class Walk:
 
     def block(self, name: str, config: Any, stacked: Any, row: jax.Array) -> Block:
         """The block of one row of a stack."""
-        weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, row, keepdims=False), stacked)
+        weights = jax.tree.map(lambda w: row_of(w, row), stacked)
         graph, structure = nnx.split(getattr(self.model, name))
         return block_of(graph, jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(weights)), config)
+
+
+def row_of(w: jax.Array, row: jax.Array) -> jax.Array:
+    """w[row]. From among the stages of a pipeline it comes as a sum in which the others are zero."""
+    split = jax.typeof(w).sharding.spec[0]
+    if split is None:
+        return jax.lax.dynamic_index_in_dim(w, row, keepdims=False)
+    is_row = jax.sharding.reshard(jnp.arange(len(w)) == row, jax.sharding.PartitionSpec(split))
+    return jnp.sum(jnp.where(is_row.reshape(-1, *(1,) * (w.ndim - 1)), w, 0), 0, dtype=w.dtype)
+
+
+def without_stages(place: MeshPlacement) -> MeshPlacement:
+    """The same without a pipeline: one layer at a time keeps no stages busy, all devices work on each."""
+    if not place.axes("layers"):
+        return place
+    tables = {f.name: {dim: axes for dim, axes in getattr(place.layout, f.name).items() if dim != "layers"} for f in fields(Layout) if f.name in TABLES}
+    return MeshPlacement(replace(place.layout, pipeline=PipelineConfig(), **tables), place.mesh)
 
 
 def watch(block: Block) -> dict[str, jax.Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from llm_jax.inspect.figures import FIGURES
 from llm_jax.inspect.findings import Findings
 from llm_jax.inspect.page import make_page, packed, rounded, weight_rows
 from llm_jax.scaling.report.style import save, styled
+from llm_jax.opened import Opened
 
 
-def write_page(found: Findings, opened: Any, asked: Asked, folder: Path) -> Path:
+def write_page(found: Findings, opened: Opened, asked: Asked, folder: Path) -> Path:
     """Writes the files into a folder, and returns the page's path."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures = draw(found, folder / "figures")
@@ -30,8 +30,7 @@ def write_page(found: Findings, opened: Any, asked: Asked, folder: Path) -> Path
 def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
     """All figures as PNGs in the folder, and for the page: by name its SVG as a data URI, with caption and what it shows in words."""
     made = {}
-    with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with styled():
         for function in FIGURES:
             if (drawn := function(found)) is not None:
                 data = save(drawn.figure, folder / f"{drawn.name}.png")
@@ -42,7 +41,7 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
     return made
 
 
-def to_json(found: Findings, opened: Any, asked: Asked) -> dict[str, Any]:
+def to_json(found: Findings, opened: Opened, asked: Asked) -> dict[str, Any]:
     """All numbers of the page."""
     p = found.predictions
     losses = [None, *numbers(found.losses)]

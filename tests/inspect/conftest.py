@@ -1,0 +1,46 @@
+"""Small models to look into, without a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.experiment import Experiment
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.presets import preset
+from llm_jax.model.config import ModelConfig
+from llm_jax.opened import Opened
+from llm_jax.train.state import Program
+
+SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions
+
+
+def opened_with(config: ModelConfig = SMALL, layout: str = "single", mesh: dict[str, int] | None = None, seed: int = 0, tokenizer: Any = None) -> Opened:
+    """A model of random weights, norms and biases too, opened under a layout."""
+    experiment = Experiment(model=config.resolved(), layout=preset(layout), mesh=mesh or {})
+    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
+    program = Program(experiment.model, experiment.optimizer, place)
+    random = np.random.default_rng(seed)
+    values = jax.tree.map(lambda w: random.normal(0.6 if w.ndim < 3 else 0, 0.3, w.shape).astype(w.dtype), program.abstract)
+    parameters = jax.tree.map(jax.device_put, values, program.shardings("stored"))
+    return Opened(Path("random"), experiment, program, parameters, tokenizer, seed)
+
+
+def logits_of(opened: Opened, tokens_BT: np.ndarray) -> np.ndarray:
+    """The model's own forward pass."""
+    place = opened.place
+    with jax.set_mesh(place.mesh):
+        tokens = jax.device_put(tokens_BT, place.sharding(("batch", "sequence"), "compute"))
+        logits = jax.jit(lambda p, t: opened.program.model(p)(t))(opened.parameters, tokens)
+        return np.asarray(logits.astype(np.float32))
+
+
+def replaced(opened: Opened, change: Any) -> Opened:
+    """The same with other weights: change(path, array) gives each."""
+    parameters = jax.tree_util.tree_map_with_path(lambda path, w: jax.device_put(change(jax.tree_util.keystr(path), np.asarray(w)), w.sharding), opened.parameters)
+    return dataclasses.replace(opened, parameters=parameters)

@@ -1,0 +1,172 @@
+"""The command as a user has it: one page that needs nothing else, figures and JSON beside it, and a line for every mistake."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax.inspect import findings
+from llm_jax.inspect.__main__ import main
+from llm_jax.opened import open_model
+from tests.inspect.conftest import logits_of
+from tests.tiny_run import launch, write_experiment
+
+TEXT = "the model reads\ta row of tokens and counts 42 naïve 日本 ends."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inspect")
+    run = folder / "run"
+    assert launch(f"experiment={write_experiment(folder)}", f"run_dir={run}", "checkpoint.keep=4", "checkpoint.keep_best=false") == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(run) -> Path:
+    out = run.parent / "page"
+    arguments = [f"text={TEXT}", "word=model", "contexts=the model reads|of a model and", f"tokenizers={run}", f"diff={run}@4", f"out={out}"]
+    assert main([str(run), *arguments]) == 0
+    return out
+
+
+def read(folder: Path) -> tuple[str, dict]:
+    page = (folder / "inspect.html").read_text()
+    return page, json.loads((folder / "inspect.json").read_text(), parse_constant=lambda name: 1 / 0)
+
+
+def test_the_page_needs_nothing_from_outside_and_its_links_lead_somewhere(folder):
+    page, _ = read(folder)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert not re.search(r"@import|url\(|https?://", re.sub(r"data:[\w/+;,=]+", "", page))
+    ids = set(re.findall(r'id="([\w-]+)"', page))
+    assert {link for link in re.findall(r'href="#([\w-]+)"', page) if not link.startswith("head-")} <= ids
+    pictures = re.findall(r"figures/(\w+)\.png", page)
+    assert sorted(f"{name}.png" for name in pictures) == sorted(path.name for path in (folder / "figures").iterdir())
+    assert set(pictures) == {"loss", "attention", "heads", "lens", "word_cosine", "word_path", "tokenizers", "weight_difference", "divergence"}
+    assert page.count("<img ") == page.count('alt="')
+
+
+def test_the_numbers_are_those_of_the_models_forward_pass(run, folder):
+    _, found = read(folder)
+    opened = open_model(run)
+    ids = [opened.tokenizer.bos_id, *opened.tokenizer.encode(TEXT)]
+    assert [t["id"] for t in found["tokens"]] == ids
+    assert bytes.fromhex("".join(t["bytes"] for t in found["tokens"])).decode() == TEXT
+    logits = logits_of(opened, np.array([ids]))[0].astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -log_p[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose([t["loss"] for t in found["tokens"][1:]], losses, atol=1e-4)
+    assert found["loss"]["bits_per_byte"] == pytest.approx(losses.sum() / np.log(2) / len(TEXT.encode()), rel=1e-4)
+    assert found["predictions"][3]["top"][0][0] == int(logits[3].argmax())
+    assert "next" not in found["predictions"][-1]
+    lens = found["logit_lens"]
+    assert [row["layer"] for row in lens] == [-1, 0, 1]
+    assert lens[-1]["top_id"] == logits.argmax(-1).tolist()  # after the last layer it is the prediction
+
+
+def test_the_maps_on_the_page_unpack_to_rows_that_sum_to_one(folder):
+    page, found = read(folder)
+    data = json.loads(re.search(r'id="attention-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["maps"] == found["attention"]["maps"]
+    T, heads = data["length"], data["heads"]
+    assert T == len(found["tokens"])
+    for packed in data["maps"]:
+        flat = np.frombuffer(base64.b64decode(packed), np.uint8).reshape(heads, T * (T + 1) // 2)
+        rows = np.zeros((heads, T, T))
+        rows[:, *np.tril_indices(T)] = flat / 255
+        np.testing.assert_allclose(rows.sum(-1), 1, atol=0.5 / 255 * T)
+
+
+def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(run, folder, tmp_path):
+    _, found = read(folder)
+    assert max(found["comparison"]["kl"]) > 0
+    assert all(w["relative"] > 0 for w in found["comparison"]["weights"] if w["kind"] == "attention.query")
+    assert main([str(run), "text=a b", f"diff={run}", "step=6", f"out={tmp_path}"]) == 0
+    page, found = read(tmp_path)
+    assert found["comparison"]["top_1_changes_at"] == []
+    assert not any(found["comparison"]["kl"])
+    assert {(w["relative"], round(w["cosine"], 5)) for w in found["comparison"]["weights"]} <= {(0.0, 1.0), (0.0, 0.0)}
+    assert "Nowhere." in page
+
+
+def test_a_word_begins_as_the_same_vector(folder):
+    _, found = read(folder)
+    word = found["word"]
+    assert word["same_tokens"]
+    assert word["cosine"][0] == pytest.approx(1, abs=1e-6)
+    assert word["cosine"][-1] < 1
+    assert np.shape(word["path"]) == (2, 3, 2)
+
+
+def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(findings, "MOST_MAP_BYTES", 400)
+    monkeypatch.setattr(findings, "MOST_LENS_CELLS", 30)
+    assert main([str(run), f"text={TEXT * 3}", "tokens=20", "layers=1", f"out={tmp_path}"]) == 0
+    page, found = read(tmp_path)
+    assert "Shown are the first 20 of the text's" in page
+    assert "Maps are of the first 14 of the 20 tokens" in page
+    assert "Maps are of layers 1 only, as asked for." in page
+    assert "Shown are the first 10 of the 20 positions" in page
+    assert "20 tokens of" in capsys.readouterr().out
+    assert len(found["predictions"]) == 20
+    assert np.shape(found["head_scores"]["entropy"]) == (2, 4)
+
+
+def test_a_text_that_could_be_html_stays_text(run, tmp_path):
+    assert main([str(run), "text=</script><b>&", f"out={tmp_path}"]) == 0
+    page, _ = read(tmp_path)
+    assert page.count("</script>") == 2
+    assert "<b>&" not in page
+
+
+MISTAKES = {
+    "txt=a": "there is no key 'txt'; did you mean 'text'?",
+    "text=": "text=: must be some text",
+    "file=none.txt": "file=none.txt: there is no such file",
+    "": "text=TEXT is missing",
+    "text=a file=b": "text= and file= are given; must be one of them",
+    "text=a layers=2": "layers=2: there is no layer 2; the model has 2, from 0 on",
+    "text=a layers=x": "layers=x: must be a whole number, at least 0",
+    "text=a tokens=0": "tokens=0: must be a whole number, at least 1",
+    "text=a tokens=5000": "tokens=5000: must be at most 1024",
+    "text=a word=b": "word=b: needs contexts= too",
+    "text=a word=b contexts=b": "contexts=b: must be two texts with a | between them",
+    "text=a word=bank contexts=bank|river": "word=bank: is no word of the context 'river'",
+    "text=a diff=nowhere": "nowhere",
+    "text=a step=5": "step=5",
+    "text=a tokenizers=nowhere": "tokenizers=nowhere: no such file",
+    "text=a dtype=int8": "dtype=int8",
+    "text=a layout=fsdb": "layout=fsdb",
+    "ids=1,9999": "ids=9999: must be below model.vocab=320",
+    "ids=1": "ids=1: is 1 token; at least 2 are needed",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, capsys, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run), "out=page", *line.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert MISTAKES[line] in said
+    assert not (tmp_path / "page").exists()
+
+
+def test_too_long_a_text_is_not_cut_in_silence(run, capsys, tmp_path):
+    (tmp_path / "long.txt").write_text(TEXT * 60)
+    assert main([str(run), f"file={tmp_path / 'long.txt'}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"is \d,\d{3} tokens, more than the 1,024 that a page holds; tokens=1024 takes the first ones", said)
+
+
+def test_no_run_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none"), "text=a"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["text=a"]) == 2
+    assert "RUN_OR_FOLDER is missing" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""What is seen on the way is what the model does: its logits, its kernels' outputs, its experts, under any layout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.inspect import walk
+from llm_jax.inspect.attention import attention_weights, weighted_values
+from llm_jax.inspect.readout import Readout
+from llm_jax.inspect.walk import Walk
+from llm_jax.model import attention
+from llm_jax.model.config import ModelConfig, MoEConfig, RopeScaling
+from tests.inspect.conftest import SMALL, logits_of, opened_with
+
+TOKENS = np.random.default_rng(1).integers(0, 96, (8, 24))
+MOE = MoEConfig(experts=4, top_k=2, mlp=32, dense_layers=(0,))
+MODELS = {
+    "grouped": SMALL,
+    "window": dataclasses.replace(SMALL, window=5, qk_norm="head", rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=16)),
+    "gpt2": ModelConfig(
+        layers=2, embed=32, heads=4, mlp=48, vocab=96, norm="layer", activation="gelu", bias_qkv=True, bias_out=True, bias_mlp=True,
+        position="learned", positions=24,
+    ),
+    "norms after": dataclasses.replace(SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False, logit_softcap=5.0),
+    "experts": dataclasses.replace(SMALL, layers=3, moe=MOE),
+    "sigmoid experts": dataclasses.replace(SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layer_by_layer_gives_the_logits_of_the_models_own_forward_pass(name):
+    opened = opened_with(MODELS[name])
+    layers = list(Walk(opened)(TOKENS))
+    assert [layer.number for layer in layers] == list(range(-1, MODELS[name].layers))
+    logits = np.stack([Readout(opened).all_logits(row) for row in layers[-1].stream])
+    want = logits_of(opened, TOKENS)
+    np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want).max(), rtol=0)  # float32, compiled in other pieces
+
+
+LAYOUTS = {
+    "fsdp_tensor": {"data": 2, "tensor": 2},
+    "context_ring": {"data": 2, "context": 4},
+    "context_ulysses": {"data": 2, "context": 2},
+    "pipeline": {"stage": 2, "data": 2},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_is_seen_under_any_layout(layout):
+    look = lambda weights_BHTS: weights_BHTS[0]  # noqa: E731
+    tokens = TOKENS[:1, :21]  # neither a multiple of the devices nor of their chunks
+    model = dataclasses.replace(SMALL, layers=4, heads=4, kv_heads=4)
+    one, many = opened_with(model), opened_with(model, layout, LAYOUTS[layout])
+    assert many.place.mesh.size > 1
+    for a, b in zip(Walk(one, look)(tokens), Walk(many, look)(tokens), strict=True):
+        np.testing.assert_allclose(b.stream, a.stream, atol=1e-4, rtol=0)  # float32, sums in another order
+        if a.seen is not None:
+            np.testing.assert_allclose(b.seen[:, :21, :21], a.seen, atol=1e-4, rtol=0)
+    a, b = (Readout(opened).all_logits(list(Walk(opened)(tokens))[-1].stream[0]) for opened in (one, many))
+    np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max(), rtol=0)
+
+
+def test_experts_are_the_routers_and_are_seen_in_the_layers_that_have_some():
+    opened = opened_with(MODELS["experts"])
+    layers = list(Walk(opened)(TOKENS))[1:]
+    assert [layer.experts is not None for layer in layers] == [False, True, True]
+    with jax.set_mesh(opened.place.mesh):
+        batch = [jax.device_put(a.astype(np.int32), opened.place.sharding(("batch", "sequence"), "compute")) for a in (TOKENS, np.arange(24) + 0 * TOKENS)]
+        _, routing = jax.jit(lambda p, t, at: opened.program.model(p).stream(t, at, None))(opened.parameters, *batch)
+    for layer, load_E in zip(layers[1:], np.asarray(routing.load_PE).sum(1), strict=True):
+        np.testing.assert_array_equal(np.bincount(layer.experts.reshape(-1), minlength=4), load_E)  # as the model itself counts them
+        np.testing.assert_allclose(layer.shares.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "blocked"])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_weights_sum_to_one_and_give_the_kernels_output(kernel, window, packed):
+    config = dataclasses.replace(SMALL, window=window, attention=kernel).resolved()
+    random = np.random.default_rng(2)
+    q, k, v = (jnp.asarray(random.normal(0, 1, (2, 16, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    segments = jnp.asarray([[1] * 6 + [2] * 10, [1] * 16]) if packed else None
+    weights = attention_weights(q, k, config, window, segments)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    assert float(jnp.triu(weights, 1).max()) == 0
+    np.testing.assert_allclose(weighted_values(weights, v), attention.KERNELS[kernel](q, k, v, segments, config), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "experts" not in n])
+def test_the_weights_that_are_shown_are_those_of_the_kernel_in_the_model(name, monkeypatch):
+    """Not only as arithmetic: queries and keys are taken where the kernel has them, with the layer's own window."""
+    seen = []
+
+    def watched(block):
+        passing = watch(block)
+        kernel = block.attention.attend
+
+        def attend(q, k, v, segments):
+            out = kernel(q, k, v, segments)
+            error = jnp.abs(weighted_values(attention_weights(q, k, block.attention.config, block.attention.window), v) - out).max()
+            jax.debug.callback(lambda e: seen.append(float(e)), error)
+            return out
+
+        block.attention.attend = attend
+        return passing
+
+    watch = walk.watch
+    monkeypatch.setattr(walk, "watch", watched)
+    list(Walk(opened_with(MODELS[name]))(TOKENS[:1]))
+    jax.effects_barrier()
+    assert len(seen) == 2
+    assert max(seen) < 1e-5
