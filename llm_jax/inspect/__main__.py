@@ -52,7 +52,8 @@ def inspect(arguments: list[str]) -> int:
 
     opened = open_model(asked.path, step=asked.step, **asked.opening)
     found = find(opened, asked)
-    print(f"{len(found.parts)} tokens{f' of {found.all_tokens}' if found.all_tokens > len(found.parts) else ''}, mean loss {found.losses.mean():.3f} nats")
+    more = f" of {found.all_tokens:,}" if found.all_tokens > len(found.parts) else ""
+    print(f"{len(found.parts):,} tokens{more}, mean loss {found.losses.mean():.3f} nats")
     print(f"written: {write_page(found, opened, asked, folder)}")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm_jax.errors import UserError, nearest, require
 
@@ -34,7 +35,7 @@ class Asked:
     diff: str = ""
     diff_step: int | None = None
     step: int | None = None
-    opening: dict[str, object] = field(default_factory=dict)
+    opening: dict[str, Any] = field(default_factory=dict)
     """Layout, mesh and dtype, for `open_model`."""
 
 
@@ -61,7 +62,7 @@ def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
     require("word" not in given or bool(given["word"].strip()), "word", given.get("word"), "a word")
     text, origin = read_text(given)
     diff, diff_step = split_step(given.get("diff", ""))
-    opening: dict[str, object] = {"mesh": mesh} if mesh else {}
+    opening: dict[str, Any] = {"mesh": mesh} if mesh else {}
     if "layout" in given:
         opening["layout"] = preset(given["layout"])
     if "dtype" in given:
@@ -89,8 +90,10 @@ def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
 def read_text(given: dict[str, str]) -> tuple[str, str]:
     """(the text to look at, the key and value that it is from)."""
     sources = [key for key in ("text", "file", "ids") if key in given]
-    if len(sources) != 1:
-        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given; must be one of them" if sources else "text=TEXT is missing (or file=PATH, or ids=1,2,3)")
+    if not sources:
+        raise UserError("text=TEXT is missing (or file=PATH, or ids=1,2,3)")
+    if len(sources) > 1:
+        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given; must be one of them")
     if "ids" in given:
         return "", f"ids={given['ids'][:40]}"
     if "text" in given:

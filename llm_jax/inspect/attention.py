@@ -5,7 +5,7 @@ The weights are made again in plain JAX from the queries and keys that go into t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,13 @@ def weighted_values(weights_BHTS: jax.Array, v_BSGK: jax.Array) -> jax.Array:
 
 
 class HeadScores(NamedTuple):
-    """Of every head of a layer, [H]; or of all layers, [L, H]. Means over positions."""
+    """Of every head of a layer, arrays [H]; or of all layers, [L, H]. Means over positions."""
 
-    entropy: jax.Array
+    entropy: Any
     """-sum of p ln p over the keys, in nats: exp of it is how many tokens a head looks at."""
-    previous: jax.Array
+    previous: Any
     """The weight on the token before."""
-    first: jax.Array
+    first: Any
     """The weight on the first token of the text: where heads look that have nothing to look for (an attention sink, Xiao et al. 2023)."""
 
 
@@ -66,8 +66,10 @@ def head_scores(weights_HTS: jax.Array, length: int) -> HeadScores:
 
 def even_scores(length: int) -> HeadScores:
     """What a head would score that looks at all before it alike, whatever it is: what the others are to be compared with."""
-    even_TS = np.tril(np.ones((length, length), np.float32)) / np.arange(1, length + 1, dtype=np.float32)[:, None]
-    return HeadScores(*(x[0] for x in head_scores(jnp.asarray(even_TS[None]), length)))
+    seen = np.arange(FROM, length) + 1.0
+    if not len(seen):
+        return HeadScores(*[np.float64("nan")] * 3)
+    return HeadScores(np.mean(np.log(seen)), np.mean(1 / seen), np.mean(1 / seen))
 
 
 def induction_score(weights_BHTS: jax.Array, start: int, repeated: int) -> jax.Array:

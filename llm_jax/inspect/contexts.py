@@ -64,7 +64,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def principal(points_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(coordinates [N, 2] on the two axes of largest variance, the part of the variance of each [2]). Signs: the largest entry of an axis is positive."""
+    """(coordinates [N, 2] on the two axes of largest variance, the part of the variance of each [2]). An axis's largest entry is positive."""
     centred = points_ND.astype(np.float64) - points_ND.mean(0, dtype=np.float64)
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     axes = np.concatenate([axes, np.zeros((2, axes.shape[1]))])[:2]

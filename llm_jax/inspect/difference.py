@@ -56,7 +56,7 @@ def weight_differences(here: Opened, there: Opened) -> list[WeightDifference]:
             continue
         for i, layer in enumerate(of[stack]):
             found.append(compared(".".join(names), layer, count // len(of[stack]), *(float(x[i]) for x in s)))
-    return sorted(found, key=lambda d: (-1 if d.layer is None else d.layer))
+    return sorted(found, key=lambda d: -1 if d.layer is None else d.layer)
 
 
 class Sums(NamedTuple):

@@ -40,32 +40,45 @@ def loss(found: Findings) -> Drawn:
     losses, T = found.losses, len(found.parts)
     x = np.arange(1, T)
     ax.bar(x, losses, color=BLUE, width=0.8 if T < 200 else 1.0, label="loss of the token that came")
-    ax.plot(x, found.predictions.entropy[:-1], color=ORANGE, lw=1.1, marker="o" if T < 60 else None, ms=2.5, label="entropy: the loss the model expected")
+    ax.plot(
+        x, found.predictions.entropy[:-1], color=ORANGE, lw=1.1, marker="o" if T < 60 else None, ms=2.5, label="entropy: the loss the model expected"
+    )
     ax.axhline(losses.mean(), color=MUTED, lw=0.8, ls="--", label=f"mean loss, {losses.mean():.2f}")
     name_tokens(ax, [p.label for p in found.parts[1:]], 1)
     ax.set_ylabel("nats")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right", ncols=3)
     ax.set_ylim(0, 1.22 * max(losses.max(), found.predictions.entropy[:-1].max()))
-    caption = "Loss of each token, given those before it, and the entropy of the prediction that it was judged by. Where bars stand above the line, the model was surprised by more than it expected to be."
+    caption = (
+        "Loss of each token, given those before it, and the entropy of the prediction that it was judged by. "
+        "Where bars stand above the line, the model was surprised by more than it expected to be."
+    )
     return Drawn("loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats")
 
 
 def attention(found: Findings) -> Drawn:
-    """Small maps of heads."""
+    """Small maps of heads: one picture, since as many axes take long to draw."""
+    from matplotlib.patches import Rectangle
+
     maps = found.maps
     rows, columns = spread(len(maps.layers)), spread(maps.weights.shape[1])
-    side = min(0.9, WIDTH / len(columns) - 0.1)
-    figure, axes = new_figure(len(rows) * (side + 0.16) + 0.35, len(columns), len(rows), squeeze=False)
-    for ax_row, i in zip(axes, rows, strict=True):
-        for ax, h in zip(ax_row, columns, strict=True):
-            ax.imshow(np.sqrt(maps.weights[i, h] / 255), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-            bare(ax)
-            ax.set_title(f"{maps.layers[i]}.{h}", fontsize=6.5, pad=2, fontweight="normal", loc="center")
+    T, gap = maps.length, max(2, round(0.12 * maps.length))
+    top = max(gap, round(0.24 * T))  # room for a name above each
+    grid = np.zeros((len(rows) * (T + top), len(columns) * (T + gap)))
+    figure, ax = new_figure(min(WIDTH / grid.shape[1], 1.0 / T) * grid.shape[0] + 0.2)
+    for y, i in zip(range(top, grid.shape[0], T + top), rows, strict=True):
+        for x, h in zip(range(0, grid.shape[1], T + gap), columns, strict=True):
+            grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255)
+            ax.add_patch(Rectangle((x - 0.5, y - 0.5), T, T, fill=False, ec=FAINT, lw=0.7))
+            ax.text(x + T / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
+    ax.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    ax.axis("off")
     shown = len(rows) * len(columns)
     all_heads = maps.weights.shape[0] * maps.weights.shape[1]
     of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
-    caption = f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Darkness is the square root of the weight."
+    caption = (
+        f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Darkness is the square root of the weight."
+    )
     return Drawn("attention", figure, caption, f"Attention maps of {shown} heads")
 
 
@@ -82,13 +95,15 @@ def heads(found: Findings) -> Drawn:
         whole_ticks(ax)
         figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(False)
     axes[0].set_ylabel("layer")
-    return Drawn("heads", figure, "The scores of every head. They are defined above; all but the entropy lie between 0 and 1.", "Four heat maps of head scores")
+    return Drawn(
+        "heads", figure, "The scores of every head. They are defined above; all but the entropy lie between 0 and 1.", "Four heat maps of head scores"
+    )
 
 
 def lens(found: Findings) -> Drawn:
     """What each layer would have said of the token that came."""
     T = found.lens_length
-    probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if T < len(found.parts) else T - 1]
+    probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.parts) > T else T - 1]
     figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
     shown = ax.imshow(probability, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
@@ -96,7 +111,10 @@ def lens(found: Findings) -> Drawn:
     ax.set_ylabel("after layer")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="probability").outline.set_visible(False)
-    caption = "The probability that each layer's stream, read through the final norm and head, gives to the token that comes next. Along the axis: the last token read."
+    caption = (
+        "The probability that each layer's stream, read through the final norm and head, gives to the token that comes next. "
+        "Along the axis: the last token read."
+    )
     return Drawn("lens", figure, caption, "Heat map of the probability of the next token by layer and position")
 
 
@@ -113,7 +131,9 @@ def experts(found: Findings) -> Drawn | None:
     ax.set_ylabel("layer")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="part of tokens").outline.set_visible(False)
-    return Drawn("experts", figure, "The part of the text's tokens that each expert was sent, layer by layer.", "Heat map of loads by layer and expert")
+    return Drawn(
+        "experts", figure, "The part of the text's tokens that each expert was sent, layer by layer.", "Heat map of loads by layer and expert"
+    )
 
 
 def word_cosine(found: Findings) -> Drawn | None:
@@ -129,7 +149,10 @@ def word_cosine(found: Findings) -> Drawn | None:
     ax.set_ylabel("cosine similarity")
     ax.set_ylim(min(0.0, float(np.nanmin(w.baseline)), float(w.cosines.min())) - 0.05, 1.05)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-    caption = "How alike the word's two vectors are, before the first layer and after each. The dashed line is what any two different tokens of the contexts have in common."
+    caption = (
+        "How alike the word's two vectors are, before the first layer and after each. "
+        "The dashed line is what any two different tokens of the contexts have in common."
+    )
     return Drawn("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
 
 
@@ -148,7 +171,12 @@ def word_path(found: Findings) -> Drawn | None:
     ax.set_ylabel(f"second axis, {w.explained[1]:.0%}")
     ax.margins(0.1)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    return Drawn("word_path", figure, "The same vectors, each divided by its length, on their two principal axes; numbers are layers.", "Two paths through the layers")
+    return Drawn(
+        "word_path",
+        figure,
+        "The same vectors, each divided by its length, on their two principal axes; numbers are layers.",
+        "Two paths through the layers",
+    )
 
 
 def tokenizers(found: Findings) -> Drawn | None:
@@ -161,13 +189,17 @@ def tokenizers(found: Findings) -> Drawn | None:
     wide = 0.8 / len(found.tokenizers)
     for i, one in enumerate(found.tokenizers):
         x = np.arange(len(names)) + (i - (len(found.tokenizers) - 1) / 2) * wide
-        ax.bar(x, [m.bytes_per_token for m in one.measured], wide * 0.92, color=colors[i % len(colors)], label=f"{shortened(one.name, 40, end=True)}, {one.vocab_size:,} pieces")
+        label = f"{shortened(one.name, 40, end=True)}, {one.vocab_size:,} pieces"
+        ax.bar(x, [m.bytes_per_token for m in one.measured], wide * 0.92, color=colors[i % len(colors)], label=label)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("bytes per token")
     ax.grid(axis="x", visible=False)
     ax.margins(y=0.25)
     ax.legend(loc="upper right", ncols=2)
-    caption = "Bytes per token on the built-in samples: the higher, the fewer tokens a text costs. (Russian takes two bytes a letter, Chinese three a character.)"
+    caption = (
+        "Bytes per token on the built-in samples: the higher, the fewer tokens a text costs. "
+        "(Russian takes two bytes a letter, Chinese three a character.)"
+    )
     return Drawn("tokenizers", figure, caption, "Bars of bytes per token by sample and tokenizer")
 
 
@@ -189,7 +221,8 @@ def weight_difference(found: Findings) -> Drawn | None:
     ax.grid(visible=False)
     whole_ticks(ax, y=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="|other − this| / |this|").outline.set_visible(False)
-    return Drawn("weight_difference", figure, "How far the weights are apart, by kind and layer: the norm of the difference over the norm of this checkpoint's.", "Heat map of relative weight differences")
+    caption = "How far the weights are apart, by kind and layer: the norm of the difference over the norm of this checkpoint's."
+    return Drawn("weight_difference", figure, caption, "Heat map of relative weight differences")
 
 
 def divergence(found: Findings) -> Drawn | None:
@@ -208,7 +241,8 @@ def divergence(found: Findings) -> Drawn | None:
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right", ncols=2)
     ax.margins(y=0.2)
-    return Drawn("divergence", figure, "How much the predictions at each position differ. Along the axis: the last token read.", f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
+    caption = "How much the predictions at each position differ. Along the axis: the last token read."
+    return Drawn("divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
 
 
 FIGURES: tuple[Callable[[Findings], Drawn | None], ...] = (
@@ -219,7 +253,8 @@ FIGURES: tuple[Callable[[Findings], Drawn | None], ...] = (
 def name_tokens(ax: Axes, labels: list[str], first: int) -> None:
     """Tokens along the x axis, as many as can be read."""
     every = -(-len(labels) // MOST_LABELS)
-    ax.set_xticks(range(first, first + len(labels), every), [plain(label) for label in labels[::every]], rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
+    named = [plain(label) for label in labels[::every]]
+    ax.set_xticks(range(first, first + len(labels), every), named, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
     ax.set_xlim(first - 0.6, first + len(labels) - 0.4)
 
 
@@ -244,16 +279,6 @@ def shortened(text: str, most: int, end: bool = False) -> str:
 def spread(count: int) -> list[int]:
     """At most `MOST_PANELS` of so many, evenly."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_PANELS))})
-
-
-def bare(ax: Axes) -> None:
-    """Without ticks and grid."""
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(True)
-        side.set_color(FAINT)
 
 
 def whole_ticks(ax: Any, y: bool = True) -> None:

@@ -137,6 +137,7 @@ def load(path: str) -> Tokenizer:
 def tokens_of(opened: Opened, asked: Asked) -> tuple[list[int], int]:
     """(ids of the text, BOS in front, or of as much of it as is asked for; how many the whole has). Raises UserError for too many, or too few."""
     config = opened.config
+    assert config.vocab is not None
     if asked.ids:
         ids = list(asked.ids)
         require(max(ids) < config.vocab, "ids", max(ids), f"below model.vocab={config.vocab}")
@@ -187,6 +188,7 @@ def look_at_text(opened: Opened, readout: Readout, ids: list[int], layers: tuple
                 maps.append(layer.seen[1])
         if layer.experts is not None and layer.shares is not None:
             routed.append(by_share(layer.number, layer.experts[0], layer.shares[0]))
+    assert last is not None
     return {
         "predictions": readout.predictions(last, targets),
         "lens": lens,
@@ -206,6 +208,7 @@ def by_share(layer: int, experts_Tk: np.ndarray, shares_Tk: np.ndarray) -> Route
 def induction_scores(opened: Opened) -> tuple[int, np.ndarray]:
     """(how many random tokens were repeated, [L, H]): over a few rows BOS, random tokens, the same tokens again."""
     config, tokenizer = opened.config, opened.tokenizer
+    assert config.vocab is not None
     start = int(tokenizer is not None)
     plain = Vocabulary(tokenizer).plain(config.vocab)
     repeated = min(REPEATED, len(plain), (config.positions - start) // 2 if config.position == "learned" else REPEATED)
@@ -234,7 +237,5 @@ def follow_word(opened: Opened, asked: Asked, contexts: list[list[int]], places:
         vectors.append([stream[at].mean(0) for stream, at in zip(streams, places, strict=True)])
         baseline.append(mean_cosine(np.concatenate(streams), np.concatenate(contexts)))
     first, second = ([ids[i] for i in at] for ids, at in zip(contexts, places, strict=True))
-    return WordInContexts(
-        asked.word, asked.contexts, (places[0], places[1]), first == second, np.array(vectors, np.float32).transpose(1, 0, 2), np.array(baseline, np.float32)
-    )
-
+    path = np.array(vectors, np.float32).transpose(1, 0, 2)
+    return WordInContexts(asked.word, asked.contexts, (places[0], places[1]), first == second, path, np.array(baseline, np.float32))

@@ -13,9 +13,9 @@ from llm_jax.inspect.attention import FROM
 from llm_jax.inspect.findings import Findings, Maps
 from llm_jax.inspect.readout import Predictions
 from llm_jax.inspect.tokens import Piece
+from llm_jax.opened import Opened
 from llm_jax.templates import render
 from llm_jax.train.metrics import short
-from llm_jax.opened import Opened
 
 LN2 = math.log(2)
 STRONGEST = 6
@@ -25,6 +25,7 @@ STRONGEST = 6
 def make_page(found: Findings, opened: Opened, asked: Asked, figures: dict[str, dict[str, str]]) -> str:
     """The whole page as HTML. figures: by name, each with "data" (a data URI), "caption" and "alt"."""
     config = opened.config
+    assert config.vocab is not None
     return render(
         "llm_jax.inspect",
         "page.html.jinja",
@@ -145,7 +146,7 @@ def strongest(found: Findings) -> dict[str, list[dict[str, Any]]]:
     for name, values in table.items():
         order = np.argsort(values if name == "entropy" else -values, axis=None, kind="stable")[:STRONGEST]
         heads = [divmod(int(i), values.shape[1]) for i in order]
-        made[name] = [{"layer": l, "head": h, "value": float(values[l, h]), "shown": l in found.maps.layers} for l, h in heads]
+        made[name] = [{"layer": layer, "head": h, "value": float(values[layer, h]), "shown": layer in found.maps.layers} for layer, h in heads]
     return made
 
 
@@ -209,5 +210,6 @@ def changed_rows(found: Findings) -> list[dict[str, Any]]:
     rows = []
     for i in found.comparison.changed:
         actual = found.parts[i + 1].label if i + 1 < len(found.parts) else None
-        rows.append({"position": i, "label": found.parts[i].label, "here": choice(here, i), "there": choice(there, i), "kl": float(kl[i]), "actual": actual})
+        row = {"position": i, "label": found.parts[i].label, "actual": actual, "kl": float(kl[i])}
+        rows.append({**row, "here": choice(here, i), "there": choice(there, i)})
     return rows

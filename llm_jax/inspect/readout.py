@@ -15,8 +15,8 @@ import numpy as np
 
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
-from llm_jax.train.compile import program_options
 from llm_jax.opened import Opened
+from llm_jax.train.compile import program_options
 
 TOP = 10
 LOGITS_AT_ONCE = 1 << 26
@@ -44,6 +44,7 @@ class Readout:
     def __init__(self, opened: Opened):
         self.opened = opened
         place, vocab = opened.place, opened.config.vocab
+        assert vocab is not None
         rows = place.size(place.axes("batch"))
         least = length_multiple(place)
         self.shape = rows, max(least, min(512, LOGITS_AT_ONCE // vocab // rows) // least * least)
@@ -89,14 +90,14 @@ class Readout:
 
 
 @jax.jit
-def predict(logits_BTV: jax.Array, targets_BT: np.ndarray) -> Predictions:
-    """What is kept of logits."""
+def predict(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tuple[jax.Array, ...]:
+    """The numbers of `Predictions` from logits."""
     log_BTV = jax.nn.log_softmax(logits_BTV)
     top, ids = jax.lax.top_k(log_BTV, min(TOP, log_BTV.shape[-1]))
     actual_BT1 = jnp.take_along_axis(log_BTV, targets_BT[..., None], -1)
     rank_BT = 1 + jnp.sum(log_BTV > actual_BT1, -1, dtype=jnp.int32)
     entropy_BT = -jnp.sum(jnp.exp(log_BTV) * log_BTV, -1)
-    return Predictions(ids, jnp.exp(top), entropy_BT, actual_BT1[..., 0], rank_BT)
+    return (ids, jnp.exp(top), entropy_BT, actual_BT1[..., 0], rank_BT)
 
 
 class Divergence(NamedTuple):
@@ -119,11 +120,11 @@ def divergence(first: Readout, second: Readout, x_TD: np.ndarray, y_TD: np.ndarr
 
 
 @jax.jit
-def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> Divergence:
-    """`Divergence` from logits."""
+def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The numbers of `Divergence` from logits."""
     p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
     kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
-    return Divergence(kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1))
+    return kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1)
 
 
 def rounded_up(n: int, multiple: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +18,15 @@ from flax import nnx
 
 from llm_jax.inspect.attention import attention_weights
 from llm_jax.inspect.readout import rounded_up
-from llm_jax.layout.layout import TABLES, Layout, MeshPlacement
+from llm_jax.layout.layout import TABLES, MeshPlacement
 from llm_jax.model.attention_context import arrange, length_multiple, restore
 from llm_jax.model.dims import PipelineConfig
 from llm_jax.model.moe import MoE
 from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
+from llm_jax.opened import Opened
 from llm_jax.train.compile import program_options
 from llm_jax.train.state import Program
-from llm_jax.opened import Opened
 
 Look = Callable[[jax.Array], Any]
 """weights_BHTS -> arrays to be kept of a layer's attention. It runs where the model does, in the program of the layer."""
@@ -100,7 +100,7 @@ class Walk:
             passing = watch(block)
             x_BTD, _ = block(x_BTD, block.attention.rope(arrange(positions_BT, place)), None)
             routed, kept = None, None
-            if "scores" in passing:
+            if isinstance(block.mlp, MoE):
                 scores_BTE = whole(restore(passing["scores"], place), place)
                 bias = whole(block.mlp.bias.get_value(), place) if config.moe.bias else None
                 shares, experts, _ = choose(scores_BTE, bias, config.moe)
@@ -132,7 +132,7 @@ def without_stages(place: MeshPlacement) -> MeshPlacement:
     """The same without a pipeline: one layer at a time keeps no stages busy, all devices work on each."""
     if not place.axes("layers"):
         return place
-    tables = {f.name: {dim: axes for dim, axes in getattr(place.layout, f.name).items() if dim != "layers"} for f in fields(Layout) if f.name in TABLES}
+    tables: dict[str, Any] = {table: {dim: axes for dim, axes in getattr(place.layout, table).items() if dim != "layers"} for table in TABLES}
     return MeshPlacement(replace(place.layout, pipeline=PipelineConfig(), **tables), place.mesh)
 
 
@@ -145,7 +145,7 @@ def watch(block: Block) -> dict[str, jax.Array]:
         passing.update(queries=q_BTHK, keys=k_BSGK)
         return kernel(q_BTHK, k_BSGK, v_BSGK, segments_BS)
 
-    block.attention.attend = attend
+    block.attention.attend = attend  # type: ignore[method-assign]
     if isinstance(block.mlp, MoE):
         router_logits = block.mlp.router_logits
 
@@ -153,7 +153,7 @@ def watch(block: Block) -> dict[str, jax.Array]:
             passing["scores"] = router_logits(x_BTD)
             return passing["scores"]
 
-        block.mlp.router_logits = scores
+        block.mlp.router_logits = scores  # type: ignore[method-assign]
     return passing
 
 

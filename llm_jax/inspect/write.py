@@ -14,8 +14,9 @@ from llm_jax.inspect.asked import Asked
 from llm_jax.inspect.figures import FIGURES
 from llm_jax.inspect.findings import Findings
 from llm_jax.inspect.page import make_page, packed, rounded, weight_rows
-from llm_jax.scaling.report.style import save, styled
+from llm_jax.inspect.readout import Predictions
 from llm_jax.opened import Opened
+from llm_jax.scaling.report.style import save, styled
 
 
 def write_page(found: Findings, opened: Opened, asked: Asked, folder: Path) -> Path:
@@ -43,21 +44,8 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
 
 def to_json(found: Findings, opened: Opened, asked: Asked) -> dict[str, Any]:
     """All numbers of the page."""
-    p = found.predictions
     losses = [None, *numbers(found.losses)]
     tokens = [{"id": part.id, "bytes": part.data.hex(), "label": part.label, "loss": loss} for part, loss in zip(found.parts, losses, strict=True)]
-    predictions = [
-        {
-            "top": [[int(t), float(q)] for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)],
-            "entropy": float(p.entropy[i]),
-            **({"next": found.parts[i + 1].id, "rank": int(p.rank[i]), "probability": math.exp(float(p.log_probability[i]))} if i + 1 < len(found.parts) else {}),
-        }
-        for i in range(len(found.parts))
-    ]
-    lens = [
-        {"layer": number, "top_id": q.top_ids[:, 0].tolist(), "top_probability": numbers(q.top_probabilities[:, 0]), "next_log_probability": numbers(q.log_probability)}
-        for number, q in enumerate(found.lens, -1)
-    ]  # fmt: skip
     scores = {"entropy": found.scores.entropy, "previous": found.scores.previous, "first": found.scores.first, "induction": found.induction}
     made: dict[str, Any] = {
         "model": asked.path,
@@ -65,8 +53,8 @@ def to_json(found: Findings, opened: Opened, asked: Asked) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_in_text": found.all_tokens,
         "loss": {"nats": float(found.losses.mean()), "bits_per_byte": found.bits_per_byte},
-        "predictions": predictions,
-        "logit_lens": lens,
+        "predictions": [prediction(found, i) for i in range(len(found.parts))],
+        "logit_lens": [lens_row(number, p) for number, p in enumerate(found.lens, -1)],
         "head_scores": {name: [rounded(row) for row in values] for name, values in scores.items()},
         "induction_tokens": found.repeated,
         "attention": {
@@ -91,6 +79,21 @@ def to_json(found: Findings, opened: Opened, asked: Asked) -> dict[str, Any]:
             "weights_by_kind": [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in weight_rows(found)],
         }
     return made
+
+
+def prediction(found: Findings, i: int) -> dict[str, Any]:
+    """What was foretold at a position, and what came."""
+    p = found.predictions
+    made = {"top": [[int(t), float(q)] for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)], "entropy": float(p.entropy[i])}
+    if i + 1 == len(found.parts):
+        return made
+    return {**made, "next": found.parts[i + 1].id, "rank": int(p.rank[i]), "probability": math.exp(float(p.log_probability[i]))}
+
+
+def lens_row(layer: int, p: Predictions) -> dict[str, Any]:
+    """What a layer would say, -1 being the embedding."""
+    top = {"top_id": p.top_ids[:, 0].tolist(), "top_probability": numbers(p.top_probabilities[:, 0])}
+    return {"layer": layer, **top, "next_log_probability": numbers(p.log_probability)}
 
 
 def numbers(values: np.ndarray) -> list[float | None]:

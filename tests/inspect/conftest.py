@@ -20,7 +20,9 @@ from llm_jax.train.state import Program
 SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions
 
 
-def opened_with(config: ModelConfig = SMALL, layout: str = "single", mesh: dict[str, int] | None = None, seed: int = 0, tokenizer: Any = None) -> Opened:
+def opened_with(
+    config: ModelConfig = SMALL, layout: str = "single", mesh: dict[str, int] | None = None, seed: int = 0, tokenizer: Any = None
+) -> Opened:
     """A model of random weights, norms and biases too, opened under a layout."""
     experiment = Experiment(model=config.resolved(), layout=preset(layout), mesh=mesh or {})
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
@@ -28,7 +30,7 @@ def opened_with(config: ModelConfig = SMALL, layout: str = "single", mesh: dict[
     random = np.random.default_rng(seed)
     values = jax.tree.map(lambda w: random.normal(0.6 if w.ndim < 3 else 0, 0.3, w.shape).astype(w.dtype), program.abstract)
     parameters = jax.tree.map(jax.device_put, values, program.shardings("stored"))
-    return Opened(Path("random"), experiment, program, parameters, tokenizer, seed)
+    return Opened(Path("random"), experiment, program, parameters, None, seed)
 
 
 def logits_of(opened: Opened, tokens_BT: np.ndarray) -> np.ndarray:
@@ -42,5 +44,8 @@ def logits_of(opened: Opened, tokens_BT: np.ndarray) -> np.ndarray:
 
 def replaced(opened: Opened, change: Any) -> Opened:
     """The same with other weights: change(path, array) gives each."""
-    parameters = jax.tree_util.tree_map_with_path(lambda path, w: jax.device_put(change(jax.tree_util.keystr(path), np.asarray(w)), w.sharding), opened.parameters)
-    return dataclasses.replace(opened, parameters=parameters)
+
+    def changed(path, w):
+        return jax.device_put(change(jax.tree_util.keystr(path), np.asarray(w)), w.sharding)
+
+    return dataclasses.replace(opened, parameters=jax.tree_util.tree_map_with_path(changed, opened.parameters))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.inspect import findings
+from llm_jax.inspect import findings, write
 from llm_jax.inspect.__main__ import main
 from llm_jax.opened import open_model
 from tests.inspect.conftest import logits_of
@@ -33,6 +33,12 @@ def folder(run) -> Path:
     arguments = [f"text={TEXT}", "word=model", "contexts=the model reads|of a model and", f"tokenizers={run}", f"diff={run}@4", f"out={out}"]
     assert main([str(run), *arguments]) == 0
     return out
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Where they aren't what is asked about: they take the most time."""
+    monkeypatch.setattr(write, "draw", lambda found, folder: {})
 
 
 def read(folder: Path) -> tuple[str, dict]:
@@ -75,7 +81,7 @@ def test_the_maps_on_the_page_unpack_to_rows_that_sum_to_one(folder):
     data = json.loads(re.search(r'id="attention-data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["maps"] == found["attention"]["maps"]
     T, heads = data["length"], data["heads"]
-    assert T == len(found["tokens"])
+    assert len(found["tokens"]) == T
     for packed in data["maps"]:
         flat = np.frombuffer(base64.b64decode(packed), np.uint8).reshape(heads, T * (T + 1) // 2)
         rows = np.zeros((heads, T, T))
@@ -83,7 +89,7 @@ def test_the_maps_on_the_page_unpack_to_rows_that_sum_to_one(folder):
         np.testing.assert_allclose(rows.sum(-1), 1, atol=0.5 / 255 * T)
 
 
-def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(run, folder, tmp_path):
+def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(run, folder, tmp_path, without_figures):
     _, found = read(folder)
     assert max(found["comparison"]["kl"]) > 0
     assert all(w["relative"] > 0 for w in found["comparison"]["weights"] if w["kind"] == "attention.query")
@@ -104,7 +110,7 @@ def test_a_word_begins_as_the_same_vector(folder):
     assert np.shape(word["path"]) == (2, 3, 2)
 
 
-def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys):
+def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, without_figures):
     monkeypatch.setattr(findings, "MOST_MAP_BYTES", 400)
     monkeypatch.setattr(findings, "MOST_LENS_CELLS", 30)
     assert main([str(run), f"text={TEXT * 3}", "tokens=20", "layers=1", f"out={tmp_path}"]) == 0
@@ -118,7 +124,7 @@ def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys):
     assert np.shape(found["head_scores"]["entropy"]) == (2, 4)
 
 
-def test_a_text_that_could_be_html_stays_text(run, tmp_path):
+def test_a_text_that_could_be_html_stays_text(run, tmp_path, without_figures):
     assert main([str(run), "text=</script><b>&", f"out={tmp_path}"]) == 0
     page, _ = read(tmp_path)
     assert page.count("</script>") == 2

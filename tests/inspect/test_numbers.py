@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -169,7 +170,5 @@ def test_layers_of_mixed_stacks_keep_their_numbers():
 
 
 def test_other_kinds_of_models_are_not_compared():
-    import dataclasses
-
-    with pytest.raises(UserError, match="diff=x: is another kind of model: model.mlp is 64 there and 48 here"):
+    with pytest.raises(UserError, match=r"diff=x: is another kind of model: model\.mlp is 64 there and 48 here"):
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, mlp=64)), "diff=x")

@@ -28,7 +28,8 @@ def test_byte_level_pieces_are_spelled_too():
     tokenizers = pytest.importorskip("tokenizers")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.train_from_iterator(documents(100), tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(documents(100), trainer)
     written = [bpe.id_to_token(i) for i in bpe.encode(TEXT).ids]
     assert b"".join(spelled(w, len(w)) for w in written).decode() == TEXT
 
@@ -72,5 +73,3 @@ def test_the_samples_are_measured_and_come_back_whole(tokenizer):
 def test_a_language_that_the_tokenizer_never_saw_costs_a_token_a_byte(tokenizer):
     russian = next(m for m in measure("mine", tokenizer).measured if m.sample.name == "Russian")
     assert russian.bytes_per_token < 1.1
-
-

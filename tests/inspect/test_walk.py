@@ -26,9 +26,12 @@ MODELS = {
         layers=2, embed=32, heads=4, mlp=48, vocab=96, norm="layer", activation="gelu", bias_qkv=True, bias_out=True, bias_mlp=True,
         position="learned", positions=24,
     ),
-    "norms after": dataclasses.replace(SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False, logit_softcap=5.0),
+    "norms after": dataclasses.replace(SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False),
+    "softcap": dataclasses.replace(SMALL, logit_softcap=5.0),
     "experts": dataclasses.replace(SMALL, layers=3, moe=MOE),
-    "sigmoid experts": dataclasses.replace(SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2)),
+    "sigmoid experts": dataclasses.replace(
+        SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2)
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +73,9 @@ def test_experts_are_the_routers_and_are_seen_in_the_layers_that_have_some():
     layers = list(Walk(opened)(TOKENS))[1:]
     assert [layer.experts is not None for layer in layers] == [False, True, True]
     with jax.set_mesh(opened.place.mesh):
-        batch = [jax.device_put(a.astype(np.int32), opened.place.sharding(("batch", "sequence"), "compute")) for a in (TOKENS, np.arange(24) + 0 * TOKENS)]
+        batch = [
+            jax.device_put(a.astype(np.int32), opened.place.sharding(("batch", "sequence"), "compute")) for a in (TOKENS, np.arange(24) + 0 * TOKENS)
+        ]
         _, routing = jax.jit(lambda p, t, at: opened.program.model(p).stream(t, at, None))(opened.parameters, *batch)
     for layer, load_E in zip(layers[1:], np.asarray(routing.load_PE).sum(1), strict=True):
         np.testing.assert_array_equal(np.bincount(layer.experts.reshape(-1), minlength=4), load_E)  # as the model itself counts them
