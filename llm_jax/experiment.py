@@ -160,8 +160,16 @@ def from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
 
 
 def from_experiment(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment with what a command line says, resolved."""
-    return resolved(override(experiment, [pair for pair in pairs if pair[0] != "experiment"]))
+    """The experiment with what a command line says, resolved. `from=FOLDER`: with that folder's model, tokenizer and weights."""
+    froms = [value for key, value in pairs if key == "from"]
+    pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
+    if len(froms) > 1:
+        raise UserError("from= is given twice")
+    if froms:
+        from llm_jax.train.start import going_on_from
+
+        experiment = going_on_from(experiment, froms[0], pairs)
+    return resolved(override(experiment, pairs))
 
 
 def experiment_name(pairs: list[tuple[str, str]]) -> str:

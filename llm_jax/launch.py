@@ -10,6 +10,7 @@ key=value         overrides one value of the experiment: model.layers=8, data.so
 layout=NAME       a preset (docs/layouts.md): single, data_parallel, zero1, fsdp, hybrid_fsdp, tensor, fsdp_tensor,
                   fsdp_tensor_sequence, context_gather, context_ring, context_ulysses, expert, expert_tensor,
                   pipeline, pipeline_tensor
+from=FOLDER       a run folder: its model, tokenizer and newest weights are what the run begins with (experiment=continue_pretraining)
 run_dir=FOLDER    where the run lives; the same command again goes on where it stopped
 
   --list          every experiment with its purpose
@@ -97,6 +98,8 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     if is_grid(made):
         from llm_jax.scaling.command import launch_grid
 
+        if source := next((value for key, value in pairs if key == "from"), None):
+            raise UserError(f"from={source}: is for one run, and experiment={name} is a grid; write train.start_from into the grid's base")
         return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group, submission)
     if "--go-on" in flags:
         raise UserError(f"--go-on: is for a grid whose runs were submitted, and experiment={name} is one run")

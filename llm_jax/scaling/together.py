@@ -117,6 +117,8 @@ def place_for(experiment: Experiment, count: int) -> MeshPlacement:
             f"train.rollback.spike={experiment.train.rollback.spike:g}: runs that are trained together can't be rolled back one without the others; "
             "use 0, or train them one by one"
         )
+    if experiment.train.start_from:
+        raise UserError(f"train.start_from={experiment.train.start_from}: runs that are trained together begin at random; train them one by one")
     axis, *others = layout.mesh
     most = max(n for n in range(1, whole.mesh.size + 1) if count % n == 0)
     return MeshPlacement(layout, make_mesh(layout, {axis: most, **dict.fromkeys(others, 1)}))

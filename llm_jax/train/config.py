@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from llm_jax.errors import require
+from llm_jax.errors import UserError, require
+
+TO_BE_GIVEN = "?"
+"""The `start_from` of an experiment file that leaves it to the command line."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class TrainConfig:
     """Tokens per sequence."""
     microbatches: int = 1
     """Parts that a batch is cut into; their gradients are summed (gradient accumulation)."""
+    start_from: str = ""
+    """A run folder whose newest weights the run begins with, in place of random ones; its model must have the same shapes, and the tokenizer
+    must be its. `from=FOLDER` on a command line sets all that."""
     seed: int = 0
     """Seeds the weights and the order of the data."""
     ema_decay: float = 0.0
@@ -76,6 +82,8 @@ class TrainConfig:
         for key in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
+        if self.start_from == TO_BE_GIVEN:
+            raise UserError("from= is missing: this experiment goes on with a model that is there; add from=RUN_OR_FOLDER")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
         self.rollback.check()

@@ -29,7 +29,7 @@ from llm_jax.model import transformer
 from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.scaling import flops
-from llm_jax.train import metrics, run_folder
+from llm_jax.train import metrics, run_folder, start
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step, program_options
 from llm_jax.train.console import Console
@@ -84,6 +84,8 @@ def prepare_and_train(experiment: Experiment, console: Console, group: Group, be
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
+    if experiment.train.start_from and not start.has_begun(experiment):
+        together(group, "start", lambda: start.check_start(experiment, program))
     with opened(experiment, corpus, last, group, console):
         return train(with_room, program, corpus, console, group, begun, shared)
 
@@ -99,7 +101,7 @@ def train(experiment: Experiment, program: Program, corpus: data.Corpus, console
 
         def restore(newest: float = math.inf) -> tuple[TrainState, dict[str, Any]]:
             found = restored(program, checkpoints, experiment, corpus, console, newest)
-            return found or (program.new_state(experiment.train.seed), {"step": 0})
+            return found or (together(group, "first state", lambda: start.first_state(experiment, program, console.say)), {"step": 0})
 
         state, info = restore()
         if info["step"]:
@@ -179,7 +181,7 @@ def prepare_corpus(experiment: Experiment, shared: Shared, group: Group, say: Ca
     def prepare() -> data.Corpus:
         return (shared.prepare or data.prepare)(
             experiment.data,
-            experiment.tokenizer,
+            start.with_own_tokenizer(experiment),
             sequence_length=experiment.train.sequence_length,
             batch_size=experiment.train.batch_size,
             seed=experiment.train.seed,
@@ -440,6 +442,7 @@ def summarise(experiment: Experiment, program: Program, running: Running, peak: 
     counted = flops.account(experiment.model, experiment.train.sequence_length, tokens)
     return {
         "experiment": experiment.name,
+        **({"start_from": experiment.train.start_from} if experiment.train.start_from else {}),
         "step": step,
         **counted,
         "parameters_active": active_parameters(experiment.model, counted["parameters"]),

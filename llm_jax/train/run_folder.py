@@ -30,6 +30,12 @@ MAY_DIFFER = (
 )  # fmt: skip
 
 
+# Keys that there weren't always, and whose default is what was before: at that they have no say, so that grids find their old runs again.
+LATER = (
+    "train.start_from", "model.norm_centred", "model.parallel_blocks", "model.attention_scale", "model.attention_softcap", "model.embedding_scale",
+    "model.rope_fraction", "model.rope_theta_window", "model.window_layers", "model.rope_scaling.attention_factor", "model.latent.",
+)  # fmt: skip
+
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -61,13 +67,15 @@ def configuration_hash(experiment: Experiment) -> str:
     Without the keys of `MAY_DIFFER`, but with `train.steps`: a longer run is another result. Whole numbers are the same number
     whether written as 1 or as 1.0.
     """
-    from llm_jax.experiment import with_vocabulary
+    from llm_jax.experiment import Experiment, with_vocabulary
 
     tree = flat(dataclasses.asdict(with_vocabulary(experiment)))
     told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
     told = {k: v for k, v in told.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
     if not experiment.train.rollback.spike:  # then none of its keys has a say
         told = {k: v for k, v in told.items() if not k.startswith("train.rollback.")}
+    defaults = flat(dataclasses.asdict(Experiment()))
+    told = {k: v for k, v in told.items() if not (k.startswith(LATER) and v == defaults[k])}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 

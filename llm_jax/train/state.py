@@ -114,7 +114,10 @@ class Program:
     def init(self, seed: jax.Array) -> TrainState:
         """A new state. To be jitted: every device makes only its own part of the weights."""
         _, weights = nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place))
-        parameters = self.moved(pure(weights), "stored")
+        return self.init_with(self.moved(pure(weights), "stored"))
+
+    def init_with(self, parameters: Any) -> TrainState:
+        """A new state with these weights. To be jitted."""
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -129,6 +132,11 @@ class Program:
         """A new state on the devices of the mesh."""
         with jax.set_mesh(self.place.mesh):
             return self.jitted_init(jnp.uint32(seed))
+
+    def state_with(self, parameters: Any) -> TrainState:
+        """A new state with weights that are on the devices of the mesh. They are given away."""
+        with jax.set_mesh(self.place.mesh):
+            return jax.jit(self.init_with, donate_argnums=0)(parameters)
 
     @functools.cached_property
     def jitted_init(self) -> Any:

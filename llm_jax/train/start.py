@@ -1,0 +1,85 @@
+"""What a run goes on from, where its first weights aren't drawn at random: another run's, or those of a model that was loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from llm_jax.data import TokenizerConfig
+from llm_jax.errors import UserError
+from llm_jax.train.run_folder import differences, flat, read_experiment
+from llm_jax.train.state import Program, TrainState
+from llm_jax.train.weights import read_weights, steps_of
+
+if TYPE_CHECKING:
+    from llm_jax.experiment import Experiment
+
+TOKENIZER = "tokenizer"
+"""The folder in a run folder."""
+
+
+def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
+    """The experiment as one that begins with the model of a run folder (`from=path` on a command line): its shape, its tokenizer, its weights.
+
+    pairs: what the command line overrides. A run that has begun already finds all that in its own folder, should the other one be gone.
+    Raises UserError where there is no model, and for overrides that would have no effect.
+    """
+    for key, value in pairs:
+        if key == "train.start_from":
+            raise UserError(f"train.start_from={value}: from={path} says that already; give one of them")
+        if key.startswith("tokenizer.") and key != "tokenizer.file":
+            raise UserError(f"{key}={value}: the tokenizer is that of from={path}; leave it out")
+    source, folder = read_source(path), Path(path) / TOKENIZER
+    if source is None:
+        run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
+        source = read_experiment(run_dir) if (run_dir / "config.yaml").exists() else None
+        if source is None or source.train.start_from != path:
+            raise UserError(f"from={path}: no such folder; give a run folder")
+        folder = Path(source.tokenizer.file)
+    train = dataclasses.replace(experiment.train, start_from=path)
+    return dataclasses.replace(experiment, model=source.model, tokenizer=TokenizerConfig(file=str(folder)), train=train)
+
+
+def read_source(path: str) -> Experiment | None:
+    """The experiment of the model in a folder; None where there is no such folder. Raises UserError where there is no model in it."""
+    return read_experiment(Path(path)) if Path(path).exists() else None
+
+
+def has_begun(experiment: Experiment) -> bool:
+    """Whether there is a checkpoint of the run's own to go on from."""
+    return bool(steps_of(Path(experiment.run_dir)))
+
+
+def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
+    """The run's tokenizer: where its file is gone since the run began, the copy in the run folder."""
+    own = Path(experiment.run_dir) / TOKENIZER
+    moved = experiment.tokenizer.file and not Path(experiment.tokenizer.file).expanduser().exists() and own.is_dir()
+    return dataclasses.replace(experiment.tokenizer, file=str(own)) if moved else experiment.tokenizer
+
+
+def check_start(experiment: Experiment, program: Program) -> None:
+    """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
+    path = experiment.train.start_from
+    source = read_source(path)
+    if source is None:
+        raise UserError(f"train.start_from={path}: no such folder; give a run folder")
+    model = source.model.resolved(experiment.model.vocab if source.model.vocab is None else None)
+    there = Program(model, experiment.optimizer, program.place).abstract
+    shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
+    if shapes[0] != shapes[1]:
+        changed = differences(*(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model)))
+        raise UserError(f"train.start_from={path}: its weights have other shapes than this model's; undo one of: {'; '.join(changed)}")
+
+
+def first_state(experiment: Experiment, program: Program, say: Callable[[str], None]) -> TrainState:
+    """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
+    path = experiment.train.start_from
+    if not path:
+        return program.new_state(experiment.train.seed)
+    parameters, step = read_weights(Path(path), program, None, say)
+    say(f"starting with the weights of {path}, step {step}")
+    return program.state_with(parameters)
