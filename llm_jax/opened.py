@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from llm_jax.data import Tokenizer, load_tokenizer
+from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME
 from llm_jax.errors import UserError, one_of
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import Layout, MeshPlacement
@@ -41,9 +42,16 @@ class Opened:
     program: Program
     parameters: Any
     """Nested dicts of arrays, placed as the layout stores them, in `experiment.model.parameter_dtype`."""
-    tokenizer: Tokenizer
+    tokenizer_if_any: Tokenizer | None
     step: int
-    """Steps that the weights were trained for."""
+    """Steps that the weights were trained for; 0 for a loaded model."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UserError for a folder that came without."""
+        if self.tokenizer_if_any is None:
+            raise UserError(f"{self.path}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there")
+        return self.tokenizer_if_any
 
     @property
     def place(self) -> MeshPlacement:
@@ -66,18 +74,20 @@ def open_model(
     mesh: dict[str, int] | None = None,
     dtype: str | None = None,
     step: int | None = None,
+    leave_out: Sequence[str] = (),
     say: Callable[[str], None] = to_stderr,
 ) -> Opened:
-    """The model in a run folder.
+    """The model in a run folder, or in a folder of Hugging Face's.
 
     layout, mesh: where its weights live here; None: on one device. dtype: of the weights and of what is computed ("float32", "bfloat16");
-    None: as it was trained. step: of the checkpoint; None: the newest. `say` is told what differs from what was trained.
-    Raises UserError where there is no model, or it can't be opened like this.
+    None: as it was trained, or as its files are. step: of the checkpoint; None: the newest. leave_out: names (* for anything)
+    of a folder's tensors that need not be taken. `say` is told what differs from what was trained. Raises UserError where there is no model, or it
+    can't be opened like this.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a run folder")
-    experiment = read_experiment(path)
+        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
+    experiment = experiment_of(path)
     experiment = dataclasses.replace(experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {})
     experiment = dataclasses.replace(experiment, model=for_use(experiment.model.resolved(), dtype))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
@@ -85,12 +95,32 @@ def open_model(
     from llm_jax.train.run import check_layout
     from llm_jax.train.weights import read_weights
 
-    tokenizer = load_tokenizer(path / "tokenizer")
-    experiment = dataclasses.replace(experiment, model=experiment.model.resolved(tokenizer.vocab_size))
+    tokenizer = tokenizer_of(path)
+    if experiment.model.vocab is None:
+        if tokenizer is None:
+            raise UserError(f"{path}: has no tokenizer, and its configuration no model.vocab")
+        experiment = dataclasses.replace(experiment, model=experiment.model.resolved(tokenizer.vocab_size))
     check_layout(experiment, place)
     program = Program(experiment.model, experiment.optimizer, place)
-    parameters, at = read_weights(path, program, step, say)
+    parameters, at = read_weights(path, program, step, say, leave_out)
     return Opened(path, experiment, program, parameters, tokenizer, at)
+
+
+def experiment_of(path: Path) -> Experiment:
+    """The experiment of a run folder; of a folder of Hugging Face's one with its model, its vocabulary, and defaults for the rest."""
+    from llm_jax.huggingface.folder import is_folder, open_folder
+
+    if is_folder(path):
+        return Experiment(name=path.resolve().name, model=open_folder(path).model)
+    return read_experiment(path)
+
+
+def tokenizer_of(path: Path) -> Tokenizer | None:
+    """The tokenizer of a run folder or of one of Hugging Face's; None where there is none."""
+    folder = path / "tokenizer" if (path / "config.yaml").is_file() else path
+    if not (folder / JSON_NAME).is_file() and not (folder / MODEL_NAME).is_file():
+        return None
+    return load_tokenizer(folder, "tokenizer")
 
 
 def for_use(model: ModelConfig, dtype: str | None) -> ModelConfig:

@@ -1,10 +1,10 @@
-"""The weights of a run, without the rest of its state: from one of its checkpoints, onto any layout and mesh, in any dtype."""
+"""The weights of a model, without the rest of a train state: of a run or a folder of Hugging Face's, onto any layout and mesh, in any dtype."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ def steps_of(run_dir: Path) -> list[int]:
     return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def read_weights(run_dir: Path, program: Program, step: int | None, say: Callable[[str], None]) -> tuple[Any, int]:
-    """(parameters of a checkpoint, placed as the program stores them and in its parameter dtype; the step). Nothing in the folder is changed.
+def read_weights(run_dir: Path, program: Program, step: int | None, say: Callable[[str], None], leave_out: Sequence[str] = ()) -> tuple[Any, int]:
+    """(parameters of a model, placed as the program stores them and in its parameter dtype; the step). Nothing in the folder is changed.
 
-    Where the run kept a moving average of its weights, it is that, as in evaluation. `step`: None for the newest checkpoint that is whole;
-    those after it that aren't are said. Raises UserError where there is none, or the one asked for is damaged or of another model.
+    run_dir: a run folder, one with the `weights` of a loaded model (step 0, until it has checkpoints), or a folder of Hugging Face's. Where
+    the run kept a moving average of its weights, it is that, as in evaluation. `step`: None for the newest checkpoint that is whole; those
+    after it that aren't are said. leave_out: names (* for anything) of a folder's tensors that need not be taken.
+    Raises UserError where there is none, or the one asked for is damaged or of another model.
     """
     steps = steps_of(run_dir)
+    if not steps and (folder := loaded_weights(run_dir)):
+        if step:
+            raise UserError(f"step={step}: {run_dir} has no checkpoints, only weights that were loaded (step 0)")
+        return read_loaded(folder, program, leave_out), 0
     if not steps:
         raise UserError(f"{run_dir}: has no checkpoint yet; let the run come to one (checkpoint.every)")
     if step is not None and step not in steps:
@@ -43,6 +49,28 @@ def read_weights(run_dir: Path, program: Program, step: int | None, say: Callabl
             continue
         return read_arrays(folder / "state", program, str(folder)), tried
     raise UserError(f"{run_dir}: {problem}, and there is no other that is whole" if step is None else f"step={step}: {run_dir}: {problem}")
+
+
+def loaded_weights(path: Path) -> Path | None:
+    """Where the weights of a loaded model are, in Hugging Face's format: in a run folder, or the folder itself. None where it has none."""
+    from llm_jax.huggingface.folder import CONFIG, is_folder
+
+    return path / "weights" if (path / "weights" / CONFIG).is_file() else path if is_folder(path) else None
+
+
+def read_loaded(path: Path, program: Program, leave_out: Sequence[str] = ()) -> Any:
+    """The parameters in such a folder. Raises UserError for those of another model, or that are not what was written."""
+    from llm_jax.huggingface.folder import open_folder
+
+    if (path / checksums.NAME).is_file():
+        try:
+            checksums.check(path)
+        except checksums.Damaged as error:
+            raise UserError(f"{path}: is damaged ({error})") from error
+    folder = open_folder(path, leave_out)
+    abstract = Program(folder.model, program.optimizer, program.place).abstract
+    compare(abstract, program, str(path))
+    return folder.read(program)
 
 
 def read_arrays(folder: Path, program: Program, said: str) -> Any:

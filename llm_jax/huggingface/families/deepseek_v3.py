@@ -1,0 +1,136 @@
+"""DeepSeek-V3 and R1: latent attention, YaRN, shared and routed experts that are chosen by groups with a bias.
+
+Their rotated dims come in pairs that follow each other; ours are rotated half against half. So rows are put in another order on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.rope import parameters, read_rope, stretch, write_rope
+from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, block_norms, ends, experts, feed_forward, llama_keys
+from llm_jax.huggingface.table import Entry
+from llm_jax.model.config import ModelConfig
+
+KEYS = (
+    *(
+        key
+        for key in llama_keys(
+            vocab_size=129280, hidden_size=7168, intermediate_size=18432, num_hidden_layers=61, num_attention_heads=128, max_position_embeddings=4096
+        )
+        if key.ours != "head_dim"
+    ),
+    Key("moe_intermediate_size", "moe.mlp", 2048),
+    Key("n_routed_experts", "moe.experts", 256, also=("num_local_experts",)),
+    Key("num_experts_per_tok", "moe.top_k", 8),
+    Key("routed_scaling_factor", "moe.scale", 2.5),
+    Key("norm_topk_prob", "moe.normalise", True),
+    Key("kv_lora_rank", "latent.kv_rank", 512),
+    Key("qk_nope_head_dim", "latent.nope_dim", 128),
+    Key("qk_rope_head_dim", "latent.rope_dim", 64),
+    Key("v_head_dim", "latent.value_dim", 128),
+)
+
+
+def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    rope = read_rope(keys, positions=values["positions"])
+    rope_dim = values["latent.rope_dim"]
+    head_dim = values["latent.nope_dim"] + rope_dim
+    keys.must("head_dim", rope_dim, head_dim, None)  # files of transformers 5 have them; they follow from the others
+    keys.must("qk_head_dim", head_dim, None)
+    keys.must("topk_method", "noaux_tc")
+    keys.must("scoring_func", "sigmoid")
+    keys.must("moe_layer_freq", 1)
+    keys.must("attention_bias", False)
+    keys.must("rope_interleave", True, None)
+    keys.take("num_nextn_predict_layers", None, "num_mtp_layers")  # their tensors are refused, or left out where that is asked for
+    check_quantization(keys)
+    shared, dense = keys.take("n_shared_experts", 1) or 0, min(keys.take("first_k_dense_replace", 3) or 0, values["layers"])
+    groups, top_groups = keys.take("n_group", 8) or 1, keys.take("topk_group", 4) or 1
+    sparse: dict[str, Any] = {
+        "moe.shared_mlp": shared * (values["moe.mlp"] or 0),
+        "moe.dense_layers": tuple(range(dense)),
+        "moe.groups": groups,
+        "moe.top_groups": top_groups,
+        "moe.scores": "sigmoid",
+        "moe.bias": True,
+    }
+    scaling, mscale = rope["rope_scaling"], parameters(keys).get("mscale_all_dim")
+    scale = stretch(scaling.factor, mscale) ** 2 * head_dim**-0.5 if mscale and scaling.kind == "yarn" else None
+    return {
+        **rope,
+        **(sparse if dense < values["layers"] else {"moe.experts": 0}),
+        "attention_scale": scale,
+        "latent.query_rank": keys.take("q_lora_rank", 1536) or 0,
+        "activation": keys.choice("hidden_act", GATED, "silu"),
+    }
+
+
+def check_quantization(keys: Keys) -> None:
+    """8-bit weights with a scale for each block of 128 x 128 are read; no others."""
+    told = keys.take("quantization_config", None)
+    if told and (told.get("quant_method"), told.get("weight_block_size")) != ("fp8", [128, 128]):
+        raise keys.wrong(f"quantization_config={told}: must have quant_method=fp8 and weight_block_size=[128, 128]")
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    moe, latent, scaling = model.moe, model.latent, model.rope_scaling
+    more: dict[str, Any] = {}
+    head_dim = latent.nope_dim + latent.rope_dim
+    if scaling.kind == "yarn" and scaling.factor > 1:
+        grown = math.sqrt((model.attention_scale or head_dim**-0.5) * head_dim**0.5)
+        per = 0.1 * math.log(scaling.factor)
+        more["mscale_all_dim"] = round((grown - 1) / per, 12)
+        if scaling.attention_factor is not None:  # the official code knows it by these two only
+            more["mscale"] = round((scaling.attention_factor * grown - 1) / per, 12)
+    rope = write_rope(model, **more)
+    if "mscale" in more and more["mscale"] and more["mscale_all_dim"]:
+        for tree in (rope["rope_parameters"], rope["rope_scaling"]):
+            tree.pop("attention_factor", None)
+    return {
+        **rope,
+        "q_lora_rank": latent.query_rank or None,
+        "n_shared_experts": moe.shared_mlp // (moe.mlp or 1),
+        "first_k_dense_replace": len(moe.dense_layers) if moe.experts else model.layers,
+        "n_group": moe.groups,
+        "topk_group": moe.top_groups,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "moe_layer_freq": 1,
+        "rope_interleave": True,
+        "num_nextn_predict_layers": 0,
+        "attention_bias": False,
+        "hidden_act": GATED_NAMES.get(model.activation, "silu"),
+    }
+
+
+def tensors(model: ModelConfig) -> list[Entry]:
+    at, latent = "model.layers.{layer}.self_attn", model.latent
+    head, kv = halves(latent.nope_dim, latent.rope_dim), halves(latent.kv_rank, latent.rope_dim)
+    return [
+        *ends(),
+        *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        Entry(f"{at}.q_proj.weight", "attention.query", "(h k) d -> d h k", order=("k", head)),
+        Entry(f"{at}.q_a_proj.weight", "attention.query_down", "r d -> d r"),
+        Entry(f"{at}.q_a_layernorm.weight", "attention.query_norm.scale", "r -> r"),
+        Entry(f"{at}.q_b_proj.weight", "attention.query_up", "(h k) r -> r h k", order=("k", head)),
+        Entry(f"{at}.kv_a_proj_with_mqa.weight", "attention.kv_down", "r d -> d r", order=("r", kv)),
+        Entry(f"{at}.kv_a_layernorm.weight", "attention.kv_norm.scale", "r -> r"),
+        Entry(f"{at}.kv_b_proj.weight", "attention.kv_up", "(h n) r -> r h n"),
+        Entry(f"{at}.o_proj.weight", "attention.out", "d (h v) -> h v d"),
+        *feed_forward(),
+        *experts("mlp", "gate_proj", "up_proj", "down_proj"),
+        Entry("model.layers.{layer}.mlp.gate.e_score_correction_bias", "mlp.bias", "e -> e", only="sparse"),
+        *feed_forward("mlp.shared_experts", "mlp.shared", only="sparse"),
+    ]
+
+
+def halves(kept: int, rotated: int) -> tuple[int, ...]:
+    """Where our dims are in theirs: those that are not rotated where they are, then the first of each pair, then the second."""
+    return (*range(kept), *range(kept, kept + rotated, 2), *range(kept + 1, kept + rotated, 2))
+
+
+FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")

@@ -1,0 +1,85 @@
+"""Gemma 2: norms on both sides of each block, softcaps on scores and logits, a scaled embedding, a window in every other layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_jax.huggingface.family import Family
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.rope import read_rope, write_rope
+from llm_jax.huggingface.shared import (
+    BUFFERS,
+    GATED,
+    GATED_NAMES,
+    attention,
+    attention_bias,
+    block_norms,
+    ends,
+    feed_forward,
+    layer_types,
+    llama_keys,
+    type_names,
+    windows,
+)  # fmt: skip
+from llm_jax.huggingface.table import Entry
+from llm_jax.model.config import ModelConfig
+
+SIZES = {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    rope = read_rope(keys, positions=values["positions"])
+    sliding = layer_types(keys, values["layers"], [layer % 2 == 0 for layer in range(values["layers"])])
+    return {**rope, **windows(keys.take("sliding_window", 4096), sliding), **read_gemma(keys, values, softcaps=(50.0, 30.0))}
+
+
+def read_gemma(keys: Keys, values: dict[str, Any], softcaps: tuple[float | None, float | None]) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common; softcaps: the class's defaults of those on scores and on logits."""
+    activation = keys.choice("hidden_activation", GATED, "gelu_pytorch_tanh")
+    if keys.has("hidden_act"):  # in files on the Hub, where it has no say
+        keys.choice("hidden_act", GATED, "gelu_pytorch_tanh")
+    return {
+        **attention_bias(keys),
+        "attention_softcap": keys.take("attn_logit_softcapping", softcaps[0]) or 0.0,
+        "logit_softcap": keys.take("final_logit_softcapping", softcaps[1]) or 0.0,
+        "attention_scale": float(keys.take("query_pre_attn_scalar", 256.0)) ** -0.5,
+        "embedding_scale": float(values["embed"]) ** 0.5,
+        "norm_placement": "both",
+        "norm_centred": True,
+        "activation": activation,
+    }
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    return {**write_rope(model), **write_gemma(model)}
+
+
+def write_gemma(model: ModelConfig) -> dict[str, Any]:
+    """The same written."""
+    scalar = (model.attention_scale or (model.head_dim or 1) ** -0.5) ** -2
+    return {
+        "attention_bias": model.bias_qkv,
+        "attn_logit_softcapping": model.attention_softcap or None,
+        "final_logit_softcapping": model.logit_softcap or None,
+        "query_pre_attn_scalar": round(scalar),
+        "hidden_activation": GATED_NAMES.get(model.activation, "gelu_pytorch_tanh"),
+        "sliding_window": model.window,
+        "layer_types": type_names(model),
+    }
+
+
+def tensors(model: ModelConfig) -> list[Entry]:
+    norms = block_norms(
+        attention_norm="input_layernorm",
+        attention_out_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_out_norm="post_feedforward_layernorm",
+    )
+    return [*ends(), *norms, *attention(), *feed_forward()]
+
+
+KEYS = llama_keys(**SIZES, vocab_size=256000, max_position_embeddings=8192)
+FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")

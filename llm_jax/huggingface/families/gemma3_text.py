@@ -1,0 +1,62 @@
+"""Gemma 3 (text): Gemma 2 with norms on queries and keys, and other rotary embeddings in layers with a window than in those without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_jax.huggingface.families.gemma2 import SIZES, read_gemma, tensors, write_gemma
+from llm_jax.huggingface.family import Family
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.rope import from_parameters, scaling_parameters
+from llm_jax.huggingface.shared import BUFFERS, FULL, SLIDING, layer_types, llama_keys, windows
+from llm_jax.model.config import ModelConfig
+
+THETA, THETA_WINDOW = 1e6, 1e4
+
+
+def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    layers, every = values["layers"], keys.take("sliding_window_pattern", 6, "_sliding_window_pattern")
+    window = windows(keys.take("sliding_window", 4096), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
+    return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, softcaps=(None, None)), "qk_norm": "head"}
+
+
+def read_ropes(keys: Keys, positions: int, window: int | None) -> dict[str, Any]:
+    """Both rotary embeddings: `rope_theta` and `rope_scaling` are of layers without a window, `rope_local_base_freq` of those with one."""
+    given = keys.take("rope_parameters", None) or {}
+    for name in given:
+        if name not in (FULL, SLIDING):
+            raise keys.wrong(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
+    parts = {name: dict(given.get(name) or {}) for name in (FULL, SLIDING)}
+    scaling = dict(keys.take("rope_scaling", None) or {})
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    apart = {FULL: {**scaling, "rope_theta": keys.take("rope_theta", None)}, SLIDING: {"rope_theta": keys.take("rope_local_base_freq", None)}}
+    for name, values in apart.items():
+        for key, value in values.items():
+            if value is not None and parts[name].setdefault(key, value) != value:
+                raise keys.wrong(f"{key} of {name} is {parts[name][key]} in rope_parameters and {value} outside")
+    rope = from_parameters(keys, parts[FULL], THETA, 1.0, positions)
+    local = from_parameters(keys, parts[SLIDING], THETA_WINDOW, 1.0, positions)
+    if local["rope_scaling"].kind != "none":
+        raise keys.wrong(f"rope_parameters.{SLIDING}: rope_type={parts[SLIDING]['rope_type']} is not built here; must be default")
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": rope["rope_scaling"],
+        "rope_theta_window": None if window is None else local["rope_theta"],
+    }
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    scaling = scaling_parameters(model.rope_scaling)
+    local = THETA_WINDOW if model.window is None else model.rope_theta_window or model.rope_theta
+    return {
+        **write_gemma(model),
+        "rope_parameters": {FULL: {**scaling, "rope_theta": model.rope_theta}, SLIDING: {"rope_type": "default", "rope_theta": local}},
+        "rope_theta": model.rope_theta,
+        "rope_local_base_freq": local,
+        "rope_scaling": None if model.rope_scaling.kind == "none" else scaling,
+    }
+
+
+KEYS = llama_keys(**SIZES, vocab_size=262208, max_position_embeddings=131072)
+FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")

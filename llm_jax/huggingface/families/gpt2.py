@@ -1,0 +1,67 @@
+"""GPT-2: LayerNorm, learned positions, biases everywhere; its matrices are stored [in, out], with queries, keys and values in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
+from llm_jax.huggingface.table import Entry
+from llm_jax.model.config import ModelConfig
+
+KEYS = (
+    Key("vocab_size", "vocab", 50257),
+    Key("n_positions", "positions", 1024, also=("max_position_embeddings",)),
+    Key("n_embd", "embed", 768, also=("hidden_size",)),
+    Key("n_layer", "layers", 12, also=("num_hidden_layers",)),
+    Key("n_head", "heads", 12, also=("num_attention_heads",)),
+    Key("n_inner", "mlp", None),
+    Key("layer_norm_epsilon", "norm_epsilon", 1e-5),
+    Key("tie_word_embeddings", "tied_embeddings", True),
+)
+
+
+def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    keys.must("scale_attn_weights", True)
+    keys.must("scale_attn_by_inverse_layer_idx", False)
+    return {
+        "norm": "layer",
+        "position": "learned",
+        "bias_qkv": True,
+        "bias_out": True,
+        "bias_mlp": True,
+        "activation": keys.choice("activation_function", PLAIN, "gelu_new"),
+    }
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    return {"activation_function": PLAIN_NAMES.get(model.activation, "gelu_new")}
+
+
+def tensors(model: ModelConfig) -> list[Entry]:
+    at, made = "transformer.h.{layer}", []
+    for part, name in enumerate(("query", "key", "value")):
+        made += [
+            Entry(f"{at}.attn.c_attn.weight", f"attention.{name}", "d (p h k) -> d h k", part, 3),
+            Entry(f"{at}.attn.c_attn.bias", f"attention.{name}_bias", "(p h k) -> h k", part, 3),
+        ]
+    return [
+        Entry("transformer.wte.weight", "embedding", "v d -> v d"),
+        Entry("transformer.wpe.weight", "positions", "t d -> t d"),
+        *norm("transformer.ln_f", "final_norm", bias=True),
+        Entry("lm_head.weight", "head", "v d -> v d"),
+        *norm(f"{at}.ln_1", "attention_norm", bias=True),
+        *norm(f"{at}.ln_2", "mlp_norm", bias=True),
+        *made,
+        Entry(f"{at}.attn.c_proj.weight", "attention.out", "(h k) d -> h k d"),
+        Entry(f"{at}.attn.c_proj.bias", "attention.out_bias", "d -> d"),
+        Entry(f"{at}.mlp.c_fc.weight", "mlp.up", "d f -> d f"),
+        Entry(f"{at}.mlp.c_fc.bias", "mlp.up_bias", "f -> f"),
+        Entry(f"{at}.mlp.c_proj.weight", "mlp.down", "f d -> f d"),
+        Entry(f"{at}.mlp.c_proj.bias", "mlp.down_bias", "d -> d"),
+    ]
+
+
+BUFFERS = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
+FAMILY = Family("gpt2", "GPT2LMHeadModel", KEYS, read, write, tensors, BUFFERS, "transformer.")

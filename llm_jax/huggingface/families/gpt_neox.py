@@ -1,0 +1,76 @@
+"""GPT-NeoX (Pythia): both halves of a block read the same stream, a quarter of each head is rotated, queries, keys and values are fused by head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.rope import read_rope, write_rope
+from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
+from llm_jax.huggingface.table import Entry
+from llm_jax.model.config import ModelConfig
+
+KEYS = (
+    Key("vocab_size", "vocab", 50432),
+    Key("hidden_size", "embed", 6144),
+    Key("num_hidden_layers", "layers", 44),
+    Key("num_attention_heads", "heads", 64),
+    Key("intermediate_size", "mlp", 24576),
+    Key("layer_norm_eps", "norm_epsilon", 1e-5),
+    Key("tie_word_embeddings", "tied_embeddings", False),
+    Key("max_position_embeddings", "positions", 2048),
+    Key("use_parallel_residual", "parallel_blocks", True),
+)
+
+
+def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    rope = read_rope(keys, fraction=0.25, positions=values["positions"])
+    biased = keys.take("attention_bias", True)
+    return {
+        **rope,
+        "norm": "layer",
+        "bias_qkv": biased,
+        "bias_out": biased,
+        "bias_mlp": True,
+        "activation": keys.choice("hidden_act", PLAIN, "gelu"),
+    }
+
+
+def write(model: ModelConfig) -> dict[str, Any]:
+    rope = write_rope(model)
+    rope["rope_parameters"]["partial_rotary_factor"] = model.rope_fraction
+    return {
+        **{key: value for key, value in rope.items() if key != "rope_theta"},
+        "rotary_emb_base": model.rope_theta,
+        "rotary_pct": model.rope_fraction,
+        "attention_bias": model.bias_qkv,
+        "hidden_act": PLAIN_NAMES.get(model.activation, "gelu"),
+    }
+
+
+def tensors(model: ModelConfig) -> list[Entry]:
+    at, made = "gpt_neox.layers.{layer}", []
+    for part, name in enumerate(("query", "key", "value")):
+        made += [
+            Entry(f"{at}.attention.query_key_value.weight", f"attention.{name}", "(h p k) d -> d h k", part, 3),
+            Entry(f"{at}.attention.query_key_value.bias", f"attention.{name}_bias", "(h p k) -> h k", part, 3),
+        ]
+    return [
+        Entry("gpt_neox.embed_in.weight", "embedding", "v d -> v d"),
+        *norm("gpt_neox.final_layer_norm", "final_norm", bias=True),
+        Entry("embed_out.weight", "head", "v d -> v d"),
+        *norm(f"{at}.input_layernorm", "attention_norm", bias=True),
+        *norm(f"{at}.post_attention_layernorm", "mlp_norm", bias=True),
+        *made,
+        Entry(f"{at}.attention.dense.weight", "attention.out", "d (h k) -> h k d"),
+        Entry(f"{at}.attention.dense.bias", "attention.out_bias", "d -> d"),
+        Entry(f"{at}.mlp.dense_h_to_4h.weight", "mlp.up", "f d -> d f"),
+        Entry(f"{at}.mlp.dense_h_to_4h.bias", "mlp.up_bias", "f -> f"),
+        Entry(f"{at}.mlp.dense_4h_to_h.weight", "mlp.down", "d f -> f d"),
+        Entry(f"{at}.mlp.dense_4h_to_h.bias", "mlp.down_bias", "d -> d"),
+    ]
+
+
+BUFFERS = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", KEYS, read, write, tensors, BUFFERS, "gpt_neox.")

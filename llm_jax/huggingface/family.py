@@ -1,0 +1,162 @@
+"""What a family of models is: its config.json in both directions, and the table of its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_jax.errors import UserError, nearest
+from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.table import Entry
+from llm_jax.model.config import ModelConfig
+
+MODULES = (
+    "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
+)  # fmt: skip
+"""Of `families`, by `model_type`; where several can express a run's model, the first is taken."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that has the same meaning as one of ours."""
+
+    theirs: str
+    ours: str
+    default: Any
+    """Of their class, for files without the key."""
+    also: tuple[str, ...] = ()
+    """Other spellings that are read; and written, too."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family. All functions are pure."""
+
+    model_type: str
+    architecture: str
+    """Their class."""
+    keys: tuple[Key, ...]
+    """What is the same under another name."""
+    read: Callable[[Keys, dict[str, Any]], dict[str, Any]]
+    """(keys, our values that `keys` gave) → the other values, by our names."""
+    write: Callable[[ModelConfig], dict[str, Any]]
+    """The other keys of a config.json for a model, in both spellings. What it can't say is found by reading it again."""
+    tensors: Callable[[ModelConfig], list[Entry]]
+    buffers: tuple[str, ...] = ()
+    """Patterns of tensors that hold no weights, in old files."""
+    prefix: str = ""
+    """What all names begin with but for the head's; some files leave it out."""
+
+    def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
+        """The model that a config.json describes, resolved. Raises UserError for what is unknown, or is known and not built here."""
+        keys = Keys(tree, where)
+        values: dict[str, Any] = {key.ours: keys.take(key.theirs, key.default, *key.also) for key in self.keys}
+        values |= self.read(keys, values)
+        keys.finish()
+        try:
+            return made(ModelConfig(), values).resolved()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def write_config(self, model: ModelConfig) -> dict[str, Any]:
+        """The config.json of a model, as transformers 4, 5 and others read it."""
+        tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        for key in self.keys:
+            tree |= dict.fromkeys((key.theirs, *key.also), valued(model, key.ours))
+        return {**tree, **self.write(model)}
+
+
+def made(config: Any, values: dict[str, Any]) -> Any:
+    """A configuration with values set by dotted keys."""
+    groups: dict[str, dict[str, Any]] = {}
+    plain = {}
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            groups.setdefault(first, {})[rest] = value
+        else:
+            plain[first] = value
+    return dataclasses.replace(config, **plain, **{name: made(getattr(config, name), group) for name, group in groups.items()})
+
+
+def valued(config: Any, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def family(model_type: str, where: object) -> Family:
+    """The family of a `model_type`. Raises UserError if there is none."""
+    if model_type not in MODULES:
+        raise UserError(f"{where}: model_type={model_type}: is not a family that is read here; {nearest(str(model_type), MODULES)}")
+    return importlib.import_module(f"llm_jax.huggingface.families.{model_type}").FAMILY
+
+
+FOR_TRAINING = (
+    "init_std", "parametrization", "base_embed", "base_layers", "base_head_dim", "remat", "offload", "scan_layers", "attention", "max_segments",
+    "parameter_dtype", "compute_dtype", "gradient_dtype", "softmax_dtype", "logits_dtype", "moe.balance_loss", "moe.balance_over", "moe.z_loss",
+    "moe.bias_rate", "moe.product", "moe.capacity_factor", "positions",
+)  # fmt: skip
+"""Keys of a model that no config.json has to say: they are about training, or about how the same numbers are computed."""
+
+
+def unsaid(one: Family, model: ModelConfig) -> list[str]:
+    """What a family can't express of a model: the keys that are another when what it writes is read again, as "key=value"."""
+    from llm_jax.train.run_folder import flat
+
+    try:
+        again = one.read_config(one.write_config(model), one.model_type)
+    except (UserError, ArithmeticError) as error:
+        return [str(error)]
+    before, after = (flat(dataclasses.asdict(config)) for config in (model, again))
+    idle = FOR_TRAINING if model.position == "rope" else tuple(key for key in FOR_TRAINING if key != "positions")
+    if not model.moe.experts:
+        idle = (*idle, "moe.")
+    if model.rope_scaling.kind == "none":
+        idle = (*idle, "rope_scaling.factor", "rope_scaling.low", "rope_scaling.high", "rope_scaling.beta", "rope_scaling.original")
+    if model.position == "learned":
+        idle = (*idle, "rope_")
+    return [f"model.{key}={before[key]}" for key in before if not key.startswith(idle) and not same(before[key], after[key])]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are the same, but for rounding."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+
+
+def family_for(model: ModelConfig, asked: str = "", first: str = "") -> Family:
+    """The family that can express a model: the one asked for, or `first` if it can, or the first of all that can.
+
+    Raises UserError with what the nearest one can't express.
+    """
+    if model.parametrization != "standard":
+        raise UserError(f"model.parametrization={model.parametrization}: no family has its multipliers; only standard can be saved")
+    if model.moe.experts and model.moe.dispatch != "dropless":
+        raise UserError(f"model.moe.dispatch={model.moe.dispatch}: families send tokens to experts without a limit; only dropless can be saved")
+    names = (asked,) if asked else tuple(dict.fromkeys((*([first] if first else []), *MODULES)))
+    unsaid_by: dict[str, list[str]] = {}
+    for name in names:
+        one = family(name, "family")
+        unsaid_by[name] = unsaid(one, model)
+        if not unsaid_by[name]:
+            return one
+    closest = min(names, key=lambda name: len(unsaid_by[name]))
+    said = ", ".join(unsaid_by[closest])
+    raise UserError(f"{said}: {closest} has no such models" + ("" if asked else ", and all other families that are known here lack more"))
+
+
+def read_model(tree: dict[str, Any], folder: Path) -> tuple[Family, ModelConfig]:
+    """(family, model) of a folder's config.json."""
+    where = folder / "config.json"
+    if "model_type" not in tree:
+        raise UserError(f"{where}: has no model_type, so what model it is of isn't known")
+    one = family(tree["model_type"], where)
+    return one, one.read_config(tree, where)

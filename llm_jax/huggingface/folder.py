@@ -1,0 +1,88 @@
+"""A folder as Hugging Face's libraries write one: config.json and safetensors; opened, checked, and read onto devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase, translate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.errors import UserError
+from llm_jax.huggingface.devices import read_parameters, shapes_of
+from llm_jax.huggingface.family import Family, read_model
+from llm_jax.huggingface.safetensors import Tensor, parts, read_folder, read_json
+from llm_jax.huggingface.table import Table, lay
+from llm_jax.model.config import ModelConfig
+from llm_jax.train.state import Program
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder, its config.json read and the headers of its files; no weights yet."""
+
+    path: Path
+    tree: dict[str, Any]
+    """config.json."""
+    family: Family
+    model: ModelConfig
+    """As config.json describes it, in the dtype of the files: bfloat16 where they have that (or 8 bits), else float32."""
+    tensors: dict[str, Tensor]
+    leave_out: tuple[str, ...]
+    """Names, with * for anything, of tensors that need not be taken."""
+
+    def read(self, program: Program) -> Any:
+        """All weights, placed as the program stores them and in its parameter dtype. Raises UserError for a tensor that doesn't fit."""
+        return read_parameters(self.table(program), self.tensors, program)
+
+    def table(self, program: Program) -> Table:
+        """Which tensor is in which place of which array of a program, all checked."""
+        entries = self.family.tensors(self.model)
+        table = lay(entries, self.model, shapes_of(program))
+        tensors = dict(self.tensors)
+        for head in (entry.theirs for entry in entries if entry.ours == "head"):
+            if self.model.tied_embeddings and head in tensors:
+                check_tied(self.path, tensors.pop(head), tensors[table.pieces["embedding"][()].name])
+        table.check(tensors, self.path, (*self.family.buffers, *map(translate, self.leave_out)))
+        return table
+
+    def left_out(self) -> list[str]:
+        """The tensors that are there and were asked to be left out."""
+        return [name for name in self.tensors if any(fnmatchcase(name, pattern) for pattern in self.leave_out)]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is one of these: it has a config.json and is no run folder."""
+    return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
+
+
+def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
+    """Reads config.json and the headers. Raises UserError, naming the key or the file, for what can't be read here."""
+    tree = read_json(path / CONFIG)
+    family, model = read_model(tree, path)
+    tensors = with_prefix(read_folder(path), family)
+    kind: Any = "bfloat16" if all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1) else "float32"
+    model = dataclasses.replace(model, parameter_dtype=kind, compute_dtype=kind)
+    return Folder(path, tree, family, model, tensors, tuple(leave_out))
+
+
+def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) leave out what all names begin with."""
+    if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
+        return tensors
+    return {name if name in ("lm_head.weight", "embed_out.weight") else family.prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def check_tied(path: Path, head: Tensor, embedding: Tensor) -> None:
+    """Raises UserError where a head that the embedding is said to be is another: files may have it twice."""
+    if head.shape == embedding.shape and all(
+        np.array_equal(head.rows(a, b), embedding.rows(a, b)) for a, b in parts(head.shape[0], (64 << 20) // (head.shape[1] * 4))
+    ):
+        return
+    raise UserError(f"{path}: {head.name} is another than {embedding.name}, and tie_word_embeddings says that they are one")

@@ -1,0 +1,106 @@
+"""Rotary embeddings in a config.json: `rope_theta` and `rope_scaling` of transformers 4 and the Hub, `rope_parameters` of transformers 5."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llm_jax.huggingface.keys import Keys
+from llm_jax.model.config import ModelConfig, RopeScaling
+
+KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+NAMES = {ours: theirs for theirs, ours in KINDS.items()}
+LLAMA3 = {"low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor"}
+YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
+
+
+def read_rope(keys: Keys, theta: float = 10000.0, fraction: float = 1.0, positions: int = 2048) -> dict[str, Any]:
+    """Our values of `rope_theta`, `rope_fraction` and `rope_scaling`.
+
+    theta, fraction: the family's defaults. positions: the model's max_position_embeddings.
+    """
+    return from_parameters(keys, parameters(keys), theta, fraction, positions)
+
+
+def parameters(keys: Keys) -> dict[str, Any]:
+    """All that a config.json says of its rotary embedding, in either spelling or both, as `rope_parameters` would have it."""
+    told: list[dict[str, Any]] = [dict(value) for name in ("rope_parameters", "rope_scaling") if (value := keys.take(name, None))]
+    apart = {
+        "rope_theta": keys.take("rope_theta", None, "rotary_emb_base"),
+        "partial_rotary_factor": keys.take("partial_rotary_factor", None, "rotary_pct"),
+    }
+    made: dict[str, Any] = {}
+    for values in (*told, {k: v for k, v in apart.items() if v is not None}):
+        if "type" in values:
+            values.setdefault("rope_type", values.pop("type"))
+        for key, value in values.items():
+            if key in made and made[key] != value:
+                raise keys.wrong(f"{key} of the rotary embedding is {made[key]} in one place and {value} in another")
+            made[key] = value
+    return made
+
+
+def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: float, positions: int) -> dict[str, Any]:
+    """`read_rope` of the values in `given`, as `rope_parameters` has them."""
+    given = dict(given)
+    kind = given.pop("rope_type", given.pop("type", "default"))
+    if kind not in KINDS:
+        raise keys.wrong(f"rope_type={kind}: is not built here; must be one of {', '.join(KINDS)}")
+    theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
+    values: dict[str, Any] = {}
+    if kind != "default":
+        values["factor"] = given.pop("factor", None)
+    if kind in ("llama3", "yarn"):
+        outside = keys.take("original_max_position_embeddings", None)
+        values["original_positions"] = outside or given.pop("original_max_position_embeddings", None) or positions
+        given.pop("original_max_position_embeddings", None)
+        values |= {ours: given.pop(theirs) for theirs, ours in {"llama3": LLAMA3, "yarn": YARN}[kind].items() if given.get(theirs) is not None}
+        if kind == "llama3" and not values.keys() >= set(LLAMA3.values()):
+            raise keys.wrong(f"rope_type=llama3: needs {' and '.join(LLAMA3)}")
+    if kind == "yarn":
+        values["factor"] = values["factor"] or positions / values["original_positions"]
+        mscale, mscale_all_dim = given.pop("mscale", None), given.pop("mscale_all_dim", None)
+        values["attention_factor"] = given.pop("attention_factor", None)
+        if values["attention_factor"] is None and mscale and mscale_all_dim:
+            values["attention_factor"] = stretch(values["factor"], mscale) / stretch(values["factor"], mscale_all_dim)
+        if given.pop("truncate", True) is not True:
+            raise keys.wrong("truncate=false in the rotary embedding: is not built here; must be true")
+    if kind != "default" and not values["factor"]:
+        raise keys.wrong(f"rope_type={kind}: needs a factor")
+    idle = {"mrope_section", "finetuned", "original_max_position_embeddings", "factor", "attention_factor", "beta_fast", "beta_slow", *LLAMA3}
+    for key, value in given.items():
+        if value is not None and not (kind == "default" and key in idle - {"mrope_section"}) and key != "finetuned":
+            raise keys.wrong(f"{key}={value} in the rotary embedding: is unknown with rope_type={kind}, and may change what the model computes")
+    numbers: dict[str, Any] = {key: value if value is None else float(value) for key, value in values.items()}
+    if "original_positions" in numbers:
+        numbers["original_positions"] = int(numbers["original_positions"])
+    scaling = RopeScaling(**{"kind": KINDS[kind], **numbers})
+    return {"rope_theta": float(theta), "rope_fraction": float(fraction), "rope_scaling": scaling}
+
+
+def stretch(factor: float, mscale: float = 1.0) -> float:
+    """How much larger YaRN wants attention's scores to be, as a factor of queries (Peng et al. 2023; DeepSeek-V2)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def scaling_parameters(scaling: RopeScaling) -> dict[str, Any]:
+    """What `rope_parameters` and `rope_scaling` say of how frequencies are stretched."""
+    made: dict[str, Any] = {"rope_type": NAMES[scaling.kind]}
+    if scaling.kind != "none":
+        made["factor"] = scaling.factor
+    if scaling.kind in ("llama3", "yarn"):
+        made["original_max_position_embeddings"] = scaling.original_positions
+        made |= {theirs: getattr(scaling, ours) for theirs, ours in {"llama3": LLAMA3, "yarn": YARN}[scaling.kind].items()}
+    if scaling.kind == "yarn" and scaling.attention_factor is not None:
+        made["attention_factor"] = scaling.attention_factor
+    return made
+
+
+def write_rope(model: ModelConfig, **more: Any) -> dict[str, Any]:
+    """Both spellings. more: what else is said of a scaling."""
+    scaling = {**scaling_parameters(model.rope_scaling), **more}
+    return {
+        "rope_parameters": {**scaling, "rope_theta": model.rope_theta},
+        "rope_theta": model.rope_theta,
+        "rope_scaling": None if model.rope_scaling.kind == "none" else scaling,
+    }

@@ -1,0 +1,177 @@
+"""A run as a folder that Hugging Face's libraries load: python -m llm_jax.huggingface.save RUN FOLDER
+
+  python -m llm_jax.huggingface.save runs/quickstart/default exported
+  python -m llm_jax.huggingface.save runs/mine/first exported dtype=bfloat16 step=4000
+
+RUN               a run folder (or a folder of Hugging Face's, to be written anew)
+FOLDER            is made; it must not be there, or be empty
+dtype=NAME        float32, bfloat16 or float16, rounded to; as the run's parameters are if not given
+step=N            of the checkpoint; the newest if not given
+family=NAME       as which model it is written ({families}); the first that can express it if not given
+shard_size=5e9    bytes of a file, at most
+layout=NAME       and mesh.AXIS=N, where the weights are while they are written: one device if not given
+  --help          this text
+
+It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and the tokenizer's files. Exit codes:
+0 done, 2 a mistake in what was asked, or a model that no family has (one line says what).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_jax.command import run_command
+from llm_jax.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(save, arguments)
+
+
+def save(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    from llm_jax.huggingface.asked import read_asked
+    from llm_jax.huggingface.family import MODULES
+
+    if not arguments or {"--help", "-h"} & {*arguments}:
+        print(__doc__.replace("{families}", ", ".join(MODULES)))
+        return 0
+    asked = read_asked(arguments, ("RUN", "FOLDER"), ("dtype", "step", "family", "shard_size"))
+    run, folder = asked.paths
+    from llm_jax.opened import open_model
+
+    check_new(folder, "FOLDER")
+    opened = open_model(run, layout=asked.layout, mesh=asked.mesh, step=asked.number("step"))
+    size = asked.number("shard_size")
+    save_model(opened, folder, asked.values.get("dtype"), SHARD_BYTES if size is None else size, asked.values.get("family", ""))
+    written = sorted(path.name for path in folder.iterdir())
+    print(f"written: {folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")
+    return 0
+
+
+def save_model(
+    opened: Any, folder: Path | str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, family: str = "", say: Callable[[str], None] = print
+) -> None:
+    """Writes an opened model as a folder of Hugging Face's, whole or not at all.
+
+    dtype: float32, bfloat16, float16; None: that of the parameters. Raises UserError where no family (or not the one asked for) can express
+    the model, and for a folder that has something in it.
+    """
+    from llm_jax.huggingface.export_tokenizer import export_tokenizer
+    from llm_jax.huggingface.family import family_for
+    from llm_jax.huggingface.folder import CONFIG, GENERATION
+
+    folder = Path(folder)
+    check_new(folder, "FOLDER")
+    source = source_folder(opened.path)
+    tree = json.loads((source / CONFIG).read_text()) if source else {}
+    one = family_for(opened.config, family, first=tree.get("model_type", ""))
+    dtype = dtype or opened.config.parameter_dtype
+    ids = token_ids(opened, tree)
+    made = {**one.write_config(opened.config), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
+    say(f"{opened.path}: {made['architectures'][0]}, {opened.program.parameter_count():,} parameters in {dtype}")
+    with atomically(folder) as part:
+        (part / CONFIG).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
+        if source and (source / GENERATION).is_file():
+            shutil.copy(source / GENERATION, part / GENERATION)
+        else:
+            (part / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
+        write_weights(opened, one, part, dtype, shard_bytes)
+        if opened.tokenizer_if_any is not None:
+            export_tokenizer(opened.tokenizer_if_any, part)
+
+
+def write_weights(opened: Any, one: Any, folder: Path, dtype: str, shard_bytes: int) -> None:
+    """The safetensors, a tensor at a time."""
+    import numpy as np
+
+    from llm_jax.huggingface import safetensors
+    from llm_jax.huggingface.devices import fetch, flat_paths, shapes_of
+    from llm_jax.huggingface.table import lay
+
+    if dtype not in safetensors.NAMES:
+        raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
+    arrays = flat_paths(opened.parameters)
+    table = lay(one.tensors(opened.config), opened.config, shapes_of(opened.program))
+    kept = {path for path, array in arrays.items() if array.dtype.name != opened.config.parameter_dtype}  # float32 whatever the rest is in
+    planned = [
+        safetensors.Planned(name, "float32" if pieces[0].path in kept else dtype, pieces[0].fit.their_shape) for name, pieces in table.tensors.items()
+    ]
+    planned.sort(key=lambda tensor: natural(tensor.name))
+    files = safetensors.shards(planned, shard_bytes)
+    names = safetensors.shard_names(len(files))
+    for name, tensors in zip(names, files, strict=True):
+        with (folder / name).open("wb") as file:
+            safetensors.write_header(file, tensors)
+            for tensor in tensors:
+                theirs = np.empty(tensor.shape, safetensors.FLOATS[safetensors.NAMES[tensor.dtype]])
+                for piece in table.tensors[tensor.name]:
+                    piece.fit.write(fetch(arrays[piece.path], piece.prefix), theirs)
+                theirs.reshape(-1).view(np.uint8).tofile(file)
+    if len(files) > 1:
+        safetensors.write_index(folder, files, names)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by in which numbers are numbers."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+
+
+def token_ids(opened: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """The ids of tokens with a meaning: those that a loaded model came with, or the tokenizer's."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    if any(name in tree for name in names):
+        return {name: tree[name] for name in names if name in tree}
+    tokenizer = opened.tokenizer_if_any
+    if tokenizer is None:
+        return {}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+
+
+def source_folder(path: Path) -> Path | None:
+    """The folder of Hugging Face's that a model was opened from; None for one that was trained here."""
+    from llm_jax.train.weights import loaded_weights, steps_of
+
+    return None if steps_of(path) else loaded_weights(path)
+
+
+def check_new(folder: Path, key: str) -> None:
+    """Raises UserError where a folder can't be made: something is in it, or it can't be written to."""
+    from llm_jax.train.run_folder import check_writable
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{key}={folder}: is there and not empty; choose another, or remove it")
+    check_writable(folder, key)
+
+
+@contextlib.contextmanager
+def atomically(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, which takes its name in the end; whatever goes wrong, nothing is left of it."""
+    from llm_jax.train.checksums import sync_folder
+
+    part = folder.absolute().parent / f".{folder.name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.is_dir():
+            folder.rmdir()  # empty, as looked at before
+        part.rename(folder)
+        sync_folder(folder.absolute().parent)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
