@@ -12,8 +12,9 @@ An entry is the mesh axis that splits the dim, or several joined by commas; "" t
 below back. In one array a mesh axis is used once, by the first dim that asks for it. In a product of activations and a weight, the
 activations come first: an axis that splits batch or sequence splits a weight at rest only, which is gathered over it for use.
 
-Two dims may have a size that does not divide. Key/value heads fewer than the devices that split them stay whole, and each
-device takes those that its queries need. A vocabulary stays whole at rest, and is padded while it is multiplied.
+Three dims may have a size that does not divide. Key/value heads fewer than the devices that split them stay whole, and
+each device takes those that its queries need. Attention's latents are split at rest by as many axes as divide them. A
+vocabulary stays whole at rest, and is padded while it is multiplied.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
-MAY_STAY_WHOLE = ("kv_heads", "vocab")
-WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "vocab", "layers")
+MAY_STAY_WHOLE = ("kv_heads", "latent", "vocab")
+WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
 HELD: dict[Table, tuple[str, ...]] = {
     "compute": DIMS,
     "stored": WEIGHT_DIMS,
@@ -44,7 +45,7 @@ HELD: dict[Table, tuple[str, ...]] = {
     "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
 }
 """The dims that a table can place: those of the arrays that it is about, but for the sum over head_dim in attention's scores."""
-IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"}
+IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
 PADDED = ("vocab",)
 """Of those, the dims that are padded while they are multiplied."""
@@ -82,7 +83,7 @@ class Layout:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
                 if dim not in HELD[table]:
                     raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(HELD[table])} only")
-        for dim in ("embed", "head_dim"):
+        for dim in ("embed", "head_dim", "latent"):
             if axes := self.tables()["compute"].get(dim):
                 raise UserError(f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; layout.stored.{dim} splits it at rest")
         self.check_pipeline()
@@ -118,7 +119,7 @@ class Layout:
 
     def tables(self) -> dict[Table, Axes]:
         """The five tables, each complete."""
-        stored = {**self.compute, **self.stored}
+        stored = as_embed({**self.compute, **self.stored})
         compute = dict(self.compute)
         taken = {axis for dim in ("batch", "sequence") for axis in split_axes(compute.get(dim, ""))}
         for dim in IN_PRODUCTS & compute.keys():
@@ -126,10 +127,16 @@ class Layout:
         return {
             "compute": compute,
             "stored": stored,
-            "optimizer": {**stored, **self.optimizer},
+            "optimizer": {**stored, **as_embed(self.optimizer)},
             "residual": {**compute, **self.residual},
             "attention": {**compute, **self.attention},
         }
+
+
+def as_embed(table: Axes) -> Axes:
+    """A table of weights at rest, with the latents of attention split as the stream is where they have no entry: most of their weights have
+    one of the two dims."""
+    return {"latent": table["embed"], **table} if "embed" in table else table
 
 
 def split_axes(axes: str) -> tuple[str, ...]:
@@ -320,7 +327,7 @@ class MeshPlacement(Placement):
                     continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
-                if size % parts and dim != "kv_heads":  # see `attention.check`
+                if size % parts and dim not in ("kv_heads", "latent"):  # see `attention.check`, and MAY_STAY_WHOLE
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{self.named(axes)}, and {size} is not a multiple of {parts}"

@@ -22,7 +22,7 @@ from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parametrization import attention_logits, residual_std, times
-from llm_jax.model.parts import Norm, Rope, rope_tables, rotate
+from llm_jax.model.parts import Norm, Rope, rope_tables, rotate, softcap
 from llm_jax.model.weights import add_bias, project, weight
 
 Q_DIMS = ("batch", "sequence", "heads", "head_dim")
@@ -93,6 +93,8 @@ class Attention(nnx.Module):
     def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
         """Runs the chosen kernel on each device's own heads and rows; where the sequence is split, see `attention_context.py`.
 
+        Values may be narrower than keys, and so is then the result.
+
         segments_BS: of whole rows in their natural order, whatever the order of q, k and v.
         """
         config, place = self.config, self.place
@@ -109,9 +111,14 @@ class Attention(nnx.Module):
         def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
             k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
             q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
+            narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]  # latent attention's values; kernels want them as wide as keys
+            if narrower:
+                v_BSGK = jnp.pad(v_BSGK, [(0, 0)] * 3 + [(0, narrower)])
             if parts > 1:
-                return context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
-            return KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
+                out_BTHK = context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
+            else:
+                out_BTHK = KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
+            return out_BTHK[..., :-narrower] if narrower else out_BTHK
 
         segments = () if segments_BS is None else (place.move(segments_BS, ("batch", None), "attention"),)
         dims = (Q_DIMS, kv_dims, kv_dims, ("batch", None))[: 3 + len(segments)]
@@ -134,8 +141,21 @@ def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the chosen kernel can't run where the layout wants it: all that can be said before compiling."""
     check_platform(config, place.platform(), place.capability())
+    check_softcap(config, place)
     check_heads(config, place)
     check_context(config, place, sequence_length)
+
+
+def check_softcap(config: ModelConfig, place: Placement) -> None:
+    """Some kernels have no soft cap."""
+    said = f"model.attention_softcap={config.attention_softcap:g}"
+    if config.attention_softcap and config.attention == "cudnn":
+        raise UserError(f"{said}: attention=cudnn has none; use model.attention=blocked or model.attention=xla")
+    if config.attention_softcap and context.parts(place) > 1:
+        raise UserError(f"{said}: there is none over a sequence that the layout splits; {WHOLE}")
+
+
+WHOLE = "leave the sequence whole while it attends (layout context_ulysses)"
 
 
 def check_heads(config: ModelConfig, place: Placement) -> None:
@@ -171,11 +191,10 @@ def check_context(config: ModelConfig, place: Placement, sequence_length: int) -
     if sequence_length % (2 * parts):
         said = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
         raise UserError(f"{said}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
-    whole = "leave the sequence whole while it attends (layout context_ulysses)"
     if config.attention == "cudnn" and config.window is not None:
-        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {whole}")
+        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {WHOLE}")
     if config.attention == "xla" and config.softmax_dtype != "float32":
-        raise UserError(f"model.softmax_dtype={config.softmax_dtype}: a sequence that the layout splits has it in float32; use that, or {whole}")
+        raise UserError(f"model.softmax_dtype={config.softmax_dtype}: a sequence that the layout splits has it in float32; use that, or {WHOLE}")
 
 
 def named(axes: tuple[str, ...], place: Placement) -> str:
@@ -205,8 +224,20 @@ def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> j
     else:
         q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
     mask_BTS = causal(segments_BT, config.window)(slice(0, T), slice(0, T))
-    out_BTHK = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla").astype(q_BTHK.dtype)
-    return checkpoint_name(out_BTHK, "attention")
+    if config.attention_softcap:
+        out_BTHK = capped(q, k, v, mask_BTS, config.attention_softcap)
+    else:
+        out_BTHK = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla")
+    return checkpoint_name(out_BTHK.astype(q_BTHK.dtype), "attention")
+
+
+def capped(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, cap: float) -> jax.Array:
+    """`jax.nn.dot_product_attention` with soft-capped scores, which that has no room for."""
+    K = q_BTHK.shape[-1]
+    q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, K)
+    s_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
+    p_BGRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min))
+    return jnp.einsum("BGRTS,BSGK->BTGRK", p_BGRTS.astype(v_BSGK.dtype), v_BSGK).reshape(q_BTHK.shape)
 
 
 def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
@@ -219,7 +250,7 @@ def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) ->
 
 def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
     """In blocks of queries, in plain JAX: for CPUs; see `attention_blocked.py`."""
-    return blocked.attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window)
+    return blocked.attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window, config.attention_softcap)
 
 
 KERNELS: dict[str, Callable] = {"xla": attention_xla, "cudnn": attention_cudnn, "blocked": attention_blocked}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.model.attention_mask import Mask, causal
+from llm_jax.model.parts import softcap
 
 MOST_BLOCKS = 8
 """Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""
@@ -25,13 +26,16 @@ Block = tuple[slice, slice]
 """Positions of some queries, and of the keys that any of them may see."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention_blocked(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def attention_blocked(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None, cap: float = 0.0
+) -> jax.Array:
     """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in float32.
 
     A query sees its own position and those before it, of its own segment (None: all are of one), less than `window` back.
+    cap: scores become cap * tanh(scores / cap); 0: they stay.
     """
-    return forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window))[0].astype(q_BTHK.dtype)
+    return forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), cap=cap)[0].astype(q_BTHK.dtype)
 
 
 def blocks(length: int, window: int | None, keys: int | None = None, most: int = MOST_BLOCKS) -> list[Block]:
@@ -49,7 +53,9 @@ def blocks(length: int, window: int | None, keys: int | None = None, most: int =
     return [(slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)) for start, stop in itertools.pairwise(edges)]
 
 
-def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, most: int = MOST_BLOCKS) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, most: int = MOST_BLOCKS, cap: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of exp(scores).
 
     A query that sees no key has some finite output, and statistics near the least float: a weight of nothing beside others.
@@ -59,7 +65,7 @@ def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask,
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
     outs, logs = [], []
     for block in _blocks(q_BTHK, k_BSGK, mask, most):
-        s_BGRTS = _scores(q_BGRTK, k_BGSK, mask, block)
+        s_BGRTS = _scores(q_BGRTK, k_BGSK, mask, block, cap)
         top_BGRT = jnp.max(s_BGRTS, -1)
         exp_BGRTS = jnp.exp(s_BGRTS - top_BGRT[..., None])
         sum_BGRT = jnp.sum(exp_BGRTS, -1)
@@ -72,7 +78,7 @@ def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask,
 
 def backward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
-    dout_BTHK: jax.Array, most: int = MOST_BLOCKS,
+    dout_BTHK: jax.Array, most: int = MOST_BLOCKS, cap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Gradients of q, k and v in float32. With `out` and `lse` of more keys than these, this is these keys' share."""
     dtype = q_BTHK.dtype
@@ -87,9 +93,13 @@ def backward(
     dq, dk, dv = [], jnp.zeros((B, G, K, S), jnp.float32), jnp.zeros((B, G, K, S), jnp.float32)
     for block in _blocks(q_BTHK, k_BSGK, mask, most):
         queries, keys = block
-        p_BGRTS = jnp.exp(_scores(q_BGRTK, k_BGSK, mask, block) - log_BGRT[..., queries, None])
+        s_BGRTS = _scores(q_BGRTK, k_BGSK, mask, block, cap)
+        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT[..., queries, None])
         dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
-        ds_BGRTS = (p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])).astype(dtype)
+        ds_BGRTS = p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])
+        if cap:  # tanh's slope from what it made; where the mask is, from a number that stays finite
+            ds_BGRTS *= 1 - jnp.square(jnp.maximum(s_BGRTS / cap, -1.0))
+        ds_BGRTS = ds_BGRTS.astype(dtype)
         dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
         # the small operand goes left, where it is copied transposed: see `parts.project`
         dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
@@ -105,11 +115,11 @@ def _blocks(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, most: int) -> list
     return blocks(q_BTHK.shape[1], mask.window, None if mask.ahead_B is None else k_BSGK.shape[1], most)
 
 
-def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block) -> jax.Array:
-    """Scaled scores of one block in float32, the least number where a query may not look: [B, G, R, T, S]."""
+def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block, cap: float) -> jax.Array:
+    """Scaled and capped scores of one block in float32, the least number where a query may not look: [B, G, R, T, S]."""
     queries, keys = block
     s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
-    return jnp.where(mask(queries, keys)[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask(queries, keys)[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min)
 
 
 def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -120,15 +130,15 @@ def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[j
     return q_BGRTK, jnp.einsum("BSGK->BGSK", k_BSGK), jnp.einsum("BSGK->BGSK", v_BSGK)
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window):
-    out_BTHK, lse_BHT = forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window))
+def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window, cap):
+    out_BTHK, lse_BHT = forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), cap=cap)
     out_BTHK, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BTHK.astype(q_BTHK.dtype), lse_BHT))
     return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, lse_BHT)
 
 
-def _backward(window, saved, dout_BTHK):
+def _backward(window, cap, saved, dout_BTHK):
     q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, lse_BHT = saved
-    gradients = backward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), out_BTHK, lse_BHT, dout_BTHK)
+    gradients = backward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), out_BTHK, lse_BHT, dout_BTHK, cap=cap)
     return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
 
 

@@ -34,6 +34,10 @@ class RopeScaling:
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
+        factor = self.attention_factor
+        if factor is not None:
+            require(self.kind == "yarn", "model.rope_scaling.attention_factor", factor, f"null with kind={self.kind}: it is yarn's")
+            require(0 < factor < math.inf, "model.rope_scaling.attention_factor", factor, "above 0")
         for key in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions"):
             require(0 < getattr(self, key) < math.inf, f"model.rope_scaling.{key}", getattr(self, key), "above 0")
 
@@ -132,6 +136,17 @@ class LatentConfig:
     """The part that is; even."""
     value_dim: int = 0
     """Width of a head's value; at most nope_dim + rope_dim."""
+
+    def check(self) -> None:
+        """Raises UserError for sizes that make no heads."""
+        for key in ("query_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim"):
+            size = getattr(self, key)
+            require(size >= 0, f"model.latent.{key}", size, "0 or more")
+            require(self.kv_rank > 0 or not size, f"model.latent.{key}", size, "0 where model.latent.kv_rank=0, which is attention without latents")
+            require(not self.kv_rank or size or key == "query_rank", f"model.latent.{key}", size, f"at least 1 with kv_rank={self.kv_rank}")
+        require(self.rope_dim % 2 == 0, "model.latent.rope_dim", self.rope_dim, "even")
+        most = self.nope_dim + self.rope_dim
+        require(self.value_dim <= most, "model.latent.value_dim", self.value_dim, f"at most nope_dim + rope_dim = {most}")
 
 
 @dataclass(frozen=True)
@@ -251,28 +266,25 @@ class ModelConfig:
             size = getattr(self, key)
             if size is not None and size < 1:
                 raise UserError(f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}")
-        for key in ("norm_epsilon", "rope_theta"):
+        for key in ("norm_epsilon", "rope_theta", "embedding_scale"):
             require(0 < getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "above 0")
-        for key in ("logit_softcap", "init_std"):
+        for key in ("logit_softcap", "attention_softcap", "init_std"):
             require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
         self.rope_scaling.check()
-        self.check_built()
+        self.check_layers()
+        self.latent.check()
         self.moe.check(self.layers)
         require(
             not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases"
         )
+        require(self.norm == "rms" or not self.norm_centred, "model.norm_centred", self.norm_centred, f"false with model.norm={self.norm}")
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads % values["kv_heads"]:
             raise UserError(
                 f"model.kv_heads={values['kv_heads']}: must divide model.heads={self.heads} "
                 f"({', '.join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)})"
             )
-        if self.head_dim is None and self.embed % self.heads:
-            raise UserError(f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or set model.head_dim")
-        head_dim = self.head_dim or self.embed // self.heads
-        values["head_dim"] = head_dim
-        if self.position == "rope" and head_dim % 2:
-            raise UserError(f"model.head_dim={head_dim}: must be even for model.position=rope")
+        values["head_dim"] = self.checked_latent_head_dim() if self.latent.kv_rank else self.checked_head_dim()
         if self.mlp is None:
             values["mlp"] = -(-self.embed * 8 // 3 // 64) * 64 if self.gated else 4 * self.embed
         if self.moe.experts:
@@ -286,13 +298,43 @@ class ModelConfig:
             raise UserError(f"model.gradient_dtype={self.gradient_dtype}: less than model.compute_dtype=float32 makes it of; use float32")
         return dataclasses.replace(self, **values)
 
-    def check_built(self) -> None:
-        """Raises UserError for what this version can't compute yet."""
-        for key, default in NOT_BUILT.items():
-            require(getattr(self, key) == default, f"model.{key}", getattr(self, key), f"{default}: nothing else is built yet")
-        require(self.norm_placement != "both", "model.norm_placement", "both", "before or after: nothing else is built yet")
-        require(self.rope_scaling.kind != "linear", "model.rope_scaling.kind", "linear", "another: it is not built yet")
-        require(self.rope_scaling.attention_factor is None, "model.rope_scaling.attention_factor", self.rope_scaling.attention_factor, "null")
+    def check_layers(self) -> None:
+        """Raises UserError for a scale that is none, and for what is said of windows where there is none."""
+        for key in ("attention_scale", "rope_theta_window"):
+            value = getattr(self, key)
+            require(value is None or 0 < value < math.inf, f"model.{key}", value, "above 0, or null")
+        if self.rope_theta_window is not None:
+            require(self.window is not None, "model.rope_theta_window", self.rope_theta_window, "null where model.window is null")
+            require(self.position == "rope", "model.rope_theta_window", self.rope_theta_window, f"null with model.position={self.position}")
+        layers = self.window_layers
+        if layers is not None:
+            require(self.window is not None, "model.window_layers", layers, "null where model.window is null")
+            fit = f"layers from 0 to {self.layers - 1}, each once, or null for all"
+            require(all(0 <= layer < self.layers for layer in layers) and len({*layers}) == len(layers), "model.window_layers", layers, fit)
+
+    def checked_head_dim(self) -> int:
+        """The width of a head, as said or as follows from the others; UserError where it can't be."""
+        if self.head_dim is None and self.embed % self.heads:
+            raise UserError(f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or set model.head_dim")
+        head_dim = self.head_dim or self.embed // self.heads
+        if self.position == "rope" and head_dim % 2:
+            raise UserError(f"model.head_dim={head_dim}: must be even for model.position=rope")
+        whole = self.rope_fraction == 1
+        require(0 < self.rope_fraction <= 1, "model.rope_fraction", self.rope_fraction, "above 0 and at most 1")
+        require(whole or self.position == "rope", "model.rope_fraction", self.rope_fraction, f"1 with model.position={self.position}")
+        rotated = int(head_dim * self.rope_fraction)
+        fit = f"a part of model.head_dim={head_dim} that is an even number of its entries, and is {rotated}"
+        require(whole or (rotated > 0 and rotated % 2 == 0), "model.rope_fraction", self.rope_fraction, fit)
+        return head_dim
+
+    def checked_latent_head_dim(self) -> int:
+        """The same for latent attention, which has some choices less."""
+        for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none", "bias_qkv": False}.items():
+            require(getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent")
+        require(self.kv_heads in (None, self.heads), "model.kv_heads", self.kv_heads, f"model.heads={self.heads} with model.latent, or null")
+        head_dim = self.latent.nope_dim + self.latent.rope_dim
+        require(self.head_dim in (None, head_dim), "model.head_dim", self.head_dim, f"model.latent's nope_dim + rope_dim = {head_dim}, or null")
+        return head_dim
 
     def check_remat(self) -> None:
         """Raises UserError for names that are no tensors of a block, and for an `offload` that has no meaning beside `remat`."""
@@ -302,6 +344,18 @@ class ModelConfig:
         for name in offloaded:
             if name in (saved or ()):
                 raise UserError(f"model.offload={self.offload}: model.remat keeps {name!r} on the device; name it in one of the two")
+
+    @property
+    def rotated_dim(self) -> int:
+        """How many entries of a head are rotated (position=rope)."""
+        assert self.head_dim is not None
+        return self.latent.rope_dim if self.latent.kv_rank else int(self.head_dim * self.rope_fraction)
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's value."""
+        assert self.head_dim is not None
+        return self.latent.value_dim or self.head_dim
 
     @property
     def gated(self) -> bool:
@@ -320,10 +374,6 @@ class ModelConfig:
         return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
 
-NOT_BUILT = {
-    "norm_centred": False, "parallel_blocks": False, "embedding_scale": 1.0, "rope_fraction": 1.0, "rope_theta_window": None, "window_layers": None,
-    "latent": LatentConfig(), "attention_scale": None, "attention_softcap": 0.0,
-}  # fmt: skip
 BASE_SHAPE = ("base_embed", "base_layers", "base_head_dim")
 
 SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")

@@ -12,6 +12,7 @@ One letter a dimension, used as suffixes of array names (`x_BTD`) and in einsums
 | G      | `kv_heads` | key/value heads (H is a multiple of G)               |
 | K      | `head_dim` | one head                                             |
 | F      | `mlp`      | the hidden layer of a feed-forward block             |
+| R      | `latent`   | the small vector that latent attention is made from  |
 | E      | `experts`  | feed-forward blocks that a token may be sent to      |
 | V      | `vocab`    | pieces of the tokenizer                              |
 | L      | `layers`   | blocks, where their weights are stacked              |
@@ -33,7 +34,7 @@ Dims = tuple[str | None, ...]
 Table = Literal["compute", "stored", "optimizer", "residual", "attention"]
 """The tables of a layout (`layout.layout`): the ways in which an array can live."""
 
-DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "vocab", "layers")
+DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
 """Every name that a layout may place."""
 
 

@@ -15,13 +15,25 @@ def matmul_parameters(config: ModelConfig) -> int:
     assert c.head_dim
     assert c.mlp
     assert c.vocab
-    attention = c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     sparse = len(c.sparse_layers)
     mlp = (c.layers - sparse) * expert_parameters(c, c.mlp)
     if sparse:
         assert c.moe.mlp
         mlp += sparse * (c.moe.top_k * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp) + c.embed * c.moe.experts)
-    return c.layers * attention + mlp + c.vocab * c.embed
+    return c.layers * attention_matrices(c) + mlp + c.vocab * c.embed
+
+
+def attention_matrices(config: ModelConfig) -> int:
+    """Weights of one layer's projections to queries, keys and values, and back."""
+    c, latent = config, config.latent
+    assert c.kv_heads
+    assert c.head_dim
+    if not latent.kv_rank:
+        return c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+    heads = c.heads * c.head_dim
+    query = latent.query_rank * (c.embed + heads) if latent.query_rank else c.embed * heads
+    key_value = c.embed * (latent.kv_rank + latent.rope_dim) + latent.kv_rank * c.heads * (latent.nope_dim + latent.value_dim)
+    return query + key_value + c.heads * latent.value_dim * c.embed
 
 
 def expert_parameters(config: ModelConfig, mlp: int) -> int:
@@ -45,6 +57,18 @@ def keys_per_query(sequence_length: int, window: int | None) -> float:
     return (window * (window + 1) / 2 + (T - window) * window) / T
 
 
+def attention_flops_per_key(config: ModelConfig) -> int:
+    """FLOPs of a query's meeting with one key, in one layer, forward and backward: the products with the key and with its value, of all heads."""
+    assert config.head_dim
+    return 3 * 2 * config.heads * (config.head_dim + config.value_dim)
+
+
+def keys_per_query_of_all_layers(config: ModelConfig, sequence_length: int) -> float:
+    """`keys_per_query`, summed over the layers."""
+    windows = (config.of_layer(layer).window for layer in range(config.layers))
+    return sum(keys_per_query(sequence_length, window) for window in windows)
+
+
 def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs of one token's forward and backward pass: 6 per matmul weight, and causal attention.
 
@@ -52,9 +76,7 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     causal mask (and the window) lets a query see, in rows of one document; recomputation (remat), norms, softmax and
     the optimizer are not counted. This is the convention of every MFU that llm_jax prints.
     """
-    assert config.head_dim
-    attention = 2 * 2 * config.layers * config.heads * config.head_dim * keys_per_query(sequence_length, config.window)
-    return 6 * matmul_parameters(config) + 3 * attention
+    return 6 * matmul_parameters(config) + attention_flops_per_key(config) * keys_per_query_of_all_layers(config, sequence_length)
 
 
 def non_embedding_parameters(config: ModelConfig, total: int) -> int:
@@ -74,11 +96,12 @@ def parameter_count(config: ModelConfig) -> int:
     assert c.mlp
     assert c.vocab
     norm = c.embed * (2 if c.norm == "layer" else 1)
-    heads = c.heads + 2 * c.kv_heads
-    attention = c.embed * c.head_dim * (heads + c.heads) + c.bias_qkv * heads * c.head_dim + c.bias_out * c.embed
+    norms = norm * (4 if c.norm_placement == "both" else 2)
+    attention = attention_matrices(c) + c.bias_qkv * (c.heads + 2 * c.kv_heads) * c.head_dim + c.bias_out * c.embed
+    attention += c.latent.query_rank + c.latent.kv_rank  # their norms
     attention += {"none": 0, "head": 2 * c.head_dim, "projection": (c.heads + c.kv_heads) * c.head_dim}[c.qk_norm]
     dense = expert_parameters(c, c.mlp) + c.bias_mlp * ((2 if c.gated else 1) * c.mlp + c.embed)
-    total = c.layers * (attention + 2 * norm) + norm + (c.layers - len(c.sparse_layers)) * dense
+    total = c.layers * (attention + norms) + norm + (c.layers - len(c.sparse_layers)) * dense
     if c.sparse_layers:
         assert c.moe.mlp
         experts = c.moe.experts * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp)

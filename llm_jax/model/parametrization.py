@@ -18,7 +18,8 @@ parametrisations are the same model. Sources:
   table 3, without a multiplier. Experts are hidden matrices.
 
 Lion's updates are of the size of Adam's and get the same rates. The width is one number: heads * head_dim, mlp and the experts' mlp are
-taken to grow with embed. `of_width` makes such a family; if kv_heads or the number of experts stay behind, nothing changes.
+taken to grow with embed, and so are the ranks of latent attention. `of_width` makes such a family; if kv_heads or the number of experts
+stay behind, nothing changes.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ NO_MULTIPLIERS = Multipliers()
 
 
 def role(dims: Dims) -> Role:
-    """What kind of weight has these dims: a table [rows, embed], a router [embed, experts], another matrix, or a norm's scale or a bias."""
-    if len(dims) < 2 or "embed" not in dims:
+    """What kind of weight has these dims: a table [rows, embed], a router [embed, experts], another matrix (from or to the stream, or from a
+    latent that is taken to grow with it), or a norm's scale or a bias."""
+    if len(dims) < 2 or not {"embed", "latent"} & {*dims}:
         return "vector"
     if dims[0] in ("vocab", None):
         return "table"
@@ -122,11 +124,16 @@ def residual(config: ModelConfig) -> float:
 
 
 def attention_logits(config: ModelConfig) -> float:
-    """What attention's logits are multiplied by, beside 1 / sqrt(head_dim)."""
-    if config.parametrization == "standard":
-        return 1.0
+    """What attention's logits are multiplied by, beside the 1 / sqrt(head_dim) of every kernel.
+
+    `model.attention_scale` takes that root's place, so with muP all of head_dim's growth is here: the logits go with its inverse either way.
+    """
     assert config.head_dim
-    return (config.head_dim / (config.base_head_dim or config.head_dim)) ** ATTENTION
+    own = 1.0 if config.attention_scale is None else config.attention_scale * config.head_dim**0.5
+    if config.parametrization == "standard":
+        return own
+    ratio = config.head_dim / (config.base_head_dim or config.head_dim)
+    return own * ratio ** (ATTENTION if config.attention_scale is None else 2 * ATTENTION)
 
 
 def times(x: jax.Array, multiplier: float) -> jax.Array:
@@ -163,7 +170,11 @@ def of_width(config: ModelConfig, embed: int) -> ModelConfig:
         for key in ("mlp", "shared_mlp"):
             experts[key] = in_proportion(getattr(moe, key), config.embed, embed, f"model.moe.{key}")
         moe = dataclasses.replace(moe, **experts)
-    return dataclasses.replace(config, **sizes, moe=moe)
+    latent = dataclasses.replace(
+        config.latent,
+        **{key: in_proportion(getattr(config.latent, key), config.embed, embed, f"model.latent.{key}") for key in ("query_rank", "kv_rank")},
+    )
+    return dataclasses.replace(config, **sizes, moe=moe, latent=latent)
 
 
 def in_proportion(size: int, embed: int, wanted: int, key: str) -> int:

@@ -17,12 +17,15 @@ Rope = tuple[jax.Array, jax.Array]
 
 
 class Norm(nnx.Module):
-    """RMSNorm or LayerNorm over the last dim, in float32, with a scale (LayerNorm: and a bias)."""
+    """RMSNorm or LayerNorm over the last dim, in float32, with a scale (LayerNorm: and a bias).
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, *, shape=None, dims=None, kind=None):
+    Centred, the scale is 1 + the weight, which begins at 0.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, *, shape=None, dims=None, kind=None, epsilon=None):
         shape, dims = shape or (config.embed,), dims or ("embed",)
-        self.config, self.place, self.kind = config, place, kind or config.norm
-        self.scale = weight(rngs, config, shape, dims, None, layers)
+        self.config, self.place, self.kind, self.epsilon = config, place, kind or config.norm, epsilon or config.norm_epsilon
+        self.scale = weight(rngs, config, shape, dims, 0 if config.norm_centred else None, layers)
         self.bias = weight(rngs, config, shape, dims, 0, layers) if self.kind == "layer" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,8 +35,8 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y = y - jnp.mean(y, axis, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + self.config.norm_epsilon)
-        y = y * scale
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + self.epsilon)
+        y = y * (1 + scale if self.config.norm_centred else scale)
         if self.bias is not None:
             y = y + compute(self.bias, self.config, self.place, "float32")
         return y.astype(x.dtype)
@@ -43,8 +46,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
     """Rotations per token in radians, float32 [head_dim / 2] (Su et al. 2021), scaled for longer contexts."""
     pair = jnp.arange(head_dim // 2, dtype=jnp.float32)
     frequency = 1.0 / theta ** (2 * pair / head_dim)
-    if scaling.kind == "none":
-        return frequency
+    if scaling.kind in ("none", "linear"):
+        return frequency / scaling.factor if scaling.kind == "linear" else frequency
     if scaling.kind == "llama3":  # a ramp linear in the number of turns over the original context
         turns = scaling.original_positions * frequency / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
@@ -61,16 +64,31 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
 
 
 def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
-    """(cos, sin) of every rotation, float32 [B, T, head_dim / 2]; made once and used by all layers."""
-    assert config.head_dim is not None
-    scaling = config.rope_scaling
-    angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config.head_dim, config.rope_theta, scaling)
-    sharper = 0.1 * math.log(scaling.factor) + 1 if scaling.kind == "yarn" else 1.0  # on queries and keys each
+    """(cos, sin) of every rotation, float32 [B, T, rotated_dim / 2], for layers with this configuration (`ModelConfig.of_layer`)."""
+    assert config.window_layers is None, "layers differ: take one's configuration"
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if config.window is not None and config.rope_theta_window is not None:
+        theta, scaling = config.rope_theta_window, RopeScaling()
+    angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config.rotated_dim, theta, scaling)
+    sharper = 1.0  # on queries and keys each
+    if scaling.kind == "yarn":
+        sharper = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
     return jnp.cos(angles) * sharper, jnp.sin(angles) * sharper
 
 
 def rotate(x_BTHK: jax.Array, tables: Rope) -> jax.Array:
-    """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX pairing)."""
+    """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX pairing).
+
+    With rotations of fewer pairs than a head has, it is the head's first part that is rotated.
+    """
+    rotated = 2 * tables[0].shape[-1]
+    if rotated < x_BTHK.shape[-1]:
+        return jnp.concatenate([rotate(x_BTHK[..., :rotated], tables), x_BTHK[..., rotated:]], axis=-1)
     cos, sin = (t[:, :, None, :] for t in tables)
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), or x where cap is 0 (Gemma 2)."""
+    return cap * jnp.tanh(x / cap) if cap else x

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from llm_jax.errors import UserError
 from llm_jax.model import attention, moe
 from llm_jax.model.attention_context import arrange, restore
+from llm_jax.model.attention_latent import LatentAttention
 from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.parametrization import readout, residual, times
-from llm_jax.model.parts import Norm, rope_tables
+from llm_jax.model.parts import Norm, rope_tables, softcap
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
-from llm_jax.model.weights import Weight, compute, lookup, weight
+from llm_jax.model.weights import Weight, compute, lookup, placed, weight
+
+RunBlock = dict[ModelConfig, Callable[[jax.Array, Any], tuple[jax.Array, Routing | None]]]
+"""A layer's kind → (x_BTD, weights of one layer) -> (x_BTD, routing)."""
 
 
 class Block(nnx.Module):
@@ -35,8 +40,10 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
-        self.attention = attention.Attention(config, rngs, layers, place)
+        self.attention = (LatentAttention if config.latent.kv_rank else attention.Attention)(config, rngs, layers, place)
         self.mlp_norm = Norm(config, rngs, layers, place)
+        both = config.norm_placement == "both"
+        self.attention_out_norm, self.mlp_out_norm = (Norm(config, rngs, layers, place) if both else None for _ in range(2))
         self.mlp = (moe.MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
@@ -52,8 +59,8 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, attended_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
     ) -> tuple[jax.Array, Routing | None]:
         """The same from what attention adds to the stream x_BTD that entered the block, whoever attended (decoding: to a cache)."""
-        x_BTD = x_BTD + attended_BTD
-        y_BTD, routing = self.feed_forward(x_BTD, real_BT, weights_BT)
+        entered_BTD, x_BTD = x_BTD, x_BTD + attended_BTD
+        y_BTD, routing = self.feed_forward(entered_BTD if self.config.parallel_blocks else x_BTD, real_BT, weights_BT)
         return x_BTD + y_BTD, routing
 
     def attend(self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None) -> jax.Array:
@@ -62,21 +69,22 @@ class Block(nnx.Module):
 
     def before_attention(self, x_BTD: jax.Array) -> jax.Array:
         """What attention gets of the stream."""
-        return self.place.move(self.attention_norm(x_BTD) if self.config.norm_placement == "before" else x_BTD, STREAM)
+        return self.place.move(x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM)
 
     def after_attention(self, y_BTD: jax.Array) -> jax.Array:
         """What the stream gets of attention's result."""
-        return times(y_BTD if self.config.norm_placement == "before" else self.attention_norm(y_BTD), residual(self.config))
+        norm = {"before": None, "after": self.attention_norm, "both": self.attention_out_norm}[self.config.norm_placement]
+        return times(y_BTD if norm is None else norm(y_BTD), residual(self.config))
 
     def feed_forward(
         self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
     ) -> tuple[jax.Array, Routing | None]:
         """The second half, dense or sparse: what it adds to the stream, and what the router did."""
-        before = self.config.norm_placement == "before"
-        y_BTD = checkpoint_name(self.mlp_norm(x_BTD) if before else x_BTD, "mlp_in")  # kept as the stream is split
+        norm = {"before": None, "after": self.mlp_norm, "both": self.mlp_out_norm}[self.config.norm_placement]
+        y_BTD = checkpoint_name(x_BTD if self.config.norm_placement == "after" else self.mlp_norm(x_BTD), "mlp_in")  # kept as the stream is split
         y_BTD = self.place.move(y_BTD, STREAM)
         y_BTD, routing = self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
-        return times(y_BTD if before else self.mlp_norm(y_BTD), residual(self.config)), routing
+        return times(y_BTD if norm is None else norm(y_BTD), residual(self.config)), routing
 
 
 class Transformer(nnx.Module):
@@ -144,6 +152,8 @@ class Transformer(nnx.Module):
         config, place = self.config, self.place
         spec = place.spec(STREAM, "residual")
         x_BTD = lookup(self.embedding, tokens_BT, config, place, spec)
+        if config.embedding_scale != 1:
+            x_BTD *= jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.position == "learned":
             x_BTD += lookup(self.positions, positions_BT, config, place, spec)
         return x_BTD
@@ -163,9 +173,11 @@ class Transformer(nnx.Module):
         Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
         """
         routings = []
+        kinds = layer_kinds(self.config)
         for blocks, first, end in self.runs():
             graph, stacked = nnx.split(blocks)
-            layers = functools.partial(self.run_layers, graph)
+            own, kinds = kinds[: end - first], kinds[end - first :]
+            layers = functools.partial(self.run_layers, graph, of_each_stage(own, self.place) if self.place.axes("layers") else own)
             if self.place.axes("layers"):
                 x_BTD, routing = run_pipeline(layers, self.place, stacked, x_BTD, *beside)
             else:
@@ -197,32 +209,106 @@ class Transformer(nnx.Module):
             runs.append((self.blocks if is_sparse else self.dense_blocks, first, done[is_sparse]))
         return runs
 
-    def run_layers(self, graph: Any, stacked: Any, x_BTD: jax.Array, *beside: Any) -> tuple[jax.Array, Routing | None]:
-        """A stack of blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says."""
-        config = self.config
-        positions_BT, *beside_block = beside
-        rope = rope_tables(config, positions_BT) if config.position == "rope" else None
+    def run_layers(
+        self, graph: Any, kinds: tuple[ModelConfig, ...], stacked: Any, x_BTD: jax.Array, *beside: Any
+    ) -> tuple[jax.Array, Routing | None]:
+        """A stack of blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says.
 
-        def block(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, rope, *beside_block)
+        kinds: each layer's configuration (`of_layer`). A window is part of the program, so a scan's body is a period of layers that repeats.
+        """
+        run_block = {kind: self.block(graph, kind, *beside) for kind in dict.fromkeys(kinds)}
+        if not self.config.scan_layers:
+            return in_turn(kinds, run_block, x_BTD, unstack(stacked))
+        routings, first = [], 0
+        for count, period in repeats(kinds):
+            end = first + count * len(period)
+            part = stacked if end - first == len(kinds) else jax.tree.map(lambda w, a=first, b=end: w[a:b], stacked)
+            if len(period) == 1:
+                x_BTD, routing = jax.lax.scan(run_block[period[0]], x_BTD, part)
+            else:
+                x_BTD, routing = scan_periods(period, run_block, x_BTD, part)
+            routings.append(routing)
+            first = end
+        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else routings[0]
+
+    def block(self, graph: Any, kind: ModelConfig, positions_BT: jax.Array, *beside: Any) -> Callable:
+        """(x_BTD, weights of one layer) -> (x_BTD, routing), for layers of one kind."""
+        config = self.config
+        rope = rope_tables(kind, positions_BT) if config.position == "rope" else None
+
+        def run(x_BTD, weights):
+            return block_of(graph, weights, kind)(x_BTD, rope, *beside)
 
         saved = saved_names(config.remat)
-        if saved is not None:
-            policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-                names_which_can_be_saved=saved,
-                names_which_can_be_offloaded=tensor_names("offload", config.offload),
-                offload_src="device",
-                offload_dst="pinned_host",
-            )
-            # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
-            block = jax.checkpoint(block, policy=policy, prevent_cse=not config.scan_layers)
-        if config.scan_layers:
-            return jax.lax.scan(block, x_BTD, stacked)
-        routings = []
-        for weights in unstack(stacked):
-            x_BTD, routing = block(x_BTD, weights)
-            routings.append(routing)
-        return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
+        if saved is None:
+            return run
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=saved,
+            names_which_can_be_offloaded=tensor_names("offload", config.offload),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
+        return jax.checkpoint(run, policy=policy, prevent_cse=not config.scan_layers)
+
+
+def scan_periods(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, stacked: Any) -> tuple[jax.Array, Routing | None]:
+    """A stack of layers whose kinds repeat these."""
+
+    def period(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, Routing | None]:
+        return in_turn(kinds, run_block, x_BTD, unstack(weights))
+
+    x_BTD, routing = jax.lax.scan(period, x_BTD, jax.tree.map(lambda w: fold(w, len(kinds)), stacked))
+    return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routing)
+
+
+def in_turn(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, weights: list) -> tuple[jax.Array, Routing | None]:
+    """One layer after the other."""
+    routings = []
+    for kind, own in zip(kinds, weights, strict=True):
+        x_BTD, routing = run_block[kind](x_BTD, own)
+        routings.append(routing)
+    return x_BTD, jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
+
+
+def layer_kinds(config: ModelConfig) -> tuple[ModelConfig, ...]:
+    """Each layer's own configuration; those of layers that compute alike are equal."""
+    return tuple(config.of_layer(layer) for layer in range(config.layers))
+
+
+def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
+    """A sequence as scans: (how often, what is repeated), the shortest period first. Without a period, runs of equal neighbours.
+
+    >>> repeats("abababa"), repeats("aaaabb"), repeats("aaa")
+    ([(3, 'ab'), (1, 'a')], [(4, 'a'), (2, 'b')], [(3, 'a')])
+    """
+    n = len(kinds)
+    for p in range(1, n // 2 + 1):
+        if kinds[p:] == kinds[: n - p]:
+            whole = n - n % p
+            return [(n // p, kinds[:p]), *(repeats(kinds[whole:]) if n % p else [])]
+    runs = [len(list(run)) for _, run in itertools.groupby(kinds)]
+    starts = itertools.accumulate(runs, initial=0)
+    return [(count, kinds[start : start + 1]) for start, count in zip(starts, runs, strict=False)]
+
+
+def fold(w: jax.Array, period: int) -> jax.Array:
+    """[layers, ...] → [layers / period, period, ...]."""
+    spec = placed(w)
+    return w.reshape(-1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec))
+
+
+def of_each_stage(kinds: tuple[ModelConfig, ...], place: Placement) -> tuple[ModelConfig, ...]:
+    """The kinds of the layers that a stage of a pipeline runs in one go, which are one program for all stages: UserError where they differ."""
+    pieces = place.size(place.axes("layers")) * place.pipeline.rounds
+    n = len(kinds) // pieces
+    if len(kinds) % pieces == 0 and kinds != kinds[:n] * pieces:
+        windows = tuple(i for i, kind in enumerate(kinds) if kind.window is not None)
+        raise UserError(
+            f"model.window_layers={windows}: the layout's pipeline cuts the layers into {pieces} pieces of {n}, all one program, so layers with a "
+            "window must be at the same places in each; use a layout without a pipeline, or fewer stages or rounds"
+        )
+    return kinds[:n]
 
 
 def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
@@ -235,6 +321,8 @@ def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
     attention.check(config, place, sequence_length)
+    if place.axes("layers"):
+        of_each_stage(layer_kinds(config), place)
     if config.sparse_layers:
         moe.check(config, place)
     if config.offload and place.platform() == "cpu":
@@ -247,8 +335,3 @@ def unstack(tree) -> list:
     count = leaves[0].shape[0]
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
-
-
-def softcap(logits: jax.Array, cap: float) -> jax.Array:
-    """cap * tanh(logits / cap), or the logits where cap is 0 (Gemma 2)."""
-    return cap * jnp.tanh(logits / cap) if cap else logits

@@ -95,9 +95,9 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
     found = {"embedding": x_BTD}
     for _, block, _ in model.layers_in_order():
         attention_BTD = block.attend(x_BTD, block.attention.rope(batch["positions"]), batch["segments"])
-        x_BTD = x_BTD + attention_BTD
-        mlp_BTD, _ = block.feed_forward(x_BTD)
-        x_BTD = x_BTD + mlp_BTD
+        attended_BTD = x_BTD + attention_BTD
+        mlp_BTD, _ = block.feed_forward(x_BTD if model.config.parallel_blocks else attended_BTD)
+        x_BTD = attended_BTD + mlp_BTD
     undone = 1 / residual(model.config)
     return found | {
         "attention": attention_BTD * undone,

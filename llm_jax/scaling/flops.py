@@ -13,7 +13,14 @@ from typing import Any
 
 from llm_jax.errors import check_choice
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.flops import active_parameters, keys_per_query, non_embedding_parameters, parameter_count, train_flops_per_token
+from llm_jax.model.flops import (
+    active_parameters,
+    attention_flops_per_key,
+    keys_per_query_of_all_layers,
+    non_embedding_parameters,
+    parameter_count,
+    train_flops_per_token,
+)
 
 CONVENTIONS = {
     "6nd": ("parameters", "flops_6nd"),
@@ -51,15 +58,14 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> dict[str, floa
     keys, and of their weights with values) are 12 x layers x heads x head_dim for each key that a query meets: all of the sequence
     (`full`, as most papers and peers count), or those that the causal mask leaves, (T + 1) / 2 of T on average (`causal`).
     """
-    assert config.head_dim
     active = _by_convention(config, active_parameters(config, parameter_count(config)))
-    per_key = 12 * config.layers * config.heads * config.head_dim
+    per_key = attention_flops_per_key(config)
     return {
         "flops_6nd": 6.0 * active["parameters"],
         "flops_6nd_non_embedding": 6.0 * active["parameters_non_embedding"],
         "flops_6nd_with_head": 6.0 * active["parameters_with_head"],
-        "flops_attention_full": float(per_key * sequence_length),
-        "flops_attention_causal": per_key * keys_per_query(sequence_length, config.window),
+        "flops_attention_full": float(per_key * config.layers * sequence_length),
+        "flops_attention_causal": per_key * keys_per_query_of_all_layers(config, sequence_length),
         "flops_exact": train_flops_per_token(config, sequence_length),
     }
 

@@ -30,6 +30,8 @@ MATRIX_SIDES: dict[Dims, int] = {
     ("embed", "heads", "head_dim"): 1,
     ("embed", "kv_heads", "head_dim"): 1,
     ("heads", "head_dim", "embed"): 2,
+    ("embed", "latent"): 1,
+    ("latent", "heads", "head_dim"): 1,
     ("embed", "mlp"): 1,
     ("mlp", "embed"): 1,
     ("embed", None): 1,  # a router

@@ -1,0 +1,83 @@
+"""Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): keys and values of all heads from one small vector a token.
+
+    latent_BSR, key_rope_BSP = the two parts of x_BSD kv_down; the first normalised, the second rotated
+    key of a head   = [nope part of kv_up(latent), key_rope]     (the rotated part is the same for all heads)
+    value of a head = value part of kv_up(latent)
+    query of a head = [nope, rotated], from the stream, or from a latent of its own
+
+What a decoder has to keep of a token is its latent and the rotated part of its key. The part that is rotated comes last in a head, and is
+rotated by halves, as everywhere here (`parts.rotate`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llm_jax.model.attention import Attention
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Placement
+from llm_jax.model.parametrization import attention_logits, residual_std, times
+from llm_jax.model.parts import Norm, Rope, rotate
+from llm_jax.model.weights import placed, project, weight
+
+NORM_EPSILON = 1e-6
+"""Of the norms on latents, whatever that of the others is: so it is in DeepSeek's code."""
+
+
+class LatentAttention(Attention):
+    """`Attention` with other projections to queries, keys and values."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
+        self.config, self.place = config, place
+        D, H, K, latent = config.embed, config.heads, config.head_dim, config.latent
+        assert K is not None
+        R, Q, V, std = latent.kv_rank, latent.query_rank, latent.value_dim, config.init_std
+        if Q:
+            self.query_down = weight(rngs, config, (D, Q), ("embed", "latent"), std, layers)
+            self.query_norm = self.norm(rngs, layers, Q)
+            self.query_up = weight(rngs, config, (Q, H, K), ("latent", "heads", "head_dim"), std, layers)
+        else:
+            self.query = weight(rngs, config, (D, H, K), ("embed", "heads", "head_dim"), std, layers)
+        self.kv_down = weight(rngs, config, (D, R + latent.rope_dim), ("embed", "latent"), std, layers)
+        self.kv_norm = self.norm(rngs, layers, R)
+        self.kv_up = weight(rngs, config, (R, H, latent.nope_dim + V), ("latent", "heads", "head_dim"), std, layers)
+        self.out = weight(rngs, config, (H, V, D), ("heads", "head_dim", "embed"), residual_std(config), layers)
+        if config.bias_out:
+            self.out_bias = weight(rngs, config, (D,), ("embed",), 0, layers)
+
+    def norm(self, rngs: nnx.Rngs, layers: int | None, rank: int) -> Norm:
+        """The norm of a latent."""
+        return Norm(self.config, rngs, layers, self.place, shape=(rank,), dims=("latent",), kind="rms", epsilon=NORM_EPSILON)
+
+    def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(q_BTHK, k_BSHK, v_BSHV) of some positions: see `Attention.heads`."""
+        return self.queries(x_BTD, rope), *self.keys_and_values(*self.latents(x_BTD, rope))
+
+    def queries(self, x_BTD: jax.Array, rope: Rope | None) -> jax.Array:
+        """q_BTHK."""
+        config, place, nope = self.config, self.place, self.config.latent.nope_dim
+        if config.latent.query_rank:
+            c_BTR = self.query_norm(project("BTD,DR->BTR", x_BTD, self.query_down, config, place))
+            q_BTHK = project("BTR,RHK->BTHK", c_BTR, self.query_up, config, place)
+        else:
+            q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
+        assert rope is not None
+        q_BTHK = jnp.concatenate([q_BTHK[..., :nope], rotate(q_BTHK[..., nope:], rope)], -1)
+        return times(q_BTHK, attention_logits(config))
+
+    def latents(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array]:
+        """(latent_BSR, normalised; key_rope_BSP, rotated): all that keys and values are made of."""
+        config, R = self.config, self.config.latent.kv_rank
+        c_BSR = project("BTD,DR->BTR", x_BTD, self.kv_down, config, self.place)
+        assert rope is not None
+        return self.kv_norm(c_BSR[..., :R]), rotate(c_BSR[..., None, R:], rope)[..., 0, :]
+
+    def keys_and_values(self, latent_BSR: jax.Array, key_rope_BSP: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(k_BSHK, v_BSHV) of all heads."""
+        nope = self.config.latent.nope_dim
+        kv_BSHK = project("BSR,RHK->BSHK", latent_BSR, self.kv_up, self.config, self.place)
+        shape = (*kv_BSHK.shape[:3], key_rope_BSP.shape[-1])
+        every_head = jnp.broadcast_to(key_rope_BSP[:, :, None], shape, out_sharding=placed(kv_BSHK))
+        return jnp.concatenate([kv_BSHK[..., :nope], every_head], -1), kv_BSHK[..., nope:]
