@@ -35,6 +35,7 @@ from llm_jax.train import run
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import program_options
 from llm_jax.train.console import Console
+from llm_jax.train.evaluation import Evaluator
 from llm_jax.train.feed import Fed, Feed
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.optimizer import make_schedule
@@ -185,7 +186,7 @@ def train(
             group=group,
             step=jit_steps(own_program, make_objective(e.objective), experiments, program_options(program)),
             feed=feed,
-            evaluate=run.Evaluator(program, corpora[0], e, group, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
+            evaluate=Evaluator(program, corpora[0], e, group, by_device(place, make_evaluation(own_program), in_axes=(0, None, None))),
             runs=runs,
             console=console,
             train=e.train,

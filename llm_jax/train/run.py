@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from llm_jax import data
 from llm_jax import experiment as experiments
@@ -31,16 +30,16 @@ from llm_jax.objective.next_token import make_objective
 from llm_jax.scaling import flops
 from llm_jax.train import metrics, run_folder, start
 from llm_jax.train.checkpoint import Checkpoints
-from llm_jax.train.compile import jit_step, program_options
+from llm_jax.train.compile import jit_step
 from llm_jax.train.console import Console
-from llm_jax.train.feed import Feed, on_devices
+from llm_jax.train.evaluation import Evaluator
+from llm_jax.train.feed import Feed
 from llm_jax.train.goodput import Goodput
 from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak import device_peak
 from llm_jax.train.rollback import Rollbacks, Spike, roll_back
 from llm_jax.train.running import Running
 from llm_jax.train.state import Program, TrainState
-from llm_jax.train.step import Metrics, make_evaluation
 from llm_jax.train.words import closing, header
 
 
@@ -374,40 +373,6 @@ def restored(
             f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
         )
     return state, {**info, "step": int(state.step)}
-
-
-class Evaluator:
-    """Held-out loss and bits per byte, of one run or of several."""
-
-    def __init__(self, program: Program, corpus: data.Corpus, experiment: Experiment, group: Group, evaluate: Callable[..., Metrics] | None = None):
-        """evaluate: in place of `make_evaluation`'s, where the state is of several runs."""
-        self.program, self.corpus, self.experiment, self.group = program, corpus, experiment, group
-        self.evaluate = jax.jit(evaluate or make_evaluation(program), compiler_options=program_options(program) or None)
-        self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), experiment.model.vocab or 0)
-
-    def __call__(self, state: TrainState) -> dict[str, Any] | None:
-        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens, float64 [] or [R]; None if a signal ended it."""
-        config = self.experiment.evaluate
-        done = int(np.max(state.step))
-        limit = config.final_batches if done == self.experiment.train.steps else config.batches
-        parameters = state.parameters if state.average is None else state.average
-        sums: dict[str, Any] = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
-        for batch in self.corpus.held_out_batches(self.experiment.train.batch_size, limit):
-            self.group.mark("evaluate", done)
-            if self.group.poll() is not None:
-                return None
-            scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
-            sums = {name: total + np.asarray(scores[name], np.float64) for name, total in sums.items()}
-        return {
-            "eval_loss": sums["cross_entropy"] / sums["weight"],
-            "eval_bits_per_byte": sums["cross_entropy"] / np.log(2) / sums["bytes"],
-            "eval_tokens": sums["weight"],
-        }
-
-
-def pad_to(values: np.ndarray, size: int) -> np.ndarray:
-    """The values with zeros behind them."""
-    return np.pad(values, (0, max(0, size - len(values))))
 
 
 def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, group: Group) -> None:

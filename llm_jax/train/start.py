@@ -49,6 +49,19 @@ def read_source(path: str) -> Experiment | None:
     return read_experiment(Path(path)) if Path(path).exists() else None
 
 
+def model_of(path: Path) -> Experiment:
+    """The experiment of the model in a folder. Raises UserError where there is none."""
+    source = read_source(str(path))
+    if source is None:
+        raise UserError(f"{path}: no such folder; give a run folder")
+    return source
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """Where the tokenizer of the model in a folder is."""
+    return path / TOKENIZER
+
+
 def has_begun(experiment: Experiment) -> bool:
     """Whether there is a checkpoint of the run's own to go on from."""
     return bool(steps_of(Path(experiment.run_dir)))

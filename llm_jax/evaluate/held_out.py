@@ -1,0 +1,120 @@
+"""A model's loss on the held-out documents of a corpus."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from llm_jax import data
+from llm_jax.data import TokenizerConfig
+from llm_jax.errors import UserError
+from llm_jax.experiment import override, resolved
+from llm_jax.layout.layout import Layout
+from llm_jax.model import transformer
+from llm_jax.opened import open_model
+from llm_jax.train.evaluation import HeldOut
+from llm_jax.train.run import check_layout, use_compilation_cache
+from llm_jax.train.start import model_of, tokenizer_folder
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model scored, and on what."""
+
+    path: str
+    step: int
+    sources: dict[str, float]
+    """Of the corpus, with their shares."""
+    eval_loss: float
+    """Nats per token."""
+    perplexity: float
+    """e to that."""
+    eval_bits_per_byte: float
+    """Over the bytes of the tokens that were foretold: the text's, where the tokenizer is lossless."""
+    eval_tokens: int
+    held_out_tokens: int
+    """All that there are."""
+    held_out_documents: int
+    batch_size: int
+    sequence_length: int
+    tokenizer_lossless: bool
+    layout: str
+    mesh: dict[str, int]
+    dtype: str
+
+
+def score(
+    path: Path,
+    changes: list[tuple[str, str]],
+    *,
+    layout: Layout | None = None,
+    mesh: dict[str, int] | None = None,
+    dtype: str | None = None,
+    step: int | None = None,
+    tokens: int | None = None,
+    batches: int | None = None,
+) -> Scores:
+    """Opens the model and scores it. changes: what differs from the run's own configuration, of data and train.
+
+    tokens, batches: at most so many; None: as many as at the end of the run. Raises UserError for what is wrong with any of it.
+    """
+    resolved(override(model_of(path), changes))  # mistakes in what is asked come before the weights are read
+    opened = open_model(path, layout=layout, mesh=mesh, dtype=dtype, step=step)
+    experiment = resolved(override(opened.experiment, changes))
+    check_layout(experiment, opened.place)
+    train, limit = experiment.train, batches or experiment.evaluate.final_batches
+    transformer.check(experiment.model, opened.place, train.sequence_length)
+    use_compilation_cache(experiment)
+    corpus = data.prepare(
+        experiment.data,
+        TokenizerConfig(file=str(tokenizer_folder(path))),
+        sequence_length=train.sequence_length,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        run_dir=None,
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    if corpus.tokenizer.vocab_size > (opened.config.vocab or 0):
+        raise UserError(f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} pieces and its model {opened.config.vocab:,}")
+    if tokens:
+        limit = math.ceil(tokens / (train.batch_size * train.sequence_length))
+    with jax.set_mesh(opened.place.mesh):
+        found = HeldOut(opened.program, corpus, train.batch_size).scores(opened.parameters, limit)
+    assert found
+    loss = float(found["eval_loss"])
+    return Scores(
+        path=str(path),
+        step=opened.step,
+        sources=experiment.data.sources(),
+        eval_loss=loss,
+        perplexity=math.exp(loss),
+        eval_bits_per_byte=float(found["eval_bits_per_byte"]),
+        eval_tokens=int(found["eval_tokens"]),
+        held_out_tokens=corpus.held_out_tokens,
+        held_out_documents=corpus.held_out_documents,
+        batch_size=train.batch_size,
+        sequence_length=train.sequence_length,
+        tokenizer_lossless=corpus.tokenizer.lossless,
+        layout=experiment.layout.name,
+        mesh=dict(opened.place.mesh.shape),
+        dtype=experiment.model.compute_dtype,
+    )
+
+
+def table(scores: Scores) -> str:
+    """The figures as lines for a terminal."""
+    note = "" if scores.tokenizer_lossless else "  (the tokenizer changes some text: of the bytes of its pieces)"
+    lines = {
+        "model": f"{scores.path}, step {scores.step}",
+        "corpus": ", ".join(f"{name}" + (f" × {share:g}" if len(scores.sources) > 1 else "") for name, share in scores.sources.items()),
+        "held out": f"{scores.eval_tokens:,} tokens scored; there are {scores.held_out_tokens:,} in {scores.held_out_documents:,} documents",
+        "sequences": f"of {scores.sequence_length}, {scores.batch_size} at a time, {scores.dtype}",
+        "loss": f"{scores.eval_loss:.4f} nats per token",
+        "perplexity": f"{scores.perplexity:.2f}",
+        "bits/byte": f"{scores.eval_bits_per_byte:.4f}{note}",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

@@ -1,0 +1,109 @@
+"""The evaluate command scores a run as the run itself did, on any layout, and on any corpus."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax.data import load_tokenizer
+from llm_jax.data.token_cache import document_hash, held_out_mask
+from llm_jax.evaluate.__main__ import main
+from llm_jax.opened import open_model
+from tests.data.conftest import documents, write_jsonl
+from tests.tiny_run import launch, summary, write_experiment
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    write_jsonl(folder / "other.jsonl", documents(60, seed=7))
+    run = (f"experiment={write_experiment(folder)}", f"run_dir={folder / 'run'}")
+    assert launch(*run, "train.steps=4", "evaluate.final_batches=null", "data.held_out_fraction=0.1", "optimizer.learning_rate=1e-2") == 0
+    return folder
+
+
+def scored(folder: Path, *arguments: object) -> dict:
+    assert main([str(folder / "run"), f"out={folder / 'scores.json'}", *map(str, arguments)]) == 0
+    return json.loads((folder / "scores.json").read_text())
+
+
+@pytest.mark.parametrize("more", [(), ("layout=fsdp",), ("layout=tensor", "mesh.tensor=2")], ids=" ".join)
+def test_the_runs_own_loss_comes_out_again(trained, more):
+    """Exactly, but for the order of sums on other layouts."""
+    said, found = summary(trained / "run"), scored(trained, *more)
+    for key in ("eval_loss", "eval_bits_per_byte"):
+        assert found[key] == pytest.approx(said[key], rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(said["eval_loss"]), rel=1e-6)
+    assert found["held_out_documents"] > 10
+
+
+def test_another_corpus_is_scored_as_by_hand(trained):
+    """Each document alone, by the model called as a library; the command has all of them in one long row."""
+    import jax
+    import jax.numpy as jnp
+
+    found = scored(
+        trained, f"data.source={trained / 'other.jsonl'}", "data.held_out_fraction=0.2", "train.sequence_length=2048", "train.batch_size=1"
+    )
+    assert found["held_out_tokens"] <= 2048
+    opened, tokenizer = open_model(trained / "run"), load_tokenizer(trained / "run" / "tokenizer")
+    texts = documents(60, seed=7)
+    held_out = held_out_mask(np.array([document_hash(text.encode()) for text in texts], np.uint64), 0.2)
+    total, count, size = 0.0, 0, 0
+    log_p_of = jax.jit(lambda parameters, tokens: jax.nn.log_softmax(opened.program.model(parameters)(tokens)))
+    for text in (text for text, held in zip(texts, held_out, strict=True) if held):
+        ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        row = jnp.zeros((1, 512), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
+        with jax.set_mesh(opened.place.mesh):
+            log_p = np.asarray(log_p_of(opened.parameters, row))[0]
+        total -= sum(log_p[i, token] for i, token in enumerate(ids[1:]))
+        count += len(ids) - 1
+        size += len(text.encode())
+    assert found["eval_tokens"] == count
+    assert found["eval_loss"] == pytest.approx(total / count, rel=1e-5)  # float32
+    assert found["eval_bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+
+
+def test_so_many_tokens_or_batches(trained, capsys):
+    assert scored(trained, "tokens=300")["eval_tokens"] <= 512  # two batches of 8 rows of 32
+    capsys.readouterr()
+    assert scored(trained, "batches=1")["eval_tokens"] <= 256
+    said = capsys.readouterr().out
+    for word in ("nats per token", "perplexity", "bits/byte", "step 4", "written: "):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.sorce=x"], "did you mean 'data.source'?"),
+        (["data.source=/no/such.txt"], "no such file or folder"),
+        (["train.steps=3"], "train.steps=3: there is no key 'train.steps' here"),
+        (["tokens=0"], "tokens=0: must be a whole number, at least 1"),
+        (["tokens=10", "batches=1"], "give one of them"),
+        (["step=99"], "step=99: "),
+        (["layout=fsdpp"], "did you mean 'fsdp'?"),
+        (["dtype=float8"], "must be one of float32, bfloat16"),
+        (["out=x.txt"], "must be a file that ends in .json"),
+        (["train.batch_size=9", "layout=fsdp"], "9 is not a multiple of 8"),
+    ],
+)
+def test_a_mistake_is_one_line(trained, capsys, arguments, says):
+    assert main([str(trained / "run"), *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert says in error
+
+
+def test_what_is_no_model_is_refused(tmp_path, capsys):
+    for arguments, says in (
+        ([str(tmp_path / "none")], "no such folder"),
+        (["data.source=x"], "RUN_OR_FOLDER is missing"),
+        (["a", "b"], "must be one"),
+    ):
+        assert main(arguments.split()) == 2
+        assert says in capsys.readouterr().err
