@@ -10,7 +10,8 @@ key=value         overrides one value of the experiment: model.layers=8, data.so
 layout=NAME       a preset (docs/layouts.md): single, data_parallel, zero1, fsdp, hybrid_fsdp, tensor, fsdp_tensor,
                   fsdp_tensor_sequence, context_gather, context_ring, context_ulysses, expert, expert_tensor,
                   pipeline, pipeline_tensor
-from=FOLDER       a run folder: its model, tokenizer and newest weights are what the run begins with (experiment=continue_pretraining)
+from=FOLDER       a run folder or one of Hugging Face's: its model, tokenizer and (newest) weights are what the run begins with
+                  (experiment=continue_pretraining)
 run_dir=FOLDER    where the run lives; the same command again goes on where it stopped
 
   --list          every experiment with its purpose

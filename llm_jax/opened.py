@@ -117,10 +117,15 @@ def experiment_of(path: Path) -> Experiment:
 
 def tokenizer_of(path: Path) -> Tokenizer | None:
     """The tokenizer of a run folder or of one of Hugging Face's; None where there is none."""
-    folder = path / "tokenizer" if (path / "config.yaml").is_file() else path
+    folder = tokenizer_folder(path)
     if not (folder / JSON_NAME).is_file() and not (folder / MODEL_NAME).is_file():
         return None
     return load_tokenizer(folder, "tokenizer")
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """Where the files of the tokenizer are, in a run folder or in one of Hugging Face's."""
+    return path / "tokenizer" if (path / "config.yaml").is_file() else path
 
 
 def for_use(model: ModelConfig, dtype: str | None) -> ModelConfig:

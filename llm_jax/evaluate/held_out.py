@@ -15,10 +15,10 @@ from llm_jax.errors import UserError
 from llm_jax.experiment import override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
-from llm_jax.opened import open_model
+from llm_jax.opened import open_model, tokenizer_folder
 from llm_jax.train.evaluation import HeldOut
 from llm_jax.train.run import check_layout, use_compilation_cache
-from llm_jax.train.start import model_of, tokenizer_folder
+from llm_jax.train.start import read_source
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def score(
 
     tokens, batches: at most so many; None: as many as at the end of the run. Raises UserError for what is wrong with any of it.
     """
-    resolved(override(model_of(path), changes))  # mistakes in what is asked come before the weights are read
+    resolved(override(read_source(path), changes))  # mistakes in what is asked come before the weights are read
     opened = open_model(path, layout=layout, mesh=mesh, dtype=dtype, step=step)
     experiment = resolved(override(opened.experiment, changes))
     check_layout(experiment, opened.place)

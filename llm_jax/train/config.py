@@ -61,8 +61,8 @@ class TrainConfig:
     microbatches: int = 1
     """Parts that a batch is cut into; their gradients are summed (gradient accumulation)."""
     start_from: str = ""
-    """A run folder whose newest weights the run begins with, in place of random ones; its model must have the same shapes, and the tokenizer
-    must be its. `from=FOLDER` on a command line sets all that."""
+    """A run folder, or one of Hugging Face's, whose (newest) weights the run begins with in place of random ones; its model must have the same
+    shapes, and the tokenizer must be its. `from=FOLDER` on a command line sets all that."""
     seed: int = 0
     """Seeds the weights and the order of the data."""
     ema_decay: float = 0.0

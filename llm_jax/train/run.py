@@ -83,7 +83,7 @@ def prepare_and_train(experiment: Experiment, console: Console, group: Group, be
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
-    if experiment.train.start_from and not start.has_begun(experiment):
+    if experiment.train.start_from and not start.has_begun(Path(experiment.run_dir)):
         together(group, "start", lambda: start.check_start(experiment, program))
     with opened(experiment, corpus, last, group, console):
         return train(with_room, program, corpus, console, group, begun, shared)
@@ -209,6 +209,7 @@ def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
     def check() -> dict[str, Any]:
         run_dir = Path(experiment.run_dir)
         run_folder.check_writable(run_dir)
+        start.check_folder(experiment)
         run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
         return run_folder.last_summary(run_dir)
 

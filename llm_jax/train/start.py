@@ -1,4 +1,4 @@
-"""What a run goes on from, where its first weights aren't drawn at random: another run's, or those of a model that was loaded."""
+"""What a run begins with, where its first weights aren't drawn at random: another run's, or those of a folder of Hugging Face's."""
 
 from __future__ import annotations
 
@@ -23,48 +23,40 @@ TOKENIZER = "tokenizer"
 
 
 def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
-    """The experiment as one that begins with the model of a run folder (`from=path` on a command line): its shape, its tokenizer, its weights.
+    """The experiment as one that begins with the model of a folder (`from=path` on a command line): its shape, its tokenizer, its weights.
 
     pairs: what the command line overrides. A run that has begun already finds all that in its own folder, should the other one be gone.
     Raises UserError where there is no model, and for overrides that would have no effect.
     """
+    from llm_jax.opened import tokenizer_folder
+
     for key, value in pairs:
         if key == "train.start_from":
             raise UserError(f"train.start_from={value}: from={path} says that already; give one of them")
         if key.startswith("tokenizer.") and key != "tokenizer.file":
             raise UserError(f"{key}={value}: the tokenizer is that of from={path}; leave it out")
-    source, folder = read_source(path), Path(path) / TOKENIZER
-    if source is None:
-        run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
-        source = read_experiment(run_dir) if (run_dir / "config.yaml").exists() else None
-        if source is None or source.train.start_from != path:
-            raise UserError(f"from={path}: no such folder; give a run folder")
-        folder = Path(source.tokenizer.file)
+    folder = Path(path).expanduser()
+    run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
+    if not folder.exists() and has_begun(run_dir) and (own := read_experiment(run_dir)).train.start_from == path:
+        model, tokenizer = own.model, own.tokenizer
+    else:
+        model, tokenizer = read_source(folder).model, TokenizerConfig(file=str(tokenizer_folder(folder)))
     train = dataclasses.replace(experiment.train, start_from=path)
-    return dataclasses.replace(experiment, model=source.model, tokenizer=TokenizerConfig(file=str(folder)), train=train)
+    return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
 
 
-def read_source(path: str) -> Experiment | None:
-    """The experiment of the model in a folder; None where there is no such folder. Raises UserError where there is no model in it."""
-    return read_experiment(Path(path)) if Path(path).exists() else None
-
-
-def model_of(path: Path) -> Experiment:
+def read_source(path: Path) -> Experiment:
     """The experiment of the model in a folder. Raises UserError where there is none."""
-    source = read_source(str(path))
-    if source is None:
-        raise UserError(f"{path}: no such folder; give a run folder")
-    return source
+    from llm_jax.opened import experiment_of
+
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
+    return experiment_of(path)
 
 
-def tokenizer_folder(path: Path) -> Path:
-    """Where the tokenizer of the model in a folder is."""
-    return path / TOKENIZER
-
-
-def has_begun(experiment: Experiment) -> bool:
+def has_begun(run_dir: Path) -> bool:
     """Whether there is a checkpoint of the run's own to go on from."""
-    return bool(steps_of(Path(experiment.run_dir)))
+    return bool(steps_of(run_dir))
 
 
 def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
@@ -77,10 +69,8 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
 def check_start(experiment: Experiment, program: Program) -> None:
     """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
     path = experiment.train.start_from
-    source = read_source(path)
-    if source is None:
-        raise UserError(f"train.start_from={path}: no such folder; give a run folder")
-    model = source.model.resolved(experiment.model.vocab if source.model.vocab is None else None)
+    source = read_source(Path(path).expanduser()).model
+    model = source.resolved(experiment.model.vocab if source.vocab is None else None)
     there = Program(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
     if shapes[0] != shapes[1]:
@@ -88,11 +78,20 @@ def check_start(experiment: Experiment, program: Program) -> None:
         raise UserError(f"train.start_from={path}: its weights have other shapes than this model's; undo one of: {'; '.join(changed)}")
 
 
+def check_folder(experiment: Experiment) -> None:
+    """Raises UserError for a run folder that has the weights of a loaded model: a run in it would not begin with them, and hide them."""
+    run_dir = Path(experiment.run_dir)
+    if (run_dir / "weights").exists():
+        raise UserError(
+            f"run_dir={run_dir}: holds a loaded model; train it further with experiment=continue_pretraining from={run_dir} run_dir=ANOTHER"
+        )
+
+
 def first_state(experiment: Experiment, program: Program, say: Callable[[str], None]) -> TrainState:
     """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
     path = experiment.train.start_from
     if not path:
         return program.new_state(experiment.train.seed)
-    parameters, step = read_weights(Path(path), program, None, say)
+    parameters, step = read_weights(Path(path).expanduser(), program, None, say)
     say(f"starting with the weights of {path}, step {step}")
     return program.state_with(parameters)

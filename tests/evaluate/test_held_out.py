@@ -105,5 +105,5 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
         (["data.source=x"], "RUN_OR_FOLDER is missing"),
         (["a", "b"], "must be one"),
     ):
-        assert main(arguments.split()) == 2
+        assert main(arguments) == 2
         assert says in capsys.readouterr().err

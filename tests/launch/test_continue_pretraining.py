@@ -88,7 +88,7 @@ def test_it_goes_on_from_its_own_checkpoint_when_the_source_is_gone(trained, tmp
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
     assert launch(f"experiment={tmp_path / 'run' / 'config.yaml'}", "train.steps=5") == 0  # by its own configuration, too
     assert launch(*parts, f"run_dir={tmp_path / 'new'}") == 2
-    assert f"from={tmp_path / 'source'}: no such folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'source'}: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -142,9 +142,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(command, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_a_loaded_model_is_no_run_folder_to_train_in(trained, command, tmp_path, capsys):
+    """Its weights would be passed over."""
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    assert launch(*command) == 2
+    assert f"experiment=continue_pretraining from={tmp_path / 'run'}" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["weights"]
+
+
 def test_what_is_no_model_is_refused(trained, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for source, says in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "has no config.yaml"), ("", "from= is missing")):
+    for source, says in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "is no run folder"), ("", "from= is missing")):
         pairs = [f"from={source}"] if source else []
         assert launch(f"experiment={trained / 'more.py'}", f"run_dir={tmp_path / 'run'}", *pairs) == 2
         assert says in capsys.readouterr().err
