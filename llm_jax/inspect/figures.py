@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MORE = "Blues"
+"""Colours that say how much: white for nothing, on a dark page black."""
 MOST_LABELS = 48
 """Tokens that are named along an axis."""
 MOST_PANELS = 8
@@ -41,7 +43,7 @@ def loss(found: Findings) -> Drawn:
     x = np.arange(1, T)
     ax.bar(x, losses, color=BLUE, width=0.8 if T < 200 else 1.0, label="loss of the token that came")
     ax.plot(
-        x, found.predictions.entropy[:-1], color=ORANGE, lw=1.1, marker="o" if T < 60 else None, ms=2.5, label="entropy: the loss the model expected"
+        x, found.predictions.entropy[:-1], color=ORANGE, lw=1.1, marker="o" if T < 60 else None, ms=2.5, label="entropy: the loss that it expected"
     )
     ax.axhline(losses.mean(), color=MUTED, lw=0.8, ls="--", label=f"mean loss, {losses.mean():.2f}")
     name_tokens(ax, [p.label for p in found.parts[1:]], 1)
@@ -71,13 +73,13 @@ def attention(found: Findings) -> Drawn:
             grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255)
             ax.add_patch(Rectangle((x - 0.5, y - 0.5), T, T, fill=False, ec=FAINT, lw=0.7))
             ax.text(x + T / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
-    ax.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(grid, cmap=MORE, vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
     shown = len(rows) * len(columns)
     all_heads = maps.weights.shape[0] * maps.weights.shape[1]
     of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
     caption = (
-        f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Darkness is the square root of the weight."
+        f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Colour: the square root of the weight."
     )
     return Drawn("attention", figure, caption, f"Attention maps of {shown} heads")
 
@@ -88,7 +90,7 @@ def heads(found: Findings) -> Drawn:
     titles = ("entropy, nats", "previous token", "first token", "induction")
     for ax, title, values in zip(axes, titles, (*found.scores, found.induction), strict=True):
         top = max(float(np.nanmax(values)), 1e-3) if title == titles[0] else 1.0
-        shown = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        shown = ax.imshow(values, cmap=MORE, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         ax.set_title(title)
         ax.set_xlabel("head")
         ax.grid(visible=False)
@@ -105,7 +107,7 @@ def lens(found: Findings) -> Drawn:
     T = found.lens_length
     probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.parts) > T else T - 1]
     figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
-    shown = ax.imshow(probability, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    shown = ax.imshow(probability, cmap=MORE, vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
     name_tokens(ax, [p.label for p in found.parts[: probability.shape[1]]], 0)
     ax.set_ylabel("after layer")
@@ -125,7 +127,7 @@ def experts(found: Findings) -> Drawn | None:
     count = max(int(r.experts.max()) for r in found.routed) + 1
     load = np.stack([np.bincount(r.experts.reshape(-1), minlength=count) / len(r.experts) for r in found.routed])
     figure, ax = new_figure(1.0 + 0.2 * min(len(load), 30))
-    shown = ax.imshow(load, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    shown = ax.imshow(load, cmap=MORE, vmin=0, aspect="auto", interpolation="nearest")
     ax.set_yticks(range(len(load)), [str(r.layer) for r in found.routed] if len(load) <= 30 else None)
     ax.set_xlabel("expert")
     ax.set_ylabel("layer")
@@ -207,6 +209,8 @@ def weight_difference(found: Findings) -> Drawn | None:
     """How far each kind of weight moved, by layer."""
     if found.comparison is None:
         return None
+    import matplotlib as mpl
+
     layered = [d for d in found.comparison.weights if d.layer is not None]
     kinds = list(dict.fromkeys(d.kind for d in layered))
     layers = sorted({d.layer for d in layered if d.layer is not None})
@@ -215,7 +219,7 @@ def weight_difference(found: Findings) -> Drawn | None:
         table[kinds.index(d.kind), layers.index(d.layer or 0)] = d.relative
     table[np.isinf(table)] = np.nan
     figure, ax = new_figure(1.0 + 0.18 * len(kinds))
-    shown = ax.imshow(table, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    shown = ax.imshow(table, cmap=mpl.colormaps[MORE].with_extremes(bad=FAINT), vmin=0, aspect="auto", interpolation="nearest")
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_xlabel("layer")
     ax.grid(visible=False)
