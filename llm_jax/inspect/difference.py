@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.data import Tokenizer
 from llm_jax.errors import UserError
+from llm_jax.inspect.tokens import Vocabulary
 from llm_jax.model.transformer import Transformer
 from llm_jax.opened import Opened
+
+
+MAY_DIFFER = ("attention", "max_segments", "scan_layers", "remat", "offload", "init_std")
+"""What two models may differ in, besides dtypes, and compute the same function of their weights."""
 
 
 class WeightDifference(NamedTuple):
@@ -31,13 +37,21 @@ class WeightDifference(NamedTuple):
 
 def check_alike(here: Opened, there: Opened, key: str) -> None:
     """Raises UserError where two opened models can't be compared: other shapes, or another tokenizer."""
-    numbers = ("dtype", "attention", "max_segments", "scan_layers", "remat", "offload", "init_std", "base_")
     ours, theirs = (dataclasses.asdict(o.config) for o in (here, there))
     for name, value in ours.items():
-        if value != theirs[name] and not any(part in name for part in numbers):
+        if value != theirs[name] and name not in MAY_DIFFER and not name.endswith("_dtype"):
             raise UserError(f"{key}: is another kind of model: model.{name} is {theirs[name]} there and {value} here")
-    if here.tokenizer is not None and there.tokenizer is not None and here.tokenizer.fingerprint != there.tokenizer.fingerprint:
+    tokenizers = [o.tokenizer_if_any for o in (here, there)]
+    if all(tokenizers) and not same_tokens(*tokenizers):
         raise UserError(f"{key}: has another tokenizer; checkpoints are compared token by token, so they must share one")
+
+
+def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether ids stand for the same bytes in both: the files may differ, as a model's own and those it was exported with."""
+    if first.fingerprint == second.fingerprint:
+        return True
+    one, other = Vocabulary(first), Vocabulary(second)
+    return first.vocab_size == second.vocab_size and all(one[i].data == other[i].data for i in range(first.vocab_size))
 
 
 def weight_differences(here: Opened, there: Opened) -> list[WeightDifference]:

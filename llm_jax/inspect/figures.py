@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MORE = "Blues"
-"""Colours that say how much: white for nothing, on a dark page black."""
+MORE = ("#ffffff", "#9ecae1", "#3182bd", "#08306b")
+"""Colours that say how much: white for nothing; on a dark page, where figures are inverted, black."""
 MOST_LABELS = 48
 """Tokens that are named along an axis."""
 MOST_PANELS = 8
@@ -73,14 +73,12 @@ def attention(found: Findings) -> Drawn:
             grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255)
             ax.add_patch(Rectangle((x - 0.5, y - 0.5), T, T, fill=False, ec=FAINT, lw=0.7))
             ax.text(x + T / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
-    ax.imshow(grid, cmap=MORE, vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(grid, cmap=more(), vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
     shown = len(rows) * len(columns)
     all_heads = maps.weights.shape[0] * maps.weights.shape[1]
     of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
-    caption = (
-        f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Colour: the square root of the weight."
-    )
+    caption = f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Colour: the square root of the weight."
     return Drawn("attention", figure, caption, f"Attention maps of {shown} heads")
 
 
@@ -90,7 +88,7 @@ def heads(found: Findings) -> Drawn:
     titles = ("entropy, nats", "previous token", "first token", "induction")
     for ax, title, values in zip(axes, titles, (*found.scores, found.induction), strict=True):
         top = max(float(np.nanmax(values)), 1e-3) if title == titles[0] else 1.0
-        shown = ax.imshow(values, cmap=MORE, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        shown = ax.imshow(values, cmap=more(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         ax.set_title(title)
         ax.set_xlabel("head")
         ax.grid(visible=False)
@@ -107,7 +105,7 @@ def lens(found: Findings) -> Drawn:
     T = found.lens_length
     probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.parts) > T else T - 1]
     figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
-    shown = ax.imshow(probability, cmap=MORE, vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    shown = ax.imshow(probability, cmap=more(), vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
     name_tokens(ax, [p.label for p in found.parts[: probability.shape[1]]], 0)
     ax.set_ylabel("after layer")
@@ -127,7 +125,7 @@ def experts(found: Findings) -> Drawn | None:
     count = max(int(r.experts.max()) for r in found.routed) + 1
     load = np.stack([np.bincount(r.experts.reshape(-1), minlength=count) / len(r.experts) for r in found.routed])
     figure, ax = new_figure(1.0 + 0.2 * min(len(load), 30))
-    shown = ax.imshow(load, cmap=MORE, vmin=0, aspect="auto", interpolation="nearest")
+    shown = ax.imshow(load, cmap=more(), vmin=0, aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(load)), [str(r.layer) for r in found.routed] if len(load) <= 30 else None)
     ax.set_xlabel("expert")
     ax.set_ylabel("layer")
@@ -209,8 +207,6 @@ def weight_difference(found: Findings) -> Drawn | None:
     """How far each kind of weight moved, by layer."""
     if found.comparison is None:
         return None
-    import matplotlib as mpl
-
     layered = [d for d in found.comparison.weights if d.layer is not None]
     kinds = list(dict.fromkeys(d.kind for d in layered))
     layers = sorted({d.layer for d in layered if d.layer is not None})
@@ -219,7 +215,7 @@ def weight_difference(found: Findings) -> Drawn | None:
         table[kinds.index(d.kind), layers.index(d.layer or 0)] = d.relative
     table[np.isinf(table)] = np.nan
     figure, ax = new_figure(1.0 + 0.18 * len(kinds))
-    shown = ax.imshow(table, cmap=mpl.colormaps[MORE].with_extremes(bad=FAINT), vmin=0, aspect="auto", interpolation="nearest")
+    shown = ax.imshow(table, cmap=more(), vmin=0, aspect="auto", interpolation="nearest")
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_xlabel("layer")
     ax.grid(visible=False)
@@ -252,6 +248,13 @@ def divergence(found: Findings) -> Drawn | None:
 FIGURES: tuple[Callable[[Findings], Drawn | None], ...] = (
     loss, attention, heads, lens, experts, word_cosine, word_path, tokenizers, weight_difference, divergence,
 )  # fmt: skip
+
+
+def more() -> Any:
+    """The colours `MORE`, and grey for what isn't there."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("more", MORE).with_extremes(bad=FAINT)
 
 
 def name_tokens(ax: Axes, labels: list[str], first: int) -> None:

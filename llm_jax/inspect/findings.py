@@ -97,7 +97,7 @@ class Findings:
 
 def find(opened: Opened, asked: Asked) -> Findings:
     """Raises UserError for what this model can't be asked, before it computes anything."""
-    config, tokenizer, vocabulary = opened.config, opened.tokenizer, Vocabulary(opened.tokenizer)
+    config, tokenizer, vocabulary = opened.config, opened.tokenizer_if_any, Vocabulary(opened.tokenizer_if_any)
     ids, count = tokens_of(opened, asked)
     layers = asked.layers if asked.layers is not None else tuple(range(config.layers))
     for layer in layers:
@@ -161,7 +161,7 @@ def most_said(limit: int) -> str:
 
 def encoded(opened: Opened, text: str, origin: str) -> list[int]:
     """BOS and the tokens of a text."""
-    if opened.tokenizer is None:
+    if opened.tokenizer_if_any is None:
         raise UserError(f"{origin}: {opened.path} has no tokenizer; give ids=1,2,3")
     return [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
 
@@ -207,7 +207,7 @@ def by_share(layer: int, experts_Tk: np.ndarray, shares_Tk: np.ndarray) -> Route
 
 def induction_scores(opened: Opened) -> tuple[int, np.ndarray]:
     """(how many random tokens were repeated, [L, H]): over a few rows BOS, random tokens, the same tokens again."""
-    config, tokenizer = opened.config, opened.tokenizer
+    config, tokenizer = opened.config, opened.tokenizer_if_any
     assert config.vocab is not None
     start = int(tokenizer is not None)
     plain = Vocabulary(tokenizer).plain(config.vocab)

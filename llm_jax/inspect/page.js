@@ -41,7 +41,7 @@
     const s = data.scores;
     at("scores").textContent = `Layer ${name}, head ${head}: previous token ${number(s.previous[layer][head])}, first token ${number(s.first[layer][head])}, ` +
       `induction ${number(s.induction[layer][head])}, entropy ${number(s.entropy[layer][head])} nats` +
-      (data.windows[layer] === null ? "." : `; this layer sees ${data.windows[layer]} tokens back.`);
+      (data.windows[layer] === null ? "." : `; this layer sees ${data.windows[layer]} tokens, the query included.`);
     if (at("thumbs").dataset.layer !== String(layer)) thumbs(layer);
     for (const button of at("thumbs").children) button.setAttribute("aria-pressed", button.dataset.head === String(head));
     showQuery();

@@ -172,3 +172,10 @@ def test_layers_of_mixed_stacks_keep_their_numbers():
 def test_other_kinds_of_models_are_not_compared():
     with pytest.raises(UserError, match=r"diff=x: is another kind of model: model\.mlp is 64 there and 48 here"):
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, mlp=64)), "diff=x")
+    with pytest.raises(UserError, match=r"model\.attention_softcap is 2\.0 there and 0\.0 here"):  # not a kernel, though it begins alike
+        check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, attention_softcap=2.0)), "diff=x")
+
+
+@pytest.mark.parametrize(("key", "value"), [("attention", "blocked"), ("scan_layers", False), ("init_std", 0.01), ("softmax_dtype", "bfloat16")])
+def test_how_a_model_is_computed_makes_it_no_other_kind(key, value):
+    check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, **{key: value})), "diff=x")
