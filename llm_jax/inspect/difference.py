@@ -15,7 +15,6 @@ from llm_jax.inspect.tokens import Vocabulary
 from llm_jax.model.transformer import Transformer
 from llm_jax.opened import Opened
 
-
 MAY_DIFFER = ("attention", "max_segments", "scan_layers", "remat", "offload", "init_std")
 """What two models may differ in, besides dtypes, and compute the same function of their weights."""
 
@@ -41,8 +40,8 @@ def check_alike(here: Opened, there: Opened, key: str) -> None:
     for name, value in ours.items():
         if value != theirs[name] and name not in MAY_DIFFER and not name.endswith("_dtype"):
             raise UserError(f"{key}: is another kind of model: model.{name} is {theirs[name]} there and {value} here")
-    tokenizers = [o.tokenizer_if_any for o in (here, there)]
-    if all(tokenizers) and not same_tokens(*tokenizers):
+    one, other = here.tokenizer_if_any, there.tokenizer_if_any
+    if one and other and not same_tokens(one, other):
         raise UserError(f"{key}: has another tokenizer; checkpoints are compared token by token, so they must share one")
 
 

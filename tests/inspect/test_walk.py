@@ -27,11 +27,10 @@ MODELS = {
         position="learned", positions=24,
     ),
     "norms after": dataclasses.replace(SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False),
-    "softcap": dataclasses.replace(SMALL, logit_softcap=5.0),
     "experts": dataclasses.replace(SMALL, layers=3, moe=MOE),
     "gemma": dataclasses.replace(
-        SMALL, layers=4, norm_placement="both", norm_centred=True, embedding_scale=32**0.5, window=5, window_layers=(0, 2), rope_theta_window=100.0,
-        attention_scale=0.5, attention_softcap=2.0,
+        SMALL, layers=3, norm_placement="both", norm_centred=True, embedding_scale=32**0.5, window=5, window_layers=(0, 2), rope_theta_window=100.0,
+        attention_scale=0.5, attention_softcap=2.0, logit_softcap=5.0,
     ),
     "neox": dataclasses.replace(SMALL, norm="layer", parallel_blocks=True, rope_fraction=0.5, bias_qkv=True, attention="blocked"),
     "latent": dataclasses.replace(
@@ -85,7 +84,7 @@ LAYOUTS = {
 def test_the_same_is_seen_under_any_layout(layout):
     look = lambda weights_BHTS: weights_BHTS[0]  # noqa: E731
     tokens = TOKENS[:1, :21]  # neither a multiple of the devices nor of their chunks
-    model = dataclasses.replace(SMALL, layers=4, heads=4, kv_heads=4)
+    model = dataclasses.replace(SMALL, kv_heads=4)
     one, many = opened_with(model), opened_with(model, layout, LAYOUTS[layout])
     assert many.place.mesh.size > 1
     for a, b in zip(Walk(one, look)(tokens), Walk(many, look)(tokens), strict=True):
