@@ -1,0 +1,209 @@
+"""What a folder says that can't be read here is refused, by the name of the key or the tensor; and what changes nothing isn't."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.huggingface import devices, safetensors
+from llm_jax.huggingface.folder import open_folder
+from llm_jax.huggingface.forms import Fit, form, size, split, whole
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.presets import preset
+from llm_jax.opened import open_model
+from llm_jax.train.optimizer import OptimizerConfig
+from llm_jax.train.state import Program
+
+FIXTURES = Path(__file__).parent / "fixtures"
+library = pytest.importorskip("safetensors.numpy", reason="safetensors is in the dev extra")
+
+
+def copied(name: str, folder: Path, **config) -> Path:
+    """A fixture with other keys in its config.json; a key that is ... is taken out."""
+    copy = Path(shutil.copytree(FIXTURES / name, folder / name))
+    tree = json.loads((copy / "config.json").read_text()) | config
+    (copy / "config.json").write_text(json.dumps({key: value for key, value in tree.items() if value is not ...}))
+    return copy
+
+
+def with_tensors(folder: Path, change) -> Path:
+    """The folder with other tensors, in one file."""
+    tensors = {name: array for path in folder.glob("*.safetensors") for name, array in library.load_file(path).items()}
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    change(tensors)
+    library.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
+    """What is read, by path."""
+    return {path: np.asarray(array) for path, array in devices.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("llama", "attention_chunk_size", 64, "attention_chunk_size=64: is unknown, and may change"),
+        ("llama", "num_atention_heads", 8, "did you mean num_attention_heads?"),
+        ("llama", "hidden_act", "relu", "hidden_act=relu: is not built here; must be one of silu"),
+        ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 8.0}, "rope_type=longrope: is not built here"),
+        ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type=llama3: needs low_freq_factor"),
+        ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "llama3"}, "rope_theta of the rotary embedding is 5.0 in one place"),
+        ("llama", "vocab_size", "many", "vocab_size='many': must be a number"),
+        ("llama", "rms_norm_eps", -1.0, "model.norm_epsilon=-1.0: must be above 0"),
+        ("llama", "is_encoder_decoder", True, "is_encoder_decoder=True: is not built here; must be False"),
+        ("llama", "quantization_config", {"quant_method": "gptq"}, "quantization_config=.*: is unknown"),
+        ("llama", "model_type", "lama", "model_type=lama: is not a family that is read here; did you mean 'llama'?"),
+        ("llama", "model_type", ..., "has no model_type"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx=True: is not built here"),
+        ("gpt2", "hidden_size", 99, "n_embd=32 and hidden_size=99 are one key in two spellings and differ"),
+        ("qwen3_moe", "num_experts", 99, "are one key in two spellings and differ"),
+    ],
+)
+def test_a_key_that_changes_the_model_and_is_not_built_is_named(tmp_path, name, key, value, said):
+    with pytest.raises(UserError, match=said) as error:
+        open_folder(copied(name, tmp_path, **{key: value}))
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_change_nothing_are_no_hindrance(tmp_path):
+    folder = copied("llama", tmp_path, attention_dropout=0.1, use_cache=False, auto_map={}, some_new_key=None, is_decoder=True, temperature=0.7)
+    assert open_folder(folder).model == open_folder(FIXTURES / "llama").model
+
+
+def test_keys_that_are_missing_have_the_classs_defaults(tmp_path):
+    folder = copied("mistral", tmp_path, **dict.fromkeys(("sliding_window", "rms_norm_eps", "rope_theta", "rope_parameters", "tie_word_embeddings"), ...))
+    model = open_folder(folder).model
+    assert (model.window, model.norm_epsilon, model.rope_theta, model.tied_embeddings) == (4096, 1e-6, 10000.0, False)
+
+
+def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(tmp_path):
+    cases = {
+        "has no tensor model.norm.weight": lambda tensors: tensors.pop("model.norm.weight"),
+        "model.extra.weight is a tensor that nothing here takes": lambda tensors: tensors.update({"model.extra.weight": np.ones(3, np.float32)}),
+        r"model.norm.weight is \[3\], and its config.json asks for \[32\]": lambda tensors: tensors.update({"model.norm.weight": np.ones(3, np.float32)}),
+        "model.norm.weight is I32; must be one of": lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int32)}),
+    }
+    for i, (said, change) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=said):
+            open_model(with_tensors(copied("mistral", tmp_path / str(i)), change))
+
+
+def test_buffers_of_old_files_are_passed_over_and_other_tensors_only_by_name(tmp_path):
+    def change(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+        tensors["model.layers.9.eh_proj.weight"] = np.ones(4, np.float32)
+
+    folder = with_tensors(copied("mistral", tmp_path), change)
+    with pytest.raises(UserError, match="model.layers.9.eh_proj.weight is a tensor that nothing here takes"):
+        open_model(folder)
+    assert open_model(folder, leave_out=["model.layers.9.*"]).step == 0
+
+
+def test_a_tied_head_that_is_in_the_file_too_must_be_the_embedding(tmp_path):
+    name = "qwen3"
+    assert open_folder(FIXTURES / name).model.tied_embeddings
+
+    def twice(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    def other(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+    folder = with_tensors(copied(name, tmp_path / "twice"), twice)
+    np.testing.assert_array_equal(parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"])
+    with pytest.raises(UserError, match=r"lm_head.weight is another than model.embed_tokens.weight"):
+        open_model(with_tensors(copied(name, tmp_path / "other"), other))
+
+
+def test_files_that_are_cut_off_or_none_are_said(tmp_path):
+    folder = copied("mistral", tmp_path)
+    file = folder / "model.safetensors"
+    whole_file = file.read_bytes()
+    for content, said in ((whole_file[:-5], "is shorter than its header says"), (b"hello", "is not a safetensors file")):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            open_folder(folder)
+    file.rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no model.safetensors and no .*; there is pytorch_model.bin, which is not read"):
+        open_folder(folder)
+    with pytest.raises(UserError, match=r"no run folder"):
+        (tmp_path / "empty").mkdir()
+        open_model(tmp_path / "empty")
+
+
+def test_what_the_index_names_must_be_there(tmp_path):
+    folder = copied("llama", tmp_path)
+    next(iter(sorted(folder.glob("*.safetensors")))).unlink()
+    with pytest.raises(UserError, match=r"model-00001-of-00003.safetensors: there is no such file"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_weights_of_any_float_dtype_are_read_as_they_are(tmp_path, kind):
+    def change(tensors):
+        for name, array in tensors.items():
+            tensors[name] = array.astype(kind)
+
+    read, before = parameters(with_tensors(copied("mistral", tmp_path), change)), parameters(FIXTURES / "mistral")
+    for path, array in read.items():
+        np.testing.assert_array_equal(array, before[path].astype(kind).astype(np.float32), err_msg=path)
+
+
+def test_8_bit_weights_are_multiplied_by_the_scales_of_their_blocks(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((200, 300)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.random((2, 3)).astype(np.float32) + 0.5
+    planned = [safetensors.Planned("w_scale_inv", "float32", scale.shape)]
+    header = {
+        "w": {"dtype": "F8_E4M3", "shape": [200, 300], "data_offsets": [0, 60000]},
+        "w_scale_inv": {"dtype": "F32", "shape": [2, 3], "data_offsets": [60000, 60000 + planned[0].nbytes]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + weight.tobytes() + scale.tobytes())
+    tensors = safetensors.read_folder(tmp_path)
+    assert list(tensors) == ["w"]
+    expected = weight.astype(np.float32) * np.kron(scale, np.ones((128, 128), np.float32))[:200, :300]
+    np.testing.assert_array_equal(tensors["w"].rows(0, 200), expected)
+    np.testing.assert_array_equal(tensors["w"].rows(100, 150), expected[100:150])  # across the border of a block
+
+
+SIZES = {"single": {}, "fsdp_tensor": {"data": 2, "tensor": 2}, "pipeline": {"stage": 3, "data": 1}}
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_however_small_the_parcels_the_weights_are_the_same_on_any_layout(layout):
+    folder = open_folder(FIXTURES / "mixtral")
+    place = MeshPlacement(preset(layout), make_mesh(preset(layout), SIZES[layout]))
+    program = Program(folder.model, OptimizerConfig(), place)
+    table = folder.table(program)
+    read = devices.flat_paths(devices.read_parameters(table, folder.tensors, program, parcel=3000))
+    shardings = devices.flat_paths(program.shardings("stored"))
+    for path, expected in parameters(FIXTURES / "mixtral").items():
+        assert read[path].sharding == shardings[path]
+        np.testing.assert_array_equal(read[path], expected, err_msg=path)
+
+
+def test_a_form_is_read_and_written_in_any_part():
+    rng = np.random.default_rng(0)
+    theirs = rng.standard_normal((4 * 3 * 6, 5))
+    fit = Fit(form("(h p k) d -> d h k"), (5, 4, 6), part=1, parts=3, order=("k", (0, 2, 4, 1, 3, 5)))
+    ours = theirs.reshape(4, 3, 6, 5)[:, 1].transpose(2, 0, 1)[..., [0, 2, 4, 1, 3, 5]]
+    assert fit.their_shape == theirs.shape
+    box = (slice(1, 4), slice(2, 3), slice(1, 5))
+    np.testing.assert_array_equal(fit.read(lambda a, b: theirs[a:b], box), ours[box])
+    back = np.zeros_like(theirs)
+    fit.write(ours, back)
+    np.testing.assert_array_equal(back.reshape(4, 3, 6, 5)[:, 1], theirs.reshape(4, 3, 6, 5)[:, 1])
+    assert not back.reshape(4, 3, 6, 5)[:, [0, 2]].any()
+    boxes = split(whole((5, 4, 6)), [1, 2], 13)
+    assert max(size(b) for b in boxes) <= 13 or max(b[0].stop for b in boxes) == 5
+    assert sum(size(b) for b in boxes) == 120

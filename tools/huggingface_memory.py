@@ -1,0 +1,123 @@
+"""What loading a model of several GB costs of the host's memory beyond the model itself: python tools/huggingface_memory.py gigabytes=3
+
+  python tools/huggingface_memory.py gigabytes=3                                 on one device
+  python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated ones, which have their memory in the host's
+
+It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a process of its own, and prints the peak of that process's
+memory (VmHWM) less what it had before and less the weights. The promise: no more than the largest tensor and 1 GiB. save=true goes on to
+write the run folder, as `python -m llm_jax.huggingface.load` does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GIB = 1 << 30
+MEASURE = """
+import json, sys, time
+from pathlib import Path
+
+def status(key):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
+
+import jax
+from llm_jax.huggingface import load
+from llm_jax.huggingface.devices import flat_paths
+from llm_jax.layout.presets import preset
+from llm_jax.opened import open_model
+
+folder, layout, save = sys.argv[1:]
+jax.block_until_ready(jax.numpy.zeros(8))
+before, started = status("VmRSS"), time.monotonic()
+opened = open_model(folder, layout=preset(layout))
+weights = sum(shard.data.nbytes for a in flat_paths(opened.parameters).values() for shard in a.addressable_shards)
+made = {"before": before, "weights": weights, "peak": status("VmHWM"), "seconds": time.monotonic() - started}
+if save == "true":
+    load.write_run(opened, Path(folder).parent / "run")
+    made["peak_saved"] = status("VmHWM")
+print(json.dumps(made))
+"""
+
+
+def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
+    """A folder with a random Llama of about so many bytes; the bytes of its largest tensor."""
+    import numpy as np
+
+    from llm_jax.huggingface import safetensors
+    from llm_jax.huggingface.devices import shapes_of
+    from llm_jax.huggingface.family import family
+    from llm_jax.huggingface.table import lay
+    from llm_jax.layout.layout import MeshPlacement
+    from llm_jax.layout.mesh import make_mesh
+    from llm_jax.layout.presets import preset
+    from llm_jax.model.config import ModelConfig
+    from llm_jax.train.optimizer import OptimizerConfig
+    from llm_jax.train.state import Program
+
+    embed = min(2048, max(64, 2 ** round(math.log2((total / 2000) ** 0.5))))
+    vocab = min(vocab, max(128, total // (embed * 16)))
+    mlp = 4 * embed
+    layers = max(1, round((total / 2 - 2 * vocab * embed) / (embed * embed * 2.5 + 3 * embed * mlp)))
+    model = ModelConfig(layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False).resolved()
+    one, single = family("llama", "llama"), preset("single")
+    program = Program(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
+    table = lay(one.tensors(model), model, shapes_of(program))
+    planned = [safetensors.Planned(name, "bfloat16", pieces[0].fit.their_shape) for name, pieces in table.tensors.items()]
+    files = safetensors.shards(planned, 1_000_000_000)
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal(1 << 20, np.float32) * 0.02).astype(safetensors.FLOATS["BF16"]).view(np.uint8)
+    folder.mkdir(parents=True)
+    for name, tensors in zip(safetensors.shard_names(len(files)), files, strict=True):
+        with (folder / name).open("wb") as file:
+            safetensors.write_header(file, tensors)
+            for tensor in tensors:
+                for first in range(0, tensor.nbytes, len(noise)):
+                    noise[: min(len(noise), tensor.nbytes - first)].tofile(file)
+    if len(files) > 1:
+        safetensors.write_index(folder, files, safetensors.shard_names(len(files)))
+    (folder / "config.json").write_text(json.dumps({**one.write_config(model), "torch_dtype": "bfloat16"}))
+    return max(tensor.nbytes for tensor in planned)
+
+
+def measure(folder: Path, layout: str = "single", devices: int = 1, save: bool = False) -> dict[str, float]:
+    """What a process of its own needs to load the folder, in bytes: before, weights, peak (and peak_saved); seconds."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-c", MEASURE, str(folder), layout, str(save).lower()]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, prints, and leaves nothing."""
+    asked = dict(argument.split("=", 1) for argument in arguments)
+    save = asked.get("save") == "true"
+    work = Path(tempfile.mkdtemp(dir=asked.get("dir")))
+    try:
+        largest = write_random(work / "model", int(float(asked.get("gigabytes", 3)) * 1e9))
+        started = time.monotonic()
+        found = measure(work / "model", asked.get("layout", "single"), int(asked.get("devices", 1)), save)
+        print(f"weights {found['weights'] / GIB:.2f} GiB, largest tensor {largest / GIB:.2f} GiB, loaded in {found['seconds']:.0f} s")
+        for name in ("peak", "peak_saved") if save else ("peak",):
+            beyond = found[name] - found["before"] - found["weights"]
+            print(f"{name} beyond the weights: {beyond / GIB:.2f} GiB (promised: below {largest / GIB + 1:.2f} GiB)")
+        print(f"{time.monotonic() - started:.0f} s in all")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
