@@ -68,7 +68,7 @@ def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any
             here = common(box, mine)
             if here is None:
                 continue
-            piece = jax.device_put(np.ascontiguousarray(part[inside(here, box)]), device)
+            piece = jax.device_put(part[inside(here, box)], device)  # turns what is turned by strides as it copies
             start = [s.start for s in inside(here, mine)]
             buffers[device] = piece if here == mine else put(buffers[device], piece, start)
         jax.block_until_ready(list(buffers.values()))  # what is on its way is in the host's memory
@@ -86,22 +86,24 @@ def inside_bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bo
     return tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
 
 
-def fetch(array: jax.Array, prefix: tuple[int, ...]) -> np.ndarray:
-    """array[prefix] on the host, from the devices that have parts of it."""
-    shape = array.shape
-    box = (*(slice(i, i + 1) for i in prefix), *whole(shape[len(prefix) :]))
-    made = np.empty(shape[len(prefix) :], array.dtype)
+def fetch(array: jax.Array, prefix: tuple[int, ...], turn: tuple[int, ...]) -> np.ndarray:
+    """array[prefix] on the host, its dims in the order `turn`, from the devices that have parts of it."""
+    shape, depth = array.shape, len(prefix)
+    box = (*(slice(i, i + 1) for i in prefix), *whole(shape[depth:]))
+    made = np.empty([shape[depth + axis] for axis in turn], array.dtype)
     for shard in array.addressable_shards:
         mine = inside_bounds(shard.index, shape)
         here = common(box, mine) if shard.replica_id == 0 else None
-        if here is not None:
-            local = inside(here, mine)
-            part = cut(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local))
-            made[inside(here, box)[len(prefix) :]] = np.asarray(part).reshape(made[inside(here, box)[len(prefix) :]].shape)
+        if here is None:
+            continue
+        local = inside(here, mine)
+        part = cut(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), turn)
+        made[tuple(here[depth + axis] for axis in turn)] = part
     return made
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def cut(array: jax.Array, start: list[int], sizes: tuple[int, ...]) -> jax.Array:
-    """A part of an array."""
-    return jax.lax.dynamic_slice(array, start, sizes)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def cut(array: jax.Array, start: list[int], sizes: tuple[int, ...], turn: tuple[int, ...]) -> jax.Array:
+    """A part of an array, its last dims in another order; those before are of size 1 and gone."""
+    part = jax.lax.dynamic_slice(array, start, sizes)
+    return jnp.transpose(part.reshape(sizes[len(sizes) - len(turn) :]), turn)

@@ -94,14 +94,17 @@ class Fit:
             ours = np.take(ours, np.asarray(self.order[1])[box[axis]], axis)
         return ours
 
-    def write(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Puts our whole array into theirs [their_shape]."""
+    @property
+    def turn(self) -> tuple[int, ...]:
+        """Our dims in the order in which theirs has them."""
+        return tuple(self.form.ours.index(dim) for dim in self.form.flat if dim != PART)
+
+    def write(self, turned: np.ndarray, theirs: np.ndarray) -> None:
+        """Puts our whole array, its dims turned as `turn` says, into theirs [their_shape]."""
         if self.order is not None:
-            ours = np.take(ours, np.argsort(self.order[1]), self.form.ours.index(self.order[0]))
-        flat = [dim for dim in self.form.flat if dim != PART]
-        view = theirs.reshape([self.sizes[dim] for dim in self.form.flat])
+            turned = np.take(turned, np.argsort(self.order[1]), self.turn.index(self.form.ours.index(self.order[0])))
         at = tuple(self.part if dim == PART else slice(None) for dim in self.form.flat)
-        view[at] = ours.transpose([self.form.ours.index(dim) for dim in flat])
+        theirs.reshape([self.sizes[dim] for dim in self.form.flat])[at] = turned
 
 
 def whole(shape: Sequence[int]) -> Box:

@@ -116,7 +116,7 @@ def write_weights(opened: Any, one: Any, folder: Path, dtype: str, shard_bytes: 
             for tensor in tensors:
                 theirs = np.empty(tensor.shape, safetensors.FLOATS[safetensors.NAMES[tensor.dtype]])
                 for piece in table.tensors[tensor.name]:
-                    piece.fit.write(fetch(arrays[piece.path], piece.prefix), theirs)
+                    piece.fit.write(fetch(arrays[piece.path], piece.prefix, piece.fit.turn), theirs)
                 theirs.reshape(-1).view(np.uint8).tofile(file)
     if len(files) > 1:
         safetensors.write_index(folder, files, names)
@@ -135,7 +135,8 @@ def token_ids(opened: Any, tree: dict[str, Any]) -> dict[str, Any]:
     tokenizer = opened.tokenizer_if_any
     if tokenizer is None:
         return {}
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ends = list(tokenizer.eos_ids)
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
 
 
 def source_folder(path: Path) -> Path | None:

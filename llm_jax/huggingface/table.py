@@ -66,13 +66,13 @@ class Table:
         return len(next(iter(self.pieces[path])))
 
     def read(self, tensors: Mapping[str, Tensor], path: str, box: Box, dtype: Any) -> np.ndarray:
-        """A part of an array in a dtype, from the files."""
+        """A part of an array in a dtype, from the files; in memory it is as they have it, and its strides turn it."""
         depth = self.depth(path)
-        made = np.empty([s.stop - s.start for s in box], dtype)
+        read = []
         for prefix in itertools.product(*(range(s.start, s.stop) for s in box[:depth])):
             piece = self.pieces[path][prefix]
-            made[tuple(i - s.start for i, s in zip(prefix, box, strict=False))] = piece.fit.read(tensors[piece.name].rows, box[depth:])
-        return made
+            read.append(piece.fit.read(tensors[piece.name].rows, box[depth:]).astype(dtype, copy=False))
+        return stacked(read).reshape([s.stop - s.start for s in box])
 
     def check(self, tensors: Mapping[str, Tensor], folder: Path, left_out: tuple[str, ...] = ()) -> None:
         """Raises UserError, naming the first, for a tensor that is missing, of another shape or dtype, or taken by nothing.
@@ -120,3 +120,10 @@ def lay(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[in
 def fit(entry: Entry, shape: tuple[int, ...]) -> Fit:
     """An entry's form with the sizes of an array of ours."""
     return Fit(form(entry.form), shape, entry.part, entry.parts, entry.order)
+
+
+def stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """`np.stack` that leaves what is turned by strides turned by strides: NumPy takes longer to move a large matrix's numbers than to read it."""
+    order = sorted(range(arrays[0].ndim), key=lambda axis: -arrays[0].strides[axis])
+    made = np.stack([array.transpose(order) for array in arrays]) if len(arrays) > 1 else arrays[0].transpose(order)[None]
+    return made.transpose(0, *(1 + order.index(axis) for axis in range(len(order))))
