@@ -125,17 +125,17 @@ class Attention(nnx.Module):
         return place.move(place.local(run, dims, Q_DIMS, "attention")(q_BTHK, k_BSGK, v_BSGK, *segments), Q_DIMS)
 
 
-def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...]) -> jax.Array:
-    """Of the key/value heads that are here, those that this device's `heads` query heads look at.
+def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...], dim: int = 2) -> jax.Array:
+    """Of the key/value heads that are here (the array's dim `dim`), those that this device's `heads` query heads look at.
 
     `group`: query heads that share one. `axes`, `kv_axes`: the mesh axes that split the ones and the others.
     """
     count = max(1, heads // group)
-    if count == x_BSGK.shape[2]:
+    if count == x_BSGK.shape[dim]:
         return x_BSGK
     first_head = jax.lax.axis_index(axes) * heads
-    first_here = jax.lax.axis_index(kv_axes) * x_BSGK.shape[2] if kv_axes else 0
-    return jax.lax.dynamic_slice_in_dim(x_BSGK, first_head // group - first_here, count, 2)
+    first_here = jax.lax.axis_index(kv_axes) * x_BSGK.shape[dim] if kv_axes else 0
+    return jax.lax.dynamic_slice_in_dim(x_BSGK, first_head // group - first_here, count, dim)
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:

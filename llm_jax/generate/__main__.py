@@ -1,0 +1,212 @@
+"""Lets a model write: python -m llm_jax.generate RUN_OR_FOLDER prompt="..." key=value ...
+
+  python -m llm_jax.generate runs/quickstart/default prompt="def main(" temperature=0.8 top_k=50
+  python -m llm_jax.generate runs/quickstart/default prompts=prompts.txt max_tokens=100 json=out.jsonl
+  python -m llm_jax.generate model/ prompt="Once" layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
+
+RUN_OR_FOLDER       a run folder, or one that llm_jax.huggingface.load has made
+prompt=TEXT         what is continued, from the start of a document; may be given several times. None: the start of a document
+prompts=FILE        a prompt a line; of a .jsonl file each line's "prompt", with keys of its own: {"prompt": "a", "seed": 3, "stop": ["b"]}
+
+max_tokens=N        tokens of each continuation, at most (256)
+temperature=X       logits are divided by it (1); 0: always the most likely token
+top_k=N             only the N most likely tokens (0: all)
+top_p=X             only the most likely tokens that together have this probability (1: all)
+min_p=X             only tokens at least this times as likely as the most likely one (0: all)
+repetition_penalty=X  above 1: tokens that were there before become less likely (1: off)
+stop=TEXT           the text ends before it; may be given several times; \\n is a line end
+seed=N              of the first prompt; the next ones have N + 1, ... (0)
+logprobs=N          prints each token with its log-probability and the N most likely ones
+json=FILE           writes a line of JSON for each prompt: text, tokens, logprobs, why it ended
+
+slots=N             prompts that run at once, others wait (as many as there are, at most 8)
+layout=NAME, mesh.AXIS=N   where the weights live (one device); a pipeline's stages hold weights, which are gathered layer by layer
+dtype=NAME          of weights and what is computed: float32, bfloat16 (as the model was trained)
+step=N              the checkpoint (the newest)
+
+  --help            this text
+
+The text goes to stdout as it comes (of several prompts one after the other), all else to stderr: what is compiled, and in the end tokens/s
+and the time to the first token. Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from llm_jax.command import output_file, read_arguments, run_command
+from llm_jax.errors import UserError, closest, nearest, require
+from llm_jax.generate.request import Request, Result
+
+if TYPE_CHECKING:
+    from llm_jax.opened import Opened
+
+FLAGS = ("--help", "-h")
+OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "tokens", "stop"))
+ONCE = (*OF_REQUEST, "prompts", "json", "slots", "layout", "dtype", "step")
+REPEATED = ("prompt", "stop")
+MOST_SLOTS = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(generate, arguments)
+
+
+def generate(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    path, arguments = split_path(arguments)
+    flags, pairs = read_arguments(arguments, FLAGS)
+    if flags or (path is None and not arguments):
+        print(__doc__)
+        return 0
+    if path is None:
+        raise UserError("which model? python -m llm_jax.generate RUN_OR_FOLDER prompt=...: the first word is a folder")
+    once, mesh = read_keys(pairs)
+    requests = read_requests(pairs, once)
+    slots = whole("slots", once.get("slots", str(min(len(requests), MOST_SLOTS))))
+    require(slots >= 1, "slots", slots, "at least 1")
+    file = output_file("json", once["json"]) if "json" in once else None
+
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.terminal import write
+    from llm_jax.layout.presets import preset
+    from llm_jax.opened import open_model, to_stderr
+
+    layout = preset(once["layout"]) if "layout" in once else None
+    step = whole("step", once["step"]) if "step" in once else None
+    opened = open_model(path, layout=layout, mesh=mesh, dtype=once.get("dtype"), step=step)
+    tokenizer = opened.tokenizer
+    longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
+    say_limits(opened, longest)
+    engine = Engine(opened, slots, longest, say=to_stderr)
+    results, seconds = write(engine, requests)
+    if file:
+        file.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))
+    to_stderr(speed(results, seconds))
+    return 0
+
+
+def split_path(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the model's folder, the other arguments): the first word, unless it is an option or key=value of this command."""
+    first = arguments[0] if arguments else ""
+    if not first or first in FLAGS or (first.partition("=")[0] in (*ONCE, *REPEATED) and "=" in first):
+        return None, arguments
+    return first, arguments[1:]
+
+
+def read_keys(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, int]]:
+    """(values of the keys that are given once, sizes of mesh axes). Raises UserError for a key that there is not, or twice."""
+    once: dict[str, str] = {}
+    mesh: dict[str, int] = {}
+    for key, value in pairs:
+        if key in REPEATED:
+            continue
+        if key.startswith("mesh."):
+            mesh[key.removeprefix("mesh.")] = whole(key, value)
+        elif key not in ONCE:
+            close = closest(key, (*ONCE, *REPEATED))
+            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help says what there is"))
+        elif key in once:
+            raise UserError(f"{key}={value}: is given twice")
+        else:
+            once[key] = value
+    return once, mesh
+
+
+def read_requests(pairs: list[tuple[str, str]], once: dict[str, str]) -> list[Request]:
+    """What is asked for, each checked."""
+    hints = get_type_hints(Request)
+    values: dict[str, Any] = {key: number(key, once[key], hints[key]) for key in OF_REQUEST if key in once}
+    stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
+    prompts: list[dict[str, Any]] = [{"prompt": value} for key, value in pairs if key == "prompt"]
+    if "prompts" in once:
+        prompts += read_prompts(Path(once["prompts"]))
+    requests = []
+    for i, own in enumerate(prompts or [{}]):
+        request = Request(**{**values, "stop": stop, "seed": values.get("seed", 0) + i, **own})
+        request.check()
+        requests.append(request)
+    return requests
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The prompts of a file: lines of text, or of JSON with keys of `Request`."""
+    if not path.is_file():
+        raise UserError(f"prompts={path}: no such file")
+    lines = path.read_text().splitlines()
+    require(bool(lines), "prompts", path, "a file with a prompt a line")
+    if path.suffix != ".jsonl":
+        return [{"prompt": line} for line in lines]
+    hints, found = get_type_hints(Request), []
+    for i, line in enumerate(lines):
+        said = f"prompts={path}: line {i + 1}"
+        try:
+            own = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{said}: not JSON ({error})") from error
+        if not isinstance(own, dict) or not isinstance(own.get("prompt", ""), str):
+            raise UserError(f'{said}: must be an object with "prompt", {{"prompt": "text"}}')
+        for key, value in own.items():
+            if key not in hints:
+                raise UserError(f"{said}: there is no key {key!r}; {nearest(key, hints)}")
+            if key in OF_REQUEST:
+                own[key] = number(f"{said}: {key}", json.dumps(value), hints[key])
+            elif key in ("stop", "tokens"):
+                kind = str if key == "stop" else int
+                if not isinstance(value, list) or not all(type(v) is kind for v in value):
+                    raise UserError(f"{said}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}")
+                own[key] = tuple(value)
+        found.append(own)
+    return found
+
+
+def number(key: str, value: str, kind: type) -> Any:
+    """A value as a number; UserError if it is none."""
+    if kind is int:
+        return whole(key, value)
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UserError(f"{key}={value}: must be a number") from error
+
+
+def whole(key: str, value: str) -> int:
+    """A value as a whole number; UserError if it is none."""
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UserError(f"{key}={value}: must be a whole number") from error
+
+
+def say_limits(opened: Opened, longest: int) -> None:
+    """Says where the model is asked for more than it knows."""
+    config, trained = opened.program.config, opened.experiment.train.sequence_length
+    if config.position == "learned" and longest > config.positions:
+        print(f"model.positions={config.positions}: there the text ends, though {longest} tokens may be asked for", file=sys.stderr)
+    elif opened.step and longest > trained:
+        print(
+            f"up to {longest} tokens: more than the {trained} of train.sequence_length, of what is beyond the model has seen nothing", file=sys.stderr
+        )
+
+
+def speed(results: list[Result], seconds: float) -> str:
+    """The last line: how fast it went."""
+    tokens = sum(len(result.tokens) for result in results)
+    first = [result.seconds_to_first for result in results if result.seconds_to_first is not None]
+    waited = f"first token after {first[0]:.3f} s" + (f" (the last prompt's after {max(first):.3f} s)" if len(first) > 1 else "")
+    return f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s; {waited}; without compiling"
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """A result as a line of the json file."""
+    keys = ("text", "finished", "prompt_tokens", "tokens", "logprobs", "top", "seconds_to_first")
+    return {**dataclasses.asdict(result.request), **{key: getattr(result, key) for key in keys}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The command as a user runs it, on a run of the smallest experiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_jax.generate.__main__ import main
+from tests.tiny_run import launch, write_experiment
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    path = write_experiment(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        from llm_jax.train import run
+
+        patch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)
+        assert launch(f"experiment={path}", f"run_dir={folder / 'run'}", "train.steps=2") == 0
+    return folder / "run"
+
+
+def test_prompts_are_continued_in_order_and_told_as_json(run_dir, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    settings = ["max_tokens=12", "temperature=0.9", "top_k=40", "seed=3", "logprobs=2", "slots=1"]
+    assert main([str(run_dir), "prompt=the é", "prompt=", f"json={out}", *settings]) == 0
+    printed, said = capsys.readouterr()
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["prompt"] for r in results] == ["the é", ""]
+    assert [r["seed"] for r in results] == [3, 4]
+    assert f"--- 1 of 2\nthe é{results[0]['text']}\n" in printed
+    assert f"--- 2 of 2\n{results[1]['text']}\n" in printed
+    for result in results:
+        assert len(result["tokens"]) == len(result["logprobs"]) == len(result["top"]) == 12
+        assert all(logprob <= top[0][1] for logprob, top in zip(result["logprobs"], result["top"], strict=True))
+    assert "compiled prefill: 1 x 16 positions" in said
+    assert "tokens/s; first token after" in said.splitlines()[-1]
+
+    assert main([str(run_dir), "prompt=", "seed=4", *settings[:3], "slots=1"]) == 0  # alone, what it was beside the other
+    assert capsys.readouterr().out == results[1]["text"] + "\n"
+
+
+def test_a_stop_string_ends_the_text_and_is_not_shown(run_dir, tmp_path, capsys):
+    assert main([str(run_dir), "prompt=the", "temperature=0", "max_tokens=8"]) == 0
+    text = capsys.readouterr().out.rstrip("\n")
+    cut = text[5:7]
+    assert main([str(run_dir), "prompt=the", "temperature=0", "max_tokens=8", f"stop={cut}"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == text[: text.index(cut, 3)]
+
+
+def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "max_tokens": 2}\n{"tokens": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
+    out = tmp_path / "out.jsonl"
+    assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}", "max_tokens=3", f"json={out}"]) == 0
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert (len(first["tokens"]), second["prompt_tokens"], second["temperature"], second["stop"]) == (2, 3, 0, ["q"])
+
+
+MISTAKES = {
+    "nothing/there": "nothing/there: no such folder",
+    "RUN prompts=none.txt": "prompts=none.txt: no such file",
+    "RUN temprature=1": "temprature=1: there is no key 'temprature'; did you mean 'temperature'?",
+    "RUN temperature=-1": "temperature=-1.0: must be 0 (always the most likely token) or more",
+    "RUN top_p=0": "top_p=0.0: must be above 0",
+    "RUN top_k=x": "top_k=x: must be a whole number",
+    "RUN seed=-1": "seed=-1: must be from 0 to",
+    "RUN logprobs=21": "logprobs=21: must be from 0 to 20",
+    "RUN max_tokens=0": "max_tokens=0: must be at least 1",
+    "RUN slots=0": "slots=0: must be at least 1",
+    "RUN seed=1 seed=2": "seed=2: is given twice",
+    "RUN layout=fsdq": "layout=fsdq: no such layout",
+    "RUN mesh.tensor=2": "mesh.tensor=2: layout single has no axis 'tensor'",
+    "RUN dtype=int8": "dtype=int8: must be one of float32, bfloat16",
+    "RUN step=99": "step=99: ",
+    "prompt=x": "which model?",
+    "RUN stop=": "stop=: must be some text",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line(run_dir, line, capsys):
+    assert main([str(run_dir) if word == "RUN" else word for word in line.split(" ")]) == 2
+    printed, said = capsys.readouterr()
+    assert MISTAKES[line] in said
+    assert said.count("\n") == 1
+    assert not printed

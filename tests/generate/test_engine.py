@@ -1,0 +1,146 @@
+"""What the engine promises: the distribution of the training forward pass at every position, and requests that don't know of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.experiment import Experiment
+from llm_jax.generate.engine import Engine
+from llm_jax.generate.request import Request, Result
+from llm_jax.layout.layout import Layout, MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.layout.presets import preset
+from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
+from llm_jax.opened import Opened
+from llm_jax.train.optimizer import OptimizerConfig
+from llm_jax.train.state import Program
+
+VOCAB = 96
+BASE = ModelConfig(layers=2, embed=32, heads=4, mlp=48, vocab=VOCAB, init_std=0.2)
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "blocked, grouped-query heads": {"attention": "blocked", "kv_heads": 2, "tied_embeddings": False, "logit_softcap": 5.0},
+    "a window": {"window": 9, "kv_heads": 1},
+    "a window of one ring, unrolled": {"window": 16, "attention": "blocked", "scan_layers": False},
+    "norms of heads": {"qk_norm": "head", "kv_heads": 2, "rope_scaling": RopeScaling(kind="llama3", original_positions=32)},
+    "norms of projections, after": {"qk_norm": "projection", "norm_placement": "after"},
+    "GPT-2": {
+        "position": "learned", "positions": 48, "norm": "layer", "activation": "gelu", "bias_qkv": True, "bias_out": True, "bias_mlp": True,
+    },
+    "yarn, mup": {
+        "rope_scaling": RopeScaling(kind="yarn", original_positions=32, factor=4), "parametrization": "mup", "base_embed": 16, "base_head_dim": 4,
+    },
+    "experts": {"moe": MoEConfig(experts=4, top_k=2, shared_mlp=16, dense_layers=(0,)), "layers": 3},
+    "Gemma 3": {
+        "layers": 3, "window": 9, "window_layers": (0, 2), "rope_theta_window": 100.0, "norm_placement": "both", "norm_centred": True,
+        "attention_softcap": 3.0, "attention_scale": 0.2, "embedding_scale": 5.7, "kv_heads": 2, "activation": "geglu",
+    },
+    "Pythia": {"parallel_blocks": True, "rope_fraction": 0.25, "norm": "layer", "tied_embeddings": False, "rope_scaling": RopeScaling(kind="linear")},
+    "DeepSeek": {
+        "latent": LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5), "head_dim": 10, "layers": 3, "attention_scale": 0.4,
+        "moe": MoEConfig(experts=8, top_k=2, scores="sigmoid", bias=True, groups=2, top_groups=1, scale=2.5, shared_mlp=16, dense_layers=(0,)),
+    },
+}  # fmt: skip
+
+
+class Letters:
+    """A tokenizer of made-up words: token i is "<i>"."""
+
+    vocab_size, bos_id, eos_id, eos_ids = VOCAB, 1, 2, (2,)
+
+    def encode(self, text: str) -> list[int]:
+        return [3 + ord(c) % (VOCAB - 3) for c in text]
+
+    def decode(self, ids) -> str:
+        return "".join(f"<{i}>" for i in ids)
+
+
+def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **changes: Any) -> Opened:
+    """A model with random weights, norms and biases too."""
+    config = dataclasses.replace(BASE, **changes).resolved()
+    layout = layout or preset("single")
+    program = Program(config, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh or {})))
+    random = np.random.default_rng(3)
+    parameters = jax.tree.map(lambda w: (0.2 * random.standard_normal(w.shape)).astype(w.dtype), program.abstract)
+    parameters = jax.device_put(parameters, program.shardings("stored"))
+    return Opened(Path(), Experiment(model=config), program, parameters, Letters(), 0)  # type: ignore[arg-type]
+
+
+def forward(model: Opened, rows: list[list[int]]) -> np.ndarray:
+    """Log-probabilities of the training forward pass at every position, [rows, 48, V]."""
+    tokens_BT = np.array([[*row, *[0] * 48][:48] for row in rows], np.int32)
+    program = model.program
+
+    @jax.jit
+    def logprobs(parameters: Any, tokens_BT: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(program.model(parameters)(tokens_BT))
+
+    with jax.set_mesh(model.place.mesh):
+        return np.asarray(logprobs(model.parameters, tokens_BT))
+
+
+LONG = "a prompt of more than a ring has room for"
+PROMPTS = ("", "longer than 9", "x")
+
+
+def compare(result: Result, prompt: list[int], logprobs_TV: np.ndarray, tolerance: float) -> None:
+    """Every token's log-probability, and the five most likely, are those of the forward pass; greedy tokens are its most likely."""
+    for i, token in enumerate(result.tokens):
+        expected_V = logprobs_TV[len(prompt) + i - 1]
+        assert abs(result.logprobs[i] - expected_V[token]) < tolerance, i
+        if result.request.temperature == 0:
+            assert token == expected_V.argmax()
+        for other, logprob in result.top[i]:
+            assert abs(logprob - expected_V[other]) < tolerance
+        assert result.top[i][0][1] >= np.max(expected_V) - tolerance
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_decoded_is_what_the_training_forward_pass_gives(name):
+    """1e-4 nats: float32 sums in another order (a cache in blocks, products of one row), through a few layers with weights of order 0.2."""
+    model = opened(**MODELS[name])
+    engine = Engine(model, slots=2, max_tokens=48)  # the third request takes over a used slot
+    prompts = (*PROMPTS, *([LONG] if model.config.window else []))
+    requests = [Request(p, max_tokens=min(30, 47 - len(p)), temperature=float(i % 2), seed=i, logprobs=5) for i, p in enumerate(prompts)]
+    results = engine.generate(requests)
+    ids = [[1, *Letters().encode(request.prompt)] for request in requests]
+    expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)])
+    for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
+        assert len(result.tokens) == result.request.max_tokens or result.finished == "eos"
+        compare(result, prompt, logprobs_TV, 1e-4)
+
+
+REQUESTS = [
+    Request("the first", max_tokens=25, temperature=0),
+    Request("a second one that is longer", max_tokens=9, temperature=0.9, top_k=7, seed=5),
+    Request("", max_tokens=30, temperature=1.1, top_p=0.8, seed=6),
+    Request("fourth", max_tokens=20, min_p=0.05, repetition_penalty=1.3, seed=7),
+    Request("the fifth", max_tokens=12, temperature=1.5, seed=2**32 - 1),
+    Request("the first", max_tokens=25, temperature=0.7, seed=1),
+]
+
+
+@pytest.mark.parametrize("name", ["blocked, grouped-query heads", "a window", "DeepSeek"])
+@pytest.mark.parametrize("slots", [3, 8])
+def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
+    """In any slot, whoever was in it before, whatever joins and leaves meanwhile."""
+    engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=48)
+    alone = [engine.generate([request])[0] for request in REQUESTS]
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        order, submitted = random.permutation(len(REQUESTS)).tolist(), {}
+        while order or engine.busy:
+            for _ in range(random.integers(0, 3)):
+                if order:
+                    i = order.pop()
+                    submitted[engine.submit(REQUESTS[i])] = i
+            engine.step()
+        for number, i in submitted.items():
+            result = engine.results.pop(number)
+            assert (result.tokens, result.logprobs, result.text) == (alone[i].tokens, alone[i].logprobs, alone[i].text), i

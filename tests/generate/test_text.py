@@ -1,0 +1,104 @@
+"""Text while its tokens come: in all it is what the tokenizer gives, and no stop string is shown, wherever tokens are cut."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llm_jax.data import TokenizerConfig
+from llm_jax.data.sentencepiece_tokenizer import train
+from llm_jax.generate.text import Detokenizer, StopStrings
+from tests.data.conftest import documents
+
+TEXTS = (" a  b\t\n\n    if x_1:\r\n é 日本 😀 \u00a0ﬁ  ", "😀😀é\ufffd!", "\ufffd\ufffd\ufffd\ufffd\ufffd", "plain", "")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train(documents(100), TokenizerConfig(vocab=320))
+
+
+class Bytes:
+    """A tokenizer whose tokens are one to three bytes, cut anywhere."""
+
+    def __init__(self, seed: int):
+        self.random, self.pieces = random.Random(seed), []
+
+    def encode(self, text: str) -> list[int]:
+        data, ids = text.encode(), []
+        while data:
+            n = self.random.randint(1, 3)
+            self.pieces.append(data[:n])
+            ids.append(len(self.pieces) - 1)
+            data = data[n:]
+        return ids
+
+    def decode(self, ids) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+def pushed(decode, before: list[int], ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(decode, before)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_parts_are_the_whole_text(tokenizer, text):
+    prompt = tokenizer.encode("def é")
+    parts = pushed(tokenizer.decode, [tokenizer.bos_id, *prompt], tokenizer.encode(text))
+    assert "".join(parts) == text
+    for seed in range(20):
+        pieces = Bytes(seed)
+        assert "".join(pushed(pieces.decode, pieces.encode("é😀"), pieces.encode(text))) == text
+
+
+def test_half_a_character_waits_for_its_other_half(tokenizer):
+    parts = pushed(tokenizer.decode, [], tokenizer.encode("a😀b"))
+    assert not any("\ufffd" in part for part in parts)
+    assert "😀" in parts
+
+
+def test_bytes_that_are_no_text_come_as_they_are_decoded(tokenizer):
+    """Random bytes: broken characters of every kind, beside whole ones."""
+    pieces = [i for i, size in enumerate(tokenizer.token_bytes) if size == 1]
+    generator = random.Random(0)
+    for _ in range(50):
+        ids = [generator.choice(pieces) for _ in range(30)] + tokenizer.encode("😀")
+        assert "".join(pushed(tokenizer.decode, [], ids)) == tokenizer.decode(ids)
+
+
+def test_a_word_after_the_prompt_keeps_its_space():
+    """A tokenizer like Llama 2's: its text begins with a space that decoding takes away."""
+    words = ["▁the", "▁end", "s", "▁"]
+
+    def decode(ids) -> str:
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert pushed(decode, [0], [1, 2, 3, 1]) == [" end", "s", " ", " end", ""]
+    assert pushed(decode, [], [0, 1]) == ["the", " end", ""]
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "shown", "found"),
+    [
+        (["\n\n"], "one\n\ntwo", "one", "\n\n"),
+        (["abcd", "bc"], "xabcx", "xa", "bc"),
+        (["abab"], "aababab", "a", "abab"),
+        (["b", "ab"], "xab", "x", "ab"),
+        (["end"], "never en", "never en", None),
+        ([], "all of it", "all of it", None),
+        (["x"], "x", "", "x"),
+    ],
+)
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(stops, text, shown, found):
+    for cuts in range(2 ** (len(text) - 1)) if len(text) < 9 else (0, 1, 2 ** (len(text) - 1) - 1):
+        parts = [text[0]]
+        for i, character in enumerate(text[1:]):
+            parts[-1:] = [parts[-1], character] if cuts >> i & 1 else [parts[-1] + character]
+        stop = StopStrings(stops)
+        out = [stop.push(part) for part in parts]
+        assert "".join(out) + stop.flush() == shown
+        assert stop.found == found
+        if found:
+            assert "".join(out) == shown
