@@ -1,0 +1,68 @@
+"""Models of every open family compute here what they compute in transformers: float32 logits that are in `fixtures`, so without PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax import huggingface
+from llm_jax.huggingface import family
+from llm_jax.layout.presets import preset
+from tests.huggingface import expected
+from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE, Batch
+
+
+@functools.cache
+def computed(folder: Path, expectation: Path) -> tuple[Batch, np.ndarray]:
+    """(what transformers computes, what the loaded model does)."""
+    batch = expected.read(expectation)
+    return batch, expected.run(huggingface.load_model(folder, dtype="float32"), batch)
+
+
+@pytest.fixture(params=[*CASES, *(f"shared/{name}" for name in ("gpt2", "llama", "mistral", "olmo2", "qwen3", "qwen3_moe"))])
+def case(request) -> tuple[Batch, np.ndarray]:
+    name: str = request.param
+    if name.startswith("shared/"):
+        folder = request.getfixturevalue("shared") / "huggingface" / "reference" / name.removeprefix("shared/")
+        return computed(folder, folder / "ref.npz")
+    return computed(FIXTURES / name, FIXTURES / name / "expected.npz")
+
+
+def test_logits_of_texts_longer_than_any_window(case):
+    assert expected.furthest(*case, "full") < TOLERANCE
+
+
+def test_padding_on_either_side_changes_nothing(case):
+    assert expected.furthest(*case, "left", "right") < TOLERANCE
+
+
+def test_documents_packed_in_a_row_are_as_each_alone(case):
+    assert expected.furthest(*case, "packed") < TOLERANCE
+
+
+def test_greedy_continuation_is_the_same(case):
+    batch, logits_BTV = case
+    np.testing.assert_array_equal(expected.continues(batch, logits_BTV), batch.new)
+
+
+QUICK = ("gemma3", "deepseek_v3", "gpt_neox", "qwen3_moe")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_split_over_eight_devices_it_computes_the_same(name):
+    batch = expected.read(FIXTURES / name / "expected.npz")
+    model = huggingface.load_model(FIXTURES / name, dtype="float32", layout=preset("fsdp_tensor"), mesh={"data": 4, "tensor": 2})
+    assert model.place.mesh.size == 8
+    assert expected.furthest(batch, expected.run(model, batch), "full", "left", "packed") < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_spellings_of_a_configuration_are_the_same_model(name):
+    told = [json.loads((FIXTURES / name / file).read_text()) for file in ("config.json", "config.other.json")]
+    (one, first), (other, second) = (family.read_model(tree, FIXTURES / name) for tree in told)
+    assert one is other
+    assert first == second

@@ -1,0 +1,59 @@
+"""What is loaded and saved again has the same bits, and is the same model to transformers; that part needs the extra `reference`."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax import huggingface
+from llm_jax.opened import open_model
+from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
+
+
+def bits(parameters) -> dict[str, bytes]:
+    """The bytes of each array."""
+    return {jax.tree_util.keystr(path): np.asarray(array).tobytes() for path, array in jax.tree_util.tree_leaves_with_path(parameters)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_and_loaded_again_every_bit_is_the_same(name, tmp_path):
+    opened = open_model(FIXTURES / name, dtype="float32")
+    huggingface.save_model(opened, tmp_path / "saved", shard_bytes=50_000)
+    again = open_model(tmp_path / "saved", dtype="float32")
+    assert again.config == opened.config
+    assert bits(again.parameters) == bits(opened.parameters)
+    assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_in_the_files_own_dtype_it_holds_the_same_tensors(name, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    kind = json.loads((FIXTURES / name / "config.json").read_text())
+    dtype = kind.get("dtype", kind.get("torch_dtype"))
+    huggingface.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved", dtype=dtype)
+    before, after = (
+        {key: value for file in folder.glob("*.safetensors") for key, value in safetensors.load_file(file).items()}
+        for folder in (FIXTURES / name, tmp_path / "saved")
+    )
+    weights = {key: value for key, value in before.items() if not key.endswith((".attn.bias", ".attention.bias", "masked_bias", "inv_freq"))}
+    if name == "gpt2_hub":
+        weights = {f"transformer.{key}": value for key, value in weights.items()}
+    assert sorted(weights) == sorted(after)
+    for key, value in weights.items():
+        assert value.dtype == after[key].dtype or "e_score" in key
+        np.testing.assert_array_equal(value, after[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_loads_what_was_saved_and_computes_the_same(name, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch and transformers are in the extra reference")
+    pytest.importorskip("transformers", reason="PyTorch and transformers are in the extra reference")
+    from tools import huggingface_reference as reference
+
+    huggingface.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved")
+    wanted = np.load(FIXTURES / name / "expected.npz")
+    logits = reference.logits(reference.read(tmp_path / "saved"), wanted["full_input_ids"])
+    np.testing.assert_allclose(logits, wanted["full_logits"], atol=TOLERANCE, rtol=0)

@@ -1,0 +1,87 @@
+"""Holds models of random shapes against transformers, both ways: `python -m tools.check_huggingface [family ...] [seeds=10] [first=0] [keep=FOLDER]`.
+
+For each: transformers builds it and writes its folder (in one of two spellings, dtypes and shardings, perhaps with keys left out); it is loaded
+here and must compute the same; what is saved from here must load in transformers and compute the same, and load here with the same bits.
+A model that is refused is told with the reason. Needs the extra `reference`. Exit code 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import huggingface
+from llm_jax.errors import UserError
+from llm_jax.opened import open_model
+from tools import huggingface_reference as reference
+from tools.huggingface_cases import Case, random_case
+
+TOLERANCE = 1e-4
+LENGTH = 40
+
+
+def check(case: Case, seed: int, folder: Path) -> str:
+    """What was found, beginning with "same", "refused" or "DIFFERS"."""
+    theirs = reference.build(case, seed)
+    reference.write(theirs, case, folder / "theirs", seed)
+    tokens_BT = np.random.default_rng(seed).integers(4, theirs.config.vocab_size, (2, LENGTH)).astype(np.int32)
+    positions_BT = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
+    expected = reference.logits(theirs, tokens_BT)
+    exact = reference.logits(theirs.double(), tokens_BT)
+    if np.abs(exact - expected).max() > TOLERANCE / 2:
+        return "skipped: hangs on rounding"
+    configs = {}
+    for spelling in ("config.other.json", "config.json"):
+        shutil.copytree(folder / "theirs", folder / spelling)
+        shutil.copy(folder / "theirs" / spelling, folder / spelling / "config.json")
+        try:
+            opened = open_model(folder / spelling, dtype="float32")
+        except UserError as error:
+            return f"refused: {error}"
+        configs[spelling] = opened.config
+    if len(set(configs.values())) > 1:
+        return f"DIFFERS: the two spellings are two models: {configs}"
+    model = opened.model
+    ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
+    if (worst := np.abs(ours - exact).max()) > TOLERANCE:
+        return f"DIFFERS: logits by {worst:.1e}"
+    huggingface.save_model(opened, folder / "saved")
+    again = reference.logits(reference.read(folder / "saved"), tokens_BT)
+    if (back := np.abs(again - exact).max()) > TOLERANCE:
+        return f"DIFFERS: logits of what was saved by {back:.1e}"
+    reloaded = huggingface.load_model(folder / "saved", dtype="float32")
+    if reloaded.config != opened.config:
+        return f"DIFFERS: loaded again the model is another: {opened.config} {reloaded.config}"
+    return f"same: {worst:.1e}, saved {back:.1e}, of {exact.std():.1f}"
+
+
+def main() -> None:
+    """Checks what is asked for."""
+    words = [word for word in sys.argv[1:] if "=" not in word] or list(reference.FAMILIES)
+    settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    first, bad = int(settings.get("first", 0)), 0
+    for family in words:
+        for seed in range(first, first + int(settings.get("seeds", 10))):
+            case = random_case(family, seed)
+            with tempfile.TemporaryDirectory() as temporary:
+                found = check(case, seed, Path(temporary))
+                if found.startswith("DIFFERS"):
+                    bad += 1
+                    found += f"\n  {case}"
+                    if keep := settings.get("keep"):
+                        shutil.copytree(temporary, Path(keep) / f"{family}-{seed}", dirs_exist_ok=True)
+            print(f"{family} {seed}: {found}", flush=True)
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
