@@ -37,8 +37,10 @@ def check(case: Case, seed: int, folder: Path) -> str:
     positions_BT = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
     expected = reference.logits(theirs, tokens_BT)
     exact = reference.logits(theirs.double(), tokens_BT)
-    if np.abs(exact - expected).max() > TOLERANCE / 2:
-        return "skipped: hangs on rounding"
+    rounding = float(np.abs(exact - expected).max())  # of transformers itself in float32, against float64
+    if rounding > TOLERANCE * 10:
+        return f"skipped: an expert is chosen by a hair ({rounding:.1e})"
+    tolerance = max(TOLERANCE, 4 * rounding)
     configs = {}
     for spelling in ("config.other.json", "config.json"):
         shutil.copytree(folder / "theirs", folder / spelling)
@@ -50,18 +52,18 @@ def check(case: Case, seed: int, folder: Path) -> str:
         configs[spelling] = opened.config
     if len(set(configs.values())) > 1:
         return f"DIFFERS: the two spellings are two models: {configs}"
-    model = opened.model
+    model = huggingface.load_model(folder / "theirs", dtype="float32")
     ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
-    if (worst := np.abs(ours - exact).max()) > TOLERANCE:
+    if (worst := np.abs(ours - exact).max()) > tolerance:
         return f"DIFFERS: logits by {worst:.1e}"
-    huggingface.save_model(opened, folder / "saved")
+    huggingface.save_model(opened, folder / "saved", say=lambda line: None)
     again = reference.logits(reference.read(folder / "saved"), tokens_BT)
-    if (back := np.abs(again - exact).max()) > TOLERANCE:
+    if (back := np.abs(again - exact).max()) > tolerance:
         return f"DIFFERS: logits of what was saved by {back:.1e}"
     reloaded = huggingface.load_model(folder / "saved", dtype="float32")
     if reloaded.config != opened.config:
         return f"DIFFERS: loaded again the model is another: {opened.config} {reloaded.config}"
-    return f"same: {worst:.1e}, saved {back:.1e}, of {exact.std():.1f}"
+    return f"same: {worst:.1e}, saved {back:.1e} (theirs {rounding:.1e}), of {exact.std():.1f}"
 
 
 def main() -> None:

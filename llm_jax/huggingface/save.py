@@ -19,6 +19,7 @@ It writes config.json (in the spellings of transformers 4 and 5), generation_con
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -98,12 +99,14 @@ def write_weights(opened: Any, one: Any, folder: Path, dtype: str, shard_bytes: 
     from llm_jax.huggingface import safetensors
     from llm_jax.huggingface.devices import fetch, flat_paths, shapes_of
     from llm_jax.huggingface.table import lay
+    from llm_jax.train.state import Program
 
     if dtype not in safetensors.NAMES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
     arrays = flat_paths(opened.parameters)
     table = lay(one.tensors(opened.config), opened.config, shapes_of(opened.program))
-    kept = {path for path, array in arrays.items() if array.dtype.name != opened.config.parameter_dtype}  # float32 whatever the rest is in
+    narrow = Program(dataclasses.replace(opened.config, parameter_dtype="bfloat16"), opened.experiment.optimizer, opened.place)
+    kept = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}  # so whatever the rest is in: the routers' biases
     planned = [
         safetensors.Planned(name, "float32" if pieces[0].path in kept else dtype, pieces[0].fit.their_shape) for name, pieces in table.tensors.items()
     ]
