@@ -56,6 +56,10 @@ class Family:
         """The model that a config.json describes, resolved. Raises UserError for what is unknown, or is known and not built here."""
         keys = Keys(tree, where)
         values: dict[str, Any] = {key.ours: keys.take(key.theirs, key.default, *key.also) for key in self.keys}
+        for key in self.keys:
+            if isinstance(values[key.ours], (str, list, dict)):
+                raise keys.wrong(f"{key.theirs}={values[key.ours]!r}: must be a number")
+        keys.check_quantization()
         values |= self.read(keys, values)
         keys.finish()
         try:

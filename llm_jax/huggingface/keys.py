@@ -15,10 +15,12 @@ INERT = {
     "use_cache", "cache_implementation", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "unsloth_version",
     "unsloth_fixed", "torchscript", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
     "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id", "pretraining_tp", "n_ctx", "reorder_and_upcast_attn",
+    "is_llama_config", "transformers.js_config", "_num_labels",
     # ids of tokens, which the tokenizer and generation_config.json have too
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "mask_token_id", "decoder_start_token_id",
     # what only training is about
-    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob",
+    "hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop",
     "gradient_checkpointing", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size",
     "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "summary_activation_fn",
     # how text is generated, in old files
@@ -31,7 +33,7 @@ INERT = {
 ONLY: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,), "tie_encoder_decoder": (False,),
     "cross_attention_hidden_size": (None,), "pruned_heads": ({}, None), "use_bidirectional_attention": (False, None), "use_mrope": (False,),
-    "tf_legacy_loss": (False,), "use_bfloat16": (False, True),
+    "rope_interleaved": (False,), "tf_legacy_loss": (False,), "use_bfloat16": (False, True),
 }  # fmt: skip
 """Keys that would change it, and the values with which they don't."""
 
@@ -88,6 +90,12 @@ class Keys:
                 raise self.wrong(
                     f"{name}={value}: is unknown, and may change what the model computes" + (f"; did you mean {close}?" if close else "")
                 )
+
+    def check_quantization(self) -> None:
+        """8-bit weights with a scale for each block of 128 x 128 (DeepSeek-V3, and others since) are read; no others."""
+        told = self.take("quantization_config", None)
+        if told and (told.get("quant_method"), told.get("weight_block_size")) != ("fp8", [128, 128]):
+            raise self.wrong(f"quantization_config={told}: is not built here; must have quant_method=fp8 and weight_block_size=[128, 128]")
 
     def wrong(self, said: str) -> UserError:
         """An error about a value."""

@@ -47,7 +47,8 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     keys.must("attention_bias", False)
     keys.must("rope_interleave", True, None)
     keys.take("num_nextn_predict_layers", None, "num_mtp_layers")  # their tensors are refused, or left out where that is asked for
-    check_quantization(keys)
+    if values["kv_heads"] not in (None, values["heads"]):
+        raise keys.wrong(f"num_key_value_heads={values['kv_heads']}: latent attention has as many as num_attention_heads={values['heads']}")
     shared, dense = keys.take("n_shared_experts", 1) or 0, min(keys.take("first_k_dense_replace", 3) or 0, values["layers"])
     groups, top_groups = keys.take("n_group", 8) or 1, keys.take("topk_group", 4) or 1
     sparse: dict[str, Any] = {
@@ -67,13 +68,6 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
         "latent.query_rank": keys.take("q_lora_rank", 1536) or 0,
         "activation": keys.choice("hidden_act", GATED, "silu"),
     }
-
-
-def check_quantization(keys: Keys) -> None:
-    """8-bit weights with a scale for each block of 128 x 128 are read; no others."""
-    told = keys.take("quantization_config", None)
-    if told and (told.get("quant_method"), told.get("weight_block_size")) != ("fp8", [128, 128]):
-        raise keys.wrong(f"quantization_config={told}: must have quant_method=fp8 and weight_block_size=[128, 128]")
 
 
 def write(model: ModelConfig) -> dict[str, Any]:

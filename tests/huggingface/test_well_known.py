@@ -1,0 +1,25 @@
+"""Configurations as well-known models have them on the Hub are read whole, and describe as many parameters as their makers say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_jax.huggingface.family import family_for, read_model, unsaid
+from llm_jax.model.flops import parameter_count
+
+TREES = json.loads((Path(__file__).parent / "well_known.json").read_text())
+BILLIONS = {
+    "Llama-3.1-8B": 8.03, "Mistral-7B-v0.1": 7.24, "Qwen2.5-7B": 7.62, "Qwen3-0.6B": 0.60, "Qwen3-0.6B-FP8": 0.60, "Qwen3-30B-A3B": 30.5,
+    "Mixtral-8x7B": 46.7, "OLMo-2-1124-7B": 7.30, "Gemma-2-9B": 9.24, "Gemma-3-1B": 1.00, "GPT-2": 0.124, "Pythia-2.8B": 2.78, "DeepSeek-R1": 671,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_its_config_is_read_and_written_and_its_size_is_right(name):
+    family, model = read_model(TREES[name], Path(name))
+    assert parameter_count(model) / 1e9 == pytest.approx(BILLIONS[name], rel=1e-2)  # as rounded as they are said
+    assert unsaid(family, model) == []
+    assert family_for(model, first=family.model_type) is family
