@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,14 @@ LAUNCHES = [line.split("llm_jax.launch", 1)[1] for line in COMMANDS if "llm_jax.
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES)
-def test_launch_line_of_the_readme_is_accepted(arguments, monkeypatch):
+def test_launch_line_of_the_readme_is_accepted(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
+    if source := next((word.removeprefix("from=") for word in words if word.startswith("from=")), None):  # a run that another line makes
+        assert main(["experiment=quickstart", "--show"]) == 0
+        monkeypatch.chdir(tmp_path)
+        Path(source).mkdir(parents=True)
+        (Path(source) / "config.yaml").write_text(capsys.readouterr().out)
     assert main(words if words[0].startswith("--") else [*words, "--show"]) == 0
 
 

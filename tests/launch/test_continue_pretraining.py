@@ -14,6 +14,7 @@ from llm_jax.data import load_tokenizer
 from llm_jax.experiment import from_pairs
 from llm_jax.train.run_folder import configuration_hash, read_experiment
 from tests.data.conftest import documents, write_jsonl
+from tests.scaling.tiny_grid import write_grid
 from tests.tiny_run import checkpoint, launch, launch_processes, losses, summary, write_experiment
 
 CONTINUE = '''"""Goes on."""
@@ -140,6 +141,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(command, tmp_pa
     assert says in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_points_of_a_grid_may_start_from_it_one_by_one(trained, tmp_path, capsys):
+    fields = f"train=dataclasses.replace(base().train, start_from={str(trained / 'run')!r}, steps=2), "
+    fields += f"tokenizer=dataclasses.replace(base().tokenizer, file={str(trained / 'run' / 'tokenizer')!r})"
+    grid = write_grid(tmp_path, "over('optimizer.learning_rate', [1e-3, 2e-3])", more="\n\nimport dataclasses\n", fields=fields)
+    command = (f"experiment={grid}", f"run_dir={tmp_path / 'grid'}")
+    assert launch(*command) == 0
+    first = [losses(folder)[1] for folder in (tmp_path / "grid" / "points").iterdir()]
+    assert first == [pytest.approx(losses(trained / "run")[40], abs=0.3)] * 2
+    capsys.readouterr()
+    assert launch(command[0], f"run_dir={tmp_path / 'together'}", "grid.executor=together") != 0
+    assert "runs that are trained together begin at random" in "".join(capsys.readouterr())
 
 
 def test_a_folder_of_a_loaded_model_is_no_run_folder_to_train_in(trained, command, tmp_path, capsys):
