@@ -1,17 +1,12 @@
-"""How all figures of a report look, and how numbers are written in it.
+"""What a report's figures have besides `figure_style`, and how numbers are written in it.
 
-Colours are told apart by eyes that confuse red and green (Okabe and Ito 2008); what is ordered (compute, size, loss) has the
-colours of "cividis", without its palest end, on white.
+What is ordered (compute, size, loss) has the colours of "cividis", without its palest end, on white.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,66 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee3"
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#b3261e", "#8e5a9b", "#56b4e9"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.labelsize": 8.5,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.5,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "lines.linewidth": 1.4,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "llm_jax",  # the same data make the same file
-}
-WIDTH = 7.4
-"""Inches of a figure across the page."""
-DPI = 200
 POWERS_FROM = 1e15
 """FLOPs are powers of ten from here on."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """Within it figures are made in the report's style, whatever the user's own is; it is his again afterwards."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        for key, value in STYLE.items():
-            mpl.rcParams[key] = value
-        yield
-
-
-def new_figure(height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure across the page, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
 
 
 def ordered() -> Colormap:
@@ -96,15 +34,6 @@ def ordered() -> Colormap:
 def shades(count: int) -> list[Any]:
     """So many colours in order, dark to light."""
     return [ordered()(i / max(count - 1, 1)) for i in range(count)]
-
-
-def save(figure: Figure, path: Path) -> str:
-    """Writes the PNG, and returns the figure as an SVG's data URI, for the page."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    figure.set_layout_engine("none")  # it is laid out now
-    held = io.BytesIO()
-    figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(held.getvalue()).decode()
 
 
 def size_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:

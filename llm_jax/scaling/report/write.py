@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.errors import UserError
+from llm_jax.figure_style import save, styled
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
 from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import COMPANIONS, Study, make_study
-from llm_jax.scaling.report.style import save, styled
 
 FIGURES = (
     isoflop.curves,

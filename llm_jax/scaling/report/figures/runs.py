@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_jax.figure_style import INK, RED, new_figure
 from llm_jax.scaling.report.drawn import Drawn
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import INK, RED, listed, many, new_figure, ordered, say_numbers, shades, size_bar, span
+from llm_jax.scaling.report.style import listed, many, ordered, say_numbers, shades, size_bar, span
 from llm_jax.train.metrics import read_metrics, short, smooth
 
 if TYPE_CHECKING:
