@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.generate.sample import rounded_up
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
 from llm_jax.opened import Opened
@@ -125,8 +126,3 @@ def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax
     p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
     kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
     return kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1)
-
-
-def rounded_up(n: int, multiple: int) -> int:
-    """The least multiple that is at least n."""
-    return -(-n // multiple) * multiple

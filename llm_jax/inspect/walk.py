@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from llm_jax.generate.sample import rounded_up
 from llm_jax.inspect.attention import attention_weights
-from llm_jax.inspect.readout import rounded_up
 from llm_jax.layout.layout import TABLES, MeshPlacement
 from llm_jax.model.attention_context import arrange, length_multiple, restore
 from llm_jax.model.dims import PipelineConfig
