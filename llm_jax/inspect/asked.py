@@ -61,6 +61,7 @@ def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
     require(contexts is None or (len(contexts) == 2 and all(contexts)), "contexts", given.get("contexts"), "two texts with a | between them")
     require("word" not in given or bool(given["word"].strip()), "word", given.get("word"), "a word")
     text, origin = read_text(given)
+    require(given.get("diff") != "", "diff", "", "a run, or RUN@STEP")
     diff, diff_step = split_step(given.get("diff", ""))
     opening: dict[str, Any] = {"mesh": mesh} if mesh else {}
     if "layout" in given:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_jax.errors import UserError
 from llm_jax.inspect.asked import Asked
 from llm_jax.inspect.difference import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.readout import Divergence, Predictions, Readout, divergence
@@ -31,7 +32,10 @@ class Comparison:
 def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
     key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
-    there = open_model(asked.diff, step=asked.diff_step if asked.diff_step is not None else asked.step, **asked.opening)
+    try:
+        there = open_model(asked.diff, step=asked.diff_step if asked.diff_step is not None else asked.step, **asked.opening)
+    except UserError as error:
+        raise UserError(f"{key}: {str(error).removeprefix(f'{asked.diff}: ')}") from error
     check_alike(opened, there, key)
     readouts = Readout(opened), Readout(there)
     streams = [last_stream(one, ids) for one in (opened, there)]
