@@ -15,6 +15,8 @@ from llm_jax.inspect.readout import Readout
 from llm_jax.inspect.walk import Walk
 from llm_jax.model import attention
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
+from llm_jax.opened import open_model
+from tests.huggingface.expected import FIXTURES, TOLERANCE
 from tests.inspect.conftest import SMALL, logits_of, opened_with
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (8, 24))
@@ -122,3 +124,12 @@ def test_attention_weights_sum_to_one_and_give_the_kernels_output(kernel, window
     np.testing.assert_allclose(weights.sum(-1), 1, atol=2e-6)
     assert float(jnp.triu(weights, 1).max()) == 0
     np.testing.assert_allclose(weighted_values(weights, v), attention.KERNELS[kernel](q, k, v, segments, config), atol=2e-6)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])
+def test_layer_by_layer_a_loaded_model_computes_what_transformers_does(family):
+    expected = np.load(FIXTURES / family / "expected.npz")
+    opened = open_model(FIXTURES / family, dtype="float32")
+    last = list(Walk(opened)(expected["full_input_ids"]))[-1]
+    logits = np.stack([Readout(opened).all_logits(row) for row in last.stream])
+    assert np.abs(logits - expected["full_logits"]).max() < TOLERANCE
