@@ -92,7 +92,7 @@ def open_model(
     experiment = dataclasses.replace(experiment, model=for_use(experiment.model.resolved(), dtype))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     experiment = with_kernel_for(experiment, place.platform(), say)
-    from llm_jax.train.run import check_layout
+    from llm_jax.train.run import check_model
     from llm_jax.train.weights import read_weights
 
     tokenizer = tokenizer_of(path)
@@ -100,7 +100,7 @@ def open_model(
         if tokenizer is None:
             raise UserError(f"{path}: has no tokenizer, and its configuration no model.vocab")
         experiment = dataclasses.replace(experiment, model=experiment.model.resolved(tokenizer.vocab_size))
-    check_layout(experiment, place)
+    check_model(experiment.model, place)
     program = Program(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(path, program, step, say, leave_out)
     return Opened(path, experiment, program, parameters, tokenizer, at)

@@ -25,7 +25,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
     Files of Hugging Face's are written as they were. A SentencePiece model is converted: BPE to the same ids for any text of up to 65,536
     characters (longer ones are cut here into stretches, before they are encoded); unigram to the same ids but where two ways
     to cut a text are as likely up to rounding. Raises UserError for a SentencePiece model that does what tokenizer.json can't be made to do
-    here: that normalises, adds a space before the text, or has pieces of the user's or none for bytes.
+    here: that normalises, or has pieces of the user's or none for bytes.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.save_files(folder)
@@ -61,13 +61,14 @@ def converted(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     else:
         scores = [piece.score if piece.type == NORMAL else NEVER for piece in model.pieces]
         part = {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": list(zip(pieces, scores, strict=True))}
-    bos = pieces[tokenizer.bos_id]
+    bos, prefix = pieces[tokenizer.bos_id], model.normalizer_spec.add_dummy_prefix
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [added(i, pieces[i]) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
-        "normalizer": None,
+        "normalizer": {"type": "Prepend", "prepend": " "} if prefix else None,
         "pre_tokenizer": None,
         "post_processor": {  # as documents begin
             "type": "TemplateProcessing",
@@ -75,7 +76,7 @@ def converted(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))],
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefix else [])]},
         "model": part,
     }
 
@@ -86,7 +87,6 @@ def check(model: Any) -> None:
     wrong = {
         "is neither BPE nor unigram": model.trainer_spec.model_type not in (BPE, UNIGRAM),
         f"normalises text ({normalizer.name})": bool(normalizer.precompiled_charsmap),
-        "puts a space before the text (add_dummy_prefix)": normalizer.add_dummy_prefix,
         "drops spaces (remove_extra_whitespaces)": normalizer.remove_extra_whitespaces,
         "has pieces that are defined by the user, or not used": not types <= {NORMAL, UNKNOWN, CONTROL, BYTE},
         "has no pieces for bytes": BYTE not in types,

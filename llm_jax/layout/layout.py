@@ -332,17 +332,17 @@ class MeshPlacement(Placement):
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{self.named(axes)}, and {size} is not a multiple of {parts}"
                     )
-        if self.axes("layers"):
+        if self.axes("layers") and "layers" in sizes:
             self.check_stages(sizes)
 
     def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
-        """Raises UserError where microbatches, batch or layers do not divide over the stages of the pipeline."""
+        """Raises UserError where microbatches, batch (if there is one) or layers do not divide over the stages of the pipeline."""
         stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
         there = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
         pieces = stages * config.rounds
         if layers % pieces:
             raise UserError(f"{key}={layers}: {there} and {config.rounds} rounds, and {layers} is not a multiple of {pieces}")
-        if config.microbatches is None:
+        if config.microbatches is None or "batch" not in sizes:  # a model by itself
             return
         if config.microbatches % stages:
             raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {there}, and {config.microbatches} is not a multiple of {stages}")

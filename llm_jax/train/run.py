@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import transformer
+from llm_jax.model.config import ModelConfig
 from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.scaling import flops
@@ -317,28 +319,23 @@ def place_of(experiment: Experiment) -> MeshPlacement:
 
 
 def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
-    """Raises UserError for a model that the layout can't split."""
-    place.check_divides(split_sizes(experiment))
-    model, moe = experiment.model, experiment.model.moe
+    """Raises UserError for a batch or a model that the layout can't split."""
+    train = experiment.train
+    batch_key = "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")
+    length = (train.sequence_length, "train.sequence_length")
+    check_model(experiment.model, place, {"batch": (train.batch_size // train.microbatches, batch_key), "sequence": length, "keys": length})
+
+
+def check_model(model: ModelConfig, place: MeshPlacement, more: Mapping[str, tuple[int, str]] = MappingProxyType({})) -> None:
+    """Raises UserError for a model that the layout can't split. `more`: other dims that it may split, each with its size and the key that sets it."""
+    dims = ("layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp")
+    place.check_divides({**more, **{dim: (size, f"model.{dim}") for dim in dims if (size := getattr(model, dim)) is not None}})
+    moe = model.moe
     if not model.sparse_layers:
         return
     assert moe.mlp
     place.check_divides({"experts": (moe.experts, "model.moe.experts"), "mlp": (moe.mlp, "model.moe.mlp")})
     place.check_divides({"mlp": (moe.shared_mlp, "model.moe.shared_mlp")})
-
-
-def split_sizes(experiment: Experiment) -> dict[str, tuple[int, str]]:
-    """Every dim that a layout may split: its size, and the key that sets it."""
-    model, train = experiment.model, experiment.train
-    sizes = {
-        "batch": (train.batch_size // train.microbatches, "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")),
-        "sequence": (train.sequence_length, "train.sequence_length"),
-        "keys": (train.sequence_length, "train.sequence_length"),
-        "layers": (model.layers, "model.layers"),
-        "vocab": (model.vocab, "model.vocab"),
-    }
-    sizes |= {dim: (getattr(model, dim), f"model.{dim}") for dim in ("embed", "heads", "kv_heads", "head_dim", "mlp")}
-    return {dim: (size, key) for dim, (size, key) in sizes.items() if size is not None}
 
 
 def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPlacement) -> Experiment:

@@ -68,6 +68,12 @@ def test_another_corpus_is_scored_as_by_hand(trained):
     assert found["eval_bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
 
 
+def test_the_batch_need_not_be_the_runs(trained):
+    """Of which the layout may ask another than the run's, in whichever order things are looked at."""
+    assert scored(trained, "train.batch_size=2", "batches=1")["batch_size"] == 2
+    assert scored(trained, "train.batch_size=16", "layout=fsdp")["eval_loss"] == pytest.approx(summary(trained / "run")["eval_loss"], rel=1e-6)
+
+
 def test_so_many_tokens_or_batches(trained, capsys):
     assert scored(trained, "tokens=300")["eval_tokens"] <= 512  # two batches of 8 rows of 32
     capsys.readouterr()
