@@ -19,7 +19,8 @@ parametrisations are the same model. Sources:
 
 Lion's updates are of the size of Adam's and get the same rates. The width is one number: heads * head_dim, mlp and the experts' mlp are
 taken to grow with embed, and so are the ranks of latent attention. `of_width` makes such a family; if kv_heads or the number of experts
-stay behind, nothing changes.
+stay behind, nothing changes. (The gradients of what all heads share, keys of few heads or the rotated part of latent ones, then do not
+shrink with 1 / m, and Adam's epsilon for them is smaller than it could be.)
 """
 
 from __future__ import annotations

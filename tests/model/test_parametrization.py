@@ -19,7 +19,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model import parametrization
-from llm_jax.model.config import ModelConfig, MoEConfig
+from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
 from llm_jax.model.parametrization import multipliers, of_width, role
 from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.train.optimizer import MATRIX_SIDES, OptimizerConfig, make_schedule
@@ -33,9 +33,16 @@ NARROW = ModelConfig(
 ).resolved()  # fmt: skip
 LEARNED = dataclasses.replace(NARROW, position="learned", positions=32, qk_norm="none", base_head_dim=4, norm="layer", tied_embeddings=False)
 EXPERTS = dataclasses.replace(NARROW, bias_mlp=False, moe=MoEConfig(experts=4, top_k=2, mlp=8, shared_mlp=8))
+SCALED = dataclasses.replace(LEARNED, attention_scale=0.7, embedding_scale=2.0)
+LATENT = dataclasses.replace(
+    NARROW, kv_heads=4, head_dim=None, qk_norm="none", bias_qkv=False, norm_placement="both", norm_centred=True,
+    latent=LatentConfig(query_rank=12, kv_rank=8, nope_dim=4, rope_dim=2, value_dim=4),
+).resolved()  # fmt: skip
 # A large epsilon and decay, so that they matter; no clipping, since the norm of all gradients together is another.
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, epsilon=1e-3, weight_decay=1.0, clip_norm=0)
 LION = dataclasses.replace(ADAMW, name="lion", learning_rate=1e-3)
+# A key's rotated part is the same for all heads, so its gradients do not shrink as those of other hidden units do: epsilon must not matter there.
+SMALL_EPSILON = dataclasses.replace(ADAMW, epsilon=1e-8)
 STEPS = 6
 
 
@@ -61,11 +68,16 @@ def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = No
     return losses, start, program.dims
 
 
-def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...]) -> np.ndarray:
-    """The weight with every unit of these dims there twice: the same at the output, half at each of the doubled inputs."""
+def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...], latent: int) -> np.ndarray:
+    """The weight with every unit of these dims there twice: the same at the output, half at each of the doubled inputs.
+
+    latent: the entries of that dim that are of a key's rotated part, which does not grow.
+    """
     for axis, dim in enumerate(dims):
         if dim in grows:
-            w = np.concatenate([w, w], axis)
+            fixed = latent if dim == "latent" else 0
+            own, rest = np.split(w, [w.shape[axis] - fixed], axis)
+            w = np.concatenate([own, own, rest], axis)
     inside = tuple(dim for dim in dims if dim != "layers")
     return w / 2 if role(inside) in ("hidden", "router") else w
 
@@ -75,9 +87,11 @@ def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str)
     wide = of_width(narrow, 32)
     if heads == "head_dim":
         wide = dataclasses.replace(wide, heads=narrow.heads, kv_heads=narrow.kv_heads, head_dim=8)
-    grows = ("embed", "mlp", *(("heads", "kv_heads") if heads == "heads" else ("head_dim",)))
+    grows = ("embed", "mlp", "latent", *(("heads", "kv_heads") if heads == "heads" else ("head_dim",)))
     losses, start, dims = narrow_run(narrow, optimizer)
-    return losses, trained(wide, optimizer, jax.tree.map(lambda w, leaf: twice(w, leaf.value, grows), start, dims))[0]
+    fixed = lambda path: narrow.latent.rope_dim if path[-1].key == "kv_down" else 0  # noqa: E731
+    doubled = jax.tree_util.tree_map_with_path(lambda path, w, leaf: twice(w, leaf.value, grows, fixed(path)), start, dims)
+    return losses, trained(wide, optimizer, doubled)[0]
 
 
 SAME = 1e-6
@@ -86,8 +100,15 @@ SAME = 1e-6
 
 @pytest.mark.parametrize(
     ("narrow", "optimizer", "heads"),
-    [(NARROW, ADAMW, "heads"), (NARROW, LION, "heads"), (LEARNED, ADAMW, "head_dim"), (EXPERTS, ADAMW, "heads")],
-    ids=["dense", "lion", "head_dim", "experts"],
+    [
+        (NARROW, ADAMW, "heads"),
+        (NARROW, LION, "heads"),
+        (LEARNED, ADAMW, "head_dim"),
+        (EXPERTS, ADAMW, "heads"),
+        (SCALED, ADAMW, "head_dim"),
+        (LATENT, SMALL_EPSILON, "heads"),
+    ],
+    ids=["dense", "lion", "head_dim", "experts", "attention_scale", "latent"],
 )
 def test_a_model_with_every_unit_twice_learns_as_the_narrow_one(narrow, optimizer, heads):
     losses, wide = narrow_and_wide(narrow, optimizer, heads)

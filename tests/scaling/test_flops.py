@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from llm_jax.errors import UserError
-from llm_jax.model.config import ModelConfig, MoEConfig
-from llm_jax.model.flops import parameter_count
+from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
+from llm_jax.model.flops import active_parameters, parameter_count
 from llm_jax.model.transformer import Transformer
 from llm_jax.scaling import flops
 from tests.conftest import ROOT
@@ -29,6 +29,11 @@ MODELS = {
     "experts": ModelConfig(
         layers=3, embed=32, heads=4, vocab=50, moe=MoEConfig(experts=6, top_k=2, mlp=24, shared_mlp=16, bias=True, dense_layers=(0,)),
     ),
+    "gemma2": ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, vocab=50, norm_placement="both", norm_centred=True, attention_softcap=5.0),
+    "deepseek": ModelConfig(
+        layers=2, embed=32, heads=4, vocab=50, bias_out=True, latent=LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5)
+    ),
+    "no_query_rank": ModelConfig(layers=2, embed=32, heads=4, vocab=50, latent=LatentConfig(kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5)),
 }  # fmt: skip
 
 
@@ -65,6 +70,30 @@ def test_a_sliding_window_and_experts_cost_only_what_is_met():
     missed = 2 * 4 * 3 * 32 * 24  # layers, experts that a token is not sent to, their matrices
     assert six["flops_6nd"] == 6 * (six["parameters"] - missed)
     assert six["parameters"] == parameter_count(two)
+
+
+def test_windows_by_layer_and_latents_cost_what_they_are():
+    T, heads = 64, {"layers": 3, "embed": 32, "heads": 4, "vocab": 50}
+    every, some, none = (ModelConfig(**heads, **more).resolved() for more in ({"window": 4}, {"window": 4, "window_layers": (0, 2)}, {}))  # type: ignore[arg-type]
+    windowed, mixed, full = (flops.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none))
+    assert mixed == pytest.approx(2 / 3 * windowed + 1 / 3 * full)
+    config = MODELS["deepseek"].resolved()
+    matrices = 2 * (32 * 12 + 12 * 4 * 10 + 32 * (10 + 4) + 10 * 4 * (6 + 5) + 4 * 5 * 32 + 3 * 32 * config.mlp) + 50 * 32  # type: ignore[operator]
+    counted = flops.flops_per_token(config, T)
+    assert counted["flops_attention_full"] == 2 * 3 * 2 * 4 * (10 + 5) * T  # layers; forward and backward; keys of 10, values of 5 in 4 heads
+    assert counted["flops_exact"] == 6 * matrices + counted["flops_attention_causal"]
+
+
+def test_deepseek_v3_has_the_published_number_of_parameters():
+    """DeepSeek-AI 2024: 671 B in all, 37 B active."""
+    config = ModelConfig(
+        layers=61, embed=7168, heads=128, mlp=18432, vocab=129280, tied_embeddings=False,
+        latent=LatentConfig(query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
+        moe=MoEConfig(experts=256, top_k=8, mlp=2048, shared_mlp=2048, bias=True, dense_layers=(0, 1, 2), scores="sigmoid", groups=8, top_groups=4),
+    ).resolved()  # fmt: skip
+    total = parameter_count(config)
+    assert round(total / 1e9) == 671
+    assert round((active_parameters(config, total) - 129280 * 7168) / 1e9) == 37  # without the embedding, of which a token meets a row
 
 
 def published(shared_tables: Path | None, name: str, rows: list, columns: dict[str, str]) -> None:
