@@ -13,6 +13,7 @@ import pytest
 from llm_jax.inspect import findings, write
 from llm_jax.inspect.__main__ import main
 from llm_jax.opened import open_model
+from tests.huggingface.expected import FIXTURES
 from tests.inspect.conftest import logits_of
 from tests.tiny_run import launch, write_experiment
 
@@ -122,6 +123,21 @@ def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, w
     assert "20 tokens of" in capsys.readouterr().out
     assert len(found["predictions"]) == 20
     assert np.shape(found["head_scores"]["entropy"]) == (2, 4)
+
+
+def test_a_loaded_model_without_a_tokenizer_is_shown_by_ids_with_its_experts(tmp_path, without_figures):
+    assert main([str(FIXTURES / "deepseek_v3"), "ids=5,17,33,8,5,17", f"out={tmp_path}"]) == 0
+    page, found = read(tmp_path)
+    assert "came without its tokenizer" in page
+    assert [t["label"] for t in found["tokens"]] == ["#5", "#17", "#33", "#8", "#5", "#17"]
+    assert [e["layer"] for e in found["experts"]] == [1, 2]
+    assert "Experts: who works on which token" in page
+    assert found["tokenizers"] == {}
+
+
+def test_text_for_a_model_without_a_tokenizer_is_one_line(tmp_path, capsys):
+    assert main([str(FIXTURES / "deepseek_v3"), "text=a", f"out={tmp_path}"]) == 2
+    assert "has no tokenizer; give ids=1,2,3" in capsys.readouterr().err
 
 
 def test_a_text_that_could_be_html_stays_text(run, tmp_path, without_figures):
