@@ -70,7 +70,7 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     model = ModelConfig(layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False).resolved()
     one, single = family("llama", "llama"), preset("single")
     program = Program(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
-    table = lay(one.tensors(model), model, shapes_of(program))
+    table = lay(one.tensors(model, {}), model, shapes_of(program))
     planned = [safetensors.Planned(name, "bfloat16", pieces[0].fit.their_shape) for name, pieces in table.tensors.items()]
     files = safetensors.shards(planned, 1_000_000_000)
     rng = np.random.default_rng(0)

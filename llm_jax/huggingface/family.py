@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ MODULES = (
     "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
 )  # fmt: skip
 """Of `families`, by `model_type`; where several can express a run's model, the first is taken."""
+
+
+Tree = Mapping[str, Any]
+"""A config.json."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Family:
     """(keys, our values that `keys` gave) → the other values, by our names."""
     write: Callable[[ModelConfig], dict[str, Any]]
     """The other keys of a config.json for a model, in both spellings. What it can't say is found by reading it again."""
-    tensors: Callable[[ModelConfig], list[Entry]]
+    tensors: Callable[[ModelConfig, Tree], list[Entry]]
+    """(model, config.json) → its table. For what is written the config is that of `write_config`."""
     buffers: tuple[str, ...] = ()
     """Patterns of tensors that hold no weights, in old files."""
     prefix: str = ""

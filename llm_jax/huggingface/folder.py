@@ -43,7 +43,7 @@ class Folder:
 
     def table(self, program: Program) -> Table:
         """Which tensor is in which place of which array of a program, all checked."""
-        entries = self.family.tensors(self.model)
+        entries = self.family.tensors(self.model, self.tree)
         table = lay(entries, self.model, shapes_of(program))
         tensors = dict(self.tensors)
         for head in (entry.theirs for entry in entries if entry.ours == "head"):

@@ -87,12 +87,12 @@ def save_model(
             shutil.copy(source / GENERATION, part / GENERATION)
         else:
             (part / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
-        write_weights(opened, one, part, dtype, shard_bytes)
+        write_weights(opened, one, made, part, dtype, shard_bytes)
         if opened.tokenizer_if_any is not None:
             export_tokenizer(opened.tokenizer_if_any, part)
 
 
-def write_weights(opened: Any, one: Any, folder: Path, dtype: str, shard_bytes: int) -> None:
+def write_weights(opened: Any, one: Any, tree: dict[str, Any], folder: Path, dtype: str, shard_bytes: int) -> None:
     """The safetensors, a tensor at a time."""
     import numpy as np
 
@@ -104,7 +104,7 @@ def write_weights(opened: Any, one: Any, folder: Path, dtype: str, shard_bytes: 
     if dtype not in safetensors.NAMES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
     arrays = flat_paths(opened.parameters)
-    table = lay(one.tensors(opened.config), opened.config, shapes_of(opened.program))
+    table = lay(one.tensors(opened.config, tree), opened.config, shapes_of(opened.program))
     narrow = Program(dataclasses.replace(opened.config, parameter_dtype="bfloat16"), opened.experiment.optimizer, opened.place)
     kept = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}  # so whatever the rest is in: the routers' biases
     planned = [

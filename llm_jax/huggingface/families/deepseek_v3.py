@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import parameters, read_rope, stretch, write_rope
 from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, block_norms, ends, experts, feed_forward, llama_keys
@@ -45,7 +45,7 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     keys.must("scoring_func", "sigmoid")
     keys.must("moe_layer_freq", 1)
     keys.must("attention_bias", False)
-    keys.must("rope_interleave", True, None)
+    keys.take("rope_interleave", True)  # see `tensors`
     keys.take("num_nextn_predict_layers", None, "num_mtp_layers")  # their tensors are refused, or left out where that is asked for
     if values["kv_heads"] not in (None, values["heads"]):
         raise keys.wrong(f"num_key_value_heads={values['kv_heads']}: latent attention has as many as num_attention_heads={values['heads']}")
@@ -101,9 +101,10 @@ def write(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def tensors(model: ModelConfig) -> list[Entry]:
+def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     at, latent = "model.layers.{layer}.self_attn", model.latent
-    head, kv = halves(latent.nope_dim, latent.rope_dim), halves(latent.kv_rank, latent.rope_dim)
+    order = halves if tree.get("rope_interleave", True) else no_order
+    head, kv = order(latent.nope_dim, latent.rope_dim), order(latent.kv_rank, latent.rope_dim)
     return [
         *ends(),
         *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
@@ -125,6 +126,11 @@ def tensors(model: ModelConfig) -> list[Entry]:
 def halves(kept: int, rotated: int) -> tuple[int, ...]:
     """Where our dims are in theirs: those that are not rotated where they are, then the first of each pair, then the second."""
     return (*range(kept), *range(kept, kept + rotated, 2), *range(kept + 1, kept + rotated, 2))
+
+
+def no_order(kept: int, rotated: int) -> tuple[int, ...]:
+    """The same where they are rotated half against half, too (`rope_interleave` false)."""
+    return tuple(range(kept + rotated))
 
 
 FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
 from llm_jax.huggingface.table import Entry
@@ -39,7 +39,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
     return {"activation_function": PLAIN_NAMES.get(model.activation, "gelu_new")}
 
 
-def tensors(model: ModelConfig) -> list[Entry]:
+def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     at, made = "transformer.h.{layer}", []
     for part, name in enumerate(("query", "key", "value")):
         made += [

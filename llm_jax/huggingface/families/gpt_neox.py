@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
@@ -49,7 +49,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def tensors(model: ModelConfig) -> list[Entry]:
+def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     at, made = "gpt_neox.layers.{layer}", []
     for part, name in enumerate(("query", "key", "value")):
         made += [

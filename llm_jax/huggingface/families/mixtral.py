@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.family import Family, Key
+from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, attention, block_norms, ends, experts, llama_keys
@@ -33,7 +33,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
     return {**write_rope(model), "sliding_window": model.window, "hidden_act": GATED_NAMES.get(model.activation, "silu")}
 
 
-def tensors(model: ModelConfig) -> list[Entry]:
+def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     return [
         *ends(),
         *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),

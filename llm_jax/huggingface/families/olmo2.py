@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.family import Family
+from llm_jax.huggingface.family import Family, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, attention, attention_bias, block_norms, ends, feed_forward, llama_keys
@@ -26,7 +26,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
     return {**write_rope(model), "attention_bias": model.bias_qkv, "hidden_act": GATED_NAMES.get(model.activation, "silu")}
 
 
-def tensors(model: ModelConfig) -> list[Entry]:
+def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     return [
         *ends(),
         *block_norms(attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
