@@ -3,9 +3,12 @@
     python -m llm_jax.launch experiment=quickstart
     python -m llm_jax.launch experiment=continue_pretraining from=runs/quickstart/default data.source=german.jsonl run_dir=runs/german/first
 
-The model's shape, its tokenizer and its newest weights are those of the folder; the optimizer begins anew, so the learning rate is warmed up
-again. It is a third of what the model was trained with: enough to learn the new text, little enough not to forget the old at once.
-What counts is said by evaluation on both: `python -m llm_jax.evaluate RUN data.source=...` before and after.
+The model's shape, its tokenizer and its newest weights are those of the folder; the optimizer begins anew, so the learning rate is warmed
+up again. Expected: the first loss is that of the folder's model on the new text, and not that of random weights (ln 4096 = 8.3).
+
+Tried with a quickstart of 150 steps of 4 sequences (held-out loss 6.26 on the standard library, 7.31 on 1,776 German sentences), gone on with for
+60 steps on these: 7.34 at the first step, at the end 4.79 on held-out German and 7.56 on the standard library, so most of that was forgotten.
+With data.mixture='{german.txt: 3, stdlib: 1}' it was 4.99 and 6.31. Both are said by `python -m llm_jax.evaluate RUN data.source=...`.
 """
 
 from llm_jax.data import DataConfig

@@ -8,7 +8,7 @@
 It compiles the real train step with XLA's own GPU compiler for GPUs that are not here, and reads the result: memory,
 collectives, kernels, and the time that walking the compiled schedule takes. It needs the extra `cuda`, and no GPU.
 
-experiment=NAME   as in llm_jax.launch; so are all overrides: layout=fsdp, mesh.tensor=8, train.batch_size=256
+experiment=NAME   as in llm_jax.launch; so are from=FOLDER and all overrides: layout=fsdp, mesh.tensor=8, train.batch_size=256
 devices=N         how many devices in all
 hardware=NAME     a40, a100_40, a100_80, h100, h200, b200, mi300x (layout/hardware.toml has their figures and sources)
 layout=all        ranks every preset on every mesh that fits, by predicted tokens/s a device
@@ -138,7 +138,7 @@ def check_keys(pairs: list[tuple[str, str]]) -> None:
     """Raises UserError for a key that nobody has: it may have been meant for this command, or for the experiment."""
     from llm_jax.experiment import Experiment, all_keys
 
-    fields = ("experiment", *(f.name for f in dataclasses.fields(Experiment)))
+    fields = ("experiment", "from", *(f.name for f in dataclasses.fields(Experiment)))
     for key, value in pairs:
         if "." not in key and key not in fields:
             close = closest(key, (*OWN, *all_keys(Experiment())))

@@ -221,6 +221,8 @@ def run(arguments: list[str]) -> int:
     made = experiments.load_file(name)
     made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
     experiment = experiments.from_experiment(made, rest)
+    if experiment.train.start_from:
+        raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check is of models at random, of several shapes; leave it out")
     of = "width" if "widths" in own else "depth"
     sizes = read_sizes(f"{of}s", own[f"{of}s"])
     found = check_experiment(experiment, of, sizes, int(steps))
