@@ -82,6 +82,16 @@ def test_a_space_put_before_the_text_is_said_not_to_be_lossless(folders):
     assert not tokenizer.lossless
 
 
+def test_a_normalizer_is_said_not_to_be_lossless(folders, tmp_path):
+    """Qwen's NFC: an e and an accent become one character."""
+    tree = json.loads((folders["llama3"] / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tree, "normalizer": {"type": "NFC"}}))
+    (tmp_path / "tokenizer_config.json").write_bytes((folders["llama3"] / "tokenizer_config.json").read_bytes())
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "\u00e9"
+    assert not tokenizer.lossless
+
+
 def test_a_document_is_what_the_library_makes_of_it(folders):
     """Our encode is the library's, whatever it does with whitespace between documents' parts."""
     import tokenizers

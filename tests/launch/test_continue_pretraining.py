@@ -143,6 +143,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(command, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_hugging_faces_is_gone_on_with_as_the_run_that_it_was_made_of(trained, command, tmp_path):
+    from llm_jax.huggingface.save import main as save
+
+    assert save([str(trained / "run"), str(tmp_path / "exported")]) == 0
+    assert launch(*command, "train.steps=2") == 0
+    assert launch(*command[:2], f"from={tmp_path / 'exported'}", f"run_dir={tmp_path / 'theirs'}", "train.steps=2") == 0
+    assert losses(tmp_path / "theirs") == pytest.approx(losses(tmp_path / "run"), abs=1e-6)  # one compiled program, the same bits of weights
+    ours, theirs = (load_tokenizer(tmp_path / name / "tokenizer") for name in ("run", "theirs"))
+    assert [theirs.encode(text) for text in documents(20)] == [ours.encode(text) for text in documents(20)]
+    assert (tmp_path / "theirs" / "tokenizer" / "tokenizer_config.json").exists()
+
+
 def test_points_of_a_grid_may_start_from_it_one_by_one(trained, tmp_path, capsys):
     fields = f"train=dataclasses.replace(base().train, start_from={str(trained / 'run')!r}, steps=2), "
     fields += f"tokenizer=dataclasses.replace(base().tokenizer, file={str(trained / 'run' / 'tokenizer')!r})"
