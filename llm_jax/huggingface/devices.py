@@ -86,19 +86,19 @@ def inside_bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bo
     return tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
 
 
-def fetch(array: jax.Array, prefix: tuple[int, ...], turn: tuple[int, ...]) -> np.ndarray:
-    """array[prefix] on the host, its dims in the order `turn`, from the devices that have parts of it."""
+def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, turn: tuple[int, ...]) -> np.ndarray:
+    """array[prefix][inner] on the host, its dims in the order `turn`, from the devices that have parts of it."""
     shape, depth = array.shape, len(prefix)
-    box = (*(slice(i, i + 1) for i in prefix), *whole(shape[depth:]))
-    made = np.empty([shape[depth + axis] for axis in turn], array.dtype)
+    box = (*(slice(i, i + 1) for i in prefix), *inner)
+    made = np.empty([inner[axis].stop - inner[axis].start for axis in turn], array.dtype)
     for shard in array.addressable_shards:
         mine = inside_bounds(shard.index, shape)
         here = common(box, mine) if shard.replica_id == 0 else None
         if here is None:
             continue
-        local = inside(here, mine)
+        local, at = inside(here, mine), inside(here, box)
         part = cut(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), turn)
-        made[tuple(here[depth + axis] for axis in turn)] = part
+        made[tuple(at[depth + axis] for axis in turn)] = part
     return made
 
 

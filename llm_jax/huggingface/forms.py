@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,6 +98,23 @@ class Fit:
     def turn(self) -> tuple[int, ...]:
         """Our dims in the order in which theirs has them."""
         return tuple(self.form.ours.index(dim) for dim in self.form.flat if dim != PART)
+
+    def in_parts(self, most: int) -> Iterator[tuple[int, int]]:
+        """Their tensor as ranges of its first dim without brackets, each of at most so many numbers if that can be."""
+        first = self.form.flat[0]
+        length = self.sizes[first]
+        in_one = first == PART or (self.order is not None and self.order[0] == first)
+        per = length if in_one else max(1, most * length // math.prod(self.their_shape))
+        for start in range(0, length, per):
+            yield start, min(start + per, length)
+
+    def part_of(self, start: int, end: int) -> tuple[Fit, Box]:
+        """What fits such a range, and the part of our array that is in it."""
+        box = whole(self.shape)
+        if self.lead is None:
+            return self, box
+        shape = (*self.shape[: self.lead], end - start, *self.shape[self.lead + 1 :])
+        return replace(self, shape=shape), (*box[: self.lead], slice(start, end), *box[self.lead + 1 :])
 
     def write(self, turned: np.ndarray, theirs: np.ndarray) -> None:
         """Puts our whole array, its dims turned as `turn` says, into theirs [their_shape]."""

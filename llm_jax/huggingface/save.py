@@ -26,10 +26,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llm_jax.command import run_command
 from llm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_jax.huggingface.safetensors import Planned
+    from llm_jax.huggingface.table import Piece
 
 SHARD_BYTES = 5_000_000_000
 
@@ -93,11 +97,11 @@ def save_model(
 
 
 def write_weights(opened: Any, one: Any, tree: dict[str, Any], folder: Path, dtype: str, shard_bytes: int) -> None:
-    """The safetensors, a tensor at a time."""
+    """The safetensors, a part of a tensor at a time."""
     import numpy as np
 
     from llm_jax.huggingface import safetensors
-    from llm_jax.huggingface.devices import fetch, flat_paths, shapes_of
+    from llm_jax.huggingface.devices import flat_paths, shapes_of
     from llm_jax.huggingface.table import lay
     from llm_jax.train.state import Program
 
@@ -117,12 +121,29 @@ def write_weights(opened: Any, one: Any, tree: dict[str, Any], folder: Path, dty
         with (folder / name).open("wb") as file:
             safetensors.write_header(file, tensors)
             for tensor in tensors:
-                theirs = np.empty(tensor.shape, safetensors.FLOATS[safetensors.NAMES[tensor.dtype]])
-                for piece in table.tensors[tensor.name]:
-                    piece.fit.write(fetch(arrays[piece.path], piece.prefix, piece.fit.turn), theirs)
-                theirs.reshape(-1).view(np.uint8).tofile(file)
+                write_tensor(file, tensor, arrays, table.tensors[tensor.name])
     if len(files) > 1:
         safetensors.write_index(folder, files, names)
+
+
+def write_tensor(file: BinaryIO, tensor: Planned, arrays: dict[str, Any], pieces: list[Piece]) -> None:
+    """The bytes of one tensor, from the arrays that are in it. Raises UserError for a number that its dtype can't hold."""
+    import numpy as np
+
+    from llm_jax.huggingface.devices import PARCEL, fetch
+    from llm_jax.huggingface.safetensors import FLOATS, NAMES
+
+    kind = np.dtype(FLOATS[NAMES[tensor.dtype]])
+    for start, end in pieces[0].fit.in_parts(PARCEL // kind.itemsize):
+        fits = [piece.fit.part_of(start, end) for piece in pieces]
+        theirs = np.empty(fits[0][0].their_shape, kind)
+        for piece, (fit, box) in zip(pieces, fits, strict=True):
+            try:
+                with np.errstate(over="raise"):
+                    fit.write(fetch(arrays[piece.path], piece.prefix, box, fit.turn), theirs)
+            except FloatingPointError:
+                raise UserError(f"dtype={tensor.dtype}: {tensor.name} has numbers that are too large for it; use bfloat16") from None
+        theirs.reshape(-1).view(np.uint8).tofile(file)
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from llm_jax.huggingface import devices
 from llm_jax.huggingface.family import family_for
 from llm_jax.huggingface.load import main as load
 from llm_jax.huggingface.save import main as save
+from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.opened import open_model
 from tests.tiny_run import launch, write_experiment
@@ -71,6 +73,22 @@ def test_saved_in_bfloat16_each_number_is_the_nearest(run_dir, tmp_path):
     assert save([str(run_dir), str(tmp_path / "out"), "dtype=bfloat16"]) == 0
     for path, array in arrays(tmp_path / "out").items():
         np.testing.assert_array_equal(array, np.asarray(jax.numpy.asarray(arrays(run_dir)[path], "bfloat16")))
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    opened = open_model(FIXTURES / "olmo2", dtype="float32")
+    large = dataclasses.replace(opened, parameters={**opened.parameters, "embedding": opened.parameters["embedding"].at[0, 0].set(1e6)})
+    with pytest.raises(UserError, match=r"dtype=float16: model.embed_tokens.weight has numbers that are too large for it"):
+        huggingface.save_model(large, tmp_path / "out", dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_however_small_the_parcels_what_is_written_is_the_same(tmp_path, monkeypatch):
+    opened = open_model(FIXTURES / "gpt2", layout=preset("fsdp_tensor"), mesh={"data": 2, "tensor": 2})
+    huggingface.save_model(opened, tmp_path / "whole")
+    monkeypatch.setattr(devices, "PARCEL", 1000)
+    huggingface.save_model(opened, tmp_path / "parcels")
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parcels" / "model.safetensors").read_bytes()
 
 
 def test_as_a_library_a_model_is_called_with_tokens(run_dir):

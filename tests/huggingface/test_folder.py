@@ -213,6 +213,11 @@ def test_a_form_is_read_and_written_in_any_part():
     fit.write(ours.transpose(fit.turn), back)
     np.testing.assert_array_equal(back.reshape(4, 3, 6, 5)[:, 1], theirs.reshape(4, 3, 6, 5)[:, 1])
     assert not back.reshape(4, 3, 6, 5)[:, [0, 2]].any()
+    pieces = np.full_like(theirs, -1)
+    for start, end in fit.in_parts(most=2 * 3 * 6 * 5):
+        part, of_ours = fit.part_of(start, end)
+        part.write(ours[of_ours].transpose(part.turn), pieces[start * 18 : end * 18])
+    np.testing.assert_array_equal(pieces.reshape(4, 3, 6, 5)[:, 1], theirs.reshape(4, 3, 6, 5)[:, 1])
     boxes = split(whole((5, 4, 6)), [1, 2], 13)
     assert max(size(b) for b in boxes) <= 13 or max(b[0].stop for b in boxes) == 5
     assert sum(size(b) for b in boxes) == 120
