@@ -76,7 +76,9 @@ class Family:
         """The config.json of a model, as transformers 4, 5 and others read it."""
         tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.keys:
-            tree |= dict.fromkeys((key.theirs, *key.also), valued(model, key.ours))
+            value = valued(model, key.ours)
+            if value is not None or key.default is None:  # a model without experts has no width of theirs
+                tree |= dict.fromkeys((key.theirs, *key.also), value)
         return {**tree, **self.write(model)}
 
 

@@ -36,6 +36,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,), "tf_legacy_loss": (False,), "use_bfloat16": (False, True),
 }  # fmt: skip
 """Keys that would change it, and the values with which they don't."""
+NULLABLE = {
+    "num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_group", "topk_group", "n_shared_experts", "first_k_dense_replace",
+    "attn_logit_softcapping", "final_logit_softcapping",
+}  # fmt: skip
+"""Numbers that may be null although a class has another default: there is none of it, or it follows from others."""
 
 
 class Keys:
@@ -64,7 +69,16 @@ class Keys:
             right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
             if not right or (isinstance(value, bool) and kind is not bool):
                 raise self.wrong(f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}")
+        if value is None and kind in (int, float) and name not in NULLABLE:
+            raise self.wrong(f"{name}=null: must be a number")
         return value
+
+    def group(self, name: str) -> dict[str, Any]:
+        """A copy of the object that is the value of a key; empty where there is none."""
+        value = self.take(name, None)
+        if value is not None and not isinstance(value, dict):
+            raise self.wrong(f"{name}={value}: must be an object, or null")
+        return dict(value or {})
 
     def must(self, name: str, *right: Any) -> None:
         """Raises UserError where a key has another value than these."""

@@ -24,7 +24,7 @@ def read_rope(keys: Keys, theta: float = 10000.0, fraction: float = 1.0, positio
 
 def parameters(keys: Keys) -> dict[str, Any]:
     """All that a config.json says of its rotary embedding, in either spelling or both, as `rope_parameters` would have it."""
-    told: list[dict[str, Any]] = [dict(value) for name in ("rope_parameters", "rope_scaling") if (value := keys.take(name, None))]
+    told: list[dict[str, Any]] = [keys.group(name) for name in ("rope_parameters", "rope_scaling")]
     apart = {
         "rope_theta": keys.take("rope_theta", None, "rotary_emb_base"),
         "partial_rotary_factor": keys.take("partial_rotary_factor", None, "rotary_pct"),
@@ -47,6 +47,9 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
     if kind not in KINDS:
         raise keys.wrong(f"rope_type={kind}: is not built here; must be one of {', '.join(KINDS)}")
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
+    for name, value in (("rope_theta", theta), ("partial_rotary_factor", fraction)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise keys.wrong(f"{name}={'null' if value is None else value} in the rotary embedding: must be a number")
     values: dict[str, Any] = {}
     if kind != "default":
         values["factor"] = given.pop("factor", None)

@@ -38,9 +38,11 @@ def attention_bias(keys: Keys) -> dict[str, bool]:
     return {"bias_qkv": biased, "bias_out": biased}
 
 
-def windows(window: int | None, sliding: Sequence[bool]) -> dict[str, Any]:
+def windows(keys: Keys, window: int | None, sliding: Sequence[bool]) -> dict[str, Any]:
     """Our window and its layers."""
-    if window is None or not any(sliding):
+    if window is None and any(sliding):
+        raise keys.wrong(f"layers {[i for i, slides in enumerate(sliding) if slides]} are {SLIDING}, and there is no sliding_window that is used")
+    if not any(sliding):
         return {"window": None, "window_layers": None}
     return {"window": window, "window_layers": None if all(sliding) else tuple(i for i, slides in enumerate(sliding) if slides)}
 
@@ -69,7 +71,7 @@ def qwen_windows(keys: Keys, layers: int) -> dict[str, Any]:
     """Qwen 2 and 3: nothing slides unless `use_sliding_window`; then the layers from `max_window_layers` on do."""
     used, window, first = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096), keys.take("max_window_layers", 28)
     window = window if used else None
-    return windows(window, layer_types(keys, layers, [window is not None and layer >= first for layer in range(layers)]))
+    return windows(keys, window, layer_types(keys, layers, [window is not None and layer >= first for layer in range(layers)]))
 
 
 def write_qwen_windows(model: ModelConfig) -> dict[str, Any]:

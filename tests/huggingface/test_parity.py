@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax import huggingface
+from llm_jax.errors import UserError
 from llm_jax.huggingface import family
 from llm_jax.layout.presets import preset
 from tests.huggingface import expected
@@ -66,3 +67,19 @@ def test_both_spellings_of_a_configuration_are_the_same_model(name):
     (one, first), (other, second) = (family.read_model(tree, FIXTURES / name) for tree in told)
     assert one is other
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("llama", {"num_hidden_layers": None}, "num_hidden_layers=null: must be a number"),
+        ("gemma3", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar=null: must be a number"),
+        ("qwen2", {"rope_scaling": 4}, "rope_scaling=4: must be an object, or null"),
+        ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=null in the rotary embedding: must be a number"),
+        ("gemma2", {"sliding_window": None}, "layers .0, 2. are sliding_attention, and there is no sliding_window"),
+    ],
+)
+def test_a_value_that_says_nothing_is_refused_by_name(name, change, said):
+    tree = json.loads((FIXTURES / name / "config.json").read_text())
+    with pytest.raises(UserError, match=said):
+        family.read_model({**tree, **change}, FIXTURES / name)

@@ -33,7 +33,11 @@ SIZES = {
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     rope = read_rope(keys, positions=values["positions"])
     sliding = layer_types(keys, values["layers"], [layer % 2 == 0 for layer in range(values["layers"])])
-    return {**rope, **windows(keys.take("sliding_window", 4096, "sliding_window_size"), sliding), **read_gemma(keys, values, softcaps=(50.0, 30.0))}
+    return {
+        **rope,
+        **windows(keys, keys.take("sliding_window", 4096, "sliding_window_size"), sliding),
+        **read_gemma(keys, values, softcaps=(50.0, 30.0)),
+    }
 
 
 def read_gemma(keys: Keys, values: dict[str, Any], softcaps: tuple[float | None, float | None]) -> dict[str, Any]:

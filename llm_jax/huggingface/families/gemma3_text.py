@@ -16,18 +16,18 @@ THETA, THETA_WINDOW = 1e6, 1e4
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     layers, every = values["layers"], keys.take("sliding_window_pattern", 6, "_sliding_window_pattern")
-    window = windows(keys.take("sliding_window", 4096), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
+    window = windows(keys, keys.take("sliding_window", 4096), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
     return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, softcaps=(None, None)), "qk_norm": "head"}
 
 
 def read_ropes(keys: Keys, positions: int, window: int | None) -> dict[str, Any]:
     """Both rotary embeddings: `rope_theta` and `rope_scaling` are of layers without a window, `rope_local_base_freq` of those with one."""
-    given = keys.take("rope_parameters", None) or {}
+    given = keys.group("rope_parameters")
     for name in given:
         if name not in (FULL, SLIDING):
             raise keys.wrong(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
     parts = {name: dict(given.get(name) or {}) for name in (FULL, SLIDING)}
-    scaling = dict(keys.take("rope_scaling", None) or {})
+    scaling = keys.group("rope_scaling")
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
     apart = {FULL: {**scaling, "rope_theta": keys.take("rope_theta", None)}, SLIDING: {"rope_theta": keys.take("rope_local_base_freq", None)}}
