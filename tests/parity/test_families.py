@@ -17,7 +17,7 @@ from llm_jax.train.state import Program
 from tests.parity.test_layouts import GROUPED, assert_same
 from tests.training import train
 
-STEPS = 6
+STEPS = 5
 LATENT = dataclasses.replace(
     GROUPED, kv_heads=None, head_dim=None, latent=LatentConfig(query_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=6),
     norm_placement="both", norm_centred=True, parallel_blocks=True, layers=3, window=7, window_layers=(0, 2),
@@ -32,9 +32,10 @@ MODELS = {
     "gemma": GEMMA,
     "gemma without cap": dataclasses.replace(GEMMA, attention_softcap=0.0, attention="blocked"),
     "latent, experts": dataclasses.replace(
-        LATENT, layers=4, moe=MoEConfig(experts=8, top_k=2, groups=4, top_groups=2, mlp=16, shared_mlp=16, scores="sigmoid", bias=True)
+        LATENT, layers=1, window_layers=None, remat="none",
+        moe=MoEConfig(experts=8, top_k=2, groups=4, top_groups=2, mlp=16, shared_mlp=16, scores="sigmoid", bias=True),
     ),
-}
+}  # fmt: skip
 
 RUNS: list[tuple[str, str, dict[str, int]]] = [
     ("latent", "fsdp_tensor", {"data": 4, "tensor": 2}),
@@ -47,23 +48,19 @@ RUNS: list[tuple[str, str, dict[str, int]]] = [
 ]
 
 
-def run(model: ModelConfig, layout: str, mesh: dict[str, int], optimizer: str) -> Any:
-    config = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)  # at 3e-3 Gemma's scales make rounding grow to 2e-4
-    return train(PRESETS[layout], mesh, steps=STEPS, model=model, optimizer=config)
+def run(model: ModelConfig, layout: str, mesh: dict[str, int]) -> Any:
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)  # at 3e-3 Gemma's scales make rounding grow to 2e-4
+    return train(PRESETS[layout], mesh, steps=STEPS, model=model, optimizer=config)[0]
 
 
 @functools.cache
-def one_device(model: str, optimizer: str = "adamw") -> Any:
-    return run(MODELS[model], "single", {}, optimizer)[0]
+def one_device(model: str) -> Any:
+    return run(MODELS[model], "single", {})
 
 
 @pytest.mark.parametrize(("model", "layout", "mesh"), RUNS, ids=[f"{model} on {layout}" for model, layout, _ in RUNS])
 def test_layouts_agree_with_one_device(model, layout, mesh):
-    assert_same(run(MODELS[model], layout, mesh, "adamw")[0], one_device(model))
-
-
-def test_muon_orthogonalises_latent_matrices_too():
-    assert_same(run(LATENT, "fsdp_tensor", {}, "muon")[0], one_device("latent", "muon"))
+    assert_same(run(MODELS[model], layout, mesh), one_device(model))
 
 
 @pytest.mark.parametrize(("data", "parts"), [(8, {"query_down": 8, "query_up": 8, "kv_down": 8, "kv_up": 8}), (3, {"query_up": 3, "kv_up": 1})])

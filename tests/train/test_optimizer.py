@@ -78,6 +78,8 @@ def muon_update(info: ParameterInfo, shape: tuple[int, ...], **config: float) ->
         (("embed", "mlp"), (2, 16, 24), 16),
         (("embed", "heads", "head_dim"), (2, 16, 3, 8), 16),
         (("heads", "head_dim", "embed"), (2, 3, 8, 16), 24),
+        (("embed", "latent"), (2, 16, 24), 16),
+        (("latent", "heads", "head_dim"), (2, 16, 3, 8), 16),
         (("experts", "embed", "mlp"), (2, 1, 16, 24), 16),
         (("experts", "mlp", "embed"), (2, 1, 24, 16), 24),
     ],
