@@ -21,6 +21,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
+from llm_jax.train.config import TrainConfig
 from llm_jax.train.run_folder import read_experiment
 from llm_jax.train.state import Program
 
@@ -111,7 +112,10 @@ def experiment_of(path: Path) -> Experiment:
     from llm_jax.huggingface.folder import is_folder, open_folder
 
     if is_folder(path):
-        return Experiment(name=path.resolve().name, model=open_folder(path).model)
+        model, train = open_folder(path).model, TrainConfig()
+        if model.position == "learned":
+            train = dataclasses.replace(train, sequence_length=min(train.sequence_length, model.positions))
+        return Experiment(name=path.resolve().name, model=model, train=train)
     return read_experiment(path)
 
 

@@ -88,6 +88,7 @@ def inside_bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bo
 
 def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, turn: tuple[int, ...]) -> np.ndarray:
     """array[prefix][inner] on the host, its dims in the order `turn`, from the devices that have parts of it."""
+    assert array.is_fully_addressable, "one process writes all of a model"
     shape, depth = array.shape, len(prefix)
     box = (*(slice(i, i + 1) for i in prefix), *inner)
     made = np.empty([inner[axis].stop - inner[axis].start for axis in turn], array.dtype)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.command import run_command
+from llm_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +45,8 @@ def load(arguments: list[str]) -> int:
 
     run_dir, patterns = Path(asked.values["run_dir"]), asked.values.get("leave_out", "")
     leave_out = tuple(pattern.strip() for pattern in patterns.split(",") if pattern.strip())
+    if (asked.paths[0] / "config.yaml").is_file():
+        raise UserError(f"{asked.paths[0]}: is a run folder already; FOLDER is one with a config.json and safetensors")
     check_new(run_dir, "run_dir")
     opened = open_model(asked.paths[0], layout=asked.layout, mesh=asked.mesh, dtype=asked.values.get("dtype"), leave_out=leave_out)
     write_run(opened, run_dir, leave_out)

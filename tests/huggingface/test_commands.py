@@ -117,12 +117,13 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
         (["{fixture}", "run_dir={new}", "dtypes=float32"], "there is no key 'dtypes'; did you mean 'dtype'?"),
         (["{nowhere}", "run_dir={new}"], "nowhere: no such folder"),
         (["{full}", "run_dir={new}"], "is no run folder"),
+        (["{run}", "run_dir={new}"], "run: is a run folder already"),
     ],
 )
-def test_what_load_is_asked_wrongly_is_one_line(tmp_path, capsys, arguments, said):
+def test_what_load_is_asked_wrongly_is_one_line(run_dir, tmp_path, capsys, arguments, said):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    names = {"fixture": FIXTURES / "olmo2", **{name: tmp_path / name for name in ("new", "full", "nowhere")}}
+    names = {"fixture": FIXTURES / "olmo2", "run": run_dir, **{name: tmp_path / name for name in ("new", "full", "nowhere")}}
     assert load([argument.format(**names) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert said in error

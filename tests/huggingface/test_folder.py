@@ -188,6 +188,28 @@ def test_8_bit_weights_are_multiplied_by_the_scales_of_their_blocks(tmp_path):
 SIZES = {"single": {}, "fsdp_tensor": {"data": 2, "tensor": 2}, "pipeline": {"stage": 3, "data": 1}}
 
 
+def test_a_model_with_8_bit_weights_is_that_of_the_numbers_that_they_stand_for(tmp_path):
+    scales = {}
+
+    def quantised(tensors):
+        for name in [name for name in tensors if "_proj.weight" in name]:
+            scales[name] = np.float32(np.abs(tensors[name]).max() / 448)  # the largest number of E4M3
+            tensors[name] = (tensors[name] / scales[name]).astype(ml_dtypes.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = np.full((1, 1), scales[name])
+
+    def restored(tensors):
+        quantised(tensors)
+        for name, scale in scales.items():
+            tensors[name] = tensors[name].astype(np.float32) * scale
+            del tensors[f"{name}_scale_inv"]
+
+    quantisation = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    in_8_bits = with_tensors(copied("mistral", tmp_path / "8", quantization_config=quantisation), quantised)
+    expected = parameters(with_tensors(copied("mistral", tmp_path / "32"), restored))
+    for path, array in parameters(in_8_bits).items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
 @pytest.mark.parametrize("layout", SIZES)
 def test_however_small_the_parcels_the_weights_are_the_same_on_any_layout(layout):
     folder = open_folder(FIXTURES / "mixtral")
