@@ -1,7 +1,7 @@
 # make quickstart   installs into .venv and trains a small language model on real text (under 5 minutes on 2 cores)
 # make test         installs if needed and runs all tests
 # make check        ruff and the type checker
-# make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways
+# make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways, random shapes too
 # PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
 
 PYTHON ?= python3
@@ -23,7 +23,8 @@ check: $(VENV)/installed
 
 reference: $(VENV)/installed-reference
 	$(BIN)/python -m tools.make_huggingface_fixtures
-	$(BIN)/python -m pytest -n 2 tests/huggingface
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/huggingface
+	$(BIN)/python -m tools.check_huggingface seeds=3
 
 $(VENV)/installed-reference: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),reference]'

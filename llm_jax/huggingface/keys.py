@@ -38,9 +38,9 @@ ONLY: dict[str, tuple[Any, ...]] = {
 """Keys that would change it, and the values with which they don't."""
 NULLABLE = {
     "num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_group", "topk_group", "n_shared_experts", "first_k_dense_replace",
-    "attn_logit_softcapping", "final_logit_softcapping",
+    "attn_logit_softcapping", "final_logit_softcapping", "norm_topk_prob", "rope_interleave",
 }  # fmt: skip
-"""Numbers that may be null although a class has another default: there is none of it, or it follows from others."""
+"""Numbers and choices that may be null although a class has another default: there is none of it, or it follows from others."""
 
 
 class Keys:
@@ -69,8 +69,8 @@ class Keys:
             right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
             if not right or (isinstance(value, bool) and kind is not bool):
                 raise self.wrong(f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}")
-        if value is None and kind in (int, float) and name not in NULLABLE:
-            raise self.wrong(f"{name}=null: must be a number")
+        if value is None and (kind in (int, float) or default is True) and name not in NULLABLE:
+            raise self.wrong(f"{name}=null: must be {'true or false' if kind is bool else 'a number'}")
         return value
 
     def group(self, name: str) -> dict[str, Any]:
