@@ -57,7 +57,10 @@ class Programs:
         self.slots, self.prompts, self.vocab, self.say = slots, prompts, vocab, say
         self.rows = config.vocab
         self.capacity = caches.rounded(capacity)
-        self.options = program_options(self.program) or None
+        self.options = program_options(self.program)
+        # A CPU's options for training are for large products. A product of a few rows with a [V, D] table takes 20 times as long by Eigen as by
+        # XLA's own choice.
+        self.tuned = ("prefill",) if self.place.platform() == "cpu" else ("prefill", "decode")
         self.everywhere = NamedSharding(self.place.mesh, PartitionSpec())
         self.compiled: dict[tuple[str, int], Any] = {}
         self.compile_seconds = 0.0
@@ -130,7 +133,7 @@ class Programs:
         with jax.set_mesh(self.place.mesh):
             if key not in self.compiled:
                 begun = time.perf_counter()
-                jitted = jax.jit(program, donate_argnums=1, compiler_options=self.options)
+                jitted = jax.jit(program, donate_argnums=1, compiler_options=(self.options if name in self.tuned else None) or None)
                 self.compiled[key] = jitted.lower(weights, state, *arrays).compile()
                 seconds = time.perf_counter() - begun
                 self.compile_seconds += seconds

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.generate.engine import Engine
+from llm_jax.generate.placement import decoding_layout
 from llm_jax.generate.request import Request, Result
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.layout.presets import preset
+from llm_jax.layout.presets import PRESETS, preset
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
 from llm_jax.opened import Opened
 from llm_jax.train.optimizer import OptimizerConfig
@@ -144,3 +146,69 @@ def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
         for number, i in submitted.items():
             result = engine.results.pop(number)
             assert (result.tokens, result.logprobs, result.text) == (alone[i].tokens, alone[i].logprobs, alone[i].text), i
+
+
+LAYOUTS = {
+    "tensor": (None, {}),  # 8 over 2 key heads: each device has those that its queries need
+    "fsdp_tensor": ({"data": 4, "tensor": 2}, {}),
+    "pipeline_tensor": ({"stage": 2, "data": 2, "tensor": 2}, {"layers": 4, "window": 9, "window_layers": (1, 3)}),
+    "context_ulysses": ({"data": 2, "context": 4}, {}),
+    "expert_tensor": ({"data": 2, "expert": 2, "tensor": 2}, MODELS["DeepSeek"] | {"latent": LatentConfig(8, 16, 6, 4, 6)}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_decode_what_one_device_does(name):
+    """Eight simulated devices. 2e-4 nats: sums over devices come in yet another order; greedy tokens are the same."""
+    mesh, changes = LAYOUTS[name]
+    changes = {"heads": 8, "kv_heads": 2, **changes} if "latent" not in changes else {"heads": 8, **changes}
+    requests = [Request(p, max_tokens=14, temperature=0, logprobs=3) for p in PROMPTS]
+    one, many = (Engine(opened(layout, sizes, **changes), slots=2, max_tokens=48) for layout, sizes in ((None, None), (preset(name), mesh)))
+    for expected, result in zip(one.generate(requests), many.generate(requests), strict=True):
+        assert result.tokens == expected.tokens
+        np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=2e-4)
+
+
+def test_a_decoding_layout_splits_no_positions_and_has_no_stages():
+    for layout in PRESETS.values():
+        made = decoding_layout(layout)
+        made.check()
+        for table in (made.compute, made.stored, made.residual, made.attention):
+            assert not {"sequence", "keys", "layers"} & set(table)
+    assert decoding_layout(preset("context_ring")).compute["batch"] == "data, context"
+    assert decoding_layout(preset("pipeline")).stored["embed"] == "stage"
+
+
+def test_learned_positions_end_the_text():
+    engine = Engine(opened(**MODELS["GPT-2"]), slots=1, max_tokens=500)
+    (result,) = engine.generate([Request("xyz", max_tokens=100, temperature=1, seed=2)])
+    assert result.finished == "positions"
+    assert len(result.tokens) == 48 - 4
+    with pytest.raises(UserError, match=r"has 101 tokens, and model.positions=48 leaves no room"):
+        engine.submit(Request("x" * 100))
+
+
+def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
+    engine = Engine(opened(), slots=1, max_tokens=32)
+    with pytest.raises(UserError, match=r"max_tokens=40: after 2 tokens of the prompt, max_tokens=32 of the engine has room for 30"):
+        engine.submit(Request("x", max_tokens=40))
+    with pytest.raises(UserError, match="tokens=96: must be ids from 0 to 95"):
+        engine.submit(Request(tokens=(1, 96)))
+    first, second = (engine.submit(Request("x", max_tokens=20, seed=i)) for i in range(2))
+    engine.step()
+    engine.cancel(first)
+    while engine.busy:
+        engine.step()
+    assert engine.results[first].finished == "cancelled"
+    assert engine.results[second].finished in ("max_tokens", "eos")
+
+
+def test_new_weights_are_used_from_then_on():
+    model, other = opened(), opened(init_std=0.1, tied_embeddings=True)
+    engine = Engine(model, slots=1, max_tokens=32)
+    request = Request("x", max_tokens=8, temperature=0)
+    before = engine.generate([request])[0]
+    engine.update(jax.tree.map(lambda w: 2 * w, other.parameters))
+    assert engine.generate([request])[0].logprobs != before.logprobs
+    engine.update(model.parameters)
+    assert engine.generate([request])[0].logprobs == before.logprobs
