@@ -84,6 +84,7 @@ def generate(arguments: list[str]) -> int:
     longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
     engine = Engine(opened, slots, longest, say=to_stderr)
+    del opened  # its weights are stacked by layers; the engine has its own
     results, seconds = write(engine, requests)
     if file:
         file.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))

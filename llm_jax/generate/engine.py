@@ -76,7 +76,7 @@ class Engine:
         self.state = self.programs.empty()
         self.waiting: deque[Running] = deque()
         self.slots: list[Running | None] = [None] * slots
-        self.settings = settings([None] * slots)
+        self.settings = self.programs.put(settings([None] * slots))
         self.results: dict[int, Result] = {}
         """Of all requests by their ids; take out (`pop`) what is no longer wanted."""
         self.submitted = 0
@@ -153,7 +153,7 @@ class Engine:
             for running, slot in zip(group, free, strict=False):
                 self.waiting.remove(running)
                 running.slot, self.slots[slot] = slot, running
-            self.settings = settings(self.slots)
+            self.settings = self.programs.put(settings(self.slots))
             rows = [*group, *[None] * (self.programs.prompts - len(group))]
             compiling = self.programs.compile_seconds
             self.state, out = self.programs.prefill(self.weights, self.state, [r.ids for r in group], [r.slot for r in group], settings(rows))
@@ -217,7 +217,7 @@ def settings(slots: Iterable[Running | None]) -> Settings:
     """How each row is drawn; rows without a request are greedy, which costs least."""
     requests = [running.result.request if running else Request(temperature=0) for running in slots]
 
-    def of(name: str, dtype: type) -> jax.Array:  # of numpy's until a program takes it
+    def of(name: str, dtype: type) -> jax.Array:  # of numpy's, until they are put on the devices
         return cast(jax.Array, np.array([getattr(request, name) for request in requests], dtype))
 
     return Settings(

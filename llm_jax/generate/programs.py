@@ -108,16 +108,23 @@ class Programs:
         lengths_P, slots_P = np.ones(self.prompts, np.int32), np.full(self.prompts, -1, np.int32)
         for row, (ids, slot) in enumerate(zip(tokens, slots, strict=True)):
             tokens_PT[row, : len(ids)], lengths_P[row], slots_P[row] = ids, len(ids), slot
-        return self.run("prefill", bucket, self.prompt_program, weights, state, tokens_PT, lengths_P, slots_P, settings)
+        return self.run("prefill", bucket, self.prompt_program, weights, state, *self.put((tokens_PT, lengths_P, slots_P, settings)))
 
     def step(self, weights: Any, state: State, settings: Settings, length: int) -> tuple[State, Any]:
-        """The state after one more token in every slot; and (token_B, logprob_B, logits_BV). length: of the longest text that matters."""
+        """The state after one more token in every slot; and (token_B, logprob_B, logits_BV).
+
+        settings: on the devices (`put`). length: of the longest text that matters.
+        """
         size = caches.block(self.capacity)
         bucket = size
         while bucket < length:
             bucket *= 2
         bucket = min(bucket, self.capacity)
         return self.run("decode", bucket, functools.partial(self.step_program, bucket), weights, state, settings)
+
+    def put(self, arrays: Any) -> Any:
+        """Arrays of numpy's on all devices."""
+        return jax.device_put(arrays, self.everywhere)
 
     def bucket(self, tokens: int) -> int:
         """The length that prompts of so many tokens are padded to: a power of two, or all that a slot has room for."""
@@ -128,7 +135,6 @@ class Programs:
 
     def run(self, name: str, bucket: int, program: Callable, weights: Any, state: State, *arrays: Any) -> tuple[State, Any]:
         """Runs a program, compiled at its first use; the state is donated."""
-        arrays = jax.device_put(arrays, self.everywhere)
         key = (name, bucket)
         with jax.set_mesh(self.place.mesh):
             if key not in self.compiled:
