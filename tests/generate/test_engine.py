@@ -128,8 +128,10 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["blocked, grouped-query heads", "a window", "DeepSeek"])
-@pytest.mark.parametrize("slots", [3, 8])
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [("blocked, grouped-query heads", 8), ("a window", 3), ("DeepSeek", 5), pytest.param("DeepSeek", 8, marks=pytest.mark.slow)],
+)
 def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
     """In any slot, whoever was in it before, whatever joins and leaves meanwhile."""
     engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=48)
@@ -157,7 +159,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [n if "_tensor" in n else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS])
 def test_layouts_decode_what_one_device_does(name):
     """Eight simulated devices. 2e-4 nats: sums over devices come in yet another order; greedy tokens are the same."""
     mesh, changes = LAYOUTS[name]
