@@ -56,6 +56,8 @@ class Family:
     """Patterns of tensors that hold no weights, in old files."""
     prefix: str = ""
     """What all names begin with but for the head's; some files leave it out."""
+    heads_divide: bool = False
+    """Whether transformers 5 refuses a width that is no multiple of the heads, although heads have a width of their own."""
 
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
         """The model that a config.json describes, resolved. Raises UserError for what is unknown, or is known and not built here."""
@@ -121,6 +123,8 @@ def unsaid(one: Family, model: ModelConfig) -> list[str]:
     """What a family can't express of a model: the keys that are another when what it writes is read again, as "key=value"."""
     from llm_jax.train.run_folder import flat
 
+    if one.heads_divide and model.embed % model.heads:
+        return [f"model.embed={model.embed} with model.heads={model.heads}"]
     try:
         again = one.read_config(one.write_config(model), one.model_type)
     except (UserError, ArithmeticError) as error:
@@ -129,6 +133,8 @@ def unsaid(one: Family, model: ModelConfig) -> list[str]:
     idle = FOR_TRAINING if model.position == "rope" else tuple(key for key in FOR_TRAINING if key != "positions")
     if not model.moe.experts:
         idle = (*idle, "moe.")
+    if len(model.sparse_layers) == model.layers:
+        idle = (*idle, "mlp")
     if model.rope_scaling.kind == "none":
         idle = (*idle, "rope_scaling.factor", "rope_scaling.low", "rope_scaling.high", "rope_scaling.beta", "rope_scaling.original")
     if model.position == "learned":

@@ -158,7 +158,7 @@ def token_ids(opened: Any, tree: dict[str, Any]) -> dict[str, Any]:
         return {name: tree[name] for name in names if name in tree}
     tokenizer = opened.tokenizer_if_any
     if tokenizer is None:
-        return {}
+        return dict.fromkeys(names)  # their classes have ids of their own, which may lie outside of the vocabulary
     ends = list(tokenizer.eos_ids)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
 

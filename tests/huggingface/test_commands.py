@@ -152,9 +152,11 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, said):
     [
         ({}, "llama"),
         ({"window": 16}, "mistral"),
+        ({"embed": 100, "heads": 3, "head_dim": 32}, "mistral"),  # transformers 5 has no Llama of 3 heads that is 100 wide
         ({"bias_qkv": True}, "qwen2"),
         ({"qk_norm": "head", "window": 16, "window_layers": (2, 3)}, "qwen3"),
         ({"moe": MoEConfig(experts=4)}, "mixtral"),
+        ({"moe": MoEConfig(experts=4, mlp=11)}, "mixtral"),  # model.mlp is of no layer
         ({"moe": MoEConfig(experts=4, normalise=False, dense_layers=(0,)), "qk_norm": "head"}, "qwen3_moe"),
         ({"qk_norm": "projection", "norm_placement": "after"}, "olmo2"),
         (

@@ -86,4 +86,4 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 KEYS = llama_keys(**SIZES, vocab_size=256000, max_position_embeddings=8192)
-FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")
+FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.", heads_divide=True)

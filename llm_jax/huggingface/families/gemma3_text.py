@@ -59,4 +59,4 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 KEYS = llama_keys(**SIZES, vocab_size=262208, max_position_embeddings=131072)
-FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")
+FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.", heads_divide=True)

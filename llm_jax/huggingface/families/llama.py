@@ -34,4 +34,4 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     return [*ends(), *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"), *attention(), *feed_forward()]
 
 
-FAMILY = Family("llama", "LlamaForCausalLM", llama_keys(), read, write, tensors, BUFFERS, "model.")
+FAMILY = Family("llama", "LlamaForCausalLM", llama_keys(), read, write, tensors, BUFFERS, "model.", heads_divide=True)
