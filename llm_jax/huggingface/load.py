@@ -34,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    from llm_jax.huggingface.asked import read_asked
+    from llm_jax.asked import read_asked
 
-    if not arguments or {"--help", "-h"} & {*arguments}:
+    asked = read_asked(arguments, ("FOLDER",), ("run_dir", "leave_out"), need=("run_dir",), opening=("layout", "dtype"))
+    if asked is None:
         print(__doc__)
         return 0
-    asked = read_asked(arguments, ("FOLDER",), ("run_dir", "dtype", "leave_out"), need=("run_dir",))
     from llm_jax.huggingface.save import check_new
     from llm_jax.opened import open_model
 
@@ -48,7 +48,7 @@ def load(arguments: list[str]) -> int:
     if (asked.paths[0] / "config.yaml").is_file():
         raise UserError(f"{asked.paths[0]}: is a run folder already; FOLDER is one with a config.json and safetensors")
     check_new(run_dir, "run_dir")
-    opened = open_model(asked.paths[0], layout=asked.layout, mesh=asked.mesh, dtype=asked.values.get("dtype"), leave_out=leave_out)
+    opened = open_model(asked.paths[0], **asked.opening, leave_out=leave_out)
     write_run(opened, run_dir, leave_out)
     return 0
 

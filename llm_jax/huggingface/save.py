@@ -45,19 +45,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def save(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    from llm_jax.huggingface.asked import read_asked
+    from llm_jax.asked import read_asked
     from llm_jax.huggingface.family import MODULES
 
-    if not arguments or {"--help", "-h"} & {*arguments}:
+    asked = read_asked(arguments, ("RUN", "FOLDER"), ("dtype", "family", "shard_size"), opening=("layout", "step"))
+    if asked is None:
         print(__doc__.replace("{families}", ", ".join(MODULES)))
         return 0
-    asked = read_asked(arguments, ("RUN", "FOLDER"), ("dtype", "step", "family", "shard_size"))
     run, folder = asked.paths
     from llm_jax.opened import open_model
 
     check_new(folder, "FOLDER")
-    opened = open_model(run, layout=asked.layout, mesh=asked.mesh, step=asked.number("step"))
-    size = asked.number("shard_size")
+    opened = open_model(run, **asked.opening)
+    size = asked.whole("shard_size")
     save_model(opened, folder, asked.values.get("dtype"), SHARD_BYTES if size is None else size, asked.values.get("family", ""))
     written = sorted(path.name for path in folder.iterdir())
     print(f"written: {folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")

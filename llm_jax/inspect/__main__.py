@@ -23,8 +23,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llm_jax.command import output_folder, read_arguments, run_command
-from llm_jax.errors import UserError
+from llm_jax.command import output_folder, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,23 +33,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    paths = [a for a in arguments if not a.startswith("-") and "=" not in a]
-    flags, pairs = read_arguments([a for a in arguments if a not in paths], ("--help", "-h"))
-    if not arguments or flags:
+    from llm_jax.asked import read_asked
+    from llm_jax.inspect.asked import KEYS, checked
+
+    line = read_asked(arguments, ("RUN_OR_FOLDER",), KEYS)
+    if line is None:
         print(__doc__)
         return 0
-    from llm_jax.inspect.asked import read_asked
-
-    if len(paths) != 1:
-        raise UserError(f"{' '.join(paths)}: are {len(paths)} folders; must be one" if paths else "RUN_OR_FOLDER is missing: the model to look into")
-    asked = read_asked(paths[0], pairs)
+    asked = checked(line)
     folder = output_folder("out", asked.out or str(Path(asked.path) / "inspect"))
 
     from llm_jax.inspect.findings import find
     from llm_jax.inspect.write import write_page
     from llm_jax.opened import open_model
 
-    opened = open_model(asked.path, step=asked.step, **asked.opening)
+    opened = open_model(asked.path, **asked.opening)
     found = find(opened, asked)
     more = f" of {found.all_tokens:,}" if found.all_tokens > len(found.parts) else ""
     print(f"{len(found.parts):,} tokens{more}, mean loss {found.losses.mean():.3f} nats")

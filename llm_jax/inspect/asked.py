@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import UserError, nearest, require
+from llm_jax import asked
+from llm_jax.asked import whole_number
+from llm_jax.errors import UserError, require
 
-KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "step", "out", "layout", "dtype")
+KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "out")
 MOST_TOKENS = 1024
 """Of a text."""
 
@@ -34,26 +36,13 @@ class Asked:
     tokenizers: tuple[str, ...] = ()
     diff: str = ""
     diff_step: int | None = None
-    step: int | None = None
     opening: dict[str, Any] = field(default_factory=dict)
-    """Layout, mesh and dtype, for `open_model`."""
+    """Layout, mesh, dtype and step, for `open_model`."""
 
 
-def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
+def checked(line: asked.Asked) -> Asked:
     """Raises UserError, naming the key, for whatever is wrong with the command line by itself."""
-    from llm_jax.layout.presets import preset
-
-    given: dict[str, str] = {}
-    mesh: dict[str, int] = {}
-    for key, value in pairs:
-        if key.startswith("mesh."):
-            mesh[key.removeprefix("mesh.")] = whole_number(key, value)
-            continue
-        if key not in KEYS:
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, (*KEYS, 'mesh.AXIS'))}")
-        if key in given:
-            raise UserError(f"{key}= is given twice")
-        given[key] = value
+    given = line.values
     if ("word" in given) != ("contexts" in given):
         there, missing = ("word", "contexts") if "word" in given else ("contexts", "word")
         raise UserError(f"{there}={given[there]}: needs {missing}= too, as in word=bank contexts='We sat on the bank|We went to the bank'")
@@ -63,15 +52,10 @@ def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
     text, origin = read_text(given)
     require(given.get("diff") != "", "diff", "", "a run, or RUN@STEP")
     diff, diff_step = split_step(given.get("diff", ""))
-    opening: dict[str, Any] = {"mesh": mesh} if mesh else {}
-    if "layout" in given:
-        opening["layout"] = preset(given["layout"])
-    if "dtype" in given:
-        opening["dtype"] = given["dtype"]
-    tokens = whole_number("tokens", given["tokens"], 1) if "tokens" in given else None
+    tokens = line.whole("tokens", 1)
     require(tokens is None or tokens <= MOST_TOKENS, "tokens", tokens, f"at most {MOST_TOKENS}: a page holds no more")
     return Asked(
-        path=path,
+        path=str(line.paths[0]),
         text=text,
         origin=origin,
         ids=tuple(whole_number("ids", part) for part in given["ids"].split(",")) if "ids" in given else (),
@@ -83,8 +67,7 @@ def read_asked(path: str, pairs: list[tuple[str, str]]) -> Asked:
         tokenizers=tuple(part.strip() for part in given.get("tokenizers", "").split(",") if part.strip()),
         diff=diff,
         diff_step=diff_step,
-        step=whole_number("step", given["step"]) if "step" in given else None,
-        opening=opening,
+        opening=line.opening,
     )
 
 
@@ -123,13 +106,3 @@ def split_step(value: str) -> tuple[str, int | None]:
     """
     found = re.fullmatch(r"(.+)@(\d+)", value)
     return (found[1], int(found[2])) if found else (value, None)
-
-
-def whole_number(key: str, value: str, least: int = 0) -> int:
-    """Raises UserError for anything else."""
-    try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    require(number >= least, key, value, f"a whole number, at least {least}")
-    return number

@@ -33,7 +33,8 @@ def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
     key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
     try:
-        there = open_model(asked.diff, step=asked.diff_step if asked.diff_step is not None else asked.step, **asked.opening)
+        at = {"step": asked.diff_step} if asked.diff_step is not None else {}
+        there = open_model(asked.diff, **{**asked.opening, **at})
     except UserError as error:
         raise UserError(f"{key}: {str(error).removeprefix(f'{asked.diff}: ')}") from error
     check_alike(opened, there, key)

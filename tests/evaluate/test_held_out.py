@@ -88,7 +88,7 @@ def test_so_many_tokens_or_batches(trained, capsys):
     [
         (["data.sorce=x"], "did you mean 'data.source'?"),
         (["data.source=/no/such.txt"], "no such file or folder"),
-        (["train.steps=3"], "train.steps=3: there is no key 'train.steps' here"),
+        (["train.steps=3"], "train.steps=3: there is no key 'train.steps'"),
         (["tokens=0"], "tokens=0: must be a whole number, at least 1"),
         (["tokens=10", "batches=1"], "give one of them"),
         (["step=99"], "step=99: "),
@@ -109,7 +109,7 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
     for arguments, says in (
         ([str(tmp_path / "none")], "no such folder"),
         (["data.source=x"], "RUN_OR_FOLDER is missing"),
-        (["a", "b"], "must be one"),
+        (["a", "b"], "one folder too many"),
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
