@@ -38,16 +38,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from llm_jax.command import output_file, read_arguments, run_command
-from llm_jax.errors import UserError, closest, nearest, require
+from llm_jax.command import output_file, run_command
+from llm_jax.errors import UserError, nearest, require
 from llm_jax.generate.request import Request, Result
 
 if TYPE_CHECKING:
     from llm_jax.opened import Opened
 
-FLAGS = ("--help", "-h")
 OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "tokens", "stop"))
-ONCE = (*OF_REQUEST, "prompts", "json", "slots", "layout", "dtype", "step")
+KEYS = (*OF_REQUEST, "prompts", "json", "slots")
 REPEATED = ("prompt", "stop")
 MOST_SLOTS = 8
 
@@ -59,27 +58,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def generate(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    path, arguments = split_path(arguments)
-    flags, pairs = read_arguments(arguments, FLAGS)
-    if flags or (path is None and not arguments):
+    from llm_jax.asked import read_asked
+
+    asked = read_asked(arguments, ("RUN_OR_FOLDER",), KEYS, REPEATED)
+    if asked is None:
         print(__doc__)
         return 0
-    if path is None:
-        raise UserError("which model? python -m llm_jax.generate RUN_OR_FOLDER prompt=...: the first word is a folder")
-    once, mesh = read_keys(pairs)
-    requests = read_requests(pairs, once)
-    slots = whole("slots", once.get("slots", str(min(len(requests), MOST_SLOTS))))
-    require(slots >= 1, "slots", slots, "at least 1")
-    file = output_file("json", once["json"]) if "json" in once else None
+    requests = read_requests(asked.pairs, asked.values)
+    slots = asked.whole("slots", 1) or min(len(requests), MOST_SLOTS)
+    file = output_file("json", asked.values["json"]) if "json" in asked.values else None
 
     from llm_jax.generate.engine import Engine
     from llm_jax.generate.terminal import write
-    from llm_jax.layout.presets import preset
     from llm_jax.opened import open_model, to_stderr
 
-    layout = preset(once["layout"]) if "layout" in once else None
-    step = whole("step", once["step"]) if "step" in once else None
-    opened = open_model(path, layout=layout, mesh=mesh, dtype=once.get("dtype"), step=step)
+    opened = open_model(asked.paths[0], **asked.opening)
     tokenizer = opened.tokenizer
     longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
@@ -92,44 +85,17 @@ def generate(arguments: list[str]) -> int:
     return 0
 
 
-def split_path(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """(the model's folder, the other arguments): the first word, unless it is an option or key=value of this command."""
-    first = arguments[0] if arguments else ""
-    if not first or first in FLAGS or (first.partition("=")[0] in (*ONCE, *REPEATED) and "=" in first):
-        return None, arguments
-    return first, arguments[1:]
-
-
-def read_keys(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, int]]:
-    """(values of the keys that are given once, sizes of mesh axes). Raises UserError for a key that there is not, or twice."""
-    once: dict[str, str] = {}
-    mesh: dict[str, int] = {}
-    for key, value in pairs:
-        if key in REPEATED:
-            continue
-        if key.startswith("mesh."):
-            mesh[key.removeprefix("mesh.")] = whole(key, value)
-        elif key not in ONCE:
-            close = closest(key, (*ONCE, *REPEATED))
-            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help says what there is"))
-        elif key in once:
-            raise UserError(f"{key}={value}: is given twice")
-        else:
-            once[key] = value
-    return once, mesh
-
-
-def read_requests(pairs: list[tuple[str, str]], once: dict[str, str]) -> list[Request]:
+def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[Request]:
     """What is asked for, each checked."""
     hints = get_type_hints(Request)
-    values: dict[str, Any] = {key: number(key, once[key], hints[key]) for key in OF_REQUEST if key in once}
+    shared: dict[str, Any] = {key: number(key, values[key], hints[key]) for key in OF_REQUEST if key in values}
     stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
     prompts: list[dict[str, Any]] = [{"prompt": value} for key, value in pairs if key == "prompt"]
-    if "prompts" in once:
-        prompts += read_prompts(Path(once["prompts"]))
+    if "prompts" in values:
+        prompts += read_prompts(Path(values["prompts"]))
     requests = []
     for i, own in enumerate(prompts or [{}]):
-        request = Request(**{**values, "stop": stop, "seed": values.get("seed", 0) + i, **own})
+        request = Request(**{**shared, "stop": stop, "seed": shared.get("seed", 0) + i, **own})
         request.check()
         requests.append(request)
     return requests

@@ -69,13 +69,13 @@ MISTAKES = {
     "RUN seed=-1": "seed=-1: must be from 0 to",
     "RUN logprobs=21": "logprobs=21: must be from 0 to 20",
     "RUN max_tokens=0": "max_tokens=0: must be at least 1",
-    "RUN slots=0": "slots=0: must be at least 1",
+    "RUN slots=0": "slots=0: must be a whole number, at least 1",
     "RUN seed=1 seed=2": "seed=2: is given twice",
     "RUN layout=fsdq": "layout=fsdq: no such layout",
-    "RUN mesh.tensor=2": "mesh.tensor=2: layout single has no axis 'tensor'",
+    "RUN mesh.tensor=2": "mesh.tensor=2: is of a layout; give layout=NAME too",
     "RUN dtype=int8": "dtype=int8: must be one of float32, bfloat16",
     "RUN step=99": "step=99: ",
-    "prompt=x": "which model?",
+    "prompt=x": "RUN_OR_FOLDER is missing",
     "RUN stop=": "stop=: must be some text",
 }
 
