@@ -156,9 +156,7 @@ def say_limits(opened: Opened, longest: int) -> None:
     if config.position == "learned" and longest > config.positions:
         print(f"model.positions={config.positions}: there the text ends, though {longest} tokens may be asked for", file=sys.stderr)
     elif opened.step and longest > trained:
-        print(
-            f"up to {longest} tokens: more than the {trained} of train.sequence_length, of what is beyond the model has seen nothing", file=sys.stderr
-        )
+        print(f"up to {longest} tokens: more than the {trained} (train.sequence_length) that the model has ever seen", file=sys.stderr)
 
 
 def speed(results: list[Result], seconds: float) -> str:
