@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from llm_jax.model.config import ModelConfig, RopeScaling
@@ -42,16 +43,20 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.Array:
-    """Rotations per token in radians, float32 [head_dim / 2] (Su et al. 2021), scaled for longer contexts."""
-    pair = jnp.arange(head_dim // 2, dtype=jnp.float32)
-    frequency = 1.0 / theta ** (2 * pair / head_dim)
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Rotations per token in radians, float32 [head_dim / 2] (Su et al. 2021), scaled for longer contexts.
+
+    NumPy's float32, in the order of operations that open models were trained with: a power of XLA's may be ten units in the last place off,
+    which at far positions is seen in the logits.
+    """
+    pair = np.arange(head_dim // 2, dtype=np.float32)
+    frequency = np.float32(1) / np.float32(theta) ** (2 * pair / np.float32(head_dim))
     if scaling.kind in ("none", "linear"):
-        return frequency / scaling.factor if scaling.kind == "linear" else frequency
+        return frequency / np.float32(scaling.factor) if scaling.kind == "linear" else frequency
     if scaling.kind == "llama3":  # a ramp linear in the number of turns over the original context
         turns = scaling.original_positions * frequency / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
     else:  # yarn: a ramp linear in the pair's index, between those that turn beta_fast and beta_slow times
 
         def pair_that_turns(times: float) -> float:
@@ -59,8 +64,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> jax.A
 
         first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
         last = min(math.ceil(pair_that_turns(scaling.beta_slow)), head_dim - 1)
-        keep = 1 - jnp.clip((pair - first) / max(last - first, 0.001), 0.0, 1.0)
-    return frequency * (keep + (1 - keep) / scaling.factor)
+        keep = 1 - np.clip((pair - first) / max(last - first, 0.001), 0.0, 1.0)
+    return (frequency / scaling.factor * (1 - keep) + frequency * keep).astype(np.float32)
 
 
 def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:

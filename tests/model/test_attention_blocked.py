@@ -46,7 +46,7 @@ def test_blocks_cover_every_query_once_and_every_key_that_it_may_see():
 
 def test_nothing_of_size_sequence_squared_is_kept_for_the_backward_pass():
     q, k, v, _, segments = inputs(300, 4, 2, True)
-    _, saved = blocked._forward(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
+    _, saved = blocked._forward(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None, 0.0)
     assert max(x.size for x in jax.tree.leaves(saved)) == q.size
 
 
