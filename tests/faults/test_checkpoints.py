@@ -102,7 +102,7 @@ Checkpoints.save = on_a_full_disk
 def test_a_disk_that_takes_no_more_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
     run_dir = tmp_path / "run"
     arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "evaluate.every=0")
-    done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS)
+    done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8)  # as here: else sums are taken in another order
     assert done.returncode == 1, done.stderr
     # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed.
     error = f"error: run_dir={run_dir}: File too large; once that is mended, the same command goes on from the checkpoint of step 2"

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llm_jax.train import loop, run
+from llm_jax.train import evaluation, loop, run
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from tests.tiny_run import launch, losses, steps_saved, summary
 
@@ -40,7 +40,7 @@ PHASES = {
     "preparing the corpus": (run.data, "prepare", lambda *a: True, None),
     "starting": (run, "header", lambda *a: True, None),
     "training": (MetricsWriter, "write", lambda self, values: values["step"] == 3, (3, 4)),
-    "evaluating": (run, "on_devices", lambda *a: True, (4,)),
+    "evaluating": (evaluation, "on_devices", lambda *a: True, (4,)),
     "saving": (run.Checkpoints, "save", lambda self, state, step, *a: step == 6, (6,)),
     "the last evaluation": (loop.Console, "say", lambda self, text: text.startswith("step 8/8"), (8,)),
     "sampling": (run, "show_samples", lambda *a: True, (8,)),

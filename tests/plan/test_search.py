@@ -51,10 +51,10 @@ def test_axes_that_split_everything_together_are_one():
     mesh = {"a": 2, "b": 4}
     together = Layout("mine", mesh=mesh, compute={"batch": "a,b", "experts": "b"}, stored={"embed": "a,b"})
     fsdp = search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
-    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed"}) == fsdp  # of a model without experts
-    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "experts"}) != fsdp
+    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "latent"}) == fsdp  # of a model without experts
+    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "latent", "experts"}) != fsdp
     turned = dataclasses.replace(together, stored={"embed": "b,a"})
-    assert search.meaning(search.Candidate(turned, mesh), {"batch", "embed"}) != fsdp
+    assert search.meaning(search.Candidate(turned, mesh), {"batch", "embed", "latent"}) != fsdp
 
 
 @pytest.mark.parametrize(
