@@ -71,7 +71,7 @@ class Keys:
                 raise self.wrong(f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}")
         if value is None and (kind in (int, float) or default is True) and name not in NULLABLE:
             raise self.wrong(f"{name}=null: must be {'true or false' if kind is bool else 'a number'}")
-        return value
+        return False if value is None and kind is bool else value
 
     def group(self, name: str) -> dict[str, Any]:
         """A copy of the object that is the value of a key; empty where there is none."""
@@ -79,6 +79,27 @@ class Keys:
         if value is not None and not isinstance(value, dict):
             raise self.wrong(f"{name}={value}: must be an object, or null")
         return dict(value or {})
+
+    def number(self, name: str, default: float | None = None, *also: str, whole: bool = False) -> Any:
+        """The value of a key that is a number, or null."""
+        value = self.take(name, default, *also)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
+            raise self.wrong(f"{name}={value!r}: must be a {'whole ' if whole else ''}number, or null")
+        return value
+
+    def array(self, name: str) -> list[Any] | None:
+        """The array that is the value of a key; None where there is none."""
+        value = self.take(name, None)
+        if value is not None and not isinstance(value, list):
+            raise self.wrong(f"{name}={value}: must be an array, or null")
+        return value
+
+    def above_zero(self, name: str, default: Any, *also: str) -> Any:
+        """The value of a key that is a number by which something is divided."""
+        value = self.take(name, default, *also)
+        if not value > 0:
+            raise self.wrong(f"{name}={value}: must be above 0")
+        return value
 
     def must(self, name: str, *right: Any) -> None:
         """Raises UserError where a key has another value than these."""
@@ -90,7 +111,7 @@ class Keys:
         """What the value of a key stands for."""
         value = self.take(name, default, *also)
         value = default if value is None else value
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self.wrong(f"{name}={value}: is not built here; must be one of {', '.join(choices)}")
         return choices[value]
 
@@ -107,7 +128,7 @@ class Keys:
 
     def check_quantization(self) -> None:
         """8-bit weights with a scale for each block of 128 x 128 (DeepSeek-V3, and others since) are read; no others."""
-        told = self.take("quantization_config", None)
+        told = self.group("quantization_config")
         if told and (told.get("quant_method"), told.get("weight_block_size")) != ("fp8", [128, 128]):
             raise self.wrong(f"quantization_config={told}: is not built here; must have quant_method=fp8 and weight_block_size=[128, 128]")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.huggingface.keys import Keys
@@ -12,31 +13,34 @@ KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yar
 NAMES = {ours: theirs for theirs, ours in KINDS.items()}
 LLAMA3 = {"low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor"}
 YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
+ALWAYS = ("rope_theta", "partial_rotary_factor")
+SCALING = {"factor", "original_max_position_embeddings", "attention_factor", *LLAMA3, *YARN}
+"""What is said of kinds of scaling, and without say where there is none."""
+NUMBERS = {*ALWAYS, *SCALING, "mscale", "mscale_all_dim"}
+"""What must be a number; what isn't needed ALWAYS may be null."""
 
 
-def read_rope(keys: Keys, theta: float = 10000.0, fraction: float = 1.0, positions: int = 2048) -> dict[str, Any]:
+def read_rope(
+    keys: Keys, theta: float = 10000.0, fraction: float = 1.0, positions: int = 2048, also: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Our values of `rope_theta`, `rope_fraction` and `rope_scaling`.
 
-    theta, fraction: the family's defaults. positions: the model's max_position_embeddings.
+    theta, fraction: the family's defaults; where all of a head is rotated, that can't be said otherwise. positions: the model's
+    max_position_embeddings. also: other spellings of ALWAYS.
     """
-    return from_parameters(keys, parameters(keys), theta, fraction, positions)
+    return from_parameters(keys, parameters(keys, also or {}), theta, fraction, positions)
 
 
-def parameters(keys: Keys) -> dict[str, Any]:
+def parameters(keys: Keys, also: Mapping[str, str]) -> dict[str, Any]:
     """All that a config.json says of its rotary embedding, in either spelling or both, as `rope_parameters` would have it."""
     told: list[dict[str, Any]] = [keys.group(name) for name in ("rope_parameters", "rope_scaling")]
-    apart = {
-        "rope_theta": keys.take("rope_theta", None, "rotary_emb_base"),
-        "partial_rotary_factor": keys.take("partial_rotary_factor", None, "rotary_pct"),
-    }
+    apart = {name: keys.take(name, None, *([also[name]] if name in also else [])) for name in ALWAYS}
     made: dict[str, Any] = {}
     for values in (*told, {k: v for k, v in apart.items() if v is not None}):
-        if "type" in values:
-            values.setdefault("rope_type", values.pop("type"))
         for key, value in values.items():
-            if key in made and made[key] != value:
+            key = "rope_type" if key == "type" else key  # as it was called first
+            if made.setdefault(key, value) != value:
                 raise keys.wrong(f"{key} of the rotary embedding is {made[key]} in one place and {value} in another")
-            made[key] = value
     return made
 
 
@@ -44,19 +48,25 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
     """`read_rope` of the values in `given`, as `rope_parameters` has them."""
     given = dict(given)
     kind = given.pop("rope_type", given.pop("type", "default"))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise keys.wrong(f"rope_type={kind}: is not built here; must be one of {', '.join(KINDS)}")
-    theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
-    for name, value in (("rope_theta", theta), ("partial_rotary_factor", fraction)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+    for name, value in given.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if name in NUMBERS and not number and (value is not None or name in ALWAYS):
             raise keys.wrong(f"{name}={'null' if value is None else value} in the rotary embedding: must be a number")
+    theta, rotated = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
+    if fraction == 1 != rotated:
+        raise keys.wrong(f"partial_rotary_factor={rotated} in the rotary embedding: is not built here for this family; must be 1")
     values: dict[str, Any] = {}
     if kind != "default":
         values["factor"] = given.pop("factor", None)
     if kind in ("llama3", "yarn"):
-        outside = keys.take("original_max_position_embeddings", None)
-        values["original_positions"] = outside or given.pop("original_max_position_embeddings", None) or positions
-        given.pop("original_max_position_embeddings", None)
+        inside, outside = given.pop("original_max_position_embeddings", None), keys.take("original_max_position_embeddings", None)
+        if None not in (inside, outside) and inside != outside:
+            raise keys.wrong(f"original_max_position_embeddings={outside}: is {inside} in the rotary embedding")
+        values["original_positions"] = inside or outside or positions
+        if values["original_positions"] % 1:
+            raise keys.wrong(f"original_max_position_embeddings={values['original_positions']}: must be a whole number")
         values |= {ours: given.pop(theirs) for theirs, ours in {"llama3": LLAMA3, "yarn": YARN}[kind].items() if given.get(theirs) is not None}
         if kind == "llama3" and not values.keys() >= set(LLAMA3.values()):
             raise keys.wrong(f"rope_type=llama3: needs {' and '.join(LLAMA3)}")
@@ -70,15 +80,15 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
             raise keys.wrong("truncate=false in the rotary embedding: is not built here; must be true")
     if kind != "default" and not values["factor"]:
         raise keys.wrong(f"rope_type={kind}: needs a factor")
-    idle = {"mrope_section", "finetuned", "original_max_position_embeddings", "factor", "attention_factor", "beta_fast", "beta_slow", *LLAMA3}
+    idle = {"finetuned", *(SCALING if kind == "default" else ())}
     for key, value in given.items():
-        if value is not None and not (kind == "default" and key in idle - {"mrope_section"}) and key != "finetuned":
+        if value is not None and key not in idle:
             raise keys.wrong(f"{key}={value} in the rotary embedding: is unknown with rope_type={kind}, and may change what the model computes")
     numbers: dict[str, Any] = {key: value if value is None else float(value) for key, value in values.items()}
     if "original_positions" in numbers:
         numbers["original_positions"] = int(numbers["original_positions"])
     scaling = RopeScaling(**{"kind": KINDS[kind], **numbers})
-    return {"rope_theta": float(theta), "rope_fraction": float(fraction), "rope_scaling": scaling}
+    return {"rope_theta": float(theta), "rope_fraction": float(rotated), "rope_scaling": scaling}
 
 
 def stretch(factor: float, mscale: float = 1.0) -> float:

@@ -49,7 +49,7 @@ def windows(keys: Keys, window: int | None, sliding: Sequence[bool]) -> dict[str
 
 def layer_types(keys: Keys, layers: int, otherwise: Sequence[bool]) -> list[bool]:
     """Which layers slide, by the key `layer_types` or, without it, by a rule of the family's."""
-    told = keys.take("layer_types", None)
+    told = keys.array("layer_types")
     if told is None:
         return list(otherwise)
     if len(told) != layers or any(kind not in (FULL, SLIDING) for kind in told):
@@ -100,18 +100,27 @@ def block_norms(**names: str) -> list[Entry]:
     return [entry for ours, theirs in names.items() for entry in norm(f"model.layers.{{layer}}.{theirs}", ours)]
 
 
+def linear(theirs: str, ours: str, form: str = "o i -> i o", bias: str = "o -> o", only: str = "") -> list[Entry]:
+    """A matrix and its bias, in the forms given."""
+    return [Entry(f"{theirs}.weight", ours, form, only=only), Entry(f"{theirs}.bias", f"{ours}_bias", bias, only=only)]
+
+
+def fused(theirs: str, form: str, bias: str) -> list[Entry]:
+    """Queries, keys and values in one matrix and one bias."""
+    made = []
+    for part, name in enumerate(("query", "key", "value")):
+        made += [Entry(f"{theirs}.weight", f"attention.{name}", form, part, 3), Entry(f"{theirs}.bias", f"attention.{name}_bias", bias, part, 3)]
+    return made
+
+
 def attention(qk_norm: str = "d -> d") -> list[Entry]:
     """Projections with their biases, and norms of queries and keys, each of one head or ("(h k) -> h k") over all."""
-    at, made = "model.layers.{layer}.self_attn", []
-    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-        made += [
-            Entry(f"{at}.{theirs}_proj.weight", f"attention.{ours}", "(h k) d -> d h k"),
-            Entry(f"{at}.{theirs}_proj.bias", f"attention.{ours}_bias", "(h k) -> h k"),
-        ]
+    at = "model.layers.{layer}.self_attn"
     return [
-        *made,
-        Entry(f"{at}.o_proj.weight", "attention.out", "d (h k) -> h k d"),
-        Entry(f"{at}.o_proj.bias", "attention.out_bias", "d -> d"),
+        *linear(f"{at}.q_proj", "attention.query", "(h k) d -> d h k", "(h k) -> h k"),
+        *linear(f"{at}.k_proj", "attention.key", "(h k) d -> d h k", "(h k) -> h k"),
+        *linear(f"{at}.v_proj", "attention.value", "(h k) d -> d h k", "(h k) -> h k"),
+        *linear(f"{at}.o_proj", "attention.out", "d (h k) -> h k d", "d -> d"),
         Entry(f"{at}.q_norm.weight", "attention.query_norm.scale", qk_norm),
         Entry(f"{at}.k_norm.weight", "attention.key_norm.scale", qk_norm),
     ]
@@ -120,10 +129,7 @@ def attention(qk_norm: str = "d -> d") -> list[Entry]:
 def feed_forward(theirs: str = "mlp", ours: str = "mlp", only: str = "dense") -> list[Entry]:
     """Gate, up and down, with their biases."""
     at = f"model.layers.{{layer}}.{theirs}"
-    return [
-        *(Entry(f"{at}.{name}_proj.weight", f"{ours}.{name}", "o i -> i o", only=only) for name in ("gate", "up", "down")),
-        *(Entry(f"{at}.{name}_proj.bias", f"{ours}.{name}_bias", "o -> o", only=only) for name in ("gate", "up", "down")),
-    ]
+    return [entry for name in ("gate", "up", "down") for entry in linear(f"{at}.{name}_proj", f"{ours}.{name}", only=only)]
 
 
 def experts(theirs: str, gate: str, up: str, down: str) -> list[Entry]:

@@ -64,7 +64,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
 
         first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
         last = min(math.ceil(pair_that_turns(scaling.beta_slow)), head_dim - 1)
-        keep = 1 - np.clip((pair - first) / max(last - first, 0.001), 0.0, 1.0)
+        keep = 1 - np.clip((pair - first) / (last - first or 0.001), 0.0, 1.0)
     return (frequency / scaling.factor * (1 - keep) + frequency * keep).astype(np.float32)
 
 

@@ -59,7 +59,7 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
         "moe.scores": "sigmoid",
         "moe.bias": True,
     }
-    scaling, mscale = rope["rope_scaling"], parameters(keys).get("mscale_all_dim")
+    scaling, mscale = rope["rope_scaling"], parameters(keys, {}).get("mscale_all_dim")
     scale = stretch(scaling.factor, mscale) ** 2 * head_dim**-0.5 if mscale and scaling.kind == "yarn" else None
     return {
         **rope,

@@ -36,20 +36,20 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     return {
         **rope,
         **windows(keys, keys.take("sliding_window", 4096, "sliding_window_size"), sliding),
-        **read_gemma(keys, values, softcaps=(50.0, 30.0)),
+        **read_gemma(keys, values, logit_softcap=30.0),
+        "attention_softcap": keys.number("attn_logit_softcapping", 50.0) or 0.0,
     }
 
 
-def read_gemma(keys: Keys, values: dict[str, Any], softcaps: tuple[float | None, float | None]) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common; softcaps: the class's defaults of those on scores and on logits."""
+def read_gemma(keys: Keys, values: dict[str, Any], logit_softcap: float | None) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common; logit_softcap: the class's default."""
     activation = keys.choice("hidden_activation", GATED, "gelu_pytorch_tanh")
     if keys.has("hidden_act"):  # in files on the Hub, where it has no say
         keys.choice("hidden_act", GATED, "gelu_pytorch_tanh")
     return {
         **attention_bias(keys),
-        "attention_softcap": keys.take("attn_logit_softcapping", softcaps[0]) or 0.0,
-        "logit_softcap": keys.take("final_logit_softcapping", softcaps[1]) or 0.0,
-        "attention_scale": float(keys.take("query_pre_attn_scalar", 256.0)) ** -0.5,
+        "logit_softcap": keys.number("final_logit_softcapping", logit_softcap) or 0.0,
+        "attention_scale": float(keys.above_zero("query_pre_attn_scalar", 256.0)) ** -0.5,
         "embedding_scale": float(values["embed"]) ** 0.5,
         "norm_placement": "both",
         "norm_centred": True,
@@ -58,7 +58,7 @@ def read_gemma(keys: Keys, values: dict[str, Any], softcaps: tuple[float | None,
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), **write_gemma(model)}
+    return {**write_rope(model), **write_gemma(model), "attn_logit_softcapping": model.attention_softcap or None}
 
 
 def write_gemma(model: ModelConfig) -> dict[str, Any]:
@@ -66,7 +66,6 @@ def write_gemma(model: ModelConfig) -> dict[str, Any]:
     scalar = (model.attention_scale or (model.head_dim or 1) ** -0.5) ** -2
     return {
         "attention_bias": model.bias_qkv,
-        "attn_logit_softcapping": model.attention_softcap or None,
         "final_logit_softcapping": model.logit_softcap or None,
         "query_pre_attn_scalar": round(scalar),
         "hidden_activation": GATED_NAMES.get(model.activation, "gelu_pytorch_tanh"),

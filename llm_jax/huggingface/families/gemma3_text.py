@@ -15,16 +15,17 @@ THETA, THETA_WINDOW = 1e6, 1e4
 
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    layers, every = values["layers"], keys.take("sliding_window_pattern", 6, "_sliding_window_pattern")
+    layers, every = values["layers"], keys.above_zero("sliding_window_pattern", 6, "_sliding_window_pattern")
     window = windows(keys, keys.take("sliding_window", 4096), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
-    return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, softcaps=(None, None)), "qk_norm": "head"}
+    keys.must("attn_logit_softcapping", None)  # their code reads it and caps nothing
+    return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, logit_softcap=None), "qk_norm": "head"}
 
 
 def read_ropes(keys: Keys, positions: int, window: int | None) -> dict[str, Any]:
     """Both rotary embeddings: `rope_theta` and `rope_scaling` are of layers without a window, `rope_local_base_freq` of those with one."""
     given = keys.group("rope_parameters")
-    for name in given:
-        if name not in (FULL, SLIDING):
+    for name, value in given.items():
+        if name not in (FULL, SLIDING) or not isinstance(value, dict | None):
             raise keys.wrong(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
     parts = {name: dict(given.get(name) or {}) for name in (FULL, SLIDING)}
     scaling = keys.group("rope_scaling")
@@ -51,6 +52,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
     local = THETA_WINDOW if model.window is None else model.rope_theta_window or model.rope_theta
     return {
         **write_gemma(model),
+        "attn_logit_softcapping": None,
         "rope_parameters": {FULL: {**scaling, "rope_theta": model.rope_theta}, SLIDING: {"rope_type": "default", "rope_theta": local}},
         "rope_theta": model.rope_theta,
         "rope_local_base_freq": local,

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
-from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
+from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, fused, linear, norm
 from llm_jax.huggingface.table import Entry
 from llm_jax.model.config import ModelConfig
 
@@ -40,12 +40,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
-    at, made = "transformer.h.{layer}", []
-    for part, name in enumerate(("query", "key", "value")):
-        made += [
-            Entry(f"{at}.attn.c_attn.weight", f"attention.{name}", "d (p h k) -> d h k", part, 3),
-            Entry(f"{at}.attn.c_attn.bias", f"attention.{name}_bias", "(p h k) -> h k", part, 3),
-        ]
+    at = "transformer.h.{layer}"
     return [
         Entry("transformer.wte.weight", "embedding", "v d -> v d"),
         Entry("transformer.wpe.weight", "positions", "t d -> t d"),
@@ -53,13 +48,10 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
         Entry("lm_head.weight", "head", "v d -> v d"),
         *norm(f"{at}.ln_1", "attention_norm", bias=True),
         *norm(f"{at}.ln_2", "mlp_norm", bias=True),
-        *made,
-        Entry(f"{at}.attn.c_proj.weight", "attention.out", "(h k) d -> h k d"),
-        Entry(f"{at}.attn.c_proj.bias", "attention.out_bias", "d -> d"),
-        Entry(f"{at}.mlp.c_fc.weight", "mlp.up", "d f -> d f"),
-        Entry(f"{at}.mlp.c_fc.bias", "mlp.up_bias", "f -> f"),
-        Entry(f"{at}.mlp.c_proj.weight", "mlp.down", "f d -> f d"),
-        Entry(f"{at}.mlp.c_proj.bias", "mlp.down_bias", "d -> d"),
+        *fused(f"{at}.attn.c_attn", "d (p h k) -> d h k", "(p h k) -> h k"),
+        *linear(f"{at}.attn.c_proj", "attention.out", "(h k) d -> h k d", "d -> d"),
+        *linear(f"{at}.mlp.c_fc", "mlp.up", "i o -> i o"),
+        *linear(f"{at}.mlp.c_proj", "mlp.down", "i o -> i o"),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
-from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, norm
+from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, fused, linear, norm
 from llm_jax.huggingface.table import Entry
 from llm_jax.model.config import ModelConfig
 
@@ -23,9 +23,12 @@ KEYS = (
     Key("use_parallel_residual", "parallel_blocks", True),
 )
 
+SPELLINGS = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+"""Of transformers 4 and the Hub."""
+
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    rope = read_rope(keys, fraction=0.25, positions=values["positions"])
+    rope = read_rope(keys, fraction=0.25, positions=values["positions"], also=SPELLINGS)
     biased = keys.take("attention_bias", True)
     return {
         **rope,
@@ -50,25 +53,17 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
-    at, made = "gpt_neox.layers.{layer}", []
-    for part, name in enumerate(("query", "key", "value")):
-        made += [
-            Entry(f"{at}.attention.query_key_value.weight", f"attention.{name}", "(h p k) d -> d h k", part, 3),
-            Entry(f"{at}.attention.query_key_value.bias", f"attention.{name}_bias", "(h p k) -> h k", part, 3),
-        ]
+    at = "gpt_neox.layers.{layer}"
     return [
         Entry("gpt_neox.embed_in.weight", "embedding", "v d -> v d"),
         *norm("gpt_neox.final_layer_norm", "final_norm", bias=True),
         Entry("embed_out.weight", "head", "v d -> v d"),
         *norm(f"{at}.input_layernorm", "attention_norm", bias=True),
         *norm(f"{at}.post_attention_layernorm", "mlp_norm", bias=True),
-        *made,
-        Entry(f"{at}.attention.dense.weight", "attention.out", "d (h k) -> h k d"),
-        Entry(f"{at}.attention.dense.bias", "attention.out_bias", "d -> d"),
-        Entry(f"{at}.mlp.dense_h_to_4h.weight", "mlp.up", "f d -> d f"),
-        Entry(f"{at}.mlp.dense_h_to_4h.bias", "mlp.up_bias", "f -> f"),
-        Entry(f"{at}.mlp.dense_4h_to_h.weight", "mlp.down", "d f -> f d"),
-        Entry(f"{at}.mlp.dense_4h_to_h.bias", "mlp.down_bias", "d -> d"),
+        *fused(f"{at}.attention.query_key_value", "(h p k) d -> d h k", "(h p k) -> h k"),
+        *linear(f"{at}.attention.dense", "attention.out", "d (h k) -> h k d", "d -> d"),
+        *linear(f"{at}.mlp.dense_h_to_4h", "mlp.up"),
+        *linear(f"{at}.mlp.dense_4h_to_h", "mlp.down"),
     ]
 
 

@@ -20,11 +20,12 @@ KEYS = (
 
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    keys.above_zero("num_local_experts", 8, "num_experts")
     return {
         **read_rope(keys, theta=1e6, positions=values["positions"]),
         "mlp": values["moe.mlp"],
         "moe.normalise": True,
-        "window": keys.take("sliding_window", None),
+        "window": keys.number("sliding_window", whole=True),
         "activation": keys.choice("hidden_act", GATED, "silu"),
     }
 

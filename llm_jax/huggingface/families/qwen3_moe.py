@@ -35,8 +35,8 @@ KEYS = (
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     rope = read_rope(keys, positions=values["positions"])
-    dense, every = keys.take("mlp_only_layers", None) or (), keys.take("decoder_sparse_step", 1)
-    dense = tuple(layer for layer in range(values["layers"]) if layer in dense or (layer + 1) % every)
+    only, every = keys.array("mlp_only_layers") or [], keys.above_zero("decoder_sparse_step", 1)
+    dense = tuple(layer for layer in range(values["layers"]) if layer in only or (layer + 1) % every)
     none = len(dense) == values["layers"] or not values["moe.experts"]
     window, slides = keys.take("sliding_window", 4096), keys.take("use_sliding_window", False)
     keys.take("max_window_layers", None)  # in files on the Hub; this family's code never looks at it
