@@ -76,16 +76,17 @@ def open_model(
     dtype: str | None = None,
     step: int | None = None,
     leave_out: Sequence[str] = (),
+    tokenizer: bool = True,
     say: Callable[[str], None] = to_stderr,
 ) -> Opened:
     """The model in a run folder, or in a folder of Hugging Face's.
 
     layout, mesh: where its weights live here; None: on one device. dtype: of the weights and of what is computed ("float32", "bfloat16");
     None: as it was trained, or as its files are. step: of the checkpoint; None: the newest. leave_out: names (* for anything)
-    of a folder's tensors that need not be taken. `say` is told what differs from what was trained. Raises UserError where there is no model, or it
-    can't be opened like this.
+    of a folder's tensors to do without. tokenizer: whether it is read too. `say` is told what differs from what was trained. Raises UserError
+    where there is no model, or it can't be opened like this.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
     experiment = experiment_of(path)
@@ -96,15 +97,15 @@ def open_model(
     from llm_jax.train.run import check_model
     from llm_jax.train.weights import read_weights
 
-    tokenizer = tokenizer_of(path)
+    read = tokenizer_of(path, say) if tokenizer or experiment.model.vocab is None else None
     if experiment.model.vocab is None:
-        if tokenizer is None:
+        if read is None:
             raise UserError(f"{path}: has no tokenizer, and its configuration no model.vocab")
-        experiment = dataclasses.replace(experiment, model=experiment.model.resolved(tokenizer.vocab_size))
+        experiment = dataclasses.replace(experiment, model=experiment.model.resolved(read.vocab_size))
     check_model(experiment.model, place)
     program = Program(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(path, program, step, say, leave_out)
-    return Opened(path, experiment, program, parameters, tokenizer, at)
+    return Opened(path, experiment, program, parameters, read, at)
 
 
 def experiment_of(path: Path) -> Experiment:
@@ -119,12 +120,18 @@ def experiment_of(path: Path) -> Experiment:
     return read_experiment(path)
 
 
-def tokenizer_of(path: Path) -> Tokenizer | None:
-    """The tokenizer of a run folder or of one of Hugging Face's; None where there is none."""
+def tokenizer_of(path: Path, say: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer of a run folder or of one of Hugging Face's; None where there is none, or in files that aren't read, which is said."""
     folder = tokenizer_folder(path)
-    if not (folder / JSON_NAME).is_file() and not (folder / MODEL_NAME).is_file():
-        return None
-    return load_tokenizer(folder, "tokenizer")
+    if (folder / JSON_NAME).is_file() or (folder / MODEL_NAME).is_file():
+        return load_tokenizer(folder, "tokenizer")
+    if others := [name for name in UNREAD if (folder / name).is_file()]:
+        say(f"{folder}: its tokenizer is in {', '.join(others)}, which isn't read; put a {JSON_NAME} there (transformers' AutoTokenizer writes one)")
+    return None
+
+
+UNREAD = ("vocab.json", "merges.txt", "vocab.txt", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken")
+"""What tokenizers may be in besides."""
 
 
 def tokenizer_folder(path: Path) -> Path:

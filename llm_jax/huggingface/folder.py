@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase, translate
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from llm_jax.errors import UserError
 from llm_jax.huggingface.devices import read_parameters, shapes_of
 from llm_jax.huggingface.family import Family, read_model
 from llm_jax.huggingface.safetensors import Tensor, parts, read_folder, read_json
-from llm_jax.huggingface.table import Table, lay
+from llm_jax.huggingface.table import Entry, Table, lay
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.state import Program
 
@@ -34,8 +34,8 @@ class Folder:
     model: ModelConfig
     """As config.json describes it, in the dtype of the files: bfloat16 where they have that (or 8 bits), else float32."""
     tensors: dict[str, Tensor]
-    leave_out: tuple[str, ...]
-    """Names, with * for anything, of tensors that need not be taken."""
+    left_out: tuple[str, ...] = ()
+    """Names of tensors that are in the files too, and were asked to be left out."""
 
     def read(self, program: Program) -> Any:
         """All weights, placed as the program stores them and in its parameter dtype. Raises UserError for a tensor that doesn't fit."""
@@ -46,15 +46,11 @@ class Folder:
         entries = self.family.tensors(self.model, self.tree)
         table = lay(entries, self.model, shapes_of(program))
         tensors = dict(self.tensors)
-        for head in (entry.theirs for entry in entries if entry.ours == "head"):
-            if self.model.tied_embeddings and head in tensors:
-                check_tied(self.path, tensors.pop(head), tensors[table.pieces["embedding"][()].name])
-        table.check(tensors, self.path, (*self.family.buffers, *map(translate, self.leave_out)))
+        head, embedding = ends(entries)
+        if self.model.tied_embeddings and head in tensors:
+            check_tied(self.path, tensors.pop(head), tensors[embedding])
+        table.check(tensors, self.path, self.family.buffers)
         return table
-
-    def left_out(self) -> list[str]:
-        """The tensors that are there and were asked to be left out."""
-        return [name for name in self.tensors if any(fnmatchcase(name, pattern) for pattern in self.leave_out)]
 
 
 def is_folder(path: Path) -> bool:
@@ -63,13 +59,30 @@ def is_folder(path: Path) -> bool:
 
 
 def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
-    """Reads config.json and the headers. Raises UserError, naming the key or the file, for what can't be read here."""
+    """Reads config.json and the headers; leave_out: names, with * for anything, of tensors to do without.
+
+    Raises UserError, naming the key or the file, for what can't be read here.
+    """
     tree = read_json(path / CONFIG)
     family, model = read_model(tree, path)
     tensors = with_prefix(read_folder(path), family)
+    left_out = tuple(name for name in tensors if any(fnmatchcase(name, pattern) for pattern in leave_out))
+    for pattern in leave_out:
+        if not any(fnmatchcase(name, pattern) for name in left_out):
+            raise UserError(f"leave_out={pattern}: {path} has no such tensor; the first that it has are {', '.join([*tensors][:3])}")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    head, embedding = ends(family.tensors(model, tree))
+    if model.tied_embeddings and head in tensors and embedding not in tensors:  # of two names of one tensor a file may have either
+        tensors[embedding] = dataclasses.replace(tensors.pop(head), name=embedding)
     kind: Any = "bfloat16" if all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1) else "float32"
     model = dataclasses.replace(model, parameter_dtype=kind, compute_dtype=kind)
-    return Folder(path, tree, family, model, tensors, tuple(leave_out))
+    return Folder(path, tree, family, model, tensors, left_out)
+
+
+def ends(entries: Sequence[Entry]) -> tuple[str, str]:
+    """The names of the head and of the embedding in a family's table."""
+    names = {entry.ours: entry.theirs for entry in entries}
+    return names["head"], names["embedding"]
 
 
 def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:

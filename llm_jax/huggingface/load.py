@@ -72,7 +72,7 @@ def write_run(opened: Any, run_dir: Path, leave_out: tuple[str, ...] = ()) -> No
         "step": 0,
         "loaded_from": str(opened.path.resolve()),
         "family": folder.family.model_type,
-        "left_out": folder.left_out(),
+        "left_out": list(folder.left_out),
         **parameters(opened.config),
     }
     with atomically(run_dir) as part:

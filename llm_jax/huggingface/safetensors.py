@@ -68,11 +68,17 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder by name, from one file or from those that its index names. Raises UserError where the files aren't whole."""
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
-        named: dict[str, str] = read_json(index).get("weight_map", {})
-        found = {name: t for file in sorted(set(named.values())) for name, t in read_header(folder / file).items()}
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
+            raise UserError(f"{index}: has no weight_map, which says the file of each tensor")
+        if single.is_file() and SINGLE not in named.values():
+            raise UserError(f"{folder}: has {SINGLE}, and {INDEX} names other files; which of them is the model isn't known: remove one")
+        headers = {file: read_header(folder / file) for file in sorted(set(named.values()))}
+        found = {name: tensor for header in headers.values() for name, tensor in header.items()}
         for name, file in named.items():
-            if name not in found:
+            if name not in headers[file]:
                 raise UserError(f"{folder / file}: has no tensor {name}, which {INDEX} says it has")
+            found[name] = headers[file][name]
         return with_scales(found)
     if single.is_file():
         return with_scales(read_header(single))
@@ -93,15 +99,34 @@ def read_header(path: Path) -> dict[str, Tensor]:
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: is not a safetensors file")
-    tensors = {}
-    for name, about in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = about["data_offsets"]
+    header.pop("__metadata__", None)
+    tensors, at = {}, 8 + length
+    for name, about in sorted(header.items(), key=lambda item: offsets(item[1])):
+        begin, end = offsets(about)
+        if begin < 0 or not isinstance(about.get("dtype"), str) or not whole_numbers(about.get("shape")):
+            raise UserError(f"{path}: {name} is no tensor in its header: {json.dumps(about)[:200]}")
+        tensor = Tensor(name, path, about["dtype"], tuple(about["shape"]), 8 + length + begin)
+        if tensor.dtype in FLOATS and tensor.nbytes != end - begin:
+            raise UserError(f"{path}: {name} has {end - begin} bytes, and {list(tensor.shape)} in {tensor.dtype} are {tensor.nbytes}")
         if 8 + length + end > size:
             raise UserError(f"{path}: is shorter than its header says ({size} bytes, and {name} ends at {8 + length + end})")
-        tensors[name] = Tensor(name, path, about["dtype"], tuple(about["shape"]), 8 + length + begin)
+        if tensor.begin != at:
+            raise UserError(f"{path}: {name} begins at byte {tensor.begin}, and what comes before it ends at {at}")
+        tensors[name], at = tensor, 8 + length + end
+    if at != size:
+        raise UserError(f"{path}: is longer than its header says ({size} bytes, and its tensors end at {at})")
     return tensors
+
+
+def offsets(about: Any) -> tuple[int, int]:
+    """Where a tensor begins and ends, as a header says; negative where it doesn't."""
+    found = about.get("data_offsets") if isinstance(about, dict) else None
+    return (found[0], found[1]) if isinstance(found, list) and whole_numbers(found) and len(found) == 2 else (-1, -1)
+
+
+def whole_numbers(value: Any) -> bool:
+    """Whether a header's value is a list of numbers from 0 on."""
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def with_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,8 +137,8 @@ def with_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if tensor.dtype.startswith("F8"):
             scale = tensors.get(f"{name}_scale_inv")
-            if scale is None:
-                raise UserError(f"{tensor.path}: {name} is {tensor.dtype} and has no {name}_scale_inv; 8-bit weights need their scales")
+            if scale is None or scale.dtype not in FLOATS or scale.dtype.startswith("F8"):
+                raise UserError(f"{tensor.path}: {name} is {tensor.dtype} and has no {name}_scale_inv of floats; 8-bit weights need their scales")
             blocks = tuple(-(-n // SCALE_BLOCK) for n in tensor.shape)
             if scale.shape != blocks:
                 raise UserError(f"{tensor.path}: {scale.name} is {scale.shape}, and blocks of {SCALE_BLOCK} x {SCALE_BLOCK} would make it {blocks}")

@@ -74,10 +74,10 @@ class Table:
             read.append(piece.fit.read(tensors[piece.name].rows, box[depth:]).astype(dtype, copy=False))
         return stacked(read).reshape([s.stop - s.start for s in box])
 
-    def check(self, tensors: Mapping[str, Tensor], folder: Path, left_out: tuple[str, ...] = ()) -> None:
+    def check(self, tensors: Mapping[str, Tensor], folder: Path, buffers: tuple[str, ...] = ()) -> None:
         """Raises UserError, naming the first, for a tensor that is missing, of another shape or dtype, or taken by nothing.
 
-        left_out: patterns of names that need not be taken.
+        buffers: patterns of the names of tensors that hold no weights.
         """
         for name, pieces in self.tensors.items():
             if name not in tensors:
@@ -88,8 +88,9 @@ class Table:
             if tensors[name].dtype not in FLOATS:
                 raise UserError(f"{folder}: {name} is {tensors[name].dtype}; must be one of {', '.join(FLOATS)}")
         for name in tensors:
-            if name not in self.tensors and not any(re.fullmatch(pattern, name) for pattern in left_out):
-                raise UserError(f"{folder}: {name} is a tensor that nothing here takes: its config.json describes a model without it")
+            if name not in self.tensors and not any(re.fullmatch(pattern, name) for pattern in buffers):
+                told = "its config.json describes a model without it; leave_out= of llm_jax.huggingface.load does without it"
+                raise UserError(f"{folder}: {name} is a tensor that nothing here takes: {told}")
 
 
 def lay(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Table:
