@@ -14,6 +14,7 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.table import Entry
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
 MODULES = (
     "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
@@ -32,7 +33,7 @@ class Key:
     theirs: str
     ours: str
     default: Any
-    """Of their class, for files without the key."""
+    """Of their class, for files without the key. None: a whole number, or null, which follows from others."""
     also: tuple[str, ...] = ()
     """Other spellings that are read; and written, too."""
 
@@ -62,10 +63,10 @@ class Family:
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
         """The model that a config.json describes, resolved. Raises UserError for what is unknown, or is known and not built here."""
         keys = Keys(tree, where)
-        values: dict[str, Any] = {key.ours: keys.take(key.theirs, key.default, *key.also) for key in self.keys}
-        for key in self.keys:
-            if isinstance(values[key.ours], (str, list, dict)):
-                raise keys.wrong(f"{key.theirs}={values[key.ours]!r}: must be a number")
+        values: dict[str, Any] = {
+            key.ours: keys.number(key.theirs, None, *key.also, whole=True) if key.default is None else keys.take(key.theirs, key.default, *key.also)
+            for key in self.keys
+        }
         keys.check_quantization()
         values |= self.read(keys, values)
         keys.finish()
@@ -114,7 +115,7 @@ def family(model_type: str, where: object) -> Family:
 FOR_TRAINING = (
     "init_std", "parametrization", "base_embed", "base_layers", "base_head_dim", "remat", "offload", "scan_layers", "attention", "max_segments",
     "parameter_dtype", "compute_dtype", "gradient_dtype", "softmax_dtype", "logits_dtype", "moe.balance_loss", "moe.balance_over", "moe.z_loss",
-    "moe.bias_rate", "moe.product", "moe.capacity_factor", "positions",
+    "moe.bias_rate", "moe.product", "moe.capacity_factor",
 )  # fmt: skip
 """Keys of a model that no config.json has to say: they are about training, or about how the same numbers are computed."""
 
@@ -129,17 +130,33 @@ def unsaid(one: Family, model: ModelConfig) -> list[str]:
         again = one.read_config(one.write_config(model), one.model_type)
     except (UserError, ArithmeticError) as error:
         return [str(error)]
-    before, after = (flat(dataclasses.asdict(config)) for config in (model, again))
-    idle = FOR_TRAINING if model.position == "rope" else tuple(key for key in FOR_TRAINING if key != "positions")
-    if not model.moe.experts:
-        idle = (*idle, "moe.")
-    if len(model.sparse_layers) == model.layers:
-        idle = (*idle, "mlp")
+    before, after = ({**flat(dataclasses.asdict(config)), "attention_scale": scale(config)} for config in (model, again))
+    idle = {*FOR_TRAINING, *without_say(model)}
+    return [f"model.{key}={before[key]}" for key in before if key not in idle and not same(before[key], after[key])]
+
+
+def scale(model: ModelConfig) -> float:
+    """What attention's scores are multiplied by, said or not."""
+    assert model.head_dim is not None
+    return model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
+
+
+def without_say(model: ModelConfig) -> list[str]:
+    """The keys of a model that other keys leave without a say."""
+    keys: list[str] = []
+    groups = {"moe": MoEConfig, "rope_scaling": RopeScaling}
+    parts = {name: [f"{name}.{field.name}" for field in dataclasses.fields(group)] for name, group in groups.items()}
+    if model.position == "rope":
+        keys += ["positions"]
+    else:
+        keys += ["rope_theta", "rope_fraction", "rope_theta_window", *parts["rope_scaling"]]
     if model.rope_scaling.kind == "none":
-        idle = (*idle, "rope_scaling.factor", "rope_scaling.low", "rope_scaling.high", "rope_scaling.beta", "rope_scaling.original")
-    if model.position == "learned":
-        idle = (*idle, "rope_")
-    return [f"model.{key}={before[key]}" for key in before if not key.startswith(idle) and not same(before[key], after[key])]
+        keys += [key for key in parts["rope_scaling"] if key != "rope_scaling.kind"]
+    if not model.moe.experts:
+        keys += [key for key in parts["moe"] if key != "moe.experts"]
+    if len(model.sparse_layers) == model.layers:
+        keys += ["mlp"]
+    return keys
 
 
 def same(a: Any, b: Any) -> bool:
@@ -165,7 +182,7 @@ def family_for(model: ModelConfig, asked: str = "", first: str = "") -> Family:
         unsaid_by[name] = unsaid(one, model)
         if not unsaid_by[name]:
             return one
-    closest = min(names, key=lambda name: len(unsaid_by[name]))
+    closest = min(names, key=lambda name: (not unsaid_by[name][0].startswith("model."), len(unsaid_by[name])))  # those that refuse it last
     said = ", ".join(unsaid_by[closest])
     raise UserError(f"{said}: {closest} has no such models" + ("" if asked else ", and all other families that are known here lack more"))
 

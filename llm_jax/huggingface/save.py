@@ -80,10 +80,13 @@ def save_model(
     check_new(folder, "FOLDER")
     source = source_folder(opened.path)
     tree = json.loads((source / CONFIG).read_text()) if source else {}
-    one = family_for(opened.config, family, first=tree.get("model_type", ""))
-    dtype = dtype or opened.config.parameter_dtype
+    model = opened.config
+    if source is None and model.position == "rope":  # without a say here, but others take it for the length that a model was trained for
+        model = dataclasses.replace(model, positions=max(model.positions, opened.experiment.train.sequence_length))
+    one = family_for(model, family, first=tree.get("model_type", ""))
+    dtype = dtype or model.parameter_dtype
     ids = token_ids(opened, tree)
-    made = {**one.write_config(opened.config), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
+    made = {**one.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
     say(f"{opened.path}: {made['architectures'][0]}, {opened.program.parameter_count():,} parameters in {dtype}")
     with atomically(folder) as part:
         (part / CONFIG).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")

@@ -69,6 +69,14 @@ def test_a_run_goes_out_from_any_layout_with_its_tokenizer_and_comes_back(run_di
     assert (tree["bos_token_id"], tree["eos_token_id"]) == (one.tokenizer.bos_id, one.tokenizer.eos_id)
 
 
+def test_a_model_is_said_to_be_for_texts_as_long_as_it_was_trained_on(run_dir, tmp_path):
+    opened = open_model(run_dir)
+    train = dataclasses.replace(opened.experiment.train, sequence_length=5000)
+    longer = dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, train=train))
+    huggingface.save_model(longer, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 5000
+
+
 def test_saved_in_bfloat16_each_number_is_the_nearest(run_dir, tmp_path):
     assert save([str(run_dir), str(tmp_path / "out"), "dtype=bfloat16"]) == 0
     for path, array in arrays(tmp_path / "out").items():
@@ -136,6 +144,8 @@ def test_what_load_is_asked_wrongly_is_one_line(run_dir, tmp_path, capsys, argum
     [
         ({"logit_softcap": 30.0}, "model.logit_softcap=30.0: llama has no such models"),
         ({"activation": "gelu"}, "model.activation=gelu: llama has no such models"),
+        ({"attention_softcap": 20.0}, "model.attention_softcap=20.0: llama has no such models"),
+        ({"attention_scale": 0.3}, "model.attention_scale=0.3: llama has no such models"),
         ({"norm": "layer", "position": "learned"}, "model."),
         ({"parametrization": "mup", "base_embed": 32}, "model.parametrization=mup: no family has its multipliers"),
         ({"moe": MoEConfig(experts=4, dispatch="capacity")}, "model.moe.dispatch=capacity: families send tokens to experts without a limit"),
@@ -152,6 +162,7 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, said):
     [
         ({}, "llama"),
         ({"window": 16}, "mistral"),
+        ({"attention_scale": 64**-0.5}, "llama"),  # as it is if not said
         ({"embed": 100, "heads": 3, "head_dim": 32}, "mistral"),  # transformers 5 has no Llama of 3 heads that is 100 wide
         ({"bias_qkv": True}, "qwen2"),
         ({"qk_norm": "head", "window": 16, "window_layers": (2, 3)}, "qwen3"),

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from llm_jax import huggingface
 from llm_jax.errors import UserError
 from llm_jax.huggingface import devices, safetensors
 from llm_jax.huggingface.folder import open_folder
@@ -58,7 +59,7 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type=llama3: needs low_freq_factor"),
         ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "llama3"}, "rope_theta of the rotary embedding is 5.0 in one place"),
         ("llama", "vocab_size", "many", "vocab_size='many': must be a number"),
-        ("llama", "num_key_value_heads", "2", "num_key_value_heads='2': must be a number"),
+        ("llama", "num_key_value_heads", "2", "num_key_value_heads='2': must be a whole number, or null"),
         ("deepseek_v3", "num_key_value_heads", 2, "num_key_value_heads=2: latent attention has as many as"),
         ("deepseek_v3", "topk_method", "greedy", "topk_method=greedy: is not built here; must be noaux_tc"),
         ("deepseek_v3", "attention_bias", True, "attention_bias=True: is not built here"),
@@ -71,6 +72,20 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx=True: is not built here"),
         ("gpt2", "hidden_size", 99, "n_embd=32 and hidden_size=99 are one key in two spellings and differ"),
         ("qwen3_moe", "num_experts", 99, "are one key in two spellings and differ"),
+        ("mixtral", "num_local_experts", 0, "num_local_experts=0: must be above 0"),
+        ("mixtral", "sliding_window", "8", "sliding_window='8': must be a whole number, or null"),
+        ("gemma3", "attn_logit_softcapping", 3.0, "attn_logit_softcapping=3.0: is not built here; must be null"),
+        ("gemma3", "final_logit_softcapping", "3", "final_logit_softcapping='3': must be a number, or null"),
+        ("gemma3", "rope_parameters", {"full_attention": 5}, "rope_parameters.full_attention: must be full_attention or"),
+        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1.5}, "=1.5: must be a whole number"),
+        ("qwen3_moe", "decoder_sparse_step", 0, "decoder_sparse_step=0: must be above 0"),
+        ("qwen3_moe", "mlp_only_layers", 3, "mlp_only_layers=3: must be an array, or null"),
+        ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar=0: must be above 0"),
+        ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not built here for this family"),
+        ("llama", "rotary_emb_base", 500.0, "rotary_emb_base=500.0: is unknown"),
+        ("llama", "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}, "rope_type of the rotary embedding is linear in one place"),
+        ("llama", "rope_scaling", {"rope_type": "linear", "factor": "2"}, "factor=2 in the rotary embedding: must be a number"),
+        ("llama", "original_max_position_embeddings", 99, "original_max_position_embeddings=99: is 16 in the rotary embedding"),
     ],
 )
 def test_a_key_that_changes_the_model_and_is_not_built_is_named(tmp_path, name, key, value, said):
@@ -115,6 +130,11 @@ def test_buffers_of_old_files_are_passed_over_and_other_tensors_only_by_name(tmp
     with pytest.raises(UserError, match=r"model.layers.9.eh_proj.weight is a tensor that nothing here takes"):
         open_model(folder)
     assert open_model(folder, leave_out=["model.layers.9.*"]).step == 0
+    assert open_folder(folder, ["model.layers.9.*"]).left_out == ("model.layers.9.eh_proj.weight",)
+    with pytest.raises(UserError, match=r"leave_out=model.layers.8.\*: .* has no such tensor"):
+        open_folder(folder, ["model.layers.9.*", "model.layers.8.*"])
+    with pytest.raises(UserError, match=r"has no tensor model.layers.0.input_layernorm.weight, which its config.json asks for"):
+        open_model(folder, leave_out=["model.layers.*norm.weight", "model.layers.9.*"])
 
 
 def test_a_tied_head_that_is_in_the_file_too_must_be_the_embedding(tmp_path):
@@ -127,8 +147,12 @@ def test_a_tied_head_that_is_in_the_file_too_must_be_the_embedding(tmp_path):
     def other(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
 
-    folder = with_tensors(copied(name, tmp_path / "twice"), twice)
-    np.testing.assert_array_equal(parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"])
+    def only_as_head(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    for change in twice, only_as_head:
+        folder = with_tensors(copied(name, tmp_path / change.__name__), change)
+        np.testing.assert_array_equal(parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"])
     with pytest.raises(UserError, match=r"lm_head.weight is another than model.embed_tokens.weight"):
         open_model(with_tensors(copied(name, tmp_path / "other"), other))
 
@@ -137,7 +161,15 @@ def test_files_that_are_cut_off_or_none_are_said(tmp_path):
     folder = copied("mistral", tmp_path)
     file = folder / "model.safetensors"
     whole_file = file.read_bytes()
-    for content, said in ((whole_file[:-5], "is shorter than its header says"), (b"hello", "is not a safetensors file")):
+    for content, said in (
+        (whole_file[:-5], "is shorter than its header says"),
+        (whole_file + b"more", "is longer than its header says"),
+        (b"hello", "is not a safetensors file"),
+        (with_header(whole_file, "model.norm.weight", shape=[16]), r"model.norm.weight has 128 bytes, and \[16\] in F32 are 64"),
+        (with_header(whole_file, "model.norm.weight", data_offsets=[0, 128]), "begins at byte .*, and what comes before it ends at"),
+        (with_header(whole_file, "model.norm.weight", data_offsets=[128]), "model.norm.weight is no tensor in its header"),
+        (with_header(whole_file, "model.norm.weight", shape="32"), "model.norm.weight is no tensor in its header"),
+    ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=said):
             open_folder(folder)
@@ -147,6 +179,37 @@ def test_files_that_are_cut_off_or_none_are_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no run folder"):
         open_model(tmp_path / "empty")
+
+
+def with_header(content: bytes, name: str, **about) -> bytes:
+    """A safetensors file whose header says something else of one tensor."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header[name] |= about
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def test_of_one_file_and_an_index_of_others_none_is_taken_in_silence(tmp_path):
+    folder = copied("llama", tmp_path)
+    shutil.copy(FIXTURES / "mistral" / "model.safetensors", folder)
+    with pytest.raises(UserError, match=r"has model.safetensors, and model.safetensors.index.json names other files"):
+        open_folder(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model.safetensors.index.json: has no weight_map"):
+        open_folder(folder)
+
+
+def test_a_tokenizer_that_is_not_read_is_said_and_is_no_hindrance_to_the_model(tmp_path):
+    folder, said = copied("gpt2", tmp_path), []
+    (folder / "vocab.json").write_text("{}")
+    assert open_model(folder, say=said.append).tokenizer_if_any is None
+    assert len(said) == 1
+    assert "its tokenizer is in vocab.json, which isn't read; put a tokenizer.json there" in said[0]
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel"}}')
+    with pytest.raises(UserError, match=r"tokenizer.json can't be read"):
+        open_model(folder)
+    assert huggingface.load_model(folder).config.vocab == 83
 
 
 def test_what_the_index_names_must_be_there(tmp_path):
