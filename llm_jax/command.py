@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_jax.cluster.stop import Stopped
-from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, Fault, UserError, nearest, require
+from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, UserError, nearest, require
 from llm_jax.layout.xla_flags import keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -22,7 +23,13 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
     """
     before_jax()
     try:
-        return body(sys.argv[1:] if arguments is None else arguments)
+        code = body(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return EXIT_UNREAD
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -35,6 +42,16 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
     except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def nobody_reads() -> bool:
+    """Whether what stdout is piped into has ended, as `head` does when it has its lines; then nothing more is written to it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def before_jax() -> None:
@@ -59,6 +76,19 @@ def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[
             raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
         pairs.append((key, value))
     return flags, pairs
+
+
+def input_text(key: str, value: str) -> str:
+    """The text of the file that key=value names, as it is. Raises UserError if it can't be read, or is no UTF-8."""
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}={value}: no such file")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={value}: is no text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{key}={value}: can't be read ({error.strerror})") from error
 
 
 def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:

@@ -18,6 +18,8 @@ EXIT_REPEATED = 87
 """Given up: the same fault at the same step twice. Starting again would not help."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, with everything saved unless it was pressed twice."""
+EXIT_UNREAD = 141
+"""Nobody reads what is written to stdout any more: what a shell says of a program that SIGPIPE ended."""
 
 
 class UserError(Exception):
