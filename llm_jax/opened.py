@@ -27,6 +27,9 @@ from llm_jax.train.state import Program
 
 Dtype = Literal["float32", "bfloat16"]
 
+NO_NUMBERS = "its predictions are no numbers (NaN): it diverged, or its weights are damaged; step=N takes an earlier checkpoint"
+"""Said of a model."""
+
 
 def to_stderr(line: str) -> None:
     """What is said beside a command's own output."""

@@ -27,7 +27,8 @@ step=N              the checkpoint (the newest)
   --help            this text
 
 The text goes to stdout as it comes (of several prompts one after the other), all else to stderr: what is compiled, and in the end tokens/s
-and the time to the first token. Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+and the time to the first token. Exit codes: 0 done, 2 a mistake in what was asked (one line says which), 130 Ctrl-C, 141 nobody reads stdout
+any more.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from llm_jax.command import output_file, run_command
+from llm_jax.command import input_text, output_file, run_command
 from llm_jax.errors import UserError, nearest, require
 from llm_jax.generate.request import Request, Result
 
@@ -92,7 +92,7 @@ def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[
     stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
     prompts: list[dict[str, Any]] = [{"prompt": value} for key, value in pairs if key == "prompt"]
     if "prompts" in values:
-        prompts += read_prompts(Path(values["prompts"]))
+        prompts += read_prompts(values["prompts"])
     requests = []
     for i, own in enumerate(prompts or [{}]):
         request = Request(**{**shared, "stop": stop, "seed": shared.get("seed", 0) + i, **own})
@@ -101,13 +101,12 @@ def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[
     return requests
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: str) -> list[dict[str, Any]]:
     """The prompts of a file: lines of text, or of JSON with keys of `Request`."""
-    if not path.is_file():
-        raise UserError(f"prompts={path}: no such file")
-    lines = path.read_text().splitlines()
-    require(bool(lines), "prompts", path, "a file with a prompt a line")
-    if path.suffix != ".jsonl":
+    text = input_text("prompts", path)
+    require(bool(text), "prompts", path, "a file with a prompt a line")
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]  # and at no other character: JSON's texts may have them
+    if not path.endswith(".jsonl"):
         return [{"prompt": line} for line in lines]
     hints, found = get_type_hints(Request), []
     for i, line in enumerate(lines):
@@ -170,7 +169,8 @@ def speed(results: list[Result], seconds: float) -> str:
 def to_json(result: Result) -> dict[str, Any]:
     """A result as a line of the json file."""
     keys = ("text", "finished", "prompt_tokens", "tokens", "logprobs", "top", "seconds_to_first")
-    return {**dataclasses.asdict(result.request), **{key: getattr(result, key) for key in keys}}
+    asked = dataclasses.asdict(result.request)
+    return {**asked, "prompt_ids": asked["tokens"], **{key: getattr(result, key) for key in keys}}
 
 
 if __name__ == "__main__":

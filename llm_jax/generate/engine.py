@@ -50,6 +50,7 @@ class Running:
     most: int
     """Tokens that its continuation can have: as many as asked for, or as the model has positions for."""
     submitted: float
+    """By `Engine.clock`."""
     slot: int = -1
 
 
@@ -65,7 +66,7 @@ class Engine:
         require(slots >= 1, "slots", slots, "at least 1")
         require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
         config, tokenizer = opened.program.config, opened.tokenizer
-        self.tokenizer, self.say = tokenizer, say
+        self.path, self.tokenizer, self.say = opened.path, tokenizer, say
         self.max_tokens = min(max_tokens, config.positions) if config.position == "learned" else max_tokens
         self.ends_at_positions = self.max_tokens < max_tokens
         place = decoding_place(opened.program.place, config)
@@ -73,7 +74,14 @@ class Engine:
         slots, prompts = (-(-n // parts) * parts for n in (slots, prefill_rows))
         self.programs = Programs(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, say)
         self.update(opened.parameters)
-        self.state = self.programs.empty()
+        try:
+            self.state = jax.block_until_ready(self.programs.empty())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"max_tokens={max_tokens}: with slots={slots} the cache of so many positions doesn't fit into memory ({error})"
+            ) from error
         self.waiting: deque[Running] = deque()
         self.slots: list[Running | None] = [None] * slots
         self.settings = self.programs.put(settings([None] * slots))
@@ -108,7 +116,7 @@ class Engine:
             Detokenizer(self.tokenizer.decode, ids),
             StopStrings(request.stop),
             most,
-            time.perf_counter(),
+            self.clock(),
         )
         self.submitted += 1
         self.results[running.id] = running.result
@@ -120,6 +128,10 @@ class Engine:
         for running in [*self.waiting, *filter(None, self.slots)]:
             if running.id == id:
                 self.end(running, "cancelled")
+
+    def clock(self) -> float:
+        """Seconds, without those in which programs were compiled."""
+        return time.perf_counter() - self.programs.compile_seconds
 
     @property
     def busy(self) -> bool:
@@ -155,15 +167,10 @@ class Engine:
                 running.slot, self.slots[slot] = slot, running
             self.settings = self.programs.put(settings(self.slots))
             rows = [*group, *[None] * (self.programs.prompts - len(group))]
-            compiling = self.programs.compile_seconds
             self.state, out = self.programs.prefill(self.weights, self.state, [r.ids for r in group], [r.slot for r in group], settings(rows))
             events += self.take(group, list(range(len(group))), *out)
-            compiling = self.programs.compile_seconds - compiling
-            for running in [*group, *self.waiting]:
-                running.submitted += compiling
-            now = time.perf_counter()
             for running in group:
-                running.result.seconds_to_first = now - running.submitted
+                running.result.seconds_to_first = self.clock() - running.submitted
         return events
 
     def take(self, running: list[Running], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:
@@ -198,7 +205,7 @@ class Engine:
         if reason is not None:
             text += self.end(running, reason)
         result.text += text
-        return Event(running.id, token, text, logprob, top, reason)
+        return Event(running.id, token, text, logprob, top, result.finished)
 
     def end(self, running: Running, reason: Reason) -> str:
         """Ends a request and frees its slot; gives the rest of its text."""

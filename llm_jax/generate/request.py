@@ -44,7 +44,7 @@ class Request:
         """Raises UserError for a value out of range."""
         require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (always the most likely token) or more")
-        require(self.top_k >= 0, "top_k", self.top_k, "a number of tokens, or 0 for all")
+        require(0 <= self.top_k < 2**31, "top_k", self.top_k, "a number of tokens, or 0 for all")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (all tokens) to 1")
         require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0 (1: off)")
@@ -56,7 +56,10 @@ class Request:
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens to be continued."""
-        return list(self.tokens) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
+        try:
+            return list(self.tokens) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
+        except UserError as error:
+            raise UserError(f"prompt={self.prompt[:40]}: {error}") from error
 
 
 MOST_LOGPROBS = 20
@@ -64,10 +67,10 @@ MOST_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Event:
-    """What a step gave for one request: a token, or (`token` None) its end without one."""
+    """What a step gave for one request: a token."""
 
     id: int
-    token: int | None
+    token: int
     text: str
     """What may be shown now: a character that is not complete, or what may become a stop string, comes with a later event."""
     logprob: float

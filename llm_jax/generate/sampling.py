@@ -47,7 +47,9 @@ def draw(
     greedy_B = jnp.argmax(x_BV, -1).astype(jnp.int32)
 
     def drawn() -> jax.Array:
-        cut_BV = x_BV / jnp.where(settings.temperature > 0, settings.temperature, 1)[:, None]
+        least = jnp.finfo(jnp.float32).tiny
+        temperature_B = jnp.where(settings.temperature > 0, jnp.maximum(settings.temperature, least), 1)
+        cut_BV = (x_BV - jnp.max(x_BV, -1, keepdims=True)) / temperature_B[:, None]  # at most 0: a small temperature makes no infinities of it
         cut_BV = where_asked(settings.top_k > 0, lambda x: top_k(x, settings.top_k), cut_BV)
         cut_BV = where_asked(settings.top_p < 1, lambda x: top_p(x, settings.top_p), cut_BV)
         cut_BV = where_asked(settings.min_p > 0, lambda x: min_p(x, settings.min_p), cut_BV)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 import time
 
 from llm_jax.data import Tokenizer
+from llm_jax.errors import UserError
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request, Result
+from llm_jax.opened import NO_NUMBERS
 
 
 def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
@@ -21,7 +24,14 @@ def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]
     heading(requests, 0, engine.tokenizer)
     now = 0
     while now < len(ids):
-        for event in engine.step() if engine.busy else ():
+        try:
+            events = engine.step() if engine.busy else []
+        except KeyboardInterrupt:
+            say("\n")  # after half a line
+            raise
+        for event in events:
+            if math.isnan(event.logprob):
+                raise UserError(f"{engine.path}: {NO_NUMBERS}")
             arrived[event.id] += event.text
         while now < len(ids):
             say(arrived[ids[now]])

@@ -44,7 +44,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Text, piece by piece, up to the first of some strings; that string itself is not given out."""
+    """Text, piece by piece, up to the first of some strings that is there whole; that string itself is not given out."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stops)
@@ -57,11 +57,10 @@ class StopStrings:
         if self.found is not None:
             return ""
         self.held += text
-        at = {self.held.find(stop): stop for stop in reversed(self.stops)}
-        at.pop(-1, None)
-        if at:
-            first = min(at)
-            out, self.held, self.found = self.held[:first], "", at[first]
+        whole = [(at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if whole:  # the first to be whole, as if the text came letter by letter: it doesn't matter how it is cut
+            _, at, self.found = min(whole)
+            out, self.held = self.held[:at], ""
             return out
         keep = max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
         out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]

@@ -52,11 +52,15 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(run_dir, tmp_path, capsys)
 
 
 def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "max_tokens": 2}\n{"tokens": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"tokens": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
     out = tmp_path / "out.jsonl"
     assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}", "max_tokens=3", f"json={out}"]) == 0
     first, second = (json.loads(line) for line in out.read_text().splitlines())
-    assert (len(first["tokens"]), second["prompt_tokens"], second["temperature"], second["stop"]) == (2, 3, 0, ["q"])
+    assert first["prompt"] == "x\u2028y"
+    assert (len(first["tokens"]), second["prompt_ids"], second["temperature"], second["stop"]) == (2, [1, 30, 31], 0, ["q"])
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    assert main([str(run_dir), f"prompts={tmp_path / 'latin.txt'}"]) == 2
+    assert "latin.txt: is no text in UTF-8 (byte 0)" in capsys.readouterr().err
 
 
 MISTAKES = {
@@ -66,6 +70,7 @@ MISTAKES = {
     "RUN temperature=-1": "temperature=-1.0: must be 0 (always the most likely token) or more",
     "RUN top_p=0": "top_p=0.0: must be above 0",
     "RUN top_k=x": "top_k=x: must be a whole number",
+    "RUN top_k=3000000000": "top_k=3000000000: must be a number of tokens",
     "RUN seed=-1": "seed=-1: must be from 0 to",
     "RUN logprobs=21": "logprobs=21: must be from 0 to 20",
     "RUN max_tokens=0": "max_tokens=0: must be at least 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.placement import decoding_layout
 from llm_jax.generate.request import Request, Result
+from llm_jax.generate.terminal import write
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, preset
@@ -203,6 +205,22 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
         engine.step()
     assert engine.results[first].finished == "cancelled"
     assert engine.results[second].finished in ("max_tokens", "eos")
+
+
+def test_the_time_to_the_first_token_is_without_that_of_compiling():
+    """Of a prompt that waits for another one's end, too."""
+    engine = Engine(opened(), slots=1, max_tokens=32)
+    begun = time.perf_counter()
+    first, second = engine.generate([Request("x", max_tokens=3), Request("y", max_tokens=3)])
+    seconds = time.perf_counter() - begun - engine.programs.compile_seconds
+    assert first.seconds_to_first < second.seconds_to_first < seconds
+
+
+def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
+    model = opened()
+    broken = dataclasses.replace(model, parameters=jax.tree.map(lambda w: w * np.nan, model.parameters))
+    with pytest.raises(UserError, match=r"its predictions are no numbers \(NaN\): it diverged, or"):
+        write(Engine(broken, slots=1, max_tokens=32), [Request("x", max_tokens=8)])
 
 
 def test_new_weights_are_used_from_then_on():

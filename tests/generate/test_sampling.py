@@ -70,6 +70,13 @@ def test_greedy_is_the_most_likely_after_the_penalty_and_the_log_probability_is_
     np.testing.assert_allclose(logprob_B, by_hand[np.arange(4), expected], atol=1e-5)  # float32
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-37, 1e-5])
+def test_the_lower_the_temperature_the_surer_is_the_most_likely_token(temperature):
+    """Logits over it would be infinite, and the first of many tokens with the largest logit."""
+    token_B, _ = draw(LOGITS, np.zeros((4, V), bool), np.arange(4), settings(temperature=temperature))
+    assert token_B.tolist() == LOGITS.argmax(-1).tolist()
+
+
 def test_a_row_depends_on_its_own_logits_seed_and_position_alone():
     mixed = settings(temperature=np.array([0, 0.7, 1, 1.3]), top_k=np.array([0, 9, 0, 0]), top_p=np.array([1, 1, 0.8, 1]), seed=np.arange(4))
     seen, position = RANDOM.random((4, V)) < 0.2, np.array([3, 900, 5, 0])

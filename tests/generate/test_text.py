@@ -86,12 +86,13 @@ def test_a_word_after_the_prompt_keeps_its_space():
         (["abcd", "bc"], "xabcx", "xa", "bc"),
         (["abab"], "aababab", "a", "abab"),
         (["b", "ab"], "xab", "x", "ab"),
+        (["abcd", "bc"], "xabcd", "xa", "bc"),
         (["end"], "never en", "never en", None),
         ([], "all of it", "all of it", None),
         (["x"], "x", "", "x"),
     ],
 )
-def test_text_ends_before_the_first_stop_string_however_it_is_cut(stops, text, shown, found):
+def test_text_ends_before_the_first_whole_stop_string_however_it_is_cut(stops, text, shown, found):
     for cuts in range(2 ** (len(text) - 1)) if len(text) < 9 else (0, 1, 2 ** (len(text) - 1) - 1):
         parts = [text[0]]
         for i, character in enumerate(text[1:]):
