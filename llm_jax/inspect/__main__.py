@@ -2,12 +2,12 @@
 
   python -m llm_jax.inspect runs/quickstart/default text="def main():"
   python -m llm_jax.inspect runs/quickstart/default file=module.py tokens=200 diff=runs/quickstart/default@100
-  python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="We sat on the bank of the river|She took the money to the bank"
+  python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|She went to the bank"
 
 RUN_OR_FOLDER     a run folder, or a folder with a model of Hugging Face's
 text=, file=      the text to look at; or ids=1,2,3, its tokens. Of at most 1,024 tokens; tokens=N takes the first N of a longer one
 layers=0,5        shows attention maps of these layers only, and so of more tokens; all that is computed is of all layers
-word=, contexts=  follows a word through the layers in two texts, with a | between them; both must have it
+word=, contexts=  follows a word through the layers in two texts, with a | between them; both must have it (an example, if not given)
 tokenizers=A,B    compares the model's tokenizer with others: run folders, SentencePiece models, tokenizer.json
 diff=RUN          compares with another checkpoint of the same kind of model; diff=RUN@STEP with that of a step
 step=N            looks at the checkpoint of a step, not the newest; layout=NAME, mesh.AXIS=N, dtype=NAME as for other commands

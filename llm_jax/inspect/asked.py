@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llm_jax import asked
 from llm_jax.asked import whole_number
+from llm_jax.command import input_text
 from llm_jax.errors import UserError, require
 
 KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "out")
@@ -45,14 +45,14 @@ def checked(line: asked.Asked) -> Asked:
     given = line.values
     if ("word" in given) != ("contexts" in given):
         there, missing = ("word", "contexts") if "word" in given else ("contexts", "word")
-        raise UserError(f"{there}={given[there]}: needs {missing}= too, as in word=bank contexts='We sat on the bank|We went to the bank'")
+        raise UserError(f"{there}={given[there]}: needs {missing}= too, as in word=bank contexts='They rowed to the bank|She went to the bank'")
     contexts = tuple(part.strip() for part in given["contexts"].split("|")) if "contexts" in given else None
     require(contexts is None or (len(contexts) == 2 and all(contexts)), "contexts", given.get("contexts"), "two texts with a | between them")
     require("word" not in given or bool(given["word"].strip()), "word", given.get("word"), "a word")
     text, origin = read_text(given)
     require(given.get("diff") != "", "diff", "", "a run, or RUN@STEP")
     diff, diff_step = split_step(given.get("diff", ""))
-    tokens = line.whole("tokens", 1)
+    tokens = line.whole("tokens", 2)  # one to foretell the other
     require(tokens is None or tokens <= MOST_TOKENS, "tokens", tokens, f"at most {MOST_TOKENS}: a page holds no more")
     return Asked(
         path=str(line.paths[0]),
@@ -83,19 +83,10 @@ def read_text(given: dict[str, str]) -> tuple[str, str]:
     if "text" in given:
         require(bool(given["text"]), "text", "", "some text")
         return given["text"], f"text={given['text'][:40]}{'…' if len(given['text']) > 40 else ''}"
-    path = Path(given["file"]).expanduser()
-    origin = f"file={path}"
-    if not path.is_file():
-        raise UserError(f"{origin}: there is no such file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin}: is no text in UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{origin}: can't be read ({error.strerror})") from error
+    text = input_text("file", given["file"])
     if not text:
-        raise UserError(f"{origin}: is empty; must be some text")
-    return text, origin
+        raise UserError(f"file={given['file']}: is empty; must be some text")
+    return text, f"file={given['file']}"
 
 
 def split_step(value: str) -> tuple[str, int | None]:

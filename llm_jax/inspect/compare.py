@@ -11,7 +11,7 @@ from llm_jax.inspect.asked import Asked
 from llm_jax.inspect.difference import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.readout import Divergence, Predictions, Readout, divergence
 from llm_jax.inspect.walk import Walk
-from llm_jax.opened import Opened, open_model
+from llm_jax.opened import NO_NUMBERS, Opened, open_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
     streams = [last_stream(one, ids) for one in (opened, there)]
     targets = np.array([*ids[1:], 0], np.int32)
     predictions = [readout.predictions(x, targets) for readout, x in zip(readouts, streams, strict=True)]
+    if np.isnan(predictions[1].entropy).any():
+        raise UserError(f"{key}: {NO_NUMBERS}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
     name = f"{asked.diff} at step {there.step}"
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)

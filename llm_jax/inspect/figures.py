@@ -87,8 +87,7 @@ def heads(found: Findings) -> Drawn:
     figure, axes = new_figure(0.9 + 0.16 * min(found.induction.shape[0], 40), 4, sharey=True)
     titles = ("entropy, nats", "previous token", "first token", "induction")
     for ax, title, values in zip(axes, titles, (*found.scores, found.induction), strict=True):
-        top = max(float(np.nanmax(values)), 1e-3) if title == titles[0] else 1.0
-        shown = ax.imshow(values, cmap=more(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        shown = ax.imshow(values, cmap=more(), vmin=0, vmax=most(values), aspect="auto", interpolation="nearest")
         ax.set_title(title)
         ax.set_xlabel("head")
         ax.grid(visible=False)
@@ -96,7 +95,10 @@ def heads(found: Findings) -> Drawn:
         figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(False)
     axes[0].set_ylabel("layer")
     return Drawn(
-        "heads", figure, "The scores of every head. They are defined above; all but the entropy lie between 0 and 1.", "Four heat maps of head scores"
+        "heads",
+        figure,
+        "The scores of every head, as they are defined above. Each has a scale of its own, up to its largest.",
+        "Four heat maps of head scores",
     )
 
 
@@ -105,7 +107,7 @@ def lens(found: Findings) -> Drawn:
     T = found.lens_length
     probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.parts) > T else T - 1]
     figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
-    shown = ax.imshow(probability, cmap=more(), vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    shown = ax.imshow(probability, cmap=more(), vmin=0, vmax=most(probability), aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
     name_tokens(ax, [p.label for p in found.parts[: probability.shape[1]]], 0)
     ax.set_ylabel("after layer")
@@ -163,7 +165,7 @@ def word_path(found: Findings) -> Drawn | None:
     w = found.word
     figure, ax = new_figure(3.4)
     for points, color, text, marker in zip(w.path, (BLUE, ORANGE), w.contexts, "os", strict=True):
-        ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=plain(text, 60))
+        ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=plain(f"“{text}”", 60))
         for layer, point in enumerate(points):
             if len(points) <= 14 or layer % (len(points) // 10) == 0 or layer == len(points) - 1:
                 ax.annotate("embedding" if layer == 0 else str(layer - 1), point, (4, 4), textcoords="offset points", fontsize=6.5, color=INK)
@@ -185,17 +187,16 @@ def tokenizers(found: Findings) -> Drawn | None:
         return None
     names = [m.sample.name for m in found.tokenizers[0].measured]
     colors = [BLUE, ORANGE, GREEN, PURPLE, SKY, MUTED]
-    figure, ax = new_figure(2.5)
+    figure, ax = new_figure(2.3 + 0.09 * len(found.tokenizers))
     wide = 0.8 / len(found.tokenizers)
     for i, one in enumerate(found.tokenizers):
         x = np.arange(len(names)) + (i - (len(found.tokenizers) - 1) / 2) * wide
-        label = f"{shortened(one.name, 40, end=True)}, {one.vocab_size:,} pieces"
+        label = plain(f" {shortened(one.name, 40, end=True)}, {one.vocab_size:,} pieces", 80)  # legends leave out what begins with _
         ax.bar(x, [m.bytes_per_token for m in one.measured], wide * 0.92, color=colors[i % len(colors)], label=label)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("bytes per token")
     ax.grid(axis="x", visible=False)
-    ax.margins(y=0.25)
-    ax.legend(loc="upper right", ncols=2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     caption = (
         "Bytes per token on the built-in samples: the higher, the fewer tokens a text costs. "
         "(Russian takes two bytes a letter, Chinese three a character.)"
@@ -255,6 +256,11 @@ def more() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("more", MORE).with_extremes(bad=FAINT)
+
+
+def most(values: np.ndarray) -> float:
+    """The upper end of a scale from 0: the largest of the values, where there are any; not so small that it would show noise."""
+    return max(float(np.max(values, where=np.isfinite(values), initial=0.0)), 0.05)
 
 
 def name_tokens(ax: Axes, labels: list[str], first: int) -> None:

@@ -21,7 +21,8 @@ from llm_jax.inspect.readout import Predictions, Readout
 from llm_jax.inspect.tokenizers import Compared, measure
 from llm_jax.inspect.tokens import Piece, Vocabulary, find_word
 from llm_jax.inspect.walk import Walk
-from llm_jax.opened import Opened
+from llm_jax.model.config import ModelConfig
+from llm_jax.opened import NO_NUMBERS, Opened
 
 MOST_MAP_BYTES = 6 << 20
 """Of all attention maps of a page, a byte a weight."""
@@ -29,6 +30,8 @@ MOST_LENS_CELLS = 4000
 REPEATED = 32
 """Random tokens that come twice, for the induction score."""
 RANDOM_ROWS = 4
+EXAMPLE = ("bank", ("They rowed the boat across the river to the bank", "She took the money that she had saved to the bank"))
+"""A word and two contexts, where no others are asked for: it comes last, since what follows a word can't change it."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,15 @@ def find(opened: Opened, asked: Asked) -> Findings:
     for layer in layers:
         if layer >= config.layers:
             raise UserError(f"layers={','.join(map(str, layers))}: there is no layer {layer}; the model has {config.layers}, from 0 on")
-    contexts = [encoded(opened, text, f"contexts={text[:40]}") for text in asked.contexts or ()]
-    places = [find_word(vocabulary.pieces(c), asked.word, text) for c, text in zip(contexts, asked.contexts or (), strict=True)]
+    followed = word_in_contexts(opened, asked, vocabulary)
     compared = [measure("this model's", tokenizer)] if tokenizer else []
     compared += [measure(path, load(path)) for path in asked.tokenizers]
     comparison = compare(opened, asked, np.array(ids)) if asked.diff else None
 
     readout = Readout(opened)
     seen = look_at_text(opened, readout, ids, layers)
+    if np.isnan(seen["predictions"].entropy).any():
+        raise UserError(f"{asked.path}: {NO_NUMBERS}")
     repeated, induction = induction_scores(opened)
     return Findings(
         vocabulary=vocabulary,
@@ -122,7 +126,7 @@ def find(opened: Opened, asked: Asked) -> Findings:
         even=even_scores(len(ids)),
         even_induction=float(np.mean(1 / (repeated + 1 + int(tokenizer is not None) + np.arange(repeated)))),
         repeated=repeated,
-        word=follow_word(opened, asked, contexts, places) if asked.contexts else None,
+        word=follow_word(opened, followed) if followed else None,
         tokenizers=compared,
         comparison=comparison,
     )
@@ -143,7 +147,7 @@ def tokens_of(opened: Opened, asked: Asked) -> tuple[list[int], int]:
         require(max(ids) < config.vocab, "ids", max(ids), f"below model.vocab={config.vocab}")
     else:
         ids = encoded(opened, asked.text, asked.origin)
-    limit = MOST_TOKENS if config.position != "learned" else min(MOST_TOKENS, config.positions)
+    limit = most(config)
     if asked.tokens is None and len(ids) > limit:
         raise UserError(f"{asked.origin}: is {len(ids):,} tokens, more than {most_said(limit)}; tokens={limit} takes the first ones")
     if asked.tokens is not None and asked.tokens > limit:
@@ -152,6 +156,11 @@ def tokens_of(opened: Opened, asked: Asked) -> tuple[list[int], int]:
     if len(kept) < 2:
         raise UserError(f"{asked.origin}: is 1 token; at least 2 are needed, one to foretell the other")
     return kept, len(ids)
+
+
+def most(config: ModelConfig) -> int:
+    """The tokens of a text, at most."""
+    return min(MOST_TOKENS, config.positions) if config.position == "learned" else MOST_TOKENS
 
 
 def most_said(limit: int) -> str:
@@ -163,7 +172,10 @@ def encoded(opened: Opened, text: str, origin: str) -> list[int]:
     """BOS and the tokens of a text."""
     if opened.tokenizer_if_any is None:
         raise UserError(f"{origin}: {opened.path} has no tokenizer; give ids=1,2,3")
-    return [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
+    try:
+        return [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
 
 
 def look_at_text(opened: Opened, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
@@ -225,9 +237,37 @@ def induced(weights_BHTS: jax.Array, rows: int, start: int, repeated: int) -> ja
     return induction_score(weights_BHTS[:rows], start, repeated)
 
 
-def follow_word(opened: Opened, asked: Asked, contexts: list[list[int]], places: list[list[int]]) -> WordInContexts:
+@dataclass(frozen=True)
+class Followed:
+    """A word that is to be followed."""
+
+    word: str
+    texts: tuple[str, str]
+    contexts: list[list[int]]
+    """Ids of both."""
+    places: list[list[int]]
+    """The word's positions in both."""
+
+
+def word_in_contexts(opened: Opened, asked: Asked, vocabulary: Vocabulary) -> Followed | None:
+    """The word that is asked for, or the example; None where that is nothing for this model. Raises UserError for what is asked for and can't be."""
+    word, texts = (asked.word, asked.contexts) if asked.contexts else EXAMPLE
+    limit = most(opened.config)
+    try:
+        contexts = [encoded(opened, text, f"contexts={text[:40]}") for text in texts]
+        for text, ids in zip(texts, contexts, strict=True):
+            if len(ids) > limit:
+                raise UserError(f"contexts={text[:40]}…: is {len(ids):,} tokens, more than {most_said(limit)}")
+        return Followed(word, texts, contexts, [find_word(vocabulary.pieces(ids), word, text) for text, ids in zip(texts, contexts, strict=True)])
+    except UserError:
+        if asked.contexts:
+            raise
+        return None  # the page says so
+
+
+def follow_word(opened: Opened, followed: Followed) -> WordInContexts:
     """One pass over both contexts."""
-    assert asked.contexts is not None
+    contexts, places = followed.contexts, followed.places
     tokens = np.zeros((2, max(map(len, contexts))), np.int32)
     for row, ids in zip(tokens, contexts, strict=True):
         row[: len(ids)] = ids
@@ -238,4 +278,4 @@ def follow_word(opened: Opened, asked: Asked, contexts: list[list[int]], places:
         baseline.append(mean_cosine(np.concatenate(streams), np.concatenate(contexts)))
     first, second = ([ids[i] for i in at] for ids, at in zip(contexts, places, strict=True))
     path = np.array(vectors, np.float32).transpose(1, 0, 2)
-    return WordInContexts(asked.word, asked.contexts, (places[0], places[1]), first == second, path, np.array(baseline, np.float32))
+    return WordInContexts(followed.word, followed.texts, (places[0], places[1]), first == second, path, np.array(baseline, np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def make_page(found: Findings, opened: Opened, asked: Asked, figures: dict[str, 
 
 def title_of(path: str) -> str:
     """What a run or a model is called: its experiment's and its own name."""
-    parts = [part for part in path.rstrip("/").split("/") if part not in ("", ".", "runs", "default")]
-    return "/".join(parts[-2:]) if not path.startswith("/") else parts[-1]
+    parts = [part for part in Path(path).parts if part not in ("/", "..", "runs", "default")] or [Path(path).resolve().name]
+    return parts[-1] if path.startswith("/") else "/".join(parts[-2:])
 
 
 def cards(found: Findings, opened: Opened) -> list[tuple[str, str]]:

@@ -27,15 +27,15 @@ class Piece:
 
     @property
     def label(self) -> str:
-        """How it is written on a page: white space visible, bytes that are no whole characters as ⟨E2⟩.
+        """How it is written on a page: white space visible, bytes that are no whole characters as ⟨E2⟩, characters without a look as ⟨U+A0⟩.
 
-        >>> Piece(7, b" a\\n").label, Piece(8, b"\\xe2").label, Piece(1, b"", "<s>").label
-        ('·a↵', '⟨E2⟩', '<s>')
+        >>> Piece(7, b" a\\n").label, Piece(8, b"\\xe2").label, Piece(9, "\\xa0".encode()).label, Piece(1, b"", "<s>").label
+        ('·a↵', '⟨E2⟩', '⟨U+A0⟩', '<s>')
         """
         if self.name:
             return self.name
         try:
-            return "".join(VISIBLE.get(c, c if c.isprintable() else f"⟨{ord(c):02X}⟩") for c in self.data.decode())
+            return "".join(VISIBLE.get(c, c if c.isprintable() else f"⟨U+{ord(c):02X}⟩") for c in self.data.decode())
         except UnicodeDecodeError:
             return "".join(chr(b) if 32 < b < 127 else VISIBLE.get(chr(b), f"⟨{b:02X}⟩") for b in self.data)
 
@@ -100,18 +100,17 @@ BYTE_OF = byte_characters()
 def find_word(parts: list[Piece], word: str, context: str) -> list[int]:
     """The positions of the tokens that the last whole-word occurrence of `word` lies in.
 
-    Looked for in the bytes of the tokens, so that it doesn't matter what a tokenizer puts before or between words.
+    Looked for in the text that the tokens' bytes are, so that it doesn't matter what a tokenizer puts before or between words.
     Raises UserError where the word isn't there.
     """
-    data = b"".join(p.data for p in parts)
-    inside = rb"[0-9A-Za-z_\x80-\xff]"
-    spelled = re.escape(word.encode())
-    found = list(re.finditer(rb"(?<!" + inside + rb")" + spelled + rb"(?!" + inside + rb")", data))
+    text = b"".join(p.data for p in parts).decode(errors="surrogateescape")
+    spelled = re.escape(word)
+    found = list(re.finditer(rf"(?<!\w){spelled}(?!\w)", text))
     if not found and not word.isascii():  # there are scripts without spaces
-        found = list(re.finditer(spelled, data))
+        found = list(re.finditer(spelled, text))
     if not found:
         raise UserError(f"word={word}: is no word of the context {context!r}; both contexts must have it, written alike")
-    start, end = found[-1].span()
+    start, end = (len(text[:at].encode(errors="surrogateescape")) for at in found[-1].span())
     ends, at = [], 0
     for p in parts:
         at += len(p.data)

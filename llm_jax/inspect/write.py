@@ -36,9 +36,8 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
             if (drawn := function(found)) is not None:
                 data = save(drawn.figure, folder / f"{drawn.name}.png")
                 made[drawn.name] = {"name": drawn.name, "data": data, "caption": drawn.caption, "alt": drawn.alt}
-    for path in folder.glob("*.png"):  # of an earlier page
-        if path.stem not in made:
-            path.unlink()
+    for name in {function.__name__ for function in FIGURES} - set(made):  # of an earlier page; nobody else's pictures
+        (folder / f"{name}.png").unlink(missing_ok=True)
     return made
 
 

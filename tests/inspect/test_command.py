@@ -12,6 +12,7 @@ import pytest
 
 from llm_jax.inspect import findings, write
 from llm_jax.inspect.__main__ import main
+from llm_jax.inspect.page import title_of
 from llm_jax.opened import open_model
 from tests.huggingface.expected import FIXTURES
 from tests.inspect.conftest import logits_of
@@ -111,6 +112,14 @@ def test_a_word_begins_as_the_same_vector(folder):
     assert np.shape(word["path"]) == (2, 3, 2)
 
 
+def test_a_word_is_followed_as_an_example_where_none_is_asked_for(run, tmp_path, without_figures):
+    assert main([str(run), "text=a b", f"out={tmp_path}"]) == 0
+    page, found = read(tmp_path)
+    assert found["word"]["word"] == "bank"
+    assert found["word"]["same_tokens"]
+    assert "an example: <code>word=</code>" in page
+
+
 def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, without_figures):
     monkeypatch.setattr(findings, "MOST_MAP_BYTES", 400)
     monkeypatch.setattr(findings, "MOST_LENS_CELLS", 30)
@@ -128,7 +137,7 @@ def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, w
 def test_a_loaded_model_without_a_tokenizer_is_shown_by_ids_with_its_experts(tmp_path, without_figures):
     assert main([str(FIXTURES / "deepseek_v3"), "ids=5,17,33,8,5,17", f"out={tmp_path}"]) == 0
     page, found = read(tmp_path)
-    assert "came without its tokenizer" in page
+    assert page.count("came without its tokenizer") == 2  # in the tokens, and where a word would be followed
     assert [t["label"] for t in found["tokens"]] == ["#5", "#17", "#33", "#8", "#5", "#17"]
     assert [e["layer"] for e in found["experts"]] == [1, 2]
     assert "Experts: who works on which token" in page
@@ -150,16 +159,17 @@ def test_a_text_that_could_be_html_stays_text(run, tmp_path, without_figures):
 MISTAKES = {
     "txt=a": "there is no key 'txt'; did you mean 'text'?",
     "text=": "text=: must be some text",
-    "file=none.txt": "file=none.txt: there is no such file",
+    "file=none.txt": "file=none.txt: no such file",
     "": "text=TEXT is missing",
     "text=a file=b": "text= and file= are given; must be one of them",
     "text=a layers=2": "layers=2: there is no layer 2; the model has 2, from 0 on",
     "text=a layers=x": "layers=x: must be a whole number, at least 0",
-    "text=a tokens=0": "tokens=0: must be a whole number, at least 1",
+    "text=a tokens=1": "tokens=1: must be a whole number, at least 2",
     "text=a tokens=5000": "tokens=5000: must be at most 1024",
     "text=a word=b": "word=b: needs contexts= too",
     "text=a word=b contexts=b": "contexts=b: must be two texts with a | between them",
     "text=a word=bank contexts=bank|river": "word=bank: is no word of the context 'river'",
+    f"text=a word=1 contexts=1|{'1' * 1100}": "tokens, more than the 1,024 that a page holds",
     "text=a diff=nowhere": "diff=nowhere: no such folder",
     "text=a diff=": "diff=: must be a run",
     "text=a step=5": "step=5",
@@ -179,6 +189,24 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, capsys, monkeyp
     assert said.count("\n") == 1
     assert MISTAKES[line] in said
     assert not (tmp_path / "page").exists()
+
+
+def test_only_figures_of_an_earlier_page_are_removed(run, tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("mine.png", "divergence.png"):
+        (tmp_path / "figures" / name).write_bytes(b"")
+    assert main([str(run), "text=a b", f"out={tmp_path}"]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{n}.png" for n in ("mine", "loss", "attention", "heads", "lens", "word_cosine", "word_path", "tokenizers")
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "title"),
+    [("runs/quickstart/default", "quickstart"), ("/home/me/runs/a/b/", "b"), ("../x/a", "x/a"), ("/runs/default", "default"), (".", Path.cwd().name)],
+)
+def test_a_page_has_a_title_whatever_the_folder_is_called(path, title):
+    assert title_of(path) == title
 
 
 def test_too_long_a_text_is_not_cut_in_silence(run, capsys, tmp_path):

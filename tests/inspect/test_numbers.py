@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.inspect import readout
+from llm_jax.inspect import figures, readout
+from llm_jax.inspect.asked import Asked
 from llm_jax.inspect.attention import attention_weights, even_scores, head_scores, induction_score, quantised
 from llm_jax.inspect.contexts import WordInContexts, mean_cosine, principal
 from llm_jax.inspect.difference import check_alike, layers_of, weight_differences
+from llm_jax.inspect.findings import find
 from llm_jax.inspect.readout import Readout, divergence
 from llm_jax.model.config import ModelConfig, MoEConfig
 from tests.inspect.conftest import SMALL, opened_with, replaced
@@ -139,6 +142,19 @@ def test_cosines_are_those_of_numpy():
     pairs = [(i, j) for i, j in itertools.permutations(range(5), 2) if ids[i] != ids[j]]
     by_hand = np.mean([x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in pairs])
     assert mean_cosine(x, ids) == pytest.approx(by_hand)
+
+
+def test_a_legend_names_contexts_that_begin_with_an_underscore():
+    vectors = np.random.default_rng(0).normal(0, 1, (2, 4, 6)).astype(np.float32)
+    word = WordInContexts("init", ("__init__ of $a$", "_init"), ([1], [2]), True, vectors, np.zeros(4, np.float32))
+    drawn = figures.word_path(SimpleNamespace(word=word))
+    assert [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()] == [r"“__init__ of \$a\$”", "“_init”"]
+
+
+def test_a_model_whose_predictions_are_no_numbers_has_no_page():
+    broken = replaced(opened_with(), lambda path, w: w * np.nan)
+    with pytest.raises(UserError, match=r"random: its predictions are no numbers \(NaN\)"):
+        find(broken, Asked("random", "", "ids=1,2,3", (1, 2, 3)))
 
 
 # --- weights ---

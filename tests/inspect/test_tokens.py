@@ -52,6 +52,16 @@ def test_a_word_is_the_tokens_that_it_lies_in_and_the_last_whole_one():
         find_word(parts, "ban", "x")
 
 
+def test_a_word_may_stand_in_quotes_or_at_a_dash_of_any_script():
+    assert find_word(pieces_of("„", "Bank", "“", " und"), "Bank", "x") == [1]
+    assert find_word(pieces_of("the ", "bank", "—", "ers"), "bank", "x") == [1]
+    with pytest.raises(UserError, match="word=Bank"):
+        find_word(pieces_of("Bank", "überfall"), "Bank", "x")
+    assert find_word(pieces_of("我在", "银行", "工作"), "银行", "x") == [1]
+    broken = [Piece(1, "é".encode()[1:]), *pieces_of(" bank")]  # half a character before it
+    assert find_word(broken, "bank", "x") == [1]
+
+
 def test_measures_are_those_by_hand():
     sample = Sample("numbers", "language", "a 12  345")
     m = Measured(sample, pieces_of("a", " 1", "2", "  ", "345"), True)
