@@ -71,7 +71,9 @@ class Keys:
                 raise self.wrong(f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}")
         if value is None and (kind in (int, float) or default is True) and name not in NULLABLE:
             raise self.wrong(f"{name}=null: must be {'true or false' if kind is bool else 'a number'}")
-        return False if value is None and kind is bool else value
+        if value is None:
+            return False if kind is bool else None
+        return float(value) if kind is float else value  # transformers 5 takes no whole number for one that may be none
 
     def group(self, name: str) -> dict[str, Any]:
         """A copy of the object that is the value of a key; empty where there is none."""
@@ -85,7 +87,7 @@ class Keys:
         value = self.take(name, default, *also)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
             raise self.wrong(f"{name}={value!r}: must be a {'whole ' if whole else ''}number, or null")
-        return value
+        return value if whole or value is None else float(value)
 
     def array(self, name: str) -> list[Any] | None:
         """The array that is the value of a key; None where there is none."""

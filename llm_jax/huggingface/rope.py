@@ -64,9 +64,10 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
         inside, outside = given.pop("original_max_position_embeddings", None), keys.take("original_max_position_embeddings", None)
         if None not in (inside, outside) and inside != outside:
             raise keys.wrong(f"original_max_position_embeddings={outside}: is {inside} in the rotary embedding")
-        values["original_positions"] = inside or outside or positions
-        if values["original_positions"] % 1:
-            raise keys.wrong(f"original_max_position_embeddings={values['original_positions']}: must be a whole number")
+        original = next((n for n in (inside, outside) if n is not None), positions)
+        if original < 1 or original % 1:
+            raise keys.wrong(f"original_max_position_embeddings={original}: must be a whole number, at least 1")
+        values["original_positions"] = original
         values |= {ours: given.pop(theirs) for theirs, ours in {"llama3": LLAMA3, "yarn": YARN}[kind].items() if given.get(theirs) is not None}
         if kind == "llama3" and not values.keys() >= set(LLAMA3.values()):
             raise keys.wrong(f"rope_type=llama3: needs {' and '.join(LLAMA3)}")

@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax import huggingface
 from llm_jax.errors import UserError
-from llm_jax.huggingface import devices, safetensors
+from llm_jax.huggingface import devices, family, safetensors
 from llm_jax.huggingface.folder import open_folder
 from llm_jax.huggingface.forms import Fit, form, size, split, whole
 from llm_jax.layout.layout import MeshPlacement
@@ -80,7 +80,7 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1.5}, "=1.5: must be a whole number"),
         ("qwen3_moe", "decoder_sparse_step", 0, "decoder_sparse_step=0: must be above 0"),
         ("qwen3_moe", "mlp_only_layers", 3, "mlp_only_layers=3: must be an array, or null"),
-        ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar=0: must be above 0"),
+        ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar=0.0: must be above 0"),
         ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not built here for this family"),
         ("llama", "rotary_emb_base", 500.0, "rotary_emb_base=500.0: is unknown"),
         ("llama", "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}, "rope_type of the rotary embedding is linear in one place"),
@@ -97,6 +97,13 @@ def test_a_key_that_changes_the_model_and_is_not_built_is_named(tmp_path, name, 
 def test_keys_that_change_nothing_are_no_hindrance(tmp_path):
     folder = copied("llama", tmp_path, attention_dropout=0.1, use_cache=False, auto_map={}, some_new_key=None, is_decoder=True, temperature=0.7)
     assert open_folder(folder).model == open_folder(FIXTURES / "llama").model
+
+
+def test_a_number_that_happens_to_be_whole_is_written_as_transformers_takes_it(tmp_path):
+    one, model = family.read_model(json.loads((copied("deepseek_v3", tmp_path, routed_scaling_factor=2) / "config.json").read_text()), tmp_path)
+    assert repr(one.write_config(model)["routed_scaling_factor"]) == "2.0"
+    one, model = family.read_model(json.loads((copied("gemma2", tmp_path, final_logit_softcapping=30) / "config.json").read_text()), tmp_path)
+    assert repr(one.write_config(model)["final_logit_softcapping"]) == "30.0"
 
 
 def test_keys_that_are_missing_have_the_classs_defaults(tmp_path):
