@@ -84,6 +84,12 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not built here for this family"),
         ("llama", "rotary_emb_base", 500.0, "rotary_emb_base=500.0: is unknown"),
         ("llama", "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}, "rope_type of the rotary embedding is linear in one place"),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+            "high_frequency_factor=4.0: must be above low_frequency_factor=4",
+        ),
         ("llama", "rope_scaling", {"rope_type": "linear", "factor": "2"}, "factor=2 in the rotary embedding: must be a number"),
         ("llama", "original_max_position_embeddings", 99, "original_max_position_embeddings=99: is 16 in the rotary embedding"),
     ],
