@@ -1,6 +1,10 @@
 """Text from a model, by the training forward pass: short samples that show what a run has learned.
 
-Every token costs a whole forward pass over a fixed window, which keeps this small and obviously right.
+Every token costs a whole forward pass over a fixed window, which keeps this small and obviously right. The engine would write them too, but a run's
+end would pay for it. It compiles two programs, with the layers one by one, where this is one, with layers as the step has them: 3 samples of 60
+tokens took 3.3 s there and 1.3 s here with the quickstart's 4 layers, 9.9 s and 3.2 s with 32 (two CPU cores, nothing cached). It needs a second
+copy of the weights beside the optimizer's state, where this needs less memory than the step that has just run; and it has no window that moves
+along with a text longer than what the model was trained on.
 """
 
 from __future__ import annotations
