@@ -45,7 +45,7 @@ def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
     if np.isnan(predictions[1].entropy).any():
         raise UserError(f"{key}: {NO_NUMBERS}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
-    name = f"{asked.diff} at step {there.step}"
+    name = asked.diff + (f" at step {there.step}" if there.step else "")
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
 
 

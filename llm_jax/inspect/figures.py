@@ -22,6 +22,8 @@ MOST_LABELS = 48
 """Tokens that are named along an axis."""
 MOST_PANELS = 8
 """Layers, or heads, that a figure of small maps shows along a side."""
+LEAST_SIDE = 24
+"""Pixels of such a map, so that there are some between two of them."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,16 @@ def attention(found: Findings) -> Drawn:
 
     maps = found.maps
     rows, columns = spread(len(maps.layers)), spread(maps.weights.shape[1])
-    T, gap = maps.length, max(2, round(0.12 * maps.length))
-    top = max(gap, round(0.24 * T))  # room for a name above each
+    cell = -(-LEAST_SIDE // maps.length)
+    T = maps.length * cell
+    gap, top = round(0.12 * T), round(0.24 * T)  # above each there is room for a name
     grid = np.zeros((len(rows) * (T + top), len(columns) * (T + gap)))
     figure, ax = new_figure(min(WIDTH / grid.shape[1], 1.0 / T) * grid.shape[0] + 0.2)
     for y, i in zip(range(top, grid.shape[0], T + top), rows, strict=True):
         for x, h in zip(range(0, grid.shape[1], T + gap), columns, strict=True):
-            grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255)
+            grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255).repeat(cell, 0).repeat(cell, 1)
             ax.add_patch(Rectangle((x - 0.5, y - 0.5), T, T, fill=False, ec=FAINT, lw=0.7))
-            ax.text(x + T / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
+            ax.text(x + (T - 1) / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
     ax.imshow(grid, cmap=more(), vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
     shown = len(rows) * len(columns)
@@ -241,7 +244,7 @@ def divergence(found: Findings) -> Drawn | None:
     ax.set_ylabel("KL(this ‖ other), nats")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right", ncols=2)
-    ax.margins(y=0.2)
+    ax.set_ylim(0, 1.2 * float(c.divergence.kl.max()) or 1.0)  # a checkpoint beside itself
     caption = "How much the predictions at each position differ. Along the axis: the last token read."
     return Drawn("divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
 
