@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_jax.cluster.stop import Stopped
 from llm_jax.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, UserError, nearest, require
-from llm_jax.layout.xla_flags import keep_collectives_in_order
+from llm_jax.layout.xla_flags import expect_no_gpu, keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
 """Endings of figures that can be written."""
@@ -59,6 +59,7 @@ def before_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_collectives_in_order()
+    expect_no_gpu()
 
 
 def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -23,9 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from llm_jax.errors import UserError
 from llm_jax.layout import hlo
 from llm_jax.layout.hardware import Hardware, hardware
-
-NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
-"""Environment variable that lets the CUDA plugin load where there is no driver."""
+from llm_jax.layout.xla_flags import NO_DRIVER
 
 
 def target_config(hardware: Hardware) -> str:

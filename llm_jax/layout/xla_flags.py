@@ -1,11 +1,16 @@
-"""XLA_FLAGS: what the user set there, and what must be there before JAX starts. Imports no JAX."""
+"""XLA_FLAGS: what the user set there, and what must be in the environment before JAX starts. Imports no JAX."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
+NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+"""Environment variable that lets the CUDA plugin load where there is no driver."""
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
+"""One of these is there wherever an NVIDIA GPU is (the second under Windows)."""
 SIMULATED_DEVICES = "xla_force_host_platform_device_count"
 
 
@@ -30,3 +35,12 @@ def keep_collectives_in_order(environment: MutableMapping[str, str] = os.environ
     theirs = set_by_user(environment)
     if SIMULATED_DEVICES in theirs and ordered not in theirs:
         environment["XLA_FLAGS"] += f" --{ordered}=false"
+
+
+def expect_no_gpu(environment: MutableMapping[str, str] = os.environ) -> None:
+    """To be called before JAX starts: where there is no GPU, the CUDA plugin (installed for `plan`, say) shall not miss its driver in a traceback.
+
+    Where there is one, the plugin's complaints about drivers and libraries stay.
+    """
+    if not any(Path(file).exists() for file in GPU_FILES):
+        environment.setdefault(NO_DRIVER, "1")

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from llm_jax.layout.xla_flags import keep_collectives_in_order
+from llm_jax.layout import xla_flags
+from llm_jax.layout.xla_flags import NO_DRIVER, expect_no_gpu, keep_collectives_in_order
 
 
 def test_simulated_devices_meet_in_the_same_order():
@@ -28,3 +29,13 @@ def test_every_command_and_the_tests_keep_them_in_order():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     said = subprocess.run([sys.executable, "-c", told], env={**os.environ, **flags}, capture_output=True, text=True, check=True)
     assert "xla_cpu_enable_concurrency_optimized_scheduler=false" in said.stdout
+
+
+def test_the_cuda_plugin_may_complain_only_where_there_is_a_gpu(monkeypatch, tmp_path):
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(xla_flags, "GPU_FILES", (str(tmp_path / "none"), str(tmp_path)))
+    expect_no_gpu(environment)
+    assert not environment
+    monkeypatch.setattr(xla_flags, "GPU_FILES", (str(tmp_path / "none"),))
+    expect_no_gpu(environment)
+    assert environment == {NO_DRIVER: "1"}
