@@ -161,8 +161,8 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
 
     def found(name: str) -> tuple[int, ...]:
         tokens = [beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")]
-        texts = [token["content"] if isinstance(token, dict) else token for token in tokens]  # a token, or all that is said of one
-        ids: list[Any] = [known[text] for text in texts if text in known]
+        texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]  # a token, or all that is said of one
+        ids: list[Any] = [known[text] for text in texts if isinstance(text, str) and text in known]
         for part in ("config.json", "generation_config.json"):
             value = beside(part).get(f"{name}_token_id")
             ids += value if isinstance(value, list) else [value]

@@ -86,7 +86,7 @@ def is_huggingface(content: bytes, origin: str) -> bool:
         tree: Any = json.loads(content)
     except ValueError as error:
         raise UserError(f"{origin}: not JSON ({error})") from error
-    return isinstance(tree, dict) and "model" in tree
+    return isinstance(tree, dict) and isinstance(tree.get("model"), dict)
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:

@@ -129,8 +129,9 @@ BOS, EOS, PAD, EOT = range(4)
         ),
         ({"tokenizer_config.json": {"bos_token": None, "eos_token": SPECIAL[EOT]}, "config.json": {"bos_token_id": EOS}}, EOS, EOT, [EOT], None),
         ({"generation_config.json": {"eos_token_id": EOS, "bos_token_id": None}}, EOS, EOS, [EOS], None),
+        ({"tokenizer_config.json": {"bos_token": {}, "eos_token": [SPECIAL[EOT]]}, "config.json": {"eos_token_id": EOS}}, EOS, EOS, [EOS], None),
     ],
-    ids=["tokens", "5.x objects", "map", "ids, several EOS", "Qwen: no BOS", "Qwen with config.json", "EOS only"],
+    ids=["tokens", "5.x objects", "map", "ids, several EOS", "Qwen: no BOS", "Qwen with config.json", "EOS only", "no tokens"],
 )  # fmt: skip
 def test_control_tokens_are_found_in_every_spelling(folders, tmp_path, files, bos, eos, eos_ids, pad):
     (tmp_path / "tokenizer.json").write_bytes((folders["llama3"] / "tokenizer.json").read_bytes())
