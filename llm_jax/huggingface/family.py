@@ -130,12 +130,12 @@ def unsaid(one: Family, model: ModelConfig) -> list[str]:
         again = one.read_config(one.write_config(model), one.model_type)
     except (UserError, ArithmeticError) as error:
         return [str(error)]
-    before, after = ({**flat(dataclasses.asdict(config)), "attention_scale": scale(config)} for config in (model, again))
+    before, after = ({**flat(dataclasses.asdict(config)), "attention_scale": attention_scale(config)} for config in (model, again))
     idle = {*FOR_TRAINING, *without_say(model)}
     return [f"model.{key}={before[key]}" for key in before if key not in idle and not same(before[key], after[key])]
 
 
-def scale(model: ModelConfig) -> float:
+def attention_scale(model: ModelConfig) -> float:
     """What attention's scores are multiplied by, said or not."""
     assert model.head_dim is not None
     return model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
