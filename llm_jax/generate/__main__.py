@@ -127,6 +127,10 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
                 if not isinstance(value, list) or not all(type(v) is kind for v in value):
                     raise UserError(f"{said}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}")
                 own[key] = tuple(value)
+        try:
+            Request(**own).check()
+        except UserError as error:
+            raise UserError(f"{said}: {error}") from error
         found.append(own)
     return found
 

@@ -61,6 +61,9 @@ def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     assert main([str(run_dir), f"prompts={tmp_path / 'latin.txt'}"]) == 2
     assert "latin.txt: is no text in UTF-8 (byte 0)" in capsys.readouterr().err
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "top_p": 2}')
+    assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}"]) == 2
+    assert "a.jsonl: line 2: top_p=2.0: must be above 0" in capsys.readouterr().err
 
 
 MISTAKES = {
