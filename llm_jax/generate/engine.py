@@ -98,17 +98,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Takes a request, which begins at the next step; gives its id. Raises UserError for one that can't be run."""
-        request.check()
-        ids = request.prompt_ids(self.tokenizer)
-        for token in ids:
-            require(0 <= token < self.programs.rows, "tokens", token, f"ids from 0 to {self.programs.rows - 1}")
-        if len(ids) >= self.max_tokens:
-            limit = f"model.positions={self.max_tokens}" if self.ends_at_positions else f"max_tokens={self.max_tokens} of the engine"
-            raise UserError(f"prompt={str(request.prompt)[:40]!r}: has {len(ids)} tokens, and {limit} leaves no room for more")
-        most = min(request.max_tokens, self.max_tokens - len(ids))
-        if most < request.max_tokens and not self.ends_at_positions:
-            left = f"max_tokens={self.max_tokens} of the engine has room for {most}"
-            raise UserError(f"max_tokens={request.max_tokens}: after {len(ids)} tokens of the prompt, {left}")
+        ids, most = self.checked(request)
         running = Running(
             self.submitted,
             Result(request, len(ids)),
@@ -122,6 +112,21 @@ class Engine:
         self.results[running.id] = running.result
         self.waiting.append(running)
         return running.id
+
+    def checked(self, request: Request) -> tuple[list[int], int]:
+        """(the ids of a request's prompt, how many tokens its continuation can have). Raises UserError for one that can't be run."""
+        request.check()
+        ids = request.prompt_ids(self.tokenizer)
+        for token in ids:
+            require(0 <= token < self.programs.rows, "tokens", token, f"ids from 0 to {self.programs.rows - 1}")
+        if len(ids) >= self.max_tokens:
+            limit = f"model.positions={self.max_tokens}" if self.ends_at_positions else f"max_tokens={self.max_tokens} of the engine"
+            raise UserError(f"prompt={str(request.prompt)[:40]!r}: has {len(ids)} tokens, and {limit} leaves no room for more")
+        most = min(request.max_tokens, self.max_tokens - len(ids))
+        if most < request.max_tokens and not self.ends_at_positions:
+            left = f"max_tokens={self.max_tokens} of the engine has room for {most}"
+            raise UserError(f"max_tokens={request.max_tokens}: after {len(ids)} tokens of the prompt, {left}")
+        return ids, most
 
     def cancel(self, id: int) -> None:
         """Ends a request before its time; nothing if it has ended."""
@@ -149,7 +154,10 @@ class Engine:
         return events
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
-        """The results of some requests, in their order."""
+        """The results of some requests, in their order. Raises UserError, and begins with none, where one of them can't be run."""
+        requests = list(requests)
+        for request in requests:
+            self.checked(request)
         ids = [self.submit(request) for request in requests]
         while any(self.results[i].finished is None for i in ids):
             self.step()

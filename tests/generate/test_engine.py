@@ -198,6 +198,9 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
         engine.submit(Request("x", max_tokens=40))
     with pytest.raises(UserError, match="tokens=96: must be ids from 0 to 95"):
         engine.submit(Request(tokens=(1, 96)))
+    with pytest.raises(UserError, match="tokens=96"):
+        engine.generate([Request("x", max_tokens=5), Request(tokens=(1, 96), max_tokens=5)])
+    assert not engine.busy
     first, second = (engine.submit(Request("x", max_tokens=20, seed=i)) for i in range(2))
     engine.step()
     engine.cancel(first)
