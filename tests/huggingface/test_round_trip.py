@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax import huggingface
+from llm_jax.huggingface import family
 from llm_jax.opened import open_model
 from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
 
@@ -45,6 +47,17 @@ def test_saved_in_the_files_own_dtype_it_holds_the_same_tensors(name, tmp_path):
     for key, value in weights.items():
         assert value.dtype == after[key].dtype or "e_score" in key
         np.testing.assert_array_equal(value, after[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_without_a_window_in_any_layer_a_number_is_written_still(name, tmp_path):
+    """transformers makes a mask of it before it looks at the layers."""
+    one, model = family.read_model(json.loads((FIXTURES / name / "config.json").read_text()), FIXTURES / name)
+    model = dataclasses.replace(model, window=None, window_layers=None, rope_theta_window=None)
+    written = one.write_config(model)
+    assert written["sliding_window"] > 0
+    assert {*written["layer_types"]} == {"full_attention"}
+    assert one.read_config(written, name) == model
 
 
 @pytest.mark.parametrize("name", CASES)

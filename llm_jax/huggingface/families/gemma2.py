@@ -29,13 +29,16 @@ SIZES = {
     "head_dim": 256, "tie_word_embeddings": True,
 }  # fmt: skip
 
+WINDOW = 4096
+"""Of their classes, which make a mask of it even where no layer has a window."""
+
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     rope = read_rope(keys, positions=values["positions"])
     sliding = layer_types(keys, values["layers"], [layer % 2 == 0 for layer in range(values["layers"])])
     return {
         **rope,
-        **windows(keys, keys.take("sliding_window", 4096, "sliding_window_size"), sliding),
+        **windows(keys, keys.take("sliding_window", WINDOW, "sliding_window_size"), sliding),
         **read_gemma(keys, values, logit_softcap=30.0),
         "attention_softcap": keys.number("attn_logit_softcapping", 50.0) or 0.0,
     }
@@ -69,7 +72,7 @@ def write_gemma(model: ModelConfig) -> dict[str, Any]:
         "final_logit_softcapping": model.logit_softcap or None,
         "query_pre_attn_scalar": round(scalar),
         "hidden_activation": GATED_NAMES.get(model.activation, "gelu_pytorch_tanh"),
-        "sliding_window": model.window,
+        "sliding_window": model.window or WINDOW,
         "layer_types": type_names(model),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.families.gemma2 import SIZES, read_gemma, tensors, write_gemma
+from llm_jax.huggingface.families.gemma2 import SIZES, WINDOW, read_gemma, tensors, write_gemma
 from llm_jax.huggingface.family import Family
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import from_parameters, scaling_parameters
@@ -16,7 +16,7 @@ THETA, THETA_WINDOW = 1e6, 1e4
 
 def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     layers, every = values["layers"], keys.above_zero("sliding_window_pattern", 6, "_sliding_window_pattern")
-    window = windows(keys, keys.take("sliding_window", 4096), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
+    window = windows(keys, keys.take("sliding_window", WINDOW), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
     keys.must("attn_logit_softcapping", None)  # their code reads it and caps nothing
     return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, logit_softcap=None), "qk_norm": "head"}
 
