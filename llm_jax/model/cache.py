@@ -10,6 +10,7 @@ keys that a query doesn't see get a probability of exactly 0, and sums over keys
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -145,8 +146,11 @@ def put(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, plac
     """The cache with one position of each row written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
-        row_B = jnp.arange(len(positions_B))
-        return cache_BGSK.at[row_B, :, positions_B % cache_BGSK.shape[2]].set(new_B1GK[:, 0].astype(cache_BGSK.dtype))
+        # One write a head, though a row's heads could be written at once: XLA fuses a single write with each of the products that read the
+        # cache, and copies all of it twice for that (on a CPU a sixth of a step).
+        B, G, S, _ = cache_BGSK.shape
+        place_BG = jnp.arange(B)[:, None], jnp.arange(G)[None], (positions_B % S)[:, None]
+        return cache_BGSK.at[place_BG].set(new_B1GK[:, 0].astype(cache_BGSK.dtype))
 
     dims = ("batch", None, "kv_heads", "head_dim")
     return place.local(run, (DIMS, dims, ("batch",)), lies(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)
@@ -184,15 +188,13 @@ def look_up(
         s_BGRS = jnp.where(mask_BS[:, None, None], softcap(s_BGRS, config.attention_softcap), -jnp.inf)
         p_BGRS = jnp.exp(s_BGRS - jnp.max(s_BGRS, -1, keepdims=True))
 
-        def of_block(first: int) -> tuple[jax.Array, jax.Array]:
-            p_BGRs, v_BGsK = p_BGRS[..., first : first + size], v_BGSK[:, :, first : first + size]
-            out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", p_BGRs.astype(v_BGsK.dtype), v_BGsK, preferred_element_type=jnp.float32)
-            return out_BGRK, jnp.sum(p_BGRs, -1)
-
-        out_BGRK, sum_BGR = of_block(0)
-        for first in range(size, seen, size):
-            more = of_block(first)
-            out_BGRK, sum_BGR = out_BGRK + more[0], sum_BGR + more[1]
+        p_BGRns = p_BGRS.reshape(*p_BGRS.shape[:3], -1, size)
+        v_BGnsK = v_BGSK.reshape(*v_BGSK.shape[:2], -1, size, K)  # a slice for each block would be a copy of each
+        out_BGnRK = jnp.einsum("BGRns,BGnsK->BGnRK", p_BGRns.astype(v_BGnsK.dtype), v_BGnsK, preferred_element_type=jnp.float32)
+        sum_BGRn = jnp.sum(p_BGRns, -1)
+        blocks = range(seen // size)
+        out_BGRK = functools.reduce(jnp.add, [out_BGnRK[:, :, n] for n in blocks])
+        sum_BGR = functools.reduce(jnp.add, [sum_BGRn[..., n] for n in blocks])
         return (out_BGRK / sum_BGR[..., None]).reshape(B, 1, H, -1).astype(q_B1HK.dtype)
 
     return place.local(run, (Q_DIMS, DIMS, DIMS, ("batch",)), Q_DIMS)(place.move(q_B1HK, Q_DIMS), k_BGSK, v_BGSK, positions_B)
