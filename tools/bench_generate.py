@@ -1,6 +1,6 @@
 """How fast decoding is, beside what the memory allows: every step reads all weights and the cache once.
 
-    python tools/bench_generate.py                         # a quickstart-sized model and one of 110 M parameters, 1 and 8 prompts at once
+    python tools/bench_generate.py                         # models of 1.3 M, 110 M and 350 M parameters, 1 and 8 prompts at once
     python tools/bench_generate.py models=110m slots=1 rounds=20 devices=2
 
 The bound is bandwidth / (bytes of weights and cache that a step reads). Bandwidth is measured in the same process, by all cores reading (and
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-SETTINGS = {"models": "quickstart,110m", "slots": "1,8", "rounds": "9", "devices": "1", "steps": "30"}
+SETTINGS = {"models": "quickstart,110m,350m", "slots": "1,8", "rounds": "9", "devices": "1", "steps": "30"}
 BYTES = 1 << 30
 """Of the array that is read."""
 
@@ -76,6 +76,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     shapes = {
         "quickstart": ModelConfig(layers=4, embed=128, heads=8, mlp=352, vocab=4096),
         "110m": ModelConfig(layers=12, embed=768, heads=12, mlp=2048, vocab=32768),
+        "350m": ModelConfig(layers=24, embed=1024, heads=16, mlp=2816, vocab=32768),
     }
     config = shapes[model].resolved()
     layout = preset("tensor" if devices > 1 else "single")

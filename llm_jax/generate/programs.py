@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from llm_jax.generate.joined import join
 from llm_jax.generate.placement import decoding_place
 from llm_jax.generate.request import MOST_LOGPROBS
 from llm_jax.generate.sampling import Settings, draw
@@ -72,7 +73,10 @@ class Programs:
     def apart(self, parameters: Any) -> Any:
         """(weights outside of the blocks, [weights of each layer]); keeps their graphs."""
         model = self.program.model(parameters)
-        layers = [nnx.split(block) for _, block, _ in model.layers_in_order()]
+        blocks = [block for _, block, _ in model.layers_in_order()]
+        for block in blocks:
+            join(block)
+        layers = [nnx.split(block) for block in blocks]
         for stack in ("blocks", "dense_blocks"):
             if hasattr(model, stack):
                 delattr(model, stack)

@@ -43,12 +43,11 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, place = self.config, self.place
         act = ACTIVATIONS[config.activation]
-        up_BTF = project("BTD,DF->BTF", x_BTD, self.up, config, place)
+        gate_BTF, up_BTF = self.projections(x_BTD)
         if config.bias_mlp:
             up_BTF = add_bias(up_BTF, self.up_bias, config, place)
         up_BTF = checkpoint_name(up_BTF, "mlp_up")
-        if config.gated:
-            gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate, config, place)
+        if gate_BTF is not None:
             if config.bias_mlp:
                 gate_BTF = add_bias(gate_BTF, self.gate_bias, config, place)
             hidden_BTF = act(checkpoint_name(gate_BTF, "mlp_gate")) * up_BTF
@@ -58,3 +57,8 @@ class FeedForward(nnx.Module):
         if config.bias_mlp:
             y_BTD = add_bias(y_BTD, self.down_bias, config, place)
         return y_BTD
+
+    def projections(self, x_BTD: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        """(gate_BTF or None, up_BTF) as the matrices give them."""
+        up_BTF = project("BTD,DF->BTF", x_BTD, self.up, self.config, self.place)
+        return (project("BTD,DF->BTF", x_BTD, self.gate, self.config, self.place) if self.config.gated else None), up_BTF
