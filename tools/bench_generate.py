@@ -92,7 +92,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     requests = [Request(tokens=(1, 2, 3, 4 + i), max_tokens=250, seed=i) for i in range(slots)]
     for request in requests:
         engine.submit(request)
-    for _ in range(130):  # into the last bucket, where all of the cache is read
+    for _ in range(130 + slots):  # into the last bucket, where all of the cache is read
         engine.step()
     for _ in range(rounds):
         if engine.max_tokens - len(next(iter(engine.results.values())).tokens) < steps + 10:
@@ -102,7 +102,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
                     engine.cancel(running.id)
             for request in requests:
                 engine.submit(request)
-            for _ in range(130):
+            for _ in range(130 + slots):
                 engine.step()
         before = bandwidth()
         begun = time.perf_counter()

@@ -35,7 +35,7 @@ class _Part:
 
 
 class Corpus:
-    """Training batches by step, and the held-out set.
+    """Training batches by step, and the held-out set; not `to_train`, only that: all documents may be held out then.
 
     A batch is tokens, targets, segments and positions (int32 [B, T]) and weights (float32 [B, T]). `targets` is
     the next token of the same document, 0 where there is none; `weights` is 1 where there is a target, else 0;
@@ -43,7 +43,7 @@ class Corpus:
     """
 
     def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
-                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int):  # fmt: skip
+                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True):  # fmt: skip
         import grain
 
         self._stores, self._held_out_fraction = parts, held_out_fraction
@@ -53,7 +53,8 @@ class Corpus:
         # What one source holds out no other trains on, though it may have the same document.
         held_out_H = np.concatenate([store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts])
         self._parts = [
-            _Part(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed)) for name, weight, store in parts
+            _Part(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train))
+            for name, weight, store in parts
         ]
         self.train_tokens = sum(part.train.epoch_tokens for part in self._parts)
         self.held_out_tokens = sum(part.held_out.epoch_tokens for part in self._parts)
@@ -133,8 +134,8 @@ def batch_sha(batch: Batch) -> str:
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: int, batch_size: int, seed: int,
-            run_dir: Path | None, log: Callable[[str], None]) -> Corpus:  # fmt: skip
-    """From configuration to a corpus, building whatever the cache does not have yet.
+            run_dir: Path | None, log: Callable[[str], None], to_train: bool = True) -> Corpus:  # fmt: skip
+    """From configuration to a corpus, building whatever the cache does not have yet. Not `to_train`: see `Corpus`.
 
     Where several processes share the cache, one calls this first and the others after it: they find all of it.
     `run_dir/tokenizer/` gets a copy of the tokenizer. Raises UserError for anything the user can mend.
@@ -147,11 +148,13 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
     except OSError as error:
         raise UserError(f"data.cache_dir={folder}: cannot make this folder: {error.strerror}") from error
     with cache.writable(folder):
-        return _prepare(data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed, run_dir=run_dir, log=log)
+        return _prepare(
+            data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed, run_dir=run_dir, log=log, to_train=to_train
+        )
 
 
 def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequence_length: int, batch_size: int, seed: int,
-             run_dir: Path | None, log: Callable[[str], None]) -> Corpus:  # fmt: skip
+             run_dir: Path | None, log: Callable[[str], None], to_train: bool) -> Corpus:  # fmt: skip
     sources: list[tuple[Source, float]] = []
     for name, weight in data.sources().items():
         source = resolve(name, data, log)
@@ -173,7 +176,7 @@ def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequ
     identity = [[[s.name, s.fingerprint, w] for s, w in sources], trained.fingerprint, data.held_out_fraction]
     corpus = Corpus(
         parts, trained, fingerprint=cache.fingerprint("corpus", *identity), held_out_fraction=data.held_out_fraction,
-        sequence_length=sequence_length, batch_size=batch_size, seed=seed,
+        sequence_length=sequence_length, batch_size=batch_size, seed=seed, to_train=to_train,
     )  # fmt: skip
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "
@@ -186,15 +189,17 @@ def _count(tokens: int) -> str:
     return f"{tokens / 1e6:,.2f} M" if tokens >= 1e5 else f"{tokens:,}"
 
 
-def _split(name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int) -> tuple[PackedRows, PackedRows]:
+def _split(
+    name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool
+) -> tuple[PackedRows, PackedRows]:
     """The rows that are trained on, and those that are held out (any document whose hash is in `held_out_H`), of one source."""
     held_out_N = np.isin(store.hashes_N, held_out_H)
-    if held_out_N.all():
+    if to_train and held_out_N.all():
         raise none_left(name, fraction, len(held_out_N))
     train_N = np.flatnonzero(~held_out_N)
     held_N = np.flatnonzero(held_out_N)
     rows = PackedRows(store.tokens, store.starts_N[train_N], store.lengths_N[train_N], length=length, seed=seed)
-    if rows.epoch_tokens < length:
+    if to_train and rows.epoch_tokens < length:
         raise UserError(
             f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs {length:,}; "
             f"give more text or a smaller train.sequence_length"

@@ -77,6 +77,7 @@ def score(
         seed=train.seed,
         run_dir=None,
         log=lambda line: print(line, file=sys.stderr),
+        to_train=False,
     )
     if corpus.tokenizer.vocab_size > (opened.config.vocab or 0):
         raise UserError(f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} pieces and its model {opened.config.vocab:,}")

@@ -144,14 +144,18 @@ class Engine:
         return bool(self.waiting) or any(self.slots)
 
     def step(self) -> list[Event]:
-        """Lets waiting requests join, gives each of them its first token, then one more token to all that run."""
-        events = self.join()
+        """Runs one program: waiting requests get a slot and their first token, as many as are read at once, or all that run get one token more.
+
+        So a text begins as soon as it can.
+        """
+        if self.waiting and None in self.slots:
+            return self.join()
         running = [r for r in self.slots if r]
-        if running:
-            length = max(len(r.ids) + len(r.result.tokens) for r in running)
-            self.state, out = self.programs.step(self.weights, self.state, self.settings, length)
-            events += self.take(running, [r.slot for r in running], *out)
-        return events
+        if not running:
+            return []
+        length = max(len(r.ids) + len(r.result.tokens) for r in running)
+        self.state, out = self.programs.step(self.weights, self.state, self.settings, length)
+        return self.take(running, [r.slot for r in running], *out)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The results of some requests, in their order. Raises UserError, and begins with none, where one of them can't be run."""
@@ -165,20 +169,18 @@ class Engine:
 
     def join(self) -> list[Event]:
         """Prefills waiting requests into free slots; those read at once are of one bucket, so that none depends on the others."""
-        events: list[Event] = []
-        while self.waiting and None in self.slots:
-            bucket = self.programs.bucket(len(self.waiting[0].ids))
-            free = [i for i, running in enumerate(self.slots) if running is None]
-            group = [r for r in self.waiting if self.programs.bucket(len(r.ids)) == bucket][: min(len(free), self.programs.prompts)]
-            for running, slot in zip(group, free, strict=False):
-                self.waiting.remove(running)
-                running.slot, self.slots[slot] = slot, running
-            self.settings = self.programs.put(settings(self.slots))
-            rows = [*group, *[None] * (self.programs.prompts - len(group))]
-            self.state, out = self.programs.prefill(self.weights, self.state, [r.ids for r in group], [r.slot for r in group], settings(rows))
-            events += self.take(group, list(range(len(group))), *out)
-            for running in group:
-                running.result.seconds_to_first = self.clock() - running.submitted
+        bucket = self.programs.bucket(len(self.waiting[0].ids))
+        free = [i for i, running in enumerate(self.slots) if running is None]
+        group = [r for r in self.waiting if self.programs.bucket(len(r.ids)) == bucket][: min(len(free), self.programs.prompts)]
+        for running, slot in zip(group, free, strict=False):
+            self.waiting.remove(running)
+            running.slot, self.slots[slot] = slot, running
+        self.settings = self.programs.put(settings(self.slots))
+        rows = [*group, *[None] * (self.programs.prompts - len(group))]
+        self.state, out = self.programs.prefill(self.weights, self.state, [r.ids for r in group], [r.slot for r in group], settings(rows))
+        events = self.take(group, list(range(len(group))), *out)
+        for running in group:
+            running.result.seconds_to_first = self.clock() - running.submitted
         return events
 
     def take(self, running: list[Running], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:

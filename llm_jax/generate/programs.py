@@ -63,7 +63,7 @@ class Programs:
         # XLA's own choice.
         self.tuned = ("prefill",) if self.place.platform() == "cpu" else ("prefill", "decode")
         self.everywhere = NamedSharding(self.place.mesh, PartitionSpec())
-        self.compiled: dict[tuple[str, int], Any] = {}
+        self.compiled: dict[tuple[str, str], Any] = {}
         self.compile_seconds = 0.0
         with jax.set_mesh(self.place.mesh):
             jax.eval_shape(self.apart, self.program.abstract)
@@ -112,7 +112,8 @@ class Programs:
         lengths_P, slots_P = np.ones(self.prompts, np.int32), np.full(self.prompts, -1, np.int32)
         for row, (ids, slot) in enumerate(zip(tokens, slots, strict=True)):
             tokens_PT[row, : len(ids)], lengths_P[row], slots_P[row] = ids, len(ids), slot
-        return self.run("prefill", bucket, self.prompt_program, weights, state, *self.put((tokens_PT, lengths_P, slots_P, settings)))
+        arrays = self.put((tokens_PT, lengths_P, slots_P, settings))
+        return self.run("prefill", f"{self.prompts} x {bucket} positions", self.prompt_program, (1,), weights, state, *arrays)
 
     def step(self, weights: Any, state: State, settings: Settings, length: int) -> tuple[State, Any]:
         """The state after one more token in every slot; and (token_B, logprob_B, logits_BV).
@@ -124,7 +125,8 @@ class Programs:
         while bucket < length:
             bucket *= 2
         bucket = min(bucket, self.capacity)
-        return self.run("decode", bucket, functools.partial(self.step_program, bucket), weights, state, settings)
+        program = functools.partial(self.step_program, bucket)
+        return self.run("decode", f"{self.slots} x {bucket} positions", program, (1,), weights, state, settings)
 
     def put(self, arrays: Any) -> Any:
         """Arrays of numpy's on all devices."""
@@ -137,19 +139,21 @@ class Programs:
             bucket *= 2
         return min(bucket, self.capacity)
 
-    def run(self, name: str, bucket: int, program: Callable, weights: Any, state: State, *arrays: Any) -> tuple[State, Any]:
-        """Runs a program, compiled at its first use; the state is donated."""
-        key = (name, bucket)
+    def most_likely(self, logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(logprobs, tokens) of the most likely tokens, [B, n] each: only run where somebody asks."""
+        return self.run("log-probabilities", f"{len(logits_BV)} rows", most_likely, (), logits_BV)
+
+    def run(self, name: str, size: str, program: Callable, donated: tuple[int, ...], *arguments: Any) -> Any:
+        """Runs a program, compiled at its first use with this size; donated: which of its arguments."""
         with jax.set_mesh(self.place.mesh):
-            if key not in self.compiled:
+            if (name, size) not in self.compiled:
                 begun = time.perf_counter()
-                jitted = jax.jit(program, donate_argnums=1, compiler_options=(self.options if name in self.tuned else None) or None)
-                self.compiled[key] = jitted.lower(weights, state, *arrays).compile()
+                jitted = jax.jit(program, donate_argnums=donated, compiler_options=(self.options if name in self.tuned else None) or None)
+                self.compiled[name, size] = jitted.lower(*arguments).compile()
                 seconds = time.perf_counter() - begun
                 self.compile_seconds += seconds
-                rows = self.prompts if name == "prefill" else self.slots
-                self.say(f"compiled {name}: {rows} x {bucket} positions, {seconds:.1f} s")
-            return self.compiled[key](weights, state, *arrays)
+                self.say(f"compiled {name}: {size}, {seconds:.1f} s")
+            return self.compiled[name, size](*arguments)
 
     # The programs
 
@@ -219,12 +223,8 @@ class Programs:
         logits_B1V = model.logits(model.finish(x_B1D)).astype(jnp.float32)
         return jax.sharding.reshard(logits_B1V, PartitionSpec(None, None, None))[:, 0]
 
-    @functools.cached_property
-    def most_likely(self) -> Callable:
-        """logits_BV → (logprobs, tokens) of the most likely tokens, [B, n] each: only run where somebody asks."""
 
-        def most_likely(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logprobs, tokens = jax.lax.top_k(jax.nn.log_softmax(logits_BV), min(MOST_LOGPROBS, logits_BV.shape[-1]))
-            return logprobs, tokens
-
-        return jax.jit(most_likely)
+def most_likely(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The program of `Programs.most_likely`."""
+    logprobs, tokens = jax.lax.top_k(jax.nn.log_softmax(logits_BV), min(MOST_LOGPROBS, logits_BV.shape[-1]))
+    return logprobs, tokens

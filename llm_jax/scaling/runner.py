@@ -283,7 +283,7 @@ def kept_corpora() -> Callable[..., data.Corpus]:
     kept: dict[Any, data.Corpus] = {}
 
     def prepare(
-        config: data.DataConfig, tokenizer: data.TokenizerConfig, *, log: Callable[[str], None], run_dir: Path | None, **shape: int
+        config: data.DataConfig, tokenizer: data.TokenizerConfig, *, log: Callable[[str], None], run_dir: Path | None, **shape: Any
     ) -> data.Corpus:
         key = (repr(config), repr(tokenizer), tuple(sorted(shape.items())))
         if key not in kept:

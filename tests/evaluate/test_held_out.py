@@ -31,6 +31,14 @@ def scored(folder: Path, *arguments: object) -> dict:
     return json.loads((folder / "scores.json").read_text())
 
 
+def test_a_short_text_is_scored_whole(trained, tmp_path):
+    """Though nothing is left of it to train on, as a run would need."""
+    text = documents(1, seed=3)[0][:60]
+    (tmp_path / "short.txt").write_text(text)
+    found = scored(trained, f"data.source={tmp_path / 'short.txt'}")
+    assert found["eval_tokens"] == 1 + len(load_tokenizer(trained / "run" / "tokenizer").encode(text))
+
+
 @pytest.mark.parametrize("more", [(), ("layout=fsdp",), ("layout=tensor", "mesh.tensor=2")], ids=" ".join)
 def test_the_runs_own_loss_comes_out_again(trained, more):
     """Exactly, but for the order of sums on other layouts."""

@@ -211,12 +211,21 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
 
 
 def test_the_time_to_the_first_token_is_without_that_of_compiling():
-    """Of a prompt that waits for another one's end, too."""
-    engine = Engine(opened(), slots=1, max_tokens=32)
+    """Of a prompt that waits for another one's end, too, and where log-probabilities are asked for."""
+    engine, said = Engine(opened(), slots=1, max_tokens=32), []
+    engine.programs.say = said.append
     begun = time.perf_counter()
-    first, second = engine.generate([Request("x", max_tokens=3), Request("y", max_tokens=3)])
+    first, second = engine.generate([Request("x", max_tokens=3, logprobs=2), Request("y", max_tokens=3)])
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     assert first.seconds_to_first < second.seconds_to_first < seconds
+    assert [line.split(":")[0] for line in said] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
+
+
+def test_a_text_begins_before_other_prompts_are_read():
+    engine = Engine(opened(), slots=3, max_tokens=32)
+    first, second = (engine.submit(Request("x", max_tokens=4, seed=i)) for i in range(2))
+    steps = [[event.id for event in engine.step()] for _ in range(4)]
+    assert steps == [[first], [second], [first, second], [first, second]]
 
 
 def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
