@@ -11,12 +11,27 @@ from typing import TextIO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
+from llm_jax.command import nobody_reads
+
+UNREAD = "nobody reads any more what is printed; the run goes on, and says it here alone"
+
+
+class Terminal(RichConsole):
+    """stdout. Rich would end the process where the pipe into another (`head`, `tee`) breaks; a run has its log, and goes on."""
+
+    unread = False
+
+    def on_broken_pipe(self) -> None:
+        if not nobody_reads():
+            raise  # what rich caught
+        self.unread = True
+
 
 class Console:
     """Prints lines and one line of progress. Only the first of several processes has a voice."""
 
     def __init__(self, speaks: bool = True):
-        self.rich = RichConsole(highlight=False, soft_wrap=True, markup=False)
+        self.rich = Terminal(highlight=False, soft_wrap=True, markup=False)
         self.speaks, self.last = speaks, 0.0
         self.files: dict[Path, TextIO] = {}
         self.bar: Progress | None = None
@@ -32,7 +47,10 @@ class Console:
         """A line (or several)."""
         if not self.speaks:
             return
+        before = self.rich.unread
         self.show(text)
+        if self.rich.unread and not before:
+            text += f"\n{UNREAD}"
         stamp = datetime.now().isoformat(timespec="seconds")
         lines = [f"{stamp} {line}" for line in text.split("\n")]
         if not self.files:
