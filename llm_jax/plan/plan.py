@@ -122,7 +122,14 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     started = time.perf_counter()
     experiment, assumptions = with_assumptions(experiment, compiler)
     program = plan_program(experiment, plan_devices(hardware, devices, compiler))
-    step = compile_program(program, experiment)
+    try:
+        step = compile_program(program, experiment)
+    except jax.errors.JaxRuntimeError as error:  # on the GPU itself its kernels are tried out, here they are looked for
+        said = str(error).split("\n")[0].split(": %")[0]
+        raise UserError(
+            f"hardware={hardware.name}: XLA's compiler for it finds no kernel for some array of this model ({said}); "
+            "GPUs want sizes (model.head_dim, model.embed, ...) that are multiples of 8, or use compiler=cpu"
+        ) from error
     analysis = analyse(step, program.place.mesh, hardware)
     plan = Plan(
         experiment=experiment,

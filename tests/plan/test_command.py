@@ -148,6 +148,12 @@ def test_a_kernel_that_a_gpu_does_not_have_is_refused(small, capsys, gpu_compile
     assert re.search(r"error: model.attention=cudnn: .* have 8.0; use model.attention=xla", capsys.readouterr().err)
 
 
+@pytest.mark.gpu_compile
+def test_sizes_that_the_gpu_compiler_has_no_kernel_for_are_one_line(small, capsys, gpu_compiler):
+    assert main([f"experiment={small}", "hardware=h100", "devices=1", "model.head_dim=6"]) == 2
+    assert "error: hardware=h100: XLA's compiler for it finds no kernel" in capsys.readouterr().err
+
+
 def test_what_stands_in_for_a_kernel_that_a_cpu_does_not_have_is_said(planned):
     plan = planned("model.attention=cudnn", "model.compute_dtype=bfloat16", "train.microbatches=2")
     assert any(line.startswith("model.attention=blocked stands in for cudnn") for line in plan["assumptions"])
