@@ -93,15 +93,15 @@ class Programs:
 
     def empty(self) -> State:
         """The state before any request."""
-
-        def make() -> State:
-            kept = [caches.empty(config, self.place, self.slots, self.capacity) for config in self.layer_configs]
-            zeros = functools.partial(jnp.zeros, dtype=jnp.int32, out_sharding=PartitionSpec())
-            seen_BV = jnp.zeros((self.slots, self.rows), bool, out_sharding=PartitionSpec())
-            return State(kept, zeros(self.slots), zeros(self.slots), seen_BV)
-
         with jax.set_mesh(self.place.mesh):
-            return jax.jit(make)()
+            return jax.jit(self.blank)()
+
+    def blank(self) -> State:
+        """The same, to be traced."""
+        kept = [caches.empty(config, self.place, self.slots, self.capacity) for config in self.layer_configs]
+        zeros = functools.partial(jnp.zeros, dtype=jnp.int32, out_sharding=PartitionSpec())
+        seen_BV = jnp.zeros((self.slots, self.rows), bool, out_sharding=PartitionSpec())
+        return State(kept, zeros(self.slots), zeros(self.slots), seen_BV)
 
     # What runs
 

@@ -76,9 +76,9 @@ def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **c
     return Opened(Path(), Experiment(model=config), program, parameters, Letters(), 0)  # type: ignore[arg-type]
 
 
-def forward(model: Opened, rows: list[list[int]]) -> np.ndarray:
-    """Log-probabilities of the training forward pass at every position, [rows, 48, V]."""
-    tokens_BT = np.array([[*row, *[0] * 48][:48] for row in rows], np.int32)
+def forward(model: Opened, rows: list[list[int]], length: int = 48) -> np.ndarray:
+    """Log-probabilities of the training forward pass at every position, [rows, length, V]."""
+    tokens_BT = np.array([[*row, *[0] * length][:length] for row in rows], np.int32)
     program = model.program
 
     @jax.jit
@@ -118,6 +118,23 @@ def test_what_is_decoded_is_what_the_training_forward_pass_gives(name):
     for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
         assert len(result.tokens) == result.request.max_tokens or result.finished == "eos"
         compare(result, prompt, logprobs_TV, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["blocked, grouped-query heads", "DeepSeek"])
+def test_long_texts_are_read_in_blocks(name):
+    """Of 128 positions, here one to three; and a short text has the same bits beside a long one, for which more of the cache is read."""
+    model = opened(**MODELS[name])
+    engine = Engine(model, slots=2, max_tokens=300)
+    long = Request(tokens=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
+    short = Request("short", max_tokens=130, temperature=1, seed=1, logprobs=5)
+    (alone,) = engine.generate([short])
+    results = engine.generate([short, long])
+    assert (results[0].tokens, results[0].logprobs) == (alone.tokens, alone.logprobs)
+    ids = [[1, *Letters().encode("short")], list(long.tokens)]
+    expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)], 300)
+    for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
+        compare(result, prompt, logprobs_TV, 1e-4)
+    assert len(results[1].tokens) > 60  # across the border at 256
 
 
 REQUESTS = [
@@ -219,6 +236,17 @@ def test_the_time_to_the_first_token_is_without_that_of_compiling():
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     assert first.seconds_to_first < second.seconds_to_first < seconds
     assert [line.split(":")[0] for line in said] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
+
+
+@pytest.mark.parametrize(("slots", "name"), [(1, "plain"), (2, "a window")])
+def test_a_step_copies_no_cache(slots, name):
+    """It is written where it is, and read as it lies, two blocks of it: XLA would gladly copy it for either."""
+    engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=256)
+    engine.generate([Request(tokens=tuple(range(3, 90)) * 2, max_tokens=3)])
+    (program,) = [compiled for (kind, _), compiled in engine.programs.compiled.items() if kind == "decode"]
+    shapes = {"f32[{}]".format(",".join(map(str, x.shape))) for x in jax.tree.leaves(engine.state.caches)}
+    copies = [line for line in program.as_text().splitlines() if any(f"= {shape}" in line for shape in shapes) and " copy(" in line]
+    assert copies == []
 
 
 def test_a_text_begins_before_other_prompts_are_read():
