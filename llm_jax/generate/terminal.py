@@ -6,6 +6,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 
 from llm_jax.data import Tokenizer
 from llm_jax.errors import UserError
@@ -15,36 +16,54 @@ from llm_jax.opened import NO_NUMBERS
 
 
 def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
-    """Runs the requests and prints them in order: (results, seconds without those of compiling)."""
+    """Runs the requests and prints them in order: (results, seconds without those of compiling).
+
+    What the engine says meanwhile waits for the end of the text that it would break.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
+    aloud = engine.programs.say
+    held: list[str] = []
+    engine.programs.say = held.append
     begun = time.perf_counter()
     ids = [engine.submit(request) for request in requests]
-    arrived: dict[int, str] = dict.fromkeys(ids, "")
-    heading(requests, 0, engine.tokenizer)
-    now = 0
-    while now < len(ids):
-        try:
-            events = engine.step() if engine.busy else []
-        except KeyboardInterrupt:
-            say("\n")  # after half a line
-            raise
-        for event in events:
-            if math.isnan(event.logprob):
-                raise UserError(f"{engine.path}: {NO_NUMBERS}")
-            arrived[event.id] += event.text
+    arrived: dict[int, str] = {}
+    now, amid = 0, False
+    try:
         while now < len(ids):
-            say(arrived[ids[now]])
-            arrived[ids[now]] = ""
-            result = engine.results[ids[now]]
-            if result.finished is None:
-                break
-            ending(result, engine.tokenizer)
-            now += 1
-            if now < len(ids):
-                heading(requests, now, engine.tokenizer)
+            for event in engine.step():
+                if math.isnan(event.logprob):
+                    raise UserError(f"{engine.path}: {NO_NUMBERS}")
+                arrived[event.id] = arrived.get(event.id, "") + event.text
+            while now < len(ids) and ids[now] in arrived:
+                if not amid:
+                    say_held(held, aloud)
+                    heading(requests, now, engine.tokenizer)
+                amid = True
+                say(arrived[ids[now]])
+                arrived[ids[now]] = ""
+                result = engine.results[ids[now]]
+                if result.finished is None:
+                    break
+                ending(result, engine.tokenizer)
+                now, amid = now + 1, False
+            if not amid:
+                say_held(held, aloud)
+    except KeyboardInterrupt:
+        say("\n")  # after half a line
+        raise
+    finally:
+        engine.programs.say = aloud
+        say_held(held, aloud)
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     return [engine.results.pop(i) for i in ids], seconds
+
+
+def say_held(lines: list[str], aloud: Callable[[str], None]) -> None:
+    """Says what was kept back."""
+    for line in lines:
+        aloud(line)
+    lines.clear()
 
 
 def say(text: str) -> None:

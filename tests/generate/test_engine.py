@@ -263,6 +263,16 @@ def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
         write(Engine(broken, slots=1, max_tokens=32), [Request("x", max_tokens=8)])
 
 
+def test_no_text_is_broken_by_what_the_engine_says(capsys):
+    """Programs are compiled while texts are written: what is said of that comes before or after one."""
+    engine = Engine(opened(), slots=1, max_tokens=200, say=print)
+    results, _ = write(engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)])
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("compiled")] == ["compiled prefill", *["compiled decode"] * 2]
+    for result in results:
+        assert f"\na{result.text}\n" in printed
+
+
 def test_new_weights_are_used_from_then_on():
     model, other = opened(), opened(init_std=0.1, tied_embeddings=True)
     engine = Engine(model, slots=1, max_tokens=32)
