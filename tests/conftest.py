@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_jax.layout.xla_flags import keep_collectives_in_order
+from tests.xla_flags import simulated
 
 # Tests send Ctrl-C to themselves and to processes of theirs, which would be born deaf to it where the tests run in the background of a script.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -18,7 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Before jax is imported anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)}"
 keep_collectives_in_order()
 CACHE = Path(os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}"))
 os.environ.setdefault("LLM_JAX_CACHE", str(CACHE))

@@ -17,6 +17,7 @@ import numpy as np
 from llm_jax.launch import main
 from llm_jax.train.metrics import read_metrics
 from tests.data.conftest import documents, write_jsonl
+from tests.xla_flags import simulated
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +68,7 @@ def launch(*arguments: object) -> int:
 def launch_process(*arguments: object, patch: str = "", devices: int = 1) -> subprocess.CompletedProcess[str]:
     """The launcher in a process of its own, which may die; `patch` is Python that runs in it first."""
     program = f"import os, signal, sys\n{patch}\nfrom llm_jax.launch import main\nsys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "XLA_FLAGS": simulated(devices)}
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -83,7 +84,7 @@ def launch_processes(
     for rank in range(count):
         program = f"import os, signal, sys\n{(patches or {}).get(rank, '')}\nfrom llm_jax.launch import main\nsys.exit(main(sys.argv[1:]))"
         environment = {
-            **os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "LLM_JAX_COORDINATOR": coordinator,
+            **os.environ, "XLA_FLAGS": simulated(devices), "LLM_JAX_COORDINATOR": coordinator,
             "LLM_JAX_RANK": str(rank), "LLM_JAX_SIZE": str(count), "LLM_JAX_LOCAL_RANK": str(rank), "LLM_JAX_LOCAL_SIZE": str(count),
         }  # fmt: skip
         command = [sys.executable, "-c", program, *map(str, arguments)]

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from tests.xla_flags import simulated
 from tools.faults import CRASHES, PHASES, ROOT, SIGNALS, SMALL, Case, Job, strike
 from tools.soak import STEPS, finish, soak, wrong
 
@@ -85,7 +86,7 @@ def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
         *SMALL,
     ]
     command += [f"checkpoint.every={2 * STEPS}", "sample.tokens=0", f"train.steps={job.steps}", f"run_dir={job.run_dir}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated(devices)}
     started = subprocess.Popen(command, cwd=ROOT, env=environment)
     while until and job.last_step() < until:
         time.sleep(0.05)

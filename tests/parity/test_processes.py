@@ -18,6 +18,7 @@ import pytest
 
 from tests.parity.test_layouts import GROUPED, LAYOUTS, STEPS, assert_same
 from tests.training import train
+from tests.xla_flags import simulated
 
 ROOT = Path(__file__).parent.parent.parent
 COMPARED = ("fsdp", "fsdp_tensor_sequence", "pipeline", "hybrid_fsdp")
@@ -41,7 +42,7 @@ def run_processes(count: int, names: tuple[str, ...]) -> dict[str, list[dict[str
     layouts = {name: {k: v for k, v in tables_of(name).items() if k != "name"} for name in names}
     asked = json.dumps({"steps": STEPS, "layouts": layouts, "model": {f.name: getattr(GROUPED, f.name) for f in simple_fields()}})
     address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": simulated(8 // count), "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.parity.worker", address, str(count), str(rank)],

@@ -9,13 +9,14 @@ import pytest
 from llm_jax.cluster import job, status
 from llm_jax.train.metrics import read_metrics
 from tests.tiny_run import launch, losses, summary
+from tests.xla_flags import simulated
 
 pytestmark = pytest.mark.slurm
 
 
 def test_submitted_run_stops_saves_is_requeued_and_finishes(slurm_cluster, tiny, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # of each process
+    monkeypatch.setenv("XLA_FLAGS", simulated(2))  # of each process
     monkeypatch.setenv("LLM_JAX_SITE", "")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     slow = ("train.steps=60", "checkpoint.every=1000", "evaluate.every=0", "train.log_every=1")
