@@ -1,7 +1,7 @@
 """XLA_FLAGS of the tests' processes."""
 
 FAST = "--xla_backend_optimization_level=1"
-"""LLVM's second half of the work is a third of most tests' time. Programs are the same but for last bits, so processes that are compared share it."""
+"""Less of LLVM's work, a third of the time of a test that compiles (docs/log.md). Last bits may be others, so processes that are compared share it."""
 
 
 def simulated(devices: int) -> str:

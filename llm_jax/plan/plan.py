@@ -124,10 +124,11 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     program = plan_program(experiment, plan_devices(hardware, devices, compiler))
     try:
         step = compile_program(program, experiment)
-    except jax.errors.JaxRuntimeError as error:  # on the GPU itself its kernels are tried out, here they are looked for
-        said = str(error).split("\n")[0].split(": %")[0]
+    except jax.errors.JaxRuntimeError as error:
+        if "Couldn't find output tile sizes" not in str(error):
+            raise
         raise UserError(
-            f"hardware={hardware.name}: XLA's compiler for it finds no kernel for some array of this model ({said}); "
+            f"hardware={hardware.name}: XLA's compiler for it finds no kernel for some product of this model; "
             "GPUs want sizes (model.head_dim, model.embed, ...) that are multiples of 8, or use compiler=cpu"
         ) from error
     analysis = analyse(step, program.place.mesh, hardware)
