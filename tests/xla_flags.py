@@ -1,7 +1,7 @@
 """XLA_FLAGS of the tests' processes."""
 
 FAST = "--xla_backend_optimization_level=1"
-"""Less of LLVM's work, a third of the time of a test that compiles (docs/log.md). Last bits may be others, so processes that are compared share it."""
+"""Less of LLVM's work, a third of the time of a test that compiles (docs/log.md). Last bits may be others, so all processes share it."""
 
 
 def simulated(devices: int) -> str:

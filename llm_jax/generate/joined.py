@@ -1,4 +1,4 @@
-"""Weights that multiply the same thing, as one weight: one product of 12 MB keeps both cores of a small CPU busy, two of 6 MB don't."""
+"""Weights that multiply the same thing, as one weight: fewer, larger products (what that gave is in docs/log.md)."""
 
 from __future__ import annotations
 
