@@ -28,7 +28,8 @@ def processes_with(text: str) -> list[str]:
 
 def test_a_step_has_a_task_on_each_node(slurm_cluster):
     named = slurm_cluster.ask("srun", "-N3", "-n3", "printenv", "SLURMD_NODENAME").split()
-    assert sorted(named) == ["node1", "node2", "node3"]
+    assert len(set(named)) == 3
+    assert set(named) <= set(slurm_cluster.nodes)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make device nodes")
@@ -53,7 +54,7 @@ def test_two_clusters_at_once_and_stopping_one_leaves_nothing_of_it(slurm_cluste
     assert not folder.exists()
     assert not processes_with(str(folder))
     assert "no cluster is up in it" in tool("env", f"folder={folder}").stderr
-    assert slurm_cluster.ask("srun", "-n1", "printenv", "SLURMD_NODENAME") == "node1\n"
+    assert slurm_cluster.ask("srun", "-n1", "printenv", "SLURMD_NODENAME").strip() in slurm_cluster.nodes
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 
@@ -48,8 +49,9 @@ def program(body: str, **config: float) -> list[str]:
 
 
 def srun(cluster, options: str, body: str, **more: str):
-    """A step of its own job, from start to end."""
-    return cluster.run("srun", "-Q", *options.split(), *program(body), **more)
+    """A step of its own job, from start to end, on the first nodes: by itself, Slurm takes others while those still clear up after a job."""
+    nodes = ",".join(cluster.nodes[: int(re.search(r"-N(\d)", options)[1])])
+    return cluster.run("srun", "-Q", "-w", nodes, *options.split(), *program(body), **more)
 
 
 NODES = ("node1", "node2")
@@ -89,7 +91,7 @@ def test_gpus_that_slurm_gave_and_nobody_uses_are_a_mistake(slurm_cluster):
 def test_uneven_tasks_on_two_nodes_and_two_steps_of_a_job_at_once(slurm_cluster):
     step = ["srun", "-Q", "--overlap", "-n3", *program(TELL)]
     script = "import subprocess, sys\nsteps = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\nsys.exit(sum(s.wait() for s in steps))"
-    done = slurm_cluster.run("salloc", "-Q", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1")
+    done = slurm_cluster.run("salloc", "-Q", "-w", "node1,node2", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1")
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first == second
