@@ -146,11 +146,12 @@ def put(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, plac
     """The cache with one position of each row written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
-        # One write a head, though a row's heads could be written at once: XLA fuses a single write with each of the products that read the
-        # cache, and copies all of it twice for that (on a CPU a sixth of a step).
+        # One write a head, though a row's heads could be written at once, and a lone head of a lone row twice: XLA fuses a single write with
+        # each of the products that read the cache, and copies all of it twice for that (on a CPU a sixth of a step).
         B, G, S, _ = cache_BGSK.shape
-        place_BG = jnp.arange(B)[:, None], jnp.arange(G)[None], (positions_B % S)[:, None]
-        return cache_BGSK.at[place_BG].set(new_B1GK[:, 0].astype(cache_BGSK.dtype))
+        head_G = jnp.arange(G) if B * G > 1 else jnp.array([0, 0])
+        new_BGK = new_B1GK[:, 0, head_G].astype(cache_BGSK.dtype)
+        return cache_BGSK.at[jnp.arange(B)[:, None], head_G[None], (positions_B % S)[:, None]].set(new_BGK)
 
     dims = ("batch", None, "kv_heads", "head_dim")
     return place.local(run, (DIMS, dims, ("batch",)), lies(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)

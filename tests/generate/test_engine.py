@@ -238,7 +238,7 @@ def test_the_time_to_the_first_token_is_without_that_of_compiling():
     assert [line.split(":")[0] for line in said] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
 
 
-@pytest.mark.parametrize(("slots", "name"), [(1, "plain"), (2, "a window")])
+@pytest.mark.parametrize(("slots", "name"), [(1, "plain"), (2, "a window"), (1, "a window"), (1, "DeepSeek")])
 def test_a_step_copies_no_cache(slots, name):
     """It is written where it is, and read as it lies, two blocks of it: XLA would gladly copy it for either."""
     engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=256)
