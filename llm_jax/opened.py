@@ -54,8 +54,13 @@ class Opened:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UserError for a folder that came without."""
         if self.tokenizer_if_any is None:
-            raise UserError(f"{self.path}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there")
+            raise UserError(self.no_tokenizer)
         return self.tokenizer_if_any
+
+    @property
+    def no_tokenizer(self) -> str:
+        """Said where one is needed, and there is none."""
+        return f"{self.path}: has no tokenizer; put its {JSON_NAME} (or SentencePiece's {MODEL_NAME}) there"
 
     @property
     def place(self) -> MeshPlacement:

@@ -146,12 +146,7 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
     """
 
     def beside(name: str) -> dict[str, Any]:
-        path = file.parent / name
-        try:
-            tree = json.loads(path.read_bytes()) if path.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{origin}: {path} is not JSON ({error})") from error
-        return tree if isinstance(tree, dict) else {}
+        return tree_of(file.parent / name, origin)
 
     about = beside(ABOUT_NAME)
     if about.get("format") == "huggingface":
@@ -162,13 +157,28 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
     def found(name: str) -> tuple[int, ...]:
         tokens = [beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")]
         texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]  # a token, or all that is said of one
-        ids: list[Any] = [known[text] for text in texts if isinstance(text, str) and text in known]
-        for part in ("config.json", "generation_config.json"):
-            value = beside(part).get(f"{name}_token_id")
-            ids += value if isinstance(value, list) else [value]
-        return tuple(dict.fromkeys(i for i in ids if isinstance(i, int) and i >= 0))
+        ids = [known[text] for text in texts if isinstance(text, str) and text in known]
+        return tuple(dict.fromkeys([*ids, *ids_in_configs(file.parent, name, origin)]))
 
     return {"bos_id": next(iter(found("bos")), None), "eos_ids": found("eos"), "pad_id": next(iter(found("pad")), None)}
+
+
+def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
+    """The ids that config.json and generation_config.json of a folder give as its "eos", "bos" or "pad"."""
+    ids: list[Any] = []
+    for part in ("config.json", "generation_config.json"):
+        value = tree_of(folder / part, origin).get(f"{name}_token_id")
+        ids += value if isinstance(value, list) else [value]
+    return [i for i in ids if isinstance(i, int) and i >= 0]
+
+
+def tree_of(path: Path, origin: str) -> dict[str, Any]:
+    """What is in a JSON file; nothing where there is none."""
+    try:
+        tree = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{origin}: {path} is not JSON ({error})") from error
+    return tree if isinstance(tree, dict) else {}
 
 
 def _vocabulary(tree: Mapping[str, Any]) -> dict[str, int]:

@@ -6,7 +6,8 @@
 
 RUN_OR_FOLDER       a run folder, or one that llm_jax.huggingface.load has made
 prompt=TEXT         what is continued, from the start of a document; may be given several times. None: the start of a document
-prompts=FILE        a prompt a line; of a .jsonl file each line's "prompt", with keys of its own: {"prompt": "a", "seed": 3, "stop": ["b"]}
+tokens=ID,ID,...    a prompt as token ids, taken as they are (no BOS is put before them); of a model without a tokenizer all prompts are such
+prompts=FILE        a prompt a line; of a .jsonl file each line's "prompt" or "tokens", with more keys: {"prompt": "a", "seed": 3, "stop": ["b"]}
 
 max_tokens=N        tokens of each continuation, at most (256)
 temperature=X       logits are divided by it (1); 0: always the most likely token
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "tokens", "stop"))
 KEYS = (*OF_REQUEST, "prompts", "json", "slots")
-REPEATED = ("prompt", "stop")
+REPEATED = ("prompt", "tokens", "stop")
 MOST_SLOTS = 8
 
 
@@ -69,12 +70,13 @@ def generate(arguments: list[str]) -> int:
     file = output_file("json", asked.values["json"]) if "json" in asked.values else None
 
     from llm_jax.generate.engine import Engine
+    from llm_jax.generate.ids import texts_of
     from llm_jax.generate.terminal import write
     from llm_jax.opened import open_model, to_stderr
 
     opened = open_model(asked.paths[0], **asked.opening)
-    tokenizer = opened.tokenizer
-    longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
+    texts = texts_of(opened)
+    longest = max(len(request.prompt_ids(texts)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
     engine = Engine(opened, slots, longest, say=to_stderr)
     del opened  # its weights are stacked by layers; the engine has its own
@@ -90,7 +92,7 @@ def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[
     hints = get_type_hints(Request)
     shared: dict[str, Any] = {key: number(key, values[key], hints[key]) for key in OF_REQUEST if key in values}
     stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
-    prompts: list[dict[str, Any]] = [{"prompt": value} for key, value in pairs if key == "prompt"]
+    prompts: list[dict[str, Any]] = [{key: ids(value) if key == "tokens" else value} for key, value in pairs if key != "stop"]
     if "prompts" in values:
         prompts += read_prompts(values["prompts"])
     requests = []
@@ -133,6 +135,18 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             raise UserError(f"{said}: {error}") from error
         found.append(own)
     return found
+
+
+def ids(value: str) -> tuple[int, ...]:
+    """Token ids with commas between them.
+
+    >>> ids("1,17, 3")
+    (1, 17, 3)
+    """
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise UserError(f"tokens={value}: must be token ids with commas between them") from error
 
 
 def number(key: str, value: str, kind: type) -> Any:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from llm_jax.errors import UserError, require
+from llm_jax.generate.ids import texts_of
 from llm_jax.generate.placement import decoding_place
 from llm_jax.generate.programs import Programs
 from llm_jax.generate.request import Event, Reason, Request, Result
@@ -65,7 +66,7 @@ class Engine:
         """
         require(slots >= 1, "slots", slots, "at least 1")
         require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
-        config, tokenizer = opened.program.config, opened.tokenizer
+        config, tokenizer = opened.program.config, texts_of(opened)
         self.path, self.tokenizer, self.say = opened.path, tokenizer, say
         self.max_tokens = min(max_tokens, config.positions) if config.position == "learned" else max_tokens
         self.ends_at_positions = self.max_tokens < max_tokens

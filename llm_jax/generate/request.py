@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_jax.data import Tokenizer
 from llm_jax.errors import UserError, require
+from llm_jax.generate.ids import Texts
 
 Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
 """Why a text ended: the model ended it, a stop string, `max_tokens`, the end of the model's learned positions, or somebody's wish."""
@@ -54,7 +54,7 @@ class Request:
         if self.tokens and self.prompt:
             raise UserError(f"prompt={self.prompt}: the request has tokens too; give one of the two")
 
-    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+    def prompt_ids(self, tokenizer: Texts) -> list[int]:
         """The tokens to be continued."""
         try:
             return list(self.tokens) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from llm_jax.data import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.generate.engine import Engine
+from llm_jax.generate.ids import Texts
 from llm_jax.generate.request import Request, Result
 from llm_jax.opened import NO_NUMBERS
 
@@ -72,7 +72,7 @@ def say(text: str) -> None:
         print(text, end="", flush=True)
 
 
-def heading(requests: list[Request], number: int, tokenizer: Tokenizer) -> None:
+def heading(requests: list[Request], number: int, tokenizer: Texts) -> None:
     """What comes before a continuation."""
     request = requests[number]
     if len(requests) > 1:
@@ -80,7 +80,7 @@ def heading(requests: list[Request], number: int, tokenizer: Tokenizer) -> None:
     say(tokenizer.decode(request.tokens) if request.tokens else request.prompt)
 
 
-def ending(result: Result, tokenizer: Tokenizer) -> None:
+def ending(result: Result, tokenizer: Texts) -> None:
     """What comes after it."""
     say("\n")
     if result.finished == "positions":

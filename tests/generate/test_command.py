@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llm_jax.generate.__main__ import main
@@ -64,6 +65,28 @@ def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "top_p": 2}')
     assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}"]) == 2
     assert "a.jsonl: line 2: top_p=2.0: must be above 0" in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
+    """And those that transformers continued its prompts with, greedily; EOS is what the folder says."""
+    folder = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
+    expected = np.load(folder / "expected.npz")
+    prompts = [ids[mask == 1].tolist() for ids, mask in zip(expected["left_input_ids"], expected["left_mask"], strict=True)]
+    given = ["tokens=" + ",".join(map(str, prompt)) for prompt in prompts]
+    out = tmp_path / "out.jsonl"
+    assert main([str(folder), *given, "temperature=0", "max_tokens=32", "dtype=float32", f"json={out}"]) == 0
+    printed = capsys.readouterr().out
+    for line, prompt, theirs in zip(out.read_text().splitlines(), prompts, expected["left_greedy_new_tokens"].tolist(), strict=True):
+        tokens, eos = json.loads(line)["tokens"], theirs.index(2) + 1 if 2 in theirs else 32
+        assert tokens == theirs[:eos]
+        assert " ".join(map(str, [*prompt, *(i for i in tokens if i != 2)])) in printed
+    for arguments, said in {
+        "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give tokens=ID,ID,",
+        "tokens=5,83": "tokens=83: must be ids from 0 to 82",
+        "tokens=5;6": "tokens=5;6: must be token ids with commas between them",
+    }.items():
+        assert main([str(folder), arguments]) == 2
+        assert said.format(folder) in capsys.readouterr().err
 
 
 MISTAKES = {
