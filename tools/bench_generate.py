@@ -89,7 +89,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     engine = Engine(opened, slots=slots, max_tokens=256)
     read = sum(w.nbytes for w in jax.tree.leaves(engine.weights)) + sum(c.nbytes for c in jax.tree.leaves(engine.state.caches))
     speeds, bands, parts = [], [], []
-    requests = [Request(tokens=(1, 2, 3, 4 + i), max_tokens=250, seed=i) for i in range(slots)]
+    requests = [Request(ids=(1, 2, 3, 4 + i), max_tokens=250, seed=i) for i in range(slots)]
     for request in requests:
         engine.submit(request)
     for _ in range(130 + slots):  # into the last bucket, where all of the cache is read

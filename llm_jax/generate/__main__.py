@@ -4,10 +4,10 @@
   python -m llm_jax.generate runs/quickstart/default prompts=prompts.txt max_tokens=100 json=out.jsonl
   python -m llm_jax.generate model/ prompt="Once" layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
 
-RUN_OR_FOLDER       a run folder, or one that llm_jax.huggingface.load has made
+RUN_OR_FOLDER       a run folder, or a folder with a model of Hugging Face's
 prompt=TEXT         what is continued, from the start of a document; may be given several times. None: the start of a document
-tokens=ID,ID,...    a prompt as token ids, taken as they are (no BOS is put before them); of a model without a tokenizer all prompts are such
-prompts=FILE        a prompt a line; of a .jsonl file each line's "prompt" or "tokens", with more keys: {"prompt": "a", "seed": 3, "stop": ["b"]}
+ids=1,17,5          a prompt as token ids, taken as they are (no BOS is put before them); of a model without a tokenizer all prompts are such
+prompts=FILE        a prompt a line; of a .jsonl file each line's "prompt" or "ids", with more keys: {"prompt": "a", "seed": 3, "stop": ["b"]}
 
 max_tokens=N        tokens of each continuation, at most (256)
 temperature=X       logits are divided by it (1); 0: always the most likely token
@@ -46,9 +46,9 @@ from llm_jax.generate.request import Request, Result
 if TYPE_CHECKING:
     from llm_jax.opened import Opened
 
-OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "tokens", "stop"))
+OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "ids", "stop"))
 KEYS = (*OF_REQUEST, "prompts", "json", "slots")
-REPEATED = ("prompt", "tokens", "stop")
+REPEATED = ("prompt", "ids", "stop")
 MOST_SLOTS = 8
 
 
@@ -92,7 +92,7 @@ def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[
     hints = get_type_hints(Request)
     shared: dict[str, Any] = {key: number(key, values[key], hints[key]) for key in OF_REQUEST if key in values}
     stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
-    prompts: list[dict[str, Any]] = [{key: ids(value) if key == "tokens" else value} for key, value in pairs if key != "stop"]
+    prompts: list[dict[str, Any]] = [{key: ids_of(value) if key == "ids" else value} for key, value in pairs if key != "stop"]
     if "prompts" in values:
         prompts += read_prompts(values["prompts"])
     requests = []
@@ -124,7 +124,7 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
                 raise UserError(f"{said}: there is no key {key!r}; {nearest(key, hints)}")
             if key in OF_REQUEST:
                 own[key] = number(f"{said}: {key}", json.dumps(value), hints[key])
-            elif key in ("stop", "tokens"):
+            elif key in ("stop", "ids"):
                 kind = str if key == "stop" else int
                 if not isinstance(value, list) or not all(type(v) is kind for v in value):
                     raise UserError(f"{said}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}")
@@ -137,16 +137,16 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def ids(value: str) -> tuple[int, ...]:
+def ids_of(value: str) -> tuple[int, ...]:
     """Token ids with commas between them.
 
-    >>> ids("1,17, 3")
+    >>> ids_of("1,17, 3")
     (1, 17, 3)
     """
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError as error:
-        raise UserError(f"tokens={value}: must be token ids with commas between them") from error
+        raise UserError(f"ids={value}: must be token ids with commas between them") from error
 
 
 def number(key: str, value: str, kind: type) -> Any:
@@ -188,7 +188,7 @@ def to_json(result: Result) -> dict[str, Any]:
     """A result as a line of the json file."""
     keys = ("text", "finished", "prompt_tokens", "tokens", "logprobs", "top", "seconds_to_first")
     asked = dataclasses.asdict(result.request)
-    return {**asked, "prompt_ids": asked["tokens"], **{key: getattr(result, key) for key in keys}}
+    return {**asked, **{key: getattr(result, key) for key in keys}}
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Engine:
         request.check()
         ids = request.prompt_ids(self.tokenizer)
         for token in ids:
-            require(0 <= token < self.programs.rows, "tokens", token, f"ids from 0 to {self.programs.rows - 1}")
+            require(0 <= token < self.programs.rows, "ids", token, f"from 0 to {self.programs.rows - 1}")
         if len(ids) >= self.max_tokens:
             limit = f"model.positions={self.max_tokens}" if self.ends_at_positions else f"max_tokens={self.max_tokens} of the engine"
             raise UserError(f"prompt={str(request.prompt)[:40]!r}: has {len(ids)} tokens, and {limit} leaves no room for more")

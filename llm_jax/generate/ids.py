@@ -29,7 +29,7 @@ class Texts(Protocol):
 
 
 class IdsOnly:
-    """Of a model without a tokenizer: its text is ids, "5 17 3 ". Prompts are ids too (`Request.tokens`), any text raises UserError."""
+    """Of a model without a tokenizer: its text is ids, "5 17 3 ". Prompts are ids too (`Request.ids`), any text raises UserError."""
 
     def __init__(self, opened: Opened) -> None:
         from llm_jax.data.huggingface_tokenizer import ids_in_configs
@@ -45,7 +45,7 @@ class IdsOnly:
         return self.encode("")[0]
 
     def encode(self, text: str) -> list[int]:
-        raise UserError(f"{self.opened.no_tokenizer}, or give tokens=ID,ID,... instead")
+        raise UserError(f"{self.opened.no_tokenizer}, or give ids=1,2,3")
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(f"{i} " for i in ids)

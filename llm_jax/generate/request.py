@@ -19,7 +19,7 @@ class Request:
 
     prompt: str = ""
     """What is continued, from the start of a document."""
-    tokens: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
     """The same as token ids, taken as they are (no BOS is put before them), instead of `prompt`."""
     max_tokens: int = 256
     """Tokens of the continuation, at most."""
@@ -51,13 +51,13 @@ class Request:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         require(0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MOST_LOGPROBS}")
         require(all(self.stop), "stop", "", "some text")
-        if self.tokens and self.prompt:
-            raise UserError(f"prompt={self.prompt}: the request has tokens too; give one of the two")
+        if self.ids and self.prompt:
+            raise UserError(f"prompt={self.prompt}: the request has ids too; give one of the two")
 
     def prompt_ids(self, tokenizer: Texts) -> list[int]:
         """The tokens to be continued."""
         try:
-            return list(self.tokens) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
+            return list(self.ids) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
         except UserError as error:
             raise UserError(f"prompt={self.prompt[:40]}: {error}") from error
 

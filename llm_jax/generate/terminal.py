@@ -77,7 +77,7 @@ def heading(requests: list[Request], number: int, tokenizer: Texts) -> None:
     request = requests[number]
     if len(requests) > 1:
         say(f"--- {number + 1} of {len(requests)}\n")
-    say(tokenizer.decode(request.tokens) if request.tokens else request.prompt)
+    say(tokenizer.decode(request.ids) if request.ids else request.prompt)
 
 
 def ending(result: Result, tokenizer: Texts) -> None:

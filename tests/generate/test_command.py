@@ -53,12 +53,12 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(run_dir, tmp_path, capsys)
 
 
 def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"tokens": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"ids": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
     out = tmp_path / "out.jsonl"
     assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}", "max_tokens=3", f"json={out}"]) == 0
     first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert first["prompt"] == "x\u2028y"
-    assert (len(first["tokens"]), second["prompt_ids"], second["temperature"], second["stop"]) == (2, [1, 30, 31], 0, ["q"])
+    assert (len(first["tokens"]), second["ids"], second["temperature"], second["stop"]) == (2, [1, 30, 31], 0, ["q"])
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     assert main([str(run_dir), f"prompts={tmp_path / 'latin.txt'}"]) == 2
     assert "latin.txt: is no text in UTF-8 (byte 0)" in capsys.readouterr().err
@@ -72,7 +72,7 @@ def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
     folder = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
     expected = np.load(folder / "expected.npz")
     prompts = [ids[mask == 1].tolist() for ids, mask in zip(expected["left_input_ids"], expected["left_mask"], strict=True)]
-    given = ["tokens=" + ",".join(map(str, prompt)) for prompt in prompts]
+    given = ["ids=" + ",".join(map(str, prompt)) for prompt in prompts]
     out = tmp_path / "out.jsonl"
     assert main([str(folder), *given, "temperature=0", "max_tokens=32", "dtype=float32", f"json={out}"]) == 0
     printed = capsys.readouterr().out
@@ -81,9 +81,9 @@ def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
         assert tokens == theirs[:eos]
         assert " ".join(map(str, [*prompt, *(i for i in tokens if i != 2)])) in printed
     for arguments, said in {
-        "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give tokens=ID,ID,",
-        "tokens=5,83": "tokens=83: must be ids from 0 to 82",
-        "tokens=5;6": "tokens=5;6: must be token ids with commas between them",
+        "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give ids=1,2,3",
+        "ids=5,83": "ids=83: must be from 0 to 82",
+        "ids=5;6": "ids=5;6: must be token ids with commas between them",
     }.items():
         assert main([str(folder), arguments]) == 2
         assert said.format(folder) in capsys.readouterr().err

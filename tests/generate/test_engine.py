@@ -125,12 +125,12 @@ def test_long_texts_are_read_in_blocks(name):
     """Of 128 positions, here one to three; and a short text has the same bits beside a long one, for which more of the cache is read."""
     model = opened(**MODELS[name])
     engine = Engine(model, slots=2, max_tokens=300)
-    long = Request(tokens=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
+    long = Request(ids=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
     short = Request("short", max_tokens=130, temperature=1, seed=1, logprobs=5)
     (alone,) = engine.generate([short])
     results = engine.generate([short, long])
     assert (results[0].tokens, results[0].logprobs) == (alone.tokens, alone.logprobs)
-    ids = [[1, *Letters().encode("short")], list(long.tokens)]
+    ids = [[1, *Letters().encode("short")], list(long.ids)]
     expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)], 300)
     for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
         compare(result, prompt, logprobs_TV, 1e-4)
@@ -213,10 +213,10 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
     engine = Engine(opened(), slots=1, max_tokens=32)
     with pytest.raises(UserError, match=r"max_tokens=40: after 2 tokens of the prompt, max_tokens=32 of the engine has room for 30"):
         engine.submit(Request("x", max_tokens=40))
-    with pytest.raises(UserError, match="tokens=96: must be ids from 0 to 95"):
-        engine.submit(Request(tokens=(1, 96)))
-    with pytest.raises(UserError, match="tokens=96"):
-        engine.generate([Request("x", max_tokens=5), Request(tokens=(1, 96), max_tokens=5)])
+    with pytest.raises(UserError, match="ids=96: must be from 0 to 95"):
+        engine.submit(Request(ids=(1, 96)))
+    with pytest.raises(UserError, match="ids=96"):
+        engine.generate([Request("x", max_tokens=5), Request(ids=(1, 96), max_tokens=5)])
     assert not engine.busy
     first, second = (engine.submit(Request("x", max_tokens=20, seed=i)) for i in range(2))
     engine.step()
@@ -242,7 +242,7 @@ def test_the_time_to_the_first_token_is_without_that_of_compiling():
 def test_a_step_copies_no_cache(slots, name):
     """It is written where it is, and read as it lies, two blocks of it: XLA would gladly copy it for either."""
     engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=256)
-    engine.generate([Request(tokens=tuple(range(3, 90)) * 2, max_tokens=3)])
+    engine.generate([Request(ids=tuple(range(3, 90)) * 2, max_tokens=3)])
     (program,) = [compiled for (kind, _), compiled in engine.programs.compiled.items() if kind == "decode"]
     shapes = {"f32[{}]".format(",".join(map(str, x.shape))) for x in jax.tree.leaves(engine.state.caches)}
     copies = [line for line in program.as_text().splitlines() if any(f"= {shape}" in line for shape in shapes) and " copy(" in line]

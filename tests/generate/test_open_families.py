@@ -35,5 +35,5 @@ def test_greedy_continuations_are_those_of_transformers(name):
     new = e["left_greedy_new_tokens"]
     prompts = [tuple(row[mask > 0].tolist()) for row, mask in zip(e["left_input_ids"], e["left_mask"], strict=True)]
     engine = Engine(model, slots=2, max_tokens=max(map(len, prompts)) + new.shape[1])
-    results = engine.generate([Request(tokens=prompt, max_tokens=new.shape[1], temperature=0) for prompt in prompts])
+    results = engine.generate([Request(ids=prompt, max_tokens=new.shape[1], temperature=0) for prompt in prompts])
     assert [result.tokens for result in results] == new.tolist()
