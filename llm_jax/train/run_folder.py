@@ -145,7 +145,7 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
     Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet. A key that there was none of
     when the folder was made counts as its default.
     """
-    from llm_jax.experiment import Experiment, structured
+    from llm_jax.experiment import defaults
 
     path = run_dir / "config.yaml"
     if not path.exists():
@@ -153,13 +153,15 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
             raise UserError(f"run_dir={run_dir}: has checkpoints but no config.yaml, so what they are of isn't known; choose another folder")
         return []
     try:
-        trees = [OmegaConf.create(text) for text in (path.read_text(), yaml)]
+        if (before := path.read_text()) == yaml:
+            return []
+        trees = [OmegaConf.create(text) for text in (before, yaml)]
     except Exception as error:
         raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another run_dir") from error
     if not all(isinstance(tree, DictConfig) for tree in trees):
         raise UserError(f"{path}: not a configuration; mend it, or choose another run_dir")
-    old, new, defaults = (flat(OmegaConf.to_container(tree)) for tree in (*trees, structured(Experiment())))
-    old |= {key: defaults.get(key) for key in new if key not in old}
+    old, new, default = (flat(OmegaConf.to_container(tree)) for tree in (*trees, defaults()))
+    old |= {key: default.get(key) for key in new if key not in old}
     changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]
     if fatal:
