@@ -25,7 +25,10 @@ BYTES = 1 << 30
 
 
 def main() -> int:
-    asked = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    asked = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     if unknown := set(asked) - set(SETTINGS):
         print(f"error: {', '.join(unknown)}: one of {', '.join(SETTINGS)}", file=sys.stderr)
         return 2

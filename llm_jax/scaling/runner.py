@@ -85,6 +85,7 @@ class Session:
             self.console.say(f"{len(done)} of {len(chosen)} points have come to an end before: they are not run again")
         cost = sum(p.own_cost for p in chosen)
         self.progress = GridProgress(self.console, len(chosen), len(done), cost, sum(p.own_cost for p in done), self.grid.base.train.progress_every)
+        gc.freeze()  # what is there by now needn't be looked through after every run
         try:
             while pending := [p for p in self.chosen(points) if p.hash not in self.ended]:
                 known = {p.hash for p in points}
@@ -95,6 +96,7 @@ class Session:
                 for point in added:
                     self.console.say(f"point {point.number} {point.name}: added by the design")
         finally:
+            gc.unfreeze()
             self.progress.stop()
         self.write_table()
         return self.last_word(points)
@@ -208,7 +210,7 @@ def run_and_end(session: Session, points: list[Point]) -> None:
         session.end(point, row, time.monotonic() - started)
     if session.group.received is not None:
         raise Stopped(session.group.received, session.group.reason)
-    gc.collect()
+    gc.collect()  # arrays of the runs, before the next one makes its own
 
 
 def run_points(session: Session, points: list[Point]) -> list[Row]:
