@@ -71,10 +71,11 @@ def latent_heads(c: ModelConfig, x: jax.Array, w: dict, positions: jax.Array) ->
     """DeepSeek-V2, equations 9 to 19."""
     n, R = c.latent.nope_dim, c.latent.kv_rank
     if c.latent.query_rank:
-        q = jnp.einsum("BTR,RHK->BTHK", norm(c, x @ w["query_down"], w["query_norm"], epsilon=1e-6), w["query_up"])
+        q_latent = x @ w["query_down"] + (w["query_down_bias"] if c.bias_qkv else 0)
+        q = jnp.einsum("BTR,RHK->BTHK", norm(c, q_latent, w["query_norm"], epsilon=1e-6), w["query_up"])
     else:
         q = jnp.einsum("BTD,DHK->BTHK", x, w["query"])
-    down = x @ w["kv_down"]
+    down = x @ w["kv_down"] + (w["kv_down_bias"] if c.bias_qkv else 0)
     kv = jnp.einsum("BTR,RHK->BTHK", norm(c, down[..., :R], w["kv_norm"], epsilon=1e-6), w["kv_up"])
     key_rope = rotated(c, down[:, :, None, R:], positions, False)
     k = [jnp.concatenate([kv[:, :, h, :n], key_rope[:, :, 0]], -1) for h in range(c.heads)]
@@ -92,7 +93,8 @@ def rotated(c: ModelConfig, x: jax.Array, positions: jax.Array, local: bool) -> 
         frequency = frequency / s.factor
     if s.kind == "yarn" and not local:  # Peng et al. 2023, equations 22 to 25
         dims = [K * math.log(s.original_positions / (b * 2 * math.pi)) / (2 * math.log(theta)) for b in (s.beta_fast, s.beta_slow)]
-        low, high = max(math.floor(dims[0]), 0), min(math.ceil(dims[1]), K - 1)
+        low, high = (math.floor(dims[0]), math.ceil(dims[1])) if s.truncate else dims
+        low, high = max(low, 0), min(high, K - 1)
         ramp = jnp.asarray([min(max((i - low) / max(high - low, 0.001), 0), 1) for i in range(K // 2)])
         frequency = frequency * (1 - ramp) + frequency / s.factor * ramp
         size = s.attention_factor or 0.1 * math.log(s.factor) + 1

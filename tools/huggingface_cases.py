@@ -78,7 +78,11 @@ CASES = {
     "mistral": Case("mistral", LLAMA | {"head_dim": 12, "sliding_window": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),
     "qwen2": Case("qwen2", LLAMA | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, spelling="4"),
     "qwen2_tied": Case(
-        "qwen2", LLAMA | {"tie_word_embeddings": True, "rope_parameters": YARN, "max_position_embeddings": 64, "sliding_window": 8},
+        "qwen2",
+        LLAMA | {
+            "tie_word_embeddings": True, "max_position_embeddings": 64, "sliding_window": 8,
+            "rope_parameters": YARN | {"rope_theta": 100.0, "beta_fast": 2.0, "beta_slow": 0.1, "truncate": False},
+        },
         dtype="bfloat16", shards=2,
     ),
     "qwen3": Case(
@@ -129,7 +133,7 @@ CASES = {
             "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3,
             "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "q_lora_rank": 12, "kv_lora_rank": 10,
             "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 6, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-            "rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+            "attention_bias": True, "rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 1.3},
         },
         spelling="4",
     ),
@@ -164,7 +168,7 @@ def random_case(family: str, seed: int) -> Case:
     yarn = rope | length | {"rope_type": "yarn", "factor": pick(2.0, 4.0)}
     llama3 = rope | length | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": pick(2.0, 4.0)}
     linear = rope | {"rope_type": "linear", "factor": pick(2.0, 5.0)}
-    scaled = [rope, linear, llama3, yarn | betas, yarn | {"attention_factor": pick(0.8, 1.3)}]
+    scaled = [rope, linear, llama3, yarn | betas, yarn | {"attention_factor": pick(0.8, 1.3)}, yarn | betas | {"truncate": False}]
     moe = {"num_experts_per_tok": pick(1, 2, 3), "moe_intermediate_size": pick(7, 12)}
     config = dict(sizes)
     if family == "gpt2":
@@ -230,7 +234,7 @@ def random_case(family: str, seed: int) -> Case:
             "num_key_value_heads": heads, "n_group": groups, "topk_group": int(rng.integers(1, groups + 1)), "n_routed_experts": groups * pick(3, 4),
             "n_shared_experts": pick(1, 2), "first_k_dense_replace": int(rng.integers(0, layers + 1)), "routed_scaling_factor": pick(1.0, 2.5),
             "norm_topk_prob": chance(0.7), "q_lora_rank": pick(None, 9, 16), "kv_lora_rank": pick(8, 13), "qk_nope_head_dim": pick(6, 8),
-            "qk_rope_head_dim": pick(4, 6), "v_head_dim": pick(4, 8, 10), "attention_bias": chance(0.2), "rope_interleave": chance(0.8),
+            "qk_rope_head_dim": pick(4, 6), "v_head_dim": pick(4, 8, 10), "attention_bias": chance(0.5), "rope_interleave": chance(0.8),
             "rope_parameters": pick(rope, yarn, yarn | betas | {"mscale": 1.0, "mscale_all_dim": 1.0}, yarn | {"mscale": 0.7, "mscale_all_dim": 1.2}),
         }  # fmt: skip
     return Case(

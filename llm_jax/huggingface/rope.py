@@ -77,8 +77,9 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
         values["attention_factor"] = given.pop("attention_factor", None)
         if values["attention_factor"] is None and mscale and mscale_all_dim:
             values["attention_factor"] = stretch(values["factor"], mscale) / stretch(values["factor"], mscale_all_dim)
-        if given.pop("truncate", True) is not True:
-            raise keys.wrong("truncate=false in the rotary embedding: is not built here; must be true")
+        truncate = given.pop("truncate", True)
+        if not isinstance(truncate, bool):
+            raise keys.wrong(f"truncate={truncate} in the rotary embedding: must be true or false")
     if kind != "default" and not values["factor"]:
         raise keys.wrong(f"rope_type={kind}: needs a factor")
     idle = {"finetuned", *(SCALING if kind == "default" else ())}
@@ -86,6 +87,8 @@ def from_parameters(keys: Keys, given: dict[str, Any], theta: float, fraction: f
         if value is not None and key not in idle:
             raise keys.wrong(f"{key}={value} in the rotary embedding: is unknown with rope_type={kind}, and may change what the model computes")
     numbers: dict[str, Any] = {key: value if value is None else float(value) for key, value in values.items()}
+    if kind == "yarn":
+        numbers["truncate"] = truncate
     if "original_positions" in numbers:
         numbers["original_positions"] = int(numbers["original_positions"])
     scaling = RopeScaling(**{"kind": KINDS[kind], **numbers})
@@ -105,8 +108,9 @@ def scaling_parameters(scaling: RopeScaling) -> dict[str, Any]:
     if scaling.kind in ("llama3", "yarn"):
         made["original_max_position_embeddings"] = scaling.original_positions
         made |= {theirs: getattr(scaling, ours) for theirs, ours in {"llama3": LLAMA3, "yarn": YARN}[scaling.kind].items()}
-    if scaling.kind == "yarn" and scaling.attention_factor is not None:
-        made["attention_factor"] = scaling.attention_factor
+    if scaling.kind == "yarn":
+        made |= {} if scaling.truncate else {"truncate": False}
+        made |= {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
     return made
 
 

@@ -21,7 +21,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.parametrization import attention_logits, residual_std, times
 from llm_jax.model.parts import Norm, Rope, rotate
-from llm_jax.model.weights import compute, placed, project, weight
+from llm_jax.model.weights import add_bias, compute, placed, project, weight
 
 NORM_EPSILON = 1e-6
 """Of the norms on latents, whatever that of the others is: so it is in DeepSeek's code."""
@@ -45,6 +45,10 @@ class LatentAttention(Attention):
         self.kv_norm = self.norm(rngs, layers, R)
         self.kv_up = weight(rngs, config, (R, H, latent.nope_dim + V), ("latent", "heads", "head_dim"), std, layers)
         self.out = weight(rngs, config, (H, V, D), ("heads", "head_dim", "embed"), residual_std(config), layers)
+        if config.bias_qkv:  # on what makes the latents, as in DeepSeek's code
+            if Q:
+                self.query_down_bias = weight(rngs, config, (Q,), ("latent",), 0, layers)
+            self.kv_down_bias = weight(rngs, config, (R + latent.rope_dim,), ("latent",), 0, layers)
         if config.bias_out:
             self.out_bias = weight(rngs, config, (D,), ("embed",), 0, layers)
 
@@ -60,8 +64,10 @@ class LatentAttention(Attention):
         """q_BTHK."""
         config, place, nope = self.config, self.place, self.config.latent.nope_dim
         if config.latent.query_rank:
-            c_BTR = self.query_norm(project("BTD,DR->BTR", x_BTD, self.query_down, config, place))
-            q_BTHK = project("BTR,RHK->BTHK", c_BTR, self.query_up, config, place)
+            c_BTR = project("BTD,DR->BTR", x_BTD, self.query_down, config, place)
+            if config.bias_qkv:
+                c_BTR = add_bias(c_BTR, self.query_down_bias, config, place)
+            q_BTHK = project("BTR,RHK->BTHK", self.query_norm(c_BTR), self.query_up, config, place)
         else:
             q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
         assert rope is not None
@@ -72,6 +78,8 @@ class LatentAttention(Attention):
         """(latent_BSR, normalised; key_rope_BSP, rotated): all that keys and values are made of."""
         config, R = self.config, self.config.latent.kv_rank
         c_BSR = project("BTD,DR->BTR", x_BTD, self.kv_down, config, self.place)
+        if config.bias_qkv:
+            c_BSR = add_bias(c_BSR, self.kv_down_bias, config, self.place)
         assert rope is not None
         return self.kv_norm(c_BSR[..., :R]), rotate(c_BSR[..., None, R:], rope)[..., 0, :]
 

@@ -43,7 +43,7 @@ class ModelConfig:
     activation: Literal["swiglu", "geglu", "gelu", "gelu_exact"] = "swiglu"
     """Feed-forward non-linearity; swiglu and geglu are gated (Shazeer 2020); "gelu" is the tanh form of GPT-2."""
     bias_qkv: bool = False
-    """Biases on the query, key and value projections."""
+    """Biases on the query, key and value projections; of latent attention, on those to its latents."""
     bias_out: bool = False
     """A bias on the attention's output projection."""
     bias_mlp: bool = False
@@ -191,7 +191,7 @@ class ModelConfig:
 
     def checked_latent_head_dim(self) -> int:
         """The same for latent attention, which has some choices less."""
-        for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none", "bias_qkv": False}.items():
+        for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none"}.items():
             require(getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent")
         require(self.kv_heads in (None, self.heads), "model.kv_heads", self.kv_heads, f"model.heads={self.heads} with model.latent, or null")
         head_dim = self.latent.nope_dim + self.latent.rope_dim

@@ -26,6 +26,8 @@ class RopeScaling:
     """yarn: pairs that turn more often than this over the original context are kept."""
     beta_slow: float = 1.0
     """yarn: pairs that turn less often than this are divided by `factor`."""
+    truncate: bool = True
+    """yarn: the ramp's ends are rounded outwards to whole pairs."""
     attention_factor: float | None = None
     """yarn: what rotated queries and keys are multiplied by. None: 0.1 ln(factor) + 1."""
     original_positions: int = 8192

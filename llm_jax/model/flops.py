@@ -97,8 +97,10 @@ def parameter_count(config: ModelConfig) -> int:
     assert c.vocab
     norm = c.embed * (2 if c.norm == "layer" else 1)
     norms = norm * (4 if c.norm_placement == "both" else 2)
-    attention = attention_matrices(c) + c.bias_qkv * (c.heads + 2 * c.kv_heads) * c.head_dim + c.bias_out * c.embed
-    attention += c.latent.query_rank + c.latent.kv_rank  # their norms
+    latents = c.latent.query_rank + c.latent.kv_rank
+    made = latents + c.latent.rope_dim if c.latent.kv_rank else (c.heads + 2 * c.kv_heads) * c.head_dim
+    attention = attention_matrices(c) + c.bias_qkv * made + c.bias_out * c.embed
+    attention += latents  # their norms
     attention += {"none": 0, "head": 2 * c.head_dim, "projection": (c.heads + c.kv_heads) * c.head_dim}[c.qk_norm]
     dense = expert_parameters(c, c.mlp) + c.bias_mlp * ((2 if c.gated else 1) * c.mlp + c.embed)
     total = c.layers * (attention + norms) + norm + (c.layers - len(c.sparse_layers)) * dense

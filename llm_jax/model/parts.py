@@ -62,8 +62,10 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
         def pair_that_turns(times: float) -> float:
             return head_dim * math.log(scaling.original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-        first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
-        last = min(math.ceil(pair_that_turns(scaling.beta_slow)), head_dim - 1)
+        first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+        if scaling.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
         keep = 1 - np.clip((pair - first) / (last - first or 0.001), 0.0, 1.0)
     return (frequency / scaling.factor * (1 - keep) + frequency * keep).astype(np.float32)
 

@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Pythia": {"parallel_blocks": True, "rope_fraction": 0.25, "norm": "layer", "tied_embeddings": False, "rope_scaling": RopeScaling(kind="linear")},
     "DeepSeek": {
         "latent": LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5), "head_dim": 10, "layers": 3, "attention_scale": 0.4,
+        "bias_qkv": True,
         "moe": MoEConfig(experts=8, top_k=2, scores="sigmoid", bias=True, groups=2, top_groups=1, scale=2.5, shared_mlp=16, dense_layers=(0,)),
     },
 }  # fmt: skip

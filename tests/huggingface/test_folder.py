@@ -62,7 +62,7 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "num_key_value_heads", "2", "num_key_value_heads='2': must be a whole number, or null"),
         ("deepseek_v3", "num_key_value_heads", 2, "num_key_value_heads=2: latent attention has as many as"),
         ("deepseek_v3", "topk_method", "greedy", "topk_method=greedy: is not built here; must be noaux_tc"),
-        ("deepseek_v3", "attention_bias", True, "attention_bias=True: is not built here"),
+        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "truncate=1 in the rotary embedding: must be true or false"),
         ("gemma2", "layer_types", ["full_attention"], "layer_types=.*: must be full_attention or sliding_attention for each of"),
         ("llama", "rms_norm_eps", -1.0, "model.norm_epsilon=-1.0: must be above 0"),
         ("llama", "is_encoder_decoder", True, "is_encoder_decoder=True: is not built here; must be False"),

@@ -21,7 +21,7 @@ STEPS = 5
 LATENT = dataclasses.replace(
     GROUPED, kv_heads=None, head_dim=None, latent=LatentConfig(query_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=6),
     norm_placement="both", norm_centred=True, parallel_blocks=True, layers=3, window=7, window_layers=(0, 2),
-    rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=8, attention_factor=1.1), remat="full",
+    rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=8, attention_factor=1.1), remat="full", bias_qkv=True, bias_out=True,
 )  # fmt: skip
 GEMMA = dataclasses.replace(
     GROUPED, norm_placement="both", norm_centred=True, qk_norm="head", embedding_scale=5.5, attention_scale=0.5, attention_softcap=1.0, layers=4,

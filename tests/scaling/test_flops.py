@@ -31,7 +31,8 @@ MODELS = {
     ),
     "gemma2": ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, vocab=50, norm_placement="both", norm_centred=True, attention_softcap=5.0),
     "deepseek": ModelConfig(
-        layers=2, embed=32, heads=4, vocab=50, bias_out=True, latent=LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5)
+        layers=2, embed=32, heads=4, vocab=50, bias_qkv=True, bias_out=True,
+        latent=LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5),
     ),
     "no_query_rank": ModelConfig(layers=2, embed=32, heads=4, vocab=50, latent=LatentConfig(kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5)),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import parameters, read_rope, stretch, write_rope
-from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, block_norms, ends, experts, feed_forward, llama_keys
+from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, attention_bias, block_norms, ends, experts, feed_forward, linear, llama_keys
 from llm_jax.huggingface.table import Entry
 from llm_jax.model.config import ModelConfig
 
@@ -44,7 +44,6 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     keys.must("topk_method", "noaux_tc")
     keys.must("scoring_func", "sigmoid")
     keys.must("moe_layer_freq", 1)
-    keys.must("attention_bias", False)
     keys.take("rope_interleave", True)  # see `tensors`
     keys.take("num_nextn_predict_layers", None, "num_mtp_layers")  # their tensors are refused, or left out where that is asked for
     if values["kv_heads"] not in (None, values["heads"]):
@@ -63,6 +62,7 @@ def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     scale = stretch(scaling.factor, mscale) ** 2 * head_dim**-0.5 if mscale and scaling.kind == "yarn" else None
     return {
         **rope,
+        **attention_bias(keys),
         **(sparse if dense < values["layers"] else {"moe.experts": 0}),
         "attention_scale": scale,
         "latent.query_rank": keys.take("q_lora_rank", 1536) or 0,
@@ -96,7 +96,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
         "moe_layer_freq": 1,
         "rope_interleave": True,
         "num_nextn_predict_layers": 0,
-        "attention_bias": False,
+        "attention_bias": model.bias_qkv,
         "hidden_act": GATED_NAMES.get(model.activation, "silu"),
     }
 
@@ -109,13 +109,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
         *ends(),
         *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
         Entry(f"{at}.q_proj.weight", "attention.query", "(h k) d -> d h k", order=("k", head)),
-        Entry(f"{at}.q_a_proj.weight", "attention.query_down", "r d -> d r"),
+        *linear(f"{at}.q_a_proj", "attention.query_down", "r d -> d r", "r -> r"),
         Entry(f"{at}.q_a_layernorm.weight", "attention.query_norm.scale", "r -> r"),
         Entry(f"{at}.q_b_proj.weight", "attention.query_up", "(h k) r -> r h k", order=("k", head)),
         Entry(f"{at}.kv_a_proj_with_mqa.weight", "attention.kv_down", "r d -> d r", order=("r", kv)),
+        Entry(f"{at}.kv_a_proj_with_mqa.bias", "attention.kv_down_bias", "r -> r", order=("r", kv)),
         Entry(f"{at}.kv_a_layernorm.weight", "attention.kv_norm.scale", "r -> r"),
         Entry(f"{at}.kv_b_proj.weight", "attention.kv_up", "(h n) r -> r h n"),
-        Entry(f"{at}.o_proj.weight", "attention.out", "d (h v) -> h v d"),
+        *linear(f"{at}.o_proj", "attention.out", "d (h v) -> h v d", "d -> d"),
         *feed_forward(),
         *experts("mlp", "gate_proj", "up_proj", "down_proj"),
         Entry("model.layers.{layer}.mlp.gate.e_score_correction_bias", "mlp.bias", "e -> e", only="sparse"),
