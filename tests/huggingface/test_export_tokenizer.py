@@ -41,15 +41,21 @@ def trained(kind: str) -> SentencePieceTokenizer:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_every_text_becomes_the_same_tokens_and_comes_back(kind, tmp_path):
-    """BPE without an exception. Unigram's ways to cut a text may be as likely as one another up to rounding, as spaces in runs are."""
+    """BPE without an exception. Unigram's ways to cut a text may be as likely as one another up to rounding, as spaces in runs are:
+    SentencePiece sums log-probabilities in float32 (1e-7 of the sum was seen between the two ways), tokenizers in float64.
+    """
     ours = trained(kind)
     export_tokenizer(ours, tmp_path)
     theirs = load_tokenizer(tmp_path)
     differ = [text for text in texts() if theirs.encode(text) != ours.encode(text)]
     if kind == "bpe":
         assert not differ
+    else:
+        logprob = [value for _, value in json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]]
     assert all(theirs.token_bytes[theirs.encode(text)].sum() == len(text.encode()) for text in texts())
-    assert all(len(theirs.encode(text)) == len(ours.encode(text)) for text in differ)  # as likely, of as many pieces
+    for text in differ:
+        as_likely = [sum(logprob[i] for i in tokenizer.encode(text)) for tokenizer in (ours, theirs)]
+        assert as_likely[0] == pytest.approx(as_likely[1], rel=1e-6)
     assert len(differ) < 0.4 * len(texts())
     assert all(theirs.decode(ours.encode(text)) == text for text in texts())
     assert theirs.lossless
