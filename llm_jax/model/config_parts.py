@@ -39,6 +39,7 @@ class RopeScaling:
         if factor is not None:
             require(self.kind == "yarn", "model.rope_scaling.attention_factor", factor, f"null with kind={self.kind}: it is yarn's")
             require(0 < factor < math.inf, "model.rope_scaling.attention_factor", factor, "above 0")
+        require(self.truncate or self.kind == "yarn", "model.rope_scaling.truncate", self.truncate, f"true with kind={self.kind}: it is yarn's")
         low, high = self.low_frequency_factor, self.high_frequency_factor
         require(self.kind != "llama3" or low < high, "model.rope_scaling.high_frequency_factor", high, f"above low_frequency_factor={low:g}")
         for key in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions"):

@@ -200,6 +200,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "norm_centred": ({"norm": "layer", "norm_centred": True}, "model.norm_centred=True: must be false with model.norm=layer"),
     "rope_fraction": ({"rope_fraction": 0.4}, "model.rope_fraction=0.4: must be a part of model.head_dim=8 that is an even number"),
     "attention_factor": ({"rope_scaling": RopeScaling(attention_factor=1.0)}, "model.rope_scaling.attention_factor=1.0: must be null with kind=none"),
+    "truncate": ({"rope_scaling": RopeScaling(truncate=False)}, "model.rope_scaling.truncate=False: must be true with kind=none"),
     "latent without a rank": ({"latent": LatentConfig(rope_dim=4)}, "model.latent.rope_dim=4: must be 0 where model.latent.kv_rank=0"),
     "latent, grouped": ({**MLA, "kv_heads": 2}, "model.kv_heads=2: must be model.heads=4 with model.latent"),
     "latent, head_dim": ({**MLA, "head_dim": 8}, "model.head_dim=8: must be model.latent's nope_dim + rope_dim = 10"),
