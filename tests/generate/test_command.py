@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,18 +69,23 @@ def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
-    """And those that transformers continued its prompts with, greedily; EOS is what the folder says."""
-    folder = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
-    expected = np.load(folder / "expected.npz")
+    """And those that transformers continued its prompts with, greedily, up to what the folder says is EOS."""
+    fixture = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
+    expected = np.load(fixture / "expected.npz")
+    folder, eos = tmp_path / "model", int(expected["left_greedy_new_tokens"][1, 5])
+    shutil.copytree(fixture, folder)
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": [eos]}))
     prompts = [ids[mask == 1].tolist() for ids, mask in zip(expected["left_input_ids"], expected["left_mask"], strict=True)]
     given = ["ids=" + ",".join(map(str, prompt)) for prompt in prompts]
     out = tmp_path / "out.jsonl"
     assert main([str(folder), *given, "temperature=0", "max_tokens=32", "dtype=float32", f"json={out}"]) == 0
     printed = capsys.readouterr().out
     for line, prompt, theirs in zip(out.read_text().splitlines(), prompts, expected["left_greedy_new_tokens"].tolist(), strict=True):
-        tokens, eos = json.loads(line)["tokens"], theirs.index(2) + 1 if 2 in theirs else 32
-        assert tokens == theirs[:eos]
-        assert " ".join(map(str, [*prompt, *(i for i in tokens if i != 2)])) in printed
+        tokens, length = json.loads(line)["tokens"], theirs.index(eos) + 1 if eos in theirs else 32
+        assert tokens == theirs[:length]
+        assert " ".join(map(str, [*prompt, *(i for i in tokens if i != eos)])) in printed
+    assert json.loads(line)["finished"] == "eos"
     for arguments, said in {
         "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give ids=1,2,3",
         "ids=5,83": "ids=83: must be from 0 to 82",
