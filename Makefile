@@ -1,6 +1,6 @@
 # make quickstart   installs into .venv and trains a small language model on real text (under 5 minutes on 2 cores)
 # make test         installs if needed and runs all tests
-# make check        ruff and the type checker
+# make check        ruff, the type checker, and the order of the rooms
 # make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways, random shapes too
 # PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
 
@@ -20,6 +20,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 reference: $(VENV)/installed-reference
 	$(BIN)/python -m tools.make_huggingface_fixtures

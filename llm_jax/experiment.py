@@ -21,14 +21,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from llm_jax.cluster.config import ClusterConfig
+from llm_jax.core.errors import UserError, closest, nearest, one_of
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
-from llm_jax.errors import UserError, closest, nearest, one_of
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
 
@@ -153,24 +153,6 @@ def read_yaml(path: Path) -> Experiment:
         raise UserError(f"{path}: not a configuration ({first_line(error)})") from error
     assert isinstance(made, Experiment)
     return made
-
-
-def from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs override it."""
-    return from_experiment(load_experiment(experiment_name(pairs)), pairs)
-
-
-def from_experiment(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment with what a command line says, resolved. `from=FOLDER`: with that folder's model, tokenizer and weights."""
-    froms = [value for key, value in pairs if key == "from"]
-    pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
-    if len(froms) > 1:
-        raise UserError("from= is given twice")
-    if froms:
-        from llm_jax.train.start import going_on_from
-
-        experiment = going_on_from(experiment, froms[0], pairs)
-    return resolved(override(experiment, pairs))
 
 
 def experiment_name(pairs: list[tuple[str, str]]) -> str:
@@ -361,3 +343,13 @@ def with_vocabulary(experiment: Experiment) -> Experiment:
     """The experiment, its model resolved, with the vocabulary that its tokenizer will have, which is known without the corpus."""
     vocabulary = vocabulary_size(experiment.tokenizer) if experiment.model.vocab is None else None
     return dataclasses.replace(experiment, model=experiment.model.resolved(vocabulary))
+
+
+def read_experiment(run_dir: Path) -> Experiment:
+    """The experiment of a run folder."""
+    from llm_jax.experiment import read_yaml
+
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run_dir}: is no run folder (it has no config.yaml)")
+    return read_yaml(path)

@@ -30,8 +30,8 @@ submit=slurm hands the run, or a grid's runs, to Slurm (docs/cluster.md): it wri
 saves before its time limit and when it is preempted, and goes on by itself until the run is finished:
 
   python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
-  python -m llm_jax.cluster.status RUN_DIR
-  python -m llm_jax.cluster.cancel RUN_DIR
+  python -m llm_jax.slurm.status RUN_DIR
+  python -m llm_jax.slurm.cancel RUN_DIR
 
 slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (a process for each GPU, unless it says less), cpus_per_task, memory, time,
                   partition, account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row
@@ -51,10 +51,10 @@ import os
 import sys
 import time
 
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.task import Task, read_task
-from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError
+from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.errors import UserError
+from llm_jax.processes.group import Group
+from llm_jax.processes.launcher import Task, read_task
 
 FLAGS = ("--list", "--show", "--dry-run", "--go-on", "--help", "-h")
 
@@ -80,7 +80,8 @@ def launch(arguments: list[str]) -> int:
 def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
     """Runs what the command line asks for, as one process of the group. begun: the `time.monotonic()` at which this process did."""
     from llm_jax import experiment as experiments
-    from llm_jax.cluster.submit import make_submission, split_pairs, submit_run
+    from llm_jax.run.initial_weights import with_command_line
+    from llm_jax.slurm.submit import make_submission, split_pairs, submit_run
 
     if "--list" in flags:
         known = experiments.list_experiments()
@@ -106,15 +107,15 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
         raise UserError(f"--go-on: is for a grid whose runs were submitted, and experiment={name} is one run")
     if "--dry-run" in flags and not submission:
         raise UserError(f"--dry-run: is for grids and for submit=slurm, and experiment={name} is one run; --show prints its configuration")
-    chosen = experiments.from_experiment(experiments.as_experiment(made, name), pairs)
+    chosen = with_command_line(experiments.as_experiment(made, name), pairs)
     if "--show" in flags:
         print(experiments.to_yaml(chosen), end="")
         return 0
     if submission:
         return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
-    from llm_jax.layout import distributed
-    from llm_jax.train.run import run
+    from llm_jax.processes import distributed
+    from llm_jax.run.run import run
 
     group.join(chosen.cluster)
     with distributed.started(group, chosen.cluster):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_jax.layout.xla_flags import keep_collectives_in_order
+from llm_jax.core.xla_flags import keep_collectives_in_order
 from tests.xla_flags import simulated
 
 # Tests send Ctrl-C to themselves and to processes of theirs, which would be born deaf to it where the tests run in the background of a script.
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 def gpu_compiler(request: pytest.FixtureRequest) -> None:
     """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason."""
     if request.node.get_closest_marker("gpu_compile"):
-        from llm_jax.errors import UserError
+        from llm_jax.core.errors import UserError
         from llm_jax.layout.gpu_compile import require_cuda
 
         try:
@@ -59,7 +59,7 @@ def shared() -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the smallest experiment, beside its corpus; the machine's peak is given, since measuring it takes a second."""
-    from llm_jax.train import run
+    from llm_jax.run import run
     from tests.tiny_run import write_experiment
 
     monkeypatch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from llm_jax.errors import EXIT_UNREAD
-from llm_jax.train.console import UNREAD
+from llm_jax.core.console import UNREAD
+from llm_jax.core.errors import EXIT_UNREAD
 
 ENDLESS = """
 import sys
-from llm_jax.command import run_command
+from llm_jax.core.command import run_command
 
 def body(arguments):
     while True:
@@ -32,7 +32,7 @@ def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word():
 LINES = """
 import sys
 from pathlib import Path
-from llm_jax.train.console import Console
+from llm_jax.core.console import Console
 
 console = Console()
 console.log_to(Path(sys.argv[1]))

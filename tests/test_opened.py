@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.layout.presets import preset
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.tiny_run import checkpoint, launch, write_experiment
 
 

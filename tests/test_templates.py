@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from llm_jax.templates import environment, render
+from llm_jax.core.templates import environment, render
 
 PACKAGE = "package_of_templates"
 

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError
+from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.errors import UserError
 
 EVERY = 50
 

@@ -73,7 +73,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
-    from llm_jax.opened import Opened
+    from llm_jax.pretrained.model import Opened
     from llm_jax.train.state import Program
 
     shapes = {

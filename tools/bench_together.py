@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError
+from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 
 WORKS = {"2 x 32, 4 x 64": (2, 32, 4, 64), "2 x 64, 4 x 128": (2, 64, 4, 128)}
 """Layers x width, sequences x tokens."""
@@ -87,9 +87,9 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
     import numpy as np
 
     from llm_jax.objective.next_token import make_objective
-    from llm_jax.scaling.together import jit_steps, over_runs, place_for, stacked
+    from llm_jax.run.run import place_of
+    from llm_jax.scaling.vmapped_runs import jit_steps, over_runs, place_for, stacked
     from llm_jax.train.compile import abstract_batch, jit_step, program_options
-    from llm_jax.train.run import place_of
     from llm_jax.train.state import Program
 
     def variant(count: int | None, spread: int) -> Callable[[], None]:
@@ -99,7 +99,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
         objective, place = make_objective(e.objective), place_for(e, count) if count else place_of(e)
         program = Program(e.model, e.optimizer, place)
         rng, batch = np.random.default_rng(0), {}
-        for name, array in abstract_batch(e, place).items():
+        for name, array in abstract_batch(e.train, place).items():
             size = array.shape if count is None else (count, *array.shape)
             high = e.model.vocab if name in ("tokens", "targets") else 1
             values = np.ones(size, np.float32) if name == "weights" else rng.integers(0, high, size, np.int32)
@@ -107,7 +107,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
             batch[name] = jax.device_put(values, sharding)
         states = [program.new_state(i) for i in range(count or 1)]
         if count is None:
-            step, holder = jit_step(program, objective, e), [states[0]]
+            step, holder = jit_step(program, objective, e.optimizer, e.train.steps), [states[0]]
         else:
             own = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names))
             step, holder = jit_steps(own, objective, made, program_options(program)), [stacked(states, place)]
@@ -139,10 +139,10 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
     """Seconds a run, from the corpus to the run folder."""
     import jax
 
-    from llm_jax.cluster.group import alone
-    from llm_jax.scaling.together import run_together
-    from llm_jax.train import run
-    from llm_jax.train.console import Console
+    from llm_jax.core.console import Console
+    from llm_jax.processes.group import alone
+    from llm_jax.run import run
+    from llm_jax.scaling.vmapped_runs import run_together
 
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import EXIT_USER_ERROR, UserError
+from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 
 WORKS = {"W1": "bench/w1", "W2": "bench/w2"}
 GPU_WORKS = {"W3": "bench/w3"}
@@ -78,7 +78,7 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     from llm_jax.model.flops import train_flops_per_token
     from llm_jax.objective.next_token import make_objective
     from llm_jax.train.compile import abstract_batch, jit_step
-    from llm_jax.train.peak import device_peak, measure_matmul
+    from llm_jax.train.peak_flops import device_peak, measure_matmul
     from llm_jax.train.state import Program
 
     pairs = [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
@@ -90,9 +90,9 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     chosen = dataclasses.replace(chosen, model=model)
     place = MeshPlacement(chosen.layout, make_mesh(chosen.layout, chosen.mesh))
     program = Program(model, chosen.optimizer, place, chosen.train.ema_decay)
-    step = jit_step(program, make_objective(chosen.objective), chosen)
+    step = jit_step(program, make_objective(chosen.objective), chosen.optimizer, chosen.train.steps)
     state = program.new_state(chosen.train.seed)
-    abstract, values = abstract_batch(chosen, place), random_batch(chosen)
+    abstract, values = abstract_batch(chosen.train, place), random_batch(chosen)
     batch = {name: jax.device_put(values[name].reshape(array.shape), array.sharding) for name, array in abstract.items()}
     cpu = place.platform() == "cpu"
     seconds, peaks = [], []

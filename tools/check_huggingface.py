@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import huggingface
-from llm_jax.errors import UserError
-from llm_jax.opened import open_model
+from llm_jax import pretrained
+from llm_jax.core.errors import UserError
+from llm_jax.pretrained.model import open_model
 from tools import huggingface_reference as reference
 from tools.huggingface_cases import Case, random_case
 
@@ -52,15 +52,15 @@ def check(case: Case, seed: int, folder: Path) -> str:
         configs[spelling] = opened.config
     if len(set(configs.values())) > 1:
         return f"DIFFERS: the two spellings are two models: {configs}"
-    model = huggingface.load_model(folder / "theirs", dtype="float32")
+    model = pretrained.load_model(folder / "theirs", dtype="float32")
     ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
     if (worst := np.abs(ours - exact).max()) > tolerance:
         return f"DIFFERS: logits by {worst:.1e}"
-    huggingface.save_model(opened, folder / "saved", say=lambda line: None)
+    pretrained.save_model(opened, folder / "saved", say=lambda line: None)
     again = reference.logits(reference.read(folder / "saved"), tokens_BT)
     if (back := np.abs(again - exact).max()) > tolerance:
         return f"DIFFERS: logits of what was saved by {back:.1e}"
-    reloaded = huggingface.load_model(folder / "saved", dtype="float32")
+    reloaded = pretrained.load_model(folder / "saved", dtype="float32")
     if reloaded.config != opened.config:
         return f"DIFFERS: loaded again the model is another: {opened.config} {reloaded.config}"
     return f"same: {worst:.1e}, saved {back:.1e} (theirs {rounding:.1e}), of {exact.std():.1f}"

@@ -5,7 +5,7 @@
 
 It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a process of its own, and prints the peak of that process's
 memory (VmHWM) less what it had before and less the weights. The promise: no more than the largest tensor and 1 GiB. save=true goes on to
-write the run folder, as `python -m llm_jax.huggingface.load` does.
+write the run folder, as `python -m llm_jax.pretrained.load` does.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def status(key):
     return int(lines[key].split()[0]) * 1024
 
 import jax
-from llm_jax.huggingface import load
-from llm_jax.huggingface.devices import flat_paths
+from llm_jax.pretrained import load
+from llm_jax.huggingface.transfer import flat_paths
 from llm_jax.layout.presets import preset
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 
 folder, layout, save = sys.argv[1:]
 jax.block_until_ready(jax.numpy.zeros(8))
@@ -53,9 +53,9 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     import numpy as np
 
     from llm_jax.huggingface import safetensors
-    from llm_jax.huggingface.devices import shapes_of
     from llm_jax.huggingface.family import family
-    from llm_jax.huggingface.table import lay
+    from llm_jax.huggingface.tensor_map import lay
+    from llm_jax.huggingface.transfer import shapes_of
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.layout.presets import preset

@@ -36,8 +36,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError, nearest, one_of, require
+from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.errors import UserError, nearest, one_of, require
 
 INSTALL = "apt-get install -y --no-install-recommends slurm-wlm munge"
 DAEMONS = ("slurmctld", "slurmd", "munged")

@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from llm_jax.command import read_arguments, run_command
-from llm_jax.errors import UserError, one_of, require
+from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.errors import UserError, one_of, require
 from tools.faults import CHECKPOINT_EVERY, CRASHES, PHASES, SIGNALS, Case, Job, Outcome, cluster, compare, strike
 
 STEPS = 60

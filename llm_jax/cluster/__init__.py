@@ -1,1 +1,1 @@
-"""Runs of several processes, and what a cluster does to them: start, preflight, preemption, faults, submitting."""
+"""Renamed: the processes of a run are in llm_jax.processes, Slurm jobs in llm_jax.slurm."""

@@ -5,7 +5,8 @@ Nothing heavy is imported here: TFDS, SentencePiece, tokenizers, PyArrow and Gra
 
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.corpus import BATCH_KEYS, Corpus, batch_sha, prepare
-from llm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llm_jax.data.vocabulary import vocabulary_size
+from llm_jax.data.load_tokenizer import load_tokenizer
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.train_tokenizer import vocabulary_size
 
 __all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "load_tokenizer", "prepare", "vocabulary_size"]

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm_jax.errors import UserError, check_choice
+from llm_jax.core.errors import UserError, check_choice
 
 TOKENIZER_KINDS = ("bpe", "unigram")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig, TokenizerConfig
-from llm_jax.data.most_documents import documents_in_held_out, documents_in_run, most_in_groups
+from llm_jax.data.documents_per_row import documents_in_held_out, documents_in_run, most_in_groups
 from llm_jax.data.packing import PackedRows, empty_row
 from llm_jax.data.sources import Source, resolve
 from llm_jax.data.token_cache import TokenStore, held_out_mask, none_left, tokenize
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.data.vocabulary import tokenizer_for
-from llm_jax.errors import UserError
+from llm_jax.data.train_tokenizer import tokenizer_for
 
 Batch = dict[str, np.ndarray]
 BATCH_KEYS = ("tokens", "targets", "weights", "segments", "positions")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.core.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 RECORD_BYTES = 16 << 20  # a longer JSONL or Parquet document is stored as several: a record has to fit in memory

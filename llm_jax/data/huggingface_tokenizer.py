@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.errors import UserError, one_of
 from llm_jax.data.cache import fingerprint, write_atomic
 from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, is_lossless
-from llm_jax.errors import UserError, one_of
 
 MODELS = ("BPE", "Unigram")
 FILES = (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.core.errors import UserError
 from llm_jax.data.cache import write_atomic
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, is_lossless
-from llm_jax.errors import UserError
 
 TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no old tokenizer is taken
 SPACE = "\u2581"  # SentencePiece writes a space so; the character itself has to go through byte pieces

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
 from llm_jax.data.documents import SUFFIXES, holds, read_documents
-from llm_jax.errors import UserError, nearest
 
 _LOCAL_VERSION = 2  # of the rules that make documents from files: raise it when they change
 _DOCUMENTS_PER_FILE = 100_000

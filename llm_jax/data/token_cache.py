@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 from llm_jax.data import cache
+from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sources import Source
-from llm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llm_jax.errors import EXIT_USER_ERROR, UserError
+from llm_jax.data.tokenizer import Tokenizer
 
 _VERSION = 1  # of the files' format: raise it when it changes
 _SHARD_BYTES = 4 << 20

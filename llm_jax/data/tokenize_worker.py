@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 from llm_jax.data.token_cache import tokenize_shards
-from llm_jax.errors import EXIT_USER_ERROR, UserError
 
 if __name__ == "__main__":
     ranges = [tuple(map(int, argument.split(":"))) for argument in sys.argv[2:]]

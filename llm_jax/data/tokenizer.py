@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-
-from llm_jax.errors import UserError
 
 MODEL_NAME = "tokenizer.model"
 """SentencePiece's model."""
@@ -56,37 +53,6 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path | str) -> None:
         """Writes the files that `load_tokenizer` reads, as they were, and a few words about them."""
-
-
-def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
-    """The tokenizer of a folder (a run's `tokenizer/`, or one of Hugging Face's) or of a file.
-
-    Hugging Face's tokenizer.json where there is one, else SentencePiece's tokenizer.model. Raises UserError, with `key`, if there is neither.
-    """
-    from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
-    from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-
-    path = Path(path).expanduser()
-    origin = f"{key}={path}"
-    if not path.exists():
-        raise UserError(f"{origin}: no such file; give a {MODEL_NAME}, a {JSON_NAME}, or a folder with one of them")
-    names = (JSON_NAME, MODEL_NAME) if path.is_dir() else ("",)
-    for file in (path / name for name in names if (path / name).is_file()):
-        content = file.read_bytes()
-        if not content.lstrip().startswith(b"{"):
-            return SentencePieceTokenizer(content, origin)
-        if is_huggingface(content, origin):
-            return HuggingFaceTokenizer.read(file, origin)
-    raise UserError(f"{origin}: has no {JSON_NAME} of Hugging Face's and no {MODEL_NAME}")
-
-
-def is_huggingface(content: bytes, origin: str) -> bool:
-    """Whether a JSON file is a tokenizer, and not words about one."""
-    try:
-        tree: Any = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{origin}: not JSON ({error})") from error
-    return isinstance(tree, dict) and isinstance(tree.get("model"), dict)
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:

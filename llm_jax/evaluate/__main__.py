@@ -23,8 +23,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from llm_jax.command import output_file, run_command
-from llm_jax.errors import UserError
+from llm_jax.core.command import output_file, run_command
+from llm_jax.core.errors import UserError
 
 OF_THE_RUN = ("train.batch_size", "train.sequence_length")
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    from llm_jax.asked import read_asked
+    from llm_jax.pretrained.arguments import read_asked
 
     of_the_run = lambda key: key.startswith("data.") or key in OF_THE_RUN  # noqa: E731
     asked = read_asked(arguments, ("RUN_OR_FOLDER",), ("tokens", "batches", "out"), others=of_the_run)
@@ -49,8 +49,8 @@ def evaluate(arguments: list[str]) -> int:
         raise UserError(f"tokens={own['tokens']}: batches={own['batches']} says that too; give one of them")
     tokens, batches = asked.whole("tokens", 1), asked.whole("batches", 1)
 
+    from llm_jax.core.files import write_json
     from llm_jax.evaluate.held_out import score, table
-    from llm_jax.train.metrics import write_json
 
     scores = score(asked.paths[0], asked.pairs, tokens=tokens, batches=batches, **asked.opening)
     print(table(scores))

@@ -10,15 +10,15 @@ from pathlib import Path
 import jax
 
 from llm_jax import data
+from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
-from llm_jax.errors import UserError
 from llm_jax.experiment import override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
-from llm_jax.opened import open_model, tokenizer_folder
+from llm_jax.pretrained.model import open_model, tokenizer_folder
+from llm_jax.run.initial_weights import read_source
+from llm_jax.run.run import check_layout, use_compilation_cache
 from llm_jax.train.evaluation import HeldOut
-from llm_jax.train.run import check_layout, use_compilation_cache
-from llm_jax.train.start import read_source
 
 
 @dataclass(frozen=True)

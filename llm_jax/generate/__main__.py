@@ -39,12 +39,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from llm_jax.command import input_text, output_file, run_command
-from llm_jax.errors import UserError, nearest, require
+from llm_jax.core.command import input_text, output_file, run_command
+from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.generate.request import Request, Result
 
 if TYPE_CHECKING:
-    from llm_jax.opened import Opened
+    from llm_jax.pretrained.model import Opened
 
 OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "ids", "stop"))
 KEYS = (*OF_REQUEST, "prompts", "json", "slots")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def generate(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    from llm_jax.asked import read_asked
+    from llm_jax.pretrained.arguments import read_asked
 
     asked = read_asked(arguments, ("RUN_OR_FOLDER",), KEYS, REPEATED)
     if asked is None:
@@ -70,9 +70,9 @@ def generate(arguments: list[str]) -> int:
     file = output_file("json", asked.values["json"]) if "json" in asked.values else None
 
     from llm_jax.generate.engine import Engine
-    from llm_jax.generate.ids import texts_of
+    from llm_jax.generate.id_tokenizer import texts_of
     from llm_jax.generate.terminal import write
-    from llm_jax.opened import open_model, to_stderr
+    from llm_jax.pretrained.model import open_model, to_stderr
 
     opened = open_model(asked.paths[0], **asked.opening)
     texts = texts_of(opened)

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
-from llm_jax.errors import UserError, require
-from llm_jax.generate.ids import texts_of
-from llm_jax.generate.placement import decoding_place
-from llm_jax.generate.programs import Programs
+from llm_jax.core.errors import UserError, require
+from llm_jax.generate.decode_layout import decoding_place
+from llm_jax.generate.decode_step import Programs
+from llm_jax.generate.detokenizer import Detokenizer, StopStrings
+from llm_jax.generate.id_tokenizer import texts_of
 from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
-from llm_jax.generate.text import Detokenizer, StopStrings
 
 if TYPE_CHECKING:
-    from llm_jax.opened import Opened
+    from llm_jax.pretrained.model import Opened
 
 
 def silent(line: str) -> None:

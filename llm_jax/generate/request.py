@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_jax.errors import UserError, require
-from llm_jax.generate.ids import Texts
+from llm_jax.core.errors import UserError, require
+from llm_jax.generate.id_tokenizer import Texts
 
 Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
 """Why a text ended: the model ended it, a stop string, `max_tokens`, the end of the model's learned positions, or somebody's wish."""

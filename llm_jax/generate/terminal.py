@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.generate.engine import Engine
-from llm_jax.generate.ids import Texts
+from llm_jax.generate.id_tokenizer import Texts
 from llm_jax.generate.request import Request, Result
-from llm_jax.opened import NO_NUMBERS
+from llm_jax.pretrained.model import NO_NUMBERS
 
 
 def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:

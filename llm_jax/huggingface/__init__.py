@@ -1,24 +1,12 @@
-"""Open models in and out: folders as Hugging Face's libraries write and read them.
+"""Reads and writes the formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers."""
 
-The functions are imported when they are used: commands of this package set up JAX's surroundings before it is imported.
-"""
+from llm_jax.core.renamed import moved
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from llm_jax.huggingface.library import load_model as load_model
-    from llm_jax.huggingface.save import save_model as save_model
-
-__all__ = ["load_model", "save_model"]
+MOVED = ("load_model", "save_model")
+"""Functions that `llm_jax.pretrained` has now."""
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load_model":
-        from llm_jax.huggingface.library import load_model
-
-        return load_model
-    if name == "save_model":
-        from llm_jax.huggingface.save import save_model
-
-        return save_model
+def __getattr__(name: str) -> None:
+    if name in MOVED:
+        moved(f"llm_jax.huggingface.{name}", f"llm_jax.pretrained.{name}")
     raise AttributeError(f"llm_jax.huggingface has no {name}")

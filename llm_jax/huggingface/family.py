@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import UserError, nearest
-from llm_jax.huggingface.keys import Keys
-from llm_jax.huggingface.table import Entry
+from llm_jax.core.errors import UserError, nearest
+from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
@@ -122,7 +122,7 @@ FOR_TRAINING = (
 
 def unsaid(one: Family, model: ModelConfig) -> list[str]:
     """What a family can't express of a model: the keys that are another when what it writes is read again, as "key=value"."""
-    from llm_jax.train.run_folder import flat
+    from llm_jax.core.config_tree import flat
 
     if one.heads_divide and model.embed % model.heads:
         return [f"model.embed={model.embed} with model.heads={model.heads}"]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.errors import UserError
-from llm_jax.huggingface.devices import read_parameters, shapes_of
+from llm_jax.core.errors import UserError
 from llm_jax.huggingface.family import Family, read_model
 from llm_jax.huggingface.safetensors import Tensor, parts, read_folder, read_json
-from llm_jax.huggingface.table import Entry, Table, lay
+from llm_jax.huggingface.tensor_map import Entry, Table, lay
+from llm_jax.huggingface.transfer import read_parameters, shapes_of
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.state import Program
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.huggingface.keys import Keys
+from llm_jax.huggingface.config_reader import Keys
 from llm_jax.model.config import ModelConfig, RopeScaling
 
 KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}

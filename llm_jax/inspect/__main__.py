@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llm_jax.command import output_folder, run_command
+from llm_jax.core.command import output_folder, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """The same, with UserErrors raised."""
-    from llm_jax.asked import read_asked
-    from llm_jax.inspect.asked import KEYS, checked
+    from llm_jax.inspect.arguments import KEYS, checked
+    from llm_jax.pretrained.arguments import read_asked
 
     line = read_asked(arguments, ("RUN_OR_FOLDER",), KEYS)
     if line is None:
@@ -43,9 +43,9 @@ def inspect(arguments: list[str]) -> int:
     asked = checked(line)
     folder = output_folder("out", asked.out or str(Path(asked.path) / "inspect"))
 
-    from llm_jax.inspect.findings import find
+    from llm_jax.inspect.analysis import find
     from llm_jax.inspect.write import write_page
-    from llm_jax.opened import open_model
+    from llm_jax.pretrained.model import open_model
 
     opened = open_model(asked.path, **asked.opening)
     found = find(opened, asked)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_jax.errors import UserError
-from llm_jax.inspect.asked import Asked
-from llm_jax.inspect.difference import WeightDifference, check_alike, weight_differences
-from llm_jax.inspect.readout import Divergence, Predictions, Readout, divergence
-from llm_jax.inspect.walk import Walk
-from llm_jax.opened import NO_NUMBERS, Opened, open_model
+from llm_jax.core.errors import UserError
+from llm_jax.inspect.arguments import Asked
+from llm_jax.inspect.checkpoint_diff import WeightDifference, check_alike, weight_differences
+from llm_jax.inspect.layer_by_layer import Walk
+from llm_jax.inspect.logit_lens import Divergence, Predictions, Readout, divergence
+from llm_jax.pretrained.model import NO_NUMBERS, Opened, open_model
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_jax.figure_style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, WIDTH, new_figure
-from llm_jax.inspect.findings import Findings
+from llm_jax.core.figure_style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, WIDTH, new_figure
+from llm_jax.inspect.analysis import Findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

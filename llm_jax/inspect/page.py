@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.inspect.asked import Asked
+from llm_jax.core.format import short
+from llm_jax.core.templates import render
+from llm_jax.inspect.analysis import Findings, Maps
+from llm_jax.inspect.arguments import Asked
 from llm_jax.inspect.attention import FROM
-from llm_jax.inspect.findings import Findings, Maps
-from llm_jax.inspect.readout import Predictions
+from llm_jax.inspect.logit_lens import Predictions
 from llm_jax.inspect.tokens import Piece
-from llm_jax.opened import Opened
-from llm_jax.templates import render
-from llm_jax.train.metrics import short
+from llm_jax.pretrained.model import Opened
 
 LN2 = math.log(2)
 STRONGEST = 6

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer
-from llm_jax.errors import UserError
 
 SPACE = "\u2581"
 VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}

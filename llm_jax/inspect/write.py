@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.figure_style import save, styled
 from llm_jax.data.cache import write_atomic
-from llm_jax.figure_style import save, styled
-from llm_jax.inspect.asked import Asked
+from llm_jax.inspect.analysis import Findings
+from llm_jax.inspect.arguments import Asked
 from llm_jax.inspect.figures import FIGURES
-from llm_jax.inspect.findings import Findings
+from llm_jax.inspect.logit_lens import Predictions
 from llm_jax.inspect.page import make_page, packed, rounded, weight_rows
-from llm_jax.inspect.readout import Predictions
-from llm_jax.opened import Opened
+from llm_jax.pretrained.model import Opened
 
 
 def write_page(found: Findings, opened: Opened, asked: Asked, folder: Path) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from llm_jax.core.xla_flags import set_by_user
 from llm_jax.layout.gpu_options import Options
-from llm_jax.layout.xla_flags import set_by_user
 
 OPTIONS: Options = {
     # The library that does products by default (YNN, since JAX 0.10) runs a batched product, as in attention, on one core.

@@ -20,10 +20,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.core.xla_flags import NO_DRIVER
 from llm_jax.layout import hlo
 from llm_jax.layout.hardware import Hardware, hardware
-from llm_jax.layout.xla_flags import NO_DRIVER
 
 
 def target_config(hardware: Hardware) -> str:

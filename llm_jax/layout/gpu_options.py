@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import jax
 
-from llm_jax.layout.xla_flags import set_by_user
+from llm_jax.core.xla_flags import set_by_user
 
 Options = dict[str, bool | int | str]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import check_choice
+from llm_jax.core.errors import check_choice
 
 TABLE = Path(__file__).with_suffix(".toml")
 USABLE_MEMORY = 0.92

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.errors import UserError, nearest, require
+from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
 
 Axes = dict[str, str]

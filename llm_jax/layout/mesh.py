@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.errors import UserError, nearest
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.layout.layout import Layout
 
 EXPERTS = {"batch": "data, expert", "experts": "expert"}

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.model import attention_blocked as blocked
 from llm_jax.model import attention_context as context
 from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.norm_and_rope import Norm, Rope, rope_tables, rotate, softcap
 from llm_jax.model.parametrization import attention_logits, residual_std, times
-from llm_jax.model.parts import Norm, Rope, rope_tables, rotate, softcap
 from llm_jax.model.weights import add_bias, project, weight
 
 Q_DIMS = ("batch", "sequence", "heads", "head_dim")

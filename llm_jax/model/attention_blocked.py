@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.model.attention_mask import Mask, causal
-from llm_jax.model.parts import softcap
+from llm_jax.model.norm_and_rope import softcap
 
 MOST_BLOCKS = 8
 """Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.model.attention_mask import Mask
 
 CHECKED_JAX = ((0, 10), (0, 11))

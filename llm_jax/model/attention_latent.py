@@ -19,8 +19,8 @@ from flax import nnx
 from llm_jax.model.attention import Attention
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.norm_and_rope import Norm, Rope, rotate
 from llm_jax.model.parametrization import attention_logits, residual_std, times
-from llm_jax.model.parts import Norm, Rope, rotate
 from llm_jax.model.weights import add_bias, compute, placed, project, weight
 
 NORM_EPSILON = 1e-6

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_jax.errors import UserError, nearest, require
+from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.model.config_parts import LatentConfig, MoEConfig, RopeScaling
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_jax.errors import require
+from llm_jax.core.errors import require
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.grouped import batched_product, block_rows, grouped_product
+from llm_jax.model.grouped_matmul import batched_product, block_rows, grouped_product
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
 from llm_jax.model.parametrization import residual_std
 from llm_jax.model.router import Routing, choose, sums_of

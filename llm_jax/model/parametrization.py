@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import jax
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims
 

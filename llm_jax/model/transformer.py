@@ -13,15 +13,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.model import attention, moe
 from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.attention_latent import LatentAttention
 from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement
 from llm_jax.model.mlp import FeedForward
+from llm_jax.model.norm_and_rope import Norm, rope_tables, softcap
 from llm_jax.model.parametrization import readout, residual, times
-from llm_jax.model.parts import Norm, rope_tables, softcap
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
 from llm_jax.model.weights import Weight, compute, lookup, placed, weight

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from llm_jax.errors import UserError, nearest, require
+from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.model import router
 from llm_jax.model.attention_context import arrange
 from llm_jax.model.transformer import Transformer

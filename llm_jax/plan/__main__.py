@@ -33,8 +33,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llm_jax.command import PICTURES, output_file, read_arguments, run_command
-from llm_jax.errors import UserError, check_choice, closest
+from llm_jax.core.command import PICTURES, output_file, read_arguments, run_command
+from llm_jax.core.errors import UserError, check_choice, closest
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
@@ -109,9 +109,9 @@ def read_command(pairs: list[tuple[str, str]]) -> tuple[Request, Experiment, int
     request = Request(**{key: value for key, value in pairs if key in OWN}, every=every)
     use_absent_devices(request)
 
-    from llm_jax.experiment import from_pairs
     from llm_jax.layout.hardware import hardware, hardware_names
     from llm_jax.plan.plan import Compiler
+    from llm_jax.run.initial_weights import experiment_from_pairs
 
     check_keys(rest)
     check_choice("compiler", request.compiler, get_args(Compiler))
@@ -123,7 +123,7 @@ def read_command(pairs: list[tuple[str, str]]) -> tuple[Request, Experiment, int
     request.check_paths()
     if every:
         request.check_ranking(rest)
-    return request, from_pairs([p for p in rest if not (every and p[0] == "layout")]), devices
+    return request, experiment_from_pairs([p for p in rest if not (every and p[0] == "layout")]), devices
 
 
 def use_absent_devices(request: Request) -> None:

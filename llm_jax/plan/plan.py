@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
@@ -17,8 +17,8 @@ from llm_jax.model import transformer
 from llm_jax.model.flops import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
-from llm_jax.train.compile import absent_program, check_complete, compile_program
-from llm_jax.train.run import check_layout
+from llm_jax.run.compile import absent_program, check_complete, compile_program
+from llm_jax.run.run import check_layout
 from llm_jax.train.state import Program
 
 Compiler = Literal["gpu", "cpu"]

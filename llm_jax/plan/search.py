@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, first_line
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.layout.layout import TABLES, Layout, split_axes

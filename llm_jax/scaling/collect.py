@@ -29,11 +29,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.cluster import job
-from llm_jax.command import output_file, read_arguments, run_command
-from llm_jax.errors import EXIT_INTERRUPTED, UserError, nearest
+from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.errors import EXIT_INTERRUPTED, UserError, nearest
+from llm_jax.core.files import read_json
+from llm_jax.experiment import read_experiment
+from llm_jax.run import run_folder
 from llm_jax.scaling.fit.table import load
-from llm_jax.train import metrics, run_folder
+from llm_jax.slurm import job
+from llm_jax.train import metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +59,7 @@ NOTE = "point.json"
 
 def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
     """A run folder as a row: every one of `COLUMNS`, None where it isn't known. `experiment`: the folder's, where one has it already."""
-    experiment = experiment or run_folder.read_experiment(run_dir)
+    experiment = experiment or read_experiment(run_dir)
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
     m, t, o = experiment.model, experiment.train, experiment.optimizer
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
@@ -94,7 +97,7 @@ def last_failure(run_dir: Path) -> str:
 
 def read_note(run_dir: Path) -> dict[str, Any]:
     """The grid's note in a run folder; empty where there is none."""
-    return metrics.read_json(run_dir / NOTE)
+    return read_json(run_dir / NOTE)
 
 
 def last_train_loss(run_dir: Path) -> float | None:

@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax import experiment as experiments
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.submit import Submission
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.core.format import short
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.scaling import flops
+from llm_jax.model import accounting
+from llm_jax.processes.group import Group
 from llm_jax.scaling.grid import Grid, folder_of, with_command_line
-from llm_jax.scaling.trunks import with_trunks
-from llm_jax.train.metrics import short
-from llm_jax.train.peak import device_peak
+from llm_jax.scaling.shared_prefix import with_trunks
+from llm_jax.slurm.submit import Submission
+from llm_jax.train.peak_flops import device_peak
 
 WIDTH = 150
 """Columns where the output is no terminal."""
@@ -65,7 +65,7 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
     chosen = grid.settings.chosen(len(points))
     speed, assumed = assumed_speed(grid)
-    n_column, c_column = flops.columns(grid.convention)
+    n_column, c_column = accounting.columns(grid.convention)
     made = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "point", "layers", "embed", "N", "all weights", "tokens", "tokens/N", "FLOPs", "exact", "steps", "batch", "rate", "hours"):
         made.add_column(title, justify="left" if title == "point" else "right", no_wrap=True)
@@ -76,7 +76,7 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
             made.add_row(str(point.number), f"{point.name} (can't be)")
             continue
         e = point.experiment
-        counted = flops.account(e.model, e.train.sequence_length, point.tokens)
+        counted = accounting.account(e.model, e.train.sequence_length, point.tokens)
         n = counted[n_column]
         made.add_row(
             str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers), str(e.model.embed), short(n),

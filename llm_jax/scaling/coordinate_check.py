@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.command import output_folder, read_arguments, run_command
-from llm_jax.errors import UserError
+from llm_jax.core.command import output_folder, read_arguments, run_command
+from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
@@ -204,6 +204,7 @@ def read_sizes(key: str, text: str) -> list[int]:
 def run(arguments: list[str]) -> int:
     """The command, with UserErrors raised."""
     from llm_jax import experiment as experiments
+    from llm_jax.run.initial_weights import with_command_line
 
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
@@ -220,7 +221,7 @@ def run(arguments: list[str]) -> int:
     name = experiments.experiment_name(rest)
     made = experiments.load_file(name)
     made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
-    experiment = experiments.from_experiment(made, rest)
+    experiment = with_command_line(made, rest)
     if experiment.train.start_from:
         raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check is of models at random, of several shapes; leave it out")
     of = "width" if "widths" in own else "depth"

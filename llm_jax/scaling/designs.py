@@ -14,14 +14,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_jax.errors import UserError, require
+from llm_jax.core.errors import UserError, require
+from llm_jax.core.format import short
 from llm_jax.experiment import Experiment, override, resolved, with_vocabulary
+from llm_jax.model import accounting
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width
-from llm_jax.scaling import flops
 from llm_jax.scaling.fit.approach2 import SAME_BUDGET
 from llm_jax.scaling.grid import Design, Overrides, Row, Rule, over, product, tokens_per_step
-from llm_jax.train.metrics import short
 
 Shape = Callable[[int], Overrides]
 Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
@@ -55,7 +55,7 @@ def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with
         counted: list[tuple[int, Overrides]] = []
         while not counted or counted[-1][0] < max(parameters):
             width += step
-            counted.append((flops.size(model_of(base, shape(width)), convention), shape(width)))
+            counted.append((accounting.size(model_of(base, shape(width)), convention), shape(width)))
         nearest = [min(counted, key=lambda c: abs(math.log(c[0] / n))) for n in parameters]
         return [size for i, (_, size) in enumerate(nearest) if size not in [other for _, other in nearest[:i]]]
 
@@ -73,7 +73,7 @@ def geometric(smallest: float, largest: float, count: int) -> list[float]:
 
 def chinchilla_sizes(first: int = 0, end: int | None = None) -> list[Overrides]:
     """Sizes of Hoffmann et al. 2022, Table A9 (`shapes.toml`): the slice first:end of the 50."""
-    table = flops.published_shapes()["chinchilla"]
+    table = accounting.published_shapes()["chinchilla"]
     names = [f"model.{name}" for name in table["columns"][1:]]
     return [dict(zip(names, shape[1:], strict=True)) for shape in table["shapes"][first:end]]
 
@@ -123,9 +123,9 @@ def isoflop(
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         all_sizes = listed(of, base)
         models = [model_of(base, size) for size in all_sizes]
-        counts = [flops.size(model, convention) for model in models]
+        counts = [accounting.size(model, convention) for model in models]
         require(counts == sorted(counts), f"grid {base.name}: sizes", [short(n) for n in counts], "in order, from small to large")
-        costs = [flops.cost_per_token(model, base.train.sequence_length, convention) for model in models]
+        costs = [accounting.cost_per_token(model, base.train.sequence_length, convention) for model in models]
         first_round, later = [], []
         for budget in budgets:
 
@@ -143,7 +143,7 @@ def isoflop(
             ratios = [abs(math.log(budget / cost / n / tokens_per_parameter)) for cost, n in zip(costs, counts, strict=True)]
             low, high = window(ratios.index(min(ratios)), per_curve or len(counts), len(counts))
             first_round += [point(i) for i in range(low, high + 1)]
-            losses = losses_of(table, budget, flops.columns(convention)[0])
+            losses = losses_of(table, budget, accounting.columns(convention)[0])
             later += [point(i) for i in refilled(low, high, {i: losses[n] for i, n in enumerate(counts) if n in losses}, len(counts), refills)]
         return first_round + later
 
@@ -202,7 +202,7 @@ def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         points = []
         for size in listed(of, base):
-            n = flops.size(model_of(base, size), convention)
+            n = accounting.size(model_of(base, size), convention)
             for ratio in tokens_per_parameter:
                 points.append({**size, "train.steps": steps_for(base, ratio * n), "point.name": f"N{short(n)}-{ratio:g}x"})
         return points
@@ -262,7 +262,7 @@ class PowerRule:
 
     def __call__(self, model: ModelConfig) -> float:
         """The value for a resolved model with vocabulary, to three digits."""
-        return float(f"{self.at_million * (flops.size(model, self.convention) / 1e6) ** self.exponent:.3g}")
+        return float(f"{self.at_million * (accounting.size(model, self.convention) / 1e6) ** self.exponent:.3g}")
 
 
 def learning_rate(rule: PowerRule) -> Rule:
@@ -279,7 +279,7 @@ def warmup_per_parameter(tokens_per_parameter: float = 1.0, convention: str = "6
     """A warm-up proportional to N (Porian et al. 2024: as many tokens as parameters): a fixed one is too long for small budgets."""
 
     def rule(experiment: Experiment) -> Overrides:
-        tokens = tokens_per_parameter * flops.size(experiment.model, convention)
+        tokens = tokens_per_parameter * accounting.size(experiment.model, convention)
         return {"optimizer.warmup_steps": math.ceil(tokens / tokens_per_step(experiment))}
 
     return rule
@@ -297,7 +297,7 @@ def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head")
     their mean. Raises UserError where the lowest loss of a size is at its lowest or highest rate (or beside one that diverged), for fewer
     than two sizes, and for several batch sizes.
     """
-    column = flops.columns(convention)[0]
+    column = accounting.columns(convention)[0]
     if len(batches := {row.get("batch_size") for row in table}) > 1:
         raise UserError(
             f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each with a best rate of its own; give one"

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_jax.errors import UserError, check_choice, closest, nearest, require
+from llm_jax.core.errors import UserError, check_choice, closest, nearest, require
+from llm_jax.core.format import short
 from llm_jax.experiment import Experiment, all_keys, check_parts, override, resolved, with_values, with_vocabulary
 from llm_jax.layout.hardware import hardware
-from llm_jax.scaling import flops
-from llm_jax.train.metrics import short
-from llm_jax.train.run_folder import configuration_hash
+from llm_jax.model import accounting
+from llm_jax.run.run_folder import configuration_hash
 
 Overrides = dict[str, Any]
 Row = dict[str, Any]
@@ -154,7 +154,7 @@ class Grid:
     def check(self) -> None:
         """Raises UserError for what doesn't fit together."""
         self.settings.check()
-        flops.columns(self.convention)
+        accounting.columns(self.convention)
         if self.method:
             from llm_jax.scaling.fit.methods import METHODS
 
@@ -232,7 +232,7 @@ class Point:
     def cost(self) -> float:
         """FLOPs of its training, exact by layer, from the first step on."""
         e = self.experiment
-        return flops.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
+        return accounting.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
 
     @property
     def own_cost(self) -> float:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_jax.train import metrics
+from llm_jax.core.files import read_json, write_json
 
 FILE = "prediction.json"
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
     """By run: what was predicted of it, and what was measured; empty where there is none. Raises UserError for a damaged file."""
-    return metrics.read_json(folder / FILE)
+    return read_json(folder / FILE)
 
 
 def write_predictions(folder: Path, told: dict[str, dict[str, Any]]) -> None:
     """Writes it, whole or not at all."""
-    metrics.write_json(folder / FILE, told)
+    write_json(folder / FILE, told)

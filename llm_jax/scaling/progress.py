@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llm_jax.train.console import Console, duration
-from llm_jax.train.metrics import short
+from llm_jax.core.console import Console, duration
+from llm_jax.core.format import short
 
 
 class PointConsole(Console):

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from llm_jax.command import output_file, read_arguments, run_command
-from llm_jax.errors import UserError, nearest
+from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.scaling.fit.bootstrap import LEVEL
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax import data
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.stop import Stopped
-from llm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from llm_jax.core.console import Console, duration
+from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UserError
+from llm_jax.core.files import Busy, check_writable, locked, write_json
 from llm_jax.experiment import Experiment, to_yaml
+from llm_jax.processes.group import Group
+from llm_jax.run import run, run_folder
+from llm_jax.run.header import four
 from llm_jax.scaling import collect
-from llm_jax.scaling.conclude import conclude, predict
+from llm_jax.scaling.finish import conclude, predict
 from llm_jax.scaling.grid import Grid, Point, Row, folder_of
 from llm_jax.scaling.progress import GridProgress, PointConsole
-from llm_jax.scaling.together import groups, run_together
-from llm_jax.scaling.trunks import branch_off, with_trunks
-from llm_jax.train import metrics, run, run_folder
-from llm_jax.train.console import Console, duration
-from llm_jax.train.peak import device_peak
-from llm_jax.train.words import four
+from llm_jax.scaling.shared_prefix import branch_off, with_trunks
+from llm_jax.scaling.vmapped_runs import groups, run_together
+from llm_jax.train.peak_flops import device_peak
 
 EXIT_SOME_FAILED = 1
 CORPORA = 4
@@ -41,13 +41,13 @@ def run_grid(grid: Grid, group: Group) -> int:
     """Runs all points that were asked for and have not come to an end; returns the process's exit code."""
     run.use_compilation_cache(grid.base)
     folder, console = Path(folder_of(grid.base)), Console()
-    run_folder.check_writable(folder)
+    check_writable(folder)
     points = grid.points([])
     grid.settings.chosen(len(points))
     with contextlib.closing(console):
         run_folder.make_folder(folder)
         # A part of a grid may run beside other parts, as in an array of jobs; the whole may not.
-        with run_folder.locked(folder, console.say, shared=bool(grid.settings.points)):
+        with locked(folder, console.say, shared=bool(grid.settings.points)):
             console.log_to(folder / "log.txt")
             try:
                 return Session(grid, folder, console, group).run()
@@ -243,14 +243,14 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
             codes = run_together(experiments, console, session.group, time.monotonic(), session.shared)
             if max(codes) in (EXIT_STOPPED, EXIT_INTERRUPTED):
                 raise Stopped(session.group.received or 0, session.group.reason)
-        except run_folder.Busy:
+        except Busy:
             raise  # not the points' fault: somebody else is at it
         except Exception as error:
             reason = failure(error)
             console.say(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
             failed = {"status": "failed", "reason": reason}
     for point, experiment in zip(points, experiments, strict=True):
-        metrics.write_json(Path(experiment.run_dir) / collect.NOTE, note_of(point) | failed)
+        write_json(Path(experiment.run_dir) / collect.NOTE, note_of(point) | failed)
     return [collect.row_of(Path(experiment.run_dir)) for experiment in experiments]
 
 
@@ -261,7 +261,7 @@ def begin(point: Point, session: Session) -> None:
     run_folder.make_folder(run_dir)
     if not (run_dir / "config.yaml").exists():
         run_folder.write_config(run_dir, to_yaml(point.experiment))
-    metrics.write_json(run_dir / collect.NOTE, note_of(point))
+    write_json(run_dir / collect.NOTE, note_of(point))
     if session.grid.trunks:
         branch_off(point, session.points(), session.console.say)
 

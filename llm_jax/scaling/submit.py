@@ -13,18 +13,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from llm_jax.cluster import job
-from llm_jax.cluster import submit as submitting
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.submit import Submission
-from llm_jax.errors import UserError
+from llm_jax.core.console import Console
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import check_writable, locked, write_json
+from llm_jax.core.templates import render
+from llm_jax.processes.group import Group
+from llm_jax.run import run_folder
 from llm_jax.scaling import collect
 from llm_jax.scaling.grid import Grid, Point, folder_of
 from llm_jax.scaling.runner import Session, begin, note_of
-from llm_jax.scaling.trunks import families
-from llm_jax.templates import render
-from llm_jax.train import metrics, run_folder
-from llm_jax.train.console import Console
+from llm_jax.scaling.shared_prefix import families
+from llm_jax.slurm import job
+from llm_jax.slurm import submit as submitting
+from llm_jax.slurm.submit import Submission
 
 
 def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool) -> int:
@@ -35,11 +36,11 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool
     if grid.settings.executor != "one_by_one":
         raise UserError(f"grid.executor={grid.settings.executor}: submit=slurm gives each run a job of its own; leave one of them out")
     folder, console = Path(folder_of(grid.base)), Console()
-    run_folder.check_writable(folder)
+    check_writable(folder)
     submitting.check_slurm()
     with contextlib.closing(console):
         run_folder.make_folder(job.folder(folder))
-        with run_folder.locked(folder, console.say):
+        with locked(folder, console.say):
             last = read_state(folder)
             if not going_on:
                 check_not_submitted(folder, last)
@@ -71,7 +72,7 @@ def tell_lost(session: Session, points: list[Point]) -> None:
         row = session.ended.get(point.hash)
         if row and row["status"] == "unfinished" and point.experiment:
             reason = "cancelled" if job.cancelled(Path(point.experiment.run_dir)).exists() else job.LOST
-            metrics.write_json(Path(point.experiment.run_dir) / collect.NOTE, note_of(point) | {"reason": reason})
+            write_json(Path(point.experiment.run_dir) / collect.NOTE, note_of(point) | {"reason": reason})
             row["reason"] = reason
 
 
@@ -91,7 +92,7 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     slurm, last = job.folder(folder), read_state(folder)
     number = last["round"] + 1
     state = {"round": number, "tried": [*(session.tried & set(session.ended)), *(point.hash for point in points)]}
-    metrics.write_json(slurm / "grid.json", state)  # first: what is submitted and then forgotten would be submitted twice
+    write_json(slurm / "grid.json", state)  # first: what is submitted and then forgotten would be submitted twice
     listed, script = slurm / f"runs_{number}.txt", slurm / f"array_{number}.sh"
     listed.write_text("".join(f"{run}\n" for run in runs))
     script.write_text(array_script(session.grid, submission, listed, len(runs)))
@@ -104,7 +105,7 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
         raise
     for i, run in enumerate(runs):
         submitting.record(run, f"{array}_{i}")
-    metrics.write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
+    write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
     say(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
     say(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
     if session.tried:  # nobody is there to read more
@@ -141,4 +142,4 @@ def check_not_submitted(folder: Path, last: dict[str, Any]) -> None:
     """Raises UserError where the grid is under way."""
     if last["job"] in job.queued([last["job"]]):
         where = shlex.quote(str(folder))
-        raise UserError(f"run_dir={folder}: its job {last['job']} is under way; wait for it, or end it: python -m llm_jax.cluster.cancel {where}")
+        raise UserError(f"run_dir={folder}: its job {last['job']} is under way; wait for it, or end it: python -m llm_jax.slurm.cancel {where}")

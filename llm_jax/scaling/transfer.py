@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_jax.command import PICTURES, output_file, read_arguments, run_command
-from llm_jax.errors import UserError, nearest
+from llm_jax.core.command import PICTURES, output_file, read_arguments, run_command
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.scaling.fit.table import load
 
 if TYPE_CHECKING:

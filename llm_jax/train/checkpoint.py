@@ -21,10 +21,11 @@ from typing import Any
 
 import jax
 
-from llm_jax.cluster.agree import first_problem, of_first, together
-from llm_jax.cluster.group import Group
-from llm_jax.errors import UserError
-from llm_jax.train import checksums
+from llm_jax.core import checksums
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import sync_folder
+from llm_jax.processes.collective import first_problem, of_first, together
+from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.state import TrainState
 
@@ -87,7 +88,7 @@ class Checkpoints:
             part = self.folder / f"{SAVING}{step}"
             checksums.write(part)
             part.rename(self.folder / str(step))
-            checksums.sync_folder(self.folder)
+            sync_folder(self.folder)
         self.scores[step] = score
         for old in self.replaced():
             del self.scores[old]
@@ -106,7 +107,7 @@ class Checkpoints:
         def remove() -> None:
             for later in later_ones:
                 self.remove(later)
-            checksums.sync_folder(self.folder)
+            sync_folder(self.folder)
 
         later_ones = [later for later in reversed(self.steps()) if later > step]
         of_first(self.group, "remove", remove)

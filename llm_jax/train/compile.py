@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.errors import UserError
-from llm_jax.experiment import Experiment
-from llm_jax.layout import cpu_options, gpu_compile, gpu_options
+from llm_jax.layout import cpu_options, gpu_options
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.dims import Table
-from llm_jax.objective.next_token import Objective, make_objective
-from llm_jax.train.optimizer import make_schedule
+from llm_jax.objective.next_token import Objective
+from llm_jax.train.config import TrainConfig
+from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import Program
 from llm_jax.train.step import make_step
 
@@ -24,10 +21,9 @@ BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float3
 """The arrays of a batch (`data.Corpus`)."""
 
 
-def jit_step(program: Program, objective: Objective, experiment: Experiment) -> Any:
+def jit_step(program: Program, objective: Objective, optimizer: OptimizerConfig, steps: int) -> Any:
     """step(state, batch) -> (state, metrics), jitted: the state is donated."""
-    schedule = make_schedule(experiment.optimizer, experiment.train.steps)
-    step = make_step(program, objective, schedule, experiment.optimizer.clip_norm)
+    step = make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm)
     return jax.jit(step, donate_argnums=0, compiler_options=program_options(program) or None)
 
 
@@ -53,35 +49,8 @@ def layer_bytes(program: Program) -> dict[str, int]:
     return {"all_gather": in_use * weight, "reduce_scatter": at_home * gradient, "all_reduce": at_home * gradient}
 
 
-def abstract_batch(experiment: Experiment, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(train: TrainConfig, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes and shardings of what `Feed` brings."""
-    t = experiment.train
-    shape = (t.microbatches, t.batch_size // t.microbatches, t.sequence_length)
+    shape = (train.microbatches, train.batch_size // train.microbatches, train.sequence_length)
     sharding = place.sharding((None, "batch", "sequence"), "compute")
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_DTYPES.items()}
-
-
-def check_complete(experiment: Experiment) -> None:
-    """Raises UserError for what only a corpus could tell: `model.vocab`, and `model.max_segments` for attention=cudnn."""
-    for key in ("vocab", *(("max_segments",) if experiment.model.attention == "cudnn" else ())):
-        if getattr(experiment.model, key) is None:
-            raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
-
-
-def absent_program(experiment: Experiment, devices: Sequence[jax.Device]) -> Program:
-    """The experiment's program on devices that may be absent. Raises UserError for what doesn't fit their number."""
-    check_complete(experiment)
-    mesh = make_mesh(experiment.layout, experiment.mesh, devices)
-    return Program(experiment.model.resolved(), experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
-
-
-def compile_program(program: Program, experiment: Experiment) -> gpu_compile.CompiledStep:
-    """The train step of the experiment's program, compiled for its devices, which may be absent."""
-    step = jit_step(program, make_objective(experiment.objective), experiment)
-    return gpu_compile.compile_for(program.place.mesh, step, (program.abstract_state(), abstract_batch(experiment, program.place)))
-
-
-def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
-    """The experiment's train step, compiled for GPUs that are not here; raises UserError also where XLA's GPU compiler is not installed."""
-    check_complete(experiment)
-    return compile_program(absent_program(experiment, gpu_compile.topology_devices(hardware, devices)), experiment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from llm_jax.errors import UserError, require
+from llm_jax.core.errors import UserError, require
 
 TO_BE_GIVEN = "?"
 """The `start_from` of an experiment file that leaves it to the command line."""

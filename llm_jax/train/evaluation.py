@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.cluster.group import Group
 from llm_jax.data import Corpus
-from llm_jax.experiment import Experiment
+from llm_jax.processes.group import Group
 from llm_jax.train.compile import program_options
-from llm_jax.train.feed import on_devices
+from llm_jax.train.config import EvaluateConfig, TrainConfig
+from llm_jax.train.loader import on_devices
 from llm_jax.train.state import Program, TrainState
 from llm_jax.train.step import Metrics, make_evaluation
 
@@ -47,16 +47,23 @@ class HeldOut:
 class Evaluator:
     """The evaluations of a run, or of several."""
 
-    def __init__(self, program: Program, corpus: Corpus, experiment: Experiment, group: Group, evaluate: Callable[..., Metrics] | None = None):
+    def __init__(
+        self,
+        program: Program,
+        corpus: Corpus,
+        train: TrainConfig,
+        config: EvaluateConfig,
+        group: Group,
+        evaluate: Callable[..., Metrics] | None = None,
+    ):
         """evaluate: as for `HeldOut`."""
-        self.experiment, self.group = experiment, group
-        self.held_out = HeldOut(program, corpus, experiment.train.batch_size, evaluate)
+        self.train, self.config, self.group = train, config, group
+        self.held_out = HeldOut(program, corpus, train.batch_size, evaluate)
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:
         """The scores of a state, or of its average where it has one; None if a signal ended it."""
-        config = self.experiment.evaluate
         done = int(np.max(state.step))
-        limit = config.final_batches if done == self.experiment.train.steps else config.batches
+        limit = self.config.final_batches if done == self.train.steps else self.config.batches
 
         def stopped() -> bool:
             self.group.mark("evaluate", done)

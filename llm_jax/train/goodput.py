@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import UserError
-from llm_jax.train.metrics import read_json, write_json
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import read_json, write_json
 
 PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample", "lost")
 """start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while

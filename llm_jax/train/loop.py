@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.stop import Stopped
+from llm_jax.core.console import Console, duration
+from llm_jax.core.errors import Stopped
+from llm_jax.core.format import short
+from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
-from llm_jax.train.console import Console, duration
-from llm_jax.train.feed import Feed
-from llm_jax.train.metrics import short
-from llm_jax.train.running import Running
+from llm_jax.train.loader import Feed
+from llm_jax.train.run_state import Running
 from llm_jax.train.state import TrainState
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import UserError
+from llm_jax.core.files import drop_torn_line, finite
+from llm_jax.core.format import short
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -30,41 +29,6 @@ def latest_values(path: Path, step: int) -> dict[str, Any]:
         if line["step"] <= step:
             latest |= line
     return latest
-
-
-def drop_torn_line(path: Path) -> bool:
-    """Cuts off a last line that a kill left without its end. Returns whether there was one."""
-    if not path.exists():
-        return False
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) == len(content):
-        return False
-    with path.open("r+b") as file:
-        file.truncate(len(whole))
-    return True
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can say it: numbers that are not finite become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; empty where there is no such file. Raises UserError, naming the file, for a damaged one."""
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged, not JSON ({error}); remove it") from error
 
 
 class MetricsWriter:
@@ -121,15 +85,3 @@ def smooth(values: list[float], width: int) -> list[float]:
         total += value - (values[i - width] if i >= width else 0.0)
         out.append(total / min(i + 1, width))
     return out
-
-
-def short(number: float) -> str:
-    """A number as people say it, to three digits.
-
-    >>> short(13_812_345), short(999_700), short(2.1e21)
-    ('13.8M', '1M', '2.1Z')
-    """
-    for limit, unit in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * limit:  # what three digits round to the limit
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"

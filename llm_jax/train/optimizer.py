@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from llm_jax.errors import UserError, nearest, require
+from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims
 from llm_jax.model.parametrization import NO_MULTIPLIERS, Multipliers, role, times

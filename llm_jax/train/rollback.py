@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.cluster.agree import of_first
-from llm_jax.cluster.group import Group
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import drop_torn_line, sync_folder
 from llm_jax.data import batch_sha
-from llm_jax.errors import UserError
+from llm_jax.processes.collective import of_first
+from llm_jax.processes.group import Group
 from llm_jax.train import metrics
-from llm_jax.train.checksums import sync_folder
 from llm_jax.train.config import RollbackConfig
 
 if TYPE_CHECKING:
-    from llm_jax.train.running import Running
+    from llm_jax.train.run_state import Running
     from llm_jax.train.state import TrainState
 
 NAME = "rollbacks.jsonl"
@@ -64,7 +64,7 @@ class Rollbacks:
 
     def read(self) -> list[dict[str, Any]]:
         """The lines of the file. A last one without its end is of a roll-back that was not finished, and is removed."""
-        metrics.drop_torn_line(self.path)
+        drop_torn_line(self.path)
         try:
             return metrics.read_metrics(self.path)
         except ValueError as error:

@@ -18,11 +18,11 @@ SECONDS = 60
 
 PRELUDE = """
 import os, random, signal, sys, threading, time
-from llm_jax.cluster.config import ClusterConfig
-from llm_jax.cluster.group import Group
-from llm_jax.cluster.task import read_task
-from llm_jax.command import run_command
-from llm_jax.errors import Fault, UserError
+from llm_jax.processes.config import ClusterConfig
+from llm_jax.processes.group import Group
+from llm_jax.processes.launcher import read_task
+from llm_jax.core.command import run_command
+from llm_jax.core.errors import Fault, UserError
 
 def say(*words):
     print(*words, flush=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.cluster import devices, preflight
-from llm_jax.cluster.task import Task
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.processes import local_gpus, preflight
+from llm_jax.processes.launcher import Task
 
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch):
     """Whatever this machine has."""
-    monkeypatch.setattr(devices, "present_devices", lambda: 0)
-    monkeypatch.setattr(devices, "list_uuids", list)
+    monkeypatch.setattr(local_gpus, "present_devices", lambda: 0)
+    monkeypatch.setattr(local_gpus, "list_uuids", list)
 
 
 def environ(visible: str | None, given: int | None) -> dict[str, str]:
@@ -40,20 +40,20 @@ def environ(visible: str | None, given: int | None) -> dict[str, str]:
 )
 def test_the_devices_of_a_task(what, visible, given, local, expected):
     task = Task(local_rank=local[0], local_size=local[1], host="node1")
-    assert devices.local_devices(task, environ(visible, given)) == expected, what
+    assert local_gpus.local_devices(task, environ(visible, given)) == expected, what
 
 
 def test_tasks_that_cannot_share_evenly_are_a_mistake():
     with pytest.raises(UserError, match=r"node1: 3 tasks share 4 GPUs, which doesn't divide; start a task per GPU \(srun --ntasks-per-node=4\)"):
-        devices.local_devices(Task(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4))
+        local_gpus.local_devices(Task(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4))
 
 
 def test_names_are_those_of_the_driver_where_there_is_one(monkeypatch):
     task = Task(local_rank=1, local_size=2, host="node1")
-    assert devices.device_names(task, environ("4,5,6,7", 4)) == ["6", "7"]
-    monkeypatch.setattr(devices, "list_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
-    assert devices.device_names(task, environ("0,1,2,3", 4)) == ["GPU-c", "GPU-d"]
-    assert devices.device_names(Task(), environ(None, 4)) == ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
+    assert local_gpus.device_names(task, environ("4,5,6,7", 4)) == ["6", "7"]
+    monkeypatch.setattr(local_gpus, "list_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
+    assert local_gpus.device_names(task, environ("0,1,2,3", 4)) == ["GPU-c", "GPU-d"]
+    assert local_gpus.device_names(Task(), environ(None, 4)) == ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 
 
 def facts(host: str, names: list[str], given: int | None = 4, visible: str | None = "0", driver: bool = False) -> dict:

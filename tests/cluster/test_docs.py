@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from llm_jax.cluster.settings import SlurmConfig, read_site
 from llm_jax.launch import main
+from llm_jax.slurm.config import SlurmConfig, read_site
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "cluster.md").read_text()

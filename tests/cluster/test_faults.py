@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llm_jax.cluster import faults
+from llm_jax.processes import fault_log
 from tests.cluster.processes import Ended, ended, ran, started, wait_for
 
 # Steps in lockstep, as collectives make them; something happens in one of them.
@@ -38,7 +38,7 @@ def check(processes: list[Ended], folder, who: int, kind: str, message: str, cod
         if rank != who:
             assert process.err.splitlines()[-1].startswith(f"error: the run stops: rank {who} on "), process.err
             assert message in process.err, process.err
-    (fault,) = faults.read(folder)
+    (fault,) = fault_log.read(folder)
     assert (fault["kind"], fault["rank"], fault["phase"], fault["step"], fault["batch"]) == (kind, who, "train", 5, "batch5-0123456789")
     assert message in fault["message"]
     assert fault["time"] == pytest.approx(time.time(), abs=60)
@@ -80,7 +80,7 @@ raise RuntimeError("connection reset by peer")
     processes = ran(3, body)
     assert [process.code for process in processes] == [86, 86, -9]
     assert all(process.err.startswith("error: the run stops: rank 2 on") and process.err.count("\n") == 1 for process in processes[:2])
-    (fault,) = faults.read(tmp_path)
+    (fault,) = fault_log.read(tmp_path)
     assert (fault["kind"], fault["rank"]) == ("killed", 2)
 
 
@@ -129,7 +129,7 @@ def test_a_hang_of_a_run_of_one_process_ends_too(tmp_path):
     assert process.code == 1
     assert "(cluster.hang_seconds=1)" in process.err
     assert "in main" in (tmp_path / "faults" / "rank_0.txt").read_text()
-    (fault,) = faults.read(tmp_path)
+    (fault,) = fault_log.read(tmp_path)
     assert (fault["kind"], fault["step"]) == ("hang", 5)
 
 
@@ -167,7 +167,7 @@ def test_an_exception_of_a_run_of_one_process_is_raised_and_written_down(tmp_pat
     (process,) = ran(1, steps(tmp_path, 0, "raise ValueError('no')"))
     assert process.code == 1
     assert process.err.count("Traceback") == 1
-    (fault,) = faults.read(tmp_path)
+    (fault,) = fault_log.read(tmp_path)
     assert (fault["kind"], fault["message"], fault["step"]) == ("exception", "ValueError: no", 5)
 
 
@@ -179,16 +179,16 @@ def test_a_fault_of_the_machine_is_one_line_and_code_1(tmp_path):
 
 def test_no_run_folder_no_record_and_a_full_disk_is_no_second_fault(tmp_path, capfd):
     fault = {"time": 0.0, "kind": "killed"}
-    faults.append(None, fault)
-    faults.append(tmp_path / "none", fault)
-    (tmp_path / faults.FILE).symlink_to("/dev/full")
-    faults.append(tmp_path, fault)
+    fault_log.append(None, fault)
+    fault_log.append(tmp_path / "none", fault)
+    (tmp_path / fault_log.FILE).symlink_to("/dev/full")
+    fault_log.append(tmp_path, fault)
     assert "No space left" in capfd.readouterr().err
 
 
 def test_a_line_that_was_cut_off_does_not_hide_the_others(tmp_path):
-    faults.append(tmp_path, {"step": 1})
-    with (tmp_path / faults.FILE).open("a") as file:
+    fault_log.append(tmp_path, {"step": 1})
+    with (tmp_path / fault_log.FILE).open("a") as file:
         file.write('{"step": 2, "mess\n')
-    faults.append(tmp_path, {"step": 3})
-    assert [fault["step"] for fault in faults.read(tmp_path)] == [1, 3]
+    fault_log.append(tmp_path, {"step": 3})
+    assert [fault["step"] for fault in fault_log.read(tmp_path)] == [1, 3]

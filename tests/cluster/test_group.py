@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from llm_jax.cluster.group import alone
-from llm_jax.cluster.link import Link
+from llm_jax.processes.connection import Link
+from llm_jax.processes.group import alone
 from tests.cluster.processes import ran
 
 
@@ -120,18 +120,18 @@ if rank == 1:
 
 def test_a_port_that_another_program_has_is_passed_over(monkeypatch):
     """Slurm's processes have several ports to try: rank 0 takes the next, the others find it there."""
-    from llm_jax.cluster import meeting
-    from llm_jax.cluster.task import Task
+    from llm_jax.processes import rendezvous
+    from llm_jax.processes.launcher import Task
 
     taken = socket.create_server(("", 0))
     mute = taken.getsockname()[1]  # listens and says nothing
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         free = s.getsockname()[1]
-    monkeypatch.setattr(meeting, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.3)
     tasks = [Task(rank, 2, host=f"node{rank}", ports=(mute, free), launcher="slurm") for rank in range(2)]
     met = {}
-    threads = [threading.Thread(target=lambda task=task: met.update({task.rank: meeting.meet(task, 10)})) for task in tasks]
+    threads = [threading.Thread(target=lambda task=task: met.update({task.rank: rendezvous.meet(task, 10)})) for task in tasks]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.cluster import preflight
-from llm_jax.cluster.group import alone
-from llm_jax.errors import Fault, UserError
+from llm_jax.core.errors import Fault, UserError
+from llm_jax.processes import preflight
+from llm_jax.processes.group import alone
 from tests.cluster.processes import ran
 
 CHECK = """
 from pathlib import Path
-from llm_jax.cluster import preflight
+from llm_jax.processes import preflight
 {patch}
 preflight.check(group, "model: small", Path({folder!r}))
 say("fine")
@@ -106,7 +106,7 @@ def test_the_code_is_hashed_by_names_and_contents(tmp_path, monkeypatch):
 
 
 def test_alone_all_is_well_and_speeds_can_be_measured():
-    from llm_jax.cluster import probe
+    from llm_jax.processes import probe
 
     with alone() as group:
         assert probe.check(group, {"JAX_PLATFORMS": "cpu"}) == {}
@@ -115,13 +115,13 @@ def test_alone_all_is_well_and_speeds_can_be_measured():
 
 
 def test_a_sum_has_a_place_for_every_device():
-    from llm_jax.cluster import probe
+    from llm_jax.processes import probe
 
     np.testing.assert_array_equal(probe.contributions(), np.arange(1, 9)[None])
 
 
 def test_a_wrong_sum_ends_the_run():
-    from llm_jax.cluster import probe
+    from llm_jax.processes import probe
 
     found = probe.expected((1, 8)).copy()
     found[0, 5] += 1
@@ -132,7 +132,7 @@ def test_a_wrong_sum_ends_the_run():
 def test_the_host_whose_part_of_a_sum_is_wrong_is_named():
     body = """
 os.environ["JAX_PLATFORMS"] = "cpu"
-from llm_jax.cluster import probe
+from llm_jax.processes import probe
 found = probe.expected((2, 2)).copy()
 found[1, 1] = 0
 probe.check_sum(group, found)
@@ -145,7 +145,7 @@ probe.check_sum(group, found)
 
 
 def test_speeds_far_below_the_median_are_found_and_small_differences_are_not():
-    from llm_jax.cluster.probe import far_below
+    from llm_jax.processes.probe import far_below
 
     assert far_below([400.0, 390.0, 120.0, 410.0], 1 / 2) == 2
     assert far_below([400.0, 300.0, 250.0, 410.0], 1 / 2) is None
@@ -163,7 +163,7 @@ def test_speeds_far_below_the_median_are_found_and_small_differences_are_not():
 )
 def test_links_are_compared_with_links_of_their_kind(hosts, expected):
     """Between hosts, not within one: those are ten times as fast, and would make every other look slow."""
-    from llm_jax.cluster.probe import ring
+    from llm_jax.processes.probe import ring
 
     assert ring(hosts) == expected
 
@@ -182,7 +182,7 @@ def jax_facts(**changed) -> dict:
     ],
 )
 def test_devices_that_jax_does_not_find_are_named_by_host(second, message):
-    from llm_jax.cluster import probe
+    from llm_jax.processes import probe
 
     probe.check_devices([jax_facts(), jax_facts()], ["a", "b"], {})
     with pytest.raises(UserError) as caught:

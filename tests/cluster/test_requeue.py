@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.cluster import job, requeue
-from llm_jax.train.run_folder import BUSY
+from llm_jax.core.files import BUSY
+from llm_jax.slurm import job, requeue
 
 
 @pytest.fixture

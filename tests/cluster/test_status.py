@@ -1,4 +1,4 @@
-"""llm_jax.cluster.status and cancel where there is no Slurm: what a run folder says by itself."""
+"""llm_jax.slurm.status and cancel where there is no Slurm: what a run folder says by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.cluster import cancel, status
+from llm_jax.slurm import cancel, status
 from tests.tiny_run import ROOT, launch, write_experiment
 
 

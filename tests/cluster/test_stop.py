@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from llm_jax.cluster import stop
-from llm_jax.cluster.config import ClusterConfig
-from llm_jax.cluster.group import alone
-from llm_jax.cluster.hub import Hub
-from llm_jax.cluster.stop import Gate, Stopped
+from llm_jax.core.errors import Stopped
+from llm_jax.processes import signals
+from llm_jax.processes.config import ClusterConfig
+from llm_jax.processes.coordinator import Hub
+from llm_jax.processes.group import alone
+from llm_jax.processes.signals import Gate
 from tests.cluster.processes import ended, started, wait_for
 
 # A training loop: each step waits for all others as a collective does, in any order of arrival.
@@ -218,7 +219,7 @@ def test_a_signal_after_the_last_step_is_no_stop():
 
 
 def test_in_this_process_the_next_poll_has_the_signal_and_handlers_are_as_before():
-    before = [signal.getsignal(number) for number in stop.TAKEN]
+    before = [signal.getsignal(number) for number in signals.TAKEN]
     with alone() as group:
         group.hold()
         for _ in range(100):
@@ -230,7 +231,7 @@ def test_in_this_process_the_next_poll_has_the_signal_and_handlers_are_as_before
         with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
             group.check()
         assert caught.value.code == 85
-    assert [signal.getsignal(number) for number in stop.TAKEN] == before
+    assert [signal.getsignal(number) for number in signals.TAKEN] == before
     assert Stopped(signal.SIGINT).code == 130
 
 
@@ -254,7 +255,7 @@ def test_released_there_is_nothing_to_lose_again():
 
 
 def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
-    from llm_jax.cluster import monitor
+    from llm_jax.processes import monitor
 
     now = time.time()
     told = iter([now + 100.3, now + 100.8])  # the job was given more time meanwhile
@@ -271,7 +272,7 @@ def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
 
 def test_a_short_job_has_most_of_its_time(monkeypatch):
     """A margin as long as the whole job would stop each of its starts before the first step."""
-    from llm_jax.cluster import monitor
+    from llm_jax.processes import monitor
 
     now = time.time()
     monkeypatch.setattr(monitor, "end_of_job", lambda job: now + 120.0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.cluster import address
-from llm_jax.cluster.address import coordinator_address
-from llm_jax.cluster.task import Task, expand_counts, expand_hosts, read_task, reserved_ports
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.processes import address
+from llm_jax.processes.address import coordinator_address
+from llm_jax.processes.launcher import Task, expand_counts, expand_hosts, read_task, reserved_ports
 
 
 def slurm(**changed: object) -> dict[str, str]:

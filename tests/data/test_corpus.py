@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import BATCH_KEYS, batch_sha
-from llm_jax.errors import UserError
 
 from .conftest import ROOT, documents, write_jsonl
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig, load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import train
-from llm_jax.errors import UserError
 
 from .conftest import documents
 from .test_sentencepiece_tokenizer import HARD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_jax.data import most_documents
+from llm_jax.data import documents_per_row
 from llm_jax.data.packing import PackedRows
 
 from .conftest import documents, write_jsonl
@@ -42,26 +42,26 @@ def test_room_for_a_mixture_is_exactly_what_the_batches_need(make, small, tmp_pa
 
 @pytest.mark.parametrize("chunk", [1, 10, 1 << 18])  # rows that are counted at once
 def test_every_row_of_a_mixture_is_counted_in_its_place(make, small, tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(most_documents, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(documents_per_row, "CHUNK_ROWS", chunk)
     other = write_jsonl(tmp_path / "other.jsonl", documents(40, seed=5))
     corpus = make("unused", mixture={str(small): 1.0, str(other): 0.3}, sequence_length=100)
     parts, shares = [part.train for part in corpus._parts], [part.share for part in corpus._parts]
-    counts = np.concatenate(list(most_documents.documents_in_run(parts, shares, 80, 4)))
+    counts = np.concatenate(list(documents_per_row.documents_in_run(parts, shares, 80, 4)))
     assert counts.tolist() == np.concatenate([runs(corpus.batch(s)["segments"]) for s in range(10)]).tolist()
 
 
 def test_an_epoch_shorter_than_a_row_is_counted_as_often_as_it_is_in_it():
     packed = PackedRows(np.arange(1, 11), np.array([0, 4]), np.array([4, 6]), length=32, seed=0)
     expected = [int(packed.row(i)["segments"].max()) for i in range(2, 9)]
-    assert most_documents.documents_in_rows(packed, 2, 9).tolist() == expected
+    assert documents_per_row.documents_in_rows(packed, 2, 9).tolist() == expected
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.07, 0.61, 0.32), (0.001, 0.999)])
 def test_rows_of_a_mixture_go_to_the_sources_that_grain_takes_them_from(shares):
     import grain
 
-    mixed = grain.MapDataset.mix([grain.MapDataset.source(most_documents._Part(p)) for p in range(len(shares))], list(shares))
-    masks = most_documents.interleaved(shares, 12345, 700)
+    mixed = grain.MapDataset.mix([grain.MapDataset.source(documents_per_row._Part(p)) for p in range(len(shares))], list(shares))
+    masks = documents_per_row.interleaved(shares, 12345, 700)
     assert np.argmax(masks, axis=0).tolist() == [mixed[12345 + i] for i in range(700)]
     assert (np.sum(masks, axis=0) == 1).all()
 
@@ -69,4 +69,4 @@ def test_rows_of_a_mixture_go_to_the_sources_that_grain_takes_them_from(shares):
 def test_another_rule_of_mixing_is_not_gone_along_with(monkeypatch):
     wrong = [np.arange(100) % 2 == p for p in (1, 0)]
     with pytest.raises(RuntimeError, match="mixes row"):
-        most_documents._check_with_grain((0.5, 0.5), wrong, 0)
+        documents_per_row._check_with_grain((0.5, 0.5), wrong, 0)

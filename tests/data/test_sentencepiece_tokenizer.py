@@ -7,9 +7,9 @@ import unicodedata
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer, TokenizerConfig, load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import train
-from llm_jax.errors import UserError
 
 from .conftest import documents
 

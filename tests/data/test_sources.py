@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data.documents import border, cut, read_documents, split
-from llm_jax.errors import UserError
 
 from .conftest import ROOT, documents, write_jsonl
 

@@ -55,7 +55,7 @@ def test_a_killed_build_resumes_its_finished_shards(make, small, corpus, tmp_pat
 
 PREPARE = (
     "import sys; from llm_jax.data import *; import llm_jax.data.token_cache as t; t._SHARD_BYTES = 9000\n"
-    "from llm_jax.errors import UserError\n"
+    "from llm_jax.core.errors import UserError\n"
     "try: c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], workers=2), TokenizerConfig(vocab=320), "
     "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None); print(batch_sha(c.batch(5)))\n"
     "except UserError as error: sys.exit(f'error: {error}')"
@@ -116,7 +116,7 @@ def test_more_workers_than_documents_are_no_harm(make, tmp_path, monkeypatch):
 def test_a_second_preparation_only_reads(make, small, cache, corpus, monkeypatch):
     before = tree(cache)
     monkeypatch.setattr("llm_jax.data.token_cache._build", pytest.fail)
-    monkeypatch.setattr("llm_jax.data.vocabulary.train", pytest.fail)
+    monkeypatch.setattr("llm_jax.data.train_tokenizer.train", pytest.fail)
     monkeypatch.setattr("llm_jax.data.sources._write_dataset", pytest.fail)
     make(small)
     assert tree(cache) == before

@@ -12,7 +12,7 @@ import pytest
 from llm_jax.data import load_tokenizer
 from llm_jax.data.token_cache import document_hash, held_out_mask
 from llm_jax.evaluate.__main__ import main
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.data.conftest import documents, write_jsonl
 from tests.tiny_run import launch, summary, write_experiment
 

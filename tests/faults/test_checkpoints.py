@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.cluster.group import alone
+from llm_jax.core import checksums
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
-from llm_jax.train import checksums
+from llm_jax.processes.group import alone
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.optimizer import OptimizerConfig
@@ -87,7 +87,7 @@ def test_a_process_looks_at_its_share_and_all_together_at_every_file(tmp_path):
 
 NO_ROOM_FOR_CHECKPOINTS = """
 import resource
-from llm_jax.train import checksums
+from llm_jax.core import checksums
 from llm_jax.train.checkpoint import Checkpoints
 save = Checkpoints.save
 def on_a_full_disk(self, state, step, *rest):
@@ -212,7 +212,7 @@ def test_checkpoint_of_another_model_is_refused_by_the_first_difference(run, tmp
 
 
 def test_the_last_k_and_the_best_are_kept(tiny, tmp_path, monkeypatch):
-    from llm_jax.train import run as runs
+    from llm_jax.run import run as runs
 
     scores = iter([5.0, 3.0, 4.0, float("nan"), 6.0, 3.5, 3.2, 3.1])
     monkeypatch.setattr(runs.Evaluator, "__call__", lambda self, state: {"eval_loss": next(scores), "eval_bits_per_byte": 1.0, "eval_tokens": 1.0})

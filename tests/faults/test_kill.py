@@ -10,7 +10,7 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 # Python that kills the process at a chosen point, and what must be there afterwards.
 KILL_BEFORE_THE_FIRST_STEP = f"""
-from llm_jax.train import run
+from llm_jax.run import run
 run.header = lambda *a: {DIE}
 """
 KILL_IN_THE_MIDDLE_OF_A_LINE_BEFORE_THE_FIRST_CHECKPOINT = f"""
@@ -43,7 +43,7 @@ def and_die(self, values):
 MetricsWriter.write = and_die
 """
 KILL_BETWEEN_THE_LAST_CHECKPOINT_AND_THE_SUMMARY = f"""
-from llm_jax.train import run
+from llm_jax.run import run
 run.summarise = lambda *a: {DIE}
 """
 

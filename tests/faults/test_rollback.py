@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.cluster.group import alone
+from llm_jax.core.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError
 from llm_jax.data.corpus import Corpus
-from llm_jax.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError
 from llm_jax.experiment import Experiment, override, resolved
 from llm_jax.layout.presets import preset
-from llm_jax.scaling.together import place_for
+from llm_jax.processes.group import alone
+from llm_jax.run.run_folder import configuration_hash
+from llm_jax.scaling.vmapped_runs import place_for
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig, RollbackConfig, TrainConfig
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.rollback import Rollback, Rollbacks, SpikeWatch
-from llm_jax.train.run_folder import configuration_hash
 from tests.tiny_run import checkpoint, launch, launch_process, launch_processes, shas, steps_saved, summary, write_experiment
 
 POISON = """
@@ -136,7 +136,7 @@ class Half:
 rollback.json = Half
 """
 KILL_AFTER_THE_RECORD = f"""
-from llm_jax.train.running import Running
+from llm_jax.train.run_state import Running
 Running.go_back = lambda *arguments: {DIE}
 """
 TERM_WITH_THE_SPIKE = """

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from llm_jax.train import evaluation, loop, run
+from llm_jax.run import run
+from llm_jax.train import evaluation, loop
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from tests.tiny_run import launch, losses, steps_saved, summary
 

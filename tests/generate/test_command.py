@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax.generate.__main__ import main
+from llm_jax.run import run
 from tests.tiny_run import launch, write_experiment
 
 
@@ -18,8 +19,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     path = write_experiment(folder)
     with pytest.MonkeyPatch.context() as patch:
-        from llm_jax.train import run
-
         patch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)
         assert launch(f"experiment={path}", f"run_dir={folder / 'run'}", "train.steps=2") == 0
     return folder / "run"

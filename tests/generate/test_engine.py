@@ -11,17 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment
+from llm_jax.generate.decode_layout import decoding_layout
 from llm_jax.generate.engine import Engine
-from llm_jax.generate.placement import decoding_layout
 from llm_jax.generate.request import Request, Result
 from llm_jax.generate.terminal import write
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, preset
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
-from llm_jax.opened import Opened
+from llm_jax.pretrained.model import Opened
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import Program
 

@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import CASES, FIXTURES
 
 QUICK = ("gemma3", "deepseek_v3", "gpt_neox")

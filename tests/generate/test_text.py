@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.data import TokenizerConfig
 from llm_jax.data.sentencepiece_tokenizer import train
-from llm_jax.generate.text import Detokenizer, StopStrings
+from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from tests.data.conftest import documents
 
 TEXTS = (" a  b\t\n\n    if x_1:\r\n é 日本 😀 \u00a0ﬁ  ", "😀😀é\ufffd!", "\ufffd\ufffd\ufffd\ufffd\ufffd", "plain", "")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.layout import gpu_compile, gpu_options
 from llm_jax.model import attention_cudnn as cudnn
 from tests.cudnn_contract import kernel_by_contract

@@ -11,12 +11,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.experiment import Experiment, resolved
-from llm_jax.generate.programs import Programs
+from llm_jax.generate.decode_step import Programs
 from llm_jax.generate.sampling import Settings
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
-from llm_jax.train.compile import absent_program
+from llm_jax.run.compile import absent_program
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile

@@ -14,7 +14,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig, MoEConfig
-from llm_jax.model.grouped import grouped_product
+from llm_jax.model.grouped_matmul import grouped_product
 from llm_jax.model.moe import capacity
 from llm_jax.train import compile as compiling
 from llm_jax.train.config import TrainConfig

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
+from llm_jax.run.run import with_max_segments
+from llm_jax.run.run_folder import check_same_run, write_config
 from llm_jax.train.config import RollbackConfig, TrainConfig
-from llm_jax.train.run import with_max_segments
-from llm_jax.train.run_folder import check_same_run, write_config
 
 NEEDED = 7
 

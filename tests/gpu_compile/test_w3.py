@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax import launch
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.gpu_compile import CompiledStep, compile_for

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from llm_jax import huggingface
-from llm_jax.errors import UserError
-from llm_jax.huggingface import devices
+from llm_jax.core.errors import UserError
+from llm_jax.huggingface import transfer
 from llm_jax.huggingface.family import family_for
-from llm_jax.huggingface.load import main as load
-from llm_jax.huggingface.save import main as save
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig, MoEConfig
-from llm_jax.opened import open_model
+from llm_jax.pretrained.load import main as load
+from llm_jax.pretrained.model import open_model
+from llm_jax.pretrained.save import main as save
 from tests.tiny_run import launch, write_experiment
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -27,7 +27,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def arrays(folder: Path, **more) -> dict[str, np.ndarray]:
     """The weights of a folder or run, by path."""
-    return {path: np.asarray(array) for path, array in devices.flat_paths(open_model(folder, **more).parameters).items()}
+    return {path: np.asarray(array) for path, array in transfer.flat_paths(open_model(folder, **more).parameters).items()}
 
 
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -94,7 +94,7 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
 def test_however_small_the_parcels_what_is_written_is_the_same(tmp_path, monkeypatch):
     opened = open_model(FIXTURES / "gpt2", layout=preset("fsdp_tensor"), mesh={"data": 2, "tensor": 2})
     huggingface.save_model(opened, tmp_path / "whole")
-    monkeypatch.setattr(devices, "PARCEL", 1000)
+    monkeypatch.setattr(transfer, "PARCEL", 1000)
     huggingface.save_model(opened, tmp_path / "parcels")
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parcels" / "model.safetensors").read_bytes()
 

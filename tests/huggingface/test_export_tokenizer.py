@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig, load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer, train
-from llm_jax.errors import UserError
 from llm_jax.huggingface.export_tokenizer import export_tokenizer
 from tests.data.conftest import documents
 from tests.data.test_sentencepiece_tokenizer import HARD

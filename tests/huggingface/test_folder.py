@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from llm_jax import huggingface
-from llm_jax.errors import UserError
-from llm_jax.huggingface import devices, family, safetensors
+from llm_jax.core.errors import UserError
+from llm_jax.huggingface import family, safetensors, transfer
 from llm_jax.huggingface.folder import open_folder
-from llm_jax.huggingface.forms import Fit, form, size, split, whole
+from llm_jax.huggingface.tensor_layout import Fit, form, size, split, whole
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import Program
 
@@ -46,7 +46,7 @@ def with_tensors(folder: Path, change) -> Path:
 
 def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
     """What is read, by path."""
-    return {path: np.asarray(array) for path, array in devices.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()}
+    return {path: np.asarray(array) for path, array in transfer.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()}
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ def test_however_small_the_parcels_the_weights_are_the_same_on_any_layout(layout
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), SIZES[layout]))
     program = Program(folder.model, OptimizerConfig(), place)
     table = folder.table(program)
-    read = devices.flat_paths(devices.read_parameters(table, folder.tensors, program, parcel=3000))
-    shardings = devices.flat_paths(program.shardings("stored"))
+    read = transfer.flat_paths(transfer.read_parameters(table, folder.tensors, program, parcel=3000))
+    shardings = transfer.flat_paths(program.shardings("stored"))
     for path, expected in parameters(FIXTURES / "mixtral").items():
         assert read[path].sharding == shardings[path]
         np.testing.assert_array_equal(read[path], expected, err_msg=path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax import huggingface
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.huggingface import family
 from llm_jax.layout.presets import preset
 from tests.huggingface import expected

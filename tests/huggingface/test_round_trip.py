@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax import huggingface
 from llm_jax.huggingface import family
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
 
 

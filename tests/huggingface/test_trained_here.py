@@ -14,7 +14,7 @@ from llm_jax.data.sentencepiece_tokenizer import train
 from llm_jax.data.token_cache import document_hash, held_out_mask
 from llm_jax.evaluate.held_out import score
 from llm_jax.huggingface.export_tokenizer import export_tokenizer
-from llm_jax.huggingface.save import main as save
+from llm_jax.pretrained.save import main as save
 from tests.data.conftest import documents, write_jsonl
 from tests.data.test_huggingface_tokenizer import KINDS, SPECIAL, make_folder
 from tests.data.test_sentencepiece_tokenizer import HARD

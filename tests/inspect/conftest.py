@@ -14,7 +14,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.opened import Opened
+from llm_jax.pretrained.model import Opened
 from llm_jax.train.state import Program
 
 SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.inspect import findings, write
+from llm_jax.inspect import analysis, write
 from llm_jax.inspect.__main__ import main
 from llm_jax.inspect.page import title_of
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import FIXTURES
 from tests.inspect.conftest import logits_of
 from tests.tiny_run import launch, write_experiment
@@ -121,8 +121,8 @@ def test_a_word_is_followed_as_an_example_where_none_is_asked_for(run, tmp_path,
 
 
 def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, without_figures):
-    monkeypatch.setattr(findings, "MOST_MAP_BYTES", 400)
-    monkeypatch.setattr(findings, "MOST_LENS_CELLS", 30)
+    monkeypatch.setattr(analysis, "MOST_MAP_BYTES", 400)
+    monkeypatch.setattr(analysis, "MOST_LENS_CELLS", 30)
     assert main([str(run), f"text={TEXT * 3}", "tokens=20", "layers=1", f"out={tmp_path}"]) == 0
     page, found = read(tmp_path)
     assert "Shown are the first 20 of the text's" in page

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
-from llm_jax.inspect import figures, readout
-from llm_jax.inspect.asked import Asked
+from llm_jax.core.errors import UserError
+from llm_jax.inspect import figures, logit_lens
+from llm_jax.inspect.analysis import find
+from llm_jax.inspect.arguments import Asked
 from llm_jax.inspect.attention import attention_weights, even_scores, head_scores, induction_score, quantised
+from llm_jax.inspect.checkpoint_diff import check_alike, layers_of, weight_differences
 from llm_jax.inspect.contexts import WordInContexts, mean_cosine, principal
-from llm_jax.inspect.difference import check_alike, layers_of, weight_differences
-from llm_jax.inspect.findings import find
-from llm_jax.inspect.readout import Readout, divergence
+from llm_jax.inspect.logit_lens import Readout, divergence
 from llm_jax.model.config import ModelConfig, MoEConfig
 from tests.inspect.conftest import SMALL, opened_with, replaced
 
@@ -95,7 +95,7 @@ def test_predictions_are_the_softmax_of_the_logits(monkeypatch):
     opened = opened_with()
     x, targets = stream(opened, 23), np.random.default_rng(1).integers(0, 96, 23)
     logits = Readout(opened).all_logits(x)
-    monkeypatch.setattr(readout, "LOGITS_AT_ONCE", 96 * 5)  # in chunks of 5, the last one padded
+    monkeypatch.setattr(logit_lens, "LOGITS_AT_ONCE", 96 * 5)  # in chunks of 5, the last one padded
     found = Readout(opened).predictions(x, targets)
     p = softmax(logits)
     for i, t in enumerate(targets):

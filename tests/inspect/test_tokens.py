@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.data.sentencepiece_tokenizer import train
-from llm_jax.errors import UserError
 from llm_jax.inspect.tokenizers import Measured, Sample, measure, samples
 from llm_jax.inspect.tokens import Piece, Vocabulary, find_word, spelled
 from tests.data.conftest import documents

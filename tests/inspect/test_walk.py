@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.inspect import walk
+from llm_jax.inspect import layer_by_layer
 from llm_jax.inspect.attention import attention_weights, weighted_values
-from llm_jax.inspect.readout import Readout
-from llm_jax.inspect.walk import Walk
+from llm_jax.inspect.layer_by_layer import Walk
+from llm_jax.inspect.logit_lens import Readout
 from llm_jax.model import attention
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
-from llm_jax.opened import open_model
+from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import FIXTURES, TOLERANCE
 from tests.inspect.conftest import SMALL, logits_of, opened_with
 
@@ -61,8 +61,8 @@ def test_what_is_seen_is_what_the_model_does(name, monkeypatch):
         block.attention.attend = attend
         return passing
 
-    watch = walk.watch
-    monkeypatch.setattr(walk, "watch", watched)
+    watch = layer_by_layer.watch
+    monkeypatch.setattr(layer_by_layer, "watch", watched)
     opened = opened_with(MODELS[name])
     layers = list(Walk(opened)(TOKENS))
     assert [layer.number for layer in layers] == list(range(-1, MODELS[name].layers))

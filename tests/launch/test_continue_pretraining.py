@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from llm_jax.data import load_tokenizer
-from llm_jax.experiment import from_pairs
-from llm_jax.train.run_folder import configuration_hash, read_experiment
+from llm_jax.experiment import read_experiment
+from llm_jax.run.initial_weights import experiment_from_pairs
+from llm_jax.run.run_folder import configuration_hash
 from tests.data.conftest import documents, write_jsonl
 from tests.scaling.tiny_grid import write_grid
 from tests.tiny_run import checkpoint, launch, launch_processes, losses, summary, write_experiment
@@ -95,7 +96,9 @@ def test_it_goes_on_from_its_own_checkpoint_when_the_source_is_gone(trained, tmp
 
 def test_two_starts_are_two_configurations(trained, command, tmp_path, capsys):
     shutil.copytree(trained / "run", tmp_path / "twin")
-    one, other = (from_pairs([("experiment", str(trained / "more.py")), ("from", str(path))]) for path in (trained / "run", tmp_path / "twin"))
+    one, other = (
+        experiment_from_pairs([("experiment", str(trained / "more.py")), ("from", str(path))]) for path in (trained / "run", tmp_path / "twin")
+    )
     same_tokenizer = dataclasses.replace(other, tokenizer=one.tokenizer)
     assert configuration_hash(one) != configuration_hash(same_tokenizer)
     assert launch(*command) == 0
@@ -105,7 +108,7 @@ def test_two_starts_are_two_configurations(trained, command, tmp_path, capsys):
 
 def test_a_run_that_starts_from_nothing_has_the_hash_that_it_had():
     """Grids find their points by it."""
-    assert configuration_hash(from_pairs([("experiment", "quickstart")])) == "70dce6ebad72"  # before there was a start_from
+    assert configuration_hash(experiment_from_pairs([("experiment", "quickstart")])) == "70dce6ebad72"  # before there was a start_from
 
 
 def test_on_a_layout_that_splits_the_weights(trained, command, tmp_path):
@@ -144,7 +147,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(command, tmp_pa
 
 
 def test_a_folder_of_hugging_faces_is_gone_on_with_as_the_run_that_it_was_made_of(trained, command, tmp_path):
-    from llm_jax.huggingface.save import main as save
+    from llm_jax.pretrained.save import main as save
 
     assert save([str(trained / "run"), str(tmp_path / "exported")]) == 0
     assert launch(*command, "train.steps=2") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, list_experiments, load_experiment, override, resolved
 from tests.tiny_run import launch, losses, summary, write_experiment
 

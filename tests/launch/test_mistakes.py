@@ -253,7 +253,7 @@ def test_text_that_changed_under_the_same_name_is_refused_on_resuming(tiny, tmp_
 
 
 def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
-    from llm_jax.train.run_folder import locked
+    from llm_jax.core.files import locked
 
     run_dir = tmp_path / "run"
     run_dir.mkdir()

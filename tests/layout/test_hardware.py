@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import TABLE, datasheet_peak, hardware, hardware_names
 

@@ -73,7 +73,7 @@ def test_processes_of_a_cpu_are_nodes():
 
 @pytest.mark.gpu_compile
 def test_absent_gpus_have_their_nodes():
-    from llm_jax.errors import UserError
+    from llm_jax.core.errors import UserError
     from llm_jax.layout.gpu_compile import topology_devices
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.layout.presets import PRESETS

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 
-from llm_jax.layout import xla_flags
-from llm_jax.layout.xla_flags import NO_DRIVER, expect_no_gpu, keep_collectives_in_order
+from llm_jax.core import xla_flags
+from llm_jax.core.xla_flags import NO_DRIVER, expect_no_gpu, keep_collectives_in_order
 
 
 def test_simulated_devices_meet_in_the_same_order():
@@ -25,7 +25,7 @@ def test_simulated_devices_meet_in_the_same_order():
 
 def test_every_command_and_the_tests_keep_them_in_order():
     assert "xla_cpu_enable_concurrency_optimized_scheduler" in os.environ["XLA_FLAGS"]  # tests/conftest.py
-    told = "import os; from llm_jax.command import before_jax; before_jax(); print(os.environ['XLA_FLAGS'])"
+    told = "import os; from llm_jax.core.command import before_jax; before_jax(); print(os.environ['XLA_FLAGS'])"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     said = subprocess.run([sys.executable, "-c", told], env={**os.environ, **flags}, capture_output=True, text=True, check=True)
     assert "xla_cpu_enable_concurrency_optimized_scheduler=false" in said.stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, TENSOR

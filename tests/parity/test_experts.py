@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import CONTEXT, PRESETS, STAGES, TENSOR

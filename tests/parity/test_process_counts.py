@@ -22,7 +22,7 @@ def and_signal(self, done, *rest):
 loop.Loop.read = and_signal
 """
 UNREADABLE = """
-from llm_jax.train import checksums
+from llm_jax.core import checksums
 check = checksums.check
 def check_most(folder, *rest):
     if folder.name == "{step}":

@@ -7,11 +7,11 @@ import re
 import jax
 import pytest
 
-from llm_jax.experiment import from_pairs
 from llm_jax.layout import gpu_compile
 from llm_jax.plan.__main__ import main
 from llm_jax.plan.memory import least_bytes
 from llm_jax.plan.plan import plan_program, with_assumptions
+from llm_jax.run.initial_weights import experiment_from_pairs
 
 PARAMETERS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 2 * 512 * 64 + 64
 """Of the small experiment: projections, feed-forward and norms of two blocks, two tables, the last norm."""
@@ -31,7 +31,7 @@ def test_memory_by_kind_is_what_arithmetic_says_and_sums_to_the_total(planned):
 
 @pytest.mark.parametrize("arguments", [(), ("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")])
 def test_no_plan_needs_less_than_what_is_ruled_out_before_compiling(planned, small, arguments):
-    experiment, _ = with_assumptions(from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]), "cpu")
+    experiment, _ = with_assumptions(experiment_from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]), "cpu")
     program = plan_program(experiment, jax.devices()[:8])
     memory = planned(*arguments)["memory_bytes"]
     state = memory["total"] - memory["batch"] - memory["activations"]

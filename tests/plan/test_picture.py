@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.experiment import from_pairs
 from llm_jax.plan import picture
 from llm_jax.plan.__main__ import main
 from llm_jax.plan.plan import plan_program, with_assumptions
+from llm_jax.run.initial_weights import experiment_from_pairs
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def drawn(small):
     """The rows that are drawn for a layout on 8 devices, by title."""
 
     def rows(*pairs: tuple[str, str]) -> dict[str, picture.Array]:
-        experiment, _ = with_assumptions(from_pairs([("experiment", str(small)), *pairs]), "cpu")
+        experiment, _ = with_assumptions(experiment_from_pairs([("experiment", str(small)), *pairs]), "cpu")
         program = plan_program(experiment, jax.devices()[:8])
         return {a.title: a for row in [*picture.activations(experiment, program.place), *picture.weights(program)] for a in row}
 

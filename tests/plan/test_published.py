@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.experiment import from_pairs
 from llm_jax.layout.hardware import hardware
 from llm_jax.plan.plan import make_plan
+from llm_jax.run.initial_weights import experiment_from_pairs
 
 PUBLISHED = {
     # NVIDIA dgxc-benchmarking, maxtext/README_70b.md: 15.563 s a step
@@ -23,7 +23,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_speed_is_predicted_within_a_quarter_and_between_the_bounds(name, gpu_compiler):
     devices, overrides, measured = PUBLISHED[name]
-    experiment = from_pairs([("experiment", name), ("model.max_segments", "1"), *overrides])
+    experiment = experiment_from_pairs([("experiment", name), ("model.max_segments", "1"), *overrides])
     plan, _ = make_plan(experiment, hardware("h100"), devices)
     assert plan.tokens_per_second_per_device == pytest.approx(measured, rel=0.25)
     seconds = plan.analysis.step_seconds

@@ -8,19 +8,19 @@ import json
 import jax
 import pytest
 
-from llm_jax.experiment import from_pairs
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import PRESETS
 from llm_jax.plan import search
 from llm_jax.plan.__main__ import main
+from llm_jax.run.initial_weights import experiment_from_pairs
 
 H100 = hardware("h100")
 
 
 @pytest.fixture
 def experiment(small):
-    return from_pairs([("experiment", str(small))])
+    return experiment_from_pairs([("experiment", str(small))])
 
 
 def names(candidates: list[search.Candidate]) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.scaling import flops
+from llm_jax.model import accounting
+from llm_jax.run import run
 from llm_jax.scaling.fit.law import Law
-from llm_jax.train import run
 from tests.scaling.test_runner import trained_at_once
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import launch
@@ -24,7 +24,7 @@ GRID = (
 
 
 def law_of(experiment):
-    n = flops.size(experiment.model, "6nd_with_head")
+    n = accounting.size(experiment.model, "6nd_with_head")
     return float(LAW.loss(n, experiment.train.steps * 256))
 
 

@@ -10,11 +10,11 @@ import jax
 import pytest
 from flax import nnx
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.model import accounting
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
 from llm_jax.model.flops import active_parameters, parameter_count
 from llm_jax.model.transformer import Transformer
-from llm_jax.scaling import flops
 from tests.conftest import ROOT
 
 MODELS = {
@@ -49,7 +49,7 @@ def test_conventions_of_a_model_by_hand():
     config = ModelConfig(layers=2, embed=8, heads=2, kv_heads=1, head_dim=6, mlp=20, vocab=30, tied_embeddings=False).resolved()
     block = 8 * 6 * (2 * 2 + 2 * 1) + 3 * 8 * 20 + 2 * 8  # query, out, key, value; gate, up, down; two norms
     non_embedding, T, D = 2 * block + 8, 16, 160.0
-    counted = flops.account(config, T, D)
+    counted = accounting.account(config, T, D)
     assert counted["parameters_non_embedding"] == non_embedding
     assert counted["parameters"] == non_embedding + 2 * 30 * 8
     assert counted["parameters_with_head"] == non_embedding + 30 * 8
@@ -64,10 +64,10 @@ def test_conventions_of_a_model_by_hand():
 
 def test_a_sliding_window_and_experts_cost_only_what_is_met():
     dense, windowed = (ModelConfig(layers=1, embed=32, heads=4, vocab=50, window=w).resolved() for w in (None, 4))
-    one, other = flops.flops_per_token(dense, 64), flops.flops_per_token(windowed, 64)
+    one, other = accounting.flops_per_token(dense, 64), accounting.flops_per_token(windowed, 64)
     assert other["flops_attention_causal"] < 4 * one["flops_attention_full"] / 64 < other["flops_attention_causal"] * 1.1
     assert one["flops_attention_full"] == other["flops_attention_full"]
-    six, two = (flops.account(MODELS["experts"].resolved(), 32, 1.0), MODELS["experts"].resolved())
+    six, two = (accounting.account(MODELS["experts"].resolved(), 32, 1.0), MODELS["experts"].resolved())
     missed = 2 * 4 * 3 * 32 * 24  # layers, experts that a token is not sent to, their matrices
     assert six["flops_6nd"] == 6 * (six["parameters"] - missed)
     assert six["parameters"] == parameter_count(two)
@@ -76,11 +76,11 @@ def test_a_sliding_window_and_experts_cost_only_what_is_met():
 def test_windows_by_layer_and_latents_cost_what_they_are():
     T, heads = 64, {"layers": 3, "embed": 32, "heads": 4, "vocab": 50}
     every, some, none = (ModelConfig(**heads, **more).resolved() for more in ({"window": 4}, {"window": 4, "window_layers": (0, 2)}, {}))  # type: ignore[arg-type]
-    windowed, mixed, full = (flops.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none))
+    windowed, mixed, full = (accounting.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none))
     assert mixed == pytest.approx(2 / 3 * windowed + 1 / 3 * full)
     config = MODELS["deepseek"].resolved()
     matrices = 2 * (32 * 12 + 12 * 4 * 10 + 32 * (10 + 4) + 10 * 4 * (6 + 5) + 4 * 5 * 32 + 3 * 32 * config.mlp) + 50 * 32  # type: ignore[operator]
-    counted = flops.flops_per_token(config, T)
+    counted = accounting.flops_per_token(config, T)
     assert counted["flops_attention_full"] == 2 * 3 * 2 * 4 * (10 + 5) * T  # layers; forward and backward; keys of 10, values of 5 in 4 heads
     assert counted["flops_exact"] == 6 * matrices + counted["flops_attention_causal"]
 
@@ -115,7 +115,7 @@ def tables() -> Path:
 
 
 def test_the_project_carries_the_published_tables_unchanged(tables):
-    ours = flops.published_shapes()
+    ours = accounting.published_shapes()
     names = {"parameters": "params", "embed": "d_model", "mlp": "ffw_size", "head_dim": "kv_size", "heads": "n_heads", "layers": "n_layers"}
     assert list(names) == ours["chinchilla"]["columns"]
     published(tables, "chinchilla_table_a9_shapes.csv", ours["chinchilla"]["shapes"], names)
@@ -133,21 +133,21 @@ def chinchilla(embed: int, mlp: int, head_dim: int, heads: int, layers: int) -> 
 
 
 def test_the_fifty_chinchilla_shapes_to_eight_in_a_thousand():
-    shapes = flops.published_shapes()["chinchilla"]["shapes"]
+    shapes = accounting.published_shapes()["chinchilla"]["shapes"]
     assert len(shapes) == 50
     assert sum(head_dim * heads != embed for _, embed, _, head_dim, heads, _ in shapes) == 6
     for parameters, embed, mlp, head_dim, heads, layers in shapes:
         config = chinchilla(embed, mlp, head_dim, heads, layers)
         relative = layers * embed * heads * head_dim  # a matrix of relative positions in each layer, which ours have not
-        assert flops.parameters(config)["parameters_with_head"] + relative == pytest.approx(parameters, rel=0.008), parameters
+        assert accounting.parameters(config)["parameters_with_head"] + relative == pytest.approx(parameters, rel=0.008), parameters
 
 
 def test_exact_over_6nd_is_the_published_ratio():
-    table = flops.published_shapes()["chinchilla_exact"]
+    table = accounting.published_shapes()["chinchilla_exact"]
     T = table["sequence_length"]
     for embed, heads, layers, mlp, parameters, per_sequence, ratio in table["shapes"]:
         config = chinchilla(embed, mlp, embed // heads, heads, layers)
-        counted = flops.flops_per_token(config, T)
+        counted = accounting.flops_per_token(config, T)
         head = 6 * 32000 * embed  # theirs leaves the logits out, and counts 3 a score for the softmax, forward and twice back
         softmax = 3 * 3 * layers * heads * T
         exact = counted["flops_exact"] - head - counted["flops_attention_causal"] + counted["flops_attention_full"] + softmax
@@ -157,4 +157,4 @@ def test_exact_over_6nd_is_the_published_ratio():
 
 def test_a_convention_that_there_is_not_is_named_with_the_nearest():
     with pytest.raises(UserError, match="did you mean '6nd_with_head'"):
-        flops.columns("6nd_with_heads")
+        accounting.columns("6nd_with_heads")

@@ -7,10 +7,11 @@ import math
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment
+from llm_jax.model import accounting
 from llm_jax.model.config import ModelConfig
-from llm_jax.scaling import flops
+from llm_jax.run.run_folder import configuration_hash
 from llm_jax.scaling.designs import (
     PowerRule,
     aspect,
@@ -32,7 +33,6 @@ from llm_jax.scaling.designs import (
 )
 from llm_jax.scaling.grid import Grid, GridConfig, chain, filtered, over, product, zipped
 from llm_jax.train.config import TrainConfig
-from llm_jax.train.run_folder import configuration_hash
 from tests.scaling.tiny_grid import write_grid
 from tests.tiny_run import launch
 
@@ -55,18 +55,18 @@ def test_algebra():
         product(a, a)
 
 
-@pytest.mark.parametrize("convention", flops.CONVENTIONS)
+@pytest.mark.parametrize("convention", accounting.CONVENTIONS)
 def test_isoflop_points_spend_their_budget_in_the_named_convention(convention):
     points = Grid(BASE, isoflop([1e11, 4e11], SIZES, convention=convention)).points([])
     assert len(points) == 10
-    n_column, c_column = flops.columns(convention)
+    n_column, c_column = accounting.columns(convention)
     for point in points:
-        counted = flops.account(point.experiment.model, 32, point.tokens)
+        counted = accounting.account(point.experiment.model, 32, point.tokens)
         per_step = counted[c_column] / point.experiment.train.steps
         assert abs(counted[c_column] - point.budget) <= 0.5 * per_step  # a whole number of steps
         assert point.convention == convention
         assert point.cost == counted["flops_exact"]
-    assert len({flops.parameters(p.experiment.model)[n_column] for p in points}) == 5
+    assert len({accounting.parameters(p.experiment.model)[n_column] for p in points}) == 5
 
 
 def test_isoflop_curves_are_centred_where_tokens_a_parameter_are_as_told():
@@ -74,7 +74,7 @@ def test_isoflop_curves_are_centred_where_tokens_a_parameter_are_as_told():
     for budget in (3e11, 1e13):
         curve = [p for p in points if p.budget == budget]
         assert len(curve) == 3
-        ratio = [p.tokens / flops.size(p.experiment.model, "6nd_with_head") for p in curve]
+        ratio = [p.tokens / accounting.size(p.experiment.model, "6nd_with_head") for p in curve]
         assert ratio[0] > 20 > ratio[2]
     assert window(0, 3, 5) == (0, 2)
     assert window(4, 3, 5) == (2, 4)
@@ -83,7 +83,7 @@ def test_isoflop_curves_are_centred_where_tokens_a_parameter_are_as_told():
 
 def run_of(point, loss, status="finished"):
     """A row of a point that has run."""
-    return {**flops.account(point.experiment.model, 32, point.tokens), "flops_budget": point.budget, "status": status, "eval_loss": loss}
+    return {**accounting.account(point.experiment.model, 32, point.tokens), "flops_budget": point.budget, "status": status, "eval_loss": loss}
 
 
 def test_a_minimum_at_the_edge_is_refilled_until_it_is_inside_or_the_rounds_are_over():
@@ -115,7 +115,7 @@ def test_ready_made_designs():
     of_sizes = Grid(BASE, horizons(SIZES[:2], [1280, 2560])).points([])
     assert [(p.experiment.model.embed, p.experiment.train.steps) for p in of_sizes] == [(16, 10), (16, 20), (32, 10), (32, 20)]
     for point in Grid(BASE, ladder(SIZES[:2], [5, 20], "6nd_non_embedding")).points([]):
-        n = flops.size(point.experiment.model, "6nd_non_embedding")
+        n = accounting.size(point.experiment.model, "6nd_non_embedding")
         assert min(abs(point.tokens - ratio * n) for ratio in (5, 20)) <= per_step / 2
     points = Grid(BASE, sweep([1e-3, 2e-3], [2, 4], tokens=25600)).points([])
     assert {(p.experiment.train.batch_size, p.experiment.train.steps) for p in points} == {(2, 400), (4, 200)}
@@ -135,7 +135,7 @@ def test_ready_made_designs():
 
 def test_sizes_of_a_function_are_near_what_was_asked_for():
     made = sizes(aspect(ratio=32, head_dim=16), geometric(1e5, 1e7, 5))(BASE)
-    counts = [flops.size(Grid(BASE, [size]).points([])[0].experiment.model, "6nd_with_head") for size in made]
+    counts = [accounting.size(Grid(BASE, [size]).points([])[0].experiment.model, "6nd_with_head") for size in made]
     # widths are multiples of 16, so the smallest sizes are a quarter apart
     assert all(abs(math.log(n / m)) < 0.25 for n, m in zip(counts, geometric(1e5, 1e7, 5), strict=True)), counts
     assert all(size["model.heads"] * 16 == size["model.embed"] for size in made)
@@ -144,7 +144,7 @@ def test_sizes_of_a_function_are_near_what_was_asked_for():
 def test_rules_set_what_follows_from_a_point():
     rules = (warmup_per_parameter(1.0), learning_rate(PowerRule(3e-3, -0.5)))
     for point in Grid(BASE, isoflop([1e11], SIZES), rules).points([]):
-        n = flops.size(point.experiment.model, "6nd_with_head")
+        n = accounting.size(point.experiment.model, "6nd_with_head")
         assert point.experiment.optimizer.warmup_steps == math.ceil(n / 128)
         assert point.experiment.optimizer.learning_rate == pytest.approx(3e-3 * (n / 1e6) ** -0.5, rel=5e-3)  # three digits
     assert {p.experiment.optimizer.warmup_steps for p in Grid(BASE, SIZES, (warmup_tokens(1280),)).points([])} == {10}
@@ -158,7 +158,7 @@ def test_a_rule_is_fitted_from_a_sweep():
     rows = []
     for size in SIZES[:3]:
         model = Grid(BASE, [size]).points([])[0].experiment.model
-        n = flops.size(model, "6nd_with_head")
+        n = accounting.size(model, "6nd_with_head")
         best = 2e-3 * (n / 1e6) ** -0.4
         for factor in (-2, -1, 0, 1, 2):
             rate = best * 2**factor * 1.2

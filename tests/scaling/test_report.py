@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.core.format import short
 from llm_jax.scaling.fit import isoflop, published_repetition, repeated_loss
 from llm_jax.scaling.fit.__main__ import main as fit_command
 from llm_jax.scaling.report import write, write_report
 from llm_jax.scaling.report.__main__ import main
-from llm_jax.scaling.report.doubts import checks
+from llm_jax.scaling.report.caveats import checks
 from llm_jax.scaling.report.study import Study, make_study
 from llm_jax.scaling.report.write import FIGURES
-from llm_jax.train.metrics import short
 from tests.scaling.fit.conftest import TRUTH, made_runs
 from tests.scaling.fit.test_small_laws import repeated_runs
 

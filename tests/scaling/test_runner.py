@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from llm_jax.core.console import Console
 from llm_jax.launch import main
+from llm_jax.run import run
 from llm_jax.scaling import collect, flops, runner
 from llm_jax.scaling.progress import GridProgress
-from llm_jax.train import run
-from llm_jax.train.console import Console
 from llm_jax.train.metrics import MetricsWriter, write_json
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import launch, launch_process, losses, shas, summary
@@ -195,7 +195,7 @@ def test_what_is_wrong_with_every_point_ends_at_once(grid, tmp_path, capsys):
 
 
 def test_a_grid_that_another_process_runs_is_left_alone_but_parts_run_side_by_side(grid, tmp_path, capsys):
-    from llm_jax.train.run_folder import locked
+    from llm_jax.run.run_folder import locked
 
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run", print, shared=True):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.cluster.group import alone as group_of_one
-from llm_jax.errors import UserError
+from llm_jax.core.console import Console
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
-from llm_jax.scaling.together import groups, run_together
-from llm_jax.train import run
-from llm_jax.train.console import Console
+from llm_jax.processes.group import alone as group_of_one
+from llm_jax.run import run
+from llm_jax.scaling.vmapped_runs import groups, run_together
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.optimizer import BUILDERS, register
 from tests.scaling.tiny_grid import table, write_grid

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.train import run
+from llm_jax.run import run
 from tests.scaling.test_runner import folders
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import checkpoint, launch, losses, shas, steps_saved, summary

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.cluster import cancel, job, status
+from llm_jax.slurm import cancel, job, status
 from tests.scaling.tiny_grid import table, write_grid
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny_run import launch

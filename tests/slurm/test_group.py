@@ -14,8 +14,8 @@ from tests.cluster.processes import PRELUDE, indented
 pytestmark = pytest.mark.slurm
 
 TELL = """
-from llm_jax.cluster.devices import local_devices
-from llm_jax.cluster.preflight import check_devices, facts
+from llm_jax.processes.local_gpus import local_devices
+from llm_jax.processes.preflight import check_devices, facts
 mine = group.task
 share = local_devices(mine, os.environ)
 found = facts(group, "", {**os.environ, "JAX_PLATFORMS": ""})

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llm_jax.cluster import job, status
+from llm_jax.slurm import job, status
 from llm_jax.train.metrics import read_metrics
 from tests.tiny_run import launch, losses, summary
 from tests.xla_flags import simulated

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.cluster import cancel, job, status
+from llm_jax.slurm import cancel, job, status
 from tests.tiny_run import launch
 
 pytestmark = pytest.mark.slurm
@@ -40,7 +40,7 @@ def test_stopped_run_is_requeued_until_it_is_finished(slurm_cluster, tiny, tmp_p
     printed = capsys.readouterr().out
     assert f"submitted job {number}: tiny, 2 nodes with CPUs, 2 processes each, 10 minutes until it is requeued" in printed
     assert f"site settings: {site}" in printed
-    assert f"python -m llm_jax.cluster.status '{run_dir}'" in printed
+    assert f"python -m llm_jax.slurm.status '{run_dir}'" in printed
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "submit=slurm") == 2
     assert f"its job {number} is " in capsys.readouterr().err
     wait_for_start(run_dir, 1)

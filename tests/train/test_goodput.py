@@ -74,7 +74,7 @@ def test_an_account_that_was_cut_off_does_not_stop_a_run(tmp_path, clock):
 
 KILL = """
 import pathlib, time
-from llm_jax.train.running import Running
+from llm_jax.train.run_state import Running
 add = Running.add
 def and_die(self, done, *rest, **more):
     add(self, done, *rest, **more)

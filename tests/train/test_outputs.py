@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from llm_jax.train.metrics import MetricsWriter, drop_torn_line, latest_values, read_metrics, write_json
+from llm_jax.core.files import drop_torn_line, write_json
+from llm_jax.train.metrics import MetricsWriter, latest_values, read_metrics
 from tests.tiny_run import launch, summary
 
 SUMMARY_KEYS = (

@@ -10,15 +10,15 @@ import pytest
 
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
-from llm_jax.train import peak
+from llm_jax.train import peak_flops
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_simulated_devices_of_a_mesh_share_the_whole_cpu(devices, monkeypatch):
     """Or a run on one of eight simulated devices, which has all cores, would show eight times its MFU."""
-    monkeypatch.setattr(peak, "measure_matmul", lambda: 8e9)
+    monkeypatch.setattr(peak_flops, "measure_matmul", lambda: 8e9)
     mesh = make_mesh(PRESETS["data_parallel"], {"data": devices})
-    assert peak.device_peak(mesh, "float32") * mesh.size == 8e9
+    assert peak_flops.device_peak(mesh, "float32") * mesh.size == 8e9
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,9 @@ def test_simulated_devices_of_a_mesh_share_the_whole_cpu(devices, monkeypatch):
 def test_a_gpu_has_its_datasheets_peak_and_an_unknown_one_none(kind, dtype, expected):
     device = types.SimpleNamespace(platform="gpu", device_kind=kind)
     mesh = types.SimpleNamespace(devices=np.array([device], object), size=1)
-    assert peak.device_peak(mesh, dtype) == expected
+    assert peak_flops.device_peak(mesh, dtype) == expected
 
 
 def test_the_measured_peak_is_of_a_real_product():
-    assert 1e9 < peak.measure_matmul(size=256, rounds=2) < 1e15
+    assert 1e9 < peak_flops.measure_matmul(size=256, rounds=2) < 1e15
     assert jax.default_backend() == "cpu"

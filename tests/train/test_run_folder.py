@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, override, resolved, to_yaml
-from llm_jax.train.run_folder import check_same_run, write_config
+from llm_jax.run.run_folder import check_same_run, write_config
 
 
 def test_a_run_of_before_a_key_was_there_goes_on_with_its_default_and_with_no_other_value(tmp_path):

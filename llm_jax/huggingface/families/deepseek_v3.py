@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llm_jax.huggingface.common import BUFFERS, GATED, GATED_NAMES, attention_bias, block_norms, ends, experts, feed_forward, linear, llama_keys
+from llm_jax.huggingface.config_reader import Keys
 from llm_jax.huggingface.family import Family, Key, Tree
-from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import parameters, read_rope, stretch, write_rope
-from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, attention_bias, block_norms, ends, experts, feed_forward, linear, llama_keys
-from llm_jax.huggingface.table import Entry
+from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
 KEYS = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_jax.huggingface.common import BUFFERS, FULL, SLIDING, layer_types, llama_keys, windows
+from llm_jax.huggingface.config_reader import Keys
 from llm_jax.huggingface.families.gemma2 import SIZES, WINDOW, read_gemma, tensors, write_gemma
 from llm_jax.huggingface.family import Family
-from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import from_parameters, scaling_parameters
-from llm_jax.huggingface.shared import BUFFERS, FULL, SLIDING, layer_types, llama_keys, windows
 from llm_jax.model.config import ModelConfig
 
 THETA, THETA_WINDOW = 1e6, 1e4

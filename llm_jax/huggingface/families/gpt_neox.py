@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_jax.huggingface.common import PLAIN, PLAIN_NAMES, fused, linear, norm
+from llm_jax.huggingface.config_reader import Keys
 from llm_jax.huggingface.family import Family, Key, Tree
-from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
-from llm_jax.huggingface.shared import PLAIN, PLAIN_NAMES, fused, linear, norm
-from llm_jax.huggingface.table import Entry
+from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
 KEYS = (

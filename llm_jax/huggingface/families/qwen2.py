@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_jax.huggingface.common import BUFFERS, GATED, GATED_NAMES, llama_keys, qwen_windows, write_qwen_windows
+from llm_jax.huggingface.config_reader import Keys
 from llm_jax.huggingface.families.llama import tensors
 from llm_jax.huggingface.family import Family
-from llm_jax.huggingface.keys import Keys
 from llm_jax.huggingface.rope import read_rope, write_rope
-from llm_jax.huggingface.shared import BUFFERS, GATED, GATED_NAMES, llama_keys, qwen_windows, write_qwen_windows
 from llm_jax.model.config import ModelConfig
 
 KEYS = llama_keys(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768)

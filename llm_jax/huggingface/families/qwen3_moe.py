@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.family import Family, Key, Tree
-from llm_jax.huggingface.keys import Keys
-from llm_jax.huggingface.rope import read_rope, write_rope
-from llm_jax.huggingface.shared import (
+from llm_jax.huggingface.common import (
     BUFFERS,
     GATED,
     GATED_NAMES,
@@ -19,7 +16,10 @@ from llm_jax.huggingface.shared import (
     feed_forward,
     llama_keys,
 )  # fmt: skip
-from llm_jax.huggingface.table import Entry
+from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.family import Family, Key, Tree
+from llm_jax.huggingface.rope import read_rope, write_rope
+from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
 KEYS = (

@@ -3,15 +3,15 @@
 The command is `python -m llm_jax.scaling.fit data=TABLE.csv method=NAME`. All computing is in float64, whatever JAX is set to.
 """
 
+from llm_jax.scaling.fit.accuracy_link import accuracy, sigmoid_link
 from llm_jax.scaling.fit.approach1 import EnvelopeFit, envelope
 from llm_jax.scaling.fit.approach2 import IsoflopFit, Minimum, isoflop
 from llm_jax.scaling.fit.approach3 import ParametricFit, parametric
 from llm_jax.scaling.fit.compute import compute_law
+from llm_jax.scaling.fit.fit_law import LawFit
 from llm_jax.scaling.fit.law import Law
-from llm_jax.scaling.fit.link import accuracy, sigmoid_link
 from llm_jax.scaling.fit.overtrained import overtrained_loss, overtraining
 from llm_jax.scaling.fit.repeated import published_repetition, repeated_loss, repetition
-from llm_jax.scaling.fit.small import LawFit
 
 __all__ = [
     "EnvelopeFit",

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.command import output_folder, read_arguments, run_command
-from llm_jax.errors import UserError, check_choice
+from llm_jax.core.command import output_folder, read_arguments, run_command
+from llm_jax.core.errors import UserError, check_choice
 
 EXAMPLES = {"data": "TABLE.csv", "method": "NAME", "convention": "NAME", "out": "FOLDER"}
 OWN = tuple(EXAMPLES)

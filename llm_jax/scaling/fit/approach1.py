@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.errors import UserError, require
+from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.curves import lines
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT

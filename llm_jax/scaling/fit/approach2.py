@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy import stats
 
-from llm_jax.errors import UserError, check_choice, require
+from llm_jax.core.errors import UserError, check_choice, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.curves import akima, lines, parabolas
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.errors import UserError, check_choice, require
+from llm_jax.core.errors import UserError, check_choice, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law, from_theta
 from llm_jax.scaling.fit.result import columns, largest, plain

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from llm_jax.errors import check_choice, require
+from llm_jax.core.errors import check_choice, require
 
 Resampling = Literal["case", "residual", "subsample"]
 PART = 0.8

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, looking
 from llm_jax.scaling.fit.result import columns, largest
-from llm_jax.scaling.fit.small import LawFit, SmallLaw, fit_law, looking
 
 
 def frontier(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:

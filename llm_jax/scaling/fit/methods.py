@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from llm_jax.errors import UserError, nearest, one_of
+from llm_jax.core.errors import UserError, nearest, one_of
+from llm_jax.scaling.fit.accuracy_link import accuracy
 from llm_jax.scaling.fit.approach1 import envelope
 from llm_jax.scaling.fit.approach2 import isoflop
 from llm_jax.scaling.fit.approach3 import parametric
 from llm_jax.scaling.fit.compute import compute_law
-from llm_jax.scaling.fit.link import accuracy
 from llm_jax.scaling.fit.overtrained import overtraining
 from llm_jax.scaling.fit.repeated import repetition
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, looking
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
 from llm_jax.scaling.fit.result import columns, largest
-from llm_jax.scaling.fit.small import LawFit, SmallLaw, fit_law, looking
 
 
 def _predict(theta: Any, data: Any) -> Any:

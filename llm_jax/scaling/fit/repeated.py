@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.approach3 import parametric
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, grid, looking
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 from llm_jax.scaling.fit.result import columns, largest
-from llm_jax.scaling.fit.small import LawFit, SmallLaw, fit_law, grid, looking
 from llm_jax.scaling.published import constants
 
 PAPER = "Muennighoff et al. 2023"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 
 SEPARATE = 1.5
 """Runs with more than the largest compute over this are the largest ones, which the extrapolation test leaves out."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_jax.errors import UserError, check_choice, nearest
+from llm_jax.core.errors import UserError, check_choice, nearest
+from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
-from llm_jax.scaling.flops import CONVENTIONS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 
-from llm_jax.command import read_arguments, run_command
+from llm_jax.core.command import read_arguments, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_jax.scaling.report.doubts import Check
+from llm_jax.scaling.report.caveats import Check
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llm_jax.core.templates import render
 from llm_jax.scaling.report.blocks import Listing, Picture, Section
-from llm_jax.scaling.report.doubts import checks
+from llm_jax.scaling.report.caveats import checks
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.summary import in_short
 from llm_jax.scaling.report.tables import checks_table, fit_tables, held_out_table, minima_table, published_table, runs_table, settings_table
-from llm_jax.templates import render
 
 Figures = dict[str, Picture | str]
 """By function: the figure, or why there is none."""

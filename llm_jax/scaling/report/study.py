@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
+from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
 from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
-from llm_jax.scaling.flops import CONVENTIONS
 from llm_jax.scaling.predictions import read_predictions
 from llm_jax.scaling.report.style import many
 

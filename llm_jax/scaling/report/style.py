@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_jax.train.metrics import short
+from llm_jax.core.format import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from llm_jax.core.format import short
 from llm_jax.scaling.fit.show import EXPONENTS
+from llm_jax.scaling.report.bands import optimum
 from llm_jax.scaling.report.blocks import Card
-from llm_jax.scaling.report.doubts import Check
-from llm_jax.scaling.report.drawn import optimum
+from llm_jax.scaling.report.caveats import Check
 from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
 from llm_jax.scaling.report.study import WHAT_C_COUNTS, WHAT_N_COUNTS, Study
 from llm_jax.scaling.report.style import factor, flops_span, interval, listed, many, percent, say_flops, span
 from llm_jax.scaling.report.tables import APPROACHES, title_of_method
-from llm_jax.train.metrics import short
 
 
 def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.format import short
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report.blocks import Block, CheckList, Folded, Heading, Listing, Paragraph, Table
-from llm_jax.scaling.report.doubts import Check
+from llm_jax.scaling.report.caveats import Check
 from llm_jax.scaling.report.figures.law import held_out_rows
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
-from llm_jax.train.metrics import short
 
 APPROACHES = {"isoflop": "Approach 2, IsoFLOP minima", "parametric": "Approach 3, a law of N and D"}
 MEANINGS = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.errors import UserError
-from llm_jax.figure_style import save, styled
+from llm_jax.core.errors import UserError
+from llm_jax.core.figure_style import save, styled
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
 from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.interpolate import Akima1DInterpolator
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.scaling import fit
 from llm_jax.scaling.fit.curves import akima
 from tests.scaling.fit.conftest import TRUTH, made_runs

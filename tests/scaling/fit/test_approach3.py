@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.scaling import fit
 from llm_jax.scaling.fit import approach3
 from llm_jax.scaling.fit.law import NAMES

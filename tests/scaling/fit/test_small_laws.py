@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.core.errors import UserError
 from llm_jax.scaling import fit
 from llm_jax.scaling.fit.compute import frontier
 from llm_jax.scaling.fit.repeated import effective

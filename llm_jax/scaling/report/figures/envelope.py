@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_jax.figure_style import BLUE, INK, ORANGE, new_figure
+from llm_jax.core.figure_style import BLUE, INK, ORANGE, new_figure
+from llm_jax.core.format import short
 from llm_jax.scaling.fit import EnvelopeFit
-from llm_jax.scaling.report.drawn import Drawn, band, optimum, optimum_draws, widening
+from llm_jax.scaling.report.bands import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.figures.runs import MOST_CURVES, MOST_POINTS
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import factor, interval, many, ordered, say_flops, say_numbers, size_bar, span
-from llm_jax.train.metrics import short
 
 ABOVE = 0.25
 """Losses are drawn up to this part of the envelope's span above it: the first steps would take most of the height."""

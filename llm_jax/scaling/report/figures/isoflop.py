@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.figure_style import BLUE, INK, MUTED, ORANGE, RED, new_figure
+from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, RED, new_figure
+from llm_jax.core.format import short
 from llm_jax.scaling.fit import Minimum
 from llm_jax.scaling.fit.show import EXPONENTS
-from llm_jax.scaling.report.drawn import Drawn, band, optimum, optimum_draws, widening
+from llm_jax.scaling.report.bands import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import interval, many, say_flops, say_numbers, shades
-from llm_jax.train.metrics import short
 
 AHEAD = 10.0
 """Lines go on to this many times the largest budget."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from llm_jax.figure_style import BLUE, INK, MUTED, ORANGE, PURPLE, new_figure
+from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, PURPLE, new_figure
+from llm_jax.core.format import short
 from llm_jax.scaling.fit import ParametricFit
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, Law
-from llm_jax.scaling.report.drawn import Drawn, band, optimum_draws, widening
+from llm_jax.scaling.report.bands import Drawn, band, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import factor, many, ordered, percent, say_flops, say_numbers, size_bar
-from llm_jax.train.metrics import short
 
 AHEAD = 10.0
 """The frontier goes on to this many times the largest compute."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.figure_style import INK, new_figure
+from llm_jax.core.figure_style import INK, new_figure
+from llm_jax.core.format import short
 from llm_jax.scaling.fit import Law, LawFit, repeated_loss
-from llm_jax.scaling.report.drawn import Drawn, band, widening
+from llm_jax.scaling.report.bands import Drawn, band, widening
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import interval, many, ordered, say_numbers, size_bar
-from llm_jax.train.metrics import short
 
 MOST_PANELS, MOST_SIZES = 6, 5
 """Amounts of unique text, and sizes on each, that are drawn: more lines can't be told apart."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_jax.figure_style import INK, RED, new_figure
-from llm_jax.scaling.report.drawn import Drawn
+from llm_jax.core.figure_style import INK, RED, new_figure
+from llm_jax.core.format import short
+from llm_jax.scaling.report.bands import Drawn
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import listed, many, ordered, say_numbers, shades, size_bar, span
-from llm_jax.train.metrics import read_metrics, short, smooth
+from llm_jax.train.metrics import read_metrics, smooth
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, new_figure
+from llm_jax.core.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, new_figure
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
-from llm_jax.scaling.report.drawn import Drawn
+from llm_jax.scaling.report.bands import Drawn
 from llm_jax.scaling.report.figures.isoflop import NAMES
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import interval

@@ -1,0 +1,1 @@
+"""What every room may use and what knows no domain: errors, files, numbers for people, tables, the console, command lines."""

@@ -1,0 +1,113 @@
+"""What all commands have in common: `python -m llm_jax.launch`, `llm_jax.plan`, `llm_jax.scaling.fit` and the others."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, Stopped, UserError, nearest, require
+from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of figures that can be written."""
+
+
+def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Runs a command on its arguments (None: those of the process) and returns its exit code.
+
+    A UserError is one line on stderr and exit code 2, a Fault one and 1. Whatever else is raised is a bug, and stays a traceback.
+    """
+    before_jax()
+    try:
+        code = body(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return EXIT_UNREAD
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_FAULT
+    except Stopped as stopped:
+        print(stopped.early)
+        return stopped.code
+    except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def nobody_reads() -> bool:
+    """Whether what stdout is piped into has ended, as `head` does when it has its lines; then nothing more is written to it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
+def before_jax() -> None:
+    """What must be in the environment before JAX starts: the libraries' own chatter is kept down, unless the user asked for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    keep_collectives_in_order()
+    expect_no_gpu()
+
+
+def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The flags of a command line, and its key=value pairs in order. Raises UserError for anything else."""
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if flag not in known_flags:
+            raise UserError(f"{flag}: no such option; {nearest(flag, known_flags)} (overrides are key=value, without dashes)")
+    pairs = []
+    for argument in arguments:
+        if argument in flags:
+            continue
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
+        pairs.append((key, value))
+    return flags, pairs
+
+
+def input_text(key: str, value: str) -> str:
+    """The text of the file that key=value names, as it is. Raises UserError if it can't be read, or is no UTF-8."""
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}={value}: no such file")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={value}: is no text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{key}={value}: can't be read ({error.strerror})") from error
+
+
+def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
+    """The file that key=value names. Raises UserError if it can't be written, which is to be known before anything is computed."""
+    path = Path(value)
+    require(bool(value), key, value, "a file")
+    if path.is_dir():
+        raise UserError(f"{key}={value}: is a folder; must be a file")
+    require(not endings or path.suffix in endings, key, value, f"a file that ends in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{key}={value}: there is no folder {path.parent}")
+    require(os.access(path if path.exists() else path.parent, os.W_OK), key, value, "a file that can be written")
+    return path
+
+
+def output_folder(key: str, value: str) -> Path:
+    """The folder that key=value names, which need not be there. Raises UserError if it can't be written to."""
+    from llm_jax.core.files import check_writable
+
+    require(bool(value), key, value, "a folder")
+    check_writable(Path(value), key)
+    return Path(value)

@@ -1,0 +1,146 @@
+"""Files and folders: written whole or not at all, locked, read without trusting them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_jax.core.errors import UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+
+
+def check_writable(run_dir: Path, key: str = "run_dir") -> None:
+    """Raises UserError, naming the key, where a folder could not be written to, before it has cost anything. Makes nothing."""
+    there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}={run_dir}: {there} is a file; choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={run_dir}: {there} can't be written to; choose another folder")
+
+
+def disk_problem(error: BaseException | None) -> str:
+    """What the file system said, if it is why something could not be written or read; empty if it isn't."""
+    while error is not None:
+        for code in DISK:
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):  # TensorStore's errors have the words
+                name = getattr(error, "filename", None)
+                return os.strerror(code) + (f" ({name})" if name else "")
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+BUSY = "another process is running in this folder"
+
+
+class Busy(UserError):
+    """Another process holds the folder."""
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> Iterator[None]:
+    """Holds a run folder, which exists, for this process alone; the system lets go of it however the process ends.
+
+    `shared`: beside others that share it too.
+    Raises Busy if another process of this machine (of the cluster, where its file system has locks) holds it.
+    """
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"run_dir={run_dir}: {BUSY}; wait for it, or choose another") from None
+        except OSError as error:
+            say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
+        yield
+    finally:
+        os.close(folder)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a line that was cut off is left out."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def drop_torn_line(path: Path) -> bool:
+    """Cuts off a last line that a kill left without its end. Returns whether there was one."""
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) == len(content):
+        return False
+    with path.open("r+b") as file:
+        file.truncate(len(whole))
+    return True
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can say it: numbers that are not finite become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; empty where there is no such file. Raises UserError, naming the file, for a damaged one."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error}); remove it") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_new_folder(folder: Path, key: str) -> None:
+    """Raises UserError where a folder can't be made: something is in it, or it can't be written to."""
+    from llm_jax.core.files import check_writable
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{key}={folder}: is there and not empty; choose another, or remove it")
+    check_writable(folder, key)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, which takes its name in the end; whatever goes wrong, nothing is left of it."""
+    from llm_jax.core.files import sync_folder
+
+    part = folder.absolute().parent / f".{folder.name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.is_dir():
+            folder.rmdir()  # empty, as looked at before
+        part.rename(folder)
+        sync_folder(folder.absolute().parent)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

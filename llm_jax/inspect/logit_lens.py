@@ -1,0 +1,128 @@
+"""What the model would say next, read from the residual stream: the final norm and the head on it, after the last layer or any before.
+
+After the last layer that is the model's prediction; after earlier ones it is the logit lens (nostalgebraist 2020).
+The logits exist for a bounded number of positions at a time, and what is kept of them are a few numbers each.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.generate.sample import rounded_up
+from llm_jax.model.attention_context import length_multiple
+from llm_jax.model.pipeline import STREAM
+from llm_jax.pretrained.model import Opened
+from llm_jax.train.compile import program_options
+
+TOP = 10
+LOGITS_AT_ONCE = 1 << 26
+"""Numbers of a logits array, at most."""
+
+
+class Predictions(NamedTuple):
+    """Of T positions; probabilities are over the whole vocabulary of the model."""
+
+    top_ids: np.ndarray
+    """int32 [T, 10]: the likeliest next tokens, best first."""
+    top_probabilities: np.ndarray
+    """float32 [T, 10]."""
+    entropy: np.ndarray
+    """float32 [T], nats: how undecided the model is."""
+    log_probability: np.ndarray
+    """float32 [T]: of the token that did come next, natural logarithm; its negative is the loss."""
+    rank: np.ndarray
+    """int32 [T]: of that token; 1 is the likeliest."""
+
+
+class Readout:
+    """The head of an opened model, jitted once."""
+
+    def __init__(self, opened: Opened):
+        self.opened = opened
+        place, vocab = opened.place, opened.config.vocab
+        assert vocab is not None
+        rows = place.size(place.axes("batch"))
+        least = length_multiple(place)
+        self.shape = rows, max(least, min(512, LOGITS_AT_ONCE // vocab // rows) // least * least)
+        """Positions, so many in each of so many rows, that are looked at together: every device has its own."""
+
+    def predictions(self, x_TD: np.ndarray, targets_T: np.ndarray) -> Predictions:
+        """x_TD: the stream before the final norm. targets_T: the tokens that did come next; where nothing did, any."""
+        parts = [Predictions(*map(np.asarray, predict(self.logits(x), t))) for x, t in self.chunks(x_TD, targets_T)]
+        joined = (np.concatenate([p.reshape(-1, *p.shape[2:]) for p in column]) for column in zip(*parts, strict=True))
+        return Predictions(*(column[: len(x_TD)] for column in joined))
+
+    def all_logits(self, x_TD: np.ndarray) -> np.ndarray:
+        """float32 [T, V]: only for short texts."""
+        parts = [np.asarray(self.logits(x)) for x, _ in self.chunks(x_TD, np.zeros(len(x_TD), np.int32))]
+        return np.concatenate([p.reshape(-1, p.shape[-1]) for p in parts])[: len(x_TD)]
+
+    def chunks(self, x_TD: np.ndarray, targets_T: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Both in arrays of `shape`, the last filled up with zeros."""
+        rows, length = self.shape
+        length = min(length, rounded_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
+        room = rounded_up(len(x_TD), rows * length)
+        x_TD = np.concatenate([x_TD, np.zeros((room - len(x_TD), x_TD.shape[1]), x_TD.dtype)])
+        targets_T = np.concatenate([targets_T, np.zeros(room - len(targets_T), targets_T.dtype)]).astype(np.int32)
+        return list(zip(x_TD.reshape(-1, rows, length, x_TD.shape[1]), targets_T.reshape(-1, rows, length), strict=True))
+
+    def logits(self, x_BTD: np.ndarray) -> jax.Array:
+        """float32 [B, T, V], whole on every device."""
+        place = self.opened.place
+        with jax.set_mesh(place.mesh):
+            return self.jitted(self.opened.parameters, jax.device_put(x_BTD, place.sharding(STREAM, "compute")))
+
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """(parameters, x_BTD) -> logits_BTV."""
+        program = self.opened.program
+        place = program.place
+
+        def logits(parameters, x_BTD):
+            model = program.model(parameters)
+            return place.move(model.logits(model.finish(x_BTD)).astype(jnp.float32), (None, None, None))
+
+        return jax.jit(logits, compiler_options=program_options(program) or None)
+
+
+@jax.jit
+def predict(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tuple[jax.Array, ...]:
+    """The numbers of `Predictions` from logits."""
+    log_BTV = jax.nn.log_softmax(logits_BTV)
+    top, ids = jax.lax.top_k(log_BTV, min(TOP, log_BTV.shape[-1]))
+    actual_BT1 = jnp.take_along_axis(log_BTV, targets_BT[..., None], -1)
+    rank_BT = 1 + jnp.sum(log_BTV > actual_BT1, -1, dtype=jnp.int32)
+    entropy_BT = -jnp.sum(jnp.exp(log_BTV) * log_BTV, -1)
+    return (ids, jnp.exp(top), entropy_BT, actual_BT1[..., 0], rank_BT)
+
+
+class Divergence(NamedTuple):
+    """How two models' predictions differ, at T positions."""
+
+    kl: np.ndarray
+    """float32 [T], nats: sum of p ln(p / q); p of the first, q of the second."""
+    kl_back: np.ndarray
+    """The other way round."""
+    largest: np.ndarray
+    """float32 [T]: the largest difference of two logits."""
+
+
+def divergence(first: Readout, second: Readout, x_TD: np.ndarray, y_TD: np.ndarray) -> Divergence:
+    """x_TD, y_TD: the streams of the two before their final norms."""
+    none_T = np.zeros(len(x_TD), np.int32)
+    pairs = zip(first.chunks(x_TD, none_T), second.chunks(y_TD, none_T), strict=True)
+    parts = [diverge(np.asarray(first.logits(x)), np.asarray(second.logits(y))) for (x, _), (y, _) in pairs]
+    return Divergence(*(np.concatenate([np.asarray(p).reshape(-1) for p in column])[: len(x_TD)] for column in zip(*parts, strict=True)))
+
+
+@jax.jit
+def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The numbers of `Divergence` from logits."""
+    p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
+    kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
+    return kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1)

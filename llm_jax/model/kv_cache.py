@@ -1,0 +1,201 @@
+"""What a layer keeps of the positions that it has seen, so that decoding computes each position once.
+
+Rows of the cache are slots: sequences that have nothing to do with each other, each at a position of its own. A layer with a window keeps
+no more than the window, in a ring: position p lies at p modulo the ring's length.
+
+Decoding gives a row the same bits whatever the other rows are, and however much of the cache is read, as long as it holds the row's positions:
+keys that a query doesn't see get a probability of exactly 0, and sums over keys are of blocks of fixed size, added in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from llm_jax.model.attention import Attention, needed_heads
+from llm_jax.model.attention_latent import LatentAttention
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.dims import Dims, Placement
+from llm_jax.model.norm_and_rope import Rope, softcap
+
+LEAST_BLOCK = 128
+"""Positions of a block, at least."""
+MOST_BLOCKS = 16
+"""Their sum is unrolled."""
+GRAIN = 16
+"""A ring is a multiple of so many positions."""
+DIMS: Dims = ("batch", "kv_heads", None, "head_dim")
+Q_DIMS: Dims = ("batch", None, "heads", "head_dim")
+PROMPT_DIMS: Dims = (None, None, "kv_heads", "head_dim")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Cache:
+    """Keys and values of one layer, in the compute dtype; heads before positions, as products want them."""
+
+    k_BGSK: jax.Array
+    """Rotated. Of latent attention: one head, each position's latent and the rotated part of its key."""
+    v_BGSK: jax.Array | None
+    """None of latent attention: the values are the latents."""
+
+
+def block(length: int) -> int:
+    """The size of a block of a cache with so many positions.
+
+    >>> [block(n) for n in (16, 128, 129, 4096)]
+    [16, 128, 128, 256]
+    """
+    return length if length <= LEAST_BLOCK else LEAST_BLOCK * -(-length // (LEAST_BLOCK * MOST_BLOCKS))
+
+
+def rounded(length: int) -> int:
+    """The least length of a cache with room for so many positions: a multiple of its block."""
+    length = -(-length // GRAIN) * GRAIN
+    return -(-length // block(length)) * block(length)
+
+
+def positions_kept(window: int | None, capacity: int) -> int:
+    """How many positions a layer with this window keeps, of sequences of at most `capacity`."""
+    return rounded(capacity if window is None else min(window, capacity))
+
+
+def empty(config: ModelConfig, place: Placement, rows: int, capacity: int) -> Cache:
+    """The cache of one layer (`config`: `ModelConfig.of_layer`) for so many sequences of at most `capacity` positions; to be jitted."""
+    latent = config.latent
+    heads, width = (1, latent.kv_rank + latent.rope_dim) if latent.kv_rank else (config.kv_heads or config.heads, config.head_dim or 0)
+    shape = (rows, heads, positions_kept(config.window, capacity), width)
+
+    def zeros() -> jax.Array:
+        return place.move(jnp.zeros(shape, config.compute_dtype), DIMS)
+
+    return Cache(zeros(), None if latent.kv_rank else zeros())
+
+
+def attend_prompt(
+    attention: Attention, cache: Cache, x_PTD: jax.Array, rope: Rope | None, lengths_P: jax.Array, slots_P: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """What attention adds to the stream of prompts from their first position on, and the cache with these prompts in their slots.
+
+    lengths_P: tokens of each prompt; what is behind them is padding, and nobody sees it. slots_P: the row of the cache for each; -1: none.
+    """
+    place = attention.place
+    if isinstance(attention, LatentAttention):
+        latents = attention.latents(x_PTD, rope)
+        k_PTGK, v_PTGK = attention.keys_and_values(*latents)
+        q_PTHK = attention.queries(x_PTD, rope)
+        cache = Cache(fill(cache.k_BGSK, jnp.concatenate(latents, -1)[:, :, None], lengths_P, slots_P, place), None)
+    else:
+        q_PTHK, k_PTGK, v_PTGK = attention.heads(x_PTD, rope)
+        assert cache.v_BGSK is not None
+        cache = Cache(fill(cache.k_BGSK, k_PTGK, lengths_P, slots_P, place), fill(cache.v_BGSK, v_PTGK, lengths_P, slots_P, place))
+    return attention.project_out(attention.attend(q_PTHK, k_PTGK, v_PTGK, None)), cache
+
+
+def attend_step(
+    attention: Attention, cache: Cache, x_B1D: jax.Array, rope: Rope | None, positions_B: jax.Array, length: int
+) -> tuple[jax.Array, Cache]:
+    """What attention adds to the stream of one position a row, and the cache with it.
+
+    length: how many positions of a cache without a window are read; at least 1 + the largest position that matters.
+
+    Latent attention looks at its latents as they are (the absorbed form): to make the keys and values of all heads of them again would take
+    kv_rank * heads * (nope_dim + value_dim) products for every position kept, at every step.
+    """
+    config, place = attention.config, attention.place
+    if isinstance(attention, LatentAttention):
+        q_B1HC = attention.absorbed(attention.queries(x_B1D, rope))
+        k_B11C = jnp.concatenate(attention.latents(x_B1D, rope), -1)[:, :, None]
+        cache = Cache(put(cache.k_BGSK, k_B11C, positions_B, place), None)
+        found_B1HC = look_up(q_B1HC, cache.k_BGSK, cache.k_BGSK, positions_B, length, config, place)
+        return attention.project_out(attention.values(found_B1HC[..., : config.latent.kv_rank])), cache
+    q_B1HK, k_B1GK, v_B1GK = attention.heads(x_B1D, rope)
+    assert cache.v_BGSK is not None
+    k_BGSK, v_BGSK = put(cache.k_BGSK, k_B1GK, positions_B, place), put(cache.v_BGSK, v_B1GK, positions_B, place)
+    return attention.project_out(look_up(q_B1HK, k_BGSK, v_BGSK, positions_B, length, config, place)), Cache(k_BGSK, v_BGSK)
+
+
+def lies(x_BGSK: jax.Array, place: Placement) -> Any:
+    """How a cache is split: few key/value heads stay whole. For `local`'s `out_dims`."""
+    return PartitionSpec(*(axes or None for axes in place.split(DIMS, shape=x_BGSK.shape)))
+
+
+def fill(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
+    """The cache with whole rows written: of each prompt the newest positions that there is room for, and zeros where there are none."""
+    axes = place.axes("batch")
+
+    def run(cache_BGSK, new_PTGK, lengths_P, slots_P):
+        rows, _, S, _ = cache_BGSK.shape
+        held_PS = held(lengths_P - 1, S)
+        row_PTGK = jnp.take_along_axis(new_PTGK, jnp.maximum(held_PS, 0)[:, :, None, None], 1)
+        row_PGSK = jnp.swapaxes(jnp.where((held_PS >= 0)[:, :, None, None], row_PTGK, 0), 1, 2)
+        own_P = slots_P - (jax.lax.axis_index(axes) * rows if axes else 0)
+        own_P = jnp.where((own_P >= 0) & (own_P < rows), own_P, rows)
+        return cache_BGSK.at[own_P].set(row_PGSK.astype(cache_BGSK.dtype), mode="drop")
+
+    new_PTGK = place.move(new_PTGK, PROMPT_DIMS)  # every device that has slots gets all prompts
+    return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), lies(cache_BGSK, place))(cache_BGSK, new_PTGK, lengths_P, slots_P)
+
+
+def put(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement) -> jax.Array:
+    """The cache with one position of each row written."""
+
+    def run(cache_BGSK, new_B1GK, positions_B):
+        # One write a head, though a row's heads could be written at once, and a lone head of a lone row twice: XLA fuses a single write with
+        # each of the products that read the cache, and copies all of it twice for that (on a CPU a sixth of a step).
+        B, G, S, _ = cache_BGSK.shape
+        head_G = jnp.arange(G) if B * G > 1 else jnp.array([0, 0])
+        new_BGK = new_B1GK[:, 0, head_G].astype(cache_BGSK.dtype)
+        return cache_BGSK.at[jnp.arange(B)[:, None], head_G[None], (positions_B % S)[:, None]].set(new_BGK)
+
+    dims = ("batch", None, "kv_heads", "head_dim")
+    return place.local(run, (DIMS, dims, ("batch",)), lies(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)
+
+
+def held(newest_B: jax.Array, length: int) -> jax.Array:
+    """int [B, length]: the position that each place of a ring holds when `newest` has been written; negative: none yet.
+
+    >>> held(jnp.array([2, 5]), 4).tolist()
+    [[0, 1, 2, -1], [4, 5, 2, 3]]
+    """
+    return newest_B[:, None] - (newest_B[:, None] - jnp.arange(length)) % length
+
+
+def look_up(
+    q_B1HK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_B: jax.Array, length: int, config: ModelConfig, place: Placement
+) -> jax.Array:
+    """out_B1HK: attention of one query a row to the cache, in float32, as the kernels of `attention.py` compute it."""
+    heads, kv_heads = place.split(Q_DIMS)[2], place.split(DIMS, shape=k_BGSK.shape)[1]
+    group = q_B1HK.shape[2] // k_BGSK.shape[1]
+    scale = (config.head_dim or 1) ** -0.5
+
+    def run(q_B1HK, k_BGSK, v_BGSK, positions_B):
+        B, _, H, K = q_B1HK.shape
+        k_BGSK, v_BGSK = (needed_heads(x, H, group, heads, kv_heads, dim=1) for x in (k_BGSK, v_BGSK))
+        S, size = k_BGSK.shape[2], block(k_BGSK.shape[2])
+        seen = min(S, -(-length // size) * size)
+        held_BS = held(positions_B, S)[:, :seen]
+        mask_BS = held_BS >= 0
+        if config.window is not None:
+            mask_BS &= positions_B[:, None] - held_BS < config.window
+        k_BGSK, v_BGSK = k_BGSK[:, :, :seen], v_BGSK[:, :, :seen]
+        q_BGRK = q_B1HK.reshape(B, k_BGSK.shape[1], -1, K)
+        s_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, k_BGSK, preferred_element_type=jnp.float32) * scale
+        s_BGRS = jnp.where(mask_BS[:, None, None], softcap(s_BGRS, config.attention_softcap), -jnp.inf)
+        p_BGRS = jnp.exp(s_BGRS - jnp.max(s_BGRS, -1, keepdims=True))
+
+        p_BGRns = p_BGRS.reshape(*p_BGRS.shape[:3], -1, size)
+        v_BGnsK = v_BGSK.reshape(*v_BGSK.shape[:2], -1, size, K)  # a slice for each block would be a copy of each
+        out_BGnRK = jnp.einsum("BGRns,BGnsK->BGnRK", p_BGRns.astype(v_BGnsK.dtype), v_BGnsK, preferred_element_type=jnp.float32)
+        sum_BGRn = jnp.sum(p_BGRns, -1)
+        blocks = range(seen // size)
+        out_BGRK = functools.reduce(jnp.add, [out_BGnRK[:, :, n] for n in blocks])
+        sum_BGR = functools.reduce(jnp.add, [sum_BGRn[..., n] for n in blocks])
+        return (out_BGRK / sum_BGR[..., None]).reshape(B, 1, H, -1).astype(q_B1HK.dtype)
+
+    return place.local(run, (Q_DIMS, DIMS, DIMS, ("batch",)), Q_DIMS)(place.move(q_B1HK, Q_DIMS), k_BGSK, v_BGSK, positions_B)

@@ -1,0 +1,105 @@
+"""Faults of a run: what is known of one, the line that tells it, and where it is kept.
+
+A fault is a JSON object, a line of <run_dir>/faults.jsonl:
+
+  time      seconds since 1970
+  kind      exception, killed, silent, hang, late, apart (runs another program) or unfit (preflight)
+  rank      of the process that is to blame, and its
+  host
+  phase     where it was: start, data, compile, train, evaluate, save, restore, sample or end
+  step      the step that it was at; 0 before the first
+  batch     that step's fingerprint, or null
+  message   what happened, in words
+  job       Slurm's number of the job, or ""
+  restart   how often the job had been requeued
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from llm_jax.core.files import read_json_lines
+from llm_jax.processes.launcher import process_name
+
+Record = dict[str, Any]
+FILE = "faults.jsonl"
+FOLDER = "faults"
+
+
+def describe(fault: Record) -> str:
+    """A fault in one line."""
+    where = f"in phase {fault['phase']}" + (f", step {fault['step']}" if fault["step"] else "")
+    batch = f" (batch {fault['batch'][:12]})" if fault.get("batch") else ""
+    return f"{process_name(fault['rank'], fault['host'])} {where}{batch}: {fault['message']}"
+
+
+def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
+    """Keeps a fault in the run folder, if there is one; what can't be written there is said.
+
+    `once`: several processes found the same fault, and whoever comes first writes it.
+    """
+    if run_dir is None or not run_dir.is_dir():
+        return
+    try:
+        file = os.open(run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if once:
+                with contextlib.suppress(OSError):  # a file system without locks: rather twice than not at all
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if any(same_fault(fault, other) for other in read(run_dir)[-4:]):
+                    return
+            os.write(file, json.dumps(fault).encode() + b"\n")
+        finally:
+            os.close(file)
+    except OSError as error:
+        last_words(f"{run_dir / FILE}: can't be written to ({error.strerror})")
+
+
+def same_fault(one: Record, other: Record) -> bool:
+    """Whether two records are of one fault, which two processes saw."""
+    return all(one.get(key) == other.get(key) for key in ("rank", "job", "restart")) and abs(one["time"] - other["time"]) < 60
+
+
+def read(run_dir: Path) -> list[Record]:
+    """The faults of a run, the oldest first; a line that was cut off is left out."""
+    return read_json_lines(run_dir / FILE)
+
+
+def dump_stacks(run_dir: Path | None, rank: int) -> None:
+    """The stacks of all threads, on stderr and in <run_dir>/faults/rank_<rank>.txt."""
+    faulthandler.dump_traceback(2, all_threads=True)
+    if run_dir is None or not run_dir.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+        with (run_dir / FOLDER / f"rank_{rank}.txt").open("a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+
+def last_words(text: str) -> None:
+    """A line on stderr from a thread, even where the main thread is stuck while it writes there."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+def end_process(code: int) -> None:
+    """Ends this process now: what it printed is written out, and nothing else is waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        flushing = threading.Thread(target=flush, args=(stream,), daemon=True)
+        flushing.start()
+        flushing.join(1.0)  # a thread that is stuck in a write has the stream's lock
+    os._exit(code)
+
+
+def flush(stream: TextIO) -> None:
+    """Writes out what a stream holds."""
+    with contextlib.suppress(Exception):
+        stream.flush()

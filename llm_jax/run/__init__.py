@@ -1,0 +1,1 @@
+"""One run, from an `Experiment` to a run folder."""

@@ -1,0 +1,84 @@
+"""What is said of a run before its first step, and after its last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax import data
+from llm_jax.core.console import duration
+from llm_jax.core.format import short
+from llm_jax.experiment import Experiment
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import described
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.flops import active_parameters, train_flops_per_token
+from llm_jax.train.state import Program
+
+
+def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: float | None) -> str:
+    """What is about to run, before it runs."""
+    m, t, mesh = experiment.model, experiment.train, program.place.mesh
+    tokens = t.batch_size * t.sequence_length
+    device, flops_per_token = mesh.devices.flat[0], train_flops_per_token(m, t.sequence_length)
+    total = flops_per_token * tokens * t.steps
+    epochs = corpus.epoch(t.steps - 1)
+    lines = {
+        "experiment": experiment.name,
+        "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
+        f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
+        **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
+        "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
+        "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
+        "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
+        f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
+        "FLOPs": f"{short(total)} planned ({short(flops_per_token)} a token: 6 per matmul weight, causal attention)",
+        "peak": f"{short(peak)}FLOP/s a device" + (" (measured, float32)" if device.platform == "cpu" else " (datasheet)")
+        if peak
+        else f"unknown for {device.device_kind}: no MFU",
+        "optimizer": f"{experiment.optimizer.name}, learning rate {experiment.optimizer.learning_rate:g}, {experiment.optimizer.schedule}",
+        "run folder": experiment.run_dir,
+    }
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def experts_line(model: ModelConfig, parameters: int) -> str:
+    """The mixture of experts, for the header."""
+    moe = model.moe
+    shared = f" and a shared one of {moe.shared_mlp}" if moe.shared_mlp else ""
+    form = moe.dispatch if moe.dispatch == "dropless" else f"capacity {moe.capacity_factor:g}"
+    return (
+        f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, {moe.scores} router, {form}: "
+        f"{short(active_parameters(model, parameters))} parameters active"
+    )
+
+
+def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
+    """How the batch flows through the stages, for the header."""
+    t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
+    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    return (
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
+    )
+
+
+def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
+    """The end of a finished run."""
+    speed = summary["tokens_per_second"]
+    return (
+        f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in {duration(summary['wall_seconds'])}"
+        + (f" at {short(speed)} tokens/s" if speed else "")
+        + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
+        + f": training loss {four(summary['train_loss'])}, held-out loss {four(summary['eval_loss'])}, "
+        f"{four(summary['eval_bits_per_byte'])} bits per byte\n"
+        f"loss curve: {curve}; everything else: {run_dir}"
+    )
+
+
+def four(value: float | None) -> str:
+    """A loss with four decimals; "not finite" where metrics.jsonl has null."""
+    return "not finite" if value is None else f"{value:.4f}"

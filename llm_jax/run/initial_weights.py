@@ -1,0 +1,107 @@
+"""What a run begins with, where its first weights aren't drawn at random: another run's, or those of a folder of Hugging Face's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from llm_jax.core.config_tree import differences, flat
+from llm_jax.core.errors import UserError
+from llm_jax.data import TokenizerConfig
+from llm_jax.experiment import Experiment, experiment_name, load_experiment, override, read_experiment, resolved
+from llm_jax.pretrained.model import experiment_of, tokenizer_folder
+from llm_jax.pretrained.weights import read_weights, steps_of
+from llm_jax.train.state import Program, TrainState
+
+TOKENIZER = "tokenizer"
+"""The folder in a run folder."""
+
+
+def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
+    """The experiment as one that begins with the model of a folder (`from=path` on a command line): its shape, its tokenizer, its weights.
+
+    pairs: what the command line overrides. A run that has begun already finds all that in its own folder, should the other one be gone.
+    Raises UserError where there is no model, and for overrides that would have no effect.
+    """
+    for key, value in pairs:
+        if key == "train.start_from":
+            raise UserError(f"train.start_from={value}: from={path} says that already; give one of them")
+        if key.startswith("tokenizer.") and key != "tokenizer.file":
+            raise UserError(f"{key}={value}: the tokenizer is that of from={path}; leave it out")
+    folder = Path(path).expanduser()
+    run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
+    if not folder.exists() and has_begun(run_dir) and (own := read_experiment(run_dir)).train.start_from == path:
+        model, tokenizer = own.model, own.tokenizer
+    else:
+        model, tokenizer = read_source(folder).model, TokenizerConfig(file=str(tokenizer_folder(folder)))
+    train = dataclasses.replace(experiment.train, start_from=path)
+    return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
+
+
+def read_source(path: Path) -> Experiment:
+    """The experiment of the model in a folder. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
+    return experiment_of(path)
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether there is a checkpoint of the run's own to go on from."""
+    return bool(steps_of(run_dir))
+
+
+def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
+    """The run's tokenizer: where its file is gone since the run began, the copy in the run folder."""
+    own = Path(experiment.run_dir) / TOKENIZER
+    moved = experiment.tokenizer.file and not Path(experiment.tokenizer.file).expanduser().exists() and own.is_dir()
+    return dataclasses.replace(experiment.tokenizer, file=str(own)) if moved else experiment.tokenizer
+
+
+def check_start(experiment: Experiment, program: Program) -> None:
+    """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
+    path = experiment.train.start_from
+    source = read_source(Path(path).expanduser()).model
+    model = source.resolved(experiment.model.vocab if source.vocab is None else None)
+    there = Program(model, experiment.optimizer, program.place).abstract
+    shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
+    if shapes[0] != shapes[1]:
+        changed = differences(*(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model)))
+        raise UserError(f"train.start_from={path}: its weights have other shapes than this model's; undo one of: {'; '.join(changed)}")
+
+
+def check_folder(experiment: Experiment) -> None:
+    """Raises UserError for a run folder that has the weights of a loaded model: a run in it would not begin with them, and hide them."""
+    run_dir = Path(experiment.run_dir)
+    if (run_dir / "weights").exists():
+        raise UserError(
+            f"run_dir={run_dir}: holds a loaded model; train it further with experiment=continue_pretraining from={run_dir} run_dir=ANOTHER"
+        )
+
+
+def first_state(experiment: Experiment, program: Program, say: Callable[[str], None]) -> TrainState:
+    """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
+    path = experiment.train.start_from
+    if not path:
+        return program.new_state(experiment.train.seed)
+    parameters, step = read_weights(Path(path).expanduser(), program, None, say)
+    say(f"starting with the weights of {path}, step {step}")
+    return program.state_with(parameters)
+
+
+def experiment_from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
+    """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs override it."""
+    return with_command_line(load_experiment(experiment_name(pairs)), pairs)
+
+
+def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
+    """The experiment with what a command line says, resolved. `from=FOLDER`: with that folder's model, tokenizer and weights."""
+    froms = [value for key, value in pairs if key == "from"]
+    pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
+    if len(froms) > 1:
+        raise UserError("from= is given twice")
+    if froms:
+        experiment = going_on_from(experiment, froms[0], pairs)
+    return resolved(override(experiment, pairs))

@@ -1,0 +1,117 @@
+"""The run folder: what is in it, and whether it belongs to the experiment that is about to run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm_jax.core.config_tree import differences, flat
+from llm_jax.core.errors import Fault, UserError
+from llm_jax.core.files import disk_problem, read_json
+from llm_jax.experiment import Experiment, defaults, with_vocabulary
+
+# What may differ from the last time without changing what is trained: where it runs, what is shown and kept, and
+# in which way the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
+MAY_DIFFER = (
+    "name", "run_dir", "layout.", "mesh", "checkpoint.", "evaluate.", "sample.", "cluster.", "data.workers", "data.cache_dir",
+    "train.steps", "train.microbatches", "train.stop_after_bad_steps", "train.log_every", "train.progress_every",
+    "train.batch_sha", "model.attention", "model.max_segments", "model.scan_layers", "model.remat", "objective.chunk",
+)  # fmt: skip
+
+
+# Keys that there weren't always, and whose default is what was before: at that they have no say, so that grids find their old runs again.
+LATER = (
+    "train.start_from", "model.norm_centred", "model.parallel_blocks", "model.attention_scale", "model.attention_softcap", "model.embedding_scale",
+    "model.rope_fraction", "model.rope_theta_window", "model.window_layers", "model.rope_scaling.attention_factor", "model.rope_scaling.truncate",
+    "model.latent.",
+)  # fmt: skip
+
+
+def configuration_hash(experiment: Experiment) -> str:
+    """What tells two configurations apart that train differently: 12 hex digits of a sha256 over the resolved tree.
+
+    Without the keys of `MAY_DIFFER`, but with `train.steps`: a longer run is another result. Whole numbers are the same number
+    whether written as 1 or as 1.0.
+    """
+    tree = flat(dataclasses.asdict(with_vocabulary(experiment)))
+    told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
+    told = {k: v for k, v in told.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
+    if not experiment.train.rollback.spike:  # then none of its keys has a say
+        told = {k: v for k, v in told.items() if not k.startswith("train.rollback.")}
+    usual = flat(dataclasses.asdict(Experiment()))
+    told = {k: v for k, v in told.items() if not (k.startswith(LATER) and v == usual[k])}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def usable(run_dir: Path) -> Iterator[None]:
+    """Raises Fault, saying what there is to go on from, where the file system fails what is written to the run folder or read there."""
+    try:
+        yield
+    except Exception as error:
+        if not (reason := disk_problem(error)):
+            raise
+        steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+        left = f"the same command goes on from the checkpoint of step {max(steps)}" if steps else "the same command starts again"
+        raise Fault(f"run_dir={run_dir}: {reason}; once that is mended, {left}") from error
+
+
+def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) -> list[str]:
+    """What harmlessly differs from the configuration of the run that is in the folder (nothing if there is none).
+
+    Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet. A key that there was none of
+    when the folder was made counts as its default.
+    """
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        if (run_dir / "checkpoints").exists():
+            raise UserError(f"run_dir={run_dir}: has checkpoints but no config.yaml, so what they are of isn't known; choose another folder")
+        return []
+    try:
+        if (before := path.read_text()) == yaml:
+            return []
+        trees = [OmegaConf.create(text) for text in (before, yaml)]
+    except Exception as error:
+        raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another run_dir") from error
+    if not all(isinstance(tree, DictConfig) for tree in trees):
+        raise UserError(f"{path}: not a configuration; mend it, or choose another run_dir")
+    old, new, default = (flat(OmegaConf.to_container(tree)) for tree in (*trees, defaults()))
+    old |= {key: default.get(key) for key in new if key not in old}
+    changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
+    fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]
+    if fatal:
+        raise UserError(
+            f"run_dir={run_dir}: holds a run of another configuration ({'; '.join(fatal)}); choose another run_dir, or undo the difference"
+        )
+    return changed
+
+
+def write_config(run_dir: Path, yaml: str) -> None:
+    """Writes config.yaml, whole or not at all."""
+    part = run_dir / "config.yaml.part"
+    try:
+        part.write_text(yaml)
+        os.replace(part, run_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(f"run_dir={run_dir}: can't be written to ({error.strerror})") from error
+
+
+def make_folder(run_dir: Path) -> None:
+    """Makes the folder if it isn't there."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir={run_dir}: can't be made ({error.strerror})") from error
+
+
+def last_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary.json of the last start in this folder; empty if there is none."""
+    return read_json(run_dir / "summary.json")

@@ -1,0 +1,97 @@
+"""From loss to a task's accuracy: `accuracy = low + (high - low) / (1 + exp(k (L - middle)))`.
+
+A sigmoid link (Llama 3, Dubey et al. 2024, section 3.2.1; Bhagia et al. 2024, arXiv:2412.04403): flat at chance while the loss is
+high, rising in the middle, flat again where the task is done. It chains with any law of the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.errors import UserError, require
+from llm_jax.scaling.fit import bootstrap as boot
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, grid, looking
+from llm_jax.scaling.fit.result import columns
+
+FREE = -1.0
+"""`chance` or `ceiling` that is fitted."""
+HELD_OUT = 0.2
+"""The part of the runs, those of the lowest losses, that the extrapolation test leaves out."""
+
+
+def sigmoid_link(parameters: dict[str, float], loss: Any) -> Any:
+    """The law itself, for any losses."""
+    p = parameters
+    return p["low"] + (p["high"] - p["low"]) / (1 + np.exp(p["k"] * (np.asarray(loss) - p["middle"])))
+
+
+def _predict(free: tuple[bool, bool]) -> Any:
+    def predict(theta: Any, data: Any) -> Any:
+        rest = list(theta[2:])
+        low, high = (rest.pop(0) if is_free else data[name] for is_free, name in zip(free, ("low", "high"), strict=True))
+        return low + (high - low) * jax.nn.sigmoid(jnp.exp(theta[0]) * (theta[1] - data["loss"]))
+
+    return predict
+
+
+PREDICTS = {(low, high): _predict((low, high)) for low in (False, True) for high in (False, True)}
+LOOKS = {free: looking(predict, "accuracy", log=False) for free, predict in PREDICTS.items()}
+
+
+def accuracy(
+    loss: Any,
+    accuracy: Any,
+    *,
+    chance: float = FREE,
+    ceiling: float = FREE,
+    delta: float = float("inf"),
+    bootstrap: int = 1000,
+    resampling: boot.Resampling = "case",
+    seed: int = 0,
+    convention: str = "as given",
+) -> LawFit:
+    """Fits the sigmoid to each run's loss and accuracy, [n], accuracies from 0 to 1.
+
+    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which takes runs that are flat there.
+    Raises UserError where the runs do not determine the law.
+    """
+    table = columns(loss=loss)
+    table["accuracy"] = np.asarray(accuracy, np.float64).reshape(-1)
+    if len(table["accuracy"]) != len(table["loss"]):
+        raise UserError(f"columns of different lengths: loss {len(table['loss'])}, accuracy {len(table['accuracy'])}")
+    wrong = ~((table["accuracy"] >= 0) & (table["accuracy"] <= 1))
+    if wrong.any():
+        raise UserError(f"accuracy={table['accuracy'][wrong][0]}: must be from 0 to 1")
+    for name, value in (("chance", chance), ("ceiling", ceiling)):
+        require(value == FREE or 0 <= value <= 1, name, value, "from 0 to 1, or -1 to fit it")
+    free = (chance == FREE, ceiling == FREE)
+    names = ("k", "middle", *(["low"] if free[0] else []), *(["high"] if free[1] else []))
+    low, high = table["accuracy"].min(), table["accuracy"].max()
+    span = np.ptp(table["loss"])
+    if not span > 0:
+        raise UserError("loss: all runs have one loss; a link needs several")
+    ends = [[low] if free[0] else None, [high] if free[1] else None]
+    starts = grid(np.log([1 / span, 4 / span, 12 / span]), np.quantile(table["loss"], [0.1, 0.35, 0.65, 0.9]), *(end for end in ends if end))
+    law = SmallLaw(
+        method="accuracy",
+        text="low + (high - low) / (1 + exp(k (L - middle)))",
+        names=names,
+        positive=tuple(name == "k" for name in names),
+        target="accuracy",
+        look=LOOKS[free],
+        predict=PREDICTS[free],
+        starts=starts,
+        bounds={"k": (0.05 / span, 1e3 / span), "middle": (0, 20), "low": (-0.25, 1), "high": (0, 1.25)},
+    )
+    data = {"loss": table["loss"], "low": np.asarray(chance), "high": np.asarray(ceiling)}
+    used = np.ones(len(table["loss"]), bool)
+    held_out = table["loss"] <= np.quantile(table["loss"], HELD_OUT)
+    return fit_law(
+        law, table, data, used, held_out,
+        log=False, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed,
+        settings={"chance": "fitted" if free[0] else chance, "ceiling": "fitted" if free[1] else ceiling, "convention": convention},
+    )  # fmt: skip

@@ -1,0 +1,331 @@
+"""What would make a report's conclusion wrong: each check with its number, those that hold as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from llm_jax.core.format import short
+from llm_jax.scaling.report.figures.law import BY_CHANCE, held_out_rows, largest_text, residual_trends
+from llm_jax.scaling.report.figures.runs import sweeps
+from llm_jax.scaling.report.study import Study
+from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
+
+FEW_A_PARAMETER = 5
+"""Runs for each parameter of a law: with less a fit follows the noise."""
+FEW_BUDGETS = 5
+LONG_WARMUP = 0.25
+"""Part of the steps."""
+FAR = 1.25
+"""Factor between two approaches' N*."""
+SHORTEST_SPAN = 100.0
+"""Factor in compute that exponents should rest on."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that the conclusion rests on."""
+
+    verdict: Literal["doubt", "holds", "unknown"]
+    about: str
+    """A few words."""
+    said: str
+    """With numbers."""
+
+
+def checks(study: Study) -> list[Check]:
+    """All of them, doubts first."""
+    found = [check for part in PARTS for check in part(study)]
+    return sorted(found, key=lambda check: ("doubt", "unknown", "holds").index(check.verdict))
+
+
+def warnings(study: Study) -> Iterator[Check]:
+    """What the fits themselves say."""
+    names = {"isoflop": "IsoFLOP fit", "parametric": "Law of N and D"}
+    shown = tuple(f"{m.flops:.3g} FLOPs left out" for m in study.minima if m.on_edge)  # `edges` says it
+    for name, fit in study.fits.items():
+        for line in fit.warnings:
+            if not line.startswith(shown):
+                yield Check("doubt", names.get(name, name), f"{line[0].upper()}{line[1:]}.")
+
+
+def edges(study: Study) -> Iterator[Check]:
+    """Whether minima are inside their curves."""
+    if not study.minima:
+        return
+    out = [m for m in study.minima if m.on_edge]
+    if out:
+        yield Check(
+            "doubt",
+            "Minima on an edge",
+            f"{len(out)} of {len(study.minima)} budgets ({listed([say_flops(m.flops) for m in out])}) have their lowest loss at the smallest or "
+            f"largest size "
+            "trained. They are left out; if they are the largest budgets, the exponent rests on the small ones alone.",
+        )
+    else:
+        yield Check("holds", "Minima inside", f"Each of the {many(len(study.minima), 'budget')} has sizes on both sides of its minimum.")
+
+
+def extrapolation(study: Study) -> Iterator[Check]:
+    """How far the law was off where it had seen nothing."""
+    measured = [row for row in held_out_rows(study) if row["measured"] is not None]
+    for row in measured:
+        inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
+        yield Check(
+            "holds" if inside else "doubt",
+            "Held-out run",
+            f"{row['name']} was foretold {'before' if row['before'] else 'after'} its training: {row['predicted']:.3f} "
+            f"({interval(row['interval'])}), measured "
+            f"{row['measured']:.3f}, {percent(row['relative_error'])}. "
+            + ("" if inside else "Measured is outside of the interval, which has the law's error, not a seed's."),
+        )
+    if fit := study.parametric:
+        out = fit.leave_largest_out
+        if "refused" not in out and out["largest_relative_error"] <= 0.02:
+            yield Check(
+                "holds",
+                "Largest runs left out",
+                f"The law of the smaller runs foretells {largest_text(out['runs'])} to {100 * out['largest_relative_error']:.2f} % or better.",
+            )
+    if curves := study.isoflop:
+        out = curves.leave_largest_out
+        if "refused" not in out:
+            yield Check(
+                "holds" if abs(out["relative_error"]) < 0.2 else "doubt",
+                "Largest budget left out",
+                f"The other budgets' line has N* of the largest {percent(out['relative_error'], 1)} from where it was measured, with an exponent "
+                f"of {out['a']:.3f} in place "
+                f"of {curves.a:.3f}.",
+            )
+    if study.fits and not measured:
+        yield Check(
+            "unknown",
+            "No held-out run",
+            "No larger run was foretold and then trained: how well this extrapolates has been tried inside the table alone.",
+        )
+
+
+def choices(study: Study) -> Iterator[Check]:
+    """What the reading of curves, the outlier rule, delta and residuals do."""
+    if curves := study.isoflop:
+        values = [row["a"] for row in curves.sensitivity]
+        ends = [min(curves.a_interval_95[0], curves.a_interval_95_delta[0]), max(curves.a_interval_95[1], curves.a_interval_95_delta[1])]
+        inside = ends[0] <= min(values) and max(values) <= ends[1]
+        yield Check(
+            "holds" if inside else "doubt",
+            "Other readings of the curves",
+            f"Other curves, weights and budgets give an exponent of {min(values):.3f} to {max(values):.3f}, {'within' if inside else 'beyond'} "
+            f"the wider "
+            f"interval ({interval(ends)}).",
+        )
+    fit = study.parametric
+    if fit is None or not fit.sensitivity:
+        return
+    values = [row["a"] for row in fit.sensitivity]
+    low, high = fit.intervals_95["a"]
+    wide = max(values) - min(values)
+    inside = low <= min(values) and max(values) <= high
+    yield Check(
+        "holds" if inside else "doubt",
+        "Other choices in the fit",
+        f"Over outlier rules, δ and residuals the exponent a spans {min(values):.3f} to {max(values):.3f}, {wide / max(high - low, 1e-12):.1f} "
+        f"times the width of its "
+        f"interval ({interval((low, high))})" + ("." if inside else ": the interval knows of noise, not of these choices."),
+    )
+
+
+def conventions(study: Study) -> Iterator[Check]:
+    """What counting N otherwise does."""
+    fit = study.parametric
+    if study.other_conventions and fit:
+        exponents = {study.convention: fit.parameters["a"]} | {name: other.parameters["a"] for name, other in study.other_conventions.items()}
+        wide = max(exponents.values()) - min(exponents.values())
+        big = wide > fit.intervals_95["a"][1] - fit.intervals_95["a"][0]
+        yield Check(
+            "doubt" if big else "holds",
+            "Convention of N",
+            f"The same runs give a = {listed([f'{a:.3f} ({name})' for name, a in exponents.items()])}: the convention changes it by {wide:.3f}. "
+            f"Compare it with exponents of "
+            "the same convention only.",
+        )
+    elif study.fits:
+        yield Check(
+            "unknown",
+            "Convention of N",
+            f"The table has N in one convention ({study.convention}), so what another would give can't be told; for small models it is much.",
+        )
+
+
+def law(study: Study) -> Iterator[Check]:
+    """Whether the law has the form of the runs."""
+    fit = study.parametric
+    if fit is None:
+        return
+    used = fit.points["used"]
+    lowest, floor = float(fit.points["loss"][used].min()), fit.parameters["E"]
+    if floor >= lowest:
+        yield Check(
+            "doubt", "The law's floor", f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law can't be right there."
+        )
+    trends = {what: (rank, chance) for what, (rank, chance) in residual_trends(fit).items() if chance < BY_CHANCE}
+    if trends:
+        text = listed([f"{what} (rank correlation {rank:+.2f})".replace("-", "−") for what, (rank, _) in trends.items()])
+        yield Check("doubt", "Trend of residuals", f"Measured over predicted loss goes with {text}: the runs bend otherwise than the law.")
+    else:
+        yield Check("holds", "Trend of residuals", "Measured over predicted loss goes neither with N nor with D beyond chance.")
+
+
+def approaches(study: Study) -> Iterator[Check]:
+    """Whether the two approaches agree."""
+    curves, fit = study.isoflop, study.parametric
+    if curves is None or fit is None:
+        return
+    c = study.fitted.flops.max()
+    first, second = float(curves.optimal(c)[0]), float(fit.law.optimal(c)[0])
+    difference = abs(curves.a - fit.parameters["a"])
+    spread = float(np.hypot(curves.standard_errors["a"], fit.standard_errors["a"]))
+    apart = max(first / second, second / first)
+    agree = difference <= 2 * spread and apart <= FAR
+    yield Check(
+        "holds" if agree else "doubt",
+        "Two approaches",
+        f"Exponents: {curves.a:.3f} from the minima, {fit.parameters['a']:.3f} from the law, {difference / max(spread, 1e-12):.1f} joint "
+        f"standard errors apart. "
+        f"N* at the largest budget: {short(first)} and {short(second)}.",
+    )
+
+
+def points(study: Study) -> Iterator[Check]:
+    """Whether there are enough runs, over enough of a span."""
+    if fit := study.parametric:
+        used, free = fit.settings["runs_used"], 4 if fit.settings["tied"] else 5
+        few = used < FEW_A_PARAMETER * free
+        yield Check(
+            "doubt" if few else "holds",
+            "Number of runs",
+            f"{used} runs carry {free} parameters" + (": few, the fit may follow their noise." if few else "."),
+        )
+    if curves := study.isoflop:
+        used = curves.settings["budgets_used"]
+        few = used < FEW_BUDGETS
+        yield Check(
+            "doubt" if few else "holds",
+            "Number of budgets",
+            f"The exponent is a line through {used} minima" + (": few, one of them can turn it." if few else "."),
+        )
+    if study.fits and len(study.fitted):
+        span = study.fitted.flops.max() / study.fitted.flops.min()
+        short_span = span < SHORTEST_SPAN
+        yield Check(
+            "doubt" if short_span else "holds",
+            "Span of compute",
+            f"The runs span a factor of {factor(span)}" + (": little to extrapolate from." if short_span else "."),
+        )
+
+
+def noise(study: Study) -> Iterator[Check]:
+    """Whether the spread between seeds has been measured."""
+    if not study.fits or "seed" not in study.table:
+        return
+    same = [name for name in ("parameters", "tokens", "learning_rate", "batch_size", "layers", "embed") if name in study.table]
+    done = study.table[study.runs.status == "finished"].assign(loss=study.runs.loss)
+    repeated = [group.loss.std() for _, group in done.groupby(same) if group.seed.nunique() > 1]
+    assumed = study.isoflop.settings["loss_noise"] if study.isoflop else None
+    if repeated:
+        spread = float(np.sqrt(np.mean(np.square(repeated))))
+        more = assumed is not None and spread > 1.5 * assumed
+        text = f"{many(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats (standard deviation)"
+        yield Check(
+            "doubt" if more else "holds", "Noise between seeds", text + (f"; the IsoFLOP fit assumes {assumed}." if assumed is not None else ".")
+        )
+    else:
+        text = "Each configuration was trained once: how much a seed changes is not measured"
+        yield Check("unknown", "Noise between seeds", text + (f"; the IsoFLOP fit assumes {assumed} nats." if assumed is not None else "."))
+
+
+def schedules(study: Study) -> Iterator[Check]:
+    """Whether runs were decayed to their own end, after a short warm-up."""
+    done = study.table[(study.runs.status == "finished").to_numpy()]
+    if "schedule" not in done or not study.fits:
+        if study.fits:
+            yield Check(
+                "unknown", "Schedules", "The table does not say how the learning rate fell; a run stopped before its decay ends has a loss too high."
+            )
+        return
+    named = done.schedule.dropna().astype(str)
+    constant = int((named == "constant").sum())
+    if constant:
+        yield Check(
+            "doubt",
+            "Schedules",
+            f"{constant} of {len(done)} runs have a constant learning rate: their losses are not those of a run decayed to its end.",
+        )
+    if named.nunique() > 1:
+        yield Check(
+            "doubt",
+            "Schedules",
+            f"Runs of different schedules in one fit: {', '.join(f'{count} {name}' for name, count in named.value_counts().items())}.",
+        )
+    if {"warmup_steps", "steps"} <= set(done):
+        share = pd.to_numeric(done.warmup_steps) / pd.to_numeric(done.steps)
+        long = int((share > LONG_WARMUP).sum())
+        if long:
+            yield Check(
+                "doubt",
+                "Warm-up",
+                f"In {long} of {len(done)} runs more than {100 * LONG_WARMUP:.0f} % of the steps are warm-up (up to {100 * share.max():.0f} %): "
+                f"short runs are held back.",
+            )
+        elif not constant and named.nunique() == 1:
+            yield Check(
+                "holds",
+                "Schedules",
+                f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most {100 * share.max():.0f} % of the steps.",
+            )
+
+
+def tuning(study: Study) -> Iterator[Check]:
+    """Whether the best runs of sweeps are inside them."""
+    found = sweeps(study.table, study.runs)
+    for sweep in found:
+        if sweep.edges:
+            yield Check(
+                "doubt",
+                "Sweep's best run",
+                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: a better one may be beyond, and runs tuned "
+                "after it are not at their best.",
+            )
+    if found and not any(sweep.edges for sweep in found):
+        yield Check("holds", "Sweep's best run", "The best learning rates and batches are inside what was tried.")
+
+
+def data(study: Study) -> Iterator[Check]:
+    """Whether tokens were fresh."""
+    if "epochs" in study.table and study.fits:
+        epochs = pd.to_numeric(study.table.epochs[study.runs.status == "finished"], errors="coerce").dropna()
+        if len(epochs):
+            again = int((epochs > 1).sum())
+            text = f"{again} of {len(epochs)} runs saw text again, up to {epochs.max():.3g} times: the law takes every token for a fresh one."
+            yield (
+                Check("doubt", "Repeated text", text)
+                if again
+                else Check("holds", "Fresh text", f"No run saw more than {100 * epochs.max():.0f} % of its corpus.")
+            )
+
+
+def lost(study: Study) -> Iterator[Check]:
+    """Runs that no fit sees."""
+    gone = study.runs[study.runs.status != "finished"]
+    if len(gone):
+        counts = ", ".join(f"{count} {status}" for status, count in gone.status.value_counts().items())
+        yield Check(
+            "doubt", "Runs lost", f"{counts} of {len(study.runs)} runs (listed with the runs): if they are the hardest ones, what is left is biased."
+        )
+
+
+PARTS = (warnings, edges, extrapolation, law, approaches, choices, conventions, points, noise, schedules, tuning, data, lost)
+"""All kinds of checks, in the order of the page."""

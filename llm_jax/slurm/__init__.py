@@ -1,0 +1,1 @@
+"""Slurm jobs: submit, requeue, status, cancel."""

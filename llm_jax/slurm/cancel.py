@@ -1,0 +1,96 @@
+"""Ends runs cleanly: python -m llm_jax.slurm.cancel RUNS...
+
+  python -m llm_jax.slurm.cancel runs/quickstart/default
+  python -m llm_jax.slurm.cancel runs/scaling/isoflop_gpu/default      a grid: all of its jobs
+
+RUNS...      run folders, grids' folders, or folders that have some below them
+
+A run that is training saves a checkpoint and ends; one that waits is taken out of the queue. Neither is requeued, whatever ends it. The command that
+submitted it submits it again, and it goes on from the checkpoint.
+
+  --help     this text
+
+Exit codes: 0 done, 1 Slurm refused, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.errors import EXIT_FAULT, UserError
+from llm_jax.slurm import job
+from llm_jax.slurm.status import find, holder
+
+
+def cancel_run(run_dir: Path, queue: dict[str, job.Queued]) -> str:
+    """Ends one run, and says in words what was done. Raises job.SlurmError where Slurm refuses."""
+    number = job.job_of(run_dir)
+    waiting = queue.get(number)
+    if waiting is None:
+        if pid := holder(run_dir):
+            os.kill(pid, signal.SIGTERM)
+            return f"process {pid} on this machine was sent SIGTERM: it saves and ends"
+        return "nothing to do: it is neither queued nor running" + (f" (job {number} has ended)" if number else "")
+    job.cancelled(run_dir).touch()  # first: the job may end at any moment, and must find it
+    if waiting.state == "RUNNING":
+        call("scancel", "--signal=USR1", number)  # goes to the run's processes, not to the script, which has the last word
+        return f"job {number} is running and was sent USR1: it saves, ends, and isn't requeued"
+    call("scancel", number)
+    return f"job {number} was {waiting.state.lower()}, and is taken out of the queue"
+
+
+def call(*command: str) -> None:
+    """One of Slurm's commands. Raises job.SlurmError if it fails."""
+    done = job.slurm(*command)
+    if done.returncode:
+        raise job.SlurmError(f"{' '.join(command)}: {job.said(done)}")
+
+
+def dependent_jobs(folders: list[Path]) -> list[str]:
+    """The jobs that wait for a grid's runs, to go on with it."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found.append(str(json.loads((job.folder(folder) / "grid.json").read_text())["job"]))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(cancel, arguments)
+
+
+def cancel(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    for key, value in pairs:
+        raise UserError(f"{key}={value}: there are no keys here; give run folders")
+    folders = [Path(a) for a in arguments]
+    runs, dependent = find(folders), dependent_jobs(folders)
+    code = 0
+    try:
+        queue = job.queued([*map(job.job_of, runs), *dependent])
+        for number in dependent:  # before the runs, whose end would start it
+            if number in queue:
+                call("scancel", number)
+                print(f"job {number}, which waits for the grid's runs, is taken out of the queue")
+        for run in runs:
+            if len(runs) == 1 or job.job_of(run) in queue or holder(run):
+                print(f"{run}: {cancel_run(run, queue)}")
+    except job.SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_FAULT
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

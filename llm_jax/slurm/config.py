@@ -1,0 +1,194 @@
+"""What a Slurm job is asked for: the keys `slurm.*` of a command line, and a small file with what is the same for all jobs of a site.
+
+The site's file is YAML; every key may be left out:
+
+  slurm:                     # defaults of slurm.* keys; a command line has the last word
+    account: physics
+    partition: gpu
+  modules: [cuda/13.0]       # loaded in the job before anything else
+  environment:               # variables of the job
+    NCCL_SOCKET_IFNAME: ib0
+  setup:                     # shell lines after these, before the run
+    - source /projects/llm/venv/bin/activate
+  container: apptainer exec --nv /projects/llm/image.sif     # put before each Python
+  python: python             # the Python of the job; the one that submits it if empty
+  sbatch: [--exclusive]      # further options of sbatch
+  srun: [--mpi=none]         # and of srun
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm_jax.core.errors import UserError, closest, require
+
+TIME = re.compile(r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)")
+SIGNAL_SECONDS = 180
+UNITS = ((60,), (60, 1), (3600, 60, 1), (86400, 3600), (86400, 3600, 60), (86400, 3600, 60, 1))
+"""Seconds of the parts of each of Slurm's ways to write a time."""
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """The keys `slurm.*`. What is empty or null is left to the cluster's own defaults."""
+
+    nodes: int = 1
+    """Nodes of a run."""
+    gpus_per_node: int = 0
+    """GPUs of each node; 0: none, the run is on CPUs."""
+    gpu_type: str = ""
+    """Which GPUs, by Slurm's name for them, where the cluster has several kinds."""
+    tasks_per_node: int | None = None
+    """Processes on each node; null: one for each GPU (one where there is none). 1 with several GPUs: each process has all of its node's."""
+    cpus_per_task: int | None = None
+    """CPU cores of each process."""
+    memory: str = ""
+    """Memory of each node, as 500G; 0 is all of it."""
+    time: str = ""
+    """The most that the job may take until it is requeued: 90 (minutes), 24:00:00 or 2-12:00:00 (days)."""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    """Features that the nodes must have."""
+    reservation: str = ""
+    at_once: int = 4
+    """Grids: at most so many runs at the same time."""
+    max_restarts: int = 10
+    """The job is given up after so many restarts in a row without progress: a newer checkpoint counts as progress."""
+    backoff_seconds: int = 120
+    """How long after a crash the job may start again; twice as long with each restart without progress, at most half an hour. 0: as soon as
+    Slurm itself starts a requeued job, which is after two minutes on most clusters."""
+    signal_seconds: int | None = None
+    """So long before its time limit a run is told to save and to stop: longer than the slowest step and a save, and a minute on top.
+    None: 180, but at most a quarter of the limit."""
+    site: str = ""
+    """The file with the site's settings; empty: the one that LLM_JAX_SITE names, or ~/.config/llm_jax/site.yaml, where there is one."""
+
+    @property
+    def tasks(self) -> int:
+        """Processes on each node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def signal_early(self) -> int:
+        """Seconds from the signal to the time limit."""
+        if self.signal_seconds is not None:
+            return self.signal_seconds
+        limit = seconds(self.time) if self.time else None
+        return min(SIGNAL_SECONDS, limit // 4) if limit else SIGNAL_SECONDS
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        for key, least in (("nodes", 1), ("gpus_per_node", 0), ("at_once", 1), ("max_restarts", 0)):
+            require(getattr(self, key) >= least, f"slurm.{key}", getattr(self, key), f"at least {least}")
+        for key in ("tasks_per_node", "cpus_per_task"):
+            require(getattr(self, key) is None or getattr(self, key) >= 1, f"slurm.{key}", getattr(self, key), "at least 1, or null")
+        # A job that starts in the second in which it was requeued is refused by the node ("Job credential revoked") and is lost.
+        right = self.backoff_seconds == 0 or self.backoff_seconds >= 5
+        require(right, "slurm.backoff_seconds", self.backoff_seconds, "0, or at least 5")
+        gpus = self.gpus_per_node
+        if gpus:
+            require(gpus % self.tasks == 0, "slurm.tasks_per_node", self.tasks, f"a divisor of slurm.gpus_per_node={gpus}: processes share no GPU")
+        require(not self.gpu_type or gpus > 0, "slurm.gpu_type", self.gpu_type, "left out where slurm.gpus_per_node=0")
+        require(not self.memory or re.fullmatch(r"\d+[KMGT]?", self.memory) is not None, "slurm.memory", self.memory, "as 500G, or 0 for all")
+        require(1 <= self.signal_early <= 65535, "slurm.signal_seconds", self.signal_seconds, "from 1 to 65535 seconds")
+        if self.time:
+            limit = seconds(self.time)
+            require(limit is not None and limit > 0, "slurm.time", self.time, "a time as Slurm writes it: 90 (minutes), 24:00:00 or 2-12:00:00")
+            right = self.signal_early < (limit or 0)
+            require(right, "slurm.signal_seconds", self.signal_seconds, f"less than slurm.time={self.time}, which is {limit} seconds")
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """The site's file."""
+
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    modules: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    container: str = ""
+    python: str = ""
+    sbatch: list[str] = field(default_factory=list)
+    srun: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What makes `slurm.*` keys of a `SlurmConfig`'s fields."""
+
+    slurm: SlurmConfig
+
+
+def seconds(text: str) -> int | None:
+    """A time as Slurm writes it; None if it isn't one.
+
+    >>> seconds("90"), seconds("24:00:00"), seconds("2-12"), seconds("1 day")
+    (5400, 86400, 216000, None)
+    """
+    match = TIME.fullmatch(text)
+    if not match:
+        return None
+    parts = [int(part) for part in match.groups() if part is not None]
+    units = next(units for units in UNITS if len(units) == len(parts) and (len(parts) == 1 or ("-" in text) == (units[0] == 86400)))
+    return sum(part * unit for part, unit in zip(parts, units, strict=True))
+
+
+def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig, str]:
+    """The settings that a command line's slurm.* keys and the site's file make together, and which file that was ("" for none).
+
+    Raises UserError for keys that there are not, naming the nearest, and for values that can't be.
+    """
+    from llm_jax.experiment import with_values
+
+    known = [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)]
+    for key, value in pairs:
+        if key not in known:
+            raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?")
+    path = site_path(dict(pairs).get("slurm.site", ""))
+    site = read_site(path) if path else SiteConfig()
+    settings = with_values(Holder(site.slurm), pairs).slurm
+    settings.check()
+    return settings, site, str(path or "")
+
+
+def site_path(given: str) -> Path | None:
+    """The site's file: the one that is given, by a key or by LLM_JAX_SITE, which must be there; or the usual one, if it is."""
+    for said, path in (("slurm.site", given), ("LLM_JAX_SITE", os.environ.get("LLM_JAX_SITE", ""))):
+        if path:
+            if not Path(path).expanduser().is_file():
+                raise UserError(f"{said}={path}: there is no such file")
+            return Path(path).expanduser().absolute()
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    usual = config / "llm_jax" / "site.yaml"
+    return usual if usual.is_file() else None
+
+
+def read_site(path: Path) -> SiteConfig:
+    """A site's file. Raises UserError, naming file and key, where it isn't one."""
+    try:
+        given: Any = OmegaConf.load(path)
+        if not OmegaConf.is_dict(given):
+            raise UserError(f"{path}: not a site's settings: they are a table of keys and values")
+        if isinstance(OmegaConf.select(given, "slurm.time"), int):  # YAML takes 24:00:00 for a number in base 60
+            raise UserError(f'{path}: slurm.time: write it in quotes, as "24:00:00"')
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SiteConfig), given))
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        near = closest(key, [f.name for f in dataclasses.fields(SiteConfig)] + [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)])
+        raise UserError(f"{path}: {key}: {str(error).splitlines()[0]}" + (f"; did you mean '{near}'?" if near and near != key else "")) from error
+    except UserError:
+        raise
+    except Exception as error:  # YAML's own
+        raise UserError(f"{path}: not a site's settings ({' '.join(str(error).split())})") from error
+    assert isinstance(made, SiteConfig)
+    return made

@@ -1,0 +1,249 @@
+"""How runs are: python -m llm_jax.slurm.status RUNS...
+
+  python -m llm_jax.slurm.status runs/quickstart/default
+  python -m llm_jax.slurm.status runs                     every run below a folder
+
+RUNS...      run folders, grids' folders, or folders that have some below them
+json=PATH    also writes the table there
+
+  --help     this text
+
+State: queued and running are Slurm's words, or those of a process on this machine; finished, diverged and stopped (with a checkpoint) are the
+run's own last words; failed means that it ended without one, or was given up: the last column says why. Speeds are medians of the last 20 steps.
+
+Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.console import duration
+from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
+from llm_jax.core.format import short
+from llm_jax.processes import fault_log
+from llm_jax.run.run_folder import last_summary
+from llm_jax.slurm import job
+
+TAIL = 1 << 16
+"""Bytes at the end of metrics.jsonl that are read: a long run's file is large."""
+WIDTH = 160
+"""Columns where the output is no terminal."""
+COLORS = {"finished": "green", "running": "cyan", "queued": "yellow", "stopped": "yellow", "failed": "red", "diverged": "red"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is."""
+
+    run: str
+    state: str
+    """queued, running, stopped, finished, diverged, failed."""
+    job: str
+    """Slurm's number; empty if it was not submitted."""
+    step: int
+    steps: int | None
+    """All that it is to do; None where its configuration isn't there yet."""
+    loss: float | None
+    """Of the newest step, nats a token."""
+    eval_loss: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    eta_seconds: float | None
+    """To the last step; of runs that are running."""
+    restarts: int
+    """Starts after the first."""
+    goodput: float | None
+    """The part of all wall time in which steps were made that count."""
+    error: str
+    """What went wrong last, or why it waits."""
+
+
+def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
+    """How one run is. queue: what Slurm says of jobs that have not ended."""
+    summary, lines = last_summary(run_dir), last_metrics(run_dir / "metrics.jsonl")
+    number, decisions = job.job_of(run_dir), job.since_submitted(run_dir)
+    waiting, steps = queue.get(number), steps_of(run_dir)
+    newest = {key: value for line in lines for key, value in line.items() if value is not None}
+    recent = [line for line in lines if line.get("tokens_per_second")][-20:]
+    state, error = state_of(run_dir, waiting, summary, decisions)
+    seconds = statistics.median(line["step_seconds"] for line in recent) if recent else None
+    step = int(newest.get("step", summary.get("step", 0)))
+    return Status(
+        run=str(run_dir),
+        state=state,
+        job=number,
+        step=step,
+        steps=steps,
+        loss=newest.get("train_loss"),
+        eval_loss=newest.get("eval_loss", summary.get("eval_loss")),
+        tokens_per_second=statistics.median(line["tokens_per_second"] for line in recent) if recent else None,
+        mfu=statistics.median(line["mfu"] for line in recent) if recent and all(line.get("mfu") for line in recent) else None,
+        eta_seconds=(steps - step) * seconds if state == "running" and steps and seconds else None,
+        restarts=waiting.restarts if waiting else decisions[-1]["start"] - 1 if decisions else 0,
+        goodput=summary.get("goodput"),
+        error=error,
+    )
+
+
+def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any], decisions: list[dict[str, Any]]) -> tuple[str, str]:
+    """A run's state, and what went wrong last, or why it waits."""
+    last = decisions[-1] if decisions else None
+    bad = last["reason"] if last and last["exit"] not in (0, EXIT_STOPPED, EXIT_INTERRUPTED) else ""
+    recorded = fault_log.read(run_dir)
+    fault = fault_log.describe(recorded[-1]) if recorded else ""
+    if waiting and waiting.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):
+        return "queued", bad or waiting.reason
+    if waiting or holder(run_dir):
+        return "running", bad or fault
+    if summary.get("state") == "finished" and summary.get("step", 0) >= (steps_of(run_dir) or 0):
+        return "finished", ""
+    if last and last["decision"] == "end" and last["code"] not in (0, EXIT_INTERRUPTED):
+        return ("diverged" if summary.get("state") == "diverged" else "failed"), last["reason"]
+    if summary.get("state") == "diverged":
+        return "diverged", summary.get("reason", "loss or gradient not finite")
+    if job.cancelled(run_dir).exists() or (last and last["code"] == EXIT_INTERRUPTED):
+        return "stopped", last["reason"] if last else "cancelled before it began"
+    if summary.get("state") == "stopped":
+        return "stopped", ""
+    return "failed", fault or bad or (job.LOST if job.job_of(run_dir) else "ended without a last word")
+
+
+def steps_of(run_dir: Path) -> int | None:
+    """How many steps a run is to do; None where its configuration isn't there."""
+    from omegaconf import OmegaConf
+
+    for path in (run_dir / "config.yaml", job.folder(run_dir) / "experiment.yaml"):
+        if path.exists():
+            return int(OmegaConf.select(OmegaConf.load(path), "train.steps", default=0)) or None
+    return None
+
+
+def last_metrics(path: Path) -> list[dict[str, Any]]:
+    """The last lines of a metrics.jsonl; whole ones only."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    found = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # the first one, cut off
+            continue
+    return found
+
+
+def holder(run_dir: Path) -> int | None:
+    """The process on this machine that runs in a run folder, by the lock that it holds; None if there is none.
+
+    Asking the system which locks there are, and not for the lock, since a run that starts at that moment would find it taken.
+    """
+    path = Path("/proc/locks")
+    if not path.exists():
+        return None
+    about = run_dir.stat()
+    key = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    for line in path.read_text().splitlines():
+        words = line.split()
+        if len(words) > 5 and words[1] == "FLOCK" and words[3] == "WRITE" and words[5] == key:
+            return int(words[4])
+    return None
+
+
+def find(folders: list[Path]) -> list[Path]:
+    """The run folders among these and below them. Raises UserError for a folder without one."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        runs = [folder] if is_run(folder) else sorted({path.parent for path in folder.rglob("config.yaml")} | submitted_below(folder))
+        if not runs:
+            raise UserError(f"{folder}: has no run in it")
+        found += [run for run in runs if run not in found]
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, begun or only submitted."""
+    return (folder / "config.yaml").is_file() or (job.folder(folder) / "experiment.yaml").is_file()
+
+
+def submitted_below(folder: Path) -> set[Path]:
+    """Runs below a folder that were submitted and may not have begun."""
+    return {path.parent.parent for path in folder.rglob(f"{job.FOLDER}/experiment.yaml")}
+
+
+def show(found: list[Status]) -> None:
+    """Prints the table."""
+    goodput, common = any(one.goodput is not None for one in found), os.path.commonpath([one.run for one in found]) if len(found) > 1 else ""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("run", "state", "job", "step", "loss", "held out", "tokens/s", "MFU", "ETA", "restarts", *["goodput"] * goodput, "last error"):
+        table.add_column(title, justify="left" if title in ("run", "state", "last error") else "right", overflow="fold", no_wrap=title == "state")
+    for one in found:
+        name = os.path.relpath(one.run, common) if common else one.run
+        of = f"{one.step}/{one.steps}" if one.steps else str(one.step)
+        cells = [
+            name, f"[{COLORS.get(one.state, 'white')}]{one.state}", one.job, of, number(one.loss, "{:.4f}"), number(one.eval_loss, "{:.4f}"),
+            short(one.tokens_per_second) if one.tokens_per_second else "", number(one.mfu, "{:.1%}"),
+            duration(one.eta_seconds) if one.eta_seconds is not None else "", str(one.restarts or ""),
+            *[number(one.goodput, "{:.0%}")] * goodput,
+        ]  # fmt: skip
+        table.add_row(*cells, one.error.replace("[", "\\["))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    if common:
+        console.print(f"in {common}:", markup=False)
+    console.print(table)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or nothing."""
+    return form.format(value) if value is not None else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(status, arguments)
+
+
+def status(arguments: list[str]) -> int:
+    """The same, with UserErrors raised."""
+    folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
+    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
+    if not arguments or flags:
+        print(__doc__)
+        return 0
+    for key, value in pairs:
+        if key != "json":
+            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ['json'])}")
+        output_file(key, value)
+    runs = find(folders or [Path("runs")])
+    try:
+        queue, unknown = job.queued(job.job_of(run) for run in runs), ""
+    except job.SlurmError as error:  # the table is worth having without
+        queue, unknown = {}, f"squeue: {error}: what is queued or runs elsewhere isn't known"
+    found = [status_of(run, queue) for run in runs]
+    show(found)
+    if unknown:
+        print(unknown, file=sys.stderr)
+    for _, value in pairs:
+        Path(value).write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
