@@ -8,11 +8,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from llm_jax.core.arguments import argument, is_path
 from llm_jax.core.command import read_arguments
 from llm_jax.core.errors import UserError, nearest, require
-from llm_jax.layout.layout import Layout
+
+if TYPE_CHECKING:
+    from llm_jax.layout.layout import Layout
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the layouts that `layout=` takes."""
+    from llm_jax.layout.presets import PRESETS  # imports JAX, which is set up first
+
+    return tuple(PRESETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """Where and how a command opens a model: keys that all commands that use one share. The model is on one device without them."""
+
+    layout: str = argument("", shown="NAME", choices=preset_names)
+    """The layout that places the model's arrays on the devices (docs/layouts.md), instead of one device."""
+    mesh: dict[str, int] = argument({}, entry="AXIS", least=-1)
+    """The size of one of the layout's mesh axes; -1: all devices that the others leave."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights and of what is computed; as the model was trained, if not given."""
+    step: int | None = argument(None, least=0)
+    """The checkpoint of this step, instead of the newest."""
+
+    def check(self) -> None:
+        """Raises UserError for mesh sizes without a layout."""
+        for axis, size in self.mesh.items():
+            require(bool(self.layout), f"mesh.{axis}", size, "given together with a layout; add layout=NAME")
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `open_model`."""
+        from llm_jax.layout.presets import preset  # imports JAX, which is set up first
+
+        return {"layout": preset(self.layout) if self.layout else None, "mesh": self.mesh, "dtype": self.dtype, "step": self.step}
+
 
 OPENING = ("layout", "dtype", "step")
 """Keys of how a model is opened, beside mesh.AXIS."""
@@ -96,16 +132,6 @@ def read_asked(
         dtype=dtype,
         step=whole_number("step", step) if step is not None else None,
     )
-
-
-def is_path(argument: str, keys: Sequence[str]) -> bool:
-    """Whether an argument is a folder: a word without "=", or one that is there and is no key=value of the command.
-
-    >>> is_path("runs/quickstart/default", ("step",)), is_path("step=3", ("step",)), is_path("--help", ())
-    (True, False, False)
-    """
-    key, equals, _ = argument.partition("=")
-    return not argument.startswith("-") and (not equals or (key not in keys and Path(argument).is_dir()))
 
 
 def whole_number(key: str, value: str, least: int = 0) -> int:
