@@ -13,7 +13,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 from llm_jax.train.step import make_step
 
 # Grouped-query heads, tied embeddings; every dim divides by 8 devices.
@@ -50,11 +50,11 @@ def train(
     z_loss: float = 1e-4,
     batches: Any = packed_batch,
     options: Any = None,
-) -> tuple[list[dict[str, float]], TrainState, Program]:
+) -> tuple[list[dict[str, float]], TrainState, TrainModel]:
     """Metrics of every step, the last state, and the program; `options` are more of XLA's."""
     optimizer = optimizer or OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
     place = MeshPlacement(layout, make_mesh(layout, mesh))
-    program = Program(model.resolved(), optimizer, place, ema_decay)
+    program = TrainModel(model.resolved(), optimizer, place, ema_decay)
     objective = make_objective(ObjectiveConfig(z_loss=z_loss, chunk=64))
     options = program_options(program) | (options or {})
     step = jax.jit(make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm), donate_argnums=0, compiler_options=options)

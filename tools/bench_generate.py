@@ -74,7 +74,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
     from llm_jax.pretrained.model import Opened
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     shapes = {
         "quickstart": ModelConfig(layers=4, embed=128, heads=8, mlp=352, vocab=4096),
@@ -84,7 +84,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     config = shapes[model].resolved()
     layout = preset("tensor" if devices > 1 else "single")
     experiment = Experiment(model=config, layout=layout)
-    program = Program(config, experiment.optimizer, MeshPlacement(layout, make_mesh(layout, {})))
+    program = TrainModel(config, experiment.optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     random = np.random.default_rng(0)
     parameters = jax.tree.map(lambda w: random.standard_normal(w.shape, np.float32) * np.float32(0.02), program.abstract)
     parameters = jax.device_put(parameters, program.shardings("stored"))

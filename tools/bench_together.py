@@ -90,14 +90,14 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
     from llm_jax.run.run import place_of
     from llm_jax.scaling.vmapped_runs import jit_steps, over_runs, place_for, stacked
     from llm_jax.train.compile import abstract_batch, jit_step, program_options
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     def variant(count: int | None, spread: int) -> Callable[[], None]:
         """A step of `count` runs at once, or of one run alone (None)."""
         made = [dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread}) for i in range(count or 1)]
         e = made[0]
         objective, place = make_objective(e.objective), place_for(e, count) if count else place_of(e)
-        program = Program(e.model, e.optimizer, place)
+        program = TrainModel(e.model, e.optimizer, place)
         rng, batch = np.random.default_rng(0), {}
         for name, array in abstract_batch(e.train, place).items():
             size = array.shape if count is None else (count, *array.shape)
@@ -109,7 +109,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
         if count is None:
             step, holder = jit_step(program, objective, e.optimizer, e.train.steps), [states[0]]
         else:
-            own = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names))
+            own = TrainModel(e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names))
             step, holder = jit_steps(own, objective, made, program_options(program)), [stacked(states, place)]
 
         def run() -> None:

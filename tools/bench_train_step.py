@@ -79,7 +79,7 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     from llm_jax.objective.next_token import make_objective
     from llm_jax.train.compile import abstract_batch, jit_step
     from llm_jax.train.peak_flops import device_peak, measure_matmul
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     pairs = [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
     steps = int(dict(pairs).get("steps", 16))
@@ -89,7 +89,7 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
         model = dataclasses.replace(model, max_segments=DOCUMENTS)
     chosen = dataclasses.replace(chosen, model=model)
     place = MeshPlacement(chosen.layout, make_mesh(chosen.layout, chosen.mesh))
-    program = Program(model, chosen.optimizer, place, chosen.train.ema_decay)
+    program = TrainModel(model, chosen.optimizer, place, chosen.train.ema_decay)
     step = jit_step(program, make_objective(chosen.objective), chosen.optimizer, chosen.train.steps)
     state = program.new_state(chosen.train.seed)
     abstract, values = abstract_batch(chosen.train, place), random_batch(chosen)

@@ -61,7 +61,7 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
     from llm_jax.train.optimizer import OptimizerConfig
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     embed = min(2048, max(64, 2 ** round(math.log2((total / 2000) ** 0.5))))
     vocab = min(vocab, max(128, total // (embed * 16)))
@@ -69,7 +69,7 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     layers = max(1, round((total / 2 - 2 * vocab * embed) / (embed * embed * 2.5 + 3 * embed * mlp)))
     model = ModelConfig(layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False).resolved()
     one, single = family("llama", "llama"), preset("single")
-    program = Program(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
+    program = TrainModel(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
     table = lay(one.tensors(model, {}), model, shapes_of(program))
     planned = [safetensors.Planned(name, "bfloat16", pieces[0].fit.their_shape) for name, pieces in table.tensors.items()]
     files = safetensors.shards(planned, 1_000_000_000)

@@ -21,7 +21,7 @@ from llm_jax.generate.sampling import Settings, draw
 from llm_jax.model import kv_cache as caches
 from llm_jax.model.transformer import Transformer
 from llm_jax.train.compile import program_options
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 LEAST_BUCKET = 16
 """Tokens of the smallest bucket of prompts."""
@@ -48,16 +48,16 @@ class Programs:
     Weights of layers are arrays of their own here: a product with a part of a stack would copy that part first, at every step.
     """
 
-    def __init__(self, program: Program, slots: int, capacity: int, prompts: int, vocab: int, say: Callable[[str], None]):
+    def __init__(self, program: TrainModel, slots: int, capacity: int, prompts: int, vocab: int, say: Callable[[str], None]):
         """prompts: rows of a prefill. vocab: of the tokenizer; rows of the embedding beyond it are never drawn."""
         config = program.config
         config = dataclasses.replace(config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless"))
         self.place = decoding_place(program.place, config)
-        self.program = Program(config, program.optimizer, self.place)
+        self.program = TrainModel(config, program.optimizer, self.place)
         assert config.vocab
         self.slots, self.prompts, self.vocab, self.say = slots, prompts, vocab, say
         self.rows = config.vocab
-        self.capacity = caches.rounded(capacity)
+        self.capacity = caches.cache_length(capacity)
         self.options = program_options(self.program)
         # A CPU's options for training are for large products. A product of a few rows with a [V, D] table takes 20 times as long by Eigen as by
         # XLA's own choice.
@@ -98,7 +98,7 @@ class Programs:
 
     def blank(self) -> State:
         """The same, to be traced."""
-        kept = [caches.empty(config, self.place, self.slots, self.capacity) for config in self.layer_configs]
+        kept = [caches.empty_cache(config, self.place, self.slots, self.capacity) for config in self.layer_configs]
         zeros = functools.partial(jnp.zeros, dtype=jnp.int32, out_sharding=PartitionSpec())
         seen_BV = jnp.zeros((self.slots, self.rows), bool, out_sharding=PartitionSpec())
         return State(kept, zeros(self.slots), zeros(self.slots), seen_BV)
@@ -120,7 +120,7 @@ class Programs:
 
         settings: on the devices (`put`). length: of the longest text that matters.
         """
-        size = caches.block(self.capacity)
+        size = caches.block_size(self.capacity)
         bucket = size
         while bucket < length:
             bucket *= 2

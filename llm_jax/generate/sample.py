@@ -21,11 +21,11 @@ from llm_jax.data import Tokenizer
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.train.compile import program_options
 from llm_jax.train.config import SampleConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 
 def sample_texts(
-    program: Program,
+    program: TrainModel,
     parameters: Any,
     tokenizer: Tokenizer,
     config: SampleConfig,

@@ -17,7 +17,7 @@ from llm_jax.huggingface.safetensors import Tensor, parts, read_folder, read_jso
 from llm_jax.huggingface.tensor_map import Entry, Table, lay
 from llm_jax.huggingface.transfer import read_parameters, shapes_of
 from llm_jax.model.config import ModelConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -37,11 +37,11 @@ class Folder:
     left_out: tuple[str, ...] = ()
     """Names of tensors that are in the files too, and were asked to be left out."""
 
-    def read(self, program: Program) -> Any:
+    def read(self, program: TrainModel) -> Any:
         """All weights, placed as the program stores them and in its parameter dtype. Raises UserError for a tensor that doesn't fit."""
         return read_parameters(self.table(program), self.tensors, program)
 
-    def table(self, program: Program) -> Table:
+    def table(self, program: TrainModel) -> Table:
         """Which tensor is in which place of which array of a program, all checked."""
         entries = self.family.tensors(self.model, self.tree)
         table = lay(entries, self.model, shapes_of(program))

@@ -13,7 +13,7 @@ import numpy as np
 from llm_jax.huggingface.safetensors import Tensor
 from llm_jax.huggingface.tensor_layout import Box, common, inside, split, whole
 from llm_jax.huggingface.tensor_map import Table
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 PARCEL = 64 << 20
 """Bytes that travel at once, about."""
@@ -36,12 +36,12 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def shapes_of(program: Program) -> dict[str, tuple[int, ...]]:
+def shapes_of(program: TrainModel) -> dict[str, tuple[int, ...]]:
     """The shape of each of a program's weights."""
     return {path: w.shape for path, w in flat_paths(program.abstract).items()}
 
 
-def read_parameters(table: Table, tensors: Mapping[str, Tensor], program: Program, parcel: int = PARCEL) -> Any:
+def read_parameters(table: Table, tensors: Mapping[str, Tensor], program: TrainModel, parcel: int = PARCEL) -> Any:
     """All weights of a program, from files, placed as its layout stores them and in its parameter dtype."""
     shardings = flat_paths(program.shardings("stored"))
     made = {}

@@ -26,7 +26,7 @@ from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
 from llm_jax.pretrained.model import Opened
 from llm_jax.train.compile import program_options
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 Look = Callable[[jax.Array], Any]
 """weights_BHTS -> arrays to be kept of a layer's attention. It runs where the model does, in the program of the layer."""
@@ -52,7 +52,7 @@ class Walk:
     def __init__(self, opened: Opened, look: Look | None = None):
         self.parameters, self.look = opened.parameters, look
         place = without_stages(opened.place)
-        self.program = opened.program if place == opened.place else Program(opened.config, opened.experiment.optimizer, place)
+        self.program = opened.program if place == opened.place else TrainModel(opened.config, opened.experiment.optimizer, place)
         self.model = self.program.model(self.program.abstract)
         """Without weights: its parts get them one layer at a time."""
 

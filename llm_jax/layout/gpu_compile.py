@@ -102,7 +102,7 @@ def no_compilation_cache() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Loop:
+class WhileLoop:
     """A loop of a compiled step."""
 
     trips: int | None
@@ -138,10 +138,10 @@ class CompiledStep:
         """Its scheduled HLO, taken apart."""
         return hlo.parse(self.text)
 
-    def loops(self) -> list[Loop]:
+    def loops(self) -> list[WhileLoop]:
         """The loops (scans over layers, chunks, microbatches) in the order of the text, with what they carry."""
         whiles = [i for computation in self.module.computations.values() for i in computation if i.opcode == "while"]
-        return [Loop(i.trips, Counter(i.shapes)) for i in whiles]
+        return [WhileLoop(i.trips, Counter(i.shapes)) for i in whiles]
 
     def custom_calls(self) -> list[str]:
         """Targets of the custom calls, in the order of the text, once for each call (loops count once)."""

@@ -35,9 +35,9 @@ from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
-MAY_STAY_WHOLE = ("kv_heads", "latent", "vocab")
+UNEVEN_OK = ("kv_heads", "latent", "vocab")
 WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
-HELD: dict[Table, tuple[str, ...]] = {
+PLACEABLE: dict[Table, tuple[str, ...]] = {
     "compute": DIMS,
     "stored": WEIGHT_DIMS,
     "optimizer": WEIGHT_DIMS,
@@ -45,7 +45,7 @@ HELD: dict[Table, tuple[str, ...]] = {
     "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
 }
 """The dims that a table can place: those of the arrays that it is about, but for the sum over head_dim in attention's scores."""
-IN_PRODUCTS = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"}
+CONTRACTED = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations which have batch and sequence."""
 PADDED = ("vocab",)
 """Of those, the dims that are padded while they are multiplied."""
@@ -81,8 +81,8 @@ class Layout:
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
                         raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
-                if dim not in HELD[table]:
-                    raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(HELD[table])} only")
+                if dim not in PLACEABLE[table]:
+                    raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(PLACEABLE[table])} only")
         for dim in ("embed", "head_dim", "latent"):
             if axes := self.tables()["compute"].get(dim):
                 raise UserError(f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; layout.stored.{dim} splits it at rest")
@@ -122,7 +122,7 @@ class Layout:
         stored = as_embed({**self.compute, **self.stored})
         compute = dict(self.compute)
         taken = {axis for dim in ("batch", "sequence") for axis in split_axes(compute.get(dim, ""))}
-        for dim in IN_PRODUCTS & compute.keys():
+        for dim in CONTRACTED & compute.keys():
             compute[dim] = ",".join(axis for axis in split_axes(compute[dim]) if axis not in taken)
         return {
             "compute": compute,
@@ -152,13 +152,13 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
 
-    With the array's shape and the mesh, those dims that may (`MAY_STAY_WHOLE`) are split by as many of their axes as divide them.
+    With the array's shape and the mesh, those dims that may (`UNEVEN_OK`) are split by as many of their axes as divide them.
     """
     used: set[str] = set()
     entries: list[Any] = []
     for i, dim in enumerate(dims):
         axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
-        while shape is not None and mesh is not None and dim in MAY_STAY_WHOLE and shape[i] % math.prod(mesh.shape[a] for a in axes):
+        while shape is not None and mesh is not None and dim in UNEVEN_OK and shape[i] % math.prod(mesh.shape[a] for a in axes):
             axes = axes[:-1]
         used.update(axes)
         entries.append(axes[0] if len(axes) == 1 else axes or None)
@@ -176,11 +176,11 @@ class MeshPlacement(Placement):
 
     layout: Layout
     mesh: Mesh
-    used: tuple[str, ...] = ()
+    manual_axes: tuple[str, ...] = ()
     """Mesh axes that the code around has used up (`in_stage`)."""
 
     def __hash__(self) -> int:
-        return hash((self.layout.name, self.mesh, self.used))
+        return hash((self.layout.name, self.mesh, self.manual_axes))
 
     @property
     def pipeline(self) -> PipelineConfig:  # type: ignore[override]
@@ -188,12 +188,12 @@ class MeshPlacement(Placement):
 
     @cached_property
     def tables(self) -> dict[Table, Axes]:
-        return {name: without(table, self.used) for name, table in self.layout.tables().items()}
+        return {name: without(table, self.manual_axes) for name, table in self.layout.tables().items()}
 
     @cached_property
     def traced_mesh(self) -> Mesh | AbstractMesh:
         """The mesh as code sees it that uses this placement."""
-        return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.used, AxisType.Manual)) if self.used else self.mesh
+        return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.manual_axes, AxisType.Manual)) if self.manual_axes else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
         missing = [-n % self.size(self.axes(dim)) if dim in PADDED else 0 for dim, n in zip(dims, w.shape, strict=True)]
@@ -201,32 +201,32 @@ class MeshPlacement(Placement):
             w = jnp.pad(w, [(0, n) for n in missing])
         return self.move(w, dims)
 
-    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+    def unpad(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
         if x.shape == shape:
             return x
         x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
         return jax.lax.slice(x, (0,) * x.ndim, shape)
 
-    def summed(self, dw: jax.Array, dims: Dims, home: PartitionSpec) -> jax.Array:
+    def sum_gradient(self, dw: jax.Array, dims: Dims, master_spec: PartitionSpec) -> jax.Array:
         left = [axis for dim in ("batch", "sequence") for axis in self.axes(dim)]
-        for i, axes in enumerate(self._scattered(dims, home)):
+        for i, axes in enumerate(self._scattered(dims, master_spec)):
             if axes:
                 dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=i, tiled=True)
                 left = [axis for axis in left if axis not in axes]
         return jax.lax.psum(dw, tuple(left)) if left else dw
 
-    def summed_spec(self, dims: Dims, home: PartitionSpec) -> PartitionSpec:
-        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, home), strict=True)))
+    def summed_gradient_spec(self, dims: Dims, master_spec: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, master_spec), strict=True)))
 
-    def _scattered(self, dims: Dims, home: PartitionSpec) -> list[tuple[str, ...]]:
+    def _scattered(self, dims: Dims, master_spec: PartitionSpec) -> list[tuple[str, ...]]:
         """For each dim of a weight the axes, of those that split the batch, over which its home is split further than its use is."""
         batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
-        for used, at_home in zip(self.split(dims), map(entry_axes, home), strict=True):
+        for used, at_home in zip(self.split(dims), map(entry_axes, master_spec), strict=True):
             more = at_home[len(used) :] if at_home[: len(used)] == used else ()
             scattered.append(more if batch.issuperset(more) else ())
         return scattered
 
-    def rows_for(self, table_spec: PartitionSpec, ids_BT: jax.Array) -> tuple[jax.Array, PartitionSpec]:
+    def ids_for_lookup(self, table_spec: PartitionSpec, ids_BT: jax.Array) -> tuple[jax.Array, PartitionSpec]:
         row = entry_axes(table_spec[1])
         batch, sequence = (tuple(axis for axis in self.axes(dim) if axis not in row) for dim in ("batch", "sequence"))
         return jax.sharding.reshard(ids_BT, PartitionSpec(batch, sequence)), PartitionSpec(batch, sequence, row)
@@ -260,7 +260,7 @@ class MeshPlacement(Placement):
         return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
-        used = self.in_stage().used
+        used = self.in_stage().manual_axes
 
         def kept(spec: PartitionSpec) -> PartitionSpec:
             return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in used) or None for entry in spec))
@@ -281,19 +281,19 @@ class MeshPlacement(Placement):
             for axis in split_axes(axes)
         }
         only_batch = (axis for axis in self.axes("batch") if axis not in elsewhere)
-        return replace(self, used=tuple(dict.fromkeys((*self.axes("layers"), *only_batch)))) if self.axes("layers") else self
+        return replace(self, manual_axes=tuple(dict.fromkeys((*self.axes("layers"), *only_batch)))) if self.axes("layers") else self
 
-    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+    def reshard_to_stages(self, w_RL: jax.Array) -> jax.Array:
         stages = self.axes("layers")
         others = (tuple(a for a in entry_axes(entry) if a not in stages) or None for entry in jax.typeof(w_RL).sharding.spec[2:])
         return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, stages, *others)))
 
-    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
-        home = partition_spec(self.layout.tables()["optimizer"], dims, dw_RL.shape[2:], self.mesh)
+    def sum_master_gradient(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+        master_spec = partition_spec(self.layout.tables()["optimizer"], dims, dw_RL.shape[2:], self.mesh)
 
         def scattered(dw_RL: jax.Array) -> jax.Array:
-            for i, entry in enumerate(home):
-                if axes := tuple(axis for axis in entry_axes(entry) if axis in self.used):
+            for i, entry in enumerate(master_spec):
+                if axes := tuple(axis for axis in entry_axes(entry) if axis in self.manual_axes):
                     dw_RL = jax.lax.psum_scatter(dw_RL, axes, scatter_dimension=i + 2, tiled=True)
             return dw_RL
 
@@ -301,7 +301,7 @@ class MeshPlacement(Placement):
 
     def on_own_axes(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`jax.shard_map` over all axes that the code around has not used up."""
-        own = set(self.mesh.axis_names) - set(self.used)
+        own = set(self.mesh.axis_names) - set(self.manual_axes)
         if not own:  # every device is on its own already
             return f
         return jax.shard_map(f, mesh=self.traced_mesh, axis_names=own, in_specs=in_specs, out_specs=out_specs, check_vma=False)
@@ -327,7 +327,7 @@ class MeshPlacement(Placement):
                     continue
                 axes = split_axes(table.get(dim, ""))
                 parts = self.size(axes)
-                if size % parts and dim not in ("kv_heads", "latent"):  # see `attention.check`, and MAY_STAY_WHOLE
+                if size % parts and dim not in ("kv_heads", "latent"):  # see `attention.check`, and UNEVEN_OK
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
                         f"{self.named(axes)}, and {size} is not a multiple of {parts}"

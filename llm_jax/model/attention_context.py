@@ -89,7 +89,7 @@ def _whole(x: jax.Array, place: Placement) -> jax.Array:
 # --- products of some queries with some keys ---
 
 
-class Kernel(NamedTuple):
+class ChunkKernel(NamedTuple):
     """The products of a kind of attention."""
 
     forward: Callable[[jax.Array, jax.Array, jax.Array, Mask], Product]
@@ -98,12 +98,12 @@ class Kernel(NamedTuple):
     """(q, k, v, mask, out and lse of all keys, dout) -> the gradients of q, k, v through these keys."""
 
 
-def plain_kernel(most: int) -> Kernel:
+def plain_kernel(most: int) -> ChunkKernel:
     """In plain JAX, in at most so many blocks of queries."""
-    return Kernel(functools.partial(blocked.forward, most=most), functools.partial(blocked.backward, most=most))
+    return ChunkKernel(functools.partial(blocked.forward, most=most), functools.partial(blocked.backward, most=most))
 
 
-def cudnn_kernel(config: ModelConfig) -> Kernel:
+def cudnn_kernel(config: ModelConfig) -> ChunkKernel:
     """NVIDIA's fused kernel."""
     assert config.head_dim
     own = cudnn.Options(config.head_dim**-0.5, config.window, causal=True)
@@ -125,10 +125,10 @@ def cudnn_kernel(config: ModelConfig) -> Kernel:
             return cudnn.backward_before(q, k, v, mask, out, lse, dout, earlier)
         return cudnn.backward(q, k, v, documents(mask), lse, out, dout, own)
 
-    return Kernel(forward, backward)
+    return ChunkKernel(forward, backward)
 
 
-def kernel_of(config: ModelConfig) -> Kernel:
+def kernel_of(config: ModelConfig) -> ChunkKernel:
     """The products for `model.attention`."""
     if config.attention == "cudnn":
         return cudnn_kernel(config)
@@ -260,7 +260,7 @@ def _counts(split: Split) -> tuple[int, int]:
     return split.parts - 1, 2 * split.parts - 1
 
 
-def _gather_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
+def _gather_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
     """The device's own chunks need nobody: that product runs while the keys arrive."""
     B, split, C = q.shape[0], chunks.split, chunks.length
     keys, values = _gathered(k, split), _gathered(v, split)
@@ -273,7 +273,7 @@ def _gather_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
     return jnp.concatenate([out1, out2], 1), jnp.concatenate([lse1, lse2], 2)
 
 
-def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
+def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel):
     """The gradients of all keys are summed over devices as they are scattered back to their own."""
     B, split, C = q.shape[0], chunks.split, chunks.length
     keys, values = _gathered(k, split), _gathered(v, split)
@@ -346,7 +346,7 @@ def _step(r: int, batch: int, chunks: Chunks) -> Step:
     return Step(early, mask)
 
 
-def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
+def _ring_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
     """Each step sends its keys on, and computes with them meanwhile."""
     B, split = q.shape[0], chunks.split
     arriving = _shift((k, v), split)
@@ -377,7 +377,7 @@ def _ring_forward(q, k, v, chunks: Chunks, kernel: Kernel) -> Product:
     return jnp.concatenate([out1, out2], 1), jnp.concatenate([lse1, lse2], 2)
 
 
-def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: Kernel):
+def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel):
     """The gradients of keys go round too, one step behind: what a device adds to them is ready when they arrive."""
     B, split = q.shape[0], chunks.split
     arriving = _shift((k, v), split)

@@ -134,7 +134,7 @@ def backward(
     return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), rows, options)
 
 
-class Shared(NamedTuple):
+class SharedDocuments(NamedTuple):
     """The document that each row's queries share with earlier keys: documents have no gaps, so it is at most one.
 
     Its queries are the row's first, its keys the last of those before the queries. Among these nothing is masked.
@@ -160,7 +160,7 @@ class Shared(NamedTuple):
         return Ragged(*queries, *listed(self.first_key_B, self.keys_B, S))
 
 
-def find_shared(mask: Mask, T: int, S: int) -> Shared:
+def find_shared_documents(mask: Mask, T: int, S: int) -> SharedDocuments:
     """What the T queries of each row share with those of its S keys that are before them all."""
     assert mask.ahead_B is not None
     B = mask.ahead_B.shape[0]
@@ -171,13 +171,13 @@ def find_shared(mask: Mask, T: int, S: int) -> Shared:
         query_BT = mask.queries_BT == mask.queries_BT[:, :1]
     keys_B = jnp.sum(key_BS, 1, dtype=jnp.int32)
     queries_B = jnp.where(keys_B > 0, jnp.sum(query_BT, 1, dtype=jnp.int32), 0)
-    return Shared(queries_B, keys_B, jnp.argmax(key_BS, 1).astype(jnp.int32))
+    return SharedDocuments(queries_B, keys_B, jnp.argmax(key_BS, 1).astype(jnp.int32))
 
 
 def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, options: Options) -> tuple[jax.Array, jax.Array]:
     """Attention to the keys before the queries of each row: out_BTHK, and lse_BHT (float32), -inf where a query sees none."""
     (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
-    shared = find_shared(mask, T, S)
+    shared = find_shared_documents(mask, T, S)
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), shared.ragged(T, S), options, is_training=True)
     seen_BT = jnp.arange(T) < shared.queries_B[:, None]  # elsewhere nothing is written
     lse_BHT = lse.reshape(B, 2, H, T)[:, 0]
@@ -190,7 +190,7 @@ def backward_before(
 ) -> list[jax.Array]:  # fmt: skip
     """Gradients of q, k and v through `forward_before`, given `out` and `lse` of all keys."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    shared = find_shared(mask, T, S)
+    shared = find_shared_documents(mask, T, S)
     lse = jnp.stack([lse_BHT, jnp.zeros_like(lse_BHT)], 1).reshape(-1, *lse_BHT.shape[1:])
     gradients = _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), shared.ragged(T, S), options)
     after_BS = jnp.arange(S) - shared.first_key_B[:, None]

@@ -21,7 +21,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.norm_and_rope import Norm, Rope, rotate
 from llm_jax.model.parametrization import attention_logits, residual_std, times
-from llm_jax.model.weights import add_bias, compute, placed, project, weight
+from llm_jax.model.weights import add_bias, gathered, project, sharding_spec, weight
 
 NORM_EPSILON = 1e-6
 """Of the norms on latents, whatever that of the others is: so it is in DeepSeek's code."""
@@ -88,16 +88,16 @@ class LatentAttention(Attention):
         nope = self.config.latent.nope_dim
         kv_BSHK = project("BSR,RHK->BSHK", latent_BSR, self.kv_up, self.config, self.place)
         shape = (*kv_BSHK.shape[:3], key_rope_BSP.shape[-1])
-        every_head = jnp.broadcast_to(key_rope_BSP[:, :, None], shape, out_sharding=placed(kv_BSHK))
+        every_head = jnp.broadcast_to(key_rope_BSP[:, :, None], shape, out_sharding=sharding_spec(kv_BSHK))
         return jnp.concatenate([kv_BSHK[..., :nope], every_head], -1), kv_BSHK[..., nope:]
 
     def absorbed(self, q_BTHK: jax.Array) -> jax.Array:
         """Queries for [latent, key_rope] as it is, q_BTHC: a score is the same, since q (kv_up latent) = (q kv_up) latent."""
         nope = self.config.latent.nope_dim
-        up_RHN = compute(self.kv_up, self.config, self.place)[..., :nope]
+        up_RHN = gathered(self.kv_up, self.config, self.place)[..., :nope]
         return jnp.concatenate([jnp.einsum("BTHN,RHN->BTHR", q_BTHK[..., :nope], up_RHN), q_BTHK[..., nope:]], -1)
 
     def values(self, found_BTHR: jax.Array) -> jax.Array:
         """out_BTHV of what a query found among latents: the sum of values is the value of the sum."""
-        up_RHV = compute(self.kv_up, self.config, self.place)[..., self.config.latent.nope_dim :]
+        up_RHV = gathered(self.kv_up, self.config, self.place)[..., self.config.latent.nope_dim :]
         return jnp.einsum("BTHR,RHV->BTHV", found_BTHR, up_RHV)

@@ -76,19 +76,19 @@ class Placement:
         """A weight, moved from where it is stored to where it is multiplied; a vocabulary that does not divide is padded with zeros."""
         return w
 
-    def unpadded(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
+    def unpad(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
         """What was made with a padded weight, cut to its true shape: dims that `weight` padded are no longer split."""
         return x
 
-    def summed(self, dw: jax.Array, dims: Dims, home: Any) -> jax.Array:
-        """Inside `local`: the sum over the batch's devices of a weight's gradient, each left with its part as the partition spec `home` says."""
+    def sum_gradient(self, dw: jax.Array, dims: Dims, master_spec: Any) -> jax.Array:
+        """Inside `local`: the gradient of a weight, summed over the devices that split the batch; each is left with its part of `master_spec`."""
         return dw
 
-    def summed_spec(self, dims: Dims, home: Any) -> Any:
-        """Outside: how `summed` leaves the gradient, for `local`'s `out_dims`."""
+    def summed_gradient_spec(self, dims: Dims, master_spec: Any) -> Any:
+        """Outside: how `sum_gradient` leaves the gradient, for `local`'s `out_dims`."""
         return dims
 
-    def rows_for(self, table_spec: Any, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
+    def ids_for_lookup(self, table_spec: Any, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
         """For a table [V, D] placed as this: (ids, there for every device that holds a part of the rows; the spec of the rows found)."""
         return ids_BT, None
 
@@ -123,11 +123,11 @@ class Placement:
         """The placement for code inside `by_stage`: the axes that are used up split nothing there."""
         return self
 
-    def into_stages(self, w_RL: jax.Array) -> jax.Array:
+    def reshard_to_stages(self, w_RL: jax.Array) -> jax.Array:
         """Weights [rounds, layers, ...], each layer moved to its stage; other dims stay where they are."""
         return w_RL
 
-    def summed_home(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
+    def sum_master_gradient(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
         """In a stage: the gradient of weights [rounds, layers, *dims], summed over the axes that split the moments, each device left with
         its part. (`by_stage` sums over the other axes that are used up.)"""
         return dw_RL

@@ -27,7 +27,7 @@ LEAST_BLOCK = 128
 """Positions of a block, at least."""
 MOST_BLOCKS = 16
 """Their sum is unrolled."""
-GRAIN = 16
+RING_MULTIPLE = 16
 """A ring is a multiple of so many positions."""
 DIMS: Dims = ("batch", "kv_heads", None, "head_dim")
 Q_DIMS: Dims = ("batch", None, "heads", "head_dim")
@@ -45,27 +45,27 @@ class Cache:
     """None of latent attention: the values are the latents."""
 
 
-def block(length: int) -> int:
+def block_size(length: int) -> int:
     """The size of a block of a cache with so many positions.
 
-    >>> [block(n) for n in (16, 128, 129, 4096)]
+    >>> [block_size(n) for n in (16, 128, 129, 4096)]
     [16, 128, 128, 256]
     """
     return length if length <= LEAST_BLOCK else LEAST_BLOCK * -(-length // (LEAST_BLOCK * MOST_BLOCKS))
 
 
-def rounded(length: int) -> int:
+def cache_length(length: int) -> int:
     """The least length of a cache with room for so many positions: a multiple of its block."""
-    length = -(-length // GRAIN) * GRAIN
-    return -(-length // block(length)) * block(length)
+    length = -(-length // RING_MULTIPLE) * RING_MULTIPLE
+    return -(-length // block_size(length)) * block_size(length)
 
 
 def positions_kept(window: int | None, capacity: int) -> int:
     """How many positions a layer with this window keeps, of sequences of at most `capacity`."""
-    return rounded(capacity if window is None else min(window, capacity))
+    return cache_length(capacity if window is None else min(window, capacity))
 
 
-def empty(config: ModelConfig, place: Placement, rows: int, capacity: int) -> Cache:
+def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int) -> Cache:
     """The cache of one layer (`config`: `ModelConfig.of_layer`) for so many sequences of at most `capacity` positions; to be jitted."""
     latent = config.latent
     heads, width = (1, latent.kv_rank + latent.rope_dim) if latent.kv_rank else (config.kv_heads or config.heads, config.head_dim or 0)
@@ -89,11 +89,11 @@ def attend_prompt(
         latents = attention.latents(x_PTD, rope)
         k_PTGK, v_PTGK = attention.keys_and_values(*latents)
         q_PTHK = attention.queries(x_PTD, rope)
-        cache = Cache(fill(cache.k_BGSK, jnp.concatenate(latents, -1)[:, :, None], lengths_P, slots_P, place), None)
+        cache = Cache(write_prompt(cache.k_BGSK, jnp.concatenate(latents, -1)[:, :, None], lengths_P, slots_P, place), None)
     else:
         q_PTHK, k_PTGK, v_PTGK = attention.heads(x_PTD, rope)
         assert cache.v_BGSK is not None
-        cache = Cache(fill(cache.k_BGSK, k_PTGK, lengths_P, slots_P, place), fill(cache.v_BGSK, v_PTGK, lengths_P, slots_P, place))
+        cache = Cache(write_prompt(cache.k_BGSK, k_PTGK, lengths_P, slots_P, place), write_prompt(cache.v_BGSK, v_PTGK, lengths_P, slots_P, place))
     return attention.project_out(attention.attend(q_PTHK, k_PTGK, v_PTGK, None)), cache
 
 
@@ -111,38 +111,38 @@ def attend_step(
     if isinstance(attention, LatentAttention):
         q_B1HC = attention.absorbed(attention.queries(x_B1D, rope))
         k_B11C = jnp.concatenate(attention.latents(x_B1D, rope), -1)[:, :, None]
-        cache = Cache(put(cache.k_BGSK, k_B11C, positions_B, place), None)
-        found_B1HC = look_up(q_B1HC, cache.k_BGSK, cache.k_BGSK, positions_B, length, config, place)
+        cache = Cache(write_step(cache.k_BGSK, k_B11C, positions_B, place), None)
+        found_B1HC = decode_attention(q_B1HC, cache.k_BGSK, cache.k_BGSK, positions_B, length, config, place)
         return attention.project_out(attention.values(found_B1HC[..., : config.latent.kv_rank])), cache
     q_B1HK, k_B1GK, v_B1GK = attention.heads(x_B1D, rope)
     assert cache.v_BGSK is not None
-    k_BGSK, v_BGSK = put(cache.k_BGSK, k_B1GK, positions_B, place), put(cache.v_BGSK, v_B1GK, positions_B, place)
-    return attention.project_out(look_up(q_B1HK, k_BGSK, v_BGSK, positions_B, length, config, place)), Cache(k_BGSK, v_BGSK)
+    k_BGSK, v_BGSK = write_step(cache.k_BGSK, k_B1GK, positions_B, place), write_step(cache.v_BGSK, v_B1GK, positions_B, place)
+    return attention.project_out(decode_attention(q_B1HK, k_BGSK, v_BGSK, positions_B, length, config, place)), Cache(k_BGSK, v_BGSK)
 
 
-def lies(x_BGSK: jax.Array, place: Placement) -> Any:
+def cache_spec(x_BGSK: jax.Array, place: Placement) -> Any:
     """How a cache is split: few key/value heads stay whole. For `local`'s `out_dims`."""
     return PartitionSpec(*(axes or None for axes in place.split(DIMS, shape=x_BGSK.shape)))
 
 
-def fill(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
+def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
     """The cache with whole rows written: of each prompt the newest positions that there is room for, and zeros where there are none."""
     axes = place.axes("batch")
 
     def run(cache_BGSK, new_PTGK, lengths_P, slots_P):
         rows, _, S, _ = cache_BGSK.shape
-        held_PS = held(lengths_P - 1, S)
-        row_PTGK = jnp.take_along_axis(new_PTGK, jnp.maximum(held_PS, 0)[:, :, None, None], 1)
-        row_PGSK = jnp.swapaxes(jnp.where((held_PS >= 0)[:, :, None, None], row_PTGK, 0), 1, 2)
+        position_PS = ring_positions(lengths_P - 1, S)
+        row_PTGK = jnp.take_along_axis(new_PTGK, jnp.maximum(position_PS, 0)[:, :, None, None], 1)
+        row_PGSK = jnp.swapaxes(jnp.where((position_PS >= 0)[:, :, None, None], row_PTGK, 0), 1, 2)
         own_P = slots_P - (jax.lax.axis_index(axes) * rows if axes else 0)
         own_P = jnp.where((own_P >= 0) & (own_P < rows), own_P, rows)
         return cache_BGSK.at[own_P].set(row_PGSK.astype(cache_BGSK.dtype), mode="drop")
 
     new_PTGK = place.move(new_PTGK, PROMPT_DIMS)  # every device that has slots gets all prompts
-    return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), lies(cache_BGSK, place))(cache_BGSK, new_PTGK, lengths_P, slots_P)
+    return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), cache_spec(cache_BGSK, place))(cache_BGSK, new_PTGK, lengths_P, slots_P)
 
 
-def put(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement) -> jax.Array:
+def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement) -> jax.Array:
     """The cache with one position of each row written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
@@ -154,19 +154,19 @@ def put(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, plac
         return cache_BGSK.at[jnp.arange(B)[:, None], head_G[None], (positions_B % S)[:, None]].set(new_BGK)
 
     dims = ("batch", None, "kv_heads", "head_dim")
-    return place.local(run, (DIMS, dims, ("batch",)), lies(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)
+    return place.local(run, (DIMS, dims, ("batch",)), cache_spec(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)
 
 
-def held(newest_B: jax.Array, length: int) -> jax.Array:
+def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
     """int [B, length]: the position that each place of a ring holds when `newest` has been written; negative: none yet.
 
-    >>> held(jnp.array([2, 5]), 4).tolist()
+    >>> ring_positions(jnp.array([2, 5]), 4).tolist()
     [[0, 1, 2, -1], [4, 5, 2, 3]]
     """
     return newest_B[:, None] - (newest_B[:, None] - jnp.arange(length)) % length
 
 
-def look_up(
+def decode_attention(
     q_B1HK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_B: jax.Array, length: int, config: ModelConfig, place: Placement
 ) -> jax.Array:
     """out_B1HK: attention of one query a row to the cache, in float32, as the kernels of `attention.py` compute it."""
@@ -177,12 +177,12 @@ def look_up(
     def run(q_B1HK, k_BGSK, v_BGSK, positions_B):
         B, _, H, K = q_B1HK.shape
         k_BGSK, v_BGSK = (needed_heads(x, H, group, heads, kv_heads, dim=1) for x in (k_BGSK, v_BGSK))
-        S, size = k_BGSK.shape[2], block(k_BGSK.shape[2])
+        S, size = k_BGSK.shape[2], block_size(k_BGSK.shape[2])
         seen = min(S, -(-length // size) * size)
-        held_BS = held(positions_B, S)[:, :seen]
-        mask_BS = held_BS >= 0
+        position_BS = ring_positions(positions_B, S)[:, :seen]
+        mask_BS = position_BS >= 0
         if config.window is not None:
-            mask_BS &= positions_B[:, None] - held_BS < config.window
+            mask_BS &= positions_B[:, None] - position_BS < config.window
         k_BGSK, v_BGSK = k_BGSK[:, :, :seen], v_BGSK[:, :, :seen]
         q_BGRK = q_B1HK.reshape(B, k_BGSK.shape[1], -1, K)
         s_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, k_BGSK, preferred_element_type=jnp.float32) * scale

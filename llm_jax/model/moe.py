@@ -26,7 +26,7 @@ from llm_jax.model.grouped_matmul import batched_product, block_rows, grouped_pr
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
 from llm_jax.model.parametrization import residual_std
 from llm_jax.model.router import Routing, choose, sums_of
-from llm_jax.model.weights import compute, project, weight
+from llm_jax.model.weights import gathered, project, weight
 
 TOKENS = ("batch", "sequence", None)
 SUMS = (*[("batch", None)] * 3, *[("batch",)] * 3)
@@ -61,7 +61,7 @@ class MoE(nnx.Module):
         logits_BTE = self.router_logits(x_BTD)
         ones_BT = jnp.ones_like(logits_BTE[..., 0])
         beside = [ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2]) for a in (real_BT, weights_BT)]
-        bias = [compute(self.bias, config, place, "float32")] if moe.bias else []
+        bias = [gathered(self.bias, config, place, "float32")] if moe.bias else []
         in_dims = (TOKENS, TOKENS[:2], TOKENS[:2], *[(None,)] * len(bias))
         route = place.local(functools.partial(_route, config, place), in_dims, (TOKENS, TOKENS, *SUMS))
         weights_BTk, slots_BTk, *sums = route(logits_BTE, *beside, *bias)
@@ -69,7 +69,7 @@ class MoE(nnx.Module):
         matrices = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
         run = place.local(form, (TOKENS, TOKENS, TOKENS, *(w.dims for w in matrices)), TOKENS)
         # Each device's gradient of its experts is summed over devices in the dtype that it enters `local` in.
-        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(compute(w, config, place).astype(config.gradient_dtype) for w in matrices))
+        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(gathered(w, config, place).astype(config.gradient_dtype) for w in matrices))
         y_BTD = place.move(y_BTD, ("batch", "sequence", "embed"), "residual")
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from llm_jax.model.config import ModelConfig, RopeScaling
 from llm_jax.model.dims import Placement
-from llm_jax.model.weights import compute, weight
+from llm_jax.model.weights import gathered, weight
 
 Rope = tuple[jax.Array, jax.Array]
 """(cos, sin) of every rotation, float32 [B, T, pairs]."""
@@ -31,7 +31,7 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dims of x that `scale` has; returns x's shape and dtype."""
-        scale = compute(self.scale, self.config, self.place, "float32")
+        scale = gathered(self.scale, self.config, self.place, "float32")
         axis = tuple(range(-scale.ndim, 0))
         y = x.astype(jnp.float32)
         if self.kind == "layer":
@@ -39,7 +39,7 @@ class Norm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + self.epsilon)
         y = y * (1 + scale if self.config.norm_centred else scale)
         if self.bias is not None:
-            y = y + compute(self.bias, self.config, self.place, "float32")
+            y = y + gathered(self.bias, self.config, self.place, "float32")
         return y.astype(x.dtype)
 
 

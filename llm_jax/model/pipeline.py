@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.model.dims import Placement
-from llm_jax.model.weights import Weight, summed_once
+from llm_jax.model.weights import Weight, sum_uses_first
 
 STREAM = ("batch", "sequence", "embed")
 Layers = Callable[..., tuple[jax.Array, Any]]
@@ -41,10 +41,14 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
         forward, back = ([(i, (i + step) % S) for i in range(S)] for step in (1, -1))
-        weights = jax.tree.map(lambda w: summed_once(w, inside), weights, is_leaf=lambda w: isinstance(w, Weight))
+        weights = jax.tree.map(lambda w: sum_uses_first(w, inside), weights, is_leaf=lambda w: isinstance(w, Weight))
         n = config.per_stage(x_BTD.shape[0] // inside.size(inside.axes("batch")), S)
         items = n * S * rounds
-        beside_MBT = [None if b is None else jax.lax.all_gather(cut(b, n), axes, tiled=True) for b in beside_BT]  # small: all on each stage
+        beside_MBT = [
+            None if b is None else jax.lax.all_gather(to_microbatches(b, n), axes, tiled=True)
+            for b in beside_BT
+            # small, so every stage has all of them
+        ]
 
         def compute(weights, x_BTD, i):
             m, r = i // (S * rounds) * S + i % S, i // S % rounds
@@ -76,32 +80,32 @@ def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Arra
             sums = jax.tree.map(lambda a: jnp.where(counts.reshape(rounds, *[1] * a.ndim), a, 0), sums)
             return (jax.lax.ppermute(x_BTD, axes, forward), io_NBTD), sums
 
-        io_NBTD, ticks = cut(x_BTD, n), items + S - 1
+        io_NBTD, ticks = to_microbatches(x_BTD, n), items + S - 1
         # idle stages compute on true rows: on zeros a norm without epsilon would be NaN, which no zero cotangent makes good
         (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (io_NBTD[0], io_NBTD), jnp.arange(ticks))
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
-        return joined(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums)
+        return rejoin(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums)
 
-    pieces = jax.tree.map(lambda w: place.into_stages(in_rounds(w, rounds)), weights)
-    x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(pieces, x_BTD, *beside_BT)
+    stage_weights = jax.tree.map(lambda w: place.reshard_to_stages(to_rounds(w, rounds)), weights)
+    x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(stage_weights, x_BTD, *beside_BT)
     return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), sums)
 
 
-def in_rounds(w: jax.Array, rounds: int) -> jax.Array:
+def to_rounds(w: jax.Array, rounds: int) -> jax.Array:
     """[layers, ...] → [rounds, layers / rounds, ...]."""
     if rounds == 1:
         return w[None]
     return w.reshape(rounds, -1, *w.shape[1:], out_sharding=PartitionSpec(None, *jax.typeof(w).sharding.spec))
 
 
-def cut(x_BT: jax.Array, n: int) -> jax.Array:
+def to_microbatches(x_BT: jax.Array, n: int) -> jax.Array:
     """[B, T, ...] → n microbatches [n, B / n, T, ...]: every n-th row, so that each has rows of all devices that split them."""
     first, *others = jax.typeof(x_BT).sharding.spec
     parts = x_BT.reshape(-1, n, *x_BT.shape[1:], out_sharding=PartitionSpec(first, None, *others))
     return jnp.moveaxis(parts, 1, 0)
 
 
-def joined(x_NBT: jax.Array) -> jax.Array:
-    """What `cut` cut."""
+def rejoin(x_NBT: jax.Array) -> jax.Array:
+    """What `to_microbatches` cut."""
     _, first, *others = jax.typeof(x_NBT).sharding.spec
     return jnp.moveaxis(x_NBT, 0, 1).reshape(-1, *x_NBT.shape[2:], out_sharding=PartitionSpec(first, *others))

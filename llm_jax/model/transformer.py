@@ -24,7 +24,7 @@ from llm_jax.model.norm_and_rope import Norm, rope_tables, softcap
 from llm_jax.model.parametrization import readout, residual, times
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
-from llm_jax.model.weights import Weight, compute, lookup, placed, weight
+from llm_jax.model.weights import Weight, gathered, lookup, sharding_spec, weight
 
 RunBlock = dict[ModelConfig, Callable[[jax.Array, Any], tuple[jax.Array, Routing | None]]]
 """A layer's kind → (x_BTD, weights of one layer) -> (x_BTD, routing)."""
@@ -120,9 +120,9 @@ class Transformer(nnx.Module):
         """What the head makes of the final stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
         config = self.config
         assert config.vocab is not None
-        w_VD = compute(self.output, config, self.place)
+        w_VD = gathered(self.output, config, self.place)
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype))
-        return softcap(self.place.unpadded(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
+        return softcap(self.place.unpad(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
         """What the head gets, the residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
@@ -294,7 +294,7 @@ def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
 
 def fold(w: jax.Array, period: int) -> jax.Array:
     """[layers, ...] → [layers / period, period, ...]."""
-    spec = placed(w)
+    spec = sharding_spec(w)
     return w.reshape(-1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec))
 
 

@@ -24,16 +24,16 @@ from llm_jax.model.parametrization import initial
 class Weight(nnx.Param):
     """A parameter that knows the names of its dims. `stacked` adds a leading `layers` dim (see `Block`).
 
-    Its value is an array, or `Shared` while gradients are wanted elsewhere than where it is stored.
+    Its value is an array, or `ShardedParam` while gradients are wanted elsewhere than where it is stored.
     """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Shared:
+class ShardedParam:
     """One weight in two places: ZeRO-1 stores it whole on every device, and divides its update."""
 
-    home: jax.Array
+    master: jax.Array
     """Where the gradient goes: float32, placed as the table `optimizer` says."""
     stored: jax.Array
     """What is multiplied, as it is stored. It gets no gradient."""
@@ -64,57 +64,61 @@ def stored_dims(w: Weight) -> Dims:
     return ("layers", *w.dims) if w.stacked else w.dims
 
 
-def home_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
+def master_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
     """(where the gradient goes, what is multiplied)."""
     value = w.get_value()
-    return (value.home, value.stored) if isinstance(value, Shared) else (value, value)
+    return (value.master, value.stored) if isinstance(value, ShardedParam) else (value, value)
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class WeightUse:
     """All that is static about the use of a weight."""
 
     dims: Dims
     shape: tuple[int, ...]
-    home: PartitionSpec | None
+    master_spec: PartitionSpec | None
     """Where the gradient goes; None without a mesh."""
-    home_dtype: str
+    master_dtype: str
     compute_dtype: str
     gradient_dtype: str
     keep: bool
     """Whether a gathered weight is kept for the backward pass: with remat that is where it is gathered, and once will do."""
     place: Placement
 
-    def ready(self, stored: jax.Array) -> jax.Array:
+    def gather(self, stored: jax.Array) -> jax.Array:
         """The weight where it is multiplied: cast first, so that what moves between devices is in the compute dtype."""
         return self.place.weight(stored.astype(self.compute_dtype), self.dims)
 
     def gradient(self, dw: jax.Array) -> jax.Array:
-        """The gradient of `ready`'s result, in the dtype and place of the weight's home."""
-        dw = self.place.unpadded(dw.astype(self.home_dtype), self.dims, self.shape)
-        return dw if self.home is None else jax.sharding.reshard(dw, self.home)
+        """The gradient of `gather`'s result, in the dtype and place of the weight's home."""
+        dw = self.place.unpad(dw.astype(self.master_dtype), self.dims, self.shape)
+        return dw if self.master_spec is None else jax.sharding.reshard(dw, self.master_spec)
 
 
-def use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[Use, jax.Array, jax.Array]:
+def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[WeightUse, jax.Array, jax.Array]:
     """How a weight is used in a dtype (default: the compute dtype), its home and what is multiplied."""
-    home, stored = home_and_stored(w)
+    master, stored = master_and_stored(w)
     dtype = dtype or config.compute_dtype
-    return Use(w.dims, home.shape, placed(home), home.dtype.name, dtype, config.gradient_dtype, config.remat != "none", place), home, stored
+    return (
+        WeightUse(w.dims, master.shape, sharding_spec(master), master.dtype.name, dtype, config.gradient_dtype, config.remat != "none", place),
+        master,
+        stored,
+    )
 
 
-def compute(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
+def gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
     """A weight ready for any use, padded as `Placement.weight` says. Its gradient is summed in `dtype` (default: compute)."""
-    return _ready(*use(w, config, place, dtype))
+    return _gather(*weight_use(w, config, place, dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ready(how: Use, home: jax.Array, stored: jax.Array) -> jax.Array:
-    return how.ready(stored)
+def _gather(use: WeightUse, master: jax.Array, stored: jax.Array) -> jax.Array:
+    return use.gather(stored)
 
 
-_ready.defvjp(
-    lambda how, home, stored: (how.ready(stored), None),
-    lambda how, _, dw: (how.gradient(dw), None),
+_gather.defvjp(
+    lambda use, master, stored: (use.gather(stored), None),
+    lambda use, _, dw: (use.gradient(dw), None),
 )
 
 
@@ -123,40 +127,40 @@ def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: 
 
     `dtype`: of the weight, where it is not the compute dtype.
     """
-    return _project(equation, spec, *use(w, config, place, dtype), x)
+    return _project(equation, spec, *weight_use(w, config, place, dtype), x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _project(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, how.ready(stored), out_sharding=spec)
+def _project(equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, use.gather(stored), out_sharding=spec)
 
 
-def _project_forward(equation: str, spec: Any, how: Use, home: jax.Array, stored: jax.Array, x: jax.Array):
-    w = how.ready(stored)
-    return jnp.einsum(equation, x, w, out_sharding=spec), (w if how.keep else stored, x)
+def _project_forward(equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array):
+    w = use.gather(stored)
+    return jnp.einsum(equation, x, w, out_sharding=spec), (w if use.keep else stored, x)
 
 
-def _project_backward(equation: str, spec: Any, how: Use, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
     one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step). In float32 only:
     with bfloat16 operands the CPU backend folds the turn into a product that it then can't run."""
     w, x = saved
-    w = w if how.keep else how.ready(w)
+    w = w if use.keep else use.gather(w)
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
-    x_spec, y_spec = placed(x), placed(dy)
+    x_spec, y_spec = sharding_spec(x), sharding_spec(dy)
     if x_spec is not None and y_spec is not None:  # gathered once, where y was scattered over the sequence: XLA finds worse ways by itself
         of_x = dict(zip(x_dims, x_spec, strict=True))
         dy = jax.sharding.reshard(dy, PartitionSpec(*(of_x.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
-    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=placed(x))
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(how.gradient_dtype))
+    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding_spec(x))
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(use.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
-        dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=how.home)
+        dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=use.master_spec)
     else:
         turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them
-        home = None if how.home is None else PartitionSpec(*(how.home[w_dims.index(d)] for d in turned))
-        dw = jnp.einsum(f"{turned}->{w_dims}", product(f"{y_dims},{x_dims}->{turned}", dy, x, out_sharding=home))
-    return how.gradient(dw), None, dx
+        master = None if use.master_spec is None else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in turned))
+        dw = jnp.einsum(f"{turned}->{w_dims}", product(f"{y_dims},{x_dims}->{turned}", dy, x, out_sharding=master))
+    return use.gradient(dw), None, dx
 
 
 _project.defvjp(_project_forward, _project_backward)
@@ -164,19 +168,19 @@ _project.defvjp(_project_forward, _project_backward)
 
 def add_bias(y: jax.Array, w: Weight, config: ModelConfig, place: Placement) -> jax.Array:
     """y plus a bias over its last dims; the bias's gradient is summed in `config.gradient_dtype`."""
-    return _add_bias(*use(w, config, place), y)
+    return _add_bias(*weight_use(w, config, place), y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _add_bias(how: Use, home: jax.Array, stored: jax.Array, y: jax.Array) -> jax.Array:
-    return y + how.ready(stored)
+def _add_bias(use: WeightUse, master: jax.Array, stored: jax.Array, y: jax.Array) -> jax.Array:
+    return y + use.gather(stored)
 
 
-def _add_bias_backward(how: Use, _: None, dy: jax.Array):
-    return how.gradient(jnp.sum(dy, range(dy.ndim - len(how.shape)), how.gradient_dtype)), None, dy
+def _add_bias_backward(use: WeightUse, _: None, dy: jax.Array):
+    return use.gradient(jnp.sum(dy, range(dy.ndim - len(use.shape)), use.gradient_dtype)), None, dy
 
 
-_add_bias.defvjp(lambda how, home, stored, y: (_add_bias(how, home, stored, y), None), _add_bias_backward)
+_add_bias.defvjp(lambda use, master, stored, y: (_add_bias(use, master, stored, y), None), _add_bias_backward)
 
 
 def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, spec: Any) -> jax.Array:
@@ -185,35 +189,35 @@ def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, 
     A table whose rows are split at rest is not gathered: every device looks up its part of all rows that the others need.
     The gradient is summed the same way, in `config.gradient_dtype`.
     """
-    return _lookup(spec, *use(w, config, place), ids_BT)
+    return _lookup(spec, *weight_use(w, config, place), ids_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _lookup(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    table_VD = stored.astype(how.compute_dtype)
-    ids_BT, part = how.place.rows_for(placed(table_VD), ids_BT)
+def _lookup(spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    table_VD = stored.astype(use.compute_dtype)
+    ids_BT, part = use.place.ids_for_lookup(sharding_spec(table_VD), ids_BT)
     x_BTD = table_VD.at[ids_BT].get(out_sharding=part)
-    for step in between(part, spec):
+    for step in reshard_path(part, spec):
         x_BTD = jax.sharding.reshard(x_BTD, step)
     return x_BTD
 
 
-def _lookup_forward(spec: Any, how: Use, home: jax.Array, stored: jax.Array, ids_BT: jax.Array):
-    return _lookup(spec, how, home, stored, ids_BT), ids_BT
+def _lookup_forward(spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, ids_BT: jax.Array):
+    return _lookup(spec, use, master, stored, ids_BT), ids_BT
 
 
-def _lookup_backward(spec: Any, how: Use, ids_BT: jax.Array, dx_BTD: jax.Array):
-    ids_BT, part = how.place.rows_for(how.home, ids_BT)
-    for step in reversed([part, *between(part, placed(dx_BTD))[:-1]] if part is not None else []):
+def _lookup_backward(spec: Any, use: WeightUse, ids_BT: jax.Array, dx_BTD: jax.Array):
+    ids_BT, part = use.place.ids_for_lookup(use.master_spec, ids_BT)
+    for step in reversed([part, *reshard_path(part, sharding_spec(dx_BTD))[:-1]] if part is not None else []):
         dx_BTD = jax.sharding.reshard(dx_BTD, step)
-    zeros = jnp.zeros(how.shape, how.gradient_dtype, out_sharding=how.home)
-    return how.gradient(zeros.at[ids_BT].add(dx_BTD.astype(how.gradient_dtype), out_sharding=how.home)), None, None
+    zeros = jnp.zeros(use.shape, use.gradient_dtype, out_sharding=use.master_spec)
+    return use.gradient(zeros.at[ids_BT].add(dx_BTD.astype(use.gradient_dtype), out_sharding=use.master_spec)), None, None
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def between(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[PartitionSpec]:
+def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[PartitionSpec]:
     """The way of [B, T, D] from having its `embed` split to having its positions split: one mesh axis at a time, the last first.
 
     Each step is an all-to-all. In one step over several axes XLA gathers everything first.
@@ -236,26 +240,26 @@ def between(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[Pa
     return [*steps, stream]
 
 
-def summed_once(w: Weight, place: Placement) -> Weight:
+def sum_uses_first(w: Weight, place: Placement) -> Weight:
     """In a stage of a pipeline: weights [rounds, layers, *dims] that are used for one microbatch after the other.
 
     Their gradient is the sum of all uses first, and is then summed over devices and left where the moments are.
     """
-    home, stored = home_and_stored(w)
-    return w if home is stored else w.replace(_summed_once(place, w.dims, placed(home), home, stored))  # type: ignore[return-value]
+    master, stored = master_and_stored(w)
+    return w if master is stored else w.replace(_sum_uses_first(place, w.dims, sharding_spec(master), master, stored))  # type: ignore[return-value]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _summed_once(place: Placement, dims: Dims, spec: PartitionSpec, home: jax.Array, stored: jax.Array) -> jax.Array:
-    return stored.astype(home.dtype)
+def _sum_uses_first(place: Placement, dims: Dims, spec: PartitionSpec, master: jax.Array, stored: jax.Array) -> jax.Array:
+    return stored.astype(master.dtype)
 
 
-_summed_once.defvjp(
-    lambda place, dims, spec, home, stored: (stored.astype(home.dtype), None),
-    lambda place, dims, spec, _, dw_RL: (jax.sharding.reshard(place.summed_home(dw_RL, dims), spec), None),
+_sum_uses_first.defvjp(
+    lambda place, dims, spec, master, stored: (stored.astype(master.dtype), None),
+    lambda place, dims, spec, _, dw_RL: (jax.sharding.reshard(place.sum_master_gradient(dw_RL, dims), spec), None),
 )
 
 
-def placed(x: jax.Array) -> PartitionSpec | None:
+def sharding_spec(x: jax.Array) -> PartitionSpec | None:
     """Where a traced array lives; None without a mesh."""
     return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.weights import Use, Weight, use
+from llm_jax.model.weights import Weight, WeightUse, weight_use
 
 X_DIMS, W_DIMS, TARGET_DIMS = ("batch", "sequence", "embed"), ("vocab", "embed"), ("batch", "sequence")
 IN_DIMS = (X_DIMS, W_DIMS, TARGET_DIMS, TARGET_DIMS)
@@ -36,15 +36,15 @@ def linear_cross_entropy(
     loss = cross-entropy + z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022) in nats; logits are soft-capped first.
     Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide them.
     """
-    how, home, stored = use(head, config, place or Placement())
-    return _loss(_Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype), home, stored, x_BTD, targets_BT, weights_BT)
+    how, master, stored = weight_use(head, config, place or Placement())
+    return _loss(_Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype), master, stored, x_BTD, targets_BT, weights_BT)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
     """All that is no array."""
 
-    how: Use
+    how: WeightUse
     softcap: float
     z_loss: float
     chunk: int
@@ -52,16 +52,16 @@ class _Static:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
+def _loss(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
     """Without a gradient: only the sums."""
     run = static.how.place.local(functools.partial(_local, static, False), IN_DIMS, ((), ()))
-    return run(x_BTD, static.how.ready(stored), targets_BT, weights_BT)
+    return run(x_BTD, static.how.gather(stored), targets_BT, weights_BT)
 
 
-def _forward(static: _Static, home, stored, x_BTD, targets_BT, weights_BT):
+def _forward(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
     how = static.how
-    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_spec(W_DIMS, how.home)))
-    loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.ready(stored), targets_BT, weights_BT)
+    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_gradient_spec(W_DIMS, how.master_spec)))
+    loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.gather(stored), targets_BT, weights_BT)
     return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
 
 
@@ -119,7 +119,7 @@ def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weight
     loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
     if not with_gradient:
         return loss, entropy
-    dw_VD = place.summed(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.home)
+    dw_VD = place.sum_gradient(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.master_spec)
     return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD
 
 

@@ -12,10 +12,10 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.attention_cudnn import backward_workspace_bytes
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 
-def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment) -> dict[str, int]:
+def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experiment) -> dict[str, int]:
     """Bytes of one device by kind, and their `total`, which is XLA's own plus the workspace that XLA does not see.
 
     | kind         | what                                                                                              |
@@ -37,7 +37,7 @@ def memory_by_kind(step: CompiledStep, program: Program, experiment: Experiment)
     return kinds | {"total": sum(kinds.values())}
 
 
-def least_bytes(program: Program, experiment: Experiment) -> int:
+def least_bytes(program: TrainModel, experiment: Experiment) -> int:
     """What a step can't do without, whatever XLA makes of it: parameters, moments, average, gradients, and what enters each block.
 
     A stage of a pipeline may keep less of the stream.
@@ -51,7 +51,7 @@ def least_bytes(program: Program, experiment: Experiment) -> int:
     return least
 
 
-def abstract_gradients(program: Program) -> Any:
+def abstract_gradients(program: TrainModel) -> Any:
     """Gradients as the step has them (`train.step`)."""
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=at), program.abstract, program.shardings("optimizer"))
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.dims import Dims, Table
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 WEIGHT_TABLES: dict[str, Table] = {"at rest": "stored", "while multiplied": "compute", "moments and update": "optimizer"}
 MOST_CELLS_WITH_TEXT = 16
@@ -52,7 +52,7 @@ class Array:
         return " x ".join(f"{dim or '-'} {size}" for dim, size in zip(self.dims, cut, strict=True))
 
 
-def weights(program: Program) -> list[list[Array]]:
+def weights(program: TrainModel) -> list[list[Array]]:
     """A row for each kind of weight matrix (those that are cut alike together), as it lives at rest, in use, and in the update."""
     rows: dict[tuple[Dims, tuple[int, ...]], list[str]] = {}
     dims_of = jax.tree_util.tree_leaves(program.dims)
@@ -87,7 +87,7 @@ def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Array
     return [made[:3], made[3:]]
 
 
-def draw(experiment: Experiment, program: Program, path: Path) -> None:
+def draw(experiment: Experiment, program: TrainModel, path: Path) -> None:
     """Draws the layout of an experiment into a file (PNG, PDF or SVG by its ending)."""
     from matplotlib.figure import Figure
 

@@ -19,7 +19,7 @@ from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
 from llm_jax.run.compile import absent_program, check_complete, compile_program
 from llm_jax.run.run import check_layout
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 Compiler = Literal["gpu", "cpu"]
 """XLA's GPU compiler, for the devices themselves; or its CPU compiler, for as many simulated devices."""
@@ -148,7 +148,7 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     return plan, step
 
 
-def plan_program(experiment: Experiment, devices: list[Any]) -> Program:
+def plan_program(experiment: Experiment, devices: list[Any]) -> TrainModel:
     """The program on these devices. Raises UserError for a layout that does not divide, leaves devices idle, or asks for another kernel."""
     program = absent_program(experiment, devices)
     if program.place.mesh.size != len(devices):

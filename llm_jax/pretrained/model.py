@@ -24,7 +24,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
 from llm_jax.pretrained.weights import read_weights
 from llm_jax.train.config import TrainConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -44,7 +44,7 @@ class Opened:
     path: Path
     experiment: Experiment
     """As it was trained; with the layout and the dtypes that it is opened with, and its vocabulary."""
-    program: Program
+    program: TrainModel
     parameters: Any
     """Nested dicts of arrays, placed as the layout stores them, in `experiment.model.parameter_dtype`."""
     tokenizer_if_any: Tokenizer | None
@@ -109,7 +109,7 @@ def open_model(
             raise UserError(f"{path}: has no tokenizer, and its configuration no model.vocab")
         experiment = dataclasses.replace(experiment, model=experiment.model.resolved(read.vocab_size))
     check_model(experiment.model, place)
-    program = Program(experiment.model, experiment.optimizer, place)
+    program = TrainModel(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(path, program, step, say, leave_out)
     return Opened(path, experiment, program, parameters, read, at)
 

@@ -105,13 +105,13 @@ def write_weights(opened: Any, one: Any, tree: dict[str, Any], folder: Path, dty
     from llm_jax.huggingface import safetensors
     from llm_jax.huggingface.tensor_map import lay
     from llm_jax.huggingface.transfer import flat_paths, shapes_of
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     if dtype not in safetensors.NAMES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
     arrays = flat_paths(opened.parameters)
     table = lay(one.tensors(opened.config, tree), opened.config, shapes_of(opened.program))
-    narrow = Program(dataclasses.replace(opened.config, parameter_dtype="bfloat16"), opened.experiment.optimizer, opened.place)
+    narrow = TrainModel(dataclasses.replace(opened.config, parameter_dtype="bfloat16"), opened.experiment.optimizer, opened.place)
     kept = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}  # so whatever the rest is in: the routers' biases
     planned = [
         safetensors.Planned(name, "float32" if pieces[0].path in kept else dtype, pieces[0].fit.their_shape) for name, pieces in table.tensors.items()

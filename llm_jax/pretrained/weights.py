@@ -13,7 +13,7 @@ import jax
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.train.checkpoint import described
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 
 def steps_of(run_dir: Path) -> list[int]:
@@ -21,7 +21,7 @@ def steps_of(run_dir: Path) -> list[int]:
     return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def read_weights(run_dir: Path, program: Program, step: int | None, say: Callable[[str], None], leave_out: Sequence[str] = ()) -> tuple[Any, int]:
+def read_weights(run_dir: Path, program: TrainModel, step: int | None, say: Callable[[str], None], leave_out: Sequence[str] = ()) -> tuple[Any, int]:
     """(parameters of a model, placed as the program stores them and in its parameter dtype; the step). Nothing in the folder is changed.
 
     run_dir: a run folder, one with the `weights` of a loaded model (step 0, until it has checkpoints), or a folder of Hugging Face's. Where
@@ -58,7 +58,7 @@ def loaded_weights(path: Path) -> Path | None:
     return path / "weights" if (path / "weights" / CONFIG).is_file() else path if is_folder(path) else None
 
 
-def read_loaded(path: Path, program: Program, leave_out: Sequence[str] = ()) -> Any:
+def read_loaded(path: Path, program: TrainModel, leave_out: Sequence[str] = ()) -> Any:
     """The parameters in such a folder. Raises UserError for those of another model, or that are not what was written."""
     from llm_jax.huggingface.folder import open_folder
 
@@ -68,12 +68,12 @@ def read_loaded(path: Path, program: Program, leave_out: Sequence[str] = ()) -> 
         except checksums.Damaged as error:
             raise UserError(f"{path}: is damaged ({error})") from error
     folder = open_folder(path, leave_out)
-    abstract = Program(folder.model, program.optimizer, program.place).abstract
+    abstract = TrainModel(folder.model, program.optimizer, program.place).abstract
     compare(abstract, program, str(path))
     return folder.read(program)
 
 
-def read_arrays(folder: Path, program: Program, said: str) -> Any:
+def read_arrays(folder: Path, program: TrainModel, said: str) -> Any:
     """The parameters (or their average) among the arrays that Orbax wrote into a folder. Raises UserError for those of another model."""
     import orbax.checkpoint as ocp
 
@@ -93,7 +93,7 @@ def read_arrays(folder: Path, program: Program, said: str) -> Any:
         return jax.block_until_ready(reader.restore(folder.absolute(), args=asked)[name])
 
 
-def compare(tree: Any, program: Program, said: str) -> None:
+def compare(tree: Any, program: TrainModel, said: str) -> None:
     """Raises UserError, naming the first difference, where arrays have other names or shapes than the program's weights."""
     shape = lambda text: text.partition(" ")[2]  # noqa: E731 (whatever the dtype)
     there = {name: shape(text) for name, text in described(tree).items()}

@@ -13,7 +13,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.objective.next_token import make_objective
 from llm_jax.train.compile import abstract_batch, jit_step
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 
 def check_complete(experiment: Experiment) -> None:
@@ -23,14 +23,14 @@ def check_complete(experiment: Experiment) -> None:
             raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
 
 
-def absent_program(experiment: Experiment, devices: Sequence[jax.Device]) -> Program:
+def absent_program(experiment: Experiment, devices: Sequence[jax.Device]) -> TrainModel:
     """The experiment's program on devices that may be absent. Raises UserError for what doesn't fit their number."""
     check_complete(experiment)
     mesh = make_mesh(experiment.layout, experiment.mesh, devices)
-    return Program(experiment.model.resolved(), experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
+    return TrainModel(experiment.model.resolved(), experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
 
 
-def compile_program(program: Program, experiment: Experiment) -> gpu_compile.CompiledStep:
+def compile_program(program: TrainModel, experiment: Experiment) -> gpu_compile.CompiledStep:
     """The train step of the experiment's program, compiled for its devices, which may be absent."""
     step = jit_step(program, make_objective(experiment.objective), experiment.optimizer, experiment.train.steps)
     return gpu_compile.compile_for(program.place.mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place)))

@@ -15,10 +15,10 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.flops import active_parameters, train_flops_per_token
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 
-def header(experiment: Experiment, program: Program, corpus: data.Corpus, peak: float | None) -> str:
+def header(experiment: Experiment, program: TrainModel, corpus: data.Corpus, peak: float | None) -> str:
     """What is about to run, before it runs."""
     m, t, mesh = experiment.model, experiment.train, program.place.mesh
     tokens = t.batch_size * t.sequence_length

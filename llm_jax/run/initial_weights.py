@@ -14,7 +14,7 @@ from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import Experiment, experiment_name, load_experiment, override, read_experiment, resolved
 from llm_jax.pretrained.model import experiment_of, tokenizer_folder
 from llm_jax.pretrained.weights import read_weights, steps_of
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 
 TOKENIZER = "tokenizer"
 """The folder in a run folder."""
@@ -60,12 +60,12 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     return dataclasses.replace(experiment.tokenizer, file=str(own)) if moved else experiment.tokenizer
 
 
-def check_start(experiment: Experiment, program: Program) -> None:
+def check_start(experiment: Experiment, program: TrainModel) -> None:
     """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
     path = experiment.train.start_from
     source = read_source(Path(path).expanduser()).model
     model = source.resolved(experiment.model.vocab if source.vocab is None else None)
-    there = Program(model, experiment.optimizer, program.place).abstract
+    there = TrainModel(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
     if shapes[0] != shapes[1]:
         changed = differences(*(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model)))
@@ -81,7 +81,7 @@ def check_folder(experiment: Experiment) -> None:
         )
 
 
-def first_state(experiment: Experiment, program: Program, say: Callable[[str], None]) -> TrainState:
+def first_state(experiment: Experiment, program: TrainModel, say: Callable[[str], None]) -> TrainState:
     """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
     path = experiment.train.start_from
     if not path:

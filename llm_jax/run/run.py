@@ -42,7 +42,7 @@ from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.peak_flops import device_peak
 from llm_jax.train.rollback import Rollbacks, Spike, roll_back
 from llm_jax.train.run_state import Running
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def prepare_and_train(experiment: Experiment, console: Console, group: Group, be
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
-    program = Program(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
+    program = TrainModel(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
     if experiment.train.start_from and not initial_weights.has_begun(Path(experiment.run_dir)):
         together(group, "start", lambda: initial_weights.check_start(experiment, program))
     with opened(experiment, corpus, last, group, console):
         return train(with_room, program, corpus, console, group, begun, shared)
 
 
-def train(experiment: Experiment, program: Program, corpus: data.Corpus, console: Console, group: Group, begun: float, shared: Shared) -> int:
+def train(experiment: Experiment, program: TrainModel, corpus: data.Corpus, console: Console, group: Group, begun: float, shared: Shared) -> int:
     """The run itself, in its folder, from the newest checkpoint or the start to its last word."""
     place = program.place
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
@@ -288,7 +288,13 @@ def make_running(
 
 
 def last_word(
-    experiment: Experiment, program: Program, running: Running, peak: float | None, code: int, console: Console, more: Mapping[str, Any] | None = None
+    experiment: Experiment,
+    program: TrainModel,
+    running: Running,
+    peak: float | None,
+    code: int,
+    console: Console,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """summary.json, with `more` in it, and the loss curve; a finished run's are also said."""
     run_dir = Path(experiment.run_dir)
@@ -346,7 +352,7 @@ def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPl
 
 
 def restored(
-    program: Program, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console, newest: float = math.inf
+    program: TrainModel, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console, newest: float = math.inf
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest readable checkpoint's state and info, of those up to the step `newest`; None where there is none."""
     found = checkpoints.restore_latest(program.abstract_state(), console.say, newest) if checkpoints.steps() else None
@@ -361,7 +367,7 @@ def restored(
     return state, {**info, "step": int(state.step)}
 
 
-def show_samples(program: Program, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, group: Group) -> None:
+def show_samples(program: TrainModel, state: TrainState, corpus: data.Corpus, experiment: Experiment, console: Console, group: Group) -> None:
     """Lets the model write, says it and keeps it in samples.txt."""
     from llm_jax.generate.sample import sample_texts
 
@@ -383,7 +389,7 @@ def show_samples(program: Program, state: TrainState, corpus: data.Corpus, exper
         console.say(text)
 
 
-def summarise(experiment: Experiment, program: Program, running: Running, peak: float | None) -> dict[str, Any]:
+def summarise(experiment: Experiment, program: TrainModel, running: Running, peak: float | None) -> dict[str, Any]:
     """The last word on a run: the keys of summary.json that other programs read."""
     latest, clock, place = running.latest, running.clock, program.place
     tokens_per_step = experiment.train.batch_size * experiment.train.sequence_length

@@ -43,7 +43,7 @@ from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
 from llm_jax.scaling.grid import Grid
 from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
 def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
     """Takes one step on each batch; the changes of activations on `probe`. Arrays of a batch are [B, T]."""
     layout = preset("single")
-    program = Program(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
+    program = TrainModel(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
     step = jax.jit(step_of, donate_argnums=0, compiler_options=program_options(program) or None)
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))

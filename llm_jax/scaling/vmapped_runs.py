@@ -42,7 +42,7 @@ from llm_jax.train.loop import Diverged, Loop
 from llm_jax.train.optimizer import make_schedule
 from llm_jax.train.peak_flops import device_peak
 from llm_jax.train.rollback import Rollbacks
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 from llm_jax.train.step import make_evaluation, make_step
 
 IN_THE_SCHEDULE = (
@@ -158,11 +158,11 @@ def train(
     """The runs themselves, in their folders, from their newest common checkpoint or the start to their last words."""
     e, count = experiments[0], len(experiments)
     # A program for each model: what differs is the scale of its initial weights, a constant of how they are made.
-    of_models = {repr(x.model): Program(x.model, e.optimizer, place, e.train.ema_decay) for x in experiments}
+    of_models = {repr(x.model): TrainModel(x.model, e.optimizer, place, e.train.ema_decay) for x in experiments}
     programs = [of_models[repr(x.model)] for x in experiments]
     program, parts = programs[0], parts_of(count)
     # On its own device a run is as if there were no other: all mesh axes are used up.
-    own_program = Program(e.model, e.optimizer, dataclasses.replace(place, used=place.mesh.axis_names), e.train.ema_decay)
+    own_program = TrainModel(e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names), e.train.ema_decay)
     with contextlib.ExitStack() as life:
         checkpoints = [Checkpoints(Path(x.run_dir), x.checkpoint, group) for x in experiments]
         for kept in checkpoints:
@@ -225,7 +225,7 @@ def varied(experiments: list[Experiment]) -> list[str]:
 
 
 def start_or_resume(
-    programs: list[Program], checkpoints: list[Checkpoints], experiments: list[Experiment], corpora: list[data.Corpus], console: Console
+    programs: list[TrainModel], checkpoints: list[Checkpoints], experiments: list[Experiment], corpora: list[data.Corpus], console: Console
 ) -> tuple[list[TrainState], list[Mapping[str, Any]]]:
     """Each run's state and info at the newest step of which all have a readable checkpoint, or at the start."""
     while common := set.intersection(*(set(kept.steps()) for kept in checkpoints)):
@@ -257,7 +257,7 @@ def over_runs(place: MeshPlacement) -> PartitionSpec:
 
 
 def jit_steps(
-    program: Program, objective: Objective, experiments: Sequence[Experiment], options: Options
+    program: TrainModel, objective: Objective, experiments: Sequence[Experiment], options: Options
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """step(state, batch) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated.
 

@@ -14,20 +14,20 @@ from llm_jax.model.dims import Table
 from llm_jax.objective.next_token import Objective
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 
 BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
 """The arrays of a batch (`data.Corpus`)."""
 
 
-def jit_step(program: Program, objective: Objective, optimizer: OptimizerConfig, steps: int) -> Any:
+def jit_step(program: TrainModel, objective: Objective, optimizer: OptimizerConfig, steps: int) -> Any:
     """step(state, batch) -> (state, metrics), jitted: the state is donated."""
     step = make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm)
     return jax.jit(step, donate_argnums=0, compiler_options=program_options(program) or None)
 
 
-def program_options(program: Program) -> gpu_options.Options:
+def program_options(program: TrainModel) -> gpu_options.Options:
     """The compiler options of whatever runs on the program's devices: the step, evaluation, samples. Some of them keep XLA from being wrong."""
     platform = program.place.platform()
     if platform == "cpu":
@@ -37,7 +37,7 @@ def program_options(program: Program) -> gpu_options.Options:
     return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=layer_bytes(program))
 
 
-def layer_bytes(program: Program) -> dict[str, int]:
+def layer_bytes(program: TrainModel) -> dict[str, int]:
     """What comes out on a device of the collectives of one layer's weights and gradients, by kind."""
 
     def elements(table: Table) -> int:

@@ -13,14 +13,14 @@ from llm_jax.processes.group import Group
 from llm_jax.train.compile import program_options
 from llm_jax.train.config import EvaluateConfig, TrainConfig
 from llm_jax.train.loader import on_devices
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 from llm_jax.train.step import Metrics, make_evaluation
 
 
 class HeldOut:
     """Scores weights on a corpus' held-out documents."""
 
-    def __init__(self, program: Program, corpus: Corpus, batch_size: int, evaluate: Callable[..., Metrics] | None = None):
+    def __init__(self, program: TrainModel, corpus: Corpus, batch_size: int, evaluate: Callable[..., Metrics] | None = None):
         """evaluate: in place of `make_evaluation`'s, where the weights are of several runs."""
         self.program, self.corpus, self.batch_size = program, corpus, batch_size
         self.evaluate = jax.jit(evaluate or make_evaluation(program), compiler_options=program_options(program) or None)
@@ -49,7 +49,7 @@ class Evaluator:
 
     def __init__(
         self,
-        program: Program,
+        program: TrainModel,
         corpus: Corpus,
         train: TrainConfig,
         config: EvaluateConfig,

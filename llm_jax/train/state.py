@@ -20,7 +20,7 @@ from llm_jax.model.dims import Table
 from llm_jax.model.parametrization import multipliers
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
-from llm_jax.model.weights import Shared, Weight, stored_dims
+from llm_jax.model.weights import ShardedParam, Weight, stored_dims
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
 
 
@@ -43,7 +43,7 @@ class TrainState:
     """How many of those just now, one after the other, int32 []."""
 
 
-class Program:
+class TrainModel:
     """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of."""
 
     numbers: Mapping[str, jax.Array] = MappingProxyType({})
@@ -61,27 +61,27 @@ class Program:
         self.info = of(lambda w: ParameterInfo(w.dims, w.stacked, multipliers(model, w.dims, w.stacked)))
         self.optimizer = optimizer
 
-    def model(self, parameters: Any, homes: Any = None) -> Transformer:
-        """The model with these parameters. With `homes` it is these that get the gradients (see `homes`)."""
+    def model(self, parameters: Any, masters: Any = None) -> Transformer:
+        """The model with these parameters. With `masters` (see `master_params`) these get the gradients."""
         leaves = jax.tree.leaves(parameters)
-        if homes is not None:
-            pairs = zip(jax.tree.leaves(homes), leaves, strict=True)
-            leaves = [home if jax.typeof(home) == jax.typeof(stored) else Shared(home, stored) for home, stored in pairs]
+        if masters is not None:
+            pairs = zip(jax.tree.leaves(masters), leaves, strict=True)
+            leaves = [master if jax.typeof(master) == jax.typeof(stored) else ShardedParam(master, stored) for master, stored in pairs]
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
 
-    def homes(self, parameters: Any) -> Any:
+    def master_params(self, parameters: Any) -> Any:
         """The parameters in float32 where their gradients, moments and updates are: the table `optimizer`."""
-        return in_float32(self.moved(parameters, "optimizer"))
+        return in_float32(self.reshard_to(parameters, "optimizer"))
 
     def shardings(self, table: Table) -> Any:
         """Where each parameter lives according to one of the layout's tables."""
         return jax.tree.map(lambda leaf, w: self.place.sharding(leaf.value, table, w.shape), self.dims, self.abstract)
 
-    def moved(self, parameters: Any, table: Table) -> Any:
+    def reshard_to(self, parameters: Any, table: Table) -> Any:
         """Arrays shaped like the parameters, moved to where a table says."""
         return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
 
-    def update(self, grads: Any, moments: Any, homes: Any) -> tuple[Any, Any]:
+    def update(self, grads: Any, moments: Any, masters: Any) -> tuple[Any, Any]:
         """(updates for a learning rate of one, new moments), made where the moments are.
 
         How a matrix algorithm (Muon) divides over devices is left to XLA.
@@ -90,14 +90,14 @@ class Program:
         def update(numbers: dict[str, Any], *arrays: Any) -> tuple[Any, Any]:
             return make_optimizer(dataclasses.replace(self.optimizer, **numbers), self.info).update(*arrays)
 
-        if set(self.place.used) == set(self.place.mesh.axis_names):  # every device is on its own
-            return update(dict(self.numbers), grads, moments, homes)
-        at_home = jax.tree.map(lambda s: s.spec, self.shardings("optimizer"))
+        if set(self.place.manual_axes) == set(self.place.mesh.axis_names):  # every device is on its own
+            return update(dict(self.numbers), grads, moments, masters)
+        master_specs = jax.tree.map(lambda s: s.spec, self.shardings("optimizer"))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, moments)
-        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
-        return anywhere(dict(self.numbers), grads, moments, homes)
+        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(master_specs, moment_specs))
+        return anywhere(dict(self.numbers), grads, moments, masters)
 
-    def with_numbers(self, numbers: Mapping[str, jax.Array]) -> Program:
+    def with_numbers(self, numbers: Mapping[str, jax.Array]) -> TrainModel:
         """The same with values of the optimizer's configuration that the caller traces."""
         program = copy.copy(self)
         program.numbers = numbers
@@ -114,7 +114,7 @@ class Program:
     def init(self, seed: jax.Array) -> TrainState:
         """A new state. To be jitted: every device makes only its own part of the weights."""
         _, weights = nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place))
-        return self.init_with(self.moved(pure(weights), "stored"))
+        return self.init_with(self.reshard_to(pure(weights), "stored"))
 
     def init_with(self, parameters: Any) -> TrainState:
         """A new state with these weights. To be jitted."""
@@ -122,7 +122,7 @@ class Program:
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=make_optimizer(self.optimizer, self.info).init(self.homes(parameters)),
+            moments=make_optimizer(self.optimizer, self.info).init(self.master_params(parameters)),
             average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,

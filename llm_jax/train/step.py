@@ -11,13 +11,13 @@ import optax
 
 from llm_jax.model.router import load_metrics
 from llm_jax.objective.next_token import Objective
-from llm_jax.train.state import Program, TrainState
+from llm_jax.train.state import TrainModel, TrainState
 
 Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    program: Program, objective: Objective, schedule: Callable[[jax.Array], jax.Array], clip_norm: float
+    program: TrainModel, objective: Objective, schedule: Callable[[jax.Array], jax.Array], clip_norm: float
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -25,16 +25,16 @@ def make_step(
     and are divided by the sum of all weights, so the mean is the same however the batch is cut.
     """
 
-    def loss_sum(homes: Any, parameters: Any, microbatch: Any):
-        total, weight, metrics = objective(program.model(parameters, homes), microbatch)
+    def loss_sum(masters: Any, parameters: Any, microbatch: Any):
+        total, weight, metrics = objective(program.model(parameters, masters), microbatch)
         return total, (weight, metrics)
 
-    def gradients(homes: Any, parameters: Any, batch: Any):
+    def gradients(masters: Any, parameters: Any, batch: Any):
         """Sums over the microbatches: (loss, weight, metrics), gradients in float32 where the moments are."""
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
 
         def of(microbatch: Any):
-            (total, (weight, metrics)), grads = value_and_grad(homes, parameters, microbatch)
+            (total, (weight, metrics)), grads = value_and_grad(masters, parameters, microbatch)
             return (total, weight, metrics), grads
 
         first = of(jax.tree.map(lambda x: x[0], batch))
@@ -44,8 +44,8 @@ def make_step(
         return jax.lax.scan(lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest)[0]
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        homes = program.homes(state.parameters)
-        (total, weight, sums), grads = gradients(homes, state.parameters, batch)
+        masters = program.master_params(state.parameters)
+        (total, weight, sums), grads = gradients(masters, state.parameters, batch)
         mean = 1.0 / jnp.maximum(weight, 1.0)
         norm = optax.tree.norm(grads) * mean
         scale = mean * jnp.minimum(1.0, clip_norm / (norm + 1e-6)) if clip_norm else mean
@@ -53,17 +53,17 @@ def make_step(
         rate = schedule(state.step)
         loads = {name: sums.pop(name) for name in ("expert_load", "expert_dropped") if name in sums}
 
-        updates, moments = program.update(grads, state.moments, homes)
+        updates, moments = program.update(grads, state.moments, masters)
         updates = jax.tree.map(lambda u: u * rate, updates)
         update_norm = optax.tree.norm(updates)
         if loads:
             updates = program.balanced(updates, loads["expert_load"])
-        updated = jax.tree.map(lambda home, u, p: (home + u).astype(p.dtype), homes, updates, state.parameters)
+        updated = jax.tree.map(lambda master, u, p: (master + u).astype(p.dtype), masters, updates, state.parameters)
 
         good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         bad = 1 - good.astype(jnp.int32)
         keep_if_bad = lambda new, old: jnp.where(good, new, old)  # noqa: E731
-        parameters = jax.tree.map(keep_if_bad, program.moved(updated, "stored"), state.parameters)
+        parameters = jax.tree.map(keep_if_bad, program.reshard_to(updated, "stored"), state.parameters)
         average = state.average
         if average is not None:
             decay = program.ema_decay
@@ -92,7 +92,7 @@ def make_step(
     return step
 
 
-def make_evaluation(program: Program) -> Callable[[Any, Any, jax.Array], Metrics]:
+def make_evaluation(program: TrainModel) -> Callable[[Any, Any, jax.Array], Metrics]:
     """evaluate(parameters, batch, token_bytes) -> sums of cross-entropy, weight and bytes of the targets."""
     from llm_jax.objective.next_token import ObjectiveConfig, next_token
 

@@ -20,7 +20,7 @@ from llm_jax.processes.group import alone
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from tests.tiny_run import checkpoint, launch, launch_process, losses, shas, steps_saved, summary, write_experiment
 from tests.training import SMALL
 
@@ -283,7 +283,7 @@ def test_saved_on_fsdp_over_8_devices_goes_on_elsewhere_with_the_same_tokens_and
 @pytest.mark.parametrize("layout", ["single", "fsdp", "fsdp_tensor"])
 def test_what_a_checkpoint_is_restored_into_is_what_a_new_state_is(layout, optimizer):
     place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], {}))
-    program = Program(SMALL.resolved(), OptimizerConfig(name=optimizer), place, 0.9)
+    program = TrainModel(SMALL.resolved(), OptimizerConfig(name=optimizer), place, 0.9)
     expected, state = program.abstract_state(), program.new_state(0)
     for (path, there), here in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True):
         assert (there.shape, there.dtype) == (here.shape, here.dtype), path

@@ -23,7 +23,7 @@ from llm_jax.layout.presets import PRESETS, preset
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
 from llm_jax.pretrained.model import Opened
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 VOCAB = 96
 BASE = ModelConfig(layers=2, embed=32, heads=4, mlp=48, vocab=VOCAB, init_std=0.2)
@@ -70,7 +70,7 @@ def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **c
     """A model with random weights, norms and biases too."""
     config = dataclasses.replace(BASE, **changes).resolved()
     layout = layout or preset("single")
-    program = Program(config, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh or {})))
+    program = TrainModel(config, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh or {})))
     random = np.random.default_rng(3)
     parameters = jax.tree.map(lambda w: (0.2 * random.standard_normal(w.shape)).astype(w.dtype), program.abstract)
     parameters = jax.device_put(parameters, program.shardings("stored"))

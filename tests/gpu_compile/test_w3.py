@@ -22,7 +22,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.attention_cudnn import backward_workspace_bytes
 from llm_jax.train import compile as compiling
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
 from tests.data.conftest import documents, write_jsonl
 
@@ -45,10 +45,10 @@ def step_on(devices: int) -> CompiledStep:
     return compiling.compile_absent(w3(train__batch_size=w3().train.batch_size * devices), "h200", devices)
 
 
-def absent(experiment: Experiment, devices: int = 1) -> Program:
+def absent(experiment: Experiment, devices: int = 1) -> TrainModel:
     """The experiment's program on H200s that are not here."""
     mesh = make_mesh(experiment.layout, {}, gpu_compile.topology_devices("h200", devices))
-    return Program(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
+    return TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
 
 
 def state_bytes(experiment: Experiment, devices: int) -> int:
@@ -183,7 +183,7 @@ def test_gpu_options_are_those_that_the_step_is_compiled_with(monkeypatch):
 def test_on_a_cpu_the_step_has_no_gpu_options():
     experiment = dataclasses.replace(w3(), model=dataclasses.replace(w3().model, layers=2, attention="xla"))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, {}))
-    options = compiling.program_options(Program(experiment.model, experiment.optimizer, place))
+    options = compiling.program_options(TrainModel(experiment.model, experiment.optimizer, place))
     assert not [name for name in options if "gpu" in name]
 
 

@@ -20,7 +20,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.pretrained.model import open_model
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 FIXTURES = Path(__file__).parent / "fixtures"
 library = pytest.importorskip("safetensors.numpy", reason="safetensors is in the dev extra")
@@ -290,7 +290,7 @@ def test_a_model_with_8_bit_weights_is_that_of_the_numbers_that_they_stand_for(t
 def test_however_small_the_parcels_the_weights_are_the_same_on_any_layout(layout):
     folder = open_folder(FIXTURES / "mixtral")
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), SIZES[layout]))
-    program = Program(folder.model, OptimizerConfig(), place)
+    program = TrainModel(folder.model, OptimizerConfig(), place)
     table = folder.table(program)
     read = transfer.flat_paths(transfer.read_parameters(table, folder.tensors, program, parcel=3000))
     shardings = transfer.flat_paths(program.shardings("stored"))

@@ -15,7 +15,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.pretrained.model import Opened
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions
 
@@ -26,7 +26,7 @@ def opened_with(
     """A model of random weights, norms and biases too, opened under a layout."""
     experiment = Experiment(model=config.resolved(), layout=preset(layout), mesh=mesh or {})
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
-    program = Program(experiment.model, experiment.optimizer, place)
+    program = TrainModel(experiment.model, experiment.optimizer, place)
     random = np.random.default_rng(seed)
     values = jax.tree.map(lambda w: random.normal(0.6 if w.ndim < 3 else 0, 0.3, w.shape).astype(w.dtype), program.abstract)
     parameters = jax.tree.map(jax.device_put, values, program.shardings("stored"))

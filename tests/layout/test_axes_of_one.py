@@ -14,7 +14,7 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.train.compile import BATCH_DTYPES
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 from tests.training import BATCH, LENGTH, SMALL, train
 
@@ -38,7 +38,7 @@ def test_each_axis_of_a_preset_may_be_one(name, axis):
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     place = MeshPlacement(layout, make_mesh(layout, sizes, devices))
     optimizer = OptimizerConfig()
-    program = Program(MODEL.resolved(), optimizer, place)
+    program = TrainModel(MODEL.resolved(), optimizer, place)
     step = make_step(program, make_objective(ObjectiveConfig(chunk=64)), make_schedule(optimizer, 10), optimizer.clip_norm)
     sharding = place.sharding((None, "batch", "sequence"), "compute")
     batch = {key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), dtype, sharding=sharding) for key, dtype in BATCH_DTYPES.items()}

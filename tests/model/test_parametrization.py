@@ -23,7 +23,7 @@ from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
 from llm_jax.model.parametrization import multipliers, of_width, role
 from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.train.optimizer import MATRIX_SIDES, OptimizerConfig, make_schedule
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 from tests.training import packed_batch, train
 
@@ -54,7 +54,7 @@ def narrow_run(model: ModelConfig, optimizer: OptimizerConfig) -> tuple[list[flo
 
 def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = None) -> tuple[list[float], Any, Any]:
     """Losses, the parameters at the start, and their dims."""
-    program = Program(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
+    program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
     step = jax.jit(make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, STEPS), optimizer.clip_norm))
     state = program.new_state(0)
     if parameters is not None:
@@ -147,7 +147,7 @@ def test_rates_and_epsilons_are_those_of_completeps_table():
 def test_initial_scales_are_those_of_the_table():
     """Hidden matrices shrink with the root of the width, projections into the stream by no more in a deeper model; tables stay."""
     model = dataclasses.replace(of_width(NARROW, 256), layers=8, parametrization="completep", base_layers=2, scan_layers=True)
-    start = Program(model, ADAMW, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))).new_state(0).parameters
+    start = TrainModel(model, ADAMW, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))).new_state(0).parameters
     std = (
         {"embedding": start["embedding"]} | {k: start["blocks"]["attention"][k] for k in ("query", "out")} | {"down": start["blocks"]["mlp"]["down"]}
     )

@@ -20,7 +20,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import PipelineConfig
 from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from tests.parity.test_layouts import assert_same
 from tests.tiny_run import launch, summary
 from tests.training import SMALL, packed_batch, train
@@ -38,7 +38,7 @@ def pipeline(*, rounds: int = 1, **config: object) -> Layout:
 def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig) -> tuple[float, dict[str, np.ndarray]]:
     """Of the first batch and a new model: the sum of losses and, by path, what it gives each parameter."""
     layout.check()
-    program = Program(model.resolved(), OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh)))
+    program = TrainModel(model.resolved(), OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh)))
     objective = make_objective(ObjectiveConfig(z_loss=1e-4, chunk=64))
     sharding = program.place.sharding(("batch", "sequence"), "compute")
     batch = {name: jax.device_put(value, sharding) for name, value in packed_batch(0).items()}

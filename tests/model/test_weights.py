@@ -16,9 +16,9 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement, Table
-from llm_jax.model.weights import Shared, Weight, add_bias, lookup, project
+from llm_jax.model.weights import ShardedParam, Weight, add_bias, lookup, project
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
 from tests.training import SMALL, packed_batch, train
 
@@ -64,7 +64,7 @@ def gradients(place: Placement, table: Table = "stored", **config: str) -> dict[
     }
 
     def total(home, stored, dims, use):
-        return jnp.sum(use(Weight(Shared(home, stored), dims=dims, stacked=False)).astype(jnp.float32) * jnp.float32(EACH))
+        return jnp.sum(use(Weight(ShardedParam(home, stored), dims=dims, stacked=False)).astype(jnp.float32) * jnp.float32(EACH))
 
     found = {}
     for name, (value, dims, use) in uses.items():
@@ -125,7 +125,7 @@ def test_an_uneven_vocabulary_has_the_logits_and_losses_of_one_device(tied):
     found = []
     for layout, mesh in (("single", {}), ("fsdp_tensor", {"data": 1, "tensor": 4})):
         place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], mesh))
-        program = Program(model, OptimizerConfig(), place)
+        program = TrainModel(model, OptimizerConfig(), place)
         with jax.set_mesh(place.mesh):
             arrays = {name: jax.device_put(x, place.sharding(STREAM[:2], "compute")) for name, x in batch.items()}
             parameters = jax.jit(lambda program=program: program.init(jnp.uint32(0)).parameters)()

@@ -13,7 +13,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
 from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from tests.parity.test_layouts import GROUPED, assert_same
 from tests.training import train
 
@@ -73,7 +73,7 @@ def test_layouts_agree_with_one_device(model, layout, mesh):
 def test_latents_are_split_at_rest_as_the_stream_is_where_they_divide(data, parts):
     layout = PRESETS["fsdp"]
     model = dataclasses.replace(LATENT, embed=48, heads=6).resolved()
-    state = Program(model, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, {"data": data}))).abstract_state()
+    state = TrainModel(model, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, {"data": data}))).abstract_state()
     for name, number in parts.items():
         w = state.parameters["blocks"]["attention"][name]
         assert w.sharding.shard_shape(w.shape)[1] * number == w.shape[1], name

@@ -18,7 +18,7 @@ from llm_jax.objective.next_token import make_objective
 from llm_jax.plan.analysis import Analysis, CollectiveRow, analyse
 from llm_jax.run.compile import compile_absent
 from llm_jax.train.compile import abstract_batch, jit_step
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 
 SMALL = {
     "model.layers": 6, "model.embed": 64, "model.heads": 8, "model.kv_heads": 4, "model.head_dim": 16, "model.mlp": 192, "model.vocab": 512,
@@ -37,7 +37,7 @@ def small(**changed: object) -> Experiment:
 def on_simulated_devices(experiment: Experiment) -> Analysis:
     """The step on the CPU devices that are here, as if they were H100s, four to a node."""
     mesh = make_mesh(experiment.layout, experiment.mesh)
-    program = Program(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
+    program = TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
     step = jit_step(program, make_objective(experiment.objective), experiment.optimizer, experiment.train.steps)
     compiled = gpu_compile.compile_for(mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place)))
     return analyse(compiled, mesh, dataclasses.replace(hardware("h100"), devices_per_node=4))

@@ -160,7 +160,7 @@ def test_failed_and_diverged_points_are_written_down_and_the_others_run(tiny, tm
     path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=ObjectiveConfig(name='nan_if_large')")
     path.write_text("from llm_jax.objective.next_token import ObjectiveConfig\n" + path.read_text())
     arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=4", "train.stop_after_bad_steps=2")
-    real = run.Program
+    real = run.TrainModel
 
     def out_of_memory(model, *rest):
         if model.layers == 3:
@@ -168,7 +168,7 @@ def test_failed_and_diverged_points_are_written_down_and_the_others_run(tiny, tm
         return real(model, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "Program", out_of_memory)
+        patch.setattr(run, "TrainModel", out_of_memory)
         assert launch(*arguments) == 1
     out = capsys.readouterr().out
     found = table(tmp_path / "run")

@@ -21,7 +21,7 @@ from llm_jax.objective.next_token import ObjectiveConfig, make_objective
 from llm_jax.scaling import transfer
 from llm_jax.scaling.transfer import Curve, curves, shift
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
-from llm_jax.train.state import Program
+from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 from tests.data.conftest import documents, write_jsonl
 
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def best_rate(model: ModelConfig, corpus, rates: list[float]) -> float:
     """Of these learning rates the one with the lowest loss at the end; the program is the same for all."""
     optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
-    program = Program(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
+    program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
     objective, schedule = make_objective(ObjectiveConfig()), make_schedule(optimizer, STEPS)
     step = jax.jit(lambda state, batch, rate: make_step(program, objective, lambda s: rate * schedule(s), 1.0)(state, batch))
     losses = []

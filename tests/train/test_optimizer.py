@@ -183,10 +183,10 @@ def test_moving_average_follows_its_formula():
     history = [train(PRESETS["single"], {}, steps=n, optimizer=config, ema_decay=decay)[1] for n in range(1, steps + 1)]
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
-    from llm_jax.train.state import Program
+    from llm_jax.train.state import TrainModel
 
     place = MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))
-    average = np.asarray(Program(SMALL.resolved(), config, place).new_state(0).parameters["embedding"], np.float64)
+    average = np.asarray(TrainModel(SMALL.resolved(), config, place).new_state(0).parameters["embedding"], np.float64)
     for state in history:
         average = decay * average + (1 - decay) * np.asarray(state.parameters["embedding"], np.float64)
     np.testing.assert_allclose(history[-1].average["embedding"], average, rtol=1e-5, atol=1e-7)
