@@ -70,12 +70,12 @@ def generate(arguments: list[str]) -> int:
     file = output_file("json", asked.values["json"]) if "json" in asked.values else None
 
     from llm_jax.generate.engine import Engine
-    from llm_jax.generate.id_tokenizer import texts_of
+    from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import write
     from llm_jax.pretrained.model import open_model, to_stderr
 
     opened = open_model(asked.paths[0], **asked.opening)
-    texts = texts_of(opened)
+    texts = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(texts)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
     engine = Engine(opened, slots, longest, say=to_stderr)

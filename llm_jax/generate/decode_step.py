@@ -29,7 +29,7 @@ LEAST_BUCKET = 16
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class State:
+class DecodeState:
     """What changes from step to step, on the devices: the caches are split as the layout says, the rest is everywhere."""
 
     caches: list[caches.Cache]
@@ -42,7 +42,7 @@ class State:
     """Whether a token is in the slot's text."""
 
 
-class Programs:
+class DecodePrograms:
     """A model's weights as decoding reads them, and what is compiled for so many slots of so many positions.
 
     Weights of layers are arrays of their own here: a product with a part of a stack would copy that part first, at every step.
@@ -91,21 +91,21 @@ class Programs:
             moved = jax.device_put(parameters, self.program.shardings("stored"))
             return jax.jit(self.apart)(moved)
 
-    def empty(self) -> State:
+    def empty(self) -> DecodeState:
         """The state before any request."""
         with jax.set_mesh(self.place.mesh):
             return jax.jit(self.blank)()
 
-    def blank(self) -> State:
+    def blank(self) -> DecodeState:
         """The same, to be traced."""
         kept = [caches.empty_cache(config, self.place, self.slots, self.capacity) for config in self.layer_configs]
         zeros = functools.partial(jnp.zeros, dtype=jnp.int32, out_sharding=PartitionSpec())
         seen_BV = jnp.zeros((self.slots, self.rows), bool, out_sharding=PartitionSpec())
-        return State(kept, zeros(self.slots), zeros(self.slots), seen_BV)
+        return DecodeState(kept, zeros(self.slots), zeros(self.slots), seen_BV)
 
     # What runs
 
-    def prefill(self, weights: Any, state: State, tokens: list[list[int]], slots: list[int], settings: Settings) -> tuple[State, Any]:
+    def prefill(self, weights: Any, state: DecodeState, tokens: list[list[int]], slots: list[int], settings: Settings) -> tuple[DecodeState, Any]:
         """The state with prompts in slots, each with its first token; and (token_P, logprob_P, logits_PV)."""
         bucket = self.bucket(max(map(len, tokens)))
         tokens_PT = np.zeros((self.prompts, bucket), np.int32)
@@ -115,7 +115,7 @@ class Programs:
         arrays = self.put((tokens_PT, lengths_P, slots_P, settings))
         return self.run("prefill", f"{self.prompts} x {bucket} positions", self.prompt_program, (1,), weights, state, *arrays)
 
-    def step(self, weights: Any, state: State, settings: Settings, length: int) -> tuple[State, Any]:
+    def step(self, weights: Any, state: DecodeState, settings: Settings, length: int) -> tuple[DecodeState, Any]:
         """The state after one more token in every slot; and (token_B, logprob_B, logits_BV).
 
         settings: on the devices (`put`). length: of the longest text that matters.
@@ -158,8 +158,8 @@ class Programs:
     # The programs
 
     def prompt_program(
-        self, weights: Any, state: State, tokens_PT: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, settings: Settings
-    ) -> tuple[State, Any]:
+        self, weights: Any, state: DecodeState, tokens_PT: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, settings: Settings
+    ) -> tuple[DecodeState, Any]:
         """Prompts from their first position on: their keys and values into their slots, and the token after each."""
         positions_PT = jnp.broadcast_to(jnp.arange(tokens_PT.shape[1]), tokens_PT.shape)
         model, x_PTD, kept = self.through_layers(
@@ -179,7 +179,7 @@ class Programs:
         token_P, logprob_P = draw(logits_PV, seen_PV, lengths_P, settings, self.vocab)
         seen_PV = seen_PV.at[row_P, token_P].set(True)
         slots_P = jnp.where(slots_P < 0, self.slots, slots_P)
-        state = State(
+        state = DecodeState(
             kept,
             state.token_B.at[slots_P].set(token_P, mode="drop"),
             state.position_B.at[slots_P].set(lengths_P, mode="drop"),
@@ -187,7 +187,7 @@ class Programs:
         )
         return state, (token_P, logprob_P, logits_PV)
 
-    def step_program(self, length: int, weights: Any, state: State, settings: Settings) -> tuple[State, Any]:
+    def step_program(self, length: int, weights: Any, state: DecodeState, settings: Settings) -> tuple[DecodeState, Any]:
         """One token of every slot, whether somebody waits for it or not."""
         position_B = jnp.minimum(state.position_B, self.capacity - 1)  # of slots that nobody uses any more
         split_B = self.place.move(position_B, ("batch",))
@@ -198,10 +198,10 @@ class Programs:
         logits_BV = self.logits(model, x_B1D)
         token_B, logprob_B = draw(logits_BV, state.seen_BV, position_B + 1, settings, self.vocab)
         seen_BV = state.seen_BV.at[jnp.arange(self.slots), token_B].set(True)
-        return State(kept, token_B, position_B + 1, seen_BV), (token_B, logprob_B, logits_BV)
+        return DecodeState(kept, token_B, position_B + 1, seen_BV), (token_B, logprob_B, logits_BV)
 
     def through_layers(
-        self, weights: Any, state: State, tokens_BT: jax.Array, positions_BT: jax.Array, attend: Callable
+        self, weights: Any, state: DecodeState, tokens_BT: jax.Array, positions_BT: jax.Array, attend: Callable
     ) -> tuple[Transformer, jax.Array, list[caches.Cache]]:
         """(the model without its blocks, the stream after all of them, the new caches)."""
         outer, layers = weights

@@ -24,9 +24,9 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.generate.decode_layout import decoding_place
-from llm_jax.generate.decode_step import Programs
+from llm_jax.generate.decode_step import DecodePrograms
 from llm_jax.generate.detokenizer import Detokenizer, StopStrings
-from llm_jax.generate.id_tokenizer import texts_of
+from llm_jax.generate.id_tokenizer import tokenizer_or_ids
 from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
 
@@ -39,7 +39,7 @@ def silent(line: str) -> None:
 
 
 @dataclasses.dataclass
-class Running:
+class ActiveRequest:
     """A request that was submitted."""
 
     id: int
@@ -66,14 +66,14 @@ class Engine:
         """
         require(slots >= 1, "slots", slots, "at least 1")
         require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
-        config, tokenizer = opened.program.config, texts_of(opened)
+        config, tokenizer = opened.program.config, tokenizer_or_ids(opened)
         self.path, self.tokenizer, self.say = opened.path, tokenizer, say
         self.max_tokens = min(max_tokens, config.positions) if config.position == "learned" else max_tokens
         self.ends_at_positions = self.max_tokens < max_tokens
         place = decoding_place(opened.program.place, config)
         parts = place.size(place.axes("batch"))
         slots, prompts = (-(-n // parts) * parts for n in (slots, prefill_rows))
-        self.programs = Programs(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, say)
+        self.programs = DecodePrograms(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, say)
         self.update(opened.parameters)
         try:
             self.state = jax.block_until_ready(self.programs.empty())
@@ -83,8 +83,8 @@ class Engine:
             raise UserError(
                 f"max_tokens={max_tokens}: with slots={slots} the cache of so many positions doesn't fit into memory ({error})"
             ) from error
-        self.waiting: deque[Running] = deque()
-        self.slots: list[Running | None] = [None] * slots
+        self.waiting: deque[ActiveRequest] = deque()
+        self.slots: list[ActiveRequest | None] = [None] * slots
         self.settings = self.programs.put(settings([None] * slots))
         self.results: dict[int, Result] = {}
         """Of all requests by their ids; take out (`pop`) what is no longer wanted."""
@@ -100,7 +100,7 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Takes a request, which begins at the next step; gives its id. Raises UserError for one that can't be run."""
         ids, most = self.checked(request)
-        running = Running(
+        running = ActiveRequest(
             self.submitted,
             Result(request, len(ids)),
             ids,
@@ -184,7 +184,7 @@ class Engine:
             running.result.seconds_to_first = self.clock() - running.submitted
         return events
 
-    def take(self, running: list[Running], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:
+    def take(self, running: list[ActiveRequest], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:
         """What a program drew, given to the requests that its rows are of."""
         asked = max(r.result.request.logprobs for r in running)
         found = jax.device_get((token_B, logprob_B, *(self.programs.most_likely(logits_BV) if asked else ())))
@@ -196,7 +196,7 @@ class Engine:
             events.append(self.one(r, tokens[row], logprobs[row], most_likely))
         return events
 
-    def one(self, running: Running, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Event:
+    def one(self, running: ActiveRequest, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Event:
         """One request's new token: its text, and whether it is the last."""
         result = running.result
         reason: Reason | None = None
@@ -218,7 +218,7 @@ class Engine:
         result.text += text
         return Event(running.id, token, text, logprob, top, result.finished)
 
-    def end(self, running: Running, reason: Reason) -> str:
+    def end(self, running: ActiveRequest, reason: Reason) -> str:
         """Ends a request and frees its slot; gives the rest of its text."""
         running.result.finished = reason
         if running.slot >= 0:
@@ -231,7 +231,7 @@ class Engine:
         return rest
 
 
-def settings(slots: Iterable[Running | None]) -> Settings:
+def settings(slots: Iterable[ActiveRequest | None]) -> Settings:
     """How each row is drawn; rows without a request are greedy, which costs least."""
     requests = [running.result.request if running else Request(temperature=0) for running in slots]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llm_jax.pretrained.model import Opened
 
 
-class Texts(Protocol):
+class GenerationTokenizer(Protocol):
     """What generating needs of a tokenizer (`data.Tokenizer` is one)."""
 
     vocab_size: int
@@ -28,7 +28,7 @@ class Texts(Protocol):
         """The text of token ids."""
 
 
-class IdsOnly:
+class IdTokenizer:
     """Of a model without a tokenizer: its text is ids, "5 17 3 ". Prompts are ids too (`Request.ids`), any text raises UserError."""
 
     def __init__(self, opened: Opened) -> None:
@@ -51,6 +51,6 @@ class IdsOnly:
         return "".join(f"{i} " for i in ids)
 
 
-def texts_of(opened: Opened) -> Texts:
+def tokenizer_or_ids(opened: Opened) -> GenerationTokenizer:
     """The model's tokenizer, or what stands for it."""
-    return opened.tokenizer_if_any or IdsOnly(opened)
+    return opened.tokenizer_if_any or IdTokenizer(opened)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_jax.core.errors import UserError, require
-from llm_jax.generate.id_tokenizer import Texts
+from llm_jax.generate.id_tokenizer import GenerationTokenizer
 
 Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
 """Why a text ended: the model ended it, a stop string, `max_tokens`, the end of the model's learned positions, or somebody's wish."""
@@ -54,7 +54,7 @@ class Request:
         if self.ids and self.prompt:
             raise UserError(f"prompt={self.prompt}: the request has ids too; give one of the two")
 
-    def prompt_ids(self, tokenizer: Texts) -> list[int]:
+    def prompt_ids(self, tokenizer: GenerationTokenizer) -> list[int]:
         """The tokens to be continued."""
         try:
             return list(self.ids) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llm_jax.core.errors import UserError
 from llm_jax.generate.engine import Engine
-from llm_jax.generate.id_tokenizer import Texts
+from llm_jax.generate.id_tokenizer import GenerationTokenizer
 from llm_jax.generate.request import Request, Result
 from llm_jax.pretrained.model import NO_NUMBERS
 
@@ -72,7 +72,7 @@ def say(text: str) -> None:
         print(text, end="", flush=True)
 
 
-def heading(requests: list[Request], number: int, tokenizer: Texts) -> None:
+def heading(requests: list[Request], number: int, tokenizer: GenerationTokenizer) -> None:
     """What comes before a continuation."""
     request = requests[number]
     if len(requests) > 1:
@@ -80,7 +80,7 @@ def heading(requests: list[Request], number: int, tokenizer: Texts) -> None:
     say(tokenizer.decode(request.ids) if request.ids else request.prompt)
 
 
-def ending(result: Result, tokenizer: Texts) -> None:
+def ending(result: Result, tokenizer: GenerationTokenizer) -> None:
     """What comes after it."""
     say("\n")
     if result.finished == "positions":

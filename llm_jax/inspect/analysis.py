@@ -13,14 +13,14 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.data import Tokenizer, load_tokenizer
-from llm_jax.inspect.arguments import MOST_TOKENS, Asked
+from llm_jax.inspect.arguments import MOST_TOKENS, InspectArguments
 from llm_jax.inspect.attention import HeadScores, even_scores, head_scores, induction_score, quantised
 from llm_jax.inspect.compare import Comparison, compare
 from llm_jax.inspect.contexts import WordInContexts, mean_cosine
 from llm_jax.inspect.layer_by_layer import Walk
 from llm_jax.inspect.logit_lens import Predictions, Readout
 from llm_jax.inspect.tokenizers import Compared, measure
-from llm_jax.inspect.tokens import Piece, Vocabulary, find_word
+from llm_jax.inspect.tokens import Token, Vocabulary, find_word
 from llm_jax.model.config import ModelConfig
 from llm_jax.pretrained.model import NO_NUMBERS, Opened
 
@@ -60,7 +60,7 @@ class Findings:
     """What there is to show."""
 
     vocabulary: Vocabulary
-    parts: list[Piece]
+    parts: list[Token]
     """The text's tokens, with BOS in front."""
     all_tokens: int
     """How many the whole text has: more than there are parts, where only the first were asked for."""
@@ -98,7 +98,7 @@ class Findings:
         return float(self.losses.sum()) / math.log(2) / max(1, sum(len(p.data) for p in self.parts[1:]))
 
 
-def find(opened: Opened, asked: Asked) -> Findings:
+def find(opened: Opened, asked: InspectArguments) -> Findings:
     """Raises UserError for what this model can't be asked, before it computes anything."""
     config, tokenizer, vocabulary = opened.config, opened.tokenizer_if_any, Vocabulary(opened.tokenizer_if_any)
     ids, count = tokens_of(opened, asked)
@@ -138,7 +138,7 @@ def load(path: str) -> Tokenizer:
     return load_tokenizer(inside if inside.is_dir() else path, "tokenizers")
 
 
-def tokens_of(opened: Opened, asked: Asked) -> tuple[list[int], int]:
+def tokens_of(opened: Opened, asked: InspectArguments) -> tuple[list[int], int]:
     """(ids of the text, BOS in front, or of as much of it as is asked for; how many the whole has). Raises UserError for too many, or too few."""
     config = opened.config
     assert config.vocab is not None
@@ -249,7 +249,7 @@ class Followed:
     """The word's positions in both."""
 
 
-def word_in_contexts(opened: Opened, asked: Asked, vocabulary: Vocabulary) -> Followed | None:
+def word_in_contexts(opened: Opened, asked: InspectArguments, vocabulary: Vocabulary) -> Followed | None:
     """The word that is asked for, or the example; None where that is nothing for this model. Raises UserError for what is asked for and can't be."""
     word, texts = (asked.word, asked.contexts) if asked.contexts else EXAMPLE
     limit = most(opened.config)

@@ -17,7 +17,7 @@ MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Asked:
+class InspectArguments:
     """A checked command line."""
 
     path: str
@@ -40,7 +40,7 @@ class Asked:
     """Layout, mesh, dtype and step, for `open_model`."""
 
 
-def checked(line: arguments.Asked) -> Asked:
+def checked(line: arguments.Asked) -> InspectArguments:
     """Raises UserError, naming the key, for whatever is wrong with the command line by itself."""
     given = line.values
     if ("word" in given) != ("contexts" in given):
@@ -54,7 +54,7 @@ def checked(line: arguments.Asked) -> Asked:
     diff, diff_step = split_step(given.get("diff", ""))
     tokens = line.whole("tokens", 2)  # one to foretell the other
     require(tokens is None or tokens <= MOST_TOKENS, "tokens", tokens, f"at most {MOST_TOKENS}: a page holds no more")
-    return Asked(
+    return InspectArguments(
         path=str(line.paths[0]),
         text=text,
         origin=origin,

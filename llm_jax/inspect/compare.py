@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.inspect.arguments import Asked
+from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.checkpoint_diff import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.layer_by_layer import Walk
 from llm_jax.inspect.logit_lens import Divergence, Predictions, Readout, divergence
@@ -29,7 +29,7 @@ class Comparison:
     """The positions at which the likeliest next token differs."""
 
 
-def compare(opened: Opened, asked: Asked, ids: np.ndarray) -> Comparison:
+def compare(opened: Opened, asked: InspectArguments, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
     key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
     try:

@@ -27,7 +27,7 @@ LEAST_SIDE = 24
 
 
 @dataclass(frozen=True)
-class Drawn:
+class InspectFigure:
     """A figure with what is seen in it."""
 
     name: str
@@ -38,7 +38,7 @@ class Drawn:
     """What a reader who can't see it is told."""
 
 
-def loss(found: Findings) -> Drawn:
+def loss(found: Findings) -> InspectFigure:
     """The loss of every token."""
     figure, ax = new_figure(2.3)
     losses, T = found.losses, len(found.parts)
@@ -57,10 +57,10 @@ def loss(found: Findings) -> Drawn:
         "Loss of each token, given those before it, and the entropy of the prediction that it was judged by. "
         "Where bars stand above the line, the model was surprised by more than it expected to be."
     )
-    return Drawn("loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats")
+    return InspectFigure("loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats")
 
 
-def attention(found: Findings) -> Drawn:
+def attention(found: Findings) -> InspectFigure:
     """Small maps of heads: one picture, since as many axes take long to draw."""
     from matplotlib.patches import Rectangle
 
@@ -82,10 +82,10 @@ def attention(found: Findings) -> Drawn:
     all_heads = maps.weights.shape[0] * maps.weights.shape[1]
     of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
     caption = f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Colour: the square root of the weight."
-    return Drawn("attention", figure, caption, f"Attention maps of {shown} heads")
+    return InspectFigure("attention", figure, caption, f"Attention maps of {shown} heads")
 
 
-def heads(found: Findings) -> Drawn:
+def heads(found: Findings) -> InspectFigure:
     """The four scores, layer by head."""
     figure, axes = new_figure(0.9 + 0.16 * min(found.induction.shape[0], 40), 4, sharey=True)
     titles = ("entropy, nats", "previous token", "first token", "induction")
@@ -97,7 +97,7 @@ def heads(found: Findings) -> Drawn:
         whole_ticks(ax)
         figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(False)
     axes[0].set_ylabel("layer")
-    return Drawn(
+    return InspectFigure(
         "heads",
         figure,
         "The scores of every head, as they are defined above. Each has a scale of its own, up to its largest.",
@@ -105,7 +105,7 @@ def heads(found: Findings) -> Drawn:
     )
 
 
-def lens(found: Findings) -> Drawn:
+def lens(found: Findings) -> InspectFigure:
     """What each layer would have said of the token that came."""
     T = found.lens_length
     probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.parts) > T else T - 1]
@@ -120,10 +120,10 @@ def lens(found: Findings) -> Drawn:
         "The probability that each layer's stream, read through the final norm and head, gives to the token that comes next. "
         "Along the axis: the last token read."
     )
-    return Drawn("lens", figure, caption, "Heat map of the probability of the next token by layer and position")
+    return InspectFigure("lens", figure, caption, "Heat map of the probability of the next token by layer and position")
 
 
-def experts(found: Findings) -> Drawn | None:
+def experts(found: Findings) -> InspectFigure | None:
     """How many of the text's tokens each expert had."""
     if not found.routed:
         return None
@@ -136,12 +136,12 @@ def experts(found: Findings) -> Drawn | None:
     ax.set_ylabel("layer")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="part of tokens").outline.set_visible(False)
-    return Drawn(
+    return InspectFigure(
         "experts", figure, "The part of the text's tokens that each expert was sent, layer by layer.", "Heat map of loads by layer and expert"
     )
 
 
-def word_cosine(found: Findings) -> Drawn | None:
+def word_cosine(found: Findings) -> InspectFigure | None:
     """How alike the word is to itself in the other context."""
     if found.word is None:
         return None
@@ -158,10 +158,10 @@ def word_cosine(found: Findings) -> Drawn | None:
         "How alike the word's two vectors are, before the first layer and after each. "
         "The dashed line is what any two different tokens of the contexts have in common."
     )
-    return Drawn("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
+    return InspectFigure("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
 
 
-def word_path(found: Findings) -> Drawn | None:
+def word_path(found: Findings) -> InspectFigure | None:
     """The way of the word through the layers."""
     if found.word is None:
         return None
@@ -176,7 +176,7 @@ def word_path(found: Findings) -> Drawn | None:
     ax.set_ylabel(f"second axis, {w.explained[1]:.0%}")
     ax.margins(0.1)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    return Drawn(
+    return InspectFigure(
         "word_path",
         figure,
         "The same vectors, each divided by its length, on their two principal axes; numbers are layers.",
@@ -184,7 +184,7 @@ def word_path(found: Findings) -> Drawn | None:
     )
 
 
-def tokenizers(found: Findings) -> Drawn | None:
+def tokenizers(found: Findings) -> InspectFigure | None:
     """Bytes per token of every tokenizer on every sample."""
     if not found.tokenizers:
         return None
@@ -204,10 +204,10 @@ def tokenizers(found: Findings) -> Drawn | None:
         "Bytes per token on the built-in samples: the higher, the fewer tokens a text costs. "
         "(Russian takes two bytes a letter, Chinese three a character.)"
     )
-    return Drawn("tokenizers", figure, caption, "Bars of bytes per token by sample and tokenizer")
+    return InspectFigure("tokenizers", figure, caption, "Bars of bytes per token by sample and tokenizer")
 
 
-def weight_difference(found: Findings) -> Drawn | None:
+def weight_difference(found: Findings) -> InspectFigure | None:
     """How far each kind of weight moved, by layer."""
     if found.comparison is None:
         return None
@@ -226,10 +226,10 @@ def weight_difference(found: Findings) -> Drawn | None:
     whole_ticks(ax, y=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="|other − this| / |this|").outline.set_visible(False)
     caption = "How far the weights are apart, by kind and layer: the norm of the difference over the norm of this checkpoint's."
-    return Drawn("weight_difference", figure, caption, "Heat map of relative weight differences")
+    return InspectFigure("weight_difference", figure, caption, "Heat map of relative weight differences")
 
 
-def divergence(found: Findings) -> Drawn | None:
+def divergence(found: Findings) -> InspectFigure | None:
     """Where the predictions of two checkpoints part."""
     if found.comparison is None:
         return None
@@ -246,10 +246,10 @@ def divergence(found: Findings) -> Drawn | None:
     ax.legend(loc="upper right", ncols=2)
     ax.set_ylim(0, 1.2 * float(c.divergence.kl.max()) or 1.0)  # a checkpoint beside itself
     caption = "How much the predictions at each position differ. Along the axis: the last token read."
-    return Drawn("divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
+    return InspectFigure("divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
 
 
-FIGURES: tuple[Callable[[Findings], Drawn | None], ...] = (
+FIGURES: tuple[Callable[[Findings], InspectFigure | None], ...] = (
     loss, attention, heads, lens, experts, word_cosine, word_path, tokenizers, weight_difference, divergence,
 )  # fmt: skip
 

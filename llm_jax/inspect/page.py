@@ -12,10 +12,10 @@ import numpy as np
 from llm_jax.core.format import short
 from llm_jax.core.templates import render
 from llm_jax.inspect.analysis import Findings, Maps
-from llm_jax.inspect.arguments import Asked
+from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.attention import FROM
 from llm_jax.inspect.logit_lens import Predictions
-from llm_jax.inspect.tokens import Piece
+from llm_jax.inspect.tokens import Token
 from llm_jax.pretrained.model import Opened
 
 LN2 = math.log(2)
@@ -23,7 +23,7 @@ STRONGEST = 6
 """Heads that are listed for each score."""
 
 
-def make_page(found: Findings, opened: Opened, asked: Asked, figures: dict[str, dict[str, str]]) -> str:
+def make_page(found: Findings, opened: Opened, asked: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
     """The whole page as HTML. figures: by name, each with "data" (a data URI), "caption" and "alt"."""
     config = opened.config
     assert config.vocab is not None
@@ -206,7 +206,7 @@ def changed_rows(found: Findings) -> list[dict[str, Any]]:
         return []
     here, there, kl = found.predictions, found.comparison.predictions, found.comparison.divergence.kl
 
-    def choice(p: Predictions, i: int) -> tuple[Piece, float]:
+    def choice(p: Predictions, i: int) -> tuple[Token, float]:
         return found.vocabulary[p.top_ids[i, 0]], float(p.top_probabilities[i, 0])
 
     rows = []

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from llm_jax.data import Tokenizer
-from llm_jax.inspect.tokens import Piece, Vocabulary
+from llm_jax.inspect.tokens import Token, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Measured:
     """A tokenizer on one sample."""
 
     sample: Sample
-    parts: list[Piece]
+    parts: list[Token]
     lossless: bool
     """Whether decoding gives the text back, byte for byte."""
 
@@ -94,7 +94,7 @@ class Compared:
     name: str
     vocab_size: int
     measured: list[Measured]
-    numbers: dict[str, list[Piece]]
+    numbers: dict[str, list[Token]]
     """How single numbers fall into tokens."""
 
 

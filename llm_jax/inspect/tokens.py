@@ -16,7 +16,7 @@ VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class Token:
     """One token."""
 
     id: int
@@ -29,7 +29,7 @@ class Piece:
     def label(self) -> str:
         """How it is written on a page: white space visible, bytes that are no whole characters as ⟨E2⟩, characters without a look as ⟨U+A0⟩.
 
-        >>> Piece(7, b" a\\n").label, Piece(8, b"\\xe2").label, Piece(9, "\\xa0".encode()).label, Piece(1, b"", "<s>").label
+        >>> Token(7, b" a\\n").label, Token(8, b"\\xe2").label, Token(9, "\\xa0".encode()).label, Token(1, b"", "<s>").label
         ('·a↵', '⟨E2⟩', '⟨U+A0⟩', '<s>')
         """
         if self.name:
@@ -52,15 +52,15 @@ class Vocabulary:
         self.written: list[str] = tokenizer.pieces() if tokenizer else []
         self.sizes: list[int] = tokenizer.token_bytes.tolist() if tokenizer else []
 
-    def __getitem__(self, i: int) -> Piece:
+    def __getitem__(self, i: int) -> Token:
         """The token of an id. One past the vocabulary (rows that pad the embedding) is called by its number."""
         i = int(i)
         if i >= len(self.written):
-            return Piece(i, b"", f"#{i}")
+            return Token(i, b"", f"#{i}")
         written, size = self.written[i], self.sizes[i]
-        return Piece(i, spelled(written, size)) if size else Piece(i, b"", written or f"#{i}")
+        return Token(i, spelled(written, size)) if size else Token(i, b"", written or f"#{i}")
 
-    def pieces(self, ids: Iterable[int]) -> list[Piece]:
+    def pieces(self, ids: Iterable[int]) -> list[Token]:
         """The tokens of some ids."""
         return [self[i] for i in ids]
 
@@ -97,7 +97,7 @@ def byte_characters() -> dict[str, int]:
 BYTE_OF = byte_characters()
 
 
-def find_word(parts: list[Piece], word: str, context: str) -> list[int]:
+def find_word(parts: list[Token], word: str, context: str) -> list[int]:
     """The positions of the tokens that the last whole-word occurrence of `word` lies in.
 
     Looked for in the text that the tokens' bytes are, so that it doesn't matter what a tokenizer puts before or between words.

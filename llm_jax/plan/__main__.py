@@ -43,7 +43,7 @@ FLAGS = ("--help", "-h")
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class PlanArguments:
     """What is this command's own; the rest of the line is the experiment's."""
 
     devices: str = ""
@@ -80,7 +80,7 @@ class Request:
                 raise UserError(f"{key}={value}: layout=all tries every mesh of every layout; leave it out, or give one layout")
 
 
-OWN = tuple(f.name for f in dataclasses.fields(Request) if f.name != "every")
+OWN = tuple(f.name for f in dataclasses.fields(PlanArguments) if f.name != "every")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,11 +102,11 @@ def plan(arguments: list[str]) -> int:
     return rank_all(request, experiment, devices) if request.every else plan_one(request, experiment, devices)
 
 
-def read_command(pairs: list[tuple[str, str]]) -> tuple[Request, Experiment, int]:
+def read_command(pairs: list[tuple[str, str]]) -> tuple[PlanArguments, Experiment, int]:
     """What was asked, for which experiment, on how many devices; looked at before anything is compiled."""
     rest = [(key, value) for key, value in pairs if key not in OWN]
     every = [value for key, value in rest if key == "layout"] == ["all"]
-    request = Request(**{key: value for key, value in pairs if key in OWN}, every=every)
+    request = PlanArguments(**{key: value for key, value in pairs if key in OWN}, every=every)
     use_absent_devices(request)
 
     from llm_jax.layout.hardware import hardware, hardware_names
@@ -126,7 +126,7 @@ def read_command(pairs: list[tuple[str, str]]) -> tuple[Request, Experiment, int
     return request, experiment_from_pairs([p for p in rest if not (every and p[0] == "layout")]), devices
 
 
-def use_absent_devices(request: Request) -> None:
+def use_absent_devices(request: PlanArguments) -> None:
     """Before JAX starts: the GPUs of this machine, if any, are left alone, and CPU devices are simulated where they are wanted."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags, simulate = os.environ.get("XLA_FLAGS", ""), "xla_force_host_platform_device_count"
@@ -145,7 +145,7 @@ def check_keys(pairs: list[tuple[str, str]]) -> None:
             raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help says what there is"))
 
 
-def plan_one(request: Request, experiment: Experiment, devices: int) -> int:
+def plan_one(request: PlanArguments, experiment: Experiment, devices: int) -> int:
     """Plans the experiment's layout; prints and writes what was asked for."""
     from llm_jax.layout.hardware import hardware
     from llm_jax.plan.plan import make_plan
@@ -162,7 +162,7 @@ def plan_one(request: Request, experiment: Experiment, devices: int) -> int:
     return 0
 
 
-def rank_all(request: Request, experiment: Experiment, devices: int) -> int:
+def rank_all(request: PlanArguments, experiment: Experiment, devices: int) -> int:
     """Plans every layout on every mesh; prints and writes the ranking."""
     from llm_jax.layout.hardware import hardware
     from llm_jax.plan.report import print_ranking
@@ -178,7 +178,7 @@ def rank_all(request: Request, experiment: Experiment, devices: int) -> int:
     return 0
 
 
-def draw_picture(request: Request, experiment: Experiment, devices: int) -> None:
+def draw_picture(request: PlanArguments, experiment: Experiment, devices: int) -> None:
     """Draws the experiment's layout. It needs no hardware and compiles nothing."""
     import jax
 

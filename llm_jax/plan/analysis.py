@@ -11,9 +11,9 @@ import jax
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.hardware import Hardware
 from llm_jax.plan.collectives import Collective
-from llm_jax.plan.cost import BACKWARD, FORWARD, Kernel, parts
+from llm_jax.plan.cost import BACKWARD, FORWARD, KernelCost, parts
 from llm_jax.plan.efficiency import EXPECTED, SETS
-from llm_jax.plan.timeline import Program, Timeline, walk
+from llm_jax.plan.timeline import CostedModule, Timeline, walk
 
 _SCORES = re.compile(r"->\w*TS\)?/dot_general")
 """Attention scores by their einsum, whose result ends in queries and keys; products of the backward pass keep its name."""
@@ -76,7 +76,7 @@ class Analysis:
 
 def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> Analysis:
     """Predicts a step that was compiled for the devices of `mesh`, on `hardware` (of simulated CPU devices: as if they were that)."""
-    program = Program(step.module, mesh, hardware.devices_per_node)
+    program = CostedModule(step.module, mesh, hardware.devices_per_node)
     walks = {efficiency.name: walk(program, hardware, efficiency, record=efficiency is EXPECTED) for efficiency in SETS}
     expected = walks[EXPECTED.name]
     return Analysis(
@@ -90,13 +90,13 @@ def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> 
     )
 
 
-def kernels(program: Program, timeline: Timeline) -> list[tuple[Kernel, int]]:
+def kernels(program: CostedModule, timeline: Timeline) -> list[tuple[KernelCost, int]]:
     """How often each kernel runs."""
     works = ((program.works[instruction], n) for instruction, n in timeline.counts.items())
-    return [(work, n) for work, n in works if isinstance(work, Kernel)]
+    return [(work, n) for work, n in works if isinstance(work, KernelCost)]
 
 
-def kernel_rows(program: Program, timeline: Timeline, hardware: Hardware) -> tuple[KernelRow, ...]:
+def kernel_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -> tuple[KernelRow, ...]:
     """Kernels grouped by kind and place in the model."""
     rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for kernel, n in kernels(program, timeline):
@@ -106,7 +106,7 @@ def kernel_rows(program: Program, timeline: Timeline, hardware: Hardware) -> tup
     return tuple(sorted((KernelRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()), key=lambda row: -row.seconds))
 
 
-def collective_rows(program: Program, timeline: Timeline, hardware: Hardware) -> tuple[CollectiveRow, ...]:
+def collective_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -> tuple[CollectiveRow, ...]:
     """Collectives grouped by kind, axes and whether they cross nodes."""
     rows: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for instruction, n in timeline.counts.items():
@@ -119,14 +119,14 @@ def collective_rows(program: Program, timeline: Timeline, hardware: Hardware) ->
     return tuple(sorted((CollectiveRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()), key=lambda row: -row.seconds))
 
 
-def attention_kernels(program: Program, timeline: Timeline) -> dict[str, int]:
+def attention_kernels(program: CostedModule, timeline: Timeline) -> dict[str, int]:
     """Which attention runs, and how often."""
     found: Counter[str] = Counter()
     for instruction, n in timeline.counts.items():
         work = program.works[instruction]
-        if isinstance(work, Kernel) and work.kind in (FORWARD, BACKWARD):
+        if isinstance(work, KernelCost) and work.kind in (FORWARD, BACKWARD):
             found["cudnn forward" if work.kind == FORWARD else "cudnn backward"] += n
-        elif isinstance(work, Kernel) and work.kind == "matmul":
+        elif isinstance(work, KernelCost) and work.kind == "matmul":
             for _, part in parts(program.module, program.home[instruction], instruction):
                 again = "transpose(" not in part.op_name or "rematted" in part.op_name
                 if part.opcode == "dot" and again and _SCORES.search(part.op_name):

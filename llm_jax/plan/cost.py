@@ -36,7 +36,7 @@ HOST = "S(5)"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelCost:
     """One kernel, run once."""
 
     name: str
@@ -63,7 +63,7 @@ class Kernel:
         return max(self.flops * self.passes / (peak * share), self.bytes / (hardware.memory_bandwidth * efficiency.memory)) + efficiency.launch
 
 
-def read_kernel(module: Module, computation: Computation, instruction: Instruction, widened: bool = False) -> Kernel:
+def read_kernel(module: Module, computation: Computation, instruction: Instruction, widened: bool = False) -> KernelCost:
     """The kernel of an instruction that is none of FREE, a loop or a collective.
 
     `widened`: the compiler computes bfloat16 in float32 (XLA's for CPUs); products are then costed by what they were before.
@@ -73,7 +73,7 @@ def read_kernel(module: Module, computation: Computation, instruction: Instructi
     moved = read + written
     if kind == "copy" and (HOST in instruction.type_text or any(HOST in taken.type_text for taken in computation.taken(instruction))):
         kind, moved = "host copy", min(read, written)  # over the bus once
-    return Kernel(instruction.name, kind, instruction.op_name, flops, moved, rate, passes)
+    return KernelCost(instruction.name, kind, instruction.op_name, flops, moved, rate, passes)
 
 
 # --- FLOPs ---

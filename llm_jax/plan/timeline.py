@@ -22,7 +22,7 @@ import jax
 from llm_jax.layout.hardware import Hardware
 from llm_jax.layout.hlo import Computation, Instruction, Module
 from llm_jax.plan.collectives import Collective, collective_of, read_collective
-from llm_jax.plan.cost import FREE, Kernel, read_kernel
+from llm_jax.plan.cost import FREE, KernelCost, read_kernel
 from llm_jax.plan.efficiency import HOST_SYNC, Efficiency
 
 COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
@@ -31,11 +31,11 @@ ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
 _SAID_TRIPS = re.compile(r"\btrips=(\d+)")
 """What a model says of loops whose trips its data decides, by `jax.named_scope("trips=4")` around them: how many are expected."""
 
-Work = Kernel | Collective
+Work = KernelCost | Collective
 
 
 @dataclass(frozen=True)
-class Event:
+class TimelineEvent:
     """Something that runs, or a block of loop trips that are not shown one by one."""
 
     name: str
@@ -59,7 +59,7 @@ class Timeline:
     """How often each kernel and collective ran."""
     waited: dict[Instruction, float]
     """Seconds that kernels waited for each collective (or host transfer): what nothing hides."""
-    events: tuple[Event, ...]
+    events: tuple[TimelineEvent, ...]
     """In the order of their starts, loops shortened."""
     notes: tuple[str, ...]
     """What the walk could not know."""
@@ -77,7 +77,7 @@ class Timeline:
         return {"traceEvents": [{"ph": "M", "pid": 0, **name} for name in named] + events, "displayTimeUnit": "ms"}
 
 
-class Program:
+class CostedModule:
     """A module with what its instructions cost, read once for all walks."""
 
     def __init__(self, module: Module, mesh: jax.sharding.Mesh, devices_per_node: int):
@@ -118,7 +118,7 @@ class _Flight:
 class _Walk:
     """Where a walk is."""
 
-    program: Program
+    program: CostedModule
     hardware: Hardware
     efficiency: Efficiency
     record: bool
@@ -128,7 +128,7 @@ class _Walk:
     flights: list[_Flight] = field(default_factory=list)
     counts: dict[Instruction, int] = field(default_factory=lambda: defaultdict(int))
     waited: dict[Instruction, float] = field(default_factory=lambda: defaultdict(float))
-    events: list[Event] = field(default_factory=list)
+    events: list[TimelineEvent] = field(default_factory=list)
     noted: dict[str, set[Instruction]] = field(default_factory=lambda: defaultdict(set))
     """What the walk could not know, of which instructions."""
 
@@ -157,7 +157,7 @@ class _Walk:
             else:
                 self.compute(instruction, work)
 
-    def compute(self, instruction: Instruction, kernel: Kernel) -> None:
+    def compute(self, instruction: Instruction, kernel: KernelCost) -> None:
         """A kernel: slower for as long as a collective runs beside it."""
         seconds, start = kernel.seconds(self.hardware, self.efficiency), self.now
         beside = max(0.0, self.free["collectives"] - self.now)
@@ -241,11 +241,11 @@ class _Walk:
         if not self.record or seconds <= 0:
             return
         details: dict[str, Any] = {}
-        if isinstance(work, Kernel):
+        if isinstance(work, KernelCost):
             name, details = f"{work.kind}: {name}", {"source": work.source, "flops": work.flops, "bytes": work.bytes}
         elif isinstance(work, Collective):
             name, details = f"{work.kind} over {work.axis}", {"instruction": name, "bytes": work.bytes, "devices": work.devices, "nodes": work.nodes}
-        self.events.append(Event(name, row, start, seconds, details))
+        self.events.append(TimelineEvent(name, row, start, seconds, details))
 
 
 def _started(computation: Computation, done: Instruction) -> Instruction:
@@ -255,7 +255,7 @@ def _started(computation: Computation, done: Instruction) -> Instruction:
     return done
 
 
-def walk(program: Program, hardware: Hardware, efficiency: Efficiency, record: bool = False) -> Timeline:
+def walk(program: CostedModule, hardware: Hardware, efficiency: Efficiency, record: bool = False) -> Timeline:
     """Predicts one step; `record` keeps the events. Raises ValueError for a program without a schedule."""
     if not program.module.scheduled:
         raise ValueError("the program is not scheduled: the order of its instructions is not the order in which they run")

@@ -20,7 +20,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import ObjectiveConfig
 from llm_jax.plan.collectives import Collective, collective_of
 from llm_jax.plan.efficiency import EXPECTED
-from llm_jax.plan.timeline import Program, Timeline, walk
+from llm_jax.plan.timeline import CostedModule, Timeline, walk
 from llm_jax.train import compile as compiling
 from llm_jax.train.config import TrainConfig
 
@@ -144,12 +144,12 @@ def experiment(layout: str) -> Experiment:
 
 
 @functools.cache
-def compiled(layout: str) -> tuple[CompiledStep, Program, Timeline]:
+def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
     """The step for absent H100s, and a walk through it."""
     devices = GOLDEN[layout][0]
     program = compiling.absent_program(experiment(layout), gpu_compile.topology_devices("h100", devices))
     step, h100 = compiling.compile_program(program, experiment(layout)), hardware("h100")
-    read = Program(step.module, program.place.mesh, h100.devices_per_node)
+    read = CostedModule(step.module, program.place.mesh, h100.devices_per_node)
     return step, read, walk(read, h100, EXPECTED)
 
 

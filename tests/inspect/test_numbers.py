@@ -15,7 +15,7 @@ import pytest
 from llm_jax.core.errors import UserError
 from llm_jax.inspect import figures, logit_lens
 from llm_jax.inspect.analysis import find
-from llm_jax.inspect.arguments import Asked
+from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.attention import attention_weights, even_scores, head_scores, induction_score, quantised
 from llm_jax.inspect.checkpoint_diff import check_alike, layers_of, weight_differences
 from llm_jax.inspect.contexts import WordInContexts, mean_cosine, principal
@@ -154,7 +154,7 @@ def test_a_legend_names_contexts_that_begin_with_an_underscore():
 def test_a_model_whose_predictions_are_no_numbers_has_no_page():
     broken = replaced(opened_with(), lambda path, w: w * np.nan)
     with pytest.raises(UserError, match=r"random: its predictions are no numbers \(NaN\)"):
-        find(broken, Asked("random", "", "ids=1,2,3", (1, 2, 3)))
+        find(broken, InspectArguments("random", "", "ids=1,2,3", (1, 2, 3)))
 
 
 # --- weights ---

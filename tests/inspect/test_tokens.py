@@ -8,7 +8,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.data.sentencepiece_tokenizer import train
 from llm_jax.inspect.tokenizers import Measured, Sample, measure, samples
-from llm_jax.inspect.tokens import Piece, Vocabulary, find_word, spelled
+from llm_jax.inspect.tokens import Token, Vocabulary, find_word, spelled
 from tests.data.conftest import documents
 
 TEXT = "naïve 日本 model\n\t  reads 😀 42."
@@ -36,16 +36,16 @@ def test_byte_level_pieces_are_spelled_too():
 
 def test_control_tokens_and_rows_that_pad_the_embedding_have_names_and_no_bytes(tokenizer):
     vocabulary = Vocabulary(tokenizer)
-    assert vocabulary[tokenizer.bos_id] == Piece(tokenizer.bos_id, b"", "<s>")
+    assert vocabulary[tokenizer.bos_id] == Token(tokenizer.bos_id, b"", "<s>")
     assert vocabulary[5000].label == "#5000"
 
 
-def pieces_of(*texts: str) -> list[Piece]:
-    return [Piece(i, text.encode(), "") for i, text in enumerate(texts)]
+def pieces_of(*texts: str) -> list[Token]:
+    return [Token(i, text.encode(), "") for i, text in enumerate(texts)]
 
 
 def test_a_word_is_the_tokens_that_it_lies_in_and_the_last_whole_one():
-    parts = [Piece(1, b"", "<s>"), *pieces_of("We", " b", "ank", " on", " the", " ban", "k.", " banks")]
+    parts = [Token(1, b"", "<s>"), *pieces_of("We", " b", "ank", " on", " the", " ban", "k.", " banks")]
     assert find_word(parts, "bank", "x") == [6, 7]
     assert find_word(parts, "We", "x") == [1]
     with pytest.raises(UserError, match="word=ban: is no word of the context 'x'"):
@@ -58,7 +58,7 @@ def test_a_word_may_stand_in_quotes_or_at_a_dash_of_any_script():
     with pytest.raises(UserError, match="word=Bank"):
         find_word(pieces_of("Bank", "überfall"), "Bank", "x")
     assert find_word(pieces_of("我在", "银行", "工作"), "银行", "x") == [1]
-    broken = [Piece(1, "é".encode()[1:]), *pieces_of(" bank")]  # half a character before it
+    broken = [Token(1, "é".encode()[1:]), *pieces_of(" bank")]  # half a character before it
     assert find_word(broken, "bank", "x") == [1]
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from llm_jax.layout.hlo import Module
 from llm_jax.model.flops import keys_per_query
-from llm_jax.plan.cost import Kernel, read_kernel, seen
+from llm_jax.plan.cost import KernelCost, read_kernel, seen
 from tests.plan.hardware import PERFECT, ROUND, program
 
 
-def kernel(module: Module, name: str = "k") -> Kernel:
+def kernel(module: Module, name: str = "k") -> KernelCost:
     return read_kernel(module, module.entry, module.entry.instructions[name])
 
 
@@ -83,7 +83,7 @@ def test_cublas_ragged_and_convolution_are_counted():
 B, H, G, T, K = 3, 8, 2, 64, 16
 
 
-def attention(backward: bool, mask: str, window: int) -> Kernel:
+def attention(backward: bool, mask: str, window: int) -> KernelCost:
     config = {
         "cudnn_fmha_backend_config": {
             "intermediate_tensor_shape": {"dimensions": [str(n) for n in (B, H, T, T)]},
@@ -143,6 +143,6 @@ def test_a_slice_of_a_stack_of_layers_is_read_and_written_alone():
 
 
 def test_seconds_are_those_of_flops_or_of_bytes_whichever_are_more():
-    assert Kernel("k", "matmul", "", flops=2e15, bytes=1e12, rate="bfloat16").seconds(ROUND, PERFECT) == 2.0
-    assert Kernel("k", "matmul", "", flops=2e15, bytes=3e12, rate="bfloat16").seconds(ROUND, PERFECT) == 3.0
-    assert Kernel("k", "matmul", "", flops=2e15, bytes=0, rate="float32").seconds(ROUND, PERFECT) == 4.0
+    assert KernelCost("k", "matmul", "", flops=2e15, bytes=1e12, rate="bfloat16").seconds(ROUND, PERFECT) == 2.0
+    assert KernelCost("k", "matmul", "", flops=2e15, bytes=3e12, rate="bfloat16").seconds(ROUND, PERFECT) == 3.0
+    assert KernelCost("k", "matmul", "", flops=2e15, bytes=0, rate="float32").seconds(ROUND, PERFECT) == 4.0

@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.layout.hlo import Module
 from llm_jax.plan import collectives, efficiency
-from llm_jax.plan.timeline import COMPUTE, NODE, Program, Timeline, walk
+from llm_jax.plan.timeline import COMPUTE, NODE, CostedModule, Timeline, walk
 from tests.plan.hardware import PERFECT, ROUND, mesh, program
 
 MS = 1e-3
@@ -26,7 +26,7 @@ def collectives_start_at_once(monkeypatch):
 
 
 def timeline(module: Module, rates=PERFECT) -> Timeline:
-    return walk(Program(module, mesh(data=2), ROUND.devices_per_node), INSTANT, rates, record=True)
+    return walk(CostedModule(module, mesh(data=2), ROUND.devices_per_node), INSTANT, rates, record=True)
 
 
 def waited(done: Timeline) -> dict[str, float]:
