@@ -36,10 +36,10 @@ from llm_jax.core.console import Console
 
 console = Console()
 console.log_to(Path(sys.argv[1]))
-console.say("the first")
+console.log("the first")
 sys.stdin.readline()  # until nobody reads
 for i in range(3):
-    console.say(f"line {i}")
+    console.log(f"line {i}")
 console.close()
 """
 

@@ -65,11 +65,11 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_but_not_where_
     victim = next(path for path in sorted((copy / "checkpoints" / "8").rglob("*")) if path.is_file() and path.stat().st_size > 100)
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0\0")
     said: list[str] = []
-    assert open_model(copy, say=said.append).step == 6
+    assert open_model(copy, log=said.append).step == 6
     assert len(said) == 1
     assert "checkpoint 8 is damaged" in said[0]
     with pytest.raises(UserError, match=r"step=8: .*damaged"):
-        open_model(copy, step=8, say=said.append)
+        open_model(copy, step=8, log=said.append)
 
 
 def test_the_moving_average_is_what_evaluation_sees(tmp_path):
@@ -105,7 +105,7 @@ def test_what_was_trained_with_cudnn_is_opened_without_it_and_that_is_said(run_d
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("attention: xla", "attention: cudnn", 1))
     said: list[str] = []
-    opened = open_model(copy, say=said.append)
+    opened = open_model(copy, log=said.append)
     assert opened.config.attention == "xla"
     assert dataclasses.asdict(opened.config)["attention"] == "xla"
     assert "model.attention=cudnn" in said[0]

@@ -56,7 +56,7 @@ def check(case: Case, seed: int, folder: Path) -> str:
     ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
     if (worst := np.abs(ours - exact).max()) > tolerance:
         return f"DIFFERS: logits by {worst:.1e}"
-    pretrained.save_model(opened, folder / "saved", say=lambda line: None)
+    pretrained.save_model(opened, folder / "saved", log=lambda line: None)
     again = reference.logits(reference.read(folder / "saved"), tokens_BT)
     if (back := np.abs(again - exact).max()) > tolerance:
         return f"DIFFERS: logits of what was saved by {back:.1e}"

@@ -30,22 +30,22 @@ class Terminal(RichConsole):
 class Console:
     """Prints lines and one line of progress. Only the first of several processes has a voice."""
 
-    def __init__(self, speaks: bool = True):
+    def __init__(self, is_main_process: bool = True):
         self.rich = Terminal(highlight=False, soft_wrap=True, markup=False)
-        self.speaks, self.last = speaks, 0.0
+        self.is_main_process, self.last = is_main_process, 0.0
         self.files: dict[Path, TextIO] = {}
         self.bar: Progress | None = None
         self.waiting: list[str] = []  # said before there was a run folder
 
     def log_to(self, path: Path) -> None:
         """From now on, and for what was said before any log was there, also append to this file, and to those named before."""
-        if self.speaks and path not in self.files:
+        if self.is_main_process and path not in self.files:
             self.files[path] = path.open("a")
             self.write(self.files[path], self.waiting)
 
-    def say(self, text: str = "") -> None:
+    def log(self, text: str = "") -> None:
         """A line (or several)."""
-        if not self.speaks:
+        if not self.is_main_process:
             return
         before = self.rich.unread
         self.show(text)
@@ -70,7 +70,7 @@ class Console:
 
     def start(self, total: int, done: int) -> None:
         """Begins the progress bar, on a terminal."""
-        if self.speaks and self.rich.is_terminal:
+        if self.is_main_process and self.rich.is_terminal:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
             self.bar = Progress(*columns, console=self.rich, transient=True)
             self.task = self.bar.add_task("", total=total, completed=done, text="compiling")
@@ -83,7 +83,7 @@ class Console:
             self.bar.update(self.task, completed=step, text=text)
         elif time.monotonic() - self.last >= every or step == total:
             self.last = time.monotonic()
-            self.say(f"step {step:>{len(str(total))}}/{total}  {text}")
+            self.log(f"step {step:>{len(str(total))}}/{total}  {text}")
 
     def stop(self) -> None:
         """Ends the progress bar."""

@@ -46,7 +46,7 @@ class Busy(UserError):
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> Iterator[None]:
+def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> Iterator[None]:
     """Holds a run folder, which exists, for this process alone; the system lets go of it however the process ends.
 
     `shared`: beside others that share it too.
@@ -59,7 +59,7 @@ def locked(run_dir: Path, say: Callable[[str], None], shared: bool = False) -> I
         except BlockingIOError:
             raise Busy(f"run_dir={run_dir}: {BUSY}; wait for it, or choose another") from None
         except OSError as error:
-            say(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
+            log(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
         yield
     finally:
         os.close(folder)

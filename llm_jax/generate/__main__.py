@@ -78,7 +78,7 @@ def generate(arguments: list[str]) -> int:
     texts = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(texts)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
-    engine = Engine(opened, slots, longest, say=to_stderr)
+    engine = Engine(opened, slots, longest, log=to_stderr)
     del opened  # its weights are stacked by layers; the engine has its own
     results, seconds = write(engine, requests)
     if file:

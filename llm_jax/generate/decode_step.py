@@ -48,14 +48,14 @@ class DecodePrograms:
     Weights of layers are arrays of their own here: a product with a part of a stack would copy that part first, at every step.
     """
 
-    def __init__(self, program: TrainModel, slots: int, capacity: int, prompts: int, vocab: int, say: Callable[[str], None]):
+    def __init__(self, program: TrainModel, slots: int, capacity: int, prompts: int, vocab: int, log: Callable[[str], None]):
         """prompts: rows of a prefill. vocab: of the tokenizer; rows of the embedding beyond it are never drawn."""
         config = program.config
         config = dataclasses.replace(config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless"))
         self.place = decoding_place(program.place, config)
         self.program = TrainModel(config, program.optimizer, self.place)
         assert config.vocab
-        self.slots, self.prompts, self.vocab, self.say = slots, prompts, vocab, say
+        self.slots, self.prompts, self.vocab, self.log = slots, prompts, vocab, log
         self.rows = config.vocab
         self.capacity = caches.cache_length(capacity)
         self.options = program_options(self.program)
@@ -152,7 +152,7 @@ class DecodePrograms:
                 self.compiled[name, size] = jitted.lower(*arguments).compile()
                 seconds = time.perf_counter() - begun
                 self.compile_seconds += seconds
-                self.say(f"compiled {name}: {size}, {seconds:.1f} s")
+                self.log(f"compiled {name}: {size}, {seconds:.1f} s")
             return self.compiled[name, size](*arguments)
 
     # The programs

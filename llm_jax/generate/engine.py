@@ -58,22 +58,22 @@ class ActiveRequest:
 class Engine:
     """Continues prompts, many at once. All processes of a mesh make the same calls, and get the same results."""
 
-    def __init__(self, opened: Opened, slots: int = 8, max_tokens: int = 512, prefill_rows: int = 1, say: Callable[[str], None] = silent):
+    def __init__(self, opened: Opened, slots: int = 8, max_tokens: int = 512, prefill_rows: int = 1, log: Callable[[str], None] = silent):
         """slots: requests that run at once; others wait. max_tokens: of prompt and continuation together, at most. prefill_rows: prompts (of one
         bucket of lengths) that are read at once. Both counts are raised to what the layout's split of the batch divides.
 
-        `say` is told what is compiled, and when. Raises UserError for sizes that can't be.
+        `log` is called with what is compiled, and when. Raises UserError for sizes that can't be.
         """
         require(slots >= 1, "slots", slots, "at least 1")
         require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
         config, tokenizer = opened.program.config, tokenizer_or_ids(opened)
-        self.path, self.tokenizer, self.say = opened.path, tokenizer, say
+        self.path, self.tokenizer, self.log = opened.path, tokenizer, log
         self.max_tokens = min(max_tokens, config.positions) if config.position == "learned" else max_tokens
         self.ends_at_positions = self.max_tokens < max_tokens
         place = decoding_place(opened.program.place, config)
         parts = place.size(place.axes("batch"))
         slots, prompts = (-(-n // parts) * parts for n in (slots, prefill_rows))
-        self.programs = DecodePrograms(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, say)
+        self.programs = DecodePrograms(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, log)
         self.update(opened.parameters)
         try:
             self.state = jax.block_until_ready(self.programs.empty())

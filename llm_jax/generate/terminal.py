@@ -22,9 +22,9 @@ def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale says
-    aloud = engine.programs.say
+    aloud = engine.programs.log
     held: list[str] = []
-    engine.programs.say = held.append
+    engine.programs.log = held.append
     begun = time.perf_counter()
     ids = [engine.submit(request) for request in requests]
     arrived: dict[int, str] = {}
@@ -40,7 +40,7 @@ def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]
                     say_held(held, aloud)
                     heading(requests, now, engine.tokenizer)
                 amid = True
-                say(arrived[ids[now]])
+                write_now(arrived[ids[now]])
                 arrived[ids[now]] = ""
                 result = engine.results[ids[now]]
                 if result.finished is None:
@@ -50,10 +50,10 @@ def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]
             if not amid:
                 say_held(held, aloud)
     except KeyboardInterrupt:
-        say("\n")  # after half a line
+        write_now("\n")  # after half a line
         raise
     finally:
-        engine.programs.say = aloud
+        engine.programs.log = aloud
         say_held(held, aloud)
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     return [engine.results.pop(i) for i in ids], seconds
@@ -66,7 +66,7 @@ def say_held(lines: list[str], aloud: Callable[[str], None]) -> None:
     lines.clear()
 
 
-def say(text: str) -> None:
+def write_now(text: str) -> None:
     """Prints what there is, at once."""
     if text:
         print(text, end="", flush=True)
@@ -76,17 +76,17 @@ def heading(requests: list[Request], number: int, tokenizer: GenerationTokenizer
     """What comes before a continuation."""
     request = requests[number]
     if len(requests) > 1:
-        say(f"--- {number + 1} of {len(requests)}\n")
-    say(tokenizer.decode(request.ids) if request.ids else request.prompt)
+        write_now(f"--- {number + 1} of {len(requests)}\n")
+    write_now(tokenizer.decode(request.ids) if request.ids else request.prompt)
 
 
 def ending(result: Result, tokenizer: GenerationTokenizer) -> None:
     """What comes after it."""
-    say("\n")
+    write_now("\n")
     if result.finished == "positions":
         print("(the text ends where the model's learned positions do)", file=sys.stderr)
     if not result.request.logprobs:
         return
     for token, logprob, top in zip(result.tokens, result.logprobs, result.top, strict=True):
         likely = "  ".join(f"{tokenizer.decode([other])!r} {other_logprob:.3f}" for other, other_logprob in top)
-        say(f"{tokenizer.decode([token])!r:>16} {logprob:8.3f}   of: {likely}\n")
+        write_now(f"{tokenizer.decode([token])!r:>16} {logprob:8.3f}   of: {likely}\n")

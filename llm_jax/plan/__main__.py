@@ -168,10 +168,10 @@ def rank_all(request: PlanArguments, experiment: Experiment, devices: int) -> in
     from llm_jax.plan.report import print_ranking
     from llm_jax.plan.search import search
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    ranking = search(experiment, hardware(request.hardware), devices, request.compiler, say)  # type: ignore[arg-type]
+    ranking = search(experiment, hardware(request.hardware), devices, request.compiler, log)  # type: ignore[arg-type]
     if request.json:
         Path(request.json).write_text(json.dumps(ranking.to_json(), indent=2) + "\n")
     print_ranking(ranking)

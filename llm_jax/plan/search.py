@@ -22,7 +22,7 @@ from llm_jax.model.dims import DIMS, PipelineConfig
 from llm_jax.plan.memory import least_bytes
 from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Ranking:
         return {"plans": self.plans, "left_out": left_out, "same": self.same}
 
 
-def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, say: Say, workers: int | None = None) -> Ranking:
+def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, log: Log, workers: int | None = None) -> Ranking:
     """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
 
     What does not divide, or cannot fit (`memory.least_bytes`), is not compiled. `workers`:
@@ -79,7 +79,7 @@ def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: C
             left_out.append(LeftOut(candidate, why))
         else:
             to_compile.append(candidate)
-    say(f"{len(tried)} layouts and meshes, {len(to_compile)} to compile")
+    log(f"{len(tried)} layouts and meshes, {len(to_compile)} to compile")
 
     plans = []
     with pool(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
@@ -93,7 +93,7 @@ def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: C
             else:
                 plans.append(result)
             outcome = left_out[-1].why if not plans or plans[-1] is not result else f"{result['tokens_per_second_per_device']:,.0f} tokens/s a device"
-            say(f"{number}/{len(to_compile)} {candidate.name}: {outcome}")
+            log(f"{number}/{len(to_compile)} {candidate.name}: {outcome}")
     plans.sort(key=lambda plan: -plan["tokens_per_second_per_device"])
     return Ranking(plans, left_out, same)
 

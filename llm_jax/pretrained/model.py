@@ -86,13 +86,13 @@ def open_model(
     step: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: bool = True,
-    say: Callable[[str], None] = to_stderr,
+    log: Callable[[str], None] = to_stderr,
 ) -> Opened:
     """The model in a run folder, or in a folder of Hugging Face's.
 
     layout, mesh: where its weights live here; None: on one device. dtype: of the weights and of what is computed ("float32", "bfloat16");
     None: as it was trained, or as its files are. step: of the checkpoint; None: the newest. leave_out: names (* for anything)
-    of a folder's tensors to do without. tokenizer: whether it is read too. `say` is told what differs from what was trained. Raises UserError
+    of a folder's tensors to do without. tokenizer: whether it is read too. `log` is called with what differs from what was trained. Raises UserError
     where there is no model, or it can't be opened like this.
     """
     path = Path(path).expanduser()
@@ -102,15 +102,15 @@ def open_model(
     experiment = dataclasses.replace(experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {})
     experiment = dataclasses.replace(experiment, model=for_use(experiment.model.resolved(), dtype))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
-    experiment = with_kernel_for(experiment, place.platform(), say)
-    read = tokenizer_of(path, say) if tokenizer or experiment.model.vocab is None else None
+    experiment = with_kernel_for(experiment, place.platform(), log)
+    read = tokenizer_of(path, log) if tokenizer or experiment.model.vocab is None else None
     if experiment.model.vocab is None:
         if read is None:
             raise UserError(f"{path}: has no tokenizer, and its configuration no model.vocab")
         experiment = dataclasses.replace(experiment, model=experiment.model.resolved(read.vocab_size))
     check_model(experiment.model, place)
     program = TrainModel(experiment.model, experiment.optimizer, place)
-    parameters, at = read_weights(path, program, step, say, leave_out)
+    parameters, at = read_weights(path, program, step, log, leave_out)
     return Opened(path, experiment, program, parameters, read, at)
 
 
@@ -126,13 +126,13 @@ def experiment_of(path: Path) -> Experiment:
     return read_experiment(path)
 
 
-def tokenizer_of(path: Path, say: Callable[[str], None]) -> Tokenizer | None:
+def tokenizer_of(path: Path, log: Callable[[str], None]) -> Tokenizer | None:
     """The tokenizer of a run folder or of one of Hugging Face's; None where there is none, or in files that aren't read, which is said."""
     folder = tokenizer_folder(path)
     if (folder / JSON_NAME).is_file() or (folder / MODEL_NAME).is_file():
         return load_tokenizer(folder, "tokenizer")
     if others := [name for name in UNREAD if (folder / name).is_file()]:
-        say(f"{folder}: its tokenizer is in {', '.join(others)}, which isn't read; put a {JSON_NAME} there (transformers' AutoTokenizer writes one)")
+        log(f"{folder}: its tokenizer is in {', '.join(others)}, which isn't read; put a {JSON_NAME} there (transformers' AutoTokenizer writes one)")
     return None
 
 
@@ -156,9 +156,9 @@ def for_use(model: ModelConfig, dtype: str | None) -> ModelConfig:
     return dataclasses.replace(model, parameter_dtype=kind, compute_dtype=kind, gradient_dtype="float32")
 
 
-def with_kernel_for(experiment: Experiment, platform: str, say: Callable[[str], None]) -> Experiment:
+def with_kernel_for(experiment: Experiment, platform: str, log: Callable[[str], None]) -> Experiment:
     """cuDNN's attention needs an NVIDIA GPU, and a bound on the documents of a row, which belongs to training."""
     if experiment.model.attention != "cudnn":
         return experiment
-    say(f"model.attention=cudnn: is how this model was trained (devices here: {platform}); it is opened with model.attention=xla")
+    log(f"model.attention=cudnn: is how this model was trained (devices here: {platform}); it is opened with model.attention=xla")
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="xla"))

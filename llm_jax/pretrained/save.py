@@ -64,7 +64,7 @@ def save(arguments: list[str]) -> int:
 
 
 def save_model(
-    opened: Any, folder: Path | str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, family: str = "", say: Callable[[str], None] = print
+    opened: Any, folder: Path | str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, family: str = "", log: Callable[[str], None] = print
 ) -> None:
     """Writes an opened model as a folder of Hugging Face's, whole or not at all.
 
@@ -86,7 +86,7 @@ def save_model(
     dtype = dtype or model.parameter_dtype
     ids = token_ids(opened, tree)
     made = {**one.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
-    say(f"{opened.path}: {made['architectures'][0]}, {opened.program.parameter_count():,} parameters in {dtype}")
+    log(f"{opened.path}: {made['architectures'][0]}, {opened.program.parameter_count():,} parameters in {dtype}")
     with new_folder(folder) as part:
         (part / CONFIG).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
         if source and (source / GENERATION).is_file():

@@ -21,7 +21,7 @@ def steps_of(run_dir: Path) -> list[int]:
     return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def read_weights(run_dir: Path, program: TrainModel, step: int | None, say: Callable[[str], None], leave_out: Sequence[str] = ()) -> tuple[Any, int]:
+def read_weights(run_dir: Path, program: TrainModel, step: int | None, log: Callable[[str], None], leave_out: Sequence[str] = ()) -> tuple[Any, int]:
     """(parameters of a model, placed as the program stores them and in its parameter dtype; the step). Nothing in the folder is changed.
 
     run_dir: a run folder, one with the `weights` of a loaded model (step 0, until it has checkpoints), or a folder of Hugging Face's. Where
@@ -45,7 +45,7 @@ def read_weights(run_dir: Path, program: TrainModel, step: int | None, say: Call
             checksums.check(folder)
         except checksums.Damaged as error:
             problem = f"checkpoint {tried} is damaged ({error})"
-            say(f"{run_dir}: {problem}")
+            log(f"{run_dir}: {problem}")
             continue
         return read_arrays(folder / "state", program, str(folder)), tried
     raise UserError(f"{run_dir}: {problem}, and there is no other that is whole" if step is None else f"step={step}: {run_dir}: {problem}")

@@ -11,7 +11,7 @@ from llm_jax.processes.group import Group
 T = TypeVar("T")
 
 
-def together(group: Group, name: str, body: Callable[[], T], runs: bool = True) -> T:
+def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True) -> T:
     """What body() returns, on every process. Where it raises on one, all raise: the first to fail names itself in the others' error.
 
     runs: whether this process runs it; the others wait, and have None.
@@ -32,13 +32,13 @@ def together(group: Group, name: str, body: Callable[[], T], runs: bool = True) 
     return result
 
 
-def of_first(group: Group, name: str, body: Callable[[], Any]) -> Any:
+def broadcast_from_first(group: Group, name: str, body: Callable[[], Any]) -> Any:
     """What body() returns on the first process (something that JSON can say), on all."""
-    result = together(group, f"{name} of the first", body, runs=group.task.rank == 0)
+    result = run_on_all(group, f"{name} of the first", body, runs=group.task.rank == 0)
     return group.exchange(name, result)[0] if group.task.size > 1 else result
 
 
-def first_problem(group: Group, name: str, problem: str) -> str:
+def first_error(group: Group, name: str, problem: str) -> str:
     """The first of the processes' problems, with the process that has it; empty where nobody has one."""
     told = group.exchange(name, [problem, group.task.name])
     return next((text + (f" ({where})" if group.task.size > 1 else "") for text, where in told if text), "")

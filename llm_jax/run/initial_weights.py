@@ -81,13 +81,13 @@ def check_folder(experiment: Experiment) -> None:
         )
 
 
-def first_state(experiment: Experiment, program: TrainModel, say: Callable[[str], None]) -> TrainState:
+def first_state(experiment: Experiment, program: TrainModel, log: Callable[[str], None]) -> TrainState:
     """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
     path = experiment.train.start_from
     if not path:
         return program.new_state(experiment.train.seed)
-    parameters, step = read_weights(Path(path).expanduser(), program, None, say)
-    say(f"starting with the weights of {path}, step {step}")
+    parameters, step = read_weights(Path(path).expanduser(), program, None, log)
+    log(f"starting with the weights of {path}, step {step}")
     return program.state_with(parameters)
 
 

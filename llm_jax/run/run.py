@@ -28,7 +28,7 @@ from llm_jax.model import accounting, transformer
 from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.processes import preflight
-from llm_jax.processes.collective import of_first, together
+from llm_jax.processes.collective import broadcast_from_first, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.run import initial_weights, run_folder
 from llm_jax.run.header import closing, header
@@ -64,12 +64,12 @@ def run(experiment: Experiment, group: Group, begun: float) -> int:
     begun: the `time.monotonic()` from which on the run's time is counted.
     """
     use_compilation_cache(experiment)
-    console = Console(speaks=group.task.rank == 0)
+    console = Console(is_main_process=group.task.rank == 0)
     with contextlib.closing(console):
         try:
             return prepare_and_train(experiment, console, group, begun)
         except Stopped as stopped:
-            console.say(stopped.early)
+            console.log(stopped.early)
             return stopped.code
 
 
@@ -78,15 +78,15 @@ def prepare_and_train(experiment: Experiment, console: Console, group: Group, be
     place = place_of(experiment)
     last = check_folder(experiment, group)
     if is_finished(experiment, last):
-        console.say(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
+        console.log(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
         return 0
-    corpus = prepare_corpus(experiment, shared, group, console.say)
+    corpus = prepare_corpus(experiment, shared, group, console.log)
     experiment = dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
     check_layout(experiment, place)
     with_room = with_max_segments(experiment, corpus, place)  # not in the folder's config: other devices need others
     program = TrainModel(with_room.model, experiment.optimizer, place, experiment.train.ema_decay)
     if experiment.train.start_from and not initial_weights.has_begun(Path(experiment.run_dir)):
-        together(group, "start", lambda: initial_weights.check_start(experiment, program))
+        run_on_all(group, "start", lambda: initial_weights.check_start(experiment, program))
     with opened(experiment, corpus, last, group, console):
         return train(with_room, program, corpus, console, group, begun, shared)
 
@@ -102,16 +102,17 @@ def train(experiment: Experiment, program: TrainModel, corpus: data.Corpus, cons
 
         def restore(newest: float = math.inf) -> tuple[TrainState, dict[str, Any]]:
             found = restored(program, checkpoints, experiment, corpus, console, newest)
-            return found or (together(group, "first state", lambda: initial_weights.first_state(experiment, program, console.say)), {"step": 0})
+            return found or (run_on_all(group, "first state", lambda: initial_weights.first_state(experiment, program, console.log)), {"step": 0})
 
         state, info = restore()
         if info["step"]:
-            console.say(f"resuming at step {info['step']}" + (f"; roll-backs before: {len(rollbacks.list)}" if rollbacks.list else ""))
-        peak = of_first(group, "peak", lambda: (shared.peak or device_peak)(place.mesh, experiment.model.compute_dtype, group.task.local_size))
-        console.say(header(experiment, program, corpus, peak))
+            console.log(f"resuming at step {info['step']}" + (f"; roll-backs before: {len(rollbacks.list)}" if rollbacks.list else ""))
+        measured = shared.peak or device_peak
+        peak = broadcast_from_first(group, "peak", lambda: measured(place.mesh, experiment.model.compute_dtype, group.task.local_size))
+        console.log(header(experiment, program, corpus, peak))
         running = make_running(life, experiment, checkpoints, rollbacks, corpus, info, begun, peak and peak * place.mesh.size)
         if running.goodput.notice:
-            console.say(running.goodput.notice)
+            console.log(running.goodput.notice)
         feed = Feed(
             corpus,
             place,
@@ -141,7 +142,7 @@ def train(experiment: Experiment, program: TrainModel, corpus: data.Corpus, cons
                     break
                 except Spike as raised:
                     spike = raised.with_traceback(None)  # its frames hold the state, and there may not be room for two
-                state, info = roll_back(spike, running, rollbacks, restore, console.say)
+                state, info = roll_back(spike, running, rollbacks, restore, console.log)
             with jax.set_mesh(place.mesh):
                 if experiment.sample.tokens:
                     with running.goodput.spent_on("sample"):
@@ -151,11 +152,11 @@ def train(experiment: Experiment, program: TrainModel, corpus: data.Corpus, cons
                 raise
             code, stopped = error.code, error
         except Diverged as error:
-            console.say(f"the run diverged: {error}")
+            console.log(f"the run diverged: {error}")
             code = EXIT_DIVERGED
         settle([running], group)
         if stopped:
-            console.say(f"{stopped} at step {running.latest['step']}; checkpoint saved; the same command goes on from here")
+            console.log(f"{stopped} at step {running.latest['step']}; checkpoint saved; the same command goes on from here")
         if group.task.rank == 0:
             last_word(experiment, program, running, peak, code, console)
     return code
@@ -172,7 +173,7 @@ def settle(runs: Sequence[Running], group: Group) -> None:
     group.mark("end")
 
 
-def prepare_corpus(experiment: Experiment, shared: Shared, group: Group, say: Callable[[str], None]) -> data.Corpus:
+def prepare_corpus(experiment: Experiment, shared: Shared, group: Group, log: Callable[[str], None]) -> data.Corpus:
     """The corpus that the experiment asks for. The first process builds what the cache doesn't have yet; then one on every other host does,
     where the cache is another one; and the rest find all of it.
 
@@ -187,13 +188,13 @@ def prepare_corpus(experiment: Experiment, shared: Shared, group: Group, say: Ca
             batch_size=experiment.train.batch_size,
             seed=experiment.train.seed,
             run_dir=None,
-            log=say,
+            log=log,
         )
 
     group.mark("data")
     rank, local_rank = group.task.rank, group.task.local_rank
     turns = (rank == 0, rank > 0 and local_rank == 0, rank > 0 and local_rank > 0)
-    made = [together(group, f"corpus, turn {i}", prepare, runs=mine) for i, mine in enumerate(turns)]
+    made = [run_on_all(group, f"corpus, turn {i}", prepare, runs=mine) for i, mine in enumerate(turns)]
     corpus = next(corpus for corpus in made if corpus is not None)
     (first, name), *others = group.exchange("corpus", [corpus.fingerprint, group.task.name])
     for fingerprint, other in others:
@@ -215,7 +216,7 @@ def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
         run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
         return run_folder.last_summary(run_dir)
 
-    return of_first(group, "run folder", check)
+    return broadcast_from_first(group, "run folder", check)
 
 
 def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
@@ -230,7 +231,7 @@ def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any],
 
     def open_folder() -> list[str]:
         run_folder.make_folder(run_dir)
-        held.enter_context(locked(run_dir, console.say))
+        held.enter_context(locked(run_dir, console.log))
         changed = run_folder.check_same_run(run_dir, yaml)
         run_folder.write_config(run_dir, yaml)
         console.log_to(run_dir / "log.txt")
@@ -238,15 +239,15 @@ def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any],
         return changed
 
     with contextlib.ExitStack() as held, run_folder.usable(run_dir):
-        changed = of_first(group, "open", open_folder)
+        changed = broadcast_from_first(group, "open", open_folder)
         group.record_in(run_dir)
         for change in changed:
-            console.say(f"differs from the last start in this run folder: {change}")
+            console.log(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":
                 steps, schedule = experiment.train.steps, experiment.optimizer.schedule
-                console.say(f"the learning-rate schedule ({schedule}) now ends at step {steps}: the rate may jump here")
+                console.log(f"the learning-rate schedule ({schedule}) now ends at step {steps}: the rate may jump here")
         if last.get("state") == "diverged":
-            console.say(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
+            console.log(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
         yield
 
 
@@ -306,7 +307,7 @@ def last_word(
     summary |= running.goodput.summary()  # to the very end
     write_json(run_dir / "summary.json", summary)
     if code == 0:
-        console.say(running.label + closing(summary, run_dir, curve))
+        console.log(running.label + closing(summary, run_dir, curve))
 
 
 def use_compilation_cache(experiment: Experiment) -> None:
@@ -355,7 +356,7 @@ def restored(
     program: TrainModel, checkpoints: Checkpoints, experiment: Experiment, corpus: data.Corpus, console: Console, newest: float = math.inf
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest readable checkpoint's state and info, of those up to the step `newest`; None where there is none."""
-    found = checkpoints.restore_latest(program.abstract_state(), console.say, newest) if checkpoints.steps() else None
+    found = checkpoints.restore_latest(program.abstract_state(), console.log, newest) if checkpoints.steps() else None
     if found is None:
         return None
     state, info = found
@@ -386,7 +387,7 @@ def show_samples(program: TrainModel, state: TrainState, corpus: data.Corpus, ex
     if group.task.rank == 0:
         (Path(experiment.run_dir) / "samples.txt").write_text("\n\n".join(shown) + "\n")
     for text in shown:
-        console.say(text)
+        console.log(text)
 
 
 def summarise(experiment: Experiment, program: TrainModel, running: Running, peak: float | None) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from llm_jax.scaling.grid import Grid, Point, Row
 from llm_jax.scaling.predictions import read_predictions, write_predictions
 
 
-def conclude(grid: Grid, folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
+def conclude(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], None]) -> None:
     """Compares held-out runs with what was foretold, fits the table of runs as the grid says, and writes the report.
 
     What can't be fitted is said in a line, and is no failure: the runs are there.
     """
-    compare(folder, rows, say)
+    compare(folder, rows, log)
     from llm_jax.scaling.fit.show import print_fit
     from llm_jax.scaling.report import write_report
 
@@ -30,12 +30,12 @@ def conclude(grid: Grid, folder: Path, rows: list[Row], say: Callable[[str], Non
             fit, notes = fitted(grid, folder)
             print_fit(fit, notes)
         except UserError as error:
-            say(f"no fit (method={grid.method}): {error}")
+            log(f"no fit (method={grid.method}): {error}")
     try:
         page = write_report(folder / "runs.csv", folder, fit=fit, notes=notes, method=grid.method, convention=grid.convention, insist=False)
-        say(f"report: {page}")
+        log(f"report: {page}")
     except UserError as error:
-        say(f"no report: {error}")
+        log(f"no report: {error}")
 
 
 def fitted(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
@@ -48,7 +48,7 @@ def fitted(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
     return method.fit(**columns, convention=convention), notes
 
 
-def predict(grid: Grid, folder: Path, points: list[Point], rows: list[Row], say: Callable[[str], None]) -> None:
+def predict(grid: Grid, folder: Path, points: list[Point], rows: list[Row], log: Callable[[str], None]) -> None:
     """Writes down what the other runs say of held-out ones, before these have done a step: prediction.json.
 
     The law is L = E + A/N^alpha + B/D^beta through all finished runs. Its interval is that of the law, from resamples; a single run's
@@ -67,7 +67,7 @@ def predict(grid: Grid, folder: Path, points: list[Point], rows: list[Row], say:
     try:
         law = fit.parametric([row[column] for row in used], [row["tokens"] for row in used], [row["eval_loss"] for row in used])
     except UserError as error:
-        say(f"held-out runs can't be foretold: {error}")
+        log(f"held-out runs can't be foretold: {error}")
         return
     for point in new:
         assert point.experiment
@@ -81,14 +81,14 @@ def predict(grid: Grid, folder: Path, points: list[Point], rows: list[Row], say:
             "from_runs": len(used), "largest_flops_of_them": largest,
             "predicted": expected, "interval_95": [low, high], "law": law.parameters,
         }  # fmt: skip
-        say(
+        log(
             f"foretold: {point.name}, {short(n)} parameters, {short(d)} tokens, {point.cost / largest:.1f} times the FLOPs of the largest run: "
             f"held-out loss {expected:.4f} ({low:.4f} to {high:.4f})"
         )
     write_predictions(folder, told)
 
 
-def compare(folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
+def compare(folder: Path, rows: list[Row], log: Callable[[str], None]) -> None:
     """Adds to each prediction what was measured, and says how far it was off."""
     told = read_predictions(folder)
     measured = {row["hash"]: row["eval_loss"] for row in rows if row["status"] == "finished"}
@@ -96,6 +96,6 @@ def compare(folder: Path, rows: list[Row], say: Callable[[str], None]) -> None:
         loss = measured.get(one["hash"])
         if loss is not None:
             one |= {"measured": loss, "error": one["predicted"] - loss, "relative_error": one["predicted"] / loss - 1}
-            say(f"held out: {name}: foretold {one['predicted']:.4f}, measured {loss:.4f}: {one['relative_error']:+.2%}")
+            log(f"held out: {name}: foretold {one['predicted']:.4f}, measured {loss:.4f}: {one['relative_error']:+.2%}")
     if told:
         write_predictions(folder, told)

@@ -67,12 +67,12 @@ class GridProgress:
             self.bar.update(self.task, completed=self.part(), text=f"{self.line()}  {name}: {text}")
         elif time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
-            self.console.say(f"{self.line()}  {name}: {text}")
+            self.console.log(f"{self.line()}  {name}: {text}")
 
     def ended(self, flops: float, text: str) -> None:
         """A point came to an end, of so many FLOPs in all; it is said in a line."""
         self.done, self.flops_done, self.of_point, self.last = self.done + 1, self.flops_done + flops, 0.0, time.monotonic()
-        self.console.say(f"{self.line()}  {text}")
+        self.console.log(f"{self.line()}  {text}")
 
     def part(self) -> float:
         """How much of all FLOPs is done."""

@@ -47,12 +47,12 @@ def run_grid(grid: Grid, group: Group) -> int:
     with contextlib.closing(console):
         run_folder.make_folder(folder)
         # A part of a grid may run beside other parts, as in an array of jobs; the whole may not.
-        with locked(folder, console.say, shared=bool(grid.settings.points)):
+        with locked(folder, console.log, shared=bool(grid.settings.points)):
             console.log_to(folder / "log.txt")
             try:
                 return Session(grid, folder, console, group).run()
             except Stopped as stopped:
-                console.say(f"{stopped}; the same command goes on from here")
+                console.log(f"{stopped}; the same command goes on from here")
                 return stopped.code
 
 
@@ -82,7 +82,7 @@ class Session:
         done = [p for p in chosen if p.hash in self.ended]
         self.check_all([p.experiment for p in chosen if p.experiment and p.hash not in self.ended])
         if done:
-            self.console.say(f"{len(done)} of {len(chosen)} points have come to an end before: they are not run again")
+            self.console.log(f"{len(done)} of {len(chosen)} points have come to an end before: they are not run again")
         cost = sum(p.own_cost for p in chosen)
         self.progress = GridProgress(self.console, len(chosen), len(done), cost, sum(p.own_cost for p in done), self.grid.base.train.progress_every)
         gc.freeze()  # what is there by now needn't be looked through after every run
@@ -94,7 +94,7 @@ class Session:
                 added = [p for p in self.chosen(points) if p.hash not in known]
                 self.progress.more(len(added), sum(p.own_cost for p in added))
                 for point in added:
-                    self.console.say(f"point {point.number} {point.name}: added by the design")
+                    self.console.log(f"point {point.number} {point.name}: added by the design")
         finally:
             gc.unfreeze()
             self.progress.stop()
@@ -112,7 +112,7 @@ class Session:
         if errors and len(errors) == len(experiments):
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
-            run.prepare_corpus(experiments[0], self.shared, self.group, self.console.say)
+            run.prepare_corpus(experiments[0], self.shared, self.group, self.console.log)
 
     def ready(self, points: list[Point], pending: list[Point]) -> list[Point]:
         """Those that can be run now: what is held out comes after all others, and is foretold from them."""
@@ -124,7 +124,7 @@ class Session:
                 f"grid.points={self.grid.settings.points}: point {pending[0].number} is foretold from the others; "
                 f"run these first: {', '.join(map(str, others))}"
             )
-        predict(self.grid, self.folder, pending, [self.ended[p.hash] for p in points if p.hash in self.ended], self.console.say)
+        predict(self.grid, self.folder, pending, [self.ended[p.hash] for p in points if p.hash in self.ended], self.console.log)
         return pending
 
     def points(self) -> list[Point]:
@@ -178,12 +178,12 @@ class Session:
         """How it went, and the exit code."""
         chosen = self.chosen(points)
         bad = [p for p in chosen if self.ended[p.hash]["status"] != "finished"]
-        self.console.say(f"{len(chosen) - len(bad)} of {len(chosen)} points finished; table: {self.folder / 'runs.csv'}")
+        self.console.log(f"{len(chosen) - len(bad)} of {len(chosen)} points finished; table: {self.folder / 'runs.csv'}")
         for point in bad:
             row = self.ended[point.hash]
-            self.console.say(f"point {point.number} {point.name}: {row['status']}: {row['reason']}")
+            self.console.log(f"point {point.number} {point.name}: {row['status']}: {row['reason']}")
         if not self.grid.settings.points:
-            conclude(self.grid, self.folder, list(self.ended.values()), self.console.say)
+            conclude(self.grid, self.folder, list(self.ended.values()), self.console.log)
         return EXIT_SOME_FAILED if bad else 0
 
 
@@ -247,7 +247,7 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
             raise  # not the points' fault: somebody else is at it
         except Exception as error:
             reason = failure(error)
-            console.say(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
+            console.log(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
             failed = {"status": "failed", "reason": reason}
     for point, experiment in zip(points, experiments, strict=True):
         write_json(Path(experiment.run_dir) / collect.NOTE, note_of(point) | failed)
@@ -263,7 +263,7 @@ def begin(point: Point, session: Session) -> None:
         run_folder.write_config(run_dir, to_yaml(point.experiment))
     write_json(run_dir / collect.NOTE, note_of(point))
     if session.grid.trunks:
-        branch_off(point, session.points(), session.console.say)
+        branch_off(point, session.points(), session.console.log)
 
 
 def note_of(point: Point) -> dict[str, Any]:

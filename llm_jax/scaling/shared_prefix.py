@@ -46,7 +46,7 @@ def with_trunks(points: list[Point]) -> list[Point]:
     return sorted(changed, key=lambda p: p.hash not in leaders)
 
 
-def branch_off(point: Point, points: list[Point], say: Callable[[str], None]) -> None:
+def branch_off(point: Point, points: list[Point], log: Callable[[str], None]) -> None:
     """Gives a branch that has not begun its trunk's checkpoint, and the metrics up to there."""
     trunk = next((family[0] for family in families(points) if point.hash in [p.hash for p in family[1:]]), None)
     if trunk is None:
@@ -58,7 +58,7 @@ def branch_off(point: Point, points: list[Point], say: Callable[[str], None]) ->
         return
     source = of_trunk / "checkpoints" / str(step)
     if not source.exists():
-        say(f"point {point.number} {point.name}: its trunk {trunk.name} has no checkpoint of step {step}, so it is trained from the start")
+        log(f"point {point.number} {point.name}: its trunk {trunk.name} has no checkpoint of step {step}, so it is trained from the start")
         return
     lines = [line for line in metrics.read_metrics(of_trunk / "metrics.jsonl") if line["step"] <= step]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -40,7 +40,7 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool
     submitting.check_slurm()
     with contextlib.closing(console):
         run_folder.make_folder(job.folder(folder))
-        with locked(folder, console.say):
+        with locked(folder, console.log):
             last = read_state(folder)
             if not going_on:
                 check_not_submitted(folder, last)
@@ -78,7 +78,7 @@ def tell_lost(session: Session, points: list[Point]) -> None:
 
 def submit_points(session: Session, submission: Submission, points: list[Point]) -> None:
     """Submits an array of these points' runs, and the job that waits for it."""
-    folder, say = session.folder, session.console.say
+    folder, log = session.folder, session.console.log
     runs = []
     for point in points:
         if point.experiment is None:  # what can't be is in the table as it is
@@ -106,13 +106,13 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     for i, run in enumerate(runs):
         submitting.record(run, f"{array}_{i}")
     write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
-    say(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
-    say(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
+    log(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
+    log(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
     if session.tried:  # nobody is there to read more
         return
-    say(f"site settings: {submission.site_file or 'none'}")
-    say(f"scripts: {script}, {slurm / 'go_on.sh'}")
-    say(submitting.next_steps(folder, folder / "log.txt"))
+    log(f"site settings: {submission.site_file or 'none'}")
+    log(f"scripts: {script}, {slurm / 'go_on.sh'}")
+    log(submitting.next_steps(folder, folder / "log.txt"))
 
 
 def array_script(grid: Grid, submission: Submission, listed: Path, count: int) -> str:

@@ -135,7 +135,7 @@ def prepare_and_train(
 ) -> list[int]:
     """The corpus in every run's order, the run folders, and the runs in them. `lasts`: the summaries of their last starts."""
     first = experiments[0]
-    corpus = run.prepare_corpus(first, shared, group, console.say)
+    corpus = run.prepare_corpus(first, shared, group, console.log)
     by_seed = {e.train.seed: corpus if e.train.seed == first.train.seed else corpus.with_seed(e.train.seed) for e in experiments}
     vocabulary = corpus.tokenizer.vocab_size
     experiments = [dataclasses.replace(e, model=e.model.resolved(vocabulary)) for e in experiments]
@@ -169,8 +169,8 @@ def train(
             life.callback(kept.close)
         states, infos = start_or_resume(programs, checkpoints, experiments, corpora, console)
         peak = (shared.peak or device_peak)(place.mesh, e.model.compute_dtype)
-        console.say(header(e, program, corpora[0], peak))
-        console.say(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
+        console.log(header(e, program, corpora[0], peak))
+        console.log(f"together    {count} runs in one program, the first as above; they differ in {'; '.join(varied(experiments))}")
         peak_of_all = peak and peak * place.mesh.size
         runs = [
             run.make_running(life, x, kept, Rollbacks(Path(x.run_dir), group), corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
@@ -178,7 +178,7 @@ def train(
         ]
         for running in runs:
             if running.goodput.notice:
-                console.say(running.label + running.goodput.notice)
+                console.log(running.label + running.goodput.notice)
         feed = FeedTogether(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)
         life.callback(feed.close)
         evaluate = by_device(place, make_evaluation(own_program), in_axes=(0, None, None))
@@ -206,10 +206,10 @@ def train(
         except Stopped as stopped:
             if not group.held:  # not a step was done
                 raise
-            console.say(f"{stopped} at step {loop.live()[0].latest['step']}; checkpoints saved; the same command goes on from here")
+            console.log(f"{stopped} at step {loop.live()[0].latest['step']}; checkpoints saved; the same command goes on from here")
             stopped_by = stopped.code
         except Diverged:
-            console.say(f"all {count} runs diverged")
+            console.log(f"all {count} runs diverged")
         run.settle(runs, group)
         codes = [EXIT_DIVERGED if running.diverged else stopped_by for running in runs]
         for x, running, code in zip(experiments, runs, codes, strict=True):
@@ -235,11 +235,11 @@ def start_or_resume(
         ]
         restored = [pair for pair in found if pair is not None]
         if len(restored) == len(found) and len({info["step"] for _, info in restored}) == 1:
-            console.say(f"resuming at step {restored[0][1]['step']}")
+            console.log(f"resuming at step {restored[0][1]['step']}")
             return [state for state, _ in restored], [info for _, info in restored]
         # A checkpoint was damaged, and has been set aside.
     if any(kept.steps() for kept in checkpoints):
-        console.say("the runs have no checkpoint of the same step, so all of them start again")
+        console.log("the runs have no checkpoint of the same step, so all of them start again")
     states = [program.new_state(experiment.train.seed) for program, experiment in zip(programs, experiments, strict=True)]
     return states, [{"step": 0}] * len(states)
 

@@ -24,7 +24,7 @@ import jax
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import sync_folder
-from llm_jax.processes.collective import first_problem, of_first, together
+from llm_jax.processes.collective import broadcast_from_first, first_error, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.state import TrainState
@@ -47,7 +47,7 @@ class Checkpoints:
             logging.getLogger(library).setLevel(logging.CRITICAL)
         self.ocp, self.run_dir, self.config, self.group, self.reach = ocp, run_dir, config, group, reach
         self.folder = (run_dir / "checkpoints").absolute()
-        found = of_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
+        found = broadcast_from_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
         self.scores: dict[int, float | None] = dict(found)
         """The steps that there are whole checkpoints of, each with its held-out loss, if it has one."""
         self.begun = set(self.scores)
@@ -110,7 +110,7 @@ class Checkpoints:
             sync_folder(self.folder)
 
         later_ones = [later for later in reversed(self.steps()) if later > step]
-        of_first(self.group, "remove", remove)
+        broadcast_from_first(self.group, "remove", remove)
         for later in later_ones:
             del self.scores[later]
             self.begun.discard(later)
@@ -204,7 +204,7 @@ class Checkpoints:
                     f"and this experiment's is {here.get(name, 'not there')}); choose another run_dir"
                 )
 
-    def restore_latest(self, abstract: TrainState, say: Callable[[str], None], newest: float = math.inf) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(self, abstract: TrainState, log: Callable[[str], None], newest: float = math.inf) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that all processes can read, of those up to the step `newest`; None where there is none.
 
         Those after it, which can't be read, are reported and moved to <run_dir>/damaged. Where no checkpoint can be
@@ -212,13 +212,13 @@ class Checkpoints:
         """
         failed: dict[int, str] = {}
         for step in reversed([step for step in self.steps() if step <= newest]):
-            found, problem = together(self.group, "restore", lambda: self.try_restore(step, abstract))  # noqa: B023
-            problem = first_problem(self.group, "restored", problem)
+            found, problem = run_on_all(self.group, "restore", lambda: self.try_restore(step, abstract))  # noqa: B023
+            problem = first_error(self.group, "restored", problem)
             if problem:
                 failed[step] = problem
                 continue
             for bad, reason in failed.items():
-                say(f"checkpoint {bad} can't be read and was moved to {self.set_aside(bad)} ({reason})")
+                log(f"checkpoint {bad} can't be read and was moved to {self.set_aside(bad)} ({reason})")
             return found
         if failed:
             step, reason = next(iter(failed.items()))
@@ -250,7 +250,7 @@ class Checkpoints:
             (self.folder / str(step)).rename(damaged)
             return str(damaged)
 
-        where = of_first(self.group, "set aside", move)
+        where = broadcast_from_first(self.group, "set aside", move)
         del self.scores[step]
         self.begun.discard(step)
         return where

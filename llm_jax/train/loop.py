@@ -121,9 +121,9 @@ class Loop:
         self.fresh = False
         self.console.progress(done, self.train.steps, self.line(done), self.train.progress_every)
         for run in live:
-            run.check(done, self.console.say)
+            run.check(done, self.console.log)
             if run.diverged and len(self.runs) > 1:
-                self.console.say(f"{run.label}diverged: {run.diverged}")
+                self.console.log(f"{run.label}diverged: {run.diverged}")
         if not self.live():
             raise Diverged(live[-1].diverged)
 
@@ -137,7 +137,7 @@ class Loop:
         if scores is not None:
             for run, own in zip(self.runs, self.parts(scores), strict=True):
                 if not run.diverged:
-                    run.score(done, {name: float(value) for name, value in own.items()}, self.console.say)
+                    run.score(done, {name: float(value) for name, value in own.items()}, self.console.log)
         every = save or self.group.received is not None
         wanted = [run for run in self.live() if every or (scores is not None and run.checkpoints.wants(run.latest["eval_loss"]))]
         if scores is not None and not every:  # the processes compute the same, but if they didn't, they would wait for each other for ever

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import drop_torn_line, sync_folder
 from llm_jax.data import batch_sha
-from llm_jax.processes.collective import of_first
+from llm_jax.processes.collective import broadcast_from_first
 from llm_jax.processes.group import Group
 from llm_jax.train import metrics
 from llm_jax.train.config import RollbackConfig
@@ -60,7 +60,7 @@ class Rollbacks:
 
     def __init__(self, run_dir: Path, group: Group):
         self.path, self.group = run_dir / NAME, group
-        self.list = [Rollback(**line) for line in of_first(group, "roll-backs", self.read)]
+        self.list = [Rollback(**line) for line in broadcast_from_first(group, "roll-backs", self.read)]
 
     def read(self) -> list[dict[str, Any]]:
         """The lines of the file. A last one without its end is of a roll-back that was not finished, and is removed."""
@@ -92,7 +92,7 @@ class Rollbacks:
                 os.fsync(file.fileno())
             sync_folder(self.path.parent)
 
-        of_first(self.group, "roll-back", append)
+        broadcast_from_first(self.group, "roll-back", append)
         self.list.append(rollback)
 
 
@@ -122,7 +122,7 @@ class SpikeWatch:
 
 
 def roll_back(
-    spike: Spike, running: Running, rollbacks: Rollbacks, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], say: Callable[[str], None]
+    spike: Spike, running: Running, rollbacks: Rollbacks, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], log: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state and info to go on from. All processes call it. `restore`: those of the newest checkpoint up to a step, or of the start."""
     config, checkpoints, group = running.train.rollback, running.checkpoints, rollbacks.group
@@ -134,12 +134,12 @@ def roll_back(
     state, info = restore(kept)
     checkpoints.remove_after(kept)
     hashed = running.train.batch_sha
-    shas = of_first(group, "skipped", lambda: [batch_sha(running.corpus.batch(batch)) for batch in batches] if hashed else [])
+    shas = broadcast_from_first(group, "skipped", lambda: [batch_sha(running.corpus.batch(batch)) for batch in batches] if hashed else [])
     rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
     running.go_back(info, spike.step)
     named = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] or [str(batch) for batch in batches]
     shown = named if len(named) <= 3 else [named[0], "...", named[-1]]
-    say(
+    log(
         f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step {kept + 1} on {len(batches)} batches "
         f"are skipped: {', '.join(shown)} (roll-back {len(rollbacks.list)} of at most {config.most})"
     )

@@ -104,14 +104,14 @@ class Running:
         if self.writer and (done % self.train.log_every == 0 or done == self.train.steps):
             self.writer.write(values)
 
-    def check(self, done: int, say: Callable[[str], None]) -> None:
+    def check(self, done: int, log: Callable[[str], None]) -> None:
         """Says that the step's update was skipped, if it was; too many in a row are the end of the run.
 
         Raises Spike where its loss was one and the run can still be rolled back.
         """
         if self.bad_in_a_row:
             loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
-            say(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
+            log(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
         if self.bad_in_a_row >= self.train.stop_after_bad_steps:
             self.checkpoints.wait()
             self.diverged = (
@@ -124,12 +124,12 @@ class Running:
             self.checkpoints.wait()
             self.diverged = f"{spike}, after as many roll-backs as train.rollback.most={self.train.rollback.most} allows; {CALMER}"
 
-    def score(self, done: int, scores: dict[str, float], say: Callable[[str], None]) -> None:
+    def score(self, done: int, scores: dict[str, float], log: Callable[[str], None]) -> None:
         """An evaluation's scores: written down and said."""
         self.latest |= scores
         if self.writer:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
-        say(f"{self.label}step {done}: held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
+        log(f"{self.label}step {done}: held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
 
     def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
         """Keeps the state. `scored`: whether the newest held-out loss is this state's."""

@@ -43,7 +43,7 @@ PHASES = {
     "training": (MetricsWriter, "write", lambda self, values: values["step"] == 3, (3, 4)),
     "evaluating": (evaluation, "on_devices", lambda *a: True, (4,)),
     "saving": (run.Checkpoints, "save", lambda self, state, step, *a: step == 6, (6,)),
-    "the last evaluation": (loop.Console, "say", lambda self, text: text.startswith("step 8/8"), (8,)),
+    "the last evaluation": (loop.Console, "log", lambda self, text: text.startswith("step 8/8"), (8,)),
     "sampling": (run, "show_samples", lambda *a: True, (8,)),
 }
 

@@ -231,7 +231,7 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
 def test_the_time_to_the_first_token_is_without_that_of_compiling():
     """Of a prompt that waits for another one's end, too, and where log-probabilities are asked for."""
     engine, said = Engine(opened(), slots=1, max_tokens=32), []
-    engine.programs.say = said.append
+    engine.programs.log = said.append
     begun = time.perf_counter()
     first, second = engine.generate([Request("x", max_tokens=3, logprobs=2), Request("y", max_tokens=3)])
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
@@ -266,7 +266,7 @@ def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
 
 def test_no_text_is_broken_by_what_the_engine_says(capsys):
     """Programs are compiled while texts are written: what is said of that comes before or after one."""
-    engine = Engine(opened(), slots=1, max_tokens=200, say=print)
+    engine = Engine(opened(), slots=1, max_tokens=200, log=print)
     results, _ = write(engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)])
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("compiled")] == ["compiled prefill", *["compiled decode"] * 2]

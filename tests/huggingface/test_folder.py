@@ -216,7 +216,7 @@ def test_of_one_file_and_an_index_of_others_none_is_taken_in_silence(tmp_path):
 def test_a_tokenizer_that_is_not_read_is_said_and_is_no_hindrance_to_the_model(tmp_path):
     folder, said = copied("gpt2", tmp_path), []
     (folder / "vocab.json").write_text("{}")
-    assert open_model(folder, say=said.append).tokenizer_if_any is None
+    assert open_model(folder, log=said.append).tokenizer_if_any is None
     assert len(said) == 1
     assert "its tokenizer is in vocab.json, which isn't read; put a tokenizer.json there" in said[0]
     (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel"}}')

@@ -241,7 +241,7 @@ def test_main_is_the_same_for_grids(capsys):
 
 def test_the_time_that_is_left_is_told_by_what_this_start_has_done():
     console, said = Console(), []
-    console.say = said.append  # type: ignore[method-assign]
+    console.log = said.append  # type: ignore[method-assign]
     progress = GridProgress(console, points=2, done=0, flops=100.0, flops_done=0.0)
     progress.started -= 10  # ten seconds in which a point went from 40 FLOPs to 50
     progress.began(40.0)

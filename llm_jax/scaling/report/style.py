@@ -117,13 +117,13 @@ def many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def span(low: float, high: float, say: Callable[[float], str] = short) -> str:
+def span(low: float, high: float, number: Callable[[float], str] = short) -> str:
     """A range; one number where its ends are said alike.
 
     >>> span(2e6, 3e9), span(1e8, 1.0001e8)
     ('2M to 3G', '100M')
     """
-    first, last = say(low), say(high)
+    first, last = number(low), number(high)
     return first if first == last else f"{first} to {last}"
 
 
