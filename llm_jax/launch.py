@@ -24,7 +24,7 @@ skipped, and runs.csv has a row for each; key=value is then for all points alike
 
   python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
   python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
-  python -m llm_jax.launch experiment=NAME grid.executor=together grid.at_once=8      runs of one shape in one program
+  python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
 
 submit=slurm hands the run, or a grid's runs, to Slurm (docs/cluster.md): it writes a job script into the run folder and submits it. The job
 saves before its time limit and when it is preempted, and goes on by itself until the run is finished:

@@ -63,7 +63,7 @@ def show(grid: Grid) -> str:
 def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     """Prints every point with what it is and takes, and the script of its job where it is to be submitted."""
     points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
-    chosen = grid.settings.chosen(len(points))
+    chosen = grid.settings.selected_numbers(len(points))
     speed, assumed = assumed_speed(grid)
     n_column, c_column = accounting.columns(grid.convention)
     made = Table(box=None, pad_edge=False, header_style="dim")

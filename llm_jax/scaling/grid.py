@@ -28,7 +28,7 @@ Overrides = dict[str, Any]
 Row = dict[str, Any]
 """A finished or failed run in the table of runs (`collect.COLUMNS`)."""
 Design = Callable[[Experiment, list[Row]], list[Overrides]]
-"""(the base with all overrides of the command line, what has run so far) → all points that there are to be. It is asked again when
+"""(the base with all overrides of the command line, what has run so far) → all points that there are to be. It is call_experiment_code again when
 these have run, so it may add points; those that it named before it names again."""
 Rule = Callable[[Experiment], Overrides]
 """What follows from the rest of a point: a learning rate from its size, a warm-up from its tokens."""
@@ -93,20 +93,20 @@ class GridConfig:
     """How a grid is run: the keys `grid.*` of a command line."""
 
     points: str = ""
-    """Only these: "3:7" is the points 3, 4, 5 and 6 of the table that --dry-run prints, "5" one; empty: all."""
-    executor: Literal["one_by_one", "together"] = "one_by_one"
-    """One run after another in this process; or runs of the same shape at once in one program."""
+    """Points to run, by their numbers in the table of --dry-run: "3:7" is 3, 4, 5 and 6, "5" is one point; empty: all."""
+    executor: Literal["one_by_one", "vmap"] = "one_by_one"
+    """one_by_one: runs points one after another in this process; vmap: runs points of one shape in one program."""
     at_once: int = 8
-    """executor=together: at most so many runs in one program. They differ in seed, schedule, weight decay and initial scale only, and
-    are dealt out over the mesh's devices (layout=single mesh.data=-1), each whole on one. On a CPU a few for each device are fastest."""
+    """executor=vmap: the most runs in one program. They differ in seed, schedule, weight decay and initial scale only, and are spread
+    over the mesh's devices (layout=single mesh.data=-1), each run whole on one device. On a CPU a few per device are fastest."""
     retry: bool = False
-    """Whether runs that diverged are tried again (failed ones always are)."""
+    """Whether diverged runs are run again (failed runs always are)."""
     mfu: float = 0.4
-    """Assumed in --dry-run's hours: the part of the devices' peak that the runs reach."""
+    """Model FLOPs utilisation, the part of the devices' peak FLOP/s, behind --dry-run's hours."""
     hardware: str = ""
-    """Assumed there too: h100, h200, ... (layout/hardware.toml); empty: this machine."""
+    """Hardware behind --dry-run's hours: h100, h200, ... (layout/hardware.toml); empty: this machine."""
     devices: int = 1
-    """hardware=NAME: devices of a run."""
+    """hardware=NAME: devices that each run has."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -117,8 +117,8 @@ class GridConfig:
         if self.hardware:
             hardware(self.hardware)
 
-    def chosen(self, count: int) -> range:
-        """The numbers of the points to run, of so many."""
+    def selected_numbers(self, count: int) -> range:
+        """The numbers of the points to run, of `count` points. Raises UserError where there are none."""
         if not self.points:
             return range(count)
         first, colon, end = self.points.partition(":")
@@ -149,7 +149,7 @@ class Grid:
     from its checkpoint where their decay begins. They are the same runs to the last bit, for less."""
     settings: GridConfig = field(default_factory=GridConfig)
     made: dict[str, Point] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Points by their overrides, made once: a grid is asked for them after every run."""
+    """Points by their overrides, made once: a grid is call_experiment_code for them after every run."""
 
     def check(self) -> None:
         """Raises UserError for what doesn't fit together."""
@@ -174,7 +174,7 @@ class Grid:
                 point = self.made[key] = self.made.get(key) or make_point(self, overrides, held_out)
                 if found.setdefault(point.hash, point).held_out != held_out:
                     raise UserError(
-                        f"grid {self.base.name}: {point.name} is held out, and a point of the design too: it can't be foretold from itself"
+                        f"grid {self.base.name}: {point.name} is held out, and a point of the design too: it can't be predicted from itself"
                     )
         points = [dataclasses.replace(point, number=number) for number, point in enumerate(found.values())]
         if not points:
@@ -185,7 +185,7 @@ class Grid:
 
     def listed(self, part: Design | Sequence[Overrides], table: list[Row]) -> list[Overrides]:
         """The overrides of a part of the grid. Raises UserError for what is none."""
-        made = asked(part, self.base, table) if callable(part) else part
+        made = call_experiment_code(part, self.base, table) if callable(part) else part
         if not isinstance(made, list | tuple) or not all(isinstance(overrides, dict) for overrides in made):
             raise UserError(
                 f"grid {self.base.name}: a design is a list of overrides as {{'train.seed': 1}}, or a function that makes one; not {made!r:.80}"
@@ -240,7 +240,7 @@ class Point:
         return self.cost - self.inherited
 
 
-def asked(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_experiment_code(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a design or a rule says. Raises UserError, with the line, for what one of an experiment file raises: that is no bug of ours."""
     try:
         return function(*arguments)
@@ -267,7 +267,7 @@ def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
     try:
         experiment = with_vocabulary(resolved(override(grid.base, list(settings.items()))))
         for rule in grid.rules:
-            more = asked(rule, experiment)
+            more = call_experiment_code(rule, experiment)
             if wrong := next((key for key in more if key in OF_DESIGNS or key in settings), None):
                 raise UserError(f"grid {grid.base.name}: a rule sets {wrong}, which the design has settled")
             settings |= more
@@ -314,7 +314,9 @@ def with_command_line(grid: Grid, pairs: list[tuple[str, str]]) -> Grid:
         near = None if "." in key or key in all_keys(grid.base) else closest(f"grid.{key}", known)
         if near and near.removeprefix("grid.") == key:
             raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{near}'?")
-    settings = with_values(Holder(grid.settings), own).grid
+    if ("grid.executor", "together") in own:
+        raise UserError("grid.executor=together: this executor is named vmap now. Use grid.executor=vmap.")
+    settings = with_values(GridKeys(grid.settings), own).grid
     quiet = dataclasses.replace(grid.base, sample=dataclasses.replace(grid.base.sample, tokens=0))  # many runs, and nobody to read them
     grid = dataclasses.replace(grid, base=override(quiet, rest), settings=settings)
     grid.check()
@@ -327,7 +329,7 @@ def with_command_line(grid: Grid, pairs: list[tuple[str, str]]) -> Grid:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """What makes `grid.*` keys of a `GridConfig`'s fields."""
+class GridKeys:
+    """A tree of configuration with `GridConfig` at the key `grid`, so that its fields are set as `grid.*`."""
 
     grid: GridConfig

@@ -1,4 +1,4 @@
-"""prediction.json: what a grid wrote down of held-out runs before it trained them, beside its table of runs."""
+"""prediction.json: predicted losses of held-out runs, written before these runs are trained, beside the table of runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FILE = "prediction.json"
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """By run: what was predicted of it, and what was measured; empty where there is none. Raises UserError for a damaged file."""
+    """Name of a run → its prediction and, once trained, its measured loss; empty without a file. Raises UserError for a damaged file."""
     return read_json(folder / FILE)
 
 
-def write_predictions(folder: Path, told: dict[str, dict[str, Any]]) -> None:
-    """Writes it, whole or not at all."""
-    write_json(folder / FILE, told)
+def write_predictions(folder: Path, predictions: dict[str, dict[str, Any]]) -> None:
+    """Writes prediction.json, whole or not at all."""
+    write_json(folder / FILE, predictions)

@@ -1,4 +1,4 @@
-"""What a person sees of a grid: a line for each run that came to an end, and one line of progress for the whole."""
+"""Progress of a grid on the console: a line for each run that ended, and one progress line for the whole grid."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from llm_jax.core.format import short
 
 
 class PointConsole(Console):
-    """A run's own console in a grid: it writes log.txt, and tells the grid how far it is."""
+    """The console of a run in a grid: it writes the run's log.txt only, and reports its progress to the grid."""
 
-    def __init__(self, began: Callable[[int], None], told: Callable[[int, str], None]):
+    def __init__(self, on_start: Callable[[int], None], on_progress: Callable[[int, str], None]):
+        """on_start(step): called once, with the step from which the run starts or resumes. on_progress(step, text): called often."""
         super().__init__()
-        self.began, self.told = began, told
+        self.on_start, self.on_progress = on_start, on_progress
 
     def show(self, text: str) -> None:
-        """Nothing: it is in log.txt."""
+        """Prints nothing: the line is in log.txt."""
 
     def start(self, total: int, done: int) -> None:
-        """Begins at a step."""
+        """Reports the start of training after `done` steps."""
         self.last = time.monotonic()
-        self.began(done)
-        self.told(done, "compiling")
+        self.on_start(done)
+        self.on_progress(done, "compiling")
 
     def progress(self, step: int, total: int, text: str, every: float) -> None:
-        """Tells the grid, and log.txt at times."""
+        """Reports a step to the grid; logs a line every `every` seconds."""
         super().progress(step, total, text, every)
-        self.told(step, f"step {step}/{total} {text.split('  ')[0]}")
+        self.on_progress(step, f"step {step}/{total} {text.split('  ')[0]}")
 
     def stop(self) -> None:
-        """There is no bar."""
+        """Does nothing: a run in a grid has no bar of its own."""
 
 
 class GridProgress:
-    """The whole grid's progress, counted in FLOPs: points differ too much to be counted."""
+    """Progress of a whole grid, measured in FLOPs because points differ in cost by orders of magnitude."""
 
     def __init__(self, console: Console, points: int, done: int, flops: float, flops_done: float, every: float = 10.0):
+        """points, flops: of the selected points; done, flops_done: of those that ended before. every: seconds between two lines."""
         self.console, self.every = console, every
-        self.points, self.done, self.flops, self.before = points, done, flops, flops_done
-        self.flops_done, self.of_point = flops_done, 0.0
+        self.points, self.done, self.flops, self.flops_before = points, done, flops, flops_done
+        self.flops_done, self.flops_of_point = flops_done, 0.0
         self.started = self.last = time.monotonic()
         self.bar: Progress | None = None
         if console.rich.is_terminal:
@@ -51,41 +53,41 @@ class GridProgress:
             self.task = self.bar.add_task("", total=1.0, text="")
             self.bar.start()
 
-    def more(self, points: int, flops: float) -> None:
-        """The design added points."""
+    def add_points(self, points: int, flops: float) -> None:
+        """Counts points that the design added, and their FLOPs."""
         self.points += points
         self.flops += flops
 
-    def began(self, flops: float) -> None:
-        """A point goes on with so many FLOPs done before: they say nothing of how fast this start is."""
-        self.before += flops
+    def resume_from(self, flops: float) -> None:
+        """Excludes FLOPs that a resumed point did in earlier starts from the speed behind the ETA."""
+        self.flops_before += flops
 
-    def running(self, name: str, flops: float, text: str) -> None:
-        """How far the point is that runs now: its own FLOPs, those of earlier starts among them."""
-        self.of_point = flops
+    def update(self, name: str, flops: float, text: str) -> None:
+        """Shows the progress of the running point; flops: done of it so far, in earlier starts too."""
+        self.flops_of_point = flops
         if self.bar:
             self.bar.update(self.task, completed=self.part(), text=f"{self.line()}  {name}: {text}")
         elif time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             self.console.log(f"{self.line()}  {name}: {text}")
 
-    def ended(self, flops: float, text: str) -> None:
-        """A point came to an end, of so many FLOPs in all; it is said in a line."""
-        self.done, self.flops_done, self.of_point, self.last = self.done + 1, self.flops_done + flops, 0.0, time.monotonic()
+    def point_ended(self, flops: float, text: str) -> None:
+        """Counts a point as ended and prints `text` behind the progress; flops: the point's total."""
+        self.done, self.flops_done, self.flops_of_point, self.last = self.done + 1, self.flops_done + flops, 0.0, time.monotonic()
         self.console.log(f"{self.line()}  {text}")
 
     def part(self) -> float:
-        """How much of all FLOPs is done."""
-        return (self.flops_done + self.of_point) / self.flops if self.flops else 1.0
+        """The part of the grid's FLOPs that is done, 0 to 1."""
+        return (self.flops_done + self.flops_of_point) / self.flops if self.flops else 1.0
 
     def line(self) -> str:
-        """points 7/20  1.2T of 5T FLOPs (24 %)  ETA 3:20"""
-        done, elapsed = self.flops_done + self.of_point, time.monotonic() - self.started
-        fresh = done - self.before
+        """The progress line: "points 7/20  1.2T of 5T FLOPs (24 %)  ETA 3:20"."""
+        done, elapsed = self.flops_done + self.flops_of_point, time.monotonic() - self.started
+        fresh = done - self.flops_before
         eta = f"  ETA {duration((self.flops - done) * elapsed / fresh)}" if fresh > 0 and done < self.flops else ""
         return f"points {self.done}/{self.points}  {short(done)} of {short(self.flops)} FLOPs ({self.part():.0%}){eta}"
 
     def stop(self) -> None:
-        """Ends the bar."""
+        """Removes the bar."""
         self.console.stop()
         self.bar = None

@@ -21,8 +21,8 @@ from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
 from llm_jax.scaling import collect
 from llm_jax.scaling.grid import Grid, Point, folder_of
-from llm_jax.scaling.runner import Session, begin, note_of
-from llm_jax.scaling.shared_prefix import families
+from llm_jax.scaling.runner import Session, prepare_run_folder, point_note
+from llm_jax.scaling.shared_prefix import group_by_trunk
 from llm_jax.slurm import job
 from llm_jax.slurm import submit as submitting
 from llm_jax.slurm.submit import Submission
@@ -48,10 +48,10 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool
             session = Session(grid, folder, console, group, tried=frozenset(last["tried"]) if going_on else frozenset())
             points = session.points()
             tell_lost(session, points)
-            pending = [p for p in session.chosen(points) if p.hash not in session.ended]
+            pending = [p for p in session.selected(points) if p.hash not in session.ended]
             if not pending:
                 session.write_table()
-                return session.last_word(points)
+                return session.finish(points)
             submit_points(session, submission, ready(session, points, pending))
     return 0
 
@@ -60,10 +60,10 @@ def ready(session: Session, points: list[Point], pending: list[Point]) -> list[P
     """Those that can run now: no branch whose trunk is still to run, and no held-out run before all others."""
     waiting = set()
     if session.grid.trunks:
-        for trunk, *branches in families(points):
+        for trunk, *branches in group_by_trunk(points):
             if trunk.hash not in session.ended:
                 waiting |= {branch.hash for branch in branches}
-    return [point for point in session.ready(points, pending) if point.hash not in waiting or point.hash in session.tried]
+    return [point for point in session.runnable(points, pending) if point.hash not in waiting or point.hash in session.tried]
 
 
 def tell_lost(session: Session, points: list[Point]) -> None:
@@ -72,7 +72,7 @@ def tell_lost(session: Session, points: list[Point]) -> None:
         row = session.ended.get(point.hash)
         if row and row["status"] == "unfinished" and point.experiment:
             reason = "cancelled" if job.cancelled(Path(point.experiment.run_dir)).exists() else job.LOST
-            write_json(Path(point.experiment.run_dir) / collect.NOTE, note_of(point) | {"reason": reason})
+            write_json(Path(point.experiment.run_dir) / collect.NOTE, point_note(point) | {"reason": reason})
             row["reason"] = reason
 
 
@@ -84,7 +84,7 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
         if point.experiment is None:  # what can't be is in the table as it is
             continue
         submitting.check_fits(point.experiment, submission.settings)
-        begin(point, session)
+        prepare_run_folder(point, session)
         submitting.settle(point.experiment)
         runs.append(Path(point.experiment.run_dir))
     if not runs:

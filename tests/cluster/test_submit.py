@@ -128,7 +128,7 @@ def test_settings_for_slurm_without_submitting_are_a_mistake(tiny, capsys):
 
 def test_runs_of_one_program_are_not_submitted_one_by_one(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, "over('train.seed', [1, 2])")
-    assert launch(f"experiment={path}", "submit=slurm", "grid.executor=together") == 2
+    assert launch(f"experiment={path}", "submit=slurm", "grid.executor=vmap") == 2
     assert "submit=slurm gives each run a job of its own" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from llm_jax.experiment import Experiment, override, resolved
 from llm_jax.layout.presets import preset
 from llm_jax.processes.group import alone
 from llm_jax.run.run_folder import configuration_hash
-from llm_jax.scaling.vmapped_runs import place_for
+from llm_jax.scaling.vmapped_runs import placement_for
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig, RollbackConfig, TrainConfig
 from llm_jax.train.metrics import read_metrics
@@ -265,5 +265,5 @@ def test_mistakes_are_named():
         with pytest.raises(UserError, match=said):
             dataclasses.replace(TrainConfig(), rollback=RollbackConfig(**values)).check()
     experiment = Experiment(layout=preset("single"), train=TrainConfig(rollback=RollbackConfig(spike=1.5)))
-    with pytest.raises(UserError, match=r"train\.rollback\.spike=1\.5: runs that are trained together"):
-        place_for(experiment, 2)
+    with pytest.raises(UserError, match=r"train\.rollback\.spike=1\.5: grid.executor=vmap can"):
+        placement_for(experiment, 2)

@@ -167,8 +167,8 @@ def test_points_of_a_grid_may_start_from_it_one_by_one(trained, tmp_path, capsys
     first = [losses(folder)[1] for folder in (tmp_path / "grid" / "points").iterdir()]
     assert first == [pytest.approx(losses(trained / "run")[40], abs=0.3)] * 2
     capsys.readouterr()
-    assert launch(command[0], f"run_dir={tmp_path / 'together'}", "grid.executor=together") != 0
-    assert "runs that are trained together begin at random" in "".join(capsys.readouterr())
+    assert launch(command[0], f"run_dir={tmp_path / 'vmap'}", "grid.executor=vmap") != 0
+    assert "grid.executor=vmap starts runs from random weights" in "".join(capsys.readouterr())
 
 
 def test_a_folder_of_a_loaded_model_is_no_run_folder_to_train_in(trained, command, tmp_path, capsys):

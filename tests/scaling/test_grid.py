@@ -246,9 +246,9 @@ def test_points_that_are_one_run_are_named():
 
 def test_part_of_the_points():
     for text, numbers in (("", range(5)), ("1:3", range(1, 3)), ("3:", range(3, 5)), (":9", range(5)), ("4", range(4, 5))):
-        assert GridConfig(points=text).chosen(5) == numbers
+        assert GridConfig(points=text).selected_numbers(5) == numbers
     with pytest.raises(UserError, match="there are 5 points, from 0 to 4"):
-        GridConfig(points="5").chosen(5)
+        GridConfig(points="5").selected_numbers(5)
 
 
 MISTAKES = {
@@ -257,7 +257,8 @@ MISTAKES = {
     "points=3": "did you mean 'grid.points'?",
     "grid.points=a": "must be a range as 3:7",
     "grid.points=9:12": "there are 2 points",
-    "grid.executor=slrum": "must be one of one_by_one, together",
+    "grid.executor=slrum": "must be one of one_by_one, vmap",
+    "grid.executor=together": "is named vmap now. Use grid.executor=vmap.",
     "grid.mfu=2": "above 0 and at most 1",
     "grid.mfu=fast": "must be a number",
     "grid.at_once=0": "at least 1",

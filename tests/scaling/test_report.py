@@ -23,7 +23,7 @@ from llm_jax.scaling.report.caveats import checks
 from llm_jax.scaling.report.study import Study, make_study
 from llm_jax.scaling.report.write import FIGURES
 from tests.scaling.fit.conftest import TRUTH, made_runs
-from tests.scaling.fit.test_small_laws import repeated_runs
+from tests.scaling.fit.test_fit_law import repeated_runs
 
 HELD_OUT_FLOPS = 1e22
 SWEEP = "sweep.csv"

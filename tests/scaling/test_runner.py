@@ -1,4 +1,4 @@
-"""A grid that is run: skipped, gone on with, killed, failed, and its table."""
+"""Running a grid: points that are skipped, resumed, killed or failed, and the table of runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 
 from llm_jax.core.console import Console
+from llm_jax.core.files import locked, write_json
 from llm_jax.launch import main
+from llm_jax.model import accounting
 from llm_jax.run import run
-from llm_jax.scaling import collect, flops, runner
+from llm_jax.scaling import collect, runner
 from llm_jax.scaling.progress import GridProgress
-from llm_jax.train.metrics import MetricsWriter, write_json
+from llm_jax.train.metrics import MetricsWriter
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import launch, launch_process, losses, shas, summary
 
@@ -44,13 +46,13 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
     assert tuple(found.reset_index().columns) == collect.COLUMNS
     parquet = pd.read_parquet(run_dir / "runs.parquet").set_index("name")
     for name, folder in folders(run_dir).items():
-        said, row = summary(folder), found.loc[name]
+        recorded, row = summary(folder), found.loc[name]
         assert folder.name.endswith(row["hash"])
         assert {k: row[k] for k in ("status", "steps", "seed", "batch_size", "embed", "vocab")} == {
             "status": "finished", "steps": 4, "seed": int(name[-1]), "batch_size": 8, "embed": 32, "vocab": 320}  # fmt: skip
         for key in ("parameters", "tokens", "flops_exact", "flops_6nd_with_head", "eval_loss", "unique_tokens", "epochs", "devices"):
-            assert row[key] == pytest.approx(said[key], rel=1e-12), key
-            assert parquet.loc[name][key] == pytest.approx(said[key], rel=1e-12), key
+            assert row[key] == pytest.approx(recorded[key], rel=1e-12), key
+            assert parquet.loc[name][key] == pytest.approx(recorded[key], rel=1e-12), key
         assert row["train_loss"] == pytest.approx(sum(losses(folder).values()) / 4)
         assert json.loads((folder / collect.NOTE).read_text())["held_out"] is False
         assert not (folder / "samples.txt").exists()
@@ -61,7 +63,7 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in (run_dir / "points").rglob("*") if path.is_file()}
     assert launch(*grid, "train.steps=4") == 0
-    assert "2 of 2 points have come to an end before: they are not run again" in capsys.readouterr().out
+    assert "2 of 2 points ended before: skipped" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "points").rglob("*") if path.is_file()}
     assert launch(*grid, "train.steps=4", "grid.points=1") == 0
     assert "1 of 1 points" in capsys.readouterr().out
@@ -84,7 +86,7 @@ def test_the_corpus_is_prepared_once_for_all_points(tiny, tmp_path, monkeypatch)
     assert given[0] is given[1] is given[2]
 
 
-def test_killed_and_started_again_it_repeats_no_finished_run_and_loses_no_checkpoint(tmp_path):
+def test_a_killed_grid_resumes_without_repeating_a_finished_run_or_losing_a_checkpoint(tmp_path):
     path = write_grid(tmp_path, TWO_SEEDS)
     arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}")
     kill = """
@@ -102,7 +104,7 @@ MetricsWriter.write = and_die
     finished = (first / "metrics.jsonl").read_text()
     done = launch_process(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "1 of 2 points have come to an end before" in done.stdout
+    assert "1 of 2 points ended before" in done.stdout
     assert (first / "metrics.jsonl").read_text() == finished
     assert "resuming at step" in (second / "log.txt").read_text()
     assert list(losses(second)) == list(range(1, 9))  # and no step twice with another loss
@@ -126,7 +128,7 @@ def test_a_signal_stops_the_whole_grid_with_a_checkpoint_of_the_point(grid, tmp_
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(MetricsWriter, "write", with_signal)
     assert launch(*grid) == (130 if number == signal.SIGINT else 85)
-    assert f"stopped by {number.name}; the same command goes on from here" in capsys.readouterr().out
+    assert f"stopped by {number.name}; rerun this command to resume" in capsys.readouterr().out
     assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
     (first,) = folders(tmp_path / "run").values()
     assert summary(first)["state"] == "stopped"
@@ -155,7 +157,7 @@ def nan_if_large(config):
 FOUR = """chain(over('objective.z_loss', [0.0, 2.0]), [{'model.layers': 3}, {'model.heads': 3}])"""
 
 
-def test_failed_and_diverged_points_are_written_down_and_the_others_run(tiny, tmp_path, monkeypatch, capsys):
+def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_path, monkeypatch, capsys):
     """One point diverges, one runs out of memory, one can't be at all."""
     path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=ObjectiveConfig(name='nan_if_large')")
     path.write_text("from llm_jax.objective.next_token import ObjectiveConfig\n" + path.read_text())
@@ -188,15 +190,13 @@ def test_failed_and_diverged_points_are_written_down_and_the_others_run(tiny, tm
     assert "the last start diverged" in (folders(tmp_path / "run")["z_loss2.0"] / "log.txt").read_text()
 
 
-def test_what_is_wrong_with_every_point_ends_at_once(grid, tmp_path, capsys):
+def test_a_mistake_in_every_point_ends_the_grid_at_once(grid, tmp_path, capsys):
     assert launch(*grid, "mesh.data=16") == 2
     assert "needs 16 devices" in capsys.readouterr().err
     assert not (tmp_path / "run" / "points").exists()
 
 
 def test_a_grid_that_another_process_runs_is_left_alone_but_parts_run_side_by_side(grid, tmp_path, capsys):
-    from llm_jax.run.run_folder import locked
-
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run", print, shared=True):
         assert launch(*grid, "train.steps=2") == 2
@@ -211,15 +211,15 @@ def trained_at_once(loss_of):
 
     def prepare_and_train(experiment, console, stop, started, shared):
         tokens = experiment.train.steps * 256
-        counted = flops.account(experiment.model, experiment.train.sequence_length, tokens)
-        said = {"state": "finished", "step": experiment.train.steps, "tokens": tokens, **counted, "eval_loss": loss_of(experiment)}
-        write_json(Path(experiment.run_dir) / "summary.json", said)
+        counted = accounting.account(experiment.model, experiment.train.sequence_length, tokens)
+        values = {"state": "finished", "step": experiment.train.steps, "tokens": tokens, **counted, "eval_loss": loss_of(experiment)}
+        write_json(Path(experiment.run_dir) / "summary.json", values)
         return 0
 
     return prepare_and_train
 
 
-def test_points_that_results_ask_for_are_run_too(tiny, tmp_path, monkeypatch, capsys):
+def test_points_that_a_design_adds_are_run_too(tiny, tmp_path, monkeypatch, capsys):
     """The curve's lowest loss is at its largest size, so the next size is run, and once more."""
     sizes = "[{'model.embed': w} for w in (16, 32, 64, 128, 256)]"
     path = write_grid(tmp_path, f"isoflop([3e8], {sizes}, per_curve=2, tokens_per_parameter=1e9)")
@@ -231,26 +231,26 @@ def test_points_that_results_ask_for_are_run_too(tiny, tmp_path, monkeypatch, ca
     assert out.count("added by the design") == 2
     assert "points 4/4" in out
     assert launch(*arguments) == 0
-    assert "4 of 4 points have come to an end before" in capsys.readouterr().out
+    assert "4 of 4 points ended before" in capsys.readouterr().out
 
 
-def test_main_is_the_same_for_grids(capsys):
+def test_main_runs_grids_too(capsys):
     assert main(["experiment=quickstart", "--dry-run"]) == 2
     assert runner.EXIT_SOME_FAILED == 1
 
 
-def test_the_time_that_is_left_is_told_by_what_this_start_has_done():
-    console, said = Console(), []
-    console.log = said.append  # type: ignore[method-assign]
+def test_the_eta_counts_only_what_this_start_has_done():
+    console, lines = Console(), []
+    console.log = lines.append  # type: ignore[method-assign]
     progress = GridProgress(console, points=2, done=0, flops=100.0, flops_done=0.0)
     progress.started -= 10  # ten seconds in which a point went from 40 FLOPs to 50
-    progress.began(40.0)
-    progress.running("half-done", 50.0, "")
+    progress.resume_from(40.0)
+    progress.update("half-done", 50.0, "")
     assert "50%" in progress.line()
     assert "ETA 00:50" in progress.line()
 
 
-def test_several_processes_are_refused_before_they_look_for_each_other(grid, tmp_path, monkeypatch, capsys):
+def test_several_processes_are_refused_before_their_rendezvous(grid, tmp_path, monkeypatch, capsys):
     for name, value in {"RANK": "0", "SIZE": "2", "COORDINATOR": "127.0.0.1:9"}.items():
         monkeypatch.setenv(f"LLM_JAX_{name}", value)
     assert launch(*grid) == 2

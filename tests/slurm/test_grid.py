@@ -68,7 +68,7 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
         "seed1": 1, "seed2": 2, "seed3": 1, "seed4": 2, "seed5": 1, "seed9": 1,
     }  # fmt: skip
     log = (run_dir / "log.txt").read_text()
-    assert "held-out runs can't be foretold" in log  # two runs are too few, which is said before the held-out one runs
+    assert "held-out runs can't be predicted" in log  # two runs are too few, which is said before the held-out one runs
     assert log.index("held-out runs can't") < log.index("1 runs, at most 2")
     assert "3 of 6 points finished" in log
     assert [status.status_of(folder, {}).state for folder in folders(run_dir).values()] == [*["finished"] * 2, *["failed"] * 3, "finished"]

@@ -1,4 +1,4 @@
-"""With warm-up-stable-decay one long run serves many budgets: a branch is the whole run, bit for bit."""
+"""Grids with trunks: a branch from the trunk's checkpoint equals the run trained from scratch, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_branch_is_bit_identical_to_the_whole_run_and_costs_only_its_decay(arg
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "points").rglob("*") if path.is_file()}
 
 
-def test_without_its_trunk_a_branch_is_trained_from_the_start_and_it_is_said(arguments, tmp_path, monkeypatch, capsys):
+def test_without_its_trunk_a_branch_is_trained_from_the_start_and_the_log_names_it(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "prepare_and_train", lambda experiment, *rest: 1 / 0)
     assert launch(*arguments) == 1
     out = capsys.readouterr().out
-    assert "its trunk steps20 has no checkpoint of step 4, so it is trained from the start" in out
+    assert "trunk steps20 has no checkpoint of step 4; training from the start" in out
     assert dict(table(tmp_path / "run")["status"]) == {"steps20": "failed", "steps6": "failed", "steps10": "failed"}
     assert json.loads((folders(tmp_path / "run")["steps6"] / "point.json").read_text())["reason"] == "ZeroDivisionError: division by zero"
 

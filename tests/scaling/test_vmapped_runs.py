@@ -1,4 +1,4 @@
-"""Runs that are trained together in one program are the runs that they would have been alone."""
+"""Runs that one program trains by vmap equal the same runs trained one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
 from llm_jax.processes.group import alone as group_of_one
 from llm_jax.run import run
-from llm_jax.scaling.vmapped_runs import groups, run_together
+from llm_jax.scaling.vmapped_runs import group_by_shape, run_vmapped
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.optimizer import BUILDERS, register
 from tests.scaling.tiny_grid import table, write_grid
@@ -36,7 +36,7 @@ def make(path, folder, name, *more) -> Experiment:
 
 def train(experiments) -> list[int]:
     with group_of_one() as group:
-        return run_together(experiments, Console(), group, time.monotonic())
+        return run_vmapped(experiments, Console(), group, time.monotonic())
 
 
 def alone(experiment) -> int:
@@ -47,7 +47,7 @@ def alone(experiment) -> int:
 @pytest.mark.parametrize(
     ("optimizer", "devices", "chosen"), [("adamw", 1, tuple(DIFFERENT)), ("adamw", 2, ("base", "seed")), ("muon", 1, ("base", "decay"))]
 )
-def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, optimizer, devices, chosen):
+def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(tiny, tmp_path, optimizer, devices, chosen):
     more, mesh = [("optimizer.name", optimizer), *SETTINGS], ("mesh.data", devices)
     experiments = {name: make(tiny, tmp_path / "together", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen}
     assert train(list(experiments.values())) == [0] * len(chosen)
@@ -55,7 +55,7 @@ def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, o
     for name in chosen:
         other = make(tiny, tmp_path / "alone", name, *more, ("mesh.data", 1), *DIFFERENT[name].items())
         assert alone(other) == 0
-        ours, theirs = tmp_path / "together" / name, tmp_path / "alone" / name
+        ours, theirs = tmp_path / "vmapped" / name, tmp_path / "alone" / name
         assert list(losses(ours)) == list(range(1, 31))
         # the same sums in another order: 1e-7 a step, which 30 steps of training carry on
         np.testing.assert_allclose(list(losses(ours).values()), list(losses(theirs).values()), rtol=1e-5)
@@ -66,13 +66,13 @@ def test_each_run_has_the_losses_and_batches_that_it_has_alone(tiny, tmp_path, o
     assert len(set(ended.values())) == len(chosen)  # each key did make a difference
     assert summary(ours)["devices"] == devices
     if devices == 1:
-        leaves_the_same(ours, theirs)
+        assert_same_folder(ours, theirs)
 
 
-def leaves_the_same(ours, theirs):
-    """Both folders have the same files, and these the same keys, but for one that says so."""
+def assert_same_folder(ours, theirs):
+    """Both folders have equal files with equal keys, but for the number of vmapped runs."""
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
-    assert set(summary(ours)) - set(summary(theirs)) == {"together"}
+    assert set(summary(ours)) - set(summary(theirs)) == {"vmapped_runs"}
     assert set(summary(theirs)) <= set(summary(ours))
     lines = [read_metrics(folder / "metrics.jsonl") for folder in (ours, theirs)]
     assert [(line["step"], set(line)) for line in lines[0]] == [(line["step"], set(line)) for line in lines[1]]
@@ -82,20 +82,20 @@ def leaves_the_same(ours, theirs):
     assert configs[0] == configs[1]
 
 
-def test_a_run_begins_with_the_weights_that_it_has_alone_bit_for_bit(tiny, tmp_path):
+def test_a_vmapped_run_starts_from_the_weights_of_the_run_trained_alone_bit_for_bit(tiny, tmp_path):
     # a learning rate of next to nothing, without decay: after a step the weights are those of the beginning
     still = [("train.steps", 1), ("optimizer.learning_rate", 1e-30), ("optimizer.weight_decay", 0.0), ("evaluate.batches", 1)]
     different = {"a": [("train.seed", 1)], "b": [("train.seed", 2), ("model.init_std", 0.05)]}
     assert train([make(tiny, tmp_path / "together", name, *still, *more) for name, more in different.items()]) == [0, 0]
     for name, more in different.items():
         assert alone(make(tiny, tmp_path / "alone", name, *still, *more)) == 0
-        ours, theirs = (checkpoint(tmp_path / how / name, 1) for how in ("together", "alone"))
+        ours, theirs = (checkpoint(tmp_path / how / name, 1) for how in ("vmapped", "alone"))
         assert ours.keys() == theirs.keys()
         for key in (key for key in ours if "parameters" in key):
             np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
 
 
-def test_one_that_diverges_is_recorded_and_the_others_go_on(tiny, tmp_path, capsys):
+def test_a_run_that_diverges_is_recorded_and_the_others_continue(tiny, tmp_path, capsys):
     more = [("train.steps", 12), ("train.stop_after_bad_steps", 3), ("optimizer.clip_norm", 0.0), ("optimizer.warmup_steps", 0)]
     rates = {"low": 1e-3, "high": 1e38}  # the first update makes weights whose products are infinite
     codes = train([make(tiny, tmp_path, name, *more, ("optimizer.learning_rate", rate)) for name, rate in rates.items()])
@@ -125,9 +125,9 @@ Checkpoints.save = and_die
 """
 
 
-def test_killed_between_two_checkpoints_a_group_goes_on_from_the_newest_common_one_and_is_not_repeated(tiny, tmp_path, capsys):
+def test_a_group_killed_between_two_checkpoints_resumes_from_the_newest_common_one_and_is_not_run_again(tiny, tmp_path, capsys):
     grid = write_grid(tmp_path, "product(over('train.seed', range(3)))")
-    command = f"experiment={grid}", "grid.executor=together"
+    command = f"experiment={grid}", "grid.executor=vmap"
     assert launch_process(*command, f"run_dir={tmp_path / 'unbroken'}").returncode == 0
     assert launch_process(*command, f"run_dir={tmp_path / 'killed'}", patch=KILL_WHILE_STEP_4_IS_SAVED).returncode == -9
     folders = sorted((tmp_path / "killed" / "points").iterdir())
@@ -142,44 +142,44 @@ def test_killed_between_two_checkpoints_a_group_goes_on_from_the_newest_common_o
     assert table(tmp_path / "killed")["status"].tolist() == ["finished"] * 3
     before = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders}
     assert launch(*command, f"run_dir={tmp_path / 'killed'}") == 0
-    assert "3 of 3 points have come to an end before" in capsys.readouterr().out
+    assert "3 of 3 points ended before: skipped" in capsys.readouterr().out
     assert before == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders}
 
 
-def test_a_grid_that_runs_together_has_the_table_of_one_that_runs_one_by_one(tiny, tmp_path, capsys):
+def test_a_vmapped_grid_has_the_table_of_one_that_runs_one_by_one(tiny, tmp_path, capsys):
     grid = write_grid(tmp_path, "over('optimizer.learning_rate', [1e-3, 3e-3, 1e-2])")
-    for executor in ("together", "one_by_one"):
+    for executor in ("vmap", "one_by_one"):
         assert launch(f"experiment={grid}", f"grid.executor={executor}", "grid.at_once=2", f"run_dir={tmp_path / executor}") == 0
-    ours, theirs = table(tmp_path / "together"), table(tmp_path / "one_by_one")
+    ours, theirs = table(tmp_path / "vmap"), table(tmp_path / "one_by_one")
     assert ours.index.tolist() == theirs.index.tolist()
     for name in ours.columns.difference(["run_dir", "tokens_per_second", "mfu", "wall_seconds"]):
         if ours[name].dtype.kind == "f":
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
         else:
             assert ours[name].astype(str).tolist() == theirs[name].astype(str).tolist(), name
-    said = [summary(Path(folder)).get("together") for folder in ours["run_dir"]]
-    assert said == [2, 2, None]  # a group of one is a run like any other
+    recorded = [summary(Path(folder)).get("vmapped_runs") for folder in ours["run_dir"]]
+    assert recorded == [2, 2, None]  # a group of one is a run like any other
     assert "3 of 3 points finished" in capsys.readouterr().out
 
 
-def test_groups_are_of_runs_that_differ_in_nothing_else():
+def test_runs_of_a_group_differ_only_in_what_may_vary():
     def of(**values):
         return resolved(override(Experiment(name="x"), [(key.replace("__", "."), value) for key, value in values.items()]))
 
     seeds = [of(train__seed=seed) for seed in range(5)]
     mixed = [of(model__embed=64), *seeds, of(optimizer__weight_decay=0.3, model__init_std=0.1), of(train__steps=7), of(optimizer__beta2=0.9)]
-    assert groups(mixed, 4) == [[mixed[0]], mixed[1:5], mixed[5:7], [mixed[7]], [mixed[8]]]
-    assert groups([], 4) == []
+    assert group_by_shape(mixed, 4) == [[mixed[0]], mixed[1:5], mixed[5:7], [mixed[7]], [mixed[8]]]
+    assert group_by_shape([], 4) == []
 
 
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        (("layout", "data_parallel"), "layout.name=data_parallel: splits arrays over devices, and runs that are trained together"),
-        (("optimizer.name", "deciding"), "optimizer.name=deciding: decides by optimizer.weight_decay what to do"),
+        (("layout", "data_parallel"), "layout.name=data_parallel: splits arrays over devices, but grid.executor=vmap"),
+        (("optimizer.name", "deciding"), "optimizer.name=deciding: branches on optimizer.weight_decay, so grid.executor=vmap"),
     ],
 )
-def test_what_cannot_be_together_is_refused_with_the_key(tiny, tmp_path, setting, line):
+def test_what_cannot_be_vmapped_is_refused_with_the_key(tiny, tmp_path, setting, line):
     @register("deciding")
     def deciding(config, info):
         return BUILDERS["adamw"](config, info) if config.weight_decay else BUILDERS["lion"](config, info)

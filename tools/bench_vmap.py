@@ -1,10 +1,10 @@
-"""Measures runs that train together in one program against the same runs in turn: the smallest sizes, where a step leaves a device idle.
+"""Measures vmapped runs of one program against the same runs in turn: the smallest sizes, where a step leaves a device idle.
 
-  python tools/bench_together.py                    both works, 4, 8 and 16 runs at once, on one device
-  python tools/bench_together.py devices=2          also dealt out over so many devices (simulated ones of a CPU)
-  python tools/bench_together.py runs=8 rounds=30   other numbers of runs (4,8,16) and of rounds (20)
-  python tools/bench_together.py whole=200          whole runs of so many steps too, from the corpus to the run folder, 8 of them
-  json=PATH                                         also writes the figures there
+  python tools/bench_vmap.py                    both works, 4, 8 and 16 runs at once, on one device
+  python tools/bench_vmap.py devices=2          also spread over so many devices (simulated ones of a CPU)
+  python tools/bench_vmap.py runs=8 rounds=30   other numbers of runs (4,8,16) and of rounds (20)
+  python tools/bench_vmap.py whole=200          whole runs of so many steps too, from the corpus to the run folder, 8 of them
+  json=PATH                                     also writes the figures there
 
 A round does one step of each variant in turn, in one process, on random tokens; the figures are medians. The runs differ in seed,
 learning rate, and weight decay. Whole runs are on the standard library, in folders that are thrown away, without a compilation cache.
@@ -68,7 +68,7 @@ def experiment(shape: tuple[int, int, int, int], i: int, train_steps: int, folde
     layers, embed, batch, length = shape
     vocab = 1024
     made = Experiment(
-        name="together",
+        name="vmap",
         run_dir=f"{folder}/{i}",
         model=ModelConfig(layers=layers, embed=embed, heads=embed // 16, vocab=vocab, attention="blocked", scan_layers=False),
         layout=preset("single"),
@@ -88,7 +88,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
     from llm_jax.objective.next_token import make_objective
     from llm_jax.run.run import place_of
-    from llm_jax.scaling.vmapped_runs import jit_steps, over_runs, place_for, stacked
+    from llm_jax.scaling.vmapped_runs import jit_vmapped_step, placement_for, runs_spec, stack_states
     from llm_jax.train.compile import abstract_batch, jit_step, program_options
     from llm_jax.train.state import TrainModel
 
@@ -96,21 +96,21 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
         """A step of `count` runs at once, or of one run alone (None)."""
         made = [dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread}) for i in range(count or 1)]
         e = made[0]
-        objective, place = make_objective(e.objective), place_for(e, count) if count else place_of(e)
+        objective, place = make_objective(e.objective), placement_for(e, count) if count else place_of(e)
         program = TrainModel(e.model, e.optimizer, place)
         rng, batch = np.random.default_rng(0), {}
         for name, array in abstract_batch(e.train, place).items():
             size = array.shape if count is None else (count, *array.shape)
             high = e.model.vocab if name in ("tokens", "targets") else 1
             values = np.ones(size, np.float32) if name == "weights" else rng.integers(0, high, size, np.int32)
-            sharding = array.sharding if count is None else jax.sharding.NamedSharding(place.mesh, over_runs(place))
+            sharding = array.sharding if count is None else jax.sharding.NamedSharding(place.mesh, runs_spec(place))
             batch[name] = jax.device_put(values, sharding)
         states = [program.new_state(i) for i in range(count or 1)]
         if count is None:
             step, holder = jit_step(program, objective, e.optimizer, e.train.steps), [states[0]]
         else:
             own = TrainModel(e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names))
-            step, holder = jit_steps(own, objective, made, program_options(program)), [stacked(states, place)]
+            step, holder = jit_vmapped_step(own, objective, made, program_options(program)), [stack_states(states, place)]
 
         def run() -> None:
             with jax.set_mesh(place.mesh):
@@ -142,17 +142,17 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
     from llm_jax.core.console import Console
     from llm_jax.processes.group import alone
     from llm_jax.run import run
-    from llm_jax.scaling.vmapped_runs import run_together
+    from llm_jax.scaling.vmapped_runs import run_vmapped
 
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}
     with tempfile.TemporaryDirectory() as folder, alone() as group:
         run.prepare_corpus(experiment(shape, 0, train_steps), run.ALONE, group, lambda text: None)  # cached from here on, for both
         for spread in sorted({1, devices}):
-            made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/together{spread}"), mesh={"data": spread}) for i in range(count)]
+            made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/vmap{spread}"), mesh={"data": spread}) for i in range(count)]
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                run_together(made, Console(), group, time.monotonic())
+                run_vmapped(made, Console(), group, time.monotonic())
             figures[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (time.perf_counter() - start) / count
         start = time.perf_counter()
         for i in range(count):
