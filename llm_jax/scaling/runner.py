@@ -287,7 +287,7 @@ def failure_reason(error: Exception) -> str:
     return f"{'out of memory: ' if memory else ''}{type(error).__name__}: {line}"[:500]
 
 
-def kept_corpora() -> Callable[..., data.Corpus]:
+def corpus_cache() -> Callable[..., data.Corpus]:
     """`data.prepare` with a cache of the last MAX_CORPORA corpora."""
     kept: dict[Any, data.Corpus] = {}
 

@@ -21,7 +21,7 @@ from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
 from llm_jax.scaling import collect
 from llm_jax.scaling.grid import Grid, Point, folder_of
-from llm_jax.scaling.runner import Session, prepare_run_folder, point_note
+from llm_jax.scaling.runner import Session, point_note, prepare_run_folder
 from llm_jax.scaling.shared_prefix import group_by_trunk
 from llm_jax.slurm import job
 from llm_jax.slurm import submit as submitting

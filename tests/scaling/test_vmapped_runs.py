@@ -49,7 +49,7 @@ def alone(experiment) -> int:
 )
 def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(tiny, tmp_path, optimizer, devices, chosen):
     more, mesh = [("optimizer.name", optimizer), *SETTINGS], ("mesh.data", devices)
-    experiments = {name: make(tiny, tmp_path / "together", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen}
+    experiments = {name: make(tiny, tmp_path / "vmapped", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen}
     assert train(list(experiments.values())) == [0] * len(chosen)
     ended = {}
     for name in chosen:
@@ -86,7 +86,7 @@ def test_a_vmapped_run_starts_from_the_weights_of_the_run_trained_alone_bit_for_
     # a learning rate of next to nothing, without decay: after a step the weights are those of the beginning
     still = [("train.steps", 1), ("optimizer.learning_rate", 1e-30), ("optimizer.weight_decay", 0.0), ("evaluate.batches", 1)]
     different = {"a": [("train.seed", 1)], "b": [("train.seed", 2), ("model.init_std", 0.05)]}
-    assert train([make(tiny, tmp_path / "together", name, *still, *more) for name, more in different.items()]) == [0, 0]
+    assert train([make(tiny, tmp_path / "vmapped", name, *still, *more) for name, more in different.items()]) == [0, 0]
     for name, more in different.items():
         assert alone(make(tiny, tmp_path / "alone", name, *still, *more)) == 0
         ours, theirs = (checkpoint(tmp_path / how / name, 1) for how in ("vmapped", "alone"))
