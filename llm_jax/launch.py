@@ -7,48 +7,48 @@
 experiment=NAME   a file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere,
                   or a run folder's config.yaml
 key=value         overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2
-layout=NAME       a preset (docs/layouts.md): single, data_parallel, zero1, fsdp, hybrid_fsdp, tensor, fsdp_tensor,
-                  fsdp_tensor_sequence, context_gather, context_ring, context_ulysses, expert, expert_tensor,
-                  pipeline, pipeline_tensor
-from=FOLDER       a run folder or one of Hugging Face's: its model, tokenizer and (newest) weights are what the run begins with
+layout=NAME       a preset (docs/layouts.md): {presets}
+from=FOLDER       initialise from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
                   (experiment=continue_pretraining)
-run_dir=FOLDER    where the run lives; the same command again goes on where it stopped
+run_dir=FOLDER    the run folder; rerun the same command to resume
 
-  --list          every experiment with its purpose
-  --show          the whole configuration as it would run, and stop
-  --dry-run       a grid's points: parameters, tokens, FLOPs and estimated hours; submit=slurm: the job's script; and stop
-  --help          this text
+  --list          prints every experiment with its purpose
+  --show          prints the whole configuration and stops
+  --dry-run       prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job script, and stops
+  --help          prints this text
 
-Where the file describes a grid of runs (docs/scaling.md), its points are run one after another, those that are done are
-skipped, and runs.csv has a row for each; key=value is then for all points alike:
+A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are skipped, and
+runs.csv has a row for each; key=value overrides the value of every point:
 
   python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
   python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
   python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
 
-submit=slurm hands the run, or a grid's runs, to Slurm (docs/cluster.md): it writes a job script into the run folder and submits it. The job
-saves before its time limit and when it is preempted, and goes on by itself until the run is finished:
+submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or for a grid's runs. The job
+saves before its time limit and when it is preempted, and requeues itself until the run is finished:
 
   python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
   python -m llm_jax.slurm.status RUN_DIR
   python -m llm_jax.slurm.cancel RUN_DIR
 
-slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (a process for each GPU, unless it says less), cpus_per_task, memory, time,
+slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (default: one process per GPU), cpus_per_task, memory, time,
                   partition, account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row
                   without progress), backoff_seconds, signal_seconds, site (a file with the settings of a site)
-  --go-on         what the job calls that waits for a grid's runs: submits what their results ask for, or fits and reports
+  --go-on         for the job that waits for a grid's runs: submits the runs that their results require, or fits and reports
 
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
-Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines say which; or a bug, with its traceback),
-2 a mistake in what was asked (one line says which), 3 the run diverged,
-85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (start the same command again), 130 the same by Ctrl-C,
-86 another process of the run failed (one line names it), 87 the same fault at the same step twice: starting again would not help.
+Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its traceback),
+2 an invalid argument or value (one line names it), 3 the run diverged,
+85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
+also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the same step twice:
+a restart would not help.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 
 from llm_jax.core.command import read_arguments, run_command
@@ -65,20 +65,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line and returns its exit code; mistakes in it raise UserError."""
     flags, pairs = read_arguments(arguments, FLAGS)
     if not arguments or "--help" in flags or "-h" in flags:
-        print(__doc__)
+        print(help_text())
         return 0
 
     begun = time.monotonic()
-    submits = any(key == "submit" for key, _ in pairs)  # by itself, even where it is started inside a job
-    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported: from here on signals are taken
+    submits = any(key == "submit" for key, _ in pairs)  # a submission is one process, even where it is started inside a job
+    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported, so that signals are handled from here on
         return launch_experiment(flags, pairs, group, begun)
 
 
+def help_text() -> str:
+    """The text of --help: this module's docstring with the names of the layouts' presets filled in."""
+    from llm_jax.layout.presets import PRESETS  # imports JAX, which a run may do only within its Group
+
+    assert __doc__
+    head, rest = __doc__.split("{presets}")
+    indent = len(head.splitlines()[-1]) - len("a preset (docs/layouts.md): ")
+    listed = textwrap.fill(f"{head.splitlines()[-1]}{', '.join(PRESETS)}", 118, subsequent_indent=" " * indent)
+    return "\n".join([*head.splitlines()[:-1], listed]) + rest
+
+
 def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
-    """Runs what the command line asks for, as one process of the group. begun: the `time.monotonic()` at which this process did."""
+    """Runs the command line as one process of the group. begun: this process's start, as `time.monotonic()` counts."""
     from llm_jax import experiment as experiments
     from llm_jax.run.initial_weights import with_command_line
     from llm_jax.slurm.submit import make_submission, split_pairs, submit_run

@@ -75,7 +75,7 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     from llm_jax import experiment as experiments
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
-    from llm_jax.model.flops import train_flops_per_token
+    from llm_jax.model.accounting import train_flops_per_token
     from llm_jax.objective.next_token import make_objective
     from llm_jax.train.compile import abstract_batch, jit_step
     from llm_jax.train.peak_flops import device_peak, measure_matmul

@@ -14,7 +14,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.model import transformer
-from llm_jax.model.flops import train_flops_per_token
+from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
 from llm_jax.run.compile import absent_program, check_complete, compile_program
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def model_flops(self) -> float:
-        """FLOPs that the model needs for a step (`model.flops`)."""
+        """FLOPs that the model needs for a step (`model.accounting`)."""
         return self.tokens * train_flops_per_token(self.experiment.model, self.experiment.train.sequence_length)
 
     @property

@@ -13,8 +13,8 @@ from llm_jax.core.format import short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described
+from llm_jax.model.accounting import active_parameters, train_flops_per_token
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.flops import active_parameters, train_flops_per_token
 from llm_jax.train.state import TrainModel
 
 

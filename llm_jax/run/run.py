@@ -25,7 +25,7 @@ from llm_jax.layout.check import check_model
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import accounting, transformer
-from llm_jax.model.flops import active_parameters, train_flops_per_token
+from llm_jax.model.accounting import active_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.processes import preflight
 from llm_jax.processes.collective import broadcast_from_first, run_on_all

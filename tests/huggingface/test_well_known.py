@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.huggingface.family import family_for, read_model, unsaid
-from llm_jax.model.flops import parameter_count
+from llm_jax.model.accounting import parameter_count
 
 TREES = json.loads((Path(__file__).parent / "well_known.json").read_text())
 BILLIONS = {

@@ -6,6 +6,7 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment, list_experiments, load_experiment, override, resolved
+from llm_jax.layout.presets import PRESETS
 from tests.tiny_run import launch, losses, summary, write_experiment
 
 
@@ -33,6 +34,7 @@ def test_help_teaches_by_examples_and_says_the_exit_codes(capsys):
         text = capsys.readouterr().out
         for word in ("experiment=quickstart", "train.steps=100", "layout=NAME", "run_dir=", "--list", "--show", "XLA_FLAGS", "85"):
             assert word in text
+        assert all(name in text for name in PRESETS)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny"])

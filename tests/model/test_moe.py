@@ -13,9 +13,9 @@ from flax import nnx
 
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model import router
+from llm_jax.model.accounting import active_parameters, matmul_parameters
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.flops import active_parameters, matmul_parameters
 from llm_jax.model.grouped_matmul import grouped_product
 from llm_jax.model.moe import MoE, capacity
 from llm_jax.model.transformer import Transformer

@@ -13,7 +13,7 @@ from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.model.flops import matmul_parameters, train_flops_per_token
+from llm_jax.model.accounting import matmul_parameters, train_flops_per_token
 from llm_jax.objective.next_token import make_objective
 from llm_jax.plan.analysis import Analysis, CollectiveRow, analyse
 from llm_jax.run.compile import compile_absent

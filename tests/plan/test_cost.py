@@ -9,7 +9,7 @@ import json
 import pytest
 
 from llm_jax.layout.hlo import Module
-from llm_jax.model.flops import keys_per_query
+from llm_jax.model.accounting import keys_per_query
 from llm_jax.plan.cost import KernelCost, read_kernel, seen
 from tests.plan.hardware import PERFECT, ROUND, program
 

@@ -12,8 +12,8 @@ from flax import nnx
 
 from llm_jax.core.errors import UserError
 from llm_jax.model import accounting
+from llm_jax.model.accounting import active_parameters, parameter_count
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
-from llm_jax.model.flops import active_parameters, parameter_count
 from llm_jax.model.transformer import Transformer
 from tests.conftest import ROOT
 
