@@ -1,14 +1,6 @@
-"""Causal self-attention with grouped-query heads, packed documents and a choice of kernels.
-
-A kernel is a function of one device's arrays: `kernel(q_BTHK, k_BSGK, v_BSGK, segments_BT, config) -> out_BTHK`.
-It runs inside `Placement.local`, so the fused ones see plain local arrays whatever the layout. It names its output
-"attention" for remat, and with it whatever its backward pass needs besides: named outside again, it would be kept twice.
-"""
+"""Causal self-attention with grouped-query heads, packed documents and a choice of kernels (`model/kernels/`)."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +8,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.errors import UserError
-from llm_jax.model import attention_blocked as blocked
 from llm_jax.model import attention_context as context
-from llm_jax.model.attention_mask import causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.norm_and_rope import Norm, Rope, rope_tables, rotate, softcap
+from llm_jax.model.kernels import WHOLE_SEQUENCE, find_kernel
+from llm_jax.model.norm_and_rope import Norm, Rope, rope_tables, rotate
 from llm_jax.model.parametrization import attention_logits, residual_std, times
 from llm_jax.model.weights import add_bias, project, weight
 
@@ -117,7 +108,7 @@ class Attention(nnx.Module):
             if parts > 1:
                 out_BTHK = context.attention_split(q_BTHK, k_BSGK, v_BSGK, segments_BS, split)
             else:
-                out_BTHK = KERNELS[config.attention](q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
+                out_BTHK = find_kernel(config.attention).attend(q_BTHK, k_BSGK, v_BSGK, segments_BS, config)
             return out_BTHK[..., :-narrower] if narrower else out_BTHK
 
         segments = () if segments_BS is None else (place.move(segments_BS, ("batch", None), "attention"),)
@@ -140,22 +131,17 @@ def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the chosen kernel can't run where the layout wants it: all that can be said before compiling."""
-    check_platform(config, place.platform(), place.capability())
+    find_kernel(config.attention).check(config, context.parts(place), place.platform(), place.capability())
     check_softcap(config, place)
     check_heads(config, place)
     check_context(config, place, sequence_length)
 
 
 def check_softcap(config: ModelConfig, place: Placement) -> None:
-    """Some kernels have no soft cap."""
-    said = f"model.attention_softcap={config.attention_softcap:g}"
-    if config.attention_softcap and config.attention == "cudnn":
-        raise UserError(f"{said}: attention=cudnn has none; use model.attention=blocked or model.attention=xla")
+    """Raises UserError for a soft cap over a sequence that the layout splits: its products of chunks have none."""
     if config.attention_softcap and context.parts(place) > 1:
-        raise UserError(f"{said}: there is none over a sequence that the layout splits; {WHOLE}")
-
-
-WHOLE = "leave the sequence whole while it attends (layout context_ulysses)"
+        cap = f"model.attention_softcap={config.attention_softcap:g}"
+        raise UserError(f"{cap}: there is none over a sequence that the layout splits; {WHOLE_SEQUENCE}")
 
 
 def check_heads(config: ModelConfig, place: Placement) -> None:
@@ -191,66 +177,8 @@ def check_context(config: ModelConfig, place: Placement, sequence_length: int) -
     if sequence_length % (2 * parts):
         said = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
         raise UserError(f"{said}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
-    if config.attention == "cudnn" and config.window is not None:
-        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {WHOLE}")
-    if config.attention == "xla" and config.softmax_dtype != "float32":
-        raise UserError(f"model.softmax_dtype={config.softmax_dtype}: a sequence that the layout splits has it in float32; use that, or {WHOLE}")
 
 
 def named(axes: tuple[str, ...], place: Placement) -> str:
     """Mesh axes and their sizes, for an error."""
     return " x ".join(f"{axis}={place.size((axis,))}" for axis in axes)
-
-
-def check_platform(config: ModelConfig, platform: str, capability: float = math.inf) -> None:
-    """Raises UserError where the chosen kernel can't run on devices of this platform and CUDA compute capability."""
-    if config.attention == "cudnn" and platform != "gpu":
-        raise UserError(
-            f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
-        )
-    if config.attention == "cudnn" and capability < 9:
-        raise UserError(
-            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, the devices here have {capability}; "
-            "use model.attention=xla or model.attention=blocked"
-        )
-
-
-def attention_xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
-    """`jax.nn.dot_product_attention`: any backend; the scores exist as a whole, [B, H, T, S]."""
-    T = q_BTHK.shape[1]
-    dtype = jnp.dtype(config.softmax_dtype)
-    if dtype == jnp.float32 or q_BTHK.dtype == dtype:  # jax.nn computes scores and softmax in float32
-        q, k, v = q_BTHK, k_BSGK, v_BSGK
-    else:
-        q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-    mask_BTS = causal(segments_BT, config.window)(slice(0, T), slice(0, T))
-    if config.attention_softcap:
-        out_BTHK = capped(q, k, v, mask_BTS, config.attention_softcap)
-    else:
-        out_BTHK = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="xla")
-    return checkpoint_name(out_BTHK.astype(q_BTHK.dtype), "attention")
-
-
-def capped(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, cap: float) -> jax.Array:
-    """`jax.nn.dot_product_attention` with soft-capped scores, which that has no room for."""
-    K = q_BTHK.shape[-1]
-    q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, K)
-    s_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
-    p_BGRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min))
-    return jnp.einsum("BGRTS,BSGK->BTGRK", p_BGRTS.astype(v_BSGK.dtype), v_BSGK).reshape(q_BTHK.shape)
-
-
-def attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
-    """NVIDIA's fused kernel; see `attention_cudnn.py`."""
-    from llm_jax.model import attention_cudnn as cudnn
-
-    scale, window, most = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
-    return cudnn.attention_cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=most)
-
-
-def attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config: ModelConfig) -> jax.Array:
-    """In blocks of queries, in plain JAX: for CPUs; see `attention_blocked.py`."""
-    return blocked.attention_blocked(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window, config.attention_softcap)
-
-
-KERNELS: dict[str, Callable] = {"xla": attention_xla, "cudnn": attention_cudnn, "blocked": attention_blocked}

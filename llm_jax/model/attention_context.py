@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.model import attention_blocked as blocked
-from llm_jax.model import attention_cudnn as cudnn
 from llm_jax.model.attention_mask import Mask, causal
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.kernels import ChunkKernel, find_kernel
 
 SUM_DTYPE = jnp.float32
 Product = tuple[jax.Array, jax.Array]
@@ -89,52 +87,6 @@ def _whole(x: jax.Array, place: Placement) -> jax.Array:
 # --- products of some queries with some keys ---
 
 
-class ChunkKernel(NamedTuple):
-    """The products of a kind of attention."""
-
-    forward: Callable[[jax.Array, jax.Array, jax.Array, Mask], Product]
-    """(q, k, v, mask) -> out and statistics."""
-    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-    """(q, k, v, mask, out and lse of all keys, dout) -> the gradients of q, k, v through these keys."""
-
-
-def plain_kernel(most: int) -> ChunkKernel:
-    """In plain JAX, in at most so many blocks of queries."""
-    return ChunkKernel(functools.partial(blocked.forward, most=most), functools.partial(blocked.backward, most=most))
-
-
-def cudnn_kernel(config: ModelConfig) -> ChunkKernel:
-    """NVIDIA's fused kernel."""
-    assert config.head_dim
-    own = cudnn.Options(config.head_dim**-0.5, config.window, causal=True)
-    earlier = cudnn.Options(config.head_dim**-0.5, None, causal=False)
-
-    def documents(mask: Mask) -> cudnn.Documents | None:
-        return None if mask.queries_BT is None else cudnn.find_documents(mask.queries_BT, config.max_segments)
-
-    def forward(q, k, v, mask: Mask) -> Product:
-        if mask.ahead_B is not None:
-            out, lse = cudnn.forward_before(q, k, v, mask, earlier)
-        else:
-            found = documents(mask)
-            out, lse = cudnn.forward(q, k if found is None else cudnn.poisoned(k, found), v, found, own)
-        return out.astype(SUM_DTYPE), lse
-
-    def backward(q, k, v, mask: Mask, out, lse, dout):
-        if mask.ahead_B is not None:
-            return cudnn.backward_before(q, k, v, mask, out, lse, dout, earlier)
-        return cudnn.backward(q, k, v, documents(mask), lse, out, dout, own)
-
-    return ChunkKernel(forward, backward)
-
-
-def kernel_of(config: ModelConfig) -> ChunkKernel:
-    """The products for `model.attention`."""
-    if config.attention == "cudnn":
-        return cudnn_kernel(config)
-    return plain_kernel(1 if config.attention == "xla" else blocked.MOST_BLOCKS)
-
-
 def merge(one: Product, two: Product) -> Product:
     """Attention to two sets of keys from attention to each."""
     (out1, lse1), (out2, lse2) = one, two
@@ -169,16 +121,22 @@ def attention_split(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seg
 
 def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BS, split: Split):
     schedule = _ring_forward if split.ring else _gather_forward
-    out_BTHK, lse_BHT = schedule(q_BTHK, k_BTGK, v_BTGK, Chunks(segments_BS, q_BTHK.shape[1] // 2, split), kernel_of(split.config))
+    out_BTHK, lse_BHT = schedule(
+        q_BTHK, k_BTGK, v_BTGK, Chunks(segments_BS, q_BTHK.shape[1] // 2, split), find_kernel(split.config.attention).chunk_kernel(split.config)
+    )
     out_BTHK, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BTHK.astype(q_BTHK.dtype), lse_BHT))
     return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, segments_BS, out_BTHK, lse_BHT)
+
+
+def _chunk_kernel(split: Split) -> ChunkKernel:
+    return find_kernel(split.config.attention).chunk_kernel(split.config)
 
 
 def _backward(split: Split, saved, dout_BTHK):
     q_BTHK, k_BTGK, v_BTGK, segments_BS, out_BTHK, lse_BHT = saved
     schedule = _ring_backward if split.ring else _gather_backward
     chunks = Chunks(segments_BS, q_BTHK.shape[1] // 2, split)
-    gradients = schedule(q_BTHK, k_BTGK, v_BTGK, out_BTHK, lse_BHT, dout_BTHK, chunks, kernel_of(split.config))
+    gradients = schedule(q_BTHK, k_BTGK, v_BTGK, out_BTHK, lse_BHT, dout_BTHK, chunks, _chunk_kernel(split))
     return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
 
 

@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_jax.core.errors import UserError, nearest, require
+from llm_jax.core.errors import UserError, check_choice, nearest, require
 from llm_jax.model.config_parts import LatentConfig, MoEConfig, RopeScaling
+from llm_jax.model.kernels import KERNELS
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class ModelConfig:
     """What attention's scores are multiplied by. None: head_dim^-0.5."""
     attention_softcap: float = 0.0
     """Scores become cap * tanh(scores / cap) (Gemma 2); 0: off."""
-    attention: Literal["xla", "cudnn", "blocked"] = "xla"
-    """Implementation: "xla" anywhere, "cudnn" fused on NVIDIA GPUs, "blocked" causal blocks for CPUs."""
+    attention: str = "xla"
+    """Kernel: a file of `model/kernels/`. "xla" runs anywhere, "cudnn" is fused, for NVIDIA GPUs, "blocked" is for CPUs."""
     max_segments: int | None = None
     """attention=cudnn only: the most documents a packed row, padding counted as one, on average over the rows of a device.
     None: as many as the run needs, counted before it starts."""
@@ -132,6 +133,7 @@ class ModelConfig:
             require(0 < getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "above 0")
         for key in ("logit_softcap", "attention_softcap", "init_std"):
             require(0 <= getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "0 or more")
+        check_choice("model.attention", self.attention, KERNELS)
         self.rope_scaling.check()
         self.check_layers()
         self.latent.check()

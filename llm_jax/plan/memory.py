@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llm_jax.experiment import Experiment
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.model.attention_cudnn import backward_workspace_bytes
+from llm_jax.model.kernels.cudnn import backward_workspace_bytes
 from llm_jax.train.state import TrainModel
 
 

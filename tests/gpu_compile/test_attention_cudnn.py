@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from llm_jax.core.errors import UserError
 from llm_jax.layout import gpu_compile, gpu_options
-from llm_jax.model import attention_cudnn as cudnn
+from llm_jax.model.kernels import cudnn
 from tests.cudnn_contract import kernel_by_contract
 
 B, T, H, G, K, DOCUMENTS = 4, 512, 8, 2, 64, 5
@@ -109,24 +109,24 @@ def arrays(dtype=jnp.bfloat16, t=T, h=H, g=G, k=K):
 )
 def test_what_the_kernel_cannot_do_is_refused_by_name(changed, options, names):
     with pytest.raises(UserError, match=re.escape(names)):
-        cudnn.attention_cudnn(*arrays(**changed), **{"segments_BT": None, "scale": 0.1, "window": None} | options)
+        cudnn.fused_attention(*arrays(**changed), **{"segments_BT": None, "scale": 0.1, "window": None} | options)
 
 
 def test_offsets_that_would_not_fit_int32_are_refused():
     q, k = jax.ShapeDtypeStruct((64, 8192, 64, 64), jnp.bfloat16), jax.ShapeDtypeStruct((64, 8192, 8, 64), jnp.bfloat16)
     with pytest.raises(UserError, match=re.escape("2**31")):
-        jax.eval_shape(lambda q, k, v: cudnn.attention_cudnn(q, k, v, segments_BT=None, scale=0.1, window=None), q, k, k)
+        jax.eval_shape(lambda q, k, v: cudnn.fused_attention(q, k, v, segments_BT=None, scale=0.1, window=None), q, k, k)
 
 
 def test_another_jax_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
     with pytest.raises(UserError, match=r"install JAX 0\.10 or 0\.11"):
-        cudnn.attention_cudnn(*arrays(), segments_BT=None, scale=0.1, window=None)
+        cudnn.fused_attention(*arrays(), segments_BT=None, scale=0.1, window=None)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default backend is not a CPU")
 def test_a_cpu_raises_and_does_not_fall_back():
-    step = jax.jit(lambda q, k, v: cudnn.attention_cudnn(q, k, v, segments_BT=None, scale=0.1, window=None))
+    step = jax.jit(lambda q, k, v: cudnn.fused_attention(q, k, v, segments_BT=None, scale=0.1, window=None))
     with pytest.raises(Exception, match=r"dot_product_attention_fwd.*cpu"):
         step.lower(*arrays())
 
@@ -160,7 +160,7 @@ def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor", remat=None, layers=0, kernel=None, **options):
     """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and remat."""
     kernel = kernel or (
-        lambda q, k, v, s: cudnn.attention_cudnn(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS)
+        lambda q, k, v, s: cudnn.fused_attention(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS)
     )
     q_spec, kv_spec = P("data", None, "tensor"), P("data", None, kv_axis)
     local = jax.shard_map(kernel, mesh=mesh, in_specs=(q_spec, kv_spec, kv_spec, P("data")), out_specs=q_spec)
@@ -252,7 +252,7 @@ def agree_with_float32(packed: bool, window: int | None) -> None:
     segments = jnp.asarray(random_segments(3)) if packed else jnp.ones((B, T), jnp.int32)
 
     def fused(q, k, v):
-        return cudnn.attention_cudnn(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=SLOTS)
+        return cudnn.fused_attention(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=SLOTS)
 
     out, pull = jax.vjp(jax.jit(fused), q, k, v)
     out_ref, pull_ref = jax.vjp(lambda *x: reference(*x, segments, window), q, k, v)
@@ -279,6 +279,6 @@ def test_output_and_gradients_agree_with_float32(packed, window):
 def test_too_many_documents_give_nothing_but_nan():
     q, k, v, dout = (jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H)))
     segments = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // 8, (B, T))
-    out, pull = jax.vjp(lambda *x: cudnn.attention_cudnn(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=SLOTS), q, k, v)
+    out, pull = jax.vjp(lambda *x: cudnn.fused_attention(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=SLOTS), q, k, v)
     assert jnp.isnan(out).all()
     assert jnp.isnan(pull(dout)[0]).all()

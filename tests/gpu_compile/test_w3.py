@@ -20,7 +20,7 @@ from llm_jax.layout.gpu_compile import CompiledStep, compile_for
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.model.attention_cudnn import backward_workspace_bytes
+from llm_jax.model.kernels.cudnn import backward_workspace_bytes
 from llm_jax.train import compile as compiling
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation

@@ -13,8 +13,8 @@ from llm_jax.inspect import layer_by_layer
 from llm_jax.inspect.attention import attention_weights, weighted_values
 from llm_jax.inspect.layer_by_layer import Walk
 from llm_jax.inspect.logit_lens import Readout
-from llm_jax.model import attention
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
+from llm_jax.model.kernels import find_kernel
 from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import FIXTURES, TOLERANCE
 from tests.inspect.conftest import SMALL, logits_of, opened_with
@@ -123,7 +123,7 @@ def test_attention_weights_sum_to_one_and_give_the_kernels_output(kernel, window
     weights = attention_weights(q, k, config, window, segments)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=2e-6)
     assert float(jnp.triu(weights, 1).max()) == 0
-    np.testing.assert_allclose(weighted_values(weights, v), attention.KERNELS[kernel](q, k, v, segments, config), atol=2e-6)
+    np.testing.assert_allclose(weighted_values(weights, v), find_kernel(kernel).attend(q, k, v, segments, config), atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])

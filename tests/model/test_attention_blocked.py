@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.model import attention_blocked as blocked
+from llm_jax.model.kernels import blocked
 from tests.dense_attention import dense, dense_float64
 
 # float32 against float64: sums of up to 300 products of numbers of size 1, each rounded to 6e-8
@@ -29,7 +29,7 @@ def test_output_and_gradients_equal_dense_float64(length, heads, kv_heads, packe
     q, k, v, dout, segments = inputs(length, heads, kv_heads, packed)
     expected = dense_float64(q, k, v, dout, segments, window)
     q, k, v, dout = (jnp.asarray(x, jnp.float32) for x in (q, k, v, dout))
-    out, pull = jax.vjp(lambda q, k, v: blocked.attention_blocked(q, k, v, segments, window), q, k, v)
+    out, pull = jax.vjp(lambda q, k, v: blocked.blocked_attention(q, k, v, segments, window), q, k, v)
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), (out, *pull(dout)), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
 
@@ -55,7 +55,7 @@ def test_the_scores_of_later_keys_are_not_computed():
     flops = []
     for window in (None, 100):
         x = jnp.ones((1, 2048, 1, 16))
-        step = jax.jit(lambda q, window=window: blocked.attention_blocked(q, q, q, None, window)).lower(x).compile()
+        step = jax.jit(lambda q, window=window: blocked.blocked_attention(q, q, q, None, window)).lower(x).compile()
         flops.append(step.cost_analysis()["flops"])
     full = 2 * 2 * 2048**2 * 16
     assert flops[0] < 0.75 * full  # 56 % of the products, and the softmax's own operations
@@ -64,7 +64,7 @@ def test_the_scores_of_later_keys_are_not_computed():
 
 def test_bfloat16_stays_bfloat16_and_close():
     q, k, v, _, segments = inputs(300, 4, 2, True)
-    out = blocked.attention_blocked(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), segments, None)
+    out = blocked.blocked_attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), segments, None)
     assert out.dtype == jnp.bfloat16
     expected = dense(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)  # bfloat16 has 8 bits: 0.4 % of values up to 4

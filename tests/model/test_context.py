@@ -14,10 +14,11 @@ from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, TENSOR
-from llm_jax.model import attention, attention_blocked
+from llm_jax.model import attention
 from llm_jax.model import attention_context as context
 from llm_jax.model.attention import Attention
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.kernels import blocked, cudnn
 from llm_jax.model.transformer import Transformer
 from tests.cudnn_contract import kernel_by_contract
 from tests.dense_attention import dense_float64
@@ -100,7 +101,7 @@ def test_output_and_gradients_equal_dense_float64(name, packed, window):
 @pytest.mark.parametrize(("packed", "window"), [(True, 20), (False, None)])
 @pytest.mark.parametrize("name", ["gather", "ring"])
 def test_blocks_of_queries_do_too(monkeypatch, name, packed, window):
-    monkeypatch.setattr(attention_blocked, "LEAST_BLOCK", 3)  # three blocks a chunk of 8
+    monkeypatch.setattr(blocked, "LEAST_BLOCK", 3)  # three blocks a chunk of 8
     compare(name, "blocked", packed, window)
 
 
@@ -109,7 +110,7 @@ def test_blocks_of_queries_do_too(monkeypatch, name, packed, window):
 def test_cudnn_is_given_what_makes_the_right_attention(monkeypatch, name, packed):
     """By the kernel's contract; only the kernel itself is not tested."""
     kernel_by_contract(monkeypatch)
-    monkeypatch.setattr(attention, "check_platform", lambda *_: None)
+    monkeypatch.setattr(cudnn, "check_platform", lambda *_: None)
     q, k, v, dout, segments = inputs(4, 2, packed)
     expected = dense_float64(*(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v, dout)), segments, None)
     config = settings("cudnn", None, compute_dtype="bfloat16", max_segments=6)
@@ -193,7 +194,7 @@ def test_what_cannot_be_split_is_refused_by_name(layout, model, length, said):
 
 
 def test_a_window_with_fused_attention_is_refused_where_the_sequence_is_split(monkeypatch):
-    monkeypatch.setattr(attention, "check_platform", lambda *_: None)
+    monkeypatch.setattr(cudnn, "check_platform", lambda *_: None)
     with pytest.raises(UserError, match=r"model\.window=8: attention=cudnn .*context_ulysses"):
         attention.check(settings("cudnn", 8), placement(LAYOUTS["ring"]), T)
     attention.check(settings("cudnn", 8), placement(LAYOUTS["all-to-all"]), T)

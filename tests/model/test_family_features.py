@@ -231,6 +231,6 @@ def test_what_a_layout_cannot_do_is_refused_in_a_line(case):
 
 
 def test_the_fused_kernel_has_no_soft_cap(monkeypatch):
-    monkeypatch.setattr("llm_jax.model.attention.check_platform", lambda *_: None)
+    monkeypatch.setattr("llm_jax.model.kernels.cudnn.check_platform", lambda *_: None)
     with pytest.raises(UserError, match=r"^model.attention_softcap=5: attention=cudnn has none; use model.attention=blocked"):
         transformer.check(dataclasses.replace(SMALL, attention="cudnn", attention_softcap=5.0).resolved(), transformer.Placement(), 32)

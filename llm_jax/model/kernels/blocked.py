@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.model.attention_mask import Mask, causal
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.kernels import ChunkKernel
 from llm_jax.model.norm_and_rope import softcap
 
 MOST_BLOCKS = 8
@@ -26,8 +28,27 @@ Block = tuple[slice, slice]
 """Positions of some queries, and of the keys that any of them may see."""
 
 
+def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """See `AttentionKernel.attend`."""
+    return blocked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window, config.attention_softcap)
+
+
+def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
+    """See `AttentionKernel.check`: this kernel can do everything."""
+
+
+def chunk_kernel(config: ModelConfig) -> ChunkKernel:
+    """See `AttentionKernel.chunk_kernel`."""
+    return plain_chunk_kernel(MOST_BLOCKS)
+
+
+def plain_chunk_kernel(most: int) -> ChunkKernel:
+    """The products of chunks in plain JAX, in at most `most` blocks of queries."""
+    return ChunkKernel(functools.partial(forward, most=most), functools.partial(backward, most=most))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attention_blocked(
+def blocked_attention(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None, cap: float = 0.0
 ) -> jax.Array:
     """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in float32.
@@ -142,4 +163,4 @@ def _backward(window, cap, saved, dout_BTHK):
     return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
 
 
-attention_blocked.defvjp(_forward, _backward)
+blocked_attention.defvjp(_forward, _backward)

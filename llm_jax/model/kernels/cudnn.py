@@ -26,6 +26,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.errors import UserError
 from llm_jax.model.attention_mask import Mask
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.kernels import WHOLE_SEQUENCE, ChunkKernel
 
 CHECKED_JAX = ((0, 10), (0, 11))
 """The JAX versions whose private primitives this was checked with."""
@@ -67,7 +69,62 @@ class Options(NamedTuple):
     causal: bool
 
 
-def attention_cudnn(
+def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """See `AttentionKernel.attend`."""
+    scale, window, slots = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
+    return fused_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=slots)
+
+
+def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
+    """See `AttentionKernel.check`."""
+    check_platform(platform, capability)
+    if config.attention_softcap:
+        raise UserError(
+            f"model.attention_softcap={config.attention_softcap:g}: attention=cudnn has none; use model.attention=blocked or model.attention=xla"
+        )
+    if parts > 1 and config.window is not None:
+        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {WHOLE_SEQUENCE}")
+
+
+def check_platform(platform: str, capability: float) -> None:
+    """Raises UserError where devices of this platform and CUDA compute capability can't run the kernel."""
+    if platform != "gpu":
+        raise UserError(
+            f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
+        )
+    if capability < 9:
+        raise UserError(
+            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, the devices here have {capability}; "
+            "use model.attention=xla or model.attention=blocked"
+        )
+
+
+def chunk_kernel(config: ModelConfig) -> ChunkKernel:
+    """See `AttentionKernel.chunk_kernel`."""
+    assert config.head_dim
+    own = Options(config.head_dim**-0.5, config.window, causal=True)
+    earlier = Options(config.head_dim**-0.5, None, causal=False)
+
+    def documents(mask: Mask) -> Documents | None:
+        return None if mask.queries_BT is None else find_documents(mask.queries_BT, config.max_segments)
+
+    def forward_chunk(q, k, v, mask: Mask) -> tuple[jax.Array, jax.Array]:
+        if mask.ahead_B is not None:
+            out, lse = forward_before(q, k, v, mask, earlier)
+        else:
+            found = documents(mask)
+            out, lse = forward(q, k if found is None else poisoned(k, found), v, found, own)
+        return out.astype(jnp.float32), lse
+
+    def backward_chunk(q, k, v, mask: Mask, out, lse, dout):
+        if mask.ahead_B is not None:
+            return backward_before(q, k, v, mask, out, lse, dout, earlier)
+        return backward(q, k, v, documents(mask), lse, out, dout, own)
+
+    return ChunkKernel(forward_chunk, backward_chunk)
+
+
+def fused_attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
@@ -87,7 +144,7 @@ def attention_cudnn(
 
     Raises UserError for what the kernel can't do; lowering for anything but a GPU raises (the primitive has no rule there).
     """
-    check(q_BTHK, k_BSGK, v_BSGK, window, causal)
+    check_arrays(q_BTHK, k_BSGK, v_BSGK, window, causal)
     q_BTHK, k_BSGK, v_BSGK = _equally_varying(q_BTHK, k_BSGK, v_BSGK)
     documents = None
     if segments_BT is not None:
@@ -266,7 +323,7 @@ def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
 
 
-def check(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
+def check_arrays(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
     """Raises UserError, naming the key, for what the kernel or this module can't do."""
     B, T, H, K = q_BTHK.shape
     if jax.__version_info__[:2] not in CHECKED_JAX:
