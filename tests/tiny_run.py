@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.core.files import read_json_lines
 from llm_jax.launch import main
-from llm_jax.train.metrics import read_metrics
 from tests.data.conftest import documents, write_jsonl
 from tests.xla_flags import simulated
 
@@ -102,7 +102,7 @@ def launch_processes(
 def losses(run_dir: Path) -> dict[int, float]:
     """step → train_loss; fails where a step was done twice with different values."""
     found: dict[int, float] = {}
-    for line in read_metrics(run_dir / "metrics.jsonl"):
+    for line in read_json_lines(run_dir / "metrics.jsonl"):
         if "train_loss" in line:
             assert found.setdefault(line["step"], line["train_loss"]) == line["train_loss"], f"step {line['step']}"
     return found
@@ -110,7 +110,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 def shas(run_dir: Path) -> dict[int, str]:
     """step → batch_sha."""
-    return {line["step"]: line["batch_sha"] for line in read_metrics(run_dir / "metrics.jsonl") if "batch_sha" in line}
+    return {line["step"]: line["batch_sha"] for line in read_json_lines(run_dir / "metrics.jsonl") if "batch_sha" in line}
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

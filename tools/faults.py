@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_jax.train.metrics import read_metrics
+from llm_jax.core.files import read_json_lines
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("start", "compile", "train", "evaluate", "save", "sample")
@@ -104,7 +104,7 @@ class Job:
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl as it is; a last line that is being written is not there yet."""
         path = self.run_dir / "metrics.jsonl"
-        return list(read_metrics(path)) if path.exists() else []
+        return list(read_json_lines(path)) if path.exists() else []
 
     def last_step(self, since: int = 0) -> int:
         """The newest step in metrics.jsonl, leaving out so many lines at its beginning; 0 if there is none."""

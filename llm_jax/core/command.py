@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, Stopped, UserError, nearest, require
+from llm_jax.core.files import check_writable
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -106,8 +107,6 @@ def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
 
 def output_folder(key: str, value: str) -> Path:
     """The folder that key=value names, which need not be there. Raises UserError if it can't be written to."""
-    from llm_jax.core.files import check_writable
-
     require(bool(value), key, value, "a folder")
     check_writable(Path(value), key)
     return Path(value)

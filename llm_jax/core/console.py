@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -97,9 +97,3 @@ class Console:
         self.stop()
         while self.files:
             self.files.popitem()[1].close()
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    text = str(timedelta(seconds=round(max(0.0, seconds))))
-    return text[2:] if text.startswith("0:") else text

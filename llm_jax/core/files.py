@@ -6,13 +6,14 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
@@ -65,12 +66,24 @@ def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> I
         os.close(folder)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a line that was cut off is left out."""
+def read_json_lines(path: Path, strict: bool = False, tail: int | None = None) -> list[dict[str, Any]]:
+    """The objects of a file with one a line (metrics.jsonl, faults.jsonl), in order; none where there is no file.
+
+    A last line without its end is being written, or was left by a kill, and is not read; nor are other lines that are no object,
+    or ValueError is raised if `strict`. tail: reads only so many bytes at the end of the file.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tail) if tail else 0)
+        text = file.read().decode(errors="replace")
     found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+    for line in text[: text.rfind("\n") + 1].split("\n"):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            if strict:
+                raise
     return [one for one in found if isinstance(one, dict)]
 
 
@@ -87,18 +100,26 @@ def drop_torn_line(path: Path) -> bool:
     return True
 
 
-def finite(value: Any) -> Any:
-    """The value as JSON can say it: numbers that are not finite become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to, which takes its place in the end; whatever goes wrong, `path` stays as it was."""
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file that other processes see whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
+    """Writes a JSON file whole or not at all; numbers that are not finite become null."""
+    write_atomic(path, json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,8 +141,6 @@ def sync_folder(folder: Path) -> None:
 
 def check_new_folder(folder: Path, key: str) -> None:
     """Raises UserError where a folder can't be made: something is in it, or it can't be written to."""
-    from llm_jax.core.files import check_writable
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{key}={folder}: is there and not empty; choose another, or remove it")
     check_writable(folder, key)
@@ -130,8 +149,6 @@ def check_new_folder(folder: Path, key: str) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into, which takes its name in the end; whatever goes wrong, nothing is left of it."""
-    from llm_jax.core.files import sync_folder
-
     part = folder.absolute().parent / f".{folder.name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import write_atomic
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -65,14 +66,6 @@ def publish(temporary: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
 def temporary_beside(target: Path) -> Path:
     """A name beside `target` that says which process of which machine is writing it."""
     return target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
@@ -100,5 +93,6 @@ def file_sha256(path: Path, cache: Path) -> str:
             return remembered["sha256"]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    memo.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(memo, json.dumps({"key": key, "sha256": digest}).encode())
     return digest

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, one_of
-from llm_jax.data.cache import fingerprint, write_atomic
+from llm_jax.core.files import write_atomic
+from llm_jax.data.cache import fingerprint
 from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, is_lossless
 
 MODELS = ("BPE", "Unigram")
@@ -129,6 +130,7 @@ class HuggingFaceTokenizer:
             "lossless": self.lossless,
             "sha256": self.fingerprint,
         }
+        Path(folder).mkdir(parents=True, exist_ok=True)
         self.save_files(folder)
         write_atomic(Path(folder) / ABOUT_NAME, json.dumps(about, indent=2).encode() + b"\n")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.data.cache import write_atomic
+from llm_jax.core.files import write_atomic
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, is_lossless
 
@@ -94,6 +94,7 @@ class SentencePieceTokenizer:
             "lossless": self.lossless,
             "sha256": self.fingerprint,
         }
+        Path(folder).mkdir(parents=True, exist_ok=True)
         write_atomic(Path(folder) / MODEL_NAME, self.model)
         write_atomic(Path(folder) / ABOUT_NAME, json.dumps(about, indent=2).encode() + b"\n")
 

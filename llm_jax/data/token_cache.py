@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import EXIT_USER_ERROR, UserError
+from llm_jax.core.files import write_atomic
 from llm_jax.data import cache
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sources import Source
@@ -84,7 +85,7 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> 
     partial = target.with_name(f"{target.name}.partial")
     tokenizer.save(partial / "tokenizer")
     job = {**dataclasses.asdict(source), "path": str(source.path)}
-    cache.write_atomic(partial / "source.json", json.dumps(job).encode())
+    write_atomic(partial / "source.json", json.dumps(job).encode())
     count, size = source.size()
     shards = max(1, min(count, -(-size // _SHARD_BYTES), _MOST_SHARDS))
     bounds = [count * i // shards for i in range(shards + 1)]

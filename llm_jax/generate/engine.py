@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
+from llm_jax.core.arithmetic import round_up
 from llm_jax.core.errors import UserError, require
 from llm_jax.generate.decode_layout import decoding_place
 from llm_jax.generate.decode_step import DecodePrograms
@@ -72,7 +73,7 @@ class Engine:
         self.ends_at_positions = self.max_tokens < max_tokens
         place = decoding_place(opened.program.place, config)
         parts = place.size(place.axes("batch"))
-        slots, prompts = (-(-n // parts) * parts for n in (slots, prefill_rows))
+        slots, prompts = (round_up(n, parts) for n in (slots, prefill_rows))
         self.programs = DecodePrograms(opened.program, slots, self.max_tokens, prompts, tokenizer.vocab_size, log)
         self.update(opened.parameters)
         try:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.arithmetic import round_up
 from llm_jax.data import Tokenizer
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.train.compile import program_options
@@ -42,8 +43,8 @@ def sample_texts(
         return []
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     place = program.place
-    longest = min(window, rounded_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
-    batch = rounded_up(len(prompts), place.size(place.axes("batch")))
+    longest = min(window, round_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
+    batch = round_up(len(prompts), place.size(place.axes("batch")))
     rows = [list(p) for p in prompts] + [[tokenizer.bos_id]] * (batch - len(prompts))
 
     @functools.partial(jax.jit, compiler_options=program_options(program) or None)
@@ -81,8 +82,3 @@ def sample_texts(
         if all(finished):
             break
     return [tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id]) for row, p in zip(rows, prompts, strict=False)]
-
-
-def rounded_up(n: int, multiple: int) -> int:
-    """The least multiple that is at least n."""
-    return -(-n // multiple) * multiple

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
-from llm_jax.data.cache import write_atomic
+from llm_jax.core.files import write_atomic
 from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from llm_jax.data.tokenizer import JSON_NAME, Tokenizer

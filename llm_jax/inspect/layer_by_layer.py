@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llm_jax.generate.sample import rounded_up
+from llm_jax.core.arithmetic import round_up
 from llm_jax.inspect.attention import attention_weights
 from llm_jax.layout.layout import TABLES, MeshPlacement
 from llm_jax.model.attention_context import arrange, length_multiple, restore
@@ -60,7 +60,7 @@ class Walk:
         """What enters the first layer, then each layer in turn. Rows are filled up at the end as the layout asks for; that is cut again."""
         parameters, config, place = self.parameters, self.program.config, self.program.place
         B, T = tokens_BT.shape
-        rows, length = rounded_up(B, place.size(place.axes("batch"))), rounded_up(T, length_multiple(place))
+        rows, length = round_up(B, place.size(place.axes("batch"))), round_up(T, length_multiple(place))
         tokens = np.pad(tokens_BT, ((0, rows - B), (0, length - T))).astype(np.int32)
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         if config.position == "learned":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.generate.sample import rounded_up
+from llm_jax.core.arithmetic import round_up
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
 from llm_jax.pretrained.model import Opened
@@ -65,8 +65,8 @@ class Readout:
     def chunks(self, x_TD: np.ndarray, targets_T: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Both in arrays of `shape`, the last filled up with zeros."""
         rows, length = self.shape
-        length = min(length, rounded_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
-        room = rounded_up(len(x_TD), rows * length)
+        length = min(length, round_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
+        room = round_up(len(x_TD), rows * length)
         x_TD = np.concatenate([x_TD, np.zeros((room - len(x_TD), x_TD.shape[1]), x_TD.dtype)])
         targets_T = np.concatenate([targets_T, np.zeros(room - len(targets_T), targets_T.dtype)]).astype(np.int32)
         return list(zip(x_TD.reshape(-1, rows, length, x_TD.shape[1]), targets_T.reshape(-1, rows, length), strict=True))

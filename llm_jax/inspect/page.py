@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.arithmetic import finite
 from llm_jax.core.format import short
 from llm_jax.core.templates import render
 from llm_jax.inspect.analysis import Findings, Maps
@@ -176,7 +177,7 @@ def first_shown(found: Findings) -> tuple[int, int]:
 
 def rounded(values: np.ndarray) -> list[float | None]:
     """Numbers with four decimals; None for what isn't one."""
-    return [round(float(v), 4) if math.isfinite(v) else None for v in values]
+    return [finite(round(float(v), 4)) for v in values]
 
 
 def packed(maps: Maps) -> list[str]:

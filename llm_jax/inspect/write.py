@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.arithmetic import finite
 from llm_jax.core.figure_style import save, styled
-from llm_jax.data.cache import write_atomic
+from llm_jax.core.files import write_atomic
 from llm_jax.inspect.analysis import Findings
 from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.figures import FIGURES
@@ -75,7 +76,7 @@ def to_json(found: Findings, opened: Opened, asked: InspectArguments) -> dict[st
             "kl_back": numbers(c.divergence.kl_back),
             "largest_logit_difference": numbers(c.divergence.largest),
             "top_1_changes_at": c.changed,
-            "weights_by_kind": [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in weight_rows(found)],
+            "weights_by_kind": [{k: finite(v) for k, v in row.items()} for row in weight_rows(found)],
         }
     return made
 
@@ -98,8 +99,3 @@ def lens_row(layer: int, p: Predictions) -> dict[str, Any]:
 def numbers(values: np.ndarray) -> list[float | None]:
     """An array as JSON has it."""
     return [finite(float(v)) for v in values]
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON knows, or None."""
-    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm_jax.core.arithmetic import round_up
 from llm_jax.core.errors import UserError, check_choice, nearest, require
 from llm_jax.model.config_parts import LatentConfig, MoEConfig, RopeScaling
 from llm_jax.model.kernels import KERNELS
@@ -150,7 +151,7 @@ class ModelConfig:
             )
         values["head_dim"] = self.checked_latent_head_dim() if self.latent.kv_rank else self.checked_head_dim()
         if self.mlp is None:
-            values["mlp"] = -(-self.embed * 8 // 3 // 64) * 64 if self.gated else 4 * self.embed
+            values["mlp"] = round_up(self.embed * 8 // 3, 64) if self.gated else 4 * self.embed
         if self.moe.experts:
             values["moe"] = dataclasses.replace(self.moe, mlp=self.moe.mlp or values.get("mlp", self.mlp))
         if self.vocab is None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.core.arithmetic import round_up
 from llm_jax.model.attention import Attention, needed_heads
 from llm_jax.model.attention_latent import LatentAttention
 from llm_jax.model.config import ModelConfig
@@ -56,8 +57,8 @@ def block_size(length: int) -> int:
 
 def cache_length(length: int) -> int:
     """The least length of a cache with room for so many positions: a multiple of its block."""
-    length = -(-length // RING_MULTIPLE) * RING_MULTIPLE
-    return -(-length // block_size(length)) * block_size(length)
+    length = round_up(length, RING_MULTIPLE)
+    return round_up(length, block_size(length))
 
 
 def positions_kept(window: int | None, capacity: int) -> int:
@@ -178,7 +179,7 @@ def decode_attention(
         B, _, H, K = q_B1HK.shape
         k_BGSK, v_BGSK = (needed_heads(x, H, group, heads, kv_heads, dim=1) for x in (k_BGSK, v_BGSK))
         S, size = k_BGSK.shape[2], block_size(k_BGSK.shape[2])
-        seen = min(S, -(-length // size) * size)
+        seen = min(S, round_up(length, size))
         position_BS = ring_positions(positions_B, S)[:, :seen]
         mask_BS = position_BS >= 0
         if config.window is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from rich.console import Console
 from rich.table import Table
 
+from llm_jax.core.format import byte_size, duration, parameter_count
+from llm_jax.core.tables import make_console, show, table
 from llm_jax.plan.plan import Plan
 from llm_jax.plan.search import Ranking
 
-WIDTH = 140
-"""Columns where the output is no terminal."""
 KINDS = {
     "parameters": "weights at rest",
     "gradients": "float32, where the moments are",
@@ -34,14 +33,6 @@ def print_plan(plan: Plan) -> None:
         console.print(f"assumed: {assumption}")
 
 
-def show(console: Console, title: str, made: Table) -> None:
-    """A table under its title, which may be wider."""
-    console.print()
-    console.print(title, style="bold")
-    if made.row_count:
-        console.print(made)
-
-
 def print_ranking(ranking: Ranking) -> None:
     """Prints the layouts that fit, the fastest first, and what is not among them."""
     console = make_console()
@@ -56,7 +47,7 @@ def print_ranking(ranking: Ranking) -> None:
             f"{plan['mfu']:.1%}",
             duration(seconds["expected"]),
             f"{duration(seconds['best'])} to {duration(seconds['worst'])}",
-            size(plan["memory_bytes"]["total"]),
+            byte_size(plan["memory_bytes"]["total"]),
             duration(waits),
         )
     show(console, "Layouts that fit, the fastest first" if ranking.plans else "No layout fits.", made)
@@ -74,17 +65,11 @@ def print_ranking(ranking: Ranking) -> None:
         console.print(f"assumed: {assumption}")
 
 
-def make_console() -> Console:
-    """A console of a fixed width where the output is not a terminal, so that tables are whole in files."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
-
-
 def header(plan: Plan) -> str:
     """What was planned, in two lines."""
     e = plan.experiment
     return (
-        f"{e.name}: {count(plan.parameters)} parameters on {plan.devices} x {plan.hardware.description}, "
+        f"{e.name}: {parameter_count(plan.parameters)} parameters on {plan.devices} x {plan.hardware.description}, "
         f"layout {e.layout.name} ({mesh_text(plan.mesh)})\n"
         f"a step: {e.train.batch_size:,} rows of {e.train.sequence_length:,} tokens; "
         f"planned with XLA's {plan.compiler.upper()} compiler in {plan.seconds_to_plan:.1f} s"
@@ -96,29 +81,6 @@ def mesh_text(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
-def count(n: float) -> str:
-    """A number of parameters: "8.03 B"."""
-    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
-
-
-def size(n: float) -> str:
-    """A number of bytes, in 1e9 or 1e6."""
-    return f"{n / 1e9:,.2f} GB" if n >= 1e7 else f"{n / 1e6:,.2f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, or milliseconds."""
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.2f} ms"
-
-
-def table(*columns: str) -> Table:
-    """An empty table; columns that begin with ">" hold numbers."""
-    made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
-    for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return made
-
-
 def memory_table(plan: Plan) -> tuple[str, Table]:
     """Bytes of one device by kind, and whether they fit."""
     verdict = "fits" if plan.fits else "does NOT fit"
@@ -127,17 +89,17 @@ def memory_table(plan: Plan) -> tuple[str, Table]:
     made = table("kind", ">bytes", "")
     for kind, what in KINDS.items():
         if plan.memory[kind]:
-            made.add_row(kind, size(plan.memory[kind]), what)
-    made.add_row("total", size(plan.memory["total"]), f"of {size(plan.hardware.memory_bytes)}")
+            made.add_row(kind, byte_size(plan.memory[kind]), what)
+    made.add_row("total", byte_size(plan.memory["total"]), f"of {byte_size(plan.hardware.memory_bytes)}")
     part = plan.memory["total"] / plan.usable_bytes
-    return f"Memory of one device: {verdict}, {part:.0%} of the {size(plan.usable_bytes)} that a program can use", made
+    return f"Memory of one device: {verdict}, {part:.0%} of the {byte_size(plan.usable_bytes)} that a program can use", made
 
 
 def array_table(plan: Plan) -> tuple[str, Table]:
     """The arrays that the largest loop carries from trip to trip: stacks of what the layers keep are among them."""
     made = table(">bytes", ">arrays", "of")
     for total, n, dtype, shape in plan.largest:
-        made.add_row(size(total), str(n), f"{dtype}{list(shape)}")
+        made.add_row(byte_size(total), str(n), f"{dtype}{list(shape)}")
     return "Largest arrays that a loop carries" if plan.largest else "No loops.", made
 
 
@@ -149,7 +111,7 @@ def kernel_table(plan: Plan) -> tuple[str, Table]:
         for i, value in enumerate((row.count, row.flops, row.bytes, row.seconds)):
             kinds[row.kind][i] += value
     for kind, (n, flops, moved, seconds) in sorted(kinds.items(), key=lambda item: -item[1][3]):
-        made.add_row(kind, f"{n:,.0f}", f"{flops:.3g}" if flops else "", size(moved), duration(seconds))
+        made.add_row(kind, f"{n:,.0f}", f"{flops:.3g}" if flops else "", byte_size(moved), duration(seconds))
     found = [f"{name} ({n} times)" for name, n in plan.analysis.attention_kernels.items()]
     attention = ", ".join(found[:2]) + (f", and {len(found) - 2} more" if len(found) > 2 else "")
     return f"Kernels of one device; attention: {attention or 'none that is known'}", made
@@ -160,7 +122,9 @@ def collective_table(plan: Plan) -> tuple[str, Table]:
     made = table("kind", "over", "on the", ">count", ">bytes", ">seconds", ">hidden")
     for row in plan.analysis.collectives:
         share = f"{row.hidden_seconds / row.seconds:.0%}" if row.seconds else ""
-        made.add_row(row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", size(row.bytes), duration(row.seconds), share)
+        made.add_row(
+            row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", byte_size(row.bytes), duration(row.seconds), share
+        )
     return "Collectives: bytes that one device sends, and how much of their time kernels run beside" if made.row_count else "No collectives.", made
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.format import byte_size
 from llm_jax.processes.group import Group
 from llm_jax.processes.local_gpus import device_names, given_devices
 
@@ -186,10 +187,6 @@ def check_room(group: Group, run_dir: Path, needed: int) -> None:
     free = group.exchange("preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS)[0]
     if free < needed:
         raise UserError(
-            f"run_dir={run_dir}: {gigabytes(needed)} are needed for checkpoints, and its file system has {gigabytes(free)} left; "
+            f"run_dir={run_dir}: {byte_size(needed)} are needed for checkpoints, and its file system has {byte_size(free)} left; "
             "make room, choose another folder, or keep fewer (checkpoint.keep)"
         )
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 
 from llm_jax import data
-from llm_jax.core.console import duration
-from llm_jax.core.format import short
+from llm_jax.core.format import clock, short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described
@@ -70,7 +69,7 @@ def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
     """The end of a finished run."""
     speed = summary["tokens_per_second"]
     return (
-        f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in {duration(summary['wall_seconds'])}"
+        f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in {clock(summary['wall_seconds'])}"
         + (f" at {short(speed)} tokens/s" if speed else "")
         + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
         + f": training loss {four(summary['train_loss'])}, held-out loss {four(summary['eval_loss'])}, "

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import Fault, UserError
-from llm_jax.core.files import disk_problem, read_json
+from llm_jax.core.files import disk_problem, read_json, write_atomic
 from llm_jax.experiment import Experiment, defaults, with_vocabulary
 
 # What may differ from the last time without changing what is trained: where it runs, what is shown and kept, and
@@ -96,10 +95,8 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
 
 def write_config(run_dir: Path, yaml: str) -> None:
     """Writes config.yaml, whole or not at all."""
-    part = run_dir / "config.yaml.part"
     try:
-        part.write_text(yaml)
-        os.replace(part, run_dir / "config.yaml")
+        write_atomic(run_dir / "config.yaml", yaml)
     except OSError as error:
         raise UserError(f"run_dir={run_dir}: can't be written to ({error.strerror})") from error
 

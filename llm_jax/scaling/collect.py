@@ -23,7 +23,6 @@ Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,12 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.core.command import output_file, read_arguments, run_command
 from llm_jax.core.errors import EXIT_INTERRUPTED, UserError, nearest
-from llm_jax.core.files import read_json
+from llm_jax.core.files import read_json, read_json_lines, replacing
 from llm_jax.experiment import read_experiment
 from llm_jax.run import run_folder
 from llm_jax.scaling.fit.table import load
 from llm_jax.slurm import job
-from llm_jax.train import metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +100,7 @@ def read_note(run_dir: Path) -> dict[str, Any]:
 
 def last_train_loss(run_dir: Path) -> float | None:
     """The mean training loss of the last steps, nats a token; None where there is no step, or one's loss is not finite."""
-    losses = {line["step"]: line["train_loss"] for line in metrics.read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line}
+    losses = {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
     last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_STEPS * len(losses))) :]]
     return sum(last) / len(last) if last and None not in last else None
 
@@ -134,12 +132,11 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Writes a .csv or .parquet, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if path.suffix == ".parquet":
-        table.to_parquet(part, index=False)
-    else:
-        table.to_csv(part, index=False)
-    os.replace(part, path)
+    with replacing(path) as part:
+        if path.suffix == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            table.to_csv(part, index=False)
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:

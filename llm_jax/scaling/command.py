@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from llm_jax import experiment as experiments
 from llm_jax.core.errors import UserError
-from llm_jax.core.format import short
+from llm_jax.core.format import hours, short
+from llm_jax.core.tables import make_console, table
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import accounting
@@ -19,9 +17,6 @@ from llm_jax.scaling.grid import Grid, folder_of, with_command_line
 from llm_jax.scaling.shared_prefix import with_trunks
 from llm_jax.slurm.submit import Submission
 from llm_jax.train.peak_flops import device_peak
-
-WIDTH = 150
-"""Columns where the output is no terminal."""
 
 
 def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
@@ -66,9 +61,8 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     chosen = grid.settings.selected_numbers(len(points))
     speed, assumed = assumed_speed(grid)
     n_column, c_column = accounting.columns(grid.convention)
-    made = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("", "point", "layers", "embed", "N", "all weights", "tokens", "tokens/N", "FLOPs", "exact", "steps", "batch", "rate", "hours"):
-        made.add_column(title, justify="left" if title == "point" else "right", no_wrap=True)
+    titles = ("", "point", "layers", "embed", "N", "all weights", "tokens", "tokens/N", "FLOPs", "exact", "steps", "batch", "rate", "hours")
+    made = table(*(title if title == "point" else f">{title}" for title in titles), keep=titles)
     for point in points:
         if point.number not in chosen:
             continue
@@ -81,11 +75,9 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         made.add_row(
             str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers), str(e.model.embed), short(n),
             short(counted["parameters"]), short(point.tokens), f"{point.tokens / n:.3g}", short(counted[c_column]), short(point.cost),
-            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.own_cost, speed),
+            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.own_cost / speed if speed else None),
         )  # fmt: skip
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDTH)
+    console = make_console()
     console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
     console.print(made)
     for point in points:
@@ -94,7 +86,8 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     for name in grid.merged():
         console.print(f"{name}: differs from another point in nothing that changes what is trained, so the two are one")
     total = sum(p.own_cost for p in points if p.number in chosen)
-    console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {hours(total, speed)} hours of {assumed}")
+    time = hours(total / speed if speed else None)
+    console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {time} hours of {assumed}")
     console.print(f"run folder: {folder_of(grid.base)}")
     if submission:
         from llm_jax.scaling.submit import array_script
@@ -119,11 +112,3 @@ def assumed_speed(grid: Grid) -> tuple[float | None, str]:
         devices = f"this machine ({mesh.size} x {kind.device_kind}, {f'{short(peak)}FLOP/s, ' if peak else 'peak not known: give grid.hardware='}"
         devices += ("measured" if kind.platform == "cpu" else "datasheet") + ")" if peak else ")"
     return (peak * settings.mfu if peak else None), f"{devices} at an assumed MFU of {settings.mfu:.0%} (grid.mfu=)"
-
-
-def hours(cost: float, speed: float | None) -> str:
-    """FLOPs as hours; "?" where the speed isn't known."""
-    if speed is None:
-        return "?"
-    taken = cost / speed / 3600
-    return f"{taken:,.1f}" if taken >= 10 else f"{taken:.3f}"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llm_jax.core.console import Console, duration
-from llm_jax.core.format import short
+from llm_jax.core.console import Console
+from llm_jax.core.format import clock, short
 
 
 class PointConsole(Console):
@@ -84,7 +84,7 @@ class GridProgress:
         """The progress line: "points 7/20  1.2T of 5T FLOPs (24 %)  ETA 3:20"."""
         done, elapsed = self.flops_done + self.flops_of_point, time.monotonic() - self.started
         fresh = done - self.flops_before
-        eta = f"  ETA {duration((self.flops - done) * elapsed / fresh)}" if fresh > 0 and done < self.flops else ""
+        eta = f"  ETA {clock((self.flops - done) * elapsed / fresh)}" if fresh > 0 and done < self.flops else ""
         return f"points {self.done}/{self.points}  {short(done)} of {short(self.flops)} FLOPs ({self.part():.0%}){eta}"
 
     def stop(self) -> None:

@@ -31,6 +31,7 @@ from scipy import stats
 
 from llm_jax.core.command import output_file, read_arguments, run_command
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.tables import make_console, show, table
 from llm_jax.scaling.fit.bootstrap import LEVEL
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 
@@ -277,8 +278,6 @@ def command(arguments: list[str]) -> int:
 
 def show_recommendation(made: Recommendation) -> None:
     """Prints it as tables."""
-    from llm_jax.plan.report import make_console, show, table
-
     console = make_console()
     rows = table("", ">best", ">from", ">to")
 

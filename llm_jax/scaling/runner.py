@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax import data
-from llm_jax.core.console import Console, duration
+from llm_jax.core.console import Console
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UserError
 from llm_jax.core.files import Busy, check_writable, locked, write_json
+from llm_jax.core.format import clock
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.processes.group import Group
 from llm_jax.run import run, run_folder
@@ -173,7 +174,7 @@ class Session:
         self.write_table()
         text = f"point {point.number} {point.name}: {row['status']}"
         if row["status"] == "finished":
-            text += f", held-out loss {four(row['eval_loss'])}, {duration(seconds)}"
+            text += f", held-out loss {four(row['eval_loss'])}, {clock(seconds)}"
         elif row["reason"]:
             text += f": {row['reason']}"
         self.progress.point_ended(point.own_cost, text)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import new_folder, read_json_lines, write_atomic
 from llm_jax.experiment import Experiment
 from llm_jax.run.run_folder import configuration_hash
 from llm_jax.scaling.grid import Point
-from llm_jax.train import metrics
 from llm_jax.train.optimizer import decay_begins
 
 
@@ -71,12 +71,10 @@ def copy_trunk_checkpoint(point: Point, points: list[Point], log: Callable[[str]
     if not source.exists():
         log(f"point {point.number} {point.name}: trunk {trunk.name} has no checkpoint of step {step}; training from the start")
         return
-    lines = [line for line in metrics.read_metrics(trunk_dir / "metrics.jsonl") if line["step"] <= step]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    part = run_dir / "checkpoints.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part / str(step))
-    part.rename(run_dir / "checkpoints")  # whole or not at all
+    lines = [line for line in read_json_lines(trunk_dir / "metrics.jsonl") if line["step"] <= step]
+    write_atomic(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    with new_folder(run_dir / "checkpoints") as part:
+        shutil.copytree(source, part / str(step))
 
 
 def branching_step(experiment: Experiment) -> int:

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from llm_jax.core.command import output_file, read_arguments, run_command
-from llm_jax.core.console import duration
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
-from llm_jax.core.format import short
+from llm_jax.core.files import read_json_lines
+from llm_jax.core.format import clock, number, short
+from llm_jax.core.tables import make_console
 from llm_jax.processes import fault_log
 from llm_jax.run.run_folder import last_summary
 from llm_jax.slurm import job
@@ -72,7 +72,7 @@ class Status:
 
 def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
     """How one run is. queue: what Slurm says of jobs that have not ended."""
-    summary, lines = last_summary(run_dir), last_metrics(run_dir / "metrics.jsonl")
+    summary, lines = last_summary(run_dir), read_json_lines(run_dir / "metrics.jsonl", tail=TAIL)
     number, decisions = job.job_of(run_dir), job.since_submitted(run_dir)
     waiting, steps = queue.get(number), steps_of(run_dir)
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
@@ -130,22 +130,6 @@ def steps_of(run_dir: Path) -> int | None:
     return None
 
 
-def last_metrics(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a metrics.jsonl; whole ones only."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
-        text = file.read().decode(errors="replace")
-    found = []
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # the first one, cut off
-            continue
-    return found
-
-
 def holder(run_dir: Path) -> int | None:
     """The process on this machine that runs in a run folder, by the lock that it holds; None if there is none.
 
@@ -196,23 +180,16 @@ def show(found: list[Status]) -> None:
         name = os.path.relpath(one.run, common) if common else one.run
         of = f"{one.step}/{one.steps}" if one.steps else str(one.step)
         cells = [
-            name, f"[{COLORS.get(one.state, 'white')}]{one.state}", one.job, of, number(one.loss, "{:.4f}"), number(one.eval_loss, "{:.4f}"),
-            short(one.tokens_per_second) if one.tokens_per_second else "", number(one.mfu, "{:.1%}"),
-            duration(one.eta_seconds) if one.eta_seconds is not None else "", str(one.restarts or ""),
-            *[number(one.goodput, "{:.0%}")] * goodput,
+            name, f"[{COLORS.get(one.state, 'white')}]{one.state}", one.job, of, number(one.loss, ".4f"), number(one.eval_loss, ".4f"),
+            short(one.tokens_per_second) if one.tokens_per_second else "", number(one.mfu, ".1%"),
+            clock(one.eta_seconds) if one.eta_seconds is not None else "", str(one.restarts or ""),
+            *[number(one.goodput, ".0%")] * goodput,
         ]  # fmt: skip
         table.add_row(*cells, one.error.replace("[", "\\["))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = make_console(WIDTH)
     if common:
-        console.print(f"in {common}:", markup=False)
-    console.print(table)
-
-
-def number(value: float | None, form: str) -> str:
-    """A number, or nothing."""
-    return form.format(value) if value is not None else ""
+        console.print(f"in {common}:")
+    console.print(table, markup=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

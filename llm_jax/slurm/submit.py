@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from llm_jax.core.errors import UserError, check_choice
-from llm_jax.core.files import check_writable, write_json
+from llm_jax.core.files import check_writable, write_atomic, write_json
 from llm_jax.core.templates import render
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.layout.mesh import mesh_sizes
@@ -201,9 +201,7 @@ def settle(experiment: Experiment) -> None:
     folder = job.folder(Path(experiment.run_dir))
     run_folder.make_folder(folder)
     job.cancelled(Path(experiment.run_dir)).unlink(missing_ok=True)
-    part = folder / "experiment.yaml.part"
-    part.write_text(to_yaml(experiment))
-    part.replace(folder / "experiment.yaml")
+    write_atomic(folder / "experiment.yaml", to_yaml(experiment))
     write_json(folder / "job.json", {"job": "", "submitted": time.time()})  # its number isn't known, and the job may be faster than we are
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.console import Console, duration
+from llm_jax.core.console import Console
 from llm_jax.core.errors import Stopped
-from llm_jax.core.format import short
+from llm_jax.core.format import clock, short
 from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.loader import Feed
@@ -168,5 +168,5 @@ class Loop:
             mfu = first.mfu(seconds)
             if mfu is not None:
                 parts.append(f"MFU {len(self.runs) * mfu:.1%}")
-            parts.append(f"ETA {duration((self.train.steps - done) * seconds)}")
+            parts.append(f"ETA {clock((self.train.steps - done) * seconds)}")
         return "  ".join(parts)

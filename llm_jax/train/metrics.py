@@ -7,25 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import drop_torn_line, finite
+from llm_jax.core.arithmetic import finite
+from llm_jax.core.files import drop_torn_line, read_json_lines
 from llm_jax.core.format import short
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order; steps that were done again after a restart appear again.
-
-    A last line without its end is one that is being written, or that a kill left: it is not read.
-    """
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
 
 
 def latest_values(path: Path, step: int) -> dict[str, Any]:
     """The newest value of every metric up to a step, from a metrics.jsonl."""
     latest: dict[str, Any] = {}
-    for line in read_metrics(path):
+    for line in read_json_lines(path):
         if line["step"] <= step:
             latest |= line
     return latest
@@ -60,7 +50,7 @@ def draw_loss_curve(run_dir: Path, title: str) -> Path:
     """Training and held-out loss over tokens, from metrics.jsonl, as <run_dir>/loss.png."""
     from matplotlib.figure import Figure
 
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_json_lines(run_dir / "metrics.jsonl")
     train = {m["tokens"]: m["train_loss"] for m in lines if m.get("train_loss") is not None}
     held_out = {m["tokens"]: m["eval_loss"] for m in lines if m.get("eval_loss") is not None}
     figure = Figure(figsize=(7, 4.2), layout="constrained")

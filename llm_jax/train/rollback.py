@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import drop_torn_line, sync_folder
+from llm_jax.core.files import drop_torn_line, read_json_lines, sync_folder
 from llm_jax.data import batch_sha
 from llm_jax.processes.collective import broadcast_from_first
 from llm_jax.processes.group import Group
-from llm_jax.train import metrics
 from llm_jax.train.config import RollbackConfig
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Rollbacks:
         """The lines of the file. A last one without its end is of a roll-back that was not finished, and is removed."""
         drop_torn_line(self.path)
         try:
-            return metrics.read_metrics(self.path)
+            return read_json_lines(self.path, strict=True)
         except ValueError as error:
             raise UserError(f"{self.path}: is damaged ({error}), so which batches this run skips isn't known; choose another run_dir") from error
 

@@ -79,7 +79,7 @@ def test_a_disk_without_room_is_told_before_the_first_checkpoint(tmp_path, monke
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(3_000_000_000))
     with alone() as group:
         preflight.check_room(group, tmp_path / "run", 2_000_000_000)
-        with pytest.raises(UserError, match="4 GB are needed for checkpoints, and its file system has 3 GB left"):
+        with pytest.raises(UserError, match=r"4.00 GB are needed for checkpoints, and its file system has 3.00 GB left"):
             preflight.check_room(group, tmp_path / "run", 4_000_000_000)
 
 

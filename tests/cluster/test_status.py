@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.core.files import read_json_lines
 from llm_jax.slurm import cancel, status
 from tests.tiny_run import ROOT, launch, write_experiment
 
@@ -66,7 +67,7 @@ def test_run_on_this_machine_is_seen_and_cancelled_with_a_checkpoint(tmp_path, c
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "XLA_FLAGS": ""})
     try:
         end = time.monotonic() + 120
-        while not status.last_metrics(run_dir / "metrics.jsonl"):
+        while not read_json_lines(run_dir / "metrics.jsonl"):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.1)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.train.metrics import read_metrics
+from llm_jax.core.files import read_json_lines
 from tests.tiny_run import checkpoint, launch, steps_saved, summary, write_experiment
 
 # An objective whose loss is always NaN, and an optimizer whose updates are infinite from some step on.
@@ -63,7 +63,7 @@ def test_every_loss_nan_stops_the_run_with_3_and_valid_json(tiny, tmp_path, caps
     assert summary(run_dir) | {"state": "diverged", "step": 3, "train_loss": None, "bad_steps": 3} == summary(run_dir)
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert [line["bad_steps"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["bad_steps"] for line in read_json_lines(run_dir / "metrics.jsonl")] == [1, 2, 3]
     assert (run_dir / "loss.png").stat().st_size > 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError
+from llm_jax.core.files import read_json_lines
 from llm_jax.data.corpus import Corpus
 from llm_jax.experiment import Experiment, override, resolved
 from llm_jax.layout.presets import preset
@@ -18,7 +19,6 @@ from llm_jax.run.run_folder import configuration_hash
 from llm_jax.scaling.vmapped_runs import placement_for
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig, RollbackConfig, TrainConfig
-from llm_jax.train.metrics import read_metrics
 from llm_jax.train.rollback import Rollback, Rollbacks, SpikeWatch
 from tests.tiny_run import checkpoint, launch, launch_process, launch_processes, shas, steps_saved, summary, write_experiment
 
@@ -55,7 +55,7 @@ def poisoned(monkeypatch):
 
 def last_losses(run_dir: Path) -> dict[int, float]:
     """step → train_loss, of the last time that the step was done."""
-    return {line["step"]: line["train_loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line}
+    return {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
 
 
 def recorded(run_dir: Path) -> list[dict]:
@@ -97,7 +97,7 @@ def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(tiny
     assert [first["restored_step"], second["restored_step"]] == ([10, 10] if every == 2 else [0, 0])
     assert first["loss"] > 1.08 * first["median"]
     # What was done again is in metrics.jsonl, with what led to it.
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_json_lines(run_dir / "metrics.jsonl")
     at = next(i for i, line in enumerate(lines) if "rolled_back_from" in line)
     assert lines[at] == {"step": first["restored_step"], "rolled_back_from": 14, "rollbacks": 1, "batches_skipped": 6}
     trained = [line for line in lines if "train_loss" in line]
@@ -200,7 +200,7 @@ def test_one_spike_too_many_ends_the_run_and_says_so(tiny, tmp_path, poisoned, c
 def test_without_the_key_a_spike_changes_nothing(tiny, tmp_path, poisoned):
     run_dir = tmp_path / "run"
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *SHORT) == 0
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line]
+    lines = [line for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert lines[13]["train_loss"] > 1.08 * lines[12]["train_loss"]
     assert not (run_dir / "rollbacks.jsonl").exists()

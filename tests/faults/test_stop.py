@@ -6,14 +6,15 @@ import signal
 
 import pytest
 
+from llm_jax.core.files import read_json_lines
 from llm_jax.run import run
 from llm_jax.train import evaluation, loop
-from llm_jax.train.metrics import MetricsWriter, read_metrics
+from llm_jax.train.metrics import MetricsWriter
 from tests.tiny_run import launch, losses, steps_saved, summary
 
 
 def evaluations(run_dir):
-    return {line["step"]: line["eval_loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "eval_loss" in line}
+    return {line["step"]: line["eval_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "eval_loss" in line}
 
 
 @pytest.fixture

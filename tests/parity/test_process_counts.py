@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_jax.train.metrics import read_metrics
+from llm_jax.core.files import read_json_lines
 from tests.tiny_run import launch, launch_processes, losses, shas, steps_saved, summary
 
 STOP = """
@@ -60,7 +60,7 @@ def test_two_processes_with_2_devices_each_and_then_one_with_2_are_the_run_of_on
     assert f"checkpoint {stopped} can't be read and was moved to" in second[0].stdout
     assert "(state is not what was written (rank 1 on" in second[0].stdout
     assert "resuming at step 2" in second[0].stdout
-    again = {line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line}
+    again = {line["step"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
     assert losses(run_dir).keys() == again  # and what was done again had the same losses, bit for bit
 
     assert launch(*arguments, "mesh.data=2") == 0

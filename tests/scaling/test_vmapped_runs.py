@@ -10,11 +10,11 @@ import pytest
 
 from llm_jax.core.console import Console
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import read_json_lines
 from llm_jax.experiment import Experiment, load_experiment, override, resolved
 from llm_jax.processes.group import alone as group_of_one
 from llm_jax.run import run
 from llm_jax.scaling.vmapped_runs import group_by_shape, run_vmapped
-from llm_jax.train.metrics import read_metrics
 from llm_jax.train.optimizer import BUILDERS, register
 from tests.scaling.tiny_grid import table, write_grid
 from tests.tiny_run import checkpoint, launch, launch_process, losses, shas, steps_saved, summary
@@ -74,7 +74,7 @@ def assert_same_folder(ours, theirs):
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     assert set(summary(ours)) - set(summary(theirs)) == {"vmapped_runs"}
     assert set(summary(theirs)) <= set(summary(ours))
-    lines = [read_metrics(folder / "metrics.jsonl") for folder in (ours, theirs)]
+    lines = [read_json_lines(folder / "metrics.jsonl") for folder in (ours, theirs)]
     assert [(line["step"], set(line)) for line in lines[0]] == [(line["step"], set(line)) for line in lines[1]]
     same = ("steps", "tokens", "parameters", "train_flops", "devices", "mesh", "state", "epochs")
     assert {key: summary(ours).get(key) for key in same} == {key: summary(theirs).get(key) for key in same}

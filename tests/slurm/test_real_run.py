@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from llm_jax.core.files import read_json_lines
 from llm_jax.slurm import job, status
-from llm_jax.train.metrics import read_metrics
 from tests.tiny_run import launch, losses, summary
 from tests.xla_flags import simulated
 
@@ -23,7 +23,7 @@ def test_submitted_run_stops_saves_is_requeued_and_finishes(slurm_cluster, tiny,
     keys = ("submit=slurm", "slurm.nodes=2", "slurm.cpus_per_task=2", "slurm.backoff_seconds=0")
     assert launch(f"experiment={tiny}", "layout=data_parallel", f"run_dir={run_dir}", *slow, *keys) == 0
     number, end = job.job_of(run_dir), time.monotonic() + 200
-    while len(read_metrics(run_dir / "metrics.jsonl")) < 2:
+    while len(read_json_lines(run_dir / "metrics.jsonl")) < 2:
         assert time.monotonic() < end, (run_dir / "slurm" / "job.log").read_text()
         time.sleep(0.05)
     slurm_cluster.ask("scancel", "--signal=USR1", number)  # as Slurm itself does before the time limit

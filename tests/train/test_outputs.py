@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from llm_jax.core.files import drop_torn_line, write_json
-from llm_jax.train.metrics import MetricsWriter, latest_values, read_metrics
+from llm_jax.core.files import drop_torn_line, read_json_lines, write_json
+from llm_jax.train.metrics import MetricsWriter, latest_values
 from tests.tiny_run import launch, summary
 
 SUMMARY_KEYS = (
@@ -44,7 +44,7 @@ def test_run_folder_has_all_that_is_promised(run_dir, capsys):
 
 
 def test_every_line_of_metrics_is_complete(run_dir):
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "train_loss" in line]
+    lines = [line for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
         assert {
@@ -68,7 +68,7 @@ def test_tensorboard_reads_the_same_values(run_dir):
 
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_json_lines(run_dir / "metrics.jsonl")
     for name in ("train_loss", "learning_rate", "gradient_norm", "eval_loss"):
         written = [(line["step"], line[name]) for line in lines if name in line]
         read = [(event.step, event.value) for event in events.Scalars(name)]
@@ -89,7 +89,7 @@ def test_progress_lines_come_by_the_clock_where_there_is_no_terminal(tiny, tmp_p
 def test_torn_last_line_is_not_read_and_is_cut_off_by_the_next_writer(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 2}\n{"step": 2, "a": 3}\n{"step": 3, "a')
-    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2]
     assert latest_values(path, 1) == {"step": 1, "a": 2}
     writer = MetricsWriter(tmp_path)
     writer.write({"step": 3, "a": math.nan})

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import write_atomic
 
 SEPARATE = 1.5
 """Runs with more than the largest compute over this are the largest ones, which the extrapolation test leaves out."""
@@ -47,13 +49,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.bool_ | np.integer):
         return value.item()
     if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
+        return finite(float(value))
     return value
 
 
 def write_json(fit: dict[str, Any], path: Path) -> None:
     """Writes a fit's JSON so that a person can read it too: a key a line, tables of numbers on one line each."""
-    path.write_text(text_of(fit) + "\n")
+    write_atomic(path, text_of(fit) + "\n")
 
 
 def text_of(value: Any, indent: str = "") -> str:

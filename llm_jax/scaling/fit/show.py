@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.plan.report import make_console, show, table
+from llm_jax.core.format import number
+from llm_jax.core.tables import make_console, show, table
 from llm_jax.scaling.published import exponents
 
 SENSITIVE = ("alpha", "beta", "a", "E")
@@ -38,11 +39,6 @@ def print_fit(fit: Any, said: list[str]) -> None:
 def resampling(settings: dict[str, Any]) -> str:
     """Where the intervals come from."""
     return f"{settings['bootstrap']} {settings['resampling']} resamples" if settings["bootstrap"] else "delta method"
-
-
-def number(value: Any) -> str:
-    """A number with five digits; text as it is."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def parameter_table(fit: Any) -> Any:

@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
 from llm_jax.scaling.report.figures.law import BY_CHANCE, held_out_rows, largest_text, residual_trends
 from llm_jax.scaling.report.figures.runs import sweeps
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
 
 FEW_A_PARAMETER = 5
 """Runs for each parameter of a law: with less a fit follows the noise."""
@@ -62,12 +61,12 @@ def edges(study: Study) -> Iterator[Check]:
         yield Check(
             "doubt",
             "Minima on an edge",
-            f"{len(out)} of {len(study.minima)} budgets ({listed([say_flops(m.flops) for m in out])}) have their lowest loss at the smallest or "
+            f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}) have their lowest loss at the smallest or "
             f"largest size "
             "trained. They are left out; if they are the largest budgets, the exponent rests on the small ones alone.",
         )
     else:
-        yield Check("holds", "Minima inside", f"Each of the {many(len(study.minima), 'budget')} has sizes on both sides of its minimum.")
+        yield Check("holds", "Minima inside", f"Each of the {counted(len(study.minima), 'budget')} has sizes on both sides of its minimum.")
 
 
 def extrapolation(study: Study) -> Iterator[Check]:
@@ -80,7 +79,7 @@ def extrapolation(study: Study) -> Iterator[Check]:
             "Held-out run",
             f"{row['name']} was foretold {'before' if row['before'] else 'after'} its training: {row['predicted']:.3f} "
             f"({interval(row['interval'])}), measured "
-            f"{row['measured']:.3f}, {percent(row['relative_error'])}. "
+            f"{row['measured']:.3f}, {signed_percent(row['relative_error'])}. "
             + ("" if inside else "Measured is outside of the interval, which has the law's error, not a seed's."),
         )
     if fit := study.parametric:
@@ -97,8 +96,8 @@ def extrapolation(study: Study) -> Iterator[Check]:
             yield Check(
                 "holds" if abs(out["relative_error"]) < 0.2 else "doubt",
                 "Largest budget left out",
-                f"The other budgets' line has N* of the largest {percent(out['relative_error'], 1)} from where it was measured, with an exponent "
-                f"of {out['a']:.3f} in place "
+                f"The other budgets' line has N* of the largest {signed_percent(out['relative_error'], 1)} from where it was measured, "
+                f"with an exponent of {out['a']:.3f} in place "
                 f"of {curves.a:.3f}.",
             )
     if study.fits and not measured:
@@ -238,7 +237,7 @@ def noise(study: Study) -> Iterator[Check]:
     if repeated:
         spread = float(np.sqrt(np.mean(np.square(repeated))))
         more = assumed is not None and spread > 1.5 * assumed
-        text = f"{many(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats (standard deviation)"
+        text = f"{counted(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats (standard deviation)"
         yield Check(
             "doubt" if more else "holds", "Noise between seeds", text + (f"; the IsoFLOP fit assumes {assumed}." if assumed is not None else ".")
         )

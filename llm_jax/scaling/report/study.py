@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.format import counted
 from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
 from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
 from llm_jax.scaling.predictions import read_predictions
-from llm_jax.scaling.report.style import many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,8 @@ class Study:
         """So many rows of the table, in words: runs, or points of training curves where the fit is of these."""
         main = self.main
         if main is None or main.method != "envelope":
-            return many(count, "run")
-        return f"{many(count, 'point')} of {many(main.settings['runs'], 'training curve')}"
+            return counted(count, "run")
+        return f"{counted(count, 'point')} of {counted(main.settings['runs'], 'training curve')}"
 
     def file_of(self, method: str) -> str:
         """The file of a fit."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, factor, flops_span, format_flops, interval, listed, short, signed_percent, span
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.report.bands import optimum
 from llm_jax.scaling.report.blocks import Card
 from llm_jax.scaling.report.caveats import Check
 from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
 from llm_jax.scaling.report.study import WHAT_C_COUNTS, WHAT_N_COUNTS, Study
-from llm_jax.scaling.report.style import factor, flops_span, interval, listed, many, percent, say_flops, span
 from llm_jax.scaling.report.tables import APPROACHES, title_of_method
 
 
@@ -32,11 +31,11 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
         if len(runs):
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
-            about = f"tokens a parameter at the largest budget, {say_flops(c[0])}: N* = {short(n[0])}, D* = {short(d[0])}"
+            about = f"tokens a parameter at the largest budget, {format_flops(c[0])}: N* = {short(n[0])}, D* = {short(d[0])}"
             cards.append(Card(f"{d[0] / n[0]:.3g}", about))
             faster = "faster than" if ends[0] > 0.5 else "slower than" if ends[1] < 0.5 else "about as fast as"
             said.append(
-                f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. At {say_flops(c[0])} the best has "
+                f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. At {format_flops(c[0])} the best has "
                 f"{short(n[0])} parameters and {short(d[0])} tokens."
             )
     if main is not None and main.method not in APPROACHES:
@@ -49,7 +48,7 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
     if measured:
         largest = max(measured, key=lambda row: row["flops"])
         ahead = f", {factor(largest['cost'] / largest['largest'])} times the FLOPs of the largest run fitted" if largest["cost"] else ""
-        cards.append(Card(percent(largest["relative_error"]), f"error of the loss foretold of {largest['name']}{ahead}"))
+        cards.append(Card(signed_percent(largest["relative_error"]), f"error of the loss foretold of {largest['name']}{ahead}"))
         said.append(
             f"Of a held-out run{ahead} the loss was foretold as {largest['predicted']:.3f} ({interval(largest['interval'])}); measured was "
             f"{largest['measured']:.3f}."
@@ -57,13 +56,13 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
     elif fit and "refused" not in fit.leave_largest_out:
         out = fit.leave_largest_out
         about = f"error of loss on {largest_text(out['runs'])}{' (mean)' if out['runs'] > 1 else ''}, left out of the fit for this"
-        cards.append(Card(percent(out["mean_relative_error"]), about))
+        cards.append(Card(signed_percent(out["mean_relative_error"]), about))
     if main is None:
         said.append("No scaling law could be fitted; below it is said why.")
     doubts, unknown = (sum(check.verdict == verdict for check in found) for verdict in ("doubt", "unknown"))
     if found:
-        about = f"and {unknown} not known, of {many(len(found), 'thing')} that the conclusion rests on: see “What would make this wrong”"
-        cards.append(Card(many(doubts, "doubt"), about))
+        about = f"and {unknown} not known, of {counted(len(found), 'thing')} that the conclusion rests on: see “What would make this wrong”"
+        cards.append(Card(counted(doubts, "doubt"), about))
     lost = study.runs[study.runs.status != "finished"]
     if len(lost):
         said.append(f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")

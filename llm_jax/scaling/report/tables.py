@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report.blocks import Block, CheckList, Folded, Heading, Listing, Paragraph, Table
 from llm_jax.scaling.report.caveats import Check
 from llm_jax.scaling.report.figures.law import held_out_rows
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import factor, interval, listed, many, percent, say_flops
 
 APPROACHES = {"isoflop": "Approach 2, IsoFLOP minima", "parametric": "Approach 3, a law of N and D"}
 MEANINGS = {
@@ -39,8 +38,8 @@ def fit_tables(study: Study) -> list[Block]:
     for method, fit in study.fits.items():
         s = fit.settings
         used = s.get("runs_used", s["runs"])
-        text = f"{s['law'].replace('alpha', 'α').replace('beta', 'β')}: {used} of {many(s['runs'], 'run')}"
-        text += f", {s['budgets_used']} of {many(s['budgets'], 'budget')}" if "budgets" in s else ""
+        text = f"{s['law'].replace('alpha', 'α').replace('beta', 'β')}: {used} of {counted(s['runs'], 'run')}"
+        text += f", {s['budgets_used']} of {counted(s['budgets'], 'budget')}" if "budgets" in s else ""
         text += f". Objective {fit.objective:.6e}. Intervals from " + (
             f"{s['bootstrap']} {s['resampling']} resamples." if s["bootstrap"] else "the delta method."
         )
@@ -84,7 +83,7 @@ def minima_table(study: Study) -> list[Block]:
         numbers = (
             (short(m.parameters), f"{m.log_error:.2f}", short(m.tokens), f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}") if there else ("",) * 5
         )
-        rows.append((say_flops(m.flops, ""), m.sizes, *numbers, ("edge: " if m.on_edge else "") + m.left_out if m.left_out else "inside"))
+        rows.append((format_flops(m.flops, ""), m.sizes, *numbers, ("edge: " if m.on_edge else "") + m.left_out if m.left_out else "inside"))
         styles.append("doubt" if m.left_out else "")
     return [Table([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)]
 
@@ -103,12 +102,12 @@ def held_out_table(study: Study) -> list[Block]:
                 row["name"],
                 short(row["parameters"]),
                 short(row["tokens"]),
-                say_flops(row["flops"], ""),
+                format_flops(row["flops"], ""),
                 f"{factor(row['cost'] / row['largest'])} ×" if row["cost"] else "",
                 f"{row['predicted']:.4f}",
                 *(f"{end:.4f}" for end in row["interval"]),
                 f"{row['measured']:.4f}" if there else "not yet",
-                percent(row["relative_error"]) if there else "",
+                signed_percent(row["relative_error"]) if there else "",
                 "before training" if row["before"] else "after training, by the law above",
             )
         )
@@ -129,7 +128,7 @@ def checks_table(found: list[Check]) -> list[Block]:
         return [Paragraph("Nothing is concluded here, so nothing can make it wrong.", absent=True)]
     counts = Counter(check.verdict for check in found)
     text = (
-        f"Of {many(len(found), 'thing')} that the conclusion rests on, {counts['doubt']} in doubt, {counts['unknown']} not known from this "
+        f"Of {counted(len(found), 'thing')} that the conclusion rests on, {counts['doubt']} in doubt, {counts['unknown']} not known from this "
         f"table, {counts['holds']} holding. Doubts come first."
     )
     return [Paragraph(text), CheckList(found)]
@@ -140,7 +139,7 @@ def runs_table(study: Study) -> list[Block]:
     runs = study.runs.assign(**{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs})
     shown = [name for name in RUN_COLUMNS if name in runs]
     say: dict[str, Any] = {
-        "flops": lambda v: say_flops(v, ""),
+        "flops": lambda v: format_flops(v, ""),
         "loss": "{:.4f}".format,
         "parameters": short,
         "tokens": short,

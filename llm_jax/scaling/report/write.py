@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.figure_style import save, styled
+from llm_jax.core.files import write_atomic
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
 from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
@@ -61,10 +61,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     write_fits(study, folder)
     page = make_page(study, draw(study, folder / "figures"))
-    path, part = folder / "report.html", folder / ".report.html.part"
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def write_fits(study: Study, folder: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from llm_jax.core.figure_style import BLUE, INK, ORANGE, new_figure
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, factor, format_flops, interval, short, span
 from llm_jax.scaling.fit import EnvelopeFit
 from llm_jax.scaling.report.bands import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.figures.runs import MOST_CURVES, MOST_POINTS
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import factor, interval, many, ordered, say_flops, say_numbers, size_bar, span
+from llm_jax.scaling.report.style import ordered, say_numbers, size_bar
 
 ABOVE = 0.25
 """Losses are drawn up to this part of the envelope's span above it: the first steps would take most of the height."""
@@ -62,10 +62,10 @@ def caption(fit: EnvelopeFit, count: int, sizes: np.ndarray) -> str:
     c, loss, best = (front[name][used] for name in ("flops", "loss", "parameters"))
     inside = np.unique(best)
     said = [
-        f"{many(count, 'training curve')} of {many(len(sizes), 'size')}, {span(sizes.min(), sizes.max())} parameters"
+        f"{counted(count, 'training curve')} of {counted(len(sizes), 'size')}, {span(sizes.min(), sizes.max())} parameters"
         + (f" ({MOST_CURVES} of them drawn)" if count > MOST_CURVES else "")
-        + f", and the lowest loss at each compute: from {loss[0]:.3f} at {say_flops(c[0], '')} to {loss[-1]:.3f} at {say_flops(c[-1])}.",
-        f"{many(len(inside), 'size')} from {short(inside[0])} to {short(inside[-1])} are best somewhere on it; N* ∝ C^{fit.a:.3f} "
+        + f", and the lowest loss at each compute: from {loss[0]:.3f} at {format_flops(c[0], '')} to {loss[-1]:.3f} at {format_flops(c[-1])}.",
+        f"{counted(len(inside), 'size')} from {short(inside[0])} to {short(inside[-1])} are best somewhere on it; N* ∝ C^{fit.a:.3f} "
         f"({interval(fit.a_interval_95)}; band 95 %, of curves drawn with replacement).",
         f"Sizes on it are up to a factor of {factor(float((inside[1:] / inside[:-1]).max()))} apart: between two of them N* is not known.",
     ]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, RED, new_figure
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, format_flops, interval, short
 from llm_jax.scaling.fit import Minimum
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.report.bands import Drawn, band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import interval, many, say_flops, say_numbers, shades
+from llm_jax.scaling.report.style import say_numbers, shades
 
 AHEAD = 10.0
 """Lines go on to this many times the largest budget."""
@@ -38,7 +38,7 @@ def curves(study: Study) -> Drawn | str:
         seen = np.flatnonzero(loss <= top)
         end, shift, side = (n.argmin(), -5, "right") if beyond else (seen[n[seen].argmax()], 5, "left")
         ax.annotate(
-            say_flops(minimum.flops, ""),
+            format_flops(minimum.flops, ""),
             (n[end], loss[end]),
             (shift, 0),
             textcoords="offset points",
@@ -79,35 +79,35 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     total = len(study.minima)
     first, last = study.minima[0], study.minima[-1]
     said = [
-        f"Loss against model size at {many(total, 'budget')} from {say_flops(first.flops, '')} to {say_flops(last.flops)}; "
+        f"Loss against model size at {counted(total, 'budget')} from {format_flops(first.flops, '')} to {format_flops(last.flops)}; "
         "stars are minima, with one standard error of log N."
     ]
     if inside:
         low, high = inside[0], inside[-1]
         said.append(
-            f"The best size is {short(low.parameters)} at {say_flops(low.flops)}, with a loss of {low.loss:.3f}."
+            f"The best size is {short(low.parameters)} at {format_flops(low.flops)}, with a loss of {low.loss:.3f}."
             if len(inside) == 1
-            else f"The best size goes from {short(low.parameters)} at {say_flops(low.flops, '')} to {short(high.parameters)} at "
-            f"{say_flops(high.flops)}, "
+            else f"The best size goes from {short(low.parameters)} at {format_flops(low.flops, '')} to {short(high.parameters)} at "
+            f"{format_flops(high.flops)}, "
             f"where the loss is {high.loss:.3f}."
         )
         if rises := [rise for m in inside if (rise := cost_of_twice(m)) is not None]:
             text = f"{min(rises):.3f}" if f"{min(rises):.3f}" == f"{max(rises):.3f}" else f"{min(rises):.3f} to {max(rises):.3f}"
             said.append(f"A model of half or twice the best size costs {text} nats on average of the two: that is how sharp the minima are.")
     if beyond := int((study.points["loss"] > highest_shown(study)).sum()):
-        said.append(f"{many(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
+        said.append(f"{counted(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
     out = [m for m in study.minima if m.left_out]
     edges = [m for m in out if m.on_edge]
     if edges:
         said.append(
             f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, dashed), with no part in the fit: "
-            + "; ".join(f"{say_flops(m.flops)}: {m.left_out}" for m in edges)
+            + "; ".join(f"{format_flops(m.flops)}: {m.left_out}" for m in edges)
             + "."
         )
     elif not out:
         said.append("All minima are inside their curves.")
     if few := [m for m in out if not m.on_edge]:
-        said.append("Left out too: " + "; ".join(f"{say_flops(m.flops)}, {m.left_out}" for m in few) + ".")
+        said.append("Left out too: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + ".")
     return " ".join(said)
 
 
@@ -171,7 +171,7 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
             low, high = band(n, draws_n, widening(fit))
             low_r, high_r = band(d / n, draws_d / draws_n, widening(fit))
             text += (
-                f"; at the largest budget, {say_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with {d[0] / n[0]:.3g} "
+                f"; at the largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with {d[0] / n[0]:.3g} "
                 f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} ({short(low[1])} to {short(high[1])}) "
                 f"with {d[1] / n[1]:.3g}"
             )

@@ -6,12 +6,12 @@ import numpy as np
 from scipy import stats
 
 from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, PURPLE, new_figure
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, factor, format_flops, short, signed_percent
 from llm_jax.scaling.fit import ParametricFit
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, Law
 from llm_jax.scaling.report.bands import Drawn, band, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import factor, many, ordered, percent, say_flops, say_numbers, size_bar
+from llm_jax.scaling.report.style import ordered, say_numbers, size_bar
 
 AHEAD = 10.0
 """The frontier goes on to this many times the largest compute."""
@@ -113,7 +113,7 @@ def compute_caption(study: Study, held: list[dict]) -> str:
     """The span, the frontier, and how far extrapolation was off."""
     runs, fit = study.fitted, study.parametric
     said = [
-        f"{many(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in compute; the lowest loss is "
+        f"{counted(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in compute; the lowest loss is "
         f"{runs.loss.min():.3f}, of "
         f"{short(runs.parameters[runs.loss.idxmin()])} parameters."
     ]
@@ -127,8 +127,8 @@ def compute_caption(study: Study, held: list[dict]) -> str:
         out = fit.leave_largest_out
         if "refused" not in out:
             said.append(
-                f"Fitted without {largest_text(out['runs'])}, of {say_flops(out['flops_from'])} and more, the law is "
-                f"{percent(out['mean_relative_error'])} off there"
+                f"Fitted without {largest_text(out['runs'])}, of {format_flops(out['flops_from'])} and more, the law is "
+                f"{signed_percent(out['mean_relative_error'])} off there"
                 + ("." if out["runs"] == 1 else f" on average and {100 * out['largest_relative_error']:.2f} % at most.")
             )
     for row in held:
@@ -136,10 +136,10 @@ def compute_caption(study: Study, held: list[dict]) -> str:
             inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
             said.append(
                 f"Held-out run {row['name']}: foretold {row['predicted']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f}), measured "
-                f"{row['measured']:.3f}, an error of {percent(row['relative_error'])}, {'inside' if inside else 'outside'} the interval."
+                f"{row['measured']:.3f}, an error of {signed_percent(row['relative_error'])}, {'inside' if inside else 'outside'} the interval."
             )
     if fit and (dropped := fit.settings["drop_highest_losses"]):
-        said.append(f"The {many(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
+        said.append(f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
     return " ".join(said)
 
 
@@ -194,7 +194,7 @@ def contours(study: Study) -> Drawn | str:
         f"the model's size costs {from_n:.3f} nats and the finite data {from_d:.3f}, above E = {p['E']:.3f}."
     )
     if (~used).any():
-        caption += f" Crosses: {many(int((~used).sum()), 'run')} of highest loss, left out of the fit."
+        caption += f" Crosses: {counted(int((~used).sum()), 'run')} of highest loss, left out of the fit."
     return Drawn("loss_contours", figure, caption)
 
 
@@ -229,8 +229,8 @@ def residuals(study: Study) -> Drawn | str:
     worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
     said = [
         f"Measured over predicted loss. Half of the runs in the fit are within {np.median(abs(off[used])):.2g} % of the law; the root mean square is "
-        f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
-        f"{short(points['tokens'][worst])} tokens). {many(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
+        f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {signed_percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
+        f"{short(points['tokens'][worst])} tokens). {counted(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
         f"three robust standard deviations ({spread:.2g} % each; grey: two)."
     ]
     for what, (rank, chance) in residual_trends(fit).items():
@@ -242,7 +242,9 @@ def residuals(study: Study) -> Drawn | str:
         said.append("Crosses were left out of the fit.")
     if beyond:
         ours = int((abs(off[used]) > limit).sum())
-        said.append(f"Beyond the figure's edge: {many(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else "."))
+        said.append(
+            f"Beyond the figure's edge: {counted(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else ".")
+        )
     return Drawn("residuals", figure, " ".join(said))
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.figure_style import INK, new_figure
-from llm_jax.core.format import short
+from llm_jax.core.format import counted, interval, short
 from llm_jax.scaling.fit import Law, LawFit, repeated_loss
 from llm_jax.scaling.report.bands import Drawn, band, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import interval, many, ordered, say_numbers, size_bar
+from llm_jax.scaling.report.style import ordered, say_numbers, size_bar
 
 MOST_PANELS, MOST_SIZES = 6, 5
 """Amounts of unique text, and sizes on each, that are drawn: more lines can't be told apart."""
@@ -85,7 +85,7 @@ def caption(fit: LawFit, law: Law, shown: int) -> str:
     off = 100 * (points["loss"][used] / points["predicted"][used] - 1)
     said = [
         "Loss against epochs: the fitted law (lines" + (", bands 95 %" if len(fit.draws) > 1 else "") + "), the same law with every token new "
-        f"(dashed), and the {many(int(used.sum()), 'run')} that see tokens again"
+        f"(dashed), and the {counted(int(used.sum()), 'run')} that see tokens again"
         + (f", {shown} of them drawn" if shown < used.sum() else "")
         + ("; rings are runs that do not." if (~used).any() else "."),
         f"R_D is {r_d:.3g} ({interval(fit.intervals_95['R_D'], 2)}), so that repeated tokens are worth no more than {r_d:.3g} times the unique "

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_jax.core.figure_style import INK, RED, new_figure
-from llm_jax.core.format import short
+from llm_jax.core.files import read_json_lines
+from llm_jax.core.format import counted, listed, short, span
 from llm_jax.scaling.report.bands import Drawn
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import listed, many, ordered, say_numbers, shades, size_bar, span
-from llm_jax.train.metrics import read_metrics, smooth
+from llm_jax.scaling.report.style import ordered, say_numbers, shades, size_bar
+from llm_jax.train.metrics import smooth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,7 @@ def sweep_figure(study: Study) -> Drawn | str:
         if sweep.edges:
             text += f"; it is at the {listed(sweep.edges)}: the optimum may be beyond"
         if sweep.lost.any():
-            text += f"; {many(int(sweep.lost.sum()), 'run')} lost (crosses)"
+            text += f"; {counted(int(sweep.lost.sum()), 'run')} lost (crosses)"
         said.append(text + ".")
     what = "Loss above the best run's, by learning rate and batch. " if maps else "Loss against the learning rate; rings are each size's best. "
     return Drawn("sweep", drawn, what + " ".join(said))
@@ -175,7 +176,7 @@ def training(study: Study) -> Drawn | str:
     found = []
     for _, run in study.runs.iterrows():
         if run.run_dir and run.parameters > 0 and (folder := folder_of(study.data, run.run_dir)) is not None:
-            lines = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("train_loss") is not None]
+            lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line.get("train_loss") is not None]
             if len(lines) >= 2:
                 found.append((run, lines))
     if not found:
@@ -201,12 +202,12 @@ def training(study: Study) -> Drawn | str:
         ax.set_ylim(top=min(ax.get_ylim()[1], max(ends) + 1.2 * (max(ends) - min(ends) + 0.1)))
     ax.set(xlabel="tokens", ylabel="training loss (nats a token)")
     say_numbers(ax)
-    caption = f"Training loss (smoothed over a fiftieth of the steps) of {many(len(found), 'run')}" + (
+    caption = f"Training loss (smoothed over a fiftieth of the steps) of {counted(len(found), 'run')}" + (
         f" of the {total}" if total > len(found) else ""
     )
     caption += "; dots are the losses that the fits see"
     if (gone := sum(run.status in ("diverged", "failed") for run, _ in found)) > 0:
-        caption += f"; {many(gone, 'run')} that diverged or failed in red"
+        caption += f"; {counted(gone, 'run')} that diverged or failed in red"
     gaps = [
         run.loss - np.mean([line["train_loss"] for line in lines[-max(10, len(lines) // 20) :]]) for run, lines in found if run.status == "finished"
     ]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, new_figure
+from llm_jax.core.format import interval
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
 from llm_jax.scaling.report.bands import Drawn
 from llm_jax.scaling.report.figures.isoflop import NAMES
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import interval
 
 SHOWN = ("alpha", "beta", "a", "E")
 COLOURS = {"6nd": BLUE, "6nd_non_embedding": ORANGE, "6nd_with_head": GREEN, "exact": PURPLE}
