@@ -12,10 +12,11 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig, TokenizerConfig
-from llm_jax.data.documents_per_row import documents_in_held_out, documents_in_run, most_in_groups
+from llm_jax.data.documents_per_row import held_out_row_documents, largest_group_sum, training_row_documents
+from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows, empty_row
 from llm_jax.data.sources import Source, resolve
-from llm_jax.data.token_cache import TokenStore, held_out_mask, none_left, tokenize
+from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_mask, tokenize
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
 
@@ -24,18 +25,20 @@ BATCH_KEYS = ("tokens", "targets", "weights", "segments", "positions")
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One source of a mixture."""
+class _MixturePart:
+    """One source of a mixture: its share of the rows, its training rows and its held-out rows."""
 
     name: str
     share: float
-    """Of the rows, 0 to 1."""
+    """Its part of all rows, 0 to 1."""
     train: PackedRows
     held_out: PackedRows
 
 
 class Corpus:
-    """Training batches by step, and the held-out set; not `to_train`, only that: all documents may be held out then.
+    """Training batches by step, and the held-out set.
+
+    With `to_train=False` only the held-out set is used, and all documents may be held out.
 
     A batch is tokens, targets, segments and positions (int32 [B, T]) and weights (float32 [B, T]). `targets` is
     the next token of the same document, 0 where there is none; `weights` is 1 where there is a target, else 0;
@@ -44,16 +47,14 @@ class Corpus:
 
     def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
                  held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True):  # fmt: skip
-        import grain
-
         self._stores, self._held_out_fraction = parts, held_out_fraction
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
-        # What one source holds out no other trains on, though it may have the same document.
+        # A document that one source holds out is held out everywhere, even if another source contains it too.
         held_out_H = np.concatenate([store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts])
         self._parts = [
-            _Part(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train))
+            _MixturePart(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train))
             for name, weight, store in parts
         ]
         self.train_tokens = sum(part.train.epoch_tokens for part in self._parts)
@@ -62,12 +63,10 @@ class Corpus:
         self.held_out_documents = sum(len(part.held_out.lengths_N) for part in self._parts)
         text_bytes = sum(int(store.bytes_N.sum()) for _, _, store in parts)
         self.bytes_per_token: float = text_bytes / (self.train_tokens + self.held_out_tokens)
-        """UTF-8 bytes of text a token, BOS and EOS counted."""
-        datasets = [grain.MapDataset.source(part.train) for part in self._parts]
-        self._rows = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, [p.share for p in self._parts])
+        """UTF-8 bytes of text per token; BOS and EOS count as tokens."""
 
     def with_seed(self, seed: int) -> Corpus:
-        """The same documents, the same ones held out, in another order."""
+        """A corpus of these documents, with these held out, whose training rows come in the order of another seed."""
         return Corpus(
             self._stores, self.tokenizer, fingerprint=self.fingerprint, held_out_fraction=self._held_out_fraction,
             sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed,
@@ -76,12 +75,14 @@ class Corpus:
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The global batch at `step` (from 0), or only its `rows`, each array [len(rows), T]."""
         first = step * self.batch_size
-        return _stack([self._rows[first + i] for i in (range(self.batch_size) if rows is None else rows)])
+        rows_N = first + np.array(range(self.batch_size) if rows is None else rows, np.int64)
+        located = zip(*interleaved([part.share for part in self._parts], rows_N), strict=True)
+        return _stack([self._parts[source].train[int(row)] for source, row in located])
 
     def held_out_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Every held-out document once, in a fixed order; at most `limit` batches.
 
-        The rows of a source end with padding, and so does the last batch (segment 0, weight 0).
+        Each source's last row is filled up with padding (segment 0, weight 0), and the last batch with rows of padding.
         """
         rows: list[dict[str, np.ndarray]] = []
         batches = 0
@@ -96,30 +97,30 @@ class Corpus:
         if rows:
             yield _stack(rows + [empty_row(self.sequence_length)] * (batch_size - len(rows)))
 
-    def most_documents(self, *, steps: int, group: int, held_out_group: int) -> int:
-        """The most documents a row, on average over the rows that one device has of a batch, rounded up.
+    def max_documents_per_row(self, *, steps: int, group: int, held_out_group: int) -> int:
+        """The largest number of documents per row, averaged over one device's rows of a batch and rounded up.
 
-        `group` is how many rows of a training batch (or microbatch) a device has, `held_out_group` how many of a held-out
-        one. All rows of the run and all held-out ones are looked at; padding counts as a document.
+        `group` is how many rows of a training batch (or microbatch) a device has, `held_out_group` how many of a
+        held-out batch. The maximum is over all rows of the run and all held-out rows; padding counts as a document.
         """
         train, held_out = ([getattr(part, which) for part in self._parts] for which in ("train", "held_out"))
-        counts = documents_in_run(train, [part.share for part in self._parts], steps * self.batch_size, group)
-        most = most_in_groups(counts, group)
-        most_held_out = most_in_groups(documents_in_held_out(held_out, held_out_group), held_out_group)
+        counts = training_row_documents(train, [part.share for part in self._parts], steps * self.batch_size, group)
+        most = largest_group_sum(counts, group)
+        most_held_out = largest_group_sum(held_out_row_documents(held_out, held_out_group), held_out_group)
         return max(-(-most // group), -(-most_held_out // held_out_group))
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Source -> how often its training documents have been seen at the end of `step`."""
+        """Source name -> how many epochs of its training documents have been seen at the end of `step`."""
         tokens = (step + 1) * self.batch_size * self.sequence_length
         return {part.name: tokens * part.share / part.train.epoch_tokens for part in self._parts}
 
     def unique_tokens(self, steps: int) -> int:
-        """How many different tokens `steps` steps have seen: a source's training tokens at most, however often it is repeated."""
+        """The number of distinct training tokens seen in `steps` steps: a repeated source counts each of its tokens once."""
         seen = self.epochs(steps - 1)
         return round(sum(min(seen[part.name], 1.0) * part.train.epoch_tokens for part in self._parts))
 
     def epoch(self, step: int) -> float:
-        """How often the source that is repeated most has been seen at the end of `step`."""
+        """The epochs seen at the end of `step` of the source that is repeated most."""
         return max(self.epochs(step).values())
 
 
@@ -135,10 +136,11 @@ def batch_sha(batch: Batch) -> str:
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: int, batch_size: int, seed: int,
             run_dir: Path | None, log: Callable[[str], None], to_train: bool = True) -> Corpus:  # fmt: skip
-    """From configuration to a corpus, building whatever the cache does not have yet. Not `to_train`: see `Corpus`.
+    """The corpus that a configuration describes; whatever the cache lacks is built first.
 
-    Where several processes share the cache, one calls this first and the others after it: they find all of it.
-    `run_dir/tokenizer/` gets a copy of the tokenizer. Raises UserError for anything the user can mend.
+    Where several processes share the cache, one of them calls this first; the others then find everything built.
+    The tokenizer is copied to `run_dir/tokenizer/`. `to_train`: see `Corpus`. Raises UserError for anything that the
+    user can mend.
     """
     data.check()
     tokenizer.check()
@@ -146,11 +148,12 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache_dir={folder}: cannot make this folder: {error.strerror}") from error
+        raise UserError(f"data.cache_dir={folder}: this folder cannot be created: {error.strerror}. Give one that you can write to") from error
     with cache.writable(folder):
         return _prepare(
-            data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed, run_dir=run_dir, log=log, to_train=to_train
-        )
+            data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed,
+            run_dir=run_dir, log=log, to_train=to_train,
+        )  # fmt: skip
 
 
 def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequence_length: int, batch_size: int, seed: int,
@@ -192,10 +195,10 @@ def _count(tokens: int) -> str:
 def _split(
     name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool
 ) -> tuple[PackedRows, PackedRows]:
-    """The rows that are trained on, and those that are held out (any document whose hash is in `held_out_H`), of one source."""
+    """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out documents."""
     held_out_N = np.isin(store.hashes_N, held_out_H)
     if to_train and held_out_N.all():
-        raise none_left(name, fraction, len(held_out_N))
+        raise all_held_out_error(name, fraction, len(held_out_N))
     train_N = np.flatnonzero(~held_out_N)
     held_N = np.flatnonzero(held_out_N)
     rows = PackedRows(store.tokens, store.starts_N[train_N], store.lengths_N[train_N], length=length, seed=seed)

@@ -77,7 +77,7 @@ class HuggingFaceTokenizer:
         except TypeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
 
-    def encode_pieces(self, text: str) -> Iterator[list[int]]:
+    def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """What `encode` gives."""
         yield self.encode(text)
 

@@ -1,4 +1,4 @@
-"""Documents in a shuffled order, end to end, cut into rows that are shuffled again: row `i` is found without row `i - 1`."""
+"""Packing: shuffled documents end to end, cut into rows that are shuffled again, with random access to any row."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, np.ndarray]
-_ROUNDS = 1 << 32  # the number of round 0 where epochs count from 0: the orders of rows and of documents are unrelated
+_ROUNDS = 1 << 32
+"""Added to a round's number where a seed needs one, so that the orders of rows and of documents are unrelated."""
 
 
 class PackedRows:
     """The endless rows of one source: epoch after epoch, each with its documents in a new order.
 
     The stream is epoch 0's documents end to end, then epoch 1's, and so on; its row `i` is the tokens
-    `i * T .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that a row's end
-    cuts goes on in the next row, and a row may end one epoch and begin the next.
+    `i * T .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that is cut at a row's
+    end continues in the next row, and a row may end one epoch and begin the next.
 
-    In that order a long document would fill batch after batch. So training takes the stream's rows a round at a time, as
-    many as an epoch fills, and those of each round in an order of their own.
+    In that order a long document would fill batch after batch. So training takes the stream's rows in rounds of as
+    many rows as an epoch fills, and shuffles the rows within each round.
     """
 
     def __init__(self, tokens: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, *, length: int, seed: int | None):
         """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
 
-        `length` is T, the tokens of a row. `seed` orders the documents of each epoch and the rows of each round; None
-        keeps both as they are.
+        `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each round; with
+        None neither is shuffled.
         """
         self.tokens, self.starts_N, self.lengths_N = tokens, starts_N, lengths_N
         self.length, self.seed = length, seed
         self.epoch_tokens = int(lengths_N.sum())
         self.round_rows = max(1, self.epoch_tokens // max(length, 1))
-        """The rows that are shuffled among each other."""
+        """The rows of a round, which are shuffled among each other."""
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._round: tuple[int, np.ndarray] | None = None
 
@@ -40,20 +41,20 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
-        of_round, i = divmod(index, self.round_rows)
-        return self.row(of_round * self.round_rows + int(self.row_order(of_round)[i]))
+        round_index, i = divmod(index, self.round_rows)
+        return self.row(round_index * self.round_rows + int(self.row_order(round_index)[i]))
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
-        """Row `index` of the stream; where that is over after `epochs`, the rest is padding (segment 0, weight 0)."""
+        """Row `index` of the stream, arrays [T]; whatever lies after `epochs` epochs is padding (segment 0, weight 0)."""
         row = empty_row(self.length)
         filled, segment = 0, 0
         epoch, offset = divmod(index * self.length, self.epoch_tokens)
         while filled < self.length and (epochs is None or epoch < epochs):
-            order_N, begins_N = self._epoch(epoch)
-            k = int(np.searchsorted(begins_N, offset, side="right")) - 1
+            order_N, offsets_N = self._epoch(epoch)
+            k = int(np.searchsorted(offsets_N, offset, side="right")) - 1
             while filled < self.length and k < len(order_N):
                 document = order_N[k]
-                skipped = offset - int(begins_N[k])
+                skipped = offset - int(offsets_N[k])
                 begin = int(self.starts_N[document]) + skipped
                 remaining = int(self.lengths_N[document]) - skipped
                 segment += 1
@@ -62,38 +63,45 @@ class PackedRows:
             epoch, offset = epoch + 1, 0
         return row
 
-    def row_order(self, of_round: int) -> np.ndarray:
-        """int64 [round_rows]: the rows of a round, counted from its first, in the order of training."""
-        if self._round is None or self._round[0] != of_round:
-            order_N = np.arange(self.round_rows) if self.seed is None else shuffled(self.round_rows, self.seed, _ROUNDS + of_round)
-            self._round = of_round, order_N
+    def row_order(self, round_index: int) -> np.ndarray:
+        """int64 [round_rows]: the rows of a round, as numbers from 0, in the order of training."""
+        if self._round is None or self._round[0] != round_index:
+            order_N = np.arange(self.round_rows)
+            if self.seed is not None:
+                order_N = shuffled(self.round_rows, self.seed, _ROUNDS + round_index)
+            self._round = round_index, order_N
         return self._round[1]
 
-    def begins(self, epoch: int) -> np.ndarray:
-        """int64 [N], increasing: where each document begins in the stream of an epoch, in tokens."""
+    def offsets(self, epoch: int) -> np.ndarray:
+        """int64 [N], increasing: the offset of each document in the stream of an epoch, in tokens."""
         return self._epoch(epoch)[1]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the documents in an epoch, and where each begins in it, tokens."""
+        """The order of the documents in an epoch and their offsets in it, in tokens; both int64 [N]."""
         found = self._orders.get(epoch)
         if found is None:
-            order_N = np.arange(len(self.lengths_N)) if self.seed is None else shuffled(len(self.lengths_N), self.seed, epoch)
+            order_N = np.arange(len(self.lengths_N))
+            if self.seed is not None:
+                order_N = shuffled(len(self.lengths_N), self.seed, epoch)
             lengths_N = self.lengths_N[order_N]
             found = order_N, np.cumsum(lengths_N) - lengths_N
-            # Two epochs are all that a row needs; a reader that jumps about pays for an order again, no more.
+            # A row needs two epochs at most; a reader that jumps between epochs computes an order again.
             self._orders = dict([*list(self._orders.items())[-1:], (epoch, found)])
         return found
 
 
 def empty_row(length: int) -> Row:
-    """A row of padding: all zero."""
+    """A row of padding, arrays [length] of zeros: int32, and float32 weights."""
     row: Row = {key: np.zeros(length, np.int32) for key in ("tokens", "targets", "segments", "positions")}
     row["weights"] = np.zeros(length, np.float32)
     return row
 
 
 def _place(row: Row, at: int, segment: int, tokens: np.ndarray) -> int:
-    """Writes a document's tokens (and one more, if it goes on, as the last target) into a row from `at`."""
+    """Writes a document's tokens into a row from position `at`; returns how many.
+
+    `tokens` has one token more than fits if the document continues in the next row: it is the last target.
+    """
     take = min(len(tokens), len(row["tokens"]) - at)
     targets = min(len(tokens) - 1, take)
     row["tokens"][at : at + take] = tokens[:take]
@@ -105,7 +113,7 @@ def _place(row: Row, at: int, segment: int, tokens: np.ndarray) -> int:
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(count)` that depends on (seed, epoch) alone: not on NumPy's version or the machine.
+    """A permutation of `range(count)`, int64, that depends on (seed, epoch) alone, not on NumPy's version or the machine.
 
     Numbers are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
     """

@@ -53,9 +53,9 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
-        return list(itertools.chain.from_iterable(self.encode_pieces(text)))
+        return list(itertools.chain.from_iterable(self.encode_chunks(text)))
 
-    def encode_pieces(self, text: str) -> Iterator[list[int]]:
+    def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """What `encode` gives, a bounded stretch of text at a time."""
         try:
             for stretch in _stretches(text, _STRETCH_CHARS):

@@ -1,4 +1,4 @@
-"""Tokenises a corpus once, in parallel shards that survive a kill, into files that are mapped, not read."""
+"""Tokenises a corpus once, in parallel shards that survive a kill, into memory-mapped files."""
 
 from __future__ import annotations
 
@@ -36,32 +36,33 @@ class TokenStore:
     tokens: np.ndarray
     """uint16 or uint32, all documents end to end, each BOS + text + EOS."""
     starts_N: np.ndarray
-    """int64, where each document begins in `tokens`."""
+    """int64, the offset of each document in `tokens`."""
     lengths_N: np.ndarray
-    """int64, tokens of each document."""
+    """int64, the number of tokens of each document."""
     bytes_N: np.ndarray
     """int64, UTF-8 bytes of text in each document."""
     hashes_N: np.ndarray
-    """uint64, of each document's bytes: what decides between training and held out."""
+    """uint64, a hash of each document's bytes (`document_hash`): it decides between training and held out."""
     invalid: int
-    """Documents that held bytes which are not UTF-8."""
+    """The number of documents with bytes that are not valid UTF-8."""
 
 
 def document_hash(text: bytes) -> int:
-    """64 bits of a document's content, the same whatever source, order or tokenizer it comes with."""
+    """64 bits of the sha256 of a document's bytes: independent of its source, its place in it, and the tokenizer."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [N]: which documents are held out: those whose hash is in the lowest `fraction` of all hashes,
-    and where there is none such, the one with the lowest.
+    """bool [N]: True for the held-out documents, whose hashes are in the lowest `fraction` of the range of hashes.
+
+    If no document's is, the one with the lowest hash is held out.
     """
     bound = max(np.uint64(min(int(fraction * 2**64), 2**64 - 1)), hashes_N.min(initial=np.uint64(2**64 - 1)))
     return hashes_N <= bound
 
 
-def none_left(name: str, fraction: float, count: int) -> UserError:
-    """What to say of a source whose documents are all held out."""
+def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
+    """The error for a source of `count` documents that are all held out."""
     return UserError(
         f"data.held_out_fraction={fraction}: all {count} documents of {name} are held out and none is left to train on; "
         f"use a smaller fraction, or more and different documents (smaller data.document_bytes for .txt)"
@@ -69,7 +70,7 @@ def none_left(name: str, fraction: float, count: int) -> UserError:
 
 
 def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int) -> tuple[TokenStore, bool]:
-    """The tokens of `source` from the cache in `folder`, made there first if need be; True if they were there.
+    """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built first.
 
     A killed build leaves its finished shards for the next one. Two processes may build at the same time.
     """
@@ -90,18 +91,18 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> 
     shards = max(1, min(count, -(-size // _SHARD_BYTES), _MOST_SHARDS))
     bounds = [count * i // shards for i in range(shards + 1)]
     ranges = list(itertools.pairwise(bounds))
-    todo = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
+    missing = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
     try:
-        _run(partial, todo, min(workers or _cores(), len(todo)))
+        _run(partial, missing, min(workers or _cores(), len(missing)))
         cache.build_once(target, lambda temporary: _join([_shard(partial, *r) for r in ranges], temporary))
     except Exception:
-        if not target.exists():  # else another process was first and cleared the shards away under this one
+        if not target.exists():  # else another process finished first and removed these shards
             raise
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cores() -> int:
-    """The cores that this process may use, which a cluster's scheduler sets below those of the machine."""
+    """The number of cores that this process may use; a cluster's scheduler may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -109,20 +110,24 @@ def _shard(partial: Path, begin: int, end: int) -> Path:
     return partial / f"{begin:012d}-{end:012d}"
 
 
-def _run(partial: Path, todo: list[tuple[int, int]], workers: int) -> None:
-    """Tokenises shards here, or in `workers` fresh processes: forks of a process with JAX's threads may hang,
-    and `multiprocessing` would import the main program, and JAX with it, in each.
+def _run(partial: Path, missing: list[tuple[int, int]], workers: int) -> None:
+    """Tokenises shards in this process, or in `workers` fresh ones.
+
+    Forks of a process with JAX's threads may hang, and `multiprocessing` would import the main program, and JAX with it,
+    in each process.
     """
     if workers <= 1:
-        return tokenize_shards(partial, todo)
+        return tokenize_shards(partial, missing)
     package = Path(__file__).parents[2]
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for i in range(workers):
-            mine = [f"{begin}:{end}" for begin, end in todo[i::workers]]
-            command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *mine]
-            processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL))
+            shards = [f"{begin}:{end}" for begin, end in missing[i::workers]]
+            command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *shards]
+            environment = {**os.environ, "PYTHONPATH": path}
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            processes.append(process)
         for process in processes:
             _, errors = process.communicate()
             if process.returncode == EXIT_USER_ERROR:
@@ -136,9 +141,9 @@ def _run(partial: Path, todo: list[tuple[int, int]], workers: int) -> None:
 
 
 def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | None = None) -> None:
-    """Tokenises ranges of documents, each into a folder of its own that appears when it is whole.
+    """Tokenises ranges of documents, each into its own folder, which appears once it is complete.
 
-    Stops between shards when the process `parent` is gone.
+    Returns early, between shards, if the process `parent` no longer exists.
     """
     job = json.loads((partial / "source.json").read_text())
     source = Source(**{**job, "path": Path(job["path"])})
@@ -160,10 +165,10 @@ def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Token
             raw: bytes = records[i][source.text_key]
             text = raw.decode("utf-8", "replace")
             invalid += "\ufffd" in text and not _is_utf8(raw)
-            begun = file.tell()
-            for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_pieces(text), [[tokenizer.eos_id]]):
+            start = file.tell()
+            for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]):
                 file.write(np.array(ids, dtype).tobytes())
-            lengths.append((file.tell() - begun) // np.dtype(dtype).itemsize)
+            lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
             sizes.append(len(text.encode()))
             hashes.append(document_hash(raw))
     np.save(folder / "lengths.npy", np.array(lengths, np.int64))
@@ -185,7 +190,7 @@ def _dtype(tokenizer: Tokenizer) -> type:
 
 
 def _join(shards: list[Path], folder: Path) -> None:
-    """Shards become one set of files, so that nothing depends on how the work was cut up."""
+    """Joins shards into one set of files, so that nothing depends on how the work was divided."""
     with (folder / "tokens").open("wb") as out:
         for shard in shards:
             with (shard / "tokens").open("rb") as file:
@@ -193,7 +198,8 @@ def _join(shards: list[Path], folder: Path) -> None:
     for name in ("lengths", "bytes", "hashes"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
     abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
-    (folder / "about.json").write_text(json.dumps({"dtype": abouts[0]["dtype"], "invalid": sum(a["invalid"] for a in abouts)}))
+    about = {"dtype": abouts[0]["dtype"], "invalid": sum(about["invalid"] for about in abouts)}
+    (folder / "about.json").write_text(json.dumps(about))
 
 
 def _open(folder: Path) -> TokenStore:

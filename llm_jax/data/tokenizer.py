@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Text that looks like a control piece is text. Raises UserError for half a surrogate pair."""
 
-    def encode_pieces(self, text: str) -> Iterator[list[int]]:
+    def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """What `encode` gives, a bounded stretch of text at a time where the tokenizer allows that."""
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import TRAINER_VERSION, train
 from llm_jax.data.sources import Source
-from llm_jax.data.token_cache import document_hash, held_out_mask, none_left
+from llm_jax.data.token_cache import all_held_out_error, document_hash, held_out_mask
 from llm_jax.data.tokenizer import Tokenizer
 
 
@@ -75,7 +75,7 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
         hashes.append(document_hash(raw))
     held_out_N = held_out_mask(np.array(hashes, np.uint64), held_out_fraction)
     if held_out_N.all() and len(texts) == len(records):
-        raise none_left(source.name, held_out_fraction, len(texts))
+        raise all_held_out_error(source.name, held_out_fraction, len(texts))
     return [text for text, held_out in zip(texts, held_out_N, strict=True) if not held_out]
 
 

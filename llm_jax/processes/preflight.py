@@ -28,7 +28,7 @@ SECONDS = 60.0
 SEEN_SECONDS = 20.0
 """A file that one host wrote must be seen by the others within so many seconds: network file systems take some."""
 PACKAGES = (
-    "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "flax", "optax", "orbax-checkpoint", "grain",
+    "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "flax", "optax", "orbax-checkpoint",
     "numpy",
 )  # fmt: skip
 OWN = ("JAX_LOCAL_DEVICE_IDS", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COMPILATION_CACHE_DIR")

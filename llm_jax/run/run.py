@@ -343,7 +343,7 @@ def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPl
         return experiment
     rows = train.batch_size // place.size(place.axes("batch"))
     steps = train.steps + train.rollback.most_skipped
-    needed = corpus.most_documents(steps=steps, group=rows // train.microbatches, held_out_group=rows)
+    needed = corpus.max_documents_per_row(steps=steps, group=rows // train.microbatches, held_out_group=rows)
     if model.max_segments is not None and model.max_segments < needed:
         raise UserError(
             f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} documents each, on average over a device's "

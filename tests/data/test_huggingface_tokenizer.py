@@ -101,7 +101,7 @@ def test_a_document_is_what_the_library_makes_of_it(folders):
         tokenizer = load_tokenizer(folder)
         for text in documents(50, seed=1):
             assert tokenizer.encode(text) == backend.encode(text, add_special_tokens=False).ids, kind
-            assert [i for part in tokenizer.encode_pieces(text) for i in part] == tokenizer.encode(text)
+            assert [i for part in tokenizer.encode_chunks(text) for i in part] == tokenizer.encode(text)
 
 
 def test_control_tokens_are_silent_and_have_no_bytes(folders):

@@ -24,7 +24,7 @@ def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp
     """The resolved value for 16 rows in 2 microbatches on 4 x 2 devices, and what the corpus was asked."""
     asked: dict = {}
 
-    def most_documents(**arguments: int) -> int:
+    def max_documents_per_row(**arguments: int) -> int:
         asked.update(arguments)
         return NEEDED
 
@@ -33,7 +33,7 @@ def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp
         train=TrainConfig(steps=30, batch_size=16, microbatches=2, rollback=RollbackConfig(spike=spike, before=2, after=1, most=5)),
     )
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), {}))
-    found = with_max_segments(experiment, SimpleNamespace(most_documents=most_documents), place)  # type: ignore[arg-type]
+    found = with_max_segments(experiment, SimpleNamespace(max_documents_per_row=max_documents_per_row), place)  # type: ignore[arg-type]
     return found.model.max_segments, asked
 
 

@@ -1,4 +1,4 @@
-"""The room that fused attention needs, by arithmetic and by looking at every batch."""
+"""The room that fused attention needs: computed from document offsets, and counted in every batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def runs(segments_BT: np.ndarray) -> np.ndarray:
 
 
 def brute_force(corpus, steps: int, group: int, held_out_group: int) -> int:
-    """The same number from the batches themselves."""
+    """`Corpus.max_documents_per_row` by counting the documents of every batch."""
     sums = [runs(corpus.batch(s)["segments"]).reshape(-1, group).sum(1).max() for s in range(steps)]
     held_out = [runs(b["segments"]).reshape(-1, held_out_group).sum(1).max() for b in corpus.held_out_batches(corpus.batch_size)]
     return max(-(-max(sums) // group), -(-max(held_out) // held_out_group))
@@ -27,8 +27,8 @@ def brute_force(corpus, steps: int, group: int, held_out_group: int) -> int:
 @pytest.mark.parametrize("length", [16, 100, 2000])  # rows shorter than most documents, longer, and longer than an epoch's share
 def test_room_is_exactly_what_the_batches_need(make, small, length, group, held_out_group):
     corpus = make(small, sequence_length=length)
-    found = corpus.most_documents(steps=30, group=group, held_out_group=held_out_group)
-    assert found == brute_force(corpus, 30, group, held_out_group)
+    computed = corpus.max_documents_per_row(steps=30, group=group, held_out_group=held_out_group)
+    assert computed == brute_force(corpus, 30, group, held_out_group)
 
 
 def test_room_for_a_mixture_is_exactly_what_the_batches_need(make, small, tmp_path):
@@ -37,7 +37,7 @@ def test_room_for_a_mixture_is_exactly_what_the_batches_need(make, small, tmp_pa
     for weights in ((3.0, 1.0, 0.35), (0.2, 5.0, 1.0)):
         mixture = dict(zip(map(str, (small, short, other)), weights, strict=True))
         corpus = make("unused", mixture=mixture, sequence_length=100)
-        assert corpus.most_documents(steps=40, group=2, held_out_group=4) == brute_force(corpus, 40, 2, 4)
+        assert corpus.max_documents_per_row(steps=40, group=2, held_out_group=4) == brute_force(corpus, 40, 2, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 1 << 18])  # rows that are counted at once
@@ -46,7 +46,7 @@ def test_every_row_of_a_mixture_is_counted_in_its_place(make, small, tmp_path, m
     other = write_jsonl(tmp_path / "other.jsonl", documents(40, seed=5))
     corpus = make("unused", mixture={str(small): 1.0, str(other): 0.3}, sequence_length=100)
     parts, shares = [part.train for part in corpus._parts], [part.share for part in corpus._parts]
-    counts = np.concatenate(list(documents_per_row.documents_in_run(parts, shares, 80, 4)))
+    counts = np.concatenate(list(documents_per_row.training_row_documents(parts, shares, 80, 4)))
     assert counts.tolist() == np.concatenate([runs(corpus.batch(s)["segments"]) for s in range(10)]).tolist()
 
 
@@ -54,19 +54,3 @@ def test_an_epoch_shorter_than_a_row_is_counted_as_often_as_it_is_in_it():
     packed = PackedRows(np.arange(1, 11), np.array([0, 4]), np.array([4, 6]), length=32, seed=0)
     expected = [int(packed.row(i)["segments"].max()) for i in range(2, 9)]
     assert documents_per_row.documents_in_rows(packed, 2, 9).tolist() == expected
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.07, 0.61, 0.32), (0.001, 0.999)])
-def test_rows_of_a_mixture_go_to_the_sources_that_grain_takes_them_from(shares):
-    import grain
-
-    mixed = grain.MapDataset.mix([grain.MapDataset.source(documents_per_row._Part(p)) for p in range(len(shares))], list(shares))
-    masks = documents_per_row.interleaved(shares, 12345, 700)
-    assert np.argmax(masks, axis=0).tolist() == [mixed[12345 + i] for i in range(700)]
-    assert (np.sum(masks, axis=0) == 1).all()
-
-
-def test_another_rule_of_mixing_is_not_gone_along_with(monkeypatch):
-    wrong = [np.arange(100) % 2 == p for p in (1, 0)]
-    with pytest.raises(RuntimeError, match="mixes row"):
-        documents_per_row._check_with_grain((0.5, 0.5), wrong, 0)
