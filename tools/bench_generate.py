@@ -73,7 +73,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
-    from llm_jax.pretrained.model import Opened
+    from llm_jax.pretrained.model import PretrainedModel
     from llm_jax.train.state import TrainModel
 
     shapes = {
@@ -88,7 +88,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     random = np.random.default_rng(0)
     parameters = jax.tree.map(lambda w: random.standard_normal(w.shape, np.float32) * np.float32(0.02), program.abstract)
     parameters = jax.device_put(parameters, program.shardings("stored"))
-    opened = Opened(Path(), experiment, program, parameters, Ids(config.vocab or 0), 0)  # type: ignore[arg-type]
+    opened = PretrainedModel(Path(), experiment, program, parameters, Ids(config.vocab or 0), 0)  # type: ignore[arg-type]
     engine = Engine(opened, slots=slots, max_tokens=256)
     read = sum(w.nbytes for w in jax.tree.leaves(engine.weights)) + sum(c.nbytes for c in jax.tree.leaves(engine.state.caches))
     speeds, bands, parts = [], [], []

@@ -44,7 +44,7 @@ from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.generate.request import Request, Result
 
 if TYPE_CHECKING:
-    from llm_jax.pretrained.model import Opened
+    from llm_jax.pretrained.model import PretrainedModel
 
 OF_REQUEST = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "ids", "stop"))
 KEYS = (*OF_REQUEST, "prompts", "json", "slots")
@@ -72,18 +72,18 @@ def generate(arguments: list[str]) -> int:
     from llm_jax.generate.engine import Engine
     from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import write
-    from llm_jax.pretrained.model import open_model, to_stderr
+    from llm_jax.pretrained.model import log_to_stderr, open_model
 
     opened = open_model(asked.paths[0], **asked.opening)
     texts = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(texts)) + request.max_tokens for request in requests)
     say_limits(opened, longest)
-    engine = Engine(opened, slots, longest, log=to_stderr)
+    engine = Engine(opened, slots, longest, log=log_to_stderr)
     del opened  # its weights are stacked by layers; the engine has its own
     results, seconds = write(engine, requests)
     if file:
         file.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))
-    to_stderr(speed(results, seconds))
+    log_to_stderr(speed(results, seconds))
     return 0
 
 
@@ -167,7 +167,7 @@ def whole(key: str, value: str) -> int:
         raise UserError(f"{key}={value}: must be a whole number") from error
 
 
-def say_limits(opened: Opened, longest: int) -> None:
+def say_limits(opened: PretrainedModel, longest: int) -> None:
     """Says where the model is asked for more than it knows."""
     config, trained = opened.program.config, opened.experiment.train.sequence_length
     if config.position == "learned" and longest > config.positions:

@@ -32,7 +32,7 @@ from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
 
 if TYPE_CHECKING:
-    from llm_jax.pretrained.model import Opened
+    from llm_jax.pretrained.model import PretrainedModel
 
 
 def silent(line: str) -> None:
@@ -59,7 +59,7 @@ class ActiveRequest:
 class Engine:
     """Continues prompts, many at once. All processes of a mesh make the same calls, and get the same results."""
 
-    def __init__(self, opened: Opened, slots: int = 8, max_tokens: int = 512, prefill_rows: int = 1, log: Callable[[str], None] = silent):
+    def __init__(self, opened: PretrainedModel, slots: int = 8, max_tokens: int = 512, prefill_rows: int = 1, log: Callable[[str], None] = silent):
         """slots: requests that run at once; others wait. max_tokens: of prompt and continuation together, at most. prefill_rows: prompts (of one
         bucket of lengths) that are read at once. Both counts are raised to what the layout's split of the batch divides.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from llm_jax.core.errors import UserError
 
 if TYPE_CHECKING:
-    from llm_jax.pretrained.model import Opened
+    from llm_jax.pretrained.model import PretrainedModel
 
 
 class GenerationTokenizer(Protocol):
@@ -31,7 +31,7 @@ class GenerationTokenizer(Protocol):
 class IdTokenizer:
     """Of a model without a tokenizer: its text is ids, "5 17 3 ". Prompts are ids too (`Request.ids`), any text raises UserError."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: PretrainedModel) -> None:
         from llm_jax.data.huggingface_tokenizer import ids_in_configs
         from llm_jax.pretrained.save import source_folder
 
@@ -45,12 +45,12 @@ class IdTokenizer:
         return self.encode("")[0]
 
     def encode(self, text: str) -> list[int]:
-        raise UserError(f"{self.opened.no_tokenizer}, or give ids=1,2,3")
+        raise UserError(f"{self.opened.missing_tokenizer}, or give ids=1,2,3")
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(f"{i} " for i in ids)
 
 
-def tokenizer_or_ids(opened: Opened) -> GenerationTokenizer:
+def tokenizer_or_ids(opened: PretrainedModel) -> GenerationTokenizer:
     """The model's tokenizer, or what stands for it."""
     return opened.tokenizer_if_any or IdTokenizer(opened)

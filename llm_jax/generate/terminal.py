@@ -12,7 +12,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.id_tokenizer import GenerationTokenizer
 from llm_jax.generate.request import Request, Result
-from llm_jax.pretrained.model import NO_NUMBERS
+from llm_jax.pretrained.model import OUTPUTS_NAN
 
 
 def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
@@ -33,7 +33,7 @@ def write(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]
         while now < len(ids):
             for event in engine.step():
                 if math.isnan(event.logprob):
-                    raise UserError(f"{engine.path}: {NO_NUMBERS}")
+                    raise UserError(f"{engine.path}: {OUTPUTS_NAN}")
                 arrived[event.id] = arrived.get(event.id, "") + event.text
             while now < len(ids) and ids[now] in arrived:
                 if not amid:

@@ -22,7 +22,7 @@ from llm_jax.inspect.logit_lens import Predictions, Readout
 from llm_jax.inspect.tokenizers import Compared, measure
 from llm_jax.inspect.tokens import Token, Vocabulary, find_word
 from llm_jax.model.config import ModelConfig
-from llm_jax.pretrained.model import NO_NUMBERS, Opened
+from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel
 
 MOST_MAP_BYTES = 6 << 20
 """Of all attention maps of a page, a byte a weight."""
@@ -98,7 +98,7 @@ class Findings:
         return float(self.losses.sum()) / math.log(2) / max(1, sum(len(p.data) for p in self.parts[1:]))
 
 
-def find(opened: Opened, asked: InspectArguments) -> Findings:
+def find(opened: PretrainedModel, asked: InspectArguments) -> Findings:
     """Raises UserError for what this model can't be asked, before it computes anything."""
     config, tokenizer, vocabulary = opened.config, opened.tokenizer_if_any, Vocabulary(opened.tokenizer_if_any)
     ids, count = tokens_of(opened, asked)
@@ -114,7 +114,7 @@ def find(opened: Opened, asked: InspectArguments) -> Findings:
     readout = Readout(opened)
     seen = look_at_text(opened, readout, ids, layers)
     if np.isnan(seen["predictions"].entropy).any():
-        raise UserError(f"{asked.path}: {NO_NUMBERS}")
+        raise UserError(f"{asked.path}: {OUTPUTS_NAN}")
     repeated, induction = induction_scores(opened)
     return Findings(
         vocabulary=vocabulary,
@@ -138,7 +138,7 @@ def load(path: str) -> Tokenizer:
     return load_tokenizer(inside if inside.is_dir() else path, "tokenizers")
 
 
-def tokens_of(opened: Opened, asked: InspectArguments) -> tuple[list[int], int]:
+def tokens_of(opened: PretrainedModel, asked: InspectArguments) -> tuple[list[int], int]:
     """(ids of the text, BOS in front, or of as much of it as is asked for; how many the whole has). Raises UserError for too many, or too few."""
     config = opened.config
     assert config.vocab is not None
@@ -168,7 +168,7 @@ def most_said(limit: int) -> str:
     return f"the {limit:,} that a page holds" if limit == MOST_TOKENS else f"the model's {limit:,} learned positions (model.positions)"
 
 
-def encoded(opened: Opened, text: str, origin: str) -> list[int]:
+def encoded(opened: PretrainedModel, text: str, origin: str) -> list[int]:
     """BOS and the tokens of a text."""
     if opened.tokenizer_if_any is None:
         raise UserError(f"{origin}: {opened.path} has no tokenizer; give ids=1,2,3")
@@ -178,7 +178,7 @@ def encoded(opened: Opened, text: str, origin: str) -> list[int]:
         raise UserError(f"{origin}: {error}") from error
 
 
-def look_at_text(opened: Opened, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
+def look_at_text(opened: PretrainedModel, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
     """One pass over the text, as fields of `Findings`."""
     config = opened.config
     T = len(ids)
@@ -217,7 +217,7 @@ def by_share(layer: int, experts_Tk: np.ndarray, shares_Tk: np.ndarray) -> Route
     return Routed(layer, np.take_along_axis(experts_Tk, order, -1), np.take_along_axis(shares_Tk, order, -1))
 
 
-def induction_scores(opened: Opened) -> tuple[int, np.ndarray]:
+def induction_scores(opened: PretrainedModel) -> tuple[int, np.ndarray]:
     """(how many random tokens were repeated, [L, H]): over a few rows BOS, random tokens, the same tokens again."""
     config, tokenizer = opened.config, opened.tokenizer_if_any
     assert config.vocab is not None
@@ -249,7 +249,7 @@ class Followed:
     """The word's positions in both."""
 
 
-def word_in_contexts(opened: Opened, asked: InspectArguments, vocabulary: Vocabulary) -> Followed | None:
+def word_in_contexts(opened: PretrainedModel, asked: InspectArguments, vocabulary: Vocabulary) -> Followed | None:
     """The word that is asked for, or the example; None where that is nothing for this model. Raises UserError for what is asked for and can't be."""
     word, texts = (asked.word, asked.contexts) if asked.contexts else EXAMPLE
     limit = most(opened.config)
@@ -265,7 +265,7 @@ def word_in_contexts(opened: Opened, asked: InspectArguments, vocabulary: Vocabu
         return None  # the page says so
 
 
-def follow_word(opened: Opened, followed: Followed) -> WordInContexts:
+def follow_word(opened: PretrainedModel, followed: Followed) -> WordInContexts:
     """One pass over both contexts."""
     contexts, places = followed.contexts, followed.places
     tokens = np.zeros((2, max(map(len, contexts))), np.int32)

@@ -13,7 +13,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer
 from llm_jax.inspect.tokens import Vocabulary
 from llm_jax.model.transformer import Transformer
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 
 MAY_DIFFER = ("attention", "max_segments", "scan_layers", "remat", "offload", "init_std")
 """What two models may differ in, besides dtypes, and compute the same function of their weights."""
@@ -34,7 +34,7 @@ class WeightDifference(NamedTuple):
     """How many entries it has."""
 
 
-def check_alike(here: Opened, there: Opened, key: str) -> None:
+def check_alike(here: PretrainedModel, there: PretrainedModel, key: str) -> None:
     """Raises UserError where two opened models can't be compared: other shapes, or another tokenizer."""
     ours, theirs = (dataclasses.asdict(o.config) for o in (here, there))
     for name, value in ours.items():
@@ -53,7 +53,7 @@ def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
     return first.vocab_size == second.vocab_size and all(one[i].data == other[i].data for i in range(first.vocab_size))
 
 
-def weight_differences(here: Opened, there: Opened) -> list[WeightDifference]:
+def weight_differences(here: PretrainedModel, there: PretrainedModel) -> list[WeightDifference]:
     """Of all weights of two opened models, layer by layer, in the order of the layers."""
     with jax.set_mesh(here.program.place.mesh):
         sums = jax.device_get(jitted_sums(here.parameters, there.parameters))

@@ -11,7 +11,7 @@ from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.checkpoint_diff import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.layer_by_layer import Walk
 from llm_jax.inspect.logit_lens import Divergence, Predictions, Readout, divergence
-from llm_jax.pretrained.model import NO_NUMBERS, Opened, open_model
+from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel, open_model
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Comparison:
     """The positions at which the likeliest next token differs."""
 
 
-def compare(opened: Opened, asked: InspectArguments, ids: np.ndarray) -> Comparison:
+def compare(opened: PretrainedModel, asked: InspectArguments, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
     key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
     try:
@@ -43,13 +43,13 @@ def compare(opened: Opened, asked: InspectArguments, ids: np.ndarray) -> Compari
     targets = np.array([*ids[1:], 0], np.int32)
     predictions = [readout.predictions(x, targets) for readout, x in zip(readouts, streams, strict=True)]
     if np.isnan(predictions[1].entropy).any():
-        raise UserError(f"{key}: {NO_NUMBERS}")
+        raise UserError(f"{key}: {OUTPUTS_NAN}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
     name = asked.diff + (f" at step {there.step}" if there.step else "")
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
 
 
-def last_stream(opened: Opened, ids: np.ndarray) -> np.ndarray:
+def last_stream(opened: PretrainedModel, ids: np.ndarray) -> np.ndarray:
     """x_TD after the last layer."""
     stream = None
     for layer in Walk(opened)(ids[None]):

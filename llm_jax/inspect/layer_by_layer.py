@@ -24,7 +24,7 @@ from llm_jax.model.dims import PipelineConfig
 from llm_jax.model.moe import MoE
 from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.compile import program_options
 from llm_jax.train.state import TrainModel
 
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
 class Walk:
     """Passes through one opened model, compiled once for each kind of layer and shape."""
 
-    def __init__(self, opened: Opened, look: Look | None = None):
+    def __init__(self, opened: PretrainedModel, look: Look | None = None):
         self.parameters, self.look = opened.parameters, look
         place = without_stages(opened.place)
         self.program = opened.program if place == opened.place else TrainModel(opened.config, opened.experiment.optimizer, place)

@@ -16,7 +16,7 @@ import numpy as np
 from llm_jax.core.arithmetic import round_up
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.compile import program_options
 
 TOP = 10
@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 class Readout:
     """The head of an opened model, jitted once."""
 
-    def __init__(self, opened: Opened):
+    def __init__(self, opened: PretrainedModel):
         self.opened = opened
         place, vocab = opened.place, opened.config.vocab
         assert vocab is not None

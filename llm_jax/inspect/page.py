@@ -17,14 +17,14 @@ from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.attention import FROM
 from llm_jax.inspect.logit_lens import Predictions
 from llm_jax.inspect.tokens import Token
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 
 LN2 = math.log(2)
 STRONGEST = 6
 """Heads that are listed for each score."""
 
 
-def make_page(found: Findings, opened: Opened, asked: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
+def make_page(found: Findings, opened: PretrainedModel, asked: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
     """The whole page as HTML. figures: by name, each with "data" (a data URI), "caption" and "alt"."""
     config = opened.config
     assert config.vocab is not None
@@ -60,7 +60,7 @@ def title_of(path: str) -> str:
     return parts[-1] if path.startswith("/") else "/".join(parts[-2:])
 
 
-def cards(found: Findings, opened: Opened) -> list[tuple[str, str]]:
+def cards(found: Findings, opened: PretrainedModel) -> list[tuple[str, str]]:
     """(number, what it is)."""
     mean = float(found.losses.mean())
     n = opened.program.parameter_count()
@@ -75,7 +75,7 @@ def cards(found: Findings, opened: Opened) -> list[tuple[str, str]]:
     return [*made, (f"{right:.0%}", "of the tokens were the model's first choice")]
 
 
-def facts(opened: Opened) -> list[tuple[str, str]]:
+def facts(opened: PretrainedModel) -> list[tuple[str, str]]:
     """What is worth knowing of the model, as (name, value)."""
     c = opened.config
     said = [

@@ -17,10 +17,10 @@ from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.figures import FIGURES
 from llm_jax.inspect.logit_lens import Predictions
 from llm_jax.inspect.page import make_page, packed, rounded, weight_rows
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 
 
-def write_page(found: Findings, opened: Opened, asked: InspectArguments, folder: Path) -> Path:
+def write_page(found: Findings, opened: PretrainedModel, asked: InspectArguments, folder: Path) -> Path:
     """Writes the files into a folder, and returns the page's path."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures = draw(found, folder / "figures")
@@ -42,7 +42,7 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
     return made
 
 
-def to_json(found: Findings, opened: Opened, asked: InspectArguments) -> dict[str, Any]:
+def to_json(found: Findings, opened: PretrainedModel, asked: InspectArguments) -> dict[str, Any]:
     """All numbers of the page."""
     losses = [None, *numbers(found.losses)]
     tokens = [{"id": part.id, "bytes": part.data.hex(), "label": part.label, "loss": loss} for part, loss in zip(found.parts, losses, strict=True)]

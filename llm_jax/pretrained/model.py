@@ -28,17 +28,17 @@ from llm_jax.train.state import TrainModel
 
 Dtype = Literal["float32", "bfloat16"]
 
-NO_NUMBERS = "its predictions are no numbers (NaN): it diverged, or its weights are damaged; step=N takes an earlier checkpoint"
-"""Said of a model."""
+OUTPUTS_NAN = "the model outputs NaN: training diverged or the weights are corrupt; try an earlier checkpoint with step=N"
+"""Follows the name of a model or of a key in an error."""
 
 
-def to_stderr(line: str) -> None:
+def log_to_stderr(line: str) -> None:
     """What is said beside a command's own output."""
     print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
-class Opened:
+class PretrainedModel:
     """A model that is ready to be used. Not for training: there are no moments."""
 
     path: Path
@@ -55,11 +55,11 @@ class Opened:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UserError for a folder that came without."""
         if self.tokenizer_if_any is None:
-            raise UserError(self.no_tokenizer)
+            raise UserError(self.missing_tokenizer)
         return self.tokenizer_if_any
 
     @property
-    def no_tokenizer(self) -> str:
+    def missing_tokenizer(self) -> str:
         """Said where one is needed, and there is none."""
         return f"{self.path}: has no tokenizer; put its {JSON_NAME} (or SentencePiece's {MODEL_NAME}) there"
 
@@ -86,8 +86,8 @@ def open_model(
     step: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: bool = True,
-    log: Callable[[str], None] = to_stderr,
-) -> Opened:
+    log: Callable[[str], None] = log_to_stderr,
+) -> PretrainedModel:
     """The model in a run folder, or in a folder of Hugging Face's.
 
     layout, mesh: where its weights live here; None: on one device. dtype: of the weights and of what is computed ("float32", "bfloat16");
@@ -111,7 +111,7 @@ def open_model(
     check_model(experiment.model, place)
     program = TrainModel(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(path, program, step, log, leave_out)
-    return Opened(path, experiment, program, parameters, read, at)
+    return PretrainedModel(path, experiment, program, parameters, read, at)
 
 
 def experiment_of(path: Path) -> Experiment:

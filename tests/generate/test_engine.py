@@ -21,7 +21,7 @@ from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, preset
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
 
@@ -66,7 +66,7 @@ class Letters:
         return "".join(f"<{i}>" for i in ids)
 
 
-def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **changes: Any) -> Opened:
+def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **changes: Any) -> PretrainedModel:
     """A model with random weights, norms and biases too."""
     config = dataclasses.replace(BASE, **changes).resolved()
     layout = layout or preset("single")
@@ -74,10 +74,10 @@ def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **c
     random = np.random.default_rng(3)
     parameters = jax.tree.map(lambda w: (0.2 * random.standard_normal(w.shape)).astype(w.dtype), program.abstract)
     parameters = jax.device_put(parameters, program.shardings("stored"))
-    return Opened(Path(), Experiment(model=config), program, parameters, Letters(), 0)  # type: ignore[arg-type]
+    return PretrainedModel(Path(), Experiment(model=config), program, parameters, Letters(), 0)  # type: ignore[arg-type]
 
 
-def forward(model: Opened, rows: list[list[int]], length: int = 48) -> np.ndarray:
+def forward(model: PretrainedModel, rows: list[list[int]], length: int = 48) -> np.ndarray:
     """Log-probabilities of the training forward pass at every position, [rows, length, V]."""
     tokens_BT = np.array([[*row, *[0] * length][:length] for row in rows], np.int32)
     program = model.program
@@ -260,7 +260,7 @@ def test_a_text_begins_before_other_prompts_are_read():
 def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
     model = opened()
     broken = dataclasses.replace(model, parameters=jax.tree.map(lambda w: w * np.nan, model.parameters))
-    with pytest.raises(UserError, match=r"its predictions are no numbers \(NaN\): it diverged, or"):
+    with pytest.raises(UserError, match=r"the model outputs NaN: training diverged or"):
         write(Engine(broken, slots=1, max_tokens=32), [Request("x", max_tokens=8)])
 
 

@@ -14,7 +14,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.state import TrainModel
 
 SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions
@@ -22,7 +22,7 @@ SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48,
 
 def opened_with(
     config: ModelConfig = SMALL, layout: str = "single", mesh: dict[str, int] | None = None, seed: int = 0, tokenizer: Any = None
-) -> Opened:
+) -> PretrainedModel:
     """A model of random weights, norms and biases too, opened under a layout."""
     experiment = Experiment(model=config.resolved(), layout=preset(layout), mesh=mesh or {})
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
@@ -30,10 +30,10 @@ def opened_with(
     random = np.random.default_rng(seed)
     values = jax.tree.map(lambda w: random.normal(0.6 if w.ndim < 3 else 0, 0.3, w.shape).astype(w.dtype), program.abstract)
     parameters = jax.tree.map(jax.device_put, values, program.shardings("stored"))
-    return Opened(Path("random"), experiment, program, parameters, None, seed)
+    return PretrainedModel(Path("random"), experiment, program, parameters, None, seed)
 
 
-def logits_of(opened: Opened, tokens_BT: np.ndarray) -> np.ndarray:
+def logits_of(opened: PretrainedModel, tokens_BT: np.ndarray) -> np.ndarray:
     """The model's own forward pass."""
     place = opened.place
     with jax.set_mesh(place.mesh):
@@ -42,7 +42,7 @@ def logits_of(opened: Opened, tokens_BT: np.ndarray) -> np.ndarray:
         return np.asarray(logits.astype(np.float32))
 
 
-def replaced(opened: Opened, change: Any) -> Opened:
+def replaced(opened: PretrainedModel, change: Any) -> PretrainedModel:
     """The same with other weights: change(path, array) gives each."""
 
     def changed(path, w):

@@ -153,7 +153,7 @@ def test_a_legend_names_contexts_that_begin_with_an_underscore():
 
 def test_a_model_whose_predictions_are_no_numbers_has_no_page():
     broken = replaced(opened_with(), lambda path, w: w * np.nan)
-    with pytest.raises(UserError, match=r"random: its predictions are no numbers \(NaN\)"):
+    with pytest.raises(UserError, match=r"random: the model outputs NaN"):
         find(broken, InspectArguments("random", "", "ids=1,2,3", (1, 2, 3)))
 
 
