@@ -213,9 +213,13 @@ class DecodePrograms:
             block = nnx.merge(graph, layer)
             if config not in ropes:
                 ropes[config] = block.attention.rope(positions_BT)
-            y_BTD, after = attend(block.attention, before, block.before_attention(x_BTD), ropes[config])
-            x_BTD, _ = block.join(x_BTD, block.after_attention(y_BTD))
-            kept.append(after)
+
+            def attend_cache(y_BTD, attention=block.attention, cache=before, rope=ropes[config]):
+                out_BTD, after = attend(attention, cache, y_BTD, rope)
+                kept.append(after)
+                return out_BTD
+
+            x_BTD, _ = block(x_BTD, attend_cache)
         return model, x_BTD, kept
 
     def logits(self, model: Transformer, x_B1D: jax.Array) -> jax.Array:

@@ -98,7 +98,8 @@ class Walk:
         def layer(name, config, stacked, row, x_BTD, positions_BT):
             block = self.block(name, config, stacked, row)
             passing = watch(block)
-            x_BTD, _ = block(x_BTD, block.attention.rope(arrange(positions_BT, place)), None)
+            rope = block.attention.rope(arrange(positions_BT, place))
+            x_BTD, _ = block(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=None))
             routed, kept = None, None
             if isinstance(block.mlp, MoE):
                 scores_BTE = whole(restore(passing["scores"], place), place)

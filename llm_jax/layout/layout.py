@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core.errors import UserError, nearest, require
-from llm_jax.model.dims import DIMS, Dims, PipelineConfig, Placement, Table
+from llm_jax.model.dims import DIMS, Dims, PipelineConfig, StagePlacement, Table
 
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
@@ -171,7 +171,7 @@ def without(table: Axes, used: Collection[str]) -> Axes:
 
 
 @dataclass(frozen=True)
-class MeshPlacement(Placement):
+class MeshPlacement(StagePlacement):
     """The placement that a layout's tables give on a mesh."""
 
     layout: Layout
@@ -183,7 +183,7 @@ class MeshPlacement(Placement):
         return hash((self.layout.name, self.mesh, self.manual_axes))
 
     @property
-    def pipeline(self) -> PipelineConfig:  # type: ignore[override]
+    def pipeline(self) -> PipelineConfig:
         return self.layout.pipeline
 
     @cached_property

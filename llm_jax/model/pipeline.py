@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax.model.dims import Placement
+from llm_jax.model.dims import StagePlacement
 from llm_jax.model.weights import Weight, sum_uses_first
 
 STREAM = ("batch", "sequence", "embed")
@@ -28,7 +28,7 @@ Layers = Callable[..., tuple[jax.Array, Any]]
 """layers(weights, x_BTD, *beside_BT) -> (x_BTD, sums): the layers of a stack of weights, and a tree of sums, one for each layer."""
 
 
-def run_pipeline(layers: Layers, place: Placement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Any]:
+def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Any]:
     """`layers` with all weights, a part of them on each stage.
 
     weights: a tree of `Weight`, each [layers, ...]. x_BTD: in the residual placement, and so the result. beside_BT: integers that travel

@@ -18,7 +18,7 @@ from llm_jax.model import attention, moe
 from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.attention_latent import LatentAttention
 from llm_jax.model.config import ModelConfig, saved_names, tensor_names
-from llm_jax.model.dims import Placement
+from llm_jax.model.dims import Placement, StagePlacement, pipeline_of
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.norm_and_rope import Norm, rope_tables, softcap
 from llm_jax.model.parametrization import readout, residual, times
@@ -47,44 +47,39 @@ class Block(nnx.Module):
         self.mlp = (moe.MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
-        self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        attend: Callable[[jax.Array], jax.Array],
+        real_BT: jax.Array | None = None,
+        weights_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing | None]:
-        """x_BTD in the residual placement and the compute dtype, and so the result; and what the router of a sparse block did.
+        """The stream after the block, in the residual placement and the compute dtype like x_BTD, and the routing of a sparse block.
 
-        For that, real_BT: whether a token is none of padding; weights_BT: the tokens' weights in the loss.
+            x + a + f    where a = attention(x) and f = mlp(x + a), or mlp(x) with `parallel_blocks`
+
+        attend: this block's attention [B, T, D] → [B, T, D]: `self.attention` with its rotations and documents, or with a cache.
+        real_BT: bool, False for padding. weights_BT: the tokens' weights in the loss. Both are for the router's statistics.
         """
-        return self.join(x_BTD, self.attend(x_BTD, rope, segments_BS), real_BT, weights_BT)
+        attended_BTD = x_BTD + self.attention_branch(x_BTD, attend)
+        f_BTD, routing = self.mlp_branch(x_BTD if self.config.parallel_blocks else attended_BTD, real_BT, weights_BT)
+        return attended_BTD + f_BTD, routing
 
-    def join(
-        self, x_BTD: jax.Array, attended_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
-    ) -> tuple[jax.Array, Routing | None]:
-        """The same from what attention adds to the stream x_BTD that entered the block, whoever attended (decoding: to a cache)."""
-        entered_BTD, x_BTD = x_BTD, x_BTD + attended_BTD
-        y_BTD, routing = self.feed_forward(entered_BTD if self.config.parallel_blocks else x_BTD, real_BT, weights_BT)
-        return x_BTD + y_BTD, routing
+    def attention_branch(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The attention's term of the stream: norm, `attend`, norm (each where `norm_placement` has one), scaled."""
+        y_BTD = self.place.move(x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM)
+        return self.scaled(attend(y_BTD), self.attention_norm, self.attention_out_norm)
 
-    def attend(self, x_BTD: jax.Array, rope, segments_BS: jax.Array | None) -> jax.Array:
-        """The block's first half: what attention adds to the stream x_BTD."""
-        return self.after_attention(self.attention(self.before_attention(x_BTD), rope, segments_BS))
-
-    def before_attention(self, x_BTD: jax.Array) -> jax.Array:
-        """What attention gets of the stream."""
-        return self.place.move(x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM)
-
-    def after_attention(self, y_BTD: jax.Array) -> jax.Array:
-        """What the stream gets of attention's result."""
-        norm = {"before": None, "after": self.attention_norm, "both": self.attention_out_norm}[self.config.norm_placement]
-        return times(y_BTD if norm is None else norm(y_BTD), residual(self.config))
-
-    def feed_forward(
-        self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
-    ) -> tuple[jax.Array, Routing | None]:
-        """The second half, dense or sparse: what it adds to the stream, and what the router did."""
-        norm = {"before": None, "after": self.mlp_norm, "both": self.mlp_out_norm}[self.config.norm_placement]
-        y_BTD = checkpoint_name(x_BTD if self.config.norm_placement == "after" else self.mlp_norm(x_BTD), "mlp_in")  # kept as the stream is split
-        y_BTD = self.place.move(y_BTD, STREAM)
+    def mlp_branch(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing | None]:
+        """The feed-forward's term of the stream, dense or sparse: norm, mlp, norm, scaled; and the routing of a sparse block."""
+        y_BTD = x_BTD if self.config.norm_placement == "after" else self.mlp_norm(x_BTD)
+        y_BTD = self.place.move(checkpoint_name(y_BTD, "mlp_in"), STREAM)  # named before the move: kept as the stream is split
         y_BTD, routing = self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
-        return times(y_BTD if norm is None else norm(y_BTD), residual(self.config)), routing
+        return self.scaled(y_BTD, self.mlp_norm, self.mlp_out_norm), routing
+
+    def scaled(self, y_BTD: jax.Array, norm: Norm, out_norm: Norm | None) -> jax.Array:
+        """A branch's output, normalised where `norm_placement` says so, times the parametrization's residual multiplier."""
+        last = {"before": None, "after": norm, "both": out_norm}[self.config.norm_placement]
+        return times(y_BTD if last is None else last(y_BTD), residual(self.config))
 
 
 class Transformer(nnx.Module):
@@ -101,7 +96,9 @@ class Transformer(nnx.Module):
         if config.position == "learned":
             self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
         sparse = len(config.sparse_layers)
-        self.blocks = Block(config, rngs, sparse or config.layers, place.in_stage(), sparse=bool(sparse))
+        pipeline = pipeline_of(place)
+        in_stage = pipeline.in_stage() if pipeline else place
+        self.blocks = Block(config, rngs, sparse or config.layers, in_stage, sparse=bool(sparse))
         if 0 < sparse < config.layers:
             self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
@@ -173,13 +170,13 @@ class Transformer(nnx.Module):
         Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
         """
         routings = []
-        kinds = layer_kinds(self.config)
+        pipeline, kinds = pipeline_of(self.place), layer_kinds(self.config)
         for blocks, first, end in self.runs():
             graph, stacked = nnx.split(blocks)
             own, kinds = kinds[: end - first], kinds[end - first :]
-            layers = functools.partial(self.run_layers, graph, of_each_stage(own, self.place) if self.place.axes("layers") else own)
-            if self.place.axes("layers"):
-                x_BTD, routing = run_pipeline(layers, self.place, stacked, x_BTD, *beside)
+            layers = functools.partial(self.run_layers, graph, of_each_stage(own, pipeline) if pipeline else own)
+            if pipeline:
+                x_BTD, routing = run_pipeline(layers, pipeline, stacked, x_BTD, *beside)
             else:
                 stacked = jax.tree.map(lambda w, a=first, b=end: w if (a, b) == (0, len(w)) else w[a:b], stacked)
                 x_BTD, routing = layers(stacked, x_BTD, *beside)
@@ -231,13 +228,22 @@ class Transformer(nnx.Module):
             first = end
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else routings[0]
 
-    def block(self, graph: Any, kind: ModelConfig, positions_BT: jax.Array, *beside: Any) -> Callable:
-        """(x_BTD, weights of one layer) -> (x_BTD, routing), for layers of one kind."""
+    def block(
+        self,
+        graph: Any,
+        kind: ModelConfig,
+        positions_BT: jax.Array,
+        segments_BS: jax.Array | None,
+        real_BT: jax.Array | None,
+        weights_BT: jax.Array | None,
+    ) -> Callable:
+        """(x_BTD, weights of one layer) → (x_BTD, routing), for the layers with configuration `kind`."""
         config = self.config
         rope = rope_tables(kind, positions_BT) if config.position == "rope" else None
 
         def run(x_BTD, weights):
-            return block_of(graph, weights, kind)(x_BTD, rope, *beside)
+            block = block_of(graph, weights, kind)
+            return block(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=segments_BS), real_BT, weights_BT)
 
         saved = saved_names(config.remat)
         if saved is None:
@@ -298,7 +304,7 @@ def fold(w: jax.Array, period: int) -> jax.Array:
     return w.reshape(-1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec))
 
 
-def of_each_stage(kinds: tuple[ModelConfig, ...], place: Placement) -> tuple[ModelConfig, ...]:
+def of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -> tuple[ModelConfig, ...]:
     """The kinds of the layers that a stage of a pipeline runs in one go, which are one program for all stages: UserError where they differ."""
     pieces = place.size(place.axes("layers")) * place.pipeline.rounds
     n = len(kinds) // pieces
@@ -321,8 +327,8 @@ def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
     attention.check(config, place, sequence_length)
-    if place.axes("layers"):
-        of_each_stage(layer_kinds(config), place)
+    if pipeline := pipeline_of(place):
+        of_each_stage(layer_kinds(config), pipeline)
     if config.sparse_layers:
         moe.check(config, place)
     if config.offload and place.platform() == "cpu":

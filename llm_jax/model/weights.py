@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.dims import Dims, Placement
+from llm_jax.model.dims import Dims, Placement, StagePlacement
 from llm_jax.model.parametrization import initial
 
 
@@ -240,7 +240,7 @@ def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> li
     return [*steps, stream]
 
 
-def sum_uses_first(w: Weight, place: Placement) -> Weight:
+def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
     """In a stage of a pipeline: weights [rounds, layers, *dims] that are used for one microbatch after the other.
 
     Their gradient is the sum of all uses first, and is then summed over devices and left where the moments are.
@@ -250,7 +250,7 @@ def sum_uses_first(w: Weight, place: Placement) -> Weight:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum_uses_first(place: Placement, dims: Dims, spec: PartitionSpec, master: jax.Array, stored: jax.Array) -> jax.Array:
+def _sum_uses_first(place: StagePlacement, dims: Dims, spec: PartitionSpec, master: jax.Array, stored: jax.Array) -> jax.Array:
     return stored.astype(master.dtype)
 
 

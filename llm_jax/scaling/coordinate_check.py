@@ -94,9 +94,10 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     found = {"embedding": x_BTD}
     for _, block, _ in model.layers_in_order():
-        attention_BTD = block.attend(x_BTD, block.attention.rope(batch["positions"]), batch["segments"])
+        rope = block.attention.rope(batch["positions"])
+        attention_BTD = block.attention_branch(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=batch["segments"]))
         attended_BTD = x_BTD + attention_BTD
-        mlp_BTD, _ = block.feed_forward(x_BTD if model.config.parallel_blocks else attended_BTD)
+        mlp_BTD, _ = block.mlp_branch(x_BTD if model.config.parallel_blocks else attended_BTD)
         x_BTD = attended_BTD + mlp_BTD
     undone = 1 / residual(model.config)
     return found | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -148,7 +149,8 @@ def test_layers_in_order_are_the_model():
     def one_by_one():
         x = model.embed(jnp.asarray(tokens), positions)
         for number, block, window in model.layers_in_order():
-            x, _ = block(x, block.attention.rope(positions), jnp.asarray(segments))
+            rope = block.attention.rope(positions)
+            x, _ = block(x, functools.partial(block.attention, rope=rope, segments_BT=jnp.asarray(segments)))
             seen.append((number, window, type(block.mlp).__name__))
         return model.logits(model.finish(x))
 
