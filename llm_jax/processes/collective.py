@@ -1,4 +1,4 @@
-"""What the processes of a run do alike: the first one's word, and a failure of one that is a failure of all."""
+"""What all processes of a run do together: run on all and fail together, broadcast from rank 0, collect the first error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ T = TypeVar("T")
 
 
 def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True) -> T:
-    """What body() returns, on every process. Where it raises on one, all raise: the first to fail names itself in the others' error.
+    """Runs body() on every process and returns its result. Where it raises on one process, it raises on all.
 
-    runs: whether this process runs it; the others wait, and have None.
+    The others raise UserError or Fault with the name and error line of the first process that failed. The name is that of the exchange,
+    for messages about processes that don't come. runs: whether this process runs the body; where not, it waits, and returns None.
     """
     result: Any = None
     error: Exception | None = None
@@ -23,8 +24,8 @@ def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True
             result = body()
     except Exception as raised:
         error = raised
-    said = None if error is None else {"text": one_line(error), "user": isinstance(error, UserError), "host": group.task.name}
-    failed = next((told for told in group.exchange(name, said) if told), None)
+    mine = None if error is None else {"text": one_line(error), "user": isinstance(error, UserError), "host": group.task.name}
+    failed = next((theirs for theirs in group.exchange(name, mine) if theirs), None)
     if error is not None:
         raise error
     if failed:
@@ -33,18 +34,18 @@ def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True
 
 
 def broadcast_from_first(group: Group, name: str, body: Callable[[], Any]) -> Any:
-    """What body() returns on the first process (something that JSON can say), on all."""
+    """Runs body() on rank 0 and returns its result, which can be written as JSON, on every process. Where it raises, all raise."""
     result = run_on_all(group, f"{name} of the first", body, runs=group.task.rank == 0)
     return group.exchange(name, result)[0] if group.task.size > 1 else result
 
 
 def first_error(group: Group, name: str, problem: str) -> str:
-    """The first of the processes' problems, with the process that has it; empty where nobody has one."""
-    told = group.exchange(name, [problem, group.task.name])
-    return next((text + (f" ({where})" if group.task.size > 1 else "") for text, where in told if text), "")
+    """The problem of the first process that has one, with that process's name; "" where all gave ""."""
+    problems = group.exchange(name, [problem, group.task.name])
+    return next((text + (f" ({where})" if group.task.size > 1 else "") for text, where in problems if text), "")
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in a line; a UserError's own."""
+    """The first line of an exception's text, with its class before it unless it is a UserError or Fault."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text if isinstance(error, (UserError, Fault)) else f"{type(error).__name__}: {text}"[:500]

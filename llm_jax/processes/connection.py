@@ -1,84 +1,80 @@
-"""Messages between two processes: a JSON object a line over a socket."""
+"""A TCP connection between two processes of a run, which carries messages (`llm_jax.processes.messages`)."""
 
 from __future__ import annotations
 
-import json
 import socket
-from typing import Any
 
-Message = dict[str, Any]
+from llm_jax.processes.messages import Message, decode
+
 SEND_SECONDS = 10.0
-"""A process that takes nothing for so long, with its buffers full, is as good as gone."""
+"""A process that reads nothing for so long, with its buffers full, counts as lost."""
 
 
-class Link:
-    """One end of a connection. Whatever breaks it only shows as `closed`."""
+class Connection:
+    """One end of a connection. It raises no network errors: whatever breaks it sets `closed`."""
 
-    def __init__(self, connection: socket.socket):
-        connection.settimeout(SEND_SECONDS)
-        if connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.connection = connection
+    def __init__(self, sock: socket.socket):
+        sock.settimeout(SEND_SECONDS)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = sock
         self.closed = False
-        self.part = b""
-        self.waiting: list[Message] = []
-        """Received and not yet returned."""
+        self.incomplete = b""
+        """The beginning of a line whose end has not arrived."""
+        self.unread: list[Message] = []
+        """Messages that have arrived and that no method has returned yet."""
 
     def fileno(self) -> int:
-        """For a selector."""
-        return self.connection.fileno()
+        """The socket's file descriptor, which a selector needs."""
+        return self.socket.fileno()
 
     def send(self, message: Message) -> None:
-        """Sends a message, if the other end is there."""
+        """Sends a message, unless the connection is closed."""
         if self.closed:
             return
         try:
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.socket.sendall(message.encode())
         except OSError:
             self.closed = True
 
     def receive(self) -> list[Message]:
-        """What has come: waits for something if nothing has, at most until the connection's time-out."""
-        if not self.waiting:
+        """All messages that have arrived. If none has, waits for data until the socket's time-out, and may return an empty list."""
+        if not self.unread:
             self.read()
-        messages, self.waiting = self.waiting, []
+        messages, self.unread = self.unread, []
         return messages
 
-    def next(self) -> Message | None:
-        """The next message; None where none comes."""
-        while not self.waiting and not self.closed:
+    def receive_one(self) -> Message | None:
+        """The next message; None when the connection closes or the socket's time-out passes before one arrives."""
+        while not self.unread and not self.closed:
             self.read()
-        return self.waiting.pop(0) if self.waiting else None
+        return self.unread.pop(0) if self.unread else None
 
-    def rest(self) -> list[Message]:
-        """What had come before it was closed: a send that failed says nothing of words that wait to be read."""
-        self.connection.settimeout(0.01)
+    def drain(self) -> list[Message]:
+        """The messages that had arrived before the connection was closed. (A failed send closes it while messages may wait to be read.)"""
+        self.socket.settimeout(0.01)
         known = -1
-        while len(self.waiting) > known:
-            known = len(self.waiting)
+        while len(self.unread) > known:
+            known = len(self.unread)
             self.read()
-        return self.receive() if self.waiting else []
+        return self.receive() if self.unread else []
 
     def read(self) -> None:
-        """Reads what has come into `waiting`."""
+        """Appends what the socket has received to `unread`. Closes the connection if that is not a message."""
         try:
-            data = self.connection.recv(1 << 20)
+            data = self.socket.recv(1 << 20)
         except OSError:
             data = b""
         if not data:
             self.closed = True
             return
-        *lines, self.part = (self.part + data).split(b"\n")
+        *lines, self.incomplete = (self.incomplete + data).split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError:  # something else listens there, or asks here
-            messages = [None]
-        if not all(isinstance(message, dict) for message in messages):
+            self.unread += [decode(line) for line in lines]
+        except ValueError:  # another program
             self.closed = True
-            return
-        self.waiting += messages
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the socket."""
         self.closed = True
-        self.connection.close()
+        self.socket.close()

@@ -1,4 +1,4 @@
-"""JAX over the processes of a group: one set of devices, and collectives between them."""
+"""Starts JAX over the processes of a group, which then have one set of devices and collectives between them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from llm_jax.processes.group import Group
 from llm_jax.processes.local_gpus import local_devices
 
 HEARTBEAT_SECONDS = 100
-"""JAX ends a process that it hasn't heard of for so long, without a word of why: the group is to be first."""
+"""JAX aborts a process that it hasn't heard of for so long, without naming the culprit: the group's own limit must be shorter."""
 SHUTDOWN_SECONDS = 60
 
 
 @contextlib.contextmanager
 def started(group: Group, config: ClusterConfig) -> Iterator[None]:
-    """JAX's own service between the processes, where there are several; it has to begin before JAX looks for devices.
+    """Runs JAX's own service between the processes while the context lasts. It has to start before JAX looks for devices.
 
-    After a failure nothing is shut down: that would wait for the processes that failed, and the group ends them all.
+    Does nothing in a run of one process. After an exception nothing is shut down: that would wait for the processes that failed, and the
+    group ends them all.
     """
     if group.task.size == 1:
         yield
         return
-    import jax
+    import jax  # after the group has installed its signal handlers
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the group
     address = group.exchange("JAX's service", f"{coordinator_address(group.task)}:{free_port()}" if group.task.rank == 0 else None)[0]
@@ -47,7 +48,7 @@ def started(group: Group, config: ClusterConfig) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of this host that nothing listens on. (That of Slurm's job number, which JAX would take, other steps of the job take too.)"""
+    """A port of this host that nothing listens on. (JAX itself would derive one from Slurm's job number, as other steps of the job do.)"""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]

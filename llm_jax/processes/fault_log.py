@@ -1,15 +1,15 @@
-"""Faults of a run: what is known of one, the line that tells it, and where it is kept.
+"""Faults of a run: their records, how one is printed, and where they are kept.
 
-A fault is a JSON object, a line of <run_dir>/faults.jsonl:
+A fault record is a JSON object, a line of <run_dir>/faults.jsonl:
 
   time      seconds since 1970
   kind      exception, killed, silent, hang, late, apart (runs another program) or unfit (preflight)
-  rank      of the process that is to blame, and its
-  host
+  rank      of the culprit
+  host      of the culprit
   phase     where it was: start, data, compile, train, evaluate, save, restore, sample or end
   step      the step that it was at; 0 before the first
-  batch     that step's fingerprint, or null
-  message   what happened, in words
+  batch     the fingerprint of that step's batch, or null
+  message   what happened, as a sentence
   job       Slurm's number of the job, or ""
   restart   how often the job had been requeued
 """
@@ -35,16 +35,16 @@ FOLDER = "faults"
 
 
 def describe(fault: Record) -> str:
-    """A fault in one line."""
+    """The fault in one line: process, phase, step, batch and message."""
     where = f"in phase {fault['phase']}" + (f", step {fault['step']}" if fault["step"] else "")
     batch = f" (batch {fault['batch'][:12]})" if fault.get("batch") else ""
     return f"{process_name(fault['rank'], fault['host'])} {where}{batch}: {fault['message']}"
 
 
 def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
-    """Keeps a fault in the run folder, if there is one; what can't be written there is said.
+    """Appends a fault to the run folder's faults.jsonl, if there is a run folder. Prints a line on stderr if it can't be written.
 
-    `once`: several processes found the same fault, and whoever comes first writes it.
+    `once`: several processes found the same fault, and only the first one writes it.
     """
     if run_dir is None or not run_dir.is_dir():
         return
@@ -60,21 +60,21 @@ def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        last_words(f"{run_dir / FILE}: can't be written to ({error.strerror})")
+        write_stderr(f"{run_dir / FILE}: can't be written to ({error.strerror})")
 
 
 def same_fault(one: Record, other: Record) -> bool:
-    """Whether two records are of one fault, which two processes saw."""
+    """Whether two records are of one fault that two processes found: one culprit and one start of the job, within a minute."""
     return all(one.get(key) == other.get(key) for key in ("rank", "job", "restart")) and abs(one["time"] - other["time"]) < 60
 
 
 def read(run_dir: Path) -> list[Record]:
-    """The faults of a run, the oldest first; a line that was cut off is left out."""
+    """The fault records of a run, the oldest first, without lines that were cut off."""
     return read_json_lines(run_dir / FILE)
 
 
 def dump_stacks(run_dir: Path | None, rank: int) -> None:
-    """The stacks of all threads, on stderr and in <run_dir>/faults/rank_<rank>.txt."""
+    """Writes the stacks of all threads to stderr and to <run_dir>/faults/rank_<rank>.txt."""
     faulthandler.dump_traceback(2, all_threads=True)
     if run_dir is None or not run_dir.is_dir():
         return
@@ -84,14 +84,14 @@ def dump_stacks(run_dir: Path | None, rank: int) -> None:
             faulthandler.dump_traceback(file, all_threads=True)
 
 
-def last_words(text: str) -> None:
-    """A line on stderr from a thread, even where the main thread is stuck while it writes there."""
+def write_stderr(text: str) -> None:
+    """Writes a line to stderr from any thread, even where the main thread is stuck while it writes there."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))
 
 
 def end_process(code: int) -> None:
-    """Ends this process now: what it printed is written out, and nothing else is waited for."""
+    """Ends this process at once with an exit code. Flushes stdout and stderr first, for at most a second each."""
     for stream in (sys.stdout, sys.stderr):
         flushing = threading.Thread(target=flush, args=(stream,), daemon=True)
         flushing.start()
@@ -100,6 +100,6 @@ def end_process(code: int) -> None:
 
 
 def flush(stream: TextIO) -> None:
-    """Writes out what a stream holds."""
+    """Flushes a stream, ignoring errors."""
     with contextlib.suppress(Exception):
         stream.flush()

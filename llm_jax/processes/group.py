@@ -1,27 +1,29 @@
-"""The processes of one run: they meet, tell each other where they are, stop together, and none waits for one that is gone.
+"""The processes of one run: they connect, report their progress, stop at the same step, and none waits for one that has died.
 
-All of it goes over plain TCP between monitor threads, beside JAX and before it is imported, so it works while main threads are in a collective,
+This goes over plain TCP between monitor threads, beside JAX and before it is imported, so it works while main threads are in a collective,
 a compiler or a library. A run of one process has the same group, without sockets. How a command uses it:
 
-  with Group(read_task(os.environ)) as group:   # before `import jax`: from here on signals are taken
-      experiment = ...                          # a UserError here is told once, not by every process
-      group.join(experiment.cluster)            # all meet, and the monitor thread begins to watch
+  with Group(read_task(os.environ)) as group:   # before `import jax`: from here on signals are handled
+      experiment = ...                          # a UserError here is printed once, not by every process
+      group.join(experiment.cluster)            # the rendezvous; then the monitor thread begins to watch
       values = group.exchange("versions", mine, seconds=60)
-      group.record_in(run_dir)                  # faults are kept there from now on
+      group.record_faults_in(run_dir)           # faults are recorded there from now on
       group.mark("compile")                     # phases: start, data, compile, train, evaluate, save, restore, sample, end
       for step in ...:
           group.mark("train", step, sha)
           ...
-          group.hold()                          # the first step is done: a signal now stops the run at a poll, and not at once
-          if group.poll():                      # the signal that stops the run here, or None; the same on every process
+          group.arm()                           # the first step is done: a signal now stops the run at a poll, and not at once
+          if group.poll():                      # the signal that stops the run here, or None; equal in all processes
               save, and leave
 
-`mark`, `poll`, `check`, `hold`, `release` and `exchange` are called in the same order by the main threads of all processes; a poll costs less than
-a microsecond. Of a run that hangs, the process that made the fewest of these calls is the one to blame, so mark what may hang, before and after it.
-`received` only changes in a poll. What an exception does follows from its kind: where several processes run, the block's end tells the others and
-ends this process with the exit code (`llm_jax.core.errors`); alone, it is raised on. `Stopped` is raised where a signal came before `hold`.
+The main threads of all processes call `mark`, `poll`, `check`, `arm`, `disarm` and `exchange` in the same order; a poll costs less than a
+microsecond. The culprit of a hang is the process that has made the fewest of these calls, so call `mark` before and after what may hang.
+`received` only changes in a poll. With several processes, an exception at the end of the `with` block is sent to the others, and ends this
+process with the exit code for its class (`llm_jax.core.errors`); with one process it is raised on. `Stopped` is raised where a signal
+comes before `arm`.
 
 Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it, and end their processes with EXIT_PEER.
+docs/processes.md has the messages behind this.
 """
 
 from __future__ import annotations
@@ -39,14 +41,15 @@ from typing import Any
 from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, Fault, Stopped, UserError
 from llm_jax.processes import fault_log
 from llm_jax.processes.config import ClusterConfig
-from llm_jax.processes.fault_log import end_process, last_words
+from llm_jax.processes.fault_log import end_process, write_stderr
 from llm_jax.processes.launcher import Task
-from llm_jax.processes.monitor import Mark, Monitor
-from llm_jax.processes.rendezvous import meet
-from llm_jax.processes.signals import Gate, Signals
+from llm_jax.processes.messages import Exchange, Goodbye, ReportFault, ReportUserError
+from llm_jax.processes.monitor import Monitor, Progress
+from llm_jax.processes.rendezvous import connect_all
+from llm_jax.processes.signals import SignalHandlers, StopBarrier
 
-TELL_SECONDS = 10.0
-"""So long a failing process waits for the others to be told."""
+REPORT_SECONDS = 10.0
+"""A process that has failed waits at most so long for its report to reach the others."""
 
 
 class Group:
@@ -54,32 +57,32 @@ class Group:
 
     def __init__(self, task: Task):
         self.task = task
-        self.gate = Gate()
+        self.barrier = StopBarrier()
         wake_read, wake_write = socket.socketpair()
         wake_read.setblocking(False)
         wake_write.setblocking(False)
         self.wake = wake_read, wake_write
-        self.signals = Signals(self.gate, self.tell)
-        self.where = Mark()
+        self.handlers = SignalHandlers(self.barrier, self.wake_for_signal)
+        self.progress = Progress()
         self.monitor: Monitor | None = None
         self.exchanges = 0
 
-    def tell(self, number: int) -> None:
-        """Has the monitor thread look at a signal."""
+    def wake_for_signal(self, number: int) -> None:
+        """Wakes the monitor thread, which reads the signal's number."""
         with contextlib.suppress(BlockingIOError):
             self.wake[1].send(bytes([number]))
 
     def __enter__(self) -> Group:
-        self.signals.take(self.wake[1].fileno())
+        self.handlers.install(self.wake[1].fileno())
         return self
 
     def join(self, config: ClusterConfig | None = None) -> None:
-        """Waits until all processes are here. Raises Fault, naming who is missing, after cluster.start_seconds."""
+        """Waits until all processes have connected. Raises Fault, naming a process that is missing, after cluster.start_seconds."""
         config = config or ClusterConfig()
-        self.monitor = Monitor(self.task, config, self.gate, self.signals, self.where, self.wake)
-        met = meet(self.task, config.start_seconds)
-        self.signals.alone = False
-        self.monitor.start(*met)
+        self.monitor = Monitor(self.task, config, self.barrier, self.handlers, self.progress, self.wake)
+        hosts, connections = connect_all(self.task, config.start_seconds)
+        self.handlers.alone = False
+        self.monitor.start(hosts, connections)
         if self.task.size > 1:
             threading.excepthook = self.thread_failed
 
@@ -91,74 +94,74 @@ class Group:
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
-        """This process got further: to a phase, to a step (counted from 1), with a batch of this fingerprint, which rank 0 at least knows.
+        """This process made progress: it is in this phase, at this step (counted from 1), with a batch of this fingerprint.
 
-        Costs next to nothing.
+        Rank 0 must give the fingerprint; others may. Costs next to nothing.
         """
-        mark = self.where
-        mark.phase = phase
+        progress = self.progress
+        progress.phase = phase
         if step is not None:
-            mark.step, mark.batch = step, batch
-            mark.batches.append((step, batch))
-        mark.move()
+            progress.step, progress.batch = step, batch
+            progress.batches.append((step, batch))
+        progress.advance()
 
-    def record_in(self, run_dir: str | Path) -> None:
-        """Faults are kept in this run folder from now on: faults.jsonl, and stacks in faults/."""
+    def record_faults_in(self, run_dir: str | Path) -> None:
+        """From now on faults are recorded in this run folder: faults.jsonl, and stacks in faults/."""
         assert self.monitor, "join comes first"
         self.monitor.run_dir = Path(run_dir).absolute()
 
     # What the processes do together:
 
     def exchange(self, name: str, value: Any = None, seconds: float | None = None) -> list[Any]:
-        """Everyone's value, by rank; a barrier too. Values are what JSON can say.
+        """The values of all processes, by rank, which can be written as JSON. It is a barrier too.
 
-        `seconds`: after so long without all of them the run ends, naming who is late; None: waits as long as all are alive.
+        `seconds`: the run ends if not all have come within so long, naming who is missing; None: waits as long as all are alive.
         """
         monitor = self.monitor
         assert monitor, "join comes first"
-        self.where.move()
+        self.progress.advance()
         self.exchanges += 1
-        count = self.exchanges
-        monitor.post({"kind": "exchange", "count": count, "name": name, "value": value, "seconds": seconds})
+        number = self.exchanges
+        monitor.post(Exchange(number, name, value, seconds))
         with monitor.changed:
-            while count not in monitor.results:
+            while number not in monitor.results:
                 monitor.changed.wait()
-            return monitor.results.pop(count)
+            return monitor.results.pop(number)
 
     # Stopping:
 
     @property
     def received(self) -> int | None:
         """The signal that stops the run, since a poll returned it; else None."""
-        return self.gate.received
+        return self.barrier.received
 
     @property
-    def held(self) -> bool:
-        """Whether there is something to lose."""
-        return self.gate.held
+    def armed(self) -> bool:
+        """Whether there is work to save."""
+        return self.barrier.armed
 
     @property
     def reason(self) -> str:
-        """Why the run stops: the signal's name, and who got it if not all."""
-        return self.gate.reason
+        """Why the run stops: the signal's name, and which process received it if not this one."""
+        return self.barrier.reason
 
     def poll(self) -> int | None:
-        """The signal that stops the run here, the same on every process, or None. Raises Stopped where nothing was held yet."""
-        self.where.move()
-        return self.gate.poll()
+        """The signal that stops the run here, equal in all processes, or None. Raises Stopped where there is no work to save yet."""
+        self.progress.advance()
+        return self.barrier.poll()
 
     def check(self) -> None:
-        """A poll that raises Stopped."""
-        self.where.move()
-        self.gate.check()
+        """Polls, and raises Stopped if the run stops here."""
+        self.progress.advance()
+        self.barrier.check()
 
-    def hold(self) -> None:
-        """From now on there is something to lose: a signal stops the run at a poll. Before, it ends it wherever it is."""
-        self.gate.hold()
+    def arm(self) -> None:
+        """From now on there is work to save: a signal stops the run at a poll. Before, it ends the run wherever it is."""
+        self.barrier.arm()
 
-    def release(self) -> None:
-        """There is nothing to lose any more, as before the first `hold`."""
-        self.gate.release()
+    def disarm(self) -> None:
+        """All work is saved: a signal ends the run wherever it is, as before the first `arm`."""
+        self.barrier.disarm()
 
     # The end:
 
@@ -171,82 +174,80 @@ class Group:
                     self.fail(error)
                 else:
                     if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
-                        fault_log.append(self.monitor.run_dir, self.record(error))
-                    self.say_bye()
+                        fault_log.append(self.monitor.run_dir, self.fault_of(error))
+                    self.say_goodbye()
         finally:
-            self.signals.give_back()
+            self.handlers.restore()
             for end in self.wake:
                 end.close()
 
     def close(self, error: Stopped | None = None) -> None:
-        """Waits until all processes have come to their end."""
+        """Waits until all processes have reached their end, and closes the connections."""
         assert self.monitor
-        self.say_bye()
-        if self.task.size > 1 and self.gate.leaving:  # no barrier of JAX's, as at a normal exit: some never come to it
+        self.say_goodbye()
+        if self.task.size > 1 and self.barrier.leaving:  # without JAX's barrier at a normal exit, which some never reach
             if error and self.task.rank == 0:
-                last_words(error.early)
-            self.monitor.end_with(Stopped(self.gate.number).code)
-        for link in self.monitor.links.values():
-            link.close()
+                write_stderr(error.early)
+            self.monitor.end_with(Stopped(self.barrier.signal).code)
+        for connection in self.monitor.connections.values():
+            connection.close()
 
-    def say_bye(self) -> None:
-        """The thread ends when all have said it."""
+    def say_goodbye(self) -> None:
+        """Reports that this process has reached its end, and waits until all have."""
         monitor = self.monitor
         assert monitor
         self.mark("end")
-        monitor.post({"kind": "bye"})
+        monitor.post(Goodbye())
         with monitor.changed:
             while not monitor.done:
                 monitor.changed.wait()
         monitor.thread.join()
 
     def fail(self, error: BaseException) -> None:
-        """Tells all processes that this one failed, and ends it: EXIT_FAULT, or EXIT_USER_ERROR for what the user can mend."""
+        """Reports this process's failure to all, and ends it: with EXIT_FAULT, or EXIT_USER_ERROR for a UserError."""
         monitor = self.monitor
         assert monitor
-        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which the others got too
-            last_words("interrupted")
+        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which the others received too
+            write_stderr("interrupted")
             end_process(EXIT_INTERRUPTED)
         if isinstance(error, UserError):
             monitor.error = f"error: {error}"
-            monitor.post({"kind": "mistake", "text": str(error)})
+            monitor.post(ReportUserError(str(error)))
         else:
             monitor.error = f"error: {error}" if isinstance(error, Fault) else "".join(traceback.format_exception(error)).rstrip()
-            monitor.post({"kind": "fault", "fault": self.record(error)})
-        time.sleep(TELL_SECONDS)  # the monitor thread ends this process, when all know of its failure or of one that came first
-        last_words(monitor.error)
+            monitor.post(ReportFault(self.fault_of(error)))
+        time.sleep(REPORT_SECONDS)  # the monitor thread ends this process, when all know of its failure or of one that came first
+        write_stderr(monitor.error)
         end_process(EXIT_FAULT)
 
-    def blame(self, rank: int, message: str) -> None:
-        """Ends the run because of what a process is or does wrong, which need not be this one. Called on rank 0; the others wait in an exchange.
-
-        Raises Fault in a run of one process.
-        """
+    def abort_naming(self, rank: int, message: str) -> None:
+        """Ends the run because of a process, by its rank, which may be another than this one. Called in rank 0 while the others wait in an
+        exchange. Raises Fault in a run of one process."""
         if self.task.size == 1 or self.monitor is None:
             raise Fault(message)
-        fault = {**self.record(Fault(message)), "kind": "unfit", "rank": rank, "host": self.hosts[rank]}
-        self.monitor.post({"kind": "fault", "fault": fault})
-        time.sleep(TELL_SECONDS)
+        fault = {**self.fault_of(Fault(message)), "kind": "unfit", "rank": rank, "host": self.hosts[rank]}
+        self.monitor.post(ReportFault(fault))
+        time.sleep(REPORT_SECONDS)
         end_process(EXIT_FAULT)
 
-    def record(self, error: BaseException) -> fault_log.Record:
-        """An exception as a fault."""
+    def fault_of(self, error: BaseException) -> fault_log.Record:
+        """The fault record of an exception in this process."""
         text = " ".join(str(error).split())
         return {
             "time": time.time(),
             "kind": "exception",
             "rank": self.task.rank,
             "host": self.task.host,
-            "phase": self.where.phase,
-            "step": self.where.step,
-            "batch": self.where.batch,
+            "phase": self.progress.phase,
+            "step": self.progress.step,
+            "batch": self.progress.batch,
             "message": text if isinstance(error, Fault) else f"{type(error).__name__}: {text}"[:1000],
             "job": self.task.job,
             "restart": self.task.restart,
         }
 
     def thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
-        """An exception that ends a thread is this process's failure: nobody else would notice what the thread doesn't do any more."""
+        """An exception that ends any thread is this process's failure: nothing else would notice that its work isn't done any more."""
         if arguments.exc_value and not isinstance(arguments.exc_value, SystemExit):
             self.fail(arguments.exc_value)
 

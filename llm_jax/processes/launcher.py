@@ -1,11 +1,11 @@
-"""What the launcher's environment says this process is: one of how many, on which host, and where they meet. Imports no JAX.
+"""Reads from the launcher's environment variables which process of a run this is, on which host, and where the rendezvous is. Imports no JAX.
 
-Under Slurm `srun` says it all. Another launcher, or a test, starts N processes with
+`srun` sets all that is needed. Another launcher, or a test, starts N processes with
 
   LLM_JAX_RANK=0..N-1  LLM_JAX_SIZE=N  LLM_JAX_COORDINATOR=host:port     (the host of rank 0, and a free port there)
 
-and, where several of them share a host, LLM_JAX_LOCAL_RANK and LLM_JAX_LOCAL_SIZE (else each takes the GPUs that it sees).
-Of Open MPI's and PMI's variables (mpirun, mpiexec) rank and size are read; over several hosts they need LLM_JAX_COORDINATOR too.
+and, where several of them share a host, LLM_JAX_LOCAL_RANK and LLM_JAX_LOCAL_SIZE (else each uses all GPUs that it sees).
+Open MPI's and PMI's variables (mpirun, mpiexec) give rank and size; over several hosts they need LLM_JAX_COORDINATOR too.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ FIRST_PORT, PORT_COUNT = 20000, 12000
 
 @dataclass(frozen=True)
 class Task:
-    """One process of a run."""
+    """A process of a run, as its launcher describes it."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this host."""
+    """The rank among the processes of this host."""
     local_size: int = 1
+    """How many processes of the run are on this host."""
     host: str = ""
-    """This host, as its launcher calls it."""
+    """This host's name, as its launcher writes it."""
     hosts: tuple[str, ...] = ()
-    """All hosts of the run, the one of rank 0 first; empty where the launcher doesn't say."""
+    """All hosts of the run, the one of rank 0 first; empty where the launcher doesn't tell."""
     host_sizes: tuple[int, ...] = ()
-    """Processes on each of `hosts`; empty where the launcher doesn't say."""
+    """How many processes are on each of `hosts`; empty where the launcher doesn't tell."""
     coordinator: str = "127.0.0.1"
     """The host of rank 0, by name or address."""
     ports: tuple[int, ...] = ()
-    """Where the processes meet: the first of these that rank 0 can have."""
+    """Rank 0 listens at the first of these that is free."""
     job: str = ""
-    """The job's number; empty outside Slurm."""
+    """The number of the Slurm job; empty outside Slurm."""
     step: str = ""
+    """The number of the job step, or the session of an MPI launcher."""
     restart: int = 0
     """How often the job was requeued before this start."""
     launcher: str = ""
@@ -55,22 +57,25 @@ class Task:
 
     @property
     def token(self) -> str:
-        """What tells this start of this run from all else that may listen on its ports."""
+        """Equal in all processes of this start of the run, and in no other program that may listen at its ports."""
         return ":".join((self.launcher, self.job, self.step, str(self.restart), str(self.size), str(os.getuid()), ",".join(map(str, self.ports))))
 
     @property
     def name(self) -> str:
-        """This process in a message."""
+        """This process, as messages name it."""
         return process_name(self.rank, self.host)
 
 
 def process_name(rank: int, host: str) -> str:
-    """A process in a message."""
+    """A process, as messages name it: "rank 3 on node7"."""
     return f"rank {rank} on {host}" if host else f"rank {rank}"
 
 
 def read_task(environ: Mapping[str, str]) -> Task:
-    """What the environment says. Raises UserError where it contradicts itself, or says that there should be more processes than were started."""
+    """The task that environment variables describe.
+
+    Raises UserError where they contradict each other, or belong to a job of several tasks whose process was started without srun.
+    """
     if "LLM_JAX_SIZE" in environ or "LLM_JAX_RANK" in environ:
         return from_own(environ)
     if number(environ, "OMPI_COMM_WORLD_SIZE", 1) > 1:
@@ -89,7 +94,7 @@ def read_task(environ: Mapping[str, str]) -> Task:
 
 
 def number(environ: Mapping[str, str], key: str, default: int | None = None) -> int:
-    """A whole number in the environment."""
+    """The whole number in an environment variable, or the default where it is unset. Raises UserError for anything else."""
     text = environ.get(key, "")
     if text == "" and default is not None:
         return default
@@ -99,20 +104,20 @@ def number(environ: Mapping[str, str], key: str, default: int | None = None) -> 
 
 
 def host_name(environ: Mapping[str, str]) -> str:
-    """This host, as Slurm calls it, or as it calls itself."""
+    """This host's name in Slurm; outside Slurm its own."""
     return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def placed(rank: int, size: int, keys: str) -> None:
-    """Raises UserError for a rank that there isn't."""
+def check_rank(rank: int, size: int, keys: str) -> None:
+    """Raises UserError unless 0 <= rank < size. keys: the variables that gave them."""
     if not 0 <= rank < size:
         raise UserError(f"{keys}: rank {rank} of {size} processes; ranks are 0 to {size - 1}")
 
 
 def from_own(environ: Mapping[str, str]) -> Task:
-    """Of LLM_JAX_RANK and its like."""
+    """The task that the LLM_JAX_* variables describe."""
     rank, size = number(environ, "LLM_JAX_RANK"), number(environ, "LLM_JAX_SIZE")
-    placed(rank, size, "LLM_JAX_RANK, LLM_JAX_SIZE")
+    check_rank(rank, size, "LLM_JAX_RANK, LLM_JAX_SIZE")
     coordinator, ports = own_coordinator(environ) if size > 1 else ("127.0.0.1", ())
     return Task(
         rank, size, number(environ, "LLM_JAX_LOCAL_RANK", 0), number(environ, "LLM_JAX_LOCAL_SIZE", 1), host=host_name(environ),
@@ -122,7 +127,7 @@ def from_own(environ: Mapping[str, str]) -> Task:
 
 
 def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
-    """LLM_JAX_COORDINATOR as host and port."""
+    """Host and ports in LLM_JAX_COORDINATOR. Raises UserError unless it is host:port."""
     text = environ.get("LLM_JAX_COORDINATOR", "")
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
@@ -131,9 +136,9 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
 
 
 def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, str, str]) -> Task:
-    """Of an MPI launcher. `keys`: rank, size, local rank, local size."""
+    """The task that an MPI launcher's variables describe. `keys`: those with rank, size, local rank and local size."""
     rank, size = number(environ, keys[0]), number(environ, keys[1])
-    placed(rank, size, f"{keys[0]}, {keys[1]}")
+    check_rank(rank, size, f"{keys[0]}, {keys[1]}")
     local_rank, local_size = number(environ, keys[2], rank), number(environ, keys[3], size)
     sessions = [environ.get(key, "") for key in ("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE", "PMI_JOBID")]
     session = next(filter(None, sessions), "")
@@ -144,7 +149,7 @@ def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, st
         coordinator, ports = "127.0.0.1", hashed_ports(f"{launcher}.{job}.{session}.{restart}")
     else:
         raise UserError(
-            f"{keys[1]}={size}: on several hosts the launcher doesn't say where rank 0 is; set LLM_JAX_COORDINATOR=host:port for all processes "
+            f"{keys[1]}={size}: on several hosts the launcher doesn't tell where rank 0 is; set LLM_JAX_COORDINATOR=host:port for all processes "
             "(the host of rank 0, and a free port there), or start with srun"
         )
     host = host_name(environ)
@@ -154,9 +159,9 @@ def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, st
 
 
 def from_slurm(environ: Mapping[str, str]) -> Task:
-    """Of a step that srun started."""
+    """The task that the variables of a Slurm step (one `srun`) describe."""
     rank, size = number(environ, "SLURM_PROCID"), number(environ, "SLURM_STEP_NUM_TASKS")
-    placed(rank, size, "SLURM_PROCID, SLURM_STEP_NUM_TASKS")
+    check_rank(rank, size, "SLURM_PROCID, SLURM_STEP_NUM_TASKS")
     job, step, restart = environ.get("SLURM_JOB_ID", ""), environ["SLURM_STEP_ID"], number(environ, "SLURM_RESTART_COUNT", 0)
     hosts = expand_hosts(environ.get("SLURM_STEP_NODELIST", ""))
     sizes = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -170,20 +175,20 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
 
 
 def expand_hosts(text: str) -> tuple[str, ...]:
-    """Slurm's short form of host names, written out. (`scontrol show hostnames` does the same, and is often not there in a container.)
+    """The host names in Slurm's short form. (`scontrol show hostnames` prints them too, but a container often has no scontrol.)
 
     >>> expand_hosts("login,rack[1-2]n[03-04]")
     ('login', 'rack1n03', 'rack1n04', 'rack2n03', 'rack2n04')
     """
     names: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        pieces = [expand_range(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)]
-        names += ["".join(chosen) for chosen in product(*pieces)]
+        choices = [expand_range(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)]
+        names += ["".join(chosen) for chosen in product(*choices)]
     return tuple(names)
 
 
 def expand_range(text: str) -> list[str]:
-    """ "1,08-10" as 1, 08, 09, 10."""
+    """The numbers in a list of ranges: "1,08-10" gives 1, 08, 09, 10."""
     numbers = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -192,7 +197,7 @@ def expand_range(text: str) -> list[str]:
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
-    """Slurm's short form of tasks per node, written out.
+    """The tasks on each node, from Slurm's short form.
 
     >>> expand_counts("4(x2),1")
     (4, 4, 1)
@@ -202,10 +207,10 @@ def expand_counts(text: str) -> tuple[int, ...]:
 
 
 def reserved_ports(text: str) -> tuple[int, ...]:
-    """The ports that Slurm keeps for a step (srun --resv-ports): "12000-12003,12010"."""
+    """The ports that Slurm reserved for a step (srun --resv-ports), from text like "12000-12003,12010"."""
     return tuple(int(port) for port in expand_range(text)) if text else ()
 
 
 def hashed_ports(key: str) -> tuple[int, ...]:
-    """Ports that all processes of a run come to alike, and that other runs on the host hardly ever do."""
+    """PORTS ports that follow from a key: equal in all processes of a run, and different from other runs' with high probability."""
     return tuple(FIRST_PORT + zlib.crc32(f"{key}.{i}".encode()) % PORT_COUNT for i in range(PORTS))

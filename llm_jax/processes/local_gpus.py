@@ -1,7 +1,8 @@
-"""Which of a host's GPUs are this process's. Imports no JAX.
+"""Which of a host's GPUs this process uses. Imports no JAX.
 
-Slurm says in CUDA_VISIBLE_DEVICES what a task may use: all of the job's GPUs on the host (--gpus-per-node), or its own (--gpus-per-task, --gpu-bind).
-JAX by itself takes the one of the task's local rank, which is wrong for both a task per node and a task that sees only its own.
+Slurm lists in CUDA_VISIBLE_DEVICES the GPUs that a task may use: all of the job's on the host (--gpus-per-node), or the task's own
+(--gpus-per-task, --gpu-bind). JAX would use the one of the task's local rank, which is wrong for a task per node and for a task that sees
+only its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from llm_jax.processes.launcher import Task
 
 
 def visible_devices(environ: Mapping[str, str]) -> list[str] | None:
-    """CUDA_VISIBLE_DEVICES as names of GPUs; None where it isn't set, so that all can be seen."""
+    """The names of GPUs in CUDA_VISIBLE_DEVICES; None where it isn't set, and all GPUs are visible."""
     text = environ.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return None
@@ -24,18 +25,18 @@ def visible_devices(environ: Mapping[str, str]) -> list[str] | None:
 
 
 def given_devices(environ: Mapping[str, str]) -> int | None:
-    """How many GPUs of this host Slurm gave to all tasks together; None where it doesn't say."""
+    """How many GPUs of this host Slurm allocated to all tasks together; None outside Slurm."""
     text = environ.get("SLURM_GPUS_ON_NODE", "")
     return int(text) if text.isdigit() else None
 
 
 def present_devices() -> int:
-    """How many GPUs Linux shows on this host."""
+    """How many NVIDIA GPUs this host has, by their device files."""
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
 def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of this process, as positions among those that it sees; None: all of them, or there are none.
+    """The GPUs that this process uses, as positions among the visible ones; None: all of those, or there are none.
 
     Raises UserError where the host's tasks can't share its GPUs evenly.
     """
@@ -49,7 +50,7 @@ def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | N
         return None
     if count % task.local_size:
         raise UserError(
-            f"{task.host}: {task.local_size} tasks share {count} GPUs, which doesn't divide; start a task per GPU (srun --ntasks-per-node={count}) "
+            f"{task.host}: {task.local_size} tasks share {count} GPUs, which doesn't divide. Start a task per GPU (srun --ntasks-per-node={count}) "
             "or a task per node (srun --ntasks-per-node=1)"
         )
     share = count // task.local_size
@@ -57,7 +58,7 @@ def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | N
 
 
 def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
-    """The names of this process's GPUs: their UUIDs where nvidia-smi tells them, else what CUDA_VISIBLE_DEVICES calls them."""
+    """The names of the GPUs that this process uses: UUIDs where nvidia-smi lists them, else as in CUDA_VISIBLE_DEVICES."""
     visible = visible_devices(environ)
     names = visible if visible is not None else [str(i) for i in range(given_devices(environ) or present_devices())]
     uuids = list_uuids()

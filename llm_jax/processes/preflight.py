@@ -1,7 +1,7 @@
-"""Before a run costs anything: do all processes have the same program, the GPUs that were asked for, one run folder and room in it?
+"""Checks before a run costs anything: all processes have one program, the GPUs that Slurm allocated, and one run folder with room in it.
 
-What is wrong is one line that names the host and what to do, printed once, and ends all processes with EXIT_USER_ERROR. `llm_jax.processes.probe`
-goes on where JAX is needed.
+The first failure is printed once, as a line that names the host and what to do, and ends all processes with EXIT_USER_ERROR.
+`llm_jax.processes.probe` has the checks that need JAX.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from llm_jax.processes.group import Group
 from llm_jax.processes.local_gpus import device_names, given_devices
 
 SECONDS = 60.0
-"""All must have answered within so many seconds."""
+"""All processes must have reached an exchange within so many seconds."""
 SEEN_SECONDS = 20.0
-"""A file that one host wrote must be seen by the others within so many seconds: network file systems take some."""
+"""A file that one host wrote must exist on the others within so many seconds: network file systems need some."""
 PACKAGES = (
     "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "flax", "optax", "orbax-checkpoint",
     "numpy",
 )  # fmt: skip
-OWN = ("JAX_LOCAL_DEVICE_IDS", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COMPILATION_CACHE_DIR")
-"""Variables of JAX's that may differ between processes."""
+MAY_DIFFER = ("JAX_LOCAL_DEVICE_IDS", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COMPILATION_CACHE_DIR")
+"""Environment variables of JAX that may differ between processes."""
 
 Facts = dict[str, Any]
 
 
 def check(group: Group, experiment: str, run_dir: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError, the same on all processes, for what differs between them or is missing. `experiment`: as YAML, which must be the same."""
+    """Raises UserError, on all processes, where they differ or something is missing. experiment: as YAML, which must be equal on all."""
     mine = facts(group, experiment, environ)
     everyone = group.exchange("preflight: versions and devices", mine, SECONDS)
     check_same(everyone)
@@ -47,11 +47,11 @@ def check(group: Group, experiment: str, run_dir: Path, environ: Mapping[str, st
 
 
 def facts(group: Group, experiment: str, environ: Mapping[str, str]) -> Facts:
-    """What this process has to say."""
+    """The versions, settings and devices of this process, which are compared with the others'."""
     same: dict[str, str | None] = {"python": platform.python_version(), "llm_jax (its code)": code_hash()}
     same["the experiment"] = short_hash(experiment.encode())
     same |= {name: version(name) for name in PACKAGES}
-    same |= {name: value for name, value in environ.items() if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in OWN)}
+    same |= {name: value for name, value in environ.items() if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in MAY_DIFFER)}
     devices = device_names(group.task, environ)
     return {
         "host": group.task.host,
@@ -72,22 +72,22 @@ def version(package: str) -> str | None:
 
 
 def short_hash(data: bytes) -> str:
-    """12 hex digits of a sha256."""
+    """The first 12 hex digits of the sha256."""
     return hashlib.sha256(data).hexdigest()[:12]
 
 
 def code_hash() -> str:
-    """What tells two copies of this project's code apart."""
+    """A hash of the names and contents of all Python files of this package."""
     root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
     return short_hash(b"".join(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() for path in files))
 
 
-# The same everywhere:
+# Equal on all processes:
 
 
 def check_same(everyone: Sequence[Facts]) -> None:
-    """Raises UserError for the first thing that isn't the same on all processes."""
+    """Raises UserError for the first fact that isn't equal on all processes, naming hosts and values."""
     for key in {key: None for their in everyone for key in their["same"]}:
         values = [their["same"].get(key) for their in everyone]
         if len(set(values)) > 1:
@@ -95,17 +95,18 @@ def check_same(everyone: Sequence[Facts]) -> None:
 
 
 def differing(key: str, values: Sequence[str | None], hosts: Sequence[str]) -> str:
-    """A line about a value that isn't the same on all hosts: the few that differ from the most."""
+    """A line about a fact that differs between hosts, with the few hosts that differ from most."""
     usual = collections.Counter(values).most_common(1)[0][0]
     odd = {host: value for host, value in zip(hosts, values, strict=True) if value != usual}
     others = "; ".join(f"{shown(value)} on {host}" for host, value in list(odd.items())[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
-    where = "set it for all" if key.startswith(("JAX_", "XLA_")) else "use one environment and one copy of the code on all hosts"
+    where = "Set it on all hosts." if key.startswith(("JAX_", "XLA_")) else "Use one environment and one copy of the code on all hosts."
     if key == "the experiment":
-        where = "give all processes the same command and file"
-    return f"{key}: is not the same on all hosts: {shown(usual)} on most, but {others}; {where}"
+        where = "Give all processes one command and one experiment file."
+    return f"{key}: differs between hosts: {shown(usual)} on most, but {others}. {where}"
 
 
 def shown(value: str | None) -> str:
+    """A fact as messages print it."""
     return "absent" if value is None else value
 
 
@@ -113,7 +114,7 @@ def shown(value: str | None) -> str:
 
 
 def check_devices(everyone: Sequence[Facts]) -> None:
-    """Raises UserError where a host's tasks leave GPUs idle that Slurm gave them, or take the same one twice."""
+    """Raises UserError where a host's tasks leave GPUs idle that Slurm allocated, or use one GPU twice, or hosts differ in GPUs per process."""
     hosts: dict[str, list[Facts]] = {}
     for their in everyone:
         hosts.setdefault(their["host"], []).append(their)
@@ -124,8 +125,8 @@ def check_devices(everyone: Sequence[Facts]) -> None:
         if given is not None and len(used) < given:
             visible = " and ".join(sorted({f"CUDA_VISIBLE_DEVICES={shown(task['visible'])}" for task in tasks})[:4])
             raise UserError(
-                f"{host}: Slurm gave it {given} GPUs, and {some} {len(used)} of them ({visible}): ask with --gpus-per-node={given}, without "
-                f"--gpus-per-task and --gpu-bind, and start a task per node or per GPU; and set no CUDA_VISIBLE_DEVICES yourself"
+                f"{host}: Slurm allocated {given} GPUs, and {some} {len(used)} of them ({visible}). Allocate them with "
+                f"--gpus-per-node={given}, without --gpus-per-task and --gpu-bind, start a task per node or per GPU, and set no CUDA_VISIBLE_DEVICES."
             )
         if all(task["driver"] for task in tasks) and len(set(used)) < len(used):
             twice = next(name for name, times in collections.Counter(used).items() if times > 1)
@@ -141,7 +142,7 @@ def check_devices(everyone: Sequence[Facts]) -> None:
 
 
 def check_folder(group: Group, run_dir: Path) -> None:
-    """Raises UserError where the run folder is not one and the same for all processes, or some can't write there."""
+    """Raises UserError where the run folder is not one folder on a shared file system for all processes, or some can't write there."""
     target = nearest_folder(run_dir.absolute())
     probe = f".preflight-{short_hash(group.task.token.encode())}-{os.getpid()}"
     found = group.exchange("preflight: run folder", {"folder": str(target), "probe": probe}, SECONDS)
@@ -157,7 +158,7 @@ def check_folder(group: Group, run_dir: Path) -> None:
     results = group.exchange("preflight: run folder seen", trouble, SECONDS)
     with contextlib.suppress(OSError):
         theirs.unlink()
-    group.exchange("preflight: run folder as before", None, SECONDS)  # or a mistake would end some before they have cleared up
+    group.exchange("preflight: run folder as before", None, SECONDS)  # or a user error would end some before they have removed their files
     hosts = group.hosts
     for rank, result in enumerate(results):
         if result:
@@ -166,24 +167,24 @@ def check_folder(group: Group, run_dir: Path) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """The folder itself, or the nearest one above it that exists."""
     return path if path.is_dir() or path == path.parent else nearest_folder(path.parent)
 
 
 def appears(path: Path) -> bool:
-    """Whether a file that another host wrote is seen here, within SEEN_SECONDS."""
+    """Whether a file that another host wrote exists here within SEEN_SECONDS."""
     deadline = time.monotonic() + SEEN_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
         with contextlib.suppress(OSError):
-            list(path.parent.iterdir())  # has a network file system look again
+            list(path.parent.iterdir())  # has a network file system refresh its cache
     return True
 
 
 def check_room(group: Group, run_dir: Path, needed: int) -> None:
-    """Raises UserError where the run folder's file system hasn't `needed` bytes left, as rank 0 sees it. (Quotas are not seen everywhere.)"""
+    """Raises UserError where the run folder's file system has fewer than `needed` bytes left, as rank 0 sees it. (Not all quotas are visible.)"""
     free = group.exchange("preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS)[0]
     if free < needed:
         raise UserError(

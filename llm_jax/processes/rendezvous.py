@@ -1,6 +1,6 @@
-"""How the processes of a run find each other: rank 0 listens, the others come, and all know that they are of the same run.
+"""The rendezvous of a run's processes: rank 0 listens, the others connect, and a token tells that they belong to the same run.
 
-Two jobs on a host may come to the same port: whoever listens there tells strangers to go on to the next one.
+Two jobs on one host may choose the same port: a listener refuses processes of another run, which then try the next port.
 """
 
 from __future__ import annotations
@@ -9,33 +9,36 @@ import collections
 import selectors
 import socket
 import time
+from typing import NoReturn
 
 from llm_jax.core.errors import Fault
 from llm_jax.processes.address import coordinator_address
-from llm_jax.processes.connection import SEND_SECONDS, Link, Message
+from llm_jax.processes.connection import SEND_SECONDS, Connection
 from llm_jax.processes.launcher import Task, process_name
+from llm_jax.processes.messages import Accepted, AllConnected, Hello, Refused, RendezvousFailed
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 5.0
-"""Whoever listens and doesn't greet for so long is not one of us."""
+"""A listener that has not answered for so long does not belong to this run."""
 PAUSE_SECONDS = 0.1
+OTHER_PROGRAM = "another program listens there"
 
 
-def meet(task: Task, seconds: float) -> tuple[list[str], dict[int, Link]]:
-    """The hosts of all processes by rank, and the links to them (rank 0), or to rank 0 (the others).
+def connect_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+    """The hosts of all processes by rank, and the connections: in rank 0 to each other rank, in the others to rank 0.
 
-    Raises Fault, naming who is missing, when not all have come within `seconds`.
+    Raises Fault, naming the process that is missing, when not all have connected within `seconds`.
     """
     if task.size == 1:
         return [task.host], {}
-    return gather(task, seconds) if task.rank == 0 else call(task, seconds)
+    return accept_all(task, seconds) if task.rank == 0 else connect_to_first(task, seconds)
 
 
-# Rank 0:
+# In rank 0:
 
 
-def listener(task: Task) -> socket.socket:
-    """A socket at the first of the task's ports that is free."""
+def open_listener(task: Task) -> socket.socket:
+    """A listening socket at the first of the task's ports that is free. Raises Fault where none is."""
     for port in task.ports:
         try:
             if socket.has_dualstack_ipv6():
@@ -43,72 +46,76 @@ def listener(task: Task) -> socket.socket:
             return socket.create_server(("", port), backlog=1024)
         except OSError as error:
             reason = error.strerror
-    raise Fault(f"{task.name}: can't listen at any of the ports {', '.join(map(str, task.ports))} ({reason}): other programs have them; start again")
+    ports = ", ".join(map(str, task.ports))
+    raise Fault(f"{task.name}: can't listen at any of the ports {ports} ({reason}): other programs use them. Start the run again.")
 
 
-def gather(task: Task, seconds: float) -> tuple[list[str], dict[int, Link]]:
-    """Waits until all others have come."""
+def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+    """Waits until all other processes have connected: the hosts by rank, and a connection to each. Raises Fault after `seconds`."""
     deadline = time.monotonic() + seconds
-    arrived: dict[int, tuple[Link, str]] = {}
-    with listener(task) as server, selectors.DefaultSelector() as selector:
+    accepted: dict[int, tuple[Connection, str]] = {}
+    with open_listener(task) as server, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
-        while len(arrived) < task.size - 1:
+        while len(accepted) < task.size - 1:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                give_up(task, arrived, f"did not come within {seconds:g} s (cluster.start_seconds); look at its output and at its host")
+                fail(task, accepted, f"did not connect within {seconds:g} s (cluster.start_seconds); see its output and its host")
             for key, _ in ready:
                 if key.fileobj is server:
-                    link = Link(server.accept()[0])
-                    selector.register(link, selectors.EVENT_READ, link)
+                    connection = Connection(server.accept()[0])
+                    selector.register(connection, selectors.EVENT_READ, connection)
                     continue
-                link = key.data
-                for message in link.receive():
-                    refusal = greet(task, message, arrived)
+                connection = key.data
+                for message in connection.receive():
+                    refusal = refuse(task, message, accepted) if isinstance(message, Hello) else Refused("")
                     if refusal:
-                        link.send({"kind": "refused", **refusal})
-                        link.closed = True
+                        connection.send(refusal)
+                        connection.closed = True
                     else:
-                        arrived[message["rank"]] = link, message["host"]
-                        link.send({"kind": "here"})
-                if link.closed:
-                    selector.unregister(link)
-                    link.close()
-                    gone = [rank for rank, (its, _) in arrived.items() if its is link]
-                    if gone:
-                        host = arrived.pop(gone[0])[1]
-                        give_up(task, arrived, "ended before all processes had met; its own output may say why", (gone[0], host))
-    hosts = [task.host, *(arrived[rank][1] for rank in range(1, task.size))]
-    for link, _ in arrived.values():
-        link.send({"kind": "welcome", "hosts": hosts})
-    return hosts, {rank: link for rank, (link, _) in arrived.items()}
+                        assert isinstance(message, Hello)
+                        accepted[message.rank] = connection, message.host
+                        connection.send(Accepted())
+                if connection.closed:
+                    selector.unregister(connection)
+                    connection.close()
+                    lost = [rank for rank, (its, _) in accepted.items() if its is connection]
+                    if lost:
+                        host = accepted.pop(lost[0])[1]
+                        fail(task, accepted, "ended before all processes had connected; its own output may have the reason", (lost[0], host))
+    hosts = [task.host, *(accepted[rank][1] for rank in range(1, task.size))]
+    for connection, _ in accepted.values():
+        connection.send(AllConnected(hosts))
+    return hosts, {rank: connection for rank, (connection, _) in accepted.items()}
 
 
-def greet(task: Task, message: Message, arrived: dict[int, tuple[Link, str]]) -> Message | None:
-    """Why somebody who comes is not let in; None: it is."""
-    if message.get("token") != task.token:
-        return {"why": ""}
-    rank = message["rank"]
-    if rank in arrived or not 0 < rank < task.size:
-        return {"why": f"rank {rank} came twice: two processes were started with the same rank"}
+def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]) -> Refused | None:
+    """The refusal of a process of another run, or of a rank that has connected already; None for a process to accept."""
+    if hello.token != task.token:
+        return Refused("")
+    if hello.rank in accepted or not 0 < hello.rank < task.size:
+        return Refused(f"rank {hello.rank} connected twice: two processes were started with the same rank")
     return None
 
 
-def give_up(task: Task, arrived: dict[int, tuple[Link, str]], what: str, who: tuple[int, str] | None = None) -> None:
-    """Tells all who have come, and raises Fault."""
+def fail(task: Task, accepted: dict[int, tuple[Connection, str]], what: str, who: tuple[int, str] | None = None) -> NoReturn:
+    """Sends the failure to all processes that have connected, and raises it as Fault.
+
+    who: rank and host of the culprit; None: the first process that is missing.
+    """
     if who is None:
-        rank = next(rank for rank in range(1, task.size) if rank not in arrived)
-        who = rank, missing_host(task, rank, [task.host, *(host for _, host in arrived.values())])
-    missing = task.size - 1 - len(arrived)
-    more = f" (nor did {missing - 1} more of {task.size} processes)" if missing > 1 else ""
+        rank = next(rank for rank in range(1, task.size) if rank not in accepted)
+        who = rank, missing_host(task, rank, [task.host, *(host for _, host in accepted.values())])
+    missing = task.size - 1 - len(accepted)
+    more = f" ({missing - 1} more of {task.size} processes are missing too)" if missing > 1 else ""
     text = f"{process_name(*who)} {what}{more}"
-    for link, _ in arrived.values():
-        link.send({"kind": "over", "text": text})
-        link.close()
+    for connection, _ in accepted.values():
+        connection.send(RendezvousFailed(text))
+        connection.close()
     raise Fault(text)
 
 
 def missing_host(task: Task, rank: int, present: list[str]) -> str:
-    """Where a process that didn't come should be, as far as that is known: on a host of which others are missing too."""
+    """The host where a process that didn't connect should run, as far as the launcher's environment tells: one with processes missing."""
     here = collections.Counter(present)
     short = [host for host, size in zip(task.hosts, task.host_sizes, strict=True) if here[host] < size] if task.host_sizes else []
     if set(task.host_sizes) == {1}:
@@ -116,54 +123,54 @@ def missing_host(task: Task, rank: int, present: list[str]) -> str:
     return " or ".join(short[:3])
 
 
-# The others:
+# In the other processes:
 
 
-def call(task: Task, seconds: float) -> tuple[list[str], dict[int, Link]]:
-    """Looks for rank 0 at one port after another, and waits with it for the others."""
+def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+    """Tries to connect to rank 0 at one port after another, and then waits for the other processes. Raises Fault after `seconds`."""
     deadline = time.monotonic() + seconds
     reason = ""
     while time.monotonic() < deadline:
         try:
             address = coordinator_address(task)
             for port in task.ports:
-                link = try_port(task, address, port)
-                if isinstance(link, Link):
-                    return wait(task, link, deadline + ANSWER_SECONDS)
-                reason = reason if "stranger" in link else f"{address}:{port}: {link}"
+                found = try_port(task, address, port)
+                if isinstance(found, Connection):
+                    return wait_for_others(task, found, deadline + ANSWER_SECONDS)
+                reason = reason if found == OTHER_PROGRAM else f"{address}:{port}: {found}"
         except OSError as error:
             reason = str(error)
         time.sleep(PAUSE_SECONDS)
     raise Fault(
         f"{task.name}: {process_name(0, task.coordinator)} was not found within {seconds:g} s (cluster.start_seconds): {reason}; "
-        "see whether it was started, and whether hosts can reach each other at these ports"
+        "check that it was started, and that hosts can reach each other at these ports"
     )
 
 
-def try_port(task: Task, address: str, port: int) -> Link | str:
-    """A link to rank 0, or what is there instead. Raises Fault where rank 0 refuses."""
+def try_port(task: Task, address: str, port: int) -> Connection | str:
+    """A connection to rank 0, or why there is none at this port. Raises Fault where rank 0 refuses with a reason."""
     try:
-        link = Link(socket.create_connection((address, port), CONNECT_SECONDS))
+        connection = Connection(socket.create_connection((address, port), CONNECT_SECONDS))
     except OSError as error:
         return error.strerror or str(error)
-    link.connection.settimeout(ANSWER_SECONDS)
-    link.send({"kind": "hello", "token": task.token, "rank": task.rank, "host": task.host})
-    message = link.next() or {}
-    if message.get("kind") == "here":
-        return link
-    link.close()
-    if message.get("why"):
-        raise Fault(message["why"])
-    return "a stranger listens there"
+    connection.socket.settimeout(ANSWER_SECONDS)
+    connection.send(Hello(task.token, task.rank, task.host))
+    message = connection.receive_one()
+    if isinstance(message, Accepted):
+        return connection
+    connection.close()
+    if isinstance(message, Refused) and message.reason:
+        raise Fault(message.reason)
+    return OTHER_PROGRAM
 
 
-def wait(task: Task, link: Link, deadline: float) -> tuple[list[str], dict[int, Link]]:
-    """Waits until rank 0 says that all are there."""
-    link.connection.settimeout(max(0.1, deadline - time.monotonic()))
-    message = link.next() or {}
-    link.connection.settimeout(SEND_SECONDS)
-    if message.get("kind") == "welcome":
-        return message["hosts"], {0: link}
-    if message.get("kind") == "over":
-        raise Fault(message["text"])
-    raise Fault(f"{process_name(0, task.coordinator)} ended before all processes had met; its own output may say why")
+def wait_for_others(task: Task, connection: Connection, deadline: float) -> tuple[list[str], dict[int, Connection]]:
+    """Waits until rank 0 reports that all processes have connected. Raises Fault when it reports a failure, or doesn't report in time."""
+    connection.socket.settimeout(max(0.1, deadline - time.monotonic()))
+    message = connection.receive_one()
+    connection.socket.settimeout(SEND_SECONDS)
+    if isinstance(message, AllConnected):
+        return message.hosts, {0: connection}
+    if isinstance(message, RendezvousFailed):
+        raise Fault(message.text)
+    raise Fault(f"{process_name(0, task.coordinator)} ended before all processes had connected; its own output may have the reason")

@@ -148,7 +148,7 @@ def train(experiment: Experiment, program: TrainModel, corpus: data.Corpus, cons
                     with running.goodput.spent_on("sample"):
                         show_samples(program, state, corpus, experiment, console, group)
         except Stopped as error:
-            if not group.held:  # not a step was done
+            if not group.armed:  # not a step was done
                 raise
             code, stopped = error.code, error
         except Diverged as error:
@@ -240,7 +240,7 @@ def opened(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any],
 
     with contextlib.ExitStack() as held, run_folder.usable(run_dir):
         changed = broadcast_from_first(group, "open", open_folder)
-        group.record_in(run_dir)
+        group.record_faults_in(run_dir)
         for change in changed:
             console.log(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":

@@ -242,7 +242,7 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
         assert session.progress
         session.progress.update(name, flops_done(step), text)
 
-    session.group.release()
+    session.group.disarm()
     failed = {}
     with contextlib.closing(PointConsole(on_start, on_progress)) as console:
         for experiment in experiments:

@@ -206,7 +206,7 @@ def train(
                         if not running.diverged:
                             run.show_samples(program, own, corpus, x, console, group)
         except Stopped as stopped:
-            if not group.held:  # no step was done
+            if not group.armed:  # no step was done
                 raise
             console.log(f"{stopped} at step {loop.live()[0].latest['step']}; checkpoints saved; rerun this command to resume")
             stopped_by = stopped.code

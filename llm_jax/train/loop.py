@@ -111,7 +111,7 @@ class Loop:
     def read(self, done: int, metrics: dict[str, jax.Array], shas: Sequence[str | None], waited: float) -> None:
         """Waits for a step's metrics, writes them, and checks them."""
         read = jax.device_get(metrics)
-        self.group.hold()
+        self.group.arm()
         now = time.perf_counter()
         seconds, self.mark = now - self.mark, now
         live = self.live()

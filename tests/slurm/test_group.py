@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.cluster.processes import PRELUDE, indented
+from tests.processes.launch_group import PRELUDE, indented
 
 pytestmark = pytest.mark.slurm
 
@@ -24,20 +24,20 @@ check_devices(group.exchange("facts", found))
 time.sleep(float(os.environ.get("NAP", 0)))
 if rank == 0:
     import json
-    say(json.dumps(everyone))
+    report(json.dumps(everyone))
 """
 STEPS = """
 for step in range(1, 2000):
     group.mark("train", step)
     group.exchange("step")
-    group.hold()
+    group.arm()
     if group.poll():
-        say("stopped", step, group.received, group.reason.split()[0])
+        report("stopped", step, group.received, group.reason.split()[0])
         return 85
     if step == 10 and rank == int(os.environ.get("WHO", -1)):
         os.kill(os.getpid(), signal.SIGKILL)
     if step == 10 and rank == 0:
-        say("going")
+        report("going")
     time.sleep(0.02)
 """
 
@@ -81,7 +81,7 @@ def test_gpus_that_slurm_gave_and_nobody_uses_are_a_mistake(slurm_cluster):
     if not slurm_cluster.gpus:
         pytest.skip("fake GPUs are device files, which only root can make")
     done = srun(slurm_cluster, "-N1 -n2 --gpus-per-node=4 --gpu-bind=single:1", TELL)
-    assert "node1: Slurm gave it 4 GPUs, and 2 tasks see 2 of them (CUDA_VISIBLE_DEVICES=0 and CUDA_VISIBLE_DEVICES=1)" in done.stderr
+    assert "node1: Slurm allocated 4 GPUs, and 2 tasks see 2 of them (CUDA_VISIBLE_DEVICES=0 and CUDA_VISIBLE_DEVICES=1)" in done.stderr
     assert done.returncode == 2
     done = srun(slurm_cluster, "-N1 -n3 --gpus-per-node=4", TELL)
     assert "node1: 3 tasks share 4 GPUs, which doesn't divide" in done.stderr

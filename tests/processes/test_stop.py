@@ -1,4 +1,4 @@
-"""A signal on any process stops all of them at the same step, whatever each is doing; before the first step they leave wherever they are."""
+"""A signal to any process stops all of them at one step, whatever each is doing; before the first step they leave wherever they are."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import pytest
 from llm_jax.core.errors import Stopped
 from llm_jax.processes import signals
 from llm_jax.processes.config import ClusterConfig
-from llm_jax.processes.coordinator import Hub
+from llm_jax.processes.coordinator import Coordinator
 from llm_jax.processes.group import alone
-from llm_jax.processes.signals import Gate
-from tests.cluster.processes import ended, started, wait_for
+from llm_jax.processes.messages import BarrierBlocked, BlockBarrier, Message, StopAt, StopRequested
+from llm_jax.processes.signals import StopBarrier
+from tests.processes.launch_group import ended, started, wait_for
 
 # A training loop: each step waits for all others as a collective does, in any order of arrival.
 LOOP = """
 dice = random.Random(rank)
 group.mark("compile")
 group.exchange("first step")
-group.hold()
+group.arm()
 if rank == 0:
-    say("going")
+    report("going")
 for step in range(1, 100_000):
     for place in ("train", "evaluate", "save"):
         group.mark(place, step)
@@ -32,7 +33,7 @@ for step in range(1, 100_000):
         if place == "train" or step % 7 == 0:
             group.exchange(place)
         if group.poll():
-            say("stopped at", step, place, group.received, group.reason)
+            report("stopped at", step, place, group.received, group.reason)
             time.sleep(0.2)
             sys.exit(0)
 """
@@ -44,7 +45,7 @@ def stopped_at(processes) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_all_stop_at_the_same_tick_whoever_gets_which_signals(seed):
+def test_all_stop_at_the_same_tick_whichever_processes_receive_signals(seed):
     dice = random.Random(seed)
     with started(4, LOOP.replace("sys.exit(0)", "return 85")) as processes:
         wait_for(processes[0], "going")
@@ -66,11 +67,11 @@ def test_all_at_once_as_slurm_sends_it():
         found = ended(processes)
     assert [process.code for process in found] == [85] * 3
     assert len({line.split(" SIG")[0] for line in stopped_at(found)}) == 1
-    # A process that another's word reached before its own signal names that other ("... at rank 2 on HOST").
+    # A process that receives another's request before its own signal names that other ("... at rank 2 on HOST").
     assert all(f"{int(signal.SIGTERM)} SIGTERM" in line for line in stopped_at(found))
 
 
-def test_the_others_say_who_got_the_signal():
+def test_the_others_name_the_process_that_received_the_signal():
     with started(2, LOOP.replace("sys.exit(0)", "return 85")) as processes:
         wait_for(processes[0], "going")
         processes[1].send_signal(signal.SIGUSR1)
@@ -79,7 +80,7 @@ def test_the_others_say_who_got_the_signal():
     assert stopped_at(found)[1].endswith("SIGUSR1")
 
 
-# As a compiler: Python's lock is free, and no signal gets through to Python.
+# Like a compiler: Python's lock is free, and no signal reaches Python.
 LIBRARY = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
 STUCK = pytest.mark.parametrize("stuck", ["time.sleep(60)", "while True: pass", LIBRARY], ids=["sleep", "python", "library"])
 
@@ -89,7 +90,7 @@ def test_before_the_first_step_all_leave_wherever_they_are(stuck):
     """Compiling takes minutes in a library that knows nothing of signals; there is nothing to save."""
     body = f"""
 if rank == 0:
-    say("going")
+    report("going")
 if rank == 1:
     {stuck}
 else:
@@ -106,7 +107,7 @@ else:
 
 @STUCK
 def test_alone_it_leaves_too(stuck):
-    with started(1, f"say('going')\n{stuck}") as processes:
+    with started(1, f"report('going')\n{stuck}") as processes:
         wait_for(processes[0], "going")
         time.sleep(0.2)
         processes[0].send_signal(signal.SIGUSR1)
@@ -125,7 +126,7 @@ def spin(*_):
     while time.monotonic() < end:
         pass
 gc.callbacks.append(spin)
-say("going")
+report("going")
 while True:
     gc.collect()
     spin()
@@ -137,28 +138,28 @@ while True:
         (process,) = ended(processes)
     assert process.code == 85
     assert "stopped by SIGTERM before a step was done" in process.out
-    assert process.err == "", "left by force, which the monitor thread says there"
+    assert process.err == "", "the monitor thread had to end it, which it prints there"
 
 
-def test_a_signal_before_the_processes_have_met_ends_that_process():
-    with started(2, "pass", before="if rank == 1:\n    say('going')\n    time.sleep(60)", start_seconds=3.0) as processes:
+def test_a_signal_before_the_rendezvous_ends_that_process():
+    with started(2, "pass", before="if rank == 1:\n    report('going')\n    time.sleep(60)", start_seconds=3.0) as processes:
         wait_for(processes[1], "going")
         processes[1].send_signal(signal.SIGUSR1)
         found = ended(processes)
     assert found[1].code == 85
     assert found[0].code == 1
-    assert "rank 1 did not come within" in found[0].err
+    assert "rank 1 did not connect within" in found[0].err
 
 
-def test_when_some_hold_and_others_not_yet_the_run_goes_to_a_poll():
+def test_when_only_some_have_work_to_save_the_run_goes_on_to_a_poll():
     body = """
 if rank == 1:
-    say("going")
+    report("going")
     time.sleep(1)
-group.hold()
+group.arm()
 while not group.poll():
     group.exchange("step")
-say("ticks", group.gate.ticks)
+report("ticks", group.barrier.ticks)
 """
     with started(2, body) as processes:
         wait_for(processes[1], "going")
@@ -171,13 +172,13 @@ say("ticks", group.gate.ticks)
 
 def test_a_second_signal_changes_nothing_and_a_second_ctrl_c_ends_at_once():
     body = """
-group.hold()
-say("going")
+group.arm()
+report("going")
 while not group.poll():
     time.sleep(0.01)
-say("saving")
+report("saving")
 time.sleep(1)
-say("saved")
+report("saved")
 """
     for first, second, code, last in (
         (signal.SIGUSR1, signal.SIGTERM, 0, "saved"),
@@ -199,7 +200,7 @@ def test_ctrl_c_stays_ignored_where_it_was_and_sigterm_is_taken():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what runs in the background
     try:
         with alone() as group:
-            group.hold()
+            group.arm()
             signal.raise_signal(signal.SIGINT)
             assert not any(group.poll() for _ in range(100))
             signal.raise_signal(signal.SIGTERM)
@@ -210,7 +211,7 @@ def test_ctrl_c_stays_ignored_where_it_was_and_sigterm_is_taken():
 
 
 def test_a_signal_after_the_last_step_is_no_stop():
-    body = "group.hold()\ngroup.poll()\nsay('going')\ntime.sleep(0.5)\ngroup.exchange('the end')"
+    body = "group.arm()\ngroup.poll()\nreport('going')\ntime.sleep(0.5)\ngroup.exchange('the end')"
     with started(2, body) as processes:
         wait_for(processes[0], "going")
         processes[0].send_signal(signal.SIGTERM)
@@ -219,9 +220,9 @@ def test_a_signal_after_the_last_step_is_no_stop():
 
 
 def test_in_this_process_the_next_poll_has_the_signal_and_handlers_are_as_before():
-    before = [signal.getsignal(number) for number in signals.TAKEN]
+    before = [signal.getsignal(number) for number in signals.HANDLED]
     with alone() as group:
-        group.hold()
+        group.arm()
         for _ in range(100):
             assert group.poll() is None
         signal.raise_signal(signal.SIGTERM)
@@ -231,7 +232,7 @@ def test_in_this_process_the_next_poll_has_the_signal_and_handlers_are_as_before
         with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
             group.check()
         assert caught.value.code == 85
-    assert [signal.getsignal(number) for number in signals.TAKEN] == before
+    assert [signal.getsignal(number) for number in signals.HANDLED] == before
     assert Stopped(signal.SIGINT).code == 130
 
 
@@ -241,15 +242,15 @@ def raise_and_wait(number: int) -> None:
     time.sleep(10)
 
 
-def test_before_hold_a_signal_is_raised_in_this_process():
+def test_before_arm_a_signal_is_raised_in_this_process():
     with alone(), pytest.raises(Stopped):
         raise_and_wait(signal.SIGTERM)
 
 
-def test_released_there_is_nothing_to_lose_again():
+def test_after_disarm_a_signal_is_raised_in_this_process():
     with alone() as group:
-        group.hold()
-        group.release()
+        group.arm()
+        group.disarm()
         with pytest.raises(Stopped):
             raise_and_wait(signal.SIGTERM)
 
@@ -258,11 +259,11 @@ def test_the_time_limit_stops_a_run_like_a_signal(monkeypatch):
     from llm_jax.processes import monitor
 
     now = time.time()
-    told = iter([now + 100.3, now + 100.8])  # the job was given more time meanwhile
-    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(told, now + 100.8))
+    ends = iter([now + 100.3, now + 100.8])  # the job was given more time meanwhile
+    monkeypatch.setattr(monitor, "end_of_job", lambda job: next(ends, now + 100.8))
     monkeypatch.setattr(monitor, "LAST_PART", 1.0)
     with alone(ClusterConfig(stop_before_end_seconds=100.0)) as group:
-        group.hold()
+        group.arm()
         while not group.poll():
             time.sleep(0.01)
         assert time.time() > now + 0.8
@@ -286,39 +287,41 @@ def test_a_short_job_has_most_of_its_time(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agreement_over_any_order_of_messages(seed):
-    """The hub and the gates alone, thousands of times: gates pass ticks, messages are late, signals come anywhere."""
+    """The coordinator and the barriers alone, thousands of times: ticks pass, messages are late, signals come anywhere."""
     dice = random.Random(seed)
     for _ in range(300):
         size = dice.randint(1, 6)
-        hub = Hub([""] * size, ClusterConfig(), {}, lambda fault: None, 0.0)
-        gates = [Gate() for _ in range(size)]
-        for gate in gates:
-            gate.held = True
-        to_hub: list[list[dict]] = [[] for _ in range(size)]
-        to_gate: list[list[dict]] = [[] for _ in range(size)]
+        coordinator = Coordinator([""] * size, ClusterConfig(), {}, lambda fault: None, 0.0)
+        barriers = [StopBarrier() for _ in range(size)]
+        for barrier in barriers:
+            barrier.armed = True
+        to_coordinator: list[list[Message]] = [[] for _ in range(size)]
+        to_barrier: list[list[Message]] = [[] for _ in range(size)]
         stopped: dict[int, int] = {}
         signals = dice.randint(1, 3)
         for _ in range(100_000):
             if len(stopped) == size:
                 break
             rank, what = dice.randrange(size), dice.random()
-            gate = gates[rank]
+            barrier = barriers[rank]
             if what < 0.01 and signals:
                 signals -= 1
-                to_hub[rank].append({"kind": "signal", "number": 15, "reason": "SIGTERM"})
-            elif what < 0.3 and to_hub[rank]:
-                hub.receive(rank, to_hub[rank].pop(0), 0.0)
-                for to, message in hub.out:
-                    to_gate[to].append(message)
-                hub.out = []
-            elif what < 0.6 and to_gate[rank]:
-                message = to_gate[rank].pop(0)
-                if message["kind"] == "ask":
-                    ticks, held = gate.close()
-                    to_hub[rank].append({"kind": "answer", "ticks": ticks, "held": held})
+                to_coordinator[rank].append(StopRequested(15, "SIGTERM"))
+            elif what < 0.3 and to_coordinator[rank]:
+                coordinator.receive(rank, to_coordinator[rank].pop(0), 0.0)
+                for to, message in coordinator.outbox:
+                    to_barrier[to].append(message)
+                coordinator.outbox = []
+            elif what < 0.6 and to_barrier[rank]:
+                message = to_barrier[rank].pop(0)
+                if isinstance(message, BlockBarrier):
+                    to_coordinator[rank].append(BarrierBlocked(*barrier.block()))
                 else:
-                    gate.go(message["tick"], message["number"], message["reason"])
-            elif rank not in stopped and (gate.decided or not gate.closed) and gate.ticks <= min(g.ticks for g in gates) and gate.poll():
-                stopped[rank] = gate.ticks  # nobody gets more than one tick ahead of another, as in collectives
-        assert len(stopped) == size, "somebody waits for ever"
+                    assert isinstance(message, StopAt)
+                    barrier.stop_at(message.tick, message.signal, message.reason)
+            elif rank not in stopped and (barrier.decided or not barrier.blocked):
+                in_step = barrier.ticks <= min(b.ticks for b in barriers)  # at most one tick ahead of another, as in collectives
+                if in_step and barrier.poll():
+                    stopped[rank] = barrier.ticks
+        assert len(stopped) == size, "a process waits for ever"
         assert len(set(stopped.values())) == 1

@@ -1,4 +1,4 @@
-"""A process that dies, raises, hangs or is suspended ends the whole run within a bounded time, is named by all others, and is written down."""
+"""A process that dies, raises, hangs or is suspended ends the whole run within a bounded time, is named by all others, and is recorded."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 import pytest
 
 from llm_jax.processes import fault_log
-from tests.cluster.processes import Ended, ended, ran, started, wait_for
+from tests.processes.launch_group import Ended, ended, ran, started, wait_for
 
-# Steps in lockstep, as collectives make them; something happens in one of them.
+# Steps in lockstep, as with collectives; something happens in one of them.
 STEPS = """
-group.record_in({folder!r})
+group.record_faults_in({folder!r})
 group.mark("compile")
 for step in range(1, 100_000):
     group.mark("train", step, f"batch{{step}}-0123456789" if rank == 0 else None)  # only rank 0 knows, as in training
     if step == 5 and rank == {who}:
-        time.sleep(1.2)  # a beat, which says where it is
+        time.sleep(1.2)  # time for a beat, which has its phase and step
         {what}
     group.exchange("step")
-    group.hold()
+    group.arm()
     if step == 4:
-        say("going")
+        report("going")
 """
 SUICIDE = "os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -48,7 +48,7 @@ def check(processes: list[Ended], folder, who: int, kind: str, message: str, cod
 @pytest.mark.parametrize("who", [0, 2])
 def test_a_killed_process_is_named_by_all_others(tmp_path, who):
     processes = ran(3, steps(tmp_path, who, SUICIDE))
-    check(processes, tmp_path, who, "killed", "ended without a word", -signal.SIGKILL)
+    check(processes, tmp_path, who, "killed", "ended without an error message", -signal.SIGKILL)
     assert sum(process.err.count("\n") for process in processes) == 2
 
 
@@ -69,7 +69,7 @@ def test_an_exception_in_a_thread_ends_the_run_too(tmp_path):
 def test_the_cause_is_named_and_not_what_it_led_to(tmp_path):
     """A death makes collectives fail elsewhere, whose exceptions may come first."""
     body = f"""
-group.record_in({str(tmp_path)!r})
+group.record_faults_in({str(tmp_path)!r})
 group.mark("train", 7)
 if rank == 2:
     time.sleep(1.5)
@@ -85,7 +85,7 @@ raise RuntimeError("connection reset by peer")
 
 
 def test_of_two_exceptions_the_first_is_the_culprit(tmp_path):
-    processes = ran(2, f"group.record_in({str(tmp_path)!r})\ntime.sleep(0.3 * (rank == 0))\nraise ValueError(f'I am {{rank}}')")
+    processes = ran(2, f"group.record_faults_in({str(tmp_path)!r})\ntime.sleep(0.3 * (rank == 0))\nraise ValueError(f'I am {{rank}}')")
     assert [process.code for process in processes] == [86, 1]
     assert "ValueError: I am 1" in processes[0].err
 
@@ -145,11 +145,11 @@ group.mark("train", 1)
 
 
 def test_a_run_that_was_suspended_as_a_whole_goes_on():
-    """As by Ctrl-Z, or with its machine: nobody is to blame."""
+    """As by Ctrl-Z, or with its machine: no process is at fault."""
     body = """
 group.mark("train", 1)
 end = time.monotonic() + 5.5
-say("going")
+report("going")
 while time.monotonic() < end:
     time.sleep(0.05)
 group.mark("train", 2)
@@ -163,7 +163,7 @@ group.mark("train", 2)
     assert process.code == 0, process.err
 
 
-def test_an_exception_of_a_run_of_one_process_is_raised_and_written_down(tmp_path):
+def test_an_exception_of_a_run_of_one_process_is_raised_and_recorded(tmp_path):
     (process,) = ran(1, steps(tmp_path, 0, "raise ValueError('no')"))
     assert process.code == 1
     assert process.err.count("Traceback") == 1

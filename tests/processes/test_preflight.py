@@ -1,4 +1,4 @@
-"""What differs between the processes of a run, or is missing on one, is one line that names the host, before anything is compiled."""
+"""Differences between the processes of a run end it with one line that names the host, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from llm_jax.core.errors import Fault, UserError
 from llm_jax.processes import preflight
 from llm_jax.processes.group import alone
-from tests.cluster.processes import ran
+from tests.processes.launch_group import ran
 
 CHECK = """
 from pathlib import Path
 from llm_jax.processes import preflight
 {patch}
 preflight.check(group, "model: small", Path({folder!r}))
-say("fine")
+report("fine")
 """
 
 
@@ -30,10 +30,10 @@ def check(folder: Path | str, patch: str = "pass"):
 def failed(processes, *words: str) -> None:
     """All ended with 2, and one line has all these words."""
     assert [process.code for process in processes] == [2, 2], processes
-    told = processes[0].err + processes[1].err
-    assert told.count("\n") == 1, told
+    errors = processes[0].err + processes[1].err
+    assert errors.count("\n") == 1, errors
     for word in words:
-        assert word in told, told
+        assert word in errors, errors
 
 
 def test_processes_that_are_alike_pass_and_leave_nothing_behind(tmp_path):
@@ -45,9 +45,9 @@ def test_processes_that_are_alike_pass_and_leave_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ("preflight.version = lambda name: '0.9' if rank and name == 'jax' else '0.10'", ("jax: is not the same on all hosts", "0.9 on ")),
-        ("preflight.code_hash = lambda: str(rank)", ("llm_jax (its code): is not the same on all hosts", "one copy of the code")),
-        ("if rank: os.environ['XLA_FLAGS'] = '--xla_x'", ("XLA_FLAGS: is not the same", "--xla_x on ", "set it for all")),
+        ("preflight.version = lambda name: '0.9' if rank and name == 'jax' else '0.10'", ("jax: differs between hosts", "0.9 on ")),
+        ("preflight.code_hash = lambda: str(rank)", ("llm_jax (its code): differs between hosts", "one copy of the code")),
+        ("if rank: os.environ['XLA_FLAGS'] = '--xla_x'", ("XLA_FLAGS: differs between hosts", "--xla_x on ", "Set it on all hosts.")),
     ],
     ids=["package", "code", "variable"],
 )
@@ -74,7 +74,7 @@ Path.write_text = write
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_without_room_is_told_before_the_first_checkpoint(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_a_user_error_before_the_first_checkpoint(tmp_path, monkeypatch):
     usage = dataclasses.make_dataclass("Usage", ["free"])
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(3_000_000_000))
     with alone() as group:
@@ -83,7 +83,7 @@ def test_a_disk_without_room_is_told_before_the_first_checkpoint(tmp_path, monke
             preflight.check_room(group, tmp_path / "run", 4_000_000_000)
 
 
-def test_a_few_that_differ_are_told_from_the_most():
+def test_the_few_hosts_that_differ_are_named():
     hosts = [f"node{i}" for i in range(8)]
     line = preflight.differing("jax", ["0.10"] * 6 + ["0.9", None], hosts)
     assert "0.10 on most, but 0.9 on node6; absent on node7" in line
@@ -91,8 +91,8 @@ def test_a_few_that_differ_are_told_from_the_most():
 
 
 def test_the_code_is_hashed_by_names_and_contents(tmp_path, monkeypatch):
-    (tmp_path / "cluster").mkdir()
-    monkeypatch.setattr(preflight, "__file__", str(tmp_path / "cluster" / "preflight.py"))
+    (tmp_path / "processes").mkdir()
+    monkeypatch.setattr(preflight, "__file__", str(tmp_path / "processes" / "preflight.py"))
     seen = {preflight.code_hash()}
     for name, text in (("a.py", "x"), ("a.py", "y"), ("b.py", "x")):
         (tmp_path / name).write_text(text)
@@ -144,12 +144,12 @@ probe.check_sum(group, found)
         assert "a sum over all devices is wrong" in process.err
 
 
-def test_speeds_far_below_the_median_are_found_and_small_differences_are_not():
-    from llm_jax.processes.probe import far_below
+def test_speeds_slowest_rank_the_median_are_found_and_small_differences_are_not():
+    from llm_jax.processes.probe import slowest_rank
 
-    assert far_below([400.0, 390.0, 120.0, 410.0], 1 / 2) == 2
-    assert far_below([400.0, 300.0, 250.0, 410.0], 1 / 2) is None
-    assert far_below([400.0, 100.0], 1 / 2) is None  # which of two is right?
+    assert slowest_rank([400.0, 390.0, 120.0, 410.0], 1 / 2) == 2
+    assert slowest_rank([400.0, 300.0, 250.0, 410.0], 1 / 2) is None
+    assert slowest_rank([400.0, 100.0], 1 / 2) is None  # which of two is right?
 
 
 @pytest.mark.parametrize(
@@ -169,16 +169,16 @@ def test_links_are_compared_with_links_of_their_kind(hosts, expected):
 
 
 def jax_facts(**changed) -> dict:
-    return {"platform": "gpu", "kind": "NVIDIA H100", "count": 4, "asked": 4, **changed}
+    return {"platform": "gpu", "kind": "NVIDIA H100", "count": 4, "expected": 4, **changed}
 
 
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (jax_facts(count=3), "b: a process should have 4 GPUs, and JAX finds 3"),
+        (jax_facts(count=3), "b: a process should have 4 GPUs, and JAX finds 3. Run nvidia-smi there."),
         (jax_facts(kind="NVIDIA A100"), "b: the devices are not as on a (NVIDIA A100, not NVIDIA H100)"),
-        (jax_facts(platform="cpu", kind="cpu", count=1), "b: Slurm gave it 4 GPUs, and JAX finds only the CPU"),
-        (jax_facts(count=2, asked=None), "b: the number of devices per process is not as on a (2, not 4)"),
+        (jax_facts(platform="cpu", kind="cpu", count=1), "b: Slurm allocated 4 GPUs, and JAX finds only the CPU"),
+        (jax_facts(count=2, expected=None), "b: the number of devices per process is not as on a (2, not 4)"),
     ],
 )
 def test_devices_that_jax_does_not_find_are_named_by_host(second, message):

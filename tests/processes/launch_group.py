@@ -1,4 +1,4 @@
-"""Several processes on this machine, as another launcher than Slurm would start them."""
+"""Starts the processes of a group on this machine, as a launcher other than Slurm would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 60
-"""No test takes so long: whoever still runs then hangs, and is killed."""
+"""No test takes so long: a process that still runs then hangs, and is killed."""
 
 PRELUDE = """
 import os, random, signal, sys, threading, time
@@ -24,7 +24,7 @@ from llm_jax.processes.launcher import read_task
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import Fault, UserError
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 def main(arguments):
@@ -41,7 +41,7 @@ sys.exit(run_command(main, []))
 
 @dataclass
 class Ended:
-    """A process that has come to its end."""
+    """A process that has ended."""
 
     code: int
     out: str
@@ -56,19 +56,22 @@ def free_port() -> int:
 
 
 def indented(text: str) -> str:
-    """Python that stands in a block."""
+    """Python source, indented as the body of a block."""
     return "\n".join(f"        {line}" for line in text.strip("\n").split("\n"))
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What a launcher without Slurm says."""
+    """The environment variables that a launcher without Slurm sets."""
     ours = {"LLM_JAX_RANK": str(rank), "LLM_JAX_SIZE": str(size), "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}", "PYTHONUNBUFFERED": "1"}
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | ours
 
 
 @contextlib.contextmanager
 def started(size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that run `before` before they meet, and then `body`, with the names group, rank, size and say. Killed in the end."""
+    """Processes that run `before` before the rendezvous and `body` after it, with the names group, rank, size and report.
+
+    They are killed at the end of the context.
+    """
     port = free_port()
     program = PRELUDE.format(before=indented(before), body=indented(body), config={"start_seconds": 20.0, **config})
     processes = [
@@ -90,7 +93,7 @@ def started(size: int, body: str, before: str = "pass", ranks: list[int] | None 
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[Ended]:
-    """Waits for all."""
+    """Waits until all have ended."""
     deadline = time.monotonic() + SECONDS
     found = []
     for process in processes:
@@ -100,7 +103,7 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[Ended]:
 
 
 def ran(size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float) -> list[Ended]:
-    """Processes from their start to their end."""
+    """Starts processes (see `started`), and waits until all have ended."""
     with started(size, body, before, ranks, **config) as processes:
         return ended(processes)
 
@@ -108,7 +111,7 @@ def ran(size: int, body: str, before: str = "pass", ranks: list[int] | None = No
 def wait_for(process: subprocess.Popen[str], line: str) -> None:
     """Reads what a process prints until this line."""
     assert process.stdout
-    for said in process.stdout:
-        if said.strip() == line:
+    for printed in process.stdout:
+        if printed.strip() == line:
             return
     raise AssertionError(f"ended without {line!r}")

@@ -1,4 +1,4 @@
-"""What a launcher's environment says: rank, size, hosts and ports, for Slurm in all its forms, MPI, and none."""
+"""Rank, size, hosts and ports from a launcher's environment variables: Slurm in all its forms, MPI, and none."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ports_that_slurm_reserves_are_used():
     assert reserved_ports("") == ()
 
 
-def test_tasks_without_srun_are_a_mistake():
+def test_tasks_without_srun_are_a_user_error():
     with pytest.raises(UserError, match="SLURM_NTASKS=8: the job has 8 tasks, and this process was started without srun"):
         read_task({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"})
     task = read_task({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": "3"})  # a batch script's own process
@@ -104,7 +104,7 @@ def test_our_own_variables_are_for_any_other_launcher():
         ({"LLM_JAX_COORDINATOR": "node1:99999"}, "LLM_JAX_COORDINATOR=node1:99999: must be host:port"),
     ],
 )
-def test_mistakes_in_them(changed, message):
+def test_wrong_values_are_user_errors(changed, message):
     with pytest.raises(UserError) as caught:
         read_task(own(**changed))
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Which GPUs are a task's, in every way in which Slurm gives them. The environments are those that a real Slurm 22.05 made with four GPUs a node."""
+"""Which GPUs a task uses, for every way in which Slurm allocates them. The environments are those of a real Slurm 22.05 with four GPUs a node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_jax.processes.launcher import Task
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch):
-    """Whatever this machine has."""
+    """This machine's own GPUs don't count."""
     monkeypatch.setattr(local_gpus, "present_devices", lambda: 0)
     monkeypatch.setattr(local_gpus, "list_uuids", list)
 
@@ -43,8 +43,8 @@ def test_the_devices_of_a_task(what, visible, given, local, expected):
     assert local_gpus.local_devices(task, environ(visible, given)) == expected, what
 
 
-def test_tasks_that_cannot_share_evenly_are_a_mistake():
-    with pytest.raises(UserError, match=r"node1: 3 tasks share 4 GPUs, which doesn't divide; start a task per GPU \(srun --ntasks-per-node=4\)"):
+def test_tasks_that_cannot_share_evenly_are_a_user_error():
+    with pytest.raises(UserError, match=r"node1: 3 tasks share 4 GPUs, which doesn't divide\. Start a task per GPU \(srun --ntasks-per-node=4\)"):
         local_gpus.local_devices(Task(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4))
 
 
@@ -70,9 +70,9 @@ def test_all_gpus_in_use_are_fine():
 @pytest.mark.parametrize(
     ("everyone", "message"),
     [
-        ([facts("a", list("0123")), facts("b", ["0"])], "b: Slurm gave it 4 GPUs, and its task sees 1 of them (CUDA_VISIBLE_DEVICES=0)"),
-        ([facts("a", ["0"]), facts("a", ["1"], visible="1")], "a: Slurm gave it 4 GPUs, and 2 tasks see 2 of them"),
-        ([facts("a", [], visible="")], "a: Slurm gave it 4 GPUs, and its task sees 0 of them"),
+        ([facts("a", list("0123")), facts("b", ["0"])], "b: Slurm allocated 4 GPUs, and its task sees 1 of them (CUDA_VISIBLE_DEVICES=0)"),
+        ([facts("a", ["0"]), facts("a", ["1"], visible="1")], "a: Slurm allocated 4 GPUs, and 2 tasks see 2 of them"),
+        ([facts("a", [], visible="")], "a: Slurm allocated 4 GPUs, and its task sees 0 of them"),
         ([facts("a", ["GPU-x"], given=2, driver=True)] * 2, "a: its 2 tasks use the same GPU (GPU-x)"),
         ([facts("a", ["0", "1"], given=2), facts("b", ["0"], given=1)], "GPUs: not all processes have as many (a has 2 for 1 tasks, b has 1"),
     ],
