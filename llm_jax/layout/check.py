@@ -1,4 +1,4 @@
-"""Whether a layout can split a model, before anything is compiled."""
+"""Checks that a layout can split a model, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_jax.model.config import ModelConfig
 
 
 def check_model(model: ModelConfig, place: MeshPlacement, more: Mapping[str, tuple[int, str]] = MappingProxyType({})) -> None:
-    """Raises UserError for a model that the layout can't split. `more`: other dims that it may split, each with its size and the key that sets it."""
+    """Raises UserError for a model that the layout can't split. more: other dims to check, dim → (size, key that sets it)."""
     dims = ("layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp")
     place.check_divides({**more, **{dim: (size, f"model.{dim}") for dim in dims if (size := getattr(model, dim)) is not None}})
     moe = model.moe

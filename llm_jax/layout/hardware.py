@@ -1,4 +1,4 @@
-"""The GPUs that are known: `hardware.toml` as dataclasses, with the source of each figure there."""
+"""The known GPUs: `hardware.toml` as dataclasses. The file has the source of each figure."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ from llm_jax.core.errors import check_choice
 
 TABLE = Path(__file__).with_suffix(".toml")
 USABLE_MEMORY = 0.92
-"""The part of a device's memory that a program can have: XLA_PYTHON_CLIENT_MEM_FRACTION must be set so (JAX takes 0.75 by
-itself). The rest is for CUDA's context and NCCL's buffers; NVIDIA's MaxText recipe for Llama 3 70B goes to 0.94."""
+"""The fraction of a device's memory that a program can have, with XLA_PYTHON_CLIENT_MEM_FRACTION set to it (JAX's default is
+0.75). The rest is for CUDA's context and NCCL's buffers; NVIDIA's MaxText recipe for Llama 3 70B uses 0.94."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What XLA's GPU compiler wants to know of a device, beside its memory."""
+    """The properties of a device that XLA's GPU compiler needs, beside its memory."""
 
     description: str
-    """What the driver calls it."""
+    """The device's name in the driver."""
     capability: str
     """CUDA compute capability, "9.0"."""
     cores: int
-    """Streaming multiprocessors."""
+    """The number of streaming multiprocessors."""
     clock_ghz: float
-    """Boost clock."""
+    """Boost clock, GHz."""
     l2_bytes: int
-    """Second-level cache."""
+    """Size of the second-level cache."""
     shared_bytes: int
-    """Shared memory of a core; a block can have 1 KiB less."""
+    """Shared memory of a multiprocessor, bytes; a block can have 1 KiB less."""
     threads_per_core: int
-    """Threads that a core holds at a time."""
+    """Resident threads of a multiprocessor, at most."""
     fpus_per_core: int
-    """float32 units of a core."""
+    """float32 units of a multiprocessor."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A kind of device and the systems that it comes in. Bandwidths are bytes/s that one device sends, one direction."""
+    """A device and the systems that it is built into. Bandwidths are bytes/s that one device sends, in one direction."""
 
     name: str
-    """What users call it: "h100"."""
+    """The name for `hardware=`: "h100"."""
     description: str
-    """What its maker calls it."""
+    """The maker's name for it."""
     kinds: tuple[str, ...]
-    """Parts of JAX's `device_kind`."""
+    """Words of JAX's `device_kind` that identify it."""
     peak_flops: dict[str, float]
-    """FLOP/s of dense matrix products by dtype: "bfloat16", and "float32" as JAX's default precision computes it (TF32 on NVIDIA's)."""
+    """FLOP/s of dense matrix products by dtype: "bfloat16", and "float32" in JAX's default precision (TF32 on NVIDIA GPUs)."""
     memory_bytes: int
-    """Device memory that the driver reports."""
+    """Device memory as the driver reports it."""
     memory_bandwidth: float
-    """Bytes/s to device memory."""
+    """Bytes/s between device and its memory."""
     devices_per_node: int
-    """Devices that the fast links join."""
+    """Devices that are joined by the fast links."""
     node_bandwidth: float
-    """To the other devices of a node."""
+    """Bytes/s to the other devices of a node."""
     network_bandwidth: float
-    """Across nodes."""
+    """Bytes/s to devices of other nodes."""
     node_latency: float
-    """Seconds of a hop within the node."""
+    """Seconds for one hop within the node."""
     network_latency: float
-    """Seconds of a hop across nodes."""
+    """Seconds for one hop across nodes."""
     target: Target | None = None
-    """None where XLA can't compile for it without one being here."""
+    """None where XLA can't compile for the device unless one is present."""
 
 
 def hardware(name: str) -> Hardware:
-    """The device of that name; UserError with the nearest one if there is none."""
+    """The device of this name; an unknown name raises UserError with the nearest one."""
     check_choice("hardware", name, hardware_names())
     row = dict(_table()[name])
     target = row.pop("target", None)
@@ -78,12 +78,12 @@ def hardware(name: str) -> Hardware:
 
 
 def hardware_names() -> list[str]:
-    """Every device that can be planned with, in the order of the table."""
+    """The names of all devices, in the order of the table."""
     return [name for name, row in _table().items() if isinstance(row, dict)]
 
 
 def datasheet_peak(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s of a device in products of `dtype`, by what JAX calls it; None where it isn't known."""
+    """Datasheet FLOP/s in products of `dtype` of the device that JAX calls `device_kind`; None for an unknown one."""
     rows = [*_table()["peak_only"], *(_table()[name] for name in hardware_names())]
     words = lambda kind: re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device_kind)  # noqa: E731  # an RTX A4000 is no A40
     fitting = [(len(kind), row["peak_flops"][dtype]) for row in rows for kind in row["kinds"] if words(kind)]

@@ -1,7 +1,7 @@
-"""Reads XLA's compiled program, the text of scheduled HLO, into computations and instructions.
+"""Parses XLA's compiled program, the text of scheduled HLO, into computations and instructions.
 
-Made for what XLA's GPU and CPU compilers print (JAX 0.10 and 0.11). Instructions keep the order of the text, which is
-the order in which they run. Attributes are read when they are asked for, so a program of 512 devices parses in a second.
+It reads the text of XLA's GPU and CPU compilers of JAX 0.10 and 0.11. Instructions keep the order of the text, which is the order
+in which they run. Attributes are parsed on first use, so a program of 512 devices parses in a second.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ class Shape(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
+        """The array's size in bytes."""
         return self.elements * item_bytes(self.dtype)
 
     def __str__(self) -> str:
@@ -56,77 +58,77 @@ class Shape(NamedTuple):
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:
-    """The arrays of an HLO type, tuples taken apart: "(f32[2,3]{1,0}, s32[])" → f32[2,3], s32[]."""
+    """The arrays of an HLO type, which may be a tuple: "(f32[2,3]{1,0}, s32[])" → f32[2,3], s32[]."""
     return tuple(Shape(dtype, integers(dims)) for dtype, dims in _LEAF.findall(text))
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """ "8,4096" → (8, 4096)"""
+    """The integers of a list: "8,4096" → (8, 4096)."""
     return tuple(int(n) for n in text.split(",") if n.strip())
 
 
 @dataclass(frozen=True, eq=False)
 class Instruction:
-    """One line of a computation."""
+    """An instruction: one line of a computation."""
 
     name: str
     opcode: str
     type_text: str
-    """The type of its result, as printed."""
+    """The type of its result, as HLO prints it."""
     operands: tuple[str, ...]
-    """Names of the instructions it takes, of the same computation."""
+    """The names of its operands, instructions of the same computation."""
     rest: str
-    """All that follows the operands: attributes, metadata, backend_config."""
+    """The text after the operands: attributes, metadata, backend_config."""
     root: bool
-    """Whether it is what its computation returns."""
+    """True for the result of its computation."""
     argument: str
-    """What stands between the parentheses: the number of a parameter, the value of a constant."""
+    """The text between the parentheses: a parameter's number, a constant's value."""
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """The arrays of its result."""
+        """The arrays of its result; one, unless it is a tuple."""
         return read_shapes(self.type_text)
 
     @property
     def shape(self) -> Shape:
-        """Its result, or the first array of it."""
+        """The array of its result, or the first one of a tuple."""
         return self.shapes[0]
 
     @property
     def bytes(self) -> int:
-        """Of its result."""
+        """The size of its result in bytes."""
         return sum(shape.bytes for shape in self.shapes)
 
     def attribute(self, name: str) -> str | None:
-        """The text of an attribute that is one word, or a list in braces (given without them); None if it is not there."""
+        """The text of an attribute that is one word or a list in braces, without the braces; None if it is missing."""
         found = re.search(rf"[ ,]{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
         return None if found is None else found[1] if found[1] is not None else found[2]
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """An attribute that is a list of integers: `lhs_contracting_dims={1}` → (1,). Empty if it is not there."""
+        """An attribute that is a list of integers: `lhs_contracting_dims={1}` → (1,). Empty if it is missing."""
         return integers(self.attribute(name) or "")
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the model: "jit(step)/jvp()/while/body/closed_call/BTD,DF->BTF/dot_general"."""
+        """Its origin in the JAX program: "jit(step)/jvp()/while/body/closed_call/BTD,DF->BTF/dot_general"."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return found[1].replace("\\'", "'") if found else ""
 
     @property
     def target(self) -> str:
-        """What a custom call calls; "" for other instructions."""
+        """The target of a custom call; "" for other instructions."""
         found = re.search(r'custom_call_target="([^"]+)"', self.rest)
         return found[1] if found else ""
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that it calls, fuses, repeats or chooses from."""
+        """The names of the computations that it calls, fuses, repeats or chooses from."""
         lists = [name.strip().lstrip("%") for names in _CALLED_LISTS.findall(self.rest) for name in names.split(",")]
         return (*_CALLED.findall(self.rest), *lists)
 
     @cached_property
     def backend_config(self) -> dict[str, Any]:
-        """What the backend wrote beside it; {} where there is nothing."""
+        """The backend's notes about the instruction; {} if there are none."""
         start = self.rest.find("backend_config={")
         if start < 0:
             return {}
@@ -134,15 +136,15 @@ class Instruction:
 
     @property
     def trips(self) -> int | None:
-        """How often a loop runs, where XLA knows."""
+        """How often a loop runs; None where XLA doesn't know."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.rest)
         return int(found[1]) if found else None
 
     def replica_groups(self, devices: int) -> np.ndarray:
-        """Which devices exchange with each other: int [groups, size], positions in the program's order of devices.
+        """The groups of devices that a collective runs over: int [groups, size], positions in the program's order of devices.
 
-        Of the forms that XLA prints: lists, `[8,8]<=[64]T(1,0)` (an iota, reshaped and transposed), and axes of a mesh.
-        No groups, or empty ones, are one group of all.
+        XLA prints them in three forms: lists, `[8,8]<=[64]T(1,0)` (an iota, reshaped and transposed), and axes of a mesh. Without
+        groups, or with empty ones, all devices are one group. Groups of different sizes raise ValueError.
         """
         text = self.rest
         if mesh := _MESH.search(text):
@@ -158,13 +160,13 @@ class Instruction:
 
     @property
     def source_target_pairs(self) -> list[tuple[int, int]]:
-        """Who sends to whom in a collective-permute, positions in the program's order of devices."""
+        """(sender, receiver) pairs of a collective-permute, positions in the program's order of devices."""
         found = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", self.rest)
         return [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", found[1])] if found else []
 
 
 def _iota(text: str, dims: tuple[int, ...] | None) -> np.ndarray:
-    """`[2,4]<=[4,2]T(1,0)`: the integers in the shape on the right, transposed, in the shape on the left (or `dims`)."""
+    """The devices of `[2,4]<=[4,2]T(1,0)`: 0, 1, ... in the shape on the right, transposed, in the shape on the left (or `dims`)."""
     found = _IOTA.match(text)
     if not found:
         raise ValueError(f"not a list of devices: {text[:80]}")
@@ -175,7 +177,7 @@ def _iota(text: str, dims: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _mesh_groups(axes: str, device_ids: str | None, used: str) -> np.ndarray:
-    """Groups over axes of a mesh: `mesh['a'=2,'b'=4] {'b'}`. `'b':(2)2` is the part of axis b after its first factor of 2."""
+    """Groups over axes of a mesh, `mesh['a'=2,'b'=4] {'b'}`. `'b':(2)2` is the factor 2 of axis b after its first factor of 2."""
     names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
     if device_ids is None:
         devices = np.arange(math.prod(sizes)).reshape(sizes)
@@ -184,7 +186,7 @@ def _mesh_groups(axes: str, device_ids: str | None, used: str) -> np.ndarray:
     else:
         devices = np.array(integers(device_ids)).reshape(sizes)
     parts: list[tuple[str, int, int]] = [(name, int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(used)]
-    shape: list[int] = []  # of the mesh with its axes cut into factors, and which of them are within a group
+    shape: list[int] = []  # the mesh's axes as factors, and for each factor whether it is within a group
     within: list[bool] = []
     for name, size in zip(names, sizes, strict=True):
         done = 1
@@ -202,32 +204,32 @@ def _mesh_groups(axes: str, device_ids: str | None, used: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Computation:
-    """A list of instructions, in the order in which they run."""
+    """A computation: instructions by name, in the order in which they run."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @cached_property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction that it returns."""
         return next(i for i in reversed(self.instructions.values()) if i.root)
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By their number."""
+        """Its parameters by number."""
         return {int(i.argument): i for i in self.instructions.values() if i.opcode == "parameter"}
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who takes each instruction."""
+        """The name of each instruction → the instructions that have it as an operand."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in instruction.operands:
                 users[operand].append(instruction)
         return users
 
-    def taken(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions that it takes."""
+    def operands_of(self, instruction: Instruction) -> list[Instruction]:
+        """The operands of an instruction."""
         return [self.instructions[name] for name in instruction.operands]
 
     def __iter__(self) -> Iterator[Instruction]:
@@ -236,15 +238,15 @@ class Computation:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A compiled program."""
+    """A compiled program: its computations by name."""
 
     computations: dict[str, Computation]
     entry: Computation
     scheduled: bool
-    """Whether the order of the text is the order of execution."""
+    """True if the order of the text is the order of execution."""
 
     def allocating(self) -> Iterator[Computation]:
-        """Computations whose results lie in memory. Those inside fusions and reductions don't: they live in registers."""
+        """The computations whose results are in memory; those of fusions and reductions keep theirs in registers."""
         inlined: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation:
@@ -254,7 +256,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Reads a program. Raises ValueError for text that is none."""
+    """Parses the text of a compiled program. Raises ValueError for any other text."""
     computations: dict[str, Computation] = {}
     entry: Computation | None = None
     instructions: dict[str, Instruction] | None = None
@@ -278,7 +280,7 @@ def parse(text: str) -> Module:
 
 
 def _instruction(line: str, start: re.Match[str]) -> Instruction:
-    """Reads one line, `[ROOT] %name = type opcode(operands), attributes`."""
+    """Parses one line, `[ROOT] %name = type opcode(operands), attributes`."""
     begin = start.end()
     end = _closing(line, begin) if line[begin] == "(" else line.index(" ", begin)
     opcode = _OPCODE.match(line, end)

@@ -1,18 +1,18 @@
-"""A layout is data: five small tables from names of dims to mesh axes, and what follows from them.
+"""A layout is data: five small tables from names of dims to mesh axes, and the placement of every array that follows from them.
 
-| table       | what it places                                                                      |
-| ----------- | ----------------------------------------------------------------------------------- |
-| `compute`   | weights and activations while they are multiplied                                   |
-| `stored`    | weights at rest: what is said here is added to `compute`                            |
-| `optimizer` | moments at rest and the update: what is said here is added to `stored`              |
-| `residual`  | the stream between blocks: what is said here is added to `compute`                  |
-| `attention` | queries, keys and values while they attend: what is said here is added to `compute` |
+| table       | what it places                                                    |
+| ----------- | ----------------------------------------------------------------- |
+| `compute`   | weights and activations while they are multiplied                 |
+| `stored`    | weights at rest; its entries are added to those of `compute`      |
+| `optimizer` | moments and the update; its entries are added to those of `stored`|
+| `residual`  | the stream between blocks; added to `compute`                     |
+| `attention` | queries, keys and values while they attend; added to `compute`    |
 
-An entry is the mesh axis that splits the dim, or several joined by commas; "" takes an entry of the table
-below back. In one array a mesh axis is used once, by the first dim that asks for it. In a product of activations and a weight, the
-activations come first: an axis that splits batch or sequence splits a weight at rest only, which is gathered over it for use.
+An entry is the mesh axis that splits the dim, or several joined by commas; "" removes the entry of the table that it is added to.
+In one array a mesh axis splits one dim: the first that names it. In a product of activations and a weight the activations come
+first: an axis that splits batch or sequence can split a weight at rest only, and the weight is gathered over it for use.
 
-Three dims may have a size that does not divide. Key/value heads fewer than the devices that split them stay whole, and
+Three dims may have a size that does not divide (UNEVEN_OK). Key/value heads fewer than the devices that split them stay whole, and
 each device takes those that its queries need. Attention's latents are split at rest by as many axes as divide them. A
 vocabulary stays whole at rest, and is padded while it is multiplied.
 """
@@ -36,6 +36,7 @@ Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
 UNEVEN_OK = ("kv_heads", "latent", "vocab")
+"""Dims whose size need not be a multiple of the devices that split them."""
 WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
 PLACEABLE: dict[Table, tuple[str, ...]] = {
     "compute": DIMS,
@@ -44,36 +45,36 @@ PLACEABLE: dict[Table, tuple[str, ...]] = {
     "residual": ("batch", "sequence", "embed"),
     "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
 }
-"""The dims that a table can place: those of the arrays that it is about, but for the sum over head_dim in attention's scores."""
+"""The dims that each table can place: those of its arrays. `attention` has no head_dim, since scores are a sum over it."""
 CONTRACTED = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"}
-"""Dims of weights that are multiplied with activations which have batch and sequence."""
+"""Dims of weights that are multiplied with activations: batch and sequence take the axes that both name."""
 PADDED = ("vocab",)
-"""Of those, the dims that are padded while they are multiplied."""
+"""The dims of UNEVEN_OK that are padded while they are multiplied."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which mesh axis splits which dim, in each way that an array can live."""
+    """Which mesh axes split which dims, in each of five tables."""
 
     name: str = "single"
-    """What the layout is called in headers and errors."""
+    """The layout's name in headers and errors."""
     mesh: dict[str, int] = field(default_factory=lambda: {"data": 1})
-    """Its mesh axes and their default sizes, slowest network first; -1: all devices that the others leave."""
+    """The mesh axes and their default sizes, slowest network first; -1: all devices that the other axes leave."""
     compute: Axes = field(default_factory=dict)
-    """Where weights and activations are while they are multiplied."""
+    """Placement of weights and activations while they are multiplied."""
     stored: Axes = field(default_factory=dict)
-    """Where weights are at rest, where it differs from `compute`."""
+    """Placement of weights at rest, where it differs from `compute`."""
     optimizer: Axes = field(default_factory=dict)
-    """Where moments are at rest, where it differs from `stored`."""
+    """Placement of moments and master parameters, where it differs from `stored`."""
     residual: Axes = field(default_factory=dict)
-    """Where the residual stream is between blocks, where it differs from `compute`."""
+    """Placement of the residual stream between blocks, where it differs from `compute`."""
     attention: Axes = field(default_factory=dict)
-    """Where queries, keys and values are while they attend, where it differs from `compute`."""
+    """Placement of queries, keys and values while they attend, where it differs from `compute`."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    """How the batch flows through the stages, where `compute` splits `layers` over mesh axes: these are the stages."""
+    """How the batch flows through the stages of a pipeline: the mesh axes over which `compute` splits `layers`."""
 
     def check(self) -> None:
-        """Raises UserError where a table names a dim or an axis that there is none of."""
+        """Raises UserError for an unknown dim or axis, for a dim that a table can't place, and for an impossible pipeline."""
         for table in TABLES:
             for dim, axes in getattr(self, table).items():
                 if dim not in DIMS:
@@ -89,7 +90,7 @@ class Layout:
         self.check_pipeline()
 
     def check_pipeline(self) -> None:
-        """Raises UserError where `layers` is split in a way that no pipeline can run."""
+        """Raises UserError for a split of `layers`, or pipeline settings, that no pipeline can run."""
         microbatches, rounds = self.pipeline.microbatches, self.pipeline.rounds
         require(microbatches is None or microbatches >= 1, "layout.pipeline.microbatches", microbatches, "at least 1, or null for as many as fit")
         require(rounds >= 1, "layout.pipeline.rounds", rounds, "at least 1")
@@ -108,7 +109,10 @@ class Layout:
             batch = split_axes(tables[table].get("batch", ""))
             right = ", ".join((*stages, *(a for a in batch if a not in stages)))
             require(
-                batch[: len(stages)] == stages, f"layout.{table}.batch", ", ".join(batch), f"{right!r}: outside of the blocks the stages split it"
+                batch[: len(stages)] == stages,
+                f"layout.{table}.batch",
+                ", ".join(batch),
+                f"{right!r}: outside of the blocks the stages split the batch",
             )
         if rounds > 1:
             require(self.pipeline.remat, "layout.pipeline.remat", False, f"true with rounds={rounds}: every tick would keep its weights")
@@ -118,8 +122,8 @@ class Layout:
             require(not at_rest, "layout.stored.layers", ", ".join(at_rest), right)
 
     def tables(self) -> dict[Table, Axes]:
-        """The five tables, each complete."""
-        stored = as_embed({**self.compute, **self.stored})
+        """The five tables, each with all its entries, its own and those that it is added to."""
+        stored = with_latent({**self.compute, **self.stored})
         compute = dict(self.compute)
         taken = {axis for dim in ("batch", "sequence") for axis in split_axes(compute.get(dim, ""))}
         for dim in CONTRACTED & compute.keys():
@@ -127,32 +131,32 @@ class Layout:
         return {
             "compute": compute,
             "stored": stored,
-            "optimizer": {**stored, **as_embed(self.optimizer)},
+            "optimizer": {**stored, **with_latent(self.optimizer)},
             "residual": {**compute, **self.residual},
             "attention": {**compute, **self.attention},
         }
 
 
-def as_embed(table: Axes) -> Axes:
-    """A table of weights at rest, with the latents of attention split as the stream is where they have no entry: most of their weights have
-    one of the two dims."""
+def with_latent(table: Axes) -> Axes:
+    """A table of weights at rest in which attention's latents, without an entry of their own, are split like `embed`: most of
+    latent attention's weights have one of the two dims."""
     return {"latent": table["embed"], **table} if "embed" in table else table
 
 
 def split_axes(axes: str) -> tuple[str, ...]:
-    """The axes of a table's entry: "data, tensor" → ("data", "tensor")."""
+    """The mesh axes of a table's entry: "data, tensor" → ("data", "tensor")."""
     return tuple(axis.strip() for axis in axes.split(",") if axis.strip())
 
 
 def entry_axes(entry: Any) -> tuple[str, ...]:
-    """The axes of an entry of a partition spec: None, an axis, or several."""
+    """The mesh axes of an entry of a partition spec, which is None, an axis, or a tuple of axes."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
-    """The partition spec of an array with these dims. Each mesh axis serves the first dim that asks for it.
+    """The partition spec of an array with these dims. Each mesh axis splits the first dim that names it.
 
-    With the array's shape and the mesh, those dims that may (`UNEVEN_OK`) are split by as many of their axes as divide them.
+    With the array's shape and the mesh, the dims of `UNEVEN_OK` are split by as many of their axes as divide them.
     """
     used: set[str] = set()
     entries: list[Any] = []
@@ -165,9 +169,9 @@ def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None
     return PartitionSpec(*entries)
 
 
-def without(table: Axes, used: Collection[str]) -> Axes:
-    """A table without some mesh axes."""
-    return {dim: ", ".join(axis for axis in split_axes(axes) if axis not in used) for dim, axes in table.items()}
+def without_axes(table: Axes, removed: Collection[str]) -> Axes:
+    """A table with some mesh axes removed from its entries."""
+    return {dim: ", ".join(axis for axis in split_axes(axes) if axis not in removed) for dim, axes in table.items()}
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class MeshPlacement(StagePlacement):
     layout: Layout
     mesh: Mesh
     manual_axes: tuple[str, ...] = ()
-    """Mesh axes that the code around has used up (`in_stage`)."""
+    """Mesh axes over which the code runs on each device by itself (`in_stage`): they split nothing here."""
 
     def __hash__(self) -> int:
         return hash((self.layout.name, self.mesh, self.manual_axes))
@@ -188,11 +192,11 @@ class MeshPlacement(StagePlacement):
 
     @cached_property
     def tables(self) -> dict[Table, Axes]:
-        return {name: without(table, self.manual_axes) for name, table in self.layout.tables().items()}
+        return {name: without_axes(table, self.manual_axes) for name, table in self.layout.tables().items()}
 
     @cached_property
     def traced_mesh(self) -> Mesh | AbstractMesh:
-        """The mesh as code sees it that uses this placement."""
+        """The mesh for code that uses this placement: with `manual_axes` as manual axes."""
         return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.manual_axes, AxisType.Manual)) if self.manual_axes else self.mesh
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
@@ -219,10 +223,10 @@ class MeshPlacement(StagePlacement):
         return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, master_spec), strict=True)))
 
     def _scattered(self, dims: Dims, master_spec: PartitionSpec) -> list[tuple[str, ...]]:
-        """For each dim of a weight the axes, of those that split the batch, over which its home is split further than its use is."""
+        """For each dim of a weight: the axes of the batch that split the master parameter and not the weight in use."""
         batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
-        for used, at_home in zip(self.split(dims), map(entry_axes, master_spec), strict=True):
-            more = at_home[len(used) :] if at_home[: len(used)] == used else ()
+        for in_use, at_rest in zip(self.split(dims), map(entry_axes, master_spec), strict=True):
+            more = at_rest[len(in_use) :] if at_rest[: len(in_use)] == in_use else ()
             scattered.append(more if batch.issuperset(more) else ())
         return scattered
 
@@ -249,7 +253,7 @@ class MeshPlacement(StagePlacement):
             in_specs = tuple(
                 PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
             )
-            return self.on_own_axes(f, in_specs, out_specs(out_dims))(*arguments)
+            return self.shard_map(f, in_specs, out_specs(out_dims))(*arguments)
 
         return run
 
@@ -260,15 +264,15 @@ class MeshPlacement(StagePlacement):
         return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
-        used = self.in_stage().manual_axes
+        manual = self.in_stage().manual_axes
 
         def kept(spec: PartitionSpec) -> PartitionSpec:
-            return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in used) or None for entry in spec))
+            return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in manual) or None for entry in spec))
 
         def run(*arguments: Any) -> Any:
             in_specs = jax.tree.map(lambda x: kept(jax.typeof(x).sharding.spec), arguments)
             out_specs = tuple(kept(self.spec(dims, "residual")) for dims in out_dims)
-            return jax.shard_map(f, mesh=self.mesh, axis_names=set(used), in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+            return jax.shard_map(f, mesh=self.mesh, axis_names=set(manual), in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
 
         return run
 
@@ -297,14 +301,14 @@ class MeshPlacement(StagePlacement):
                     dw_RL = jax.lax.psum_scatter(dw_RL, axes, scatter_dimension=i + 2, tiled=True)
             return dw_RL
 
-        return self.on_own_axes(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(dw_RL)
+        return self.shard_map(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(dw_RL)
 
-    def on_own_axes(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`jax.shard_map` over all axes that the code around has not used up."""
-        own = set(self.mesh.axis_names) - set(self.manual_axes)
-        if not own:  # every device is on its own already
+    def shard_map(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`jax.shard_map` of f over all mesh axes that are not manual yet."""
+        automatic = set(self.mesh.axis_names) - set(self.manual_axes)
+        if not automatic:  # every device runs by itself already
             return f
-        return jax.shard_map(f, mesh=self.traced_mesh, axis_names=own, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.shard_map(f, mesh=self.traced_mesh, axis_names=automatic, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
@@ -313,14 +317,14 @@ class MeshPlacement(StagePlacement):
         return float(getattr(self.mesh.devices.flat[0], "compute_capability", math.inf))
 
     def sharding(self, dims: Dims, table: Table, shape: tuple[int, ...] | None = None) -> NamedSharding:
-        """Where an array with these dims (and this shape) lives according to one of the tables."""
+        """The sharding of an array with these dims (and this shape) in one of the tables."""
         return NamedSharding(self.traced_mesh, partition_spec(self.tables[table], dims, shape, self.mesh))
 
     def size(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def check_divides(self, sizes: dict[str, tuple[int, str]]) -> None:
-        """Raises UserError where a dim of the given size (and the key that sets it) does not divide over its axes."""
+        """Raises UserError for a dim whose size is no multiple of the devices that split it. sizes: dim → (size, key that sets it)."""
         for table_name, table in self.tables.items():
             for dim, (size, key) in sizes.items():
                 if dim in PADDED:
@@ -336,23 +340,23 @@ class MeshPlacement(StagePlacement):
             self.check_stages(sizes)
 
     def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
-        """Raises UserError where microbatches, batch (if there is one) or layers do not divide over the stages of the pipeline."""
+        """Raises UserError where layers, microbatches or the batch (if `sizes` has one) don't divide over the pipeline's stages."""
         stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
-        there = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
-        pieces = stages * config.rounds
-        if layers % pieces:
-            raise UserError(f"{key}={layers}: {there} and {config.rounds} rounds, and {layers} is not a multiple of {pieces}")
-        if config.microbatches is None or "batch" not in sizes:  # a model by itself
+        layout = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
+        groups = stages * config.rounds
+        if layers % groups:
+            raise UserError(f"{key}={layers}: {layout} and {config.rounds} rounds, and {layers} is not a multiple of {groups}")
+        if config.microbatches is None or "batch" not in sizes:  # a model without a run
             return
         if config.microbatches % stages:
-            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {there}, and {config.microbatches} is not a multiple of {stages}")
+            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {layout}, and {config.microbatches} is not a multiple of {stages}")
         batch, key = sizes["batch"]
         rows = config.microbatches * self.size(self.axes("batch")) // stages
         if batch % rows:
             others = self.named(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
             over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")
-            raise UserError(f"{key}={batch}: {there} and {over}, and {batch} is not a multiple of {rows}")
+            raise UserError(f"{key}={batch}: {layout} and {over}, and {batch} is not a multiple of {rows}")
 
     def named(self, axes: tuple[str, ...]) -> str:
-        """Mesh axes with their sizes, for an error."""
+        """Mesh axes with their sizes, for an error: "data=4 x tensor=2"."""
         return " x ".join(f"{a}={self.mesh.shape[a]}" for a in axes)

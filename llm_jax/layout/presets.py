@@ -1,4 +1,4 @@
-"""The layouts that have a name. Each is a few words; an experiment file defines others the same way."""
+"""The layouts that have a name, `layout=NAME`. An experiment file defines others in this form, as a `Layout`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ OVER_BOTH = {"embed": "data,context"}
 PRESETS = {
     layout.name: layout
     for layout in (
-        # One device does everything: the reference that all others must agree with.
+        # One device. All other layouts must give its losses.
         Layout("single", mesh={"data": 1}),
-        # Every device has all weights and a part of the batch; gradients are summed.
+        # Every device has all weights and a part of the batch; gradients are summed over devices.
         Layout("data_parallel", mesh={"data": -1}, compute={"batch": "data"}),
-        # Every device has all weights, and the gradients, moments and update of a part of them (ZeRO-1 and 2, Rajbhandari et al. 2020).
+        # Every device has all weights, but gradients, moments and update of a part of them (ZeRO-1 and 2, Rajbhandari et al. 2020).
         Layout("zero1", mesh={"data": -1}, compute={"batch": "data"}, optimizer={"embed": "data"}),
         # Weights, gradients and moments are split too, and gathered for use (ZeRO-3, Rajbhandari et al. 2020).
         Layout("fsdp", mesh={"data": -1}, compute={"batch": "data"}, stored={"embed": "data"}),
-        # The same within each node (of 8 here), and copies of that on the nodes: weights are gathered inside a node, and the gradients'
-        # sums over the network are of a node's eighths (MiCS, Zhang et al. 2022; HSDP, Zhao et al. 2023).
+        # fsdp within each node (of 8 here), replicated over nodes: weights are gathered inside a node, and each device sums its eighth
+        # of the gradients over the network (MiCS, Zhang et al. 2022; HSDP, Zhao et al. 2023).
         Layout("hybrid_fsdp", mesh={"node": -1, "data": 8}, compute={"batch": "node, data"}, stored={"embed": "data"}),
         # Each matrix product is split over its heads or hidden units (Megatron-LM, Shoeybi et al. 2019).
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
-        # Both: tensor within a group of devices, fsdp across the groups.
+        # tensor within a group of devices, fsdp across the groups.
         Layout("fsdp_tensor", mesh={"data": -1, "tensor": 2}, compute={"batch": "data", **TENSOR}, stored={"embed": "data"}),
-        # The same, with the stream between products split over the sequence, so that norms and what is kept for the backward
-        # pass are split too; each all-reduce becomes a reduce-scatter and an all-gather (Korthikanti et al. 2022).
+        # fsdp_tensor with the stream between products split over the sequence, so that norms and residuals of the backward pass are
+        # split too; each all-reduce becomes a reduce-scatter and an all-gather (Korthikanti et al. 2022).
         Layout(
             "fsdp_tensor_sequence",
             mesh={"data": -1, "tensor": 2},
@@ -38,11 +38,11 @@ PRESETS = {
             stored={"embed": "data"},
             residual={"sequence": "tensor"},
         ),
-        # Long sequences are split over devices, and weights over these too; the keys of all are gathered (Llama 3, 2024),
+        # A long sequence is split over devices, and weights over these devices too; all keys are gathered (Llama 3, 2024).
         Layout("context_gather", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH),
-        # or go round in a ring, so that no device ever has all of them (Liu et al. 2023),
+        # As context_gather, but keys are passed on in a ring, so that no device ever has all of them (Liu et al. 2023).
         Layout("context_ring", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH, attention={"keys": "context"}),
-        # or each device gets whole sequences of some heads, by an all-to-all (DeepSpeed-Ulysses, Jacobs et al. 2023).
+        # As context_gather, but for attention each device gets whole sequences of some heads, by an all-to-all (Jacobs et al. 2023).
         Layout(
             "context_ulysses",
             mesh={"data": -1, "context": 2},
@@ -50,10 +50,10 @@ PRESETS = {
             stored=OVER_BOTH,
             attention={"sequence": "", "heads": "context", "kv_heads": "context"},
         ),
-        # A mixture of experts: a group of devices shares the experts of a layer, and each sends its tokens to those that have them
-        # (GShard, Lepikhin et al. 2020). For all else the group splits the batch, and weights at rest, as data does.
+        # A mixture of experts: the experts of a layer are split over a group of devices, which send each other tokens (GShard,
+        # Lepikhin et al. 2020). For everything else the group splits the batch, and weights at rest, as `data` does.
         Layout("expert", mesh={"data": -1, "expert": 4}, compute=EXPERTS, stored={"embed": "data, expert"}),
-        # The same, and within a smaller group all products are split, those of each expert too, and the stream between them.
+        # expert, with all products split within a smaller group, those of each expert too, and the stream between them.
         Layout(
             "expert_tensor",
             mesh={"data": -1, "expert": 2, "tensor": 2},
@@ -63,9 +63,9 @@ PRESETS = {
         ),
         # Groups of layers on groups of devices (GPipe, Huang et al. 2019), which send each other only the stream: for the slowest
         # network. Outside of the blocks the stages split the batch, and the tables' moments. Weights are whole on the devices of
-        # `data`, and only the moments are split (ZeRO-1): gathered as by fsdp, they would travel again for every microbatch.
+        # `data`, and only the moments are split (ZeRO-1): with fsdp, weights would be gathered again for every microbatch.
         Layout("pipeline", mesh={"stage": 4, "data": -1}, compute=STAGES, optimizer={"embed": "data", "vocab": "stage"}),
-        # All three dimensions of Narayanan et al. 2021: layers across nodes, matrices within one, and the batch over the rest.
+        # The three dimensions of Narayanan et al. 2021: layers across nodes, matrices within a node, the batch over the rest.
         Layout(
             "pipeline_tensor",
             mesh={"stage": 2, "data": -1, "tensor": 2},
@@ -78,7 +78,7 @@ PRESETS = {
 
 
 def preset(name: str) -> Layout:
-    """A layout by its name; UserError with the nearest one if there is none."""
+    """The preset of this name; an unknown name raises UserError with the nearest one."""
     if name not in PRESETS:
         raise UserError(f"layout={name}: no such layout; {nearest(name, PRESETS)} (presets: {', '.join(PRESETS)})")
     return PRESETS[name]

@@ -1,10 +1,11 @@
-"""What a layer keeps of the positions that it has seen, so that decoding computes each position once.
+"""The cache of keys and values, and attention to it, so that decoding computes each position once.
 
-Rows of the cache are slots: sequences that have nothing to do with each other, each at a position of its own. A layer with a window keeps
-no more than the window, in a ring: position p lies at p modulo the ring's length.
+A row of the cache is a slot, with a sequence of its own at a position of its own. A layer with a window keeps no more than the
+window, in a ring: position p is stored at index p modulo the ring's length.
 
-Decoding gives a row the same bits whatever the other rows are, and however much of the cache is read, as long as it holds the row's positions:
-keys that a query doesn't see get a probability of exactly 0, and sums over keys are of blocks of fixed size, added in order.
+A row's result is bit-identical whatever the other rows are, and however much of the cache is read, as long as that includes the
+row's positions: keys that a query doesn't see get a probability of exactly 0, and sums over keys are made in blocks of fixed
+size, added in order.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from llm_jax.model.dims import Dims, Placement
 from llm_jax.model.norm_and_rope import Rope, softcap
 
 LEAST_BLOCK = 128
-"""Positions of a block, at least."""
+"""The least number of positions in a block."""
 MOST_BLOCKS = 16
-"""Their sum is unrolled."""
+"""The most blocks of a cache; their sum is unrolled."""
 RING_MULTIPLE = 16
-"""A ring is a multiple of so many positions."""
+"""The length of a cache is a multiple of this many positions."""
 DIMS: Dims = ("batch", "kv_heads", None, "head_dim")
 Q_DIMS: Dims = ("batch", None, "heads", "head_dim")
 PROMPT_DIMS: Dims = (None, None, "kv_heads", "head_dim")
@@ -41,13 +42,13 @@ class Cache:
     """Keys and values of one layer, in the compute dtype; heads before positions, as products want them."""
 
     k_BGSK: jax.Array
-    """Rotated. Of latent attention: one head, each position's latent and the rotated part of its key."""
+    """Keys, rotated. With latent attention one head: each position's latent, and the rotated part of its key."""
     v_BGSK: jax.Array | None
-    """None of latent attention: the values are the latents."""
+    """Values. None with latent attention, whose values are the latents."""
 
 
 def block_size(length: int) -> int:
-    """The size of a block of a cache with so many positions.
+    """The positions in a block of a cache that has `length` positions.
 
     >>> [block_size(n) for n in (16, 128, 129, 4096)]
     [16, 128, 128, 256]
@@ -56,18 +57,18 @@ def block_size(length: int) -> int:
 
 
 def cache_length(length: int) -> int:
-    """The least length of a cache with room for so many positions: a multiple of its block."""
+    """The length of a cache with room for `length` positions: the next multiple of its block."""
     length = round_up(length, RING_MULTIPLE)
     return round_up(length, block_size(length))
 
 
 def positions_kept(window: int | None, capacity: int) -> int:
-    """How many positions a layer with this window keeps, of sequences of at most `capacity`."""
+    """The positions that a layer with this window keeps, for sequences of at most `capacity` positions."""
     return cache_length(capacity if window is None else min(window, capacity))
 
 
 def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int) -> Cache:
-    """The cache of one layer (`config`: `ModelConfig.of_layer`) for so many sequences of at most `capacity` positions; to be jitted."""
+    """A cache of zeros for one layer (`config`: its `ModelConfig.of_layer`), with `rows` slots of at most `capacity` positions. To be jitted."""
     latent = config.latent
     heads, width = (1, latent.kv_rank + latent.rope_dim) if latent.kv_rank else (config.kv_heads or config.heads, config.head_dim or 0)
     shape = (rows, heads, positions_kept(config.window, capacity), width)
@@ -81,9 +82,9 @@ def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int)
 def attend_prompt(
     attention: Attention, cache: Cache, x_PTD: jax.Array, rope: Rope | None, lengths_P: jax.Array, slots_P: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """What attention adds to the stream of prompts from their first position on, and the cache with these prompts in their slots.
+    """Attention of whole prompts: (its output y_PTD in the residual placement, the cache with the prompts in their slots).
 
-    lengths_P: tokens of each prompt; what is behind them is padding, and nobody sees it. slots_P: the row of the cache for each; -1: none.
+    lengths_P: the tokens of each prompt; padding after them is not stored. slots_P: each prompt's row of the cache; -1: none.
     """
     place = attention.place
     if isinstance(attention, LatentAttention):
@@ -101,12 +102,12 @@ def attend_prompt(
 def attend_step(
     attention: Attention, cache: Cache, x_B1D: jax.Array, rope: Rope | None, positions_B: jax.Array, length: int
 ) -> tuple[jax.Array, Cache]:
-    """What attention adds to the stream of one position a row, and the cache with it.
+    """Attention of one new position in each row: (its output y_B1D in the residual placement, the cache with the position).
 
     length: how many positions of a cache without a window are read; at least 1 + the largest position that matters.
 
-    Latent attention looks at its latents as they are (the absorbed form): to make the keys and values of all heads of them again would take
-    kv_rank * heads * (nope_dim + value_dim) products for every position kept, at every step.
+    Latent attention attends to the latents themselves (the absorbed form): to make the keys and values of all heads from them
+    would take kv_rank * heads * (nope_dim + value_dim) products for every stored position, at every step.
     """
     config, place = attention.config, attention.place
     if isinstance(attention, LatentAttention):
@@ -122,12 +123,12 @@ def attend_step(
 
 
 def cache_spec(x_BGSK: jax.Array, place: Placement) -> Any:
-    """How a cache is split: few key/value heads stay whole. For `local`'s `out_dims`."""
+    """The partition spec of a cache, for `local`'s `out_dims`: key/value heads that don't divide stay whole."""
     return PartitionSpec(*(axes or None for axes in place.split(DIMS, shape=x_BGSK.shape)))
 
 
 def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
-    """The cache with whole rows written: of each prompt the newest positions that there is room for, and zeros where there are none."""
+    """The cache with the rows of prompts rewritten: each prompt's newest positions that fit, and zeros elsewhere in the row."""
     axes = place.axes("batch")
 
     def run(cache_BGSK, new_PTGK, lengths_P, slots_P):
@@ -139,16 +140,16 @@ def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Arra
         own_P = jnp.where((own_P >= 0) & (own_P < rows), own_P, rows)
         return cache_BGSK.at[own_P].set(row_PGSK.astype(cache_BGSK.dtype), mode="drop")
 
-    new_PTGK = place.move(new_PTGK, PROMPT_DIMS)  # every device that has slots gets all prompts
+    new_PTGK = place.move(new_PTGK, PROMPT_DIMS)  # every device that has slots needs all prompts
     return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), cache_spec(cache_BGSK, place))(cache_BGSK, new_PTGK, lengths_P, slots_P)
 
 
 def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement) -> jax.Array:
-    """The cache with one position of each row written."""
+    """The cache with the newest position of each row, positions_B, written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
-        # One write a head, though a row's heads could be written at once, and a lone head of a lone row twice: XLA fuses a single write with
-        # each of the products that read the cache, and copies all of it twice for that (on a CPU a sixth of a step).
+        # One write for each head, though a row's heads could be written at once; a lone head of a lone row is written twice. XLA fuses
+        # a single write with each of the products that read the cache, and copies the cache twice for that (on a CPU a sixth of a step).
         B, G, S, _ = cache_BGSK.shape
         head_G = jnp.arange(G) if B * G > 1 else jnp.array([0, 0])
         new_BGK = new_B1GK[:, 0, head_G].astype(cache_BGSK.dtype)
@@ -159,7 +160,7 @@ def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Arra
 
 
 def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
-    """int [B, length]: the position that each place of a ring holds when `newest` has been written; negative: none yet.
+    """int [B, length]: the position stored at each index of a ring once `newest` has been written; negative: none yet.
 
     >>> ring_positions(jnp.array([2, 5]), 4).tolist()
     [[0, 1, 2, -1], [4, 5, 2, 3]]
@@ -170,7 +171,7 @@ def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
 def decode_attention(
     q_B1HK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_B: jax.Array, length: int, config: ModelConfig, place: Placement
 ) -> jax.Array:
-    """out_B1HK: attention of one query a row to the cache, in float32, as the kernels of `attention.py` compute it."""
+    """out_B1HK: attention of one query in each row to the cache, with softmax and sums in float32 as in `model/kernels/`."""
     heads, kv_heads = place.split(Q_DIMS)[2], place.split(DIMS, shape=k_BGSK.shape)[1]
     group = q_B1HK.shape[2] // k_BGSK.shape[1]
     scale = (config.head_dim or 1) ** -0.5

@@ -1,8 +1,11 @@
-"""Weights: what they are called, how they travel to where they are multiplied, and where their gradients are summed.
+"""Weights: how they are made, gathered for each use, and how their gradients are summed over devices.
 
-A weight lies at rest in the parameter dtype. At each use it is cast to the compute dtype and then gathered, for the forward pass and
-again for the backward one, so nothing gathered is kept between them. Its gradient is made in `config.gradient_dtype`, and the sum over
-devices leaves it at the weight's home, where it is stored or, in a train step, where its moments are: a reduce-scatter where that is split.
+A weight is stored in the parameter dtype. At each use it is cast to the compute dtype and then gathered, in the forward pass and
+again in the backward pass, so nothing gathered is kept between them. Its gradient is made in `config.gradient_dtype` and summed
+over devices. The sum is placed like the master parameter: like the stored weight or, in a train step, like its moments (the
+layout's table `optimizer`), by a reduce-scatter where that is split.
+
+Every product of activations with a weight is a call of `project`, but for the experts of `moe` and the head.
 """
 
 from __future__ import annotations
@@ -22,31 +25,33 @@ from llm_jax.model.parametrization import initial
 
 
 class Weight(nnx.Param):
-    """A parameter that knows the names of its dims. `stacked` adds a leading `layers` dim (see `Block`).
+    """A parameter with the names of its dims (`dims`). `stacked`: its array has a leading dim `layers` (see `Block`).
 
-    Its value is an array, or `ShardedParam` while gradients are wanted elsewhere than where it is stored.
+    Its value is an array, or a `ShardedParam` where its gradient is placed otherwise than the stored weight.
     """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedParam:
-    """One weight in two places: ZeRO-1 stores it whole on every device, and divides its update."""
+    """A weight as two arrays: the master parameter, which gets the gradient, and the stored weight, which is multiplied.
+
+    With ZeRO-1, for instance, every device stores the whole weight and updates a part of it.
+    """
 
     master: jax.Array
-    """Where the gradient goes: float32, placed as the table `optimizer` says."""
+    """float32, placed by the layout's table `optimizer`. It gets the gradient."""
     stored: jax.Array
-    """What is multiplied, as it is stored. It gets no gradient."""
+    """In the parameter dtype, placed by the table `stored`. It is multiplied, and gets no gradient."""
 
 
 def weight(
     rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
 ) -> Weight:
-    """A weight with normal entries of standard deviation `std` (of the base shape, see `parametrization`); None: ones; 0: zeros.
+    """A new weight with normal entries of standard deviation `std` (of the base shape, see `parametrization`).
 
-    `dtype`: None for the parameters'.
-
-    With `layers`, one for every layer, stacked along a first dim.
+    std: None makes ones, 0 zeros. layers: the number of layers that are stacked along a first dim; None: a single weight.
+    dtype: None for the parameter dtype.
     """
     full = shape if layers is None else (layers, *shape)
     kind = jnp.dtype(dtype or config.parameter_dtype)
@@ -60,43 +65,47 @@ def weight(
 
 
 def stored_dims(w: Weight) -> Dims:
-    """The dims of a weight as it lies in the state: with `layers` in front where it is stacked."""
+    """The dims of a weight's array in the train state: `w.dims`, with `layers` in front where it is stacked."""
     return ("layers", *w.dims) if w.stacked else w.dims
 
 
 def master_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
-    """(where the gradient goes, what is multiplied)."""
+    """(the array that gets the gradient, the array that is multiplied): one and the same without a `ShardedParam`."""
     value = w.get_value()
     return (value.master, value.stored) if isinstance(value, ShardedParam) else (value, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightUse:
-    """All that is static about the use of a weight."""
+    """How a weight is used in a product: everything that is known while tracing. Hashable, for `jax.custom_vjp`."""
 
     dims: Dims
     shape: tuple[int, ...]
     master_spec: PartitionSpec | None
-    """Where the gradient goes; None without a mesh."""
+    """How the gradient is placed; None without a mesh."""
     master_dtype: str
+    """The gradient's dtype in the end."""
     compute_dtype: str
+    """The weight's dtype in the product."""
     gradient_dtype: str
+    """The dtype that the gradient is made in and summed over devices in."""
     keep: bool
-    """Whether a gathered weight is kept for the backward pass: with remat that is where it is gathered, and once will do."""
+    """Whether the gathered weight is a residual of the backward pass. With remat the backward pass runs the forward pass again, and
+    gathers the weight there, so it need not gather it twice."""
     place: Placement
 
     def gather(self, stored: jax.Array) -> jax.Array:
-        """The weight where it is multiplied: cast first, so that what moves between devices is in the compute dtype."""
+        """The weight, ready for a product: cast first, so that devices exchange the compute dtype, then gathered."""
         return self.place.weight(stored.astype(self.compute_dtype), self.dims)
 
     def gradient(self, dw: jax.Array) -> jax.Array:
-        """The gradient of `gather`'s result, in the dtype and place of the weight's home."""
+        """The gradient of the gathered weight, in the master parameter's dtype and placement."""
         dw = self.place.unpad(dw.astype(self.master_dtype), self.dims, self.shape)
         return dw if self.master_spec is None else jax.sharding.reshard(dw, self.master_spec)
 
 
 def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[WeightUse, jax.Array, jax.Array]:
-    """How a weight is used in a dtype (default: the compute dtype), its home and what is multiplied."""
+    """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None: the compute dtype."""
     master, stored = master_and_stored(w)
     dtype = dtype or config.compute_dtype
     return (
@@ -107,7 +116,10 @@ def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | No
 
 
 def gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
-    """A weight ready for any use, padded as `Placement.weight` says. Its gradient is summed in `dtype` (default: compute)."""
+    """A weight, cast to `dtype` (None: the compute dtype) and gathered, for any use; padded as `Placement.weight` does.
+
+    Its gradient is summed over devices in that dtype.
+    """
     return _gather(*weight_use(w, config, place, dtype))
 
 
@@ -123,9 +135,9 @@ _gather.defvjp(
 
 
 def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None, dtype: str | None = None) -> jax.Array:
-    """`einsum(equation, x, w)` of activations with a weight; `spec` is the result's partition spec (None: JAX decides).
+    """`einsum(equation, x, w)` of activations with a weight, of two operands: "BTD,DF->BTF".
 
-    `dtype`: of the weight, where it is not the compute dtype.
+    spec: the result's partition spec; None lets JAX decide. dtype: of the weight in the product; None: the compute dtype.
     """
     return _project(equation, spec, *weight_use(w, config, place, dtype), x)
 
@@ -141,25 +153,28 @@ def _project_forward(equation: str, spec: Any, use: WeightUse, master: jax.Array
 
 
 def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
-    """The weight gradient's product has its own order: XLA's CPU backend copies the left operand transposed, so the smaller
-    one goes left (by autodiff it is the incoming gradient, with all that is fused into it: a tenth of a step). In float32 only:
-    with bfloat16 operands the CPU backend folds the turn into a product that it then can't run."""
+    """The gradients of the stored weight's master and of x.
+
+    The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one transposed, so the
+    smaller one goes left (autodiff puts the incoming gradient there, with all that is fused into it: a tenth of a step). In
+    float32 only: with bfloat16 operands the CPU backend folds the transpose into a product that it can't run.
+    """
     w, x = saved
     w = w if use.keep else use.gather(w)
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
     x_spec, y_spec = sharding_spec(x), sharding_spec(dy)
-    if x_spec is not None and y_spec is not None:  # gathered once, where y was scattered over the sequence: XLA finds worse ways by itself
-        of_x = dict(zip(x_dims, x_spec, strict=True))
-        dy = jax.sharding.reshard(dy, PartitionSpec(*(of_x.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
+    if x_spec is not None and y_spec is not None:  # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
+        x_axes = dict(zip(x_dims, x_spec, strict=True))
+        dy = jax.sharding.reshard(dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding_spec(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(use.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=use.master_spec)
     else:
-        turned = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product gives them
-        master = None if use.master_spec is None else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in turned))
-        dw = jnp.einsum(f"{turned}->{w_dims}", product(f"{y_dims},{x_dims}->{turned}", dy, x, out_sharding=master))
+        order = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product returns them
+        spec = None if use.master_spec is None else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in order))
+        dw = jnp.einsum(f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec))
     return use.gradient(dw), None, dx
 
 
@@ -184,10 +199,10 @@ _add_bias.defvjp(lambda use, master, stored, y: (_add_bias(use, master, stored, 
 
 
 def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, spec: Any) -> jax.Array:
-    """Rows of a table [V, D] in the compute dtype, [B, T, D] placed as `spec`.
+    """Rows of a table [V, D] in the compute dtype: [B, T, D], placed as `spec`.
 
-    A table whose rows are split at rest is not gathered: every device looks up its part of all rows that the others need.
-    The gradient is summed the same way, in `config.gradient_dtype`.
+    A table whose width is split at rest is not gathered: every device looks up its part of the rows that the others need, and
+    sends it to them. The gradient is summed on the way back, in `config.gradient_dtype`.
     """
     return _lookup(spec, *weight_use(w, config, place), ids_BT)
 
@@ -218,9 +233,9 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[PartitionSpec]:
-    """The way of [B, T, D] from having its `embed` split to having its positions split: one mesh axis at a time, the last first.
+    """The partition specs on the way of [B, T, D] from `rows`, split by `embed`, to `stream`, split by batch and positions.
 
-    Each step is an all-to-all. In one step over several axes XLA gathers everything first.
+    Each step moves one mesh axis, the last first, and is an all-to-all. In one step over several axes XLA gathers everything.
 
     >>> between(PartitionSpec(None, None, ("data", "context")), PartitionSpec("data", "context", None))
     [P(None, 'context', 'data'), P('data', 'context', None), P('data', 'context', None)]
@@ -241,9 +256,9 @@ def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> li
 
 
 def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
-    """In a stage of a pipeline: weights [rounds, layers, *dims] that are used for one microbatch after the other.
+    """For a stage of a pipeline: weights [rounds, layers, *dims] whose gradient is first summed over all microbatches.
 
-    Their gradient is the sum of all uses first, and is then summed over devices and left where the moments are.
+    Only then it is summed over devices, once, and placed like the master parameter.
     """
     master, stored = master_and_stored(w)
     return w if master is stored else w.replace(_sum_uses_first(place, w.dims, sharding_spec(master), master, stored))  # type: ignore[return-value]
@@ -261,5 +276,5 @@ _sum_uses_first.defvjp(
 
 
 def sharding_spec(x: jax.Array) -> PartitionSpec | None:
-    """Where a traced array lives; None without a mesh."""
+    """The partition spec of a traced array; None without a mesh."""
     return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None

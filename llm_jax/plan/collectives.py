@@ -87,7 +87,7 @@ def read_collective(found: tuple[Computation, Instruction, str], module: Module,
     computation, instruction, kind = found
     size = mesh.devices.size
     nodes = np.array([device.id for device in mesh.devices.flat]) // devices_per_node
-    operands = computation.taken(instruction)
+    operands = computation.operands_of(instruction)
     if kind == "ragged-all-to-all":
         operands = operands[:1]  # the others are the output and the tables of offsets and sizes
     sent = float(sum(_sent_bytes(module, mesh, computation, operand) for operand in operands))

@@ -71,7 +71,7 @@ def read_kernel(module: Module, computation: Computation, instruction: Instructi
     kind, flops, rate, passes = _work(module, computation, instruction, widened)
     read, written = read_bytes(module, computation, instruction), written_bytes(module, computation, instruction)
     moved = read + written
-    if kind == "copy" and (HOST in instruction.type_text or any(HOST in taken.type_text for taken in computation.taken(instruction))):
+    if kind == "copy" and (HOST in instruction.type_text or any(HOST in taken.type_text for taken in computation.operands_of(instruction))):
         kind, moved = "host copy", min(read, written)  # over the bus once
     return KernelCost(instruction.name, kind, instruction.op_name, flops, moved, rate, passes)
 
@@ -83,7 +83,7 @@ def _work(module: Module, computation: Computation, instruction: Instruction, wi
     """(kind, FLOPs, rate, passes) of a kernel."""
     if instruction.target.startswith("__cudnn$fmha"):
         kind = BACKWARD if "Backward" in instruction.target else FORWARD
-        return kind, attention_flops(computation, instruction), rate_name(computation.taken(instruction)[0].shape.dtype), 1.0
+        return kind, attention_flops(computation, instruction), rate_name(computation.operands_of(instruction)[0].shape.dtype), 1.0
     flops, rate, passes, kind = 0.0, "bfloat16", 1.0, ""
     opcodes = set()
     for inside, part in parts(module, computation, instruction):
@@ -91,7 +91,7 @@ def _work(module: Module, computation: Computation, instruction: Instruction, wi
         product = product_flops(inside, part)
         if product:
             flops += product
-            operand = inside.taken(part)[0]
+            operand = inside.operands_of(part)[0]
             rate = rate_name(dtype_before_widening(module, inside, operand) if widened else operand.shape.dtype)
             passes = _passes(part)
             kind = "convolution" if part.opcode == "convolution" or "conv" in part.target else "matmul"
@@ -120,18 +120,18 @@ def parts(module: Module, computation: Computation, instruction: Instruction) ->
 def product_flops(computation: Computation, instruction: Instruction) -> float:
     """FLOPs of a matrix product or convolution by its shapes; 0 for anything else."""
     if instruction.opcode == "dot":
-        lhs = computation.taken(instruction)[0].shape
+        lhs = computation.operands_of(instruction)[0].shape
         return 2.0 * instruction.shape.elements * math.prod(lhs.dims[d] for d in instruction.numbers("lhs_contracting_dims"))
     if instruction.opcode == "ragged-dot" or instruction.target.endswith("groupedMatmul"):
-        return 2.0 * computation.taken(instruction)[0].shape.elements * instruction.shape.dims[-1]  # every row meets one group's matrix
+        return 2.0 * computation.operands_of(instruction)[0].shape.elements * instruction.shape.dims[-1]  # every row meets one group's matrix
     if instruction.target.startswith("__cublas$"):
         config = instruction.backend_config["gemm_backend_config"]["dot_dimension_numbers"]
-        lhs = computation.taken(instruction)[0].shape
+        lhs = computation.operands_of(instruction)[0].shape
         return 2.0 * instruction.shape.elements * math.prod(lhs.dims[int(d)] for d in config["lhs_contracting_dimensions"])
     if instruction.opcode == "convolution" or instruction.target.startswith("__cudnn$conv"):
         labels = instruction.attribute("dim_labels")
         assert labels
-        filters = computation.taken(instruction)[1].shape
+        filters = computation.operands_of(instruction)[1].shape
         return 2.0 * instruction.shape.elements * filters.elements / filters.dims[labels.split("_")[1].split("->")[0].index("o")]
     return 0.0
 
@@ -147,7 +147,7 @@ def _passes(product: Instruction) -> float:
 
 def attention_flops(computation: Computation, call: Instruction) -> float:
     """FLOPs of cuDNN's fused attention: 2 products forward, 5 backward (scores again, and the gradients of q, k, v and the weights)."""
-    width_k, width_v = (computation.taken(call)[i].shape.dims[-1] for i in (0, 2))
+    width_k, width_v = (computation.operands_of(call)[i].shape.dims[-1] for i in (0, 2))
     config = call.backend_config["cudnn_fmha_backend_config"]
     batch, heads, queries, keys = (int(n) for n in config["intermediate_tensor_shape"]["dimensions"])
     window = int(config.get("sliding_window_length", 0))
@@ -184,7 +184,7 @@ def dtype_before_widening(module: Module, computation: Computation, instruction:
             computation = module.computations[instruction.called[0]]
             instruction = computation.root
         elif instruction.opcode in SAME_ELEMENTS | {"all-gather"}:
-            instruction = computation.taken(instruction)[0]
+            instruction = computation.operands_of(instruction)[0]
         elif instruction.opcode == "reduce-precision" and instruction.attribute("mantissa_bits") == "7":
             return "bf16"
         else:
@@ -197,7 +197,7 @@ def dtype_before_widening(module: Module, computation: Computation, instruction:
 
 def read_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
     """What a kernel reads: its operands, or the slices of them that it takes. What is updated in place is not read."""
-    taken = computation.taken(instruction)
+    taken = computation.operands_of(instruction)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return instruction.bytes
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -230,7 +230,7 @@ def written_bytes(module: Module, computation: Computation, instruction: Instruc
     """What a kernel writes: its results, or the slice that it updates in place."""
     if instruction.opcode in WRAPPERS:
         fused = module.computations[instruction.called[0]]
-        roots = fused.taken(fused.root) if fused.root.opcode == "tuple" else [fused.root]
+        roots = fused.operands_of(fused.root) if fused.root.opcode == "tuple" else [fused.root]
         return sum(_updated(fused, root) for root in roots)
     return _updated(computation, instruction)
 
@@ -239,9 +239,9 @@ def _updated(computation: Computation, result: Instruction) -> float:
     """Bytes of `result` that are new."""
     source = result
     while source.opcode in SAME_ELEMENTS and source.operands:
-        source = computation.taken(source)[0]
+        source = computation.operands_of(source)[0]
     if source.opcode == "dynamic-update-slice":
-        return computation.taken(source)[1].shape.elements * item_bytes(result.shape.dtype)
+        return computation.operands_of(source)[1].shape.elements * item_bytes(result.shape.dtype)
     if source.opcode == "scatter":
-        return computation.taken(source)[-1].shape.elements * item_bytes(result.shape.dtype)
+        return computation.operands_of(source)[-1].shape.elements * item_bytes(result.shape.dtype)
     return result.bytes

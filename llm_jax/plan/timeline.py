@@ -251,7 +251,7 @@ class _Walk:
 def _started(computation: Computation, done: Instruction) -> Instruction:
     """What a done waits for."""
     while not done.opcode.endswith("-start"):
-        done = computation.taken(done)[0]
+        done = computation.operands_of(done)[0]
     return done
 
 

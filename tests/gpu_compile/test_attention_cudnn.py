@@ -145,7 +145,7 @@ def test_options_leave_alone_what_the_user_set():
     mine = gpu_options.compiler_options(8, layer, environment={})
     theirs = gpu_options.compiler_options(8, layer, environment=flags)
     assert set(mine) - set(theirs) == {"xla_gpu_enable_latency_hiding_scheduler"}
-    assert mine["xla_gpu_all_gather_combine_threshold_bytes"] == 2**28 // gpu_options.PARTS
+    assert mine["xla_gpu_all_gather_combine_threshold_bytes"] == 2**28 // gpu_options.COLLECTIVES_PER_LAYER
     assert "xla_gpu_all_gather_combine_threshold_bytes" not in gpu_options.compiler_options(1, layer, environment={})
 
 

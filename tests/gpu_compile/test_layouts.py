@@ -164,7 +164,7 @@ def sent(layout: str) -> Sent:
         inside = collective_of(program.module, program.home[instruction], instruction)
         assert inside
         computation, start, kind = inside
-        for operand in computation.taken(start):
+        for operand in computation.operands_of(start):
             for shape in operand.shapes:
                 found[kind, collective.axis, shape.dtype] += n * shape.elements * (collective.devices if kind == "all-gather" else 1)
     return found

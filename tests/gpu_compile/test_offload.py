@@ -41,7 +41,7 @@ def test_copies_run_beside_kernels():
     started = 0
     for computation in compiled(True).module.allocating():
         for instruction in computation:
-            touches = HOST in instruction.type_text or any(HOST in operand.type_text for operand in computation.taken(instruction))
+            touches = HOST in instruction.type_text or any(HOST in operand.type_text for operand in computation.operands_of(instruction))
             assert not touches or instruction.opcode not in ("copy", "fusion", "dynamic-slice", "dynamic-update-slice"), instruction.name
             started += touches and instruction.opcode.endswith("-start")
     assert started >= 4
