@@ -237,7 +237,7 @@ def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> li
 
     Each step moves one mesh axis, the last first, and is an all-to-all. In one step over several axes XLA gathers everything.
 
-    >>> between(PartitionSpec(None, None, ("data", "context")), PartitionSpec("data", "context", None))
+    >>> reshard_path(PartitionSpec(None, None, ("data", "context")), PartitionSpec("data", "context", None))
     [P(None, 'context', 'data'), P('data', 'context', None), P('data', 'context', None)]
     """
     if rows is None or stream is None:
