@@ -15,7 +15,7 @@ from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
 
@@ -29,7 +29,7 @@ def experiment() -> Experiment:
         layout=preset("fsdp"),
         data=DataConfig(source="stdlib"),
         tokenizer=TokenizerConfig(vocab=128256),
-        objective=ObjectiveConfig(chunk=4096),
+        objective=NextToken(chunk=4096),
         optimizer=OptimizerConfig(name="adamw", learning_rate=3e-4, warmup_steps=8000, clip_norm=1.0),
         train=TrainConfig(steps=100_000, batch_size=128, sequence_length=8192),
         evaluate=EvaluateConfig(every=1000, batches=4, final_batches=16),

@@ -27,7 +27,8 @@ from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
+from llm_jax.objective.protocol import Objective
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
@@ -49,7 +50,7 @@ class Experiment:
     """Sizes of mesh axes, where they differ from the layout's; -1: all devices that the others leave."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=NextToken)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

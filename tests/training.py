@@ -10,7 +10,7 @@ import numpy as np
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig, make_objective
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainModel, TrainState
@@ -55,7 +55,7 @@ def train(
     optimizer = optimizer or OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
     place = MeshPlacement(layout, make_mesh(layout, mesh))
     program = TrainModel(model.resolved(), optimizer, place, ema_decay)
-    objective = make_objective(ObjectiveConfig(z_loss=z_loss, chunk=64))
+    objective = NextToken(z_loss=z_loss, chunk=64)
     options = program_options(program) | (options or {})
     step = jax.jit(make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm), donate_argnums=0, compiler_options=options)
     state, history = program.new_state(0), []

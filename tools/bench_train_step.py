@@ -76,7 +76,6 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.model.accounting import train_flops_per_token
-    from llm_jax.objective.next_token import make_objective
     from llm_jax.train.compile import abstract_batch, jit_step
     from llm_jax.train.peak_flops import device_peak, measure_matmul
     from llm_jax.train.state import TrainModel
@@ -90,9 +89,9 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     chosen = dataclasses.replace(chosen, model=model)
     place = MeshPlacement(chosen.layout, make_mesh(chosen.layout, chosen.mesh))
     program = TrainModel(model, chosen.optimizer, place, chosen.train.ema_decay)
-    step = jit_step(program, make_objective(chosen.objective), chosen.optimizer, chosen.train.steps)
+    step = jit_step(program, chosen.objective, chosen.optimizer, chosen.train.steps)
     state = program.new_state(chosen.train.seed)
-    abstract, values = abstract_batch(chosen.train, place), random_batch(chosen)
+    abstract, values = abstract_batch(chosen.objective, chosen.train, place), random_batch(chosen)
     batch = {name: jax.device_put(values[name].reshape(array.shape), array.sharding) for name, array in abstract.items()}
     cpu = place.platform() == "cpu"
     seconds, peaks = [], []

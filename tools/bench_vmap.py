@@ -86,20 +86,19 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
     import jax
     import numpy as np
 
-    from llm_jax.objective.next_token import make_objective
-    from llm_jax.run.run import place_of
+    from llm_jax.run.prepare import place_of
     from llm_jax.scaling.vmapped_runs import jit_vmapped_step, placement_for, runs_spec, stack_states
     from llm_jax.train.compile import abstract_batch, jit_step, program_options
-    from llm_jax.train.state import TrainModel
+    from llm_jax.train.state import Frozen, TrainModel
 
     def variant(count: int | None, spread: int) -> Callable[[], None]:
         """A step of `count` runs at once, or of one run alone (None)."""
         made = [dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread}) for i in range(count or 1)]
         e = made[0]
-        objective, place = make_objective(e.objective), placement_for(e, count) if count else place_of(e)
+        objective, place = e.objective, placement_for(e, count) if count else place_of(e)
         program = TrainModel(e.model, e.optimizer, place)
         rng, batch = np.random.default_rng(0), {}
-        for name, array in abstract_batch(e.train, place).items():
+        for name, array in abstract_batch(objective, e.train, place).items():
             size = array.shape if count is None else (count, *array.shape)
             high = e.model.vocab if name in ("tokens", "targets") else 1
             values = np.ones(size, np.float32) if name == "weights" else rng.integers(0, high, size, np.int32)
@@ -114,7 +113,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
         def run() -> None:
             with jax.set_mesh(place.mesh):
-                holder[0], metrics = step(holder[0], batch)
+                holder[0], metrics = step(holder[0], batch, Frozen())
                 jax.block_until_ready(metrics)
 
         return run
@@ -142,12 +141,13 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
     from llm_jax.core.console import Console
     from llm_jax.processes.group import alone
     from llm_jax.run import run
+    from llm_jax.run.prepare import NO_CACHES, prepare_corpus
     from llm_jax.scaling.vmapped_runs import run_vmapped
 
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}
     with tempfile.TemporaryDirectory() as folder, alone() as group:
-        run.prepare_corpus(experiment(shape, 0, train_steps), run.ALONE, group, lambda text: None)  # cached from here on, for both
+        prepare_corpus(experiment(shape, 0, train_steps), NO_CACHES, group, lambda text: None)  # cached from here on, for both
         for spread in sorted({1, devices}):
             made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/vmap{spread}"), mesh={"data": spread}) for i in range(count)]
             start = time.perf_counter()

@@ -16,7 +16,7 @@ from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
 
@@ -30,7 +30,7 @@ def experiment() -> Experiment:
         layout=preset("fsdp"),
         data=DataConfig(source="stdlib"),
         tokenizer=TokenizerConfig(vocab=32000),
-        objective=ObjectiveConfig(chunk=4096),
+        objective=NextToken(chunk=4096),
         optimizer=OptimizerConfig(name="adamw", learning_rate=4e-4, warmup_steps=50, clip_norm=1.0),
         train=TrainConfig(steps=100, batch_size=28, sequence_length=4096),
         evaluate=EvaluateConfig(every=0, final_batches=1),

@@ -12,7 +12,7 @@ from llm_jax.data import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
 from llm_jax.scaling.designs import PowerRule, chinchilla_sizes, ladder, learning_rate, warmup_per_parameter
 from llm_jax.scaling.grid import Grid, GridConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
@@ -27,7 +27,7 @@ def experiment() -> Grid:
         layout=preset("fsdp"),
         data=DataConfig(source="stdlib"),
         tokenizer=TokenizerConfig(vocab=32000),
-        objective=ObjectiveConfig(chunk=4096),
+        objective=NextToken(chunk=4096),
         optimizer=OptimizerConfig(name="adamw", schedule="wsd", decay_fraction=0.2, final_fraction=0.0),
         train=TrainConfig(batch_size=256, sequence_length=2048),
         evaluate=EvaluateConfig(every=0, final_batches=32),

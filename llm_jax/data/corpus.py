@@ -125,10 +125,10 @@ class Corpus:
 
 
 def batch_sha(batch: Batch) -> str:
-    """sha256 hex of a global batch: the shapes and bytes of its five arrays."""
+    """sha256 hex of a global batch: the names, dtypes, shapes and bytes of its arrays, in their order."""
     digest = hashlib.sha256()
-    for key in BATCH_KEYS:
-        array = np.ascontiguousarray(batch[key])
+    for key, value in batch.items():
+        array = np.ascontiguousarray(value)
         digest.update(f"{key} {array.dtype.str} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -15,9 +15,10 @@ from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
+from llm_jax.objective.next_token import NextToken
 from llm_jax.pretrained.model import open_model, tokenizer_folder
 from llm_jax.run.initial_weights import read_source
-from llm_jax.run.run import check_layout, use_compilation_cache
+from llm_jax.run.prepare import check_layout, use_compilation_cache
 from llm_jax.train.evaluation import HeldOut
 
 
@@ -84,7 +85,7 @@ def score(
     if tokens:
         limit = math.ceil(tokens / (train.batch_size * train.sequence_length))
     with jax.set_mesh(opened.place.mesh):
-        found = HeldOut(opened.program, corpus, train.batch_size).scores(opened.parameters, limit)
+        found = HeldOut(opened.program, NextToken(), corpus, corpus.tokenizer, train.batch_size).scores(opened.parameters, limit)
     assert found
     loss = float(found["eval_loss"])
     return Scores(

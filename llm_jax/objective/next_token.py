@@ -1,84 +1,68 @@
-"""Next-token prediction: the mean cross-entropy of each token given those before it in its document."""
+"""Next-token prediction: the mean cross-entropy of every token given the tokens before it in its document."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from llm_jax.core.errors import UserError, nearest, require
-from llm_jax.model import router
-from llm_jax.model.attention_context import arrange
+from llm_jax.core.errors import require
+from llm_jax.core.renamed import moved
 from llm_jax.model.transformer import Transformer
-from llm_jax.objective.cross_entropy import linear_cross_entropy
-
-Batch = dict[str, jax.Array]
-Objective = Callable[[Transformer, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
-"""loss(model, batch) -> (sum of losses, sum of weights, metrics that are sums too). The train loop knows no more."""
+from llm_jax.objective.logprobs import cross_entropy, hidden_states
+from llm_jax.objective.protocol import Batch, Loss, Metric, Objective
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is minimised."""
+class NextToken(Objective):
+    """Cross-entropy of the next token."""
 
     name: str = "next_token"
-    """Which objective."""
+    """Which objective; its file is objective/NAME.py."""
     z_loss: float = 0.0
-    """Coefficient of log(Z)^2, which keeps logits from drifting (1e-4 in PaLM); 0: off."""
+    """Coefficient of log(Z)^2, which keeps logits from drifting (1e-4 in PaLM, Chowdhery et al. 2022); 0: off."""
     chunk: int = 1024
     """Positions whose logits exist at once on a device."""
 
     def check(self) -> None:
-        """Raises UserError for a value out of range, or an objective that there is none of."""
-        if self.name not in OBJECTIVES:
-            raise UserError(f"objective.name={self.name}: no such objective; {nearest(self.name, OBJECTIVES)} (an experiment file can register one)")
+        """Raises UserError for a value out of range."""
         require(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "0 (off) or more, e.g. 1e-4")
         require(self.chunk >= 1, "objective.chunk", self.chunk, "at least 1 position")
 
+    def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
+        """The weighted sum of cross-entropies (and z-loss), over batches of tokens, targets, weights, segments and positions, each [B, T]."""
+        hidden = hidden_states(policy, batch)
+        total, entropy = cross_entropy(policy, hidden, batch["targets"], batch["weights"], z_loss=self.z_loss, chunk=self.chunk)
+        return Loss(total, jnp.sum(batch["weights"]), {"cross_entropy": Metric(entropy)}, hidden.routing)
 
-Builder = Callable[[ObjectiveConfig], Objective]
-OBJECTIVES: dict[str, Builder] = {}
+    def evaluate(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array) -> Mapping[str, jax.Array]:
+        """Sums of the cross-entropy, the weights, and the bytes of the targets."""
+        targets, weights = batch["targets"], batch["weights"]
+        _, entropy = cross_entropy(policy, hidden_states(policy, batch), targets, weights)
+        bytes_BT = token_bytes.at[targets].get(out_sharding=jax.typeof(targets).sharding.spec)
+        return {"cross_entropy": entropy, "weight": jnp.sum(weights), "bytes": jnp.sum(bytes_BT * weights)}
 
+    def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """eval_loss in nats a token, eval_bits_per_byte, and eval_tokens, over how many tokens."""
+        return {
+            "eval_loss": sums["cross_entropy"] / sums["weight"],
+            "eval_bits_per_byte": sums["cross_entropy"] / np.log(2) / sums["bytes"],
+            "eval_tokens": sums["weight"],
+        }
 
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Adds an objective: a function of its configuration."""
-
-    def add(builder: Builder) -> Builder:
-        OBJECTIVES[name] = builder
-        return builder
-
-    return add
-
-
-@register("next_token")
-def next_token(config: ObjectiveConfig) -> Objective:
-    """The objective over batches with tokens, targets, weights, segments and positions, each [B, T]."""
-
-    def loss(model: Transformer, batch: Batch):
-        tokens, positions, targets, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "targets", "weights"))
-        x_BTD, routing = model.stream(tokens, positions, batch["segments"], weights)
-        total, entropy = linear_cross_entropy(
-            x_BTD,
-            model.output,
-            targets,
-            weights,
-            model.config,
-            model.place,
-            z_loss=config.z_loss,
-            chunk=config.chunk,
-        )
-        weight, metrics = jnp.sum(batch["weights"]), {"cross_entropy": entropy}
-        if routing is not None:
-            loss, sums = router.losses(model.config, routing, weight)
-            total, metrics = total + loss, metrics | sums
-        return total, weight, metrics
-
-    return loss
+    def line(self, scores: Mapping[str, float]) -> str:
+        """The scores of an evaluation as one line of the log."""
+        return f"held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte"
 
 
-def make_objective(config: ObjectiveConfig) -> Objective:
-    """The objective that the configuration names."""
-    return OBJECTIVES[config.name](config)
+def __getattr__(name: str) -> Any:
+    if name == "ObjectiveConfig":
+        moved(f"{__name__}.ObjectiveConfig", f"{__name__}.NextToken")
+    if name == "register":
+        moved(f"{__name__}.register", "a subclass of llm_jax.objective.protocol.Objective")
+    raise AttributeError(f"{__name__} has no {name}")

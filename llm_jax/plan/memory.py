@@ -53,7 +53,10 @@ def least_bytes(program: TrainModel, experiment: Experiment) -> int:
 
 def abstract_gradients(program: TrainModel) -> Any:
     """Gradients as the step has them (`train.step`)."""
-    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=at), program.abstract, program.shardings("optimizer"))
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=at),
+        *(program.trainable(tree) for tree in (program.abstract, program.shardings("optimizer"))),
+    )
 
 
 def local_bytes(tree: Any) -> int:

@@ -17,8 +17,8 @@ from llm_jax.model import transformer
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
-from llm_jax.run.compile import absent_program, check_complete, compile_program
-from llm_jax.run.run import check_layout
+from llm_jax.run.compile import absent_model, check_complete, compile_step
+from llm_jax.run.prepare import check_layout
 from llm_jax.train.state import TrainModel
 
 Compiler = Literal["gpu", "cpu"]
@@ -123,7 +123,7 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
     experiment, assumptions = with_assumptions(experiment, compiler)
     program = plan_program(experiment, plan_devices(hardware, devices, compiler))
     try:
-        step = compile_program(program, experiment)
+        step = compile_step(program, experiment)
     except jax.errors.JaxRuntimeError as error:
         if "Couldn't find output tile sizes" not in str(error):
             raise
@@ -150,7 +150,7 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
 
 def plan_program(experiment: Experiment, devices: list[Any]) -> TrainModel:
     """The program on these devices. Raises UserError for a layout that does not divide, leaves devices idle, or asks for another kernel."""
-    program = absent_program(experiment, devices)
+    program = absent_model(experiment, devices)
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")

@@ -12,8 +12,10 @@ import jax
 
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
+from llm_jax.experiment import Experiment, read_experiment
 from llm_jax.train.checkpoint import described
-from llm_jax.train.state import TrainModel
+from llm_jax.train.config import EVERYTHING
+from llm_jax.train.state import TrainModel, join, pick, trained_names
 
 
 def steps_of(run_dir: Path) -> list[int]:
@@ -47,8 +49,28 @@ def read_weights(run_dir: Path, program: TrainModel, step: int | None, log: Call
             problem = f"checkpoint {tried} is damaged ({error})"
             log(f"{run_dir}: {problem}")
             continue
-        return read_arrays(folder / "state", program, str(folder)), tried
+        return whole_weights(run_dir, folder / "state", program, log), tried
     raise UserError(f"{run_dir}: {problem}, and there is no other that is whole" if step is None else f"step={step}: {run_dir}: {problem}")
+
+
+def whole_weights(run_dir: Path, state: Path, program: TrainModel, log: Callable[[str], None]) -> Any:
+    """All parameters of a run, from the state in one of its checkpoints, which holds those that were trained, and from its start."""
+    experiment = read_experiment(run_dir)
+    if experiment.train.trainable == EVERYTHING:
+        return read_arrays(state, program, str(state.parent))
+    trained = trained_names(sorted(program.names), experiment.train.trainable)
+    rest = pick(initial_parameters(experiment, program, log), program.names - trained)
+    return join(read_arrays(state, program, str(state.parent), trained), rest)
+
+
+def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> Any:
+    """The parameters that a run starts with: read from the folder of `train.start_from`, or drawn at random from its seed."""
+    path = experiment.train.start_from
+    if not path:
+        return model.new_parameters(experiment.train.seed)
+    parameters, step = read_weights(Path(path).expanduser(), model, None, log)
+    log(f"starting with the weights of {path}, step {step}")
+    return parameters
 
 
 def loaded_weights(path: Path) -> Path | None:
@@ -69,12 +91,12 @@ def read_loaded(path: Path, program: TrainModel, leave_out: Sequence[str] = ()) 
             raise UserError(f"{path}: is damaged ({error})") from error
     folder = open_folder(path, leave_out)
     abstract = TrainModel(folder.model, program.optimizer, program.place).abstract
-    compare(abstract, program, str(path))
+    compare(abstract, program.abstract, str(path))
     return folder.read(program)
 
 
-def read_arrays(folder: Path, program: TrainModel, said: str) -> Any:
-    """The parameters (or their average) among the arrays that Orbax wrote into a folder. Raises UserError for those of another model."""
+def read_arrays(folder: Path, program: TrainModel, said: str, names: frozenset[str] | None = None) -> Any:
+    """The parameters (or their average) of these names (None: all) among the arrays that Orbax wrote into a folder. Raises UserError for those of another model."""
     import orbax.checkpoint as ocp
 
     for library in ("absl", "asyncio"):  # Orbax tells its every move
@@ -82,22 +104,21 @@ def read_arrays(folder: Path, program: TrainModel, said: str) -> Any:
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
         tree = reader.metadata(folder.absolute()).item_metadata.tree
         name = "average" if tree.get("average") else "parameters"
-        compare(tree[name], program, said)
-        mesh_wants = jax.tree.map(
-            lambda w, sharding: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=w.dtype, global_shape=w.shape),
-            program.abstract,
-            program.shardings("stored"),
+        wanted = program.abstract_parameters() if names is None else pick(program.abstract_parameters(), names)
+        compare(tree[name], wanted, said)
+        placed = jax.tree.map(
+            lambda w: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=w.sharding, dtype=w.dtype, global_shape=w.shape), wanted
         )
-        shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), program.abstract)
-        asked = ocp.args.PyTreeRestore(item={name: shapes}, restore_args={name: mesh_wants}, partial_restore=True)
+        shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), wanted)
+        asked = ocp.args.PyTreeRestore(item={name: shapes}, restore_args={name: placed}, partial_restore=True)
         return jax.block_until_ready(reader.restore(folder.absolute(), args=asked)[name])
 
 
-def compare(tree: Any, program: TrainModel, said: str) -> None:
-    """Raises UserError, naming the first difference, where arrays have other names or shapes than the program's weights."""
+def compare(tree: Any, wanted: Any, said: str) -> None:
+    """Raises UserError, naming the first difference, where arrays have other names or shapes than those that are wanted."""
     shape = lambda text: text.partition(" ")[2]  # noqa: E731 (whatever the dtype)
     there = {name: shape(text) for name, text in described(tree).items()}
-    here = {name: shape(text) for name, text in described(program.abstract).items()}
+    here = {name: shape(text) for name, text in described(wanted).items()}
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(

@@ -11,9 +11,9 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.objective.next_token import make_objective
+from llm_jax.run.frozen import frozen_models
 from llm_jax.train.compile import abstract_batch, jit_step
-from llm_jax.train.state import TrainModel
+from llm_jax.train.state import Frozen, TrainModel
 
 
 def check_complete(experiment: Experiment) -> None:
@@ -23,20 +23,28 @@ def check_complete(experiment: Experiment) -> None:
             raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
 
 
-def absent_program(experiment: Experiment, devices: Sequence[jax.Device]) -> TrainModel:
-    """The experiment's program on devices that may be absent. Raises UserError for what doesn't fit their number."""
+def absent_model(experiment: Experiment, devices: Sequence[jax.Device]) -> TrainModel:
+    """The experiment's model on devices that may be absent. Raises UserError for what doesn't fit their number."""
     check_complete(experiment)
-    mesh = make_mesh(experiment.layout, experiment.mesh, devices)
-    return TrainModel(experiment.model.resolved(), experiment.optimizer, MeshPlacement(experiment.layout, mesh), experiment.train.ema_decay)
+    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh, devices))
+    train = experiment.train
+    return TrainModel(experiment.model.resolved(), experiment.optimizer, place, train.ema_decay, train.trainable)
 
 
-def compile_program(program: TrainModel, experiment: Experiment) -> gpu_compile.CompiledStep:
-    """The train step of the experiment's program, compiled for its devices, which may be absent."""
-    step = jit_step(program, make_objective(experiment.objective), experiment.optimizer, experiment.train.steps)
-    return gpu_compile.compile_for(program.place.mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place)))
+def compile_step(model: TrainModel, experiment: Experiment) -> gpu_compile.CompiledStep:
+    """The train step of the experiment, compiled for its model's devices, which may be absent."""
+    objective, models = experiment.objective, frozen_models(experiment, model)
+    step = jit_step(model, objective, experiment.optimizer, experiment.train.steps, models)
+    parameters = {role: frozen.abstract_parameters() for role, frozen in models.items()}
+    frozen = Frozen(model.rest(model.abstract_parameters()), parameters)
+    arguments = (model.abstract_state(), abstract_batch(objective, experiment.train, model.place), frozen)
+    return gpu_compile.compile_for(model.place.mesh, step, arguments)
 
 
 def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
-    """The experiment's train step, compiled for GPUs that are not here; raises UserError also where XLA's GPU compiler is not installed."""
+    """The experiment's train step, compiled for GPUs that are not here.
+
+    Raises UserError for what doesn't fit their number, and where XLA's GPU compiler is not installed.
+    """
     check_complete(experiment)
-    return compile_program(absent_program(experiment, gpu_compile.topology_devices(hardware, devices)), experiment)
+    return compile_step(absent_model(experiment, gpu_compile.topology_devices(hardware, devices)), experiment)

@@ -7,23 +7,23 @@ from typing import Any
 
 import jax
 
-from llm_jax import data
 from llm_jax.core.format import clock, short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import described
 from llm_jax.model.accounting import active_parameters, train_flops_per_token
 from llm_jax.model.config import ModelConfig
-from llm_jax.train.state import TrainModel
+from llm_jax.run.prepare import RunPlan
 
 
-def header(experiment: Experiment, program: TrainModel, corpus: data.Corpus, peak: float | None) -> str:
+def header(plan: RunPlan, peak: float | None) -> str:
     """What is about to run, before it runs."""
+    experiment, program = plan.experiment, plan.model
     m, t, mesh = experiment.model, experiment.train, program.place.mesh
     tokens = t.batch_size * t.sequence_length
     device, flops_per_token = mesh.devices.flat[0], train_flops_per_token(m, t.sequence_length)
     total = flops_per_token * tokens * t.steps
-    epochs = corpus.epoch(t.steps - 1)
+    epochs = plan.corpus.epoch(t.steps - 1)
     lines = {
         "experiment": experiment.name,
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "

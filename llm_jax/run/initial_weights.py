@@ -13,7 +13,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import Experiment, experiment_name, load_experiment, override, read_experiment, resolved
 from llm_jax.pretrained.model import experiment_of, tokenizer_folder
-from llm_jax.pretrained.weights import read_weights, steps_of
+from llm_jax.pretrained.weights import initial_parameters, steps_of
 from llm_jax.train.state import TrainModel, TrainState
 
 TOKENIZER = "tokenizer"
@@ -81,14 +81,11 @@ def check_folder(experiment: Experiment) -> None:
         )
 
 
-def first_state(experiment: Experiment, program: TrainModel, log: Callable[[str], None]) -> TrainState:
-    """The state at step 0: weights drawn at random, or read; the optimizer begins anew."""
-    path = experiment.train.start_from
-    if not path:
-        return program.new_state(experiment.train.seed)
-    parameters, step = read_weights(Path(path).expanduser(), program, None, log)
-    log(f"starting with the weights of {path}, step {step}")
-    return program.state_with(parameters)
+def initial_state(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> TrainState:
+    """The state at step 0: weights drawn at random, or read from `train.start_from`; the optimizer begins anew."""
+    if not experiment.train.start_from and model.trained == model.names:
+        return model.new_state(experiment.train.seed)
+    return model.state_with(model.trainable(initial_parameters(experiment, model, log)))
 
 
 def experiment_from_pairs(pairs: list[tuple[str, str]]) -> Experiment:

@@ -39,7 +39,8 @@ from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width, residual
 from llm_jax.model.transformer import Transformer
-from llm_jax.objective.next_token import Batch, ObjectiveConfig, make_objective
+from llm_jax.objective.next_token import NextToken
+from llm_jax.objective.protocol import Batch
 from llm_jax.scaling.grid import Grid
 from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
@@ -112,7 +113,7 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
     """Takes one step on each batch; the changes of activations on `probe`. Arrays of a batch are [B, T]."""
     layout = preset("single")
     program = TrainModel(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
-    step_of = make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
+    step_of = make_step(program, NextToken(), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
     step = jax.jit(step_of, donate_argnums=0, compiler_options=program_options(program) or None)
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
     change = jax.jit(lambda now, start: jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start))

@@ -23,8 +23,9 @@ from llm_jax.core.files import Busy, check_writable, locked, write_json
 from llm_jax.core.format import clock
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.processes.group import Group
-from llm_jax.run import run, run_folder
+from llm_jax.run import run_folder
 from llm_jax.run.header import four
+from llm_jax.run.prepare import RunCaches, place_of, prepare_corpus, use_compilation_cache
 from llm_jax.scaling import collect
 from llm_jax.scaling.finish import finish_grid, predict_held_out
 from llm_jax.scaling.grid import Grid, Point, Row, folder_of
@@ -40,7 +41,7 @@ MAX_CORPORA = 4
 
 def run_grid(grid: Grid, group: Group) -> int:
     """Runs the selected points that have not ended before; returns the process's exit code."""
-    run.use_compilation_cache(grid.base)
+    use_compilation_cache(grid.base)
     folder, console = Path(folder_of(grid.base)), Console()
     check_writable(folder)
     points = grid.points([])
@@ -74,7 +75,7 @@ class Session:
     progress: GridProgress | None = None
 
     def __post_init__(self) -> None:
-        self.shared = run.Shared(prepare=corpus_cache(), peak=functools.lru_cache(device_peak))
+        self.caches = RunCaches(prepare=corpus_cache(), peak=functools.lru_cache(device_peak))
 
     def run(self) -> int:
         """Runs the selected points until the design adds none, writes the table, fit and report; returns the exit code."""
@@ -107,13 +108,13 @@ class Session:
         errors = []
         for experiment in experiments:
             try:
-                run.place_of(experiment)
+                place_of(experiment)
             except UserError as error:
                 errors.append(error)
         if errors and len(errors) == len(experiments):
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
-            run.prepare_corpus(experiments[0], self.shared, self.group, self.console.log)
+            prepare_corpus(experiments[0], self.caches, self.group, self.console.log)
 
     def runnable(self, points: list[Point], pending: list[Point]) -> list[Point]:
         """The pending points that can run now: held-out points come last, after prediction.json is written from all others.
@@ -248,7 +249,7 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
         for experiment in experiments:
             console.log_to(Path(experiment.run_dir) / "log.txt")
         try:
-            codes = run_vmapped(experiments, console, session.group, time.monotonic(), session.shared)
+            codes = run_vmapped(experiments, console, session.group, time.monotonic(), session.caches)
             if max(codes) in (EXIT_STOPPED, EXIT_INTERRUPTED):
                 raise Stopped(session.group.received or 0, session.group.reason)
         except Busy:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llm_jax import data
 from llm_jax.core.config_tree import flat
 from llm_jax.core.console import Console
-from llm_jax.core.errors import EXIT_DIVERGED, Stopped, UserError
+from llm_jax.core.errors import Stopped, UserError
 from llm_jax.data import batch_sha
 from llm_jax.experiment import Experiment
 from llm_jax.layout.gpu_options import Options
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
-from llm_jax.objective.next_token import Objective, make_objective
+from llm_jax.objective.protocol import Examples, Objective
 from llm_jax.processes.group import Group
 from llm_jax.run import run
-from llm_jax.run.header import header
-from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.run.prepare import (
+    NO_CACHES,
+    RunCaches,
+    RunPlan,
+    check_folder,
+    is_finished,
+    make_plan,
+    place_of,
+    prepare_corpus,
+    with_vocabulary_of,
+)
 from llm_jax.train.compile import program_options
-from llm_jax.train.evaluation import Evaluator
-from llm_jax.train.loader import Fed, Feed
-from llm_jax.train.loop import Diverged, Loop
+from llm_jax.train.config import EVERYTHING, TrainConfig
+from llm_jax.train.evaluation import Evaluator, HeldOut
+from llm_jax.train.loader import DeviceBatch, Loader, checked
 from llm_jax.train.optimizer import make_schedule
-from llm_jax.train.peak_flops import device_peak
-from llm_jax.train.rollback import Rollbacks
-from llm_jax.train.state import TrainModel, TrainState
+from llm_jax.train.run_state import RunState
+from llm_jax.train.state import Frozen, TrainModel, TrainState
 from llm_jax.train.step import make_evaluation, make_step
 
 IN_THE_SCHEDULE = (
@@ -75,24 +82,24 @@ def shape_key(experiment: Experiment) -> str:
     return json.dumps({key: value for key, value in tree.items() if key not in (*MAY_VARY, "name", "run_dir")}, sort_keys=True)
 
 
-def run_vmapped(experiments: Sequence[Experiment], console: Console, group: Group, begun: float, shared: run.Shared = run.ALONE) -> list[int]:
+def run_vmapped(experiments: Sequence[Experiment], console: Console, group: Group, begun: float, caches: RunCaches = NO_CACHES) -> list[int]:
     """Trains or resumes the runs of one group; returns an exit code for each, as `run.prepare_and_train` does.
 
     Finished runs are left untouched. The others resume from the newest checkpoint that they have in common; where there is none,
     all of them start again. Raises UserError for a configuration that can't be vmapped.
     """
     assert len(group_by_shape(experiments, len(experiments))) == 1, "experiments of one group"
-    summaries = [run.check_folder(experiment, group) for experiment in experiments]
-    codes = [0 if run.is_finished(e, summary) else None for e, summary in zip(experiments, summaries, strict=True)]
+    summaries = [check_folder(experiment, group) for experiment in experiments]
+    codes = [0 if is_finished(e, summary) else None for e, summary in zip(experiments, summaries, strict=True)]
     # A run that diverged before resumes from its last good checkpoint, an older step than the others' newest: it has a program apart.
     for diverged in (False, True):
         pending = [i for i, code in enumerate(codes) if code is None and (summaries[i].get("state") == "diverged") == diverged]
         if len(pending) == 1:
-            codes[pending[0]] = run.prepare_and_train(experiments[pending[0]], console, group, begun, shared)
+            codes[pending[0]] = run.prepare_and_train(experiments[pending[0]], console, group, begun, caches)
         elif pending:
             place = placement_for(experiments[0], len(pending))
             chosen, last = [experiments[i] for i in pending], [summaries[i] for i in pending]
-            for i, code in zip(pending, prepare_and_train(chosen, last, place, console, group, begun, shared), strict=True):
+            for i, code in zip(pending, prepare_and_train(chosen, last, place, console, group, begun, caches), strict=True):
                 codes[i] = code
         if group.received is not None:
             break
@@ -104,7 +111,7 @@ def placement_for(experiment: Experiment, count: int) -> MeshPlacement:
 
     Raises UserError for a layout or setting that can't be vmapped.
     """
-    whole, layout = run.place_of(experiment), experiment.layout
+    whole, layout = place_of(experiment), experiment.layout
     if any(axes for table in layout.tables().values() for axes in table.values()):
         raise UserError(
             f"layout.name={layout.name}: splits arrays over devices, but grid.executor=vmap keeps each run whole on one device. "
@@ -121,6 +128,11 @@ def placement_for(experiment: Experiment, count: int) -> MeshPlacement:
         raise UserError(
             f"train.start_from={experiment.train.start_from}: grid.executor=vmap starts runs from random weights. Use grid.executor=one_by_one."
         )
+    if experiment.objective.frozen() or experiment.train.trainable != EVERYTHING:
+        raise UserError(
+            f"objective.name={experiment.objective.name}: grid.executor=vmap can't train runs with frozen models or frozen parameters. "
+            "Use grid.executor=one_by_one."
+        )
     axis, *others = layout.mesh
     devices = max(n for n in range(1, whole.mesh.size + 1) if count % n == 0)
     return MeshPlacement(layout, make_mesh(layout, {axis: devices, **dict.fromkeys(others, 1)}))
@@ -133,90 +145,38 @@ def prepare_and_train(
     console: Console,
     group: Group,
     begun: float,
-    shared: run.Shared,
+    caches: RunCaches,
 ) -> list[int]:
-    """Prepares the corpus in every run's order and the run folders, then trains. `lasts`: the summaries of the runs' last starts."""
+    """Prepares the corpus in every run's order and the run folders, and trains in them. lasts: the summaries of their last starts."""
     first = experiments[0]
-    corpus = run.prepare_corpus(first, shared, group, console.log)
+    corpus = prepare_corpus(first, caches, group, console.log)
     by_seed = {e.train.seed: corpus if e.train.seed == first.train.seed else corpus.with_seed(e.train.seed) for e in experiments}
-    vocabulary = corpus.tokenizer.vocab_size
-    experiments = [dataclasses.replace(e, model=e.model.resolved(vocabulary)) for e in experiments]
-    corpora = [by_seed[e.train.seed] for e in experiments]
+    plans = [make_plan(with_vocabulary_of(e, corpus), place, by_seed[e.train.seed], f"{Path(e.run_dir).name}: ") for e in experiments]
     with contextlib.ExitStack() as folders:
-        for experiment, own, last in zip(experiments, corpora, lasts, strict=True):
-            folders.enter_context(run.opened(experiment, own, last, group, console))
-        return train(experiments, place, corpora, console, group, begun, shared)
+        for plan, last in zip(plans, lasts, strict=True):
+            folders.enter_context(run.open_run_folder(plan.experiment, plan.corpus, last, group, console))
+        count = len(plans)
+        note = f"vmap        {count} runs in one program, the first as above; they differ in {'; '.join(differing_keys(experiments))}"
+        return run.train(plans, console, group, begun, caches, vmapped, note, {"vmapped_runs": count})
 
 
-def train(
-    experiments: list[Experiment],
-    place: MeshPlacement,
-    corpora: list[data.Corpus],
-    console: Console,
-    group: Group,
-    begun: float,
-    shared: run.Shared,
-) -> list[int]:
-    """Trains runs whose folders are open, from their newest common checkpoint or the start, to their summaries; their exit codes."""
-    e, count = experiments[0], len(experiments)
-    # A program for each model: models differ in the scale of their initial weights, a constant of the initialiser.
-    by_model = {repr(x.model): TrainModel(x.model, e.optimizer, place, e.train.ema_decay) for x in experiments}
-    programs = [by_model[repr(x.model)] for x in experiments]
-    program, unstack = programs[0], make_unstack(count)
-    # On its own device a run is placed as if it were the only one: all mesh axes are used up.
-    own_program = TrainModel(e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names), e.train.ema_decay)
-    with contextlib.ExitStack() as life:
-        checkpoints = [Checkpoints(Path(x.run_dir), x.checkpoint, group) for x in experiments]
-        for kept in checkpoints:
-            life.callback(kept.close)
-        states, infos = start_or_resume(programs, checkpoints, experiments, corpora, console)
-        peak = (shared.peak or device_peak)(place.mesh, e.model.compute_dtype)
-        console.log(header(e, program, corpora[0], peak))
-        console.log(f"vmap        {count} runs in one program, the first as above; they differ in {'; '.join(differing_keys(experiments))}")
-        peak_of_all = peak and peak * place.mesh.size
-        runs = [
-            run.make_running(life, x, kept, Rollbacks(Path(x.run_dir), group), corpus, info, begun, peak_of_all, label=f"{Path(x.run_dir).name}: ")
-            for x, kept, corpus, info in zip(experiments, checkpoints, corpora, infos, strict=True)
-        ]
-        for running in runs:
-            if running.goodput.notice:
-                console.log(running.label + running.goodput.notice)
-        feed = VmappedFeed(corpora, place, batch_size=e.train.batch_size, microbatches=e.train.microbatches, sha=e.train.batch_sha)
-        life.callback(feed.close)
-        evaluate = vmap_over_devices(place, make_evaluation(own_program), in_axes=(0, None, None))
-        loop = Loop(
-            group=group,
-            step=jit_vmapped_step(own_program, make_objective(e.objective), experiments, program_options(program)),
-            feed=feed,
-            evaluate=Evaluator(program, corpora[0], e.train, e.evaluate, group, evaluate),
-            runs=runs,
-            console=console,
-            train=e.train,
-            evaluation=e.evaluate,
-            checkpointing=e.checkpoint,
-            parts=unstack,
-        )
-        stopped_by = 0
-        try:
-            with jax.set_mesh(place.mesh):
-                state = loop.run(stack_states(states, place), infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos))
-                loop.spend("sample")
-                if e.sample.tokens:
-                    for x, own, corpus, running in zip(experiments, unstack(state), corpora, runs, strict=True):
-                        if not running.diverged:
-                            run.show_samples(program, own, corpus, x, console, group)
-        except Stopped as stopped:
-            if not group.armed:  # no step was done
-                raise
-            console.log(f"{stopped} at step {loop.live()[0].latest['step']}; checkpoints saved; rerun this command to resume")
-            stopped_by = stopped.code
-        except Diverged:
-            console.log(f"all {count} runs diverged")
-        run.settle(runs, group)
-        codes = [EXIT_DIVERGED if running.diverged else stopped_by for running in runs]
-        for x, running, code in zip(experiments, runs, codes, strict=True):
-            run.last_word(x, program, running, peak, code, console, {"vmapped_runs": count})
-    return codes
+def vmapped(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, group: Group) -> run.Stepper:
+    """Trains several runs in lockstep: `jax.vmap` of the step, each device with its share of the runs."""
+    first, place = plans[0], plans[0].place
+    e, objective = first.experiment, first.experiment.objective
+    # On its own device a run is as if there were no other: all mesh axes are used up.
+    alone = dataclasses.replace(place, manual_axes=place.mesh.axis_names)
+    own_model = TrainModel(first.model.config, e.optimizer, alone, e.train.ema_decay)
+    evaluate = vmap_over_devices(place, make_evaluation(own_model, objective), in_axes=(0, None, None, None))
+    examples = [running.examples for running in runs]
+    held_out = HeldOut(first.model, objective, examples[0], first.corpus.tokenizer, e.train.batch_size, evaluate=evaluate)
+    return run.Stepper(
+        step=jit_vmapped_step(own_model, objective, [plan.experiment for plan in plans], program_options(first.model)),
+        source=VmappedLoader(examples, objective, place, e.train),
+        evaluate=Evaluator(held_out, e.train, e.evaluate, group),
+        join=lambda states: stack_states(states, place),
+        parts=make_unstack(len(plans)),
+    )
 
 
 def differing_keys(experiments: list[Experiment]) -> list[str]:
@@ -224,26 +184,6 @@ def differing_keys(experiments: list[Experiment]) -> list[str]:
     trees = [flat(dataclasses.asdict(e)) for e in experiments]
     columns = {key: [tree[key] for tree in trees] for key in MAY_VARY}
     return [f"{key}: {', '.join(map(str, values))}" for key, values in columns.items() if len(set(values)) > 1]
-
-
-def start_or_resume(
-    programs: list[TrainModel], checkpoints: list[Checkpoints], experiments: list[Experiment], corpora: list[data.Corpus], console: Console
-) -> tuple[list[TrainState], list[Mapping[str, Any]]]:
-    """Each run's state and info at the newest step for which all have a readable checkpoint, or at the start."""
-    while common := set.intersection(*(set(kept.steps()) for kept in checkpoints)):
-        found = [
-            run.restored(program, kept, experiment, corpus, console, newest=max(common))
-            for program, kept, experiment, corpus in zip(programs, checkpoints, experiments, corpora, strict=True)
-        ]
-        restored = [pair for pair in found if pair is not None]
-        if len(restored) == len(found) and len({info["step"] for _, info in restored}) == 1:
-            console.log(f"resuming at step {restored[0][1]['step']}")
-            return [state for state, _ in restored], [info for _, info in restored]
-        # A checkpoint was damaged and has been set aside: try the next common step.
-    if any(kept.steps() for kept in checkpoints):
-        console.log("the runs have no checkpoint of one common step: all of them start again")
-    states = [program.new_state(experiment.train.seed) for program, experiment in zip(programs, experiments, strict=True)]
-    return states, [{"step": 0}] * len(states)
 
 
 def vmap_over_devices(place: MeshPlacement, f: Callable, in_axes: tuple[int | None, ...]) -> Callable:
@@ -260,8 +200,8 @@ def runs_spec(place: MeshPlacement) -> PartitionSpec:
 
 def jit_vmapped_step(
     program: TrainModel, objective: Objective, experiments: Sequence[Experiment], options: Options
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated.
+) -> Callable[[TrainState, Any, Frozen], tuple[TrainState, dict[str, jax.Array]]]:
+    """step(state, batch, frozen) -> (state, metrics) of all runs, jitted; every array has a leading dim of runs. The state is donated.
 
     program: of one run on its own device. options: compiler options. The step raises UserError for an optimizer that branches in
     Python on a setting in which the runs differ.
@@ -279,7 +219,7 @@ def jit_vmapped_step(
 
     jitted = jax.jit(vmap_over_devices(place, one_run, (0, 0, 0)), donate_argnums=1, compiler_options=options or None)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any, frozen: Frozen) -> tuple[TrainState, dict[str, jax.Array]]:
         try:
             return jitted(fixed, state, batch)
         except jax.errors.TracerBoolConversionError as error:
@@ -314,19 +254,24 @@ def make_unstack(count: int) -> Callable[[Any], list[Any]]:
     return lambda tree: index_on_devices(tree) if any(isinstance(x, jax.Array) for x in jax.tree.leaves(tree)) else index(tree)
 
 
-class VmappedFeed(Feed):
-    """The batches of several runs, each as the run would see it by itself: arrays [R, A, B / A, T], R runs, A microbatches."""
+class VmappedLoader(Loader):
+    """The batches of several runs, each as the run would have it alone: arrays [R, A, B / A, ...]."""
 
-    def __init__(self, corpora: list[data.Corpus], place: MeshPlacement, **settings: Any):
-        super().__init__(corpora[0], place, **settings)
-        self.corpora = corpora
+    def __init__(self, examples: Sequence[Examples], objective: Objective, place: MeshPlacement, train: TrainConfig):
+        super().__init__(examples[0], objective, place, train)
+        self.of_runs = examples
 
-    def make(self, number: int) -> Fed:
-        """Batch `number` of every run; built once for runs that share a corpus."""
-        distinct = {id(corpus): corpus for corpus in self.corpora}
-        batches = {key: corpus.batch(number) for key, corpus in distinct.items()}
+    def make(self, number: int) -> DeviceBatch:
+        """Batch `number` of every run; made once where runs have the same."""
+        different = {id(examples): examples for examples in self.of_runs}
+        batches = {key: checked(examples.batch(number), self.specs) for key, examples in different.items()}
         shas = {key: batch_sha(batch) if self.sha else None for key, batch in batches.items()}
-        A, own = self.microbatches, [batches[id(corpus)] for corpus in self.corpora]
-        rows = {name: np.stack([batch[name].reshape(A, self.batch_size // A, -1) for batch in own]) for name in own[0]}
+        A, keys = self.train.microbatches, [id(examples) for examples in self.of_runs]
+        rows = {name: np.stack([split_rows(batches[key][name], A) for key in keys]) for name in self.specs}
         sharding = NamedSharding(self.place.mesh, runs_spec(self.place))
-        return Fed({name: jax.device_put(values, sharding) for name, values in rows.items()}, tuple(shas[id(corpus)] for corpus in self.corpora))
+        return DeviceBatch({name: jax.device_put(values, sharding) for name, values in rows.items()}, tuple(shas[key] for key in keys))
+
+
+def split_rows(values: np.ndarray, microbatches: int) -> np.ndarray:
+    """An array [B, ...] as [A, B / A, ...]."""
+    return values.reshape(microbatches, -1, *values.shape[1:])

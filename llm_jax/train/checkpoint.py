@@ -24,11 +24,13 @@ import jax
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import sync_folder
+from llm_jax.objective.protocol import Score
 from llm_jax.processes.collective import broadcast_from_first, first_error, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.state import TrainState
 
+LOSS = Score()
 SAVING, REMOVING = "saving.", "removing."
 """What folders are called that are no checkpoint yet, or no more."""
 
@@ -39,19 +41,20 @@ class Checkpoints:
     Each has the train state, and a small JSON of what else a resumed run needs (`info`), its held-out loss if there is one among it.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False, reach: int = 0):
-        """reach: a checkpoint of so many steps before the newest is always kept, if there ever was one, and all those after it."""
+    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False, reach: int = 0, score: Score = LOSS):
+        """reach: a checkpoint of so many steps before the newest is always kept, if there ever was one, and all those after it.
+        score: which evaluation score makes a checkpoint the best."""
         import orbax.checkpoint as ocp
 
         for library in ("absl", "asyncio"):  # Orbax tells its every move, and an error in pages of tracebacks beside the exception
             logging.getLogger(library).setLevel(logging.CRITICAL)
-        self.ocp, self.run_dir, self.config, self.group, self.reach = ocp, run_dir, config, group, reach
+        self.ocp, self.run_dir, self.config, self.group, self.reach, self.score = ocp, run_dir, config, group, reach, score
         self.folder = (run_dir / "checkpoints").absolute()
         found = broadcast_from_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
         self.scores: dict[int, float | None] = dict(found)
-        """The steps that there are whole checkpoints of, each with its held-out loss, if it has one."""
+        """The steps of all whole checkpoints, each with its evaluation score, if it has one."""
         self.begun = set(self.scores)
-        self.best = self.lowest()
+        self.best = self.best_loss()
         items = {"state": ocp.StandardCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
         self.thread = ThreadPoolExecutor(1, "checkpoints")
@@ -65,18 +68,21 @@ class Checkpoints:
                 if path.name.startswith((SAVING, REMOVING)):
                     shutil.rmtree(path, ignore_errors=True)
         steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
-        return {step: score_of(self.folder / str(step)) for step in steps}
+        return {step: read_score(self.folder / str(step), self.score.name) for step in steps}
 
-    def save(self, state: TrainState, step: int, info: dict[str, Any], eval_loss: float | None) -> None:
-        """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be donated."""
+    def save(self, state: TrainState, step: int, info: dict[str, Any], score: float | None) -> None:
+        """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be donated.
+
+        score: the evaluation score of this state, if it was evaluated.
+        """
         if step in self.begun:
             return
         self.wait()
-        score = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
-        self.best = min(self.best, math.inf if score is None else score)
+        score = score if score is not None and math.isfinite(score) else None
+        self.best = min(self.best, self.as_loss(score))
         self.begun.add(step)
         args = self.ocp.args
-        items = args.Composite(state=args.StandardSave(as_dict(state)), info=args.JsonSave({**info, "eval_loss": score}))
+        items = args.Composite(state=args.StandardSave(as_dict(state)), info=args.JsonSave({**info, self.score.name: score}))
         with self.failing(step):
             self.checkpointer.save(self.folder / f"{SAVING}{step}", args=items)
         self.writing = step, self.thread.submit(self.finish, step, score)
@@ -114,25 +120,29 @@ class Checkpoints:
         for later in later_ones:
             del self.scores[later]
             self.begun.discard(later)
-        self.best = self.lowest()
+        self.best = self.best_loss()
 
-    def lowest(self) -> float:
-        """The lowest held-out loss of the checkpoints that there are; infinite where none has one."""
-        return min((score for score in self.scores.values() if score is not None), default=math.inf)
+    def as_loss(self, score: float | None) -> float:
+        """A score as a number that is lower where the score is better; infinite for None."""
+        return math.inf if score is None else score if self.score.lower_is_better else -score
+
+    def best_loss(self) -> float:
+        """The best score of all checkpoints, `as_loss`; infinite where none has one."""
+        return min(map(self.as_loss, self.scores.values()), default=math.inf)
 
     def replaced(self) -> list[int]:
         """The steps whose checkpoints are not to be kept any longer."""
         steps = self.steps()
         oldest = max((step for step in steps if step <= steps[-1] - self.reach), default=0)
         kept = {*steps[-self.config.keep :], *self.config.also, *(step for step in steps if step >= oldest)}
-        scored = [(score, -step) for step, score in self.scores.items() if score is not None]
+        scored = [(self.as_loss(score), -step) for step, score in self.scores.items() if score is not None]
         if self.config.keep_best and scored:
             kept.add(-min(scored)[1])
         return [step for step in steps if step not in kept]
 
-    def wants(self, eval_loss: float) -> bool:
-        """Whether a state with this held-out loss is to be kept as the best."""
-        return self.config.keep_best and eval_loss < self.best
+    def is_best(self, score: float) -> bool:
+        """Whether a state with this score is better than all checkpoints, and so to be kept."""
+        return self.config.keep_best and self.as_loss(score) < self.best
 
     def check(self) -> None:
         """Raises Fault where what was being saved turned out not to be possible to write. Costs nothing."""
@@ -265,10 +275,10 @@ def is_damage(error: Exception) -> bool:
     return not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory"))
 
 
-def score_of(folder: Path) -> float | None:
-    """The held-out loss of a checkpoint; None where it has none, or can't be read."""
+def read_score(folder: Path, name: str) -> float | None:
+    """The evaluation score of a checkpoint; None where it has none, or can't be read."""
     try:
-        score = json.loads((folder / "info" / "metadata").read_text())["eval_loss"]
+        score = json.loads((folder / "info" / "metadata").read_text())[name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, float) else None

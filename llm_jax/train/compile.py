@@ -11,20 +11,18 @@ import jax.numpy as jnp
 from llm_jax.layout import cpu_options, gpu_options
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.dims import Table
-from llm_jax.objective.next_token import Objective
+from llm_jax.objective.protocol import ArraySpec, Objective
 from llm_jax.train.config import TrainConfig
+from llm_jax.train.loader import names, sizes
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainModel
-from llm_jax.train.step import make_step
-
-BATCH_DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
-"""The arrays of a batch (`data.Corpus`)."""
+from llm_jax.train.step import NO_MODELS, Models, make_step
 
 
-def jit_step(program: TrainModel, objective: Objective, optimizer: OptimizerConfig, steps: int) -> Any:
-    """step(state, batch) -> (state, metrics), jitted: the state is donated."""
-    step = make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm)
-    return jax.jit(step, donate_argnums=0, compiler_options=program_options(program) or None)
+def jit_step(model: TrainModel, objective: Objective, optimizer: OptimizerConfig, steps: int, frozen_models: Models = NO_MODELS) -> Any:
+    """step(state, batch, frozen) -> (state, metrics), jitted: the state is donated."""
+    step = make_step(model, objective, make_schedule(optimizer, steps), optimizer.clip_norm, frozen_models)
+    return jax.jit(step, donate_argnums=0, compiler_options=program_options(model) or None)
 
 
 def program_options(program: TrainModel) -> gpu_options.Options:
@@ -49,8 +47,11 @@ def layer_bytes(program: TrainModel) -> dict[str, int]:
     return {"all_gather": in_use * weight, "reduce_scatter": at_home * gradient, "all_reduce": at_home * gradient}
 
 
-def abstract_batch(train: TrainConfig, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and shardings of what `Feed` brings."""
-    shape = (train.microbatches, train.batch_size // train.microbatches, train.sequence_length)
-    sharding = place.sharding((None, "batch", "sequence"), "compute")
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_DTYPES.items()}
+def abstract_batch(objective: Objective, train: TrainConfig, place: MeshPlacement) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of the arrays that `Loader` brings."""
+
+    def abstract(spec: ArraySpec) -> jax.ShapeDtypeStruct:
+        shape = (train.microbatches, *sizes(spec, train.batch_size // train.microbatches, train.sequence_length))
+        return jax.ShapeDtypeStruct(shape, spec.dtype, sharding=place.sharding((None, *names(spec)), "compute"))
+
+    return {name: abstract(spec) for name, spec in objective.arrays().items()}

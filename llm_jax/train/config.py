@@ -10,6 +10,9 @@ from llm_jax.core.errors import UserError, require
 TO_BE_GIVEN = "?"
 """The `start_from` of an experiment file that leaves it to the command line."""
 
+EVERYTHING = ("*",)
+"""The `trainable` of a run that trains all of its parameters."""
+
 
 @dataclass(frozen=True)
 class RollbackConfig:
@@ -63,6 +66,9 @@ class TrainConfig:
     start_from: str = ""
     """A run folder, or one of Hugging Face's, whose (newest) weights the run begins with in place of random ones; its model must have the same
     shapes, and the tokenizer must be its. `from=FOLDER` on a command line sets all that."""
+    trainable: tuple[str, ...] = EVERYTHING
+    """Names of the parameters that are trained, dotted, `*` for anything, e.g. ["blocks.attention.*"]; the others keep the values that
+    the run starts with, and have no gradients, moments or checkpoints."""
     seed: int = 0
     """Seeds the weights and the order of the data."""
     ema_decay: float = 0.0
@@ -84,6 +90,7 @@ class TrainConfig:
         require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
         if self.start_from == TO_BE_GIVEN:
             raise UserError("from= is missing: this experiment goes on with a model that is there; add from=RUN_OR_FOLDER")
+        require(bool(self.trainable), "train.trainable", "[]", 'a list of names of parameters, ["*"] for all')
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
         self.rollback.check()

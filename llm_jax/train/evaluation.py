@@ -1,4 +1,4 @@
-"""The loss of weights on the documents of a corpus that are held out, in training and after it."""
+"""The scores of weights on held-out examples, in training and after it."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.data import Corpus
+from llm_jax.data import Tokenizer
+from llm_jax.objective.protocol import Examples, Objective
 from llm_jax.processes.group import Group
 from llm_jax.train.compile import program_options
 from llm_jax.train.config import EvaluateConfig, TrainConfig
 from llm_jax.train.loader import on_devices
-from llm_jax.train.state import TrainModel, TrainState
-from llm_jax.train.step import Metrics, make_evaluation
+from llm_jax.train.state import Frozen, TrainModel, TrainState
+from llm_jax.train.step import NO_MODELS, Metrics, Models, make_evaluation
 
 
 class HeldOut:
-    """Scores weights on a corpus' held-out documents."""
+    """Scores weights on held-out examples, as an objective does."""
 
-    def __init__(self, program: TrainModel, corpus: Corpus, batch_size: int, evaluate: Callable[..., Metrics] | None = None):
+    def __init__(
+        self,
+        model: TrainModel,
+        objective: Objective,
+        examples: Examples,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        frozen_models: Models = NO_MODELS,
+        evaluate: Callable[..., Metrics] | None = None,
+    ):
         """evaluate: in place of `make_evaluation`'s, where the weights are of several runs."""
-        self.program, self.corpus, self.batch_size = program, corpus, batch_size
-        self.evaluate = jax.jit(evaluate or make_evaluation(program), compiler_options=program_options(program) or None)
-        self.token_bytes = pad_to(corpus.tokenizer.token_bytes.astype(np.float32), program.config.vocab or 0)
+        self.model, self.objective, self.examples, self.batch_size = model, objective, examples, batch_size
+        evaluate = evaluate or make_evaluation(model, objective, frozen_models)
+        self.evaluate = jax.jit(evaluate, compiler_options=program_options(model) or None)
+        self.token_bytes = pad_to(tokenizer.token_bytes.astype(np.float32), model.config.vocab or 0)
 
-    def scores(self, parameters: Any, limit: int | None, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
-        """eval_loss in nats per token, eval_bits_per_byte, and over how many tokens, float64 [] or [R]; of at most `limit` batches.
+    def scores(
+        self, parameters: Any, limit: int | None, stopped: Callable[[], bool] = lambda: False, frozen: Frozen | None = None
+    ) -> dict[str, Any] | None:
+        """The objective's scores, float64 [] or [R], of at most `limit` batches.
 
-        `stopped` is asked before each batch; None where it said so.
+        `stopped` is called before each batch; None where it returned True.
         """
-        sums: dict[str, Any] = {"cross_entropy": 0.0, "weight": 0.0, "bytes": 0.0}
-        for batch in self.corpus.held_out_batches(self.batch_size, limit):
+        sums: dict[str, Any] = {}
+        for batch in self.examples.held_out_batches(self.batch_size, limit):
             if stopped():
                 return None
-            scores = jax.device_get(self.evaluate(parameters, on_devices(batch, self.program.place), self.token_bytes))
-            sums = {name: total + np.asarray(scores[name], np.float64) for name, total in sums.items()}
-        return {
-            "eval_loss": sums["cross_entropy"] / sums["weight"],
-            "eval_bits_per_byte": sums["cross_entropy"] / np.log(2) / sums["bytes"],
-            "eval_tokens": sums["weight"],
-        }
+            arrays = on_devices(batch, self.objective, self.model.place)
+            found = jax.device_get(self.evaluate(parameters, arrays, self.token_bytes, frozen or Frozen()))
+            sums = {name: sums.get(name, 0.0) + np.asarray(value, np.float64) for name, value in found.items()}
+        return self.objective.scores(sums)
 
 
 class Evaluator:
     """The evaluations of a run, or of several."""
 
-    def __init__(
-        self,
-        program: TrainModel,
-        corpus: Corpus,
-        train: TrainConfig,
-        config: EvaluateConfig,
-        group: Group,
-        evaluate: Callable[..., Metrics] | None = None,
-    ):
-        """evaluate: as for `HeldOut`."""
-        self.train, self.config, self.group = train, config, group
-        self.held_out = HeldOut(program, corpus, train.batch_size, evaluate)
+    def __init__(self, held_out: HeldOut, train: TrainConfig, config: EvaluateConfig, group: Group, frozen: Frozen | None = None):
+        self.held_out, self.train, self.config, self.group, self.frozen = held_out, train, config, group, frozen
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:
         """The scores of a state, or of its average where it has one; None if a signal ended it."""
@@ -69,7 +69,7 @@ class Evaluator:
             self.group.mark("evaluate", done)
             return self.group.poll() is not None
 
-        return self.held_out.scores(state.parameters if state.average is None else state.average, limit, stopped)
+        return self.held_out.scores(state.parameters if state.average is None else state.average, limit, stopped, self.frozen)
 
 
 def pad_to(values: np.ndarray, size: int) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,11 +12,13 @@ import jax
 from llm_jax.core.console import Console
 from llm_jax.core.errors import Stopped
 from llm_jax.core.format import clock, short
+from llm_jax.objective.protocol import Objective
 from llm_jax.processes.group import Group
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
-from llm_jax.train.loader import Feed
-from llm_jax.train.run_state import Running
-from llm_jax.train.state import TrainState
+from llm_jax.train.loader import BatchSource
+from llm_jax.train.rollback import Spike
+from llm_jax.train.run_state import RunState
+from llm_jax.train.state import Frozen, TrainState
 
 
 class Diverged(Exception):
@@ -36,29 +38,48 @@ class Loop:
     """
 
     group: Group
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    feed: Feed
+    step: Callable[[TrainState, Any, Frozen], tuple[TrainState, dict[str, jax.Array]]]
+    source: BatchSource
     evaluate: Callable[[TrainState], dict[str, Any] | None]
     """Held-out scores; None where a signal ended it early."""
-    runs: Sequence[Running]
+    runs: Sequence[RunState]
     console: Console
     train: TrainConfig
     evaluation: EvaluateConfig
     checkpointing: CheckpointConfig
+    objective: Objective
+    frozen: Frozen = field(default_factory=Frozen)
+    """What the step reads beside the state."""
     parts: Callable[[Any], list[Any]] = only
-    """What each run has of a tree that is of all."""
+    """Takes a tree of all runs apart: one tree for each run."""
+    recover: Callable[[Spike], tuple[TrainState, Mapping[str, Any]]] | None = None
+    """Rolls the run back after a loss spike: the state and checkpoint info to resume from."""
 
-    def run(self, state: TrainState, first: int, evaluation_due: bool = False) -> TrainState:
-        """Trains to `train.steps`. Raises Diverged, or Stopped with the state saved.
+    def run(self, state: TrainState | None, first: int, evaluation_due: bool = False) -> TrainState:
+        """Trains from step `first` to `train.steps`, through roll-backs. Raises Diverged, or Stopped with the state saved.
 
         All processes do the same, and decide by what is the same on all: they poll for a signal in the same places (`Group.poll`).
 
         `evaluation_due`: whether the run was stopped before the evaluation that belongs to step `first`.
         """
+        while True:
+            assert state is not None
+            try:
+                return self.train_from(state, first, evaluation_due)
+            except Spike as raised:
+                if self.recover is None:
+                    raise
+                spike = raised.with_traceback(None)  # its frames hold the state, and there may not be room for two
+            state = None
+            state, info = self.recover(spike)
+            first, evaluation_due = info["step"], bool(info.get("evaluation_due"))
+
+    def train_from(self, state: TrainState, first: int, evaluation_due: bool) -> TrainState:
+        """Trains from step `first` to `train.steps`. Raises Spike after a loss spike, and what `run` raises."""
         last = self.train.steps
         self.console.start(last, first)
         pending: tuple[int, dict[str, jax.Array], Sequence[str | None], float] | None = None
-        batches, compiled = self.feed.batches(first, last), False
+        compiled = False
         self.mark = time.perf_counter()
         self.fresh = True  # the next step's time is not a step's: it compiles, or follows an evaluation
         try:
@@ -68,16 +89,16 @@ class Loop:
             for done in range(first + 1, last + 1):
                 self.spend("data")
                 waited = time.perf_counter()
-                fed = next(batches)
+                batch = self.source.next(done - 1, state)
                 waited = time.perf_counter() - waited
                 self.spend("step" if compiled else "compile")
-                self.group.mark("train" if compiled else "compile", done, fed.shas[0])
-                state, metrics = self.step(state, fed.arrays)
+                self.group.mark("train" if compiled else "compile", done, batch.shas[0])
+                state, metrics = self.step(state, batch.arrays, self.frozen)
                 compiled = True
                 self.spend("step")
                 if pending:
                     self.read(*pending)
-                pending = (done, metrics, fed.shas, waited)
+                pending = (done, metrics, batch.shas, waited)
                 stopped = self.group.poll() is not None
                 evaluate = done == last or (self.evaluation.every and done % self.evaluation.every == 0)
                 save = done == last or done % self.checkpointing.every == 0 or done in self.checkpointing.also
@@ -104,7 +125,7 @@ class Loop:
         for run in self.runs:
             run.goodput.spend(part)
 
-    def live(self) -> list[Running]:
+    def live(self) -> list[RunState]:
         """The runs that have not diverged."""
         return [run for run in self.runs if not run.diverged]
 
@@ -139,7 +160,7 @@ class Loop:
                 if not run.diverged:
                     run.score(done, {name: float(value) for name, value in own.items()}, self.console.log)
         every = save or self.group.received is not None
-        wanted = [run for run in self.live() if every or (scores is not None and run.checkpoints.wants(run.latest["eval_loss"]))]
+        wanted = [run for run in self.live() if every or (scores is not None and run.checkpoints.is_best(run.latest[self.objective.score.name]))]
         if scores is not None and not every:  # the processes compute the same, but if they didn't, they would wait for each other for ever
             kept = [self.runs[i] for i in self.group.exchange("kept", [self.runs.index(run) for run in wanted])[0]]
         else:
@@ -159,6 +180,7 @@ class Loop:
         runs = self.live()
         first, losses = runs[0], [run.latest["train_loss"] for run in runs]
         parts = [f"loss {losses[0]:.4f}" if len(self.runs) == 1 else f"{len(runs)} runs, losses {min(losses):.4f} to {max(losses):.4f}"]
+        parts += [f"{name} {first.latest[name]:.4g}" for name in self.objective.shown if name in first.latest]
         if "expert_load_max" in first.latest:
             dropped = first.latest["expert_dropped"]
             parts.append(f"load {first.latest['expert_load_max']:.2f}x" + (f", {dropped:.1%} dropped" if dropped else ""))

@@ -15,21 +15,16 @@ import json
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import drop_torn_line, read_json_lines, sync_folder
-from llm_jax.data import batch_sha
 from llm_jax.processes.collective import broadcast_from_first
 from llm_jax.processes.group import Group
 from llm_jax.train.config import RollbackConfig
-
-if TYPE_CHECKING:
-    from llm_jax.train.run_state import Running
-    from llm_jax.train.state import TrainState
 
 NAME = "rollbacks.jsonl"
 
@@ -118,28 +113,3 @@ class SpikeWatch:
             return Spike(step, loss, median)
         self.losses.append(loss)
         return None
-
-
-def roll_back(
-    spike: Spike, running: Running, rollbacks: Rollbacks, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], log: Callable[[str], None]
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state and info to go on from. All processes call it. `restore`: those of the newest checkpoint up to a step, or of the start."""
-    config, checkpoints, group = running.train.rollback, running.checkpoints, rollbacks.group
-    group.mark("restore", spike.step)
-    running.goodput.spend("checkpoint")
-    kept = max(0, spike.step - 1 - config.before)
-    batches = [rollbacks.batch(step) for step in range(kept, spike.step + config.after)]
-    checkpoints.wait()
-    state, info = restore(kept)
-    checkpoints.remove_after(kept)
-    hashed = running.train.batch_sha
-    shas = broadcast_from_first(group, "skipped", lambda: [batch_sha(running.corpus.batch(batch)) for batch in batches] if hashed else [])
-    rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
-    running.go_back(info, spike.step)
-    named = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] or [str(batch) for batch in batches]
-    shown = named if len(named) <= 3 else [named[0], "...", named[-1]]
-    log(
-        f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step {kept + 1} on {len(batches)} batches "
-        f"are skipped: {', '.join(shown)} (roll-back {len(rollbacks.list)} of at most {config.most})"
-    )
-    return state, info

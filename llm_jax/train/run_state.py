@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 
-from llm_jax.data import Corpus
+from llm_jax.data import Corpus, batch_sha
+from llm_jax.objective.protocol import Examples, Objective
+from llm_jax.processes.collective import broadcast_from_first
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.goodput import Goodput
+from llm_jax.train.loader import checked
 from llm_jax.train.metrics import MetricsWriter, latest_values
-from llm_jax.train.rollback import Rollbacks, SpikeWatch
+from llm_jax.train.rollback import Rollback, Rollbacks, Spike, SpikeWatch
 from llm_jax.train.state import TrainState
 
 CALMER = "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
@@ -39,7 +42,7 @@ class Clock:
 
 
 @dataclass(eq=False)
-class Running:
+class RunState:
     """A run that a loop trains, alone or together with others in one program."""
 
     train: TrainConfig
@@ -51,6 +54,8 @@ class Running:
     info: dict[str, Any]
     """What every checkpoint says beside the state."""
     corpus: Corpus
+    examples: Examples
+    objective: Objective
     flops_per_step: float
     peak_flops: float | None
     label: str = ""
@@ -78,9 +83,40 @@ class Running:
             first, count = int(info["step"]), len(self.rollbacks.list)
             self.writer.write({"step": first, "rolled_back_from": since, "rollbacks": count, "batches_skipped": self.rollbacks.skipped})
 
+    def roll_back(
+        self, spike: Spike, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], log: Callable[[str], None]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Rolls the run back to a checkpoint from before a loss spike: the state and info to resume from. All processes call it.
+
+        restore: reads the newest checkpoint up to a step, or makes the initial state.
+        """
+        config, group = self.train.rollback, self.rollbacks.group
+        group.mark("restore", spike.step)
+        self.goodput.spend("checkpoint")
+        kept = max(0, spike.step - 1 - config.before)
+        batches = [self.rollbacks.batch(step) for step in range(kept, spike.step + config.after)]
+        self.checkpoints.wait()
+        state, info = restore(kept)
+        self.checkpoints.remove_after(kept)
+        hashed = self.train.batch_sha
+        shas = broadcast_from_first(group, "skipped", lambda: [self.sha_of(batch) for batch in batches] if hashed else [])
+        self.rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
+        self.go_back(info, spike.step)
+        named = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] if shas else [str(batch) for batch in batches]
+        shown = named if len(named) <= 3 else [named[0], "...", named[-1]]
+        log(
+            f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step {kept + 1} on {len(batches)} batches "
+            f"are skipped: {', '.join(shown)} (roll-back {len(self.rollbacks.list)} of at most {config.most})"
+        )
+        return state, info
+
+    def sha_of(self, number: int) -> str:
+        """The fingerprint of a batch, as metrics.jsonl has it."""
+        return batch_sha(checked(self.examples.batch(number), self.objective.arrays()))
+
     @property
     def tokens_per_step(self) -> int:
-        return self.train.batch_size * self.train.sequence_length
+        return self.objective.tokens_per_step(self.train.batch_size, self.train.sequence_length)
 
     def add(self, done: int, metrics: dict[str, Any], *, seconds: float, fresh: bool, waited: float, sha: str | None) -> None:
         """A step's metrics: written down. `fresh`: whether the step's seconds are not only a step's."""
@@ -129,13 +165,13 @@ class Running:
         self.latest |= scores
         if self.writer:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
-        log(f"{self.label}step {done}: held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte")
+        log(f"{self.label}step {done}: {self.objective.line(scores)}")
 
     def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
         """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
         watched = {"losses": list(self.watch.losses)} if self.train.rollback.spike else {}
         info = {**self.info, **watched, "seconds": self.goodput.seconds(), "evaluation_due": evaluation_due}
-        self.checkpoints.save(state, done, info, self.latest["eval_loss"] if scored else None)
+        self.checkpoints.save(state, done, info, self.latest[self.objective.score.name] if scored else None)
         self.goodput.write()
 
     def mfu(self, seconds: float) -> float | None:

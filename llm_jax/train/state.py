@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import fnmatch
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from llm_jax.core.config_tree import flat
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
@@ -21,18 +24,19 @@ from llm_jax.model.parametrization import multipliers
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
 from llm_jax.model.weights import ShardedParam, Weight, stored_dims
+from llm_jax.train.config import EVERYTHING
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """All that changes from step to step, and all that a checkpoint holds."""
+    """All that changes from step to step, and all that a checkpoint holds. Parameters that aren't trained are not in it."""
 
     step: jax.Array
     """Steps done, int32 []."""
     parameters: Any
-    """The model's weights: nested dicts of arrays in the parameter dtype."""
+    """The trainable weights: nested dicts of arrays in the parameter dtype."""
     moments: Any
     """The optimizer's state, in float32 whatever the parameters are in."""
     average: Any
@@ -43,13 +47,39 @@ class TrainState:
     """How many of those just now, one after the other, int32 []."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a step reads and never changes: no gradients, master parameters, moments or checkpoints of it exist."""
+
+    rest: Any = dataclasses.field(default_factory=dict)
+    """The policy's parameters that aren't trained: nested dicts of arrays, stored as the layout says; {} where all are trained."""
+    models: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The parameters of each model beside the policy, by role (`Objective.frozen`)."""
+
+
 class TrainModel:
-    """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of."""
+    """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of.
+
+    Trees of parameters are nested dicts. `abstract`, `dims` and `info` are of the whole model; `trainable` selects the part of such a
+    tree that is trained.
+    """
 
     numbers: Mapping[str, jax.Array] = MappingProxyType({})
     """Values of the optimizer's configuration, by key, that are arrays of the traced program and not its constants."""
 
-    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, place: MeshPlacement, ema_decay: float = 0.0):
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        place: MeshPlacement,
+        ema_decay: float = 0.0,
+        trainable: Sequence[str] = EVERYTHING,
+    ):
+        """trainable: patterns (`*` for anything) of the dotted names of the parameters that are trained.
+
+        Raises UserError for a pattern that no parameter has.
+        """
         self.config, self.place, self.ema_decay = model, place, ema_decay
         abstract = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0), place=place))
         self.graph, weights = nnx.split(abstract)
@@ -60,26 +90,52 @@ class TrainModel:
         self.dims = of(lambda w: Leaf(stored_dims(w)))
         self.info = of(lambda w: ParameterInfo(w.dims, w.stacked, multipliers(model, w.dims, w.stacked)))
         self.optimizer = optimizer
+        self.names = frozenset(flat(self.abstract))
+        """The dotted names of all parameters."""
+        self.trained = self.names if tuple(trainable) == EVERYTHING else trained_names(sorted(self.names), trainable)
+        """The names of those that are trained."""
 
-    def model(self, parameters: Any, masters: Any = None) -> Transformer:
-        """The model with these parameters. With `masters` (see `master_params`) these get the gradients."""
-        leaves = jax.tree.leaves(parameters)
+    def trainable(self, tree: Any) -> Any:
+        """The part of a tree shaped like the whole model that is trained."""
+        return pick(tree, self.trained)
+
+    def rest(self, tree: Any) -> Any:
+        """The part of a tree shaped like the whole model that is not trained."""
+        return pick(tree, self.names - self.trained)
+
+    def whole(self, parameters: Any, rest: Any) -> Any:
+        """A tree shaped like the whole model, from its trained part and the rest."""
+        return join(parameters, rest) if rest else parameters
+
+    def model(self, parameters: Any, masters: Any = None, rest: Any = None) -> Transformer:
+        """The model with these parameters. With `masters` it is these that get the gradients (see `master_params`).
+
+        rest: the parameters that `parameters` lacks, as in `Frozen`.
+        """
+        values = parameters
         if masters is not None:
-            pairs = zip(jax.tree.leaves(masters), leaves, strict=True)
-            leaves = [master if jax.typeof(master) == jax.typeof(stored) else ShardedParam(master, stored) for master, stored in pairs]
+            values = jax.tree.map(
+                lambda master, stored: master if jax.typeof(master) == jax.typeof(stored) else ShardedParam(master, stored),
+                masters,
+                parameters,
+            )
+        leaves = jax.tree.leaves(self.whole(values, rest), is_leaf=lambda x: isinstance(x, ShardedParam))
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
 
     def master_params(self, parameters: Any) -> Any:
-        """The parameters in float32 where their gradients, moments and updates are: the table `optimizer`."""
+        """The trained parameters in float32 where their gradients, moments and updates are: the table `optimizer`."""
         return in_float32(self.reshard_to(parameters, "optimizer"))
 
     def shardings(self, table: Table) -> Any:
-        """Where each parameter lives according to one of the layout's tables."""
+        """Where each parameter of the whole model lives according to one of the layout's tables."""
         return jax.tree.map(lambda leaf, w: self.place.sharding(leaf.value, table, w.shape), self.dims, self.abstract)
 
     def reshard_to(self, parameters: Any, table: Table) -> Any:
-        """Arrays shaped like the parameters, moved to where a table says."""
-        return jax.tree.map(jax.sharding.reshard, parameters, self.shardings(table))
+        """Arrays shaped like the parameters, or like those that are trained, moved to where a table says."""
+        shardings = self.shardings(table)
+        if flat(parameters).keys() != self.names:
+            shardings = self.trainable(shardings)
+        return jax.tree.map(jax.sharding.reshard, parameters, shardings)
 
     def update(self, grads: Any, moments: Any, masters: Any) -> tuple[Any, Any]:
         """(updates for a learning rate of one, new moments), made where the moments are.
@@ -88,41 +144,46 @@ class TrainModel:
         """
 
         def update(numbers: dict[str, Any], *arrays: Any) -> tuple[Any, Any]:
-            return make_optimizer(dataclasses.replace(self.optimizer, **numbers), self.info).update(*arrays)
+            optimizer = dataclasses.replace(self.optimizer, **numbers)
+            return make_optimizer(optimizer, self.trainable(self.info)).update(*arrays)
 
         if set(self.place.manual_axes) == set(self.place.mesh.axis_names):  # every device is on its own
             return update(dict(self.numbers), grads, moments, masters)
-        master_specs = jax.tree.map(lambda s: s.spec, self.shardings("optimizer"))
+        at_home = jax.tree.map(lambda s: s.spec, self.trainable(self.shardings("optimizer")))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, moments)
-        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(master_specs, moment_specs))
+        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
         return anywhere(dict(self.numbers), grads, moments, masters)
 
     def with_numbers(self, numbers: Mapping[str, jax.Array]) -> TrainModel:
-        """The same with values of the optimizer's configuration that the caller traces."""
-        program = copy.copy(self)
-        program.numbers = numbers
-        return program
+        """A copy with values of the optimizer's configuration that the caller traces."""
+        copied = copy.copy(self)
+        copied.numbers = numbers
+        return copied
 
     def balanced(self, updates: Any, load_LE: jax.Array) -> Any:
-        """The updates with those of the routers' biases as the experts' loads ask for: no optimizer has a say in them."""
+        """The updates, with those of the routers' biases replaced as the experts' loads require: the optimizer does not train them."""
         moe = self.config.moe
-        if not (moe.experts and moe.bias):
+        if not (moe.experts and moe.bias) or "blocks.mlp.bias" not in self.trained:
             return updates
         blocks = updates["blocks"]
         return {**updates, "blocks": {**blocks, "mlp": {**blocks["mlp"], "bias": bias_change(moe, load_LE)}}}
 
     def init(self, seed: jax.Array) -> TrainState:
         """A new state. To be jitted: every device makes only its own part of the weights."""
+        return self.init_with(self.trainable(self.init_parameters(seed)))
+
+    def init_parameters(self, seed: jax.Array) -> Any:
+        """The whole model's initial parameters, where the layout stores them. To be jitted."""
         _, weights = nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place))
-        return self.init_with(self.reshard_to(pure(weights), "stored"))
+        return self.reshard_to(pure(weights), "stored")
 
     def init_with(self, parameters: Any) -> TrainState:
-        """A new state with these weights. To be jitted."""
+        """A new state with these trainable parameters. To be jitted."""
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=make_optimizer(self.optimizer, self.info).init(self.master_params(parameters)),
+            moments=make_optimizer(self.optimizer, self.trainable(self.info)).init(self.master_params(parameters)),
             average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,
@@ -133,8 +194,13 @@ class TrainModel:
         with jax.set_mesh(self.place.mesh):
             return self.jitted_init(jnp.uint32(seed))
 
+    def new_parameters(self, seed: int) -> Any:
+        """The whole model's initial parameters on the devices of the mesh."""
+        with jax.set_mesh(self.place.mesh):
+            return jax.jit(self.init_parameters)(jnp.uint32(seed))
+
     def state_with(self, parameters: Any) -> TrainState:
-        """A new state with weights that are on the devices of the mesh. They are given away."""
+        """A new state with trainable parameters that are on the devices of the mesh. They are donated."""
         with jax.set_mesh(self.place.mesh):
             return jax.jit(self.init_with, donate_argnums=0)(parameters)
 
@@ -147,17 +213,46 @@ class TrainModel:
         """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""
         with jax.set_mesh(self.place.mesh):
             shapes = jax.eval_shape(self.init, jax.ShapeDtypeStruct((), jnp.uint32))  # the devices may be absent
-        mesh = self.place.mesh
+        return jax.tree.map(self.on_mesh, shapes)
 
-        def with_mesh(x):
-            spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()  # counters are on no mesh: everywhere
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+    def abstract_parameters(self) -> Any:
+        """The shapes, dtypes and shardings of the whole model's parameters, as the layout stores them."""
+        return jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), self.abstract, self.shardings("stored"))
 
-        return jax.tree.map(with_mesh, shapes)
+    def on_mesh(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """A traced shape with its sharding on the concrete mesh; counters, which are on none, are on every device."""
+        spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(self.place.mesh, spec))
 
     def parameter_count(self) -> int:
-        """Numbers in all weights."""
+        """Numbers in all weights, trained or not."""
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self.abstract))
+
+
+def trained_names(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    """The names that match any of the patterns. Raises UserError for a pattern that matches none."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"train.trainable={pattern}: no parameter has this name; {nearest(pattern, names)}")
+    return frozenset(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def pick(tree: Any, names: Collection[str], prefix: str = "") -> Any:
+    """The part of a nested dict whose leaves have these dotted names; empty dicts are left out."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if inner := pick(value, names, f"{prefix}{key}."):
+                found[key] = inner
+        elif prefix + key in names:
+            found[key] = value
+    return found
+
+
+def join(one: Any, other: Any) -> Any:
+    """Two nested dicts without a common leaf as one, keys sorted as JAX sorts them."""
+    both = {**one, **other}
+    return {key: join(one[key], other[key]) if key in one and key in other else both[key] for key in sorted(both)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,19 +13,19 @@ from tests.tiny_run import checkpoint, launch, steps_saved, summary, write_exper
 # An objective whose loss is always NaN, and an optimizer whose updates are infinite from some step on.
 BAD = """
 import jax.numpy as jnp
-from llm_jax.objective.next_token import ObjectiveConfig, next_token, register
+from dataclasses import dataclass
+
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.optimizer import adamw, register as register_optimizer
 
 
-@register("always_nan")
-def always_nan(config):
-    good = next_token(config)
+@dataclass(frozen=True)
+class AlwaysNan(NextToken):
+    name: str = "always_nan"
 
-    def loss(model, batch):
-        total, weight, metrics = good(model, batch)
-        return total * jnp.nan, weight, metrics
-
-    return loss
+    def loss(self, policy, frozen, batch):
+        loss = super().loss(policy, frozen, batch)
+        return loss._replace(total=loss.total * jnp.nan)
 
 
 def bad_update(first, last):
@@ -52,7 +52,7 @@ register_optimizer("bad_forever")(bad_update(4, 10**6))
 
 
 def test_every_loss_nan_stops_the_run_with_3_and_valid_json(tiny, tmp_path, capsys):
-    path = write_experiment(tmp_path, "bad", BAD, objective="ObjectiveConfig(name='always_nan')")
+    path = write_experiment(tmp_path, "bad", BAD, objective="AlwaysNan()")
     run_dir = tmp_path / "run"
     assert launch(f"experiment={path}", f"run_dir={run_dir}", "train.stop_after_bad_steps=3") == 3
     out = capsys.readouterr()

@@ -44,7 +44,7 @@ MetricsWriter.write = and_die
 """
 KILL_BETWEEN_THE_LAST_CHECKPOINT_AND_THE_SUMMARY = f"""
 from llm_jax.run import run
-run.summarise = lambda *a: {DIE}
+run.write_summary = lambda *a: {DIE}
 """
 
 

@@ -136,8 +136,8 @@ class Half:
 rollback.json = Half
 """
 KILL_AFTER_THE_RECORD = f"""
-from llm_jax.train.run_state import Running
-Running.go_back = lambda *arguments: {DIE}
+from llm_jax.train.run_state import RunState
+RunState.go_back = lambda *arguments: {DIE}
 """
 TERM_WITH_THE_SPIKE = """
 from llm_jax.train.metrics import MetricsWriter

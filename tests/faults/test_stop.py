@@ -45,7 +45,7 @@ PHASES = {
     "evaluating": (evaluation, "on_devices", lambda *a: True, (4,)),
     "saving": (run.Checkpoints, "save", lambda self, state, step, *a: step == 6, (6,)),
     "the last evaluation": (loop.Console, "log", lambda self, text: text.startswith("step 8/8"), (8,)),
-    "sampling": (run, "show_samples", lambda *a: True, (8,)),
+    "sampling": (run, "write_samples", lambda *a: True, (8,)),
 }
 
 
@@ -67,7 +67,7 @@ def test_stopped_run_goes_on_as_if_nothing_had_been(tiny, tmp_path, monkeypatch,
         assert f"stopped by {number.name} before a step was done" in out.out
         assert not (run_dir / "checkpoints").exists() or not steps_saved(run_dir)
     else:
-        assert "checkpoint saved; the same command goes on from here" in out.out
+        assert "checkpoint saved; run the same command again to resume" in out.out
         assert max(steps_saved(run_dir)) in saved
         assert summary(run_dir)["state"] == "stopped"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers

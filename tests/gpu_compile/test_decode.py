@@ -16,7 +16,7 @@ from llm_jax.generate.sampling import Settings
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
-from llm_jax.run.compile import absent_program
+from llm_jax.run.compile import absent_model
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
@@ -34,7 +34,7 @@ def test_no_cache_is_copied(layout, mesh, slots):
     train = TrainConfig(batch_size=8, sequence_length=LENGTH)
     experiment = resolved(Experiment(name="decode", model=MODEL, layout=PRESETS[layout], mesh=mesh, train=train))
     devices = gpu_compile.topology_devices("h100", mesh.get("tensor", 1))
-    programs = DecodePrograms(absent_program(experiment, devices), slots, LENGTH, 1, 8192, print)
+    programs = DecodePrograms(absent_model(experiment, devices), slots, LENGTH, 1, 8192, print)
 
     def absent(tree: Any) -> Any:
         """With the places that tracing found."""

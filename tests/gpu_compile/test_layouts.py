@@ -17,7 +17,7 @@ from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.hardware import hardware
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
 from llm_jax.plan.collectives import Collective, collective_of
 from llm_jax.plan.efficiency import EXPECTED
 from llm_jax.plan.timeline import CostedModule, Timeline, walk
@@ -139,7 +139,7 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
 
 
 def experiment(layout: str) -> Experiment:
-    train, objective = TrainConfig(batch_size=BATCH, sequence_length=T), ObjectiveConfig(chunk=CHUNK)
+    train, objective = TrainConfig(batch_size=BATCH, sequence_length=T), NextToken(chunk=CHUNK)
     return resolved(Experiment(name=layout, model=MODEL, layout=PRESETS[layout], train=train, objective=objective))
 
 
@@ -147,8 +147,8 @@ def experiment(layout: str) -> Experiment:
 def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
     """The step for absent H100s, and a walk through it."""
     devices = GOLDEN[layout][0]
-    program = compiling.absent_program(experiment(layout), gpu_compile.topology_devices("h100", devices))
-    step, h100 = compiling.compile_program(program, experiment(layout)), hardware("h100")
+    program = compiling.absent_model(experiment(layout), gpu_compile.topology_devices("h100", devices))
+    step, h100 = compiling.compile_step(program, experiment(layout)), hardware("h100")
     read = CostedModule(step.module, program.place.mesh, h100.devices_per_node)
     return step, read, walk(read, h100, EXPECTED)
 

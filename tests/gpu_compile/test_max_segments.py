@@ -13,7 +13,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.run.run import with_max_segments
+from llm_jax.run.prepare import with_max_segments
 from llm_jax.run.run_folder import check_same_run, write_config
 from llm_jax.train.config import RollbackConfig, TrainConfig
 

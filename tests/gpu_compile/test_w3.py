@@ -21,6 +21,7 @@ from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.kernels.cudnn import backward_workspace_bytes
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train import compile as compiling
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
@@ -156,10 +157,11 @@ def test_evaluation_and_rows_without_segments_use_the_kernel_too():
     place, mesh = program.place, program.place.mesh
     parameters = program.abstract_state().parameters
     batch = {
-        k: jax.ShapeDtypeStruct((4, 4096), d, sharding=place.sharding(("batch", "sequence"), "compute")) for k, d in compiling.BATCH_DTYPES.items()
+        k: jax.ShapeDtypeStruct((4, 4096), spec.dtype, sharding=place.sharding(("batch", "sequence"), "compute"))
+        for k, spec in NextToken().arrays().items()
     }
     sizes = jax.ShapeDtypeStruct((experiment.model.vocab,), jnp.float32)
-    assert compile_for(mesh, jax.jit(make_evaluation(program)), (parameters, batch, sizes)).custom_calls() == [FORWARD]
+    assert compile_for(mesh, jax.jit(make_evaluation(program, NextToken())), (parameters, batch, sizes)).custom_calls() == [FORWARD]
     hidden = jax.jit(lambda parameters, tokens: program.model(parameters).hidden(tokens))  # as the sampler calls it
     step = compile_for(mesh, hidden, (parameters, batch["tokens"]))
     assert step.custom_calls() == [FORWARD]

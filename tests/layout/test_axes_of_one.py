@@ -11,8 +11,7 @@ import pytest
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
-from llm_jax.objective.next_token import ObjectiveConfig, make_objective
-from llm_jax.train.compile import BATCH_DTYPES
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
@@ -39,9 +38,10 @@ def test_each_axis_of_a_preset_may_be_one(name, axis):
     place = MeshPlacement(layout, make_mesh(layout, sizes, devices))
     optimizer = OptimizerConfig()
     program = TrainModel(MODEL.resolved(), optimizer, place)
-    step = make_step(program, make_objective(ObjectiveConfig(chunk=64)), make_schedule(optimizer, 10), optimizer.clip_norm)
+    step = make_step(program, NextToken(chunk=64), make_schedule(optimizer, 10), optimizer.clip_norm)
     sharding = place.sharding((None, "batch", "sequence"), "compute")
-    batch = {key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), dtype, sharding=sharding) for key, dtype in BATCH_DTYPES.items()}
+    arrays = NextToken().arrays().items()
+    batch = {key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), spec.dtype, sharding=sharding) for key, spec in arrays}
     with jax.set_mesh(place.mesh):
         state, _ = jax.eval_shape(step, program.abstract_state(), batch)
     assert jax.tree.map(lambda x: x.shape, state.parameters) == jax.tree.map(lambda x: x.shape, program.abstract)

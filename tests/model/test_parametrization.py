@@ -21,7 +21,7 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model import parametrization
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig
 from llm_jax.model.parametrization import multipliers, of_width, role
-from llm_jax.objective.next_token import ObjectiveConfig, make_objective
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.optimizer import MATRIX_SIDES, OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
@@ -55,7 +55,7 @@ def narrow_run(model: ModelConfig, optimizer: OptimizerConfig) -> tuple[list[flo
 def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = None) -> tuple[list[float], Any, Any]:
     """Losses, the parameters at the start, and their dims."""
     program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
-    step = jax.jit(make_step(program, make_objective(ObjectiveConfig()), make_schedule(optimizer, STEPS), optimizer.clip_norm))
+    step = jax.jit(make_step(program, NextToken(), make_schedule(optimizer, STEPS), optimizer.clip_norm))
     state = program.new_state(0)
     if parameters is not None:
         placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), parameters, state.parameters)

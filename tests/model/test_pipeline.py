@@ -18,7 +18,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, STAGES, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import PipelineConfig
-from llm_jax.objective.next_token import ObjectiveConfig, make_objective
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
 from tests.parity.test_layouts import assert_same
@@ -39,11 +39,11 @@ def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig)
     """Of the first batch and a new model: the sum of losses and, by path, what it gives each parameter."""
     layout.check()
     program = TrainModel(model.resolved(), OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh)))
-    objective = make_objective(ObjectiveConfig(z_loss=1e-4, chunk=64))
+    objective = NextToken(z_loss=1e-4, chunk=64)
     sharding = program.place.sharding(("batch", "sequence"), "compute")
     batch = {name: jax.device_put(value, sharding) for name, value in packed_batch(0).items()}
     with jax.set_mesh(program.place.mesh):
-        run = jax.jit(jax.value_and_grad(lambda parameters, batch: objective(program.model(parameters), batch)[0]))
+        run = jax.jit(jax.value_and_grad(lambda parameters, batch: objective.loss(program.model(parameters), {}, batch).total))
         loss, gradients = run(program.new_state(0).parameters, batch)
     return float(loss), {jax.tree_util.keystr(path): np.asarray(g) for path, g in jax.tree_util.tree_leaves_with_path(gradients)}
 

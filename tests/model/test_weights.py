@@ -17,6 +17,7 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement, Table
 from llm_jax.model.weights import ShardedParam, Weight, add_bias, lookup, project
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
@@ -130,7 +131,7 @@ def test_an_uneven_vocabulary_has_the_logits_and_losses_of_one_device(tied):
             arrays = {name: jax.device_put(x, place.sharding(STREAM[:2], "compute")) for name, x in batch.items()}
             parameters = jax.jit(lambda program=program: program.init(jnp.uint32(0)).parameters)()
             logits = jax.jit(lambda p, tokens, program=program: program.model(p)(tokens))(parameters, arrays["tokens"])
-            losses = jax.jit(make_evaluation(program))(parameters, arrays, jnp.ones(131))
+            losses = jax.jit(make_evaluation(program, NextToken()))(parameters, arrays, jnp.ones(131))
         assert parameters["embedding"].addressable_shards[0].data.shape[0] == 131  # whole at rest
         found.append((logits, losses["cross_entropy"]))
     assert found[0][0].shape == (8, 32, 131)

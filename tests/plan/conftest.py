@@ -16,7 +16,7 @@ EXPERIMENT = '''"""A model small enough to plan in a second."""
 from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.objective.next_token import ObjectiveConfig
+from llm_jax.objective.next_token import NextToken
 from llm_jax.train.config import TrainConfig
 
 
@@ -24,7 +24,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=ModelConfig(layers=2, embed=64, heads=8, kv_heads=4, mlp=128, vocab=512, tied_embeddings=False),
         layout=preset("fsdp"),
-        objective=ObjectiveConfig(chunk=64),
+        objective=NextToken(chunk=64),
         train=TrainConfig(batch_size=16, sequence_length=64),
     )
 '''

@@ -14,7 +14,6 @@ from llm_jax.layout.hardware import hardware
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.accounting import matmul_parameters, train_flops_per_token
-from llm_jax.objective.next_token import make_objective
 from llm_jax.plan.analysis import Analysis, CollectiveRow, analyse
 from llm_jax.run.compile import compile_absent
 from llm_jax.train.compile import abstract_batch, jit_step
@@ -38,7 +37,7 @@ def on_simulated_devices(experiment: Experiment) -> Analysis:
     """The step on the CPU devices that are here, as if they were H100s, four to a node."""
     mesh = make_mesh(experiment.layout, experiment.mesh)
     program = TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
-    step = jit_step(program, make_objective(experiment.objective), experiment.optimizer, experiment.train.steps)
+    step = jit_step(program, experiment.objective, experiment.optimizer, experiment.train.steps)
     compiled = gpu_compile.compile_for(mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place)))
     return analyse(compiled, mesh, dataclasses.replace(hardware("h100"), devices_per_node=4))
 

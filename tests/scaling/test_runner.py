@@ -141,26 +141,25 @@ def test_a_signal_stops_the_whole_grid_with_a_checkpoint_of_the_point(grid, tmp_
 
 DIVERGES = """
 import jax.numpy as jnp
-from llm_jax.objective.next_token import next_token, register
+from dataclasses import dataclass
+
+from llm_jax.objective.next_token import NextToken
 
 
-@register("nan_if_large")
-def nan_if_large(config):
-    good = next_token(config)
+@dataclass(frozen=True)
+class NanIfLarge(NextToken):
+    name: str = "nan_if_large"
 
-    def loss(model, batch):
-        total, weight, metrics = good(model, batch)
-        return total * (jnp.nan if config.z_loss > 1 else 1), weight, metrics
-
-    return loss
+    def loss(self, policy, frozen, batch):
+        loss = super().loss(policy, frozen, batch)
+        return loss._replace(total=loss.total * (jnp.nan if self.z_loss > 1 else 1))
 """
 FOUR = """chain(over('objective.z_loss', [0.0, 2.0]), [{'model.layers': 3}, {'model.heads': 3}])"""
 
 
 def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_path, monkeypatch, capsys):
     """One point diverges, one runs out of memory, one can't be at all."""
-    path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=ObjectiveConfig(name='nan_if_large')")
-    path.write_text("from llm_jax.objective.next_token import ObjectiveConfig\n" + path.read_text())
+    path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=NanIfLarge()")
     arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=4", "train.stop_after_bad_steps=2")
     real = run.TrainModel
 

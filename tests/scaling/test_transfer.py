@@ -17,7 +17,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width
-from llm_jax.objective.next_token import ObjectiveConfig, make_objective
+from llm_jax.objective.next_token import NextToken
 from llm_jax.scaling import transfer
 from llm_jax.scaling.transfer import Curve, curves, shift
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
@@ -41,7 +41,7 @@ def best_rate(model: ModelConfig, corpus, rates: list[float]) -> float:
     """Of these learning rates the one with the lowest loss at the end; the program is the same for all."""
     optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
     program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
-    objective, schedule = make_objective(ObjectiveConfig()), make_schedule(optimizer, STEPS)
+    objective, schedule = NextToken(), make_schedule(optimizer, STEPS)
     step = jax.jit(lambda state, batch, rate: make_step(program, objective, lambda s: rate * schedule(s), 1.0)(state, batch))
     losses = []
     with jax.set_mesh(program.place.mesh):

@@ -1,0 +1,163 @@
+"""What an objective is: the arrays of a batch, the frozen models beside the policy, the loss, and how a model is scored.
+
+An objective is a frozen dataclass: its fields are the keys `objective.KEY=VALUE` of an experiment, its `name` is what `objective=NAME`
+chooses it by. One in this package is the file objective/NAME.py; any other is defined by whoever runs it, for instance in the
+experiment file (docs/extending.md). The train loop, checkpoints, grids and the compiler see nothing of an objective but this protocol.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from llm_jax.core.errors import UserError, nearest
+from llm_jax.model.accounting import train_flops_per_token
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.router import Routing
+from llm_jax.model.transformer import Transformer
+
+Batch = Mapping[str, jax.Array]
+"""The arrays of one microbatch, by name, as `Objective.arrays` describes them."""
+HostBatch = dict[str, np.ndarray]
+"""The same arrays of a whole batch, on the host."""
+
+
+class ArraySpec(NamedTuple):
+    """One array of a batch: its dims, "batch" first, and its dtype."""
+
+    dims: tuple[str | int, ...]
+    """A name ("batch", "sequence") is a dim that the layout may split; a number is the size of one that it never does: pairs of
+    sequences are ("batch", 2, "sequence"), labels ("batch",)."""
+    dtype: str
+
+
+TOKENS = ArraySpec(("batch", "sequence"), "int32")
+WEIGHTS = ArraySpec(("batch", "sequence"), "float32")
+
+
+class Metric(NamedTuple):
+    """A mean, as its sum and the weight that it is divided by; both are summed over microbatches first. float32 []."""
+
+    total: jax.Array
+    weight: jax.Array | None = None
+    """None: the weight of the loss."""
+
+
+class Loss(NamedTuple):
+    """The loss of one microbatch, as a sum: a step divides by the sum of the weights of all microbatches."""
+
+    total: jax.Array
+    """Weighted sum of the losses, float32 []."""
+    weight: jax.Array
+    """Sum of the weights, float32 []. It must come from the batch's own weights, which the host made before any cut: then the mean is
+    the same for every number of microbatches, processes and devices."""
+    metrics: Mapping[str, Metric] = {}
+    routing: Routing | None = None
+    """The routing statistics of a mixture of experts (`Hidden.routing`); the step adds the router's own losses."""
+
+
+class Score(NamedTuple):
+    """The evaluation score by which a run's best checkpoint is kept."""
+
+    name: str = "eval_loss"
+    lower_is_better: bool = True
+
+
+class Examples(Protocol):
+    """Where batches come from: the arrays of `Objective.arrays`, as a pure function of the step. `data.Corpus` is one."""
+
+    def batch(self, step: int, rows: range | None = None) -> HostBatch:
+        """The global batch at `step` (from 0), or only its `rows`: each array [rows, ...]."""
+
+    def held_out_batches(self, batch_size: int, limit: int | None = None) -> Iterator[HostBatch]:
+        """Batches to evaluate on, in a fixed order; at most `limit`. The last one may be filled up with rows of weight 0."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The base of all objectives. A subclass sets `name`, and overrides what differs from next-token prediction."""
+
+    name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        if name := cls.__dict__.get("name"):
+            known = OBJECTIVES.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"objective.name={name}: {known.__module__} has an objective of this name; choose another name")
+            OBJECTIVES[name] = cls
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        """The arrays of a batch, by name."""
+        return {"tokens": TOKENS, "targets": TOKENS, "weights": WEIGHTS, "segments": TOKENS, "positions": TOKENS}
+
+    def frozen(self) -> Mapping[str, str]:
+        """Models that the loss needs beside the policy and that don't change: role → a run folder or Hugging Face folder;
+        "" for the weights that the run itself starts with (a reference)."""
+        return {}
+
+    def examples(self, corpus: Any, settings: Any) -> Examples:
+        """The batches, from the run's `data.Corpus`. settings: the run's `TrainConfig`."""
+        return corpus
+
+    def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
+        """The loss of one microbatch. It is traced, and differentiated with respect to the policy's trainable parameters."""
+        raise NotImplementedError
+
+    def evaluate(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array) -> Mapping[str, jax.Array]:
+        """Sums over one held-out batch, each float32 []. token_bytes: float32 [V], the UTF-8 bytes that each token stands for."""
+        raise NotImplementedError
+
+    def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """The scores of an evaluation, from the sums over all its batches (float64, on the host): rows of metrics.jsonl."""
+        raise NotImplementedError
+
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Metrics that the progress line shows beside the loss."""
+
+    def line(self, scores: Mapping[str, float]) -> str:
+        """The scores of an evaluation as one line of the log."""
+        return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+    @property
+    def score(self) -> Score:
+        """Which of the scores decides which checkpoint is the best."""
+        return Score()
+
+    def tokens_per_step(self, batch_size: int, sequence_length: int) -> int:
+        """Tokens that one step reads, for tokens/s and the token counts of a run."""
+        return batch_size * sequence_length
+
+    def flops_per_token(self, model: ModelConfig, sequence_length: int, frozen: Mapping[str, ModelConfig]) -> float:
+        """Training FLOPs a token, for MFU: 6 a matrix-product weight for the policy, 2 (a forward pass) for each frozen model."""
+        return train_flops_per_token(model, sequence_length) + sum(train_flops_per_token(config, sequence_length) / 3 for config in frozen.values())
+
+
+OBJECTIVES: dict[str, type[Objective]] = {}
+"""Every objective that has been defined in this process, by name."""
+
+
+def objective_names() -> list[str]:
+    """The names of all objectives: those of this package, and those that were defined elsewhere in this process."""
+    import llm_jax.objective as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return sorted(OBJECTIVES)
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of this name. Raises UserError, with the nearest name, where there is none."""
+    if name not in OBJECTIVES and name not in objective_names():
+        raise UserError(
+            f"objective.name={name}: no such objective; {nearest(name, OBJECTIVES)} (an experiment file can define one, see docs/extending.md)"
+        )
+    return OBJECTIVES[name]

@@ -1,0 +1,168 @@
+"""Before a run trains: its devices, its corpus and its model, checked in the order of what each check costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax import data
+from llm_jax import experiment as experiments
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import check_writable
+from llm_jax.experiment import Experiment
+from llm_jax.layout.check import check_model
+from llm_jax.layout.layout import MeshPlacement
+from llm_jax.layout.mesh import make_mesh
+from llm_jax.model import transformer
+from llm_jax.processes.collective import broadcast_from_first, run_on_all
+from llm_jax.processes.group import Group
+from llm_jax.run import initial_weights, run_folder
+from llm_jax.run.frozen import frozen_models
+from llm_jax.train.state import TrainModel
+
+
+@dataclass(frozen=True)
+class RunCaches:
+    """What runs of one process, one after another, share. None: each makes its own."""
+
+    prepare: Callable[..., data.Corpus] | None = None
+    """In place of `data.prepare`."""
+    peak: Callable[..., float | None] | None = None
+    """In place of `train.peak_flops.device_peak`."""
+
+
+NO_CACHES = RunCaches()
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run, ready to be trained."""
+
+    experiment: Experiment
+    """With its vocabulary, and room in fused attention for the documents of its rows."""
+    model: TrainModel
+    corpus: data.Corpus
+    frozen: Mapping[str, TrainModel]
+    """The objective's frozen models, by role."""
+    label: str = ""
+    """Before each line about this run, where several are trained at once."""
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.experiment.run_dir)
+
+    @property
+    def place(self) -> MeshPlacement:
+        return self.model.place
+
+
+def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus, label: str = "") -> RunPlan:
+    """The plan of an experiment whose vocabulary is known. Raises UserError for a model that the layout can't split."""
+    check_layout(experiment, place)
+    experiment = with_max_segments(experiment, corpus, place)
+    model = TrainModel(experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable)
+    return RunPlan(experiment, model, corpus, frozen_models(experiment, model), label)
+
+
+def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experiment:
+    """The experiment with the vocabulary of its corpus's tokenizer."""
+    return dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
+
+
+def prepare_corpus(experiment: Experiment, caches: RunCaches, group: Group, log: Callable[[str], None]) -> data.Corpus:
+    """The corpus that the experiment asks for. The first process builds what the cache doesn't have yet; then one on every other host does,
+    where the cache is another one; and the rest find all of it.
+
+    Raises UserError, naming a host, where it has other documents than the first.
+    """
+
+    def prepare() -> data.Corpus:
+        return (caches.prepare or data.prepare)(
+            experiment.data,
+            initial_weights.with_own_tokenizer(experiment),
+            sequence_length=experiment.train.sequence_length,
+            batch_size=experiment.train.batch_size,
+            seed=experiment.train.seed,
+            run_dir=None,
+            log=log,
+        )
+
+    group.mark("data")
+    rank, local_rank = group.task.rank, group.task.local_rank
+    turns = (rank == 0, rank > 0 and local_rank == 0, rank > 0 and local_rank > 0)
+    made = [run_on_all(group, f"corpus, turn {i}", prepare, runs=mine) for i, mine in enumerate(turns)]
+    corpus = next(corpus for corpus in made if corpus is not None)
+    (first, name), *others = group.exchange("corpus", [corpus.fingerprint, group.task.name])
+    for fingerprint, other in others:
+        if fingerprint != first:
+            raise UserError(
+                f"data.source={experiment.data.source}: {other} has other documents (fingerprint {fingerprint[:12]}) than {name} ({first[:12]}); "
+                "give all hosts the same"
+            )
+    return corpus
+
+
+def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
+    """The summary of the last start in the run folder (empty if there was none). Raises UserError where this run can't live there."""
+
+    def check() -> dict[str, Any]:
+        run_dir = Path(experiment.run_dir)
+        check_writable(run_dir)
+        initial_weights.check_folder(experiment)
+        run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
+        return run_folder.last_summary(run_dir)
+
+    return broadcast_from_first(group, "run folder", check)
+
+
+def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
+    """Whether a last start with this summary did all steps."""
+    return last.get("state") == "finished" and last["step"] >= experiment.train.steps
+
+
+def use_compilation_cache(experiment: Experiment) -> None:
+    """Compiled programs are kept beside the token cache, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def place_of(experiment: Experiment) -> MeshPlacement:
+    """Where arrays live on the devices that are here. Raises UserError for what can't run on them, before anything is read or compiled."""
+    place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
+    check_layout(experiment, place)
+    transformer.check(experiment.model, place, experiment.train.sequence_length)
+    return place
+
+
+def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
+    """Raises UserError for a batch or a model that the layout can't split."""
+    train = experiment.train
+    batch_key = "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")
+    length = (train.sequence_length, "train.sequence_length")
+    check_model(experiment.model, place, {"batch": (train.batch_size // train.microbatches, batch_key), "sequence": length, "keys": length})
+
+
+def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPlacement) -> Experiment:
+    """The experiment with room in fused attention for the documents of every row that the run will see.
+
+    UserError where `model.max_segments` is given and too small.
+    """
+    model, train = experiment.model, experiment.train
+    if model.attention != "cudnn":
+        return experiment
+    rows = train.batch_size // place.size(place.axes("batch"))
+    steps = train.steps + train.rollback.most_skipped
+    needed = corpus.max_documents_per_row(steps=steps, group=rows // train.microbatches, held_out_group=rows)
+    if model.max_segments is not None and model.max_segments < needed:
+        raise UserError(
+            f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} documents each, on average over a device's "
+            f"rows; use model.max_segments={needed}, or null to have them counted"
+        )
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, max_segments=model.max_segments or needed))
