@@ -1,11 +1,11 @@
-"""How fast decoding is, beside what the memory allows: every step reads all weights and the cache once.
+"""Measures tokens/s of decoding, beside the bound set by memory bandwidth: every step reads all weights and the cache once.
 
-    python tools/bench_generate.py                         # models of 1.3 M, 110 M and 350 M parameters, 1 and 8 prompts at once
+    python tools/bench_generate.py                         # 1.3 M, 110 M and 350 M parameters; 1 and 8 prompts at once
     python tools/bench_generate.py models=110m slots=1 rounds=20 devices=2
 
 The bound is bandwidth / (bytes of weights and cache that a step reads). Bandwidth is measured in the same process, by all cores reading (and
-copying) more than any cache holds; the faster one counts. A round is some steps of decoding between two measurements; the figures
-are medians over rounds, so that what else the machine does meets both. devices=N: as many simulated devices, by layout=tensor.
+copying) more than any cache holds; the faster one counts. A round is some decode steps between two measurements of bandwidth; the figures
+are medians over rounds, so that other load on the machine affects both. devices=N: N simulated devices, with layout=tensor.
 """
 
 from __future__ import annotations
@@ -15,37 +15,36 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 SETTINGS = {"models": "quickstart,110m,350m", "slots": "1,8", "rounds": "9", "devices": "1", "steps": "30"}
 BYTES = 1 << 30
-"""Of the array that is read."""
+"""Size of the array that the measurement of bandwidth reads."""
 
 
 def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
-    asked = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    if unknown := set(asked) - set(SETTINGS):
+    settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    if unknown := set(settings) - set(SETTINGS):
         print(f"error: {', '.join(unknown)}: one of {', '.join(SETTINGS)}", file=sys.stderr)
         return 2
-    asked = {**SETTINGS, **asked}
-    devices = int(asked["devices"])
+    settings = {**SETTINGS, **settings}
+    devices = int(settings["devices"])
     if devices > 1:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     bandwidth = Bandwidth()
-    print(f"{'model':>12} {'slots':>5} {'tokens/s':>9} {'bound':>9} {'part':>5} {'GB/s':>6} {'of':>6}   (medians of {asked['rounds']} rounds)")
-    for model in asked["models"].split(","):
-        for slots in map(int, asked["slots"].split(",")):
-            measure(model, slots, devices, int(asked["rounds"]), int(asked["steps"]), bandwidth)
+    print(f"{'model':>12} {'slots':>5} {'tokens/s':>9} {'bound':>9} {'part':>5} {'GB/s':>6} {'of':>6}   (medians of {settings['rounds']} rounds)")
+    for model in settings["models"].split(","):
+        for slots in map(int, settings["slots"].split(",")):
+            measure(model, slots, devices, int(settings["rounds"]), int(settings["steps"]), bandwidth)
     return 0
 
 
 class Bandwidth:
-    """Bytes a second that all cores together move."""
+    """Memory bandwidth in bytes/s, all cores together."""
 
     def __init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -63,7 +62,7 @@ class Bandwidth:
 
 
 def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandwidth: Bandwidth) -> None:
-    """Prints one line."""
+    """Measures one model with one number of slots, and prints a line of the table."""
     import jax
 
     from llm_jax.experiment import Experiment
@@ -73,7 +72,6 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
-    from llm_jax.pretrained.model import PretrainedModel
     from llm_jax.train.state import TrainModel
 
     shapes = {
@@ -88,8 +86,7 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     random = np.random.default_rng(0)
     parameters = jax.tree.map(lambda w: random.standard_normal(w.shape, np.float32) * np.float32(0.02), program.abstract)
     parameters = jax.device_put(parameters, program.shardings("stored"))
-    opened = PretrainedModel(Path(), experiment, program, parameters, Ids(config.vocab or 0), 0)  # type: ignore[arg-type]
-    engine = Engine(opened, slots=slots, max_tokens=256)
+    engine = Engine(program, parameters, Ids(config.vocab or 0), model, slots=slots, max_tokens=256)
     read = sum(w.nbytes for w in jax.tree.leaves(engine.weights)) + sum(c.nbytes for c in jax.tree.leaves(engine.state.caches))
     speeds, bands, parts = [], [], []
     requests = [Request(ids=(1, 2, 3, 4 + i), max_tokens=250, seed=i) for i in range(slots)]
@@ -101,8 +98,8 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
         if engine.max_tokens - len(next(iter(engine.results.values())).tokens) < steps + 10:
             engine.results.clear()
             for slot in range(slots):
-                if running := engine.slots[slot]:
-                    engine.cancel(running.id)
+                if active := engine.slots[slot]:
+                    engine.cancel(active.id)
             for request in requests:
                 engine.submit(request)
             for _ in range(130 + slots):
@@ -123,12 +120,16 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
 
 
 class Ids:
-    """A tokenizer without text: a text never ends by itself."""
+    """A tokenizer without text and without EOS: no text ends early."""
 
-    bos_id, eos_id, eos_ids = 1, -1, (-1,)
+    bos_id = 1
+    eos_ids: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("prompts are ids")
 
     def decode(self, ids: object) -> str:
         return ""

@@ -1,72 +1,73 @@
-"""Text while its tokens come: whole characters only, and none of a stop string."""
+"""Turns tokens into text one at a time: whole characters only, up to the first stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 CONTEXT = 8
-"""Tokens before the new ones that are decoded with them: SentencePiece writes the first word of what it decodes without its space."""
+"""How many earlier tokens are decoded together with new ones: SentencePiece drops the space before the first word of what it decodes."""
 UNFINISHED = 3
-"""A character's bytes that may still be completed are at most so many, and at most so many U+FFFD at the end of what is decoded."""
+"""An incomplete UTF-8 character has at most this many bytes, and decodes to at most this many U+FFFD at the end of the text."""
 
 
 class Detokenizer:
-    """Token ids, one at a time, to the text that each adds. What is added in all is what the tokenizer makes of all tokens at once."""
+    """The text that each token adds. Joined, it equals the tokenizer's decoding of all tokens at once."""
 
     def __init__(self, decode: Callable[[Iterable[int]], str], before: Sequence[int] = ()):
-        """before: the tokens of the prompt, whose text is not given out again."""
+        """decode: token ids → text. before: the tokens of the prompt, whose text is not returned."""
         self.decode = decode
         self.context = list(before[-CONTEXT:])
         self.pending: list[int] = []
-        """Tokens since the last one that ended a character."""
-        self.given = 0
-        """Characters of the pending tokens that have been given out."""
+        """Tokens after the last one that ended a character."""
+        self.returned = 0
+        """Characters of the pending tokens that have been returned."""
 
     def push(self, token: int) -> str:
-        """The text that is certain now: the end waits while it may be the beginning of a character."""
+        """Adds a token and returns the new text that later tokens can't change; the bytes of an incomplete character wait."""
         self.pending.append(token)
         text = self.text()
         broken = len(text) - len(text.rstrip("\ufffd"))
         certain = len(text) - min(broken, UNFINISHED)
-        new, self.given = text[self.given : certain], max(certain, self.given)
+        new, self.returned = text[self.returned : certain], max(certain, self.returned)
         if not broken:
-            self.context, self.pending, self.given = [*self.context, *self.pending][-CONTEXT:], [], 0
+            self.context, self.pending, self.returned = [*self.context, *self.pending][-CONTEXT:], [], 0
         return new
 
     def flush(self) -> str:
-        """What is left at the end: bytes that never became a character, as U+FFFD."""
-        new, self.given = self.text()[self.given :], len(self.text())
+        """The rest of the text after the last token: bytes that never became a character, as U+FFFD."""
+        new, self.returned = self.text()[self.returned :], len(self.text())
         return new
 
     def text(self) -> str:
-        """What the pending tokens add to the context's text."""
+        """The text that the pending tokens add to that of the context."""
         return self.decode([*self.context, *self.pending])[len(self.decode(self.context)) :]
 
 
 class StopStrings:
-    """Text, piece by piece, up to the first of some strings that is there whole; that string itself is not given out."""
+    """Passes text on, part by part, up to the first stop string that is complete. The stop string is not passed on."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stops)
-        self.held = ""
+        self.withheld = ""
         """The end of the text so far that may be the beginning of a stop string."""
         self.found: str | None = None
+        """The stop string that ended the text."""
 
     def push(self, text: str) -> str:
-        """The text that can be given out now. Sets `found`; after that there is no more."""
+        """Adds text and returns what can't be part of a stop string. Sets `found` at the first complete one; returns "" from then on."""
         if self.found is not None:
             return ""
-        self.held += text
-        whole = [(at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if whole:  # the first to be whole, as if the text came letter by letter: it doesn't matter how it is cut
+        self.withheld += text
+        whole = [(at + len(stop), at, stop) for stop in self.stops if (at := self.withheld.find(stop)) >= 0]
+        if whole:  # the first to be complete, as if the text came letter by letter: how it is cut doesn't matter
             _, at, self.found = min(whole)
-            out, self.held = self.held[:at], ""
+            out, self.withheld = self.withheld[:at], ""
             return out
-        keep = max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
-        out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        keep = max((n for stop in self.stops for n in range(1, len(stop)) if self.withheld.endswith(stop[:n])), default=0)
+        out, self.withheld = self.withheld[: len(self.withheld) - keep], self.withheld[len(self.withheld) - keep :]
         return out
 
     def flush(self) -> str:
-        """What was held back and became no stop string."""
-        out, self.held = self.held, ""
+        """The text that was withheld and became no stop string."""
+        out, self.withheld = self.withheld, ""
         return out

@@ -1,4 +1,4 @@
-"""Weights that multiply the same thing, as one weight: fewer, larger products (what that gave is in docs/log.md)."""
+"""Gated feed-forward blocks with gate and up as one weight: one product instead of two (docs/log.md has what that gave)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from llm_jax.model.transformer import Block
 from llm_jax.model.weights import Weight, project
 
 
-class JoinedFeedForward(FeedForward):
+class FusedFeedForward(FeedForward):
     """A gated feed-forward block with gate and up as one weight [D, 2, F]."""
 
     def __init__(self, mlp: FeedForward):
         for name, value in vars(mlp).items():
             if not name.startswith("_") and name not in ("gate", "up"):
                 setattr(self, name, value)
-        self.gate_up = Weight(jnp.stack([mlp.gate.get_value(), mlp.up.get_value()], 1), dims=("embed", None, "mlp"), stacked=False)
+        gate_up_D2F = jnp.stack([mlp.gate.get_value(), mlp.up.get_value()], 1)
+        self.gate_up = Weight(gate_up_D2F, dims=("embed", None, "mlp"), stacked=False)
 
     def projections(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(gate, up) of x_BTD, [B, T, F] each."""
         both_BTCF = project("BTD,DCF->BTCF", x_BTD, self.gate_up, self.config, self.place)
         return both_BTCF[:, :, 0], both_BTCF[:, :, 1]
 
 
-def join(block: Block) -> None:
-    """Joins the weights of one layer (not stacked), of shared experts too."""
+def fuse_gate_and_up(block: Block) -> None:
+    """Replaces the gated feed-forward modules of one unstacked block, shared experts included, by fused ones. Changes the block."""
     for _, module in list(nnx.iter_modules(block)):
         for name, part in list(nnx.iter_children(module)):
             if isinstance(part, FeedForward) and part.config.gated:
-                setattr(module, str(name), JoinedFeedForward(part))
+                setattr(module, str(name), FusedFeedForward(part))

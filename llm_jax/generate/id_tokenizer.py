@@ -1,56 +1,59 @@
-"""What turns prompts into ids and ids into text: the model's tokenizer, or, where it came without one, ids written as they are."""
+"""What the engine needs of a tokenizer, and a stand-in for models without one: their text is token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from llm_jax.core.errors import UserError
-
-if TYPE_CHECKING:
-    from llm_jax.pretrained.model import PretrainedModel
+from llm_jax.data.huggingface_tokenizer import ids_in_configs
+from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.save import source_folder
 
 
 class GenerationTokenizer(Protocol):
-    """What generating needs of a tokenizer (`data.Tokenizer` is one)."""
+    """The part of a tokenizer that generation uses. `data.Tokenizer` has it."""
 
     vocab_size: int
     eos_ids: tuple[int, ...]
+    """Token ids that end a text."""
 
     @property
     def bos_id(self) -> int:
-        """What a prompt begins with."""
+        """The token that a prompt begins with."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`."""
+        """Token ids of `text`, without BOS."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""
 
 
 class IdTokenizer:
-    """Of a model without a tokenizer: its text is ids, "5 17 3 ". Prompts are ids too (`Request.ids`), any text raises UserError."""
+    """The tokenizer of a model that came without one. It writes ids as text, "5 17 3 ", and encodes nothing: prompts are `Request.ids`."""
 
-    def __init__(self, opened: PretrainedModel) -> None:
-        from llm_jax.data.huggingface_tokenizer import ids_in_configs
-        from llm_jax.pretrained.save import source_folder
-
-        source = source_folder(opened.path)
-        self.opened = opened
-        self.vocab_size = opened.config.vocab or 0
-        self.eos_ids = tuple(ids_in_configs(source, "eos", str(source))) if source else ()
+    def __init__(self, vocab_size: int, eos_ids: tuple[int, ...], reason: str) -> None:
+        """reason: the error for a prompt that is text: which tokenizer is missing, and where."""
+        self.vocab_size, self.eos_ids, self.reason = vocab_size, eos_ids, reason
 
     @property
     def bos_id(self) -> int:
+        """Raises UserError: there is no BOS, because no prompt is text."""
         return self.encode("")[0]
 
     def encode(self, text: str) -> list[int]:
-        raise UserError(f"{self.opened.missing_tokenizer}, or give ids=1,2,3")
+        """Raises UserError, whatever the text is."""
+        raise UserError(f"{self.reason}, or give ids=1,2,3")
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The ids in decimal, a space after each."""
         return "".join(f"{i} " for i in ids)
 
 
-def tokenizer_or_ids(opened: PretrainedModel) -> GenerationTokenizer:
-    """The model's tokenizer, or what stands for it."""
-    return opened.tokenizer_if_any or IdTokenizer(opened)
+def tokenizer_or_ids(opened: Opened) -> GenerationTokenizer:
+    """The model's tokenizer; for a model without one an `IdTokenizer` with the EOS that the folder's JSON files name."""
+    if opened.tokenizer_if_any is not None:
+        return opened.tokenizer_if_any
+    source = source_folder(opened.path)
+    eos_ids = tuple(ids_in_configs(source, "eos", str(source))) if source else ()
+    return IdTokenizer(opened.config.vocab or 0, eos_ids, opened.no_tokenizer)

@@ -1,28 +1,33 @@
-"""What is asked of a model, and what comes of it."""
+"""Requests to continue prompts, and their results. Imports no JAX: a command checks its requests before JAX starts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llm_jax.core.errors import UserError, require
-from llm_jax.generate.id_tokenizer import GenerationTokenizer
+
+if TYPE_CHECKING:  # it opens models, with JAX
+    from llm_jax.generate.id_tokenizer import GenerationTokenizer
 
 Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
-"""Why a text ended: the model ended it, a stop string, `max_tokens`, the end of the model's learned positions, or somebody's wish."""
+"""Why a text ended: the model wrote EOS, a stop string came, the request's `max_tokens` or the model's learned positions were used up, or
+`Engine.cancel` was called."""
+
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued, and how. The same request gives the same tokens, whatever else is asked for at the same time."""
+    """A prompt to be continued, and how. Equal requests give equal tokens, whatever other requests run beside them."""
 
     prompt: str = ""
-    """What is continued, from the start of a document."""
+    """Text that is continued, from the start of a document."""
     ids: tuple[int, ...] = ()
-    """The same as token ids, taken as they are (no BOS is put before them), instead of `prompt`."""
+    """The prompt as token ids, used in place of `prompt` and as they are: no BOS is put before them."""
     max_tokens: int = 256
-    """Tokens of the continuation, at most."""
+    """Maximum tokens of the continuation."""
     temperature: float = 1.0
     """Logits are divided by it; 0: always the most likely token."""
     top_k: int = 0
@@ -34,11 +39,11 @@ class Request:
     repetition_penalty: float = 1.0
     """Above 1: tokens of the prompt and the continuation so far become less likely; 1: off."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these."""
+    """The text ends before the first of these strings."""
     seed: int = 0
-    """Of the noise; the same seed and prompt give the same text."""
+    """Seed of the sampling noise. Equal seeds and prompts give equal text."""
     logprobs: int = 0
-    """So many of the most likely tokens are told with their log-probabilities at each position. (The chosen token's always is.)"""
+    """How many of the most likely tokens are reported, with their log-probabilities, at each position. (The chosen token's always is.)"""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -49,49 +54,51 @@ class Request:
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (all tokens) to 1")
         require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0 (1: off)")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
-        require(0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MOST_LOGPROBS}")
+        require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MAX_LOGPROBS}")
         require(all(self.stop), "stop", "", "some text")
         if self.ids and self.prompt:
-            raise UserError(f"prompt={self.prompt}: the request has ids too; give one of the two")
+            raise UserError(f"prompt={self.prompt}: the request has ids too. Give one of the two")
 
     def prompt_ids(self, tokenizer: GenerationTokenizer) -> list[int]:
-        """The tokens to be continued."""
+        """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`. Raises UserError for text that has no tokens."""
         try:
             return list(self.ids) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
         except UserError as error:
             raise UserError(f"prompt={self.prompt[:40]}: {error}") from error
 
 
-MOST_LOGPROBS = 20
-
-
 @dataclass(frozen=True)
 class Event:
-    """What a step gave for one request: a token."""
+    """One new token of one request."""
 
     id: int
+    """Of the request, as `Engine.submit` returned it."""
     token: int
     text: str
-    """What may be shown now: a character that is not complete, or what may become a stop string, comes with a later event."""
+    """Text that is now certain. An incomplete character, or the possible beginning of a stop string, comes with a later event."""
     logprob: float
-    """The natural logarithm of the model's probability of the token: of its logits as they are, whatever the settings."""
+    """Log-probability of the token in nats, from the model's logits as they are: before temperature, cuts and penalty."""
     top: tuple[tuple[int, float], ...] = ()
-    """The `logprobs` most likely tokens and their log-probabilities."""
+    """(id, log-probability) of the `Request.logprobs` most likely tokens, best first."""
     finished: Reason | None = None
+    """Why the text ended with this token; None: it goes on."""
 
 
 @dataclass
 class Result:
-    """All that has come of a request so far."""
+    """Everything that a request has produced so far."""
 
     request: Request
     prompt_tokens: int
+    """How many tokens the prompt has."""
     tokens: list[int] = field(default_factory=list)
-    """Of the continuation. With them the EOS or the tokens of the stop string that ended it."""
+    """Token ids of the continuation, including the EOS or the tokens of the stop string that ended it."""
     logprobs: list[float] = field(default_factory=list)
-    """Of each token."""
+    """Log-probability of each token (`Event.logprob`)."""
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    """`Event.top` of each token; empty where `Request.logprobs` is 0."""
     text: str = ""
     finished: Reason | None = None
+    """Why the text ended; None while the request waits or runs."""
     seconds_to_first: float | None = None
-    """From `submit` to the first token, without the time that programs were compiled in."""
+    """Seconds from `Engine.submit` to the first token, compilation excluded."""

@@ -1,10 +1,10 @@
-"""Text from a model, by the training forward pass: short samples that show what a run has learned.
+"""Short sample texts that show what a run has learned, by the forward pass of training.
 
-Every token costs a whole forward pass over a fixed window, which keeps this small and obviously right. The engine would write them too, but a run's
-end would pay for it. It compiles two programs, with the layers one by one, where this is one, with layers as the step has them: 3 samples of 60
-tokens took 3.3 s there and 1.3 s here with the quickstart's 4 layers, 9.9 s and 3.2 s with 32 (two CPU cores, nothing cached). It needs a second
-copy of the weights beside the optimizer's state, where this needs less memory than the step that has just run; and it has no window that moves
-along with a text longer than what the model was trained on.
+Every token costs a whole forward pass over a fixed window, which keeps the code small and obviously right. The engine could write samples too,
+at a price that the end of every run would pay: it compiles two programs with unrolled layers, where this module compiles one with layers as the
+train step has them (3 samples of 60 tokens: 3.3 s by the engine and 1.3 s here with the quickstart's 4 layers, 9.9 s and 3.2 s with 32; two CPU
+cores, nothing cached). The engine also needs a second copy of the weights beside the optimizer's state, where this needs less memory than the
+step that has just run, and it has no window that moves along with a text longer than the sequences of training.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def sample_texts(
     config: SampleConfig,
     window: int,
     seed: int,
-    between: Callable[[], None] = lambda: None,
+    before_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """A continuation of each prompt, up to `config.tokens` tokens or the end of the document.
+    """A continuation of each prompt: up to `config.tokens` tokens, or to EOS.
 
-    The model sees at most the last `window` tokens. Same parameters, prompts and seed: same text.
-    `between` is called before each token; what it raises ends the sampling.
+    The model sees at most the last `window` tokens. Equal parameters, prompts and seed give equal texts.
+    before_token: called before each token; an exception that it raises ends the sampling.
     """
     if not config.prompts:
         return []
@@ -65,7 +65,7 @@ def sample_texts(
     finished = [False] * len(prompts) + [True] * (batch - len(prompts))
     sharding = place.sharding(("batch", None), "compute")
     for i in range(config.tokens):
-        between()
+        before_token()
         tokens_BT = np.zeros((batch, longest), np.int32)
         for row, ids in zip(tokens_BT, rows, strict=True):
             recent = ids[-longest:]

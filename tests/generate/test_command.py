@@ -24,11 +24,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_prompts_are_continued_in_order_and_told_as_json(run_dir, tmp_path, capsys):
+def test_prompts_are_continued_in_order_and_written_as_json(run_dir, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     settings = ["max_tokens=12", "temperature=0.9", "top_k=40", "seed=3", "logprobs=2", "slots=1"]
     assert main([str(run_dir), "prompt=the é", "prompt=", f"json={out}", *settings]) == 0
-    printed, said = capsys.readouterr()
+    printed, stderr = capsys.readouterr()
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["prompt"] for r in results] == ["the é", ""]
     assert [r["seed"] for r in results] == [3, 4]
@@ -37,10 +37,10 @@ def test_prompts_are_continued_in_order_and_told_as_json(run_dir, tmp_path, caps
     for result in results:
         assert len(result["tokens"]) == len(result["logprobs"]) == len(result["top"]) == 12
         assert all(logprob <= top[0][1] for logprob, top in zip(result["logprobs"], result["top"], strict=True))
-    assert "compiled prefill: 1 x 16 positions" in said
-    assert "tokens/s; first token after" in said.splitlines()[-1]
+    assert "compiled prefill: 1 x 16 positions" in stderr
+    assert "tokens/s; first token after" in stderr.splitlines()[-1]
 
-    assert main([str(run_dir), "prompt=", "seed=4", *settings[:3], "slots=1"]) == 0  # alone, what it was beside the other
+    assert main([str(run_dir), "prompt=", "seed=4", *settings[:3], "slots=1"]) == 0  # alone: the text it had beside the other
     assert capsys.readouterr().out == results[1]["text"] + "\n"
 
 
@@ -52,7 +52,7 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(run_dir, tmp_path, capsys)
     assert capsys.readouterr().out.rstrip("\n") == text[: text.index(cut, 3)]
 
 
-def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
+def test_each_prompt_of_a_file_can_have_its_own_settings(run_dir, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"ids": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
     out = tmp_path / "out.jsonl"
     assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}", "max_tokens=3", f"json={out}"]) == 0
@@ -68,7 +68,7 @@ def test_a_file_of_prompts_has_settings_of_their_own(run_dir, tmp_path, capsys):
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
-    """And those that transformers continued its prompts with, greedily, up to what the folder says is EOS."""
+    """The ids are those of transformers' greedy continuations, up to the EOS that the folder's JSON files name."""
     fixture = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
     expected = np.load(fixture / "expected.npz")
     folder, eos = tmp_path / "model", int(expected["left_greedy_new_tokens"][1, 5])
@@ -85,13 +85,13 @@ def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
         assert tokens == theirs[:length]
         assert " ".join(map(str, [*prompt, *(i for i in tokens if i != eos)])) in printed
     assert json.loads(line)["finished"] == "eos"
-    for arguments, said in {
+    for arguments, expected_error in {
         "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give ids=1,2,3",
         "ids=5,83": "ids=83: must be from 0 to 82",
         "ids=5;6": "ids=5;6: must be token ids with commas between them",
     }.items():
         assert main([str(folder), arguments]) == 2
-        assert said.format(folder) in capsys.readouterr().err
+        assert expected_error.format(folder) in capsys.readouterr().err
 
 
 MISTAKES = {
@@ -119,7 +119,7 @@ MISTAKES = {
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line(run_dir, line, capsys):
     assert main([str(run_dir) if word == "RUN" else word for word in line.split(" ")]) == 2
-    printed, said = capsys.readouterr()
-    assert MISTAKES[line] in said
-    assert said.count("\n") == 1
+    printed, stderr = capsys.readouterr()
+    assert MISTAKES[line] in stderr
+    assert stderr.count("\n") == 1
     assert not printed

@@ -1,4 +1,4 @@
-"""What the engine promises: the distribution of the training forward pass at every position, and requests that don't know of each other."""
+"""What the engine promises: the distribution of the training forward pass at every position, and requests that don't affect each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.generate.decode_layout import decoding_layout
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request, Result
-from llm_jax.generate.terminal import write
+from llm_jax.generate.terminal import run_and_print
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, preset
@@ -55,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Letters:
-    """A tokenizer of made-up words: token i is "<i>"."""
+    """A tokenizer that needs no training: one token a character, and token i decodes to "<i>"."""
 
     vocab_size, bos_id, eos_id, eos_ids = VOCAB, 1, 2, (2,)
 
@@ -107,10 +107,10 @@ def compare(result: Result, prompt: list[int], logprobs_TV: np.ndarray, toleranc
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_decoded_is_what_the_training_forward_pass_gives(name):
-    """1e-4 nats: float32 sums in another order (a cache in blocks, products of one row), through a few layers with weights of order 0.2."""
+def test_decoding_gives_the_distribution_of_the_training_forward_pass(name):
+    """Tolerance 1e-4 nats: float32 sums in another order (a cache in blocks, products of one row), through a few layers with weights of order 0.2."""
     model = opened(**MODELS[name])
-    engine = Engine(model, slots=2, max_tokens=48)  # the third request takes over a used slot
+    engine = Engine.of(model, slots=2, max_tokens=48)  # the third request takes over a used slot
     prompts = (*PROMPTS, *([LONG] if model.config.window else []))
     requests = [Request(p, max_tokens=min(30, 47 - len(p)), temperature=float(i % 2), seed=i, logprobs=5) for i, p in enumerate(prompts)]
     results = engine.generate(requests)
@@ -123,9 +123,10 @@ def test_what_is_decoded_is_what_the_training_forward_pass_gives(name):
 
 @pytest.mark.parametrize("name", ["blocked, grouped-query heads", "DeepSeek"])
 def test_long_texts_are_read_in_blocks(name):
-    """Of 128 positions, here one to three; and a short text has the same bits beside a long one, for which more of the cache is read."""
+    """Blocks have 128 positions; here one to three are read. A short text has the same bits beside a long one,
+    for which more of the cache is read."""
     model = opened(**MODELS[name])
-    engine = Engine(model, slots=2, max_tokens=300)
+    engine = Engine.of(model, slots=2, max_tokens=300)
     long = Request(ids=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
     short = Request("short", max_tokens=130, temperature=1, seed=1, logprobs=5)
     (alone,) = engine.generate([short])
@@ -135,7 +136,7 @@ def test_long_texts_are_read_in_blocks(name):
     expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)], 300)
     for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
         compare(result, prompt, logprobs_TV, 1e-4)
-    assert len(results[1].tokens) > 60  # across the border at 256
+    assert len(results[1].tokens) > 60  # past position 256, where a block begins
 
 
 REQUESTS = [
@@ -153,8 +154,8 @@ REQUESTS = [
     [("blocked, grouped-query heads", 8), ("a window", 3), ("DeepSeek", 5), pytest.param("DeepSeek", 8, marks=pytest.mark.slow)],
 )
 def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
-    """In any slot, whoever was in it before, whatever joins and leaves meanwhile."""
-    engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=48)
+    """In any slot, whichever request used it before, whatever joins and leaves meanwhile."""
+    engine = Engine.of(opened(**MODELS[name]), slots=slots, max_tokens=48)
     alone = [engine.generate([request])[0] for request in REQUESTS]
     random = np.random.default_rng(0)
     for _ in range(4):
@@ -181,11 +182,11 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", [n if "_tensor" in n else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS])
 def test_layouts_decode_what_one_device_does(name):
-    """Eight simulated devices. 2e-4 nats: sums over devices come in yet another order; greedy tokens are the same."""
+    """On eight simulated devices. Tolerance 2e-4 nats: sums over devices are in yet another order. Greedy tokens are equal."""
     mesh, changes = LAYOUTS[name]
     changes = {"heads": 8, "kv_heads": 2, **changes} if "latent" not in changes else {"heads": 8, **changes}
     requests = [Request(p, max_tokens=14, temperature=0, logprobs=3) for p in PROMPTS]
-    one, many = (Engine(opened(layout, sizes, **changes), slots=2, max_tokens=48) for layout, sizes in ((None, None), (preset(name), mesh)))
+    one, many = (Engine.of(opened(layout, sizes, **changes), slots=2, max_tokens=48) for layout, sizes in ((None, None), (preset(name), mesh)))
     for expected, result in zip(one.generate(requests), many.generate(requests), strict=True):
         assert result.tokens == expected.tokens
         np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=2e-4)
@@ -202,7 +203,7 @@ def test_a_decoding_layout_splits_no_positions_and_has_no_stages():
 
 
 def test_learned_positions_end_the_text():
-    engine = Engine(opened(**MODELS["GPT-2"]), slots=1, max_tokens=500)
+    engine = Engine.of(opened(**MODELS["GPT-2"]), slots=1, max_tokens=500)
     (result,) = engine.generate([Request("xyz", max_tokens=100, temperature=1, seed=2)])
     assert result.finished == "positions"
     assert len(result.tokens) == 48 - 4
@@ -211,7 +212,7 @@ def test_learned_positions_end_the_text():
 
 
 def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
-    engine = Engine(opened(), slots=1, max_tokens=32)
+    engine = Engine.of(opened(), slots=1, max_tokens=32)
     with pytest.raises(UserError, match=r"max_tokens=40: after 2 tokens of the prompt, max_tokens=32 of the engine has room for 30"):
         engine.submit(Request("x", max_tokens=40))
     with pytest.raises(UserError, match="ids=96: must be from 0 to 95"):
@@ -229,20 +230,20 @@ def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
 
 
 def test_the_time_to_the_first_token_is_without_that_of_compiling():
-    """Of a prompt that waits for another one's end, too, and where log-probabilities are asked for."""
-    engine, said = Engine(opened(), slots=1, max_tokens=32), []
-    engine.programs.log = said.append
+    """Also for a prompt that waits for another one's end, and with log-probabilities."""
+    engine, logged = Engine.of(opened(), slots=1, max_tokens=32), []
+    engine.programs.log = logged.append
     begun = time.perf_counter()
     first, second = engine.generate([Request("x", max_tokens=3, logprobs=2), Request("y", max_tokens=3)])
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     assert first.seconds_to_first < second.seconds_to_first < seconds
-    assert [line.split(":")[0] for line in said] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
+    assert [line.split(":")[0] for line in logged] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
 
 
 @pytest.mark.parametrize(("slots", "name"), [(1, "plain"), (2, "a window"), (1, "a window"), (1, "DeepSeek")])
 def test_a_step_copies_no_cache(slots, name):
-    """It is written where it is, and read as it lies, two blocks of it: XLA would gladly copy it for either."""
-    engine = Engine(opened(**MODELS[name]), slots=slots, max_tokens=256)
+    """It is written in place and read as it lies, two blocks of it. XLA tends to copy it for either."""
+    engine = Engine.of(opened(**MODELS[name]), slots=slots, max_tokens=256)
     engine.generate([Request(ids=tuple(range(3, 90)) * 2, max_tokens=3)])
     (program,) = [compiled for (kind, _), compiled in engine.programs.compiled.items() if kind == "decode"]
     shapes = {"f32[{}]".format(",".join(map(str, x.shape))) for x in jax.tree.leaves(engine.state.caches)}
@@ -251,7 +252,7 @@ def test_a_step_copies_no_cache(slots, name):
 
 
 def test_a_text_begins_before_other_prompts_are_read():
-    engine = Engine(opened(), slots=3, max_tokens=32)
+    engine = Engine.of(opened(), slots=3, max_tokens=32)
     first, second = (engine.submit(Request("x", max_tokens=4, seed=i)) for i in range(2))
     steps = [[event.id for event in engine.step()] for _ in range(4)]
     assert steps == [[first], [second], [first, second], [first, second]]
@@ -260,14 +261,14 @@ def test_a_text_begins_before_other_prompts_are_read():
 def test_a_model_whose_predictions_are_no_numbers_does_not_write(capsys):
     model = opened()
     broken = dataclasses.replace(model, parameters=jax.tree.map(lambda w: w * np.nan, model.parameters))
-    with pytest.raises(UserError, match=r"the model outputs NaN: training diverged or"):
-        write(Engine(broken, slots=1, max_tokens=32), [Request("x", max_tokens=8)])
+    with pytest.raises(UserError, match=r"its predictions are no numbers \(NaN\): it diverged, or"):
+        run_and_print(Engine.of(broken, slots=1, max_tokens=32), [Request("x", max_tokens=8)])
 
 
-def test_no_text_is_broken_by_what_the_engine_says(capsys):
-    """Programs are compiled while texts are written: what is said of that comes before or after one."""
-    engine = Engine(opened(), slots=1, max_tokens=200, log=print)
-    results, _ = write(engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)])
+def test_no_text_is_broken_by_log_lines_of_the_engine(capsys):
+    """Programs are compiled while texts are printed; the lines about that come before or after a text."""
+    engine = Engine.of(opened(), slots=1, max_tokens=200, log=print)
+    results, _ = run_and_print(engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)])
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("compiled")] == ["compiled prefill", *["compiled decode"] * 2]
     for result in results:
@@ -276,7 +277,7 @@ def test_no_text_is_broken_by_what_the_engine_says(capsys):
 
 def test_new_weights_are_used_from_then_on():
     model, other = opened(), opened(init_std=0.1, tied_embeddings=True)
-    engine = Engine(model, slots=1, max_tokens=32)
+    engine = Engine.of(model, slots=1, max_tokens=32)
     request = Request("x", max_tokens=8, temperature=0)
     before = engine.generate([request])[0]
     engine.update(jax.tree.map(lambda w: 2 * w, other.parameters))

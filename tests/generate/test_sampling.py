@@ -1,4 +1,4 @@
-"""Sampling against plain numpy, one row at a time, by sorting."""
+"""Sampling, compared with an implementation in plain numpy that sorts one row at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TYPES = {"top_k": np.int32, "seed": np.uint32}
 
 
 def settings(rows: int = 4, **values: Any) -> Settings:
-    """Settings of so many rows: one value for all, or an array."""
+    """Settings of `rows` rows; each value is one for all rows, or an array."""
     return Settings(*(np.broadcast_to(np.asarray({**NONE, **values}[n], TYPES.get(n, np.float32)), rows) for n in Settings._fields))
 
 
 def allowed(x: np.ndarray, seen: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0) -> np.ndarray:
-    """The probabilities [V] that a row is drawn with: transformers' order, by sorting."""
+    """The probabilities [V] that a row is drawn with, in transformers' order of steps, by sorting."""
     x = np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x).astype(np.float64) / temperature
     order = np.argsort(-x)
     keep = np.ones(len(x), bool)
@@ -48,8 +48,8 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_tokens_come_with_their_probabilities_and_none_that_is_cut_comes(case):
-    """6,000 draws of each row, by as many positions: within 4.5 standard deviations of each frequency (one false alarm in 700 runs of all)."""
+def test_tokens_are_drawn_with_their_probabilities_and_cut_ones_never(case):
+    """6,000 draws of each row, at as many positions: within 4.5 standard deviations of each frequency (one false alarm in 700 runs of all)."""
     draws, seen = 6000, RANDOM.random((4, V)) < 0.3
     rows = jax.jit(jax.vmap(lambda position: draw(LOGITS, seen, jnp.full(4, position), settings(seed=7, **case))[0]))(jnp.arange(draws))
     for row in range(4):
@@ -72,7 +72,7 @@ def test_greedy_is_the_most_likely_after_the_penalty_and_the_log_probability_is_
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-37, 1e-5])
 def test_the_lower_the_temperature_the_surer_is_the_most_likely_token(temperature):
-    """Logits over it would be infinite, and the first of many tokens with the largest logit."""
+    """Plain division by it would make several logits infinite, and argmax would return the first of them."""
     token_B, _ = draw(LOGITS, np.zeros((4, V), bool), np.arange(4), settings(temperature=temperature))
     assert token_B.tolist() == LOGITS.argmax(-1).tolist()
 
@@ -92,13 +92,13 @@ def test_other_seeds_and_positions_give_other_noise():
 
 
 def test_ties_are_kept_together():
-    """Sorting would let the ids decide which of the equal ones stays."""
+    """Sorting would let token ids decide which of the equally likely tokens stays."""
     x = jnp.array([[2.0, 1.0, 1.0, -0.0, 0.0, -5.0]])
     assert (sampling.top_k(x, jnp.array([2])) > -jnp.inf).tolist() == [[True, True, True, False, False, False]]
     assert (sampling.top_k(x, jnp.array([4])) > -jnp.inf).tolist() == [[True, True, True, True, True, False]]
 
 
-def test_pieces_that_the_tokenizer_does_not_have_are_never_drawn():
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn():
     logits = np.full((1, V), -20, np.float32)
     logits[0, 40:] = 20
     for temperature in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""Text while its tokens come: in all it is what the tokenizer gives, and no stop string is shown, wherever tokens are cut."""
+"""Detokenizing one token at a time: the parts join to the tokenizer's text, and no stop string is shown, wherever tokens are cut."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Bytes:
     """A tokenizer whose tokens are one to three bytes, cut anywhere."""
 
     def __init__(self, seed: int):
-        self.random, self.pieces = random.Random(seed), []
+        self.random, self.tokens = random.Random(seed), []
 
     def encode(self, text: str) -> list[int]:
         data, ids = text.encode(), []
         while data:
             n = self.random.randint(1, 3)
-            self.pieces.append(data[:n])
-            ids.append(len(self.pieces) - 1)
+            self.tokens.append(data[:n])
+            ids.append(len(self.tokens) - 1)
             data = data[n:]
         return ids
 
     def decode(self, ids) -> str:
-        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+        return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
 
 
 def pushed(decode, before: list[int], ids: list[int]) -> list[str]:
@@ -49,8 +49,8 @@ def test_the_parts_are_the_whole_text(tokenizer, text):
     parts = pushed(tokenizer.decode, [tokenizer.bos_id, *prompt], tokenizer.encode(text))
     assert "".join(parts) == text
     for seed in range(20):
-        pieces = Bytes(seed)
-        assert "".join(pushed(pieces.decode, pieces.encode("é😀"), pieces.encode(text))) == text
+        cut = Bytes(seed)
+        assert "".join(pushed(cut.decode, cut.encode("é😀"), cut.encode(text))) == text
 
 
 def test_half_a_character_waits_for_its_other_half(tokenizer):
@@ -59,17 +59,17 @@ def test_half_a_character_waits_for_its_other_half(tokenizer):
     assert "😀" in parts
 
 
-def test_bytes_that_are_no_text_come_as_they_are_decoded(tokenizer):
+def test_bytes_that_are_not_utf8_are_returned_as_they_decode(tokenizer):
     """Random bytes: broken characters of every kind, beside whole ones."""
-    pieces = [i for i, size in enumerate(tokenizer.token_bytes) if size == 1]
+    one_byte = [i for i, size in enumerate(tokenizer.token_bytes) if size == 1]
     generator = random.Random(0)
     for _ in range(50):
-        ids = [generator.choice(pieces) for _ in range(30)] + tokenizer.encode("😀")
+        ids = [generator.choice(one_byte) for _ in range(30)] + tokenizer.encode("😀")
         assert "".join(pushed(tokenizer.decode, [], ids)) == tokenizer.decode(ids)
 
 
 def test_a_word_after_the_prompt_keeps_its_space():
-    """A tokenizer like Llama 2's: its text begins with a space that decoding takes away."""
+    """With a tokenizer like Llama 2's, whose text begins with a space that decoding removes."""
     words = ["▁the", "▁end", "s", "▁"]
 
     def decode(ids) -> str:

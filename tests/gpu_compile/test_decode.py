@@ -1,4 +1,4 @@
-"""A step of decoding, compiled for GPUs: the caches are written where they are, and read as they lie."""
+"""A decode step compiled for GPUs: the caches are written in place and read as they lie."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ def test_no_cache_is_copied(layout, mesh, slots):
     programs = DecodePrograms(absent_model(experiment, devices), slots, LENGTH, 1, 8192, print)
 
     def absent(tree: Any) -> Any:
-        """With the places that tracing found."""
+        """The tree with shardings on the mesh: those that tracing found, else replicated."""
 
-        def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        def with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = x.sharding.spec if x.sharding else PartitionSpec(*(None for _ in x.shape))
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(programs.place.mesh, spec))
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(with_sharding, tree)
 
     kinds = ("float32", "int32", "float32", "float32", "float32", "uint32")
     with jax.set_mesh(programs.place.mesh):
-        weights, state = absent(jax.eval_shape(programs.apart, programs.program.abstract)), absent(jax.eval_shape(programs.blank))
+        weights, state = (
+            absent(jax.eval_shape(programs.unstack_layers, programs.model.abstract)[1]),
+            absent(jax.eval_shape(programs.initial_state_program)),
+        )
         settings = absent(Settings(*(jax.ShapeDtypeStruct((slots,), kind) for kind in kinds)))
     step = jax.jit(functools.partial(programs.step_program, LENGTH), donate_argnums=1)
     compiled = gpu_compile.compile_for(programs.place.mesh, step, (weights, state, settings))
