@@ -74,18 +74,18 @@ def generate(arguments: list[str]) -> int:
     from llm_jax.generate.engine import Engine
     from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import run_and_print
-    from llm_jax.pretrained.model import open_model, to_stderr
+    from llm_jax.pretrained.model import log_to_stderr, open_model
 
     opened = open_model(asked.paths[0], **asked.opening)
     tokenizer = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
     warn_of_length(opened, longest)
-    engine = Engine.of(opened, slots, longest, log=to_stderr)
+    engine = Engine.of(opened, slots, longest, log=log_to_stderr)
     del opened  # frees its weights, which are stacked by layers; the engine has its own
     results, seconds = run_and_print(engine, requests)
     if file:
         file.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))
-    to_stderr(speed_line(results, seconds))
+    log_to_stderr(speed_line(results, seconds))
     return 0
 
 
@@ -169,7 +169,7 @@ def whole(key: str, value: str) -> int:
         raise UserError(f"{key}={value}: must be a whole number") from error
 
 
-def warn_of_length(opened: Opened, longest: int) -> None:
+def warn_of_length(opened: PretrainedModel, longest: int) -> None:
     """Prints a warning to stderr where texts may become longer than the model was trained for. longest: tokens of the longest text."""
     config, trained = opened.program.config, opened.experiment.train.sequence_length
     if config.position == "learned" and longest > config.positions:

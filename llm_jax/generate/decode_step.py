@@ -254,9 +254,13 @@ class DecodePrograms:
             block = nnx.merge(graph, layer)
             if config not in ropes:
                 ropes[config] = block.attention.rope(positions_BT)
-            y_BTD, new_cache = attend(block.attention, cache, block.before_attention(x_BTD), ropes[config])
-            x_BTD, _ = block.join(x_BTD, block.after_attention(y_BTD))
-            new_caches.append(new_cache)
+
+            def attend_cache(y_BTD, attention=block.attention, cache=cache, rope=ropes[config]):
+                out_BTD, new_cache = attend(attention, cache, y_BTD, rope)
+                new_caches.append(new_cache)
+                return out_BTD
+
+            x_BTD, _ = block(x_BTD, attend_cache)
         return model, x_BTD, new_caches
 
     def logits(self, model: Transformer, x_B1D: jax.Array) -> jax.Array:

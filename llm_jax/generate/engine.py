@@ -28,7 +28,7 @@ from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from llm_jax.generate.id_tokenizer import GenerationTokenizer, tokenizer_or_ids
 from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.state import TrainModel
 
 
@@ -101,7 +101,7 @@ class Engine:
     @classmethod
     def of(
         cls,
-        opened: Opened,
+        opened: PretrainedModel,
         slots: int = 8,
         max_tokens: int = 512,
         prefill_rows: int = 1,

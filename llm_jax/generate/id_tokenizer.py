@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llm_jax.core.errors import UserError
 from llm_jax.data.huggingface_tokenizer import ids_in_configs
-from llm_jax.pretrained.model import Opened
+from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.pretrained.save import source_folder
 
 
@@ -50,10 +50,10 @@ class IdTokenizer:
         return "".join(f"{i} " for i in ids)
 
 
-def tokenizer_or_ids(opened: Opened) -> GenerationTokenizer:
+def tokenizer_or_ids(opened: PretrainedModel) -> GenerationTokenizer:
     """The model's tokenizer; for a model without one an `IdTokenizer` with the EOS that the folder's JSON files name."""
     if opened.tokenizer_if_any is not None:
         return opened.tokenizer_if_any
     source = source_folder(opened.path)
     eos_ids = tuple(ids_in_configs(source, "eos", str(source))) if source else ()
-    return IdTokenizer(opened.config.vocab or 0, eos_ids, opened.no_tokenizer)
+    return IdTokenizer(opened.config.vocab or 0, eos_ids, opened.missing_tokenizer)

@@ -33,7 +33,7 @@ def run_and_print(engine: Engine, requests: list[Request]) -> tuple[list[Result]
         while current < len(ids):
             for event in engine.step():
                 if math.isnan(event.logprob):
-                    raise UserError(f"{engine.name}: {NO_NUMBERS}")
+                    raise UserError(f"{engine.name}: {OUTPUTS_NAN}")
                 arrived[event.id] = arrived.get(event.id, "") + event.text
             while current < len(ids) and ids[current] in arrived:
                 if not in_text:
