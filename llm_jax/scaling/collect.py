@@ -88,7 +88,7 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
 
 def last_failure(run_dir: Path) -> str:
     """Why a run's Slurm job was given up; empty if it wasn't."""
-    decisions = job.since_submitted(run_dir)
+    decisions = job.decisions_since_submission(run_dir)
     ended = decisions and decisions[-1]["decision"] == "end" and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
     return decisions[-1]["reason"] if ended else ""
 

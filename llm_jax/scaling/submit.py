@@ -39,7 +39,7 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool
     check_writable(folder)
     submitting.check_slurm()
     with contextlib.closing(console):
-        run_folder.make_folder(job.folder(folder))
+        run_folder.make_folder(job.job_folder(folder))
         with locked(folder, console.log):
             last = read_state(folder)
             if not going_on:
@@ -71,7 +71,7 @@ def tell_lost(session: Session, points: list[Point]) -> None:
     for point in points:
         row = session.ended.get(point.hash)
         if row and row["status"] == "unfinished" and point.experiment:
-            reason = "cancelled" if job.cancelled(Path(point.experiment.run_dir)).exists() else job.LOST
+            reason = "cancelled" if job.cancel_mark(Path(point.experiment.run_dir)).exists() else job.LOST_JOB
             write_json(Path(point.experiment.run_dir) / collect.NOTE, point_note(point) | {"reason": reason})
             row["reason"] = reason
 
@@ -85,11 +85,11 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
             continue
         submitting.check_fits(point.experiment, submission.settings)
         prepare_run_folder(point, session)
-        submitting.settle(point.experiment)
+        submitting.write_job_folder(point.experiment)
         runs.append(Path(point.experiment.run_dir))
     if not runs:
         raise UserError(f"grid {session.grid.base.name}: {points[0].error}")
-    slurm, last = job.folder(folder), read_state(folder)
+    slurm, last = job.job_folder(folder), read_state(folder)
     number = last["round"] + 1
     state = {"round": number, "tried": [*(session.tried & set(session.ended)), *(point.hash for point in points)]}
     write_json(slurm / "grid.json", state)  # first: what is submitted and then forgotten would be submitted twice
@@ -104,7 +104,7 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
         job.slurm("scancel", array)
         raise
     for i, run in enumerate(runs):
-        submitting.record(run, f"{array}_{i}")
+        submitting.record_number(run, f"{array}_{i}")
     write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
     log(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
     log(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
@@ -127,19 +127,19 @@ def go_on_script(grid: Grid, submission: Submission, slurm: Path) -> str:
         "llm_jax.scaling",
         "go_on.sh.jinja",
         options=submission.light_options(f"{grid.base.name}-go-on", (slurm / "go_on.log").absolute()),
-        **submission.about(),
+        **submission.template_values(),
         arguments=shlex.join(submission.command_with_site()),
     )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """What was submitted of a grid last."""
-    path = job.folder(folder) / "grid.json"
+    path = job.job_folder(folder) / "grid.json"
     return {"round": 0, "tried": [], "job": "", **(json.loads(path.read_text()) if path.exists() else {})}
 
 
 def check_not_submitted(folder: Path, last: dict[str, Any]) -> None:
     """Raises UserError where the grid is under way."""
-    if last["job"] in job.queued([last["job"]]):
+    if last["job"] in job.queued_jobs([last["job"]]):
         where = shlex.quote(str(folder))
         raise UserError(f"run_dir={folder}: its job {last['job']} is under way; wait for it, or end it: python -m llm_jax.slurm.cancel {where}")

@@ -1,16 +1,16 @@
-"""Ends runs cleanly: python -m llm_jax.slurm.cancel RUNS...
+"""Cancels runs after saving: python -m llm_jax.slurm.cancel RUNS...
 
   python -m llm_jax.slurm.cancel runs/quickstart/default
   python -m llm_jax.slurm.cancel runs/scaling/isoflop_gpu/default      a grid: all of its jobs
 
-RUNS...      run folders, grids' folders, or folders that have some below them
+RUNS...      run folders, grids' folders, or folders above some
 
-A run that is training saves a checkpoint and ends; one that waits is taken out of the queue. Neither is requeued, whatever ends it. The command that
-submitted it submits it again, and it goes on from the checkpoint.
+A running job saves a checkpoint and ends; a waiting one is removed from the queue. Neither is requeued. The command that submitted the run
+submits it again, and it resumes from the checkpoint.
 
   --help     this text
 
-Exit codes: 0 done, 1 Slurm refused, 2 a mistake in what was asked (one line says which).
+Exit codes: 0 done, 1 Slurm refused, 2 a user error (one line on stderr).
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from pathlib import Path
 from llm_jax.core.command import read_arguments, run_command
 from llm_jax.core.errors import EXIT_FAULT, UserError
 from llm_jax.slurm import job
-from llm_jax.slurm.status import find, holder
+from llm_jax.slurm.status import find_runs, lock_holder
 
 
 def cancel_run(run_dir: Path, queue: dict[str, job.Queued]) -> str:
-    """Ends one run, and says in words what was done. Raises job.SlurmError where Slurm refuses."""
-    number = job.job_of(run_dir)
+    """Cancels one run and returns a sentence about what was done. Raises job.SlurmError where Slurm refuses."""
+    number = job.job_number(run_dir)
     waiting = queue.get(number)
     if waiting is None:
-        if pid := holder(run_dir):
+        if pid := lock_holder(run_dir):
             os.kill(pid, signal.SIGTERM)
-            return f"process {pid} on this machine was sent SIGTERM: it saves and ends"
+            return f"process {pid} on this machine received SIGTERM: it saves and ends"
         return "nothing to do: it is neither queued nor running" + (f" (job {number} has ended)" if number else "")
-    job.cancelled(run_dir).touch()  # first: the job may end at any moment, and must find it
+    job.cancel_mark(run_dir).touch()  # first: the job may end at any moment, and must find it
     if waiting.state == "RUNNING":
-        call("scancel", "--signal=USR1", number)  # goes to the run's processes, not to the script, which has the last word
-        return f"job {number} is running and was sent USR1: it saves, ends, and isn't requeued"
+        call("scancel", "--signal=USR1", number)  # goes to the run's processes, not to the script, which decides about the requeue
+        return f"job {number} is running and received USR1: it saves, ends, and isn't requeued"
     call("scancel", number)
-    return f"job {number} was {waiting.state.lower()}, and is taken out of the queue"
+    return f"job {number} was {waiting.state.lower()}, and was removed from the queue"
 
 
 def call(*command: str) -> None:
-    """One of Slurm's commands. Raises job.SlurmError if it fails."""
+    """Runs one of Slurm's commands. Raises job.SlurmError if it fails."""
     done = job.slurm(*command)
     if done.returncode:
-        raise job.SlurmError(f"{' '.join(command)}: {job.said(done)}")
+        raise job.SlurmError(f"{' '.join(command)}: {job.error_line(done)}")
 
 
 def dependent_jobs(folders: list[Path]) -> list[str]:
-    """The jobs that wait for a grid's runs, to go on with it."""
+    """The numbers of the jobs that wait for a grid's runs in order to continue the grid."""
     found = []
     for folder in folders:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            found.append(str(json.loads((job.folder(folder) / "grid.json").read_text())["job"]))
+            found.append(str(json.loads((job.job_folder(folder) / "grid.json").read_text())["job"]))
     return found
 
 
@@ -67,24 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cancel(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError where it is wrong."""
     flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)
         return 0
     for key, value in pairs:
-        raise UserError(f"{key}={value}: there are no keys here; give run folders")
+        raise UserError(f"{key}={value}: this command has no keys. Give run folders.")
     folders = [Path(a) for a in arguments]
-    runs, dependent = find(folders), dependent_jobs(folders)
+    runs, dependent = find_runs(folders), dependent_jobs(folders)
     code = 0
     try:
-        queue = job.queued([*map(job.job_of, runs), *dependent])
-        for number in dependent:  # before the runs, whose end would start it
+        queue = job.queued_jobs([*map(job.job_number, runs), *dependent])
+        for number in dependent:  # before the runs, whose end would start them
             if number in queue:
                 call("scancel", number)
-                print(f"job {number}, which waits for the grid's runs, is taken out of the queue")
+                print(f"job {number}, which waits for the grid's runs, was removed from the queue")
         for run in runs:
-            if len(runs) == 1 or job.job_of(run) in queue or holder(run):
+            if len(runs) == 1 or job.job_number(run) in queue or lock_holder(run):
                 print(f"{run}: {cancel_run(run, queue)}")
     except job.SlurmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,17 +1,17 @@
-"""What a Slurm job is asked for: the keys `slurm.*` of a command line, and a small file with what is the same for all jobs of a site.
+"""The resources and settings of Slurm jobs: the keys `slurm.*` of a command line, and a file with the settings of a site.
 
 The site's file is YAML; every key may be left out:
 
-  slurm:                     # defaults of slurm.* keys; a command line has the last word
+  slurm:                     # defaults of slurm.* keys; a command line overrides them
     account: physics
     partition: gpu
   modules: [cuda/13.0]       # loaded in the job before anything else
   environment:               # variables of the job
     NCCL_SOCKET_IFNAME: ib0
-  setup:                     # shell lines after these, before the run
+  setup:                     # shell lines before the run
     - source /projects/llm/venv/bin/activate
   container: apptainer exec --nv /projects/llm/image.sif     # put before each Python
-  python: python             # the Python of the job; the one that submits it if empty
+  python: python             # the Python of the job; empty: the Python that submits it
   sbatch: [--exclusive]      # further options of sbatch
   srun: [--mpi=none]         # and of srun
 """
@@ -38,49 +38,53 @@ UNITS = ((60,), (60, 1), (3600, 60, 1), (86400, 3600), (86400, 3600, 60), (86400
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """The keys `slurm.*`. What is empty or null is left to the cluster's own defaults."""
+    """The keys `slurm.*`. The cluster's own defaults apply where a value is empty or null."""
 
     nodes: int = 1
-    """Nodes of a run."""
+    """How many nodes a run has."""
     gpus_per_node: int = 0
-    """GPUs of each node; 0: none, the run is on CPUs."""
+    """How many GPUs each node has; 0: the run is on CPUs."""
     gpu_type: str = ""
-    """Which GPUs, by Slurm's name for them, where the cluster has several kinds."""
+    """Slurm's name for the kind of GPU, where the cluster has several."""
     tasks_per_node: int | None = None
-    """Processes on each node; null: one for each GPU (one where there is none). 1 with several GPUs: each process has all of its node's."""
+    """How many processes run on each node; null: one for each GPU (one on CPUs). 1 with several GPUs: each process uses all GPUs of its node."""
     cpus_per_task: int | None = None
-    """CPU cores of each process."""
+    """How many CPU cores each process has."""
     memory: str = ""
-    """Memory of each node, as 500G; 0 is all of it."""
+    """Memory of each node, as 500G; 0: all of it."""
     time: str = ""
-    """The most that the job may take until it is requeued: 90 (minutes), 24:00:00 or 2-12:00:00 (days)."""
+    """The job's time limit, after which it is requeued: 90 (minutes), 24:00:00 or 2-12:00:00 (days)."""
     partition: str = ""
+    """Slurm's --partition."""
     account: str = ""
+    """Slurm's --account."""
     qos: str = ""
+    """Slurm's --qos, the quality of service."""
     constraint: str = ""
-    """Features that the nodes must have."""
+    """Slurm's --constraint: features that the nodes must have."""
     reservation: str = ""
+    """Slurm's --reservation."""
     at_once: int = 4
-    """Grids: at most so many runs at the same time."""
+    """At most so many runs of a grid run at one time."""
     max_restarts: int = 10
-    """The job is given up after so many restarts in a row without progress: a newer checkpoint counts as progress."""
+    """The job is given up after so many restarts in a row without a newer checkpoint."""
     backoff_seconds: int = 120
-    """How long after a crash the job may start again; twice as long with each restart without progress, at most half an hour. 0: as soon as
-    Slurm itself starts a requeued job, which is after two minutes on most clusters."""
+    """Seconds after a crash until the job may start again; doubled with each restart without a newer checkpoint, at most half an hour.
+    0: when Slurm itself starts a requeued job, which is after two minutes on most clusters."""
     signal_seconds: int | None = None
-    """So long before its time limit a run is told to save and to stop: longer than the slowest step and a save, and a minute on top.
-    None: 180, but at most a quarter of the limit."""
+    """Seconds before the time limit at which the run receives the signal to save and stop: more than the slowest step plus a save plus a minute.
+    null: 180, but at most a quarter of the limit."""
     site: str = ""
-    """The file with the site's settings; empty: the one that LLM_JAX_SITE names, or ~/.config/llm_jax/site.yaml, where there is one."""
+    """The file with the site's settings; empty: the file that LLM_JAX_SITE names, or ~/.config/llm_jax/site.yaml if it exists."""
 
     @property
     def tasks(self) -> int:
-        """Processes on each node."""
+        """How many processes run on each node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     @property
     def signal_early(self) -> int:
-        """Seconds from the signal to the time limit."""
+        """Seconds before the time limit at which the signal comes."""
         if self.signal_seconds is not None:
             return self.signal_seconds
         limit = seconds(self.time) if self.time else None
@@ -110,7 +114,7 @@ class SlurmConfig:
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """The site's file."""
+    """The settings in a site's file (see the top of this module)."""
 
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     modules: list[str] = field(default_factory=list)
@@ -123,14 +127,14 @@ class SiteConfig:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """What makes `slurm.*` keys of a `SlurmConfig`'s fields."""
+class SlurmKeys:
+    """The root of the keys `slurm.*`, as a command line writes them."""
 
     slurm: SlurmConfig
 
 
 def seconds(text: str) -> int | None:
-    """A time as Slurm writes it; None if it isn't one.
+    """The seconds of a time as Slurm writes it; None for any other text.
 
     >>> seconds("90"), seconds("24:00:00"), seconds("2-12"), seconds("1 day")
     (5400, 86400, 216000, None)
@@ -144,9 +148,9 @@ def seconds(text: str) -> int | None:
 
 
 def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig, str]:
-    """The settings that a command line's slurm.* keys and the site's file make together, and which file that was ("" for none).
+    """The slurm.* settings, the site's settings and the site file's path ("" for none), from a command line's slurm.* keys.
 
-    Raises UserError for keys that there are not, naming the nearest, and for values that can't be.
+    The site's file gives the defaults of slurm.* keys. Raises UserError for unknown keys, with the nearest name, and for wrong values.
     """
     from llm_jax.experiment import with_values
 
@@ -156,21 +160,21 @@ def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig
             raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?")
     path = site_path(dict(pairs).get("slurm.site", ""))
     site = read_site(path) if path else SiteConfig()
-    settings = with_values(Holder(site.slurm), pairs).slurm
+    settings = with_values(SlurmKeys(site.slurm), pairs).slurm
     settings.check()
     return settings, site, str(path or "")
 
 
 def site_path(given: str) -> Path | None:
-    """The site's file: the one that is given, by a key or by LLM_JAX_SITE, which must be there; or the usual one, if it is."""
-    for said, path in (("slurm.site", given), ("LLM_JAX_SITE", os.environ.get("LLM_JAX_SITE", ""))):
+    """The site's file: `given` or LLM_JAX_SITE, which must exist; else ~/.config/llm_jax/site.yaml; None if that doesn't exist."""
+    for key, path in (("slurm.site", given), ("LLM_JAX_SITE", os.environ.get("LLM_JAX_SITE", ""))):
         if path:
             if not Path(path).expanduser().is_file():
-                raise UserError(f"{said}={path}: there is no such file")
+                raise UserError(f"{key}={path}: there is no such file")
             return Path(path).expanduser().absolute()
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    usual = config / "llm_jax" / "site.yaml"
-    return usual if usual.is_file() else None
+    default = config / "llm_jax" / "site.yaml"
+    return default if default.is_file() else None
 
 
 def read_site(path: Path) -> SiteConfig:

@@ -1,7 +1,7 @@
-"""The Slurm job of a run: what the run folder knows of it, and what Slurm says.
+"""The Slurm job of a run: its files in the run folder, and its entry in Slurm's queue.
 
-<run_dir>/slurm/ has `job.sh` (the script), `experiment.yaml` (what it runs), `job.json` (its number), `job.log` (what it printed),
-`restarts.jsonl` (why it went on or ended, a line each time) and `cancelled`, if it was.
+<run_dir>/slurm/ has `job.sh` (the script), `experiment.yaml` (what it runs), `job.json` (its number), `job.log` (its output),
+`restarts.jsonl` (one decision for each end of the job, with its reason) and `cancelled`, an empty file that marks a cancelled job.
 """
 
 from __future__ import annotations
@@ -21,55 +21,56 @@ from llm_jax.core.files import read_json_lines
 FOLDER = "slurm"
 COLUMNS = {"JobArrayID": 40, "State": 20, "RestartCnt": 12, "StartTime": 24, "Reason": 200}
 
-LOST = "its job ended without a last word: scancel, or a node that died"
+LOST_JOB = "its job ended without a result: it was ended by scancel, or its node died"
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that Slurm knows and that has not ended."""
+    """A job in Slurm's queue, waiting or running."""
 
     state: str
     """PENDING, RUNNING, COMPLETING ..."""
     restarts: int
+    """How often it was requeued."""
     start: str
-    """When it started, or is expected to; "N/A" where Slurm doesn't know."""
+    """When it started, or is expected to, as 2026-01-31T12:00:00; "N/A" where Slurm doesn't know."""
     reason: str
-    """Why it waits."""
+    """Slurm's reason for its waiting; "" if there is none."""
 
 
-def folder(run_dir: Path) -> Path:
-    """Where all about a run's job is kept."""
+def job_folder(run_dir: Path) -> Path:
+    """The folder with all files of a run's job."""
     return run_dir / FOLDER
 
 
-def job_of(run_dir: Path) -> str:
-    """The job's number, as 12 or 12_3; empty if the run was not submitted."""
-    path = folder(run_dir) / "job.json"
+def job_number(run_dir: Path) -> str:
+    """The job's number, as 12 or, in an array, 12_3; "" if the run was not submitted."""
+    path = job_folder(run_dir) / "job.json"
     with contextlib.suppress(OSError, ValueError):
         return str(json.loads(path.read_text())["job"])
     return ""
 
 
-def cancelled(run_dir: Path) -> Path:
-    """The mark of a job that is to end and not to go on."""
-    return folder(run_dir) / "cancelled"
+def cancel_mark(run_dir: Path) -> Path:
+    """The file whose existence marks a job as cancelled: when it ends, it isn't requeued."""
+    return job_folder(run_dir) / "cancelled"
 
 
-def forgotten(error: str) -> bool:
-    """Whether squeue's complaint says no more than that it has forgotten the job."""
+def is_unknown_job(error: str) -> bool:
+    """Whether squeue's error only means that the job has ended so long ago that Slurm has forgotten it."""
     return "Invalid job id" in error
 
 
-def queued(jobs: Iterable[str]) -> dict[str, Queued]:
-    """What Slurm says of those of these jobs that have not ended; nothing where there is no Slurm."""
+def queued_jobs(jobs: Iterable[str]) -> dict[str, Queued]:
+    """The jobs of these numbers that have not ended, by number; empty without Slurm. Raises SlurmError where squeue fails."""
     jobs = sorted({job for job in jobs if job})
     if not jobs or not shutil.which("squeue"):
         return {}
     form = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
     done = slurm("squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}", f"--Format={form}")
     if done.returncode:
-        if not forgotten(done.stderr):
-            raise SlurmError(said(done))
+        if not is_unknown_job(done.stderr):
+            raise SlurmError(error_line(done))
         return {}
     found = {}
     for line in done.stdout.splitlines():
@@ -83,33 +84,33 @@ def queued(jobs: Iterable[str]) -> dict[str, Queued]:
 
 
 class SlurmError(Exception):
-    """One of Slurm's commands failed: its own words."""
+    """One of Slurm's commands failed; the text is its own error."""
 
 
 def slurm(*command: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """One of Slurm's commands. Inside a job it is not told of that job, whose settings are not another's."""
+    """Runs one of Slurm's commands. Inside a job it doesn't see that job's variables, whose settings must not apply to other jobs."""
     own = dict(os.environ if environment is None else environment)
     clean = {name: value for name, value in own.items() if not name.startswith(("SLURM_", "SRUN_")) or name == "SLURM_CONF"}
     return subprocess.run(list(map(str, command)), env=clean, capture_output=True, text=True)
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed complained of, in one line."""
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The errors that a failed command printed, in one line."""
     lines = [line.split("error: ", 1)[-1].strip() for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(lines) or f"exit code {done.returncode}"
 
 
-def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """What was decided each time that the job came to an end (`requeue.decide`), the oldest first."""
-    return read_json_lines(folder(run_dir) / "restarts.jsonl")
+def read_decisions(run_dir: Path) -> list[dict[str, Any]]:
+    """The decisions of all ends of the job (`requeue.decide`), the oldest first."""
+    return read_json_lines(job_folder(run_dir) / "restarts.jsonl")
 
 
-def submitted(run_dir: Path) -> float:
-    """When the run's job was submitted, seconds since 1970; 0 if it was not by us."""
-    path = folder(run_dir) / "job.json"
+def submitted_at(run_dir: Path) -> float:
+    """When the run's job was submitted, in seconds since 1970; 0 if it was not submitted with submit=slurm."""
+    path = job_folder(run_dir) / "job.json"
     return float(json.loads(path.read_text())["submitted"]) if path.exists() else 0.0
 
 
-def since_submitted(run_dir: Path) -> list[dict[str, Any]]:
-    """The decisions about the job since it was submitted: earlier ones were about another."""
-    return [record for record in restarts(run_dir) if record["time"] > submitted(run_dir)]
+def decisions_since_submission(run_dir: Path) -> list[dict[str, Any]]:
+    """The decisions since the job was submitted, the oldest first; earlier ones belong to another job."""
+    return [record for record in read_decisions(run_dir) if record["time"] > submitted_at(run_dir)]

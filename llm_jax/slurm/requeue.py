@@ -1,17 +1,17 @@
-"""Whether the job of a run goes on: python -m llm_jax.slurm.requeue RUN_DIR code=CODE
+"""Decides whether the job of a run is requeued: python -m llm_jax.slurm.requeue RUN_DIR code=CODE
 
   python -m llm_jax.slurm.requeue runs/quickstart/default code=85
 
-Slurm job scripts ask it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It says why in one line on stderr, prints how many seconds
-to wait before the next start, and keeps the decision in <RUN_DIR>/slurm/restarts.jsonl.
+Slurm job scripts call it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It prints the reason in one line on stderr and the
+seconds to wait before the next start on stdout, and appends the decision to <RUN_DIR>/slurm/restarts.jsonl.
 
 code=CODE            the exit code of srun: the highest of the run's processes
-max_restarts=N       (10) restarts in a row without progress before the run is given up; a newer checkpoint is progress
-backoff_seconds=N    (120) the wait after a crash; twice as long with each restart without progress, at most half an hour
+max_restarts=N       (10) restarts in a row without a newer checkpoint before the run is given up
+backoff_seconds=N    (120) the wait after a crash; doubled with each restart without a newer checkpoint, at most half an hour
 
   --help             this text
 
-Exit codes: 85 requeue; else the code that the job is to end with: 0 the run is finished, 2 a mistake in what was asked, 3 the run diverged,
+Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3 the run diverged,
 87 given up (the same fault again at the same step, or too many restarts without progress), 130 cancelled by llm_jax.slurm.cancel.
 """
 
@@ -45,12 +45,12 @@ from llm_jax.processes import fault_log
 from llm_jax.slurm import job
 
 LONGEST_WAIT = 1800
-TWICE = ("exception", "hang")
-"""Kinds of faults that are the run's own: the second at the same step is the last."""
-THRICE = ("killed", "silent")
-"""Kinds that may be the machine's, twice at the same step by chance. A third time is too much."""
-ASKED_TO_STOP = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""A process that had no handler for these yet, or no longer: it was to stop, and nothing is wrong with it."""
+RUN_FAULTS = ("exception", "hang")
+"""Kinds of faults that the run itself causes: the second at one step ends the job."""
+MACHINE_FAULTS = ("killed", "silent")
+"""Kinds of faults that the machine may cause, twice at one step by chance: the third ends the job."""
+STOPPED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""Exit codes of a process that a signal to stop ended before it had a handler, or after: no fault."""
 KEYS = {"code": -1, "max_restarts": 10, "backoff_seconds": 120}
 
 Record = dict[str, Any]
@@ -58,25 +58,25 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of the job."""
+    """What happens to the job."""
 
     code: int
-    """85: it is requeued; else what it ends with."""
+    """85: it is requeued; else the exit code with which it ends."""
     reason: str
     delay: int = 0
     """Seconds before the next start."""
 
 
 def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) -> tuple[Decision, Record]:
-    """What becomes of a job whose run ended with an exit code, and the record of it, from what is in the run folder."""
-    step, earlier = newest_checkpoint(run_dir), job.since_submitted(run_dir)
+    """The decision about a job whose run ended with an exit code, from the run folder's files, and the record to keep of it."""
+    step, earlier = newest_checkpoint(run_dir), job.decisions_since_submission(run_dir)
     fault = fault_of(run_dir, code, earlier)
-    stuck = 0  # restarts since the last progress
+    idle_restarts = 0  # since the last newer checkpoint
     for record in reversed(earlier):
         if record["step"] < step:
             break
-        stuck += 1
-    decision = judge(run_dir, code, step, stuck, fault, earlier, max_restarts, backoff_seconds)
+        idle_restarts += 1
+    decision = decide_from(run_dir, code, step, idle_restarts, fault, earlier, max_restarts, backoff_seconds)
     record = {
         "time": time.time(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
@@ -92,63 +92,69 @@ def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) ->
     return decision, record
 
 
-def judge(
-    run_dir: Path, code: int, step: int, stuck: int, fault: Record | None, earlier: list[Record], max_restarts: int, backoff_seconds: int
+def decide_from(
+    run_dir: Path, code: int, step: int, idle_restarts: int, fault: Record | None, earlier: list[Record], max_restarts: int, backoff_seconds: int
 ) -> Decision:
-    """The decision, from all that counts for it."""
-    said = mistake(run_dir) if code == EXIT_USER_ERROR else ""
-    # After a node was lost its processes may live on for a while, and hold the folder: that is no mistake, if the job has run before.
-    held = BUSY in said and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-    ends = {0: "the run is finished", EXIT_USER_ERROR: said, EXIT_DIVERGED: "the run diverged"}
-    if code in ends and not held:
+    """The decision about a job.
+
+    code: the run's exit code. step: that of the newest checkpoint. idle_restarts: starts since that checkpoint. fault: what ended this start.
+    earlier: the decisions since the job was submitted.
+    """
+    error = user_error_line(run_dir) if code == EXIT_USER_ERROR else ""
+    # After the loss of a node its processes may live on for a while and keep the folder locked: no user error, if the job has run before.
+    locked = BUSY in error and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    ends = {0: "the run is finished", EXIT_USER_ERROR: error, EXIT_DIVERGED: "the run diverged"}
+    if code in ends and not locked:
         return Decision(code, ends[code])
-    if job.cancelled(run_dir).exists():
+    if job.cancel_mark(run_dir).exists():
         return Decision(EXIT_INTERRUPTED, f"cancelled, with a checkpoint of step {step}" if step else "cancelled, before there was a checkpoint")
     if code in (EXIT_INTERRUPTED, EXIT_REPEATED):
         return Decision(code, "interrupted" if code == EXIT_INTERRUPTED else "given up by the run")
     if code != EXIT_STOPPED and fault and (again := repeated(fault, [record["fault"] for record in earlier])):
         return Decision(EXIT_REPEATED, f"given up: {again}")
-    if stuck >= max_restarts:
-        return Decision(EXIT_REPEATED, f"given up: no checkpoint newer than step {step} in {stuck} restarts (slurm.max_restarts={max_restarts})")
-    if code == EXIT_STOPPED or (code in ASKED_TO_STOP and not fault):
+    if idle_restarts >= max_restarts:
+        return Decision(
+            EXIT_REPEATED, f"given up: no checkpoint newer than step {step} in {idle_restarts} restarts (slurm.max_restarts={max_restarts})"
+        )
+    if code == EXIT_STOPPED or (code in STOPPED_BY_SIGNAL and not fault):
         how = "stopped" if code == EXIT_STOPPED else f"ended by {signal.Signals(code - 128).name}"
-        return Decision(EXIT_STOPPED, f"{how} with a checkpoint of step {step}: goes on from there" if step else f"{how}: starts again")
-    delay = min(LONGEST_WAIT, backoff_seconds * 2**stuck)
-    return Decision(EXIT_STOPPED, f"{said or failed(code, fault)}; goes on from step {step}, in {delay} s at the earliest", delay)
+        return Decision(EXIT_STOPPED, f"{how} with a checkpoint of step {step}: resumes from there" if step else f"{how}: starts again")
+    delay = min(LONGEST_WAIT, backoff_seconds * 2**idle_restarts)
+    return Decision(EXIT_STOPPED, f"{error or describe_failure(code, fault)}; resumes at step {step} in {delay} s at the earliest", delay)
 
 
-def mistake(run_dir: Path) -> str:
-    """The line that says what was wrong with what was asked: the last in the log."""
-    log = job.folder(run_dir) / "job.log"
+def user_error_line(run_dir: Path) -> str:
+    """The last error line in the job's log, without "error: "."""
+    log = job.job_folder(run_dir) / "job.log"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return told[-1] if told else "a mistake in what was asked"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else "a user error"
 
 
 def repeated(fault: Record, earlier: list[Record | None]) -> str:
-    """In words that this is the same fault at the same step again, and one too many; empty if it isn't."""
+    """A sentence about a fault that came at one step too often (`RUN_FAULTS`, `MACHINE_FAULTS`); "" if it didn't."""
     same = [one for one in earlier if one and fingerprint(one) == fingerprint(fault)]
-    often = 1 + len(same)
-    if fault["kind"] not in (*TWICE, *THRICE) or often < (2 if fault["kind"] in TWICE else 3):
+    count = 1 + len(same)
+    if fault["kind"] not in (*RUN_FAULTS, *MACHINE_FAULTS) or count < (2 if fault["kind"] in RUN_FAULTS else 3):
         return ""
     batch = f", batch {fault['batch']}" if fault.get("batch") else ""
     where = f"step {fault['step']}{batch}" if fault.get("step") else f"phase {fault['phase']}"
-    return f"the same fault at {where}, {often} times: {fault['message']}"
+    return f"the same fault at {where}, {count} times: {fault['message']}"
 
 
 def fingerprint(fault: Record) -> tuple[Any, ...]:
-    """What makes two faults the same. Before the first step a machine's faults are many, and only the same words tell that it is one.
+    """Equal for two faults that count as one fault again: kind, phase and step.
 
-    What was killed from outside is the same only if it was the same process.
+    Before the first step the message counts too, since many faults happen there; for faults of the machine the process does.
     """
     where = (fault["kind"], fault.get("phase"), fault.get("step"))
-    if fault["kind"] in THRICE:
+    if fault["kind"] in MACHINE_FAULTS:
         return (*where, fault.get("rank"), fault.get("host"))
     return where if fault.get("step") else (*where, fault.get("message"))
 
 
-def failed(code: int, fault: Record | None) -> str:
-    """What happened, in words."""
+def describe_failure(code: int, fault: Record | None) -> str:
+    """A sentence about the failure: its fault, or what the exit code means."""
     if fault and fault["phase"] != "unknown":
         return fault_log.describe(fault)
     if code > 128 and code - 128 in list(signal.Signals):
@@ -157,30 +163,33 @@ def failed(code: int, fault: Record | None) -> str:
 
 
 def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
-    """The fault that ended this start: the first that was recorded since the last decision; where there is no more than a traceback, one made up."""
+    """The fault that ended this start: the first one recorded since the last decision.
+
+    Where a process failed without a record (a traceback alone), a record is made up from the newest checkpoint. None: no fault.
+    """
     if code in (0, EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED, EXIT_INTERRUPTED):
         return None
-    since = earlier[-1]["time"] if earlier else job.submitted(run_dir)
+    since = earlier[-1]["time"] if earlier else job.submitted_at(run_dir)
     for fault in fault_log.read(run_dir):
         if fault.get("time", 0) > since:
             return fault
     if code in (EXIT_FAULT, EXIT_PEER):
         step = newest_checkpoint(run_dir)
-        message = f"exit code {code} after the checkpoint of step {step}, with no fault recorded; the log has what was said"
+        message = f"exit code {code} after the checkpoint of step {step}, with no fault recorded; see the log"
         return {"kind": "exception", "rank": 0, "host": "", "phase": "unknown", "step": 0, "batch": None, "message": message}
     return None
 
 
 def newest_checkpoint(run_dir: Path) -> int:
-    """The step of the newest whole checkpoint; 0 if there is none."""
+    """The step of the newest complete checkpoint; 0 if there is none."""
     folder = run_dir / "checkpoints"
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.is_dir() else 0
 
 
-def keep(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Appends a decision to the run folder."""
-    job.folder(run_dir).mkdir(exist_ok=True)
-    with (job.folder(run_dir) / "restarts.jsonl").open("a") as file:
+def append_decision(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Appends a decision to <run_dir>/slurm/restarts.jsonl."""
+    job.job_folder(run_dir).mkdir(exist_ok=True)
+    with (job.job_folder(run_dir) / "restarts.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -190,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def requeue(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError where it is wrong."""
     folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
     flags, pairs = read_arguments([a for a in arguments if a not in folders], ("--help", "-h"))
     if not arguments or flags:
@@ -208,7 +217,7 @@ def requeue(arguments: list[str]) -> int:
         raise UserError("code=: is missing: the exit code of srun")
     run_dir = Path(folders[0])
     decision, record = decide(run_dir, **numbers)
-    keep(run_dir, record)
+    append_decision(run_dir, record)
     print(f"{'requeue' if decision.code == EXIT_STOPPED else 'the job ends'}: {decision.reason}", file=sys.stderr)
     print(decision.delay)
     return decision.code

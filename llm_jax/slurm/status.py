@@ -1,17 +1,17 @@
-"""How runs are: python -m llm_jax.slurm.status RUNS...
+"""Prints a table of runs and their states: python -m llm_jax.slurm.status RUNS...
 
   python -m llm_jax.slurm.status runs/quickstart/default
   python -m llm_jax.slurm.status runs                     every run below a folder
 
-RUNS...      run folders, grids' folders, or folders that have some below them
-json=PATH    also writes the table there
+RUNS...      run folders, grids' folders, or folders above some
+json=PATH    also writes the table to this file, as JSON
 
   --help     this text
 
-State: queued and running are Slurm's words, or those of a process on this machine; finished, diverged and stopped (with a checkpoint) are the
-run's own last words; failed means that it ended without one, or was given up: the last column says why. Speeds are medians of the last 20 steps.
+State: queued and running come from Slurm, or from a process on this machine; finished, diverged and stopped (with a checkpoint) from the run's
+summary.json; failed means that it ended without one, or was given up: the last column has the reason. Speeds are medians of the last 20 steps.
 
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+Exit codes: 0 done, 2 a user error (one line on stderr).
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ from llm_jax.run.run_folder import last_summary
 from llm_jax.slurm import job
 
 TAIL = 1 << 16
-"""Bytes at the end of metrics.jsonl that are read: a long run's file is large."""
+"""How many bytes at the end of metrics.jsonl are read: a long run's file is large."""
 WIDTH = 160
-"""Columns where the output is no terminal."""
+"""Columns of the table where the output is no terminal."""
 COLORS = {"finished": "green", "running": "cyan", "queued": "yellow", "stopped": "yellow", "failed": "red", "diverged": "red"}
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run is."""
+    """A row of the table: the state of a run."""
 
     run: str
     state: str
-    """queued, running, stopped, finished, diverged, failed."""
+    """queued, running, stopped, finished, diverged or failed."""
     job: str
-    """Slurm's number; empty if it was not submitted."""
+    """The number of its Slurm job; "" if it was not submitted."""
     step: int
     steps: int | None
-    """All that it is to do; None where its configuration isn't there yet."""
+    """train.steps; None before its configuration is written."""
     loss: float | None
-    """Of the newest step, nats a token."""
+    """Train loss of the newest step, in nats a token."""
     eval_loss: float | None
     tokens_per_second: float | None
     mfu: float | None
     eta_seconds: float | None
-    """To the last step; of runs that are running."""
+    """Expected seconds to the last step; None unless it is running."""
     restarts: int
-    """Starts after the first."""
+    """How often it was started again."""
     goodput: float | None
-    """The part of all wall time in which steps were made that count."""
+    """The fraction of wall time spent in steps that count (weren't done again)."""
     error: str
-    """What went wrong last, or why it waits."""
+    """The last error, or why it waits in the queue."""
 
 
 def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
-    """How one run is. queue: what Slurm says of jobs that have not ended."""
+    """The state of one run. queue: `job.queued_jobs`."""
     summary, lines = last_summary(run_dir), read_json_lines(run_dir / "metrics.jsonl", tail=TAIL)
-    number, decisions = job.job_of(run_dir), job.since_submitted(run_dir)
+    number, decisions = job.job_number(run_dir), job.decisions_since_submission(run_dir)
     waiting, steps = queue.get(number), steps_of(run_dir)
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
     recent = [line for line in lines if line.get("tokens_per_second")][-20:]
@@ -98,42 +98,42 @@ def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
 
 
 def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any], decisions: list[dict[str, Any]]) -> tuple[str, str]:
-    """A run's state, and what went wrong last, or why it waits."""
+    """A run's state, and its last error or why it waits in the queue."""
     last = decisions[-1] if decisions else None
-    bad = last["reason"] if last and last["exit"] not in (0, EXIT_STOPPED, EXIT_INTERRUPTED) else ""
+    failure = last["reason"] if last and last["exit"] not in (0, EXIT_STOPPED, EXIT_INTERRUPTED) else ""
     recorded = fault_log.read(run_dir)
     fault = fault_log.describe(recorded[-1]) if recorded else ""
     if waiting and waiting.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):
-        return "queued", bad or waiting.reason
-    if waiting or holder(run_dir):
-        return "running", bad or fault
+        return "queued", failure or waiting.reason
+    if waiting or lock_holder(run_dir):
+        return "running", failure or fault
     if summary.get("state") == "finished" and summary.get("step", 0) >= (steps_of(run_dir) or 0):
         return "finished", ""
     if last and last["decision"] == "end" and last["code"] not in (0, EXIT_INTERRUPTED):
         return ("diverged" if summary.get("state") == "diverged" else "failed"), last["reason"]
     if summary.get("state") == "diverged":
         return "diverged", summary.get("reason", "loss or gradient not finite")
-    if job.cancelled(run_dir).exists() or (last and last["code"] == EXIT_INTERRUPTED):
-        return "stopped", last["reason"] if last else "cancelled before it began"
+    if job.cancel_mark(run_dir).exists() or (last and last["code"] == EXIT_INTERRUPTED):
+        return "stopped", last["reason"] if last else "cancelled before it started"
     if summary.get("state") == "stopped":
         return "stopped", ""
-    return "failed", fault or bad or (job.LOST if job.job_of(run_dir) else "ended without a last word")
+    return "failed", fault or failure or (job.LOST_JOB if job.job_number(run_dir) else "ended without a result")
 
 
 def steps_of(run_dir: Path) -> int | None:
     """How many steps a run is to do; None where its configuration isn't there."""
     from omegaconf import OmegaConf
 
-    for path in (run_dir / "config.yaml", job.folder(run_dir) / "experiment.yaml"):
+    for path in (run_dir / "config.yaml", job.job_folder(run_dir) / "experiment.yaml"):
         if path.exists():
             return int(OmegaConf.select(OmegaConf.load(path), "train.steps", default=0)) or None
     return None
 
 
-def holder(run_dir: Path) -> int | None:
-    """The process on this machine that runs in a run folder, by the lock that it holds; None if there is none.
+def lock_holder(run_dir: Path) -> int | None:
+    """The id of the process on this machine that holds a run folder's lock; None if there is none.
 
-    Asking the system which locks there are, and not for the lock, since a run that starts at that moment would find it taken.
+    It reads the system's list of locks. Trying to take the lock would make a run fail that starts at that moment.
     """
     path = Path("/proc/locks")
     if not path.exists():
@@ -147,26 +147,26 @@ def holder(run_dir: Path) -> int | None:
     return None
 
 
-def find(folders: list[Path]) -> list[Path]:
-    """The run folders among these and below them. Raises UserError for a folder without one."""
+def find_runs(folders: list[Path]) -> list[Path]:
+    """The run folders among these folders and below them. Raises UserError for a folder without any."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder")
+            raise UserError(f"{folder}: there is no such folder.")
         runs = [folder] if is_run(folder) else sorted({path.parent for path in folder.rglob("config.yaml")} | submitted_below(folder))
         if not runs:
-            raise UserError(f"{folder}: has no run in it")
+            raise UserError(f"{folder}: has no run in it. Give a run folder, or one above some.")
         found += [run for run in runs if run not in found]
     return found
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, begun or only submitted."""
-    return (folder / "config.yaml").is_file() or (job.folder(folder) / "experiment.yaml").is_file()
+    """Whether a folder is that of a run, started or only submitted."""
+    return (folder / "config.yaml").is_file() or (job.job_folder(folder) / "experiment.yaml").is_file()
 
 
 def submitted_below(folder: Path) -> set[Path]:
-    """Runs below a folder that were submitted and may not have begun."""
+    """The run folders below a folder that were submitted and may not have started."""
     return {path.parent.parent for path in folder.rglob(f"{job.FOLDER}/experiment.yaml")}
 
 
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def status(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError where it is wrong."""
     folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
     flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
     if not arguments or flags:
@@ -208,11 +208,11 @@ def status(arguments: list[str]) -> int:
         if key != "json":
             raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ['json'])}")
         output_file(key, value)
-    runs = find(folders or [Path("runs")])
+    runs = find_runs(folders or [Path("runs")])
     try:
-        queue, unknown = job.queued(job.job_of(run) for run in runs), ""
-    except job.SlurmError as error:  # the table is worth having without
-        queue, unknown = {}, f"squeue: {error}: what is queued or runs elsewhere isn't known"
+        queue, unknown = job.queued_jobs(job.job_number(run) for run in runs), ""
+    except job.SlurmError as error:  # the table is useful without
+        queue, unknown = {}, f"squeue: {error}: queued runs, and those on other machines, are shown without their jobs"
     found = [status_of(run, queue) for run in runs]
     show(found)
     if unknown:

@@ -1,4 +1,4 @@
-"""A Slurm cluster for tests: its fixture is `slurm_cluster` in tests/conftest.py."""
+"""The Slurm cluster of tests; its fixture is `slurm_cluster` in tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 TOOL = ROOT / "tools" / "slurm_cluster.py"
 NODES, CPUS = 4, 8
 GPUS = 4 if os.geteuid() == 0 else 0
-"""Fake ones of a node; only root can make them."""
+"""Fake GPUs of a node; only root can make them."""
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -36,21 +36,21 @@ class SlurmCluster:
     gpus: int = GPUS
 
     def run(self, *command: object, **more: str) -> subprocess.CompletedProcess[str]:
-        """A command, with more environment variables; what it writes is text."""
+        """Runs a command with more environment variables, and captures its output as text."""
         return subprocess.run(list(map(str, command)), env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     def ask(self, *command: object) -> str:
-        """What a command writes; it must not fail."""
+        """The output of a command, which must not fail."""
         done = self.run(*command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
     def state(self, job: int | str) -> dict[str, str]:
-        """What `scontrol show job` says, key → value: JobState, Restarts, ExitCode ..."""
+        """The fields that `scontrol show job` prints, by name: JobState, Restarts, ExitCode ..."""
         return dict(word.split("=", 1) for word in self.ask("scontrol", "-o", "show", "job", job).split() if "=" in word)
 
     def wait(self, job: int | str, *states: str, seconds: float = 120.0) -> dict[str, str]:
-        """Until a job is in one of the states (COMPLETED, RUNNING ...). Fails where it ends in another, and when time is up."""
+        """Waits until a job is in one of the states (COMPLETED, RUNNING ...). Fails where it ends in another, and after `seconds`."""
         end = time.monotonic() + seconds
         while (found := self.state(job))["JobState"] not in states:
             assert time.monotonic() < end, f"job {job} is still {found['JobState']} ({found['Reason']}) after {seconds:.0f} s"
@@ -60,7 +60,7 @@ class SlurmCluster:
         return found
 
     def clear(self) -> None:
-        """No job is left, and every node is up."""
+        """Ends all jobs and resumes all nodes."""
         for job in self.run("squeue", "-h", "-o", "%A").stdout.split():
             self.run("scancel", "--full", "--signal=KILL", job)
             self.run("scancel", job)
@@ -72,7 +72,7 @@ class SlurmCluster:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time."""
+    """Holds a file's lock, so that one process at a time is in the context."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""What the tests of jobs share."""
+"""Fixtures of the tests of Slurm jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def site(tmp_path):
-    """Settings of a site whose Python is fake_python.py."""
+    """A site file whose Python is fake_python.py."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "fake_python.py"} "$@"\n')
     python.chmod(0o755)

@@ -1,4 +1,4 @@
-"""tools/slurm_cluster.py: a real Slurm that comes up anywhere, deals out what it says it has, and leaves nothing behind."""
+"""tools/slurm_cluster.py: a real Slurm that starts on any machine, allocates its nodes and fake GPUs, and leaves nothing behind."""
 
 from __future__ import annotations
 

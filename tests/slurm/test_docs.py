@@ -1,4 +1,4 @@
-"""docs/cluster.md: its commands, scripts and settings are real."""
+"""The commands, scripts and settings in docs/cluster.md work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAUNCHES = sorted({line.split("llm_jax.launch", 1)[1] for block in BASH for line
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES)
-def test_submitting_line_prints_a_script(arguments, tmp_path, monkeypatch, capsys):
+def test_a_submitting_line_prints_a_script(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("LLM_JAX_SITE", raising=False)
     monkeypatch.chdir(ROOT)
@@ -36,7 +36,7 @@ def test_scripts_are_bash():
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_settings_of_a_site_are_accepted_and_every_key_is_told(tmp_path):
+def test_settings_of_a_site_are_accepted_and_every_key_is_documented(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
     (tmp_path / "site.yaml").write_text(example)
     site = read_site(tmp_path / "site.yaml")

@@ -53,8 +53,8 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
         running = slurm_cluster.ask("squeue", "-h", "-t", "RUNNING,COMPLETING", "-o", "%i").split()
         assert len(running) <= 2
         time.sleep(0.1)
-    slurm_cluster.ask("scancel", "--full", "--signal=KILL", job.job_of(fifth))
-    slurm_cluster.ask("scancel", job.job_of(fifth))
+    slurm_cluster.ask("scancel", "--full", "--signal=KILL", job.job_number(fifth))
+    slurm_cluster.ask("scancel", job.job_number(fifth))
     wait_until_quiet(slurm_cluster)
 
     found = table(run_dir)
@@ -63,7 +63,7 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
     }  # fmt: skip
     assert found["reason"]["seed3"] == "data.source=none.jsonl: no such file or folder"
     assert found["reason"]["seed4"].startswith("given up: the same fault")
-    assert "without a last word" in found["reason"]["seed5"]
+    assert "ended without a result" in found["reason"]["seed5"]
     assert {name: len((folder / "starts").read_text().split()) for name, folder in folders(run_dir).items()} == {
         "seed1": 1, "seed2": 2, "seed3": 1, "seed4": 2, "seed5": 1, "seed9": 1,
     }  # fmt: skip
@@ -96,11 +96,11 @@ def test_a_grid_is_cancelled_with_the_job_that_waits(slurm_cluster, tiny, tmp_pa
     capsys.readouterr()
     assert cancel.main([str(run_dir)]) == 0
     out = capsys.readouterr().out
-    assert f"job {waiting}, which waits for the grid's runs, is taken out of the queue" in out
-    assert "is running and was sent USR1" in out
-    assert "was pending, and is taken out of the queue" in out
+    assert f"job {waiting}, which waits for the grid's runs, was removed from the queue" in out
+    assert "is running and received USR1" in out
+    assert "was pending, and was removed from the queue" in out
     wait_until_quiet(slurm_cluster)
     assert not (run_dir / "slurm" / "go_on.log").exists()
     first, second = (status.status_of(folder, {}) for folder in folders(run_dir).values())
     assert (first.state, first.error) == ("stopped", "cancelled, with a checkpoint of step 3")
-    assert (second.state, second.error) == ("stopped", "cancelled before it began")
+    assert (second.state, second.error) == ("stopped", "cancelled before it started")

@@ -1,4 +1,4 @@
-"""The processes of steps that a real Slurm starts: who they are, which GPUs are theirs, and what becomes of them."""
+"""The processes that a real Slurm starts: their ranks, their GPUs, faults and signals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.processes.launch_group import PRELUDE, indented
 
 pytestmark = pytest.mark.slurm
 
-TELL = """
+FACTS = """
 from llm_jax.processes.local_gpus import local_devices
 from llm_jax.processes.preflight import check_devices, facts
 mine = group.task
@@ -72,24 +72,24 @@ NODES = ("node1", "node2")
 def test_every_task_knows_its_place_and_its_gpus(slurm_cluster, options, expected):
     if "gpus" in options and not slurm_cluster.gpus:
         pytest.skip("fake GPUs are device files, which only root can make")
-    done = srun(slurm_cluster, options, TELL)
+    done = srun(slurm_cluster, options, FACTS)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[host, rank, size, list(devices), share] for host, rank, size, devices, share in expected]
 
 
-def test_gpus_that_slurm_gave_and_nobody_uses_are_a_mistake(slurm_cluster):
+def test_gpus_that_slurm_allocated_and_no_process_uses_are_a_user_error(slurm_cluster):
     if not slurm_cluster.gpus:
         pytest.skip("fake GPUs are device files, which only root can make")
-    done = srun(slurm_cluster, "-N1 -n2 --gpus-per-node=4 --gpu-bind=single:1", TELL)
+    done = srun(slurm_cluster, "-N1 -n2 --gpus-per-node=4 --gpu-bind=single:1", FACTS)
     assert "node1: Slurm allocated 4 GPUs, and 2 tasks see 2 of them (CUDA_VISIBLE_DEVICES=0 and CUDA_VISIBLE_DEVICES=1)" in done.stderr
     assert done.returncode == 2
-    done = srun(slurm_cluster, "-N1 -n3 --gpus-per-node=4", TELL)
-    assert "node1: 3 tasks share 4 GPUs, which doesn't divide" in done.stderr
+    done = srun(slurm_cluster, "-N1 -n3 --gpus-per-node=4", FACTS)
+    assert "node1: 3 tasks share 4 GPUs, which doesn't divide. Start a task per GPU" in done.stderr
     assert done.returncode == 2
 
 
 def test_uneven_tasks_on_two_nodes_and_two_steps_of_a_job_at_once(slurm_cluster):
-    step = ["srun", "-Q", "--overlap", "-n3", *program(TELL)]
+    step = ["srun", "-Q", "--overlap", "-n3", *program(FACTS)]
     script = "import subprocess, sys\nsteps = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\nsys.exit(sum(s.wait() for s in steps))"
     done = slurm_cluster.run("salloc", "-Q", "-w", "node1,node2", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1")
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_uneven_tasks_on_two_nodes_and_two_steps_of_a_job_at_once(slurm_cluster)
     assert [(host, rank, size) for host, rank, size, _, _ in first] == [("node1", 0, 2), ("node1", 1, 2), ("node2", 0, 1)]
 
 
-def test_a_batch_script_without_srun_is_a_mistake(slurm_cluster, tmp_path):
+def test_a_batch_script_without_srun_is_a_user_error(slurm_cluster, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text('#!/bin/bash\n"$@"\necho "code $?"\n')
     done = slurm_cluster.run("sbatch", "--wait", "-n2", "-o", tmp_path / "out.txt", script, *program("pass"))

@@ -12,13 +12,13 @@ from tests.tiny_run import launch
 
 @pytest.fixture(autouse=True)
 def no_site_of_the_user(tmp_path, monkeypatch):
-    """The user's own settings are not these tests'."""
+    """Hides the user's own site file from these tests."""
     monkeypatch.delenv("LLM_JAX_SITE", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
 def script(capsys, *arguments: object) -> str:
-    """What --dry-run prints."""
+    """The script that --dry-run prints."""
     assert launch(*arguments, "submit=slurm", "--dry-run") == 0
     return capsys.readouterr().out
 
@@ -46,7 +46,7 @@ def test_a_task_per_node_has_all_of_its_gpus(tiny, capsys):
     assert "gpus-per-task" not in printed
 
 
-def test_settings_of_a_site_are_defaults_and_the_command_line_has_the_last_word(tiny, tmp_path, capsys, monkeypatch):
+def test_settings_of_a_site_are_defaults_and_the_command_line_overrides_them(tiny, tmp_path, capsys, monkeypatch):
     site = tmp_path / "config" / "llm_jax" / "site.yaml"
     site.parent.mkdir(parents=True)
     site.write_text(
@@ -87,7 +87,7 @@ def test_the_signal_leaves_a_short_job_most_of_its_time(tiny, tmp_path, capsys, 
     assert f"#SBATCH --signal=USR1@{early}\n" in capsys.readouterr().out
 
 
-MISTAKES = {
+USER_ERRORS = {
     "submit=pbs": "must be one of slurm",
     "slurm.node=2": "did you mean 'slurm.nodes'?",
     "slurm.nodes=0": "at least 1",
@@ -110,20 +110,20 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("arguments", MISTAKES)
-def test_mistake_is_one_line_before_anything_is_written(tiny, tmp_path, capsys, arguments):
+@pytest.mark.parametrize("arguments", USER_ERRORS)
+def test_a_user_error_is_one_line_before_anything_is_written(tiny, tmp_path, capsys, arguments):
     run_dir = tmp_path / "run"
     submit = () if "submit=" in arguments else ("submit=slurm",)
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *submit, *arguments.split()) == 2
     error = capsys.readouterr().err
-    assert MISTAKES[arguments] in error
+    assert USER_ERRORS[arguments] in error
     assert error.count("\n") == 1
     assert not run_dir.exists()
 
 
-def test_settings_for_slurm_without_submitting_are_a_mistake(tiny, capsys):
+def test_slurm_keys_without_submitting_are_a_user_error(tiny, capsys):
     assert launch(f"experiment={tiny}", "slurm.nodes=2") == 2
-    assert "slurm.nodes=2: is about submitting; add submit=slurm" in capsys.readouterr().err
+    assert "slurm.nodes=2: has an effect only with submit=slurm. Add submit=slurm." in capsys.readouterr().err
 
 
 def test_runs_of_one_program_are_not_submitted_one_by_one(tiny, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_runs_of_one_program_are_not_submitted_one_by_one(tiny, tmp_path, capsys
         ("- a\n", "not a site's settings"),
     ],
 )
-def test_mistake_in_the_site_file_names_it(tiny, tmp_path, capsys, text, says):
+def test_a_user_error_in_the_site_file_names_it(tiny, tmp_path, capsys, text, says):
     (tmp_path / "site.yaml").write_text(text)
     assert launch(f"experiment={tiny}", "submit=slurm", f"slurm.site={tmp_path}/site.yaml", "--dry-run") == 2
     error = capsys.readouterr().err
@@ -152,9 +152,9 @@ def test_mistake_in_the_site_file_names_it(tiny, tmp_path, capsys, text, says):
     assert error.count("\n") == 1
 
 
-def test_where_there_is_no_slurm_this_is_said(tiny, tmp_path, capsys, monkeypatch):
+def test_without_slurm_a_submission_is_a_user_error(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     for path in (tiny, write_grid(tmp_path, "over('train.seed', [1, 2])")):
         assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", "submit=slurm") == 2
-        assert "sbatch isn't found; run this where jobs are submitted" in capsys.readouterr().err
+        assert "sbatch isn't found. Submit from a login node of the cluster" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()

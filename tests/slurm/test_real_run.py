@@ -22,7 +22,7 @@ def test_submitted_run_stops_saves_is_requeued_and_finishes(slurm_cluster, tiny,
     slow = ("train.steps=60", "checkpoint.every=1000", "evaluate.every=0", "train.log_every=1")
     keys = ("submit=slurm", "slurm.nodes=2", "slurm.cpus_per_task=2", "slurm.backoff_seconds=0")
     assert launch(f"experiment={tiny}", "layout=data_parallel", f"run_dir={run_dir}", *slow, *keys) == 0
-    number, end = job.job_of(run_dir), time.monotonic() + 200
+    number, end = job.job_number(run_dir), time.monotonic() + 200
     while len(read_json_lines(run_dir / "metrics.jsonl")) < 2:
         assert time.monotonic() < end, (run_dir / "slurm" / "job.log").read_text()
         time.sleep(0.05)
@@ -30,7 +30,7 @@ def test_submitted_run_stops_saves_is_requeued_and_finishes(slurm_cluster, tiny,
     found = slurm_cluster.wait(number, "COMPLETED", seconds=240)
     log = (run_dir / "slurm" / "job.log").read_text()
     assert found["Restarts"] == "1", log
-    first, last = job.restarts(run_dir)
+    first, last = job.read_decisions(run_dir)
     assert (first["exit"], last["exit"]) == (85, 0), log
     assert 0 < first["step"] < 60
     assert f"resuming at step {first['step']}" in log

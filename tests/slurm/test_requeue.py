@@ -1,4 +1,4 @@
-"""Whether a job goes on: decided from the exit code, the faults and the checkpoints in its run folder."""
+"""Whether a job is requeued: decided from the exit code, the faults and the checkpoints in its run folder."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def end(run_dir: Path, code: int, step: int = 0, fault: dict | None = None, **se
             line = {"time": time.time(), "kind": "exception", "rank": 3, "host": "node7", "phase": "train", "batch": None, "message": "boom"}
             file.write(json.dumps(line | fault) + "\n")
     decision, record = requeue.decide(run_dir, code, **{"max_restarts": 3, "backoff_seconds": 10} | settings)
-    requeue.keep(run_dir, record)
+    requeue.append_decision(run_dir, record)
     time.sleep(0.01)  # times of faults and decisions must differ
     return decision
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 87, 130])
-def test_what_would_not_be_better_the_next_time_is_not_requeued(run_dir, code):
+def test_what_a_restart_would_not_mend_is_not_requeued(run_dir, code):
     assert end(run_dir, code, step=5).code == code
 
 
-def test_stopped_run_goes_on_at_once_and_forever_while_it_makes_progress(run_dir):
+def test_a_stopped_run_is_requeued_at_once_as_long_as_it_makes_progress(run_dir):
     for step in range(1, 20):
         decision = end(run_dir, 85, step=step)
         assert (decision.code, decision.delay) == (85, 0)
@@ -50,7 +50,7 @@ def test_a_signal_to_stop_that_comes_before_or_after_there_is_a_handler_is_no_cr
     for code, name in ((143, "SIGTERM"), (138, "SIGUSR1")):
         decision = end(run_dir, code, step=4)
         assert (decision.code, decision.delay) == (85, 0)
-        assert decision.reason == f"ended by {name} with a checkpoint of step 4: goes on from there"
+        assert decision.reason == f"ended by {name} with a checkpoint of step 4: resumes from there"
     assert end(run_dir, 143, step=4, fault={"kind": "silent", "step": 5}).delay == 40
 
 
@@ -68,7 +68,7 @@ def test_after_crashes_the_wait_doubles_until_there_is_progress(run_dir):
     assert [end(run_dir, 137, step=10, fault=kill, max_restarts=9).delay for kill in kills[:3]] == [10, 20, 40]
     decision = end(run_dir, 137, step=20, fault=kills[3], max_restarts=9)
     assert decision.delay == 10
-    assert decision.reason.startswith("rank 3 on node7 in phase train, step 24: its connection closed; goes on from step 20")
+    assert decision.reason.startswith("rank 3 on node7 in phase train, step 24: its connection closed; resumes at step 20")
     assert end(run_dir, 137, step=20, max_restarts=99, backoff_seconds=1700).delay == requeue.LONGEST_WAIT
 
 
@@ -94,7 +94,7 @@ def test_a_kill_may_hit_the_same_step_twice_by_chance_but_not_three_times(run_di
     assert [end(run_dir, 137, step=10, fault=fault, max_restarts=9).code for _ in range(3)] == [85, 85, 87]
 
 
-def test_a_traceback_that_nobody_recorded_is_not_tried_a_third_time(run_dir):
+def test_a_traceback_without_a_fault_record_is_not_tried_a_third_time(run_dir):
     assert end(run_dir, 1).code == 85
     decision = end(run_dir, 1)
     assert decision.code == 87
@@ -102,13 +102,13 @@ def test_a_traceback_that_nobody_recorded_is_not_tried_a_third_time(run_dir):
 
 
 def test_cancelled_run_ends_whatever_its_exit_code(run_dir):
-    job.cancelled(run_dir).touch()
+    job.cancel_mark(run_dir).touch()
     assert end(run_dir, 85, step=8).code == 130
     assert end(run_dir, 138, step=8).code == 130
     assert end(run_dir, 0, step=9).code == 0
 
 
-def test_folder_that_is_still_held_after_a_node_was_lost_is_waited_for(run_dir, monkeypatch):
+def test_a_folder_that_is_still_locked_after_the_loss_of_a_node_is_waited_for(run_dir, monkeypatch):
     error = f"error: run_dir=a: {BUSY}; wait for it, or choose another\n"
     (run_dir / "slurm" / "job.log").write_text(error)
     assert end(run_dir, 2, step=4).code == 2  # a second job on the folder, from the start
@@ -130,14 +130,14 @@ def test_what_was_before_it_was_submitted_again_does_not_count(run_dir):
     assert end(run_dir, 86, fault=fault).code == 85
 
 
-def test_the_command_prints_the_wait_alone_and_keeps_the_decision(run_dir, capsys, monkeypatch):
+def test_the_command_prints_the_wait_alone_and_appends_the_decision(run_dir, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert requeue.main([str(run_dir), "code=137", "backoff_seconds=7"]) == 85
     out = capsys.readouterr()
     assert out.out == "7\n"
-    assert out.err == "requeue: killed by SIGKILL; goes on from step 0, in 7 s at the earliest\n"
-    (record,) = job.restarts(run_dir)
+    assert out.err == "requeue: killed by SIGKILL; resumes at step 0 in 7 s at the earliest\n"
+    (record,) = job.read_decisions(run_dir)
     assert {k: record[k] for k in ("job", "start", "exit", "step", "decision", "code", "delay")} == {
         "job": "12", "start": 3, "exit": 137, "step": 0, "decision": "requeue", "code": 85, "delay": 7,
     }  # fmt: skip
@@ -147,6 +147,6 @@ def test_the_command_prints_the_wait_alone_and_keeps_the_decision(run_dir, capsy
     ("arguments", "says"),
     [(["code=1"], "must be one run folder"), (["."], "code=: is missing"), ([".", "code=x"], "a whole number"), ([".", "cod=1"], "'code'")],
 )
-def test_mistakes(capsys, arguments, says):
+def test_user_errors(capsys, arguments, says):
     assert requeue.main(arguments) == 2
     assert says in capsys.readouterr().err

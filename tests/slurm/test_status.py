@@ -1,4 +1,4 @@
-"""llm_jax.slurm.status and cancel where there is no Slurm: what a run folder says by itself."""
+"""llm_jax.slurm.status and cancel without Slurm, from the files in run folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny_run import ROOT, launch, write_experiment
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch):
-    """Whether there is one is not these tests' concern."""
+    """These tests don't depend on whether Slurm is installed."""
     monkeypatch.setattr(status.job.shutil, "which", lambda name: None)
 
 
@@ -36,7 +36,7 @@ def run_of(folder: Path, state: str | None, step: int = 30, **more: object) -> P
     return folder
 
 
-def test_table_tells_each_state_and_its_reason(tmp_path, capsys):
+def test_the_table_has_each_state_and_its_reason(tmp_path, capsys):
     fault = {"time": time.time(), "kind": "exception", "rank": 3, "host": "n7", "phase": "train", "step": 30, "batch": None, "message": "boom [x]"}
     given_up = {"time": time.time(), "exit": 1, "code": 87, "decision": "end", "start": 3, "step": 20, "reason": "given up: the same fault"}
     run_of(tmp_path / "runs" / "done", "finished", 40)
@@ -73,9 +73,9 @@ def test_run_on_this_machine_is_seen_and_cancelled_with_a_checkpoint(tmp_path, c
             time.sleep(0.1)
         shown = status.status_of(run_dir, {})
         assert (shown.state, shown.steps) == ("running", 100000)
-        assert status.holder(run_dir) == process.pid
+        assert status.lock_holder(run_dir) == process.pid
         assert cancel.main([str(run_dir)]) == 0
-        assert f"process {process.pid} on this machine was sent SIGTERM" in capsys.readouterr().out
+        assert f"process {process.pid} on this machine received SIGTERM" in capsys.readouterr().out
         assert process.wait(60) == 85
     finally:
         process.send_signal(signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_real_run_has_what_the_table_shows(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"), [(["/no/such"], "there is no such folder"), (["."], "has no run in it"), ([".", "jsn=a"], "did you mean 'json'?")]
 )
-def test_mistakes(tmp_path, capsys, monkeypatch, arguments, says):
+def test_user_errors(tmp_path, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
     assert status.main(arguments) == 2
     assert says in capsys.readouterr().err
