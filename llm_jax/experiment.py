@@ -1,39 +1,36 @@
 """The one configuration tree: `Experiment`, the files that define one, and `key=value` overrides.
 
 An experiment file is Python with a docstring (its first line is its purpose) and a function `experiment()` that
-returns an `Experiment`. OmegaConf checks types and merges; whatever doesn't fit is a `UserError` of one line.
+returns an `Experiment`. core/config_tree.py reads values as the types of their keys; whatever doesn't fit is a `UserError` of one line.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
-import functools
 import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
-from llm_jax.core.errors import UserError, closest, nearest, one_of
+from llm_jax.core.config_tree import CLASS_OF, coerced, find_key, flat, from_tree, read_yaml_text, with_values, write_yaml_text
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.objective.protocol import Objective
+from llm_jax.objective.protocol import Objective, objective_class
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Experiment:
     """Sizes of mesh axes, where they differ from the layout's; -1: all devices that the others leave."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    objective: Objective = field(default_factory=NextToken)
+    objective: Objective = field(default_factory=NextToken, metadata={CLASS_OF: objective_class})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -144,16 +141,32 @@ def run_file(path: Path, said: str) -> Any:
 
 
 def read_yaml(path: Path) -> Experiment:
-    """The experiment of a config.yaml. Raises UserError, naming file and key, where it isn't one."""
+    """The experiment of a config.yaml; keys that it has not keep their defaults. Raises UserError, naming file and key, where it isn't one."""
     try:
-        tree = OmegaConf.merge(defaults(), OmegaConf.load(path))
-        made = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or ''}: {first_line(error)}") from error
-    except Exception as error:  # YAML's own errors
-        raise UserError(f"{path}: not a configuration ({first_line(error)})") from error
-    assert isinstance(made, Experiment)
-    return made
+        tree = read_yaml_text(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a configuration: must be a table of keys and values")
+    try:
+        return from_tree(Experiment(), tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def yaml_values(text: str) -> dict[str, Any]:
+    """The dotted keys of a config.yaml with their values, each as its key's type; text where this version has no such key.
+
+    Raises yaml.YAMLError, or UserError for YAML that is no table.
+    """
+    tree = read_yaml_text(text)
+    if not isinstance(tree, dict):
+        raise UserError("must be a table of keys and values")
+    values, default = flat(tree), Experiment()
+    for key, value in values.items():
+        with contextlib.suppress(UserError):
+            values[key] = coerced(key, value, find_key(default, key, value)[1])
+    return values
 
 
 def experiment_name(pairs: list[tuple[str, str]]) -> str:
@@ -181,138 +194,13 @@ def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experi
     return made
 
 
-def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
-    """A tree of dataclasses with `key=value` overrides applied, each checked against its type."""
-    found = [find_key(config, key, value) for key, value in pairs]
-    if pairs and all(
-        is_plain(value, kind) for (_, value), (_, kind) in zip(pairs, found, strict=True)
-    ):  # a grid's, hundreds of them: OmegaConf is slow
-        for (_, value), (path, kind) in zip(pairs, found, strict=True):
-            config = replaced(config, path, float(value) if kind is float else value)
-        return config
-    tree = structured(config)
-    for (key, value), (path, kind) in zip(pairs, found, strict=True):
-        try:
-            tree = with_value(tree, path, parsed(value, kind))
-        except Exception as error:  # OmegaConf's for another type, YAML's for values like "[1, 2"
-            raise UserError(f"{key}={value}: {expected(kind, str(value))}") from error
-    try:
-        made = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:  # what it only looks at now: "${...}" and "???"
-        key = error.full_key or ""
-        raise UserError(f"{key}={dict(pairs).get(key, '')}: {first_line(error)}") from error
-    assert isinstance(made, type(config))
-    return made
-
-
-def is_plain(value: Any, kind: Any) -> bool:
-    """Whether a value that is no text has a key's type already."""
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if get_origin(options[0]) is Literal:
-        return value in get_args(options[0])
-    return (type(value) in options and type(value) in (bool, int, float)) or (kind is float and type(value) is int)
-
-
-def replaced(config: Any, path: list[str], value: Any) -> Any:
-    """A tree of dataclasses, or a dict, with one value set."""
-    if not path:
-        return value
-    if isinstance(config, dict):
-        return {**config, path[0]: value}
-    return dataclasses.replace(config, **{path[0]: replaced(getattr(config, path[0]), path[1:], value)})
-
-
-def parsed(value: Any, kind: Any) -> Any:
-    """A value as OmegaConf takes it, from text or from Python."""
-    if not isinstance(value, str):
-        return OmegaConf.create(list(value) if isinstance(value, tuple) else value) if isinstance(value, (dict, list, tuple)) else value
-    # Text is taken as it is: "*.txt" means something else in YAML, and "1e5" is another text when it was a number.
-    return value if kind is str else OmegaConf.from_dotlist([f"value={value}"])["value"]
-
-
-@functools.cache
-def defaults() -> Any:
-    """OmegaConf's tree of an experiment that says nothing. To be merged with, not changed: a grid reads hundreds, and OmegaConf is slow."""
-    return structured(Experiment)
-
-
-def structured(config: Any) -> Any:
-    """OmegaConf's tree of an experiment: its types are checked here, since Python doesn't when a file makes one."""
-    try:
-        return OmegaConf.structured(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"experiment {getattr(config, 'name', '')}: {error.full_key or ''}: {first_line(error)}") from error
-
-
-def with_value(tree: Any, path: list[str], value: Any) -> Any:
-    """OmegaConf's tree with one value set, its type checked. A whole dict is replaced, not merged into."""
-    at = tree
-    for part in path[:-1]:
-        at = at[part]
-    if isinstance(value, DictConfig) and isinstance(at[path[-1]], DictConfig):
-        with read_write(at):
-            at[path[-1]] = {}
-    nested = value
-    for part in reversed(path):
-        nested = {part: nested}
-    return OmegaConf.merge(tree, nested)
-
-
-def find_key(experiment: Any, key: str, value: Any) -> tuple[list[str], Any]:
-    """The path to a value of the tree, or to an entry of one of its dicts, and its type; UserError if there is none.
-
-    What follows a dict's name is one entry, dots and all: data.mixture.text.jsonl=1 is of the source text.jsonl.
-    """
-    at: Any = experiment
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        names = [f.name for f in dataclasses.fields(at)]
-        if part not in names:
-            close = closest(key, all_keys(experiment))
-            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--show prints all keys"))
-        kind = get_type_hints(type(at))[part]
-        at = getattr(at, part)
-        if get_origin(kind) is dict and depth < len(parts) - 1:
-            return [*parts[: depth + 1], ".".join(parts[depth + 1 :])], get_args(kind)[1]
-        if not dataclasses.is_dataclass(at):
-            if depth < len(parts) - 1:
-                raise UserError(f"{key}={value}: {'.'.join(parts[: depth + 1])} is a single value, it has no {parts[depth + 1]!r}")
-            return parts, kind
-    raise UserError(f"{key}={value}: is a group; set one of its keys: {', '.join(f.name for f in dataclasses.fields(at))}")
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def expected(kind: Any, value: str) -> str:
-    """The end of an error line about a value of the wrong type."""
-    options = [o for o in get_args(kind) if o is not type(None)] if get_origin(kind) in (Union, UnionType) else [kind]
-    if get_origin(options[0]) is Literal:
-        return one_of(value, [str(choice) for choice in get_args(options[0])])
-    if get_origin(options[0]) is dict:
-        return f"must be a table of names and values, {{name: {KINDS[get_args(options[0])[1]]}, ...}}"
-    if get_origin(options[0]) is tuple:
-        return "must be a list, [first, second]"
-    return f"must be {KINDS[options[0]]}" + (", or null for none" if len(options) < len(get_args(kind)) else "")
-
-
-def all_keys(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a tree of dataclasses."""
-    keys = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        keys += all_keys(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
-    return keys
-
-
 def to_yaml(experiment: Experiment) -> str:
     """The whole tree as YAML, enough to run it again."""
-    # Its types have been looked at, which would take three times as long as this.
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(experiment)))
+    return write_yaml_text(experiment)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, which says what is wrong."""
+    """The first line of an exception's message."""
     return next(iter(str(error).splitlines()), "")
 
 
@@ -348,8 +236,6 @@ def with_vocabulary(experiment: Experiment) -> Experiment:
 
 def read_experiment(run_dir: Path) -> Experiment:
     """The experiment of a run folder."""
-    from llm_jax.experiment import read_yaml
-
     path = run_dir / "config.yaml"
     if not path.exists():
         raise UserError(f"{run_dir}: is no run folder (it has no config.yaml)")

@@ -6,16 +6,24 @@ is known. Numbers are decimal (010 is ten, and 1:30 is no number), 5e9 is a whol
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import operator
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llm_jax.core.errors import one_of
+from llm_jax.core.errors import UserError, closest, one_of
+
+Config = TypeVar("Config")
+CLASS_OF = "class_of"
+"""In a field's metadata: a function from a name to a dataclass, for a field whose class is chosen by the key `name` of its group
+(objective=NAME, objective.KEY=VALUE). All these classes have a field `name`, and defaults for all their fields."""
 
 NONE = ("", "null", "Null", "NULL", "~")
 """Texts that mean None, where a type allows it."""
@@ -124,13 +132,17 @@ def expected(kind: Any, value: str) -> str:
         return f"must be a table of names and values, {{name: {NAMES[get_args(first)[1]]}, ...}}"
     if origin in (tuple, list):
         return "must be a list, [first, second]"
-    return f"must be {' or '.join(NAMES[option] for option in options)}" + (", or null for none" if NoneType in union_members(kind) else "")
+    names = " or ".join(NAMES.get(option) or f"a {option.__name__}" for option in options)
+    return f"must be {names}" + (", or null for none" if NoneType in union_members(kind) else "")
+
+
+NULL = ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"))
 
 
 class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML whose plain scalars stay text (but null): their meaning is up to the type of their key."""
 
-    yaml_implicit_resolvers = {first: [("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"))] for first in ("~", "n", "N", "")}  # noqa: RUF012
+    yaml_implicit_resolvers = {first: [NULL] for first in ("~", "n", "N", "")}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises ConstructorError for a key that is given twice."""
@@ -143,6 +155,146 @@ class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
 def read_yaml_text(text: str) -> Any:
     """YAML as dicts, lists, None and text. Raises yaml.YAMLError."""
     return yaml.load(text, TextLoader)
+
+
+class TextDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """YAML in which text that other readers would take for a number (1e-3) is quoted."""
+
+
+TextDumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def write_yaml_text(config: Any) -> str:
+    """A tree of dataclasses as YAML, with all its keys."""
+    return yaml.dump(dataclasses.asdict(config), Dumper=TextDumper, sort_keys=False, allow_unicode=True)
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; looked up once for each class."""
+    if kind not in FIELD_TYPES:
+        hints = get_type_hints(kind)
+        FIELD_TYPES[kind] = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    return FIELD_TYPES[kind]
+
+
+FIELD_TYPES: dict[type, dict[str, Any]] = {}
+
+
+def from_tree(base: Config, tree: Any, prefix: str = "") -> Config:
+    """A tree of dataclasses with the values of nested dicts put in, each read as its key's type; a whole table is replaced.
+
+    Raises UserError, naming the key, for keys that there are not, groups that are none, and values of another type.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{prefix.removesuffix('.')}: must be a table of keys and values")
+    kinds, values = field_types(type(base)), {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in kinds:
+            near = closest(key, [prefix + known for known in all_keys(base)])
+            raise UserError(f"{key}: there is no key {key!r}" + (f"; did you mean '{near}'?" if near else ""))
+        part = getattr(base, name)
+        if dataclasses.is_dataclass(part):
+            if isinstance(value, dict) and value.get("name") and (class_of := chooser(base, name)):
+                part = class_of(value["name"])()
+            values[name] = from_tree(part, value, f"{key}.")
+        else:
+            values[name] = coerced(key, value, kinds[name])
+    return dataclasses.replace(base, **values)  # type: ignore[type-var]
+
+
+def typed(config: Config, prefix: str = "") -> Config:
+    """A tree of dataclasses with each value as its key's type (1 as 1.0, a list as a tuple): Python checks none when a file makes one.
+
+    Raises UserError, naming the key, for a value of another type.
+    """
+    kinds, values = field_types(type(config)), {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, kind = getattr(config, f.name), kinds[f.name]
+        group = dataclasses.is_dataclass(kind) and isinstance(value, kind)  # type: ignore[arg-type]
+        values[f.name] = typed(value, f"{prefix}{f.name}.") if group else coerced(prefix + f.name, value, kind)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
+    """A tree of dataclasses with key=value pairs applied, in order; those that choose a class first. A value is text, or has its type.
+
+    Raises UserError for keys that there are not (with the nearest one), and for values of another type.
+    """
+    config = typed(config)
+    for key, value in sorted(pairs, key=lambda pair: not chooses_class(config, pair[0])):
+        path, kind = find_key(config, key, value)
+        if dataclasses.is_dataclass(kind):
+            part = functools.reduce(getattr, path, config)
+            config = config if part.name == value else replaced(config, path, kind())  # type: ignore[attr-defined, operator]
+            continue
+        if kind is str and isinstance(value, str) and "${" in value:
+            raise UserError(f"{key}={value}: must be text without ${{...}}, which is not expanded here; write out the value")
+        config = replaced(config, path, coerced(key, value, kind))
+    return config
+
+
+def coerced(key: str, value: Any, kind: Any) -> Any:
+    """The value of a key as a type. Raises UserError, naming the key, for a value of another type."""
+    try:
+        return coerce(value, kind)
+    except WrongType as error:
+        raise UserError(f"{key}={value}: {error}") from error
+
+
+def chooser(config: Any, name: str) -> Callable[[str], type] | None:
+    """The function from a name to the class of a field of a dataclass; None where its class is not chosen by a name."""
+    return next((f.metadata.get(CLASS_OF) for f in dataclasses.fields(config) if f.name == name), None)
+
+
+def chooses_class(config: Any, key: str) -> bool:
+    """Whether a key, group=NAME or group.name=NAME, chooses the class of a group."""
+    *parents, name = key.removesuffix(".name").split(".")
+    for parent in parents:
+        config = getattr(config, parent, None)
+    return dataclasses.is_dataclass(config) and chooser(config, name) is not None
+
+
+def replaced(config: Any, path: list[str], value: Any) -> Any:
+    """A tree of dataclasses, or a dict, with one value set."""
+    if not path:
+        return value
+    if isinstance(config, dict):
+        return {**config, path[0]: value}
+    return dataclasses.replace(config, **{path[0]: replaced(getattr(config, path[0]), path[1:], value)})
+
+
+def find_key(config: Any, key: str, value: Any) -> tuple[list[str], Any]:
+    """The path to a value of a tree, or to an entry of one of its dicts, and its type; UserError if there is none.
+
+    The type of a group whose class is chosen is the class that `value` names. What follows a dict's name is one entry, dots and all:
+    data.mixture.text.jsonl=1 is of the source text.jsonl.
+    """
+    at, parts = config, key.split(".")
+    for depth, part in enumerate(parts):
+        kinds = field_types(type(at))
+        if part not in kinds:
+            near = closest(key, all_keys(config))
+            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{near}'?" if near else "--show prints all keys"))
+        if (class_of := chooser(at, part)) and parts[depth + 1 :] in ([], ["name"]):
+            return parts[: depth + 1], class_of(str(value))
+        at = getattr(at, part)
+        if get_origin(kinds[part]) is dict and depth < len(parts) - 1:
+            return [*parts[: depth + 1], ".".join(parts[depth + 1 :])], get_args(kinds[part])[1]
+        if not dataclasses.is_dataclass(at):
+            if depth < len(parts) - 1:
+                raise UserError(f"{key}={value}: {'.'.join(parts[: depth + 1])} is a single value, it has no {parts[depth + 1]!r}")
+            return parts, kinds[part]
+    raise UserError(f"{key}={value}: is a group; set one of its keys: {', '.join(field_types(type(at)))}")
+
+
+def all_keys(config: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a tree of dataclasses."""
+    keys = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        keys += all_keys(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
+    return keys
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

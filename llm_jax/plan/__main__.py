@@ -136,7 +136,8 @@ def use_absent_devices(request: PlanArguments) -> None:
 
 def check_keys(pairs: list[tuple[str, str]]) -> None:
     """Raises UserError for a key that nobody has: it may have been meant for this command, or for the experiment."""
-    from llm_jax.experiment import Experiment, all_keys
+    from llm_jax.core.config_tree import all_keys
+    from llm_jax.experiment import Experiment
 
     fields = ("experiment", "from", *(f.name for f in dataclasses.fields(Experiment)))
     for key, value in pairs:

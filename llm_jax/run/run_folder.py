@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import Fault, UserError
 from llm_jax.core.files import disk_problem, read_json, write_atomic
-from llm_jax.experiment import Experiment, defaults, with_vocabulary
+from llm_jax.experiment import Experiment, with_vocabulary, yaml_values
 
 # What may differ from the last time without changing what is trained: where it runs, what is shown and kept, and
 # in which way the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
@@ -77,12 +77,10 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
     try:
         if (before := path.read_text()) == yaml:
             return []
-        trees = [OmegaConf.create(text) for text in (before, yaml)]
-    except Exception as error:
+        old, new = yaml_values(before), yaml_values(yaml)
+    except (UserError, YAMLError) as error:
         raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another run_dir") from error
-    if not all(isinstance(tree, DictConfig) for tree in trees):
-        raise UserError(f"{path}: not a configuration; mend it, or choose another run_dir")
-    old, new, default = (flat(OmegaConf.to_container(tree)) for tree in (*trees, defaults()))
+    default = flat(dataclasses.asdict(Experiment()))
     old |= {key: default.get(key) for key in new if key not in old}
     changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]

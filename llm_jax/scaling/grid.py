@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_jax.core.config_tree import all_keys, with_values
 from llm_jax.core.errors import UserError, check_choice, closest, nearest, require
 from llm_jax.core.format import short
-from llm_jax.experiment import Experiment, all_keys, check_parts, override, resolved, with_values, with_vocabulary
+from llm_jax.experiment import Experiment, check_parts, override, resolved, with_vocabulary
 from llm_jax.layout.hardware import hardware
 from llm_jax.model import accounting
 from llm_jax.run.run_folder import configuration_hash

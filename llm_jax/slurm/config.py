@@ -23,11 +23,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from llm_jax.core.config_tree import from_tree, read_yaml_text, with_values
 from llm_jax.core.errors import UserError, closest, require
 
 TIME = re.compile(r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)")
@@ -152,8 +151,6 @@ def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig
 
     The site's file gives the defaults of slurm.* keys. Raises UserError for unknown keys, with the nearest name, and for wrong values.
     """
-    from llm_jax.experiment import with_values
-
     known = [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)]
     for key, value in pairs:
         if key not in known:
@@ -180,19 +177,12 @@ def site_path(given: str) -> Path | None:
 def read_site(path: Path) -> SiteConfig:
     """A site's file. Raises UserError, naming file and key, where it isn't one."""
     try:
-        given: Any = OmegaConf.load(path)
-        if not OmegaConf.is_dict(given):
-            raise UserError(f"{path}: not a site's settings: they are a table of keys and values")
-        if isinstance(OmegaConf.select(given, "slurm.time"), int):  # YAML takes 24:00:00 for a number in base 60
-            raise UserError(f'{path}: slurm.time: write it in quotes, as "24:00:00"')
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SiteConfig), given))
-    except OmegaConfBaseException as error:
-        key = error.full_key or ""
-        near = closest(key, [f.name for f in dataclasses.fields(SiteConfig)] + [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)])
-        raise UserError(f"{path}: {key}: {str(error).splitlines()[0]}" + (f"; did you mean '{near}'?" if near and near != key else "")) from error
-    except UserError:
-        raise
-    except Exception as error:  # YAML's own
+        tree = read_yaml_text(path.read_text())
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: not a site's settings ({' '.join(str(error).split())})") from error
-    assert isinstance(made, SiteConfig)
-    return made
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a site's settings: must be a table of keys and values")
+    try:
+        return from_tree(SiteConfig(), tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -28,6 +28,7 @@ from typing import Any
 from rich.table import Table
 
 from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.config_tree import flat, read_yaml_text
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
 from llm_jax.core.files import read_json_lines
 from llm_jax.core.format import clock, number, short
@@ -122,11 +123,9 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
 
 def steps_of(run_dir: Path) -> int | None:
     """How many steps a run is to do; None where its configuration isn't there."""
-    from omegaconf import OmegaConf
-
     for path in (run_dir / "config.yaml", job.job_folder(run_dir) / "experiment.yaml"):
         if path.exists():
-            return int(OmegaConf.select(OmegaConf.load(path), "train.steps", default=0)) or None
+            return int(flat(read_yaml_text(path.read_text())).get("train.steps", 0)) or None
     return None
 
 

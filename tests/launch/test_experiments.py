@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.experiment import Experiment, list_experiments, load_experiment, override, resolved
+from llm_jax.experiment import Experiment, list_experiments, load_experiment, override, read_yaml, resolved, to_yaml
 from llm_jax.layout.presets import PRESETS
 from tests.tiny_run import launch, losses, summary, write_experiment
 
@@ -134,3 +134,14 @@ def test_an_experiment_file_defines_a_new_part_without_touching_the_package(tiny
     path = write_experiment(tmp_path, "mine", OPTIMIZER, **fields)
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=2") == 0
     assert summary(tmp_path / "run")[key] == value
+
+
+@pytest.mark.parametrize("layout", PRESETS)
+def test_a_configuration_that_is_written_is_read_as_it_was(tmp_path, layout):
+    pairs = [("layout", layout), ("name", "1e5"), ("sample.prompts", "[no, 010, 'a: b', '', 'null']"), ("data.mixture", "{a.txt: 1, b: 2}"),
+             ("optimizer.matrix_learning_rate", "1e-5"), ("model.window_layers", "0,2"), ("mesh.data", "2")]  # fmt: skip
+    experiment = override(Experiment(), pairs)
+    (tmp_path / "config.yaml").write_text(to_yaml(experiment))
+    again = read_yaml(tmp_path / "config.yaml")
+    assert again == experiment
+    assert list(again.layout.mesh) == list(experiment.layout.mesh)

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from llm_jax.slurm.config import read_site
 from tests.scaling.tiny_grid import write_grid
 from tests.tiny_run import launch
 
@@ -137,7 +138,6 @@ def test_runs_of_one_program_are_not_submitted_one_by_one(tiny, tmp_path, capsys
     [
         ("modulez: [a]\n", "did you mean 'modules'?"),
         ("slurm: {node: 2}\n", "did you mean 'slurm.nodes'?"),
-        ("slurm: {time: 24:00:00}\n", 'write it in quotes, as "24:00:00"'),
         ("slurm: {nodes: many}\n", "slurm.nodes"),
         ("slurm: [\n", "not a site's settings"),
         ("- a\n", "not a site's settings"),
@@ -150,6 +150,15 @@ def test_a_user_error_in_the_site_file_names_it(tiny, tmp_path, capsys, text, sa
     assert error.startswith(f"error: {tmp_path}/site.yaml: ")
     assert says in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("time", ["24:00:00", '"24:00:00"', "90", "2-12"])
+def test_a_time_in_the_site_file_is_text_however_it_is_written(tmp_path, time):
+    (tmp_path / "site.yaml").write_text(f"slurm:\n  time: {time}\n  memory: 0\nenvironment: {{OMP_NUM_THREADS: 08}}\n")
+    site = read_site(tmp_path / "site.yaml")
+    assert site.slurm.time == time.strip('"')
+    assert site.slurm.memory == "0"
+    assert site.environment == {"OMP_NUM_THREADS": "08"}
 
 
 def test_without_slurm_a_submission_is_a_user_error(tiny, tmp_path, capsys, monkeypatch):
