@@ -33,7 +33,7 @@ from llm_jax.core.errors import EXIT_INTERRUPTED, UserError, nearest
 from llm_jax.core.files import read_json, read_json_lines, replacing
 from llm_jax.experiment import read_experiment
 from llm_jax.run import run_folder
-from llm_jax.scaling.fit.table import load
+from llm_jax.scaling.fit.table import load_table
 from llm_jax.slurm import job
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     """
     import pandas as pd
 
-    theirs = load(path, "table")
+    theirs = load_table(path, "table")
     mapped = {}
     for our_name, their_name in (columns or {}).items():
         if our_name not in COLUMNS:

@@ -41,10 +41,10 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
 def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
     """The fit of runs.csv by the grid's method and convention, without held-out runs, and notes about the data."""
     from llm_jax.scaling.fit.methods import METHODS
-    from llm_jax.scaling.fit.table import read
+    from llm_jax.scaling.fit.table import read_columns
 
     method = METHODS[grid.method]
-    columns, convention, notes = read(folder / "runs.csv", {}, grid.convention, method.needs, method.may)
+    columns, convention, notes = read_columns(folder / "runs.csv", {}, grid.convention, method.needs, method.may)
     return method.fit(**columns, convention=convention), notes
 
 

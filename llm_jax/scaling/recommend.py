@@ -270,9 +270,9 @@ def command(arguments: list[str]) -> int:
     made = recommend(read_fit(Path(given["fit"])), budget(given))
     show_recommendation(made)
     if out:
-        from llm_jax.scaling.fit.result import plain, write_json
+        from llm_jax.scaling.fit.result import to_plain, write_json
 
-        write_json(plain(made), out)
+        write_json(to_plain(made), out)
     return 0
 
 

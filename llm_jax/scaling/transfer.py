@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from llm_jax.core.command import PICTURES, output_file, read_arguments, run_command
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.scaling.fit.table import load
+from llm_jax.scaling.fit.table import load_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def run(arguments: list[str]) -> int:
     if "data" not in asked:
         raise UserError("data=PATH is missing: a table of runs, .csv or .parquet")
     out = output_file("out", asked["out"], PICTURES)
-    found = curves(load(Path(asked["data"])), asked["against"])
+    found = curves(load_table(Path(asked["data"])), asked["against"])
     draw(found, asked["against"], out)
     print(described(found, asked["against"]))
     print(f"figure: {out}")

@@ -44,22 +44,22 @@ def fit(arguments: list[str]) -> int:
         print(__doc__.replace("{methods}", describe()))
         return 0
     from llm_jax.scaling.fit.show import print_fit
-    from llm_jax.scaling.fit.table import read
+    from llm_jax.scaling.fit.table import read_columns
     from llm_jax.scaling.report import write_report
 
     asked = read_keys(pairs, need=("data", "method"))
     method = METHODS[asked.method]
-    columns, convention, said = read(asked.data, asked.mapping, asked.convention, method.needs, method.may)
+    columns, convention, notes = read_columns(asked.data, asked.mapping, asked.convention, method.needs, method.may)
     made = method.fit(**columns, **asked.options, convention=convention)
-    print_fit(made, said)
+    print_fit(made, notes)
     if asked.out:
-        page = write_report(asked.data, asked.out, fit=made, notes=said, **asked.how)
+        page = write_report(asked.data, asked.out, fit=made, notes=notes, **asked.how)
         print(f"written: {asked.out / 'fit.json'}, {page}")
     return 0
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitArguments:
     """What a command line asks for."""
 
     data: Path
@@ -77,7 +77,7 @@ class Asked:
         return {"method": self.method, "mapping": self.mapping, "convention": self.convention, "options": self.options}
 
 
-def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> Asked:
+def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> FitArguments:
     """The keys of a command line, and those that are needed. Raises UserError for keys and values that are none."""
     from llm_jax.scaling.fit.methods import METHODS, read_option
 
@@ -95,7 +95,7 @@ def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> Asked:
         raise UserError(f"{'='.join(asked[0])}: is an option of a method, or no key at all; give method=NAME with it (one of {', '.join(METHODS)})")
     options = {key: read_option(method, key, value) for key, value in asked}
     out = output_folder("out", own["out"]) if "out" in own else None
-    return Asked(Path(own["data"]), out, method, own.get("convention", ""), mapping, options)
+    return FitArguments(Path(own["data"]), out, method, own.get("convention", ""), mapping, options)
 
 
 def describe() -> str:

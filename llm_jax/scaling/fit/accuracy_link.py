@@ -1,7 +1,7 @@
 """From loss to a task's accuracy: `accuracy = low + (high - low) / (1 + exp(k (L - middle)))`.
 
 A sigmoid link (Llama 3, Dubey et al. 2024, section 3.2.1; Bhagia et al. 2024, arXiv:2412.04403): flat at chance while the loss is
-high, rising in the middle, flat again where the task is done. It chains with any law of the loss.
+high, rising in the middle, flat again where the task is solved. It composes with any law of the loss.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, grid, looking
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function, start_grid
 from llm_jax.scaling.fit.result import columns
 
 FREE = -1.0
-"""`chance` or `ceiling` that is fitted."""
+"""Value of `chance` or `ceiling` that means: fit it."""
 HELD_OUT = 0.2
-"""The part of the runs, those of the lowest losses, that the extrapolation test leaves out."""
+"""The extrapolation test leaves out this part of the runs: those of the lowest losses."""
 
 
 def sigmoid_link(parameters: dict[str, float], loss: Any) -> Any:
-    """The law itself, for any losses."""
+    """The accuracies that the link predicts for losses of any shape; parameters: low, high, k, middle."""
     p = parameters
     return p["low"] + (p["high"] - p["low"]) / (1 + np.exp(p["k"] * (np.asarray(loss) - p["middle"])))
 
 
-def _predict(free: tuple[bool, bool]) -> Any:
+def _predict_fn(free: tuple[bool, bool]) -> Any:
+    """The link in JAX as predict(theta, data); free: whether low and high are in theta, or are data."""
+
     def predict(theta: Any, data: Any) -> Any:
         rest = list(theta[2:])
         low, high = (rest.pop(0) if is_free else data[name] for is_free, name in zip(free, ("low", "high"), strict=True))
@@ -38,8 +40,8 @@ def _predict(free: tuple[bool, bool]) -> Any:
     return predict
 
 
-PREDICTS = {(low, high): _predict((low, high)) for low in (False, True) for high in (False, True)}
-LOOKS = {free: looking(predict, "accuracy", log=False) for free, predict in PREDICTS.items()}
+PREDICT_FNS = {(low, high): _predict_fn((low, high)) for low in (False, True) for high in (False, True)}
+RESIDUAL_FNS = {free: residual_function(predict, "accuracy", log=False) for free, predict in PREDICT_FNS.items()}
 
 
 def accuracy(
@@ -54,15 +56,12 @@ def accuracy(
     seed: int = 0,
     convention: str = "as given",
 ) -> LawFit:
-    """Fits the sigmoid to each run's loss and accuracy, [n], accuracies from 0 to 1.
+    """Fits the sigmoid to the losses [n] and accuracies [n], from 0 to 1, of n runs.
 
-    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which takes runs that are flat there.
-    Raises UserError where the runs do not determine the law.
+    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which needs runs that are flat there.
+    `delta` is Huber's, of accuracy. Raises UserError where the runs do not determine the link.
     """
-    table = columns(loss=loss)
-    table["accuracy"] = np.asarray(accuracy, np.float64).reshape(-1)
-    if len(table["accuracy"]) != len(table["loss"]):
-        raise UserError(f"columns of different lengths: loss {len(table['loss'])}, accuracy {len(table['accuracy'])}")
+    table = columns(loss=loss, others={"accuracy": np.asarray(accuracy, np.float64)})
     wrong = ~((table["accuracy"] >= 0) & (table["accuracy"] <= 1))
     if wrong.any():
         raise UserError(f"accuracy={table['accuracy'][wrong][0]}: must be from 0 to 1")
@@ -73,17 +72,17 @@ def accuracy(
     low, high = table["accuracy"].min(), table["accuracy"].max()
     span = np.ptp(table["loss"])
     if not span > 0:
-        raise UserError("loss: all runs have one loss; a link needs several")
+        raise UserError("loss: all runs have one loss, but a link needs several. Add runs of other losses.")
     ends = [[low] if free[0] else None, [high] if free[1] else None]
-    starts = grid(np.log([1 / span, 4 / span, 12 / span]), np.quantile(table["loss"], [0.1, 0.35, 0.65, 0.9]), *(end for end in ends if end))
+    starts = start_grid(np.log([1 / span, 4 / span, 12 / span]), np.quantile(table["loss"], [0.1, 0.35, 0.65, 0.9]), *(end for end in ends if end))
     law = SmallLaw(
         method="accuracy",
         text="low + (high - low) / (1 + exp(k (L - middle)))",
         names=names,
         positive=tuple(name == "k" for name in names),
         target="accuracy",
-        look=LOOKS[free],
-        predict=PREDICTS[free],
+        residual_fn=RESIDUAL_FNS[free],
+        predict=PREDICT_FNS[free],
         starts=starts,
         bounds={"k": (0.05 / span, 1e3 / span), "middle": (0, 20), "low": (-0.25, 1), "high": (0, 1.25)},
     )

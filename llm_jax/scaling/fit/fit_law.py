@@ -1,78 +1,62 @@
-"""Fits of laws with a few parameters, all in one way: robust regression from a grid of starts, resamples, the largest runs left out."""
+"""The procedure that fits laws with a few parameters: robust regression from a grid of starts, resamples, an extrapolation test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.result import plain
-from llm_jax.scaling.fit.solve import Look, Solutions, minimise, sandwich
+from llm_jax.scaling.fit.result import FitResult
+from llm_jax.scaling.fit.solve import ResidualFn, Solutions, float64, minimise, residuals_and_jacobian, sandwich
 
 Z = 1.959964
-"""Half of a normal's 95 %."""
+"""97.5 % quantile of the standard normal: half the width of a 95 % interval."""
 
 
-@dataclass(frozen=True)
-class LawFit:
-    """A fitted law. Tables are by the law's parameters."""
+@dataclass(frozen=True, kw_only=True)
+class LawFit(FitResult):
+    """A fitted law with a few parameters. `objective` is the sum of Huber's loss of the residuals, `covariance` [P, P] in the order of
+    `parameters`; `points` has the table's columns, used (in the fit) and predicted."""
 
-    method: str
-    objective: float
-    """Sum of Huber's loss of the residuals."""
-    parameters: dict[str, float]
-    standard_errors: dict[str, float]
-    """Of resamples; by the delta method where there are none."""
-    intervals_95: dict[str, tuple[float, float]]
     standard_errors_delta: dict[str, float]
-    covariance: np.ndarray
-    """[P, P], by the delta method, in the order of `parameters`."""
-    leave_largest_out: dict[str, Any]
-    settings: dict[str, Any]
-    warnings: list[str]
-    points: dict[str, np.ndarray] = field(repr=False)
-    """Each run: the columns, used (in the fit), predicted."""
-    draws: np.ndarray = field(repr=False)
-    """[resamples, P]"""
-
-    def to_json(self) -> dict[str, Any]:
-        """As in fit.json."""
-        return plain(self)
+    """By the delta method, from `covariance`."""
 
 
 @dataclass(frozen=True)
 class SmallLaw:
-    """A law as `fit_law` wants it. `theta` [P] has the logarithms of those parameters that must be above 0."""
+    """A law for `fit_law`. `theta` [P] has the logarithms of those parameters that must be above 0."""
 
     method: str
+    """The name in `methods.METHODS`."""
     text: str
-    """The law, for people."""
+    """The law as a formula, for people."""
     names: tuple[str, ...]
+    """The P parameters."""
     positive: tuple[bool, ...]
-    """Which of them are fitted as logarithms."""
+    """[P]: whether a parameter is fitted as its logarithm."""
     target: str
-    """The column that it foretells."""
-    look: Look
+    """The column that the law predicts."""
+    residual_fn: ResidualFn
+    """The residuals of the target and their derivatives."""
     predict: Callable[[Any, Any], Any]
-    """predict(theta, data) -> [n]: the column, in JAX."""
+    """predict(theta, data) -> the target [n], in JAX."""
     starts: np.ndarray
     """[S, P]"""
     bounds: dict[str, tuple[float, float]]
-    """Beyond these a parameter is not determined by the runs."""
+    """A parameter at or beyond its bounds is not determined by the runs."""
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
-        """The parameters themselves, from theta [..., P]."""
+        """The parameters [..., P] from theta [..., P]."""
         return np.where(self.positive, np.exp(np.where(self.positive, theta, 0.0)), theta)
 
 
-def looking(predict: Callable[[Any, Any], Any], target: str, log: bool) -> Look:
-    """The residuals of a law and their derivatives, which JAX takes."""
+def residual_function(predict: Callable[[Any, Any], Any], target: str, log: bool) -> ResidualFn:
+    """The residual function of a law: predicted less target, of logarithms if `log` (the target is one already), with JAX's derivatives."""
 
     def residuals(theta: Any, data: Any) -> Any:
         predicted = predict(theta, data)
@@ -80,7 +64,7 @@ def looking(predict: Callable[[Any, Any], Any], target: str, log: bool) -> Look:
             return predicted - data["target"]
         return jnp.log(jnp.maximum(predicted, 1e-300)) - data["target"]
 
-    return lambda theta, data: (residuals(theta, data), jax.jacfwd(residuals)(theta, data))
+    return residuals_and_jacobian(residuals)
 
 
 def fit_law(
@@ -97,28 +81,29 @@ def fit_law(
     seed: int,
     settings: dict[str, Any],
 ) -> LawFit:
-    """Fits a law to the runs `used` [n]; `held_out` [n] are the ones that a second fit leaves out and foretells.
+    """Fits a law to the runs `used` [n]; a second fit leaves out the runs `held_out` [n] and predicts them.
 
-    `data` is what the law's `predict` reads. Raises UserError where the runs do not determine the law.
+    `data` are the arrays that the law's `predict` reads; `log`: residuals of logarithms; `delta`: Huber's, in units of the residuals;
+    `settings`: added to the result's. Raises UserError where the runs do not determine the law.
     """
     boot.check_resampling(resampling, bootstrap, seed)
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
     unknown = len(law.names)
     if used.sum() < unknown + 1:
-        raise UserError(f"{used.sum()} runs: a fit of {unknown} parameters needs at least {unknown + 1}")
+        raise UserError(f"runs={used.sum()}: a fit of {unknown} parameters needs at least {unknown + 1}. Add runs.")
     target = np.log(table[law.target]) if log else table[law.target]
 
     def fit(starts: np.ndarray, weights: np.ndarray, own: dict[str, np.ndarray] | None = None) -> Solutions:
-        return minimise(law.look, starts, data if own else {**data, "target": target}, weights, delta, own)
+        return minimise(law.residual_fn, starts, data if own else {**data, "target": target}, weights, delta, own)
 
     solutions = fit(law.starts, used.astype(float))
-    theta = checked(law, solutions)
+    theta = check_solution(law, solutions)
     values = law.natural(theta)
     scale = np.where(law.positive, values, 1.0)
-    covariance = scale[:, None] * sandwich(law.look, theta, {**data, "target": target}, used.astype(float), delta) * scale
+    covariance = scale[:, None] * sandwich(law.residual_fn, theta, {**data, "target": target}, used.astype(float), delta) * scale
     with np.errstate(invalid="ignore"):
         errors_delta = np.sqrt(np.diag(covariance))
-    predicted = np.asarray(predicted_by(law, theta, data))
+    predicted = np.asarray(evaluate_law(law, theta, data))
 
     draws, widen = np.zeros((0, unknown)), boot.widening(resampling, int(used.sum()))
     warnings: list[str] = []
@@ -133,7 +118,10 @@ def fit_law(
             warnings.append(f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are too narrow")
         draws = law.natural(refits.theta[refits.converged])
         if len(draws) < bootstrap / 2:
-            raise UserError(f"{failed} of {bootstrap} resamples have no fit: the runs do not determine {', '.join(law.names)}")
+            raise UserError(
+                f"bootstrap={bootstrap}: {failed} resamples have no fit, so the runs do not determine "
+                f"{', '.join(law.names)}. Add runs that differ more."
+            )
         errors, intervals = (list(part) for part in zip(*(boot.spread(values[i], draws[:, i], widen) for i in range(unknown)), strict=True))
     for name, value, (low, high) in zip(law.names, values, intervals, strict=True):
         if high - low > abs(value):
@@ -146,7 +134,7 @@ def fit_law(
         intervals_95=dict(zip(law.names, intervals, strict=True)),
         standard_errors_delta=dict(zip(law.names, map(float, errors_delta), strict=True)),
         covariance=covariance,
-        leave_largest_out=leave_out(law, table, data, target, used, held_out, theta, delta, warnings),
+        leave_largest_out=leave_largest_out(law, table, data, target, used, held_out, theta, delta, warnings),
         settings={
             "law": law.text,
             "residuals": "log" if log else "linear",
@@ -168,29 +156,27 @@ def fit_law(
     )
 
 
-def predicted_by(law: SmallLaw, theta: np.ndarray, data: dict[str, np.ndarray]) -> np.ndarray:
-    """The law's column [n], in float64."""
-    from llm_jax.scaling.fit.solve import float64
-
+def evaluate_law(law: SmallLaw, theta: np.ndarray, data: dict[str, np.ndarray]) -> np.ndarray:
+    """The target [n] that a law predicts at theta [P], in float64."""
     with float64():
         return np.asarray(law.predict(jnp.asarray(theta), data))
 
 
-def checked(law: SmallLaw, solutions: Solutions) -> np.ndarray:
-    """The best theta. Raises UserError where it is at a bound or none was found."""
+def check_solution(law: SmallLaw, solutions: Solutions) -> np.ndarray:
+    """The best theta [P]. Raises UserError where a parameter is at a bound or no start converged."""
     if not np.isfinite(solutions.objective).any():
-        raise UserError("no start has a finite objective: look at the table's units")
+        raise UserError(f"{law.target}: no start has a finite objective. Check the units of the table's columns.")
     best = solutions.best
     for name, value in zip(law.names, law.natural(solutions.theta[best]), strict=True):
         low, high = law.bounds.get(name, (-np.inf, np.inf))
         if not low < value < high:
-            raise UserError(f"{name}={value:.4g}: at a bound ({low:g} to {high:g}): the runs do not determine it")
+            raise UserError(f"{name}={value:.4g}: at a bound ({low:g} to {high:g}): the runs do not determine it. Add runs that differ more.")
     if not solutions.converged[best]:
-        raise UserError(f"the best fit did not converge: the runs do not determine all of {', '.join(law.names)}")
+        raise UserError(f"parameters: the best fit did not converge, so the runs do not determine all of {', '.join(law.names)}. Add runs.")
     return solutions.theta[best]
 
 
-def leave_out(
+def leave_largest_out(
     law: SmallLaw,
     table: dict[str, np.ndarray],
     data: dict[str, np.ndarray],
@@ -201,14 +187,14 @@ def leave_out(
     delta: float,
     warnings: list[str],
 ) -> dict[str, Any]:
-    """What the law fitted without `held_out` says of them, against what was measured."""
+    """Extrapolation test: predicts the runs `held_out` [n] from the law fitted to the other runs. Appends to `warnings` if it fails."""
     out, rest = used & held_out, used & ~held_out
     if not out.any() or rest.sum() < len(law.names) + 1:
         refused = f"{rest.sum()} runs are left, and {len(law.names)} parameters need one more than that"
         warnings.append(f"no extrapolation test: {refused}")
         return {"runs": int(out.sum()), "refused": refused}
-    refit = minimise(law.look, theta, {**data, "target": target}, rest.astype(float), delta)
-    predicted, measured = predicted_by(law, refit.theta[0], data)[out], table[law.target][out]
+    refit = minimise(law.residual_fn, theta, {**data, "target": target}, rest.astype(float), delta)
+    predicted, measured = evaluate_law(law, refit.theta[0], data)[out], table[law.target][out]
     error = predicted / measured - 1
     if abs(error).max() > 0.02:
         warnings.append(f"the law of the other runs misses the largest by up to {abs(error).max():.1%} in {law.target}")
@@ -222,10 +208,10 @@ def leave_out(
     }
 
 
-def grid(*axes: Any) -> np.ndarray:
-    """All combinations of some values of each parameter, [S, P].
+def start_grid(*axes: Any) -> np.ndarray:
+    """All combinations of the values of each of P axes, [S, P].
 
-    >>> grid([1, 2], [3]).tolist()
+    >>> start_grid([1, 2], [3]).tolist()
     [[1.0, 3.0], [2.0, 3.0]]
     """
     return np.stack([np.asarray(part, float).ravel() for part in np.meshgrid(*axes, indexing="ij")], -1)

@@ -1,4 +1,4 @@
-"""The law of approach 3, `L(N, D) = E + A/N^alpha + B/D^beta` (Hoffmann et al. 2022, eq. 2), and what follows from it."""
+"""The law of approach 3, `L(N, D) = E + A/N^alpha + B/D^beta` (Hoffmann et al. 2022, eq. 2), and the optimum that follows from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 FLOPS_A_WEIGHT = 6.0
-"""FLOPs of a weight and a token, forward and backward: C = 6 N D."""
+"""FLOPs per weight and token, forward and backward: C = 6 N D."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """The five numbers; arrays too, of one shape, for many resamples at once. Losses in nats a token."""
+    """The law's five parameters: numbers, or arrays of one shape for many resamples at once. Losses in nats a token."""
 
     E: Any
     A: Any
@@ -23,7 +23,7 @@ class Law:
     beta: Any
 
     def loss(self, parameters: Any, tokens: Any) -> Any:
-        """The loss of a model of that many parameters after that many tokens."""
+        """L(N, D): the loss of a model of N parameters after D tokens, nats a token."""
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
     @property
@@ -38,11 +38,11 @@ class Law:
 
     @property
     def G(self) -> Any:
-        """N* = G (C/6)^a, D* = (C/6)^b / G (eq. 4)."""
+        """The factor of the optimum: N* = G (C/6)^a, D* = (C/6)^b / G (eq. 4)."""
         return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
 
     def optimal(self, flops: Any) -> tuple[Any, Any]:
-        """Parameters and tokens of least loss for C = 6 N D FLOPs.
+        """N* and D*, the parameters and tokens of least loss for C = 6 N D FLOPs.
 
         >>> law = Law(1.69, 406.4, 410.7, 0.34, 0.28)
         >>> n, d = law.optimal(5.76e23)
@@ -54,6 +54,6 @@ class Law:
 
 
 def from_theta(theta: np.ndarray, tied: bool = False) -> Law:
-    """The law of what is fitted: log E, log A, log B, alpha and (unless tied to it) beta, in the last dim."""
+    """The law of theta [..., 5]: log E, log A, log B, alpha, beta; tied: [..., 4], with beta = alpha."""
     e, a, b, alpha, beta = np.moveaxis(theta, -1, 0) if not tied else np.moveaxis(theta[..., [0, 1, 2, 3, 3]], -1, 0)
     return Law(np.exp(e), np.exp(a), np.exp(b), alpha, beta)

@@ -1,4 +1,4 @@
-"""The methods by name: which columns each needs, and which options it takes."""
+"""The fitting methods by name, with the columns that each needs and the options that it takes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from llm_jax.scaling.fit.repeated import repetition
 
 @dataclass(frozen=True)
 class Method:
-    """One way to fit."""
+    """A fitting method: its function and the columns of the table that are the function's first arguments."""
 
     fit: Callable[..., Any]
     purpose: str
+    """A line for --help."""
     needs: tuple[str, ...]
-    """Columns of the table."""
+    """Columns that the table must have."""
     may: tuple[str, ...] = ()
-    """Columns that it takes where they are there."""
+    """Columns that the method uses where the table has them."""
 
     def options(self) -> dict[str, Any]:
-        """What else it takes, and its default."""
-        taken = inspect.signature(self.fit).parameters
-        return {name: p.default for name, p in taken.items() if name not in (*self.needs, *self.may, "convention")}
+        """The method's options and their defaults."""
+        arguments = inspect.signature(self.fit).parameters
+        return {name: p.default for name, p in arguments.items() if name not in (*self.needs, *self.may, "convention")}
 
 
 METHODS = {
@@ -40,13 +41,13 @@ METHODS = {
     "envelope": Method(envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")),
     "compute": Method(compute_law, "E + K C^-gamma through the best runs", ("flops", "loss")),
     "overtraining": Method(overtraining, "Gadre et al.: E + (a M^eta + b M^-eta) C^-eta, M = D/N", ("parameters", "tokens", "loss")),
-    "repetition": Method(repetition, "Muennighoff et al.: what repeated tokens are worth", ("parameters", "tokens", "unique_tokens", "loss")),
+    "repetition": Method(repetition, "Muennighoff et al.: the value of repeated tokens", ("parameters", "tokens", "unique_tokens", "loss")),
     "accuracy": Method(accuracy, "a task's accuracy as a sigmoid of loss", ("loss", "accuracy")),
 }
 
 
 def read_option(method: str, key: str, value: str) -> Any:
-    """An option's value from the command line. Raises UserError for a key that the method has not, or a value that is none."""
+    """An option's value from the command line. Raises UserError for an unknown key, or a value of the wrong type."""
     known = METHODS[method].options()
     if key not in known:
         raise UserError(f"{key}={value}: there is no key {key!r} with method={method}; {nearest(key, known)}")
@@ -63,7 +64,7 @@ def read_option(method: str, key: str, value: str) -> Any:
 
 
 def true_or_false(text: str) -> bool:
-    """A bool of the command line."""
+    """A bool from the text true or false; raises ValueError for another."""
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"

@@ -1,7 +1,7 @@
 """Over-training: `L(C, M) = E + (a M^eta + b M^-eta) C^-eta`, with M = D/N tokens a parameter (Gadre et al. 2024, arXiv:2403.08540, eq. 4).
 
-It is approach 3 with one exponent, alpha = beta = 2 eta, written in compute and tokens a parameter: models trained far beyond the
-optimum lie on lines of the same slope, so that small ones foretell a large over-trained one.
+It is approach 3 with one exponent, alpha = beta = 2 eta, written in compute and tokens a parameter: over-trained models lie on
+lines of the same slope, so that small runs predict a large over-trained one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, looking
-from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
-from llm_jax.scaling.fit.result import columns, largest
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function
+from llm_jax.scaling.fit.result import columns, largest_runs, with_flops
 
 
 def _predict(theta: Any, data: Any) -> Any:
@@ -24,11 +23,11 @@ def _predict(theta: Any, data: Any) -> Any:
     return jnp.exp(log_e) + (jnp.exp(more - eta * data["log_c"]) + jnp.exp(less - eta * data["log_c"]))
 
 
-LOOK = looking(_predict, "loss", log=True)
+RESIDUAL_FN = residual_function(_predict, "loss", log=True)
 
 
 def overtrained_loss(parameters: dict[str, float], flops: Any, tokens_per_parameter: Any) -> Any:
-    """The law itself: the loss of a run of `flops` = 6 N D with D/N tokens a parameter."""
+    """The loss that the law predicts for a run of `flops` = 6 N D with D/N tokens a parameter."""
     e, a, b, eta = (parameters[name] for name in ("E", "a", "b", "eta"))
     return e + (a * tokens_per_parameter**eta + b * tokens_per_parameter**-eta) * flops**-eta
 
@@ -44,15 +43,14 @@ def overtraining(
     seed: int = 0,
     convention: str = "as given",
 ) -> LawFit:
-    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n].
+    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n], `delta` is Huber's, of log loss.
 
-    Raises UserError where all runs have about the same tokens a parameter, or the runs do not determine the law.
+    Raises UserError where tokens a parameter vary by less than a factor of 2, or the runs do not determine the law.
     """
-    table = columns(parameters=parameters, tokens=tokens, loss=loss)
-    table["flops"] = FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]
+    table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss))
     ratio = table["tokens"] / table["parameters"]
     if ratio.max() < 2 * ratio.min():
-        raise UserError(f"tokens/parameters: from {ratio.min():.3g} to {ratio.max():.3g} only: train some runs for longer, at least twice as long")
+        raise UserError(f"tokens/parameters: from {ratio.min():.3g} to {ratio.max():.3g} only. Train some runs for at least twice as long.")
     log_m, log_c = np.log(ratio), np.log(table["flops"])
     lowest, middle = table["loss"].min(), np.median(table["loss"])
     starts = []
@@ -66,13 +64,13 @@ def overtraining(
         names=("E", "a", "b", "eta"),
         positive=(True, True, True, False),
         target="loss",
-        look=LOOK,
+        residual_fn=RESIDUAL_FN,
         predict=_predict,
         starts=np.asarray(starts),
         bounds={"E": (1e-3 * lowest, np.inf), "a": (1e-6, np.inf), "b": (1e-6, np.inf), "eta": (5e-3, 1.5)},
     )
     used = np.ones(len(ratio), bool)
     return fit_law(
-        law, table, {"log_m": log_m, "log_c": log_c}, used, largest(table["flops"], used),
+        law, table, {"log_m": log_m, "log_c": log_c}, used, largest_runs(table["flops"], used),
         log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings={"convention": convention},
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Repeated data: what tokens seen again are worth (Muennighoff et al. 2023, arXiv:2305.16264, eqs. 5 to 7).
+"""Repeated data: the value of repeated tokens (Muennighoff et al. 2023, arXiv:2305.16264, eqs. 5 to 7).
 
 With U unique tokens seen D/U times, D counts as `D' = U + U R_D (1 - exp(-(D/U - 1)/R_D))` in the law of approach 3: a first
-repetition is nearly new, after about R_D of them there is little left. Parameters in excess of what U unique tokens are enough
-for saturate in the same way, with R_N.
+repetition is worth almost as much as new tokens, and after about R_D repetitions further ones add little. Parameters beyond the size
+for which U unique tokens are optimal saturate likewise, with R_N.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.approach3 import parametric
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, grid, looking
-from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
-from llm_jax.scaling.fit.result import columns, largest
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function, start_grid
+from llm_jax.scaling.fit.law import NAMES, Law
+from llm_jax.scaling.fit.result import columns, largest_runs, with_flops
 from llm_jax.scaling.published import constants
 
 PAPER = "Muennighoff et al. 2023"
 
 
 def effective(unique: Any, seen: Any, half: Any) -> Any:
-    """What `seen` counts for of which `unique` are new, with the repetition constant `half` (R_D or R_N).
+    """The amount of unique tokens (or parameters) that `seen` tokens with `unique` different ones are worth; `half` is R_D (or R_N).
 
     >>> print(f"{effective(1.0, 1.0, 15.4):.3f} {effective(1.0, 4.0, 15.4):.3f} {effective(1.0, 1e9, 15.4):.3f}")
     1.000 3.726 16.400
     """
-    where = jnp if isinstance(half, jax.Array) or isinstance(unique, jax.Array) else np
-    again = where.maximum(seen / unique - 1, 0.0)
-    return unique + unique * half * -where.expm1(-again / half)
+    xp = jnp if isinstance(half, jax.Array) or isinstance(unique, jax.Array) else np
+    repetitions = xp.maximum(seen / unique - 1, 0.0)
+    return unique + unique * half * -xp.expm1(-repetitions / half)
 
 
 def repeated_loss(law: Law, parameters: Any, tokens: Any, unique_tokens: Any, R_D: Any, R_N: Any) -> Any:
-    """The loss after `tokens`, of which `unique_tokens` are different, under the law for fresh data."""
+    """The loss after `tokens` with `unique_tokens` different ones, given the law for fresh data, R_D and R_N. Arrays broadcast."""
     enough = law.G * (law.G * unique_tokens) ** (law.a / law.b)  # the size that is optimal for the unique tokens
     unique_parameters = np.minimum(parameters, enough) if isinstance(enough, np.ndarray | float) else jnp.minimum(parameters, enough)
     return law.loss(effective(unique_parameters, parameters, R_N), effective(unique_tokens, tokens, R_D))
 
 
 def published_repetition() -> tuple[Law, float, float]:
-    """Muennighoff et al.'s law for fresh data, R_D and R_N."""
+    """The constants that Muennighoff et al. published: the law for fresh data, R_D and R_N."""
     row = constants("repetition", PAPER)
     return Law(*(row[name] for name in NAMES)), row["R_D"], row["R_N"]
 
@@ -57,16 +57,16 @@ def _predict(theta: Any, data: Any) -> Any:
     return e + a / parameters**alpha + b / tokens**beta
 
 
-LOOK = looking(_predict, "loss", log=True)
+RESIDUAL_FN = residual_function(_predict, "loss", log=True)
 
 
 def read_base(base: str) -> Law:
-    """The law for fresh data of a parametric fit.json, or of the paper ("muennighoff")."""
+    """The law for fresh data from a fit.json of method=parametric, or the paper's ("muennighoff"). Raises UserError for another file."""
     if base == "muennighoff":
         return published_repetition()[0]
     path = Path(base)
     if not path.is_file():
-        raise UserError(f"base={base}: must be fresh, muennighoff, or the fit.json of method=parametric")
+        raise UserError(f"base={base}: must be fresh, muennighoff, or the path of a fit.json of method=parametric")
     try:
         parameters = json.loads(path.read_text())["parameters"]
         return Law(*(float(parameters[name]) for name in NAMES))
@@ -89,21 +89,21 @@ def repetition(
 ) -> LawFit:
     """Fits R_D and R_N to runs with repeated data; columns are [n].
 
-    `base` is the law for fresh data: "fresh" fits it to the runs that repeat nothing, a path reads a parametric fit.json, and
-    "muennighoff" takes the paper's. Raises UserError where no run repeats its data, or the runs do not determine the law.
+    `base` is the law for fresh data: "fresh" fits it to the runs without repetition, a path reads the fit.json of method=parametric, and
+    "muennighoff" takes the paper's. `delta` is Huber's, of log loss. Raises UserError where fewer than three runs repeat data, or the
+    runs do not determine R_D and R_N.
     """
-    table = columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss)
-    table["flops"] = FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]
-    again = table["tokens"] > 1.01 * table["unique_tokens"]
-    if again.sum() < 3:
-        raise UserError(f"unique_tokens: {again.sum()} runs see tokens again, a fit of two constants needs at least three")
+    table = with_flops(columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss))
+    repeats = table["tokens"] > 1.01 * table["unique_tokens"]
+    if repeats.sum() < 3:
+        raise UserError(f"unique_tokens: {repeats.sum()} runs repeat tokens, but a fit of two constants needs at least three. Add runs that repeat.")
     if base == "fresh":
-        if again.all():
+        if repeats.all():
             raise UserError(
-                "base=fresh: every run sees tokens again, and the law for fresh data is fitted to those that do not; "
-                "give base=FIT.json of method=parametric, or base=muennighoff"
+                "base=fresh: every run repeats tokens, but the law for fresh data is fitted to runs that do not. "
+                "Use base=FIT.json of method=parametric, or base=muennighoff."
             )
-        fresh = {name: values[~again] for name, values in table.items()}
+        fresh = {name: values[~repeats] for name, values in table.items()}
         law = parametric(fresh["parameters"], fresh["tokens"], fresh["loss"], delta=delta, bootstrap=0).law
     else:
         law = read_base(base)
@@ -115,9 +115,9 @@ def repetition(
         names=("R_D", "R_N"),
         positive=(True, True),
         target="loss",
-        look=LOOK,
+        residual_fn=RESIDUAL_FN,
         predict=_predict,
-        starts=grid(np.log([0.5, 2, 6, 15, 40]), np.log([0.5, 2, 6, 15, 40])),
+        starts=start_grid(np.log([0.5, 2, 6, 15, 40]), np.log([0.5, 2, 6, 15, 40])),
         bounds={"R_D": (0.02, 1e4), "R_N": (0.02, 1e4)},
     )
     data = {
@@ -126,6 +126,6 @@ def repetition(
     }  # fmt: skip
     settings = {"base": base, "base_law": dict(zip(NAMES, map(float, five), strict=True)), "convention": convention}
     return fit_law(
-        small, table, data, again, largest(table["flops"], again),
+        small, table, data, repeats, largest_runs(table["flops"], repeats),
         log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings=settings,
     )  # fmt: skip

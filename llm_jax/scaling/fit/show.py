@@ -1,4 +1,4 @@
-"""A fit as tables that a person reads."""
+"""Prints a fit as tables."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ EXPONENTS = ("parametric", "isoflop", "envelope")
 """Methods whose `a` is the exponent of N*(C)."""
 
 
-def print_fit(fit: Any, said: list[str]) -> None:
-    """Prints a fit: what was fitted, the numbers with their errors, the extrapolation test, what would change them, warnings."""
+def print_fit(fit: Any, notes: list[str]) -> None:
+    """Prints a fit: notes on the data, estimates with errors, the extrapolation test, sensitivity, published exponents, warnings."""
     console = make_console()
-    for line in said:
+    for line in notes:
         console.print(f"data: {line}")
     s = fit.settings
     console.print(f"{fit.method}: {s['law']}; {s.get('runs_used', s['runs'])} of {s['runs']} runs; objective {fit.objective:.6e}")
-    show(console, f"Parameters, 95 % intervals ({resampling(s)})", parameter_table(fit))
+    show(console, f"Parameters, 95 % intervals ({interval_source(s)})", parameter_table(fit))
     if hasattr(fit, "minima"):
         show(console, "Minima", minima_table(fit))
-    show(console, "Largest compute left out, then foretold", held_out_table(fit.leave_largest_out))
+    show(console, "Extrapolation test: the largest compute left out and predicted", held_out_table(fit.leave_largest_out))
     if getattr(fit, "sensitivity", None):
-        show(console, "What would change the result: the same fit with", sensitivity_table(fit))
+        show(console, "Sensitivity: this fit with another choice", sensitivity_table(fit))
     if fit.method in EXPONENTS:
-        show(console, "Beside published exponents of N* ~ C^a", published_table(fit))
+        show(console, "Published exponents of N* ~ C^a", published_exponents_table(fit))
     show(console, "Settings", settings_table(s))
     console.print()
     for warning in fit.warnings:
         console.print(f"warning: {warning}")
 
 
-def resampling(settings: dict[str, Any]) -> str:
-    """Where the intervals come from."""
+def interval_source(settings: dict[str, Any]) -> str:
+    """The origin of the intervals, as text."""
     return f"{settings['bootstrap']} {settings['resampling']} resamples" if settings["bootstrap"] else "delta method"
 
 
 def parameter_table(fit: Any) -> Any:
-    """Estimates with errors and intervals."""
+    """A table of the parameters: estimates, standard errors, 95 % intervals, errors of the delta method."""
     made = table("", ">estimate", ">standard error", ">from", ">to", ">delta method: error")
     delta = getattr(fit, "standard_errors_delta", {})
     for name, value in fit.parameters.items():
@@ -52,7 +52,7 @@ def parameter_table(fit: Any) -> Any:
 
 
 def minima_table(fit: Any) -> Any:
-    """Each budget's minimum, or why it has none."""
+    """A table of the budgets of approach 2: each with its minimum, or why it is left out."""
     made = table(">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "")
     for m in fit.minima:
         if m.parameters is None:
@@ -66,7 +66,7 @@ def minima_table(fit: Any) -> Any:
 
 
 def held_out_table(held_out: dict[str, Any]) -> Any:
-    """The extrapolation test, as its names and numbers."""
+    """A table of the extrapolation test: names and values; at most six values of an array."""
     made = table("", ">")
     for name, value in held_out.items():
         if isinstance(value, dict):
@@ -78,7 +78,7 @@ def held_out_table(held_out: dict[str, Any]) -> Any:
 
 
 def sensitivity_table(fit: Any) -> Any:
-    """The exponents under other choices."""
+    """A table of the parameters under other choices, a row each."""
     shown = [name for name in SENSITIVE if name in fit.sensitivity[0]]
     made = table("choice", *(f">{name}" for name in shown))
     for row in fit.sensitivity:
@@ -87,8 +87,8 @@ def sensitivity_table(fit: Any) -> Any:
     return made
 
 
-def published_table(fit: Any) -> Any:
-    """Our exponent among others', with the convention that each is stated in."""
+def published_exponents_table(fit: Any) -> Any:
+    """A table of the fit's exponent a and published ones, each with its convention of N and C."""
     made = table("", ">a", ">from", ">to", "convention")
     made.add_row("this fit", f"{fit.parameters['a']:.3f}", *(f"{end:.3f}" for end in fit.intervals_95["a"]), fit.settings["convention"])
     for row in exponents():
@@ -97,7 +97,7 @@ def published_table(fit: Any) -> Any:
 
 
 def settings_table(settings: dict[str, Any]) -> Any:
-    """All choices."""
+    """A table of the fit's settings."""
     made = table("", "")
     for name, value in settings.items():
         made.add_row(name, number(value))

@@ -1,10 +1,10 @@
 """Many small robust fits at once: damped Gauss-Newton from thousands of starts or resamples, vectorised in JAX, in float64.
 
-What is minimised is `sum_i w_i huber(r_i(theta))`: Huber's loss of the residuals, quadratic up to `delta` and linear beyond
-(Huber 1964); `delta` of infinity is least squares. A fit goes in two parts. The first takes its steps on the quadratic that
-majorises Huber's loss (iteratively reweighted least squares), which is safe from anywhere and slow in the end. The second counts
-only the points within `delta`, as Huber's second derivative does, which is fast near the end. Both are damped as Levenberg and
-Marquardt do: a step that does not lower the objective is not taken, and the next one is shorter.
+The objective is `sum_i w_i huber(r_i(theta))`: Huber's loss of the residuals, quadratic up to `delta` and linear beyond (Huber 1964);
+`delta` of infinity is least squares. A fit has two phases. The first steps on the quadratic that majorises Huber's loss (iteratively
+reweighted least squares): safe from any start, slow near the minimum. The second weights only the points within `delta`, as Huber's
+second derivative does: fast near the minimum. Both are damped (Levenberg-Marquardt): a step that does not lower the objective is
+rejected, and the next one is shorter.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ import jax.numpy as jnp
 import numpy as np
 
 Residuals = Callable[[Any, Mapping[str, Any]], Any]
-"""residuals(theta [P], data) -> [n]: what Huber's loss is taken of."""
-Look = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
-"""look(theta [P], data) -> residuals [n] and their derivatives [n, P]."""
+"""residuals(theta [P], data) -> [n]."""
+ResidualFn = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
+"""residual_fn(theta [P], data) -> residuals [n] and their derivatives [n, P]."""
 
 CHUNK = 64
-"""Fits of one compiled call, so that one compilation does for a single fit and for thousands: few enough for their arrays to stay
-in cache, and for little to be wasted on copies in the last calls."""
+"""Fits of one compiled call. It is one number for one fit and for thousands, so that one compilation serves both: few enough for the
+arrays to stay in cache, and for the last call to waste little on copies that fill it up."""
 ROUND = 16
-"""Steps of one call; fits that have ended make room for others then."""
-MOST_STEPS = 500
-"""Steps of a fit, at most."""
+"""Steps of one call; fits that have ended are then replaced by others."""
+MAX_STEPS = 500
+"""Steps after which a fit counts as not converged."""
 COARSE, FINE = 1e-4, 1e-13
-"""A part ends when a step promises to lower the objective by less than this part of it."""
-SMALLEST = 1e-28
-"""A promise that is rounding, whatever the objective: for data that the law fits exactly."""
-STUCK = 1e14
-"""Damping at which a step is nothing: there is no way down."""
+"""The first and the second phase end when the predicted decrease of a step is less than this part of the objective."""
+ROUNDING = 1e-28
+"""A predicted decrease of no more than this ends a phase too: for data that the law fits exactly."""
+MAX_DAMPING = 1e14
+"""Damping beyond which steps vanish: no step lowers the objective."""
 
 
 @dataclass(frozen=True)
 class Solutions:
-    """What came of each start."""
+    """The fits from each of S starts."""
 
     theta: np.ndarray
-    """[S, P]"""
+    """[S, P], the lowest point of each fit."""
     objective: np.ndarray
-    """[S]; infinite where the start has none."""
+    """[S]; infinite where it is not finite at the start."""
     converged: np.ndarray
-    """[S], bool: ended because no step promised anything, not for want of steps."""
+    """[S], bool: ended since no step lowers the objective, within MAX_STEPS."""
     steps: np.ndarray
-    """[S]"""
+    """[S], the number of steps taken."""
 
     @property
     def best(self) -> int:
-        """The start that got lowest."""
+        """The index of the fit with the lowest objective."""
         return int(np.argmin(self.objective))
 
 
@@ -71,28 +71,37 @@ def huber(residuals: Any, delta: float) -> Any:
 
 
 def float64() -> Any:
-    """A context in which JAX computes in float64, whatever the user's setting, which stays as it is."""
+    """A context in which JAX computes in float64; the user's setting is unchanged outside of it."""
     return jax.enable_x64(True)
 
 
 class _State(NamedTuple):
-    """One fit on its way: the best theta so far with what was seen there, and the step to try next."""
+    """The state of one fit (with a leading dim: of several)."""
 
     theta: Any
+    """[P], the best so far; value, gradient, curvature and scale are taken there."""
     move: Any
+    """[P], the step to try next."""
     value: Any
+    """The objective."""
     gradient: Any
+    """[P]"""
     curvature: Any
+    """[P, P], of the quadratic model."""
     scale: Any
+    """[P], the diagonal that damping multiplies."""
     damping: Any
+    """Levenberg-Marquardt's lambda."""
     final: Any
-    """Whether it is in the second part."""
+    """bool: whether the fit is in the second phase."""
     done: Any
+    """bool: whether the second phase has ended."""
     steps: Any
+    """Number of steps tried."""
 
 
 def minimise(
-    look: Look,
+    residual_fn: ResidualFn,
     starts: np.ndarray,
     data: Mapping[str, np.ndarray],
     weights: np.ndarray,
@@ -101,33 +110,34 @@ def minimise(
 ) -> Solutions:
     """Minimises `sum weights * huber(residuals)` from each start.
 
-    `starts` is [S, P]; `data` is what all starts share, `own` has a leading dim S; `weights` is [n], or [S, n] for resamples.
+    `starts` is [S, P]; `data` are arrays that all starts share, arrays of `own` have a leading dim S; `weights` is [n], or [S, n] for
+    resamples.
     """
     starts = np.atleast_2d(np.asarray(starts, np.float64))
     own = {name: np.asarray(values) for name, values in (own or {}).items()}
     weights = np.asarray(weights, np.float64)
     shared: dict[str, np.ndarray] = dict(data)
     (own if weights.ndim == 2 else shared)["weights"] = weights
-    state = _first(starts)
+    state = _initial_state(starts)
     waiting = np.arange(len(starts))
 
     def advance(chosen: np.ndarray) -> None:
-        rows = np.concatenate([chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))])  # filled up with copies of the last
+        rows = np.concatenate([chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))])  # padded with copies of the last fit
         with float64():
-            mine = {name: values[rows] for name, values in own.items()}
-            ahead = _advance(look, jax.tree.map(lambda leaf: leaf[rows], state), shared, mine, delta)
-        for leaf, new in zip(state, ahead, strict=True):
+            own_rows = {name: values[rows] for name, values in own.items()}
+            advanced = _advance(residual_fn, jax.tree.map(lambda leaf: leaf[rows], state), shared, own_rows, delta)
+        for leaf, new in zip(state, advanced, strict=True):
             leaf[chosen] = np.asarray(new)[: len(chosen)]
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while len(waiting):
             list(threads.map(advance, [waiting[i : i + CHUNK] for i in range(0, len(waiting), CHUNK)]))
-            waiting = waiting[~state.done[waiting] & (state.steps[waiting] < MOST_STEPS)]
-    return Solutions(state.theta, state.value, state.done & (state.damping <= STUCK) & np.isfinite(state.value), state.steps)
+            waiting = waiting[~state.done[waiting] & (state.steps[waiting] < MAX_STEPS)]
+    return Solutions(state.theta, state.value, state.done & (state.damping <= MAX_DAMPING) & np.isfinite(state.value), state.steps)
 
 
-def _first(starts: np.ndarray) -> _State:
-    """The state of fits that have not seen anything yet: their first step is to their start."""
+def _initial_state(starts: np.ndarray) -> _State:
+    """The state [S] of fits before any evaluation: their objective is infinite, and a move of 0 evaluates their start."""
     count, unknown = starts.shape
     return _State(
         theta=starts.copy(),
@@ -144,74 +154,75 @@ def _first(starts: np.ndarray) -> _State:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(look: Look, state: _State, shared: Any, own: Any, delta: Any) -> _State:
-    """Each fit some steps further."""
+def _advance(residual_fn: ResidualFn, state: _State, shared: Any, own: Any, delta: Any) -> _State:
+    """Advances each fit of a chunk by at most ROUND steps."""
 
-    def see(theta: Any, final: Any, data: Any) -> tuple[Any, Any, Any, Any]:
-        r, jacobian = look(theta, data)
+    def evaluate(theta: Any, final: Any, data: Any) -> tuple[Any, Any, Any, Any]:
+        """The objective, gradient [P], curvature [P, P] and scale [P]."""
+        r, jacobian = residual_fn(theta, data)
         size, weights = abs(r), data["weights"]
         value = jnp.sum(weights * huber(r, delta))
         share = weights * jnp.minimum(1.0, delta / jnp.maximum(size, 1e-300))  # the slope of Huber's loss is share times r
         counted = jnp.where(final, weights * (size <= delta), share)
         rows = jnp.concatenate([counted[:, None] * jacobian, (share * r)[:, None]], -1)
-        both = jnp.einsum("np,nq->pq", rows, jacobian)  # the curvature, and the gradient below it
+        products = jnp.einsum("np,nq->pq", rows, jacobian)  # the curvature, and the gradient as last row
         scale = jnp.sum(share[:, None] * jacobian**2, 0)
-        return value, both[-1], both[:-1], jnp.maximum(scale, 1e-10 * jnp.max(scale) + 1e-290)
+        return value, products[-1], products[:-1], jnp.maximum(scale, 1e-10 * jnp.max(scale) + 1e-290)
 
     def step(s: _State, own: Any) -> _State:
-        value, *seen = see(s.theta + s.move, s.final, {**shared, **own})
+        value, *quadratic = evaluate(s.theta + s.move, s.final, {**shared, **own})
         better = value <= s.value
-        promised = -(s.gradient @ s.move + s.move @ s.curvature @ s.move / 2)
-        ratio = (s.value - value) / jnp.maximum(promised, 1e-300)
-        # Nielsen (1999): less damping where the quadratic foretold the change, more where it did not.
+        expected = -(s.gradient @ s.move + s.move @ s.curvature @ s.move / 2)
+        ratio = (s.value - value) / jnp.maximum(expected, 1e-300)
+        # Nielsen (1999): less damping where the quadratic predicted the decrease well, more where it did not.
         gentler = jnp.where(s.steps == 0, 1.0, jnp.clip(1 - (2 * ratio - 1) ** 3, 1 / 9, 2.0))
         damping = jnp.maximum(s.damping * jnp.where(better, gentler, 8.0), 1e-16)
         theta, value = jnp.where(better, s.theta + s.move, s.theta), jnp.where(better, value, s.value)
-        gradient, curvature, scale = (jnp.where(better, new, old) for new, old in zip(seen, (s.gradient, s.curvature, s.scale), strict=True))
+        gradient, curvature, scale = (jnp.where(better, new, old) for new, old in zip(quadratic, (s.gradient, s.curvature, s.scale), strict=True))
         damped = curvature + jnp.diag(damping * scale)
         move = -jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), gradient)
-        hope = -(gradient @ move + move @ curvature @ move / 2)
-        ended = (hope <= jnp.where(s.final, FINE, COARSE) * value + SMALLEST) | (damping > STUCK) | ~jnp.isfinite(value)
+        predicted_decrease = -(gradient @ move + move @ curvature @ move / 2)
+        ended = (predicted_decrease <= jnp.where(s.final, FINE, COARSE) * value + ROUNDING) | (damping > MAX_DAMPING) | ~jnp.isfinite(value)
         new = _State(theta, move, value, gradient, curvature, scale, damping, s.final | ended, s.final & ended, s.steps + 1)
         return jax.tree.map(lambda after, before: jnp.where(s.done, before, after), new, s)
 
-    def one(s: _State, own: Any) -> _State:
+    def advance_one(s: _State, own: Any) -> _State:
         last = s.steps + ROUND
         return jax.lax.while_loop(lambda s: ~s.done & (s.steps < last), lambda s: step(s, own), s)
 
-    return jax.vmap(one)(state, own)
+    return jax.vmap(advance_one)(state, own)
 
 
-@functools.cache
-def automatic(residuals: Residuals) -> Look:
-    """What `minimise` wants of a law whose derivatives JAX takes."""
+def residuals_and_jacobian(residuals: Residuals) -> ResidualFn:
+    """The residual function for `minimise` of plain residuals, whose derivatives JAX computes."""
     return lambda theta, data: (residuals(theta, data), jax.jacfwd(residuals)(theta, data))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _bread_and_meat(look: Look, theta: Any, data: Any, weights: Any, delta: Any) -> Any:
-    r, jacobian = look(theta, data)
+def _sandwich_terms(residual_fn: ResidualFn, theta: Any, data: Any, weights: Any, delta: Any) -> Any:
+    """The Hessian H and the sum of outer products of the points' gradients, [P, P] each: the two factors of `sandwich`."""
+    r, jacobian = residual_fn(theta, data)
     slope = weights * jnp.clip(r, -delta, delta)
-    bend = jax.jacfwd(jax.grad(lambda t: jnp.vdot(slope, look(t, data)[0])))(theta)
+    bend = jax.jacfwd(jax.grad(lambda t: jnp.vdot(slope, residual_fn(t, data)[0])))(theta)
     spread = 1.4826 * jnp.nanmedian(jnp.where(weights > 0, abs(r), jnp.nan))
     width = jnp.maximum(spread, delta)
     inside = weights * (abs(r) <= width) * jnp.where(jnp.isinf(delta), 1.0, delta / width)
-    bread = jnp.einsum("np,n,nq->pq", jacobian, inside, jacobian) + bend
-    return bread, jnp.einsum("np,n,nq->pq", jacobian, slope**2, jacobian)
+    hessian = jnp.einsum("np,n,nq->pq", jacobian, inside, jacobian) + bend
+    return hessian, jnp.einsum("np,n,nq->pq", jacobian, slope**2, jacobian)
 
 
-def sandwich(look: Look, theta: np.ndarray, data: Mapping[str, np.ndarray], weights: np.ndarray, delta: float) -> np.ndarray:
-    """[P, P]: the covariance of an M-estimate, H^-1 (sum psi² J J') H^-1 with n/(n - P) (Huber 1967; White 1980).
+def sandwich(residual_fn: ResidualFn, theta: np.ndarray, data: Mapping[str, np.ndarray], weights: np.ndarray, delta: float) -> np.ndarray:
+    """The covariance [P, P] of an M-estimate, H^-1 (sum psi² J J') H^-1 times n/(n - P) (Huber 1967; White 1980).
 
-    Where `delta` is less than the residuals' spread, few points are within it, and H, their sum, would be noise. The density of
-    residuals at 0 is then taken from those within one robust standard deviation (as Powell 1991 does for quantiles).
-    Not a number where the points do not determine theta.
+    Where `delta` is less than the residuals' spread, few points are within it, and H, a sum over them, would be noise. The density of
+    residuals at 0 is then estimated from the points within one robust standard deviation (as Powell 1991 does for quantiles).
+    NaN where the points do not determine theta.
     """
     with float64():
-        bread, meat = (np.asarray(part) for part in _bread_and_meat(look, np.asarray(theta, np.float64), dict(data), weights, delta))
+        hessian, gradients = (np.asarray(part) for part in _sandwich_terms(residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta))
     points, unknown = int((np.asarray(weights) > 0).sum()), len(theta)
     try:
-        inverse = np.linalg.inv(bread)
+        inverse = np.linalg.inv(hessian)
     except np.linalg.LinAlgError:
-        return np.full_like(bread, np.nan)
-    return inverse @ meat @ inverse * points / max(points - unknown, 1)
+        return np.full_like(hessian, np.nan)
+    return inverse @ gradients @ inverse * points / max(points - unknown, 1)

@@ -15,7 +15,7 @@ from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.result import columns as checked
-from llm_jax.scaling.fit.table import derive, finished, load, own_names, read
+from llm_jax.scaling.fit.table import column_names, derive_columns, load_table, read_columns, select_finished
 from llm_jax.scaling.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def make_study(
     Without a method both are tried. Raises UserError where the table can't be read, and, if we `insist`, where the method refuses.
     """
     mapping, options = dict(mapping or {}), dict(options or {})
-    table = load(data)
+    table = load_table(data)
     said: list[str] = []
-    names, known = own_names(finished(table, said), convention, said)
+    names, known = column_names(select_finished(table, said), convention, said)
     runs = numbers_of(table, names | mapping)
     asked = fit.method if fit else method
     fits = {asked: fit} if fit else {}
@@ -159,7 +159,7 @@ def make_study(
 def one_fit(data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The table's fit by a method, and what was assumed."""
     method = METHODS[name]
-    columns, convention, said = read(data, mapping, convention, method.needs, method.may)
+    columns, convention, said = read_columns(data, mapping, convention, method.needs, method.may)
     return method.fit(**columns, **options, convention=convention), said
 
 
@@ -168,7 +168,7 @@ def numbers_of(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     import pandas as pd
 
     found = {name: pd.to_numeric(table[names[name]], errors="coerce") for name in NUMBERS if name in names}
-    derive(found, NUMBERS, [])
+    derive_columns(found, NUMBERS, [])
     runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in NUMBERS})
     for name, default in (("status", "finished"), ("reason", ""), ("run_dir", ""), ("held_out", "")):
         runs[name] = table[name].astype(object).where(table[name].notna(), default).astype(str) if name in table else default
@@ -189,11 +189,11 @@ def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Min
         numbers = approach2.budget_numbers(table["flops"])
     except UserError:
         return (), {}
-    budgets = [approach2.one_budget(table, numbers == i) for i in range(numbers.max() + 1)]
+    budgets = [approach2.make_budget(table, numbers == i) for i in range(numbers.max() + 1)]
     if sum(len(budget.loss) >= 3 for budget in budgets) < 2:
         return (), {}
     rng = np.random.default_rng(0)
-    minima = tuple(approach2.lowest(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets)
+    minima = tuple(approach2.find_minimum(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets)
     return minima, {**table, "budget": numbers}
 
 

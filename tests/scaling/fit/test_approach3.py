@@ -61,7 +61,7 @@ def test_beta_follows_the_outlier_rule_as_published(epoch_fit):
     assert any("beta goes from" in warning for warning in epoch_fit.warnings)
 
 
-def test_largest_run_is_left_out_and_foretold(epoch_fit, epoch):
+def test_largest_run_is_left_out_and_predicted(epoch_fit, epoch):
     held = epoch_fit.leave_largest_out
     assert held["measured"] == [pytest.approx(epoch.loss[epoch.flops.idxmax()])]
     assert 0.01 < held["predicted"][0] / held["measured"][0] - 1 < 0.04
@@ -102,10 +102,10 @@ def test_derivatives_by_hand_are_jaxs(scale, form):
     runs = made_runs(budgets=3, sizes=4)
     data = {"log_n": np.log(runs.parameters.to_numpy()), "log_d": np.log(runs.tokens.to_numpy()), "target": np.zeros(12), "alpha": 0.3, "beta": 0.2}
     theta = np.array([0.5, 6.0, 6.2, 0.33, 0.29])[: {"free": 5, "tied": 4, "projected": 3}[form]]
-    look = approach3.look_of(scale, form)
+    residuals = approach3.law_residuals(scale, form)
     with jax.enable_x64(True):
-        values, slopes = look(theta, data)
-        np.testing.assert_allclose(slopes, jax.jacfwd(lambda t: look(t, data)[0])(theta), rtol=1e-12)
+        values, slopes = residuals(theta, data)
+        np.testing.assert_allclose(slopes, jax.jacfwd(lambda t: residuals(t, data)[0])(theta), rtol=1e-12)
         law = fit.Law(*np.exp(theta[:3]), *((0.3, 0.2) if form == "projected" else (theta[3], theta[-1])))
         expected = law.loss(runs.parameters.to_numpy(), runs.tokens.to_numpy())
         np.testing.assert_allclose(values, np.log(expected) if scale == "log" else expected, rtol=1e-12)
@@ -152,7 +152,7 @@ def test_same_seed_same_intervals_and_other_seed_others():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t[t.parameters.rank(method="dense") <= 2], "needs at least"),
         (lambda t: t.assign(parameters=t.parameters.iloc[0]), "1 different sizes"),
@@ -167,9 +167,9 @@ def test_same_seed_same_intervals_and_other_seed_others():
     ],
     ids=["few", "one size", "no tokens term", "constant", "one ratio", "gap", "negative"],
 )
-def test_what_the_runs_do_not_show_is_refused(change, said):
+def test_parameters_that_the_runs_do_not_determine_are_refused(change, message):
     runs = change(made_runs(budgets=4))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         fit.parametric(runs.parameters, runs.tokens, runs.loss, bootstrap=0)
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.scaling.fit`: what it reads, writes and prints, and how it answers mistakes."""
+"""The command `python -m llm_jax.scaling.fit`: what it reads, writes and prints, and its errors."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["method=isoflop"], "data=TABLE.csv is missing"),
         (["data=nowhere.csv", "method=isoflop"], "data=nowhere.csv: there is no such file"),
@@ -139,29 +139,29 @@ def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
         (["data={own}", "method=isoflop", "seed=-1"], "seed=-1: must be 0 or more"),
         (["data={own}", "method=parametric", "out="], "out=: must be a folder"),
         (["data={own}", "method=parametric", "out={own}"], "out={own}: "),
-        (["data={own}", "method=repetition", "columns.unique_tokens=flops_exact"], "unique_tokens: 0 runs see tokens again"),
-        (["data={own}", "method=repetition", "columns.unique_tokens=eval_loss"], "base=fresh: every run sees tokens again"),
+        (["data={own}", "method=repetition", "columns.unique_tokens=flops_exact"], "unique_tokens: 0 runs repeat tokens"),
+        (["data={own}", "method=repetition", "columns.unique_tokens=eval_loss"], "base=fresh: every run repeats tokens"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_exit_2(own, capsys, arguments, said):
+def test_mistakes_are_one_line_and_exit_2(own, capsys, arguments, message):
     assert main([a.format(own=own) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said.format(own=own)}")
+    assert error.startswith(f"error: {message.format(own=own)}")
     assert error.count("\n") == 1
 
 
-def test_runs_of_an_envelope_are_told_by_their_names_and_rows_without_one_left_out(tmp_path, capsys):
+def test_runs_of_an_envelope_are_grouped_by_name_and_rows_without_one_left_out(tmp_path, capsys):
     rows = pd.DataFrame({"run": ["x", "x", None], "flops": [1e18, 2e18, 1e18], "parameters": [1e8, 2e8, 1e8], "loss": [3.0, 2.9, 3.0]})
     rows.to_csv(tmp_path / "curves.csv")
     assert main([f"data={tmp_path / 'curves.csv'}", "method=envelope"]) == 2
     assert "run=x: has points of several sizes" in capsys.readouterr().err
 
 
-def test_a_table_whose_status_is_another_says_what_it_has(tmp_path, capsys):
+def test_a_table_without_finished_runs_raises_with_what_it_has(tmp_path, capsys):
     rows = pd.DataFrame({"status": ["done"] * 8, "parameters": 1e8, "tokens": 1e9, "loss": 3.0})
     rows.to_csv(tmp_path / "runs.csv")
     assert main([f"data={tmp_path / 'runs.csv'}", "method=parametric"]) == 2
-    assert "status: the table has no run that is finished, but 8 done" in capsys.readouterr().err
+    assert "status: the table has no finished run, but 8 done" in capsys.readouterr().err
 
 
 def test_help_names_every_method_with_its_columns_and_options(capsys):
@@ -171,7 +171,7 @@ def test_help_names_every_method_with_its_columns_and_options(capsys):
         assert text in shown
 
 
-def test_commands_of_the_docs_have_keys_that_there_are():
+def test_commands_of_the_docs_have_known_keys():
     text = (ROOT / "docs" / "scaling_fits.md").read_text()
     lines = [shlex.split(line.split("llm_jax.scaling.", 1)[1]) for line in re.findall(r"^(?:\$ )?python -m llm_jax\.scaling.*=.*$", text, re.M)]
     assert len(lines) >= 5

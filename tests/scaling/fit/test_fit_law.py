@@ -1,4 +1,4 @@
-"""The other laws: each gives back the constants that its points were made with, and says when the points can't."""
+"""The other laws: each recovers the constants that its points were made from, and raises where the points don't determine them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repeated_runs(size: float = 0.0) -> dict[str, np.ndarray]:
     return {"parameters": n, "tokens": u * epochs, "unique_tokens": u, "loss": loss * noise(len(n), size)}
 
 
-def test_compute_law_comes_back_from_the_best_runs_alone():
+def test_the_compute_law_is_recovered_from_the_best_runs_alone():
     c = np.geomspace(1e17, 1e21, 25)
     loss = 1.7 + 1.1 * (c / 1e18) ** -0.15
     worse = np.concatenate([loss, 1.05 * loss])  # as many runs that are no best ones
@@ -42,7 +42,7 @@ def test_compute_law_comes_back_from_the_best_runs_alone():
     assert pure.parameters == {"K": pytest.approx(1.1, rel=1e-6), "gamma": pytest.approx(0.15, rel=1e-6)}
 
 
-def test_frontier_is_what_no_cheaper_run_beats():
+def test_the_frontier_are_the_runs_that_no_cheaper_run_beats():
     rng = np.random.default_rng(0)
     flops, loss = rng.uniform(1, 2, 60), rng.uniform(1, 2, 60)
     expected = [not any(loss[j] <= loss[i] and flops[j] <= flops[i] and j != i for j in range(60)) for i in range(60)]
@@ -62,7 +62,7 @@ def test_law_of_over_training_comes_back_and_is_approach_3_with_one_exponent():
         fit.overtraining(n, 20 * n, loss)
 
 
-def test_repeated_tokens_count_as_the_paper_says():
+def test_repeated_tokens_count_as_in_the_paper():
     """Arithmetic of arXiv:2305.16264: R_D repetitions are worth 1 - 1/e of new tokens each; the limit is U (1 + R_D)."""
     u = 1e9
     assert effective(u, u, 15.0) == u
@@ -90,7 +90,7 @@ def test_constants_of_repetition_come_back_with_a_law_that_is_given_or_fitted():
 
 def test_repetition_needs_repeated_runs():
     runs = made_runs()
-    with pytest.raises(UserError, match="unique_tokens: 0 runs see tokens again"):
+    with pytest.raises(UserError, match="unique_tokens: 0 runs repeat tokens"):
         fit.repetition(runs.parameters, runs.tokens, runs.tokens, runs.loss, base="muennighoff")
     with pytest.raises(UserError, match=r"base=nowhere\.json: must be fresh"):
         fit.repetition(runs.parameters, 3 * runs.tokens, runs.tokens, runs.loss, base="nowhere.json")
@@ -117,7 +117,7 @@ def test_a_link_that_shows_neither_end_is_refused():
     assert fit.accuracy(loss, rising, chance=0.2, ceiling=1.0, bootstrap=50).parameters["middle"] < 2.4  # with both ends known, it is
 
 
-def test_what_is_no_accuracy_is_refused():
+def test_an_accuracy_out_of_range_is_refused():
     loss = np.linspace(2, 3, 9)
     with pytest.raises(UserError, match=r"accuracy=1\.5: must be from 0 to 1"):
         fit.accuracy(loss, loss * 0 + 1.5)
