@@ -21,7 +21,9 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
     A fit or report that is impossible is logged in a line and raises nothing: the runs and their table are kept.
     """
     compare_predictions(folder, rows, log)
-    from llm_jax.scaling.fit.show import print_fit  # late: scipy, pandas and matplotlib, which a run in a grid needs not
+    from llm_jax.scaling.fit.show import (
+        print_fit,
+    )  # late: scipy, pandas and matplotlib, which a run in a grid needs not
     from llm_jax.scaling.report import write_report
 
     fit, notes = None, None
@@ -32,7 +34,15 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
         except UserError as error:
             log(f"no fit (method={grid.method}): {error}")
     try:
-        page = write_report(folder / "runs.csv", folder, fit=fit, notes=notes, method=grid.method, convention=grid.convention, insist=False)
+        page = write_report(
+            folder / "runs.csv",
+            folder,
+            fit=fit,
+            notes=notes,
+            method=grid.method,
+            convention=grid.convention,
+            strict=False,
+        )
         log(f"report: {page}")
     except UserError as error:
         log(f"no report: {error}")
@@ -95,7 +105,11 @@ def compare_predictions(folder: Path, rows: list[Row], log: Callable[[str], None
     for name, entry in predictions.items():
         loss = measured.get(entry["hash"])
         if loss is not None:
-            entry |= {"measured": loss, "error": entry["predicted"] - loss, "relative_error": entry["predicted"] / loss - 1}
+            entry |= {
+                "measured": loss,
+                "error": entry["predicted"] - loss,
+                "relative_error": entry["predicted"] / loss - 1,
+            }
             log(f"held-out run: {name}: predicted {entry['predicted']:.4f}, measured {loss:.4f}: {entry['relative_error']:+.2%}")
     if predictions:
         write_predictions(folder, predictions)

@@ -1,4 +1,4 @@
-"""What all tests of scaling laws share."""
+"""Fixtures of all tests of scaling laws."""
 
 import pytest
 
@@ -10,5 +10,5 @@ __all__ = ["epoch", "published", "without_figures"]
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have no figures, which take seconds, in tests that look at something else."""
+    """Reports have no figures, which take seconds, in tests of something else."""
     monkeypatch.setattr(write, "draw", lambda study, folder: {})

@@ -56,7 +56,7 @@ def test_a_held_out_run_is_predicted_before_its_first_step_and_compared_after_it
     assert entry["flops_exact"] > 10 * entry["largest_flops_of_them"]
     assert entry["from_runs"] == len(table(tmp_path / "run")) - 1
     assert f"held-out run: {name}: predicted" in out
-    assert f"{name} was foretold before its training" in (tmp_path / "run" / "report.html").read_text()
+    assert f"{name} was predicted before its training" in (tmp_path / "run" / "report.html").read_text()
     fit = json.loads((tmp_path / "run" / "fit.json").read_text())
     assert fit["method"] == "isoflop"
     assert fit["a"] == pytest.approx(LAW.a, abs=0.05)  # C = 6 N D, and whole widths

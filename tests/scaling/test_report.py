@@ -1,4 +1,4 @@
-"""A report has every section that its table allows, says why it hasn't the others, and its numbers are those of fit.json."""
+"""A report has every section that its table allows and the reasons for those that are missing; its numbers are those of fit.json."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from llm_jax.scaling.fit import isoflop, published_repetition, repeated_loss
 from llm_jax.scaling.fit.__main__ import main as fit_command
 from llm_jax.scaling.report import write, write_report
 from llm_jax.scaling.report.__main__ import main
-from llm_jax.scaling.report.caveats import checks
-from llm_jax.scaling.report.study import Study, make_study
+from llm_jax.scaling.report.caveats import check_assumptions
+from llm_jax.scaling.report.study import Study, StudyOptions, make_study
 from llm_jax.scaling.report.write import FIGURES
 from tests.scaling.fit.conftest import TRUTH, made_runs
 from tests.scaling.fit.test_fit_law import repeated_runs
@@ -53,7 +53,7 @@ def runs_of_a_grid() -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([table.iloc[-1].to_dict() | held_out])], ignore_index=True)
 
 
-def foretold(measured: float, predicted: float) -> dict:
+def prediction_of(measured: float, predicted: float) -> dict:
     """A grid's prediction.json for the held-out run."""
     n, d = TRUTH.optimal(HELD_OUT_FLOPS)
     one = {"parameters": n, "tokens": d, "predicted": predicted, "interval_95": [predicted - 0.004, predicted + 0.004], "measured": measured}
@@ -73,7 +73,7 @@ def folder(tmp_path_factory) -> Path:
         table.loc[i, "run_dir"] = f"somewhere/else/{run.name}"  # the folder was moved
     table.to_csv(folder / "runs.csv", index=False)
     measured = float(table.eval_loss.iloc[-1])
-    (folder / "prediction.json").write_text(json.dumps(foretold(measured, 0.99 * measured)))
+    (folder / "prediction.json").write_text(json.dumps(prediction_of(measured, 0.99 * measured)))
     assert main([f"data={folder / 'runs.csv'}", f"out={folder}"]) == 0
     return folder
 
@@ -90,20 +90,20 @@ def fits(folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def study(folder) -> Study:
-    return make_study(folder / "runs.csv")
+    return make_study(folder / "runs.csv", StudyOptions())
 
 
 def text_of(page: str) -> str:
-    """What a reader reads."""
+    """The visible text of a page."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"</?sup>", "", page))))
 
 
-def test_every_section_that_the_table_allows_is_there_and_what_it_does_not_is_said(page):
+def test_every_section_that_the_table_allows_is_there_and_the_reasons_for_missing_ones_too(page):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "The fit", "IsoFLOP curves", "Compute-optimal size and tokens", "Loss against compute, and extrapolation", "Loss over size and tokens",
-        "Residuals", "Sensitivity to curves, outliers, δ and the largest runs", "Beside published exponents", "What would make this wrong",
+        "Residuals", "Sensitivity to curves, outliers, δ and the largest runs", "Published exponents", "What would make this wrong",
         "Training curves", "The runs", "Settings", "What this table does not show",
     ]  # fmt: skip
     assert "No map of learning rate and batch: no model of the table was trained at three learning rates" in page
@@ -134,20 +134,20 @@ def test_numbers_in_the_page_are_those_of_its_json(page, fits, method):
     assert f"Objective {fit['objective']:.6e}" in shown
 
 
-def test_the_result_is_told_first_with_its_interval_and_convention(page, fits):
+def test_the_result_comes_first_with_its_interval_and_convention(page, fits):
     first, (low, high) = text_of(page)[:2500], fits["isoflop"]["a_interval_95"]
     assert f"grow as C^{fits['isoflop']['a']:.3f}".replace("^", "") in first
     assert f"{low:.3f} to {high:.3f}" in first
     assert "Convention 6nd_with_head: N counts all weights that a token is multiplied with" in first
 
 
-def test_a_minimum_on_an_edge_is_flagged_in_the_table_in_the_caption_and_among_the_doubts(page, fits):
+def test_a_minimum_on_an_edge_is_flagged_in_the_table_in_the_caption_and_among_the_caveats(page, fits):
     (edge,) = (m for m in fits["isoflop"]["minima"] if m["on_edge"])
     assert edge["flops"] == pytest.approx(1e21)
     shown = text_of(page)
     assert "edge: minimum on the edge, at the largest size" in shown
     assert "1 of 5 minima lies on an edge (ringed, dashed)" in shown
-    assert "▲ DOUBT Minima on an edge 1 of 5 budgets (10²¹ FLOPs)" in re.sub(r" +", " ", shown)
+    assert "▲ CAVEAT Minima on an edge 1 of 5 budgets (10²¹ FLOPs)" in re.sub(r" +", " ", shown)
 
 
 def test_a_run_that_diverged_is_listed_with_its_reason_and_in_no_fit(page, fits):
@@ -158,22 +158,22 @@ def test_a_run_that_diverged_is_listed_with_its_reason_and_in_no_fit(page, fits)
     assert fits["isoflop"]["settings"]["runs"] == fits["parametric"]["settings"]["runs"] == finished
 
 
-def test_a_held_out_run_is_compared_with_what_was_foretold_of_it(page, folder):
-    told, shown = json.loads((folder / "prediction.json").read_text())["held-out"], text_of(page)
-    assert f"foretold {told['predicted']:.3f}" in shown
-    assert f"measured {told['measured']:.3f}" in shown
+def test_a_held_out_run_is_compared_with_its_prediction(page, folder):
+    entry, shown = json.loads((folder / "prediction.json").read_text())["held-out"], text_of(page)
+    assert f"predicted to reach a loss of {entry['predicted']:.3f}" in shown
+    assert f"measured {entry['measured']:.3f}" in shown
     assert "−1.00 %" in shown
     assert "10 times the FLOPs of the largest run fitted" in shown
-    assert re.search(r"DOUBT\s+Held-out run\s+held-out was foretold before its training.*outside of the interval", shown)
+    assert re.search(r"CAVEAT\s+Held-out run\s+held-out was predicted before its training.*outside of the interval", shown)
 
 
 def test_a_measurement_inside_the_interval_holds(study):
-    close = dataclasses.replace(study, foretold=foretold(measured=2.141, predicted=2.142))
-    (check,) = (check for check in checks(close) if check.about == "Held-out run")
+    close = dataclasses.replace(study, predictions=prediction_of(measured=2.141, predicted=2.142))
+    (check,) = (check for check in check_assumptions(close) if check.about == "Held-out run")
     assert check.verdict == "holds"
 
 
-def test_what_a_convention_changes_is_refitted_and_said(page, study):
+def test_the_effect_of_a_convention_is_refitted_and_shown(page, study):
     assert set(study.other_conventions) == {"6nd", "6nd_non_embedding"}
     moved = study.other_conventions["6nd_non_embedding"].parameters["a"]
     assert moved != pytest.approx(study.parametric.parameters["a"], abs=1e-3)
@@ -184,30 +184,33 @@ def test_what_a_convention_changes_is_refitted_and_said(page, study):
     ("column", "value", "about"),
     [("schedule", "constant", "Schedules"), ("warmup_steps", 400, "Warm-up"), ("epochs", 3.0, "Repeated text")],
 )
-def test_runs_that_are_not_what_a_law_assumes_are_a_doubt(study, column, value, about):
-    assert about not in [check.about for check in checks(study) if check.verdict == "doubt"]
+def test_runs_that_are_not_what_a_law_assumes_are_a_caveat(study, column, value, about):
+    assert about not in [check.about for check in check_assumptions(study) if check.verdict == "caveat"]
     table = study.table.assign(**{column: value})
-    assert about in [check.about for check in checks(dataclasses.replace(study, table=table)) if check.verdict == "doubt"]
+    assert about in [check.about for check in check_assumptions(dataclasses.replace(study, table=table)) if check.verdict == "caveat"]
 
 
-def test_seeds_that_differ_more_than_the_fit_assumes_are_a_doubt(study):
+def test_seeds_that_differ_more_than_the_fit_assumes_are_a_caveat(study):
     again = study.table.assign(seed=1), study.runs.assign(loss=study.runs.loss + 0.05)
     both = dataclasses.replace(
         study, table=pd.concat([study.table, again[0]], ignore_index=True), runs=pd.concat([study.runs, again[1]], ignore_index=True)
     )
-    (check,) = (check for check in checks(both) if check.about == "Noise between seeds")
-    assert check.verdict == "doubt"
+    (check,) = (check for check in check_assumptions(both) if check.about == "Noise between seeds")
+    assert check.verdict == "caveat"
 
 
-def test_a_floor_above_a_measured_loss_is_a_doubt(study):
+def test_a_floor_above_a_measured_loss_is_a_caveat(study):
     fit = study.parametric
     high = dataclasses.replace(fit, parameters={**fit.parameters, "E": float(fit.points["loss"].min()) + 0.01})
-    floors = [[c.verdict for c in checks(dataclasses.replace(study, fits={"parametric": f})) if c.about == "The law's floor"] for f in (fit, high)]
-    assert floors == [[], ["doubt"]]
+    floors = [
+        [c.verdict for c in check_assumptions(dataclasses.replace(study, fits={"parametric": f})) if c.about == "The law's floor"]
+        for f in (fit, high)
+    ]
+    assert floors == [[], ["caveat"]]
 
 
 def test_training_curves_come_from_run_folders_that_were_moved_with_the_table(page):
-    assert "of 3 runs; dots are the losses that the fits see; 1 run that diverged or failed in red" in text_of(page)
+    assert "of 3 runs; dots are the losses that the fits use; 1 run that diverged or failed in red" in text_of(page)
 
 
 def sweep_of(folder: Path) -> Path:
@@ -231,7 +234,7 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert "1M parameters, 100M tokens: best 3.032 at learning rate 0.003 with 2.05k tokens a batch" in shown
     assert "it is at the lowest learning rate and smallest batch: the optimum may be beyond" in shown
     assert "1 run lost (crosses)" in shown
-    assert re.search(r"DOUBT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown)
+    assert re.search(r"CAVEAT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown)
     assert (tmp_path / "out" / "figures" / "sweep.png").exists()
     assert not list((tmp_path / "out").glob("fit*.json"))
 
@@ -242,7 +245,7 @@ def test_names_and_reasons_are_text_whatever_is_in_them(tmp_path):
     table = pd.read_csv(sweep_of(tmp_path)).assign(name="run", reason=reason)
     table.loc[3, "name"] = table.loc[4, "name"] = name
     table.to_csv(tmp_path / "<i>.csv", index=False)
-    (tmp_path / "prediction.json").write_text(json.dumps({name: foretold(2.0, 2.1)["held-out"]}))  # it is in a card and among the checks
+    (tmp_path / "prediction.json").write_text(json.dumps({name: prediction_of(2.0, 2.1)["held-out"]}))  # it is in a card and among the checks
     write_report(tmp_path / "<i>.csv", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<title>Scaling report: Scaling of &lt;i&gt;</title>" in page
@@ -257,17 +260,17 @@ def test_curves_with_their_minima_on_edges_are_shown_although_no_line_goes_throu
     with pytest.raises(UserError, match="0 of 3 budgets have a minimum inside"):
         write_report(tmp_path / "edges.csv", tmp_path / "out", method="isoflop")
     assert not (tmp_path / "out").exists()
-    write_report(tmp_path / "edges.csv", tmp_path / "out", method="isoflop", insist=False)
+    write_report(tmp_path / "edges.csv", tmp_path / "out", method="isoflop", strict=False)
     shown = text_of((tmp_path / "out" / "report.html").read_text())
     assert "3 of 3 minima lie on an edge (ringed, dashed)" in shown
-    assert "has no fit: 0 of 3 budgets have a minimum inside" in shown
+    assert "has no fit: flops: 0 of 3 budgets have a minimum inside" in shown
     assert not (tmp_path / "out" / "fit.json").exists()  # which would be of another method than the one asked for
 
 
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        ({"parameters": [1e6, 2e6], "tokens": [1e8, 1e8]}, "has no column for it; give it as columns.loss=NAME"),
+        ({"parameters": [1e6, 2e6], "tokens": [1e8, 1e8]}, "has no column of this name. Add columns.loss=NAME"),
         ({"parameters": [1e6, 2e6], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]}, "nothing to report: isoflop: "),
         ({"parameters": [1e6, "big"], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]}, "something else than numbers"),
     ],
@@ -317,7 +320,7 @@ def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the
     assert fit_command([f"data={tmp_path / 'table.csv'}", "method=compute", "bootstrap=50", f"out={tmp_path}"]) == 0
     shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
     assert f"gamma{fit['parameters']['gamma']:.5g}" in shown.replace(" ", "")
-    assert "largest compute left out, then foretold" in shown
+    assert "largest compute left out and predicted" in shown
     assert "No contours of loss: no law of N and D was fitted" in shown
 
 
@@ -351,7 +354,7 @@ def test_repeated_runs_are_shown_beside_what_new_tokens_would_give(tmp_path, mon
     constants = fit["parameters"]["R_D"], fit["parameters"]["R_N"]
     repeated, new = (float(repeated_loss(law, 2e6, 50 * 3e8, unique, *constants)) for unique in (3e8, 50 * 3e8))
     assert "<h2>Loss against epochs</h2>" in page
-    assert "that see tokens again, 100 of them drawn" in shown  # five sizes of eight, on four texts, at five numbers of epochs
+    assert "that repeat tokens, 100 of them drawn" in shown  # five sizes of eight, on four texts, at five numbers of epochs
     assert f"After 50 epochs of 300M tokens a model of 2M parameters has a loss of {repeated:.3f} by the law" in shown
     assert f"it would have {new:.3f}, so repeating costs {repeated - new:.3f} nats" in shown
     assert (tmp_path / "figures" / "repetition.png").read_bytes().startswith(b"\x89PNG")
@@ -364,7 +367,7 @@ def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_pat
     assert "report.html" in capsys.readouterr().out
     shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
     assert f"beta{fit['parameters']['beta']:.5g}" in shown.replace(" ", "")
-    assert "these are not IsoFLOP budgets" in shown
+    assert "they are no IsoFLOP budgets" in shown
     assert re.search(r"β goes from 0\.453 with 0 losses dropped to 0\.33[89] with 15", shown)
     assert "N and C are as the table gives them" in shown
     assert "5 runs of highest loss, left out of the fit" in shown

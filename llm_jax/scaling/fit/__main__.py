@@ -74,7 +74,12 @@ class FitArguments:
     @property
     def how(self) -> dict[str, Any]:
         """How the table is to be read and fitted."""
-        return {"method": self.method, "mapping": self.mapping, "convention": self.convention, "options": self.options}
+        return {
+            "method": self.method,
+            "mapping": self.mapping,
+            "convention": self.convention,
+            "options": self.options,
+        }
 
 
 def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> FitArguments:

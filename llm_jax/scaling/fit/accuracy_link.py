@@ -74,7 +74,11 @@ def accuracy(
     if not span > 0:
         raise UserError("loss: all runs have one loss, but a link needs several. Add runs of other losses.")
     ends = [[low] if free[0] else None, [high] if free[1] else None]
-    starts = start_grid(np.log([1 / span, 4 / span, 12 / span]), np.quantile(table["loss"], [0.1, 0.35, 0.65, 0.9]), *(end for end in ends if end))
+    starts = start_grid(
+        np.log([1 / span, 4 / span, 12 / span]),
+        np.quantile(table["loss"], [0.1, 0.35, 0.65, 0.9]),
+        *(end for end in ends if end),
+    )
     law = SmallLaw(
         method="accuracy",
         text="low + (high - low) / (1 + exp(k (L - middle)))",

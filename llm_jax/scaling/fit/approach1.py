@@ -64,7 +64,12 @@ def envelope(
     run = np.asarray(run).reshape(-1)
     require(computes >= 10, "computes", computes, "at least 10")
     boot.check_resampling("case", bootstrap, seed)
-    require(bootstrap > 0, "bootstrap", bootstrap, "at least 20: the points of one curve are not independent, so only resamples give an error")
+    require(
+        bootstrap > 0,
+        "bootstrap",
+        bootstrap,
+        "at least 20: the points of one curve are not independent, so only resamples give an error",
+    )
     table = columns(flops=flops, parameters=parameters, loss=loss, others={"run": run})
     _, numbers = np.unique(table.pop("run"), return_inverse=True)
     curves = [np.flatnonzero(numbers == i) for i in range(numbers.max() + 1)]
@@ -95,7 +100,10 @@ def envelope(
         raise UserError(f"run: {has_line.sum()} of {bootstrap} resamples have an envelope of three sizes, and 20 must. Train more curves.")
     weights = used_many[has_line].astype(float)
     stars = log_n[best_many[has_line]]
-    draws = np.concatenate([fit_lines(log_c, stars, weights), fit_lines(log_c, log_c - np.log(FLOPS_A_WEIGHT) - stars, weights)], -1)
+    draws = np.concatenate(
+        [fit_lines(log_c, stars, weights), fit_lines(log_c, log_c - np.log(FLOPS_A_WEIGHT) - stars, weights)],
+        -1,
+    )
 
     covariance, objective = line_covariance(log_c[used], log_n[best][used], np.ones(used.sum()), line_n)
     warnings = []
@@ -154,7 +162,11 @@ def find_envelopes(log_loss: np.ndarray, log_n: np.ndarray, present: np.ndarray)
     Returns the best run at each compute [k, m], and [k, m], bool, whether a smaller and a larger size reach that compute too.
     """
     with float64():
-        best, inside = jax.lax.map(lambda row: _find_envelope(log_loss, log_n, row), jnp.asarray(present), batch_size=min(BATCH, len(present)))
+        best, inside = jax.lax.map(
+            lambda row: _find_envelope(log_loss, log_n, row),
+            jnp.asarray(present),
+            batch_size=min(BATCH, len(present)),
+        )
         return np.asarray(best), np.asarray(inside)
 
 

@@ -177,7 +177,16 @@ def isoflop(
             "widening": widen,
             "seed": seed,
         },
-        warnings=caveats(minima, line_n, log_c, log_n, error, held_out, summary["a_interval_95"], (line_n[1] - half, line_n[1] + half)),
+        warnings=caveats(
+            minima,
+            line_n,
+            log_c,
+            log_n,
+            error,
+            held_out,
+            summary["a_interval_95"],
+            (line_n[1] - half, line_n[1] + half),
+        ),
         points={**table, "budget": numbers},
         draws=draws,
     )
@@ -215,7 +224,13 @@ def make_budget(table: dict[str, np.ndarray], own: np.ndarray) -> Budget:
 
 
 def find_minimum(
-    budget: Budget, curve: str, per_interval: int, noise: float, count: int, resampling: str, rng: np.random.Generator
+    budget: Budget,
+    curve: str,
+    per_interval: int,
+    noise: float,
+    count: int,
+    resampling: str,
+    rng: np.random.Generator,
 ) -> tuple[Minimum, np.ndarray]:
     """A budget's minimum, and log N* and log D* [k, 2] of its resamples (k of `count`: those with a minimum inside of the sizes)."""
     x, loss, n = budget.log_n, budget.loss, len(budget.log_n)
@@ -230,7 +245,10 @@ def find_minimum(
     smooth = curve_through(x, loss[None], at)[0]
     if smooth.argmin() in (0, len(at) - 1):
         side = "smallest" if smooth.argmin() == 0 else "largest"
-        return left_out(f"minimum on the edge, at the {side} size of {n}: train {'smaller' if side == 'smallest' else 'larger'} ones", True)
+        return left_out(
+            f"minimum on the edge, at the {side} size of {n}: train {'smaller' if side == 'smallest' else 'larger'} ones",
+            True,
+        )
     if resampling == "residual":
         fitted = np.interp(x, at, smooth)
         noisy = fitted + boot.resampled_residuals(loss - fitted, np.ones(n, bool), 3, count, int(rng.integers(2**31)))
@@ -312,7 +330,13 @@ def sensitivity(budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, wei
                 stars.append((np.log(budget.flops), at[lowest]))
         if len(stars) >= 3:
             x, y = np.array(stars).T
-            found.append({"curve": f"{name}, no noise", "budgets": len(x), "a": float(fit_lines(x, y[None], np.ones((1, len(x))))[0, 1])})
+            found.append(
+                {
+                    "curve": f"{name}, no noise",
+                    "budgets": len(x),
+                    "a": float(fit_lines(x, y[None], np.ones((1, len(x))))[0, 1]),
+                }
+            )
     everything = np.ones(len(log_c), bool)
     choices = {"all alike": (everything, np.ones_like(weights))}
     if len(log_c) >= 4:

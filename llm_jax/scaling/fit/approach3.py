@@ -105,7 +105,12 @@ def parametric(
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
     table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss, flops=flops))
     n = len(table["loss"])
-    require(0 <= drop_highest_losses < n, "drop_highest_losses", drop_highest_losses, f"from 0 to less than the {n} runs")
+    require(
+        0 <= drop_highest_losses < n,
+        "drop_highest_losses",
+        drop_highest_losses,
+        f"from 0 to less than the {n} runs",
+    )
     used = without_highest(table["loss"], drop_highest_losses)
     check_points(table, used, tied)
 
@@ -177,7 +182,11 @@ class Problem:
 
     def __init__(self, table: dict[str, np.ndarray], scale: str, delta: float, tied: bool) -> None:
         self.table, self.scale, self.delta, self.tied = table, scale, delta, tied
-        self.data = {"log_n": np.log(table["parameters"]), "log_d": np.log(table["tokens"]), "target": self.target(table["loss"])}
+        self.data = {
+            "log_n": np.log(table["parameters"]),
+            "log_d": np.log(table["tokens"]),
+            "target": self.target(table["loss"]),
+        }
         self.residual_fn = law_residuals(scale, "tied" if tied else "free")
 
     def target(self, loss: np.ndarray) -> np.ndarray:
@@ -193,9 +202,19 @@ class Problem:
         """Fits all parameters from the best cells of variable projection."""
         exponents = [(alpha, alpha) for alpha in EXPONENTS] if self.tied else [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
         alpha, beta = np.asarray(exponents).T
-        loss, middle = self.table["loss"][used], {k: np.median(self.data[k][used]) for k in ("log_n", "log_d")}
+        loss, middle = (
+            self.table["loss"][used],
+            {k: np.median(self.data[k][used]) for k in ("log_n", "log_d")},
+        )
         third = np.log((np.median(loss) - 0.7 * loss.min()) / 2)
-        starts = np.stack([np.full(len(alpha), np.log(0.7 * loss.min())), third + alpha * middle["log_n"], third + beta * middle["log_d"]], -1)
+        starts = np.stack(
+            [
+                np.full(len(alpha), np.log(0.7 * loss.min())),
+                third + alpha * middle["log_n"],
+                third + beta * middle["log_d"],
+            ],
+            -1,
+        )
         own = {"alpha": alpha, "beta": beta}
         cells = minimise(law_residuals(self.scale, "projected"), starts, self.data, used.astype(float), self.delta, own)
         best = np.argsort(np.where(np.isfinite(cells.objective), cells.objective, np.inf))[:CELLS]
@@ -258,7 +277,11 @@ def law_residuals(scale: str, form: str) -> ResidualFn:
         parts = jnp.exp(terms - highest)
         whole = parts.sum(0)
         predicted, (e, a, b) = highest + jnp.log(whole), parts / whole
-        slopes = {"projected": [e, a, b], "free": [e, a, b, -log_n * a, -log_d * b], "tied": [e, a, b, -log_n * a - log_d * b]}[form]
+        slopes = {
+            "projected": [e, a, b],
+            "free": [e, a, b, -log_n * a, -log_d * b],
+            "tied": [e, a, b, -log_n * a - log_d * b],
+        }[form]
         jacobian = jnp.stack(slopes, -1)
         if scale == "linear":
             predicted = jnp.exp(predicted)

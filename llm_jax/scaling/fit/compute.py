@@ -37,7 +37,10 @@ def _without_floor(theta: Any, data: Any) -> Any:
     return jnp.exp(theta[0] - theta[1] * data["log_c"])
 
 
-RESIDUAL_FNS = {True: residual_function(_with_floor, "loss", log=True), False: residual_function(_without_floor, "loss", log=True)}
+RESIDUAL_FNS = {
+    True: residual_function(_with_floor, "loss", log=True),
+    False: residual_function(_without_floor, "loss", log=True),
+}
 
 
 def compute_law(

@@ -12,7 +12,14 @@ import numpy as np
 from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.result import FitResult
-from llm_jax.scaling.fit.solve import ResidualFn, Solutions, float64, minimise, residuals_and_jacobian, sandwich
+from llm_jax.scaling.fit.solve import (
+    ResidualFn,
+    Solutions,
+    float64,
+    minimise,
+    residuals_and_jacobian,
+    sandwich,
+)
 
 Z = 1.959964
 """97.5 % quantile of the standard normal: half the width of a 95 % interval."""
@@ -107,13 +114,20 @@ def fit_law(
 
     draws, widen = np.zeros((0, unknown)), boot.widening(resampling, int(used.sum()))
     warnings: list[str] = []
-    errors, intervals = list(errors_delta), [(v - Z * e, v + Z * e) for v, e in zip(values, errors_delta, strict=True)]
+    errors, intervals = (
+        list(errors_delta),
+        [(v - Z * e, v + Z * e) for v, e in zip(values, errors_delta, strict=True)],
+    )
     if bootstrap:
         own = None
         if resampling == "residual":
             centre = np.log(predicted) if log else predicted
             own = {"target": centre + boot.resampled_residuals(target - centre, used, unknown, bootstrap, seed)}
-        refits = fit(np.repeat(theta[None], bootstrap, 0), boot.resampled_weights(resampling, used, bootstrap, seed), own)
+        refits = fit(
+            np.repeat(theta[None], bootstrap, 0),
+            boot.resampled_weights(resampling, used, bootstrap, seed),
+            own,
+        )
         if (failed := int((~refits.converged).sum())) > 0.02 * bootstrap:
             warnings.append(f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are too narrow")
         draws = law.natural(refits.theta[refits.converged])

@@ -36,12 +36,30 @@ class Method:
 
 
 METHODS = {
-    "parametric": Method(parametric, "approach 3: E + A/N^alpha + B/D^beta through all runs", ("parameters", "tokens", "loss"), ("flops",)),
-    "isoflop": Method(isoflop, "approach 2: the best size at each of several budgets", ("flops", "parameters", "loss"), ("tokens",)),
+    "parametric": Method(
+        parametric,
+        "approach 3: E + A/N^alpha + B/D^beta through all runs",
+        ("parameters", "tokens", "loss"),
+        ("flops",),
+    ),
+    "isoflop": Method(
+        isoflop,
+        "approach 2: the best size at each of several budgets",
+        ("flops", "parameters", "loss"),
+        ("tokens",),
+    ),
     "envelope": Method(envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")),
     "compute": Method(compute_law, "E + K C^-gamma through the best runs", ("flops", "loss")),
-    "overtraining": Method(overtraining, "Gadre et al.: E + (a M^eta + b M^-eta) C^-eta, M = D/N", ("parameters", "tokens", "loss")),
-    "repetition": Method(repetition, "Muennighoff et al.: the value of repeated tokens", ("parameters", "tokens", "unique_tokens", "loss")),
+    "overtraining": Method(
+        overtraining,
+        "Gadre et al.: E + (a M^eta + b M^-eta) C^-eta, M = D/N",
+        ("parameters", "tokens", "loss"),
+    ),
+    "repetition": Method(
+        repetition,
+        "Muennighoff et al.: the value of repeated tokens",
+        ("parameters", "tokens", "unique_tokens", "loss"),
+    ),
     "accuracy": Method(accuracy, "a task's accuracy as a sigmoid of loss", ("loss", "accuracy")),
 }
 

@@ -124,7 +124,11 @@ def repetition(
         "parameters": table["parameters"], "tokens": table["tokens"], "law": five,
         "unique_parameters": np.minimum(table["parameters"], enough), "unique_tokens": np.minimum(table["unique_tokens"], table["tokens"]),
     }  # fmt: skip
-    settings = {"base": base, "base_law": dict(zip(NAMES, map(float, five), strict=True)), "convention": convention}
+    settings = {
+        "base": base,
+        "base_law": dict(zip(NAMES, map(float, five), strict=True)),
+        "convention": convention,
+    }
     return fit_law(
         small, table, data, repeats, largest_runs(table["flops"], repeats),
         log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings=settings,

@@ -117,7 +117,10 @@ def json_text(value: Any, indent: str = "") -> str:
     """
     more = indent + "  "
     if isinstance(value, dict) and value:
-        entries, brackets = [f"{json.dumps(key)}: {json_text(entry, more)}" for key, entry in value.items()], "{}"
+        entries, brackets = (
+            [f"{json.dumps(key)}: {json_text(entry, more)}" for key, entry in value.items()],
+            "{}",
+        )
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         entries, brackets = [json_text(entry, more) for entry in value], "[]"
     else:

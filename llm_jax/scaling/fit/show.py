@@ -25,7 +25,11 @@ def print_fit(fit: Any, notes: list[str]) -> None:
     show(console, f"Parameters, 95 % intervals ({interval_source(s)})", parameter_table(fit))
     if hasattr(fit, "minima"):
         show(console, "Minima", minima_table(fit))
-    show(console, "Extrapolation test: the largest compute left out and predicted", held_out_table(fit.leave_largest_out))
+    show(
+        console,
+        "Extrapolation test: the largest compute left out and predicted",
+        held_out_table(fit.leave_largest_out),
+    )
     if getattr(fit, "sensitivity", None):
         show(console, "Sensitivity: this fit with another choice", sensitivity_table(fit))
     if fit.method in EXPONENTS:
@@ -47,7 +51,14 @@ def parameter_table(fit: Any) -> Any:
     delta = getattr(fit, "standard_errors_delta", {})
     for name, value in fit.parameters.items():
         low, high = fit.intervals_95[name]
-        made.add_row(name, number(value), number(fit.standard_errors[name]), number(low), number(high), number(delta[name]) if name in delta else "")
+        made.add_row(
+            name,
+            number(value),
+            number(fit.standard_errors[name]),
+            number(low),
+            number(high),
+            number(delta[name]) if name in delta else "",
+        )
     return made
 
 
@@ -90,9 +101,19 @@ def sensitivity_table(fit: Any) -> Any:
 def published_exponents_table(fit: Any) -> Any:
     """A table of the fit's exponent a and published ones, each with its convention of N and C."""
     made = table("", ">a", ">from", ">to", "convention")
-    made.add_row("this fit", f"{fit.parameters['a']:.3f}", *(f"{end:.3f}" for end in fit.intervals_95["a"]), fit.settings["convention"])
+    made.add_row(
+        "this fit",
+        f"{fit.parameters['a']:.3f}",
+        *(f"{end:.3f}" for end in fit.intervals_95["a"]),
+        fit.settings["convention"],
+    )
     for row in exponents():
-        made.add_row(row.name, f"{row.a:.3f}", *([f"{end:.3f}" for end in row.a_interval] if row.a_interval else ["", ""]), row.convention)
+        made.add_row(
+            row.name,
+            f"{row.a:.3f}",
+            *([f"{end:.3f}" for end in row.a_interval] if row.a_interval else ["", ""]),
+            row.convention,
+        )
     return made
 
 

@@ -133,7 +133,12 @@ def minimise(
         while len(waiting):
             list(threads.map(advance, [waiting[i : i + CHUNK] for i in range(0, len(waiting), CHUNK)]))
             waiting = waiting[~state.done[waiting] & (state.steps[waiting] < MAX_STEPS)]
-    return Solutions(state.theta, state.value, state.done & (state.damping <= MAX_DAMPING) & np.isfinite(state.value), state.steps)
+    return Solutions(
+        state.theta,
+        state.value,
+        state.done & (state.damping <= MAX_DAMPING) & np.isfinite(state.value),
+        state.steps,
+    )
 
 
 def _initial_state(starts: np.ndarray) -> _State:
@@ -183,7 +188,18 @@ def _advance(residual_fn: ResidualFn, state: _State, shared: Any, own: Any, delt
         move = -jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), gradient)
         predicted_decrease = -(gradient @ move + move @ curvature @ move / 2)
         ended = (predicted_decrease <= jnp.where(s.final, FINE, COARSE) * value + ROUNDING) | (damping > MAX_DAMPING) | ~jnp.isfinite(value)
-        new = _State(theta, move, value, gradient, curvature, scale, damping, s.final | ended, s.final & ended, s.steps + 1)
+        new = _State(
+            theta,
+            move,
+            value,
+            gradient,
+            curvature,
+            scale,
+            damping,
+            s.final | ended,
+            s.final & ended,
+            s.steps + 1,
+        )
         return jax.tree.map(lambda after, before: jnp.where(s.done, before, after), new, s)
 
     def advance_one(s: _State, own: Any) -> _State:
@@ -211,7 +227,13 @@ def _sandwich_terms(residual_fn: ResidualFn, theta: Any, data: Any, weights: Any
     return hessian, jnp.einsum("np,n,nq->pq", jacobian, slope**2, jacobian)
 
 
-def sandwich(residual_fn: ResidualFn, theta: np.ndarray, data: Mapping[str, np.ndarray], weights: np.ndarray, delta: float) -> np.ndarray:
+def sandwich(
+    residual_fn: ResidualFn,
+    theta: np.ndarray,
+    data: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+    delta: float,
+) -> np.ndarray:
     """The covariance [P, P] of an M-estimate, H^-1 (sum psi² J J') H^-1 times n/(n - P) (Huber 1967; White 1980).
 
     Where `delta` is less than the residuals' spread, few points are within it, and H, a sum over them, would be noise. The density of

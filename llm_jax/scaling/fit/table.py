@@ -46,7 +46,11 @@ def read_columns(
                 f"columns.{name}: is missing, {path.name} has no column of this name. Add columns.{name}=NAME, one of "
                 f"{', '.join(map(str, table.columns))}."
             )
-    return to_numbers({name: found[name] for name in (*needs, *may) if name in found}, path, notes), convention, notes
+    return (
+        to_numbers({name: found[name] for name in (*needs, *may) if name in found}, path, notes),
+        convention,
+        notes,
+    )
 
 
 def load_table(path: Path, key: str = "data") -> pd.DataFrame:

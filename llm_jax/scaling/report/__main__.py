@@ -4,13 +4,13 @@
   python -m llm_jax.scaling.report data=TABLE.csv columns.parameters="Model Size" columns.flops="Training FLOP" columns.loss=loss \\
       method=parametric drop_highest_losses=5 out=FOLDER
 
-out=FOLDER        gets report.html (one file, readable without a network), figures/*.png, and fit.json
-method=NAME       the fit that the report is about; without it approaches 2 and 3 are both tried, and a table that carries neither
-                  may be a sweep of learning rates and batches
+out=FOLDER        folder for report.html (one file, readable without a network), figures/*.png, and fit.json
+method=NAME       the fit to report; by default approaches 2 and 3 are both tried, and a table that determines neither is reported as
+                  a sweep of learning rates and batches if it is one
   --help          this text
 
 All other keys, and a method's options, are those of python -m llm_jax.scaling.fit (see its --help). A prediction.json beside the
-table is compared with what was measured. Exit codes: 0 done, 2 a mistake in what was asked, or data that carry no report.
+table is compared with the measured losses. Exit codes: 0 done, 2 a mistake in the arguments, or a table without anything to report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError for a mistake in it."""
     flags, pairs = read_arguments(arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)
@@ -34,9 +34,9 @@ def report(arguments: list[str]) -> int:
     from llm_jax.scaling.fit.__main__ import read_keys
     from llm_jax.scaling.report import write_report
 
-    asked = read_keys(pairs, need=("data", "out"))
-    assert asked.out
-    print(f"written: {write_report(asked.data, asked.out, **asked.how)}")
+    parsed = read_keys(pairs, need=("data", "out"))
+    assert parsed.out
+    print(f"written: {write_report(parsed.data, parsed.out, **parsed.how)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A figure with its caption, and what figures have in common."""
+"""A figure with its caption, and 95 % bands of curves from resamples."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure of the report."""
+class ReportFigure:
+    """A figure of the report, with its file name and caption."""
 
     name: str
-    """Its file, without .png."""
+    """File name without .png."""
     figure: Figure
     caption: str
-    """What is seen, with numbers."""
+    """What the figure shows, with numbers."""
 
 
-def band(estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % band [m] of a positive curve [m] from its resamples [k, m], in its logarithm."""
+def interval_band(estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % band, lower and upper end [m], of a positive curve [m] from its resamples [k, m]; quantiles and `widen` act on logarithms."""
     log = np.log(estimate)
     low, high = np.nanquantile(np.log(draws), [0.025, 0.975], axis=0)
     return np.exp(log + widen * (low - log)), np.exp(log + widen * (high - log))
 
 
 SizesFit = EnvelopeFit | IsoflopFit | ParametricFit
-"""Fits that know N*(C)."""
+"""Results of the methods that give N*(C)."""
 
 
 def optimum(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def optimum(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimum_draws(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of every resample: [k, m] each."""
+    """N* and D* [k, m] of budgets [m] from each of k resamples."""
     if not isinstance(fit, ParametricFit):
         log_c = np.log(flops)[None]
         n0, a, d0, b = (column[:, None] for column in fit.draws.T)
@@ -50,5 +50,5 @@ def optimum_draws(fit: SizesFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def widening(fit: Any) -> float:
-    """What the spread of a fit's draws is to be multiplied with."""
+    """The factor from the spread of a fit's draws to that of its estimate."""
     return float(fit.settings["widening"])

@@ -1,4 +1,4 @@
-"""What a page is made of, as data: `page.html.jinja` has a macro for each kind of block, and all of the HTML."""
+"""The blocks that a page consists of, as data; `page.html.jinja` has a macro for each kind of block, and all of the HTML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_jax.scaling.report.caveats import Check
+from llm_jax.scaling.report.caveats import Assumption
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Paragraph:
     kind: ClassVar[str] = "paragraph"
     text: str
     absent: bool = False
-    """It says that something isn't there, and why."""
+    """Whether the paragraph explains why something is missing."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of texts."""
+class TextTable:
+    """A table whose cells are shown as text."""
 
     kind: ClassVar[str] = "table"
     header: Sequence[str]
-    """One that begins with ">" is of a column of numbers."""
+    """Column titles; ">" in front marks a column of numbers, aligned right."""
     rows: Sequence[Sequence[object]]
     row_styles: Sequence[str] = ()
-    """Of every row: doubt, gone, aside, or empty; none for all of them."""
+    """The style of each row: caveat, gone, aside, or empty; no entries: every row is plain."""
     style: str = ""
     tall: bool = False
-    """It scrolls, as it has many rows."""
+    """Whether the table scrolls, having many rows."""
 
     @property
     def head(self) -> list[tuple[object, bool]]:
@@ -66,19 +66,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """A table behind a line that one clicks at."""
+    """A table behind a line that opens it on a click."""
 
     kind: ClassVar[str] = "folded"
     summary: str
-    table: Table
+    table: TextTable
 
 
 @dataclass(frozen=True)
-class CheckList:
-    """What the conclusion rests on, in a table."""
+class AssumptionList:
+    """The assumptions that the conclusion rests on, as a table."""
 
-    kind: ClassVar[str] = "check_list"
-    checks: Sequence[Check]
+    kind: ClassVar[str] = "assumption_list"
+    assumptions: Sequence[Assumption]
 
 
 @dataclass(frozen=True)
@@ -88,28 +88,28 @@ class Picture:
     kind: ClassVar[str] = "picture"
     number: int
     name: str
-    """Its file beside the page, without .png."""
+    """File name in figures/, without .png."""
     data: str
-    """It as a data URI."""
+    """The image as a data URI."""
     caption: str
 
 
-Block = Heading | Paragraph | Listing | Table | Folded | CheckList | Picture
+Block = Heading | Paragraph | Listing | TextTable | Folded | AssumptionList | Picture
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with its heading."""
+    """A section of the page with its heading."""
 
     key: str
-    """The page's link to it."""
+    """The anchor that links point to."""
     title: str
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Card:
-    """A number of the result, and what it is."""
+    """A number of the result with its description."""
 
     number: str
     about: str

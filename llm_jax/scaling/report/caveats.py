@@ -1,4 +1,4 @@
-"""What would make a report's conclusion wrong: each check with its number, those that hold as well."""
+"""The assumptions that a report's conclusion rests on, each tested on the table: caveats, those that hold, and unknown ones."""
 
 from __future__ import annotations
 
@@ -10,112 +10,120 @@ import numpy as np
 import pandas as pd
 
 from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
-from llm_jax.scaling.report.figures.law import BY_CHANCE, held_out_rows, largest_text, residual_trends
+from llm_jax.scaling.report.figures.law import TREND_P_VALUE, held_out_rows, largest_text, residual_trends
 from llm_jax.scaling.report.figures.runs import sweeps
 from llm_jax.scaling.report.study import Study
 
 FEW_A_PARAMETER = 5
-"""Runs for each parameter of a law: with less a fit follows the noise."""
+"""Fewer runs for each parameter of a law are a caveat: the fit may follow the noise."""
 FEW_BUDGETS = 5
+"""Fewer budgets in a fit of approach 2 are a caveat."""
 LONG_WARMUP = 0.25
-"""Part of the steps."""
+"""A warm-up of more than this part of the steps is a caveat."""
 FAR = 1.25
-"""Factor between two approaches' N*."""
+"""A larger factor between the N* of two approaches is a caveat."""
 SHORTEST_SPAN = 100.0
-"""Factor in compute that exponents should rest on."""
+"""A smaller factor between the smallest and the largest compute is a caveat."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """Something that the conclusion rests on."""
+class Assumption:
+    """Something that the conclusion rests on, with the verdict of a test on the table."""
 
-    verdict: Literal["doubt", "holds", "unknown"]
+    verdict: Literal["caveat", "holds", "unknown"]
     about: str
-    """A few words."""
-    said: str
-    """With numbers."""
+    """A title of a few words."""
+    text: str
+    """A sentence with numbers."""
 
 
-def checks(study: Study) -> list[Check]:
-    """All of them, doubts first."""
-    found = [check for part in PARTS for check in part(study)]
-    return sorted(found, key=lambda check: ("doubt", "unknown", "holds").index(check.verdict))
+def check_assumptions(study: Study) -> list[Assumption]:
+    """The results of all checks: caveats first, then unknown ones, then those that hold."""
+    found = [assumption for check in CHECKS for assumption in check(study)]
+    return sorted(found, key=lambda assumption: ("caveat", "unknown", "holds").index(assumption.verdict))
 
 
-def warnings(study: Study) -> Iterator[Check]:
-    """What the fits themselves say."""
+def warnings(study: Study) -> Iterator[Assumption]:
+    """The warnings of the fits, but for minima on edges, which `edges` reports."""
     names = {"isoflop": "IsoFLOP fit", "parametric": "Law of N and D"}
-    shown = tuple(f"{m.flops:.3g} FLOPs left out" for m in study.minima if m.on_edge)  # `edges` says it
+    shown = tuple(f"{m.flops:.3g} FLOPs left out" for m in study.minima if m.on_edge)
     for name, fit in study.fits.items():
         for line in fit.warnings:
             if not line.startswith(shown):
-                yield Check("doubt", names.get(name, name), f"{line[0].upper()}{line[1:]}.")
+                yield Assumption("caveat", names.get(name, name), f"{line[0].upper()}{line[1:]}.")
 
 
-def edges(study: Study) -> Iterator[Check]:
-    """Whether minima are inside their curves."""
+def edges(study: Study) -> Iterator[Assumption]:
+    """Whether every budget's minimum lies between its smallest and largest size."""
     if not study.minima:
         return
     out = [m for m in study.minima if m.on_edge]
     if out:
-        yield Check(
-            "doubt",
+        yield Assumption(
+            "caveat",
             "Minima on an edge",
             f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}) have their lowest loss at the smallest or "
             f"largest size "
             "trained. They are left out; if they are the largest budgets, the exponent rests on the small ones alone.",
         )
     else:
-        yield Check("holds", "Minima inside", f"Each of the {counted(len(study.minima), 'budget')} has sizes on both sides of its minimum.")
+        yield Assumption(
+            "holds",
+            "Minima inside",
+            f"Each of the {counted(len(study.minima), 'budget')} has sizes on both sides of its minimum.",
+        )
 
 
-def extrapolation(study: Study) -> Iterator[Check]:
-    """How far the law was off where it had seen nothing."""
+def extrapolation(study: Study) -> Iterator[Assumption]:
+    """The errors of predictions: held-out runs, and the largest runs or budget left out of the fit."""
     measured = [row for row in held_out_rows(study) if row["measured"] is not None]
     for row in measured:
         inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
-        yield Check(
-            "holds" if inside else "doubt",
+        yield Assumption(
+            "holds" if inside else "caveat",
             "Held-out run",
-            f"{row['name']} was foretold {'before' if row['before'] else 'after'} its training: {row['predicted']:.3f} "
+            f"{row['name']} was predicted {'before' if row['before'] else 'after'} its training: {row['predicted']:.3f} "
             f"({interval(row['interval'])}), measured "
             f"{row['measured']:.3f}, {signed_percent(row['relative_error'])}. "
-            + ("" if inside else "Measured is outside of the interval, which has the law's error, not a seed's."),
+            + ("" if inside else "The measured loss is outside of the interval, which covers the law's error, not a seed's."),
         )
     if fit := study.parametric:
         out = fit.leave_largest_out
         if "refused" not in out and out["largest_relative_error"] <= 0.02:
-            yield Check(
+            yield Assumption(
                 "holds",
                 "Largest runs left out",
-                f"The law of the smaller runs foretells {largest_text(out['runs'])} to {100 * out['largest_relative_error']:.2f} % or better.",
+                f"The law of the smaller runs predicts {largest_text(out['runs'])} to {100 * out['largest_relative_error']:.2f} % or better.",
             )
     if curves := study.isoflop:
         out = curves.leave_largest_out
         if "refused" not in out:
-            yield Check(
-                "holds" if abs(out["relative_error"]) < 0.2 else "doubt",
+            yield Assumption(
+                "holds" if abs(out["relative_error"]) < 0.2 else "caveat",
                 "Largest budget left out",
-                f"The other budgets' line has N* of the largest {signed_percent(out['relative_error'], 1)} from where it was measured, "
+                f"The line through the other budgets misses the measured N* of the largest by {signed_percent(out['relative_error'], 1)}, "
                 f"with an exponent of {out['a']:.3f} in place "
                 f"of {curves.a:.3f}.",
             )
     if study.fits and not measured:
-        yield Check(
+        yield Assumption(
             "unknown",
             "No held-out run",
-            "No larger run was foretold and then trained: how well this extrapolates has been tried inside the table alone.",
+            "No larger run was predicted and then trained: extrapolation was tested inside the table only.",
         )
 
 
-def choices(study: Study) -> Iterator[Check]:
-    """What the reading of curves, the outlier rule, delta and residuals do."""
+def choices(study: Study) -> Iterator[Assumption]:
+    """How far other curves, weights, outlier rules, deltas and residuals move the exponent."""
     if curves := study.isoflop:
         values = [row["a"] for row in curves.sensitivity]
-        ends = [min(curves.a_interval_95[0], curves.a_interval_95_delta[0]), max(curves.a_interval_95[1], curves.a_interval_95_delta[1])]
+        ends = [
+            min(curves.a_interval_95[0], curves.a_interval_95_delta[0]),
+            max(curves.a_interval_95[1], curves.a_interval_95_delta[1]),
+        ]
         inside = ends[0] <= min(values) and max(values) <= ends[1]
-        yield Check(
-            "holds" if inside else "doubt",
+        yield Assumption(
+            "holds" if inside else "caveat",
             "Other readings of the curves",
             f"Other curves, weights and budgets give an exponent of {min(values):.3f} to {max(values):.3f}, {'within' if inside else 'beyond'} "
             f"the wider "
@@ -128,58 +136,68 @@ def choices(study: Study) -> Iterator[Check]:
     low, high = fit.intervals_95["a"]
     wide = max(values) - min(values)
     inside = low <= min(values) and max(values) <= high
-    yield Check(
-        "holds" if inside else "doubt",
+    yield Assumption(
+        "holds" if inside else "caveat",
         "Other choices in the fit",
         f"Over outlier rules, δ and residuals the exponent a spans {min(values):.3f} to {max(values):.3f}, {wide / max(high - low, 1e-12):.1f} "
         f"times the width of its "
-        f"interval ({interval((low, high))})" + ("." if inside else ": the interval knows of noise, not of these choices."),
+        f"interval ({interval((low, high))})" + ("." if inside else ": the interval covers noise, not these choices."),
     )
 
 
-def conventions(study: Study) -> Iterator[Check]:
-    """What counting N otherwise does."""
+def conventions(study: Study) -> Iterator[Assumption]:
+    """How far another convention of N moves the exponent."""
     fit = study.parametric
     if study.other_conventions and fit:
         exponents = {study.convention: fit.parameters["a"]} | {name: other.parameters["a"] for name, other in study.other_conventions.items()}
         wide = max(exponents.values()) - min(exponents.values())
         big = wide > fit.intervals_95["a"][1] - fit.intervals_95["a"][0]
-        yield Check(
-            "doubt" if big else "holds",
+        yield Assumption(
+            "caveat" if big else "holds",
             "Convention of N",
             f"The same runs give a = {listed([f'{a:.3f} ({name})' for name, a in exponents.items()])}: the convention changes it by {wide:.3f}. "
             f"Compare it with exponents of "
             "the same convention only.",
         )
     elif study.fits:
-        yield Check(
+        yield Assumption(
             "unknown",
             "Convention of N",
-            f"The table has N in one convention ({study.convention}), so what another would give can't be told; for small models it is much.",
+            f"The table has N in one convention ({study.convention}), so the effect of another is unknown; for small models it is large.",
         )
 
 
-def law(study: Study) -> Iterator[Check]:
-    """Whether the law has the form of the runs."""
+def law(study: Study) -> Iterator[Assumption]:
+    """Whether the law's floor is below all losses, and its residuals have no trend with N or D."""
     fit = study.parametric
     if fit is None:
         return
     used = fit.points["used"]
     lowest, floor = float(fit.points["loss"][used].min()), fit.parameters["E"]
     if floor >= lowest:
-        yield Check(
-            "doubt", "The law's floor", f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law can't be right there."
+        yield Assumption(
+            "caveat",
+            "The law's floor",
+            f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law is wrong there.",
         )
-    trends = {what: (rank, chance) for what, (rank, chance) in residual_trends(fit).items() if chance < BY_CHANCE}
+    trends = {what: (rank, chance) for what, (rank, chance) in residual_trends(fit).items() if chance < TREND_P_VALUE}
     if trends:
         text = listed([f"{what} (rank correlation {rank:+.2f})".replace("-", "−") for what, (rank, _) in trends.items()])
-        yield Check("doubt", "Trend of residuals", f"Measured over predicted loss goes with {text}: the runs bend otherwise than the law.")
+        yield Assumption(
+            "caveat",
+            "Trend of residuals",
+            f"Measured over predicted loss is correlated with {text}: the law has another curvature than the runs.",
+        )
     else:
-        yield Check("holds", "Trend of residuals", "Measured over predicted loss goes neither with N nor with D beyond chance.")
+        yield Assumption(
+            "holds",
+            "Trend of residuals",
+            "Measured over predicted loss is correlated neither with N nor with D beyond chance.",
+        )
 
 
-def approaches(study: Study) -> Iterator[Check]:
-    """Whether the two approaches agree."""
+def approaches(study: Study) -> Iterator[Assumption]:
+    """Whether approaches 2 and 3 agree on the exponent and on N* at the largest budget."""
     curves, fit = study.isoflop, study.parametric
     if curves is None or fit is None:
         return
@@ -189,8 +207,8 @@ def approaches(study: Study) -> Iterator[Check]:
     spread = float(np.hypot(curves.standard_errors["a"], fit.standard_errors["a"]))
     apart = max(first / second, second / first)
     agree = difference <= 2 * spread and apart <= FAR
-    yield Check(
-        "holds" if agree else "doubt",
+    yield Assumption(
+        "holds" if agree else "caveat",
         "Two approaches",
         f"Exponents: {curves.a:.3f} from the minima, {fit.parameters['a']:.3f} from the law, {difference / max(spread, 1e-12):.1f} joint "
         f"standard errors apart. "
@@ -198,36 +216,36 @@ def approaches(study: Study) -> Iterator[Check]:
     )
 
 
-def points(study: Study) -> Iterator[Check]:
-    """Whether there are enough runs, over enough of a span."""
+def points(study: Study) -> Iterator[Assumption]:
+    """Whether there are enough runs and budgets, over a wide enough span of compute."""
     if fit := study.parametric:
         used, free = fit.settings["runs_used"], 4 if fit.settings["tied"] else 5
         few = used < FEW_A_PARAMETER * free
-        yield Check(
-            "doubt" if few else "holds",
+        yield Assumption(
+            "caveat" if few else "holds",
             "Number of runs",
-            f"{used} runs carry {free} parameters" + (": few, the fit may follow their noise." if few else "."),
+            f"{used} runs determine {free} parameters" + (": few, the fit may follow their noise." if few else "."),
         )
     if curves := study.isoflop:
         used = curves.settings["budgets_used"]
         few = used < FEW_BUDGETS
-        yield Check(
-            "doubt" if few else "holds",
+        yield Assumption(
+            "caveat" if few else "holds",
             "Number of budgets",
-            f"The exponent is a line through {used} minima" + (": few, one of them can turn it." if few else "."),
+            f"The exponent is a line through {used} minima" + (": few, one of them can change it." if few else "."),
         )
     if study.fits and len(study.fitted):
         span = study.fitted.flops.max() / study.fitted.flops.min()
         short_span = span < SHORTEST_SPAN
-        yield Check(
-            "doubt" if short_span else "holds",
+        yield Assumption(
+            "caveat" if short_span else "holds",
             "Span of compute",
             f"The runs span a factor of {factor(span)}" + (": little to extrapolate from." if short_span else "."),
         )
 
 
-def noise(study: Study) -> Iterator[Check]:
-    """Whether the spread between seeds has been measured."""
+def noise(study: Study) -> Iterator[Assumption]:
+    """Whether the spread of loss between seeds was measured, and is as small as the fit assumes."""
     if not study.fits or "seed" not in study.table:
         return
     same = [name for name in ("parameters", "tokens", "learning_rate", "batch_size", "layers", "embed") if name in study.table]
@@ -238,34 +256,42 @@ def noise(study: Study) -> Iterator[Check]:
         spread = float(np.sqrt(np.mean(np.square(repeated))))
         more = assumed is not None and spread > 1.5 * assumed
         text = f"{counted(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats (standard deviation)"
-        yield Check(
-            "doubt" if more else "holds", "Noise between seeds", text + (f"; the IsoFLOP fit assumes {assumed}." if assumed is not None else ".")
+        yield Assumption(
+            "caveat" if more else "holds",
+            "Noise between seeds",
+            text + (f"; the IsoFLOP fit assumes {assumed}." if assumed is not None else "."),
         )
     else:
         text = "Each configuration was trained once: how much a seed changes is not measured"
-        yield Check("unknown", "Noise between seeds", text + (f"; the IsoFLOP fit assumes {assumed} nats." if assumed is not None else "."))
+        yield Assumption(
+            "unknown",
+            "Noise between seeds",
+            text + (f"; the IsoFLOP fit assumes {assumed} nats." if assumed is not None else "."),
+        )
 
 
-def schedules(study: Study) -> Iterator[Check]:
-    """Whether runs were decayed to their own end, after a short warm-up."""
+def schedules(study: Study) -> Iterator[Assumption]:
+    """Whether all runs have one schedule that decays to their own end, after a short warm-up."""
     done = study.table[(study.runs.status == "finished").to_numpy()]
     if "schedule" not in done or not study.fits:
         if study.fits:
-            yield Check(
-                "unknown", "Schedules", "The table does not say how the learning rate fell; a run stopped before its decay ends has a loss too high."
+            yield Assumption(
+                "unknown",
+                "Schedules",
+                "The table has no schedules; a run that was stopped before its decay ended has too high a loss.",
             )
         return
     named = done.schedule.dropna().astype(str)
     constant = int((named == "constant").sum())
     if constant:
-        yield Check(
-            "doubt",
+        yield Assumption(
+            "caveat",
             "Schedules",
             f"{constant} of {len(done)} runs have a constant learning rate: their losses are not those of a run decayed to its end.",
         )
     if named.nunique() > 1:
-        yield Check(
-            "doubt",
+        yield Assumption(
+            "caveat",
             "Schedules",
             f"Runs of different schedules in one fit: {', '.join(f'{count} {name}' for name, count in named.value_counts().items())}.",
         )
@@ -273,58 +299,74 @@ def schedules(study: Study) -> Iterator[Check]:
         share = pd.to_numeric(done.warmup_steps) / pd.to_numeric(done.steps)
         long = int((share > LONG_WARMUP).sum())
         if long:
-            yield Check(
-                "doubt",
+            yield Assumption(
+                "caveat",
                 "Warm-up",
                 f"In {long} of {len(done)} runs more than {100 * LONG_WARMUP:.0f} % of the steps are warm-up (up to {100 * share.max():.0f} %): "
-                f"short runs are held back.",
+                f"short runs have too high a loss.",
             )
         elif not constant and named.nunique() == 1:
-            yield Check(
+            yield Assumption(
                 "holds",
                 "Schedules",
                 f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most {100 * share.max():.0f} % of the steps.",
             )
 
 
-def tuning(study: Study) -> Iterator[Check]:
-    """Whether the best runs of sweeps are inside them."""
+def tuning(study: Study) -> Iterator[Assumption]:
+    """Whether the best run of each sweep lies inside of the sweep."""
     found = sweeps(study.table, study.runs)
     for sweep in found:
         if sweep.edges:
-            yield Check(
-                "doubt",
+            yield Assumption(
+                "caveat",
                 "Sweep's best run",
-                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: a better one may be beyond, and runs tuned "
-                "after it are not at their best.",
+                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: a better one "
+                "may be beyond it, and runs tuned by this sweep are not at their best.",
             )
     if found and not any(sweep.edges for sweep in found):
-        yield Check("holds", "Sweep's best run", "The best learning rates and batches are inside what was tried.")
+        yield Assumption("holds", "Sweep's best run", "The best learning rates and batches are inside of the sweeps.")
 
 
-def data(study: Study) -> Iterator[Check]:
-    """Whether tokens were fresh."""
+def data(study: Study) -> Iterator[Assumption]:
+    """Whether runs saw each token once."""
     if "epochs" in study.table and study.fits:
         epochs = pd.to_numeric(study.table.epochs[study.runs.status == "finished"], errors="coerce").dropna()
         if len(epochs):
             again = int((epochs > 1).sum())
-            text = f"{again} of {len(epochs)} runs saw text again, up to {epochs.max():.3g} times: the law takes every token for a fresh one."
+            text = f"{again} of {len(epochs)} runs repeat text, up to {epochs.max():.3g} times: the law counts every token as a fresh one."
             yield (
-                Check("doubt", "Repeated text", text)
+                Assumption("caveat", "Repeated text", text)
                 if again
-                else Check("holds", "Fresh text", f"No run saw more than {100 * epochs.max():.0f} % of its corpus.")
+                else Assumption("holds", "Fresh text", f"No run saw more than {100 * epochs.max():.0f} % of its corpus.")
             )
 
 
-def lost(study: Study) -> Iterator[Check]:
-    """Runs that no fit sees."""
+def lost(study: Study) -> Iterator[Assumption]:
+    """Whether runs are missing from the fits, having failed or diverged."""
     gone = study.runs[study.runs.status != "finished"]
     if len(gone):
         counts = ", ".join(f"{count} {status}" for status, count in gone.status.value_counts().items())
-        yield Check(
-            "doubt", "Runs lost", f"{counts} of {len(study.runs)} runs (listed with the runs): if they are the hardest ones, what is left is biased."
+        yield Assumption(
+            "caveat",
+            "Runs lost",
+            f"{counts} of {len(study.runs)} runs (listed with the runs): if these were the hardest ones, the others are biased.",
         )
 
 
-PARTS = (warnings, edges, extrapolation, law, approaches, choices, conventions, points, noise, schedules, tuning, data, lost)
-"""All kinds of checks, in the order of the page."""
+CHECKS = (
+    warnings,
+    edges,
+    extrapolation,
+    law,
+    approaches,
+    choices,
+    conventions,
+    points,
+    noise,
+    schedules,
+    tuning,
+    data,
+    lost,
+)
+"""The checks, in the order of the page."""

@@ -1,4 +1,4 @@
-"""What a report is about: the runs of a table, the fits through them, and what was foretold of runs that are not in the fits."""
+"""The data of a report: the runs of a table, the fits to them, and predictions of held-out runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from llm_jax.core.format import counted
 from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
 from llm_jax.scaling.fit.methods import METHODS
-from llm_jax.scaling.fit.result import columns as checked
+from llm_jax.scaling.fit.result import columns as check_columns
 from llm_jax.scaling.fit.table import column_names, derive_columns, load_table, read_columns, select_finished
 from llm_jax.scaling.predictions import read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPANIONS = ("isoflop", "parametric")
-"""Fits that a report shows beside each other: if one is asked for, the other is tried."""
+PAIRED_METHODS = ("isoflop", "parametric")
+"""Methods that a report compares: if one is requested, the other is tried too."""
 SHARED_OPTIONS = ("bootstrap", "seed")
-"""Options that the other fit is given too."""
+"""Options of the requested method that its pair is given too."""
 REFIT_BOOTSTRAP = 200
-"""Resamples of the refits under other conventions."""
+"""Resamples of each refit under another convention of N."""
 NUMBERS = ("parameters", "tokens", "flops", "loss")
 WHAT_N_COUNTS = {
     "6nd": "all weights, embeddings included",
@@ -39,132 +39,144 @@ WHAT_C_COUNTS = {"exact": "6 FLOPs for each weight of a matrix product, head inc
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report shows."""
+    """Everything that a report shows."""
 
     data: Path
+    """The file of the table of runs."""
     table: pd.DataFrame
-    """The table of runs as it is."""
+    """The table of runs, unchanged."""
     runs: pd.DataFrame
-    """A row each, in the same order: parameters, tokens, flops, loss (in `convention`; NaN where unknown), name, status, reason,
+    """A row for each row of the table: parameters, tokens, flops, loss (in `convention`; NaN where unknown), name, status, reason,
     held_out, run_dir."""
     convention: str
+    """The convention of N and FLOPs."""
     notes: list[str]
-    """What was assumed or left out."""
-    asked: str
-    """The method that was asked for; empty: none in particular."""
+    """Notes on what was assumed or left out of the data."""
+    requested: str
+    """The requested method; empty: none in particular."""
     fits: dict[str, Any]
-    """By method. Empty for a table that is no more than a sweep."""
-    refused: dict[str, str]
-    """Why a method has no fit."""
+    """Method → its result. Empty for a table that is only a sweep."""
+    refusals: dict[str, str]
+    """Method → why it has no fit."""
     minima: tuple[Minimum, ...]
-    """Of the IsoFLOP curves, also where these are too few for a line; empty where there are no such budgets."""
+    """The minima of the IsoFLOP curves, even if too few for a line; empty where the runs have no common budgets."""
     points: Mapping[str, np.ndarray]
-    """The runs of these curves: parameters, loss, budget."""
-    foretold: dict[str, dict[str, Any]]
-    """By run: what was predicted of it before it was trained, and what was measured."""
+    """The runs of the IsoFLOP curves: parameters, loss, budget."""
+    predictions: dict[str, dict[str, Any]]
+    """Name of a held-out run → its prediction from before training, and its measured loss."""
     other_conventions: dict[str, ParametricFit] = field(default_factory=dict)
-    """The law refitted with N counted otherwise."""
+    """Convention → the law refitted with N counted by it."""
 
     @property
     def main(self) -> Any:
-        """The fit that was asked for, or the first that there is; None where there is none."""
+        """The requested fit, or else the first one; None without fits."""
         return next(iter(self.fits.values()), None)
 
     def rows(self, count: int) -> str:
-        """So many rows of the table, in words: runs, or points of training curves where the fit is of these."""
+        """A number of rows in words: runs, or points of training curves where the fit is of curves."""
         main = self.main
         if main is None or main.method != "envelope":
             return counted(count, "run")
         return f"{counted(count, 'point')} of {counted(main.settings['runs'], 'training curve')}"
 
     def file_of(self, method: str) -> str:
-        """The file of a fit."""
-        return "fit.json" if method == (self.asked or next(iter(self.fits))) else f"fit_{method}.json"
+        """The file name of a method's fit."""
+        return "fit.json" if method == (self.requested or next(iter(self.fits))) else f"fit_{method}.json"
 
     @property
     def isoflop(self) -> IsoflopFit | None:
-        """Approach 2."""
+        """The fit by approach 2, if there is one."""
         return self.fits.get("isoflop")
 
     @property
     def parametric(self) -> ParametricFit | None:
-        """Approach 3."""
+        """The fit by approach 3, if there is one."""
         return self.fits.get("parametric")
 
     @property
-    def done(self) -> pd.DataFrame:
-        """The runs that finished and have all numbers, held-out ones among them."""
+    def finished(self) -> pd.DataFrame:
+        """The finished runs that have all numbers, including held-out ones."""
         runs = self.runs[self.runs.status == "finished"]
         return runs[runs[list(NUMBERS)].notna().all(axis=1)]
 
     @property
     def fitted(self) -> pd.DataFrame:
-        """Those of them that fits may see."""
-        return self.done[~self.done.held_out]
+        """The finished runs that fits use: without held-out ones."""
+        return self.finished[~self.finished.held_out]
 
 
-def make_study(
-    data: Path,
-    *,
-    fit: Any = None,
-    notes: list[str] | None = None,
-    method: str = "",
-    mapping: Mapping[str, str] | None = None,
-    convention: str = "",
-    options: Mapping[str, Any] | None = None,
-    insist: bool = True,
-) -> Study:
-    """Reads the table and fits it: by `method` with `options`, or takes a `fit` of it that is there already; and by the companion.
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a table of runs is read and fitted for a report."""
 
-    Without a method both are tried. Raises UserError where the table can't be read, and, if we `insist`, where the method refuses.
+    fit: Any = None
+    """A result of fitting the table, to be reported as it is."""
+    notes: list[str] = field(default_factory=list)
+    """Notes on the data behind `fit`."""
+    method: str = ""
+    """The method to fit by, if there is no `fit`; empty: approaches 2 and 3 are both tried."""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    """{our column: the table's column}, for another project's table."""
+    convention: str = ""
+    """The convention of N and FLOPs (as in `llm_jax.scaling.fit`); empty: the table's."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method."""
+    strict: bool = True
+    """Whether an error of the requested method is raised; if not, the report has it as the reason why there is no fit."""
+
+
+def make_study(data: Path, how: StudyOptions) -> Study:
+    """Reads the table and fits it by the requested method, and by its pair (approach 2 or 3).
+
+    Raises UserError where the table can't be read, and, if `how.strict`, where the requested method has no fit.
     """
-    mapping, options = dict(mapping or {}), dict(options or {})
+    mapping, convention = dict(how.mapping), how.convention
     table = load_table(data)
-    said: list[str] = []
-    names, known = column_names(select_finished(table, said), convention, said)
-    runs = numbers_of(table, names | mapping)
-    asked = fit.method if fit else method
-    fits = {asked: fit} if fit else {}
-    refused: dict[str, str] = {}
-    heard = list(notes or [])
-    for name in dict.fromkeys([asked or COMPANIONS[0], *(COMPANIONS if asked in ("", *COMPANIONS) else ())]):
+    table_notes: list[str] = []
+    names, known = column_names(select_finished(table, table_notes), convention, table_notes)
+    runs = numeric_runs(table, names | mapping)
+    requested = how.fit.method if how.fit else how.method
+    fits = {requested: how.fit} if how.fit else {}
+    refusals: dict[str, str] = {}
+    fit_notes = list(how.notes)
+    for name in dict.fromkeys([requested or PAIRED_METHODS[0], *(PAIRED_METHODS if requested in ("", *PAIRED_METHODS) else ())]):
         if name in fits:
             continue
-        own = options if name == asked else {key: options[key] for key in SHARED_OPTIONS if key in options}
+        own = how.options if name == requested else {key: how.options[key] for key in SHARED_OPTIONS if key in how.options}
         try:
-            fits[name], told = one_fit(data, name, mapping, convention, own)
+            fits[name], more = fit_table(data, name, mapping, convention, own)
         except UserError as error:
-            if name == asked and insist:
+            if name == requested and how.strict:
                 raise
-            refused[name] = str(error)
+            refusals[name] = str(error)
             continue
-        heard += [line for line in told if line not in heard]
+        fit_notes += [note for note in more if note not in fit_notes]
     minima, points = budget_curves(fits.get("isoflop"), runs)
     return Study(
         data=data,
         table=table,
         runs=runs,
         convention=known,
-        notes=heard or said,
-        asked=asked,
+        notes=fit_notes or table_notes,
+        requested=requested,
         fits=fits,
-        refused=refused,
+        refusals=refusals,
         minima=minima,
         points=points,
-        foretold=read_predictions(data.parent),
-        other_conventions=refits(data, table, mapping, known, fits.get("parametric")),
+        predictions=read_predictions(data.parent),
+        other_conventions=refit_conventions(data, table, mapping, known, fits.get("parametric")),
     )
 
 
-def one_fit(data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The table's fit by a method, and what was assumed."""
+def fit_table(data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Fits the table by a method; also returns notes on the data. Raises UserError where the method has no fit."""
     method = METHODS[name]
-    columns, convention, said = read_columns(data, mapping, convention, method.needs, method.may)
-    return method.fit(**columns, **options, convention=convention), said
+    columns, convention, notes = read_columns(data, mapping, convention, method.needs, method.may)
+    return method.fit(**columns, **options, convention=convention), notes
 
 
-def numbers_of(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Every run with the numbers that fits use, the ones that no fit sees among them."""
+def numeric_runs(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Every run of the table with its numbers for fits (NaN where unknown), including runs that no fit uses; as `Study.runs`."""
     import pandas as pd
 
     found = {name: pd.to_numeric(table[names[name]], errors="coerce") for name in NUMBERS if name in names}
@@ -178,12 +190,12 @@ def numbers_of(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Minimum, ...], Mapping[str, np.ndarray]]:
-    """The IsoFLOP curves: the fit's, or where it refused (too many minima on an edge, say) those that there are."""
+    """The minima and points of the IsoFLOP curves: the fit's, or without a fit (e.g. too many minima on an edge) those that there are."""
     if fit:
         return fit.minima, fit.points
     used = runs[(runs.status == "finished") & ~runs.held_out].dropna(subset=list(NUMBERS))
     try:
-        table = checked(**{name: used[name] for name in NUMBERS})
+        table = check_columns(**{name: used[name] for name in NUMBERS})
         if not len(used):
             return (), {}
         numbers = approach2.budget_numbers(table["flops"])
@@ -197,18 +209,20 @@ def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Min
     return minima, {**table, "budget": numbers}
 
 
-def refits(data: Path, table: pd.DataFrame, mapping: Mapping[str, str], convention: str, fit: ParametricFit | None) -> dict[str, ParametricFit]:
-    """The same law with N counted otherwise, where the table has these counts. C is 6 N D with the same N."""
+def refit_conventions(
+    data: Path, table: pd.DataFrame, mapping: Mapping[str, str], convention: str, fit: ParametricFit | None
+) -> dict[str, ParametricFit]:
+    """Convention → the law fitted with N and C = 6 N D by that convention, for the other conventions whose columns the table has."""
     if fit is None or convention not in CONVENTIONS or {"parameters", "flops"} & set(mapping):
         return {}
-    taken = {key: fit.settings[key] for key in ("residuals", "delta", "tied", "drop_highest_losses")}
-    seen, found = {CONVENTIONS[convention][0]}, {}
+    settings = {key: fit.settings[key] for key in ("residuals", "delta", "tied", "drop_highest_losses")}
+    counted, found = {CONVENTIONS[convention][0]}, {}
     for name, (parameters, flops) in CONVENTIONS.items():
-        if parameters in seen or parameters not in table or flops not in table:
+        if parameters in counted or parameters not in table or flops not in table:
             continue
-        seen.add(parameters)
+        counted.add(parameters)
         try:
-            found[name], _ = one_fit(data, "parametric", mapping, name, {**taken, "bootstrap": REFIT_BOOTSTRAP})
+            found[name], _ = fit_table(data, "parametric", mapping, name, {**settings, "bootstrap": REFIT_BOOTSTRAP})
         except UserError:
-            continue  # said in the page: the convention has no row
+            continue  # the page has no row of this convention
     return found

@@ -1,6 +1,6 @@
-"""What a report's figures have besides `figure_style`, and how numbers are written in it.
+"""Colours and axes of a report's figures, on top of `core.figure_style`.
 
-What is ordered (compute, size, loss) has the colours of "cividis", without its palest end, on white.
+Ordered quantities (compute, size, loss) have the colours of "cividis", without its palest end, on white.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def ordered() -> Colormap:
-    """Colours for what is ordered."""
+def ordered_colours() -> Colormap:
+    """The colour map for ordered quantities."""
     import matplotlib as mpl
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("ordered", mpl.colormaps["cividis"](np.linspace(0, 0.8, 64)))
 
 
-def shades(count: int) -> list[Any]:
-    """So many colours in order, dark to light."""
-    return [ordered()(i / max(count - 1, 1)) for i in range(count)]
+def ordered_shades(count: int) -> list[Any]:
+    """`count` colours in order, dark to light."""
+    return [ordered_colours()(i / max(count - 1, 1)) for i in range(count)]
 
 
-def size_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:
-    """The scale of colours that say N, for what is drawn with a logarithmic norm."""
+def size_colour_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:
+    """Adds the colour bar of N to a figure whose colours have a logarithmic norm."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     bar = figure.colorbar(shown, ax=ax, pad=0.01, aspect=30)
@@ -44,8 +44,8 @@ def size_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:
     bar.outline.set_visible(False)
 
 
-def say_numbers(ax: Axes, x: bool = True, y: bool = False, flops: bool = False) -> None:
-    """Logarithmic axes whose ticks are numbers as people say them: 20M, 5e19."""
+def log_axes(ax: Axes, x: bool = True, y: bool = False, flops: bool = False) -> None:
+    """Makes axes logarithmic, with tick labels as 20M or 5×10¹⁹ (`flops`: of the x or y axis)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis, wanted, scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):

@@ -1,26 +1,36 @@
-"""The result in a few sentences, and its numbers."""
+"""The summary of a report: its result in a few sentences, and cards with its numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from llm_jax.core.format import counted, factor, flops_span, format_flops, interval, listed, short, signed_percent, span
+from llm_jax.core.format import (
+    counted,
+    factor,
+    flops_span,
+    format_flops,
+    interval,
+    listed,
+    short,
+    signed_percent,
+    span,
+)
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.report.bands import optimum
 from llm_jax.scaling.report.blocks import Card
-from llm_jax.scaling.report.caveats import Check
+from llm_jax.scaling.report.caveats import Assumption
 from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
 from llm_jax.scaling.report.study import WHAT_C_COUNTS, WHAT_N_COUNTS, Study
 from llm_jax.scaling.report.tables import APPROACHES, title_of_method
 
 
-def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
-    """The sentences, and the cards with the numbers."""
+def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
+    """The summary as text, and the cards."""
     cards: list[Card] = []
-    said = []
+    sentences = []
     runs = study.fitted
     if len(runs):
-        said.append(
+        sentences.append(
             f"{study.rows(len(runs))} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
             f"{span(runs.tokens.min(), runs.tokens.max())} tokens, {flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
@@ -34,23 +44,28 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
             about = f"tokens a parameter at the largest budget, {format_flops(c[0])}: N* = {short(n[0])}, D* = {short(d[0])}"
             cards.append(Card(f"{d[0] / n[0]:.3g}", about))
             faster = "faster than" if ends[0] > 0.5 else "slower than" if ends[1] < 0.5 else "about as fast as"
-            said.append(
+            sentences.append(
                 f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. At {format_flops(c[0])} the best has "
                 f"{short(n[0])} parameters and {short(d[0])} tokens."
             )
     if main is not None and main.method not in APPROACHES:
         numbers = listed([f"{name} {value:.4g}" for name, value in main.parameters.items()])
-        said.append(f"{main.settings['law']}, with {numbers}.")
+        sentences.append(f"{main.settings['law']}, with {numbers}.")
     if fit := study.parametric:
         p = fit.parameters
-        said.append(f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}.")
+        sentences.append(f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}.")
     measured = [row for row in held_out_rows(study) if row["measured"] is not None]
     if measured:
         largest = max(measured, key=lambda row: row["flops"])
         ahead = f", {factor(largest['cost'] / largest['largest'])} times the FLOPs of the largest run fitted" if largest["cost"] else ""
-        cards.append(Card(signed_percent(largest["relative_error"]), f"error of the loss foretold of {largest['name']}{ahead}"))
-        said.append(
-            f"Of a held-out run{ahead} the loss was foretold as {largest['predicted']:.3f} ({interval(largest['interval'])}); measured was "
+        cards.append(
+            Card(
+                signed_percent(largest["relative_error"]),
+                f"error of the loss predicted for {largest['name']}{ahead}",
+            )
+        )
+        sentences.append(
+            f"A held-out run{ahead} was predicted to reach a loss of {largest['predicted']:.3f} ({interval(largest['interval'])}); measured: "
             f"{largest['measured']:.3f}."
         )
     elif fit and "refused" not in fit.leave_largest_out:
@@ -58,20 +73,20 @@ def in_short(study: Study, found: list[Check]) -> tuple[str, list[Card]]:
         about = f"error of loss on {largest_text(out['runs'])}{' (mean)' if out['runs'] > 1 else ''}, left out of the fit for this"
         cards.append(Card(signed_percent(out["mean_relative_error"]), about))
     if main is None:
-        said.append("No scaling law could be fitted; below it is said why.")
-    doubts, unknown = (sum(check.verdict == verdict for check in found) for verdict in ("doubt", "unknown"))
+        sentences.append("No scaling law could be fitted, for the reasons below.")
+    caveats, unknown = (sum(assumption.verdict == verdict for assumption in found) for verdict in ("caveat", "unknown"))
     if found:
-        about = f"and {unknown} not known, of {counted(len(found), 'thing')} that the conclusion rests on: see “What would make this wrong”"
-        cards.append(Card(counted(doubts, "doubt"), about))
+        about = f"and {unknown} unknown, of {counted(len(found), 'assumption')} that the conclusion rests on: see “What would make this wrong”"
+        cards.append(Card(counted(caveats, "caveat"), about))
     lost = study.runs[study.runs.status != "finished"]
     if len(lost):
-        said.append(f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")
-    return " ".join(said), cards
+        sentences.append(f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")
+    return " ".join(sentences), cards
 
 
 def conventions_text(study: Study) -> str:
-    """What N and C are."""
+    """The convention of N and C as a sentence."""
     if study.convention in WHAT_N_COUNTS:
         c = WHAT_C_COUNTS.get(study.convention, "6 N D with this N")
         return f"Convention {study.convention}: N counts {WHAT_N_COUNTS[study.convention]}; C is {c}."
-    return "N and C are as the table gives them; it does not say which convention they follow."
+    return "N and C are as the table gives them; their convention is unknown."

@@ -1,4 +1,4 @@
-"""The tables of a report: the fits, the minima, what was foretold, the runs, and all choices."""
+"""The tables of a report: fits, minima, predictions, published exponents, assumptions, runs and settings."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ import numpy as np
 from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.published import exponents
-from llm_jax.scaling.report.blocks import Block, CheckList, Folded, Heading, Listing, Paragraph, Table
-from llm_jax.scaling.report.caveats import Check
+from llm_jax.scaling.report.blocks import (
+    AssumptionList,
+    Block,
+    Folded,
+    Heading,
+    Listing,
+    Paragraph,
+    TextTable,
+)
+from llm_jax.scaling.report.caveats import Assumption
 from llm_jax.scaling.report.figures.law import held_out_rows
 from llm_jax.scaling.report.study import Study
 
 APPROACHES = {"isoflop": "Approach 2, IsoFLOP minima", "parametric": "Approach 3, a law of N and D"}
 MEANINGS = {
-    "E": "nats: the loss that no size and no amount of text goes below",
-    "A": "what finite size costs is A/N^α",
-    "B": "what finite text costs is B/D^β",
+    "E": "nats: the loss in the limit of infinite size and text",
+    "A": "a finite size costs A/N^α nats",
+    "B": "finite text costs B/D^β nats",
     "alpha": "α",
     "beta": "β",
     "a": "N* ∝ C^a",
@@ -28,12 +36,24 @@ MEANINGS = {
     "N_coefficient": "N* at C = 1",
     "D_coefficient": "D* at C = 1",
 }
-RUN_COLUMNS = ("name", "parameters", "tokens", "flops", "loss", "learning_rate", "batch_size", "steps", "seed", "epochs", "status")
+RUN_COLUMNS = (
+    "name",
+    "parameters",
+    "tokens",
+    "flops",
+    "loss",
+    "learning_rate",
+    "batch_size",
+    "steps",
+    "seed",
+    "epochs",
+    "status",
+)
 MOST_ROWS_OPEN = 40
 
 
 def fit_tables(study: Study) -> list[Block]:
-    """Each fit's numbers, or why there is none."""
+    """The estimates of each fit, the reason for each missing one, and the notes on the data."""
     made: list[Block] = []
     for method, fit in study.fits.items():
         s = fit.settings
@@ -52,51 +72,78 @@ def fit_tables(study: Study) -> list[Block]:
         header = ["", ">estimate", ">standard error", ">95 % from", ">to", ">delta-method error", ""]
         if not delta:
             rows, header = [row[:5] + row[6:] for row in rows], header[:5] + header[6:]
-        made += [Heading(title_of_method(method)), Paragraph(text), Table(header, rows)]
+        made += [Heading(title_of_method(method)), Paragraph(text), TextTable(header, rows)]
         if method not in APPROACHES:
-            made.append(Table(["largest compute left out, then foretold", ">"], left_out_rows(fit.leave_largest_out)))
-    made += [Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True) for method, why in study.refused.items()]
+            made.append(TextTable(["largest compute left out and predicted", ">"], left_out_rows(fit.leave_largest_out)))
+    made += [Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True) for method, why in study.refusals.items()]
     if study.notes:
         made += [Heading("The data"), Listing([f"{note}." for note in study.notes])]
     return made
 
 
 def left_out_rows(out: dict[str, Any]) -> list[tuple[str, str]]:
-    """An extrapolation test, as its names and numbers."""
-    plain = {name: value for name, value in out.items() if isinstance(value, str | int | float)}
-    return [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in plain.items()]
+    """The rows (name, value) of an extrapolation test, without its arrays."""
+    values = {name: value for name, value in out.items() if isinstance(value, str | int | float)}
+    return [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in values.items()]
 
 
 def title_of_method(method: str) -> str:
-    """A fit's heading."""
+    """The heading of a method's fit."""
     return APPROACHES.get(method) or f"{method}: {METHODS[method].purpose}"
 
 
 def minima_table(study: Study) -> list[Block]:
-    """Each budget's minimum, and the edges."""
+    """The minimum of each budget, or why it is left out."""
     if not study.minima:
         return []
     rows, styles = [], []
     minima: tuple[Any, ...] = study.minima
     for m in minima:
-        there = m.parameters is not None
+        present = m.parameters is not None
         numbers = (
-            (short(m.parameters), f"{m.log_error:.2f}", short(m.tokens), f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}") if there else ("",) * 5
+            (
+                short(m.parameters),
+                f"{m.log_error:.2f}",
+                short(m.tokens),
+                f"{m.tokens / m.parameters:.3g}",
+                f"{m.loss:.4f}",
+            )
+            if present
+            else ("",) * 5
         )
-        rows.append((format_flops(m.flops, ""), m.sizes, *numbers, ("edge: " if m.on_edge else "") + m.left_out if m.left_out else "inside"))
-        styles.append("doubt" if m.left_out else "")
-    return [Table([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)]
+        rows.append(
+            (
+                format_flops(m.flops, ""),
+                m.sizes,
+                *numbers,
+                ("edge: " if m.on_edge else "") + m.left_out if m.left_out else "inside",
+            )
+        )
+        styles.append("caveat" if m.left_out else "")
+    return [TextTable([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)]
 
 
 def held_out_table(study: Study) -> list[Block]:
-    """Predictions and measurements."""
+    """The predictions of held-out runs, and their measured losses."""
     rows = held_out_rows(study)
     if not rows:
         return []
-    header = ["held-out run", ">N", ">D", ">FLOPs", ">of the largest fitted", ">foretold", ">95 % from", ">to", ">measured", ">error", "foretold"]
+    header = [
+        "held-out run",
+        ">N",
+        ">D",
+        ">FLOPs",
+        ">of the largest fitted",
+        ">predicted",
+        ">95 % from",
+        ">to",
+        ">measured",
+        ">error",
+        "prediction made",
+    ]
     cells = []
     for row in rows:
-        there = row["measured"] is not None
+        present = row["measured"] is not None
         cells.append(
             (
                 row["name"],
@@ -106,39 +153,56 @@ def held_out_table(study: Study) -> list[Block]:
                 f"{factor(row['cost'] / row['largest'])} ×" if row["cost"] else "",
                 f"{row['predicted']:.4f}",
                 *(f"{end:.4f}" for end in row["interval"]),
-                f"{row['measured']:.4f}" if there else "not yet",
-                signed_percent(row["relative_error"]) if there else "",
+                f"{row['measured']:.4f}" if present else "not yet",
+                signed_percent(row["relative_error"]) if present else "",
                 "before training" if row["before"] else "after training, by the law above",
             )
         )
-    return [Table(header, cells), Paragraph("The interval is the law's; what one run's seed does comes on top.")]
+    return [
+        TextTable(header, cells),
+        Paragraph("The interval is that of the law; the noise of a run's seed comes on top."),
+    ]
 
 
 def published_table(study: Study) -> list[Block]:
-    """Published exponents with their sources."""
+    """The published exponents with conventions and sources."""
     if not study.fits:
         return []
-    rows = [(row.name, f"{row.a:.3f}", interval(row.a_interval) if row.a_interval else "", row.convention, row.source) for row in exponents()]
-    return [Folded("The published exponents and their sources", Table(["", ">a", "interval", "convention", "source"], rows))]
+    rows = [
+        (
+            row.name,
+            f"{row.a:.3f}",
+            interval(row.a_interval) if row.a_interval else "",
+            row.convention,
+            row.source,
+        )
+        for row in exponents()
+    ]
+    return [
+        Folded(
+            "The published exponents and their sources",
+            TextTable(["", ">a", "interval", "convention", "source"], rows),
+        )
+    ]
 
 
-def checks_table(found: list[Check]) -> list[Block]:
-    """The checks, doubts first."""
+def assumptions_table(found: list[Assumption]) -> list[Block]:
+    """The assumptions with their verdicts, caveats first."""
     if not found:
-        return [Paragraph("Nothing is concluded here, so nothing can make it wrong.", absent=True)]
-    counts = Counter(check.verdict for check in found)
+        return [Paragraph("The report has no conclusion, hence no caveats.", absent=True)]
+    counts = Counter(assumption.verdict for assumption in found)
     text = (
-        f"Of {counted(len(found), 'thing')} that the conclusion rests on, {counts['doubt']} in doubt, {counts['unknown']} not known from this "
-        f"table, {counts['holds']} holding. Doubts come first."
+        f"Of {counted(len(found), 'assumption')} that the conclusion rests on, {counts['caveat']} are caveats, {counts['unknown']} unknown from "
+        f"this table, and {counts['holds']} hold. Caveats come first."
     )
-    return [Paragraph(text), CheckList(found)]
+    return [Paragraph(text), AssumptionList(found)]
 
 
 def runs_table(study: Study) -> list[Block]:
-    """Every run, also those that no fit has seen."""
+    """Every run, including those that no fit uses."""
     runs = study.runs.assign(**{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs})
     shown = [name for name in RUN_COLUMNS if name in runs]
-    say: dict[str, Any] = {
+    formats: dict[str, Any] = {
         "flops": lambda v: format_flops(v, ""),
         "loss": "{:.4f}".format,
         "parameters": short,
@@ -154,7 +218,7 @@ def runs_table(study: Study) -> list[Block]:
             value = status if name == "status" else run[name]
             number = not isinstance(value, str)
             cells.append(
-                value if not number else "" if value is None or not np.isfinite(float(value)) else say.get(name, lambda v: f"{v:.4g}")(value)
+                value if not number else "" if value is None or not np.isfinite(float(value)) else formats.get(name, lambda v: f"{v:.4g}")(value)
             )
         rows.append(cells)
         styles.append("gone" if run.status != "finished" else "aside" if run.held_out else "")
@@ -162,20 +226,20 @@ def runs_table(study: Study) -> list[Block]:
     header = [name.replace("_", " ") if name in texts else f">{name.replace('_', ' ')}" for name in shown]
     gone = study.runs[study.runs.status != "finished"]
     counts = [f"{count} {status}" for status, count in study.runs.status.value_counts().items()]
-    said = f"{study.rows(len(runs))}: {listed(counts)}"
-    said += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
-    made: list[Block] = [Paragraph(said + ". N, D and FLOPs as in the fit.")]
+    text = f"{study.rows(len(runs))}: {listed(counts)}"
+    text += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
+    made: list[Block] = [Paragraph(text + ". N, D and FLOPs as in the fit.")]
     if len(gone):
         lost = [(run["name"], run.status, run.reason) for _, run in gone.iterrows()]
-        made.append(Table(["not finished", "status", "reason"], lost, ["gone"] * len(lost)))
-    made.append(Table(header, rows, styles, style="runs", tall=len(rows) > MOST_ROWS_OPEN))
+        made.append(TextTable(["not finished", "status", "reason"], lost, ["gone"] * len(lost)))
+    made.append(TextTable(header, rows, styles, style="runs", tall=len(rows) > MOST_ROWS_OPEN))
     return made
 
 
 def settings_table(study: Study) -> list[Block]:
-    """All choices of each fit."""
+    """The settings of each fit."""
     made: list[Block] = []
     for method, fit in study.fits.items():
         rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]
-        made += [Heading(f"{title_of_method(method)} ({study.file_of(method)})"), Table(["", ""], rows)]
+        made += [Heading(f"{title_of_method(method)} ({study.file_of(method)})"), TextTable(["", ""], rows)]
     return made

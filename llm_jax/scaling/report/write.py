@@ -1,8 +1,7 @@
-"""Writes a report's files: report.html, figures/*.png, and each fit's JSON."""
+"""Writes the files of a report: report.html, figures/*.png, and each fit's JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
 from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
-from llm_jax.scaling.report.study import COMPANIONS, Study, make_study
+from llm_jax.scaling.report.study import PAIRED_METHODS, Study, StudyOptions, make_study
 
 FIGURES = (
     isoflop.curves,
@@ -27,36 +26,27 @@ FIGURES = (
     runs.sweep_figure,
     runs.training,
 )
-"""In the order of the page, which numbers them."""
+"""The functions that draw figures, in the order in which the page numbers them."""
 FIGURES_OF = {"envelope": envelope.curves, "repetition": repetition.epochs}
-"""By method: what only a fit of that kind has, before the others."""
+"""Method → the figure that only its fits have, which comes before the others."""
 
 
 def write_report(
     data: Path,
     folder: Path,
-    *,
-    fit: Any = None,
-    notes: list[str] | None = None,
-    method: str = "",
-    mapping: Mapping[str, str] | None = None,
-    convention: str = "",
-    options: Mapping[str, Any] | None = None,
-    insist: bool = True,
+    **options: Any,
 ) -> Path:
-    """Writes the report on a table of runs into a folder, and returns its page's path.
+    """Writes the report on a table of runs into a folder, and returns the path of its page; `options` are fields of `StudyOptions`.
 
-    The runs are fitted by `method` with `options`; or `fit` is such a fit already, and `notes` what was assumed of the data for it.
-    Without either, approaches 2 and 3 are both tried. `mapping` is {our column: theirs} for other people's tables, `convention` says
-    what N and FLOPs are (as in `llm_jax.scaling.fit`). A prediction.json beside the table is compared with what was measured.
-
-    fit.json is the fit that was asked for; a companion, by the other approach, is fit_isoflop.json or fit_parametric.json.
-    Raises UserError where the table can't be read or carries nothing that could be reported; and where `method` refuses, if we
-    `insist` on it: else the page says why it did.
+    A prediction.json beside the table is compared with the measured losses. fit.json is the requested fit; the fit by the other of
+    approaches 2 and 3 is fit_isoflop.json or fit_parametric.json. Raises UserError where the table can't be read or has nothing to
+    report, and where `method` has no fit, unless strict=False.
     """
-    study = make_study(data, fit=fit, notes=notes, method=method, mapping=mapping, convention=convention, options=options, insist=insist)
+    study = make_study(data, StudyOptions(**options))
     if not (study.fits or study.minima or runs.sweeps(study.table, study.runs)):
-        whys = dict.fromkeys(study.refused.values()) if len(set(study.refused.values())) == 1 else (f"{n}: {why}" for n, why in study.refused.items())
+        whys = (
+            dict.fromkeys(study.refusals.values()) if len(set(study.refusals.values())) == 1 else (f"{n}: {why}" for n, why in study.refusals.items())
+        )
         raise UserError(f"data={data}: nothing to report: {'; '.join(whys)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_fits(study, folder)
@@ -66,28 +56,31 @@ def write_report(
 
 
 def write_fits(study: Study, folder: Path) -> None:
-    """fit.json and its companion; an earlier report's go, also where this one has none."""
-    for name in ("fit.json", *(f"fit_{method}.json" for method in COMPANIONS)):
+    """Writes fit.json and the fit of its pair; removes those of an earlier report, even if this one has none."""
+    for name in ("fit.json", *(f"fit_{method}.json" for method in PAIRED_METHODS)):
         (folder / name).unlink(missing_ok=True)
     for method, fit in study.fits.items():
-        write_json({**fit.to_json(), "data": str(study.data), "data_notes": study.notes}, folder / study.file_of(method))
+        write_json(
+            {**fit.to_json(), "data": str(study.data), "data_notes": study.notes},
+            folder / study.file_of(method),
+        )
 
 
 def draw(study: Study, folder: Path) -> Figures:
-    """All figures as PNGs in the folder, and for the page: by name, each as its SVG with a caption, or a sentence why there is none."""
+    """Writes the figures as PNGs into the folder and returns them for the page: as SVG with a caption, or the reason why there is none."""
     folder.mkdir(exist_ok=True)
     made: Figures = {}
     kept: set[str] = set()
     with styled():
         for function in (*(FIGURES_OF[method] for method in study.fits if method in FIGURES_OF), *FIGURES):
-            drawn = function(study)
+            figure = function(study)
             key = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-            if isinstance(drawn, str):
-                made[key] = drawn
+            if isinstance(figure, str):
+                made[key] = figure
                 continue
-            kept.add(f"{drawn.name}.png")
-            made[key] = Picture(len(kept), drawn.name, save(drawn.figure, folder / f"{drawn.name}.png"), drawn.caption)
+            kept.add(f"{figure.name}.png")
+            made[key] = Picture(len(kept), figure.name, save(figure.figure, folder / f"{figure.name}.png"), figure.caption)
     for path in folder.glob("*.png"):
-        if path.name not in kept:  # of an earlier report
+        if path.name not in kept:  # left by an earlier report
             path.unlink()
     return made

@@ -1,1 +1,1 @@
-"""The figures of a report, by subject. Each is drawn with a caption that says what is seen in it, or says why it can't be."""
+"""The figures of a report, by subject. A figure's function returns it with a caption, or the reason why it can't be drawn."""

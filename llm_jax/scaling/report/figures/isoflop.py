@@ -10,31 +10,41 @@ from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, RED, new_figure
 from llm_jax.core.format import counted, format_flops, interval, short
 from llm_jax.scaling.fit import Minimum
 from llm_jax.scaling.fit.show import EXPONENTS
-from llm_jax.scaling.report.bands import Drawn, band, optimum, optimum_draws, widening
+from llm_jax.scaling.report.bands import ReportFigure, interval_band, optimum, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import say_numbers, shades
+from llm_jax.scaling.report.style import log_axes, ordered_shades
 
-AHEAD = 10.0
-"""Lines go on to this many times the largest budget."""
-NAMES = {"isoflop": "IsoFLOP minima", "parametric": "law of N and D", "envelope": "envelope of training curves"}
-"""Of fits that know N*(C)."""
+EXTRAPOLATE = 10.0
+"""Lines are drawn up to this many times the largest budget."""
+NAMES = {
+    "isoflop": "IsoFLOP minima",
+    "parametric": "law of N and D",
+    "envelope": "envelope of training curves",
+}
+"""Method → what its fit of N*(C) is called in captions."""
 ABOVE = 0.9
-"""Losses are drawn up to this part of the minima's span above the highest of them."""
+"""The loss axis ends this part of the minima's span above the highest minimum."""
 
 
-def curves(study: Study) -> Drawn | str:
-    """Loss against N at each budget."""
+def curves(study: Study) -> ReportFigure | str:
+    """Loss against N at each budget, with the minima."""
     if not study.minima:
-        why = study.refused.get("isoflop", "the runs are of no common budgets")
+        why = study.refusals.get("isoflop", "the runs are of no common budgets")
         return f"No IsoFLOP curves: {why}."
     figure, ax = new_figure(4.3)
-    points, colours, top = study.points, shades(len(study.minima)), highest_shown(study)
+    points, colours, top = study.points, ordered_shades(len(study.minima)), highest_shown(study)
     for i, (minimum, colour) in enumerate(zip(study.minima, colours, strict=True)):
         own = points["budget"] == i
         n, loss = points["parameters"][own], points["loss"][own]
-        ax.plot(minimum.curve_parameters, minimum.curve_loss, color=colour, linestyle="--" if minimum.left_out else "-", linewidth=1.2)
+        ax.plot(
+            minimum.curve_parameters,
+            minimum.curve_loss,
+            color=colour,
+            linestyle="--" if minimum.left_out else "-",
+            linewidth=1.2,
+        )
         ax.scatter(n, loss, s=16, color=colour, linewidths=0, zorder=3)
-        beyond = minimum.on_edge and loss.argmin() == n.argmax()  # the label is then at the other end, out of the way of the arrow
+        beyond = minimum.on_edge and loss.argmin() == n.argmax()  # the label is then at the other end, clear of the arrow
         seen = np.flatnonzero(loss <= top)
         end, shift, side = (n.argmin(), -5, "right") if beyond else (seen[n[seen].argmax()], 5, "left")
         ax.annotate(
@@ -48,9 +58,21 @@ def curves(study: Study) -> Drawn | str:
             va="center",
         )
         if minimum.parameters is not None and minimum.log_error is not None:
-            ends = [[minimum.parameters * (1 - np.exp(-minimum.log_error))], [minimum.parameters * (np.exp(minimum.log_error) - 1)]]
+            ends = [
+                [minimum.parameters * (1 - np.exp(-minimum.log_error))],
+                [minimum.parameters * (np.exp(minimum.log_error) - 1)],
+            ]
             ax.errorbar(minimum.parameters, minimum.loss, xerr=ends, color=colour, elinewidth=1, capsize=2.5, zorder=4)
-            ax.scatter(minimum.parameters, minimum.loss, marker="*", s=110, color=colour, edgecolors="white", linewidths=0.6, zorder=5)
+            ax.scatter(
+                minimum.parameters,
+                minimum.loss,
+                marker="*",
+                s=110,
+                color=colour,
+                edgecolors="white",
+                linewidths=0.6,
+                zorder=5,
+            )
         elif minimum.on_edge:
             best, smallest = loss.argmin(), loss.argmin() == n.argmin()
             ax.scatter(n[best], loss[best], s=90, facecolors="none", edgecolors=RED, linewidths=1.3, zorder=5)
@@ -63,28 +85,36 @@ def curves(study: Study) -> Drawn | str:
         ax.plot([m.parameters for m in inside], [m.loss for m in inside], ":", color=MUTED, linewidth=1, zorder=2)
     lost = study.runs[~study.runs.status.isin(("finished", "unfinished")) & study.runs.parameters.notna()]
     for status, those in lost.groupby("status"):
-        ax.plot(those.parameters, np.full(len(those), 0.98), "x", color=RED, transform=ax.get_xaxis_transform(), label=status, markersize=5)
+        ax.plot(
+            those.parameters,
+            np.full(len(those), 0.98),
+            "x",
+            color=RED,
+            transform=ax.get_xaxis_transform(),
+            label=status,
+            markersize=5,
+        )
     if len(lost):
         ax.legend(loc="upper right")
     ax.margins(x=0.09)
     if top < points["loss"].max():
         ax.set_ylim(top=top)
     ax.set(xlabel="N, parameters", ylabel="loss (nats a token)")
-    say_numbers(ax)
-    return Drawn("isoflop_curves", figure, curves_caption(study, inside))
+    log_axes(ax)
+    return ReportFigure("isoflop_curves", figure, curves_caption(study, inside))
 
 
 def curves_caption(study: Study, inside: list[Any]) -> str:
-    """What the curves show."""
+    """The caption of the IsoFLOP curves: budgets, minima, their sharpness, and budgets that are left out."""
     total = len(study.minima)
     first, last = study.minima[0], study.minima[-1]
-    said = [
+    sentences = [
         f"Loss against model size at {counted(total, 'budget')} from {format_flops(first.flops, '')} to {format_flops(last.flops)}; "
         "stars are minima, with one standard error of log N."
     ]
     if inside:
         low, high = inside[0], inside[-1]
-        said.append(
+        sentences.append(
             f"The best size is {short(low.parameters)} at {format_flops(low.flops)}, with a loss of {low.loss:.3f}."
             if len(inside) == 1
             else f"The best size goes from {short(low.parameters)} at {format_flops(low.flops, '')} to {short(high.parameters)} at "
@@ -93,32 +123,32 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
         )
         if rises := [rise for m in inside if (rise := cost_of_twice(m)) is not None]:
             text = f"{min(rises):.3f}" if f"{min(rises):.3f}" == f"{max(rises):.3f}" else f"{min(rises):.3f} to {max(rises):.3f}"
-            said.append(f"A model of half or twice the best size costs {text} nats on average of the two: that is how sharp the minima are.")
+            sentences.append(f"A model of half or twice the best size costs {text} nats on average of the two, which is the sharpness of the minima.")
     if beyond := int((study.points["loss"] > highest_shown(study)).sum()):
-        said.append(f"{counted(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
+        sentences.append(f"{counted(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
     out = [m for m in study.minima if m.left_out]
     edges = [m for m in out if m.on_edge]
     if edges:
-        said.append(
-            f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, dashed), with no part in the fit: "
+        sentences.append(
+            f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, dashed), and left out of the fit: "
             + "; ".join(f"{format_flops(m.flops)}: {m.left_out}" for m in edges)
             + "."
         )
     elif not out:
-        said.append("All minima are inside their curves.")
+        sentences.append("All minima are inside their curves.")
     if few := [m for m in out if not m.on_edge]:
-        said.append("Left out too: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + ".")
-    return " ".join(said)
+        sentences.append("Also left out: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + ".")
+    return " ".join(sentences)
 
 
 def highest_shown(study: Study) -> float:
-    """Up to where losses are drawn: the far ends of curves would press the minima together."""
+    """The end of the loss axis: the far ends of curves would leave too little height for the minima."""
     lowest = [m.curve_loss.min() for m in study.minima]
     return max(lowest) + ABOVE * (max(lowest) - min(lowest))
 
 
 def cost_of_twice(minimum: Minimum) -> float | None:
-    """Nats above the minimum at half and at twice N*, their mean; None where the curve does not reach so far."""
+    """The mean of the losses at half and at twice N*, in nats above the minimum; None where the curve does not reach both."""
     if minimum.parameters is None or minimum.loss is None:
         return None
     log_n, star = np.log(minimum.curve_parameters), np.log(minimum.parameters)
@@ -128,14 +158,14 @@ def cost_of_twice(minimum: Minimum) -> float | None:
     return float(np.interp(sides, log_n, minimum.curve_loss).mean() - minimum.loss)
 
 
-def optima(study: Study) -> Drawn | str:
-    """N*, D* and D*/N* against compute."""
+def optima(study: Study) -> ReportFigure | str:
+    """N*, D* and D*/N* against compute, with 95 % bands."""
     fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
     if not fits:
         return "No compute-optimal sizes: there is neither an IsoFLOP fit nor a law of N and D."
     figure, axes = new_figure(2.9, columns=3)
     low, high = study.fitted.flops.min(), study.fitted.flops.max()
-    at = np.geomspace(low, high * AHEAD, 80)
+    at = np.geomspace(low, high * EXTRAPOLATE, 80)
     for (name, fit), colour in zip(fits.items(), (BLUE, ORANGE), strict=False):
         n, d = optimum(fit, at)
         many_n, many_d = optimum_draws(fit, at)
@@ -143,46 +173,64 @@ def optima(study: Study) -> Drawn | str:
             ax.plot(at[at <= high], line[at <= high], color=colour, label=NAMES[name])
             ax.plot(at[at >= high * 0.97], line[at >= high * 0.97], "--", color=colour, linewidth=1.1)
             if len(draws) > 1:
-                ax.fill_between(at, *band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
+                ax.fill_between(at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
     if study.isoflop:
         used = [m for m in study.isoflop.minima if not m.left_out]
         c, n, d, e = (np.array([getattr(m, name) for m in used]) for name in ("flops", "parameters", "tokens", "log_error"))
         for ax, y, error in zip(axes, (n, d, d / n), (e, e, 2 * e), strict=True):  # D is C/(6 N): their errors are opposite
-            ax.errorbar(c, y, yerr=[y * (1 - np.exp(-error)), y * (np.exp(error) - 1)], fmt="*", color=INK, markersize=6, elinewidth=0.8, capsize=2)
+            ax.errorbar(
+                c,
+                y,
+                yerr=[y * (1 - np.exp(-error)), y * (np.exp(error) - 1)],
+                fmt="*",
+                color=INK,
+                markersize=6,
+                elinewidth=0.8,
+                capsize=2,
+            )
     axes[2].axhline(20, color=MUTED, linewidth=0.9, linestyle=":")
-    axes[2].annotate("20", (at[-1], 20), (0, 2), textcoords="offset points", color=MUTED, fontsize=7.5, ha="right", va="bottom")
+    axes[2].annotate(
+        "20",
+        (at[-1], 20),
+        (0, 2),
+        textcoords="offset points",
+        color=MUTED,
+        fontsize=7.5,
+        ha="right",
+        va="bottom",
+    )
     for ax, title in zip(axes, ("N*, parameters", "D*, tokens", "D*/N*, tokens a parameter"), strict=True):
         ax.set(xlabel="C, FLOPs", title=title)
-        say_numbers(ax, y=True, x=False)
-        say_numbers(ax, x=True, flops=True)
+        log_axes(ax, y=True, x=False)
+        log_axes(ax, x=True, flops=True)
     axes[0].legend(loc="upper left")
-    return Drawn("optima", figure, optima_caption(study, fits, high))
+    return ReportFigure("optima", figure, optima_caption(study, fits, high))
 
 
 def optima_caption(study: Study, fits: dict, largest: float) -> str:
-    """The exponents, and the optimum at the largest budget and beyond it."""
-    said = ["Compute-optimal size, tokens and tokens a parameter; bands are 95 %, dashed where no run has been."]
+    """The caption of the optima: the exponents, the optimum at the largest budget and at ten times it, and whether two fits agree."""
+    sentences = ["Compute-optimal size, tokens and tokens a parameter; bands are 95 %, dashed beyond the largest run."]
     for name, fit in fits.items():
-        n, d = optimum(fit, np.array([largest, AHEAD * largest]))
-        draws_n, draws_d = optimum_draws(fit, np.array([largest, AHEAD * largest]))
+        n, d = optimum(fit, np.array([largest, EXTRAPOLATE * largest]))
+        draws_n, draws_d = optimum_draws(fit, np.array([largest, EXTRAPOLATE * largest]))
         a, ends = fit.parameters["a"], fit.intervals_95["a"]
         text = f"By the {NAMES[name]}, N* ∝ C^{a:.3f} ({interval(ends)})"
         if len(draws_n) > 1:
-            low, high = band(n, draws_n, widening(fit))
-            low_r, high_r = band(d / n, draws_d / draws_n, widening(fit))
+            low, high = interval_band(n, draws_n, widening(fit))
+            low_r, high_r = interval_band(d / n, draws_d / draws_n, widening(fit))
             text += (
                 f"; at the largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with {d[0] / n[0]:.3g} "
                 f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} ({short(low[1])} to {short(high[1])}) "
                 f"with {d[1] / n[1]:.3g}"
             )
-        said.append(text + ".")
+        sentences.append(text + ".")
     if len(fits) == 2:
         difference = fits["isoflop"].parameters["a"] - fits["parametric"].parameters["a"]
         spread = float(np.hypot(*(fit.standard_errors["a"] for fit in fits.values())))
         same = "agree" if abs(difference) < 2 * spread else "do not agree"
-        said.append(
+        sentences.append(
             f"The two {same}: their exponents differ by {abs(difference):.3f}, {abs(difference) / max(spread, 1e-12):.1f} of their joint "
             f"standard errors."
         )
-    said.append("The dotted line is Chinchilla's 20 tokens a parameter.")
-    return " ".join(said)
+    sentences.append("The dotted line is Chinchilla's 20 tokens a parameter.")
+    return " ".join(sentences)

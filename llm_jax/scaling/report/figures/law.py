@@ -1,4 +1,4 @@
-"""The law of N and D: loss against compute with the frontier and held-out runs, contours, residuals."""
+"""Figures of the law of N and D: loss against compute with the frontier and held-out runs, contours, residuals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, PURPLE, new_figu
 from llm_jax.core.format import counted, factor, format_flops, short, signed_percent
 from llm_jax.scaling.fit import ParametricFit
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, Law
-from llm_jax.scaling.report.bands import Drawn, band, optimum_draws, widening
+from llm_jax.scaling.report.bands import ReportFigure, interval_band, optimum_draws, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import ordered, say_numbers, size_bar
+from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
 
-AHEAD = 10.0
-"""The frontier goes on to this many times the largest compute."""
-BY_CHANCE = 0.01
-"""Trends less likely than this by chance are trends."""
+EXTRAPOLATE = 10.0
+"""The frontier is drawn up to this many times the largest compute."""
+TREND_P_VALUE = 0.01
+"""A rank correlation with a smaller p-value counts as a trend."""
 
 
-def against_compute(study: Study) -> Drawn | str:
+def against_compute(study: Study) -> ReportFigure | str:
     """Loss against compute: all runs, the frontier, and held-out runs where there are any."""
     from matplotlib.colors import LogNorm
 
@@ -28,19 +28,45 @@ def against_compute(study: Study) -> Drawn | str:
         return "No figure of loss against compute: there is no fit, and no IsoFLOP curve."
     figure, ax = new_figure(4.0)
     norm = LogNorm(runs.parameters.min(), runs.parameters.max())
-    size_bar(figure, ax, ax.scatter(runs.flops, runs.loss, c=runs.parameters, norm=norm, cmap=ordered(), s=16, linewidths=0, zorder=3))
+    size_colour_bar(
+        figure,
+        ax,
+        ax.scatter(
+            runs.flops,
+            runs.loss,
+            c=runs.parameters,
+            norm=norm,
+            cmap=ordered_colours(),
+            s=16,
+            linewidths=0,
+            zorder=3,
+        ),
+    )
     held = held_out_rows(study)
     last = max([runs.flops.max(), *(row["flops"] for row in held)])
-    at = np.geomspace(runs.flops.min(), last * (1.5 if held else AHEAD), 100)
+    at = np.geomspace(runs.flops.min(), last * (1.5 if held else EXTRAPOLATE), 100)
     if fit := study.parametric:
         line = fit.law.loss(*fit.law.optimal(at))
         seen = at <= runs.flops.max()
         ax.plot(at[seen], line[seen], color=INK, label="compute-optimal loss of the law")
         ax.plot(at[~seen], line[~seen], "--", color=INK, linewidth=1.1)
         if len(fit.draws) > 1:
-            ax.fill_between(at, *band(line, frontier_draws(fit, at), widening(fit)), color=INK, alpha=0.14, linewidth=0)
+            ax.fill_between(
+                at,
+                *interval_band(line, frontier_draws(fit, at), widening(fit)),
+                color=INK,
+                alpha=0.14,
+                linewidth=0,
+            )
         ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
-        ax.annotate(f"E = {fit.parameters['E']:.3f}", (at[0], fit.parameters["E"]), (0, 3), textcoords="offset points", color=MUTED, fontsize=7.5)
+        ax.annotate(
+            f"E = {fit.parameters['E']:.3f}",
+            (at[0], fit.parameters["E"]),
+            (0, 3),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=7.5,
+        )
     if study.main is not None and study.main.method == "compute":
         points = study.main.points
         order = np.argsort(points["flops"])
@@ -62,45 +88,55 @@ def against_compute(study: Study) -> Drawn | str:
         below, above = row["predicted"] - row["interval"][0], row["interval"][1] - row["predicted"]
         ax.errorbar(
             row["flops"], row["predicted"], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_", color=ORANGE, capsize=4, markersize=11, zorder=5,
-            label="held out: foretold, 95 %" if i == 0 else None,
+            label="held out: predicted, 95 %" if i == 0 else None,
         )  # fmt: skip
         if row["measured"] is not None:
             label = "held out: measured" if i == 0 else None
-            ax.scatter(row["flops"], row["measured"], marker="D", s=34, facecolors="none", edgecolors=ORANGE, linewidths=1.4, zorder=6, label=label)
+            ax.scatter(
+                row["flops"],
+                row["measured"],
+                marker="D",
+                s=34,
+                facecolors="none",
+                edgecolors=ORANGE,
+                linewidths=1.4,
+                zorder=6,
+                label=label,
+            )
     if fit and fit.settings["drop_highest_losses"]:  # they would take most of the height
         ax.set_ylim(top=runs.loss[runs.loss < np.sort(runs.loss)[-fit.settings["drop_highest_losses"]]].max() * 1.03)
     ax.set(xlabel="C, FLOPs", ylabel="loss (nats a token)")
-    say_numbers(ax, flops=True)
+    log_axes(ax, flops=True)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper right")
-    return Drawn("loss_against_compute", figure, compute_caption(study, held))
+    return ReportFigure("loss_against_compute", figure, compute_caption(study, held))
 
 
 def frontier_draws(fit: ParametricFit, at: np.ndarray) -> np.ndarray:
-    """[k, m]: the compute-optimal loss of every resample."""
+    """The compute-optimal loss [k, m] at computes `at` [m] from each of k resamples."""
     laws = Law(*(column[:, None] for column in fit.draws.T))
     return laws.loss(*laws.optimal(at[None]))
 
 
 def held_out_rows(study: Study) -> list[dict]:
-    """Each held-out run: what was foretold of it, and measured."""
+    """Each held-out run with its prediction, from before its training or else by the law, and its measured loss."""
     found = []
-    for name, told in study.foretold.items():
+    for name, entry in study.predictions.items():
         row = study.runs[study.runs.name == name]
-        flops = float(row.flops.iloc[0]) if len(row) and np.isfinite(row.flops.iloc[0]) else FLOPS_A_WEIGHT * told["parameters"] * told["tokens"]
+        flops = float(row.flops.iloc[0]) if len(row) and np.isfinite(row.flops.iloc[0]) else FLOPS_A_WEIGHT * entry["parameters"] * entry["tokens"]
         found.append(
-            {"name": name, "flops": flops, "parameters": told["parameters"], "tokens": told["tokens"], "predicted": told["predicted"],
-             "interval": told["interval_95"], "measured": told.get("measured"), "relative_error": told.get("relative_error"), "before": True,
-             "largest": told.get("largest_flops_of_them"), "cost": told.get("flops_exact")}
+            {"name": name, "flops": flops, "parameters": entry["parameters"], "tokens": entry["tokens"], "predicted": entry["predicted"],
+             "interval": entry["interval_95"], "measured": entry.get("measured"), "relative_error": entry.get("relative_error"), "before": True,
+             "largest": entry.get("largest_flops_of_them"), "cost": entry.get("flops_exact")}
         )  # fmt: skip
     fit = study.parametric
-    for _, row in study.done[study.done.held_out & ~study.done.name.isin(study.foretold)].iterrows():
+    for _, row in study.finished[study.finished.held_out & ~study.finished.name.isin(study.predictions)].iterrows():
         if fit is None:
             continue
         expected = float(fit.law.loss(row.parameters, row.tokens))
         ends = [expected, expected]
         if len(fit.draws) > 1:
-            low, high = band(np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit))
+            low, high = interval_band(np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit))
             ends = [float(low[0]), float(high[0])]
         found.append(
             {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens, "predicted": expected, "interval": ends,
@@ -110,23 +146,22 @@ def held_out_rows(study: Study) -> list[dict]:
 
 
 def compute_caption(study: Study, held: list[dict]) -> str:
-    """The span, the frontier, and how far extrapolation was off."""
+    """The caption of loss against compute: the span, the frontier, and the errors of extrapolation."""
     runs, fit = study.fitted, study.parametric
-    said = [
+    sentences = [
         f"{counted(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in compute; the lowest loss is "
         f"{runs.loss.min():.3f}, of "
         f"{short(runs.parameters[runs.loss.idxmin()])} parameters."
     ]
     if fit:
-        now, then = (float(fit.law.loss(*fit.law.optimal(c))) for c in (runs.flops.max(), AHEAD * runs.flops.max()))
-        said.append(
-            f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} at ten times it; what no model of this "
-            f"kind gets "
-            f"below, E, is {fit.parameters['E']:.3f}."
+        now, then = (float(fit.law.loss(*fit.law.optimal(c))) for c in (runs.flops.max(), EXTRAPOLATE * runs.flops.max()))
+        sentences.append(
+            f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} at ten times it; the limit E for "
+            f"models of this kind is {fit.parameters['E']:.3f}."
         )
         out = fit.leave_largest_out
         if "refused" not in out:
-            said.append(
+            sentences.append(
                 f"Fitted without {largest_text(out['runs'])}, of {format_flops(out['flops_from'])} and more, the law is "
                 f"{signed_percent(out['mean_relative_error'])} off there"
                 + ("." if out["runs"] == 1 else f" on average and {100 * out['largest_relative_error']:.2f} % at most.")
@@ -134,25 +169,25 @@ def compute_caption(study: Study, held: list[dict]) -> str:
     for row in held:
         if row["measured"] is not None:
             inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
-            said.append(
-                f"Held-out run {row['name']}: foretold {row['predicted']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f}), measured "
+            sentences.append(
+                f"Held-out run {row['name']}: predicted {row['predicted']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f}), measured "
                 f"{row['measured']:.3f}, an error of {signed_percent(row['relative_error'])}, {'inside' if inside else 'outside'} the interval."
             )
     if fit and (dropped := fit.settings["drop_highest_losses"]):
-        said.append(f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
-    return " ".join(said)
+        sentences.append(f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
+    return " ".join(sentences)
 
 
 def largest_text(runs: int) -> str:
-    """The largest runs, as the extrapolation test leaves them out."""
+    """The runs that the extrapolation test leaves out, as text."""
     return "the largest run" if runs == 1 else f"the {runs} largest runs"
 
 
-def contours(study: Study) -> Drawn | str:
-    """The law's loss over N and D."""
+def contours(study: Study) -> ReportFigure | str:
+    """Contours of the law's loss over N and D, with the runs and the compute-optimal line."""
     fit = study.parametric
     if fit is None:
-        return f"No contours of loss: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+        return f"No contours of loss: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
     points, used = fit.points, fit.points["used"]
     n, d, loss = points["parameters"], points["tokens"], points["loss"]
     wide = (n.min() / 1.8, n.max() * 1.8), (d.min() / 1.8, d.max() * 1.8)
@@ -161,23 +196,43 @@ def contours(study: Study) -> Drawn | str:
     lowest, highest = min(loss[used].min(), surface.min()), np.quantile(loss[used], 0.98)
     levels = np.linspace(lowest, highest, 12)
     figure, ax = new_figure(4.6)
-    colours = ordered()
+    colours = ordered_colours()
     ax.contourf(grid_n, grid_d, surface, levels=levels, cmap=colours, alpha=0.28, extend="max")
     lines = ax.contour(grid_n, grid_d, surface, levels=levels[1::2], colors=MUTED, linewidths=0.6)
     ax.clabel(lines, fmt="%.2f", fontsize=7)
-    shown = ax.scatter(n[used], d[used], c=loss[used], cmap=colours, vmin=lowest, vmax=highest, s=26, edgecolors="white", linewidths=0.5, zorder=4)
+    shown = ax.scatter(
+        n[used],
+        d[used],
+        c=loss[used],
+        cmap=colours,
+        vmin=lowest,
+        vmax=highest,
+        s=26,
+        edgecolors="white",
+        linewidths=0.5,
+        zorder=4,
+    )
     if (~used).any():
-        ax.scatter(n[~used], d[~used], marker="x", s=24, color=ORANGE, linewidths=1.1, zorder=4, label="left out of the fit")
+        ax.scatter(
+            n[~used],
+            d[~used],
+            marker="x",
+            s=24,
+            color=ORANGE,
+            linewidths=1.1,
+            zorder=4,
+            label="left out of the fit",
+        )
     at = np.geomspace(FLOPS_A_WEIGHT * wide[0][0] * wide[1][0], FLOPS_A_WEIGHT * wide[0][1] * wide[1][1], 120)
     best_n, best_d = fit.law.optimal(at)
     ax.plot(best_n, best_d, color=INK, zorder=3, label="compute-optimal")
     if len(fit.draws) > 1:
-        low, high = band(best_n, optimum_draws(fit, at)[0], widening(fit))  # at one C each: D follows from N
+        low, high = interval_band(best_n, optimum_draws(fit, at)[0], widening(fit))  # at one C each: D follows from N
         each = at / FLOPS_A_WEIGHT
         edge = np.concatenate([np.stack([low, each / low], -1), np.stack([high, each / high], -1)[::-1]])
         ax.fill(edge[:, 0], edge[:, 1], color=INK, alpha=0.13, linewidth=0, zorder=2)
     ax.set(xlabel="N, parameters", ylabel="D, tokens")
-    say_numbers(ax, y=True)
+    log_axes(ax, y=True)
     ax.set(xlim=wide[0], ylim=wide[1])
     bar = figure.colorbar(shown, ax=ax, pad=0.01, aspect=30)
     bar.set_label("measured loss (nats a token)")
@@ -195,20 +250,23 @@ def contours(study: Study) -> Drawn | str:
     )
     if (~used).any():
         caption += f" Crosses: {counted(int((~used).sum()), 'run')} of highest loss, left out of the fit."
-    return Drawn("loss_contours", figure, caption)
+    return ReportFigure("loss_contours", figure, caption)
 
 
-def residuals(study: Study) -> Drawn | str:
-    """How far measured losses are from the law."""
+def residuals(study: Study) -> ReportFigure | str:
+    """Measured over predicted loss against N, D and predicted loss."""
     fit = study.parametric
     if fit is None:
-        return f"No residuals: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+        return f"No residuals: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
     points, used = fit.points, fit.points["used"]
     off = 100 * (points["loss"] / points["predicted"] - 1)
     spread = 1.4826 * np.median(abs(off[used]))
     figure, axes = new_figure(2.7, columns=3, sharey=True)
     for ax, key, label in zip(
-        axes, ("parameters", "tokens", "predicted"), ("N, parameters", "D, tokens", "predicted loss (nats a token)"), strict=True
+        axes,
+        ("parameters", "tokens", "predicted"),
+        ("N, parameters", "D, tokens", "predicted loss (nats a token)"),
+        strict=True,
     ):
         x = points[key]
         ax.axhspan(-2 * spread, 2 * spread, color=MUTED, alpha=0.12, linewidth=0)
@@ -220,36 +278,36 @@ def residuals(study: Study) -> Drawn | str:
             ax.plot(middle, height, color=PURPLE, linewidth=1.5, zorder=4)
         ax.set_xlabel(label)
         if key != "predicted":
-            say_numbers(ax)
+            log_axes(ax)
     limit = 1.15 * max(np.quantile(abs(off[used]), 0.99), 3 * spread)
     beyond = int((abs(off) > limit).sum())
     if np.isfinite(limit) and limit > 0:
         axes[0].set_ylim(-limit, limit)
     axes[0].set_ylabel("measured over predicted, %")
     worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
-    said = [
+    sentences = [
         f"Measured over predicted loss. Half of the runs in the fit are within {np.median(abs(off[used])):.2g} % of the law; the root mean square is "
         f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {signed_percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
         f"{short(points['tokens'][worst])} tokens). {counted(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
         f"three robust standard deviations ({spread:.2g} % each; grey: two)."
     ]
     for what, (rank, chance) in residual_trends(fit).items():
-        trend = "a trend that the law does not have" if chance < BY_CHANCE else "no trend beyond chance"
-        said.append(f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = {chance:.2g}).")
+        trend = "a trend that the law does not explain" if chance < TREND_P_VALUE else "no trend beyond chance"
+        sentences.append(f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = {chance:.2g}).")
     if used.sum() >= 20:
-        said.append("The line is a running median.")
+        sentences.append("The line is a running median.")
     if (~used).any():
-        said.append("Crosses were left out of the fit.")
+        sentences.append("Crosses were left out of the fit.")
     if beyond:
         ours = int((abs(off[used]) > limit).sum())
-        said.append(
+        sentences.append(
             f"Beyond the figure's edge: {counted(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else ".")
         )
-    return Drawn("residuals", figure, " ".join(said))
+    return ReportFigure("residuals", figure, " ".join(sentences))
 
 
 def residual_trends(fit: ParametricFit) -> dict[str, tuple[float, float]]:
-    """Spearman's rank correlation of the residuals with N and with D, and how likely one so large is by chance."""
+    """Spearman's rank correlation of the residuals with N and with D, each with its p-value."""
     points, used = fit.points, fit.points["used"]
     off = points["loss"][used] / points["predicted"][used]
     found = {what: stats.spearmanr(points[key][used], off) for what, key in (("N", "parameters"), ("D", "tokens"))}
@@ -257,6 +315,6 @@ def residual_trends(fit: ParametricFit) -> dict[str, tuple[float, float]]:
 
 
 def running_median(x: np.ndarray, y: np.ndarray, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of so many parts of the points, equally full."""
+    """Medians of y over `parts` groups of points of rising x: (geometric means of x, medians of y)."""
     groups = [g for g in np.array_split(np.argsort(x, kind="stable"), parts) if len(g)]
     return np.array([np.exp(np.log(x[g]).mean()) for g in groups]), np.array([np.median(y[g]) for g in groups])

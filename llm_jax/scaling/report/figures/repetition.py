@@ -1,4 +1,4 @@
-"""Repeated data: loss against epochs, beside the loss that as many new tokens would give."""
+"""The figure of repeated data: loss against epochs, beside the loss with as many new tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from llm_jax.core.figure_style import INK, new_figure
 from llm_jax.core.format import counted, interval, short
 from llm_jax.scaling.fit import Law, LawFit, repeated_loss
-from llm_jax.scaling.report.bands import Drawn, band, widening
+from llm_jax.scaling.report.bands import ReportFigure, interval_band, widening
 from llm_jax.scaling.report.study import Study
-from llm_jax.scaling.report.style import ordered, say_numbers, size_bar
+from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
 
 MOST_PANELS, MOST_SIZES = 6, 5
-"""Amounts of unique text, and sizes on each, that are drawn: more lines can't be told apart."""
+"""The most amounts of unique text, and sizes on each, that are drawn."""
 
 
-def epochs(study: Study) -> Drawn:
+def epochs(study: Study) -> ReportFigure:
     """A panel for each amount of unique tokens: runs, the fitted law, and the law with all tokens new."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
@@ -33,7 +33,11 @@ def epochs(study: Study) -> Drawn:
     figure, axes = new_figure(0.7 + 2.4 * rows, columns=columns, rows=rows, squeeze=False, sharex=True)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    colours, norm, shown = ordered(), LogNorm(n[used].min(), max(n[used].max(), 1.01 * n[used].min())), 0
+    colours, norm, shown = (
+        ordered_colours(),
+        LogNorm(n[used].min(), max(n[used].max(), 1.01 * n[used].min())),
+        0,
+    )
     at = np.geomspace(1, times[used].max(), 80)
     for ax, text in zip(axes.flat, panels, strict=False):
         for size in spread_out(np.unique(n[used & (unique == text)]), MOST_SIZES):
@@ -43,30 +47,41 @@ def epochs(study: Study) -> Drawn:
             ax.plot(at, loss_of(fit, law, size, text * at, text * at), "--", color=colour, linewidth=1)
             if len(fit.draws) > 1:
                 draws = repeated_loss(law, size, text * at[None], text, *(column[:, None] for column in fit.draws.T))
-                ax.fill_between(at, *band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
+                ax.fill_between(at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
             ax.scatter(times[own & used], points["loss"][own & used], s=16, color=colour, linewidths=0, zorder=3)
-            ax.scatter(times[own & ~used], points["loss"][own & ~used], s=14, facecolors="white", edgecolors=colour, linewidths=1, zorder=3)
+            ax.scatter(
+                times[own & ~used],
+                points["loss"][own & ~used],
+                s=14,
+                facecolors="white",
+                edgecolors=colour,
+                linewidths=1,
+                zorder=3,
+            )
             shown += int((own & used).sum())
         ax.set(title=f"{short(text)} unique tokens")
-        say_numbers(ax)
+        log_axes(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("loss (nats a token)")
     for i in range(columns):
         axes[(len(panels) - 1 - i) // columns, i].set_xlabel("epochs")
         axes[(len(panels) - 1 - i) // columns, i].tick_params(labelbottom=True)
-    axes.flat[0].legend([Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle="--", linewidth=1)], ["fitted law", "fresh data"])
+    axes.flat[0].legend(
+        [Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle="--", linewidth=1)],
+        ["fitted law", "fresh data"],
+    )
     if len(np.unique(n[used])) > 1:
-        size_bar(figure, [ax for ax in axes.flat if ax.get_visible()], ScalarMappable(norm, colours))
-    return Drawn("repetition", figure, caption(fit, law, shown))
+        size_colour_bar(figure, [ax for ax in axes.flat if ax.get_visible()], ScalarMappable(norm, colours))
+    return ReportFigure("repetition", figure, caption(fit, law, shown))
 
 
 def loss_of(fit: LawFit, law: Law, parameters: Any, tokens: Any, unique: Any) -> Any:
-    """The fitted law's loss; with as many unique tokens as tokens, of fresh data."""
+    """The loss that the fitted law predicts; with unique = tokens, that of fresh data."""
     return repeated_loss(law, parameters, tokens, unique, fit.parameters["R_D"], fit.parameters["R_N"])
 
 
 def spread_out(values: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of sorted values, the first and the last among them.
+    """At most `most` of sorted values, evenly spaced, including the first and the last.
 
     >>> spread_out(np.arange(8), 3)
     array([0, 4, 7])
@@ -75,7 +90,7 @@ def spread_out(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def caption(fit: LawFit, law: Law, shown: int) -> str:
-    """The constants, what repetition costs where there is most of it, and how well the law fits."""
+    """The caption: the constants, the cost of repetition in the run with the most epochs, and how well the law fits."""
     points, used = fit.points, fit.points["used"]
     times = points["tokens"] / points["unique_tokens"]
     r_d, r_n = fit.parameters["R_D"], fit.parameters["R_N"]
@@ -83,9 +98,9 @@ def caption(fit: LawFit, law: Law, shown: int) -> str:
     n, tokens, unique = (float(points[name][most]) for name in ("parameters", "tokens", "unique_tokens"))
     repeated, fresh = float(loss_of(fit, law, n, tokens, unique)), float(loss_of(fit, law, n, tokens, tokens))
     off = 100 * (points["loss"][used] / points["predicted"][used] - 1)
-    said = [
+    sentences = [
         "Loss against epochs: the fitted law (lines" + (", bands 95 %" if len(fit.draws) > 1 else "") + "), the same law with every token new "
-        f"(dashed), and the {counted(int(used.sum()), 'run')} that see tokens again"
+        f"(dashed), and the {counted(int(used.sum()), 'run')} that repeat tokens"
         + (f", {shown} of them drawn" if shown < used.sum() else "")
         + ("; rings are runs that do not." if (~used).any() else "."),
         f"R_D is {r_d:.3g} ({interval(fit.intervals_95['R_D'], 2)}), so that repeated tokens are worth no more than {r_d:.3g} times the unique "
@@ -94,4 +109,4 @@ def caption(fit: LawFit, law: Law, shown: int) -> str:
         f"as many new tokens it would have {fresh:.3f}, so repeating costs {repeated - fresh:.3f} nats.",
         f"Half of the runs are within {np.median(abs(off)):.2g} % of the law, the farthest is {abs(off).max():.2g} % off.",
     ]
-    return " ".join(said)
+    return " ".join(sentences)

@@ -1,4 +1,4 @@
-"""What the exponents owe to choices, and where they stand among published ones."""
+"""Figures of how far the exponents depend on choices in the fit, and of published exponents."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from llm_jax.core.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, n
 from llm_jax.core.format import interval
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
-from llm_jax.scaling.report.bands import Drawn
+from llm_jax.scaling.report.bands import ReportFigure
 from llm_jax.scaling.report.figures.isoflop import NAMES
 from llm_jax.scaling.report.study import Study
 
 SHOWN = ("alpha", "beta", "a", "E")
 COLOURS = {"6nd": BLUE, "6nd_non_embedding": ORANGE, "6nd_with_head": GREEN, "exact": PURPLE}
-"""Of conventions."""
+"""Convention → colour."""
 
 
 def choice_text(row: dict[str, Any]) -> str:
-    """What is other than in the fit."""
+    """The choice in which a row of a sensitivity table differs from the fit, as text."""
     if "drop_highest_losses" in row:
         return f"{row['drop_highest_losses']} highest loss{'' if row['drop_highest_losses'] == 1 else 'es'} dropped"
     if "delta" in row:
@@ -30,11 +30,11 @@ def choice_text(row: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in row.items() if key not in (*SHOWN, "A", "B", "b", "G"))
 
 
-def choices(study: Study) -> Drawn | str:
-    """The law's numbers under other choices, beside their intervals."""
+def choices(study: Study) -> ReportFigure | str:
+    """The law's parameters under other choices, with the 95 % intervals of the fit."""
     fit = study.parametric
     if fit is None or not fit.sensitivity:
-        return f"No table of other choices: {study.refused.get('parametric', 'no law of N and D was fitted')}."
+        return f"No table of other choices: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
     rows = list(fit.sensitivity)
     labels = [choice_text(row) for row in rows]
     if "parameters" in fit.leave_largest_out:
@@ -42,7 +42,10 @@ def choices(study: Study) -> Drawn | str:
         labels.append("without the largest runs")
     from matplotlib.ticker import MaxNLocator
 
-    own = next((i for i, row in enumerate(rows) if row.get("drop_highest_losses") == fit.settings["drop_highest_losses"]), None)
+    own = next(
+        (i for i, row in enumerate(rows) if row.get("drop_highest_losses") == fit.settings["drop_highest_losses"]),
+        None,
+    )
     figure, axes = new_figure(0.9 + 0.21 * len(rows), columns=len(SHOWN), sharey=True)
     y = np.arange(len(rows))[::-1]
     for ax, name in zip(axes, SHOWN, strict=True):
@@ -59,32 +62,32 @@ def choices(study: Study) -> Drawn | str:
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(y, [label + (" (this fit)" if i == own else "") for i, label in enumerate(labels)])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
-    said = ["The same fit under other choices; the line and the band are this fit and its 95 % interval, diamonds lie outside of it."]
+    sentences = ["The same fit under other choices; the line and the band are this fit and its 95 % interval, diamonds lie outside of it."]
     drops = [row for row in rows if "drop_highest_losses" in row]
     for name in ("beta", "alpha", "a"):
         values = np.array([row[name] for row in drops])
         if len(values):
-            said.append(
+            sentences.append(
                 f"{ {'alpha': 'α', 'beta': 'β'}.get(name, name) } goes from {values[0]:.3f} with {drops[0]['drop_highest_losses']} losses dropped to "
                 f"{values[-1]:.3f} with {drops[-1]['drop_highest_losses']}, {abs(values[-1] - values[0]) / fit.standard_errors[name]:.1f} "
                 f"standard errors" + (";" if name != "a" else ".")
             )
     deltas = [row["a"] for row in rows if "delta" in row]
     if deltas:
-        said.append(f"With other δ, a lies between {min(deltas):.3f} and {max(deltas):.3f}.")
+        sentences.append(f"With other δ, a lies between {min(deltas):.3f} and {max(deltas):.3f}.")
     outside = [label for label, row in zip(labels, rows, strict=True) if not fit.intervals_95["a"][0] <= row["a"] <= fit.intervals_95["a"][1]]
-    said.append(f"Outside of a's interval: {', '.join(outside)}." if outside else "No choice moves a out of its interval.")
-    return Drawn("sensitivity", figure, " ".join(said))
+    sentences.append(f"Outside of a's interval: {', '.join(outside)}." if outside else "No choice moves a out of its interval.")
+    return ReportFigure("sensitivity", figure, " ".join(sentences))
 
 
-def curve_choices(study: Study) -> Drawn | str:
-    """The exponent of the IsoFLOP minima under other choices."""
+def curve_choices(study: Study) -> ReportFigure | str:
+    """The exponent of the IsoFLOP minima under other curves, weights and budgets."""
     fit = study.isoflop
     if fit is None or not fit.sensitivity:
-        return f"No other readings of the IsoFLOP curves: {study.refused.get('isoflop', 'the runs were not fitted by budgets')}."
+        return f"No other readings of the IsoFLOP curves: {study.refusals.get('isoflop', 'the runs were not fitted by budgets')}."
     total = fit.settings["budgets"]
-    said = [row["curve"] if "curve" in row else row["weights"].replace("all alike", "all budgets weighted alike") for row in fit.sensitivity]
-    labels = [f"{text} ({row['budgets']} of {total})" for text, row in zip(said, fit.sensitivity, strict=True)]
+    names = [row["curve"] if "curve" in row else row["weights"].replace("all alike", "all budgets weighted alike") for row in fit.sensitivity]
+    labels = [f"{text} ({row['budgets']} of {total})" for text, row in zip(names, fit.sensitivity, strict=True)]
     values = np.array([row["a"] for row in fit.sensitivity])
     low, high = fit.a_interval_95
     wide_low, wide_high = fit.a_interval_95_delta
@@ -100,18 +103,18 @@ def curve_choices(study: Study) -> Drawn | str:
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="a, the exponent of N* ∝ Cᵃ", ylim=(-0.7, len(labels) - 0.3))
     caption = (
-        f"The exponent of the minima, read and weighted otherwise: {values.min():.3f} to {values.max():.3f}, where the fit has {fit.a:.3f}. The "
+        f"The exponent of the minima with other curves and weights: {values.min():.3f} to {values.max():.3f}, where the fit has {fit.a:.3f}. The "
         f"inner band is "
         f"its interval from the noise of each minimum ({interval((low, high))}), the outer one from how the minima scatter about their line "
         f"({interval((wide_low, wide_high))}). "
     )
-    outside = [label for label, there in zip(labels, inside, strict=True) if not there]
+    outside = [label for label, present in zip(labels, inside, strict=True) if not present]
     caption += f"Outside of the inner band (diamonds): {'; '.join(outside)}." if outside else "All are in the inner band."
-    return Drawn("sensitivity_isoflop", figure, caption)
+    return ReportFigure("sensitivity_isoflop", figure, caption)
 
 
-def published(study: Study) -> Drawn | str:
-    """Our exponent of N*(C) among published ones, ours under other conventions too."""
+def published(study: Study) -> ReportFigure | str:
+    """The exponent of N*(C), under other conventions too, among published ones."""
     fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
     if not fits:
         return "No comparison with published exponents: no exponent of N* was fitted."
@@ -140,26 +143,26 @@ def published(study: Study) -> Drawn | str:
     for convention in present:
         ax.plot([], [], "o", color=COLOURS.get(convention, INK), label=convention, markersize=4.5)
     ax.legend(title="N and C as", title_fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return Drawn("published", figure, published_caption(study, rows, mine))
+    return ReportFigure("published", figure, published_caption(study, rows, mine))
 
 
 def published_caption(study: Study, rows: list[tuple[str, float, Any, str, bool]], mine: int) -> str:
-    """Which published exponents are compatible, and what the convention does."""
+    """The caption of published exponents: those within the interval, and the effect of the convention."""
     _, a, (low, high), convention, _ = rows[0]
     others = rows[mine:]
     near = min(others, key=lambda row: abs(row[1] - a))
     inside = [row[0] for row in others if low <= row[1] <= high]
-    said = [
+    sentences = [
         f"Our exponent, {a:.3f} ({interval((low, high))}), among published ones (intervals as printed there). Nearest is {near[0]}, {near[1]:.3f}."
     ]
-    said.append(f"{len(inside)} of the {len(others)} lie in our interval" + (f": {'; '.join(inside)}." if inside else "."))
+    sentences.append(f"{len(inside)} of the {len(others)} lie in our interval" + (f": {'; '.join(inside)}." if inside else "."))
     same = [row for row in others if row[3] == convention]
     if same:
-        said.append(f"In our own convention, {convention}, published are {min(row[1] for row in same):.2f} to {max(row[1] for row in same):.2f}.")
+        sentences.append(f"Published in our convention, {convention}: {min(row[1] for row in same):.2f} to {max(row[1] for row in same):.2f}.")
     elif convention == "as given":
-        said.append("The table does not say which convention of N it has; an exponent is comparable with those of the same convention only.")
+        sentences.append("The table's convention of N is unknown; exponents are comparable within one convention only.")
     if study.other_conventions and study.parametric:
         base = study.parametric.parameters["a"]
         moved = [f"{fit.parameters['a'] - base:+.3f} ({name})".replace("-", "−") for name, fit in study.other_conventions.items()]
-        said.append(f"Counting N otherwise moves the exponent of the same law by {', '.join(moved)}.")
-    return " ".join(said)
+        sentences.append(f"Another convention of N moves the exponent of the law by {', '.join(moved)}.")
+    return " ".join(sentences)
