@@ -26,7 +26,8 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
     )  # late: scipy, pandas and matplotlib, which a run in a grid needs not
     from llm_jax.scaling.report import write_report
 
-    fit, notes = None, None
+    fit: Any = None
+    notes: list[str] = []
     if grid.method:
         try:
             fit, notes = fit_runs(grid, folder)
