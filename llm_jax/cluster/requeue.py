@@ -1,5 +1,5 @@
 """Renamed to llm_jax.slurm.requeue."""
 
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 
-moved("llm_jax.cluster.requeue", "llm_jax.slurm.requeue")
+raise_renamed("llm_jax.cluster.requeue", "llm_jax.slurm.requeue")

@@ -1,5 +1,5 @@
 """Renamed to llm_jax.slurm.status."""
 
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 
-moved("llm_jax.cluster.status", "llm_jax.slurm.status")
+raise_renamed("llm_jax.cluster.status", "llm_jax.slurm.status")

@@ -1,6 +1,6 @@
 """Reads and writes the formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers."""
 
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 
 MOVED = ("load_model", "save_model")
 """Functions that `llm_jax.pretrained` has now."""
@@ -8,5 +8,5 @@ MOVED = ("load_model", "save_model")
 
 def __getattr__(name: str) -> None:
     if name in MOVED:
-        moved(f"llm_jax.huggingface.{name}", f"llm_jax.pretrained.{name}")
+        raise_renamed(f"llm_jax.huggingface.{name}", f"llm_jax.pretrained.{name}")
     raise AttributeError(f"llm_jax.huggingface has no {name}")

@@ -1,5 +1,5 @@
 """Renamed to llm_jax.pretrained.load."""
 
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 
-moved("llm_jax.huggingface.load", "llm_jax.pretrained.load")
+raise_renamed("llm_jax.huggingface.load", "llm_jax.pretrained.load")

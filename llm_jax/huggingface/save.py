@@ -1,5 +1,5 @@
 """Renamed to llm_jax.pretrained.save."""
 
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 
-moved("llm_jax.huggingface.save", "llm_jax.pretrained.save")
+raise_renamed("llm_jax.huggingface.save", "llm_jax.pretrained.save")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.errors import require
-from llm_jax.core.renamed import moved
+from llm_jax.core.renamed import raise_renamed
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.logprobs import cross_entropy, hidden_states
 from llm_jax.objective.protocol import Batch, Loss, Metric, Objective
@@ -62,7 +62,7 @@ class NextToken(Objective):
 
 def __getattr__(name: str) -> Any:
     if name == "ObjectiveConfig":
-        moved(f"{__name__}.ObjectiveConfig", f"{__name__}.NextToken")
+        raise_renamed(f"{__name__}.ObjectiveConfig", f"{__name__}.NextToken")
     if name == "register":
-        moved(f"{__name__}.register", "a subclass of llm_jax.objective.protocol.Objective")
+        raise_renamed(f"{__name__}.register", "a subclass of llm_jax.objective.protocol.Objective")
     raise AttributeError(f"{__name__} has no {name}")
