@@ -29,6 +29,16 @@ class Hidden(NamedTuple):
     """Statistics of the routers, stacked over the layers that have experts; None without experts."""
 
 
+def join_parts(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Arrays [B, P, T], such as the pairs of a preference, as [B x P, T]: one batch for `hidden_states`. Others are left out."""
+    return {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items() if value.ndim == 3}
+
+
+def split_parts(x_NT: jax.Array, parts: int) -> jax.Array:
+    """The reverse of `join_parts` for one array: [B x P, ...] as [B, P, ...]."""
+    return x_NT.reshape(-1, parts, *x_NT.shape[1:])
+
+
 def hidden_states(model: Transformer, batch: Mapping[str, jax.Array]) -> Hidden:
     """Runs the model's body once on tokens, positions and segments, each int32 [B, T].
 

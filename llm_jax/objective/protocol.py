@@ -108,6 +108,10 @@ class Objective:
         """The batches, from the run's `data.Corpus`. settings: the run's `TrainConfig`."""
         return corpus
 
+    def source(self, loader: Any) -> Any:
+        """The source of batches (`train.loader.BatchSource`): the loader of `examples`, or one that reads the state of each step."""
+        return loader
+
     def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
         """The loss of one microbatch. It is traced, and differentiated with respect to the policy's trainable parameters."""
         raise NotImplementedError

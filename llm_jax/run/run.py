@@ -71,7 +71,7 @@ def one_run(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, 
     held_out = HeldOut(plan.model, objective, running.examples, plan.corpus.tokenizer, e.train.batch_size, plan.frozen)
     return Stepper(
         step=jit_step(plan.model, objective, e.optimizer, e.train.steps, plan.frozen),
-        source=Loader(running.examples, objective, plan.place, e.train, running.rollbacks.batch),
+        source=objective.source(Loader(running.examples, objective, plan.place, e.train, running.rollbacks.batch)),
         evaluate=Evaluator(held_out, e.train, e.evaluate, group, frozen),
         join=lambda states: states[0],
         parts=only,

@@ -1,0 +1,96 @@
+"""Objectives that are one file outside the package: they train under a layout as on one device, resume, and keep frozen models frozen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax.core.files import read_json_lines
+from tests.tiny_run import checkpoint, documents, launch, steps_saved, write_jsonl
+
+HERE = Path(__file__).parent
+FSDP_TENSOR = ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2")
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """Trains a toy with arguments, in a folder of that name; its metrics by step."""
+    write_jsonl(tmp_path / "small.jsonl", documents(400))
+
+    def train(toy: str, name: str, *arguments: str, code: int = 0) -> list[dict]:
+        source = f"data.source={tmp_path / 'small.jsonl'}"
+        assert launch(f"experiment={HERE / toy}.py", f"run_dir={tmp_path / name}", source, *arguments) == code
+        return read_json_lines(tmp_path / name / "metrics.jsonl") if code == 0 else []
+
+    return train
+
+
+def values(metrics: list[dict], name: str) -> np.ndarray:
+    return np.array([line[name] for line in metrics if name in line])
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_preference_objective_agrees_with_one_device(run, tmp_path, microbatches):
+    one = run("toy_preference", "one")
+    many = run("toy_preference", "many", *FSDP_TENSOR, f"train.microbatches={microbatches}")
+    assert values(one, "train_loss")[0] == pytest.approx(0.7, abs=0.2)  # log 2 and the margins: the policy is the reference
+    assert values(one, "train_loss")[-1] < values(one, "train_loss")[0]
+    np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
+    np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
+    assert (values(many, "accuracy") == values(one, "accuracy")).all()
+    assert [line["tokens"] for line in one if "batch_sha" in line][0] == 2 * 8 * 32
+    assert [line["batch_sha"] for line in one if "batch_sha" in line] == [line["batch_sha"] for line in many if "batch_sha" in line]
+    assert json.loads((tmp_path / "one" / "summary.json").read_text())["eval_accuracy"] == values(one, "eval_accuracy")[-1]
+
+
+def test_a_distillation_objective_agrees_with_one_device_and_knows_its_teacher(run, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    run("toy_source", "teacher", "objective.name=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=4")
+    one = run("toy_distillation", "one", f"objective.teacher={teacher}")
+    many = run("toy_distillation", "many", f"objective.teacher={teacher}", *FSDP_TENSOR)
+    np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
+    info = json.loads((tmp_path / "one" / "checkpoints" / "8" / "info" / "metadata").read_text())
+    assert info["frozen"]["teacher"]["path"] == str(teacher)
+    assert len(info["frozen"]["teacher"]["sha256"]) == 64
+    capsys.readouterr()
+    run("toy_source", "teacher", "objective.name=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=6")
+    run("toy_distillation", "one", f"objective.teacher={teacher}", "train.steps=10", code=2)
+    assert f"objective.teacher={teacher}: its weights are not those that this run was trained beside" in capsys.readouterr().err
+
+
+def test_a_source_that_reads_the_state_resumes_to_the_same_losses(run, tmp_path):
+    whole = run("toy_source", "whole")
+    run("toy_source", "cut", "train.steps=8", "checkpoint.every=3")
+    for step in steps_saved(tmp_path / "cut"):
+        if step > 3:
+            import shutil
+
+            shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
+    (tmp_path / "cut" / "summary.json").unlink()
+    resumed = run("toy_source", "cut", "checkpoint.every=3")
+    by_step = {line["step"]: line["train_loss"] for line in resumed if "train_loss" in line}
+    assert list(by_step.values()) == values(whole, "train_loss").tolist()
+    plain = run("toy_source", "plain", "objective.name=next_token")
+    assert values(plain, "loss_weight").tolist() != values(whole, "loss_weight").tolist()  # the state was read
+
+
+def test_frozen_parameters_stay_as_they_started_and_are_in_no_checkpoint(run, tmp_path):
+    from llm_jax.pretrained.model import open_model
+
+    attention_only = 'train.trainable=["blocks.attention.*"]'
+    one = run("toy_source", "one", "objective.name=next_token", attention_only)
+    many = run("toy_source", "many", "objective.name=next_token", attention_only, *FSDP_TENSOR)
+    np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
+    names = [name for name in checkpoint(tmp_path / "one", 8) if "blocks" in name or "embedding" in name]
+    assert names
+    assert all("attention" in name for name in names)
+    run("toy_source", "start", "objective.name=next_token", "train.steps=1", "optimizer.learning_rate=1e-30")
+    start, end = open_model(tmp_path / "start").parameters, open_model(tmp_path / "one").parameters
+    np.testing.assert_array_equal(end["embedding"], start["embedding"])
+    np.testing.assert_array_equal(end["blocks"]["mlp"]["up"], start["blocks"]["mlp"]["up"])
+    assert (np.asarray(end["blocks"]["attention"]["query"]) != np.asarray(start["blocks"]["attention"]["query"])).any()
+    assert launch(f"experiment={HERE / 'toy_source'}.py", "train.trainable=[blocks.atention.query]", f"run_dir={tmp_path / 'x'}",
+                  f"data.source={tmp_path / 'small.jsonl'}") == 2  # fmt: skip
