@@ -27,7 +27,7 @@ from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.objective.protocol import Objective, objective_class
+from llm_jax.objective.protocol import OBJECTIVES, Objective, UnknownObjective, objective_class, objective_names
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
@@ -149,6 +149,10 @@ def read_yaml(path: Path) -> Experiment:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a configuration: must be a table of keys and values")
     try:
+        objective = tree.get("objective")
+        if isinstance(objective, dict) and (name := objective.get("name")) and name not in OBJECTIVES and name not in objective_names():
+            rest = {key: value for key, value in tree.items() if key != "objective"}
+            return dataclasses.replace(from_tree(Experiment(), rest), objective=UnknownObjective(name))
         return from_tree(Experiment(), tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -180,7 +184,7 @@ def experiment_name(pairs: list[tuple[str, str]]) -> str:
 
 
 def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experiment:
-    """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first.
+    """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first, `objective=NAME` an objective.
 
     A value is text, as on a command line, or the value itself.
     Raises UserError for keys that there are not (with the nearest one) and values of another type.

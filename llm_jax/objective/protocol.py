@@ -145,6 +145,15 @@ class Objective:
         return train_flops_per_token(model, sequence_length) + sum(train_flops_per_token(config, sequence_length) / 3 for config in frozen.values())
 
 
+@dataclass(frozen=True)
+class UnknownObjective(Objective):
+    """The objective of a run folder that was defined in a file that isn't imported here: the model can be used, but not trained."""
+
+    def check(self) -> None:
+        """Raises UserError: there is nothing to train with."""
+        objective_class(self.name)
+
+
 OBJECTIVES: dict[str, type[Objective]] = {}
 """Every objective that has been defined in this process, by name."""
 

@@ -39,9 +39,7 @@ def test_value_and_gradient_are_the_plain_formulas(name):
     results = []
     for where, logprobs in ((one, plain), (place, lambda m, b: token_logprobs(m, hidden_states(m, b), b["targets"], chunk=8))):
         model = TrainModel(MODEL.resolved(), OptimizerConfig(), where)
-        batch = {
-            key: jax.device_put(value, where.sharding(("batch", "sequence"), "compute")) for key, value in packed_batch(0).items()
-        }
+        batch = {key: jax.device_put(value, where.sharding(("batch", "sequence"), "compute")) for key, value in packed_batch(0).items()}
 
         def loss(parameters, batch, model=model, logprobs=logprobs):
             logp_BT = logprobs(model.model(parameters), batch)

@@ -48,7 +48,7 @@ def test_a_preference_objective_agrees_with_one_device(run, tmp_path, microbatch
 
 def test_a_distillation_objective_agrees_with_one_device_and_knows_its_teacher(run, tmp_path, capsys):
     teacher = tmp_path / "teacher"
-    run("toy_source", "teacher", "objective.name=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=4")
+    run("toy_source", "teacher", "objective=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=4")
     one = run("toy_distillation", "one", f"objective.teacher={teacher}")
     many = run("toy_distillation", "many", f"objective.teacher={teacher}", *FSDP_TENSOR)
     np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
@@ -56,7 +56,7 @@ def test_a_distillation_objective_agrees_with_one_device_and_knows_its_teacher(r
     assert info["frozen"]["teacher"]["path"] == str(teacher)
     assert len(info["frozen"]["teacher"]["sha256"]) == 64
     capsys.readouterr()
-    run("toy_source", "teacher", "objective.name=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=6")
+    run("toy_source", "teacher", "objective=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=6")
     run("toy_distillation", "one", f"objective.teacher={teacher}", "train.steps=10", code=2)
     assert f"objective.teacher={teacher}: its weights are not those that this run was trained beside" in capsys.readouterr().err
 
@@ -73,7 +73,7 @@ def test_a_source_that_reads_the_state_resumes_to_the_same_losses(run, tmp_path)
     resumed = run("toy_source", "cut", "checkpoint.every=3")
     by_step = {line["step"]: line["train_loss"] for line in resumed if "train_loss" in line}
     assert list(by_step.values()) == values(whole, "train_loss").tolist()
-    plain = run("toy_source", "plain", "objective.name=next_token")
+    plain = run("toy_source", "plain", "objective=next_token")
     assert values(plain, "loss_weight").tolist() != values(whole, "loss_weight").tolist()  # the state was read
 
 
@@ -81,13 +81,13 @@ def test_frozen_parameters_stay_as_they_started_and_are_in_no_checkpoint(run, tm
     from llm_jax.pretrained.model import open_model
 
     attention_only = 'train.trainable=["blocks.attention.*"]'
-    one = run("toy_source", "one", "objective.name=next_token", attention_only)
-    many = run("toy_source", "many", "objective.name=next_token", attention_only, *FSDP_TENSOR)
+    one = run("toy_source", "one", "objective=next_token", attention_only)
+    many = run("toy_source", "many", "objective=next_token", attention_only, *FSDP_TENSOR)
     np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
     names = [name for name in checkpoint(tmp_path / "one", 8) if "blocks" in name or "embedding" in name]
     assert names
     assert all("attention" in name for name in names)
-    run("toy_source", "start", "objective.name=next_token", "train.steps=1", "optimizer.learning_rate=1e-30")
+    run("toy_source", "start", "objective=next_token", "train.steps=1", "optimizer.learning_rate=1e-30")
     start, end = open_model(tmp_path / "start").parameters, open_model(tmp_path / "one").parameters
     np.testing.assert_array_equal(end["embedding"], start["embedding"])
     np.testing.assert_array_equal(end["blocks"]["mlp"]["up"], start["blocks"]["mlp"]["up"])
