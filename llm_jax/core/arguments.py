@@ -23,6 +23,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from llm_jax.core.config_tree import WrongType, coerce, expected, union_members
@@ -129,8 +130,10 @@ class Field:
 
     @property
     def value_kind(self) -> Any:
-        """The type of one value that is given."""
-        return get_args(self.kind)[1] if self.is_table else get_args(self.kind)[0] if self.argument.repeated else self.kind
+        """The type of one value that is given; None is what a field is where its key is not given, and can't be written."""
+        kind = get_args(self.kind)[1] if self.is_table else get_args(self.kind)[0] if self.argument.repeated else self.kind
+        members = [member for member in union_members(kind) if member is not NoneType]
+        return members[0] if len(members) == 1 else kind
 
     @property
     def shown(self) -> str:
@@ -280,7 +283,8 @@ def read_value(field: Field, name: str, text: str) -> Any:
         value = coerce(text, field.value_kind)
     except WrongType as error:
         raise UserError(f"{name}={text}: {error}" + (f", {should_be}" if should_be else "")) from error
-    right = value is None or all(within(value, limit) for limit, _, within in ranges)
+    items = value if isinstance(value, tuple) else (value,)
+    right = all(within(item, limit) for item in items for limit, _, within in ranges)
     require(right, name, text, f"{expected(field.value_kind, text).removeprefix('must be ')}, {should_be}")
     return value
 

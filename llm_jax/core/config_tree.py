@@ -131,7 +131,8 @@ def expected(kind: Any, value: str) -> str:
     if origin is dict:
         return f"must be a table of names and values, {{name: {NAMES[get_args(first)[1]]}, ...}}"
     if origin in (tuple, list):
-        return "must be a list, [first, second]"
+        item = get_args(first)[0]
+        return f"must be {NAMES[item].removeprefix('a ')}s with commas between them" if item in (int, float) else "must be a list, [first, second]"
     names = " or ".join(NAMES.get(option) or f"a {option.__name__}" for option in options)
     return f"must be {names}" + (", or null for none" if NoneType in union_members(kind) else "")
 

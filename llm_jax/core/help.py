@@ -40,7 +40,7 @@ def entry(field: Field) -> str:
     """A key with its text, choices and default."""
     text = " ".join(field_docs(field.owner).get(field.at, "").split())
     if (valid := field.valid) and not all(choice in text for choice in valid):
-        text = f"{text.removesuffix('.')}: {', '.join(valid)}." if text else f"{', '.join(valid)}."
+        text = f"{text} One of {', '.join(valid)}.".lstrip()
     return row(field.written, text + default_text(field))
 
 

@@ -1,32 +1,53 @@
-"""Held-out loss, perplexity and bits per byte of a model: python -m llm_jax.evaluate RUN_OR_FOLDER [data.source=...]
-
-  python -m llm_jax.evaluate runs/quickstart/default
-  python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
-  python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16 step=500 out=scores.json
-
-RUN_OR_FOLDER     a run folder, or a folder with a model of Hugging Face's
-data.KEY=VALUE    the corpus, as for a run: its held-out documents are what counts (data.held_out_fraction=0.99 makes that nearly all of a text).
-                  If none is given, the run's own: then the loss is that of its summary.json
-train.KEY=VALUE   batch_size and sequence_length: the run's, if not given. Longer sequences give each token more of its document
-tokens=N          at most so many tokens, rounded up to whole batches; or batches=N
-step=N            the checkpoint of a step, not the newest
-layout=NAME       and mesh.AXIS=N: where the model lives (one device, if not given); dtype=bfloat16 or float32
-out=FILE.json     the figures go there too
-
-  --help          this text
-
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
-"""
+"""The command `python -m llm_jax.evaluate`: held-out loss, perplexity and bits per byte of a model."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+from llm_jax.core.arguments import Pairs, argument, part, passed_on, positional, read_command
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import write_json
+from llm_jax.pretrained.arguments import ModelArguments
 
-OF_THE_RUN = ("train.batch_size", "train.sequence_length")
+TRAIN_KEYS = ("train.batch_size", "train.sequence_length")
+"""Keys of a run that change how its held-out documents are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Held-out loss, perplexity and bits per byte of a model: python -m llm_jax.evaluate RUN_OR_FOLDER key=value ...
+
+      python -m llm_jax.evaluate runs/quickstart/default
+      python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
+      python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16 step=500 out=scores.json
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    folder: Path = positional("RUN_OR_FOLDER")
+    """A run folder or a Hugging Face model folder."""
+    data: Pairs = passed_on(lambda name: name.startswith("data."), "data.KEY=VALUE")
+    """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99 makes that nearly all of a text).
+    Without any, the run's own corpus, which gives the loss in its summary.json."""
+    train: Pairs = passed_on(lambda name: name in TRAIN_KEYS, "train.KEY=VALUE")
+    """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more of its document."""
+    tokens: int | None = argument(None, least=1)
+    """Scores at most so many tokens, rounded up to whole batches."""
+    batches: int | None = argument(None, least=1)
+    """Scores at most so many batches."""
+    out: Path | None = argument(None, shown="FILE.json", read=functools.partial(output_file, endings=(".json",)))
+    """Writes the scores there too."""
+    model: ModelArguments = part(ModelArguments)
+
+    def check(self) -> None:
+        """Raises UserError where the amount is given twice."""
+        if self.tokens and self.batches:
+            raise UserError(f"tokens={self.tokens}: batches={self.batches} limits the same thing; give one of them")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,28 +56,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
-    from llm_jax.pretrained.arguments import read_asked
-
-    of_the_run = lambda key: key.startswith("data.") or key in OF_THE_RUN  # noqa: E731
-    asked = read_asked(arguments, ("RUN_OR_FOLDER",), ("tokens", "batches", "out"), others=of_the_run)
-    if asked is None:
-        print(__doc__)
+    """Reads the command line, scores the model and prints the scores. Raises UserError."""
+    command = read_command(arguments, EvaluateCommand)
+    if command is None:
         return 0
-    own = asked.values
-    out = output_file("out", own["out"], (".json",)) if "out" in own else None
-    if "tokens" in own and "batches" in own:
-        raise UserError(f"tokens={own['tokens']}: batches={own['batches']} says that too; give one of them")
-    tokens, batches = asked.whole("tokens", 1), asked.whole("batches", 1)
 
-    from llm_jax.core.files import write_json
-    from llm_jax.evaluate.held_out import score, table
+    from llm_jax.evaluate.held_out import score, table  # imports JAX, which `run_command` sets up
 
-    scores = score(asked.paths[0], asked.pairs, tokens=tokens, batches=batches, **asked.opening)
+    scores = score(command.folder, [*command.data, *command.train], tokens=command.tokens, batches=command.batches, **command.model.options())
     print(table(scores))
-    if out:
-        write_json(out, dataclasses.asdict(scores))
-        print(f"written: {out}")
+    if command.out:
+        write_json(command.out, dataclasses.asdict(scores))
+        print(f"written: {command.out}")
     return 0
 
 

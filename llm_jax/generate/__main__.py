@@ -1,57 +1,77 @@
-"""Continues prompts with a model: python -m llm_jax.generate RUN_OR_FOLDER prompt="..." key=value ...
-
-  python -m llm_jax.generate runs/quickstart/default prompt="def main(" temperature=0.8 top_k=50
-  python -m llm_jax.generate runs/quickstart/default prompts=prompts.txt max_tokens=100 json=out.jsonl
-  python -m llm_jax.generate model/ prompt="Once" layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
-
-RUN_OR_FOLDER       a run folder or a Hugging Face model folder
-prompt=TEXT         text to be continued, from the start of a document; repeatable. Without a prompt: the start of a document
-ids=1,17,5          a prompt as token ids, used as they are (no BOS is added). The only kind of prompt for a model without a tokenizer
-prompts=FILE        a file with one prompt a line; in a .jsonl file each line has "prompt" or "ids", and may have more keys:
-                    {"prompt": "a", "seed": 3, "stop": ["b"]}
-
-max_tokens=N        maximum tokens of each continuation (256)
-temperature=X       logits are divided by it (1); 0: always the most likely token
-top_k=N             draw from the N most likely tokens (0: all)
-top_p=X             draw from the most likely tokens that together have this probability (1: all)
-min_p=X             draw from tokens at least this times as likely as the most likely one (0: all)
-repetition_penalty=X  above 1: tokens of the prompt and the continuation so far become less likely (1: off)
-stop=TEXT           end the text before this string; repeatable; \\n is a line end
-seed=N              seed of the first prompt; the next ones have N + 1, ... (0)
-logprobs=N          print each token with its log-probability and the N most likely tokens
-json=FILE           write one JSON object a line for each prompt: text, tokens, logprobs, why it ended
-
-slots=N             prompts that run at once; others wait (as many as there are, up to 8)
-layout=NAME, mesh.AXIS=N   where the weights live (one device). With a pipeline, stages hold weights, which are gathered layer by layer
-dtype=NAME          of weights and computation: float32, bfloat16 (as the model was trained)
-step=N              the checkpoint (the newest)
-
-  --help            this text
-
-Texts go to stdout as their tokens come (several prompts one after the other). Everything else goes to stderr: what is compiled, and at the
-end tokens/s and the time to the first token. Exit codes: 0 done, 2 a mistake in the command line (one line names it), 130 Ctrl-C,
-141 stdout was closed.
-"""
+"""The command `python -m llm_jax.generate`: continues prompts with a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from llm_jax.core.arguments import Pairs, argument, in_order, part, positional, read_command
 from llm_jax.core.command import input_text, output_file, run_command
+from llm_jax.core.config_tree import coerced
 from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.generate.request import Request, Result
+from llm_jax.pretrained.arguments import ModelArguments
 
 if TYPE_CHECKING:
     from llm_jax.pretrained.model import PretrainedModel
 
-REQUEST_KEYS = tuple(f.name for f in dataclasses.fields(Request) if f.name not in ("prompt", "ids", "stop"))
-KEYS = (*REQUEST_KEYS, "prompts", "json", "slots")
-REPEATED = ("prompt", "ids", "stop")
 MOST_SLOTS = 8
 """Slots that are used without slots=N."""
+
+
+def ids_of(key: str, value: str) -> tuple[int, ...]:
+    """Token ids separated by commas. Raises UserError.
+
+    >>> ids_of("ids", "1,17, 3")
+    (1, 17, 3)
+    """
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise UserError(f"{key}={value}: must be token ids with commas between them") from error
+
+
+def unescaped(key: str, value: str) -> str:
+    """A text of the command line in which \\n is a line end."""
+    return value.replace("\\n", "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand:
+    """Continues prompts with a model: python -m llm_jax.generate RUN_OR_FOLDER prompt="..." key=value ...
+
+      python -m llm_jax.generate runs/quickstart/default prompt="def main(" temperature=0.8 top_k=50
+      python -m llm_jax.generate runs/quickstart/default prompts=prompts.txt max_tokens=100 json=out.jsonl
+      python -m llm_jax.generate model/ prompt="Once" layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
+
+    Texts go to stdout as their tokens come (several prompts one after the other). Everything else goes to stderr: what is compiled, and at
+    the end tokens/s and the time to the first token.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it), 130 Ctrl-C, 141 stdout was closed.
+    """
+
+    folder: Path = positional("RUN_OR_FOLDER")
+    """A run folder or a Hugging Face model folder."""
+    prompt: tuple[str, ...] = argument(repeated=True)
+    """Text to be continued, from the start of a document; repeatable. Without a prompt: the start of a document."""
+    ids: tuple[tuple[int, ...], ...] = argument(repeated=True, shown="1,17,5", read=ids_of)
+    """A prompt as token ids, used as they are (no BOS is added); repeatable. The only kind of prompt for a model without a tokenizer."""
+    prompts: Path | None = argument(None, shown="FILE")
+    """A file with one prompt a line; in a .jsonl file each line has "prompt" or "ids", and may have more keys: {"prompt": "a", "seed": 3,
+    "stop": ["b"]}."""
+    request: Request = part(Request, without=("prompt", "ids", "stop"))
+    stop: tuple[str, ...] = argument(repeated=True, read=unescaped)
+    """Ends the text before this string; repeatable; \\n is a line end."""
+    json: Path | None = argument(None, shown="FILE", read=output_file)
+    """Writes one JSON object a line for each prompt: text, tokens, logprobs, why it ended."""
+    slots: int | None = argument(None, least=1)
+    """Prompts that run at once, the others wait; as many as there are, up to 8, if not given."""
+    model: ModelArguments = part(ModelArguments)
+    given: Pairs = in_order()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,47 +81,39 @@ def main(arguments: list[str] | None = None) -> int:
 
 def generate(arguments: list[str]) -> int:
     """Reads the command line, runs the engine and prints the texts. Raises UserError."""
-    from llm_jax.pretrained.arguments import read_asked
-
-    asked = read_asked(arguments, ("RUN_OR_FOLDER",), KEYS, REPEATED)
-    if asked is None:
-        print(__doc__)
+    command = read_command(arguments, GenerateCommand)
+    if command is None:
         return 0
-    requests = read_requests(asked.pairs, asked.values)
-    slots = asked.whole("slots", 1) or min(len(requests), MOST_SLOTS)
-    file = output_file("json", asked.values["json"]) if "json" in asked.values else None
+    requests = read_requests(command)
+    slots = command.slots or min(len(requests), MOST_SLOTS)
 
-    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.engine import Engine  # these import JAX, which `run_command` sets up
     from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import run_and_print
     from llm_jax.pretrained.model import log_to_stderr, open_model
 
-    opened = open_model(asked.paths[0], **asked.opening)
+    opened = open_model(command.folder, **command.model.options())
     tokenizer = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
     warn_of_length(opened, longest)
     engine = Engine.of(opened, slots, longest, log=log_to_stderr)
     del opened  # frees its weights, which are stacked by layers; the engine has its own
     results, seconds = run_and_print(engine, requests)
-    if file:
-        file.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))
+    if command.json:
+        command.json.write_text("".join(json.dumps(to_json(result)) + "\n" for result in results))
     log_to_stderr(speed_line(results, seconds))
     return 0
 
 
-def read_requests(pairs: list[tuple[str, str]], values: dict[str, str]) -> list[Request]:
+def read_requests(command: GenerateCommand) -> list[Request]:
     """The requests of a command line, each checked. Prompt i has seed + i unless its line of a .jsonl file gives one."""
-    hints = get_type_hints(Request)
-    shared: dict[str, Any] = {key: number(key, values[key], hints[key]) for key in REQUEST_KEYS if key in values}
-    stop = tuple(value.replace("\\n", "\n") for key, value in pairs if key == "stop")
-    prompts: list[dict[str, Any]] = [{key: ids_of(value) if key == "ids" else value} for key, value in pairs if key != "stop"]
-    if "prompts" in values:
-        prompts += read_prompts(values["prompts"])
-    requests = []
-    for i, own in enumerate(prompts or [{}]):
-        request = Request(**{**shared, "stop": stop, "seed": shared.get("seed", 0) + i, **own})
+    shared = dataclasses.replace(command.request, stop=command.stop)
+    prompts: list[dict[str, Any]] = [{key: ids_of(key, value) if key == "ids" else value} for key, value in command.given if key in ("prompt", "ids")]
+    if command.prompts:
+        prompts += read_prompts(str(command.prompts))
+    requests = [dataclasses.replace(shared, **{"seed": shared.seed + i, **own}) for i, own in enumerate(prompts or [{}])]
+    for request in requests:
         request.check()
-        requests.append(request)
     return requests
 
 
@@ -124,9 +136,9 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         for key, value in own.items():
             if key not in hints:
                 raise UserError(f"{where}: there is no key {key!r}; {nearest(key, hints)}")
-            if key in REQUEST_KEYS:
-                own[key] = number(f"{where}: {key}", json.dumps(value), hints[key])
-            elif key in ("stop", "ids"):
+            if key not in ("prompt", "stop", "ids"):
+                own[key] = coerced(f"{where}: {key}", json.dumps(value), hints[key])
+            elif key != "prompt":
                 kind = str if key == "stop" else int
                 if not isinstance(value, list) or not all(type(v) is kind for v in value):
                     raise UserError(f"{where}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}")
@@ -137,36 +149,6 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             raise UserError(f"{where}: {error}") from error
         found.append(own)
     return found
-
-
-def ids_of(value: str) -> tuple[int, ...]:
-    """Reads comma-separated token ids. Raises UserError.
-
-    >>> ids_of("1,17, 3")
-    (1, 17, 3)
-    """
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError as error:
-        raise UserError(f"ids={value}: must be token ids with commas between them") from error
-
-
-def number(key: str, value: str, kind: type) -> Any:
-    """Reads an int or a float. Raises UserError."""
-    if kind is int:
-        return whole(key, value)
-    try:
-        return float(value)
-    except ValueError as error:
-        raise UserError(f"{key}={value}: must be a number") from error
-
-
-def whole(key: str, value: str) -> int:
-    """Reads a whole number. Raises UserError."""
-    try:
-        return int(value)
-    except ValueError as error:
-        raise UserError(f"{key}={value}: must be a whole number") from error
 
 
 def warn_of_length(opened: PretrainedModel, longest: int) -> None:

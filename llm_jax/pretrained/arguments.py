@@ -30,13 +30,13 @@ class ModelArguments:
     """Where and how a command opens a model: keys that all commands that use one share. The model is on one device without them."""
 
     layout: str = argument("", shown="NAME", choices=preset_names)
-    """The layout that places the model's arrays on the devices (docs/layouts.md), instead of one device."""
+    """The layout that places the model on the devices (docs/layouts.md); on one device, if not given."""
     mesh: dict[str, int] = argument({}, entry="AXIS", least=-1)
     """The size of one of the layout's mesh axes; -1: all devices that the others leave."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the weights and of what is computed; as the model was trained, if not given."""
+    """The dtype of weights and computation; as the model was trained, if not given."""
     step: int | None = argument(None, least=0)
-    """The checkpoint of this step, instead of the newest."""
+    """The checkpoint of this step; the newest, if not given."""
 
     def check(self) -> None:
         """Raises UserError for mesh sizes without a layout."""

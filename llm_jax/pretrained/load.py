@@ -1,30 +1,41 @@
-"""A folder of Hugging Face's as a run folder: python -m llm_jax.pretrained.load FOLDER run_dir=RUN
-
-  python -m llm_jax.pretrained.load ~/models/Qwen3-0.6B run_dir=runs/qwen3_0.6b
-  python -m llm_jax.pretrained.load ~/models/big run_dir=runs/big layout=fsdp dtype=bfloat16
-
-FOLDER            config.json, safetensors (one file, or several with an index), and the tokenizer's files
-run_dir=RUN       is made; it must not be there, or be empty
-dtype=NAME        of the weights and of what is computed: float32 or bfloat16; as the files are if not given
-leave_out=NAMES   tensors that are to be left out, with * for anything, joined by commas: "model.layers.61.*" is the layer of DeepSeek-V3 that
-                  predicts a second token
-layout=NAME       and mesh.AXIS=N, where the weights go on the way: one device if not given
-  --help          this text
-
-What generates, evaluates, goes on training or looks into a run takes RUN then. Most of it takes FOLDER as well. Exit codes: 0 done, 2 a
-mistake in what was asked, or a model that can't be read here (one line says why).
-"""
+"""The command `python -m llm_jax.pretrained.load`: imports a Hugging Face model folder as a run folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.arguments import argument, part, positional, read_command
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import check_new_folder
+from llm_jax.pretrained.arguments import ModelArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCommand:
+    """Imports a Hugging Face model folder as a run folder: python -m llm_jax.pretrained.load FOLDER run_dir=RUN
+
+      python -m llm_jax.pretrained.load ~/models/Qwen3-0.6B run_dir=runs/qwen3_0.6b
+      python -m llm_jax.pretrained.load ~/models/big run_dir=runs/big layout=fsdp dtype=bfloat16
+
+    Commands that generate, evaluate, inspect or continue training then take RUN. Most of them also take FOLDER itself.
+
+    Exit codes: 0 done, 2 a mistake in the command line, or a model that can't be read (one line names it).
+    """
+
+    folder: Path = positional("FOLDER")
+    """The Hugging Face model folder: config.json, safetensors (one file, or several with an index), and the tokenizer's files."""
+    run_dir: Path = argument(shown="RUN")
+    """The run folder that is made; it must be new or empty."""
+    leave_out: str = argument("", shown="NAMES")
+    """Tensors to leave out, separated by commas, with * for any text: "model.layers.61.*" is the layer of DeepSeek-V3 that predicts a second
+    token."""
+    model: ModelArguments = part(ModelArguments, without=("step",))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,23 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
-    from llm_jax.pretrained.arguments import read_asked
-
-    asked = read_asked(arguments, ("FOLDER",), ("run_dir", "leave_out"), need=("run_dir",), opening=("layout", "dtype"))
-    if asked is None:
-        print(__doc__)
+    """Reads the command line and writes the run folder. Raises UserError."""
+    command = read_command(arguments, LoadCommand)
+    if command is None:
         return 0
-    from llm_jax.core.files import check_new_folder
-    from llm_jax.pretrained.model import open_model
+    from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
 
-    run_dir, patterns = Path(asked.values["run_dir"]), asked.values.get("leave_out", "")
-    leave_out = tuple(pattern.strip() for pattern in patterns.split(",") if pattern.strip())
-    if (asked.paths[0] / "config.yaml").is_file():
-        raise UserError(f"{asked.paths[0]}: is a run folder already; FOLDER is one with a config.json and safetensors")
-    check_new_folder(run_dir, "run_dir")
-    opened = open_model(asked.paths[0], **asked.opening, leave_out=leave_out)
-    write_run(opened, run_dir, leave_out)
+    leave_out = tuple(pattern.strip() for pattern in command.leave_out.split(",") if pattern.strip())
+    if (command.folder / "config.yaml").is_file():
+        raise UserError(f"{command.folder}: is a run folder already; FOLDER is one with a config.json and safetensors")
+    check_new_folder(command.run_dir, "run_dir")
+    opened = open_model(command.folder, **command.model.options(), leave_out=leave_out)
+    write_run(opened, command.run_dir, leave_out)
     return 0
 
 

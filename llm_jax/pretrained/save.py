@@ -1,20 +1,4 @@
-"""A run as a folder that Hugging Face's libraries load: python -m llm_jax.pretrained.save RUN FOLDER
-
-  python -m llm_jax.pretrained.save runs/quickstart/default exported
-  python -m llm_jax.pretrained.save runs/mine/first exported dtype=bfloat16 step=4000
-
-RUN               a run folder (or a folder of Hugging Face's, to be written anew)
-FOLDER            is made; it must not be there, or be empty
-dtype=NAME        float32, bfloat16 or float16, rounded to; as the run's parameters are if not given
-step=N            of the checkpoint; the newest if not given
-family=NAME       as which model it is written ({families}); the first that can express it if not given
-shard_size=5e9    bytes of a file, at most
-layout=NAME       and mesh.AXIS=N, where the weights are while they are written: one device if not given
-  --help          this text
-
-It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and the tokenizer's files. Exit codes:
-0 done, 2 a mistake in what was asked, or a model that no family has (one line says what).
-"""
+"""The command `python -m llm_jax.pretrained.save`: exports a run as a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -23,18 +7,54 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from llm_jax.core.arguments import argument, part, positional, read_command
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import check_new_folder, new_folder
+from llm_jax.pretrained.arguments import ModelArguments
 
 if TYPE_CHECKING:
     from llm_jax.huggingface.safetensors import Planned
     from llm_jax.huggingface.tensor_map import Piece
 
 SHARD_BYTES = 5_000_000_000
+"""The most bytes of one safetensors file, if not given."""
+
+
+def family_names() -> list[str]:
+    """The names of the model families that can be written."""
+    from llm_jax.huggingface.family import MODULES  # imports JAX
+
+    return list(MODULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveCommand:
+    """Exports a run as a folder that Hugging Face's libraries load: python -m llm_jax.pretrained.save RUN FOLDER
+
+      python -m llm_jax.pretrained.save runs/quickstart/default exported
+      python -m llm_jax.pretrained.save runs/mine/first exported dtype=bfloat16 step=4000
+
+    It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and the tokenizer's files.
+
+    Exit codes: 0 done, 2 a mistake in the command line, or a model that no family can express (one line names it).
+    """
+
+    run: Path = positional("RUN")
+    """A run folder (or a Hugging Face model folder, to be written anew)."""
+    folder: Path = positional("FOLDER")
+    """The folder that is made; it must be new or empty."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The dtype that weights are rounded to; the run's parameter dtype, if not given."""
+    family: str = argument("", shown="NAME", choices=family_names)
+    """The model family that it is written as; the first that can express the model, if not given."""
+    shard_size: int = argument(SHARD_BYTES, least=0)
+    """The most bytes of a file."""
+    model: ModelArguments = part(ModelArguments, without=("dtype",))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,23 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def save(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
-    from llm_jax.huggingface.family import MODULES
-    from llm_jax.pretrained.arguments import read_asked
-
-    asked = read_asked(arguments, ("RUN", "FOLDER"), ("dtype", "family", "shard_size"), opening=("layout", "step"))
-    if asked is None:
-        print(__doc__.replace("{families}", ", ".join(MODULES)))
+    """Reads the command line and writes the folder. Raises UserError."""
+    command = read_command(arguments, SaveCommand)
+    if command is None:
         return 0
-    run, folder = asked.paths
-    from llm_jax.pretrained.model import open_model
+    from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
 
-    check_new_folder(folder, "FOLDER")
-    opened = open_model(run, **asked.opening)
-    size = asked.whole("shard_size")
-    save_model(opened, folder, asked.values.get("dtype"), SHARD_BYTES if size is None else size, asked.values.get("family", ""))
-    written = sorted(path.name for path in folder.iterdir())
-    print(f"written: {folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")
+    check_new_folder(command.folder, "FOLDER")
+    opened = open_model(command.run, **command.model.options())
+    save_model(opened, command.folder, command.dtype, command.shard_size, command.family)
+    written = sorted(path.name for path in command.folder.iterdir())
+    print(f"written: {command.folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")
     return 0
 
 

@@ -85,7 +85,7 @@ def test_every_kind_of_argument():
 
 
 MISTAKES = {
-    "tokens=0": "tokens=0: must be a whole number, or null for none, at least 1",
+    "tokens=0": "tokens=0: must be a whole number, at least 1",
     "tokens=1.5": "tokens=1.5: must be a whole number",
     "tokens=x": "tokens=x: must be a whole number",
     "mfu=1.5": "mfu=1.5: must be a number, above 0 and at most 1",
@@ -94,7 +94,7 @@ MISTAKES = {
     "tokenz=3": "tokenz=3: there is no key 'tokenz'; did you mean 'tokens'?",
     "step=3": "there is no key 'step'",
     "tokens=1 tokens=2": "tokens=2: tokens is given twice",
-    "layers=a,b": "must be a list",
+    "layers=a,b": "layers=a,b: must be whole numbers with commas between them",
     "mesh.data=-2 layout=fsdp": "mesh.data=-2: must be a whole number, at least -1",
     "mesh.data=2": "add layout=NAME",
     "mesh=2": "there is no key 'mesh'",
@@ -144,7 +144,7 @@ Scores a run: python -m score RUN key=value
   python -m score runs/a tokens=1e6
 
 RUN                 A run folder. Or another. (required)
-method=NAME         How: mean, median. (default: mean)
+method=NAME         How. One of mean, median. (default: mean)
 tokens=N            At most so many tokens.
 mfu=X               The part of the peak. (default: 0.4)
 out=FILE            The file that is written. It is JSON. (required)
@@ -152,7 +152,7 @@ stop=TEXT           Ends the text.
 layers=N,N,...      Only these layers.
 --dry-run           Only shows what would be done.
 data.KEY=VALUE      The corpus.
-layout=NAME         The layout: fsdp, tensor.
+layout=NAME         The layout. One of fsdp, tensor.
 mesh.AXIS=N         The size of an axis.
 
 --help              this text

@@ -117,7 +117,7 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
     for arguments, says in (
         ([str(tmp_path / "none")], "no such folder"),
         (["data.source=x"], "RUN_OR_FOLDER is missing"),
-        (["a", "b"], "one folder too many"),
+        (["a", "b"], "b: unexpected extra folder"),
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err

@@ -116,12 +116,12 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{fixture}"], "run_dir= is missing"),
+        (["{fixture}"], "run_dir=RUN is missing: The run folder that is made"),
         (["run_dir={new}"], "FOLDER is missing"),
-        (["{fixture}", "{fixture}", "run_dir={new}"], "is one folder too many"),
+        (["{fixture}", "{fixture}", "run_dir={new}"], "olmo2: unexpected extra folder; this command takes FOLDER"),
         (["{fixture}", "run_dir={full}"], "full: is there and not empty"),
         (["{fixture}", "run_dir={new}", "dtype=float64"], "dtype=float64: must be one of float32, bfloat16"),
-        (["{fixture}", "run_dir={new}", "mesh.data=2"], "mesh.data=2: is of a layout; give layout=NAME"),
+        (["{fixture}", "run_dir={new}", "mesh.data=2"], "mesh.data=2: must be given together with a layout; add layout=NAME"),
         (["{fixture}", "run_dir={new}", "dtypes=float32"], "there is no key 'dtypes'; did you mean 'dtype'?"),
         (["{nowhere}", "run_dir={new}"], "nowhere: no such folder"),
         (["{full}", "run_dir={new}"], "is no run folder"),
