@@ -43,7 +43,8 @@ def test_value_as_a_type(value, kind, expected):
         (True, int, "must be a whole number"), (None, int, "must be a whole number"), ("x", int | None, "must be a whole number, or null for none"),
         ("fast", float, "must be a number"), (False, float, "must be a number"), ("maybe", bool, "must be true or false"),
         (1, str, "must be text"), ("cosin", Literal["cosine", "linear"], "did you mean 'cosine'?"),
-        ("[a, b", tuple[str, ...], "must be a list"), ("a", tuple[str, ...], "must be a list"), ("[a]", tuple[int, ...], "must be whole numbers with commas between them"),
+        ("[a, b", tuple[str, ...], "must be a list"), ("a", tuple[str, ...], "must be a list"),
+        ("[a]", tuple[int, ...], "must be whole numbers with commas"),
         ("3", dict[str, int], "must be a table"), ("{a: x}", dict[str, int], "must be a table"), ("", Path, "must be a file or folder"),
     ],
 )  # fmt: skip
