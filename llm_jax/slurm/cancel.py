@@ -1,17 +1,4 @@
-"""Cancels runs after saving: python -m llm_jax.slurm.cancel RUNS...
-
-  python -m llm_jax.slurm.cancel runs/quickstart/default
-  python -m llm_jax.slurm.cancel runs/scaling/isoflop_gpu/default      a grid: all of its jobs
-
-RUNS...      run folders, grids' folders, or folders above some
-
-A running job saves a checkpoint and ends; a waiting one is removed from the queue. Neither is requeued. The command that submitted the run
-submits it again, and it resumes from the checkpoint.
-
-  --help     this text
-
-Exit codes: 0 done, 1 Slurm refused, 2 a user error (one line on stderr).
-"""
+"""The command `python -m llm_jax.slurm.cancel`: cancels runs after saving."""
 
 from __future__ import annotations
 
@@ -20,10 +7,12 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from llm_jax.core.command import read_arguments, run_command
-from llm_jax.core.errors import EXIT_FAULT, UserError
+from llm_jax.core.arguments import positional, read_command
+from llm_jax.core.command import run_command
+from llm_jax.core.errors import EXIT_FAULT
 from llm_jax.slurm import job
 from llm_jax.slurm.status import find_runs, lock_holder
 
@@ -61,6 +50,23 @@ def dependent_jobs(folders: list[Path]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class CancelCommand:
+    """Cancels runs after saving: python -m llm_jax.slurm.cancel RUNS...
+
+      python -m llm_jax.slurm.cancel runs/quickstart/default
+      python -m llm_jax.slurm.cancel runs/scaling/isoflop_gpu/default      a grid: all of its jobs
+
+    A running job saves a checkpoint and ends; a waiting one is removed from the queue. Neither is requeued. The command that submitted the
+    run submits it again, and it resumes from the checkpoint.
+
+    Exit codes: 0 done, 1 Slurm refused, 2 a user error (one line on stderr).
+    """
+
+    runs: tuple[Path, ...] = positional("RUNS...")
+    """Run folders, grids' folders, or folders above some."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     return run_command(cancel, arguments)
@@ -68,14 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def cancel(arguments: list[str]) -> int:
     """Runs the command line; raises UserError where it is wrong."""
-    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, CancelCommand)
+    if command is None:
         return 0
-    for key, value in pairs:
-        raise UserError(f"{key}={value}: this command has no keys. Give run folders.")
-    folders = [Path(a) for a in arguments]
-    runs, dependent = find_runs(folders), dependent_jobs(folders)
+    runs, dependent = find_runs(list(command.runs)), dependent_jobs(list(command.runs))
     code = 0
     try:
         queue = job.queued_jobs([*map(job.job_number, runs), *dependent])

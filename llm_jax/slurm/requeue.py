@@ -1,19 +1,4 @@
-"""Decides whether the job of a run is requeued: python -m llm_jax.slurm.requeue RUN_DIR code=CODE
-
-  python -m llm_jax.slurm.requeue runs/quickstart/default code=85
-
-Slurm job scripts call it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It prints the reason in one line on stderr and the
-seconds to wait before the next start on stdout, and appends the decision to <RUN_DIR>/slurm/restarts.jsonl.
-
-code=CODE            the exit code of srun: the highest of the run's processes
-max_restarts=N       (10) restarts in a row without a newer checkpoint before the run is given up
-backoff_seconds=N    (120) the wait after a crash; doubled with each restart without a newer checkpoint, at most half an hour
-
-  --help             this text
-
-Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3 the run diverged,
-87 given up (the same fault again at the same step, or too many restarts without progress), 130 cancelled by llm_jax.slurm.cancel.
-"""
+"""The command `python -m llm_jax.slurm.requeue`, which job scripts call: decides whether the job of a run is requeued."""
 
 from __future__ import annotations
 
@@ -27,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import run_command
 from llm_jax.core.errors import (
     EXIT_DIVERGED,
     EXIT_FAULT,
@@ -37,8 +23,6 @@ from llm_jax.core.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     UserError,
-    nearest,
-    require,
 )
 from llm_jax.core.files import BUSY
 from llm_jax.processes import fault_log
@@ -51,7 +35,6 @@ MACHINE_FAULTS = ("killed", "silent")
 """Kinds of faults that the machine may cause, twice at one step by chance: the third ends the job."""
 STOPPED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """Exit codes of a process that a signal to stop ended before it had a handler, or after: no fault."""
-KEYS = {"code": -1, "max_restarts": 10, "backoff_seconds": 120}
 
 Record = dict[str, Any]
 
@@ -193,6 +176,34 @@ def append_decision(run_dir: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RequeueCommand:
+    """Decides whether the job of a run is requeued: python -m llm_jax.slurm.requeue RUN_DIR code=CODE
+
+      python -m llm_jax.slurm.requeue runs/quickstart/default code=85
+
+    Slurm job scripts call it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It prints the reason in one line on stderr and
+    the seconds to wait before the next start on stdout, and appends the decision to <RUN_DIR>/slurm/restarts.jsonl.
+
+    Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3 the run diverged,
+    87 given up (the same fault again at the same step, or too many restarts without progress), 130 cancelled by llm_jax.slurm.cancel.
+    """
+
+    run_dir: Path = positional("RUN_DIR")
+    """The run folder."""
+    code: int = argument(shown="CODE", least=0)
+    """The exit code of srun: the highest of the run's processes."""
+    max_restarts: int = argument(10, least=0)
+    """Restarts in a row without a newer checkpoint before the run is given up."""
+    backoff_seconds: int = argument(120, least=0)
+    """The wait after a crash; doubled with each restart without a newer checkpoint, at most half an hour."""
+
+    def check(self) -> None:
+        """Raises UserError unless the folder exists."""
+        if not self.run_dir.is_dir():
+            raise UserError(f"{self.run_dir}: must be one run folder")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     return run_command(requeue, arguments)
@@ -200,23 +211,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def requeue(arguments: list[str]) -> int:
     """Runs the command line; raises UserError where it is wrong."""
-    folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    flags, pairs = read_arguments([a for a in arguments if a not in folders], ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, RequeueCommand)
+    if command is None:
         return 0
-    if len(folders) != 1 or not Path(folders[0]).is_dir():
-        raise UserError(f"{' '.join(folders) or 'RUN_DIR'}: must be one run folder")
-    numbers = dict(KEYS)
-    for key, value in pairs:
-        if key not in KEYS:
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, KEYS)}")
-        require(value.isdigit(), key, value, "a whole number")
-        numbers[key] = int(value)
-    if numbers["code"] < 0:
-        raise UserError("code=: is missing: the exit code of srun")
-    run_dir = Path(folders[0])
-    decision, record = decide(run_dir, **numbers)
+    run_dir = command.run_dir
+    decision, record = decide(run_dir, command.code, command.max_restarts, command.backoff_seconds)
     append_decision(run_dir, record)
     print(f"{'requeue' if decision.code == EXIT_STOPPED else 'the job ends'}: {decision.reason}", file=sys.stderr)
     print(decision.delay)

@@ -1,18 +1,4 @@
-"""Prints a table of runs and their states: python -m llm_jax.slurm.status RUNS...
-
-  python -m llm_jax.slurm.status runs/quickstart/default
-  python -m llm_jax.slurm.status runs                     every run below a folder
-
-RUNS...      run folders, grids' folders, or folders above some
-json=PATH    also writes the table to this file, as JSON
-
-  --help     this text
-
-State: queued and running come from Slurm, or from a process on this machine; finished, diverged and stopped (with a checkpoint) from the run's
-summary.json; failed means that it ended without one, or was given up: the last column has the reason. Speeds are medians of the last 20 steps.
-
-Exit codes: 0 done, 2 a user error (one line on stderr).
-"""
+"""The command `python -m llm_jax.slurm.status`: a table of runs and their states."""
 
 from __future__ import annotations
 
@@ -27,10 +13,11 @@ from typing import Any
 
 from rich.table import Table
 
-from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import output_file, run_command
 from llm_jax.core.config_tree import flat, read_yaml_text
-from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, nearest
-from llm_jax.core.files import read_json_lines
+from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from llm_jax.core.files import read_json_lines, write_atomic
 from llm_jax.core.format import clock, number, short
 from llm_jax.core.tables import make_console
 from llm_jax.processes import fault_log
@@ -191,6 +178,26 @@ def show(found: list[Status]) -> None:
     console.print(table, markup=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusCommand:
+    """Prints a table of runs and their states: python -m llm_jax.slurm.status RUNS...
+
+      python -m llm_jax.slurm.status runs/quickstart/default
+      python -m llm_jax.slurm.status runs                     every run below a folder
+
+    State: queued and running come from Slurm, or from a process on this machine; finished, diverged and stopped (with a checkpoint) from the
+    run's summary.json; failed means that it ended without one, or was given up: the last column has the reason. Speeds are medians of the
+    last 20 steps.
+
+    Exit codes: 0 done, 2 a user error (one line on stderr).
+    """
+
+    runs: tuple[Path, ...] = positional("RUNS...", default=(Path("runs"),))
+    """Run folders, grids' folders, or folders above some."""
+    json: Path | None = argument(None, shown="FILE", read=output_file)
+    """Also writes the table to this file, as JSON."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     return run_command(status, arguments)
@@ -198,16 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def status(arguments: list[str]) -> int:
     """Runs the command line; raises UserError where it is wrong."""
-    folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
-    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, StatusCommand)
+    if command is None:
         return 0
-    for key, value in pairs:
-        if key != "json":
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ['json'])}")
-        output_file(key, value)
-    runs = find_runs(folders or [Path("runs")])
+    runs = find_runs(list(command.runs))
     try:
         queue, unknown = job.queued_jobs(job.job_number(run) for run in runs), ""
     except job.SlurmError as error:  # the table is useful without
@@ -216,8 +217,8 @@ def status(arguments: list[str]) -> int:
     show(found)
     if unknown:
         print(unknown, file=sys.stderr)
-    for _, value in pairs:
-        Path(value).write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=2) + "\n")
+    if command.json:
+        write_atomic(command.json, json.dumps([dataclasses.asdict(one) for one in found], indent=2) + "\n")
     return 0
 
 

@@ -145,7 +145,13 @@ def test_the_command_prints_the_wait_alone_and_appends_the_decision(run_dir, cap
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["code=1"], "must be one run folder"), (["."], "code=: is missing"), ([".", "code=x"], "a whole number"), ([".", "cod=1"], "'code'")],
+    [
+        (["code=1"], "RUN_DIR is missing"),
+        (["none", "code=1"], "none: must be one run folder"),
+        (["."], "code=CODE is missing"),
+        ([".", "code=x"], "a whole number"),
+        ([".", "cod=1"], "'code'"),
+    ],
 )
 def test_user_errors(capsys, arguments, says):
     assert requeue.main(arguments) == 2
