@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,14 +14,18 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.documents_per_row import held_out_row_documents, largest_group_sum, training_row_documents
+from llm_jax.data.encoder import Encoder
 from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows, empty_row
 from llm_jax.data.sources import Source, resolve
 from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_mask, tokenize
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
+from llm_jax.data.whole_rows import WholeRows
 
 Batch = dict[str, np.ndarray]
+RowKind = Literal["cut", "whole"]
+"""How documents fill rows: packed end to end and cut, or whole."""
 BATCH_KEYS = ("tokens", "targets", "weights", "segments", "positions")
 
 
@@ -31,8 +36,8 @@ class _MixturePart:
     name: str
     share: float
     """Its part of all rows, 0 to 1."""
-    train: PackedRows
-    held_out: PackedRows
+    train: PackedRows | WholeRows
+    held_out: PackedRows | WholeRows
 
 
 class Corpus:
@@ -41,24 +46,24 @@ class Corpus:
     With `to_train=False` only the held-out set is used, and all documents may be held out.
 
     A batch is tokens, targets, segments and positions (int32 [B, T]) and weights (float32 [B, T]). `targets` is
-    the next token of the same document, 0 where there is none; `weights` is 1 where there is a target, else 0;
+    the next token of the same document, 0 where there is none; `weights` is 1 where there is a target that is trained, else 0;
     `segments` numbers the documents of a row from 1, 0 is padding; `positions` count from 0 in each document of a row.
     """
 
     def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
-                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True):  # fmt: skip
-        self._stores, self._held_out_fraction = parts, held_out_fraction
+                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True, rows: RowKind = "cut"):  # fmt: skip
+        self._stores, self._held_out_fraction, self._rows = parts, held_out_fraction, rows
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
         # A document that one source holds out is held out everywhere, even if another source contains it too.
         held_out_H = np.concatenate([store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts])
         self._parts = [
-            _MixturePart(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train))
+            _MixturePart(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train, rows))
             for name, weight, store in parts
         ]
-        self.train_tokens = sum(part.train.epoch_tokens for part in self._parts)
-        self.held_out_tokens = sum(part.held_out.epoch_tokens for part in self._parts)
+        self.train_tokens = sum(int(part.train.lengths_N.sum()) for part in self._parts)
+        self.held_out_tokens = sum(int(part.held_out.lengths_N.sum()) for part in self._parts)
         self.train_documents = sum(len(part.train.lengths_N) for part in self._parts)
         self.held_out_documents = sum(len(part.held_out.lengths_N) for part in self._parts)
         text_bytes = sum(int(store.bytes_N.sum()) for _, _, store in parts)
@@ -69,7 +74,7 @@ class Corpus:
         """A corpus of these documents, with these held out, whose training rows come in the order of another seed."""
         return Corpus(
             self._stores, self.tokenizer, fingerprint=self.fingerprint, held_out_fraction=self._held_out_fraction,
-            sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed,
+            sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed, rows=self._rows,
         )  # fmt: skip
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
@@ -135,12 +140,14 @@ def batch_sha(batch: Batch) -> str:
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: int, batch_size: int, seed: int,
-            run_dir: Path | None, log: Callable[[str], None], to_train: bool = True) -> Corpus:  # fmt: skip
+            run_dir: Path | None, log: Callable[[str], None], to_train: bool = True, encoder: Encoder | None = None,
+            rows: RowKind = "cut") -> Corpus:  # fmt: skip
     """The corpus that a configuration describes; whatever the cache lacks is built first.
 
     Where several processes share the cache, one of them calls this first; the others then find everything built.
-    The tokenizer is copied to `run_dir/tokenizer/`. `to_train`: see `Corpus`. Raises UserError for anything that the
-    user can mend.
+    The tokenizer is copied to `run_dir/tokenizer/`. `to_train`: see `Corpus`. `encoder`: how documents become tokens; None: BOS + text
+    + EOS. `rows`: "cut" packs documents end to end and cuts them at the ends of rows, "whole" packs whole ones. Raises UserError for
+    anything that the user can mend.
     """
     data.check()
     tokenizer.check()
@@ -152,12 +159,12 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
     with cache.writable(folder):
         return _prepare(
             data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed,
-            run_dir=run_dir, log=log, to_train=to_train,
+            run_dir=run_dir, log=log, to_train=to_train, encoder=encoder, rows=rows,
         )  # fmt: skip
 
 
 def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequence_length: int, batch_size: int, seed: int,
-             run_dir: Path | None, log: Callable[[str], None], to_train: bool) -> Corpus:  # fmt: skip
+             run_dir: Path | None, log: Callable[[str], None], to_train: bool, encoder: Encoder | None, rows: RowKind) -> Corpus:  # fmt: skip
     sources: list[tuple[Source, float]] = []
     for name, weight in data.sources().items():
         source = resolve(name, data, log)
@@ -171,15 +178,19 @@ def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequ
         trained.save(Path(run_dir) / "tokenizer")
     parts, all_cached = [], True
     for source, weight in sources:
-        store, cached = tokenize(source, trained, folder, data.workers)
+        store, cached = tokenize(source, trained, folder, data.workers, encoder)
         all_cached &= cached
         parts.append((source.name, weight, store))
         if store.invalid:
             log(f"corpus {source.name}: {store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD")
-    identity = [[[s.name, s.fingerprint, w] for s, w in sources], trained.fingerprint, data.held_out_fraction]
+    identity: list[Any] = [[[s.name, s.fingerprint, w] for s, w in sources], trained.fingerprint, data.held_out_fraction]
+    if encoder is not None:
+        identity.append(["encoder", encoder.fingerprint])
+    if rows != "cut":
+        identity.append(["rows", rows])
     corpus = Corpus(
         parts, trained, fingerprint=cache.fingerprint("corpus", *identity), held_out_fraction=data.held_out_fraction,
-        sequence_length=sequence_length, batch_size=batch_size, seed=seed, to_train=to_train,
+        sequence_length=sequence_length, batch_size=batch_size, seed=seed, to_train=to_train, rows=rows,
     )  # fmt: skip
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "
@@ -193,21 +204,25 @@ def _count(tokens: int) -> str:
 
 
 def _split(
-    name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool
-) -> tuple[PackedRows, PackedRows]:
+    name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool, kind: RowKind
+) -> tuple[PackedRows | WholeRows, PackedRows | WholeRows]:
     """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out documents."""
     held_out_N = np.isin(store.hashes_N, held_out_H)
     if to_train and held_out_N.all():
         raise all_held_out_error(name, fraction, len(held_out_N))
-    train_N = np.flatnonzero(~held_out_N)
-    held_N = np.flatnonzero(held_out_N)
-    rows = PackedRows(store.tokens, store.starts_N[train_N], store.lengths_N[train_N], length=length, seed=seed)
+
+    def rows_of(mask_N: np.ndarray, seed: int | None) -> PackedRows | WholeRows:
+        chosen_N = np.flatnonzero(mask_N)
+        rows = PackedRows if kind == "cut" else WholeRows
+        return rows(store.tokens, store.starts_N[chosen_N], store.lengths_N[chosen_N], length=length, seed=seed, weights=store.weights)
+
+    rows = rows_of(~held_out_N, seed)
     if to_train and rows.epoch_tokens < length:
         raise UserError(
             f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs {length:,}; "
             f"give more text or a smaller train.sequence_length"
         )
-    return rows, PackedRows(store.tokens, store.starts_N[held_N], store.lengths_N[held_N], length=length, seed=None)
+    return rows, rows_of(held_out_N, None)
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:

@@ -13,6 +13,7 @@ import numpy as np
 
 from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows
+from llm_jax.data.whole_rows import WholeRows
 
 CHUNK_ROWS = 1 << 18
 """Rows that are counted at once: a bound on memory."""
@@ -23,7 +24,7 @@ def largest_group_sum(counts: Iterator[np.ndarray], group: int) -> int:
     return max((int(count_N.reshape(-1, group).sum(1).max()) for count_N in counts), default=0)
 
 
-def training_row_documents(sources: Sequence[PackedRows], shares: Sequence[float], rows: int, group: int) -> Iterator[np.ndarray]:
+def training_row_documents(sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int) -> Iterator[np.ndarray]:
     """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole groups.
 
     `shares` says how the rows of `sources` are interleaved (`llm_jax.data.mixture`).
@@ -42,7 +43,7 @@ def training_row_documents(sources: Sequence[PackedRows], shares: Sequence[float
 class _SourceCounts:
     """The number of documents in each training row of one source, read in order from row 0."""
 
-    def __init__(self, packed: PackedRows):
+    def __init__(self, packed: PackedRows | WholeRows):
         self.packed, self.next_round = packed, 0
         self.left = np.zeros(0, np.int64)
 
@@ -60,8 +61,10 @@ class _SourceCounts:
         return joined_N[:count]
 
 
-def documents_in_rows(packed: PackedRows, first: int, stop: int) -> np.ndarray:
+def documents_in_rows(packed: PackedRows | WholeRows, first: int, stop: int) -> np.ndarray:
     """int64 [stop - first]: the documents in each row of the stream, the one that a row begins inside of included."""
+    if isinstance(packed, WholeRows):
+        return packed.documents_in_rows(first, stop)
     T = packed.length
     count_N = np.ones(stop - first, np.int64)
     at, end = first * T, stop * T
@@ -75,7 +78,7 @@ def documents_in_rows(packed: PackedRows, first: int, stop: int) -> np.ndarray:
     return count_N
 
 
-def held_out_row_documents(sources: Sequence[PackedRows], group: int) -> Iterator[np.ndarray]:
+def held_out_row_documents(sources: Sequence[PackedRows | WholeRows], group: int) -> Iterator[np.ndarray]:
     """The documents in each held-out row of all sources and in the empty rows that fill the last group: one int64 array.
 
     Padding counts as a document.
@@ -84,8 +87,10 @@ def held_out_row_documents(sources: Sequence[PackedRows], group: int) -> Iterato
     yield np.concatenate([count_N, np.ones(-len(count_N) % group, np.int64)])
 
 
-def _single_epoch(packed: PackedRows) -> np.ndarray:
+def _single_epoch(packed: PackedRows | WholeRows) -> np.ndarray:
     """int64: the documents in each row of epoch 0 alone; padding at its end counts as one."""
+    if isinstance(packed, WholeRows):
+        return packed.documents_in_rows(0, packed.round_rows)
     T, tokens = packed.length, packed.epoch_tokens
     offsets_N = packed.offsets(0)
     count_N = 1 + np.bincount(offsets_N[offsets_N % T > 0] // T, minlength=-(-tokens // T))

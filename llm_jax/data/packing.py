@@ -22,13 +22,22 @@ class PackedRows:
     many rows as an epoch fills, and shuffles the rows within each round.
     """
 
-    def __init__(self, tokens: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, *, length: int, seed: int | None):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        starts_N: np.ndarray,
+        lengths_N: np.ndarray,
+        *,
+        length: int,
+        seed: int | None,
+        weights: np.ndarray | None = None,
+    ):
         """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
 
         `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each round; with
-        None neither is shuffled.
+        None neither is shuffled. `weights`: uint8, of each token; None: every token is trained.
         """
-        self.tokens, self.starts_N, self.lengths_N = tokens, starts_N, lengths_N
+        self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
         self.length, self.seed = length, seed
         self.epoch_tokens = int(lengths_N.sum())
         self.round_rows = max(1, self.epoch_tokens // max(length, 1))
@@ -58,7 +67,9 @@ class PackedRows:
                 begin = int(self.starts_N[document]) + skipped
                 remaining = int(self.lengths_N[document]) - skipped
                 segment += 1
-                take = _place(row, filled, segment, self.tokens[begin : begin + min(remaining, self.length - filled + 1)])
+                end = begin + min(remaining, self.length - filled + 1)
+                weights = None if self.weights is None else self.weights[begin:end]
+                take = place_document(row, filled, segment, self.tokens[begin:end], weights)
                 filled, offset, k = filled + take, offset + take, k + 1
             epoch, offset = epoch + 1, 0
         return row
@@ -97,16 +108,17 @@ def empty_row(length: int) -> Row:
     return row
 
 
-def _place(row: Row, at: int, segment: int, tokens: np.ndarray) -> int:
+def place_document(row: Row, at: int, segment: int, tokens: np.ndarray, weights: np.ndarray | None) -> int:
     """Writes a document's tokens into a row from position `at`; returns how many.
 
-    `tokens` has one token more than fits if the document continues in the next row: it is the last target.
+    `tokens` has one token more than fits if the document continues in the next row: it is the last target. `weights`: of each token
+    (as a target); None: 1.
     """
     take = min(len(tokens), len(row["tokens"]) - at)
     targets = min(len(tokens) - 1, take)
     row["tokens"][at : at + take] = tokens[:take]
     row["targets"][at : at + targets] = tokens[1 : 1 + targets]
-    row["weights"][at : at + targets] = 1
+    row["weights"][at : at + targets] = 1 if weights is None else weights[1 : 1 + targets]
     row["segments"][at : at + take] = segment
     row["positions"][at : at + take] = np.arange(take)
     return take

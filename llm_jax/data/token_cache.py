@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,11 +21,14 @@ import numpy as np
 from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 from llm_jax.core.files import write_atomic
 from llm_jax.data import cache
+from llm_jax.data.encoder import Encoder
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sources import Source
 from llm_jax.data.tokenizer import Tokenizer
 
 _VERSION = 1  # of the files' format: raise it when it changes
+WEIGHTS = "weights"
+"""The file with the weights of tokens, where an encoder gave them some."""
 _SHARD_BYTES = 4 << 20
 _MOST_SHARDS = 4096
 
@@ -45,6 +49,8 @@ class TokenStore:
     """uint64, a hash of each document's bytes (`document_hash`): it decides between training and held out."""
     invalid: int
     """The number of documents with bytes that are not valid UTF-8."""
+    weights: np.ndarray | None = None
+    """uint8, for each token whether it is trained; None: all are."""
 
 
 def document_hash(text: bytes) -> int:
@@ -69,20 +75,22 @@ def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
     )
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int) -> tuple[TokenStore, bool]:
+def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int, encoder: Encoder | None = None) -> tuple[TokenStore, bool]:
     """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built first.
 
-    A killed build leaves its finished shards for the next one. Two processes may build at the same time.
+    A killed build leaves its finished shards for the next one. Two processes may build at the same time. With an encoder, all is encoded
+    in this process: a worker would not know the file that defines it.
     """
-    key = cache.fingerprint("tokens", _VERSION, source.fingerprint, tokenizer.fingerprint)
+    own = [encoder.fingerprint] if encoder else []
+    key = cache.fingerprint("tokens", _VERSION, source.fingerprint, tokenizer.fingerprint, *own)
     target = folder / "tokens" / key[:32]
     cached = target.exists()
     if not cached:
-        _build(target, source, tokenizer, workers)
+        _build(target, source, tokenizer, workers, encoder)
     return _open(target), cached
 
 
-def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> None:
+def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int, encoder: Encoder | None) -> None:
     partial = target.with_name(f"{target.name}.partial")
     tokenizer.save(partial / "tokenizer")
     job = {**dataclasses.asdict(source), "path": str(source.path)}
@@ -93,7 +101,10 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int) -> 
     ranges = list(itertools.pairwise(bounds))
     missing = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
     try:
-        _run(partial, missing, min(workers or _cores(), len(missing)))
+        if encoder:
+            tokenize_shards(partial, missing, encoder=encoder)
+        else:
+            _run(partial, missing, min(workers or _cores(), len(missing)))
         cache.build_once(target, lambda temporary: _join([_shard(partial, *r) for r in ranges], temporary))
     except Exception:
         if not target.exists():  # else another process finished first and removed these shards
@@ -140,7 +151,7 @@ def _run(partial: Path, missing: list[tuple[int, int]], workers: int) -> None:
             process.wait()
 
 
-def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | None = None) -> None:
+def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | None = None, encoder: Encoder | None = None) -> None:
     """Tokenises ranges of documents, each into its own folder, which appears once it is complete.
 
     Returns early, between shards, if the process `parent` no longer exists.
@@ -152,22 +163,29 @@ def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | 
     for begin, end in ranges:
         if parent is not None and os.getppid() != parent:
             return
-        write = functools.partial(_write_shard, records=records, source=source, tokenizer=tokenizer, begin=begin, end=end)
+        write = functools.partial(_write_shard, records=records, source=source, tokenizer=tokenizer, begin=begin, end=end, encoder=encoder)
         with cache.writable(partial.parents[1]):
             cache.build_once(_shard(partial, begin, end), write)
 
 
-def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int) -> None:
+def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int, encoder: Encoder | None) -> None:
     dtype = _dtype(tokenizer)
     lengths, sizes, hashes, invalid = [], [], [], 0
-    with (folder / "tokens").open("wb") as file:
+    with contextlib.ExitStack() as files:
+        file = files.enter_context((folder / "tokens").open("wb"))
+        weights_file = files.enter_context((folder / WEIGHTS).open("wb")) if encoder else None
         for i in range(begin, end):
             raw: bytes = records[i][source.text_key]
             text = raw.decode("utf-8", "replace")
             invalid += "\ufffd" in text and not _is_utf8(raw)
             start = file.tell()
-            for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]):
-                file.write(np.array(ids, dtype).tobytes())
+            if encoder and weights_file:
+                tokens, weights = encoder.encode(text, tokenizer)
+                file.write(np.asarray(tokens, dtype).tobytes())
+                weights_file.write(np.asarray(weights, np.uint8).tobytes())
+            else:
+                for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]):
+                    file.write(np.array(ids, dtype).tobytes())
             lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
             sizes.append(len(text.encode()))
             hashes.append(document_hash(raw))
@@ -191,10 +209,11 @@ def _dtype(tokenizer: Tokenizer) -> type:
 
 def _join(shards: list[Path], folder: Path) -> None:
     """Joins shards into one set of files, so that nothing depends on how the work was divided."""
-    with (folder / "tokens").open("wb") as out:
-        for shard in shards:
-            with (shard / "tokens").open("rb") as file:
-                shutil.copyfileobj(file, out, 1 << 20)
+    for name in ("tokens", *([WEIGHTS] if (shards[0] / WEIGHTS).exists() else [])):
+        with (folder / name).open("wb") as out:
+            for shard in shards:
+                with (shard / name).open("rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
     for name in ("lengths", "bytes", "hashes"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
     abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
@@ -212,4 +231,5 @@ def _open(folder: Path) -> TokenStore:
         bytes_N=np.load(folder / "bytes.npy", mmap_mode="r"),
         hashes_N=np.load(folder / "hashes.npy", mmap_mode="r"),
         invalid=about["invalid"],
+        weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r") if (folder / WEIGHTS).exists() else None,
     )

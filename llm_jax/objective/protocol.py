@@ -11,12 +11,13 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.data.encoder import Encoder
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.router import Routing
@@ -103,6 +104,13 @@ class Objective:
         """Models that the loss needs beside the policy and that don't change: role → a run folder or Hugging Face folder;
         "" for the weights that the run itself starts with (a reference)."""
         return {}
+
+    rows: ClassVar[Literal["cut", "whole"]] = "cut"
+    """How documents fill rows: packed end to end and cut at the ends of rows, or whole ones only, the rest padding."""
+
+    def encoder(self) -> Encoder | None:
+        """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained."""
+        return None
 
     def examples(self, corpus: Any, settings: Any) -> Examples:
         """The batches, from the run's `data.Corpus`. settings: the run's `TrainConfig`."""

@@ -82,6 +82,13 @@ def prepare_corpus(experiment: Experiment, caches: RunCaches, group: Group, log:
     Raises UserError, naming a host, where it has other documents than the first.
     """
 
+    objective = experiment.objective
+    own: dict[str, Any] = {}  # keys that only some objectives have
+    if encoder := objective.encoder():
+        own["encoder"] = encoder
+    if objective.rows != "cut":
+        own["rows"] = objective.rows
+
     def prepare() -> data.Corpus:
         return (caches.prepare or data.prepare)(
             experiment.data,
@@ -91,6 +98,7 @@ def prepare_corpus(experiment: Experiment, caches: RunCaches, group: Group, log:
             seed=experiment.train.seed,
             run_dir=None,
             log=log,
+            **own,
         )
 
     group.mark("data")

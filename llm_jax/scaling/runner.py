@@ -296,7 +296,7 @@ def corpus_cache() -> Callable[..., data.Corpus]:
     def prepare(
         config: data.DataConfig, tokenizer: data.TokenizerConfig, *, log: Callable[[str], None], run_dir: Path | None, **shape: Any
     ) -> data.Corpus:
-        key = (repr(config), repr(tokenizer), tuple(sorted(shape.items())))
+        key = (repr(config), repr(tokenizer), repr(sorted(shape.items())))
         if key not in kept:
             while len(kept) >= MAX_CORPORA:
                 del kept[next(iter(kept))]

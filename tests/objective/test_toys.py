@@ -41,7 +41,7 @@ def test_a_preference_objective_agrees_with_one_device(run, tmp_path, microbatch
     np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
     np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
     assert (values(many, "accuracy") == values(one, "accuracy")).all()
-    assert [line["tokens"] for line in one if "batch_sha" in line][0] == 2 * 8 * 32
+    assert next(line["tokens"] for line in one if "batch_sha" in line) == 2 * 8 * 32
     assert [line["batch_sha"] for line in one if "batch_sha" in line] == [line["batch_sha"] for line in many if "batch_sha" in line]
     assert json.loads((tmp_path / "one" / "summary.json").read_text())["eval_accuracy"] == values(one, "eval_accuracy")[-1]
 
@@ -94,3 +94,12 @@ def test_frozen_parameters_stay_as_they_started_and_are_in_no_checkpoint(run, tm
     assert (np.asarray(end["blocks"]["attention"]["query"]) != np.asarray(start["blocks"]["attention"]["query"])).any()
     assert launch(f"experiment={HERE / 'toy_source'}.py", "train.trainable=[blocks.atention.query]", f"run_dir={tmp_path / 'x'}",
                   f"data.source={tmp_path / 'small.jsonl'}") == 2  # fmt: skip
+
+
+def test_weights_of_tokens_come_from_the_data_to_the_loss(run, tmp_path):
+    one = run("toy_completion", "one")
+    cut = run("toy_completion", "cut", *FSDP_TENSOR, "train.microbatches=2")
+    np.testing.assert_allclose(values(cut, "train_loss"), values(one, "train_loss"), rtol=1e-5)
+    assert values(cut, "loss_weight").tolist() == values(one, "loss_weight").tolist()
+    plain = run("toy_completion", "plain", "objective=next_token")
+    assert values(one, "loss_weight").mean() < values(plain, "loss_weight").mean()

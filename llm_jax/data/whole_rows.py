@@ -1,0 +1,99 @@
+"""Rows of whole examples: none is cut, and the rest of a row is padding."""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+
+from llm_jax.core.errors import UserError
+from llm_jax.data.packing import Row, empty_row, place_document, shuffled
+
+_ROWS = 1 << 32
+"""Added to an epoch's number where a seed needs one: the orders of rows and of examples are unrelated."""
+
+
+class WholeRows:
+    """The endless rows of one source, each filled with as many whole examples as fit.
+
+    Which examples share a row is a plan that depends on their lengths and the seed alone: each example of a shuffled order goes into the
+    fullest row that still has room for it (best fit). Every epoch has the same rows, in an order of its own. So every example is seen
+    once an epoch, in one piece.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        starts_N: np.ndarray,
+        lengths_N: np.ndarray,
+        *,
+        length: int,
+        seed: int | None,
+        weights: np.ndarray | None = None,
+    ):
+        """As `packing.PackedRows`. Raises UserError for an example that is longer than a row."""
+        if len(lengths_N) and lengths_N.max() > length:
+            longest = int(np.argmax(lengths_N))
+            raise UserError(
+                f"train.sequence_length={length}: example {longest} has {int(lengths_N[longest]):,} tokens, and examples aren't cut. "
+                "Use longer sequences, or leave out long examples."
+            )
+        self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
+        self.length, self.seed = length, seed
+        self.plan = best_fit(lengths_N, length, seed)
+        """The examples of each row."""
+        self.round_rows = max(1, len(self.plan))
+        """The rows of an epoch."""
+        self.epoch_tokens = self.round_rows * length
+        """Positions of an epoch, padding included."""
+        self._round: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return np.iinfo(np.int64).max // max(self.length, 1)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
+        epoch, i = divmod(index, self.round_rows)
+        return self.row(epoch * self.round_rows + int(self.row_order(epoch)[i]))
+
+    def row(self, index: int, *, epochs: int | None = None) -> Row:
+        """Row `index` in the order of the plan, arrays [T]; a row after `epochs` epochs is padding."""
+        row, filled = empty_row(self.length), 0
+        if not self.plan or (epochs is not None and index >= epochs * self.round_rows):
+            return row
+        for segment, example in enumerate(self.plan[index % self.round_rows], 1):
+            begin, end = int(self.starts_N[example]), int(self.starts_N[example] + self.lengths_N[example])
+            weights = None if self.weights is None else self.weights[begin:end]
+            filled += place_document(row, filled, segment, self.tokens[begin:end], weights)
+        return row
+
+    def row_order(self, epoch: int) -> np.ndarray:
+        """int64 [round_rows]: the rows of an epoch, as numbers from 0, in the order of training."""
+        if self._round is None or self._round[0] != epoch:
+            order_N = np.arange(self.round_rows)
+            if self.seed is not None:
+                order_N = shuffled(self.round_rows, self.seed, _ROWS + epoch)
+            self._round = epoch, order_N
+        return self._round[1]
+
+    def documents_in_rows(self, first: int, stop: int) -> np.ndarray:
+        """int64 [stop - first]: the examples in each row of the plan, its padding counted as one."""
+        counts_N = np.array([len(examples) + 1 for examples in self.plan] or [1])
+        return counts_N[np.arange(first, stop) % self.round_rows]
+
+
+def best_fit(lengths_N: np.ndarray, length: int, seed: int | None) -> list[list[int]]:
+    """Examples in rows of at most `length` tokens: each goes into the fullest row that has room, in an order shuffled by the seed."""
+    order_N = np.arange(len(lengths_N)) if seed is None else shuffled(len(lengths_N), seed, 0)
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (tokens that are free, row), sorted
+    for example in order_N.tolist():
+        size = int(lengths_N[example])
+        i = bisect.bisect_left(open_rows, (size, -1))
+        free, row = open_rows.pop(i) if i < len(open_rows) else (length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(example)
+        if free > size:
+            bisect.insort(open_rows, (free - size, row))
+    return rows
