@@ -1,36 +1,21 @@
-"""Whether the best learning rate of small models is that of large ones: python -m llm_jax.scaling.transfer data=runs.csv ...
-
-  python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
-  python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
-
-From a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size: a curve of loss against rate for each size, its
-minimum marked, the parametrisations beside each other; and by which factor the best rate moves from the smallest size to the largest.
-
-data=PATH         .csv or .parquet; runs that are not finished are left out, those that diverged count as the worst
-against=embed     which column is the size: embed, layers or another
-out=PATH          the figure; transfer.png if not given
-
-  --help          this text
-
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
-"""
+"""The command `python -m llm_jax.scaling.transfer`: whether the best learning rate of small models is that of large ones."""
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_jax.core.command import PICTURES, output_file, read_arguments, run_command
+from llm_jax.core.arguments import argument, read_command
+from llm_jax.core.command import PICTURES, output_file, run_command
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.scaling.fit.table import load_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OWN = ("data", "against", "out")
 
 
 @dataclass(frozen=True)
@@ -127,29 +112,43 @@ def described(found: Curves, against: str) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransferCommand:
+    """Shows how the best learning rate depends on a model's size: python -m llm_jax.scaling.transfer data=runs.csv ...
+
+      python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
+      python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
+
+    From a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size: a curve of loss against rate for each size, its
+    minimum marked, the parametrisations beside each other; and by which factor the best rate moves from the smallest size to the largest.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    data: Path = argument(shown="PATH")
+    """A .csv or .parquet with one run a row; unfinished runs are left out, and diverged ones count as the worst."""
+    against: str = argument("embed", shown="COLUMN")
+    """The column that is the size: embed, layers or another."""
+    out: Path = argument(Path("transfer.png"), shown="FILE", read=functools.partial(output_file, endings=PICTURES))
+    """The figure."""
+
+
 def run(arguments: list[str]) -> int:
-    """The command, with UserErrors raised."""
-    flags, pairs = read_arguments(arguments, ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    """Reads the command line, draws the figure and prints the best rates. Raises UserError."""
+    command = read_command(arguments, TransferCommand)
+    if command is None:
         return 0
-    for key, value in pairs:
-        if key not in OWN:
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, OWN)}")
-    asked = {"against": "embed", "out": "transfer.png", **dict(pairs)}
-    if "data" not in asked:
-        raise UserError("data=PATH is missing: a table of runs, .csv or .parquet")
-    out = output_file("out", asked["out"], PICTURES)
-    found = curves(load_table(Path(asked["data"])), asked["against"])
-    draw(found, asked["against"], out)
-    print(described(found, asked["against"]))
-    print(f"figure: {out}")
+    output_file("out", str(command.out), PICTURES)
+    found = curves(load_table(command.data), command.against)
+    draw(found, command.against, command.out)
+    print(described(found, command.against))
+    print(f"figure: {command.out}")
     return 0
 
 
-def main() -> int:
-    """The command; its exit code."""
-    return run_command(run)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

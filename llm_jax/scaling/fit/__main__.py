@@ -1,33 +1,33 @@
-"""Fits a scaling law to a table of runs: python -m llm_jax.scaling.fit data=TABLE.csv method=NAME ...
-
-  python -m llm_jax.scaling.fit data=runs/scaling/isoflop_cpu/runs.csv method=isoflop out=runs/scaling/isoflop_cpu
-  python -m llm_jax.scaling.fit data=TABLE.csv columns.parameters="Model Size" columns.flops="Training FLOP" columns.loss=loss \\
-      method=parametric drop_highest_losses=5 bootstrap=1000 out=FOLDER
-
-data=TABLE        a .csv or .parquet, a run each row; one of our own (runs.csv) needs no columns.*
-columns.X=NAME    which column is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run
-convention=NAME   which N and which FLOPs of our own table: 6nd, 6nd_non_embedding, 6nd_with_head, exact
-out=FOLDER        writes fit.json there, and report.html with its figures
-method=NAME       and its options, with their defaults:
-{methods}
-  --help          this text
-
-Tokens are flops/(6 N) where the table has none. Exit codes: 0 done, 2 a mistake in what was asked, or data that can't carry the
-fit (one line says what).
-"""
+"""The command `python -m llm_jax.scaling.fit`: fits a scaling law to a table of runs."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from llm_jax.core.command import output_folder, read_arguments, run_command
-from llm_jax.core.errors import UserError, check_choice
+from llm_jax.core.arguments import argument, read_command
+from llm_jax.core.command import run_command
+from llm_jax.scaling.fit.arguments import FitArguments, method_names
 
-EXAMPLES = {"data": "TABLE.csv", "method": "NAME", "convention": "NAME", "out": "FOLDER"}
-OWN = tuple(EXAMPLES)
+
+@dataclass(frozen=True, kw_only=True)
+class FitCommand(FitArguments):
+    """Fits a scaling law to a table of runs: python -m llm_jax.scaling.fit data=TABLE.csv method=NAME ...
+
+      python -m llm_jax.scaling.fit data=runs/scaling/isoflop_cpu/runs.csv method=isoflop out=runs/scaling/isoflop_cpu
+      python -m llm_jax.scaling.fit data=TABLE.csv columns.parameters="Model Size" columns.flops="Training FLOP" columns.loss=loss \\
+          method=parametric drop_highest_losses=5 bootstrap=1000 out=FOLDER
+
+    Exit codes: 0 done, 2 a mistake in the command line, or data that can't carry the fit (one line names it).
+    """
+
+    method: str = argument(shown="NAME", choices=method_names)
+    """How the table is fitted; the methods are below, with their options and the options' defaults."""
+
+    @staticmethod
+    def more_help() -> str:
+        """The methods, with the columns and options that they take."""
+        return "Methods:\n" + describe()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,71 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fit(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
-    flags, pairs = read_arguments(arguments, ("--help", "-h"))
-    from llm_jax.scaling.fit.methods import METHODS
-
-    if not arguments or flags:
-        print(__doc__.replace("{methods}", describe()))
+    """Reads the command line, fits the table, and prints and writes the fit. Raises UserError."""
+    command = read_command(arguments, FitCommand)
+    if command is None:
         return 0
+    from llm_jax.scaling.fit.methods import METHODS  # these import JAX, which `run_command` sets up
     from llm_jax.scaling.fit.show import print_fit
     from llm_jax.scaling.fit.table import read_columns
     from llm_jax.scaling.report import write_report
 
-    asked = read_keys(pairs, need=("data", "method"))
-    method = METHODS[asked.method]
-    columns, convention, notes = read_columns(asked.data, asked.mapping, asked.convention, method.needs, method.may)
-    made = method.fit(**columns, **asked.options, convention=convention)
+    method, study = METHODS[command.method], command.study_options()
+    columns, convention, notes = read_columns(command.data, command.columns, command.convention, method.needs, method.may)
+    made = method.fit(**columns, **study["options"], convention=convention)
     print_fit(made, notes)
-    if asked.out:
-        page = write_report(asked.data, asked.out, fit=made, notes=notes, **asked.how)
-        print(f"written: {asked.out / 'fit.json'}, {page}")
+    if command.out:
+        page = write_report(command.data, command.out, fit=made, notes=notes, **study)
+        print(f"written: {command.out / 'fit.json'}, {page}")
     return 0
-
-
-@dataclass(frozen=True)
-class FitArguments:
-    """What a command line asks for."""
-
-    data: Path
-    out: Path | None
-    method: str
-    """Empty: not given."""
-    convention: str
-    mapping: dict[str, str]
-    options: dict[str, Any]
-    """The method's."""
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """How the table is to be read and fitted."""
-        return {
-            "method": self.method,
-            "mapping": self.mapping,
-            "convention": self.convention,
-            "options": self.options,
-        }
-
-
-def read_keys(pairs: list[tuple[str, str]], need: tuple[str, ...]) -> FitArguments:
-    """The keys of a command line, and those that are needed. Raises UserError for keys and values that are none."""
-    from llm_jax.scaling.fit.methods import METHODS, read_option
-
-    own = {key: value for key, value in pairs if key in OWN}
-    for key in need:
-        if not own.get(key):
-            raise UserError(f"{key}={EXAMPLES[key]} is missing (--help says what there is)")
-    method = own.get("method", "")
-    if method:
-        check_choice("method", method, METHODS)
-    rest = [(key, value) for key, value in pairs if key not in OWN]
-    mapping = {key.removeprefix("columns."): value for key, value in rest if key.startswith("columns.")}
-    asked = [(key, value) for key, value in rest if not key.startswith("columns.")]
-    if asked and not method:
-        raise UserError(f"{'='.join(asked[0])}: is an option of a method, or no key at all; give method=NAME with it (one of {', '.join(METHODS)})")
-    options = {key: read_option(method, key, value) for key, value in asked}
-    out = output_folder("out", own["out"]) if "out" in own else None
-    return FitArguments(Path(own["data"]), out, method, own.get("convention", ""), mapping, options)
 
 
 def describe() -> str:

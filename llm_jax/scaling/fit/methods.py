@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from llm_jax.core.errors import UserError, nearest, one_of
+from llm_jax.core.config_tree import coerced
+from llm_jax.core.errors import UserError, nearest
 from llm_jax.scaling.fit.accuracy_link import accuracy
 from llm_jax.scaling.fit.approach1 import envelope
 from llm_jax.scaling.fit.approach2 import isoflop
@@ -69,28 +70,4 @@ def read_option(method: str, key: str, value: str) -> Any:
     known = METHODS[method].options()
     if key not in known:
         raise UserError(f"{key}={value}: there is no key {key!r} with method={method}; {nearest(key, known)}")
-    kind = get_type_hints(METHODS[method].fit)[key]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{key}={value}: {one_of(value, get_args(kind))}")
-        return value
-    read, what = KINDS[kind]
-    try:
-        return read(value)
-    except ValueError as error:
-        raise UserError(f"{key}={value}: must be {what}") from error
-
-
-def true_or_false(text: str) -> bool:
-    """A bool from the text true or false; raises ValueError for another."""
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    bool: (true_or_false, "true or false"),
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-    str: (str, "text"),
-}
+    return coerced(key, value, get_type_hints(METHODS[method].fit)[key])
