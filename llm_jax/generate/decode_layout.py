@@ -12,11 +12,12 @@ NOT_SPLIT = ("sequence", "keys", "layers")
 
 
 def decoding_layout(layout: Layout) -> Layout:
-    """The layout for decoding on the same mesh: how batch, heads, hidden units, experts and vocabulary are split, and weights at rest.
+    """The layout for decoding on the same mesh: how batch, heads, hidden units, experts and vocabulary are
+    split, and weights at rest.
 
-    A single position can't be split, so mesh axes that split the sequence split the batch instead. The stages of a pipeline would wait for
-    each other, so their axes split the batch too (outside the blocks they already do), and weights at rest, which are gathered layer by
-    layer as FSDP does.
+    A single position can't be split, so mesh axes that split the sequence split the batch instead. The stages
+    of a pipeline would wait for each other, so their axes split the batch too (outside the blocks they
+    already do), and weights at rest, which are gathered layer by layer as FSDP does.
     """
     batch = [*split_axes(layout.compute.get("batch", "")), *split_axes(layout.compute.get("sequence", ""))]
     compute = decoding_table(layout.compute)
@@ -35,7 +36,8 @@ def decoding_table(table: Axes) -> Axes:
 
 
 def decoding_place(place: MeshPlacement, config: ModelConfig) -> MeshPlacement:
-    """The placement for decoding. Where a pipeline's axes don't divide `config.embed`, the weights are not split over them."""
+    """The placement for decoding. Where a pipeline's axes don't divide `config.embed`, the weights are not
+    split over them."""
     decoding = MeshPlacement(decoding_layout(place.layout), place.mesh)
     if config.embed % decoding.size(decoding.axes("embed", "stored")):
         decoding = MeshPlacement(dataclasses.replace(decoding.layout, stored=decoding_table(place.layout.stored)), place.mesh)

@@ -35,7 +35,8 @@ SMALLEST_BUCKET = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class DecodeState:
-    """What changes from step to step. The caches are split over devices by the layout; the other arrays are on every device."""
+    """What changes from step to step. The caches are split over devices by the layout; the other arrays are
+    on every device."""
 
     caches: list[caches.Cache]
     """One for each layer, bottom to top."""
@@ -50,7 +51,8 @@ class DecodeState:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class UnstackedGraphs:
-    """The graphs (`nnx.GraphDef`) and configurations of a model whose layers are separate modules. Holds no arrays."""
+    """The graphs (`nnx.GraphDef`) and configurations of a model whose layers are separate modules. Holds no
+    arrays."""
 
     outer: Any
     """The graph of the model without its blocks: embedding, final norm and head."""
@@ -63,7 +65,8 @@ class UnstackedGraphs:
 class DecodePrograms:
     """Prefill and decode of one model, compiled for a fixed number of slots with a fixed number of positions.
 
-    The programs take each layer's weights as separate arrays: a product with a slice of stacked weights would copy the slice at every step.
+    The programs take each layer's weights as separate arrays: a product with a slice of stacked weights would
+    copy the slice at every step.
     """
 
     def __init__(
@@ -77,9 +80,10 @@ class DecodePrograms:
     ):
         """Traces the model; nothing is compiled yet.
 
-        slots: texts that are decoded at once. prefill_rows: prompts that are read at once. Both are rounded up to a multiple of what the
-        layout splits the batch into. capacity: positions of a slot. tokenizer_vocab: ids from this one on, which only pad the embedding,
-        are never drawn. log: called with a line for each compilation.
+        slots: texts that are decoded at once. prefill_rows: prompts that are read at once. Both are rounded
+        up to a multiple of what the layout splits the batch into. capacity: positions of a slot.
+        tokenizer_vocab: ids from this one on, which only pad the embedding, are never drawn. log: called with
+        a line for each compilation.
         """
         config = model.config
         config = dataclasses.replace(config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless"))
@@ -139,9 +143,11 @@ class DecodePrograms:
     # Calls
 
     def prefill(self, weights: Any, state: DecodeState, tokens: list[list[int]], slots: list[int], settings: Settings) -> tuple[DecodeState, Any]:
-        """(the state with each prompt in its slot and its first token drawn, (token_P, logprob_P, logits_PV)).
+        """(the state with each prompt in its slot and its first token drawn, (token_P, logprob_P,
+        logits_PV)).
 
-        tokens: the ids of each prompt, at most `prefill_rows` prompts. slots: the slot of each. settings: numpy arrays [prefill_rows].
+        tokens: the ids of each prompt, at most `prefill_rows` prompts. slots: the slot of each. settings:
+        numpy arrays [prefill_rows].
         """
         bucket = self.bucket(max(map(len, tokens)))
         tokens_PT = np.zeros((self.prefill_rows, bucket), np.int32)
@@ -169,18 +175,21 @@ class DecodePrograms:
         return jax.device_put(arrays, self.replicated)
 
     def bucket(self, tokens: int) -> int:
-        """The length that prompts of this many tokens are padded to: a power of two, at most a slot's capacity."""
+        """The length that prompts of this many tokens are padded to: a power of two, at most a slot's
+        capacity."""
         bucket = SMALLEST_BUCKET
         while bucket < tokens:
             bucket *= 2
         return min(bucket, self.capacity)
 
     def top_logprobs(self, logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(logprobs, token ids) of the `MAX_LOGPROBS` most likely tokens, [B, n] each, best first. Its own program: most steps don't need it."""
+        """(logprobs, token ids) of the `MAX_LOGPROBS` most likely tokens, [B, n] each, best first. Its own
+        program: most steps don't need it."""
         return self.run("log-probabilities", f"{len(logits_BV)} rows", top_logprobs_program, (), logits_BV)
 
     def run(self, name: str, size: str, program: Callable, donated: tuple[int, ...], *arguments: Any) -> Any:
-        """Runs a program; the first call with a (name, size) compiles it and logs so. donated: numbers of the arguments that it overwrites."""
+        """Runs a program; the first call with a (name, size) compiles it and logs so. donated: numbers of the
+        arguments that it overwrites."""
         with jax.set_mesh(self.place.mesh):
             if (name, size) not in self.compiled:
                 begun = time.perf_counter()
@@ -226,7 +235,8 @@ class DecodePrograms:
         return state, (token_P, logprob_P, logits_PV)
 
     def step_program(self, length: int, weights: Any, state: DecodeState, settings: Settings) -> tuple[DecodeState, Any]:
-        """The body of `step`, to be traced. Free slots are decoded too; their tokens are discarded. length: positions of the caches that are read."""
+        """The body of `step`, to be traced. Free slots are decoded too; their tokens are discarded. length:
+        positions of the caches that are read."""
         position_B = jnp.minimum(state.position_B, self.capacity - 1)  # a free slot's position could pass the end
         split_B = self.place.move(position_B, ("batch",))
         tokens_B1, positions_B1 = (self.place.move(a[:, None], ("batch", None)) for a in (state.token_B, position_B))

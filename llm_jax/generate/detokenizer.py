@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 CONTEXT = 8
-"""How many earlier tokens are decoded together with new ones: SentencePiece drops the space before the first word of what it decodes."""
+"""How many earlier tokens are decoded together with new ones: SentencePiece drops the space before the first
+word of what it decodes."""
 UNFINISHED = 3
-"""An incomplete UTF-8 character has at most this many bytes, and decodes to at most this many U+FFFD at the end of the text."""
+"""An incomplete UTF-8 character has at most this many bytes, and decodes to at most this many U+FFFD at the
+end of the text."""
 
 
 class Detokenizer:
@@ -23,7 +25,8 @@ class Detokenizer:
         """Characters of the pending tokens that have been returned."""
 
     def push(self, token: int) -> str:
-        """Adds a token and returns the new text that later tokens can't change; the bytes of an incomplete character wait."""
+        """Adds a token and returns the new text that later tokens can't change; the bytes of an incomplete
+        character wait."""
         self.pending.append(token)
         text = self.text()
         broken = len(text) - len(text.rstrip("\ufffd"))
@@ -44,7 +47,8 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Passes text on, part by part, up to the first stop string that is complete. The stop string is not passed on."""
+    """Passes text on, part by part, up to the first stop string that is complete. The stop string is not
+    passed on."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stops)
@@ -54,7 +58,8 @@ class StopStrings:
         """The stop string that ended the text."""
 
     def push(self, text: str) -> str:
-        """Adds text and returns what can't be part of a stop string. Sets `found` at the first complete one; returns "" from then on."""
+        """Adds text and returns what can't be part of a stop string. Sets `found` at the first complete one;
+        returns "" from then on."""
         if self.found is not None:
             return ""
         self.withheld += text

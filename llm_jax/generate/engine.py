@@ -1,4 +1,5 @@
-"""An engine that continues many prompts at once: requests join and leave between steps (continuous batching; Orca, Yu et al. 2022).
+"""An engine that continues many prompts at once: requests join and leave between steps (continuous batching;
+Orca, Yu et al. 2022).
 
     engine = Engine.of(open_model("runs/quickstart/default"), slots=8, max_tokens=512)
     number = engine.submit(Request("def main(", max_tokens=100, temperature=0.8))
@@ -55,7 +56,8 @@ class ActiveRequest:
 
 
 class Engine:
-    """Continues prompts, many at once. All processes of a mesh must make the same calls; they get the same results."""
+    """Continues prompts, many at once. All processes of a mesh must make the same calls; they get the same
+    results."""
 
     def __init__(
         self,
@@ -71,9 +73,10 @@ class Engine:
     ):
         """A train loop has these four; `Engine.of` takes them from an opened model.
 
-        name: of the model, for errors. slots: requests that run at once; others wait. max_tokens: maximum of prompt and continuation together.
-        prefill_rows: prompts (of one bucket of lengths) that are read at once. slots and prefill_rows are rounded up to a multiple of what
-        the layout splits the batch into. log: called with a line for each compilation. Raises UserError for impossible sizes.
+        name: of the model, for errors. slots: requests that run at once; others wait. max_tokens: maximum of
+        prompt and continuation together. prefill_rows: prompts (of one bucket of lengths) that are read at
+        once. slots and prefill_rows are rounded up to a multiple of what the layout splits the batch into.
+        log: called with a line for each compilation. Raises UserError for impossible sizes.
         """
         require(slots >= 1, "slots", slots, "at least 1")
         require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
@@ -107,14 +110,17 @@ class Engine:
         prefill_rows: int = 1,
         log: Callable[[str], None] = no_log,
     ) -> Engine:
-        """An engine for an opened model; without a tokenizer, prompts and texts are token ids (`IdTokenizer`)."""
+        """An engine for an opened model; without a tokenizer, prompts and texts are token ids
+        (`IdTokenizer`)."""
         sizes: dict[str, Any] = {"slots": slots, "max_tokens": max_tokens, "prefill_rows": prefill_rows}
         return cls(opened.program, opened.parameters, tokenizer_or_ids(opened), str(opened.path), **sizes, log=log)
 
     def update(self, parameters: Any) -> None:
-        """Uses other weights from now on, such as those after a training step; shaped and placed as the model's parameters.
+        """Uses other weights from now on, such as those after a training step; shaped and placed as the
+        model's parameters.
 
-        Requests that run now keep the cached keys and values that the old weights computed for earlier positions.
+        Requests that run now keep the cached keys and values that the old weights computed for earlier
+        positions.
         """
         self.weights = self.programs.weights(parameters)
 
@@ -136,7 +142,8 @@ class Engine:
         return active.id
 
     def check_request(self, request: Request) -> tuple[list[int], int]:
-        """(token ids of the prompt, maximum tokens of the continuation). Raises UserError for a request that the engine can't run."""
+        """(token ids of the prompt, maximum tokens of the continuation). Raises UserError for a request that
+        the engine can't run."""
         request.check()
         ids = request.prompt_ids(self.tokenizer)
         for token in ids:
@@ -166,7 +173,8 @@ class Engine:
         return bool(self.waiting) or any(self.slots)
 
     def step(self) -> list[Event]:
-        """Runs one program: prefill for requests that wait for a free slot, else one more token for each that runs.
+        """Runs one program: prefill for requests that wait for a free slot, else one more token for each that
+        runs.
 
         Prefill comes first, so that a text begins as soon as it can.
         """
@@ -180,7 +188,8 @@ class Engine:
         return self.deliver(running, [r.slot for r in running], *out)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
-        """Runs requests to their ends and returns their results, in order. Raises UserError before the first runs if any can't."""
+        """Runs requests to their ends and returns their results, in order. Raises UserError before the first
+        runs if any can't."""
         requests = list(requests)
         for request in requests:
             self.check_request(request)
@@ -190,7 +199,8 @@ class Engine:
         return [self.results.pop(i) for i in ids]
 
     def prefill_waiting(self) -> list[Event]:
-        """Reads waiting prompts into free slots; prompts read at once share a bucket of lengths, so that no result depends on the others."""
+        """Reads waiting prompts into free slots; prompts read at once share a bucket of lengths, so that no
+        result depends on the others."""
         bucket = self.programs.bucket(len(self.waiting[0].ids))
         free = [i for i, active in enumerate(self.slots) if active is None]
         group = [r for r in self.waiting if self.programs.bucket(len(r.ids)) == bucket][: min(len(free), self.programs.prefill_rows)]
@@ -206,7 +216,8 @@ class Engine:
         return events
 
     def deliver(self, running: list[ActiveRequest], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:
-        """Appends the drawn tokens to their requests. rows: the row of the arrays that belongs to each request."""
+        """Appends the drawn tokens to their requests. rows: the row of the arrays that belongs to each
+        request."""
         wanted = max(r.result.request.logprobs for r in running)
         fetched = jax.device_get((token_B, logprob_B, *(self.programs.top_logprobs(logits_BV) if wanted else ())))
         tokens, logprobs, *top = (a.tolist() for a in fetched)
@@ -253,7 +264,8 @@ class Engine:
 
 
 def row_settings(rows: Iterable[ActiveRequest | None]) -> Settings:
-    """Sampling settings of each row, numpy arrays [B]. Rows without a request are greedy, which costs least."""
+    """Sampling settings of each row, numpy arrays [B]. Rows without a request are greedy, which costs
+    least."""
     requests = [active.result.request if active else Request(temperature=0) for active in rows]
 
     def column(name: str, dtype: type) -> jax.Array:  # numpy's, until `DecodePrograms.replicate`

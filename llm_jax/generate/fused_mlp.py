@@ -1,4 +1,5 @@
-"""Gated feed-forward blocks with gate and up as one weight: one product instead of two (docs/log.md has what that gave)."""
+"""Gated feed-forward blocks with gate and up as one weight: one product instead of two (docs/log.md has what
+that gave)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class FusedFeedForward(FeedForward):
 
 
 def fuse_gate_and_up(block: Block) -> None:
-    """Replaces the gated feed-forward modules of one unstacked block, shared experts included, by fused ones. Changes the block."""
+    """Replaces the gated feed-forward modules of one unstacked block, shared experts included, by fused ones.
+    Changes the block."""
     for _, module in list(nnx.iter_modules(block)):
         for name, part in list(nnx.iter_children(module)):
             if isinstance(part, FeedForward) and part.config.gated:

@@ -30,7 +30,8 @@ class GenerationTokenizer(Protocol):
 
 
 class IdTokenizer:
-    """The tokenizer of a model that came without one. It writes ids as text, "5 17 3 ", and encodes nothing: prompts are `Request.ids`."""
+    """The tokenizer of a model that came without one. It writes ids as text, "5 17 3 ", and encodes nothing:
+    prompts are `Request.ids`."""
 
     def __init__(self, vocab_size: int, eos_ids: tuple[int, ...], reason: str) -> None:
         """reason: the error for a prompt that is text: which tokenizer is missing, and where."""
@@ -51,7 +52,8 @@ class IdTokenizer:
 
 
 def tokenizer_or_ids(opened: PretrainedModel) -> GenerationTokenizer:
-    """The model's tokenizer; for a model without one an `IdTokenizer` with the EOS that the folder's JSON files name."""
+    """The model's tokenizer; for a model without one an `IdTokenizer` with the EOS that the folder's JSON
+    files name."""
     if opened.tokenizer_if_any is not None:
         return opened.tokenizer_if_any
     source = source_folder(opened.path)

@@ -1,4 +1,5 @@
-"""Requests to continue prompts, and their results. Imports no JAX: a command checks its requests before JAX starts."""
+"""Requests to continue prompts, and their results. Imports no JAX: a command checks its requests before JAX
+starts."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued, and how. Equal requests give equal tokens, whatever other requests run beside them."""
+    """A prompt to be continued, and how. Equal requests give equal tokens, whatever other requests run beside
+    them."""
 
     prompt: str = ""
     """Text that is continued, from the start of a document."""
@@ -43,7 +45,8 @@ class Request:
     seed: int = 0
     """Seed of the sampling noise. Equal seeds and prompts give equal text."""
     logprobs: int = 0
-    """How many of the most likely tokens are reported, with their log-probabilities, at each position. (The chosen token's always is.)"""
+    """How many of the most likely tokens are reported, with their log-probabilities, at each position. (The
+    chosen token's always is.)"""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -60,7 +63,8 @@ class Request:
             raise UserError(f"prompt={self.prompt}: the request has ids too. Give one of the two")
 
     def prompt_ids(self, tokenizer: GenerationTokenizer) -> list[int]:
-        """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`. Raises UserError for text that has no tokens."""
+        """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`. Raises UserError for text
+        that has no tokens."""
         try:
             return list(self.ids) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
         except UserError as error:
@@ -75,9 +79,11 @@ class Event:
     """Of the request, as `Engine.submit` returned it."""
     token: int
     text: str
-    """Text that is now certain. An incomplete character, or the possible beginning of a stop string, comes with a later event."""
+    """Text that is now certain. An incomplete character, or the possible beginning of a stop string, comes
+    with a later event."""
     logprob: float
-    """Log-probability of the token in nats, from the model's logits as they are: before temperature, cuts and penalty."""
+    """Log-probability of the token in nats, from the model's logits as they are: before temperature, cuts and
+    penalty."""
     top: tuple[tuple[int, float], ...] = ()
     """(id, log-probability) of the `Request.logprobs` most likely tokens, best first."""
     finished: Reason | None = None

@@ -1,10 +1,12 @@
 """Short sample texts that show what a run has learned, by the forward pass of training.
 
-Every token costs a whole forward pass over a fixed window, which keeps the code small and obviously right. The engine could write samples too,
-at a price that the end of every run would pay: it compiles two programs with unrolled layers, where this module compiles one with layers as the
-train step has them (3 samples of 60 tokens: 3.3 s by the engine and 1.3 s here with the quickstart's 4 layers, 9.9 s and 3.2 s with 32; two CPU
-cores, nothing cached). The engine also needs a second copy of the weights beside the optimizer's state, where this needs less memory than the
-step that has just run, and it has no window that moves along with a text longer than the sequences of training.
+Every token costs a whole forward pass over a fixed window, which keeps the code small and obviously right.
+The engine could write samples too, at a price that the end of every run would pay: it compiles two programs
+with unrolled layers, where this module compiles one with layers as the train step has them (3 samples of 60
+tokens: 3.3 s by the engine and 1.3 s here with the quickstart's 4 layers, 9.9 s and 3.2 s with 32; two CPU
+cores, nothing cached). The engine also needs a second copy of the weights beside the optimizer's state, where
+this needs less memory than the step that has just run, and it has no window that moves along with a text
+longer than the sequences of training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Draws the next token from logits.
 
-The order of the steps is that of transformers' `generate` (its `_get_logits_processor`): repetition penalty, temperature, top-k, top-p, min-p.
-A row's token depends on the row's logits, settings, seed and position, and on nothing else in the batch.
+The order of the steps is that of transformers' `generate` (its `_get_logits_processor`): repetition penalty,
+temperature, top-k, top-p, min-p. A row's token depends on the row's logits, settings, seed and position, and
+on nothing else in the batch.
 
 A cut keeps every token that is as likely as the least likely one it keeps: ties are not broken by token ids.
 """
@@ -23,11 +24,14 @@ class Settings(NamedTuple):
     top_k: jax.Array
     """int32: only the k most likely tokens; 0: all."""
     top_p: jax.Array
-    """float32: only the most likely tokens that together have this probability, at least one (Holtzman et al. 2019); 1: all."""
+    """float32: only the most likely tokens that together have this probability, at least one (Holtzman et al.
+    2019); 1: all."""
     min_p: jax.Array
-    """float32: only tokens at least this times as likely as the most likely one (Nguyen et al. 2024); 0: all."""
+    """float32: only tokens at least this times as likely as the most likely one (Nguyen et al. 2024); 0:
+    all."""
     repetition_penalty: jax.Array
-    """float32: positive logits of tokens seen before are divided by it, negative ones multiplied (Keskar et al. 2019); 1: off."""
+    """float32: positive logits of tokens seen before are divided by it, negative ones multiplied (Keskar et
+    al. 2019); 1: off."""
     seed: jax.Array
     """uint32: with the position it determines the noise."""
 
@@ -37,9 +41,10 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
     """(token_B int32, logprob_B float32, in nats), from float32 logits.
 
-    seen_BV: bool, whether a token is in the row's prompt or continuation. position_B: int32, the position that the drawn token gets.
-    vocab: token ids from this one on, which only pad the embedding, are never drawn; None: all may be.
-    The log-probability is the model's: of the logits as they are, before penalty, temperature and cuts.
+    seen_BV: bool, whether a token is in the row's prompt or continuation. position_B: int32, the position
+    that the drawn token gets. vocab: token ids from this one on, which only pad the embedding, are never
+    drawn; None: all may be. The log-probability is the model's: of the logits as they are, before penalty,
+    temperature and cuts.
     """
     x_BV = apply_repetition_penalty(logits_BV, seen_BV, settings.repetition_penalty)
     if vocab is not None and vocab < x_BV.shape[-1]:
@@ -62,12 +67,14 @@ def draw(
 
 
 def apply_where(wanted_B: jax.Array, cut: Callable[[jax.Array], jax.Array], x_BV: jax.Array) -> jax.Array:
-    """x_BV with `cut` applied to the rows where `wanted_B` is true. `cut` is not computed where no row wants it."""
+    """x_BV with `cut` applied to the rows where `wanted_B` is true. `cut` is not computed where no row wants
+    it."""
     return jax.lax.cond(jnp.any(wanted_B), lambda x: jnp.where(wanted_B[:, None], cut(x), x), lambda x: x, x_BV)
 
 
 def noise(seed: jax.Array, position: jax.Array, vocab: int) -> jax.Array:
-    """Gumbel noise [V], float32, for one position of one request: the argmax of logits plus noise is a draw from their softmax."""
+    """Gumbel noise [V], float32, for one position of one request: the argmax of logits plus noise is a draw
+    from their softmax."""
     return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (vocab,), jnp.float32)
 
 
@@ -83,7 +90,8 @@ def top_k(x_BV: jax.Array, k_B: jax.Array) -> jax.Array:
 
 
 def top_p(x_BV: jax.Array, p_B: jax.Array) -> jax.Array:
-    """Logits with -inf for all but the smallest set of most likely tokens whose probabilities sum to at least p."""
+    """Logits with -inf for all but the smallest set of most likely tokens whose probabilities sum to at least
+    p."""
     probability_BV = jax.nn.softmax(x_BV)
     return keep_above_threshold(x_BV, probability_BV, lambda kept_BV: jnp.sum(jnp.where(kept_BV, probability_BV, 0), -1) >= p_B)
 
@@ -95,11 +103,13 @@ def min_p(x_BV: jax.Array, p_B: jax.Array) -> jax.Array:
 
 
 def keep_above_threshold(x_BV: jax.Array, value_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """x_BV where value_BV is at least a row's threshold, else -inf. The threshold is the largest one whose kept tokens are `enough`.
+    """x_BV where value_BV is at least a row's threshold, else -inf. The threshold is the largest one whose
+    kept tokens are `enough`.
 
-    enough: kept_BV (bool) → bool [B], monotone in the threshold. The threshold is found by bisection on the bits of the values, from the top
-    (`sortable_bits`). That takes 32 sums over the row for any k or p; sorting a vocabulary takes many times that on CPUs. Where no threshold
-    is enough (rounding: the whole row sums to less than p), the whole row is kept.
+    enough: kept_BV (bool) → bool [B], monotone in the threshold. The threshold is found by bisection on the
+    bits of the values, from the top (`sortable_bits`). That takes 32 sums over the row for any k or p;
+    sorting a vocabulary takes many times that on CPUs. Where no threshold is enough (rounding: the whole row
+    sums to less than p), the whole row is kept.
     """
     bits_BV = sortable_bits(value_BV)
 
@@ -112,6 +122,7 @@ def keep_above_threshold(x_BV: jax.Array, value_BV: jax.Array, enough: Callable[
 
 
 def sortable_bits(x: jax.Array) -> jax.Array:
-    """uint32 that sort as the float32 values do: the bits, all flipped for negative numbers, the sign bit flipped for others."""
+    """uint32 that sort as the float32 values do: the bits, all flipped for negative numbers, the sign bit
+    flipped for others."""
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # + 0.0: -0 is 0
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

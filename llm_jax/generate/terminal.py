@@ -1,4 +1,5 @@
-"""Prints prompts with their continuations in order: the first unfinished one as its tokens come, the others after it."""
+"""Prints prompts with their continuations in order: the first unfinished one as its tokens come, the others
+after it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from llm_jax.pretrained.model import OUTPUTS_NAN
 def run_and_print(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
     """Runs the requests and prints their texts to stdout: (results in order, seconds without compilation).
 
-    Log lines of the engine that would break a text are printed after it. Raises UserError where the model outputs NaN.
+    Log lines of the engine that would break a text are printed after it. Raises UserError where the model
+    outputs NaN.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale is

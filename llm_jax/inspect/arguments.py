@@ -1,4 +1,4 @@
-"""What the command line asks for."""
+"""The arguments of `python -m llm_jax.inspect`, checked before a model is opened."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from llm_jax.pretrained import arguments
 from llm_jax.pretrained.arguments import whole_number
 
 KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "out")
-MOST_TOKENS = 1024
-"""Of a text."""
+MAX_TOKENS = 1024
+"""Tokens of a text that a page shows."""
 
 
 @dataclass(frozen=True)
 class InspectArguments:
-    """A checked command line."""
+    """A command line of inspect, checked."""
 
     path: str
     text: str
-    """Empty where `ids` are given in its place."""
+    """Empty if `ids` are given instead."""
     origin: str
-    """The key and value that the text is from, for error lines."""
+    """The key and value that the text comes from, for errors."""
     ids: tuple[int, ...] = ()
     out: str = ""
     tokens: int | None = None
-    """Only so many of the text's tokens, the first ones."""
+    """Shows only the first N tokens of the text; None: all."""
     layers: tuple[int, ...] | None = None
-    """Attention maps of these layers only."""
+    """Layers whose attention maps are shown; None: all."""
     word: str = ""
     contexts: tuple[str, str] | None = None
     tokenizers: tuple[str, ...] = ()
     diff: str = ""
     diff_step: int | None = None
     opening: dict[str, Any] = field(default_factory=dict)
-    """Layout, mesh, dtype and step, for `open_model`."""
+    """Arguments of `open_model`: layout, mesh, dtype and step."""
 
 
-def checked(line: arguments.Asked) -> InspectArguments:
-    """Raises UserError, naming the key, for whatever is wrong with the command line by itself."""
+def check_arguments(line: arguments.Asked) -> InspectArguments:
+    """Checks what can be checked without opening the model. Raises UserError that names the key."""
     given = line.values
     if ("word" in given) != ("contexts" in given):
         there, missing = ("word", "contexts") if "word" in given else ("contexts", "word")
@@ -52,8 +52,8 @@ def checked(line: arguments.Asked) -> InspectArguments:
     text, origin = read_text(given)
     require(given.get("diff") != "", "diff", "", "a run, or RUN@STEP")
     diff, diff_step = split_step(given.get("diff", ""))
-    tokens = line.whole("tokens", 2)  # one to foretell the other
-    require(tokens is None or tokens <= MOST_TOKENS, "tokens", tokens, f"at most {MOST_TOKENS}: a page holds no more")
+    tokens = line.whole("tokens", 2)  # the second is predicted from the first
+    require(tokens is None or tokens <= MAX_TOKENS, "tokens", tokens, f"at most {MAX_TOKENS}: a page holds no more")
     return InspectArguments(
         path=str(line.paths[0]),
         text=text,
@@ -72,12 +72,12 @@ def checked(line: arguments.Asked) -> InspectArguments:
 
 
 def read_text(given: dict[str, str]) -> tuple[str, str]:
-    """(the text to look at, the key and value that it is from)."""
+    """(the text, the key and value that it comes from). The text is empty if ids=... are given."""
     sources = [key for key in ("text", "file", "ids") if key in given]
     if not sources:
         raise UserError("text=TEXT is missing (or file=PATH, or ids=1,2,3)")
     if len(sources) > 1:
-        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given; must be one of them")
+        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given. Give one of them")
     if "ids" in given:
         return "", f"ids={given['ids'][:40]}"
     if "text" in given:
@@ -85,12 +85,12 @@ def read_text(given: dict[str, str]) -> tuple[str, str]:
         return given["text"], f"text={given['text'][:40]}{'…' if len(given['text']) > 40 else ''}"
     text = input_text("file", given["file"])
     if not text:
-        raise UserError(f"file={given['file']}: is empty; must be some text")
+        raise UserError(f"file={given['file']}: is empty. Give a file with text")
     return text, f"file={given['file']}"
 
 
 def split_step(value: str) -> tuple[str, int | None]:
-    """RUN@STEP.
+    """Splits RUN@STEP into (run, step); step is None without an @STEP.
 
     >>> split_step("runs/a@200"), split_step("runs/a")
     (('runs/a', 200), ('runs/a', None))

@@ -1,4 +1,4 @@
-"""Two checkpoints on one text: the weights between them, and where their predictions part."""
+"""Compares two checkpoints: their weights, and their predictions on one text."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.checkpoint_diff import WeightDifference, check_alike, weight_differences
-from llm_jax.inspect.layer_by_layer import Walk
+from llm_jax.inspect.layer_by_layer import LayerByLayer
 from llm_jax.inspect.logit_lens import Divergence, Predictions, Readout, divergence
 from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel, open_model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """This checkpoint and another."""
+    """Differences between this checkpoint and another."""
 
     other: str
-    """The other's path, and step where one was asked for."""
+    """Path of the other checkpoint, and its step if it is a run's."""
     weights: list[WeightDifference]
     predictions: Predictions
-    """The other's, of the text."""
+    """Predictions of the other checkpoint on the text."""
     divergence: Divergence
-    """p is this one's, q the other's."""
+    """p is this checkpoint's, q the other's."""
     changed: list[int]
-    """The positions at which the likeliest next token differs."""
+    """Positions at which the most likely next token differs."""
 
 
-def compare(opened: PretrainedModel, asked: InspectArguments, ids: np.ndarray) -> Comparison:
-    """Opens the other checkpoint, too: both models' weights are on the devices for that long."""
-    key = f"diff={asked.diff}" + (f"@{asked.diff_step}" if asked.diff_step is not None else "")
+def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarray) -> Comparison:
+    """Opens the other checkpoint and compares. The weights of both are on the devices meanwhile. Raises
+    UserError. ids: [T], of the text."""
+    key = f"diff={arguments.diff}" + (f"@{arguments.diff_step}" if arguments.diff_step is not None else "")
     try:
-        at = {"step": asked.diff_step} if asked.diff_step is not None else {}
-        there = open_model(asked.diff, **{**asked.opening, **at})
+        at = {"step": arguments.diff_step} if arguments.diff_step is not None else {}
+        there = open_model(arguments.diff, **{**arguments.opening, **at})
     except UserError as error:
-        raise UserError(f"{key}: {str(error).removeprefix(f'{asked.diff}: ')}") from error
+        raise UserError(f"{key}: {str(error).removeprefix(f'{arguments.diff}: ')}") from error
     check_alike(opened, there, key)
     readouts = Readout(opened), Readout(there)
     streams = [last_stream(one, ids) for one in (opened, there)]
@@ -45,14 +46,14 @@ def compare(opened: PretrainedModel, asked: InspectArguments, ids: np.ndarray) -
     if np.isnan(predictions[1].entropy).any():
         raise UserError(f"{key}: {OUTPUTS_NAN}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
-    name = asked.diff + (f" at step {there.step}" if there.step else "")
+    name = arguments.diff + (f" at step {there.step}" if there.step else "")
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
 
 
 def last_stream(opened: PretrainedModel, ids: np.ndarray) -> np.ndarray:
-    """x_TD after the last layer."""
+    """The residual stream x_TD after the last layer, for one text."""
     stream = None
-    for layer in Walk(opened)(ids[None]):
+    for layer in LayerByLayer(opened)(ids[None]):
         stream = layer.stream[0]
     assert stream is not None
     return stream

@@ -1,6 +1,7 @@
-"""One word in two contexts, layer by layer: how its vector begins as the same row of a table, and comes to mean what the context makes of it.
+"""Vectors of one word in two contexts, layer by layer: equal in the embedding, and more and more different as
+context is mixed in.
 
-"How contextual are contextualized word representations?" (Ethayarajh 2019).
+After Ethayarajh 2019, "How contextual are contextualized word representations?".
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class WordInContexts:
-    """The word's vectors: means of the residual stream over the word's tokens, before the first layer and after each."""
+    """A word's vectors in two contexts: means of the residual stream over its tokens, before the first layer
+    and after each."""
 
     word: str
     contexts: tuple[str, str]
     positions: tuple[list[int], list[int]]
-    """The word's tokens in each."""
+    """Positions of the word's tokens in each context."""
     alike: bool
-    """Whether it is the same tokens in both."""
+    """True if the word has the same token ids in both contexts."""
     vectors: np.ndarray
     """float32 [2, L + 1, D]."""
     baseline: np.ndarray
-    """float32 [L + 1]: the mean cosine similarity of all pairs of different tokens of the two contexts: what any two have in common."""
+    """float32 [L + 1]: mean cosine similarity over all pairs of different tokens of the two contexts, for
+    comparison."""
 
     @property
     def cosines(self) -> np.ndarray:
@@ -33,18 +36,19 @@ class WordInContexts:
 
     @property
     def path(self) -> np.ndarray:
-        """float32 [2, L + 1, 2]: the vectors, each divided by its length as the norm before a block does, on their two principal axes."""
+        """float32 [2, L + 1, 2]: the vectors, scaled to unit length, projected onto their two principal
+        axes."""
         unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=-1, keepdims=True), 1e-30)
-        return principal(unit.reshape(-1, unit.shape[-1]))[0].reshape(2, -1, 2)
+        return principal_axes(unit.reshape(-1, unit.shape[-1]))[0].reshape(2, -1, 2)
 
     @property
     def explained(self) -> np.ndarray:
-        """float32 [2]: the part of the variance that each axis has."""
+        """float32 [2]: the share of the variance along each axis."""
         unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=-1, keepdims=True), 1e-30)
-        return principal(unit.reshape(-1, unit.shape[-1]))[1]
+        return principal_axes(unit.reshape(-1, unit.shape[-1]))[1]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the vectors."""
+        """Plain data for inspect.json; the vectors are left out."""
         return {
             "word": self.word,
             "contexts": self.contexts,
@@ -58,13 +62,14 @@ class WordInContexts:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The cosine of the angle between two vectors; 0 where one is zero."""
+    """Cosine similarity of two vectors; 0 if one is zero."""
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / size) if size else 0.0
 
 
-def principal(points_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(coordinates [N, 2] on the two axes of largest variance, the part of the variance of each [2]). An axis's largest entry is positive."""
+def principal_axes(points_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(coordinates [N, 2] on the two axes of largest variance, their shares of the variance [2]). Each axis's
+    largest entry is positive."""
     centred = points_ND.astype(np.float64) - points_ND.mean(0, dtype=np.float64)
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     axes = np.concatenate([axes, np.zeros((2, axes.shape[1]))])[:2]
@@ -74,8 +79,8 @@ def principal(points_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (centred @ axes.T).astype(np.float32), (sizes[:2] ** 2 / total).astype(np.float32)
 
 
-def mean_cosine(x_ND: np.ndarray, ids: np.ndarray) -> float:
-    """The mean cosine similarity over all pairs of vectors whose tokens differ; NaN where all are the same."""
+def mean_pair_cosine(x_ND: np.ndarray, ids: np.ndarray) -> float:
+    """Mean cosine similarity over all pairs of vectors whose token ids differ; NaN if no ids differ."""
     unit = x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), 1e-30)
     differ = ids[:, None] != ids[None]
     return float(np.mean((unit @ unit.T)[differ])) if differ.any() else float("nan")

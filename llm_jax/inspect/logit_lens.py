@@ -1,7 +1,7 @@
-"""What the model would say next, read from the residual stream: the final norm and the head on it, after the last layer or any before.
+"""Next-token predictions read from the residual stream after any layer, by the final norm and the head.
 
-After the last layer that is the model's prediction; after earlier ones it is the logit lens (nostalgebraist 2020).
-The logits exist for a bounded number of positions at a time, and what is kept of them are a few numbers each.
+After the last layer they are the model's predictions; after earlier ones, the logit lens (nostalgebraist
+2020). Logits exist for a bounded number of positions at a time; a few numbers are kept of each position.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.compile import program_options
 
 TOP = 10
+"""Most likely tokens that are kept of a prediction."""
 LOGITS_AT_ONCE = 1 << 26
-"""Numbers of a logits array, at most."""
+"""Maximum entries of a logits array."""
 
 
 class Predictions(NamedTuple):
-    """Of T positions; probabilities are over the whole vocabulary of the model."""
+    """Predictions at T positions. Probabilities are over the model's whole vocabulary."""
 
     top_ids: np.ndarray
-    """int32 [T, 10]: the likeliest next tokens, best first."""
+    """int32 [T, 10]: the most likely next tokens, best first."""
     top_probabilities: np.ndarray
-    """float32 [T, 10]."""
+    """float32 [T, 10]: the probabilities of `top_ids`."""
     entropy: np.ndarray
-    """float32 [T], nats: how undecided the model is."""
+    """float32 [T], nats: entropy of the prediction."""
     log_probability: np.ndarray
-    """float32 [T]: of the token that did come next, natural logarithm; its negative is the loss."""
+    """float32 [T], nats: log-probability of the actual next token; its negative is the loss."""
     rank: np.ndarray
-    """int32 [T]: of that token; 1 is the likeliest."""
+    """int32 [T]: rank of the actual next token; 1 is the most likely."""
 
 
 class Readout:
-    """The head of an opened model, jitted once."""
+    """The final norm and head of a pretrained model, jitted once."""
 
     def __init__(self, opened: PretrainedModel):
         self.opened = opened
@@ -49,21 +50,23 @@ class Readout:
         rows = place.size(place.axes("batch"))
         least = length_multiple(place)
         self.shape = rows, max(least, min(512, LOGITS_AT_ONCE // vocab // rows) // least * least)
-        """Positions, so many in each of so many rows, that are looked at together: every device has its own."""
+        """(rows, positions of each) whose logits exist at a time; the rows are split over the devices that
+        split the batch."""
 
     def predictions(self, x_TD: np.ndarray, targets_T: np.ndarray) -> Predictions:
-        """x_TD: the stream before the final norm. targets_T: the tokens that did come next; where nothing did, any."""
-        parts = [Predictions(*map(np.asarray, predict(self.logits(x), t))) for x, t in self.chunks(x_TD, targets_T)]
+        """Predictions at each position. x_TD: the stream before the final norm. targets_T: the actual next
+        tokens; any id where there is none."""
+        parts = [Predictions(*map(np.asarray, predictions_from_logits(self.logits(x), t))) for x, t in self.chunks(x_TD, targets_T)]
         joined = (np.concatenate([p.reshape(-1, *p.shape[2:]) for p in column]) for column in zip(*parts, strict=True))
         return Predictions(*(column[: len(x_TD)] for column in joined))
 
     def all_logits(self, x_TD: np.ndarray) -> np.ndarray:
-        """float32 [T, V]: only for short texts."""
+        """Logits, float32 [T, V], all at once: for short texts."""
         parts = [np.asarray(self.logits(x)) for x, _ in self.chunks(x_TD, np.zeros(len(x_TD), np.int32))]
         return np.concatenate([p.reshape(-1, p.shape[-1]) for p in parts])[: len(x_TD)]
 
     def chunks(self, x_TD: np.ndarray, targets_T: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Both in arrays of `shape`, the last filled up with zeros."""
+        """Splits both into arrays of `shape`, the last one padded with zeros."""
         rows, length = self.shape
         length = min(length, round_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
         room = round_up(len(x_TD), rows * length)
@@ -72,14 +75,14 @@ class Readout:
         return list(zip(x_TD.reshape(-1, rows, length, x_TD.shape[1]), targets_T.reshape(-1, rows, length), strict=True))
 
     def logits(self, x_BTD: np.ndarray) -> jax.Array:
-        """float32 [B, T, V], whole on every device."""
+        """Logits, float32 [B, T, V], replicated on every device."""
         place = self.opened.place
         with jax.set_mesh(place.mesh):
             return self.jitted(self.opened.parameters, jax.device_put(x_BTD, place.sharding(STREAM, "compute")))
 
     @functools.cached_property
     def jitted(self) -> Any:
-        """(parameters, x_BTD) -> logits_BTV."""
+        """(parameters, x_BTD) → logits_BTV."""
         program = self.opened.program
         place = program.place
 
@@ -91,8 +94,8 @@ class Readout:
 
 
 @jax.jit
-def predict(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tuple[jax.Array, ...]:
-    """The numbers of `Predictions` from logits."""
+def predictions_from_logits(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tuple[jax.Array, ...]:
+    """The fields of `Predictions`, [B, T, ...] each, from float32 logits and the actual next tokens."""
     log_BTV = jax.nn.log_softmax(logits_BTV)
     top, ids = jax.lax.top_k(log_BTV, min(TOP, log_BTV.shape[-1]))
     actual_BT1 = jnp.take_along_axis(log_BTV, targets_BT[..., None], -1)
@@ -102,27 +105,28 @@ def predict(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tuple[jax.Array, .
 
 
 class Divergence(NamedTuple):
-    """How two models' predictions differ, at T positions."""
+    """How the predictions of two models differ at T positions; p are the first model's probabilities, q the
+    second's."""
 
     kl: np.ndarray
-    """float32 [T], nats: sum of p ln(p / q); p of the first, q of the second."""
+    """float32 [T], nats: KL(p ‖ q), the sum of p ln(p / q)."""
     kl_back: np.ndarray
-    """The other way round."""
+    """float32 [T], nats: KL(q ‖ p)."""
     largest: np.ndarray
     """float32 [T]: the largest difference of two logits."""
 
 
 def divergence(first: Readout, second: Readout, x_TD: np.ndarray, y_TD: np.ndarray) -> Divergence:
-    """x_TD, y_TD: the streams of the two before their final norms."""
+    """The divergence of two models' predictions. x_TD, y_TD: their streams before the final norm."""
     none_T = np.zeros(len(x_TD), np.int32)
     pairs = zip(first.chunks(x_TD, none_T), second.chunks(y_TD, none_T), strict=True)
-    parts = [diverge(np.asarray(first.logits(x)), np.asarray(second.logits(y))) for (x, _), (y, _) in pairs]
+    parts = [divergence_from_logits(np.asarray(first.logits(x)), np.asarray(second.logits(y))) for (x, _), (y, _) in pairs]
     return Divergence(*(np.concatenate([np.asarray(p).reshape(-1) for p in column])[: len(x_TD)] for column in zip(*parts, strict=True)))
 
 
 @jax.jit
-def diverge(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The numbers of `Divergence` from logits."""
+def divergence_from_logits(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fields of `Divergence`, [B, T] each, from the float32 logits of both models."""
     p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
     kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
     return kl, back, jnp.max(jnp.abs(first_BTV - second_BTV), -1)

@@ -1,4 +1,4 @@
-"""The page: what was found, as the values that `page.html.jinja` and `page.js` fill in."""
+"""The page: the values that `page.html.jinja` and `page.js` are filled with."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import numpy as np
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.format import short
 from llm_jax.core.templates import render
-from llm_jax.inspect.analysis import Findings, Maps
+from llm_jax.inspect.analysis import AttentionMaps, Findings
 from llm_jax.inspect.arguments import InspectArguments
-from llm_jax.inspect.attention import FROM
+from llm_jax.inspect.attention import FIRST_SCORED
 from llm_jax.inspect.logit_lens import Predictions
 from llm_jax.inspect.tokens import Token
 from llm_jax.pretrained.model import PretrainedModel
 
 LN2 = math.log(2)
-STRONGEST = 6
-"""Heads that are listed for each score."""
+HEADS_LISTED = 6
+"""Number of heads listed for each score."""
 
 
-def make_page(found: Findings, opened: PretrainedModel, asked: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
-    """The whole page as HTML. figures: by name, each with "data" (a data URI), "caption" and "alt"."""
+def make_page(found: Findings, opened: PretrainedModel, arguments: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
+    """The page as HTML. figures: from `write.draw`."""
     config = opened.config
     assert config.vocab is not None
     return render(
         "llm_jax.inspect",
         "page.html.jinja",
-        title=title_of(asked.path),
-        path=asked.path,
+        title=title_of(arguments.path),
+        path=arguments.path,
         step=opened.step,
         found=found,
         has_tokenizer=opened.tokenizer_if_any is not None,
         config=config,
         facts=facts(opened),
-        asked=asked,
+        arguments=arguments,
         figures=figures,
         cards=cards(found, opened),
         next_rows=next_rows(found),
@@ -46,22 +46,22 @@ def make_page(found: Findings, opened: PretrainedModel, asked: InspectArguments,
         strongest=strongest(found),
         data=script_data(found),
         losses=losses(found),
-        hues=[i % 6 for i in range(len(found.parts))],
+        hues=[i % 6 for i in range(len(found.tokens))],
         know_nothing=math.log(config.vocab),
-        from_position=FROM,
+        from_position=FIRST_SCORED,
         weight_rows=weight_rows(found),
         changed_rows=changed_rows(found),
     )
 
 
 def title_of(path: str) -> str:
-    """What a run or a model is called: its experiment's and its own name."""
+    """Title of a page: experiment and run name of a run folder, else the name of the folder."""
     parts = [part for part in Path(path).parts if part not in ("/", "..", "runs", "default")] or [Path(path).resolve().name]
     return parts[-1] if path.startswith("/") else "/".join(parts[-2:])
 
 
 def cards(found: Findings, opened: PretrainedModel) -> list[tuple[str, str]]:
-    """(number, what it is)."""
+    """The headline numbers of the page: (number, description)."""
     mean = float(found.losses.mean())
     n = opened.program.parameter_count()
     config = opened.config
@@ -70,15 +70,15 @@ def cards(found: Findings, opened: PretrainedModel) -> list[tuple[str, str]]:
         (short(n), f"parameters: {config.layers} layers of {config.heads} heads, width {config.embed}"),
         (f"{mean:.2f} nats", f"mean loss of {len(found.losses)} tokens: {mean / LN2:.2f} bits a token, perplexity {math.exp(min(mean, 50)):,.1f}"),
     ]
-    if any(p.data for p in found.parts[1:]):
+    if any(p.data for p in found.tokens[1:]):
         made.append((f"{found.bits_per_byte:.2f} bits", "per byte of the text, which doesn't depend on the tokenizer"))
     return [*made, (f"{right:.0%}", "of the tokens were the model's first choice")]
 
 
 def facts(opened: PretrainedModel) -> list[tuple[str, str]]:
-    """What is worth knowing of the model, as (name, value)."""
+    """Properties of the model for a table: (name, value)."""
     c = opened.config
-    said = [
+    rows = [
         ("layers", str(c.layers)),
         ("width of the stream", str(c.embed)),
         ("query heads, key/value heads", f"{c.heads}, {c.kv_heads}"),
@@ -91,30 +91,30 @@ def facts(opened: PretrainedModel) -> list[tuple[str, str]]:
         ("computed in", c.compute_dtype),
     ]
     if c.window is not None:
-        said.append(("window", f"{c.window} tokens"))
+        rows.append(("window", f"{c.window} tokens"))
     if c.moe.experts:
-        said.append(("experts", f"{c.moe.experts}, of which a token goes to {c.moe.top_k}, in {len(c.sparse_layers)} layers"))
-    return said
+        rows.append(("experts", f"{c.moe.experts}, of which a token goes to {c.moe.top_k}, in {len(c.sparse_layers)} layers"))
+    return rows
 
 
 def losses(found: Findings) -> list[dict[str, Any]]:
-    """Of every token: its label, loss in nats and bits, and how dark it is drawn (0 to 1). The first has no loss."""
-    made: list[dict[str, Any]] = [{"label": found.parts[0].label, "loss": None}]
-    for piece, loss in zip(found.parts[1:], found.losses, strict=True):
-        made.append({"label": piece.label, "loss": float(loss), "bits": float(loss) / LN2, "shade": round(min(1.0, float(loss) / 10), 3)})
+    """Label, loss in nats and bits, and shade (0 to 1) of every token. The first has no loss."""
+    made: list[dict[str, Any]] = [{"label": found.tokens[0].label, "loss": None}]
+    for token, loss in zip(found.tokens[1:], found.losses, strict=True):
+        made.append({"label": token.label, "loss": float(loss), "bits": float(loss) / LN2, "shade": round(min(1.0, float(loss) / 10), 3)})
     return made
 
 
 def next_rows(found: Findings) -> list[dict[str, Any]]:
-    """The table of what comes next: one row a position."""
+    """Rows of the table of predictions, one for each position."""
     p, rows = found.predictions, []
-    for i, piece in enumerate(found.parts):
-        actual = found.parts[i + 1] if i + 1 < len(found.parts) else None
+    for i, token in enumerate(found.tokens):
+        actual = found.tokens[i + 1] if i + 1 < len(found.tokens) else None
         cells = [
             {"label": found.vocabulary[t].label, "p": float(q), "hit": actual is not None and int(t) == actual.id}
             for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)
         ]
-        row: dict[str, Any] = {"position": i, "label": piece.label, "entropy": float(p.entropy[i]), "top": cells, "actual": None}
+        row: dict[str, Any] = {"position": i, "label": token.label, "entropy": float(p.entropy[i]), "top": cells, "actual": None}
         if actual is not None:
             row |= {"actual": actual.label, "rank": int(p.rank[i]), "p": math.exp(float(p.log_probability[i])), "loss": -float(p.log_probability[i])}
         rows.append(row)
@@ -122,7 +122,7 @@ def next_rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def lens_rows(found: Findings) -> list[dict[str, Any]]:
-    """The logit lens, last layer on top: each row's name and cells."""
+    """Rows of the logit lens, last layer first: name and cells of each."""
     rows = []
     for number, p in reversed(list(enumerate(found.lens, -1))):
         cells = [lens_cell(found, p, i) for i in range(found.lens_length)]
@@ -131,9 +131,9 @@ def lens_rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def lens_cell(found: Findings, p: Predictions, i: int) -> dict[str, Any]:
-    """What a layer would say at a position."""
-    top, last = int(p.top_ids[i, 0]), i + 1 == len(found.parts)
-    actual = None if last else found.parts[i + 1]
+    """One cell of the logit lens: the most likely token after a layer, at a position."""
+    top, last = int(p.top_ids[i, 0]), i + 1 == len(found.tokens)
+    actual = None if last else found.tokens[i + 1]
     return {
         "label": found.vocabulary[top].label,
         "p": float(p.top_probabilities[i, 0]),
@@ -143,51 +143,53 @@ def lens_cell(found: Findings, p: Predictions, i: int) -> dict[str, Any]:
 
 
 def strongest(found: Findings) -> dict[str, list[dict[str, Any]]]:
-    """For each score the heads that have most of it (of entropy: least), with what a head that looks evenly would have."""
+    """The heads with the highest value of each score (for entropy: the lowest)."""
     table = {"previous": found.scores.previous, "first": found.scores.first, "induction": found.induction, "entropy": found.scores.entropy}
     made = {}
     for name, values in table.items():
-        order = np.argsort(values if name == "entropy" else -values, axis=None, kind="stable")[:STRONGEST]
+        order = np.argsort(values if name == "entropy" else -values, axis=None, kind="stable")[:HEADS_LISTED]
         heads = [divmod(int(i), values.shape[1]) for i in order]
         made[name] = [{"layer": layer, "head": h, "value": float(values[layer, h]), "shown": layer in found.maps.layers} for layer, h in heads]
     return made
 
 
 def script_data(found: Findings) -> dict[str, Any]:
-    """What the page's script needs to draw attention maps."""
+    """Data for page.js, which draws the attention maps."""
     scores = {"entropy": found.scores.entropy, "previous": found.scores.previous, "first": found.scores.first, "induction": found.induction}
     return {
-        "tokens": [p.label for p in found.parts[: found.maps.length]],
+        "tokens": [p.label for p in found.tokens[: found.maps.length]],
         "layers": found.maps.layers,
         "heads": found.maps.weights.shape[1],
         "length": found.maps.length,
-        "first": first_shown(found),
+        "first": opening_map(found),
         "windows": [found.window[i] for i in found.maps.layers],
-        "maps": packed(found.maps),
+        "maps": packed_maps(found.maps),
         "scores": {name: [rounded(values[i]) for i in found.maps.layers] for name, values in scores.items()},
     }
 
 
-def first_shown(found: Findings) -> tuple[int, int]:
-    """(index of the layer among those with maps, head) of the map that the page opens with: the most pointed one."""
+def opening_map(found: Findings) -> tuple[int, int]:
+    """(index into `maps.layers`, head) of the map that the page opens with: the one with the lowest
+    entropy."""
     entropy = np.nan_to_num(found.scores.entropy[list(found.maps.layers)], nan=np.inf)
     layer, head = np.unravel_index(np.argmin(entropy), entropy.shape)
     return int(layer), int(head)
 
 
 def rounded(values: np.ndarray) -> list[float | None]:
-    """Numbers with four decimals; None for what isn't one."""
+    """Numbers rounded to four decimals; None for what isn't finite."""
     return [finite(round(float(v), 4)) for v in values]
 
 
-def packed(maps: Maps) -> list[str]:
-    """Of each layer: for each head, row by row, the weights on the keys up to the query, a byte each, all as base64."""
+def packed_maps(maps: AttentionMaps) -> list[str]:
+    """For each layer, base64 of bytes: for each head the rows of the lower triangle of its map, one byte a
+    weight."""
     lower = np.tril_indices(maps.length)
     return [base64.b64encode(np.ascontiguousarray(layer[:, lower[0], lower[1]]).tobytes()).decode() for layer in maps.weights]
 
 
 def weight_rows(found: Findings) -> list[dict[str, Any]]:
-    """The weights of two checkpoints: those of no layer, then the kinds, each over its layers."""
+    """Rows of the table of weight differences, one for each kind of weight, over its layers."""
     if found.comparison is None:
         return []
     rows = []
@@ -202,7 +204,7 @@ def weight_rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def changed_rows(found: Findings) -> list[dict[str, Any]]:
-    """The positions at which two checkpoints' first choices differ."""
+    """Rows of the table of positions at which the most likely token of two checkpoints differs."""
     if found.comparison is None:
         return []
     here, there, kl = found.predictions, found.comparison.predictions, found.comparison.divergence.kl
@@ -212,7 +214,7 @@ def changed_rows(found: Findings) -> list[dict[str, Any]]:
 
     rows = []
     for i in found.comparison.changed:
-        actual = found.parts[i + 1].label if i + 1 < len(found.parts) else None
-        row = {"position": i, "label": found.parts[i].label, "actual": actual, "kl": float(kl[i])}
+        actual = found.tokens[i + 1].label if i + 1 < len(found.tokens) else None
+        row = {"position": i, "label": found.tokens[i].label, "actual": actual, "kl": float(kl[i])}
         rows.append({**row, "here": choice(here, i), "there": choice(there, i)})
     return rows

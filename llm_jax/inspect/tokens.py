@@ -1,4 +1,4 @@
-"""Texts as the tokens that a model sees: ids, the bytes that each stands for, and how it is written on a page."""
+"""Tokens of a text for display: id, bytes and a printable label of each."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 @dataclass(frozen=True)
 class Token:
-    """One token."""
+    """One token of a vocabulary."""
 
     id: int
     data: bytes
-    """What it stands for in a text; empty for a control token."""
+    """The bytes that the token stands for in a text; empty for a control token."""
     name: str = ""
-    """What a control token is called; and one without bytes."""
+    """Name of a token without bytes, such as a control token."""
 
     @property
     def label(self) -> str:
-        """How it is written on a page: white space visible, bytes that are no whole characters as ⟨E2⟩, characters without a look as ⟨U+A0⟩.
+        """Printable text: white space made visible, bytes of incomplete characters as ⟨E2⟩, unprintable
+        characters as ⟨U+A0⟩.
 
         >>> Token(7, b" a\\n").label, Token(8, b"\\xe2").label, Token(9, "\\xa0".encode()).label, Token(1, b"", "<s>").label
         ('·a↵', '⟨E2⟩', '⟨U+A0⟩', '<s>')
@@ -41,40 +42,41 @@ class Token:
 
     @property
     def hex(self) -> str:
-        """Its bytes as hexadecimal digits."""
+        """The bytes as hexadecimal digits, separated by spaces."""
         return self.data.hex(" ")
 
 
 class Vocabulary:
-    """Every token of a tokenizer; without one, ids without bytes."""
+    """All tokens of a tokenizer by id. For a model without one (None), tokens without bytes."""
 
     def __init__(self, tokenizer: Tokenizer | None):
         self.written: list[str] = tokenizer.pieces() if tokenizer else []
         self.sizes: list[int] = tokenizer.token_bytes.tolist() if tokenizer else []
 
     def __getitem__(self, i: int) -> Token:
-        """The token of an id. One past the vocabulary (rows that pad the embedding) is called by its number."""
+        """The token of an id. Ids past the vocabulary, which pad the embedding, are named by their number."""
         i = int(i)
         if i >= len(self.written):
             return Token(i, b"", f"#{i}")
         written, size = self.written[i], self.sizes[i]
-        return Token(i, spelled(written, size)) if size else Token(i, b"", written or f"#{i}")
+        return Token(i, token_bytes(written, size)) if size else Token(i, b"", written or f"#{i}")
 
-    def pieces(self, ids: Iterable[int]) -> list[Token]:
-        """The tokens of some ids."""
+    def tokens(self, ids: Iterable[int]) -> list[Token]:
+        """The token of each id."""
         return [self[i] for i in ids]
 
     def plain(self, vocab: int) -> np.ndarray:
-        """The ids that stand for some text; without a tokenizer all `vocab` of them."""
+        """Ids of tokens that have bytes; without a tokenizer, all ids below `vocab`."""
         return np.flatnonzero(self.sizes) if self.sizes else np.arange(vocab)
 
 
-def spelled(written: str, size: int) -> bytes:
-    """The `size` bytes that a piece stands for, from how its tokenizer writes it.
+def token_bytes(written: str, size: int) -> bytes:
+    """The `size` bytes that a vocabulary entry stands for, from its written form.
 
-    A byte as <0x0A>; or text, where SentencePiece's spaces are ▁; or, byte-level, a character for every byte. Which one, the size tells.
+    Forms: a byte as <0x0A>; text in which SentencePiece writes spaces as ▁; a character for every byte
+    (byte-level). The form is the first one that has `size` bytes.
 
-    >>> spelled("<0x0A>", 1), spelled("▁né", 4), spelled("ĠnÃ©", 4)
+    >>> token_bytes("<0x0A>", 1), token_bytes("▁né", 4), token_bytes("ĠnÃ©", 4)
     (b'\\n', b' n\\xc3\\xa9', b' n\\xc3\\xa9')
     """
     if size == 1 and (found := re.fullmatch("<0x([0-9A-F]{2})>", written)):
@@ -88,7 +90,8 @@ def spelled(written: str, size: int) -> bytes:
 
 
 def byte_characters() -> dict[str, int]:
-    """How byte-level tokenizers write bytes (GPT-2, Radford et al. 2019): printable Latin-1 as it is, the others from U+0100 on, in order."""
+    """The byte of each character that byte-level tokenizers write (GPT-2, Radford et al. 2019): printable
+    Latin-1 as it is, other bytes from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -97,22 +100,22 @@ def byte_characters() -> dict[str, int]:
 BYTE_OF = byte_characters()
 
 
-def find_word(parts: list[Token], word: str, context: str) -> list[int]:
-    """The positions of the tokens that the last whole-word occurrence of `word` lies in.
+def find_word(tokens: list[Token], word: str, context: str) -> list[int]:
+    """Positions of the tokens that the last whole-word occurrence of `word` overlaps.
 
-    Looked for in the text that the tokens' bytes are, so that it doesn't matter what a tokenizer puts before or between words.
-    Raises UserError where the word isn't there.
+    The search runs over the joined bytes of the tokens, so it doesn't depend on what a tokenizer puts before
+    or between words. Raises UserError if the word isn't there. context: the text, for that error.
     """
-    text = b"".join(p.data for p in parts).decode(errors="surrogateescape")
-    spelled = re.escape(word)
-    found = list(re.finditer(rf"(?<!\w){spelled}(?!\w)", text))
-    if not found and not word.isascii():  # there are scripts without spaces
-        found = list(re.finditer(spelled, text))
+    text = b"".join(p.data for p in tokens).decode(errors="surrogateescape")
+    pattern = re.escape(word)
+    found = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", text))
+    if not found and not word.isascii():  # some scripts write no spaces
+        found = list(re.finditer(pattern, text))
     if not found:
-        raise UserError(f"word={word}: is no word of the context {context!r}; both contexts must have it, written alike")
+        raise UserError(f"word={word}: is no word of the context {context!r}. Give a word that both contexts contain, spelled alike")
     start, end = (len(text[:at].encode(errors="surrogateescape")) for at in found[-1].span())
     ends, at = [], 0
-    for p in parts:
+    for p in tokens:
         at += len(p.data)
         ends.append(at)
-    return [i for i, (p, last) in enumerate(zip(parts, ends, strict=True)) if p.data and last > start and last - len(p.data) < end]
+    return [i for i, (p, last) in enumerate(zip(tokens, ends, strict=True)) if p.data and last > start and last - len(p.data) < end]

@@ -68,7 +68,8 @@ def test_each_prompt_of_a_file_can_have_its_own_settings(run_dir, tmp_path, caps
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
-    """The ids are those of transformers' greedy continuations, up to the EOS that the folder's JSON files name."""
+    """The ids are those of transformers' greedy continuations, up to the EOS that the folder's JSON files
+    name."""
     fixture = Path(__file__).parent.parent / "huggingface" / "fixtures" / "llama"
     expected = np.load(fixture / "expected.npz")
     folder, eos = tmp_path / "model", int(expected["left_greedy_new_tokens"][1, 5])

@@ -1,4 +1,5 @@
-"""What the engine promises: the distribution of the training forward pass at every position, and requests that don't affect each other."""
+"""What the engine promises: the distribution of the training forward pass at every position, and requests
+that don't affect each other."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ PROMPTS = ("", "longer than 9", "x")
 
 
 def compare(result: Result, prompt: list[int], logprobs_TV: np.ndarray, tolerance: float) -> None:
-    """Every token's log-probability, and the five most likely, are those of the forward pass; greedy tokens are its most likely."""
+    """Every token's log-probability, and the five most likely, are those of the forward pass; greedy tokens
+    are its most likely."""
     for i, token in enumerate(result.tokens):
         expected_V = logprobs_TV[len(prompt) + i - 1]
         assert abs(result.logprobs[i] - expected_V[token]) < tolerance, i
@@ -108,7 +110,8 @@ def compare(result: Result, prompt: list[int], logprobs_TV: np.ndarray, toleranc
 
 @pytest.mark.parametrize("name", MODELS)
 def test_decoding_gives_the_distribution_of_the_training_forward_pass(name):
-    """Tolerance 1e-4 nats: float32 sums in another order (a cache in blocks, products of one row), through a few layers with weights of order 0.2."""
+    """Tolerance 1e-4 nats: float32 sums in another order (a cache in blocks, products of one row), through a
+    few layers with weights of order 0.2."""
     model = opened(**MODELS[name])
     engine = Engine.of(model, slots=2, max_tokens=48)  # the third request takes over a used slot
     prompts = (*PROMPTS, *([LONG] if model.config.window else []))
@@ -123,8 +126,8 @@ def test_decoding_gives_the_distribution_of_the_training_forward_pass(name):
 
 @pytest.mark.parametrize("name", ["blocked, grouped-query heads", "DeepSeek"])
 def test_long_texts_are_read_in_blocks(name):
-    """Blocks have 128 positions; here one to three are read. A short text has the same bits beside a long one,
-    for which more of the cache is read."""
+    """Blocks have 128 positions; here one to three are read. A short text has the same bits beside a long
+    one, for which more of the cache is read."""
     model = opened(**MODELS[name])
     engine = Engine.of(model, slots=2, max_tokens=300)
     long = Request(ids=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
@@ -182,7 +185,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", [n if "_tensor" in n else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS])
 def test_layouts_decode_what_one_device_does(name):
-    """On eight simulated devices. Tolerance 2e-4 nats: sums over devices are in yet another order. Greedy tokens are equal."""
+    """On eight simulated devices. Tolerance 2e-4 nats: sums over devices are in yet another order. Greedy
+    tokens are equal."""
     mesh, changes = LAYOUTS[name]
     changes = {"heads": 8, "kv_heads": 2, **changes} if "latent" not in changes else {"heads": 8, **changes}
     requests = [Request(p, max_tokens=14, temperature=0, logprobs=3) for p in PROMPTS]

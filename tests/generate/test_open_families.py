@@ -1,4 +1,5 @@
-"""Greedy continuations of open models equal those of transformers' `generate`, which decodes with its own cache (fixtures)."""
+"""Greedy continuations of open models equal those of transformers' `generate`, which decodes with its own
+cache (fixtures)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tokens_are_drawn_with_their_probabilities_and_cut_ones_never(case):
-    """6,000 draws of each row, at as many positions: within 4.5 standard deviations of each frequency (one false alarm in 700 runs of all)."""
+    """6,000 draws of each row, at as many positions: within 4.5 standard deviations of each frequency (one
+    false alarm in 700 runs of all)."""
     draws, seen = 6000, RANDOM.random((4, V)) < 0.3
     rows = jax.jit(jax.vmap(lambda position: draw(LOGITS, seen, jnp.full(4, position), settings(seed=7, **case))[0]))(jnp.arange(draws))
     for row in range(4):

@@ -1,4 +1,4 @@
-"""Small models to look into, without a run folder."""
+"""Small models with random weights, without a run folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.state import TrainModel
 
-SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # sharp enough to have opinions
+SMALL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, init_std=0.3)  # large enough for predictions that differ
 
 
 def opened_with(
     config: ModelConfig = SMALL, layout: str = "single", mesh: dict[str, int] | None = None, seed: int = 0, tokenizer: Any = None
 ) -> PretrainedModel:
-    """A model of random weights, norms and biases too, opened under a layout."""
+    """A model with random weights, norms and biases, placed by a layout."""
     experiment = Experiment(model=config.resolved(), layout=preset(layout), mesh=mesh or {})
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     program = TrainModel(experiment.model, experiment.optimizer, place)
@@ -34,7 +34,7 @@ def opened_with(
 
 
 def logits_of(opened: PretrainedModel, tokens_BT: np.ndarray) -> np.ndarray:
-    """The model's own forward pass."""
+    """Logits [B, T, V] of the model's ordinary forward pass."""
     place = opened.place
     with jax.set_mesh(place.mesh):
         tokens = jax.device_put(tokens_BT, place.sharding(("batch", "sequence"), "compute"))
@@ -43,7 +43,7 @@ def logits_of(opened: PretrainedModel, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def replaced(opened: PretrainedModel, change: Any) -> PretrainedModel:
-    """The same with other weights: change(path, array) gives each."""
+    """The model with each weight replaced by change(path, array)."""
 
     def changed(path, w):
         return jax.device_put(change(jax.tree_util.keystr(path), np.asarray(w)), w.sharding)

@@ -1,4 +1,5 @@
-"""The command as a user has it: one page that needs nothing else, figures and JSON beside it, and a line for every mistake."""
+"""The command as a user runs it: one self-contained page, figures and JSON beside it, and one line for every
+mistake."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def folder(run) -> Path:
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Where they aren't what is asked about: they take the most time."""
+    """For tests that don't need figures, which take most of the time."""
     monkeypatch.setattr(write, "draw", lambda found, folder: {})
 
 
@@ -48,7 +49,7 @@ def read(folder: Path) -> tuple[str, dict]:
     return page, json.loads((folder / "inspect.json").read_text(), parse_constant=lambda name: 1 / 0)
 
 
-def test_the_page_needs_nothing_from_outside_and_its_links_lead_somewhere(folder):
+def test_the_page_needs_nothing_from_outside_and_its_links_have_targets(folder):
     page, _ = read(folder)
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"@import|url\(|https?://", re.sub(r"data:[\w/+;,=]+", "", page))
@@ -112,7 +113,7 @@ def test_a_word_begins_as_the_same_vector(folder):
     assert np.shape(word["path"]) == (2, 3, 2)
 
 
-def test_a_word_is_followed_as_an_example_where_none_is_asked_for(run, tmp_path, without_figures):
+def test_an_example_word_is_followed_by_default(run, tmp_path, without_figures):
     assert main([str(run), "text=a b", f"out={tmp_path}"]) == 0
     page, found = read(tmp_path)
     assert found["word"]["word"] == "bank"
@@ -120,14 +121,14 @@ def test_a_word_is_followed_as_an_example_where_none_is_asked_for(run, tmp_path,
     assert "an example: <code>word=</code>" in page
 
 
-def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, without_figures):
-    monkeypatch.setattr(analysis, "MOST_MAP_BYTES", 400)
-    monkeypatch.setattr(analysis, "MOST_LENS_CELLS", 30)
+def test_what_a_page_leaves_out_is_noted(run, tmp_path, monkeypatch, capsys, without_figures):
+    monkeypatch.setattr(analysis, "MAX_MAP_BYTES", 400)
+    monkeypatch.setattr(analysis, "MAX_LENS_CELLS", 30)
     assert main([str(run), f"text={TEXT * 3}", "tokens=20", "layers=1", f"out={tmp_path}"]) == 0
     page, found = read(tmp_path)
     assert "Shown are the first 20 of the text's" in page
     assert "Maps are of the first 14 of the 20 tokens" in page
-    assert "Maps are of layers 1 only, as asked for." in page
+    assert "Maps are of layers 1 only (layers=)." in page
     assert "Shown are the first 10 of the 20 positions" in page
     assert "20 tokens of" in capsys.readouterr().out
     assert len(found["predictions"]) == 20
@@ -137,10 +138,10 @@ def test_what_a_page_does_not_hold_is_said(run, tmp_path, monkeypatch, capsys, w
 def test_a_loaded_model_without_a_tokenizer_is_shown_by_ids_with_its_experts(tmp_path, without_figures):
     assert main([str(FIXTURES / "deepseek_v3"), "ids=5,17,33,8,5,17", f"out={tmp_path}"]) == 0
     page, found = read(tmp_path)
-    assert page.count("came without its tokenizer") == 2  # in the tokens, and where a word would be followed
+    assert page.count("came without its tokenizer") == 2  # in the tokens' section and in the word's
     assert [t["label"] for t in found["tokens"]] == ["#5", "#17", "#33", "#8", "#5", "#17"]
     assert [e["layer"] for e in found["experts"]] == [1, 2]
-    assert "Experts: who works on which token" in page
+    assert "Experts: where tokens are routed" in page
     assert found["tokenizers"] == {}
 
 
@@ -161,7 +162,7 @@ MISTAKES = {
     "text=": "text=: must be some text",
     "file=none.txt": "file=none.txt: no such file",
     "": "text=TEXT is missing",
-    "text=a file=b": "text= and file= are given; must be one of them",
+    "text=a file=b": "text= and file= are given. Give one of them",
     "text=a layers=2": "layers=2: there is no layer 2; the model has 2, from 0 on",
     "text=a layers=x": "layers=x: must be a whole number, at least 0",
     "text=a tokens=1": "tokens=1: must be a whole number, at least 2",
@@ -185,9 +186,9 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, capsys, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     assert main([str(run), "out=page", *line.split()]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert MISTAKES[line] in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert MISTAKES[line] in stderr
     assert not (tmp_path / "page").exists()
 
 
@@ -209,11 +210,11 @@ def test_a_page_has_a_title_whatever_the_folder_is_called(path, title):
     assert title_of(path) == title
 
 
-def test_too_long_a_text_is_not_cut_in_silence(run, capsys, tmp_path):
+def test_a_text_that_is_too_long_is_refused_not_cut(run, capsys, tmp_path):
     (tmp_path / "long.txt").write_text(TEXT * 60)
     assert main([str(run), f"file={tmp_path / 'long.txt'}"]) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"is \d,\d{3} tokens, more than the 1,024 that a page holds; tokens=1024 takes the first ones", said)
+    stderr = capsys.readouterr().err
+    assert re.search(r"is \d,\d{3} tokens, more than the 1,024 that a page holds; tokens=1024 takes the first ones", stderr)
 
 
 def test_no_run_is_one_line(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The numbers of a page against the same by hand, in numpy."""
+"""The numbers of a page, compared with computations by hand in numpy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.inspect import figures, logit_lens
-from llm_jax.inspect.analysis import find
+from llm_jax.inspect.analysis import analyse_model
 from llm_jax.inspect.arguments import InspectArguments
-from llm_jax.inspect.attention import attention_weights, even_scores, head_scores, induction_score, quantised
-from llm_jax.inspect.checkpoint_diff import check_alike, layers_of, weight_differences
-from llm_jax.inspect.contexts import WordInContexts, mean_cosine, principal
+from llm_jax.inspect.attention import attention_weights, head_scores, induction_score, quantise, uniform_scores
+from llm_jax.inspect.checkpoint_diff import check_alike, stack_layers, weight_differences
+from llm_jax.inspect.contexts import WordInContexts, mean_pair_cosine, principal_axes
 from llm_jax.inspect.logit_lens import Readout, divergence
 from llm_jax.model.config import ModelConfig, MoEConfig
 from tests.inspect.conftest import SMALL, opened_with, replaced
@@ -49,18 +49,19 @@ def test_head_scores_are_the_means_by_hand_and_padding_counts_for_nothing():
         assert float(found.first[h]) == pytest.approx(np.mean([w[i, 0] for i in rows]), abs=1e-6)
 
 
-def test_a_head_that_looks_evenly_has_the_scores_that_are_given_for_comparison():
-    even = even_scores(6)
-    assert float(even.previous) == pytest.approx(np.mean([1 / (i + 1) for i in range(2, 6)]))
-    assert float(even.entropy) == pytest.approx(np.mean([math.log(i + 1) for i in range(2, 6)]), abs=1e-6)
+def test_scores_of_uniform_attention_are_those_given_for_comparison():
+    uniform = uniform_scores(6)
+    assert float(uniform.previous) == pytest.approx(np.mean([1 / (i + 1) for i in range(2, 6)]))
+    assert float(uniform.entropy) == pytest.approx(np.mean([math.log(i + 1) for i in range(2, 6)]), abs=1e-6)
 
 
-def test_scores_of_two_tokens_are_no_numbers():
+def test_scores_of_two_tokens_are_nan():
     assert math.isnan(float(head_scores(jnp.asarray(causal_weights(1, 2)), 2).previous[0]))
 
 
 def test_a_hand_built_induction_head_scores_one_a_previous_token_head_does_not():
-    """Its queries say which token they are, its keys which token came before them: what induction heads are made of (Olsson et al. 2022)."""
+    """Its queries encode their own token, its keys the token before them: what induction heads are made of
+    (Olsson et al. 2022)."""
     vocab, repeated, start = 24, 10, 1
     random = np.random.default_rng(3)
     rows = np.array([[0, *row, *row] for row in (random.choice(np.arange(1, vocab), repeated, replace=False) for _ in range(3))])
@@ -79,9 +80,9 @@ def test_a_hand_built_induction_head_scores_one_a_previous_token_head_does_not()
     assert float(head_scores(weights[0], rows.shape[1]).previous[1]) > 0.999
 
 
-def test_what_the_page_shows_of_a_weight_is_exact_to_half_a_255th():
+def test_weights_on_the_page_are_exact_to_half_a_255th():
     weights = causal_weights(2, 16)
-    assert np.abs(np.asarray(quantised(jnp.asarray(weights))) / 255 - weights).max() <= 0.5 / 255 + 1e-7
+    assert np.abs(np.asarray(quantise(jnp.asarray(weights))) / 255 - weights).max() <= 0.5 / 255 + 1e-7
 
 
 # --- predictions ---
@@ -122,7 +123,7 @@ def test_divergence_is_the_sum_by_hand_and_zero_between_a_model_and_itself():
 
 def test_principal_axes_are_the_eigenvectors_of_the_covariance():
     points = np.random.default_rng(0).normal(0, 1, (9, 5)) * [3, 2, 1, 0.5, 0.1]
-    found, explained = principal(points)
+    found, explained = principal_axes(points)
     centred = points - points.mean(0)
     sizes, axes = np.linalg.eigh(centred.T @ centred)
     for k in range(2):
@@ -141,7 +142,7 @@ def test_cosines_are_those_of_numpy():
     x, ids = random.normal(0, 1, (5, 6)), np.array([3, 1, 3, 2, 1])
     pairs = [(i, j) for i, j in itertools.permutations(range(5), 2) if ids[i] != ids[j]]
     by_hand = np.mean([x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in pairs])
-    assert mean_cosine(x, ids) == pytest.approx(by_hand)
+    assert mean_pair_cosine(x, ids) == pytest.approx(by_hand)
 
 
 def test_a_legend_names_contexts_that_begin_with_an_underscore():
@@ -151,10 +152,10 @@ def test_a_legend_names_contexts_that_begin_with_an_underscore():
     assert [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()] == [r"“__init__ of \$a\$”", "“_init”"]
 
 
-def test_a_model_whose_predictions_are_no_numbers_has_no_page():
+def test_a_model_that_outputs_nan_has_no_page():
     broken = replaced(opened_with(), lambda path, w: w * np.nan)
     with pytest.raises(UserError, match=r"random: the model outputs NaN"):
-        find(broken, InspectArguments("random", "", "ids=1,2,3", (1, 2, 3)))
+        analyse_model(broken, InspectArguments("random", "", "ids=1,2,3", (1, 2, 3)))
 
 
 # --- weights ---
@@ -182,16 +183,18 @@ def test_weight_differences_are_of_the_layer_and_kind_that_changed():
 
 def test_layers_of_mixed_stacks_keep_their_numbers():
     opened = opened_with(ModelConfig(layers=4, embed=16, heads=2, mlp=16, vocab=32, moe=MoEConfig(experts=2, top_k=1, dense_layers=(0, 2))))
-    assert layers_of(opened.model) == {"blocks": [1, 3], "dense_blocks": [0, 2]}
+    assert stack_layers(opened.model) == {"blocks": [1, 3], "dense_blocks": [0, 2]}
 
 
 def test_other_kinds_of_models_are_not_compared():
     with pytest.raises(UserError, match=r"diff=x: is another kind of model: model\.mlp is 64 there and 48 here"):
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, mlp=64)), "diff=x")
-    with pytest.raises(UserError, match=r"model\.attention_softcap is 2\.0 there and 0\.0 here"):  # not a kernel, though it begins alike
+    with pytest.raises(
+        UserError, match=r"model\.attention_softcap is 2\.0 there and 0\.0 here"
+    ):  # not a kernel, although its name begins with attention too
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, attention_softcap=2.0)), "diff=x")
 
 
 @pytest.mark.parametrize(("key", "value"), [("attention", "blocked"), ("scan_layers", False), ("init_std", 0.01), ("softmax_dtype", "bfloat16")])
-def test_how_a_model_is_computed_makes_it_no_other_kind(key, value):
+def test_settings_of_computation_do_not_make_another_kind_of_model(key, value):
     check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, **{key: value})), "diff=x")

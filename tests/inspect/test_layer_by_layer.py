@@ -1,4 +1,5 @@
-"""What is seen on the way is what the model does: its logits, its kernels' outputs, its experts, under any layout."""
+"""What is recorded layer by layer is what the model computes: its logits, its kernels' outputs, its experts,
+under any layout."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from llm_jax.inspect import layer_by_layer
-from llm_jax.inspect.attention import attention_weights, weighted_values
-from llm_jax.inspect.layer_by_layer import Walk
+from llm_jax.inspect.attention import apply_weights, attention_weights
+from llm_jax.inspect.layer_by_layer import LayerByLayer
 from llm_jax.inspect.logit_lens import Readout
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
 from llm_jax.model.kernels import find_kernel
@@ -45,33 +46,34 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_seen_is_what_the_model_does(name, monkeypatch):
-    """The logits of its own forward pass; and attention weights that give what its kernels give, where they give it, with each layer's own window."""
+def test_what_is_recorded_is_what_the_model_computes(name, monkeypatch):
+    """The logits are those of the forward pass; the attention weights, with each layer's window, reproduce
+    the output of the kernels."""
     errors = []
 
-    def watched(block):
-        passing, kernel = watch(block), block.attention.attend
+    def capture_and_compare(block):
+        captured, kernel = capture(block), block.attention.attend
 
         def attend(q, k, v, segments):
             out = kernel(q, k, v, segments)
-            mine = weighted_values(attention_weights(q, k, block.attention.config, block.attention.window), v)
+            mine = apply_weights(attention_weights(q, k, block.attention.config, block.attention.window), v)
             jax.debug.callback(lambda e: errors.append(float(e)), jnp.abs(mine - out).max() / jnp.abs(out).max())
             return out
 
         block.attention.attend = attend
-        return passing
+        return captured
 
-    watch = layer_by_layer.watch
-    monkeypatch.setattr(layer_by_layer, "watch", watched)
+    capture = layer_by_layer.capture
+    monkeypatch.setattr(layer_by_layer, "capture", capture_and_compare)
     opened = opened_with(MODELS[name])
-    layers = list(Walk(opened)(TOKENS))
+    layers = list(LayerByLayer(opened)(TOKENS))
     assert [layer.number for layer in layers] == list(range(-1, MODELS[name].layers))
     jax.effects_barrier()
     assert len(errors) == MODELS[name].layers
     assert max(errors) < 1e-5  # float32, sums in another order
     logits = np.stack([Readout(opened).all_logits(row) for row in layers[-1].stream])
     want = logits_of(opened, TOKENS)
-    np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want).max(), rtol=0)  # float32, compiled in other pieces
+    np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want).max(), rtol=0)  # float32, compiled in other parts
 
 
 LAYOUTS = {
@@ -83,23 +85,23 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_is_seen_under_any_layout(layout):
-    look = lambda weights_BHTS: weights_BHTS[0]  # noqa: E731
+def test_every_layout_records_what_one_device_does(layout):
+    first_row = lambda weights_BHTS: weights_BHTS[0]  # noqa: E731
     tokens = TOKENS[:1, :21]  # neither a multiple of the devices nor of their chunks
     model = dataclasses.replace(SMALL, kv_heads=4)
     one, many = opened_with(model), opened_with(model, layout, LAYOUTS[layout])
     assert many.place.mesh.size > 1
-    for a, b in zip(Walk(one, look)(tokens), Walk(many, look)(tokens), strict=True):
+    for a, b in zip(LayerByLayer(one, first_row)(tokens), LayerByLayer(many, first_row)(tokens), strict=True):
         np.testing.assert_allclose(b.stream, a.stream, atol=1e-4, rtol=0)  # float32, sums in another order
-        if a.seen is not None:
-            np.testing.assert_allclose(b.seen[:, :21, :21], a.seen, atol=1e-4, rtol=0)
-    a, b = (Readout(opened).all_logits(list(Walk(opened)(tokens))[-1].stream[0]) for opened in (one, many))
+        if a.attention is not None:
+            np.testing.assert_allclose(b.attention[:, :21, :21], a.attention, atol=1e-4, rtol=0)
+    a, b = (Readout(opened).all_logits(list(LayerByLayer(opened)(tokens))[-1].stream[0]) for opened in (one, many))
     np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max(), rtol=0)
 
 
-def test_experts_are_the_routers_and_are_seen_in_the_layers_that_have_some():
+def test_recorded_experts_are_those_the_router_chose():
     opened = opened_with(MODELS["experts"])
-    layers = list(Walk(opened)(TOKENS))[1:]
+    layers = list(LayerByLayer(opened)(TOKENS))[1:]
     assert [layer.experts is not None for layer in layers] == [False, True, True]
     with jax.set_mesh(opened.place.mesh):
         batch = [
@@ -123,13 +125,13 @@ def test_attention_weights_sum_to_one_and_give_the_kernels_output(kernel, window
     weights = attention_weights(q, k, config, window, segments)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=2e-6)
     assert float(jnp.triu(weights, 1).max()) == 0
-    np.testing.assert_allclose(weighted_values(weights, v), find_kernel(kernel).attend(q, k, v, segments, config), atol=2e-6)
+    np.testing.assert_allclose(apply_weights(weights, v), find_kernel(kernel).attend(q, k, v, segments, config), atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])
 def test_layer_by_layer_a_loaded_model_computes_what_transformers_does(family):
     expected = np.load(FIXTURES / family / "expected.npz")
     opened = open_model(FIXTURES / family, dtype="float32")
-    last = list(Walk(opened)(expected["full_input_ids"]))[-1]
+    last = list(LayerByLayer(opened)(expected["full_input_ids"]))[-1]
     logits = np.stack([Readout(opened).all_logits(row) for row in last.stream])
     assert np.abs(logits - expected["full_logits"]).max() < TOLERANCE

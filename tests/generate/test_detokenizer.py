@@ -1,4 +1,5 @@
-"""Detokenizing one token at a time: the parts join to the tokenizer's text, and no stop string is shown, wherever tokens are cut."""
+"""Detokenizing one token at a time: the parts join to the tokenizer's text, and no stop string is shown,
+wherever tokens are cut."""
 
 from __future__ import annotations
 
