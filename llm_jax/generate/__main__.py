@@ -48,21 +48,24 @@ class GenerateCommand:
       python -m llm_jax.generate runs/quickstart/default prompts=prompts.txt max_tokens=100 json=out.jsonl
       python -m llm_jax.generate model/ prompt="Once" layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
 
-    Texts go to stdout as their tokens come (several prompts one after the other). Everything else goes to stderr: what is compiled, and at
-    the end tokens/s and the time to the first token.
+    Texts go to stdout as their tokens come (several prompts one after the other). Everything else goes to
+    stderr: what is compiled, and at the end tokens/s and the time to the first token.
 
-    Exit codes: 0 done, 2 a mistake in the command line (one line names it), 130 Ctrl-C, 141 stdout was closed.
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it), 130 Ctrl-C, 141 stdout was
+    closed.
     """
 
     folder: Path = positional("RUN_OR_FOLDER")
     """A run folder or a Hugging Face model folder."""
     prompt: tuple[str, ...] = argument(repeated=True)
-    """Text to be continued, from the start of a document; repeatable. Without a prompt: the start of a document."""
+    """Text to be continued, from the start of a document; repeatable. Without a prompt: the start of a
+    document."""
     ids: tuple[tuple[int, ...], ...] = argument(repeated=True, shown="1,17,5", read=ids_of)
-    """A prompt as token ids, used as they are (no BOS is added); repeatable. The only kind of prompt for a model without a tokenizer."""
+    """A prompt as token ids, used as they are (no BOS is added); repeatable. The only kind of prompt for a
+    model without a tokenizer."""
     prompts: Path | None = argument(None, shown="FILE")
-    """A file with one prompt a line; in a .jsonl file each line has "prompt" or "ids", and may have more keys: {"prompt": "a", "seed": 3,
-    "stop": ["b"]}."""
+    """A file with one prompt a line; in a .jsonl file each line has "prompt" or "ids", and may have more
+    keys: {"prompt": "a", "seed": 3, "stop": ["b"]}."""
     request: Request = part(Request, without=("prompt", "ids", "stop"))
     stop: tuple[str, ...] = argument(repeated=True, read=unescaped)
     """Ends the text before this string; repeatable; \\n is a line end."""
@@ -106,7 +109,8 @@ def generate(arguments: list[str]) -> int:
 
 
 def read_requests(command: GenerateCommand) -> list[Request]:
-    """The requests of a command line, each checked. Prompt i has seed + i unless its line of a .jsonl file gives one."""
+    """The requests of a command line, each checked. Prompt i has seed + i unless its line of a .jsonl file
+    gives one."""
     shared = dataclasses.replace(command.request, stop=command.stop)
     prompts: list[dict[str, Any]] = [{key: ids_of(key, value) if key == "ids" else value} for key, value in command.given if key in ("prompt", "ids")]
     if command.prompts:
@@ -118,7 +122,8 @@ def read_requests(command: GenerateCommand) -> list[Request]:
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
-    """The prompts of a file as keys of `Request`: each line is a text or, in a .jsonl file, a JSON object. Raises UserError."""
+    """The prompts of a file as keys of `Request`: each line is a text or, in a .jsonl file, a JSON object.
+    Raises UserError."""
     text = input_text("prompts", path)
     require(bool(text), "prompts", path, "a file with a prompt a line")
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]  # not splitlines: JSON strings may hold other line separators
@@ -152,7 +157,8 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
 
 
 def warn_of_length(opened: PretrainedModel, longest: int) -> None:
-    """Prints a warning to stderr where texts may become longer than the model was trained for. longest: tokens of the longest text."""
+    """Prints a warning to stderr where texts may become longer than the model was trained for. longest:
+    tokens of the longest text."""
     config, trained = opened.program.config, opened.experiment.train.sequence_length
     if config.position == "learned" and longest > config.positions:
         print(f"model.positions={config.positions}: texts end there, before the {longest} tokens that max_tokens allows", file=sys.stderr)
