@@ -13,7 +13,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
 from llm_jax.model.kernels import WHOLE_SEQUENCE, find_kernel
 from llm_jax.model.norm_and_rope import Norm, Rope, rope_tables, rotate
-from llm_jax.model.parametrization import attention_logits, residual_std, times
+from llm_jax.model.parametrization import attention_multiplier, residual_std, times
 from llm_jax.model.weights import add_bias, project, weight
 
 Q_DIMS = ("batch", "sequence", "heads", "head_dim")
@@ -45,20 +45,20 @@ class Attention(nnx.Module):
             self.query_norm, self.key_norm = (Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes)
 
     def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments_BT: jax.Array | None) -> jax.Array:
-        """x_BTD in the compute placement, what a block's attention adds to the stream in the residual placement; rope: see `rope`."""
+        """x_BTD in the compute placement → y_BTD in the residual placement. rope: from `rope`. segments_BT: see `attend`."""
         return self.project_out(self.attend(*self.heads(x_BTD, rope), segments_BT))
 
     @property
     def window(self) -> int | None:
-        """How many positions a query of this layer sees, itself included; None: all before it."""
+        """The positions that a query of this layer sees, itself included; None: all before it."""
         return self.config.window
 
     def rope(self, positions_BT: jax.Array) -> Rope | None:
-        """This layer's rotations at some positions, for `heads`; None where positions are learned."""
+        """This layer's rotations at these positions, for `heads`; None if positions are learned."""
         return rope_tables(self.config, positions_BT) if self.config.position == "rope" else None
 
     def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(q_BTHK, k_BSGK, v_BSGK) of some positions, in the compute dtype, rotated: scores are their product times head_dim^-0.5."""
+        """(q_BTHK, k_BSGK, v_BSGK) in the compute dtype, queries and keys rotated; scores are q k head_dim^-0.5."""
         config, place = self.config, self.place
         q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
         k_BSGK = project("BTD,DGK->BTGK", x_BTD, self.key, config, place)
@@ -71,10 +71,10 @@ class Attention(nnx.Module):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         if rope is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rope), rotate(k_BSGK, rope)
-        return times(q_BTHK, attention_logits(config)), k_BSGK, v_BSGK  # here, once for all kernels
+        return times(q_BTHK, attention_multiplier(config)), k_BSGK, v_BSGK  # here, for all kernels
 
     def project_out(self, out_BTHK: jax.Array) -> jax.Array:
-        """What all heads found, projected into the stream: y_BTD in the residual placement."""
+        """The output of all heads, projected into the stream: y_BTD in the residual placement."""
         config, place = self.config, self.place
         y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
         if config.bias_out:
@@ -82,16 +82,15 @@ class Attention(nnx.Module):
         return checkpoint_name(y_BTD, "attention_out")
 
     def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
-        """Runs the chosen kernel on each device's own heads and rows; where the sequence is split, see `attention_context.py`.
+        """out_BTHK of the chosen kernel, run on each device's own heads and rows (over a split sequence: `attention_context`).
 
-        Values may be narrower than keys, and so is then the result.
-
-        segments_BS: of whole rows in their natural order, whatever the order of q, k and v.
+        Values may be narrower than keys; the result then has their width. segments_BS: the document of each token of whole rows, in
+        natural order, whatever the order of q, k and v; None: each row is one document.
         """
         config, place = self.config, self.place
         check(config, place, q_BTHK.shape[1])
         parts = context.parts(place)
-        kv_dims = KV_DIMS if parts == 1 else ("batch", "sequence", "kv_heads", "head_dim")  # split, it gathers keys itself
+        kv_dims = KV_DIMS if parts == 1 else ("batch", "sequence", "kv_heads", "head_dim")  # split: `attention_context` gathers keys
         q_BTHK = place.move(q_BTHK, Q_DIMS, "attention")
         k_BSGK, v_BSGK = (place.move(x, kv_dims, "attention") for x in (k_BSGK, v_BSGK))
         _, sequence, heads, _ = place.split(Q_DIMS, "attention")
@@ -102,7 +101,7 @@ class Attention(nnx.Module):
         def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
             k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
             q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
-            narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]  # latent attention's values; kernels want them as wide as keys
+            narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]  # in latent attention; kernels need values as wide as keys
             if narrower:
                 v_BSGK = jnp.pad(v_BSGK, [(0, 0)] * 3 + [(0, narrower)])
             if parts > 1:
@@ -117,9 +116,9 @@ class Attention(nnx.Module):
 
 
 def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...], dim: int = 2) -> jax.Array:
-    """Of the key/value heads that are here (the array's dim `dim`), those that this device's `heads` query heads look at.
+    """The key/value heads (dim `dim` of x) that this device's `heads` query heads use, of those that the device has.
 
-    `group`: query heads that share one. `axes`, `kv_axes`: the mesh axes that split the ones and the others.
+    group: query heads for each key/value head. axes, kv_axes: the mesh axes that split query heads and key/value heads.
     """
     count = max(1, heads // group)
     if count == x_BSGK.shape[dim]:
@@ -130,7 +129,7 @@ def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
-    """Raises UserError where the chosen kernel can't run where the layout wants it: all that can be said before compiling."""
+    """Raises UserError if the chosen kernel can't run this model under this layout, as far as is known before compiling."""
     find_kernel(config.attention).check(config, context.parts(place), place.platform(), place.capability())
     check_softcap(config, place)
     check_heads(config, place)
@@ -145,7 +144,7 @@ def check_softcap(config: ModelConfig, place: Placement) -> None:
 
 
 def check_heads(config: ModelConfig, place: Placement) -> None:
-    """Query heads and the key/value heads that they look at must be on the same device."""
+    """Raises UserError unless query heads and the key/value heads that they use can be on one device."""
     H, G = config.heads, config.kv_heads or config.heads
     heads = place.split(Q_DIMS, "attention")[2]
     asked = place.split(KV_DIMS, "attention")[2]
@@ -154,31 +153,31 @@ def check_heads(config: ModelConfig, place: Placement) -> None:
     if H % parts:
         raise UserError(f"model.heads={H}: {splits}, and {H} is not a multiple of {parts}")
     if asked != heads[: len(asked)]:
-        said = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {named(heads, place) or 'nothing'}"
-        raise UserError(f"{said}, and key/value heads must be split by the same axes, or by the first of them")
+        problem = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {named(heads, place) or 'nothing'}"
+        raise UserError(f"{problem}, and key/value heads must be split by the same axes, or by the first of them")
     if G % parts and parts % G:
         fit = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0 and (n % parts == 0 or parts % n == 0))
         raise UserError(f"model.kv_heads={G}: {splits}; {parts} must divide {G} or be a multiple of it, as with {fit}")
 
 
 def check_context(config: ModelConfig, place: Placement, sequence_length: int) -> None:
-    """What a sequence needs that is split while it attends."""
+    """Raises UserError for a sequence that can't be split while it attends as the layout splits it."""
     sequence, keys = place.split(Q_DIMS, "attention")[1], place.axes("keys", "attention")
     if keys and keys != sequence:
-        said = f"layout.attention.keys={','.join(keys)}: the sequence is split over {named(sequence, place) or 'nothing'} while it attends"
-        raise UserError(f"{said}; keys go round in a ring over just that, or are gathered (keys: '')")
+        problem = f"layout.attention.keys={','.join(keys)}: the sequence is split over {named(sequence, place) or 'nothing'} while it attends"
+        raise UserError(f"{problem}; the ring of keys must be over the same axes, or keys must be gathered (keys: '')")
     parts = place.size(sequence)
     if parts == 1:
         return
     compute = place.split(Q_DIMS)[1]
     if compute[: len(sequence)] != sequence:
-        said = f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is {','.join(compute) or 'empty'}"
-        raise UserError(f"{said}, and must begin with the same axes")
+        problem = f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is {','.join(compute) or 'empty'}"
+        raise UserError(f"{problem}, and must begin with the same axes")
     if sequence_length % (2 * parts):
-        said = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
-        raise UserError(f"{said}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
+        problem = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
+        raise UserError(f"{problem}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
 
 
 def named(axes: tuple[str, ...], place: Placement) -> str:
-    """Mesh axes and their sizes, for an error."""
+    """Mesh axes and their sizes, for an error: "data=4 x tensor=2"."""
     return " x ".join(f"{axis}={place.size((axis,))}" for axis in axes)

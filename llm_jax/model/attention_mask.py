@@ -1,4 +1,4 @@
-"""Who may attend to whom, without the T x S array that says so."""
+"""Masks of causal attention, computed for a block at a time instead of as a T x S array."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys each query of a row may see: none of the future, none of another document, none `window` or more positions back.
+    """The keys that each query of a row sees: not later ones, not those of another document, not those `window` or more positions back.
 
-    Queries and keys are runs of positions, each without a gap. Either they are the same positions, or the keys that count are
-    those before the first query: the others may lie anywhere in the same array.
+    Queries and keys are runs of positions, each without a gap. Either both are the same positions, or only the keys before the first
+    query count, and the rest of the array of keys is ignored.
     """
 
     queries_BT: jax.Array | None
@@ -21,13 +21,13 @@ class Mask:
     keys_BS: jax.Array | None
     """int: the document of each key."""
     ahead_B: jax.Array | None
-    """int: the first query's position less the first key's: so many keys are before all queries, and only they count.
+    """int: the first query's position minus the first key's. Only this many keys, those before all queries, count.
     None: queries and keys are the same positions."""
     window: int | None
-    """How many positions a query sees, itself included."""
+    """The positions that a query sees, itself included; None: all before it."""
 
     def __call__(self, queries: slice, keys: slice) -> jax.Array:
-        """bool [B or 1, queries, keys] for a part of the rows."""
+        """bool [B or 1, queries, keys] for a block: these queries with these keys; True where a query sees a key."""
         i_T1, j_S = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)
         if self.ahead_B is None:
             back_BTS = (i_T1 - j_S)[None]
@@ -44,5 +44,5 @@ class Mask:
 
 
 def causal(segments_BT: jax.Array | None, window: int | None) -> Mask:
-    """Self-attention: queries and keys of the same positions."""
+    """The mask of self-attention, whose queries and keys are the same positions."""
     return Mask(segments_BT, segments_BT, None, window)

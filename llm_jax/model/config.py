@@ -1,4 +1,4 @@
-"""The shape and the choices of a transformer: one frozen dataclass, complete enough to be any open family of docs/model.md."""
+"""The configuration of a transformer: one frozen dataclass that can express every open model family of docs/model.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModelConfig:
     """A decoder-only transformer. Fields that are None follow from the others (see `resolved`)."""
 
     layers: int = 4
-    """Blocks."""
+    """The number of blocks."""
     embed: int = 256
     """Width of the residual stream."""
     heads: int = 4
@@ -30,22 +30,22 @@ class ModelConfig:
     mlp: int | None = None
     """Hidden width of the feed-forward block. None: 4 embed, or 8/3 embed rounded up to 64 for gated ones."""
     vocab: int | None = None
-    """Rows of the embedding. None: as many as the tokenizer has pieces."""
+    """Rows of the embedding. None: the number of the tokenizer's tokens."""
 
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
     norm_placement: Literal["before", "after", "both"] = "before"
     """Norm on a block's input (pre-norm), on its output before it joins the stream (OLMo 2), or on both (Gemma 2)."""
     norm_centred: bool = False
-    """RMSNorm multiplies by 1 + its weight, which begins at 0 (Gemma)."""
+    """RMSNorm multiplies by 1 + its weight, which starts at 0 (Gemma)."""
     norm_epsilon: float = 1e-5
-    """Added to the variance."""
+    """Added to the variance in norms."""
     qk_norm: Literal["none", "head", "projection"] = "none"
     """RMSNorm on queries and keys: of each head (Qwen 3), or over all heads together (OLMo 2)."""
     activation: Literal["swiglu", "geglu", "gelu", "gelu_exact"] = "swiglu"
     """Feed-forward non-linearity; swiglu and geglu are gated (Shazeer 2020); "gelu" is the tanh form of GPT-2."""
     bias_qkv: bool = False
-    """Biases on the query, key and value projections; of latent attention, on those to its latents."""
+    """Biases on the query, key and value projections; in latent attention, on the projections to latents."""
     bias_out: bool = False
     """A bias on the attention's output projection."""
     bias_mlp: bool = False
@@ -57,7 +57,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     """The embedding is multiplied by this, rounded to the compute dtype (Gemma: sqrt(embed))."""
     tied_embeddings: bool = True
-    """The output head is the embedding table."""
+    """The output head and the embedding are one table."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logits / cap) (Gemma 2); 0: off."""
 
@@ -68,63 +68,63 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     rope_fraction: float = 1.0
-    """The part of each head, its first, that is rotated (Pythia 0.25)."""
+    """The fraction of each head, its first entries, that is rotated (Pythia: 0.25)."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     """Stretching of the rotary frequencies."""
     rope_theta_window: float | None = None
-    """Base of the rotary wavelengths in layers that have a window, where nothing is stretched (Gemma 3). None: all layers alike."""
+    """Base of the rotary wavelengths in layers with a window, without `rope_scaling` (Gemma 3). None: as in the other layers."""
     window: int | None = None
     """Sliding-window attention: a position sees itself and the window - 1 before it. None: all before it."""
     window_layers: tuple[int, ...] | None = None
-    """The layers, counted from 0, that have the window; the others see all before. None: every layer has it."""
+    """The layers, counted from 0, that have the window; the others see all positions before. None: every layer has it."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     """Multi-head latent attention in place of projections to keys and values."""
     attention_scale: float | None = None
-    """What attention's scores are multiplied by. None: head_dim^-0.5."""
+    """The factor on attention's scores. None: head_dim^-0.5."""
     attention_softcap: float = 0.0
     """Scores become cap * tanh(scores / cap) (Gemma 2); 0: off."""
     attention: str = "xla"
     """Kernel: a file of `model/kernels/`. "xla" runs anywhere, "cudnn" is fused, for NVIDIA GPUs, "blocked" is for CPUs."""
     max_segments: int | None = None
-    """attention=cudnn only: the most documents a packed row, padding counted as one, on average over the rows of a device.
-    None: as many as the run needs, counted before it starts."""
+    """attention=cudnn only: the most documents in a packed row, padding counted as one, on average over the rows of a device.
+    None: the number that the run needs, counted before it starts."""
 
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the weights are stored and updated in."""
+    """The dtype that weights are stored and updated in."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products and the residual stream are computed in."""
+    """The dtype of matrix products and of the residual stream."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What gradients of weights are made in and summed over devices in. Weights travel in `compute_dtype`; with float32
-    their gradients take twice those bytes."""
+    """The dtype that gradients of weights are made in and summed over devices in. Weights are gathered in `compute_dtype`; float32
+    gradients take twice the bytes of bfloat16 weights."""
     softmax_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Attention scores and their softmax (attention=xla; the other kernels use float32)."""
+    """The dtype of attention's scores and softmax (attention=xla; the other kernels use float32)."""
     logits_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Logits and the loss."""
+    """The dtype of logits and of the loss."""
 
     scan_layers: bool = True
-    """One compiled block run in a scan (compiles fast), or every block unrolled (runs faster on CPUs)."""
+    """True: one compiled block, run in a scan (compiles fast). False: every block unrolled (runs faster on CPUs)."""
     remat: str = "none"
-    """What the backward pass recomputes: "none" keeps everything, "full" keeps only block inputs, or the names of
-    the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate, mlp_up, mlp_in)."""
+    """What the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names of the tensors to keep,
+    joined by commas (of: query, key, value, attention, attention_out, mlp_gate, mlp_up, mlp_in)."""
     offload: str = ""
-    """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass too, but in the host's memory:
-    copied there and back while the GPU computes. Needs a GPU, and remat=full or names."""
+    """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass in the host's memory, copied there
+    and back while the GPU computes. Needs a GPU, and remat=full or names."""
     init_std: float = 0.02
     """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2 layers)."""
 
     parametrization: Literal["standard", "mup", "completep"] = "standard"
-    """How scales and learning rates follow from the shape (`model/parametrization.py`): "standard": as this file says, for any shape; "mup":
-    from the width, so that the best learning rate is the same at every width; "completep": from width and depth."""
+    """How initial scales and learning rates depend on the shape (`model/parametrization.py`). "standard": not at all; "mup": on the width,
+    so that the best learning rate is equal at all widths; "completep": on width and depth."""
     base_embed: int | None = None
-    """parametrization=mup, completep: the embed at which they are the standard one: where the learning rate was tuned. The other widths
-    of that model are taken to be smaller in the same proportion."""
+    """parametrization=mup, completep: the embed of the base model, at which the learning rate was tuned and the parametrization is the
+    standard one. The base model's other widths are assumed to be in proportion."""
     base_layers: int | None = None
-    """parametrization=completep: the layers of that model."""
+    """parametrization=completep: the layers of the base model."""
     base_head_dim: int | None = None
-    """parametrization=mup, completep: the head_dim of that model. None: the same as here, so that heads grow in number."""
+    """parametrization=mup, completep: the head_dim of the base model. None: `head_dim`, so that heads grow in number only."""
 
     def resolved(self, tokenizer_vocab: int | None = None) -> ModelConfig:
-        """The same with every None that has a value filled in. Raises UserError for shapes that can't be."""
+        """This configuration with every None replaced by the value that follows from other fields. Raises UserError for an impossible one."""
         values: dict = {}
         for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments", *BASE_SHAPE):
             size = getattr(self, key)
@@ -157,14 +157,14 @@ class ModelConfig:
         if self.vocab is None:
             values["vocab"] = tokenizer_vocab
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
-            raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} pieces")
+            raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} tokens")
         self.check_remat()
         if self.gradient_dtype != "float32" and self.compute_dtype == "float32":
-            raise UserError(f"model.gradient_dtype={self.gradient_dtype}: less than model.compute_dtype=float32 makes it of; use float32")
+            raise UserError(f"model.gradient_dtype={self.gradient_dtype}: is narrower than model.compute_dtype=float32; use float32")
         return dataclasses.replace(self, **values)
 
     def check_layers(self) -> None:
-        """Raises UserError for a scale that is none, and for what is said of windows where there is none."""
+        """Raises UserError for an invalid scale, and for settings of windows without a window."""
         for key in ("attention_scale", "rope_theta_window"):
             value = getattr(self, key)
             require(value is None or 0 < value < math.inf, f"model.{key}", value, "above 0, or null")
@@ -178,7 +178,7 @@ class ModelConfig:
             require(all(0 <= layer < self.layers for layer in layers) and len({*layers}) == len(layers), "model.window_layers", layers, fit)
 
     def checked_head_dim(self) -> int:
-        """The width of a head, as said or as follows from the others; UserError where it can't be."""
+        """The width of a head, given or embed / heads. Raises UserError for an impossible one."""
         if self.head_dim is None and self.embed % self.heads:
             raise UserError(f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or set model.head_dim")
         head_dim = self.head_dim or self.embed // self.heads
@@ -193,7 +193,7 @@ class ModelConfig:
         return head_dim
 
     def checked_latent_head_dim(self) -> int:
-        """The same for latent attention, which has some choices less."""
+        """The width of a head of latent attention, nope_dim + rope_dim. Raises UserError for settings that it can't have."""
         for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none"}.items():
             require(getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent")
         require(self.kv_heads in (None, self.heads), "model.kv_heads", self.kv_heads, f"model.heads={self.heads} with model.latent, or null")
@@ -202,7 +202,7 @@ class ModelConfig:
         return head_dim
 
     def check_remat(self) -> None:
-        """Raises UserError for names that are no tensors of a block, and for an `offload` that has no meaning beside `remat`."""
+        """Raises UserError for names that are no tensors of a block, and for an `offload` that contradicts `remat`."""
         saved, offloaded = saved_names(self.remat), tensor_names("offload", self.offload)
         if offloaded and saved is None:
             raise UserError(f"model.offload={self.offload}: with model.remat=none everything is kept on the device; use model.remat=full, or names")
@@ -212,41 +212,42 @@ class ModelConfig:
 
     @property
     def rotated_dim(self) -> int:
-        """How many entries of a head are rotated (position=rope)."""
+        """The number of a head's entries that are rotated (position=rope)."""
         assert self.head_dim is not None
         return self.latent.rope_dim if self.latent.kv_rank else int(self.head_dim * self.rope_fraction)
 
     @property
     def value_dim(self) -> int:
-        """Width of a head's value."""
+        """The width of a head's value."""
         assert self.head_dim is not None
         return self.latent.value_dim or self.head_dim
 
     @property
     def gated(self) -> bool:
-        """Whether the feed-forward block has a gate (three matrices instead of two)."""
+        """True if the feed-forward block has a gate (three matrices instead of two)."""
         return self.activation in ("swiglu", "geglu")
 
     def of_layer(self, layer: int) -> ModelConfig:
-        """The configuration as one layer's attention has it: with that layer's window, or none."""
+        """The configuration of one layer, with that layer's window or none, and without `window_layers`."""
         if self.window_layers is None:
             return self
         return dataclasses.replace(self, window=self.window if layer in self.window_layers else None, window_layers=None)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers that have experts."""
+        """The layers that have experts, counted from 0."""
         return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
 
 BASE_SHAPE = ("base_embed", "base_layers", "base_head_dim")
+"""The fields that describe the base model of a parametrization."""
 
 SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up", "mlp_in")
 """The tensors of a block that `remat` may keep by name."""
 
 
 def saved_names(remat: str) -> tuple[str, ...] | None:
-    """The names that a remat policy keeps; None where nothing is recomputed."""
+    """The tensors that a remat policy keeps; None for "none", which recomputes nothing."""
     if remat == "none":
         return None
     if remat == "full":
@@ -255,7 +256,7 @@ def saved_names(remat: str) -> tuple[str, ...] | None:
 
 
 def tensor_names(key: str, value: str) -> tuple[str, ...]:
-    """The tensors of a block that a value of `remat` or `offload` names; UserError for one that there is none of."""
+    """The tensors of a block that a value of `remat` or `offload` names; an unknown name raises UserError."""
     names = tuple(name.strip() for name in value.split(",") if name.strip())
     for name in names:
         if name not in SAVEABLE:

@@ -1,4 +1,4 @@
-"""The groups of choices that a model's configuration has: rotary scaling, latent attention, experts. `config.py` puts them together."""
+"""The nested configurations of a model: rotary scaling, experts, latent attention. They are fields of `config.ModelConfig`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llm_jax.core.errors import require
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those trained on."""
+    """How rotary frequencies are changed for contexts longer than those trained on."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = "none"
-    """"linear": all frequencies divided by `factor` (Chen et al. 2023). "llama3": low ones divided, high ones kept, a ramp between (Llama 3.1).
-    "yarn": the same with another ramp, and attention a little sharper (Peng et al. 2023)."""
+    """"linear": all frequencies are divided by `factor` (Chen et al. 2023). "llama3": low ones are divided, high ones kept, with a ramp
+    between (Llama 3.1). "yarn": like llama3 with another ramp, and with sharper attention (Peng et al. 2023)."""
     factor: float = 8.0
-    """By how much the context grows."""
+    """The factor by which the context grows."""
     low_frequency_factor: float = 1.0
     """llama3: wavelengths longer than original_positions / this are divided by `factor`."""
     high_frequency_factor: float = 4.0
@@ -29,9 +29,9 @@ class RopeScaling:
     truncate: bool = True
     """yarn: the ramp's ends are rounded outwards to whole pairs."""
     attention_factor: float | None = None
-    """yarn: what rotated queries and keys are multiplied by. None: 0.1 ln(factor) + 1."""
+    """yarn: the factor on rotated queries and keys. None: 0.1 ln(factor) + 1."""
     original_positions: int = 8192
-    """The context length, in tokens, that the unscaled frequencies were trained for."""
+    """The context length in tokens that the unscaled frequencies were trained for."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -55,47 +55,47 @@ class MoEConfig:
     """
 
     experts: int = 0
-    """Experts of a layer; 0: none, every token goes through the one feed-forward block."""
+    """Experts of a layer; 0: every token goes through one feed-forward block."""
     top_k: int = 2
     """Experts that a token is sent to."""
     mlp: int | None = None
     """Hidden width of an expert. None: model.mlp."""
     shared_mlp: int = 0
-    """Hidden width of the shared expert, which every token goes through besides; n shared experts are one, n times as wide. 0: none."""
+    """Hidden width of the shared expert, which every token goes through too; n shared experts are one n times as wide. 0: none."""
     dense_layers: tuple[int, ...] = ()
     """Layers, counted from 0, that keep the feed-forward block of width model.mlp."""
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
-    """What becomes of the router's logits, in float32: softmax over all experts, or a sigmoid of each (DeepSeek-V3)."""
+    """The function of the router's logits, in float32: softmax over all experts, or a sigmoid of each (DeepSeek-V3)."""
     normalise: bool = True
-    """Weights of the chosen experts are divided by their sum. With softmax the same as a softmax over the chosen (Mixtral)."""
+    """Weights of the chosen experts are divided by their sum. With softmax that is a softmax over the chosen ones (Mixtral)."""
     scale: float = 1.0
-    """Weights are multiplied by this in the end (routed_scaling_factor of DeepSeek-V3)."""
+    """The final factor on weights (routed_scaling_factor of DeepSeek-V3)."""
     groups: int = 1
-    """The experts fall into so many groups, and a token is sent to those of `top_groups` of them (DeepSeek-V3)."""
+    """The number of groups of experts. A token is sent to experts of `top_groups` groups only (DeepSeek-V3)."""
     top_groups: int = 1
     """Groups that a token may be sent to: those with the largest sum of their two best scores."""
 
     balance_loss: float = 0.01
-    """Coefficient, for each layer, of experts * sum of (an expert's share of the load * its mean probability), which is 1 where all have
-    the same (Switch, Fedus et al. 2021); 0: off."""
+    """Coefficient, for each layer, of experts * sum of (an expert's share of the load * its mean probability), which is 1 for even loads
+    (Switch, Fedus et al. 2021); 0: off."""
     balance_over: Literal["batch", "sequence"] = "batch"
-    """What the shares and means of balance_loss are of: the sequences of a microbatch on all devices, or each sequence (DeepSeek-V3)."""
+    """The tokens over which balance_loss takes shares and means: a microbatch on all devices, or each sequence (DeepSeek-V3)."""
     z_loss: float = 0.001
     """Coefficient, for each layer, of log(sum of exp(logits))^2, which keeps the router's logits small (ST-MoE, Zoph et al. 2022); 0: off."""
     bias: bool = False
-    """Each expert has a bias that is added to its score where experts are chosen, not where they are weighted. No gradient moves it."""
+    """Each expert has a bias that is added to its score to choose experts, not to weight them. It has no gradient."""
     bias_rate: float = 0.001
     """After a step, an expert's bias goes up by this where its load was below the mean, down where above (DeepSeek-V3); 0: it stays."""
 
     dispatch: Literal["dropless", "capacity"] = "dropless"
-    """"dropless": experts take whatever comes. "capacity": an expert takes at most so many tokens of a sequence, the first ones; for the
-    rest it adds nothing. Shapes are then fixed, and devices exchange only what is sent."""
+    """"dropless": experts take all tokens that are sent to them. "capacity": an expert takes the first tokens of a sequence up to its
+    capacity, and adds nothing for the rest; devices then exchange only the tokens that are sent."""
     capacity_factor: float = 1.25
-    """dispatch=capacity: the room of an expert in a sequence, in multiples of its share if all had the same."""
+    """dispatch=capacity: the tokens of a sequence that an expert takes, in multiples of its share with even loads."""
     product: Literal["loop", "ragged_dot"] = "loop"
-    """dispatch=dropless: rows times their expert's matrix, "loop": by a loop over experts and blocks of rows, anywhere; "ragged_dot":
-    `jax.lax.ragged_dot`, which on CPUs and (JAX 0.10, 0.11) on GPUs multiplies every row with every expert."""
+    """dispatch=dropless: how rows are multiplied with their expert's matrix. "loop": by a loop over experts and blocks of rows, on any
+    device; "ragged_dot": `jax.lax.ragged_dot`, which on CPUs and (JAX 0.10, 0.11) on GPUs multiplies every row with every expert."""
 
     def check(self, layers: int) -> None:
         """Raises UserError for a value out of range."""
@@ -124,20 +124,20 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024): keys and values of all heads are made from one small vector a token.
+    """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024): keys and values of all heads are made from one small vector per token.
 
-    A head's query and key have a part that is not rotated and one that is, so that head_dim = nope_dim + rope_dim; the rotated part of the key is
-    the same for all heads. DeepSeek-V3: query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128.
+    A head's query and key have a part that is not rotated and one that is: head_dim = nope_dim + rope_dim. All heads share the rotated
+    part of the key. DeepSeek-V3: query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128.
     """
 
     query_rank: int = 0
-    """Width of the vector that queries are made from; 0: from the stream."""
+    """Width of the vector that queries are made from; 0: they are made from the stream."""
     kv_rank: int = 0
     """Width of the vector that keys and values are made from; 0: no latent attention."""
     nope_dim: int = 0
-    """The part of a head's query and key that is not rotated."""
+    """Width of the part of a head's query and key that is not rotated."""
     rope_dim: int = 0
-    """The part that is; even."""
+    """Width of the part of a head's query and key that is rotated; even."""
     value_dim: int = 0
     """Width of a head's value; at most nope_dim + rope_dim."""
 

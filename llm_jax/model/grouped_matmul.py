@@ -1,7 +1,7 @@
-"""Products of rows with one of several matrices each: rows lie sorted by their matrix, and how many each has is data.
+"""Grouped matrix products: each row is multiplied with one of several matrices. Rows are sorted by matrix; group sizes are data.
 
 `jax.lax.ragged_dot` is made for this, but JAX 0.10 and 0.11 have kernels for it on TPUs only: elsewhere XLA multiplies every row with
-every matrix and masks. The loop here multiplies what is asked for, in blocks of rows, by plain products of any backend.
+every matrix and masks. The loop here multiplies each row with its matrix only, in blocks of rows, by plain products of any backend.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import jax.numpy as jnp
 
 
 def grouped_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, how: str) -> jax.Array:
-    """y_RF: the first sizes_E[0] rows times w_EDF[0], the next sizes_E[1] times w_EDF[1], ...; zeros for rows that are left.
+    """y_RF: the first sizes_E[0] rows times w_EDF[0], the next sizes_E[1] times w_EDF[1], ...; zeros for rows after the last group.
 
-    sizes_E: int32. `how`: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is multiplied in x's dtype; its gradient has its own.
+    sizes_E: int32, rows of each group. how: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is cast to x's dtype for the product;
+    its gradient has w_EDF's dtype.
     """
     return jax.lax.ragged_dot(x_RD, w_EDF.astype(x_RD.dtype), sizes_E) if how == "ragged_dot" else loop_product(x_RD, w_EDF, sizes_E)
 
 
 @jax.custom_vjp
 def loop_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`grouped_product` by a loop. Its gradients are loops too: those that JAX would make add a whole w_EDF for each block."""
+    """`grouped_product` by a loop. Its gradients are loops too: JAX's own would add a whole w_EDF for each block."""
     return _rows("RD,DF->RF", x_RD, w_EDF.astype(x_RD.dtype), sizes_E)
 
 
@@ -40,7 +41,7 @@ loop_product.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def batched_product(x_BECD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-    """y_BECF, each group as large as the other. As above, w_EDF is multiplied in x's dtype, and its gradient has its own."""
+    """y_BECF, for groups of equal size. w_EDF is cast to x's dtype for the product; its gradient has w_EDF's dtype."""
     return jnp.einsum("BECD,EDF->BECF", x_BECD, w_EDF.astype(x_BECD.dtype))
 
 
@@ -54,9 +55,9 @@ batched_product.defvjp(lambda x_BECD, w_EDF: (batched_product(x_BECD, w_EDF), (x
 
 
 def block_rows(rows: int, groups: int) -> int:
-    """Rows of a block: a power of two from 64 to 2048, about a quarter of what a group has.
+    """The rows of a block: a power of two from 64 to 2048, about a quarter of a group.
 
-    A group's last block is on average half in vain. Larger ones make better use of a device, but waste more.
+    On average half of a group's last block is wasted. Larger blocks use a device better, but waste more.
     """
     block = 64
     while block < 2048 and block * 2 * 4 <= rows / groups:
@@ -67,7 +68,7 @@ def block_rows(rows: int, groups: int) -> int:
 def _rows(equation: str, x: jax.Array, w: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """einsum(equation, x, w[e]) for the rows of each group.
 
-    Blocks begin where their group does. What a group's last block computes beyond it is overwritten by the next group.
+    A group's first block starts at the group's first row. The rows of its last block beyond the group are overwritten by the next group.
     """
     R, E = len(x), len(w)
     block = block_rows(R, E)
@@ -111,5 +112,5 @@ def _weights(x_RD: jax.Array, dy_RF: jax.Array, dtype: jnp.dtype, sizes_E: jax.A
 
 
 def _count(rows: jax.Array, block: int) -> jax.Array:
-    """Blocks that hold so many rows."""
+    """The number of blocks that hold `rows` rows."""
     return (rows + block - 1) // block

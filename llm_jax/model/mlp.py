@@ -26,7 +26,7 @@ class FeedForward(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, mlp: int | None = None):
-        """`mlp`: the hidden width; None: the model's."""
+        """mlp: the hidden width; None: `config.mlp`."""
         self.config, self.place = config, place
         D, F = config.embed, mlp or config.mlp
         assert F is not None
@@ -41,6 +41,7 @@ class FeedForward(nnx.Module):
             self.down_bias = weight(rngs, config, (D,), ("embed",), 0, layers)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """x_BTD in the compute placement → y_BTD in the residual placement."""
         config, place = self.config, self.place
         act = ACTIVATIONS[config.activation]
         gate_BTF, up_BTF = self.projections(x_BTD)
@@ -59,6 +60,6 @@ class FeedForward(nnx.Module):
         return y_BTD
 
     def projections(self, x_BTD: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-        """(gate_BTF or None, up_BTF) as the matrices give them."""
+        """(gate_BTF or None, up_BTF): the two products, before biases."""
         up_BTF = project("BTD,DF->BTF", x_BTD, self.up, self.config, self.place)
         return (project("BTD,DF->BTF", x_BTD, self.gate, self.config, self.place) if self.config.gated else None), up_BTF

@@ -1,4 +1,4 @@
-"""The small parts that every block is made of: norms and the rotary embedding."""
+"""Norms and the rotary embedding."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Rope = tuple[jax.Array, jax.Array]
 
 
 class Norm(nnx.Module):
-    """RMSNorm or LayerNorm over the last dim, in float32, with a scale (LayerNorm: and a bias).
+    """RMSNorm or LayerNorm over the last dims, in float32, with a scale (LayerNorm: and a bias).
 
-    Centred, the scale is 1 + the weight, which begins at 0.
+    With `norm_centred` the scale is 1 + the weight, which starts at 0. shape, dims: of the scale; None: the stream's width. kind:
+    "rms" or "layer"; None: `config.norm`. epsilon: None for `config.norm_epsilon`.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, *, shape=None, dims=None, kind=None, epsilon=None):
@@ -46,8 +47,8 @@ class Norm(nnx.Module):
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """Rotations per token in radians, float32 [head_dim / 2] (Su et al. 2021), scaled for longer contexts.
 
-    NumPy's float32, in the order of operations that open models were trained with: a power of XLA's may be ten units in the last place off,
-    which at far positions is seen in the logits.
+    Computed by NumPy in float32, in the order of operations that open models were trained with: XLA's power may be off by ten units in
+    the last place, which shows in the logits at far positions.
     """
     pair = np.arange(head_dim // 2, dtype=np.float32)
     frequency = np.float32(1) / np.float32(theta) ** (2 * pair / np.float32(head_dim))
@@ -57,7 +58,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
         turns = scaling.original_positions * frequency / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    else:  # yarn: a ramp linear in the pair's index, between those that turn beta_fast and beta_slow times
+    else:  # yarn: a ramp linear in the pair's index, between the pairs that turn beta_fast and beta_slow times
 
         def pair_that_turns(times: float) -> float:
             return head_dim * math.log(scaling.original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
@@ -72,12 +73,12 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
 
 def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
     """(cos, sin) of every rotation, float32 [B, T, rotated_dim / 2], for layers with this configuration (`ModelConfig.of_layer`)."""
-    assert config.window_layers is None, "layers differ: take one's configuration"
+    assert config.window_layers is None, "layers differ: pass the configuration of one layer (ModelConfig.of_layer)"
     theta, scaling = config.rope_theta, config.rope_scaling
     if config.window is not None and config.rope_theta_window is not None:
         theta, scaling = config.rope_theta_window, RopeScaling()
     angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config.rotated_dim, theta, scaling)
-    sharper = 1.0  # on queries and keys each
+    sharper = 1.0  # multiplies queries and keys each
     if scaling.kind == "yarn":
         sharper = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
     return jnp.cos(angles) * sharper, jnp.sin(angles) * sharper
@@ -86,7 +87,7 @@ def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
 def rotate(x_BTHK: jax.Array, tables: Rope) -> jax.Array:
     """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX pairing).
 
-    With rotations of fewer pairs than a head has, it is the head's first part that is rotated.
+    If there are rotations for fewer pairs than a head has, only the first part of the head is rotated.
     """
     rotated = 2 * tables[0].shape[-1]
     if rotated < x_BTHK.shape[-1]:

@@ -1,7 +1,7 @@
-"""The router of a mixture of experts: which experts a token is sent to, with what weights, and what keeps their loads even.
+"""The router of a mixture of experts: the experts that a token is sent to, their weights, and the losses that keep loads even.
 
-Padding (segment 0) goes to experts as other tokens do, but does not count in losses and loads. What a layer tells of its routing are sums
-over rows of the batch, `Routing`: so losses made of them are the same however the batch is spread over devices.
+Padding (segment 0) is sent to experts like other tokens, but does not count in losses and loads. A layer's statistics (`Routing`) are
+sums over rows of the batch, so losses made from them do not depend on how the batch is spread over devices.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from llm_jax.model.config import ModelConfig, MoEConfig
 
 
 class Routing(NamedTuple):
-    """Sums over tokens, float32, one for each of the parts P into which devices split the batch; layers are stacked in front.
+    """Sums over tokens, float32, for each of the P parts into which devices split the batch; layers are stacked in front.
 
-    They add up over parts, and over microbatches of a pipeline. Sums over devices are so taken once for all layers.
+    They add up over parts, and over microbatches of a pipeline, so one sum over devices serves all layers.
     """
 
     load_PE: jax.Array
-    """Tokens that were sent to each expert."""
+    """The tokens that were sent to each expert."""
     dropped_PE: jax.Array
-    """Those of them that found no room (dispatch=capacity)."""
+    """The tokens that were sent to each expert and dropped (dispatch=capacity)."""
     probability_PE: jax.Array
-    """Scores, each token's divided by their sum."""
+    """The sum of the tokens' scores for each expert, each token's scores divided by their sum."""
     tokens_P: jax.Array
-    """Tokens that count."""
+    """The number of tokens, without padding."""
     balance_P: jax.Array
-    """Each row's own balance loss, times the row's weight in the main loss (balance_over=sequence; otherwise zeros)."""
+    """The rows' balance losses, each times the row's weight in the main loss (balance_over=sequence; otherwise zeros)."""
     z_P: jax.Array
     """The mean over each row's tokens of log(sum of exp(logits))^2, times the row's weight in the main loss."""
 
@@ -55,12 +55,13 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -
     return weights_BTk * config.scale, experts_BTk, probabilities_BTE
 
 
-def sums_of(
+def routing_sums(
     config: MoEConfig, logits_BTE: jax.Array, probability_BTE: jax.Array, sent_BTE: jax.Array, counts_BT: jax.Array, weights_BT: jax.Array, over
 ) -> tuple[jax.Array, ...]:
-    """A `Routing` of one part, without `dropped_PE`: (load, probability, tokens, balance, z).
+    """The fields of `Routing` for one part, without `dropped_PE`: (load, probability, tokens, balance, z).
 
-    sent_BTE: whether a token that counts was sent to an expert. `over` sums over the devices that have other tokens of the same rows.
+    sent_BTE: 1 where a token that is not padding was sent to an expert. counts_BT: 0 for padding, else 1. over(a): the sum over the
+    devices that have other tokens of these rows.
     """
     counts_BT1 = counts_BT[..., None]
     load_BE, probability_BE = over(jnp.sum(sent_BTE, 1)), over(jnp.sum(probability_BTE * counts_BT1, 1))
@@ -74,11 +75,11 @@ def sums_of(
 
 
 def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(what the router adds to the sum of losses, float32 []; metrics that are sums).
+    """(the router's term of the sum of losses, float32 []; metrics that are sums).
 
-    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's tokens counts with the row's
-    weight, one over the batch with the batch's: so a coefficient is of the mean loss, whatever the weights are. The metrics balance_loss
-    and router_z_loss are without coefficients, means over layers.
+    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's tokens is multiplied by
+    the row's weight, a mean over the batch by the batch's, so that coefficients refer to the mean loss whatever the weights are. The
+    metrics balance_loss and router_z_loss are without coefficients, means over layers.
     """
     moe = config.moe
     load_LE, dropped_LE, probability_LE, tokens_L, balance_L, z_L = (jnp.sum(a, 1) for a in routing)
@@ -90,13 +91,13 @@ def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[ja
 
 
 def load_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """From the sums over a step: `expert_load_max`, the largest load in multiples of its layer's mean; `expert_dropped`, the part of all
-    that was sent which found no room."""
+    """Metrics of a step from its sums: `expert_load_max`, the largest load in multiples of its layer's mean, and `expert_dropped`, the
+    fraction of tokens sent to experts that was dropped."""
     load_LE, dropped_LE = sums["expert_load"], sums["expert_dropped"]
     mean_L = jnp.maximum(jnp.mean(load_LE, -1), 1e-9)
     return {"expert_load_max": jnp.max(jnp.max(load_LE, -1) / mean_L), "expert_dropped": jnp.sum(dropped_LE) / jnp.maximum(jnp.sum(load_LE), 1.0)}
 
 
 def bias_change(config: MoEConfig, load_LE: jax.Array) -> jax.Array:
-    """What is added to the biases after a step with these loads (Wang et al. 2024, algorithm 1): up where below the layer's mean."""
+    """The change of the biases after a step with these loads (Wang et al. 2024, algorithm 1): up where a load is below its layer's mean."""
     return config.bias_rate * jnp.sign(jnp.mean(load_LE, -1, keepdims=True) - load_LE)

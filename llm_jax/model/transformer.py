@@ -21,20 +21,20 @@ from llm_jax.model.config import ModelConfig, saved_names, tensor_names
 from llm_jax.model.dims import Placement, StagePlacement, pipeline_of
 from llm_jax.model.mlp import FeedForward
 from llm_jax.model.norm_and_rope import Norm, rope_tables, softcap
-from llm_jax.model.parametrization import readout, residual, times
+from llm_jax.model.parametrization import readout_multiplier, residual_multiplier, times
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
 from llm_jax.model.weights import Weight, gathered, lookup, sharding_spec, weight
 
 RunBlock = dict[ModelConfig, Callable[[jax.Array, Any], tuple[jax.Array, Routing | None]]]
-"""A layer's kind → (x_BTD, weights of one layer) -> (x_BTD, routing)."""
+"""A layer's configuration → the function (x_BTD, weights of one layer) → (x_BTD, routing)."""
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each added into the residual stream.
+    """Attention and feed-forward, each added to the residual stream.
 
-    Built with `layers`, it holds the weights of so many layers, stacked along a first dim; `Transformer` slices them.
-    `sparse`: with experts in place of the feed-forward block.
+    layers: the number of layers whose weights it has, stacked along a first dim; `Transformer` slices them. sparse: experts in place of
+    one feed-forward.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
@@ -79,13 +79,13 @@ class Block(nnx.Module):
     def scaled(self, y_BTD: jax.Array, norm: Norm, out_norm: Norm | None) -> jax.Array:
         """A branch's output, normalised where `norm_placement` says so, times the parametrization's residual multiplier."""
         last = {"before": None, "after": norm, "both": out_norm}[self.config.norm_placement]
-        return times(y_BTD if last is None else last(y_BTD), residual(self.config))
+        return times(y_BTD if last is None else last(y_BTD), residual_multiplier(self.config))
 
 
 class Transformer(nnx.Module):
     """tokens [B, T] → logits [B, T, V].
 
-    `config` must be `resolved`, with its vocabulary. `place` says where arrays live; the default is one device.
+    `config` must be `resolved`, with its vocabulary. `place` places its arrays on devices; None: one device.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, place: Placement | None = None):
@@ -114,7 +114,7 @@ class Transformer(nnx.Module):
         return self.logits(self.hidden(tokens_BT, positions, segments))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """What the head makes of the final stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
+        """The head's logits from `hidden`'s stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
         config = self.config
         assert config.vocab is not None
         w_VD = gathered(self.output, config, self.place)
@@ -122,7 +122,7 @@ class Transformer(nnx.Module):
         return softcap(self.place.unpad(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
-        """What the head gets, the residual stream after the final norm, [B, T, D] in the compute dtype; all in the natural order of positions."""
+        """The residual stream after the final norm, [B, T, D] in the compute dtype. All arrays are in the natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0], self.place)
@@ -130,9 +130,10 @@ class Transformer(nnx.Module):
     def stream(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None, weights_BT: jax.Array | None = None
     ) -> tuple[jax.Array, Routing | None]:
-        """`hidden` in the layout's order of positions (`attention_context.arrange`), but `segments_BS` are in the natural one.
+        """(the stream after the final norm, the routing stacked over layers with experts), in the layout's order of positions.
 
-        With it what the routers did, stacked over the layers that have experts; their losses count by weights_BT, the tokens' in the loss.
+        tokens, positions and weights are in that order too (`attention_context.arrange`), but segments_BS is in natural order.
+        weights_BT: the tokens' weights in the loss, for the routers' losses.
         """
         config, place = self.config, self.place
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
@@ -156,25 +157,25 @@ class Transformer(nnx.Module):
         return x_BTD
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
-        """The stream after the last block, made ready for the head."""
-        return times(self.place.move(self.final_norm(x_BTD), STREAM), readout(self.config))
+        """The stream after the last block, normalised and scaled for the head."""
+        return times(self.place.move(self.final_norm(x_BTD), STREAM), readout_multiplier(self.config))
 
     @property
     def output(self) -> Weight:
-        """The output projection [V, D]: the head, or the embedding where that is both."""
+        """The output projection [V, D]: the head, or the embedding if that is the head too."""
         return self.embedding if self.config.tied_embeddings else self.head
 
     def run_blocks(self, x_BTD: jax.Array, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """All blocks in turn. `Routing` is stacked over the sparse ones. beside: positions_BT, segments_BS, real_BT, weights_BT.
+        """Runs all blocks: (x_BTD, the routing stacked over sparse blocks). beside: positions_BT, segments_BS, real_BT, weights_BT.
 
-        Where the layout splits `layers`, each group of devices runs its own, as a stage of a pipeline.
+        If the layout splits `layers`, each group of devices runs its own blocks, as a stage of a pipeline.
         """
         routings = []
         pipeline, kinds = pipeline_of(self.place), layer_kinds(self.config)
         for blocks, first, end in self.runs():
             graph, stacked = nnx.split(blocks)
             own, kinds = kinds[: end - first], kinds[end - first :]
-            layers = functools.partial(self.run_layers, graph, of_each_stage(own, pipeline) if pipeline else own)
+            layers = functools.partial(self.run_layers, graph, kinds_of_each_stage(own, pipeline) if pipeline else own)
             if pipeline:
                 x_BTD, routing = run_pipeline(layers, pipeline, stacked, x_BTD, *beside)
             else:
@@ -185,7 +186,7 @@ class Transformer(nnx.Module):
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
 
     def layers_in_order(self) -> Iterator[tuple[int, Block, int | None]]:
-        """(number, block with that layer's weights unstacked, its window) of each layer: for code that takes one after the other."""
+        """(number, block with that layer's weights, its window) of each layer in order, for code that runs one after the other."""
         number = 0
         for stack, first, end in self.runs():
             graph, stacked = nnx.split(stack)
@@ -195,7 +196,7 @@ class Transformer(nnx.Module):
                 number += 1
 
     def runs(self) -> list[tuple[Block, int, int]]:
-        """Which blocks follow each other: (stack, first, end) of neighbours that are all sparse or all dense, in order."""
+        """The layers in order, as runs of neighbours that are all sparse or all dense: (stack of blocks, first row, row after the last)."""
         sparse = self.config.sparse_layers
         if len(sparse) in (0, self.config.layers):
             return [(self.blocks, 0, self.config.layers)]
@@ -209,13 +210,14 @@ class Transformer(nnx.Module):
     def run_layers(
         self, graph: Any, kinds: tuple[ModelConfig, ...], stacked: Any, x_BTD: jax.Array, *beside: Any
     ) -> tuple[jax.Array, Routing | None]:
-        """A stack of blocks in turn, scanned or unrolled, recomputing in the backward pass what the remat policy says.
+        """Runs a stack of blocks, scanned or unrolled; the backward pass recomputes what `remat` doesn't keep.
 
-        kinds: each layer's configuration (`of_layer`). A window is part of the program, so a scan's body is a period of layers that repeats.
+        kinds: each layer's configuration (`of_layer`). Layers with different windows are different programs, so the body of a scan is a
+        period of layers that repeats.
         """
         run_block = {kind: self.block(graph, kind, *beside) for kind in dict.fromkeys(kinds)}
         if not self.config.scan_layers:
-            return in_turn(kinds, run_block, x_BTD, unstack(stacked))
+            return run_in_turn(kinds, run_block, x_BTD, unstack(stacked))
         routings, first = [], 0
         for count, period in repeats(kinds):
             end = first + count * len(period)
@@ -254,22 +256,22 @@ class Transformer(nnx.Module):
             offload_src="device",
             offload_dst="pinned_host",
         )
-        # inside a scan nothing can be merged with the forward pass, so the barrier that prevents it is not needed
+        # inside a scan nothing can be merged with the forward pass, so no barrier is needed to prevent it
         return jax.checkpoint(run, policy=policy, prevent_cse=not config.scan_layers)
 
 
 def scan_periods(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, stacked: Any) -> tuple[jax.Array, Routing | None]:
-    """A stack of layers whose kinds repeat these."""
+    """Runs a stack of layers whose configurations repeat `kinds`, by a scan over periods."""
 
     def period(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, Routing | None]:
-        return in_turn(kinds, run_block, x_BTD, unstack(weights))
+        return run_in_turn(kinds, run_block, x_BTD, unstack(weights))
 
-    x_BTD, routing = jax.lax.scan(period, x_BTD, jax.tree.map(lambda w: fold(w, len(kinds)), stacked))
+    x_BTD, routing = jax.lax.scan(period, x_BTD, jax.tree.map(lambda w: fold_periods(w, len(kinds)), stacked))
     return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routing)
 
 
-def in_turn(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, weights: list) -> tuple[jax.Array, Routing | None]:
-    """One layer after the other."""
+def run_in_turn(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, weights: list) -> tuple[jax.Array, Routing | None]:
+    """Runs layers one after the other: (x_BTD, their routing, stacked)."""
     routings = []
     for kind, own in zip(kinds, weights, strict=True):
         x_BTD, routing = run_block[kind](x_BTD, own)
@@ -278,12 +280,12 @@ def in_turn(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array,
 
 
 def layer_kinds(config: ModelConfig) -> tuple[ModelConfig, ...]:
-    """Each layer's own configuration; those of layers that compute alike are equal."""
+    """Each layer's configuration; layers with one program have equal ones."""
     return tuple(config.of_layer(layer) for layer in range(config.layers))
 
 
 def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
-    """A sequence as scans: (how often, what is repeated), the shortest period first. Without a period, runs of equal neighbours.
+    """A sequence as scans, (repetitions, repeated part), of the shortest period; without a period, as runs of equal neighbours.
 
     >>> repeats("abababa"), repeats("aaaabb"), repeats("aaa")
     ([(3, 'ab'), (1, 'a')], [(4, 'a'), (2, 'b')], [(3, 'a')])
@@ -298,37 +300,37 @@ def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
     return [(count, kinds[start : start + 1]) for start, count in zip(starts, runs, strict=False)]
 
 
-def fold(w: jax.Array, period: int) -> jax.Array:
+def fold_periods(w: jax.Array, period: int) -> jax.Array:
     """[layers, ...] → [layers / period, period, ...]."""
     spec = sharding_spec(w)
     return w.reshape(-1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec))
 
 
-def of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -> tuple[ModelConfig, ...]:
-    """The kinds of the layers that a stage of a pipeline runs in one go, which are one program for all stages: UserError where they differ."""
-    pieces = place.size(place.axes("layers")) * place.pipeline.rounds
-    n = len(kinds) // pieces
-    if len(kinds) % pieces == 0 and kinds != kinds[:n] * pieces:
+def kinds_of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -> tuple[ModelConfig, ...]:
+    """The configurations of the layers that a stage of a pipeline runs in a tick. All stages run one program: UserError if they differ."""
+    groups = place.size(place.axes("layers")) * place.pipeline.rounds
+    n = len(kinds) // groups
+    if len(kinds) % groups == 0 and kinds != kinds[:n] * groups:
         windows = tuple(i for i, kind in enumerate(kinds) if kind.window is not None)
         raise UserError(
-            f"model.window_layers={windows}: the layout's pipeline cuts the layers into {pieces} pieces of {n}, all one program, so layers with a "
-            "window must be at the same places in each; use a layout without a pipeline, or fewer stages or rounds"
+            f"model.window_layers={windows}: the layout's pipeline divides the layers into {groups} groups of {n}, all one program, so layers with "
+            "a window must be at the same places in each; use a layout without a pipeline, or fewer stages or rounds"
         )
     return kinds[:n]
 
 
 def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
-    """The block of one layer, from the graph of a stack and that layer's weights; `config` is the layer's (`of_layer`)."""
+    """The block of one layer, from the graph of a stack and that layer's weights. config: the layer's (`of_layer`)."""
     block = nnx.merge(graph, weights)
     block.attention.config = config
     return block
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
-    """Raises UserError where the model can't run on these devices as the layout wants it: all that can be said before compiling."""
+    """Raises UserError if the model can't run on these devices under this layout, as far as is known before compiling."""
     attention.check(config, place, sequence_length)
     if pipeline := pipeline_of(place):
-        of_each_stage(layer_kinds(config), pipeline)
+        kinds_of_each_stage(layer_kinds(config), pipeline)
     if config.sparse_layers:
         moe.check(config, place)
     if config.offload and place.platform() == "cpu":
@@ -336,7 +338,7 @@ def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
 
 
 def unstack(tree) -> list:
-    """The trees that one with a leading dim is made of. By `lax.split`, whose gradient is one concatenation."""
+    """A tree of arrays [n, ...] as n trees of arrays [...]. It uses `lax.split`, whose gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
     count = leaves[0].shape[0]
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims, Placement, StagePlacement
-from llm_jax.model.parametrization import initial
+from llm_jax.model.parametrization import initial_multiplier
 
 
 class Weight(nnx.Param):
@@ -60,7 +60,7 @@ def weight(
     elif std == 0:
         value = jnp.zeros(full, kind)
     else:
-        value = std * initial(config, dims) * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
+        value = std * initial_multiplier(config, dims) * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
     return Weight(value, dims=dims, stacked=layers is not None)
 
 

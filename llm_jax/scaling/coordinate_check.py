@@ -37,7 +37,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.parametrization import of_width, residual
+from llm_jax.model.parametrization import of_width, residual_multiplier
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.next_token import NextToken
 from llm_jax.objective.protocol import Batch
@@ -100,7 +100,7 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
         attended_BTD = x_BTD + attention_BTD
         mlp_BTD, _ = block.mlp_branch(x_BTD if model.config.parallel_blocks else attended_BTD)
         x_BTD = attended_BTD + mlp_BTD
-    undone = 1 / residual(model.config)
+    undone = 1 / residual_multiplier(model.config)
     return found | {
         "attention": attention_BTD * undone,
         "mlp": mlp_BTD * undone,

@@ -81,7 +81,7 @@ MISTAKES = {
     "objective.name=nexttoken": "did you mean 'next_token'?",
     "data.source=/no/such.txt": "/no/such.txt: no such file or folder",
     "tokenizer.vocab=100000": "too large for this text; at most",
-    "model.vocab=5": "smaller than the tokenizer's 320 pieces",
+    "model.vocab=5": "smaller than the tokenizer's 320 tokens",
     "data.mixture.a.txt=1 data.source=b.txt": "add data.mixture={}",
     "model.moe.experts=4 model.moe.top_k=5": "model.moe.top_k=5: must be at most model.moe.experts=4",
     "model.moe.experts=8 model.moe.groups=3": "model.moe.groups=3: must be a divisor of model.moe.experts=8",

@@ -1,8 +1,7 @@
-"""Causal attention in blocks of queries, in plain JAX: each block sees only the keys that the mask may let through.
+"""Causal attention in blocks of queries, in plain JAX: each block is multiplied only with the keys that its mask can let through.
 
-Of the T² scores, causal attention needs half, and a sliding window fewer; one product over all of them computes the rest for
-nothing. Here the scores of one block exist at a time. The backward pass makes them again from q, k and the softmax's
-statistics (FlashAttention-2, Dao 2023), so that nothing of size T² is kept.
+Causal attention needs half of the T² scores, and with a sliding window fewer. Here only the scores of one block exist at a time.
+The backward pass computes them again from q, k and the softmax's statistics (FlashAttention-2, Dao 2023), so no residual has size T².
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from llm_jax.model.kernels import ChunkKernel
 from llm_jax.model.norm_and_rope import softcap
 
 MOST_BLOCKS = 8
-"""Blocks are unrolled: with 8, 56 % of the T² scores are computed, and more would only make the program longer."""
+"""The most blocks, which are unrolled: with 8, 56 % of the T² scores are computed; more would make the program longer for little."""
 LEAST_BLOCK = 128
-"""Queries of a block, at least: smaller products are slower than what they save."""
+"""The least number of queries in a block: smaller products cost more time than they save."""
 
 Block = tuple[slice, slice]
 """Positions of some queries, and of the keys that any of them may see."""
@@ -60,9 +59,9 @@ def blocked_attention(
 
 
 def blocks(length: int, window: int | None, keys: int | None = None, most: int = MOST_BLOCKS) -> list[Block]:
-    """All queries in blocks of equal size (the last may be smaller), at most so many, and the keys that each block needs.
+    """(queries, keys) of each block: at most `most` blocks of equal size (the last may be smaller), with the keys that each needs.
 
-    `keys`: how many keys there are, all before the queries; None: queries and keys are the same positions.
+    keys: the number of keys, all before the queries; None: queries and keys are the same positions.
 
     >>> [(queries.start, queries.stop, keys.start, keys.stop) for queries, keys in blocks(300, 200)]
     [(0, 128, 0, 128), (128, 256, 0, 256), (256, 300, 57, 300)]
@@ -79,8 +78,8 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of exp(scores).
 
-    A query that sees no key has some finite output, and statistics near the least float: a weight of nothing beside others.
-    `most`: blocks of queries, 1 to have all scores at once.
+    A query that sees no key has a finite output, and statistics near the least float, so that its weight beside others is 0.
+    most: blocks of queries; 1 computes all scores at once. cap: see `blocked_attention`.
     """
     B, T, H, _ = q_BTHK.shape
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
@@ -101,14 +100,14 @@ def backward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
     dout_BTHK: jax.Array, most: int = MOST_BLOCKS, cap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Gradients of q, k and v in float32. With `out` and `lse` of more keys than these, this is these keys' share."""
+    """Gradients of q, k and v in float32. If `out` and `lse` are over more keys than these, the terms that come from these keys."""
     dtype = q_BTHK.dtype
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
     B, G, R, T, K = q_BGRTK.shape
     S = k_BSGK.shape[1]
     log_BGRT = lse_BHT.reshape(B, G, R, T)
     dout_BGRTK = jnp.einsum("BTGRK->BGRTK", dout_BTHK.reshape(B, T, G, R, K))
-    # what each query's scores lose because the probabilities sum to one
+    # the term of each query's score gradients that is due to the softmax's normalisation
     lost_BTH = jnp.sum(dout_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32), -1)
     lost_BGRT = jnp.einsum("BTGR->BGRT", lost_BTH.reshape(B, T, G, R))
     dq, dk, dv = [], jnp.zeros((B, G, K, S), jnp.float32), jnp.zeros((B, G, K, S), jnp.float32)
@@ -118,11 +117,11 @@ def backward(
         p_BGRTS = jnp.exp(s_BGRTS - log_BGRT[..., queries, None])
         dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
         ds_BGRTS = p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])
-        if cap:  # tanh's slope from what it made; where the mask is, from a number that stays finite
+        if cap:  # tanh's slope from its output; a finite one for masked scores
             ds_BGRTS *= 1 - jnp.square(jnp.maximum(s_BGRTS / cap, -1.0))
         ds_BGRTS = ds_BGRTS.astype(dtype)
         dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
-        # the small operand goes left, where it is copied transposed: see `parts.project`
+        # the small operand goes left, where it is copied transposed: see `weights.project`
         dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
         dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
         around = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]  # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
@@ -137,7 +136,7 @@ def _blocks(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, most: int) -> list
 
 
 def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block, cap: float) -> jax.Array:
-    """Scaled and capped scores of one block in float32, the least number where a query may not look: [B, G, R, T, S]."""
+    """Scaled and capped scores of one block, float32 [B, G, R, T, S]; the least number where a query doesn't see a key."""
     queries, keys = block
     s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
     return jnp.where(mask(queries, keys)[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min)

@@ -1,18 +1,18 @@
-"""NVIDIA's fused attention (cuDNN through XLA): packed documents kept apart, and nothing of size sequence².
+"""NVIDIA's fused attention (cuDNN through XLA), for packed documents, without any array of size sequence².
 
 cuDNN's "ragged" layout takes a list of documents, starts and lengths in one flat array of tokens, so packed rows need
 no mask. This module makes that list from segment ids and binds JAX's primitives for the kernel (private, hence
-`CHECKED_JAX`), not `fused_attention_stablehlo.dot_product_attention` above them, because that function
+`CHECKED_JAX`). It does not call `fused_attention_stablehlo.dot_product_attention` above them, because that function
 
-- in JAX 0.10 scales key offsets by the *query* heads: with grouped heads, documents read others' keys in silence
+- in JAX 0.10 scales key offsets by the *query* heads: with grouped heads, documents silently read other documents' keys
   (fixed by jax-ml/jax#39521, in 0.11.2);
-- refuses the ragged layout where this process has no Hopper GPU, so nothing compiles for GPUs that are not here;
-- keeps softmax statistics for every document slot of every layer, `max_segments` times what is needed.
+- refuses the ragged layout where this process has no Hopper GPU, so nothing compiles for absent GPUs;
+- keeps softmax statistics for every document slot of every layer, `max_segments` times the size that is needed.
 
 Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at most 128 (256 on
 Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1. The backward kernel adds to dQ
-in any order: not bit-reproducible, unless XLA's deterministic option buys that with a sequence² workspace. No workspace
-(`backward_workspace_bytes`) is in the `memory_analysis()` of a step compiled without a device.
+in any order: it is not bit-reproducible, unless XLA's deterministic option makes it so with a sequence² workspace. Workspaces
+(`backward_workspace_bytes`) are not in the `memory_analysis()` of a step compiled without a device.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.kernels import WHOLE_SEQUENCE, ChunkKernel
 
 CHECKED_JAX = ((0, 10), (0, 11))
-"""The JAX versions whose private primitives this was checked with."""
+"""The JAX versions whose private primitives this module has been checked with."""
 SAVED = "attention"
-"""`checkpoint_name` of the output *and* of its softmax statistics: saving it saves the kernel's second run."""
+"""The `checkpoint_name` of the output *and* of its softmax statistics: with both kept, the kernel does not run again."""
 
 
 class Documents(NamedTuple):
-    """The documents of the local rows as cuDNN wants them; B rows of M slots each, filled in order across rows."""
+    """The documents of the local rows in cuDNN's form: B rows of M slots each, filled in order across rows."""
 
     starts_BM1: jax.Array
     """int32: flat index of each document's first token; B T where a slot is empty, and once more at the end of all."""
@@ -45,10 +45,10 @@ class Documents(NamedTuple):
     slot_BT: jax.Array
     """int32: the slot (flat) that each token is in."""
     overflow: jax.Array
-    """bool: there were more documents than slots; then the slots hold whole rows and the keys become NaN."""
+    """bool: there are more documents than slots; then the slots hold whole rows, and the keys become NaN."""
 
     def ragged(self) -> Ragged:
-        """Each document attends to itself."""
+        """Queries and keys for documents that attend to themselves."""
         return Ragged(self.starts_BM1, self.lengths_BM, self.starts_BM1, self.lengths_BM)
 
 
@@ -62,7 +62,7 @@ class Ragged(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is fixed at compile time."""
+    """The kernel's settings, fixed at compile time."""
 
     scale: float
     window: int | None
@@ -135,14 +135,14 @@ def fused_attention(
     causal: bool = True,
     max_segments: int | None = None,
 ) -> jax.Array:
-    """Self-attention of one device's rows and heads (H a multiple of G) -> out_BTHK; call it inside `jax.shard_map`.
+    """Self-attention of one device's rows and heads (H a multiple of G): out_BTHK. Call it inside `jax.shard_map`.
 
-    `segments_BT` (int): equal neighbours attend to each other, padding included; None: each row is one document.
-    `window`: a query sees itself and the `window - 1` positions before it (JAX's `sliding_window_length`).
-    `max_segments`: documents a row, padding counted as one, required with segments. It is a mean over the rows that are here,
-    which share their slots; should those not suffice, *everything* returned is NaN: no wrong attention goes unseen.
+    segments_BT: int; equal neighbours attend to each other, padding included; None: each row is one document.
+    window: a query sees itself and the `window - 1` positions before it (JAX's `sliding_window_length`).
+    max_segments: documents in a row, padding counted as one; required with segments. It is a mean over the device's rows, which share
+    their slots. With more documents than slots *everything* returned is NaN, so that no wrong attention goes unnoticed.
 
-    Raises UserError for what the kernel can't do; lowering for anything but a GPU raises (the primitive has no rule there).
+    Raises UserError for arrays or settings that the kernel can't run; lowering for anything but a GPU raises.
     """
     check_arrays(q_BTHK, k_BSGK, v_BSGK, window, causal)
     q_BTHK, k_BSGK, v_BSGK = _equally_varying(q_BTHK, k_BSGK, v_BSGK)
@@ -154,12 +154,12 @@ def fused_attention(
 
 
 def poisoned(k_BSGK: jax.Array, documents: Documents) -> jax.Array:
-    """The keys, NaN where there were more documents than slots. Keys are the smallest; NaN scores reach every output and gradient."""
+    """The keys, or NaN if there are more documents than slots. Keys are the smallest array; NaN scores reach every output and gradient."""
     return jnp.where(documents.overflow, jnp.nan, k_BSGK)
 
 
 def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
-    """Runs of equal ids, listed over all rows in order; `slots` a row (`model.max_segments`)."""
+    """The documents of the rows: runs of equal ids, in order over all rows, `slots` a row on average (`model.max_segments`)."""
     if slots is None or slots < 1:
         most = "the most documents a row, padding counted as one, on average over the rows of a device"
         raise UserError(f"model.max_segments={slots}: attention=cudnn with packed rows needs {most}")
@@ -175,7 +175,7 @@ def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
 
 
 def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options) -> tuple[jax.Array, jax.Array]:
-    """The kernel and its residual: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
+    """The kernel's results: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
     rows = documents.ragged() if documents is not None else None
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), rows, options, is_training=True)
     return out_BTHK, lse if documents is None else _by_token(lse, documents)
@@ -185,27 +185,27 @@ def backward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, lse_BHT: jax.Array,
     out_BTHK: jax.Array, dout_BTHK: jax.Array, options: Options,
 ) -> list[jax.Array]:  # fmt: skip
-    """Gradients of q, k and v. With `out` and `lse` of more keys than these (a ring), this is these keys' share."""
+    """Gradients of q, k and v. If `out` and `lse` are over more keys than these (a ring), the terms that come from these keys."""
     rows = documents.ragged() if documents is not None else None
     lse = lse_BHT if documents is None else _by_document(lse_BHT, documents)
     return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), rows, options)
 
 
 class SharedDocuments(NamedTuple):
-    """The document that each row's queries share with earlier keys: documents have no gaps, so it is at most one.
+    """The document that each row's queries share with earlier keys. Documents have no gaps, so there is at most one.
 
-    Its queries are the row's first, its keys the last of those before the queries. Among these nothing is masked.
+    Its queries are the row's first, and its keys the last before the queries. Each of these queries sees each of these keys.
     """
 
     queries_B: jax.Array
-    """int32: how many queries; 0 where nothing is shared."""
+    """int32: the number of its queries; 0 if there is no shared document."""
     keys_B: jax.Array
-    """int32: how many keys."""
+    """int32: the number of its keys."""
     first_key_B: jax.Array
-    """int32: the position of the first of them in the row of keys."""
+    """int32: the position of its first key in the row of keys."""
 
     def ragged(self, T: int, S: int) -> Ragged:
-        """The pair in the first of two slots a row, the second empty: with a single slot JAX passes no starts."""
+        """The document in the first of two slots of each row, the second empty: with one slot JAX passes no starts."""
 
         def listed(first_B: jax.Array, length_B: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
             B = length_B.shape[0]
@@ -218,7 +218,7 @@ class SharedDocuments(NamedTuple):
 
 
 def find_shared_documents(mask: Mask, T: int, S: int) -> SharedDocuments:
-    """What the T queries of each row share with those of its S keys that are before them all."""
+    """The document that the T queries of each row share with those of its S keys that are before all of them."""
     assert mask.ahead_B is not None
     B = mask.ahead_B.shape[0]
     key_BS = jnp.arange(S) < mask.ahead_B[:, None]
@@ -236,7 +236,7 @@ def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask
     (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
     shared = find_shared_documents(mask, T, S)
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), shared.ragged(T, S), options, is_training=True)
-    seen_BT = jnp.arange(T) < shared.queries_B[:, None]  # elsewhere nothing is written
+    seen_BT = jnp.arange(T) < shared.queries_B[:, None]  # the kernel writes nothing elsewhere
     lse_BHT = lse.reshape(B, 2, H, T)[:, 0]
     return jnp.where(seen_BT[..., None, None], out_BTHK, 0), jnp.where(seen_BT[:, None], lse_BHT, -jnp.inf)
 
@@ -245,7 +245,7 @@ def backward_before(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
     dout_BTHK: jax.Array, options: Options,
 ) -> list[jax.Array]:  # fmt: skip
-    """Gradients of q, k and v through `forward_before`, given `out` and `lse` of all keys."""
+    """Gradients of q, k and v through `forward_before`, given `out` and `lse` over all keys."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     shared = find_shared_documents(mask, T, S)
     lse = jnp.stack([lse_BHT, jnp.zeros_like(lse_BHT)], 1).reshape(-1, *lse_BHT.shape[1:])
@@ -296,7 +296,7 @@ def _bind(direction: str, qkv, residuals, rows: Ragged | None, options: Options,
 
 
 def _by_token(stats_NHT: jax.Array, documents: Documents) -> jax.Array:
-    """Statistics of [slot, head, position in the document] -> [row, head, position in the row]."""
+    """Statistics [slot, head, position in the document] → [row, head, position in the row]."""
     (B, T), H = documents.slot_BT.shape, stats_NHT.shape[1]
     slot_B1T = documents.slot_BT[:, None, :]
     position_B1T = jnp.arange(B * T).reshape(B, 1, T) - documents.starts_BM1.reshape(-1)[slot_B1T]
@@ -304,7 +304,7 @@ def _by_token(stats_NHT: jax.Array, documents: Documents) -> jax.Array:
 
 
 def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
-    """The reverse of `_by_token`. What lies past a document's end is never used, but finite."""
+    """The inverse of `_by_token`. Entries past a document's end are finite and not used."""
     _, H, T = stats_BHT.shape
     token_N1T = documents.starts_BM1.reshape(-1)[: documents.lengths_BM.size, None, None] + jnp.arange(T)
     row_N11 = token_N1T[:, :, :1] // T  # a document is within its row
@@ -312,19 +312,19 @@ def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
 
 
 def backward_workspace_bytes(batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None) -> int:
-    """What cuDNN's backward kernel allocates beside its arguments: a float32 dQ and row sums, for each slot (an upper bound)."""
+    """An upper bound on the memory that cuDNN's backward kernel allocates: a float32 dQ and row sums for each slot."""
     return batch * (max_segments or 1) * sequence * heads * (head_dim + 1) * 4
 
 
 def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
-    """Inside `shard_map`: keys that all of an axis share while its queries differ must get the sum of its gradients."""
+    """The arrays, made to vary over the same mesh axes inside `shard_map`: keys that devices share must get the sum of their gradients."""
     varying = [jax.typeof(x).mat.varying for x in arrays]
     axes = frozenset().union(*varying)
     return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
 
 
 def check_arrays(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
-    """Raises UserError, naming the key, for what the kernel or this module can't do."""
+    """Raises UserError, naming the key, for arrays that the kernel or this module can't take; ValueError for a wrong call."""
     B, T, H, K = q_BTHK.shape
     if jax.__version_info__[:2] not in CHECKED_JAX:
         valid = " or ".join(".".join(map(str, v)) for v in CHECKED_JAX)
