@@ -139,8 +139,8 @@ def test_rates_and_epsilons_are_those_of_completeps_table():
     assert of("vocab", "embed", block=False) == of("embed", block=False) == (1, 1 / 4)
     assert of("embed", "heads", "head_dim") == of("mlp", "embed") == of("experts", "embed", "mlp") == (1 / 4, 1 / 4 / 3)
     assert of("embed") == of("mlp") == of("heads", "head_dim") == (1, 1 / 4 / 3)
-    assert parametrization.residual(model) == 1 / 3
-    assert parametrization.readout(model) == 1 / 4
+    assert parametrization.residual_multiplier(model) == 1 / 3
+    assert parametrization.readout_multiplier(model) == 1 / 4
     assert all(role(dims) in ("hidden", "router") for dims in MATRIX_SIDES)
 
 
