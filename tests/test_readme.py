@@ -39,14 +39,15 @@ PLANS = [
 
 @pytest.mark.parametrize("arguments", PLANS)
 def test_plan_line_of_readme_and_docs_is_accepted(arguments, monkeypatch):
-    from llm_jax.plan.__main__ import read_arguments, read_command
+    from llm_jax.core.arguments import read_command
+    from llm_jax.plan.__main__ import PlanCommand, planned_experiment
 
     monkeypatch.chdir(ROOT)
-    _, pairs = read_arguments(shlex.split(arguments, comments=True), ())
-    request, experiment, devices = read_command(pairs)
-    assert experiment.model.vocab
-    assert devices
-    assert request.hardware or request.picture
+    command = read_command(shlex.split(arguments, comments=True), PlanCommand)
+    assert command
+    assert planned_experiment(command).model.vocab
+    assert command.devices
+    assert command.hardware or command.picture
 
 
 def test_experiment_file_of_the_readme_is_accepted(tmp_path, capsys):

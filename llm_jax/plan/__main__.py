@@ -1,86 +1,87 @@
-"""What a layout will cost, before it is paid for: python -m llm_jax.plan experiment=NAME devices=N hardware=NAME ...
-
-  python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100
-  python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=fsdp_tensor mesh.tensor=8 json=plan.json
-  python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=all
-  python -m llm_jax.plan experiment=llama3_8b devices=8 layout=fsdp_tensor picture=layout.png
-
-It compiles the real train step with XLA's own GPU compiler for GPUs that are not here, and reads the result: memory,
-collectives, kernels, and the time that walking the compiled schedule takes. It needs the extra `cuda`, and no GPU.
-
-experiment=NAME   as in llm_jax.launch; so are from=FOLDER and all overrides: layout=fsdp, mesh.tensor=8, train.batch_size=256
-devices=N         how many devices in all
-hardware=NAME     a40, a100_40, a100_80, h100, h200, b200, mi300x (layout/hardware.toml has their figures and sources)
-layout=all        ranks every preset on every mesh that fits, by predicted tokens/s a device
-compiler=cpu      compiles for simulated CPU devices instead: without the extra, or for hardware that XLA can't compile for here.
-                  Less is sure then, and the output says what
-json=PATH         writes the plan as JSON
-trace=PATH        writes the timeline as a Chrome trace (ui.perfetto.dev opens it)
-text=PATH         writes the compiled program
-picture=PATH      draws which device holds which part of each array; without hardware= nothing else is done
-
-  --help          this text
-
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
-"""
+"""The command `python -m llm_jax.plan`: what a layout will cost in memory and time, before it runs."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal
 
-from llm_jax.core.command import PICTURES, output_file, read_arguments, run_command
-from llm_jax.core.errors import UserError, check_choice, closest
+from llm_jax.core.arguments import Pairs, argument, passed_on, read_command
+from llm_jax.core.command import PICTURES, output_file, run_command
+from llm_jax.core.errors import UserError, closest
+from llm_jax.layout.hardware import hardware_names
 
 if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
 
-FLAGS = ("--help", "-h")
+
+PICTURE_FILE = functools.partial(output_file, endings=PICTURES)
 
 
-@dataclasses.dataclass(frozen=True)
-class PlanArguments:
-    """What is this command's own; the rest of the line is the experiment's."""
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """Predicts what a layout will cost before it runs: python -m llm_jax.plan experiment=NAME devices=N hardware=NAME ...
 
-    devices: str = ""
-    hardware: str = ""
-    compiler: str = "gpu"
-    json: str = ""
-    trace: str = ""
-    text: str = ""
-    picture: str = ""
-    every: bool = False
-    """layout=all"""
+      python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100
+      python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=fsdp_tensor mesh.tensor=8 json=plan.json
+      python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=all
+      python -m llm_jax.plan experiment=llama3_8b devices=8 layout=fsdp_tensor picture=layout.png
 
+    It compiles the real train step with XLA's own GPU compiler for GPUs that are not here, and reads the result: memory,
+    collectives, kernels, and the time that walking the compiled schedule takes. It needs the extra `cuda`, and no GPU.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    experiment: Pairs = passed_on(lambda name: True, "experiment=NAME")
+    """The experiment, as in llm_jax.launch; so are from=FOLDER and all overrides: layout=fsdp, mesh.tensor=8, train.batch_size=256.
+    layout=all ranks every preset on every mesh that fits, by predicted tokens/s a device."""
+    devices: int | None = argument(None, least=1)
+    """How many devices in all (required)."""
+    hardware: str = argument("", shown="NAME", choices=hardware_names)
+    """The devices (layout/hardware.toml has their figures and sources)."""
+    compiler: Literal["gpu", "cpu"] = "gpu"
+    """compiler=cpu compiles for simulated CPU devices instead: without the extra, or for hardware that XLA can't compile for here. It is less
+    accurate, and the output says where."""
+    json: Path | None = argument(None, shown="FILE", read=output_file)
+    """Writes the plan as JSON."""
+    trace: Path | None = argument(None, shown="FILE", read=output_file)
+    """Writes the timeline as a Chrome trace (ui.perfetto.dev opens it)."""
+    text: Path | None = argument(None, shown="FILE", read=output_file)
+    """Writes the compiled program."""
+    picture: Path | None = argument(None, shown="FILE", read=PICTURE_FILE)
+    """Draws which device holds which part of each array; without hardware= nothing else is done."""
+
+    @property
+    def all_layouts(self) -> bool:
+        """Whether every layout is to be ranked."""
+        return [value for key, value in self.experiment if key == "layout"] == ["all"]
+
+    @property
     def device_count(self) -> int:
-        """`devices` as a number."""
-        if not self.devices:
+        """How many devices in all. Raises UserError if they are not given."""
+        if self.devices is None:
             raise UserError("devices=N is missing: how many devices in all")
-        if not self.devices.isdecimal() or int(self.devices) < 1:
-            raise UserError(f"devices={self.devices}: must be a whole number, at least 1")
-        return int(self.devices)
+        return self.devices
 
-    def check_paths(self) -> None:
-        """Raises UserError for files that can't be written, before anything is done."""
-        for key in ("json", "trace", "text", "picture"):
-            if value := getattr(self, key):
-                output_file(key, value, PICTURES if key == "picture" else ())
-
-    def check_ranking(self, rest: list[tuple[str, str]]) -> None:
+    def check(self) -> None:
         """Raises UserError for what makes no sense with layout=all."""
+        if not self.all_layouts:
+            return
         for key in ("trace", "text", "picture"):
             if getattr(self, key):
                 raise UserError(f"{key}={getattr(self, key)}: is of one layout, and layout=all plans many; give one")
-        for key, value in rest:
+        for key, value in self.experiment:
             if key.startswith(("mesh", "layout.")):
                 raise UserError(f"{key}={value}: layout=all tries every mesh of every layout; leave it out, or give one layout")
 
 
-OWN = tuple(f.name for f in dataclasses.fields(PlanArguments) if f.name != "every")
+OWN = tuple(f.name for f in dataclasses.fields(PlanCommand) if f.name != "experiment")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,81 +90,69 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plan(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
-    flags, pairs = read_arguments(arguments, FLAGS)
-    if not arguments or flags:
-        print(__doc__)
+    """Reads the command line, plans, prints and writes. Raises UserError."""
+    command = read_command(arguments, PlanCommand)
+    if command is None:
         return 0
-    request, experiment, devices = read_command(pairs)
-    if request.picture or not request.hardware:
-        draw_picture(request, experiment, devices)
-    if not request.hardware:
+    experiment = planned_experiment(command)
+    if command.picture or not command.hardware:
+        draw_picture(command, experiment)
+    if not command.hardware:
         return 0
-    return rank_all(request, experiment, devices) if request.every else plan_one(request, experiment, devices)
+    return rank_all(command, experiment) if command.all_layouts else plan_one(command, experiment)
 
 
-def read_command(pairs: list[tuple[str, str]]) -> tuple[PlanArguments, Experiment, int]:
-    """What was asked, for which experiment, on how many devices; looked at before anything is compiled."""
-    rest = [(key, value) for key, value in pairs if key not in OWN]
-    every = [value for key, value in rest if key == "layout"] == ["all"]
-    request = PlanArguments(**{key: value for key, value in pairs if key in OWN}, every=every)
-    use_absent_devices(request)
+def planned_experiment(command: PlanCommand) -> Experiment:
+    """The experiment of the command line; of layout=all without its layout. It sets the devices up, so JAX must not have started."""
+    use_absent_devices(command)
 
-    from llm_jax.layout.hardware import hardware, hardware_names
-    from llm_jax.plan.plan import Compiler
-    from llm_jax.run.initial_weights import experiment_from_pairs
+    from llm_jax.run.initial_weights import experiment_from_pairs  # imports JAX
 
-    check_keys(rest)
-    check_choice("compiler", request.compiler, get_args(Compiler))
-    if request.hardware:
-        hardware(request.hardware)
-    elif not request.picture:
+    check_keys(command.experiment)  # first: what is missing may be there, misspelled
+    if not command.hardware and not command.picture:
         raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
-    devices = request.device_count()
-    request.check_paths()
-    if every:
-        request.check_ranking(rest)
-    return request, experiment_from_pairs([p for p in rest if not (every and p[0] == "layout")]), devices
+    assert command.device_count
+    return experiment_from_pairs([pair for pair in command.experiment if not (command.all_layouts and pair[0] == "layout")])
 
 
-def use_absent_devices(request: PlanArguments) -> None:
-    """Before JAX starts: the GPUs of this machine, if any, are left alone, and CPU devices are simulated where they are wanted."""
+def use_absent_devices(command: PlanCommand) -> None:
+    """Sets the environment before JAX starts: GPUs of this machine are not used, and CPU devices are simulated where they are needed."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags, simulate = os.environ.get("XLA_FLAGS", ""), "xla_force_host_platform_device_count"
-    if (request.compiler == "cpu" or request.picture) and request.devices.isdecimal() and simulate not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{simulate}={request.devices}".strip()
+    if command.devices and (command.compiler == "cpu" or command.picture) and simulate not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{simulate}={command.devices}".strip()
 
 
-def check_keys(pairs: list[tuple[str, str]]) -> None:
-    """Raises UserError for a key that nobody has: it may have been meant for this command, or for the experiment."""
+def check_keys(pairs: Pairs) -> None:
+    """Raises UserError for a key without a dot that no experiment has: it may have been meant for this command, or for the experiment."""
     from llm_jax.core.config_tree import all_keys
-    from llm_jax.experiment import Experiment
+    from llm_jax.experiment import Experiment  # imports JAX
 
     fields = ("experiment", "from", *(f.name for f in dataclasses.fields(Experiment)))
     for key, value in pairs:
         if "." not in key and key not in fields:
             close = closest(key, (*OWN, *all_keys(Experiment())))
-            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help says what there is"))
+            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help lists the keys"))
 
 
-def plan_one(request: PlanArguments, experiment: Experiment, devices: int) -> int:
+def plan_one(command: PlanCommand, experiment: Experiment) -> int:
     """Plans the experiment's layout; prints and writes what was asked for."""
     from llm_jax.layout.hardware import hardware
     from llm_jax.plan.plan import make_plan
     from llm_jax.plan.report import print_plan
 
-    made, step = make_plan(experiment, hardware(request.hardware), devices, request.compiler)  # type: ignore[arg-type]
-    if request.json:
-        Path(request.json).write_text(json.dumps(made.to_json(), indent=2) + "\n")
-    if request.trace:
-        Path(request.trace).write_text(json.dumps(made.analysis.timeline.chrome_trace()))
-    if request.text:
-        Path(request.text).write_text(step.text)
+    made, step = make_plan(experiment, hardware(command.hardware), command.device_count, command.compiler)
+    if command.json:
+        command.json.write_text(json.dumps(made.to_json(), indent=2) + "\n")
+    if command.trace:
+        command.trace.write_text(json.dumps(made.analysis.timeline.chrome_trace()))
+    if command.text:
+        command.text.write_text(step.text)
     print_plan(made)
     return 0
 
 
-def rank_all(request: PlanArguments, experiment: Experiment, devices: int) -> int:
+def rank_all(command: PlanCommand, experiment: Experiment) -> int:
     """Plans every layout on every mesh; prints and writes the ranking."""
     from llm_jax.layout.hardware import hardware
     from llm_jax.plan.report import print_ranking
@@ -172,23 +161,24 @@ def rank_all(request: PlanArguments, experiment: Experiment, devices: int) -> in
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    ranking = search(experiment, hardware(request.hardware), devices, request.compiler, log)  # type: ignore[arg-type]
-    if request.json:
-        Path(request.json).write_text(json.dumps(ranking.to_json(), indent=2) + "\n")
+    ranking = search(experiment, hardware(command.hardware), command.device_count, command.compiler, log)
+    if command.json:
+        command.json.write_text(json.dumps(ranking.to_json(), indent=2) + "\n")
     print_ranking(ranking)
     return 0
 
 
-def draw_picture(request: PlanArguments, experiment: Experiment, devices: int) -> None:
+def draw_picture(command: PlanCommand, experiment: Experiment) -> None:
     """Draws the experiment's layout. It needs no hardware and compiles nothing."""
     import jax
 
     from llm_jax.plan.picture import draw
     from llm_jax.plan.plan import plan_program, with_assumptions
 
+    assert command.picture
     experiment, _ = with_assumptions(experiment, "cpu")
-    draw(experiment, plan_program(experiment, jax.devices("cpu")[:devices]), Path(request.picture))
-    print(f"drawn: {request.picture}")
+    draw(experiment, plan_program(experiment, jax.devices("cpu")[: command.device_count]), command.picture)
+    print(f"drawn: {command.picture}")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,4 @@
-"""Whether a parametrisation does what it says: python -m llm_jax.scaling.coordinate_check experiment=NAME widths=64,128,256,512 ...
-
-  python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
-  python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=checks/depth
-
-Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or CompleteP). After each step the
-change of activations since the start is taken on one batch: its root mean square, at five places of the model. Where a place learns
-at the same speed at every size, the slope of that against the size, both as logarithms, is near 0 (Yang et al. 2022, appendix D.1).
-
-experiment=NAME   as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate; of a grid the base
-widths=N,N,...    sizes of model.embed; model.base_embed is the first, unless the experiment says another
-depths=N,N,...    instead: sizes of model.layers; model.base_layers is the first, unless the experiment says another
-steps=4           updates, at the full learning rate from the first on
-out=FOLDER        where coordinate_check.png and .json go; runs/coordinate_check if not given
-
-  --help          this text
-
-It runs on one device. Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
-"""
+"""The command `python -m llm_jax.scaling.coordinate_check`: whether a parametrisation makes every place of a model learn at one speed."""
 
 from __future__ import annotations
 
@@ -31,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.command import output_folder, read_arguments, run_command
+from llm_jax.core.arguments import Pairs, argument, passed_on, read_command
+from llm_jax.core.command import output_folder, run_command
 from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
@@ -195,45 +178,71 @@ def draw(found: Check, path: Path, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
-def read_sizes(key: str, text: str) -> list[int]:
-    """The sizes of a list like 64,128,256, ascending."""
+def read_sizes(key: str, text: str) -> tuple[int, ...]:
+    """The sizes of a list like 64,128,256, ascending. Raises UserError for fewer than two."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(set(map(int, parts))) < 2:
         raise UserError(f"{key}={text}: must be two or more different sizes, as in {key}=64,128,256")
-    return sorted({int(part) for part in parts})
+    return tuple(sorted({int(part) for part in parts}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoordinateCheckCommand:
+    """Checks a parametrisation: python -m llm_jax.scaling.coordinate_check experiment=NAME widths=64,128,256,512 ...
+
+      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
+      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=checks/depth
+
+    Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or CompleteP). After each step the
+    change of activations since the start is taken on one batch: its root mean square, at five places of the model. Where a place learns
+    at the same speed at every size, the slope of that against the size, both as logarithms, is near 0 (Yang et al. 2022, appendix D.1).
+    It runs on one device.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    experiment: Pairs = passed_on(lambda name: True, "experiment=NAME")
+    """The experiment, as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate. Of a grid it is
+    the base."""
+    widths: tuple[int, ...] | None = argument(None, read=read_sizes)
+    """Sizes of model.embed to compare; model.base_embed is the first, unless the experiment sets it."""
+    depths: tuple[int, ...] | None = argument(None, read=read_sizes)
+    """Instead: sizes of model.layers; model.base_layers is the first, unless the experiment sets it."""
+    steps: int = argument(4, least=1)
+    """Updates, at the full learning rate from the first on."""
+    out: Path = argument(Path("runs/coordinate_check"), shown="FOLDER", read=output_folder)
+    """The folder for coordinate_check.png and .json."""
+
+    def check(self) -> None:
+        """Raises UserError unless either widths or depths are given."""
+        if bool(self.widths) == bool(self.depths):
+            raise UserError("widths=N,N,... or depths=N,N,...: give one of them")
 
 
 def run(arguments: list[str]) -> int:
-    """The command, with UserErrors raised."""
+    """Reads the command line, trains the models, and writes and prints the slopes. Raises UserError."""
     from llm_jax import experiment as experiments
     from llm_jax.run.initial_weights import with_command_line
 
-    flags, pairs = read_arguments(arguments, ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, CoordinateCheckCommand)
+    if command is None:
         return 0
-    own = dict(pair for pair in pairs if pair[0] in ("widths", "depths", "steps", "out"))
-    if ("widths" in own) == ("depths" in own):
-        raise UserError("widths=N,N,... or depths=N,N,...: give one of them")
-    steps = own.get("steps", "4")
-    if not steps.isdecimal() or int(steps) < 1:
-        raise UserError(f"steps={steps}: must be a whole number, at least 1")
-    out = output_folder("out", own.get("out", "runs/coordinate_check"))
-    rest = [pair for pair in pairs if pair[0] not in own]
+    out, rest = output_folder("out", str(command.out)), list(command.experiment)
     name = experiments.experiment_name(rest)
     made = experiments.load_file(name)
     made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
     experiment = with_command_line(made, rest)
     if experiment.train.start_from:
         raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check is of models at random, of several shapes; leave it out")
-    of = "width" if "widths" in own else "depth"
-    sizes = read_sizes(f"{of}s", own[f"{of}s"])
-    found = check_experiment(experiment, of, sizes, int(steps))
+    of, sizes = ("width", command.widths) if command.widths else ("depth", command.depths)
+    assert sizes
+    found = check_experiment(experiment, of, list(sizes), command.steps)
     out.mkdir(parents=True, exist_ok=True)
     (out / "coordinate_check.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
     draw(found, out / "coordinate_check.png", f"Change of activations after each step against {found.of} ({experiment.name})")
     for name in found.changes:
-        print(f"{name:<10} slopes against {of} after step {steps}: " + ", ".join(f"{p} {s[-1]:+.2f}" for p, s in found.slopes(name).items()))
+        slopes = ", ".join(f"{place} {steps[-1]:+.2f}" for place, steps in found.slopes(name).items())
+        print(f"{name:<10} slopes against {of} after step {command.steps}: {slopes}")
     print(f"figure: {out / 'coordinate_check.png'}")
     return 0
 
@@ -254,9 +263,9 @@ def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: i
     return check(of, make(experiment.model.resolved(corpus.tokenizer.vocab_size), sizes), experiment.optimizer, batches[:-1], batches[-1])
 
 
-def main() -> int:
-    """The command; its exit code."""
-    return run_command(run)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":
