@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_jax.core.xla_flags import keep_collectives_in_order
 from tests.xla_flags import simulated
@@ -32,6 +33,42 @@ if TYPE_CHECKING:
     from tests.slurm.cluster import SlurmCluster
 
 ROOT = Path(__file__).parent.parent
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of tests/lanes.py that mostly wait: `pytest -m waits`."""
+    from tests.lanes import waits
+
+    for item in items:
+        if waits(item.nodeid.split("::", 1)[0]):
+            item.add_marker(pytest.mark.waits)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: the order and the lanes of tests/lanes.py, unless `--dist` asks for another."""
+    from tests.lanes import Lanes
+
+    return Lanes(config, log) if config.getvalue("dist") == "load" else None
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of the children that it has waited for."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Starts the count of a test's CPU seconds, which `--junitxml` records (tools/time_tests.py sums them up)."""
+    item.stash[STARTED] = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Adds the property `cpu` before the report of the teardown is made."""
+    item.user_properties.append(("cpu", round(cpu_seconds() - item.stash[STARTED], 3)))
 
 
 @pytest.fixture(autouse=True)
