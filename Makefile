@@ -14,7 +14,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m llm_jax.launch experiment=quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

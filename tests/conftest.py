@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -25,7 +26,7 @@ keep_collectives_in_order()
 CACHE = Path(os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}"))
 os.environ.setdefault("LLM_JAX_CACHE", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import pytest  # noqa: E402
 
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if waits(item.nodeid.split("::", 1)[0]):
             item.add_marker(pytest.mark.waits)
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many objects and few circles: the collector, at Python's thresholds, takes a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -72,16 +80,18 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def gpu_compiler(request: pytest.FixtureRequest) -> None:
-    """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason."""
+def gpu_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason. They make no machine code."""
     if request.node.get_closest_marker("gpu_compile"):
         from llm_jax.core.errors import UserError
         from llm_jax.layout.gpu_compile import require_cuda
+        from tests.no_ptxas import tools_without_ptxas
 
         try:
             require_cuda()
         except UserError as error:
             pytest.skip(str(error))
+        monkeypatch.setattr("jax._src.lib.cuda_path", tools_without_ptxas(CACHE / "cuda"))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ WAITS = (
     "tests/slurm/*",
     "tests/faults/test_under_slurm.py",
     "tests/processes/*",
-    "tests/cluster/*",
 )
 """Files whose tests mostly wait; they get the marker `waits`."""
 

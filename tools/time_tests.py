@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     print_table(folders, folders_before, "folder")
     for name, allowed in too_long(folders, folders_before).items():
         code = code or 1
-        print(f"{name}: {folders[name].cpu:.0f} s of CPU, {allowed:.0f} are allowed. Make its tests cheaper, or record=true with a reason in the commit.")
+        print(f"{name}: {folders[name].cpu:.0f} s of CPU, {allowed:.0f} are allowed. Make its tests cheaper, or use record=true and say why.")
     if known["record"] == "true":
         rounded = {name: {"tests": s.tests, "wall": round(s.wall, 1), "cpu": round(s.cpu, 1)} for name, s in sorted(files.items())}
         RECORD.write_text(json.dumps({"files": rounded}, indent=1).replace("{\n   ", "{").replace(",\n   ", ", ").replace("\n  }", "}") + "\n")
