@@ -28,7 +28,7 @@ MAY_DIFFER = (
 
 # Keys that there weren't always, and whose default is what was before: at that they have no say, so that grids find their old runs again.
 LATER = (
-    "train.start_from", "model.norm_centred", "model.parallel_blocks", "model.attention_scale", "model.attention_softcap", "model.embedding_scale",
+    "train.start_from", "train.trainable", "model.norm_centred", "model.parallel_blocks", "model.attention_scale", "model.attention_softcap", "model.embedding_scale",
     "model.rope_fraction", "model.rope_theta_window", "model.window_layers", "model.rope_scaling.attention_factor", "model.rope_scaling.truncate",
     "model.latent.",
 )  # fmt: skip
