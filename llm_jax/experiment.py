@@ -35,12 +35,12 @@ from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything about a run. Each part is described beside the code that it configures."""
+    """The whole configuration of a run. Each part is documented beside the code that it configures."""
 
     name: str = ""
-    """What the experiment is called; the file's name if empty."""
+    """Name of the experiment; the file's name if empty."""
     run_dir: str = ""
-    """The run folder; runs/<experiment>/default if empty. A folder with a run in it is gone on with."""
+    """The run folder; runs/<experiment>/default if empty. A run in the folder is resumed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     layout: Layout = field(default_factory=lambda: preset("data_parallel"))
     mesh: dict[str, int] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Experiment:
 
 
 def experiment_folders() -> list[Path]:
-    """Where experiment files are looked for: ./experiments, then the one beside the package."""
+    """The folders of experiment files: ./experiments, then the one beside the package."""
     folders = [Path("experiments"), Path(__file__).parent.parent / "experiments"]
     return [f for i, f in enumerate(folders) if f.is_dir() and f.resolve() not in [g.resolve() for g in folders[:i]]]
 
@@ -102,13 +102,13 @@ def load_experiment(name: str) -> Experiment:
 
 
 def load_file(name: str) -> Any:
-    """What the file of that name describes: an Experiment, or what else its experiment() returns."""
+    """The return value of experiment() in the file of that name: an Experiment, or a Grid."""
     path = find_experiment(name)
     return read_yaml(path) if path.suffix == ".yaml" else run_file(path, f"experiment={name}")
 
 
 def as_experiment(made: Any, name: str) -> Experiment:
-    """What a file describes, if that is one experiment, under its name."""
+    """The experiment of a file, with its name. Raises UserError where experiment() returned something else."""
     if not isinstance(made, Experiment):
         raise UserError(f"experiment={name}: experiment() in {find_experiment(name)} returns {type(made).__name__}, not an Experiment")
     return named(made, name)
@@ -119,8 +119,8 @@ def named(experiment: Experiment, name: str) -> Experiment:
     return experiment if experiment.name else dataclasses.replace(experiment, name=Path(name).stem if name.endswith(".py") else name)
 
 
-def run_file(path: Path, said: str) -> Any:
-    """What experiment() of a Python file returns. Whatever the file raises is a UserError with the file's line."""
+def run_file(path: Path, origin: str) -> Any:
+    """The return value of experiment() in a Python file. Raises UserError, with the line in the file, for anything that the file raises."""
     spec = importlib.util.spec_from_file_location(f"llm_jax_experiment_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -129,15 +129,15 @@ def run_file(path: Path, said: str) -> Any:
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "experiment", None)):
-            raise UserError(f"{said}: {path} has no function experiment() that returns an Experiment")
+            raise UserError(f"{origin}: {path} has no function experiment() that returns an Experiment")
         return module.experiment()
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(f"{said}: {error.filename}:{error.lineno}: {error.msg}") from error
+        raise UserError(f"{origin}: {error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        raise UserError(f"{said}: {path}:{lines[-1] if lines else '?'}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{origin}: {path}:{lines[-1] if lines else '?'}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def read_yaml(path: Path) -> Experiment:
@@ -174,7 +174,7 @@ def yaml_values(text: str) -> dict[str, Any]:
 
 
 def experiment_name(pairs: list[tuple[str, str]]) -> str:
-    """What `experiment=` of a command line says."""
+    """The value of `experiment=` on a command line."""
     names = [value for key, value in pairs if key == "experiment"]
     if not names:
         raise UserError(f"experiment=NAME is missing; one of: {', '.join(list_experiments())}")

@@ -1,4 +1,4 @@
-"""What a loss needs of a model: hidden states, token log-probabilities and cross-entropies, all in one order of positions.
+"""Building blocks of losses: hidden states, token log-probabilities and cross-entropies, all in one order of positions.
 
 A layout may keep positions in another order (`attention_context.arrange`); the functions here take and return arrays [B, T] in the
 natural one. Logits of a whole batch never exist: all go through `cross_entropy.py`, in chunks of positions.
@@ -17,7 +17,7 @@ from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy, linear_logprobs
 
 CHUNK = 1024
-"""Positions whose logits exist at once on a device, unless an objective says otherwise."""
+"""Default number of positions whose logits exist at once on a device."""
 
 
 class Hidden(NamedTuple):

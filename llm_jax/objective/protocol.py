@@ -1,4 +1,4 @@
-"""What an objective is: the arrays of a batch, the frozen models beside the policy, the loss, and how a model is scored.
+"""The protocol of objectives: the arrays of a batch, the frozen models beside the policy, the loss, and the scores.
 
 An objective is a frozen dataclass: its fields are the keys `objective.KEY=VALUE` of an experiment, its `name` is what `objective=NAME`
 chooses it by. One in this package is the file objective/NAME.py; any other is defined by whoever runs it, for instance in the
@@ -26,7 +26,7 @@ from llm_jax.model.transformer import Transformer
 Batch = Mapping[str, jax.Array]
 """The arrays of one microbatch, by name, as `Objective.arrays` describes them."""
 HostBatch = dict[str, np.ndarray]
-"""The same arrays of a whole batch, on the host."""
+"""The arrays of a whole batch on the host, by name."""
 
 
 class ArraySpec(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run reads and never changes: the parameters that aren't trained, and the frozen models of its objective."""
+"""Frozen parameters of a run: those of its model that are not trained, and the frozen models of its objective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a run before its first step, and after its last."""
+"""The log lines before the first step of a run, and after its last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_jax.run.prepare import RunPlan
 
 
 def header(plan: RunPlan, peak: float | None) -> str:
-    """What is about to run, before it runs."""
+    """The header of a run: model, layout, precision, batch, FLOPs, peak, optimizer."""
     experiment, program = plan.experiment, plan.model
     m, t, mesh = experiment.model, experiment.train, program.place.mesh
     tokens = t.batch_size * t.sequence_length
@@ -45,7 +45,7 @@ def header(plan: RunPlan, peak: float | None) -> str:
 
 
 def experts_line(model: ModelConfig, parameters: int) -> str:
-    """The mixture of experts, for the header."""
+    """The header's line about the mixture of experts."""
     moe = model.moe
     shared = f" and a shared one of {moe.shared_mlp}" if moe.shared_mlp else ""
     form = moe.dispatch if moe.dispatch == "dropless" else f"capacity {moe.capacity_factor:g}"
@@ -56,7 +56,7 @@ def experts_line(model: ModelConfig, parameters: int) -> str:
 
 
 def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
-    """How the batch flows through the stages, for the header."""
+    """The header's line about the pipeline: stages, microbatches, rounds and idle time."""
     t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
     microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
     return (
@@ -66,7 +66,7 @@ def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
 
 
 def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
-    """The end of a finished run."""
+    """The log lines after the last step: losses, speed, and where the results are."""
     speed = summary["tokens_per_second"]
     return (
         f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in {clock(summary['wall_seconds'])}"

@@ -1,4 +1,4 @@
-"""What a run begins with, where its first weights aren't drawn at random: another run's, or those of a folder of Hugging Face's."""
+"""Initial weights from another run or a Hugging Face model folder (`from=FOLDER`), instead of random ones."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TOKENIZER = "tokenizer"
 
 
 def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
-    """The experiment as one that begins with the model of a folder (`from=path` on a command line): its shape, its tokenizer, its weights.
+    """The experiment with the model shape, tokenizer and initial weights of a folder (`from=path` on a command line).
 
-    pairs: what the command line overrides. A run that has begun already finds all that in its own folder, should the other one be gone.
+    pairs: the overrides of the command line. A run that has started already finds all three in its own folder if the other is gone.
     Raises UserError where there is no model, and for overrides that would have no effect.
     """
     for key, value in pairs:
         if key == "train.start_from":
-            raise UserError(f"train.start_from={value}: from={path} says that already; give one of them")
+            raise UserError(f"train.start_from={value}: from={path} sets it already. Give one of them")
         if key.startswith("tokenizer.") and key != "tokenizer.file":
-            raise UserError(f"{key}={value}: the tokenizer is that of from={path}; leave it out")
+            raise UserError(f"{key}={value}: from={path} sets the tokenizer. Leave this key out")
     folder = Path(path).expanduser()
     run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
     if not folder.exists() and has_begun(run_dir) and (own := read_experiment(run_dir)).train.start_from == path:
@@ -49,7 +49,7 @@ def read_source(path: Path) -> Experiment:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether there is a checkpoint of the run's own to go on from."""
+    """Whether the run has a checkpoint of its own to resume from."""
     return bool(steps_of(run_dir))
 
 
@@ -94,11 +94,11 @@ def experiment_from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
 
 
 def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment with what a command line says, resolved. `from=FOLDER`: with that folder's model, tokenizer and weights."""
+    """The experiment with the overrides of a command line, resolved. `from=FOLDER` sets model shape, tokenizer and weights."""
     froms = [value for key, value in pairs if key == "from"]
     pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
     if len(froms) > 1:
-        raise UserError("from= is given twice")
+        raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = going_on_from(experiment, froms[0], pairs)
     return resolved(override(experiment, pairs))

@@ -29,7 +29,7 @@ from llm_jax.train.state import TrainModel
 
 @dataclass(frozen=True)
 class RunCaches:
-    """What runs of one process, one after another, share. None: each makes its own."""
+    """Caches that several runs of one process share. None: each run computes its own."""
 
     prepare: Callable[..., data.Corpus] | None = None
     """In place of `data.prepare`."""
@@ -135,7 +135,7 @@ def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
 
 
 def use_compilation_cache(experiment: Experiment) -> None:
-    """Compiled programs are kept beside the token cache, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    """Keeps compiled programs beside the token cache, unless JAX_COMPILATION_CACHE_DIR names another folder."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

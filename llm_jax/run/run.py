@@ -53,7 +53,7 @@ from llm_jax.train.state import Frozen, TrainState
 
 @dataclass(frozen=True)
 class Stepper:
-    """What trains the runs of a loop: one run, or several in one program (`scaling.vmapped_runs`)."""
+    """The functions that train one run by itself, or several runs in one program (`scaling.vmapped_runs`)."""
 
     step: Callable[[TrainState, Any, Frozen], tuple[TrainState, dict[str, jax.Array]]]
     source: BatchSource

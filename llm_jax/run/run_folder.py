@@ -17,8 +17,8 @@ from llm_jax.core.errors import Fault, UserError
 from llm_jax.core.files import disk_problem, read_json, write_atomic
 from llm_jax.experiment import Experiment, with_vocabulary, yaml_values
 
-# What may differ from the last time without changing what is trained: where it runs, what is shown and kept, and
-# in which way the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
+# Keys that may differ from the last start without changing what is trained: where it runs, what is logged and kept,
+# and how the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
 MAY_DIFFER = (
     "name", "run_dir", "layout.", "mesh", "checkpoint.", "evaluate.", "sample.", "cluster.", "data.workers", "data.cache_dir",
     "train.steps", "train.microbatches", "train.stop_after_bad_steps", "train.log_every", "train.progress_every",
@@ -26,7 +26,8 @@ MAY_DIFFER = (
 )  # fmt: skip
 
 
-# Keys that there weren't always, and whose default is what was before: at that they have no say, so that grids find their old runs again.
+# Keys that were added later, with a default that is the earlier behaviour: at their default they are left out of the
+# hash, so that grids find the runs that they trained before.
 LATER = (
     "train.start_from", "train.trainable", "model.norm_centred", "model.parallel_blocks", "model.attention_scale", "model.attention_softcap", "model.embedding_scale",
     "model.rope_fraction", "model.rope_theta_window", "model.window_layers", "model.rope_scaling.attention_factor", "model.rope_scaling.truncate",
@@ -35,36 +36,36 @@ LATER = (
 
 
 def configuration_hash(experiment: Experiment) -> str:
-    """What tells two configurations apart that train differently: 12 hex digits of a sha256 over the resolved tree.
+    """12 hex digits of a sha256 over the resolved tree: equal for two configurations that train the same.
 
     Without the keys of `MAY_DIFFER`, but with `train.steps`: a longer run is another result. Whole numbers are the same number
     whether written as 1 or as 1.0.
     """
     tree = flat(dataclasses.asdict(with_vocabulary(experiment)))
-    told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
-    told = {k: v for k, v in told.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
+    hashed = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in tree.items()}
+    hashed = {k: v for k, v in hashed.items() if k == "train.steps" or not k.startswith(MAY_DIFFER)}
     if not experiment.train.rollback.spike:  # then none of its keys has a say
-        told = {k: v for k, v in told.items() if not k.startswith("train.rollback.")}
+        hashed = {k: v for k, v in hashed.items() if not k.startswith("train.rollback.")}
     usual = flat(dataclasses.asdict(Experiment()))
-    told = {k: v for k, v in told.items() if not (k.startswith(LATER) and v == usual[k])}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    hashed = {k: v for k, v in hashed.items() if not (k.startswith(LATER) and v == usual[k])}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
 def usable(run_dir: Path) -> Iterator[None]:
-    """Raises Fault, saying what there is to go on from, where the file system fails what is written to the run folder or read there."""
+    """Turns a file system error in the run folder into a Fault that names the checkpoint to resume from."""
     try:
         yield
     except Exception as error:
         if not (reason := disk_problem(error)):
             raise
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-        left = f"the same command goes on from the checkpoint of step {max(steps)}" if steps else "the same command starts again"
-        raise Fault(f"run_dir={run_dir}: {reason}; once that is mended, {left}") from error
+        left = f"run the same command again to resume from step {max(steps)}" if steps else "run the same command again"
+        raise Fault(f"run_dir={run_dir}: {reason}. Once this is fixed, {left}") from error
 
 
 def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) -> list[str]:
-    """What harmlessly differs from the configuration of the run that is in the folder (nothing if there is none).
+    """The harmless differences to the configuration of the run in the folder, as text (empty if there is none).
 
     Raises UserError where anything differs that would make it another run; `open_keys` aren't known yet. A key that there was none of
     when the folder was made counts as its default.
@@ -72,7 +73,7 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
     path = run_dir / "config.yaml"
     if not path.exists():
         if (run_dir / "checkpoints").exists():
-            raise UserError(f"run_dir={run_dir}: has checkpoints but no config.yaml, so what they are of isn't known; choose another folder")
+            raise UserError(f"run_dir={run_dir}: has checkpoints but no config.yaml, so their configuration is unknown. Choose another folder")
         return []
     try:
         if (before := path.read_text()) == yaml:
@@ -92,7 +93,7 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
 
 
 def write_config(run_dir: Path, yaml: str) -> None:
-    """Writes config.yaml, whole or not at all."""
+    """Writes config.yaml atomically."""
     try:
         write_atomic(run_dir / "config.yaml", yaml)
     except OSError as error:

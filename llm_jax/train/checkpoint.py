@@ -1,4 +1,4 @@
-"""Checkpoints: written by Orbax in the background, whole or not at all, with checksums, and read onto any layout, mesh and number of processes.
+"""Checkpoints: written by Orbax in the background, atomically, with checksums, and read onto any layout, mesh and number of processes.
 
 A checkpoint is written as checkpoints/saving.<step>, by all processes. When all have written their part, the first one takes the checksums
 of all files, waits until they are on the disk, and renames the folder to checkpoints/<step>: from then on there is this checkpoint, and
@@ -32,7 +32,7 @@ from llm_jax.train.state import TrainState
 
 LOSS = Score()
 SAVING, REMOVING = "saving.", "removing."
-"""What folders are called that are no checkpoint yet, or no more."""
+"""Prefixes of folders that are not a checkpoint yet, or not any more."""
 
 
 class Checkpoints:
@@ -46,7 +46,7 @@ class Checkpoints:
         score: which evaluation score makes a checkpoint the best."""
         import orbax.checkpoint as ocp
 
-        for library in ("absl", "asyncio"):  # Orbax tells its every move, and an error in pages of tracebacks beside the exception
+        for library in ("absl", "asyncio"):  # Orbax logs every call, and errors as pages of tracebacks beside the exception
             logging.getLogger(library).setLevel(logging.CRITICAL)
         self.ocp, self.run_dir, self.config, self.group, self.reach, self.score = ocp, run_dir, config, group, reach, score
         self.folder = (run_dir / "checkpoints").absolute()
@@ -61,7 +61,7 @@ class Checkpoints:
         self.writing: tuple[int, Future[None]] | None = None
 
     def look(self, read_only: bool) -> dict[int, float | None]:
-        """The checkpoints that are there. What an interrupted save or removal left is removed."""
+        """The steps and scores of all checkpoints; removes what an interrupted save or removal left behind."""
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -88,7 +88,7 @@ class Checkpoints:
         self.writing = step, self.thread.submit(self.finish, step, score)
 
     def finish(self, step: int, score: float | None) -> None:
-        """In the background: when all processes have written their part, makes it a checkpoint, and removes those that it replaces."""
+        """Completes a checkpoint in the background, once all processes have written their part, and removes those that it replaces."""
         self.checkpointer.wait_until_finished()
         if self.group.task.rank == 0:
             part = self.folder / f"{SAVING}{step}"
@@ -102,7 +102,7 @@ class Checkpoints:
                 self.remove(old)
 
     def remove(self, step: int) -> None:
-        """Removes a checkpoint's files, whole or not at all."""
+        """Removes a checkpoint: renamed first, so that none is ever half removed."""
         rest = self.folder / f"{REMOVING}{step}"
         (self.folder / str(step)).rename(rest)
         shutil.rmtree(rest)
@@ -131,7 +131,7 @@ class Checkpoints:
         return min(map(self.as_loss, self.scores.values()), default=math.inf)
 
     def replaced(self) -> list[int]:
-        """The steps whose checkpoints are not to be kept any longer."""
+        """The steps whose checkpoints need not be kept any longer."""
         steps = self.steps()
         oldest = max((step for step in steps if step <= steps[-1] - self.reach), default=0)
         kept = {*steps[-self.config.keep :], *self.config.also, *(step for step in steps if step >= oldest)}
@@ -145,12 +145,12 @@ class Checkpoints:
         return self.config.keep_best and self.as_loss(score) < self.best
 
     def check(self) -> None:
-        """Raises Fault where what was being saved turned out not to be possible to write. Costs nothing."""
+        """Raises the error of a save in the background that has failed. Costs nothing."""
         if self.writing and self.writing[1].done():
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is durable. Raises Fault where it could not be written."""
+        """Waits until the last save is durable. Raises its error where it failed."""
         if self.writing:
             (step, future), self.writing = self.writing, None
             with self.failing(step):
@@ -158,7 +158,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def failing(self, step: int) -> Iterator[None]:
-        """What was written of a checkpoint that can't be written whole is removed: the disk may be full."""
+        """Removes the files of a checkpoint whose saving fails: the disk may be full."""
         try:
             yield
         except Exception:
@@ -176,18 +176,18 @@ class Checkpoints:
             self.checkpointer.close()
 
     def room(self, abstract: TrainState) -> int:
-        """Bytes that the checkpoints still to come need at once, beside those that are there."""
+        """Bytes that future checkpoints need at the same time, beside the existing ones."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
         reached = -(-self.reach // self.config.every) + 1
         at_once = max(self.config.keep, reached) + len(self.config.also) + self.config.keep_best + 1  # one is being written
         return size * max(1, at_once - len(self.scores))
 
     def steps(self) -> list[int]:
-        """The steps that there are whole checkpoints of."""
+        """The steps of all complete checkpoints, ascending."""
         return sorted(self.scores)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and info at a step, each array where `abstract` (shapes with shardings) says.
+        """The state and info at a step, each array placed as in `abstract` (shapes with shardings).
 
         Raises UserError for a checkpoint of another model or optimizer.
         """
@@ -239,12 +239,12 @@ class Checkpoints:
         return None
 
     def try_restore(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """The same as `restore`; what is damaged is a reason and no exception."""
+        """(state and info, "") as `restore` reads them; (None, the reason) for a damaged checkpoint."""
         try:
             return self.restore(step, abstract), ""
         except checksums.Damaged as error:
             return None, str(error)
-        except Exception as error:  # whatever Orbax and TensorStore raise for missing or broken files
+        except Exception as error:  # Orbax and TensorStore raise various types for missing or broken files
             if isinstance(error, UserError) or not is_damage(error):
                 raise
             return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -267,7 +267,7 @@ class Checkpoints:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a failed read may be the files' fault: not the memory's, the permissions' or the disk's."""
+    """True if the error indicates a corrupt checkpoint, rather than lack of memory, permissions or I/O."""
     if isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
     ):
@@ -285,7 +285,7 @@ def read_score(folder: Path, name: str) -> float | None:
 
 
 def as_dict(state: TrainState) -> dict[str, Any]:
-    """The state's fields, without copying what is in them."""
+    """The state's fields as a dict, without copying arrays."""
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
 
 

@@ -26,7 +26,7 @@ def jit_step(model: TrainModel, objective: Objective, optimizer: OptimizerConfig
 
 
 def program_options(program: TrainModel) -> gpu_options.Options:
-    """The compiler options of whatever runs on the program's devices: the step, evaluation, samples. Some of them keep XLA from being wrong."""
+    """The compiler options of every program on the model's devices: step, evaluation, samples. Some work around XLA bugs."""
     platform = program.place.platform()
     if platform == "cpu":
         return cpu_options.compiler_options()
@@ -36,7 +36,7 @@ def program_options(program: TrainModel) -> gpu_options.Options:
 
 
 def layer_bytes(program: TrainModel) -> dict[str, int]:
-    """What comes out on a device of the collectives of one layer's weights and gradients, by kind."""
+    """Output bytes per device of the collectives over one layer's weights and gradients, by kind of collective."""
 
     def elements(table: Table) -> int:
         shards = jax.tree.map(lambda s, w: math.prod(s.shard_shape(w.shape)[1:]), program.shardings(table)["blocks"], program.abstract["blocks"])

@@ -16,27 +16,27 @@ EVERYTHING = ("*",)
 
 @dataclass(frozen=True)
 class RollbackConfig:
-    """What is done about a spike of the loss: back to a checkpoint before it, and on without the batches that led to it."""
+    """Roll-back after a loss spike: the run returns to a checkpoint from before it and skips the batches that led to it."""
 
     spike: float = 0.0
-    """A loss above so many times the median of the last ones is a spike, e.g. 1.5; 0: nothing is done about any."""
+    """A loss above this multiple of the median of the last losses is a spike, e.g. 1.5; 0: no roll-backs."""
     window: int = 100
-    """The median is of so many losses before it. The first steps of a run, as many, have no spikes."""
+    """Number of losses in the median. No spike is detected before there are as many."""
     before: int = 8
-    """Besides the batch of the spike so many before it are skipped,"""
+    """Batches before that of the spike which are skipped too."""
     after: int = 8
-    """and so many after it."""
+    """Batches after that of the spike which are skipped too."""
     most: int = 3
-    """At most so many roll-backs in a run; the next spike ends it."""
+    """Maximum roll-backs per run; one more spike stops the run."""
 
     @property
     def most_skipped(self) -> int:
-        """At most so many batches are skipped in a run."""
+        """The most batches that roll-backs can skip in a run."""
         return self.most * (self.before + 1 + self.after) if self.spike else 0
 
     @property
     def reach(self) -> int:
-        """A checkpoint so many steps old is never too young to go back to."""
+        """Steps that the checkpoint to return to lies before a spike at the least."""
         return self.before if self.spike else 0
 
     def check(self) -> None:
@@ -56,16 +56,16 @@ class TrainConfig:
     """The train loop."""
 
     steps: int = 1000
-    """Updates in all."""
+    """Number of updates."""
     batch_size: int = 16
     """Sequences per step, over all devices and microbatches."""
     sequence_length: int = 256
     """Tokens per sequence."""
     microbatches: int = 1
-    """Parts that a batch is cut into; their gradients are summed (gradient accumulation)."""
+    """Number of parts of a batch whose gradients are computed one after another and summed (gradient accumulation)."""
     start_from: str = ""
-    """A run folder, or one of Hugging Face's, whose (newest) weights the run begins with in place of random ones; its model must have the same
-    shapes, and the tokenizer must be its. `from=FOLDER` on a command line sets all that."""
+    """A run folder, or a Hugging Face model folder, whose (latest) weights initialise the run in place of random ones; its model must have the same
+    shapes, and its tokenizer must be used. `from=FOLDER` on a command line sets all three."""
     trainable: tuple[str, ...] = EVERYTHING
     """Names of the parameters that are trained, dotted, `*` for anything, e.g. ["blocks.attention.*"]; the others keep the values that
     the run starts with, and have no gradients, moments or checkpoints."""
@@ -74,7 +74,7 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is then evaluated and sampled too; 0: none."""
     stop_after_bad_steps: int = 20
-    """Stops the run when so many updates in a row were skipped because loss or gradient was not finite."""
+    """Consecutive skipped updates (loss or gradient not finite) after which the run stops as diverged."""
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
@@ -89,7 +89,7 @@ class TrainConfig:
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
         if self.start_from == TO_BE_GIVEN:
-            raise UserError("from= is missing: this experiment goes on with a model that is there; add from=RUN_OR_FOLDER")
+            raise UserError("from= is missing: this experiment continues from a trained model. Add from=RUN_OR_FOLDER")
         require(bool(self.trainable), "train.trainable", "[]", 'a list of names of parameters, ["*"] for all')
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
@@ -104,9 +104,9 @@ class EvaluateConfig:
     every: int = 500
     """Steps between evaluations; 0: only at the end."""
     batches: int | None = 32
-    """At most so many batches of train.batch_size held-out sequences; None: all of them."""
+    """Batches of train.batch_size held-out sequences per evaluation, at most; None: all of them."""
     final_batches: int | None = None
-    """The same for the evaluation at the end."""
+    """Batches of the evaluation after the last step, at most; None: all of them."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -123,11 +123,11 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; one is also saved at the end, and when a signal stops the run."""
     keep: int = 2
-    """So many of the newest are kept."""
+    """Number of newest checkpoints that are kept."""
     also: tuple[int, ...] = ()
-    """Steps whose checkpoints are saved and kept whatever else is said, for other runs to branch off from."""
+    """Steps whose checkpoints are saved and kept in any case, for other runs to start from."""
     keep_best: bool = True
-    """Whether the one with the lowest held-out loss is kept too; an evaluation with a new lowest then saves."""
+    """Whether the checkpoint with the best evaluation score is kept too; an evaluation with a new best score saves one."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -138,10 +138,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Text that the trained model writes at the end of a run."""
+    """Samples that the trained model generates at the end of a run."""
 
     prompts: tuple[str, ...] = ("",)
-    """What each sample starts with; "" is the start of a document."""
+    """The prompt of each sample; "" is the start of a document."""
     tokens: int = 64
     """Tokens per sample; 0: no samples."""
     temperature: float = 0.8

@@ -19,13 +19,13 @@ PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample
 """start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while
 training stands still for one. lost: steps, and what belongs to them, that were done again after a restart or a roll-back."""
 DONE_AGAIN = ("compile", "data", "step", "evaluation")
-"""What counts as lost where it came after the checkpoint that a restart goes on from. A start is one, however it ends."""
+"""Parts that count as lost when they follow the checkpoint that a restart resumes from."""
 EVERY = 5.0
 """Seconds between writes of time.json."""
 
 
 class Goodput:
-    """The account of one run. `begun`: the `time.monotonic()` at which this start of it began."""
+    """The seconds of one run by part. `begun`: the `time.monotonic()` at which this start began."""
 
     def __init__(self, begun: float):
         self.parts = dict.fromkeys(PARTS, 0.0)
@@ -34,19 +34,19 @@ class Goodput:
         self.path: Path | None = None
         self.written = begun
         self.notice = ""
-        """What is to be said of an account that could not be gone on with."""
+        """A line for the log where the times of earlier starts could not be read."""
 
     def resume(self, run_dir: Path, at_checkpoint: Mapping[str, float], writes: bool = True) -> None:
-        """Goes on with the account of the run folder. `at_checkpoint`: `seconds` when the checkpoint was made that the run goes on from.
+        """Adds the times of earlier starts from the run folder. `at_checkpoint`: the `seconds` in the checkpoint that the run resumes from.
 
-        writes: whether this process keeps the account in the run folder.
+        writes: whether this process writes time.json.
         """
         path = run_dir / "time.json"
         try:
             before = read_json(path)
         except (OSError, UserError) as error:  # no reason not to train
             before = {}
-            self.notice = f"what earlier starts spent their time on isn't known any more: {error}"
+            self.notice = f"the times of earlier starts can't be read: {error}"
         seconds = before.get("seconds") or dict(at_checkpoint)
         self.starts = before.get("starts", 0) + 1
         for part in PARTS:
@@ -57,7 +57,7 @@ class Goodput:
             self.write()
 
     def lose(self, at_checkpoint: Mapping[str, float], parts: Sequence[str]) -> None:
-        """What was spent on these parts since a checkpoint with these `seconds` was made is lost: it is to be done again."""
+        """Counts the time that was spent on these parts since a checkpoint with these `seconds` as lost: the work is repeated."""
         self.spend(self.part)
         for part in parts:
             again = max(0.0, self.parts[part] - at_checkpoint.get(part, 0.0))
@@ -65,7 +65,7 @@ class Goodput:
             self.parts["lost"] += again
 
     def spend(self, part: str) -> None:
-        """From now on time is spent on this part."""
+        """Starts to count time for this part."""
         now = time.monotonic()
         self.parts[self.part] += now - self.mark
         self.part, self.mark = part, now
@@ -74,7 +74,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def spent_on(self, part: str) -> Iterator[None]:
-        """Spends the time inside on this part."""
+        """Counts the time inside the block for this part."""
         before = self.part
         self.spend(part)
         try:
@@ -83,13 +83,13 @@ class Goodput:
             self.spend(before)
 
     def seconds(self) -> dict[str, float]:
-        """What was spent on each part up to now."""
+        """Seconds of each part up to now."""
         self.spend(self.part)
         return dict(self.parts)
 
     @property
     def wall_seconds(self) -> float:
-        """Of all starts together."""
+        """Wall-clock seconds of all starts of the run."""
         return sum(self.parts.values()) + time.monotonic() - self.mark
 
     def summary(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Goodput:
         return {"wall_seconds": wall, "seconds": seconds, "goodput": seconds["step"] / wall if wall else None, "starts": self.starts}
 
     def write(self) -> None:
-        """Writes time.json, whole or not at all."""
+        """Writes time.json atomically."""
         if not self.path:
             return
         self.written = time.monotonic()

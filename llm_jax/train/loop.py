@@ -26,7 +26,7 @@ class Diverged(Exception):
 
 
 def only(tree: Any) -> list[Any]:
-    """The parts of what belongs to one run: itself."""
+    """The parts of a tree that belongs to one run: the tree itself."""
     return [tree]
 
 
@@ -49,7 +49,7 @@ class Loop:
     checkpointing: CheckpointConfig
     objective: Objective
     frozen: Frozen = field(default_factory=Frozen)
-    """What the step reads beside the state."""
+    """Read by the step beside the state, never changed."""
     parts: Callable[[Any], list[Any]] = only
     """Takes a tree of all runs apart: one tree for each run."""
     recover: Callable[[Spike], tuple[TrainState, Mapping[str, Any]]] | None = None
@@ -116,21 +116,21 @@ class Loop:
         return state
 
     def leave_if_stopped(self) -> None:
-        """Raises Stopped where a signal was seen: what was done is saved."""
+        """Raises Stopped where a signal was received; everything is saved by then."""
         if self.group.received is not None:
             raise Stopped(self.group.received, self.group.reason)
 
     def spend(self, part: str) -> None:
-        """From now on time is spent on this part of the run's account."""
+        """Counts time for this part of every run's goodput from now on."""
         for run in self.runs:
             run.goodput.spend(part)
 
     def live(self) -> list[RunState]:
-        """The runs that have not diverged."""
+        """The runs that have not diverged yet."""
         return [run for run in self.runs if not run.diverged]
 
     def read(self, done: int, metrics: dict[str, jax.Array], shas: Sequence[str | None], waited: float) -> None:
-        """Waits for a step's metrics, writes them, and checks them."""
+        """Waits for a step's metrics, writes them, and checks them for divergence and spikes."""
         read = jax.device_get(metrics)
         self.group.arm()
         now = time.perf_counter()
@@ -149,7 +149,7 @@ class Loop:
             raise Diverged(live[-1].diverged)
 
     def pause(self, state: TrainState, done: int, evaluate: bool, save: bool) -> None:
-        """Evaluates and saves between two steps. A signal cuts the evaluation short: it is then due on resuming."""
+        """Evaluates and saves between two steps. A signal ends the evaluation early: it is then due on resuming."""
         self.spend("evaluation")
         scores = None
         if evaluate and self.group.received is None:
@@ -176,7 +176,7 @@ class Loop:
         self.mark, self.fresh = time.perf_counter(), not self.runs[0].clock.steps
 
     def line(self, done: int) -> str:
-        """The progress line: all that one wants to know at a glance."""
+        """The progress line: loss, expert load, tokens/s, MFU and the time that is left."""
         runs = self.live()
         first, losses = runs[0], [run.latest["train_loss"] for run in runs]
         parts = [f"loss {losses[0]:.4f}" if len(self.runs) == 1 else f"{len(runs)} runs, losses {min(losses):.4f} to {max(losses):.4f}"]

@@ -94,7 +94,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What an optimizer may know of a parameter: the names of its dims (without the stacked `layers`), and its own multipliers."""
+    """The facts about a parameter that an optimizer may use: the names of its dims (without the stacked `layers`), and its own multipliers."""
 
     dims: Dims
     stacked: bool

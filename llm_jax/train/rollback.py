@@ -1,11 +1,11 @@
-"""Back to a checkpoint after a spike of the loss: the batches that led to it are skipped from then on.
+"""Roll-backs: after a loss spike the run returns to a checkpoint and skips the batches that led to it.
 
-What a step trains on is a function of the step and of the roll-backs recorded in <run_dir>/rollbacks.jsonl, so a state is one of its step
+The batch of a step is a function of the step and of the roll-backs recorded in <run_dir>/rollbacks.jsonl, so a state is one of its step
 and those of them that it knows, wherever the run was broken off. A roll-back is done in this order, and a process that is killed within
 it leaves a run that comes to the same spike again, or one that has been rolled back:
   1. the newest checkpoint is restored that has not seen a batch which is to be skipped;
   2. those that have are removed, and that is on the disk;
-  3. the roll-back is recorded, and that is on the disk; then training goes on.
+  3. the roll-back is recorded, and that is on the disk; then training resumes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Rollback:
     spike_step: int
     """The step with the spike."""
     loss: float
-    """Its loss."""
+    """The loss of that step."""
     median: float
-    """That of the losses before it."""
+    """The median of the losses before it."""
     restored_step: int
-    """The checkpoint that the run went back to; 0: its start."""
+    """The step of the checkpoint that the run returned to; 0: its start."""
     kept_steps: int
     """The steps up to this one train on the same batches as before."""
     batches: list[int]
@@ -62,7 +62,7 @@ class Rollbacks:
         try:
             return read_json_lines(self.path, strict=True)
         except ValueError as error:
-            raise UserError(f"{self.path}: is damaged ({error}), so which batches this run skips isn't known; choose another run_dir") from error
+            raise UserError(f"{self.path}: is damaged ({error}), so the batches that this run skips are unknown. Choose another run_dir") from error
 
     def batch(self, step: int) -> int:
         """The batch of a step; both from 0. Each roll-back took batches out of the order that those before it had left."""
@@ -91,7 +91,7 @@ class Rollbacks:
 
 
 class Spike(Exception):
-    """A loss far above those before it. The run goes on after a roll-back."""
+    """A loss far above the losses before it; the run resumes after a roll-back."""
 
     def __init__(self, step: int, loss: float, median: float):
         super().__init__(f"step {step}: loss {loss:.4f} is {loss / median:.2f} times the median before it ({median:.4f})")
@@ -99,7 +99,7 @@ class Spike(Exception):
 
 
 class SpikeWatch:
-    """Knows the last losses, and a spike when it comes: a function of the run's losses alone, on all processes the same."""
+    """Keeps the last losses and detects a spike: a function of the run's losses alone, equal on all processes."""
 
     def __init__(self, config: RollbackConfig, losses: Iterable[float] = ()):
         """losses: of the steps before, oldest first, as `losses` of another one had them."""
@@ -107,7 +107,7 @@ class SpikeWatch:
         self.losses: deque[float] = deque(losses, maxlen=config.window)
 
     def add(self, step: int, loss: float) -> Spike | None:
-        """The next loss, which is finite."""
+        """Adds a finite loss; returns the Spike if it is one, else None."""
         median = statistics.median(self.losses) if len(self.losses) == self.config.window else 0.0
         if self.config.spike and median > 0 and loss > self.config.spike * median:
             return Spike(step, loss, median)

@@ -1,4 +1,4 @@
-"""One run, as far as it has come: where its numbers and checkpoints go, and what they say of it."""
+"""The state of one run on the host: its newest metrics, its checkpoints, its losses, and whether it diverged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALMER = "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or 
 
 @dataclass
 class Clock:
-    """Times of the steps, without the first one (it compiles), evaluations and checkpoints."""
+    """Seconds of the steps, without the first one (it compiles), evaluations and checkpoints."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -43,7 +43,7 @@ class Clock:
 
 @dataclass(eq=False)
 class RunState:
-    """A run that a loop trains, alone or together with others in one program."""
+    """One run of a loop, trained by itself or with others in one program."""
 
     train: TrainConfig
     checkpoints: Checkpoints
@@ -52,31 +52,31 @@ class RunState:
     goodput: Goodput
     rollbacks: Rollbacks
     info: dict[str, Any]
-    """What every checkpoint says beside the state."""
+    """Entries of every checkpoint's info, beside the train state: what identifies the corpus and the frozen models."""
     corpus: Corpus
     examples: Examples
     objective: Objective
     flops_per_step: float
     peak_flops: float | None
     label: str = ""
-    """Before each line about it, where it is one of several."""
+    """Precedes each log line about this run, where several are trained at once."""
     clock: Clock = field(default_factory=Clock)
     latest: dict[str, Any] = field(default_factory=dict)
     """The newest value of every metric."""
     bad_in_a_row: int = 0
     diverged: str = ""
-    """Why it goes no further, if so."""
+    """The reason why the run diverged; empty while it has not."""
     watch: SpikeWatch = field(init=False)
 
     def begin(self, info: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint with this `info`, or from the start, whose step is 0."""
+        """Resumes from a checkpoint with this `info`, or starts (step 0)."""
         first = int(info["step"])
         self.latest = (latest_values(self.checkpoints.run_dir / "metrics.jsonl", first) if first and self.writer else {}) | {"step": first}
         self.bad_in_a_row = 0
         self.watch = SpikeWatch(self.train.rollback, info.get("losses", ()))
 
     def go_back(self, info: Mapping[str, Any], since: int) -> None:
-        """Begins again before the step `since`; the time of the steps up to it is lost. metrics.jsonl has a line that says so."""
+        """Resumes before the step `since`, counts the time of the steps in between as lost, and records that in metrics.jsonl."""
         self.goodput.lose(info.get("seconds", {}), ("data", "step", "evaluation"))
         self.begin(info)
         if self.writer:
@@ -119,7 +119,7 @@ class RunState:
         return self.objective.tokens_per_step(self.train.batch_size, self.train.sequence_length)
 
     def add(self, done: int, metrics: dict[str, Any], *, seconds: float, fresh: bool, waited: float, sha: str | None) -> None:
-        """A step's metrics: written down. `fresh`: whether the step's seconds are not only a step's."""
+        """Writes a step's metrics. `fresh`: whether the seconds hold more than the step itself (compiling, an evaluation)."""
         values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
         if fresh:
             self.clock.first_step_seconds = self.clock.first_step_seconds or seconds
@@ -141,9 +141,9 @@ class RunState:
             self.writer.write(values)
 
     def check(self, done: int, log: Callable[[str], None]) -> None:
-        """Says that the step's update was skipped, if it was; too many in a row are the end of the run.
+        """Logs a skipped update; ends the run as diverged after too many in a row.
 
-        Raises Spike where its loss was one and the run can still be rolled back.
+        Raises Spike where the loss is a spike and the run can still be rolled back.
         """
         if self.bad_in_a_row:
             loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
@@ -161,25 +161,25 @@ class RunState:
             self.diverged = f"{spike}, after as many roll-backs as train.rollback.most={self.train.rollback.most} allows; {CALMER}"
 
     def score(self, done: int, scores: dict[str, float], log: Callable[[str], None]) -> None:
-        """An evaluation's scores: written down and said."""
+        """Writes and logs the scores of an evaluation."""
         self.latest |= scores
         if self.writer:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
         log(f"{self.label}step {done}: {self.objective.line(scores)}")
 
     def save(self, state: TrainState, done: int, *, evaluation_due: bool, scored: bool) -> None:
-        """Keeps the state. `scored`: whether the newest held-out loss is this state's."""
+        """Saves a checkpoint of the state. `scored`: whether the newest evaluation was of this state."""
         watched = {"losses": list(self.watch.losses)} if self.train.rollback.spike else {}
         info = {**self.info, **watched, "seconds": self.goodput.seconds(), "evaluation_due": evaluation_due}
         self.checkpoints.save(state, done, info, self.latest[self.objective.score.name] if scored else None)
         self.goodput.write()
 
     def mfu(self, seconds: float) -> float | None:
-        """Model FLOPs utilisation of a step of so many seconds; None where the peak isn't known."""
+        """Model FLOPs utilisation (Chowdhery et al. 2022) of a step that took these seconds; None where the peak is unknown."""
         return self.flops_per_step / seconds / self.peak_flops if self.peak_flops else None
 
 
 def device_memory() -> int | None:
-    """Peak bytes in use on the first local device, where the backend tells."""
+    """Peak bytes in use on the first local device; None where the backend does not report them."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("peak_bytes_in_use") if stats else None

@@ -1,4 +1,4 @@
-"""The train state, and how it comes to be: initialised, under jit, where the layout stores it."""
+"""The train state and the model that it is of: initialised under jit, where the layout stores it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainState:
     parameters: Any
     """The trainable weights: nested dicts of arrays in the parameter dtype."""
     moments: Any
-    """The optimizer's state, in float32 whatever the parameters are in."""
+    """The optimizer's state, float32 for any parameter dtype."""
     average: Any
     """Exponential moving average of the parameters, in float32 (in bfloat16 it would stand still), or None."""
     bad_steps: jax.Array

@@ -105,7 +105,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_last_good_checkpoint_is_k
     done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8)  # as here: else sums are taken in another order
     assert done.returncode == 1, done.stderr
     # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed: beside the line, and within it.
-    error = f"error: run_dir={run_dir}: File too large; once that is mended, the same command goes on from the checkpoint of step 2"
+    error = f"error: run_dir={run_dir}: File too large. Once this is fixed, run the same command again to resume from step 2"
     assert error in done.stderr
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["2"]
     assert launch(*arguments) == 0
@@ -193,8 +193,8 @@ def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, c
                 launch(*run, "train.steps=6")
         else:
             assert launch(*run, "train.steps=6") == 1
-            assert capsys.readouterr().err == f"error: run_dir={tmp_path / 'run'}: {said}; once that is mended, " + (
-                "the same command goes on from the checkpoint of step 4\n"
+            assert capsys.readouterr().err == f"error: run_dir={tmp_path / 'run'}: {said}. Once this is fixed, " + (
+                "run the same command again to resume from step 4\n"
             )
     assert steps_saved(tmp_path / "run") == [2, 4]
     assert launch(*run, "train.steps=6") == 0

@@ -48,7 +48,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_when_there_is_room
     assert "Traceback" not in full.stderr
     saved = max(steps_saved(run_dir))
     assert saved in (2, 4)  # step 4 may still have been on its way to the disk
-    assert f"goes on from the checkpoint of step {saved}" in told[0]
+    assert f"resume from step {saved}" in told[0]
 
     filler.unlink()
     again, whole = launch_process(experiment, f"run_dir={run_dir}"), launch_process(experiment, f"run_dir={tmp_path / 'whole'}")

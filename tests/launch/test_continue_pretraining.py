@@ -133,9 +133,9 @@ def test_what_does_not_change_the_shapes_may_differ(command):
     [
         (["model.embed=64"], "undo one of: model.embed: 32 → 64"),
         (["model.layers=3"], "model.layers: 2 → 3"),
-        (["tokenizer.vocab=400"], "tokenizer.vocab=400: the tokenizer is that of from="),
+        (["tokenizer.vocab=400"], "tokenizer.vocab=400: from="),
         (["train.start_from=x"], "train.start_from=x: from="),
-        (["from=x"], "from= is given twice"),
+        (["from=x"], "from=: is given twice. Give one folder"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(command, tmp_path, capsys, arguments, says):
