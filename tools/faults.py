@@ -1,4 +1,4 @@
-"""Faults for a run under a real Slurm: the job, what phase it is in, and what is done to it. Used by tools/soak.py and tests/faults."""
+"""Injects faults into a run under a real Slurm: the job, its phase, the faults and their outcomes. Used by tools/soak.py and tests/faults."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from llm_jax.core.files import read_json_lines
 ROOT = Path(__file__).parent.parent
 PHASES = ("start", "compile", "train", "evaluate", "save", "sample")
 SIGNALS = ("TERM", "USR1", "USR1 then TERM", "TERM to one process", "scontrol requeue")
-"""Faults that leave time to save: not a step may be lost."""
+"""Faults that leave time to save: no step may be lost."""
 CRASHES = ("kill -9 one process", "kill -9 all processes", "stop one process", "node down")
-"""Faults that don't: at most the steps since the last checkpoint are done again."""
+"""Faults that leave no time to save: at most the steps since the last checkpoint are done again."""
 SMALL = (
     "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=128", "tokenizer.vocab=512", "train.batch_size=8", "train.sequence_length=64",
     "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp", "evaluate.every=20", "evaluate.batches=10",
     "evaluate.final_batches=10", "checkpoint.every=10", "sample.tokens=40", "train.progress_every=1",
 )  # fmt: skip
-"""The quickstart, smaller: a step of some hundredths of a second, an evaluation of about a second."""
+"""Overrides that make the quickstart small: a step takes some hundredths of a second, an evaluation about one second."""
 CHECKPOINT_EVERY, EVALUATE_EVERY = 10, 20
 STOP_SECONDS = 150
-"""A run that is broken has stopped by then, whatever it was."""
+"""After any fault a run must have stopped within so many seconds."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Job:
     number: str = ""
 
     def submit(self) -> None:
-        """Through the launcher. Raises RuntimeError with what it said where it fails."""
+        """Submits the run with the launcher. Raises RuntimeError with the launcher's output where it fails."""
         command = [
             sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL, f"train.steps={self.steps}",
             f"run_dir={self.run_dir}", *self.more,
@@ -61,11 +61,11 @@ class Job:
         self.number = str(json.loads((self.run_dir / "slurm" / "job.json").read_text())["job"])
 
     def state(self) -> str:
-        """Slurm's word for it: PENDING, RUNNING, COMPLETED ..."""
+        """The job's state in Slurm: PENDING, RUNNING, COMPLETED ..."""
         return slurm_fields("job", self.number)["JobState"]
 
     def wait(self, *states: str, seconds: float = 300) -> str:
-        """Until the job is in one of these states. Raises RuntimeError where it ends in another, or when time is up."""
+        """Waits until the job is in one of these states. Raises RuntimeError where it ends in another, and after `seconds`."""
         end = time.monotonic() + seconds
         while (state := self.state()) not in states:
             if state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") or time.monotonic() > end:
@@ -74,12 +74,12 @@ class Job:
         return state
 
     def log(self) -> str:
-        """What the job has written so far."""
+        """The job's output so far."""
         path = self.run_dir / "slurm" / "job.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def processes(self) -> dict[int, int]:
-        """The run's processes that are alive: rank → pid."""
+        """The process ids of the run's live processes, by rank."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ class Job:
         return found
 
     def steps_done(self) -> dict[int, dict[str, Any]]:
-        """The steps in metrics.jsonl, step → its last line; fails where a step was done twice with another loss or other tokens."""
+        """The lines of metrics.jsonl by step. Raises AssertionError where a step was done twice with different losses or tokens."""
         found: dict[int, dict[str, Any]] = {}
         for line in self.lines():
             if "train_loss" in line:
@@ -102,31 +102,34 @@ class Job:
         return found
 
     def lines(self) -> list[dict[str, Any]]:
-        """metrics.jsonl as it is; a last line that is being written is not there yet."""
+        """The complete lines of metrics.jsonl, in the order of the file."""
         path = self.run_dir / "metrics.jsonl"
         return list(read_json_lines(path)) if path.exists() else []
 
     def last_step(self, since: int = 0) -> int:
-        """The newest step in metrics.jsonl, leaving out so many lines at its beginning; 0 if there is none."""
+        """The newest step in metrics.jsonl after its first `since` lines; 0 if there is none."""
         return max((line["step"] for line in self.lines()[since:] if "train_loss" in line), default=0)
 
 
 def slurm_fields(kind: str, name: str) -> dict[str, str]:
-    """What `scontrol show` says, key → value."""
+    """The fields that `scontrol show` prints, by name."""
     text = subprocess.run(["scontrol", "-o", "show", kind, name], capture_output=True, text=True, check=True).stdout
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
 def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
-    """Waits until the job's present start is in a phase, as its files show; False when the job went past it. `start`: where its log began."""
+    """Waits until the job's present start is in a phase, as its files show. False when the job has passed it.
+
+    start: the position in the log at which the present start began. patience: seconds.
+    """
     until = time.monotonic() + patience
     saving = job.run_dir / "checkpoints"
     first = job.last_step()
     while time.monotonic() < until:
-        said = job.log()[start:]
+        printed = job.log()[start:]
         if phase == "start" and job.processes():
             return True
-        if phase == "compile" and "run folder" in said and job.last_step() == first:
+        if phase == "compile" and "run folder" in printed and job.last_step() == first:
             return True
         lines = job.lines() if phase in ("train", "evaluate", "sample") else []
         newest = lines[-1] if lines else {}
@@ -145,7 +148,7 @@ def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
 
 
 def bring_back(node: str) -> None:
-    """Until a node that was taken down is up; it may have come back by itself, and is then not to be resumed."""
+    """Resumes a node that was taken down, and waits until it is up. A node that has come back by itself must not be resumed."""
     while "DOWN" in slurm_fields("node", node)["State"]:
         subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True)
         time.sleep(0.2)
@@ -153,7 +156,7 @@ def bring_back(node: str) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault in a phase."""
+    """A fault, and the phase of the run in which to inject it."""
 
     fault: str
     phase: str
@@ -161,20 +164,20 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What a fault did."""
+    """The outcome of a fault."""
 
     case: Case
     at: int
-    """The newest step done when it struck."""
+    """The newest step when it was injected."""
     seconds_to_stop: float = float("nan")
     resumed_at: int = -1
     lost: int = 0
-    """Steps that had been done and were done again."""
+    """How many steps had to be done again."""
     notes: list[str] = field(default_factory=list)
 
 
 def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
-    """Does it, and returns what is to be done when the run has stopped. `rank`: whom it strikes, where it is one."""
+    """Injects the fault, and returns a function to call when the run has stopped. rank: the process it hits, where it hits one."""
     processes = job.processes()
     one = processes.get(rank) or next(iter(processes.values()), None)
 
@@ -217,13 +220,13 @@ def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
 
 
 def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | None:
-    """Waits for the phase, does it, and waits until the run goes on (or is finished). None where the job went past the phase.
+    """Waits for the phase, injects the fault, and waits until the run has resumed or is finished. None where the job has passed the phase.
 
-    A stopped process is looked after by the others; what Slurm leaves of it is ended here.
+    The other processes end the run of a suspended one; the process that Slurm leaves of it is killed here.
     """
     job.wait("RUNNING", "COMPLETED", seconds=patience)
-    begun, earlier = job.log(), len(job.lines())
-    start = max(begun.rfind("start "), 0)
+    output, earlier = job.log(), len(job.lines())
+    start = max(output.rfind("start "), 0)
     if not in_phase(job, case.phase, start, patience):
         return None
     before, old = job.last_step(), set(job.processes().values())
@@ -236,31 +239,31 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
             break
         time.sleep(0.02)
     outcome = Outcome(case, before, seconds_to_stop=time.monotonic() - began)
-    done, size = job.last_step(since=earlier), len(job.log())  # what an earlier fault lost is not this one's
+    done, size = job.last_step(since=earlier), len(job.log())  # steps that an earlier fault lost don't count
     afterwards()
     end = time.monotonic() + 180
     while time.monotonic() < end:
-        said = job.log()[size:]
-        if "resuming at step" in said:
-            outcome.resumed_at = int(said.split("resuming at step", 1)[1].split()[0])
+        printed = job.log()[size:]
+        if "resuming at step" in printed:
+            outcome.resumed_at = int(printed.split("resuming at step", 1)[1].split()[0])
             break
         if job.state() == "COMPLETED":
             outcome.resumed_at = max(done, before)
             break
-        if "run folder" in said and not any(path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")):
+        if "run folder" in printed and not any(path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")):
             outcome.resumed_at = 0
             break
         if job.state() in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
             raise RuntimeError(f"{case}: job {job.number} is {job.state()}\n{job.log()[-3000:]}")
         time.sleep(0.05)
     else:
-        raise RuntimeError(f"{case}: the job did not go on\n{job.log()[-3000:]}")
+        raise RuntimeError(f"{case}: the job did not resume\n{job.log()[-3000:]}")
     outcome.lost = max(0, done - outcome.resumed_at)
     return outcome
 
 
 def compare(job: Job, unbroken: Job) -> None:
-    """Raises AssertionError where a run that was broken differs from one that wasn't: each step, the same tokens, the same loss to the last bit."""
+    """Raises AssertionError where an interrupted run differs from an uninterrupted one in any step's tokens or (bit for bit) loss."""
     ours, theirs = job.steps_done(), unbroken.steps_done()
     assert sorted(ours) == list(range(1, job.steps + 1)), f"steps {sorted(set(range(1, job.steps + 1)) - set(ours))} are missing"
     for step, line in theirs.items():
@@ -271,7 +274,7 @@ def compare(job: Job, unbroken: Job) -> None:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int, cpus: int = 4) -> Iterator[None]:
-    """A cluster of one's own, which SLURM_CONF names meanwhile."""
+    """Runs a cluster while the context lasts; SLURM_CONF names it."""
     from tools.slurm_cluster import Cluster, require_slurm
 
     require_slurm()

@@ -1,23 +1,23 @@
-"""A real Slurm cluster on one machine, for tests and for trying things: a controller and several nodes, without systemd, as root or not.
+"""Runs a real Slurm cluster on one machine, for tests and experiments: a controller and several nodes, without systemd, as root or not.
 
-  python tools/slurm_cluster.py start nodes=2 cpus=4     brings it up (about a second) and says how to use it
-  eval "$(python tools/slurm_cluster.py env)"            points this shell's srun, sbatch, squeue ... to it
-  python tools/slurm_cluster.py status                   its nodes and jobs
+  python tools/slurm_cluster.py start nodes=2 cpus=4     starts it (about a second) and prints how to use it
+  eval "$(python tools/slurm_cluster.py env)"            has srun, sbatch, squeue ... of this shell use it
+  python tools/slurm_cluster.py status                   prints its nodes and jobs
   python tools/slurm_cluster.py stop                     ends its jobs and daemons, and removes its folder
 
 nodes=N        (2) nodes node1 ... nodeN; each is a slurmd of its own
-cpus=N         (4) CPUs that a node says it has, whatever the machine has
-gpus=N         (0) fake GPUs of a node: device files that do nothing, which Slurm deals out and puts into CUDA_VISIBLE_DEVICES as if they
-               were real (root only, since they are device nodes)
-memory=MB      (4000) memory that a node says it has
-folder=PATH    all of its state, so that several clusters can be up at once, each on ports of its own; without it the folder that
-               LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary folder
+cpus=N         (4) CPUs that Slurm believes a node to have
+gpus=N         (0) fake GPUs of a node: device files without function, which Slurm allocates and lists in CUDA_VISIBLE_DEVICES like
+               real ones (only root can make them, since they are device nodes)
+memory=MB      (4000) memory that Slurm believes a node to have
+folder=PATH    the folder of its state. Several clusters, each with its own folder and ports, can run at one time. Default: the folder
+               that LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary folder
 
-Partitions: main, and urgent, whose jobs take the place of main's (these get SIGTERM, a minute to give way, and are requeued).
+Partitions: main, and urgent, whose jobs preempt those of main (which receive SIGTERM, have a minute to end, and are requeued).
 
   --help       this text
 
-Exit codes: 0 done, 1 a daemon didn't come up (its log is shown), 2 a mistake in what was asked (one line says which).
+Exit codes: 0 done, 1 a daemon didn't start (its log is printed), 2 a user error (one line on stderr).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DAEMONS = ("slurmctld", "slurmd", "munged")
 COMMANDS = ("start", "stop", "env", "status")
 SIZES = {"nodes": 2, "cpus": 4, "gpus": 0, "memory": 4000}
 RESERVED_PORTS = 20
-"""Ports that `srun --resv-ports` deals out to steps."""
+"""How many ports `srun --resv-ports` can allocate to steps."""
 
 SLURM_CONF = """\
 # Written by tools/slurm_cluster.py, which removes this folder when it stops the cluster.
@@ -84,23 +84,23 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster whose state is in a folder, up or not."""
+    """The cluster whose state is in a folder, running or not."""
 
     folder: Path
 
     @property
     def conf(self) -> Path:
-        """What SLURM_CONF is to name."""
+        """The configuration file, which SLURM_CONF has to name."""
         return self.folder / "slurm.conf"
 
     def call(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """One of Slurm's commands, asked of this cluster."""
+        """Runs one of Slurm's commands on this cluster."""
         return subprocess.run(list(map(str, command)), env={**os.environ, "SLURM_CONF": str(self.conf)}, capture_output=True, text=True)
 
     def pids(self) -> list[list[int]]:
-        """The daemons that are up, in the order in which they are to end: nodes, controller, munged.
+        """The process ids of the running daemons, in the order in which to end them: nodes, controller, munged.
 
-        A pid file may outlive its process, and another may have its number then.
+        A pid file may outlive its process, and another process may have its number then.
         """
         found: list[list[int]] = []
         for pattern in ("node*.pid", "slurmctld.pid", "munged.pid"):
@@ -113,15 +113,15 @@ class Cluster:
         return found
 
     def start(self, nodes: int, cpus: int, gpus: int, memory: int) -> None:
-        """Brings it up. Raises UserError where it can't be, and RuntimeError, with its log, where a daemon doesn't come up."""
+        """Starts the cluster. Raises UserError where the folder can't be used, and RuntimeError, with its log, where a daemon doesn't start."""
         if any(self.pids()):
-            raise UserError(f"folder={self.folder}: a cluster is up in it; stop it first, or choose another folder=")
+            raise UserError(f"folder={self.folder}: a cluster is running in it. Stop it first, or choose another folder=.")
         if len(str(self.folder)) > 90:  # a socket's path has at most 107 characters
-            raise UserError(f"folder={self.folder}: its path is too long for a socket in it; choose a shorter one")
+            raise UserError(f"folder={self.folder}: its path is too long for a socket in it. Choose a shorter one.")
         self.remove()
         for name in ("state", "spool", "log"):
             (self.folder / name).mkdir(parents=True)
-        self.folder.chmod(0o755)  # munge insists
+        self.folder.chmod(0o755)  # munge requires it
         self.configure(nodes, cpus, gpus, memory)
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -137,7 +137,7 @@ class Cluster:
         self.wait_for("slurmd", lambda: set(self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").stdout.split()) == set(names))
 
     def configure(self, nodes: int, cpus: int, gpus: int, memory: int) -> None:
-        """Writes the files that Slurm reads."""
+        """Writes Slurm's configuration files."""
         import pwd
 
         host, ports = socket.gethostname().split(".")[0], free_ports(1 + nodes + RESERVED_PORTS)
@@ -151,7 +151,7 @@ class Cluster:
             for i in range(gpus):
                 self.fake_gpu(self.folder / f"gpu{i}")
             (self.folder / "gres.conf").write_text(f"NodeName=node[1-{nodes}] Name=gpu File={self.folder}/gpu[0-{gpus - 1}]\n")
-        # Slurm looks for cgroups even where they aren't used, and a container may have none; newer versions have a word for that.
+        # Slurm looks for cgroups even where they aren't used, and a container may have none; newer versions have a setting for that.
         version = tuple(map(int, self.call("slurmctld", "-V").stdout.split()[-1].split(".")[:2]))
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if version >= (24, 5) else 'cgroup/v1'}\n")
         self.conf.write_text(
@@ -162,29 +162,29 @@ class Cluster:
         )  # fmt: skip
 
     def fake_gpu(self, path: Path) -> None:
-        """A device file like /dev/null: Slurm takes no other file for a GPU."""
+        """Makes a device file like /dev/null: Slurm accepts no other file as a GPU. Raises UserError unless root."""
         try:
             os.mknod(path, 0o020666, os.makedev(1, 3))
         except PermissionError as error:
-            raise UserError("gpus=: fake GPUs are device nodes, which only root may make; leave it out, or be root") from error
+            raise UserError("gpus=: fake GPUs are device nodes, which only root can make. Leave the key out, or run as root.") from error
 
     def daemon(self, *command: str | Path) -> None:
-        """Starts a daemon, which goes to the background by itself."""
+        """Starts a daemon, which moves to the background by itself."""
         with (self.folder / "log" / f"{command[0]}.start").open("a") as output:
             subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, timeout=60)
 
     def wait_for(self, daemon: str, up: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Until it is up. Raises RuntimeError with the ends of the logs."""
+        """Waits until `up()` is true. Raises RuntimeError with the ends of the logs after `seconds`."""
         end = time.monotonic() + seconds
         while not up():
             if time.monotonic() > end:
                 logs = [f"{path}:\n{''.join(path.read_text().splitlines(True)[-10:])}" for path in sorted((self.folder / "log").iterdir())]
                 self.stop()
-                raise RuntimeError(f"{daemon} didn't come up in {seconds:.0f} s\n" + "\n".join(logs))
+                raise RuntimeError(f"{daemon} didn't start within {seconds:.0f} s\n" + "\n".join(logs))
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends its jobs and daemons, and removes its folder."""
+        """Ends the jobs and daemons, and removes the folder."""
         if self.pids()[1]:
             for job in self.call("squeue", "-h", "-o", "%A").stdout.split():
                 self.call("scancel", "--full", "--signal=KILL", job)
@@ -200,7 +200,7 @@ class Cluster:
         self.remove()
 
     def left_over(self) -> list[int]:
-        """Processes of jobs whose daemons are gone."""
+        """The ids of processes of jobs whose daemons have ended."""
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
@@ -210,17 +210,17 @@ class Cluster:
         return [pid for pid in found if pid != os.getpid()]
 
     def remove(self) -> None:
-        """Removes the folder, if it is a cluster's or empty. Raises UserError where there is something else in it."""
+        """Removes the folder if it belongs to a cluster or is empty. Raises UserError for any other folder."""
         if not self.folder.exists():
             return
         if self.conf.exists() or not any(self.folder.iterdir()):
             shutil.rmtree(self.folder)
         else:
-            raise UserError(f"folder={self.folder}: has something in it that is no cluster; choose another")
+            raise UserError(f"folder={self.folder}: is not empty, and no cluster's folder. Choose another.")
 
 
 def end_processes(pids: list[int]) -> None:
-    """SIGTERM, and SIGKILL after ten seconds."""
+    """Sends SIGTERM to processes, and SIGKILL after ten seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -231,7 +231,7 @@ def end_processes(pids: list[int]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked for its exit code yet doesn't."""
+    """Whether a process runs. A zombie doesn't."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -239,7 +239,7 @@ def is_alive(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports in a row that nobody listens on, outside the range from which the system gives ports to clients."""
+    """`count` free ports in a row, below the range from which the system allocates client ports."""
     for _ in range(100):
         first = random.SystemRandom().randrange(15000, 32000 - count)
         ports = list(range(first, first + count))
@@ -251,14 +251,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def require_slurm() -> None:
-    """Raises UserError, with the command that installs it, where Slurm isn't installed. Debian's daemons are in a folder of root's path."""
+    """Raises UserError, with the command that installs it, where Slurm isn't installed. Adds /usr/sbin, where Debian's daemons are, to PATH."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"
     if missing := [name for name in (*DAEMONS, "sbatch", "munge") if not shutil.which(name)]:
-        raise UserError(f"Slurm isn't installed here ({missing[0]} isn't found); install it with: {INSTALL}")
+        raise UserError(f"Slurm isn't installed here ({missing[0]} isn't found). Install it with: {INSTALL}")
 
 
 def default_folder() -> Path:
-    """The folder of the cluster that is meant if none is said."""
+    """The folder of the cluster without folder=."""
     return Path(os.environ.get("LLM_JAX_SLURM_CLUSTER") or Path(tempfile.gettempdir()) / f"llm_jax_slurm_{os.getuid()}")
 
 
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError where it is wrong."""
     flags, pairs = read_arguments(arguments[1:] if arguments[:1] and arguments[0] in COMMANDS else arguments, ("--help", "-h"))
     if not arguments or flags:
         print(__doc__)
@@ -289,7 +289,7 @@ def command(arguments: list[str]) -> int:
 
 
 def run(cluster: Cluster, what: str, sizes: dict[str, int]) -> int:
-    """One of the commands, on a cluster."""
+    """Runs one of the commands on a cluster; returns the exit code."""
     if what == "start":
         try:
             cluster.start(**sizes)
@@ -302,7 +302,7 @@ def run(cluster: Cluster, what: str, sizes: dict[str, int]) -> int:
         cluster.stop()
         return 0
     if not any(cluster.pids()):
-        raise UserError(f"folder={cluster.folder}: no cluster is up in it; start one: python tools/slurm_cluster.py start")
+        raise UserError(f"folder={cluster.folder}: no cluster is running in it. Start one: python tools/slurm_cluster.py start")
     if what == "env":
         print(f"export SLURM_CONF={cluster.conf}")
         return 0

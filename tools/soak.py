@@ -1,14 +1,14 @@
-"""Faults at random, or in every phase, on a run of two nodes under a real Slurm on this machine; a table of what came of each.
+"""Injects faults into runs of two nodes under a real Slurm on this machine, at random or in every phase, and prints a table of the outcomes.
 
   python -m tools.soak random faults=20 seed=0       random faults in one run
   python -m tools.soak phases tries=3                SIGTERM in each phase, a run for each try
   python -m tools.soak faults                        each kind of fault once
 
-folder=PATH   where runs and the cluster's state live (a temporary folder, removed afterwards)
-out=PATH      writes the table there too, as Markdown
+folder=PATH   the folder of runs and of the cluster's state (default: a temporary folder, removed afterwards)
+out=PATH      also writes the table to this file, as Markdown
 
-Each run is finished in the end by the job itself, through as many requeues as it takes, and is then compared with one that nothing happened to: the
-same tokens at every step, the same losses to the last bit, no process left. Exit code 1 where one isn't.
+Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every step, bit-identical
+losses, and no process left. Exit code 1 where one differs.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def row(outcome: Outcome, identical: str) -> str:
 
 
 def check(outcome: Outcome) -> None:
-    """Raises AssertionError where more steps were lost than may be."""
+    """Raises AssertionError where a fault lost more steps than its kind allows."""
     allowed = 0 if outcome.case.fault in SIGNALS else CHECKPOINT_EVERY
     assert outcome.lost <= allowed, f"{outcome.case}: {outcome.lost} steps lost, at most {allowed} may be"
 
 
 def finish(job: Job, unbroken: Job) -> str:
-    """Waits for the end of a run and compares it: "yes", or in what it differs."""
+    """Waits for the end of a run and compares it with the uninterrupted one: "yes", or "NO" with the difference."""
     try:
         job.wait("COMPLETED", seconds=600)
         end = time.monotonic() + 20
@@ -54,48 +54,48 @@ def finish(job: Job, unbroken: Job) -> str:
     return "yes"
 
 
-def whole(folder: Path, steps: int) -> Job:
-    """A run that nothing happens to."""
+def uninterrupted(folder: Path, steps: int) -> Job:
+    """A finished run without faults."""
     job = Job(folder / f"unbroken{steps}", steps)
     job.submit()
     job.wait("COMPLETED", seconds=600)
     return job
 
 
-def soak(folder: Path, faults: int, seed: int) -> list[str]:
-    """Random faults in one run, each some random time after the last."""
-    chosen = random.Random(seed)
+def random_faults(folder: Path, faults: int, seed: int) -> list[str]:
+    """Injects random faults into one run, one after the other: rows of the table, and lines about what is wrong."""
+    dice = random.Random(seed)
     steps = 15 * faults
-    unbroken, job = whole(folder, steps), Job(folder / "soak", steps)
+    unbroken, job = uninterrupted(folder, steps), Job(folder / "soak", steps)
     outcomes: list[Outcome] = []
     job.submit()
     while len(outcomes) < faults and job.state() != "COMPLETED":
-        fault = chosen.choice((*SIGNALS, *CRASHES))
-        phase = chosen.choice(("start", "compile", "train", "train", "train", "evaluate", "save"))
-        outcome = strike(job, Case(fault, phase), chosen.randrange(job.nodes))
+        fault = dice.choice((*SIGNALS, *CRASHES))
+        phase = dice.choice(("start", "compile", "train", "train", "train", "evaluate", "save"))
+        outcome = strike(job, Case(fault, phase), dice.randrange(job.nodes))
         if outcome:
             print(row(outcome, "..."), flush=True)
             outcomes.append(outcome)
     identical = finish(job, unbroken)
-    return [row(outcome, identical) for outcome in outcomes] + wrong(outcomes, identical)
+    return [row(outcome, identical) for outcome in outcomes] + problems_of(outcomes, identical)
 
 
-def singly(folder: Path, cases: list[Case]) -> list[str]:
-    """Each case in a run of its own."""
-    unbroken, rows, problems = whole(folder, STEPS), [], []
+def one_fault_each(folder: Path, cases: list[Case]) -> list[str]:
+    """Injects each fault into a run of its own: rows of the table, and lines about what is wrong."""
+    unbroken, rows, problems = uninterrupted(folder, STEPS), [], []
     for i, case in enumerate(cases):
         job = Job(folder / f"case{i}", STEPS)
         job.submit()
         outcome = strike(job, case, rank=i % job.nodes)
         identical = finish(job, unbroken)
-        rows.append(row(outcome, identical) if outcome else f"| {case.fault} | {case.phase} | never there | | | | |")
+        rows.append(row(outcome, identical) if outcome else f"| {case.fault} | {case.phase} | not reached | | | | |")
         print(rows[-1], flush=True)
-        problems += wrong([outcome], identical) if outcome else [f"WRONG: {case}: the run went past the phase"]
+        problems += problems_of([outcome], identical) if outcome else [f"WRONG: {case}: the run went past the phase"]
     return rows + problems
 
 
-def wrong(outcomes: list[Outcome], identical: str) -> list[str]:
-    """Lines about what is not as promised."""
+def problems_of(outcomes: list[Outcome], identical: str) -> list[str]:
+    """Lines about promises that outcomes break."""
     found = [] if identical == "yes" else [f"WRONG: {identical}"]
     for outcome in outcomes:
         try:
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError where it is wrong."""
     if not arguments or arguments[0] in ("--help", "-h"):
         print(__doc__)
         return 0
@@ -123,18 +123,18 @@ def command(arguments: list[str]) -> int:
         require(value.isdigit(), key, value, "a whole number")
     out, where = given.pop("out", ""), given.pop("folder", "")
     if given:
-        raise UserError(f"{next(iter(given))}: there is no such key; --help says which there are")
+        raise UserError(f"{next(iter(given))}: there is no such key. --help lists the keys.")
     with contextlib.ExitStack() as life:
         folder = Path(where) if where else Path(life.enter_context(tempfile.TemporaryDirectory(prefix="soak")))
         folder.mkdir(parents=True, exist_ok=True)
         life.enter_context(cluster(folder / "cluster", nodes=2))
         print(HEADER, flush=True)
         if what == "random":
-            lines = soak(folder, int(numbers["faults"]), int(numbers["seed"]))
+            lines = random_faults(folder, int(numbers["faults"]), int(numbers["seed"]))
         elif what == "phases":
-            lines = singly(folder, [Case("TERM", phase) for phase in PHASES for _ in range(int(numbers["tries"]))])
+            lines = one_fault_each(folder, [Case("TERM", phase) for phase in PHASES for _ in range(int(numbers["tries"]))])
         else:
-            lines = singly(folder, [Case(fault, "train") for fault in (*SIGNALS, *CRASHES)])
+            lines = one_fault_each(folder, [Case(fault, "train") for fault in (*SIGNALS, *CRASHES)])
     print("\n".join(["", HEADER, *lines]))
     if out:
         Path(out).write_text("\n".join([HEADER, *lines]) + "\n")

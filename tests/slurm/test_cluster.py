@@ -44,7 +44,7 @@ def test_two_clusters_at_once_and_stopping_one_leaves_nothing_of_it(slurm_cluste
     assert tool("start", f"folder={folder}", "nodes=1").stdout == f"export SLURM_CONF={folder}/slurm.conf\n"
     again = tool("start", f"folder={folder}")
     assert again.returncode == 2
-    assert "a cluster is up in it" in again.stderr
+    assert "a cluster is running in it" in again.stderr
     environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
     subprocess.run(["sbatch", "--output=/dev/null", "--wrap", "srun sleep 1000"], env=environment, check=True, capture_output=True)
     assert subprocess.run(["srun", "-n1", "printenv", "SLURM_JOB_ID"], env=environment, capture_output=True, text=True).stdout == "2\n"
@@ -53,7 +53,7 @@ def test_two_clusters_at_once_and_stopping_one_leaves_nothing_of_it(slurm_cluste
     assert tool("stop", f"folder={folder}").returncode == 0
     assert not folder.exists()
     assert not processes_with(str(folder))
-    assert "no cluster is up in it" in tool("env", f"folder={folder}").stderr
+    assert "no cluster is running in it" in tool("env", f"folder={folder}").stderr
     assert slurm_cluster.ask("srun", "-n1", "printenv", "SLURMD_NODENAME").strip() in slurm_cluster.nodes
 
 
@@ -62,5 +62,5 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     for command in ("start", "stop"):
         done = tool(command, f"folder={tmp_path}")
         assert done.returncode == 2
-        assert "has something in it that is no cluster" in done.stderr
+        assert "is not empty, and no cluster's folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
