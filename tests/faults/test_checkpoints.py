@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, what happens to a damaged one, and on which other layouts a run goes on."""
+"""Checkpoints: which are kept, what happens to a damaged one, and on which other layouts a run resumes."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def run(tiny, tmp_path) -> tuple[str, str, str]:
     return (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", "evaluate.every=0")
 
 
-def biggest(step: Path) -> Path:
-    """The file that holds the weights."""
+def largest_file(step: Path) -> Path:
+    """The largest file of a checkpoint, which has the weights."""
     return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 DAMAGE = {
-    "weights cut short": lambda step: biggest(step).write_bytes(biggest(step).read_bytes()[: biggest(step).stat().st_size // 2]),
-    "weights removed": lambda step: biggest(step).unlink(),
+    "weights cut short": lambda step: largest_file(step).write_bytes(largest_file(step).read_bytes()[: largest_file(step).stat().st_size // 2]),
+    "weights removed": lambda step: largest_file(step).unlink(),
     "state removed": lambda step: shutil.rmtree(step / "state"),
     "index emptied": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
     "metadata removed": lambda step: (step / "state" / "_METADATA").unlink(),
     "metadata cut short": lambda step: (step / "state" / "_METADATA").write_text((step / "state" / "_METADATA").read_text()[:99]),
     "info removed": lambda step: (step / "info" / "metadata").unlink(),
     "checksums removed": lambda step: (step / "SHA256SUMS").unlink(),
-    "a bit flipped": lambda step: flip(biggest(step)),
+    "a bit flipped": lambda step: flip(largest_file(step)),
 }
 
 
 def flip(path: Path) -> None:
-    """Another value for one bit, in the middle of a file."""
+    """Flips one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_the_file_named(r
     assert done.returncode == 0, done.stderr
 
 
-def test_a_process_looks_at_its_share_and_all_together_at_every_file(tmp_path):
+def test_each_process_checks_its_share_of_files_and_all_together_every_file(tmp_path):
     for i in range(7):
         (tmp_path / f"file{i}").write_text(str(i))
     checksums.write(tmp_path)
@@ -99,7 +99,7 @@ Checkpoints.save = on_a_full_disk
 """
 
 
-def test_a_disk_that_takes_no_more_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
     run_dir = tmp_path / "run"
     arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "evaluate.every=0")
     done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8)  # as here: else sums are taken in another order
@@ -142,7 +142,7 @@ def disk_is_full() -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_newest_checkpoint_is_told_set_aside_and_the_one_before_used(run, tmp_path, capsys, damage):
+def test_a_damaged_newest_checkpoint_is_reported_and_set_aside_and_the_one_before_is_used(run, tmp_path, capsys, damage):
     assert launch(*run, "train.steps=4") == 0
     reference = losses(tmp_path / "run")
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "4").rglob("*"))
@@ -154,14 +154,14 @@ def test_damaged_newest_checkpoint_is_told_set_aside_and_the_one_before_used(run
     assert "checkpoint 4 can't be read and was moved to" in out
     assert "resuming at step 2" in out
     assert steps_saved(tmp_path / "run") == [2, 4]
-    assert losses(tmp_path / "run") == reference  # and steps 3 and 4, done again, gave the same
+    assert losses(tmp_path / "run") == reference  # steps 3 and 4, done again, too
     assert set(kept) >= {p.name for p in (tmp_path / "run" / "damaged" / "4").rglob("*")}
 
 
 def test_where_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_over(run, tmp_path, capsys):
     assert launch(*run, "train.steps=4") == 0
     for step in (2, 4):
-        biggest(tmp_path / "run" / "checkpoints" / str(step)).unlink()
+        largest_file(tmp_path / "run" / "checkpoints" / str(step)).unlink()
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert launch(*run, "train.steps=6") == 2
     error = capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_without_best_only_the_last_k_are_kept(tiny, tmp_path):
     assert steps_saved(tmp_path / "run") == [6, 7, 8]
 
 
-def test_finished_run_says_so_and_changes_nothing(run, tmp_path, capsys):
+def test_a_finished_run_prints_that_it_is_and_changes_nothing(run, tmp_path, capsys):
     assert launch(*run, "train.steps=2") == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     for steps in (2, 1):
@@ -237,7 +237,7 @@ def test_finished_run_says_so_and_changes_nothing(run, tmp_path, capsys):
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
-def test_more_steps_go_on_and_what_that_does_to_the_schedule_is_said(run, tmp_path, capsys):
+def test_more_steps_resume_the_run_and_the_change_of_the_schedule_is_printed(run, tmp_path, capsys):
     assert launch(*run, "train.steps=2") == 0
     capsys.readouterr()
     assert launch(*run, "train.steps=4") == 0
@@ -260,18 +260,18 @@ def test_wall_seconds_add_up_over_starts_and_speed_is_that_of_the_last(run, tmp_
 @pytest.mark.parametrize(
     "other", [("layout=single",), ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"), ("layout=data_parallel", "mesh.data=2")]
 )
-def test_saved_on_fsdp_over_8_devices_goes_on_elsewhere_with_the_same_tokens_and_losses(run, tmp_path, other):
+def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens_and_losses(run, tmp_path, other):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run = (run[0], run[2])
     assert launch(*run, f"run_dir={whole}", "layout=fsdp", "checkpoint.every=4") == 0
-    shutil.copytree(whole, moved)  # the same run, as it was after step 4
+    shutil.copytree(whole, moved)  # a copy of the run after step 4
     shutil.rmtree(moved / "checkpoints" / "8")
     for name in ("summary.json", "metrics.jsonl"):
         (moved / name).unlink()
     assert launch(*run, f"run_dir={moved}", *other) == 0
     assert list(losses(moved)) == [5, 6, 7, 8]
     assert shas(moved) == {step: sha for step, sha in shas(whole).items() if step > 4}
-    # float32 sums are taken in another order on another mesh: 1e-7 to 2e-6 is what is seen (tests/parity)
+    # float32 sums are taken in another order on another mesh: 1e-7 to 2e-6 was measured (tests/parity)
     np.testing.assert_allclose(list(losses(moved).values()), [losses(whole)[s] for s in (5, 6, 7, 8)], rtol=1e-5)
     for name, values in checkpoint(moved, 8).items():
         if ".parameters" in name or "'parameters'" in name:
@@ -281,7 +281,7 @@ def test_saved_on_fsdp_over_8_devices_goes_on_elsewhere_with_the_same_tokens_and
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon"])
 @pytest.mark.parametrize("layout", ["single", "fsdp", "fsdp_tensor"])
-def test_what_a_checkpoint_is_restored_into_is_what_a_new_state_is(layout, optimizer):
+def test_the_abstract_state_of_a_restore_equals_a_new_state(layout, optimizer):
     place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], {}))
     program = TrainModel(SMALL.resolved(), OptimizerConfig(name=optimizer), place, 0.9)
     expected, state = program.abstract_state(), program.new_state(0)
@@ -305,7 +305,7 @@ def test_bfloat16_parameters_keep_float32_moments_through_a_restart(run, tmp_pat
             assert values.dtype == np.float32, name
 
 
-def test_what_an_interrupted_save_left_is_no_checkpoint(run, tmp_path):
+def test_the_rest_of_an_interrupted_save_is_no_checkpoint(run, tmp_path):
     assert launch(*run, "train.steps=2") == 0
     left = tmp_path / "run" / "checkpoints" / "saving.4.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "run" / "checkpoints" / "2", left)

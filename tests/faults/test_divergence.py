@@ -67,7 +67,7 @@ def test_every_loss_nan_stops_the_run_with_3_and_valid_json(tiny, tmp_path, caps
     assert (run_dir / "loss.png").stat().st_size > 0
 
 
-def test_last_good_checkpoint_is_kept_and_a_restart_says_what_will_happen(tiny, tmp_path, capsys):
+def test_the_last_good_checkpoint_is_kept_and_a_restart_warns(tiny, tmp_path, capsys):
     path = write_experiment(tmp_path, "bad", BAD, optimizer="dataclasses.replace(base_.optimizer, name='bad_forever')")
     run_dir = tmp_path / "run"
     arguments = (
@@ -79,8 +79,8 @@ def test_last_good_checkpoint_is_kept_and_a_restart_says_what_will_happen(tiny, 
         "evaluate.every=0",
     )
     assert launch(*arguments) == 3
-    # The counter in the optimizer's state is not moved on by a skipped update, so it stays at 4 and every later step is bad.
-    assert steps_saved(run_dir) == [3, 4]  # none of the bad steps 5 to 7 pushed them out
+    # A skipped update doesn't advance the counter in the optimizer's state, so it stays at 4 and every later step is bad.
+    assert steps_saved(run_dir) == [3, 4]  # the bad steps 5 to 7 replaced none of them
     assert "last good checkpoint: 4" in capsys.readouterr().out
     good = checkpoint(run_dir, 4)
     assert all(np.isfinite(values).all() for values in good.values())

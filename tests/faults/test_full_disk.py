@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system of its own, which only root can make."""
+"""A full disk: a small file system of the test's own, which only root can make."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_when_there_is_room_again(tmp_path, small_disk):
+def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes_when_there_is_room_again(tmp_path, small_disk):
     experiment, run_dir, filler = f"experiment={write_experiment(tmp_path)}", small_disk / "run", small_disk / "filler"
     full = launch_process(experiment, f"run_dir={run_dir}", patch=FILL_AT_STEP_5.format(filler=str(filler)))
     assert full.returncode == 1
-    told = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1, full.stderr
-    assert f"run_dir={run_dir}: No space left on device" in told[0]
+    errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, full.stderr
+    assert f"run_dir={run_dir}: No space left on device" in errors[0]
     assert "Traceback" not in full.stderr
     saved = max(steps_saved(run_dir))
-    assert saved in (2, 4)  # step 4 may still have been on its way to the disk
-    assert f"resume from step {saved}" in told[0]
+    assert saved in (2, 4)  # the save of step 4 may not have been complete
+    assert f"resume from step {saved}" in errors[0]
 
     filler.unlink()
     again, whole = launch_process(experiment, f"run_dir={run_dir}"), launch_process(experiment, f"run_dir={tmp_path / 'whole'}")

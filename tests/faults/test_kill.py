@@ -8,7 +8,7 @@ from tests.tiny_run import checkpoint, launch_process, losses, shas, steps_saved
 
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
-# Python that kills the process at a chosen point, and what must be there afterwards.
+# Python source that kills the process at a chosen point, and the checkpoints that must exist afterwards.
 KILL_BEFORE_THE_FIRST_STEP = f"""
 from llm_jax.run import run
 run.header = lambda *a: {DIE}
@@ -76,8 +76,8 @@ def test_killed_at_every_kind_of_moment_and_restarted_is_bit_identical(tmp_path)
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name], err_msg=name)
-    told = ("step", "tokens", "train_flops", "train_loss", "eval_loss", "eval_bits_per_byte", "parameters", "state")
-    assert {k: summary(a)[k] for k in told} == {k: summary(b)[k] for k in told}
+    keys = ("step", "tokens", "train_flops", "train_loss", "eval_loss", "eval_bits_per_byte", "parameters", "state")
+    assert {k: summary(a)[k] for k in keys} == {k: summary(b)[k] for k in keys}
     assert not [p for p in (b / "checkpoints").iterdir() if not p.name.isdigit()]  # what the interrupted save left
 
 

@@ -1,4 +1,4 @@
-"""A spike of the loss: back to a checkpoint before it, and on without the guilty batches, as if they had never been there."""
+"""After a spike of the loss a run restores a checkpoint before it and skips the batches that caused it, as if they had never existed."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ LEFT = [*range(10), *range(22, 28)]
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Batches 13, 14 and 18 have targets that make no sense, in this process."""
-    monkeypatch.setattr(Corpus, "batch", Corpus.batch)  # put back at the end
+    """Gives batches 13, 14 and 18 random targets, in this process."""
+    monkeypatch.setattr(Corpus, "batch", Corpus.batch)  # restored at the end
     exec(POISON, {})  # the same text as in other processes
 
 
 def last_losses(run_dir: Path) -> dict[int, float]:
-    """step → train_loss, of the last time that the step was done."""
+    """The train loss of each step, the last time that it was done."""
     return {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
 
 
@@ -64,7 +64,7 @@ def recorded(run_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory) -> Path:
-    """A run that has the batches of `LEFT` from the start, and knows nothing of roll-backs."""
+    """A run that has only the batches of `LEFT` from the start, without roll-backs."""
     folder = tmp_path_factory.mktemp("without")
     with pytest.MonkeyPatch.context() as patch:
         whole = Corpus.batch
@@ -110,9 +110,9 @@ def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(tiny
         in " ".join(out.split())
     )
     assert "(roll-back 2 of at most 3)" in " ".join(out.split())
-    told = summary(run_dir)
-    assert (told["rollbacks"], told["batches_skipped"]) == (2, 12)
-    assert told["seconds"]["lost"] > 0
+    found = summary(run_dir)
+    assert (found["rollbacks"], found["batches_skipped"]) == (2, 12)
+    assert found["seconds"]["lost"] > 0
 
 
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -150,7 +150,7 @@ MetricsWriter.write = and_stop
 """
 
 
-def test_killed_or_stopped_anywhere_in_a_roll_back_it_comes_to_the_same(tmp_path, without):
+def test_a_run_that_is_killed_or_stopped_anywhere_in_a_roll_back_ends_the_same(tmp_path, without):
     run_dir = tmp_path / "run"
     arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", *WATCHED, "checkpoint.every=3")
     for patch, code, count in (
@@ -179,19 +179,19 @@ def test_two_processes_roll_back_as_one_does(tmp_path, without):
     assert [line["batches"] for line in recorded(run_dir)] == SKIPPED
     assert shas(run_dir) == shas(without)
     ours, theirs = last_losses(run_dir), last_losses(without)
-    # Sums over the batch are taken in another order: float32, 16 steps.
+    # The order of sums over the batch differs: float32, 16 steps.
     np.testing.assert_allclose([ours[step] for step in range(1, 17)], [theirs[step] for step in range(1, 17)], rtol=1e-4)
 
 
-def test_one_spike_too_many_ends_the_run_and_says_so(tiny, tmp_path, poisoned, capsys):
+def test_one_spike_too_many_ends_the_run_with_its_reason(tiny, tmp_path, poisoned, capsys):
     run_dir = tmp_path / "run"
     assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *WATCHED, "train.rollback.most=1") == EXIT_DIVERGED
     out = " ".join(capsys.readouterr().out.split())
     assert "the run diverged: step 13: loss 5." in out
     assert "after as many roll-backs as train.rollback.most=1 allows; try a smaller optimizer.learning_rate" in out
-    told = summary(run_dir)
-    assert (told["state"], told["step"], told["rollbacks"]) == ("diverged", 13, 1)
-    assert told["reason"].startswith("step 13: loss 5.")
+    found = summary(run_dir)
+    assert (found["state"], found["step"], found["rollbacks"]) == ("diverged", 13, 1)
+    assert found["reason"].startswith("step 13: loss 5.")
     assert steps_saved(run_dir)[-1] == 12  # of before the spike
     info = json.loads((run_dir / "checkpoints" / "12" / "info" / "metadata").read_text())
     assert info["losses"][-1] == last_losses(run_dir)[12]  # saved anew after the roll-back, which removed the first one
@@ -210,7 +210,7 @@ def test_without_the_key_a_spike_changes_nothing(tiny, tmp_path, poisoned):
     assert configuration_hash(base) != configuration_hash(override(base, [("train.rollback.spike", "2")]))
 
 
-def test_a_run_whose_roll_backs_cannot_be_read_does_not_go_on(tiny, tmp_path, capsys):
+def test_a_run_whose_roll_backs_cannot_be_read_does_not_resume(tiny, tmp_path, capsys):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "rollbacks.jsonl").write_text("{no JSON}\n")
@@ -218,7 +218,7 @@ def test_a_run_whose_roll_backs_cannot_be_read_does_not_go_on(tiny, tmp_path, ca
     assert "rollbacks.jsonl: is damaged" in " ".join(capsys.readouterr().err.split())
 
 
-def test_each_roll_back_takes_batches_out_of_what_those_before_it_left(tmp_path):
+def test_each_roll_back_skips_batches_of_the_order_that_earlier_ones_left(tmp_path):
     rng = np.random.default_rng(0)
     with alone() as group:
         rollbacks, left = Rollbacks(tmp_path, group), list(range(1000))
@@ -254,7 +254,7 @@ def test_a_checkpoint_from_before_the_skipped_batches_is_always_kept(tmp_path):
         checkpoints.close()
 
 
-def test_mistakes_are_named():
+def test_user_errors_name_the_key():
     for values, said in (
         ({"spike": 0.9}, "train.rollback.spike=0.9: must be above 1"),
         ({"spike": float("nan")}, "train.rollback.spike=nan"),

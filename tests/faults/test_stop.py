@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in every phase of a run: it ends soon, with all that was done, and goes on as if nothing had been."""
+"""SIGTERM and Ctrl-C in every phase of a run: it ends soon with everything saved, and resumes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def evaluations(run_dir):
 
 @pytest.fixture
 def whole(tiny, tmp_path):
-    """The run that nothing stops."""
+    """A run without signals."""
     assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'whole'}", "sample.tokens=4") == 0
     return tmp_path / "whole"
 
 
 def once(monkeypatch, owner, name, number, before=lambda *a: True):
-    """A function that is sent a signal at its first call for which `before` holds."""
+    """Patches a function so that its first call for which `before` is true sends a signal to this process."""
     real, sent = getattr(owner, name), []
 
     def with_signal(*args, **kwargs):
@@ -38,7 +38,7 @@ def once(monkeypatch, owner, name, number, before=lambda *a: True):
 
 
 PHASES = {
-    # phase: (what is interrupted, steps whose checkpoint must be there afterwards)
+    # phase: (the function to interrupt, steps whose checkpoint must exist afterwards)
     "preparing the corpus": (run.data, "prepare", lambda *a: True, None),
     "starting": (run, "header", lambda *a: True, None),
     "training": (MetricsWriter, "write", lambda self, values: values["step"] == 3, (3, 4)),
@@ -52,7 +52,7 @@ PHASES = {
 @pytest.mark.parametrize(
     ("phase", "number"), [*((phase, signal.SIGTERM) for phase in PHASES), ("starting", signal.SIGINT), ("training", signal.SIGINT)]
 )
-def test_stopped_run_goes_on_as_if_nothing_had_been(tiny, tmp_path, monkeypatch, capsys, whole, phase, number):
+def test_a_stopped_run_resumes_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch, capsys, whole, phase, number):
     owner, name, before, saved = PHASES[phase]
     run_dir = tmp_path / "run"
     arguments = (f"experiment={tiny}", f"run_dir={run_dir}", "sample.tokens=4")

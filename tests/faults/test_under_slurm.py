@@ -1,6 +1,6 @@
-"""A run of two nodes under a real Slurm, broken in all ways that a cluster knows: it ends by itself, as if nothing had happened.
+"""A run of two nodes under a real Slurm, with every kind of fault that a cluster has: it resumes and ends as an uninterrupted run.
 
-`python -m tools.soak` does the same at length and makes the tables of docs/reliability.md.
+`python -m tools.soak` injects more faults, and prints the tables of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from tests.xla_flags import simulated
 from tools.faults import CRASHES, PHASES, ROOT, SIGNALS, SMALL, Case, Job, strike
-from tools.soak import STEPS, finish, soak, wrong
+from tools.soak import STEPS, finish, problems_of, random_faults
 
 pytestmark = [pytest.mark.slurm]
 
@@ -26,7 +26,7 @@ def unbroken_folder(tmp_path_factory):
 
 @pytest.fixture
 def unbroken(unbroken_folder, slurm_cluster):
-    """A run that nothing happened to, made once."""
+    """A finished run without faults, made once."""
     job = Job(unbroken_folder / "run", STEPS)
     if not (job.run_dir / "summary.json").exists():
         job.submit()
@@ -34,44 +34,44 @@ def unbroken(unbroken_folder, slurm_cluster):
     return job
 
 
-def broken_and_finished(folder, unbroken, *cases):
-    """What was not as promised of a run that these faults struck, one after another."""
+def problems_after(folder, unbroken, *cases):
+    """The broken promises of a run into which these faults were injected, one after another."""
     job, outcomes = Job(folder / "run", STEPS), []
     job.submit()
     for i, case in enumerate(cases):
         outcome = strike(job, case, rank=i % 2)
-        assert outcome, f"the run went past {case}"
+        assert outcome, f"the run has passed {case}"
         outcomes.append(outcome)
-    return wrong(outcomes, finish(job, unbroken))
+    return problems_of(outcomes, finish(job, unbroken))
 
 
 def test_signals_and_crashes_in_one_run_lose_nothing_that_was_saved(tmp_path, unbroken):
     cases = Case("TERM to one process", "train"), Case("kill -9 one process", "evaluate"), Case("scontrol requeue", "save"), Case("USR1", "sample")
-    assert broken_and_finished(tmp_path, unbroken, *cases) == []
+    assert problems_after(tmp_path, unbroken, *cases) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_any_phase_saves_and_requeues(tmp_path, unbroken, phase):
-    assert broken_and_finished(tmp_path, unbroken, Case("TERM", phase)) == []
+    assert problems_after(tmp_path, unbroken, Case("TERM", phase)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [*SIGNALS, *CRASHES])
 def test_a_run_survives_each_kind_of_fault(tmp_path, unbroken, fault):
-    assert broken_and_finished(tmp_path, unbroken, Case(fault, "train")) == []
+    assert problems_after(tmp_path, unbroken, Case(fault, "train")) == []
 
 
 @pytest.mark.slow
 def test_twenty_random_faults_in_one_run(tmp_path, slurm_cluster):
-    lines = soak(tmp_path, faults=20, seed=1)
+    lines = random_faults(tmp_path, faults=20, seed=1)
     assert not [line for line in lines if line.startswith("WRONG")], "\n".join(lines)
 
 
 def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
-    """Goes on with a run on so many nodes, a process of so many devices on each; it is told to stop when it has done the step `until`.
+    """Resumes a run on `nodes` nodes, with one process of `devices` devices on each, and returns its exit code.
 
-    Returns its exit code.
+    until: after this step it receives SIGTERM; 0: it runs to its end.
     """
     command = [
         "srun",
@@ -106,4 +106,4 @@ def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_sa
     assert list(ours) == list(theirs) == list(range(1, 46))
     for step, line in theirs.items():
         assert ours[step]["batch_sha"] == line["batch_sha"], step
-        assert ours[step]["train_loss"] == pytest.approx(line["train_loss"], rel=1e-5), step  # float32, summed in another order: 2e-7 were seen
+        assert ours[step]["train_loss"] == pytest.approx(line["train_loss"], rel=1e-5), step  # float32 sums in another order: 2e-7 was measured
