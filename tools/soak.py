@@ -7,8 +7,8 @@
 folder=PATH   the folder of runs and of the cluster's state (default: a temporary folder, removed afterwards)
 out=PATH      also writes the table to this file, as Markdown
 
-Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every step, bit-identical
-losses, and no process left. Exit code 1 where one differs.
+Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every
+step, bit-identical losses, and no process left. Exit code 1 where one differs.
 """
 
 from __future__ import annotations
