@@ -153,15 +153,15 @@ def tokens_to_show(opened: PretrainedModel, arguments: InspectArguments) -> tupl
         ids = list(arguments.ids)
         require(max(ids) < config.vocab, "ids", max(ids), f"below model.vocab={config.vocab}")
     else:
-        ids = encode_with_bos(opened, arguments.text, arguments.origin)
+        ids = encode_with_bos(opened, *arguments.source)
     limit = max_tokens(config)
     if arguments.tokens is None and len(ids) > limit:
-        raise UserError(f"{arguments.origin}: is {len(ids):,} tokens, more than {limit_text(limit)}; tokens={limit} takes the first ones")
+        raise UserError(f"{arguments.source[1]}: is {len(ids):,} tokens, more than {limit_text(limit)}; tokens={limit} takes the first ones")
     if arguments.tokens is not None and arguments.tokens > limit:
         raise UserError(f"tokens={arguments.tokens}: more than {limit_text(limit)}")
     kept = ids[: arguments.tokens]
     if len(kept) < 2:
-        raise UserError(f"{arguments.origin}: is 1 token; at least 2 are needed, because each is predicted from those before it")
+        raise UserError(f"{arguments.source[1]}: is 1 token; at least 2 are needed, because each is predicted from those before it")
     return kept, len(ids)
 
 

@@ -2,91 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from llm_jax.core.command import input_text
+from llm_jax.core.arguments import argument, part, positional
+from llm_jax.core.command import input_text, output_folder
 from llm_jax.core.errors import UserError, require
-from llm_jax.pretrained import arguments
-from llm_jax.pretrained.arguments import whole_number
+from llm_jax.pretrained.arguments import ModelArguments
 
-KEYS = ("text", "file", "ids", "tokens", "layers", "word", "contexts", "tokenizers", "diff", "out")
 MAX_TOKENS = 1024
 """Tokens of a text that a page shows."""
 
 
-@dataclass(frozen=True)
-class InspectArguments:
-    """A command line of inspect, checked."""
-
-    path: str
-    text: str
-    """Empty if `ids` are given instead."""
-    origin: str
-    """The key and value that the text comes from, for errors."""
-    ids: tuple[int, ...] = ()
-    out: str = ""
-    tokens: int | None = None
-    """Shows only the first N tokens of the text; None: all."""
-    layers: tuple[int, ...] | None = None
-    """Layers whose attention maps are shown; None: all."""
-    word: str = ""
-    contexts: tuple[str, str] | None = None
-    tokenizers: tuple[str, ...] = ()
-    diff: str = ""
-    diff_step: int | None = None
-    opening: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `open_model`: layout, mesh, dtype and step."""
+def some_text(key: str, value: str) -> str:
+    """A text that is not empty. Raises UserError."""
+    require(bool(value), key, value, "some text")
+    return value
 
 
-def check_arguments(line: arguments.Asked) -> InspectArguments:
-    """Checks what can be checked without opening the model. Raises UserError that names the key."""
-    given = line.values
-    if ("word" in given) != ("contexts" in given):
-        there, missing = ("word", "contexts") if "word" in given else ("contexts", "word")
-        raise UserError(f"{there}={given[there]}: needs {missing}= too, as in word=bank contexts='They rowed to the bank|She went to the bank'")
-    contexts = tuple(part.strip() for part in given["contexts"].split("|")) if "contexts" in given else None
-    require(contexts is None or (len(contexts) == 2 and all(contexts)), "contexts", given.get("contexts"), "two texts with a | between them")
-    require("word" not in given or bool(given["word"].strip()), "word", given.get("word"), "a word")
-    text, origin = read_text(given)
-    require(given.get("diff") != "", "diff", "", "a run, or RUN@STEP")
-    diff, diff_step = split_step(given.get("diff", ""))
-    tokens = line.whole("tokens", 2)  # the second is predicted from the first
-    require(tokens is None or tokens <= MAX_TOKENS, "tokens", tokens, f"at most {MAX_TOKENS}: a page holds no more")
-    return InspectArguments(
-        path=str(line.paths[0]),
-        text=text,
-        origin=origin,
-        ids=tuple(whole_number("ids", part) for part in given["ids"].split(",")) if "ids" in given else (),
-        out=given.get("out", ""),
-        tokens=tokens,
-        layers=tuple(whole_number("layers", part) for part in given["layers"].split(",")) if "layers" in given else None,
-        word=given.get("word", "").strip(),
-        contexts=(contexts[0], contexts[1]) if contexts else None,
-        tokenizers=tuple(part.strip() for part in given.get("tokenizers", "").split(",") if part.strip()),
-        diff=diff,
-        diff_step=diff_step,
-        opening=line.opening,
-    )
+def stripped_word(key: str, value: str) -> str:
+    """A word without spaces around it. Raises UserError."""
+    require(bool(value.strip()), key, value, "a word")
+    return value.strip()
 
 
-def read_text(given: dict[str, str]) -> tuple[str, str]:
-    """(the text, the key and value that it comes from). The text is empty if ids=... are given."""
-    sources = [key for key in ("text", "file", "ids") if key in given]
-    if not sources:
-        raise UserError("text=TEXT is missing (or file=PATH, or ids=1,2,3)")
-    if len(sources) > 1:
-        raise UserError(f"{' and '.join(f'{key}=' for key in sources)} are given. Give one of them")
-    if "ids" in given:
-        return "", f"ids={given['ids'][:40]}"
-    if "text" in given:
-        require(bool(given["text"]), "text", "", "some text")
-        return given["text"], f"text={given['text'][:40]}{'…' if len(given['text']) > 40 else ''}"
-    text = input_text("file", given["file"])
-    if not text:
-        raise UserError(f"file={given['file']}: is empty. Give a file with text")
-    return text, f"file={given['file']}"
+def two_texts(key: str, value: str) -> tuple[str, str]:
+    """Two texts with a | between them. Raises UserError."""
+    texts = [text.strip() for text in value.split("|")]
+    require(len(texts) == 2 and all(texts), key, value, "two texts with a | between them")
+    return texts[0], texts[1]
+
+
+def names(key: str, value: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 def split_step(value: str) -> tuple[str, int | None]:
@@ -97,3 +48,74 @@ def split_step(value: str) -> tuple[str, int | None]:
     """
     found = re.fullmatch(r"(.+)@(\d+)", value)
     return (found[1], int(found[2])) if found else (value, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """Writes a page about what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is all we"
+
+      python -m llm_jax.inspect runs/quickstart/default text="def main():"
+      python -m llm_jax.inspect runs/quickstart/default file=module.py tokens=200 diff=runs/quickstart/default@100
+      python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|She went to the bank"
+
+    docs/inspect.md walks through a page.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    folder: Path = positional("RUN_OR_FOLDER")
+    """A run folder or a Hugging Face model folder."""
+    text: str | None = argument(None, read=some_text)
+    """The text, of at most 1,024 tokens."""
+    file: Path | None = argument(None, shown="FILE")
+    """Instead: a file with the text."""
+    ids: tuple[int, ...] | None = argument(None, least=0)
+    """Instead: the text's token ids."""
+    tokens: int | None = argument(None, least=2, most=MAX_TOKENS)  # the second is predicted from the first
+    """Takes the first N tokens of a longer text."""
+    layers: tuple[int, ...] | None = argument(None, least=0)
+    """Attention maps of these layers only, which leaves room for more tokens; everything else is computed for all layers."""
+    word: str = argument("", shown="WORD", read=stripped_word)
+    """Follows the vector of this word through the layers in two texts (contexts=); an example, if not given."""
+    contexts: tuple[str, str] | None = argument(None, shown="TEXT|TEXT", read=two_texts)
+    """The two texts, separated by |, that both contain the word."""
+    tokenizers: tuple[str, ...] = argument((), shown="A,B", read=names)
+    """Compares the model's tokenizer with others: run folders, SentencePiece models, tokenizer.json."""
+    diff: str = argument("", shown="RUN", read=some_text)
+    """Compares with another checkpoint of the same kind of model; diff=RUN@STEP with that of a step."""
+    out: Path | None = argument(None, shown="FOLDER", read=output_folder)
+    """The folder for inspect.html (one file, readable without a network), figures/*.png and inspect.json; RUN_OR_FOLDER/inspect, if not
+    given."""
+    model: ModelArguments = part(ModelArguments)
+
+    def check(self) -> None:
+        """Raises UserError where not one text is given, or one of word and contexts."""
+        given = [key for key in ("text", "file", "ids") if getattr(self, key) is not None]
+        if not given:
+            raise UserError("text=TEXT is missing (or file=PATH, or ids=1,2,3)")
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(f'{key}=' for key in given)} are given. Give one of them")
+        example = "as in word=bank contexts='They rowed to the bank|She went to the bank'"
+        if self.word and not self.contexts:
+            raise UserError(f"word={self.word}: needs contexts= too, {example}")
+        if self.contexts and not self.word:
+            raise UserError(f"contexts={'|'.join(self.contexts)}: needs word= too, {example}")
+        assert self.source
+
+    @functools.cached_property
+    def source(self) -> tuple[str, str]:
+        """(the text, the key and value that it comes from, for errors). The text is empty if ids are given. Raises UserError for a file
+        that can't be read, or is empty."""
+        if self.ids is not None:
+            return "", f"ids={','.join(map(str, self.ids))}"[:44]
+        if self.text is not None:
+            return self.text, f"text={self.text[:40]}{'…' if len(self.text) > 40 else ''}"
+        text = input_text("file", str(self.file))
+        if not text:
+            raise UserError(f"file={self.file}: is empty. Give a file with text")
+        return text, f"file={self.file}"
+
+    @property
+    def path(self) -> str:
+        """The model's folder, as a page shows it."""
+        return str(self.folder)

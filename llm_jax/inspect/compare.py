@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.inspect.arguments import InspectArguments
+from llm_jax.inspect.arguments import InspectArguments, split_step
 from llm_jax.inspect.checkpoint_diff import WeightDifference, check_alike, weight_differences
 from llm_jax.inspect.layer_by_layer import LayerByLayer
 from llm_jax.inspect.logit_lens import Divergence, Predictions, Readout, divergence
@@ -32,12 +32,12 @@ class Comparison:
 def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarray) -> Comparison:
     """Opens the other checkpoint and compares. The weights of both are on the devices meanwhile. Raises
     UserError. ids: [T], of the text."""
-    key = f"diff={arguments.diff}" + (f"@{arguments.diff_step}" if arguments.diff_step is not None else "")
+    key, (run, step) = f"diff={arguments.diff}", split_step(arguments.diff)
     try:
-        at = {"step": arguments.diff_step} if arguments.diff_step is not None else {}
-        there = open_model(arguments.diff, **{**arguments.opening, **at})
+        at = {"step": step} if step is not None else {}
+        there = open_model(run, **{**arguments.model.options(), **at})
     except UserError as error:
-        raise UserError(f"{key}: {str(error).removeprefix(f'{arguments.diff}: ')}") from error
+        raise UserError(f"{key}: {str(error).removeprefix(f'{run}: ')}") from error
     check_alike(opened, there, key)
     readouts = Readout(opened), Readout(there)
     streams = [last_stream(one, ids) for one in (opened, there)]
@@ -46,7 +46,7 @@ def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarra
     if np.isnan(predictions[1].entropy).any():
         raise UserError(f"{key}: {OUTPUTS_NAN}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
-    name = arguments.diff + (f" at step {there.step}" if there.step else "")
+    name = run + (f" at step {there.step}" if there.step else "")
     return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -155,7 +156,7 @@ def test_a_legend_names_contexts_that_begin_with_an_underscore():
 def test_a_model_that_outputs_nan_has_no_page():
     broken = replaced(opened_with(), lambda path, w: w * np.nan)
     with pytest.raises(UserError, match=r"random: the model outputs NaN"):
-        analyse_model(broken, InspectArguments("random", "", "ids=1,2,3", (1, 2, 3)))
+        analyse_model(broken, InspectArguments(folder=Path("random"), ids=(1, 2, 3)))
 
 
 # --- weights ---
