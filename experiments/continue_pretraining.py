@@ -1,14 +1,15 @@
-"""A model that is there goes on learning, from another corpus: a run's, or one that was loaded.
+"""Continued pretraining: trains the model of a run folder or of a Hugging Face folder on another corpus.
 
     python -m llm_jax.launch experiment=quickstart
     python -m llm_jax.launch experiment=continue_pretraining from=runs/quickstart/default data.source=german.jsonl run_dir=runs/german/first
 
-The model's shape, its tokenizer and its newest weights are those of the folder; the optimizer begins anew, so the learning rate is warmed
-up again. Expected: the first loss is that of the folder's model on the new text, and not that of random weights (ln 4096 = 8.3).
+The model's shape, tokenizer and latest weights come from the folder; the optimizer state is new, so the learning rate is warmed up again.
+Expected: the first loss is that of the folder's model on the new text, not that of random weights (ln 4096 = 8.3).
 
-Tried with a quickstart of 150 steps of 4 sequences (held-out loss 6.26 on the standard library, 7.31 on 1,776 German sentences), gone on with for
-60 steps on these: 7.34 at the first step, at the end 4.79 on held-out German and 7.56 on the standard library, so most of that was forgotten.
-With data.mixture='{german.txt: 3, stdlib: 1}' it was 4.99 and 6.31. Both are said by `python -m llm_jax.evaluate RUN data.source=...`.
+Tried with a quickstart of 150 steps of 4 sequences (held-out loss 6.26 on the standard library, 7.31 on 1,776 German sentences), trained
+for 60 more steps on the sentences: 7.34 at the first step, and at the end 4.79 on held-out German and 7.56 on the standard library, most of
+which was forgotten. With data.mixture='{german.txt: 3, stdlib: 1}' the losses were 4.99 and 6.31 (`python -m llm_jax.evaluate RUN
+data.source=...`).
 """
 
 from llm_jax.data import DataConfig

@@ -5,8 +5,8 @@
     python -m llm_jax.plan experiment=llama3_70b devices=128 hardware=h100 train.batch_size=256   # NVIDIA's MaxText recipe
 
 Shape: Grattafiori et al. 2024, table 3 (70,553,706,496 parameters). Batch: 1,024 rows of 8,192 are eight million tokens, 2
-rows a GPU on 512. `remat` keeps queries, keys and values and computes the rest again, as NVIDIA's recipe does (save_qkv_proj).
-Expected: not trained here. The plan beside what others measured is in docs/plan.md.
+rows per GPU on 512. `remat` keeps queries, keys and values and recomputes the rest, as NVIDIA's recipe does (save_qkv_proj).
+Expected: not trained here. docs/plan.md compares the plan with published measurements.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

@@ -1,13 +1,13 @@
-"""A small mixture of experts on Python code: what many experts, of which a token uses few, are worth at the cost of one.
+"""A small mixture of experts on Python code, to compare with a dense model of as many FLOPs per token.
 
     python -m llm_jax.launch experiment=moe_tiny
     python -m llm_jax.launch experiment=moe_tiny model.moe.experts=0 run_dir=runs/moe_tiny/dense
 
-The quickstart's model with 8 experts of half its feed-forward width in every layer, of which a token goes to 2: so the active parameters, and
-with them the FLOPs of a token, are those of the quickstart but for the router; all parameters are more. Loads are kept even by biases, as in
-DeepSeek-V3, and by a small loss. The second command is the dense model, trained the same.
-Seen so far, on a machine busy with other work: training loss 7.2 at step 23, 5.25 at step 181, largest load about twice the mean. A whole
-run, and the comparison with the dense one, are still to be made.
+The quickstart's model with 8 experts of half its feed-forward width in every layer, of which a token uses 2: the active parameters and the
+FLOPs per token are those of the quickstart, plus the router; the total of parameters is larger. Biases, as in DeepSeek-V3, and a small loss
+keep loads even. The second command trains the dense model in the same way.
+Measured so far, on a busy machine: training loss 7.2 at step 23, 5.25 at step 181, largest load about twice the mean. A whole run, and the
+comparison with the dense one, are still to be made.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

@@ -1,10 +1,10 @@
-"""The main job: a small language model of Python code and its documentation, in minutes on a laptop.
+"""A small language model of Python code and its documentation, trained in minutes on a laptop.
 
     python -m llm_jax.launch experiment=quickstart
 
 Corpus: the Python standard library that is on this machine (nothing is downloaded).
 Expected on two CPU cores: about 3 minutes, held-out bits per byte below 1.8, samples that look like Python.
-So little time wants a small model and Muon: docs/log.md has what else was tried.
+A small model and Muon suit so little time: docs/log.md lists what else was tried.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

@@ -1,4 +1,4 @@
-"""W2, a standard work for measuring the train step: GPT-2-like, 13.9 M parameters.
+"""W2, a standard workload for measuring the train step: GPT-2-like, 13.9 M parameters.
 
     python tools/bench_train_step.py experiment=bench/w2
     python -m llm_jax.launch experiment=bench/w2      (trains it on the standard library)

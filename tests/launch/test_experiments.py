@@ -14,7 +14,7 @@ def test_list_shows_every_experiment_with_its_purpose(capsys):
     assert launch("--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(list_experiments())
-    assert any(line.startswith("quickstart") and "The main job" in line for line in lines)
+    assert any(line.startswith("quickstart") and "A small language model" in line for line in lines)
 
 
 def test_experiments_in_subfolders_and_beside_the_user_are_found(tmp_path, monkeypatch, capsys):
