@@ -107,7 +107,7 @@ def arrays(dtype=jnp.bfloat16, t=T, h=H, g=G, k=K):
         ({}, {"segments_BT": np.ones((1, T), np.int32)}, "model.max_segments=None"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_refused_by_name(changed, options, names):
+def test_unsupported_arrays_are_refused_by_key(changed, options, names):
     with pytest.raises(UserError, match=re.escape(names)):
         cudnn.fused_attention(*arrays(**changed), **{"segments_BT": None, "scale": 0.1, "window": None} | options)
 
@@ -133,13 +133,13 @@ def test_a_cpu_raises_and_does_not_fall_back():
 
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_the_kernel_is_given_makes_the_right_attention_and_gradients(monkeypatch, packed, window):
-    """The operands, offsets of grouped heads included, are right by the kernel's contract; only the kernel itself is not tested."""
+def test_the_kernels_operands_give_the_right_attention_and_gradients(monkeypatch, packed, window):
+    """The kernel is replaced by a NumPy model of its contract, so operands and offsets of grouped heads are tested, but not the kernel."""
     kernel_by_contract(monkeypatch)
     agree_with_float32(packed, window)
 
 
-def test_options_leave_alone_what_the_user_set():
+def test_options_that_the_user_sets_are_left_alone():
     flags = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=/tmp/x"}
     layer = dict.fromkeys(gpu_options.COLLECTIVES, 2**28)
     mine = gpu_options.compiler_options(8, layer, environment={})
@@ -153,7 +153,7 @@ def test_options_leave_alone_what_the_user_set():
 
 
 def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
-    """A mesh of GPUs that are not here."""
+    """A mesh of absent GPUs."""
     return gpu_compile.topology_mesh(hardware, axes)
 
 
@@ -184,7 +184,7 @@ def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor"
 @pytest.mark.parametrize("hardware", ["h100", "h200"])
 @pytest.mark.parametrize("window", [None, 128])
 @pytest.mark.parametrize("segments", [False, True])
-def test_the_fused_kernel_is_there_forward_and_backward_and_nothing_is_sequence_squared(hardware, window, segments):
+def test_the_fused_kernel_runs_forward_and_backward_and_no_array_is_sequence_squared(hardware, window, segments):
     step = compiled(absent_gpus(hardware, {"data": 2, "tensor": 2}), segments=segments, window=window)
     assert [c for c in step.custom_calls() if "cudnn" in c] == [FORWARD, BACKWARD]
     assert not step.buffers_with(T, T)

@@ -1,4 +1,4 @@
-"""Long sequences split over devices, compiled for H100s that are not there: fused attention, and what travels, when and how much."""
+"""Long sequences split over devices, compiled for absent H100s: fused attention, and the collectives with their bytes and overlap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYERS, T, D, H, G, K = 4, 65536, 4096, 32, 8, 128
 PARTS = 4
 OWN = T // PARTS
 KEYS = OWN * G * K
-"""Numbers in one device's keys, or values."""
+"""Elements of one device's keys, or values."""
 CONTEXT = ("context_gather", "context_ring", "context_ulysses")
 
 
@@ -44,12 +44,12 @@ def compiled(layout: str, size: int = PARTS) -> tuple[CompiledStep, Analysis]:
 
 
 def travels(layout: str, axis: str) -> dict[str, CollectiveRow]:
-    """The collectives along one axis, by kind."""
+    """The collectives over one mesh axis, by kind."""
     return {row.kind: row for row in compiled(layout)[1].collectives if row.axis == axis}
 
 
 @pytest.mark.parametrize("layout", CONTEXT)
-def test_attention_is_fused_and_its_scores_are_nowhere(layout):
+def test_attention_is_fused_and_no_scores_are_allocated(layout):
     step, analysis = compiled(layout)
     assert set(analysis.attention_kernels) == {"cudnn forward", "cudnn backward"}
     # each chunk with itself, the ring's late chunk with the early one, and its steps; or two chunks with all keys before them
@@ -69,8 +69,8 @@ def test_the_ring_never_has_all_keys_anywhere():
 
 
 @pytest.mark.parametrize("layout", CONTEXT)
-def test_nothing_else_travels_along_the_context_axis(layout):
-    """Beside attention's own: the batch's integers, and the rows of the embedding, which is split by both axes at rest."""
+def test_no_other_collective_uses_the_context_axis(layout):
+    """Besides attention's: the batch's integers, and rows of the embedding, which both axes split at rest."""
     kinds = {"context_gather": {"reduce-scatter"}, "context_ring": {"collective-permute"}, "context_ulysses": set()}[layout]
     assert set(travels(layout, "context")) == kinds | {"all-gather", "all-to-all"}
     assert {row.axis for row in compiled(layout)[1].collectives} == {"data", "context", "data+context"}
@@ -121,6 +121,6 @@ def test_scattered_streams_travel_in_bfloat16_and_no_more_than_they_must():
 
 
 @pytest.mark.parametrize("layout", [*CONTEXT, "fsdp_tensor_sequence"])
-def test_no_device_gets_zeros_for_what_it_was_to_keep(layout):
-    """A collective-permute without pairs: see `gpu_options.SINGLE`."""
+def test_no_permute_returns_zeros_for_a_devices_own_part(layout):
+    """No collective-permute is without pairs, which would return zeros: see `gpu_options.SINGLE`."""
     assert "source_target_pairs={}" not in compiled(layout)[0].text

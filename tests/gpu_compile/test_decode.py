@@ -1,4 +1,4 @@
-"""A decode step compiled for GPUs: the caches are written in place and read as they lie."""
+"""A decode step compiled for GPUs writes its caches in place and reads them without copies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_cache_is_copied(layout, mesh, slots):
     programs = DecodePrograms(absent_model(experiment, devices), slots, LENGTH, 1, 8192, print)
 
     def absent(tree: Any) -> Any:
-        """The tree with shardings on the mesh: those that tracing found, else replicated."""
+        """The tree with shardings on the mesh: traced ones, or replicated where tracing gives none."""
 
         def with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = x.sharding.spec if x.sharding else PartitionSpec(*(None for _ in x.shape))

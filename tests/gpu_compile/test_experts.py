@@ -1,4 +1,4 @@
-"""What a mixture of experts becomes on GPUs that are not there: who exchanges what, and that no row meets an expert that it was not sent to."""
+"""A mixture of experts, compiled for absent GPUs: its collectives, and that no row is multiplied with an expert it was not sent to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1536, 8, 2  # so that no t
 
 @functools.cache
 def step(dispatch: str) -> gpu_compile.CompiledStep:
-    """A small model's step on data=2 x expert=4, B rows a device."""
+    """The step of a small model on data=2 x expert=4, with B rows per device."""
     moe = MoEConfig(experts=E, top_k=K, dispatch=dispatch)  # type: ignore[arg-type]
     model = ModelConfig(layers=3, embed=D, heads=8, kv_heads=4, mlp=F, vocab=6144, compute_dtype="bfloat16", remat="full", moe=moe)
     experiment = Experiment(model=model, layout=preset("expert"), train=TrainConfig(batch_size=B * DEVICES, sequence_length=T))
@@ -43,7 +43,7 @@ def test_dropless_gathers_the_tokens_of_a_group_and_scatters_the_sums():
     assert re.search(rf"{group}.*{one}", collectives("dropless", "reduce-scatter-start"))
 
 
-def test_capacity_sends_each_expert_its_room_and_no_more():
+def test_capacity_sends_each_expert_its_capacity_and_no_more():
     model = MoEConfig(experts=E, top_k=K)
     room = capacity(model, T)
     sent = collectives("capacity", "all-to-all-start")
@@ -69,7 +69,7 @@ def test_no_array_has_all_rows_for_each_expert():
 
 @pytest.mark.parametrize(("how", "dense"), [("ragged_dot", True), ("loop", False)])
 def test_ragged_dot_is_dense_in_these_versions_and_the_loop_is_not(how, dense):
-    """When this fails for ragged_dot, JAX has got a kernel for GPUs: measure it, and make it the default of model.moe.product there."""
+    """If this fails for ragged_dot, JAX has a kernel for GPUs: measure it, and make it the default of model.moe.product there."""
     mesh = gpu_compile.topology_mesh("h100", {"data": 1})
     on = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))  # noqa: E731
     product = jax.shard_map(

@@ -29,11 +29,11 @@ pytestmark = pytest.mark.gpu_compile
 L, D, H, G, K, F, V = 6, 512, 8, 4, 64, 2048, 8192
 BATCH, T, CHUNK = 64, 1024, 1024
 LAYERS = L * (D * K * (2 * H + 2 * G) + 3 * D * F)
-"""Elements of all blocks' matrices."""
+"""Elements of the matrices of all blocks."""
 TABLE = V * D
-"""Of the embedding, and of the head."""
+"""Elements of the embedding, and of the head."""
 STREAM = T * D
-"""Of a sequence's residual stream."""
+"""Elements of a sequence's residual stream."""
 
 MODEL = ModelConfig(
     layers=L, embed=D, heads=H, kv_heads=G, head_dim=K, mlp=F, vocab=V, tied_embeddings=False, compute_dtype="bfloat16", attention="cudnn",
@@ -45,12 +45,12 @@ Sent = dict[tuple[str, str, str], float]
 
 
 def rows(parts: int) -> int:
-    """Elements of the stream of a device's sequences."""
+    """Elements of the stream of one device's sequences."""
     return BATCH // parts * STREAM
 
 
 KEYS_VALUES = 2 * G * K // D
-"""Keys and values of a layer, in streams."""
+"""The size of a layer's keys and values, in streams."""
 OVER_BOTH: Sent = {
     # weights split over data x context at rest, and the embedding's rows by way of both axes
     ("all-gather", "data+context", "bf16"): 2 * LAYERS + TABLE,
@@ -145,7 +145,7 @@ def experiment(layout: str) -> Experiment:
 
 @functools.cache
 def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
-    """The step for absent H100s, and a walk through it."""
+    """(the step for absent H100s, its program as the plan reads it, its timeline)."""
     devices = GOLDEN[layout][0]
     program = compiling.absent_model(experiment(layout), gpu_compile.topology_devices("h100", devices))
     step, h100 = compiling.compile_step(program, experiment(layout)), hardware("h100")
@@ -154,7 +154,7 @@ def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
 
 
 def sent(layout: str) -> Sent:
-    """What the compiled step sends; elements of reductions are of what goes in."""
+    """The collectives of the compiled step → elements; a reduction counts its input."""
     _, program, timeline = compiled(layout)
     found: Counter = Counter()
     for instruction, n in timeline.counts.items():
@@ -171,7 +171,7 @@ def sent(layout: str) -> Sent:
 
 
 @pytest.mark.parametrize("layout", GOLDEN)
-def test_nothing_is_sent_but_what_the_layout_means(layout):
+def test_only_the_layouts_collectives_are_sent(layout):
     found, (_, golden) = sent(layout), GOLDEN[layout]
     for key, elements in golden.items():
         assert found[key] == pytest.approx(elements, rel=0.02), key

@@ -1,4 +1,4 @@
-"""`model.max_segments`: counted where it is not given, refused where it is too small, no hindrance to a resume."""
+"""`model.max_segments` is counted if it is null, refused if it is too small, and may change on resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `model.offload` names leaves the device for the host's memory, and comes back, while kernels run."""
+"""The tensors of `model.offload` are copied to the host's memory and back while kernels run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compiled(offload: bool) -> CompiledStep:
     return compiling.compile_absent(dataclasses.replace(experiment("fsdp"), model=model), "h100", DEVICES)
 
 
-def test_device_memory_falls_by_what_is_in_the_host():
+def test_device_memory_falls_by_the_bytes_on_the_host():
     m, tokens = MODEL, BATCH // DEVICES * T
     assert m.head_dim
     assert m.mlp
@@ -47,5 +47,5 @@ def test_copies_run_beside_kernels():
     assert started >= 4
 
 
-def test_nothing_is_in_the_host_otherwise():
+def test_without_offload_no_array_is_on_the_host():
     assert HOST not in compiled(False).text

@@ -1,4 +1,4 @@
-"""Pipelines, compiled for H100s that are not there: what travels between stages, and what is kept for the backward pass."""
+"""Pipelines, compiled for absent H100s: the collectives between stages, and the residuals of the backward pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH, LENGTH, STAGES = 64, 2048, 4
 
 @functools.cache
 def compiled(microbatches: int) -> tuple[Experiment, CompiledStep]:
-    """The step of the preset on 4 stages x 2, always for the same batch."""
+    """The step of the preset on 4 stages x 2, for one size of batch."""
     layout = dataclasses.replace(PRESETS["pipeline"], pipeline=PipelineConfig(microbatches=microbatches))
     train = TrainConfig(batch_size=BATCH, sequence_length=LENGTH)
     experiment = resolved(Experiment(name="pipeline", model=MODEL, layout=layout, mesh={"stage": STAGES, "data": 2}, train=train))

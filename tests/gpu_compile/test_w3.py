@@ -1,4 +1,4 @@
-"""W3's real train step, compiled for H200s that are not there: kernels, memory, collectives. And its first steps, small, here."""
+"""W3's train step, compiled for absent H200s: kernels, memory, collectives; and its first steps at a reduced size on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.data.conftest import documents, write_jsonl
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 SEGMENTS = 5
-"""More than the corpus of W3 needs (4 at 28 rows a device, 10 at one)."""
+"""More slots than the corpus of W3 needs (4 at 28 rows per device, 10 at one)."""
 SEVERAL = 8
 needs_compiler = pytest.mark.gpu_compile
 
@@ -42,18 +42,18 @@ def w3(**overrides: object) -> Experiment:
 
 @functools.cache
 def step_on(devices: int) -> CompiledStep:
-    """The step for so many H200s, each with W3's batch."""
+    """The step for this many H200s, each with W3's batch."""
     return compiling.compile_absent(w3(train__batch_size=w3().train.batch_size * devices), "h200", devices)
 
 
 def absent(experiment: Experiment, devices: int = 1) -> TrainModel:
-    """The experiment's program on H200s that are not here."""
+    """The experiment's TrainModel on absent H200s."""
     mesh = make_mesh(experiment.layout, {}, gpu_compile.topology_devices("h200", devices))
     return TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
 
 
 def state_bytes(experiment: Experiment, devices: int) -> int:
-    """What one device holds of parameters and moments."""
+    """Bytes of parameters and moments on one device."""
     leaves = jax.tree.leaves(absent(experiment, devices).abstract_state())
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
@@ -65,7 +65,7 @@ def test_fused_attention_runs_once_forward_and_once_backward():
 
 @needs_compiler
 @pytest.mark.parametrize("devices", [1, SEVERAL])
-def test_no_scores_and_no_full_logits_are_ever_there(devices):
+def test_no_scores_and_no_full_logits_are_allocated(devices):
     experiment, step = w3(), step_on(devices)
     T, V = experiment.train.sequence_length, experiment.model.vocab
     assert not step.buffers_with(T, T)
@@ -190,7 +190,7 @@ def test_on_a_cpu_the_step_has_no_gpu_options():
 
 
 @pytest.mark.parametrize(("key", "others"), [("model.vocab", {}), ("model.max_segments", {"model__vocab": 100})])
-def test_what_only_a_corpus_could_tell_must_be_given(key, others):
+def test_values_that_need_a_corpus_must_be_given(key, others):
     experiment = w3(**others)
     model = dataclasses.replace(experiment.model, **{key.split(".")[1]: None})
     with pytest.raises(UserError, match=re.escape(f"{key}=null: must be a number")):

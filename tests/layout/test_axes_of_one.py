@@ -1,4 +1,4 @@
-"""Axes of size 1 are nothing special: every preset with all its axes at 1 trains as one device, and with each at 1 in turn its step has types."""
+"""Mesh axes of size 1: every preset with all axes at 1 trains like one device, and with each axis at 1 in turn its step can be traced."""
 
 from __future__ import annotations
 

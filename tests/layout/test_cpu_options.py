@@ -14,6 +14,6 @@ def test_batched_products_are_not_left_to_the_library_that_uses_one_core():
     assert "ynn" not in product.lower(x).compile().as_text()
 
 
-def test_what_the_user_set_stays():
+def test_options_that_the_user_sets_are_left_alone():
     assert cpu_options.compiler_options({"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}) == {}
     assert cpu_options.compiler_options({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}) == cpu_options.OPTIONS

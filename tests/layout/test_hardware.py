@@ -1,4 +1,4 @@
-"""The hardware table: complete, sane, and read by everything that needs a figure of a device."""
+"""The hardware table is complete and plausible, and its readers find the right row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_every_device_that_plans_are_promised_for_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", hardware_names())
-def test_figures_are_in_the_units_that_they_say(name):
+def test_figures_are_in_their_units(name):
     gpu = hardware(name)
     assert set(gpu.peak_flops) == {"bfloat16", "float32"}
     assert 1e14 < gpu.peak_flops["bfloat16"] < 1e16
@@ -40,7 +40,7 @@ def test_of_several_kinds_that_fit_the_longest_counts():
     assert datasheet_peak("NVIDIA A4000", "bfloat16") is None  # whole words: not an A40
 
 
-def test_unknown_hardware_is_answered_with_the_nearest_name():
+def test_unknown_hardware_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"^hardware=h10: must be one of a40, .*did you mean 'h100'\?$"):
         hardware("h10")
 

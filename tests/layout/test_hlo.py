@@ -1,4 +1,4 @@
-"""The reader of XLA's compiled text, on small programs written by hand."""
+"""The parser of XLA's compiled text, on small programs written by hand and on one that XLA prints."""
 
 # ruff: noqa: E501  # lines as XLA prints them
 
@@ -79,11 +79,11 @@ def test_types_operands_and_attributes_are_read(program):
     assert [user.name for user in program.entry.users["a"]] == ["fusion.1", "tuple.1", "call.1"]
 
 
-def test_what_is_inside_a_fusion_is_not_in_memory(program):
+def test_results_inside_a_fusion_are_not_in_memory(program):
     assert [c.name for c in program.allocating()] == ["body", "condition", "main.7"]
 
 
-def test_text_that_is_no_program_is_refused():
+def test_other_text_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule empty\n")
 

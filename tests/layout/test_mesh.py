@@ -14,7 +14,7 @@ from llm_jax.layout.mesh import by_node, described, network_axes
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """As much of a device as a mesh looks at."""
+    """The attributes of a device that a mesh reads."""
 
     id: int
     process_index: int
@@ -23,12 +23,12 @@ class Device:
 
 
 def mesh(devices, **axes):
-    """As much of a mesh as is looked at; a real one wants real devices."""
+    """The attributes of a mesh that are read; a real mesh needs real devices."""
     return SimpleNamespace(devices=np.array(by_node(devices), object).reshape(tuple(axes.values())), axis_names=tuple(axes), shape=axes)
 
 
 def cluster(nodes: int, each: int, *, process_of) -> list[Device]:
-    """GPUs as `jax.devices()` has them: numbered by processes. A node's devices share a slice."""
+    """GPUs in the order of `jax.devices()`, by process. A node's devices have one `slice_index`."""
     devices = [(process_of(node, i), node) for node in range(nodes) for i in range(each)]
     return [Device(id=k, process_index=process, slice_index=node) for k, (process, node) in enumerate(sorted(devices))]
 

@@ -1,4 +1,4 @@
-"""What must be in XLA_FLAGS before JAX starts."""
+"""The XLA flags that are set before JAX starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs in every convention, against the model that is built and against what others published."""
+"""Parameters and FLOPs in every convention, compared with the model that is built and with published figures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_conventions_of_a_model_by_hand():
     assert counted["flops_exact"] == 6 * D * (non_embedding - norms + 30 * 8) + counted["flops_attention_causal"]
 
 
-def test_a_sliding_window_and_experts_cost_only_what_is_met():
+def test_a_sliding_window_and_experts_cost_only_what_a_token_uses():
     dense, windowed = (ModelConfig(layers=1, embed=32, heads=4, vocab=50, window=w).resolved() for w in (None, 4))
     one, other = accounting.flops_per_token(dense, 64), accounting.flops_per_token(windowed, 64)
     assert other["flops_attention_causal"] < 4 * one["flops_attention_full"] / 64 < other["flops_attention_causal"] * 1.1
@@ -73,7 +73,7 @@ def test_a_sliding_window_and_experts_cost_only_what_is_met():
     assert six["parameters"] == parameter_count(two)
 
 
-def test_windows_by_layer_and_latents_cost_what_they_are():
+def test_windows_by_layer_and_latents_are_counted():
     T, heads = 64, {"layers": 3, "embed": 32, "heads": 4, "vocab": 50}
     every, some, none = (ModelConfig(**heads, **more).resolved() for more in ({"window": 4}, {"window": 4, "window_layers": (0, 2)}, {}))  # type: ignore[arg-type]
     windowed, mixed, full = (accounting.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none))
@@ -86,7 +86,7 @@ def test_windows_by_layer_and_latents_cost_what_they_are():
 
 
 def test_deepseek_v3_has_the_published_number_of_parameters():
-    """DeepSeek-AI 2024: 671 B in all, 37 B active."""
+    """DeepSeek-AI 2024: 671 B in total, 37 B active."""
     config = ModelConfig(
         layers=61, embed=7168, heads=128, mlp=18432, vocab=129280, tied_embeddings=False,
         latent=LatentConfig(query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
@@ -94,11 +94,11 @@ def test_deepseek_v3_has_the_published_number_of_parameters():
     ).resolved()  # fmt: skip
     total = parameter_count(config)
     assert round(total / 1e9) == 671
-    assert round((active_parameters(config, total) - 129280 * 7168) / 1e9) == 37  # without the embedding, of which a token meets a row
+    assert round((active_parameters(config, total) - 129280 * 7168) / 1e9) == 37  # without the embedding, of which a token uses one row
 
 
 def published(shared_tables: Path | None, name: str, rows: list, columns: dict[str, str]) -> None:
-    """The project's own copy of a table is that of the shared data."""
+    """Asserts that rows of the project's copy of a table equal those of the reference data."""
     if shared_tables is None:
         return
     with (shared_tables / name).open() as file:
@@ -125,7 +125,7 @@ def test_the_project_carries_the_published_tables_unchanged(tables):
 
 
 def chinchilla(embed: int, mlp: int, head_dim: int, heads: int, layers: int) -> ModelConfig:
-    """Hoffmann et al.'s models, but for their relative positions: LayerNorm, biases, no gate."""
+    """A model of Hoffmann et al., without its relative positions: LayerNorm, biases, no gate."""
     return ModelConfig(
         layers=layers, embed=embed, heads=heads, head_dim=head_dim, mlp=mlp, vocab=32000, norm="layer", activation="gelu",
         bias_qkv=True, bias_out=True, bias_mlp=True,
@@ -138,7 +138,7 @@ def test_the_fifty_chinchilla_shapes_to_eight_in_a_thousand():
     assert sum(head_dim * heads != embed for _, embed, _, head_dim, heads, _ in shapes) == 6
     for parameters, embed, mlp, head_dim, heads, layers in shapes:
         config = chinchilla(embed, mlp, head_dim, heads, layers)
-        relative = layers * embed * heads * head_dim  # a matrix of relative positions in each layer, which ours have not
+        relative = layers * embed * heads * head_dim  # a matrix of relative positions in each layer, which ours do not have
         assert accounting.parameters(config)["parameters_with_head"] + relative == pytest.approx(parameters, rel=0.008), parameters
 
 
@@ -148,13 +148,13 @@ def test_exact_over_6nd_is_the_published_ratio():
     for embed, heads, layers, mlp, parameters, per_sequence, ratio in table["shapes"]:
         config = chinchilla(embed, mlp, embed // heads, heads, layers)
         counted = accounting.flops_per_token(config, T)
-        head = 6 * 32000 * embed  # theirs leaves the logits out, and counts 3 a score for the softmax, forward and twice back
+        head = 6 * 32000 * embed  # the published count leaves the logits out, and has 3 for each score for the softmax, forward and twice back
         softmax = 3 * 3 * layers * heads * T
         exact = counted["flops_exact"] - head - counted["flops_attention_causal"] + counted["flops_attention_full"] + softmax
         assert exact * T == pytest.approx(per_sequence, rel=1e-12)
         assert exact / (6 * parameters) == pytest.approx(ratio, abs=1e-6)  # six decimals are given
 
 
-def test_a_convention_that_there_is_not_is_named_with_the_nearest():
+def test_an_unknown_convention_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="did you mean '6nd_with_head'"):
         accounting.columns("6nd_with_heads")

@@ -44,14 +44,14 @@ def test_blocks_cover_every_query_once_and_every_key_that_it_may_see():
             assert keys.start == (0 if window is None else max(0, queries.start - window + 1))
 
 
-def test_nothing_of_size_sequence_squared_is_kept_for_the_backward_pass():
+def test_no_residual_of_the_backward_pass_has_size_sequence_squared():
     q, k, v, _, segments = inputs(300, 4, 2, True)
     _, saved = blocked._forward(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None, 0.0)
     assert max(x.size for x in jax.tree.leaves(saved)) == q.size
 
 
 def test_the_scores_of_later_keys_are_not_computed():
-    """Half of the products, and a little: what the blocks are for."""
+    """Blocks compute little more than half of the products."""
     flops = []
     for window in (None, 100):
         x = jnp.ones((1, 2048, 1, 16))

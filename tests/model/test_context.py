@@ -53,7 +53,7 @@ def placement(layout: Layout) -> MeshPlacement:
 
 
 def inputs(heads: int, kv_heads: int, packed: bool, length: int = T):
-    """q, k, v, dout and segments: some documents go over several chunks, some end at a chunk's edge, one row has padding."""
+    """(q, k, v, dout, segments): some documents span several chunks, some end at a chunk's edge, one row has padding."""
     rng = np.random.default_rng(length + heads)
     q, k, v, dout = (rng.normal(size=(B, length, n, K)) for n in (heads, kv_heads, kv_heads, heads))
     segments = np.ones((B, length), np.int32)
@@ -63,7 +63,7 @@ def inputs(heads: int, kv_heads: int, packed: bool, length: int = T):
 
 
 def split_attention(place: MeshPlacement, config: ModelConfig, q, k, v, dout, segments) -> list[np.ndarray]:
-    """Output and gradients in the natural order of positions, by `Attention.attend`."""
+    """(output, gradients of q, k, v) of `Attention.attend`, in the natural order of positions."""
     module = nnx.eval_shape(lambda: Attention(config, nnx.Rngs(0), None, place))
 
     def attend(q, k, v):
@@ -100,15 +100,15 @@ def test_output_and_gradients_equal_dense_float64(name, packed, window):
 
 @pytest.mark.parametrize(("packed", "window"), [(True, 20), (False, None)])
 @pytest.mark.parametrize("name", ["gather", "ring"])
-def test_blocks_of_queries_do_too(monkeypatch, name, packed, window):
+def test_blocks_of_queries_equal_dense_float64(monkeypatch, name, packed, window):
     monkeypatch.setattr(blocked, "LEAST_BLOCK", 3)  # three blocks a chunk of 8
     compare(name, "blocked", packed, window)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("name", ["gather", "ring", "ring of two"])
-def test_cudnn_is_given_what_makes_the_right_attention(monkeypatch, name, packed):
-    """By the kernel's contract; only the kernel itself is not tested."""
+def test_operands_for_cudnn_give_the_right_attention(monkeypatch, name, packed):
+    """The kernel is replaced by a NumPy model of its contract: everything but the kernel itself is tested."""
     kernel_by_contract(monkeypatch)
     monkeypatch.setattr(cudnn, "check_platform", lambda *_: None)
     q, k, v, dout, segments = inputs(4, 2, packed)
@@ -161,7 +161,7 @@ def lowered(name: str, gradient: bool, length: int = 1024):
 
 @pytest.mark.parametrize(("name", "pairs"), [("ring of two", 2 + 1 + 2), ("gather", 2 + 3 + 7)])
 def test_every_device_computes_little_more_than_the_scores_that_causal_attention_needs(name, pairs):
-    """Pairs of chunks: each with itself, and with those before it, or those that are before it on some device."""
+    """pairs: of chunks that are multiplied, each with itself and with those before it (gather: before it on some device)."""
     length, chunks = 1024, 2 * LAYOUTS[name].mesh["context"]
     of_all_pairs = 2 * 2 * length**2 * (2 * 64)  # scores, and sums of values
     found = lowered(name, gradient=False, length=length).cost_analysis()["flops"]

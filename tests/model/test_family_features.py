@@ -1,4 +1,4 @@
-"""What open families do differently, each choice by itself and all together: logits and gradients equal the papers' formulas in float64."""
+"""The features of open families, each by itself and all together: logits and gradients equal the papers' formulas in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_jax.model.transformer import Transformer, repeats
 from tests.plain_model import plain_logits
 
 TOLERANCE = 2e-5
-"""Of the largest number: float32's rounding, 6e-8, through a few layers of sums of some ten numbers."""
+"""Relative to the largest number: float32's rounding, 6e-8, over a few layers with sums of some ten numbers."""
 SMALL = ModelConfig(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24, vocab=40)
 LATENT = LatentConfig(query_rank=12, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=7)
 MLA: dict[str, Any] = {"latent": LATENT, "kv_heads": None, "head_dim": None}
@@ -62,7 +62,7 @@ def tokens_and_segments() -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_weights(model: Transformer) -> dict:
-    """Every weight of the model drawn at random, norms and biases too, so that all of them show."""
+    """Random weights of the model, norms and biases too, so that each has an effect."""
     leaves, structure = jax.tree.flatten(nnx.to_pure_dict(nnx.state(model)))
     rng = np.random.default_rng(1)
     return jax.tree.unflatten(structure, [0.3 * rng.normal(size=x.shape).astype(np.float32) + (x == 1) for x in leaves])
@@ -75,12 +75,12 @@ def with_weights(model: Transformer, weights: dict) -> Transformer:
 
 
 def score(logits: jax.Array) -> jax.Array:
-    """Some number that depends on all logits, each in its own way."""
+    """A number that depends on each logit with another weight."""
     return jnp.sum(jnp.sin(logits + jnp.arange(logits.shape[-1])))
 
 
 def ours(config: ModelConfig) -> tuple[dict, jax.Array, dict]:
-    """Weights, logits and gradients of `score`."""
+    """(weights, logits, gradients of `score`) of the model."""
     tokens, segments = tokens_and_segments()
     model = Transformer(config, rngs=nnx.Rngs(0))
     weights = random_weights(model)
@@ -119,8 +119,8 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("key", PLAIN)
-def test_each_choice_is_seen_in_the_logits(key):
-    """The comparison above would not notice a choice that neither side makes."""
+def test_each_feature_changes_the_logits(key):
+    """Comparing with the formula would not notice a feature that both sides lack."""
     tokens, _ = tokens_and_segments()
     with_it = {
         **GEMMA3, "layers": 3, "window_layers": (0, 1), "parallel_blocks": True, "rope_fraction": 0.5, "attention_softcap": 0.5,
@@ -159,7 +159,7 @@ def test_layers_in_order_are_the_model():
 
 
 def test_a_scan_over_periods_computes_and_counts_what_unrolled_layers_do():
-    """Of a mixture of experts too: its routing comes layer by layer."""
+    """Also the routing of a mixture of experts, which is stacked by layer."""
     tokens, segments = tokens_and_segments()
     found = []
     for scan in (True, False):
@@ -212,7 +212,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_makes_no_model_is_refused_in_a_line(mistake):
+def test_an_impossible_model_is_refused_in_a_line(mistake):
     change, line = MISTAKES[mistake]
     with pytest.raises(UserError, match="^" + line.replace("(", r"\(").replace(")", r"\)").replace("+", r"\+")):
         dataclasses.replace(SMALL, **change).resolved()
@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[str, dict[str, int], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_layout_cannot_do_is_refused_in_a_line(case):
+def test_a_model_that_a_layout_cannot_run_is_refused_in_a_line(case):
     name, mesh, change, line = REFUSED[case]
     layout = preset(name)
     with pytest.raises(UserError, match="^" + line):

@@ -1,4 +1,4 @@
-"""The mixture of experts against plain loops over tokens and experts in NumPy, and what it promises of losses, loads and biases."""
+"""The mixture of experts, compared with plain loops over tokens and experts in NumPy; its losses, loads and biases."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _applied(graph, state, x, segments, weights):
 
 
 def applied(block: MoE, x: np.ndarray, segments: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, router.Routing]:
-    """The block, jitted."""
+    """The outputs of a block, jitted."""
     y, routing = _applied(*nnx.split(block), x, segments, weights)
     return np.asarray(y), routing
 
 
 def some_input(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """x_BTD, and segments with padding at the end of the first row."""
+    """(x_BTD, segments), with padding at the end of the first row."""
     x = np.random.default_rng(seed).normal(size=(B, T, D)).astype(np.float32)
     segments = np.ones((B, T), np.int32)
     segments[0, -5:] = 0
@@ -60,7 +60,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def route_one(logits: np.ndarray, bias: np.ndarray, c: MoEConfig) -> tuple[list[int], list[float]]:
-    """One token's experts, best first, and their weights: the papers' words in float64."""
+    """One token's experts, best first, and their weights, by the papers' definitions in float64."""
     scores = softmax(logits) if c.scores == "softmax" else 1 / (1 + np.exp(-logits))
     judged = scores + bias
     size = c.experts // c.groups
@@ -72,14 +72,14 @@ def route_one(logits: np.ndarray, bias: np.ndarray, c: MoEConfig) -> tuple[list[
 
 
 def expert(block: MoE, e: int, x: np.ndarray) -> np.ndarray:
-    """The e-th feed-forward block on one token, in float64."""
+    """The output of expert e for one token, in float64."""
     gate, up, down = (np.asarray(w[...][e], np.float64) for w in (block.gate, block.up, block.down))
     g = x @ gate
     return (g / (1 + np.exp(-g)) * (x @ up)) @ down
 
 
 def by_loops(block: MoE, x: np.ndarray, room: int | None = None) -> np.ndarray:
-    """y_BTD, token by token; with `room`, an expert takes no more of a row."""
+    """y_BTD, token by token in float64. room: the most tokens of a row that an expert takes."""
     moe, y = block.config.moe, np.zeros(x.shape)
     bias = np.asarray(block.bias[...], np.float64) if moe.bias else np.zeros(E)
     for b in range(B):
@@ -121,7 +121,7 @@ def test_softmax_over_the_chosen_is_softmax_over_all_divided_by_its_sum():
 
 
 def dense_form(block: MoE, x: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """Every expert on every token, weighted with zeros where it was not chosen: what autodiff is sure of."""
+    """Every expert on every token, with weight zero if it was not chosen: a form whose gradients autodiff gets right."""
     weights, experts, _ = router.choose(jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe)
     weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2)
     up, gate = (jnp.einsum("BTD,EDF->BTEF", x, w[...]) for w in (block.up, block.gate))
@@ -157,7 +157,7 @@ def test_capacity_keeps_the_first_tokens_of_each_row_and_drops_the_rest(factor):
     assert dropped <= sum(float(jnp.sum(row.dropped_PE)) for row in rows)  # without those of padding
 
 
-def test_what_a_token_gets_depends_on_no_later_one():
+def test_a_tokens_output_depends_on_no_later_token():
     block = block_of(config_of(dispatch="capacity", capacity_factor=0.5))
     x, segments = some_input()
     later = x.copy()
@@ -234,7 +234,7 @@ def run(steps: int = 20, microbatches: int = 1, ema_decay: float = 0.0, model: M
 
 
 def test_biases_even_out_the_loads():
-    """On tokens of which each prefers some experts, and all the first ones: the largest load goes from over twice the mean to near it."""
+    """All tokens prefer the first experts: biases bring the largest load from over twice the mean to near it."""
     config = config_of(scores="sigmoid", bias=True, bias_rate=0.005).moe
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2000, E)) + np.linspace(4, 0, E), jnp.float32)
 
@@ -264,7 +264,7 @@ def test_biases_move_by_their_rate_and_nothing_else_moves_them():
 
 
 def test_microbatches_agree_with_the_whole_batch_where_balance_is_of_each_sequence():
-    """The loads too, which move the biases. (Over the batch, shares times means are of each microbatch.)"""
+    """Losses and loads. (With balance_over=batch, shares and means are of each microbatch, and losses differ.)"""
     whole, parts = (run(8, n, bias=True, balance_over="sequence")[0] for n in (1, 4))
     for name in ("train_loss", "gradient_norm", "balance_loss", "router_z_loss", "expert_load_max"):
         np.testing.assert_allclose([m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name)  # as tests/parity

@@ -48,12 +48,12 @@ STEPS = 6
 
 @functools.cache
 def narrow_run(model: ModelConfig, optimizer: OptimizerConfig) -> tuple[list[float], Any, Any]:
-    """`trained` of a new model, once for all tests."""
+    """The result of `trained` for a new model, computed once for all tests."""
     return trained(model, optimizer)
 
 
 def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = None) -> tuple[list[float], Any, Any]:
-    """Losses, the parameters at the start, and their dims."""
+    """(losses, the initial parameters, their dims)."""
     program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
     step = jax.jit(make_step(program, NextToken(), make_schedule(optimizer, STEPS), optimizer.clip_norm))
     state = program.new_state(0)
@@ -83,7 +83,7 @@ def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...], l
 
 
 def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str) -> tuple[list[float], list[float]]:
-    """Losses of both. `heads`: which dim of attention doubles, heads or head_dim."""
+    """Losses of the narrow and of the wide model. heads: the dim of attention that doubles, "heads" or "head_dim"."""
     wide = of_width(narrow, 32)
     if heads == "head_dim":
         wide = dataclasses.replace(wide, heads=narrow.heads, kv_heads=narrow.kv_heads, head_dim=8)
@@ -95,7 +95,7 @@ def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str)
 
 
 SAME = 1e-6
-"""Float32 sums in another order: 1e-7 was seen."""
+"""For float32 sums in another order: 1e-7 was measured."""
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ TOLERANCE = 1e-5
 
 
 def pipeline(*, rounds: int = 1, **config: object) -> Layout:
-    """Stages beside data; with rounds, weights at rest are split by `embed`."""
+    """A layout with stages and data; with several rounds, weights at rest are split by `embed`."""
     at_rest = {"layers": "", "embed": "stage"} if rounds > 1 else {}
     return Layout("pipeline", {"stage": 2, "data": 1}, compute=STAGES, stored=at_rest, pipeline=PipelineConfig(rounds=rounds, **config))
 
 
 def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig) -> tuple[float, dict[str, np.ndarray]]:
-    """Of the first batch and a new model: the sum of losses and, by path, what it gives each parameter."""
+    """(the sum of losses of the first batch under a new model, the gradient of each parameter by its path)."""
     layout.check()
     program = TrainModel(model.resolved(), OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh)))
     objective = NextToken(z_loss=1e-4, chunk=64)
@@ -94,7 +94,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_runs_in_a_stage_changes_nothing(variant):
+def test_model_variants_in_stages_change_nothing(variant):
     layout, model = VARIANTS[variant]
     assert_agrees(layout, {}, model)
 

@@ -1,4 +1,4 @@
-"""Weights and their gradients: against einsum and indexing, in the dtypes and places that were asked for."""
+"""Products with weights and their gradients equal einsum and indexing, in the configured dtypes and placements."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MESHES = {"hybrid_fsdp": {"data": 4}}
 
 
 def gradients(place: Placement, table: Table = "stored", **config: str) -> dict[str, jax.Array]:
-    """Of every kind of weight, where `table` has its home: each of its used entries is EACH, ROWS times."""
+    """The gradient of every kind of use, with masters placed by `table`: each used entry is a sum of ROWS times EACH."""
     model = ModelConfig(compute_dtype="bfloat16", **config)
     ones = place.move(jnp.ones((8, ROWS // 8, 8), jnp.bfloat16), STREAM)
     ids = place.move(jnp.ones((8, ROWS // 8), jnp.int32), STREAM[:2])
@@ -64,19 +64,19 @@ def gradients(place: Placement, table: Table = "stored", **config: str) -> dict[
         "table": (jnp.ones((16, 8)), ("vocab", "embed"), lambda w: lookup(w, ids, model, place, place.spec(STREAM, "residual"))),
     }
 
-    def total(home, stored, dims, use):
-        return jnp.sum(use(Weight(ShardedParam(home, stored), dims=dims, stacked=False)).astype(jnp.float32) * jnp.float32(EACH))
+    def total(master, stored, dims, use):
+        return jnp.sum(use(Weight(ShardedParam(master, stored), dims=dims, stacked=False)).astype(jnp.float32) * jnp.float32(EACH))
 
     found = {}
     for name, (value, dims, use) in uses.items():
-        home, stored = (place.move(value, dims, t) for t in (table, "stored"))
-        found[name] = jax.jit(jax.grad(functools.partial(total, dims=dims, use=use)))(home, stored)
-        assert found[name].sharding == home.sharding
+        master, stored = (place.move(value, dims, t) for t in (table, "stored"))
+        found[name] = jax.jit(jax.grad(functools.partial(total, dims=dims, use=use)))(master, stored)
+        assert found[name].sharding == master.sharding
     return found
 
 
 def used(found: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """The entries that are used: all, but of the table row 1."""
+    """The entries of gradients that are used: all, but of a table only row 1."""
     return {name: np.asarray(dw)[1 if name == "table" else ...] for name, dw in found.items()}
 
 
@@ -86,7 +86,7 @@ def test_gradients_are_summed_in_float32():
 
 
 @pytest.mark.parametrize(("layout", "table"), [("fsdp", "stored"), ("zero1", "optimizer"), ("hybrid_fsdp", "stored"), ("fsdp_tensor", "stored")])
-def test_gradients_are_summed_over_devices_in_float32_and_left_at_home(layout, table):
+def test_gradients_are_summed_over_devices_in_float32_and_placed_as_masters(layout, table):
     place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], MESHES.get(layout, {})))
     with jax.set_mesh(place.mesh):
         found = used(gradients(place, table))
@@ -94,12 +94,12 @@ def test_gradients_are_summed_over_devices_in_float32_and_left_at_home(layout, t
         np.testing.assert_array_equal(dw, np.full(dw.shape, ROWS * EACH), err_msg=name)
 
 
-def test_gradient_dtype_bfloat16_is_what_it_says():
+def test_gradient_dtype_bfloat16_sums_in_bfloat16():
     for name, dw in used(gradients(Placement(), gradient_dtype="bfloat16")).items():
         np.testing.assert_array_equal(dw, dw.astype(jnp.bfloat16).astype(np.float32), err_msg=name)
 
 
-def test_gradients_of_less_than_the_products_they_are_made_of_are_refused():
+def test_gradients_narrower_than_the_products_are_refused():
     with pytest.raises(UserError, match=r"model.gradient_dtype=bfloat16: .* model.compute_dtype=float32"):
         ModelConfig(gradient_dtype="bfloat16").resolved()
 

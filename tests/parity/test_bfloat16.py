@@ -42,7 +42,7 @@ MESHES = {"hybrid_fsdp": {"data": 4}, "fsdp_tensor": {"data": 4}}
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square of the relative differences."""
+    """The root mean square of the relative differences between two histories of losses."""
     return float(np.sqrt(np.mean(np.square(a / b - 1))))
 
 

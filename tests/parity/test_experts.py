@@ -75,7 +75,7 @@ def test_dropless_experts_on_a_layout_agree_with_one_device(layout):
 
 @pytest.mark.parametrize("layout", ["expert", "expert_tensor", "experts where tokens are whole"])
 def test_experts_with_capacity_on_a_layout_agree_with_one_device(layout):
-    """They drop the same tokens: an expert's room is of a row, which no layout cuts."""
+    """Equal tokens are dropped: an expert's capacity is for a row, which no layout splits here."""
     ours = run(layout, CAPACITY)
     assert_same(ours, run("single", CAPACITY))
     assert ours[0][-1]["expert_dropped"] > 0

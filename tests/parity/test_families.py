@@ -1,4 +1,4 @@
-"""What open families do differently computes the same on every kind of layout as on one device: see `test_layouts.py` for the tolerance."""
+"""The features of open families give the losses of one device under every kind of layout; `test_layouts.py` explains the tolerance."""
 
 from __future__ import annotations
 

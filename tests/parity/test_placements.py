@@ -1,6 +1,6 @@
 """Where every preset puts every kind of array, on 8 devices: so that a wrong entry of a table is seen also where it changes no result.
 
-Losses can't tell whether moments are split or whole. This list can, and `test_every_entry_of_a_table_shows` says that nothing in a
+Losses can't tell whether moments are split or whole. This list can, and `test_every_entry_of_a_table_has_an_effect` says that nothing in a
 preset's tables is beyond it.
 """
 
@@ -16,7 +16,7 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model.dims import Dims, Table
 
 MESHES = {"hybrid_fsdp": {"data": 4}, "tensor": {"tensor": 4}, "pipeline": {"stage": 2}}
-"""Where a preset's own mesh leaves an axis at 1 device on 8."""
+"""Mesh sizes for presets whose own mesh has an axis of size 1 on 8 devices."""
 
 WEIGHTS = {
     "query": ("layers", "embed", "heads", "head_dim"),
@@ -206,17 +206,17 @@ GOLDEN: dict[str, dict[str, str]] = {
         "keys": "stage+data - tensor",
     },
 }
-"""What is not named is whole, as under `single`."""
+"""Arrays that are not listed are whole, as under `single`."""
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_puts_arrays_where_it_says(name):
+def test_a_preset_places_arrays_as_listed(name):
     found = placements(PRESETS[name], MESHES.get(name, {}))
     assert found == {array: GOLDEN[name].get(array, GOLDEN["single"][array]) for array in found}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_entry_of_a_table_shows(name):
+def test_every_entry_of_a_table_has_an_effect(name):
     layout = PRESETS[name]
     found = placements(layout, MESHES.get(name, {}))
     for table in TABLES:

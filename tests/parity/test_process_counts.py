@@ -34,7 +34,7 @@ checksums.check = check_most
 
 @pytest.fixture
 def whole(tiny, tmp_path):
-    """The run of one process with 4 devices that nothing stops."""
+    """The run of one process with 4 devices, never stopped."""
     folder = tmp_path / "whole"
     assert launch(f"experiment={tiny}", f"run_dir={folder}", "layout=fsdp", "mesh.data=4", "sample.tokens=3", "train.steps=9") == 0
     return folder
