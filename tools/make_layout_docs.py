@@ -1,10 +1,11 @@
-"""Fills docs/layouts.md and docs/plan.md with what the plan says: runs the command of every block and puts its output there.
+"""Fills docs/layouts.md and docs/plan.md with output of llm_jax.plan: runs the command of every block and
+inserts what it prints.
 
-    python tools/make_layout_docs.py            # all blocks: some minutes
-    python tools/make_layout_docs.py ring       # those whose command has this text in it
+    python tools/make_layout_docs.py            # all blocks; takes minutes
+    python tools/make_layout_docs.py ring       # only blocks whose command contains this text
 
-A block begins with `<!-- plan: ARGUMENTS -->` and ends with `<!-- plan end -->`; one that names a layout gets its picture too.
-Needs the extra `cuda`, no GPU.
+A block begins with `<!-- plan: ARGUMENTS -->` and ends with `<!-- plan end -->`. A block that names a layout
+also gets its picture. Needs the extra `cuda`, no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BLOCK = re.compile(r"<!-- plan: (?P<arguments>.+?) -->\n.*?<!-- plan end -->", r
 
 
 def fill(match: re.Match[str]) -> str:
-    """The block with what its command prints now."""
+    """The block with the current output of its command. Exits if the command fails."""
     arguments = match["arguments"]
     if not all(word in arguments for word in sys.argv[1:]):
         return match[0]
@@ -37,12 +38,12 @@ def fill(match: re.Match[str]) -> str:
     text = re.sub(r"; planned with XLA's GPU compiler in [\d.]+ s", "", "\n".join(lines).strip())
     shown = f"```text\n$ python -m llm_jax.plan {arguments}\n{text}\n```\n"
     if pictured:
-        shown += f"\n![{layout}: which device holds what]({picture})\n"
+        shown += f"\n![{layout}: which device holds which part]({picture})\n"
     return f"<!-- plan: {arguments} -->\n{shown}<!-- plan end -->"
 
 
 def main() -> None:
-    """Rewrites the pages."""
+    """Rewrites both pages."""
     (DOCS / "layouts").mkdir(exist_ok=True)
     for page in (DOCS / "layouts.md", DOCS / "plan.md"):
         page.write_text(BLOCK.sub(fill, page.read_text()))

@@ -20,7 +20,8 @@ TRAIN_KEYS = ("train.batch_size", "train.sequence_length")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Held-out loss, perplexity and bits per byte of a model: python -m llm_jax.evaluate RUN_OR_FOLDER key=value ...
+    """Held-out loss, perplexity and bits per byte of a model: python -m llm_jax.evaluate RUN_OR_FOLDER
+    key=value ...
 
       python -m llm_jax.evaluate runs/quickstart/default
       python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
@@ -32,10 +33,12 @@ class EvaluateCommand:
     folder: Path = positional("RUN_OR_FOLDER")
     """A run folder or a Hugging Face model folder."""
     data: Pairs = passed_on(lambda name: name.startswith("data."), "data.KEY=VALUE")
-    """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99 makes that nearly all of a text).
-    Without any, the run's own corpus, which gives the loss in its summary.json."""
+    """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99
+    makes that nearly all of a text). Without any, the run's own corpus, which gives the loss in its
+    summary.json."""
     train: Pairs = passed_on(lambda name: name in TRAIN_KEYS, "train.KEY=VALUE")
-    """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more of its document."""
+    """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more
+    of its document."""
     tokens: int | None = argument(None, least=1)
     """Scores at most so many tokens, rounded up to whole batches."""
     batches: int | None = argument(None, least=1)

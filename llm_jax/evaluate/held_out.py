@@ -1,4 +1,4 @@
-"""A model's loss on the held-out documents of a corpus."""
+"""Scores a model on the held-out documents of a corpus."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from llm_jax.train.evaluation import HeldOut
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model scored, and on what."""
+    """The scores of a model, and what it was scored on."""
 
     path: str
     step: int
     sources: dict[str, float]
-    """Of the corpus, with their shares."""
+    """Sources of the corpus and their shares."""
     eval_loss: float
     """Nats per token."""
     perplexity: float
-    """e to that."""
+    """exp(eval_loss)."""
     eval_bits_per_byte: float
-    """Over the bytes of the tokens that were foretold: the text's, where the tokenizer is lossless."""
+    """Bits per byte of the predicted tokens; with a lossless tokenizer these are the text's bytes."""
     eval_tokens: int
     held_out_tokens: int
-    """All that there are."""
+    """Held-out tokens of the corpus, of which `eval_tokens` were scored."""
     held_out_documents: int
     batch_size: int
     sequence_length: int
@@ -59,11 +59,12 @@ def score(
     tokens: int | None = None,
     batches: int | None = None,
 ) -> Scores:
-    """Opens the model and scores it. changes: what differs from the run's own configuration, of data and train.
+    """Opens a model and scores it. changes: overrides (key, value) of the run's data.* and train.*.
 
-    tokens, batches: at most so many; None: as many as at the end of the run. Raises UserError for what is wrong with any of it.
+    tokens, batches: the maximum to score; None: as many as at the end of the run. layout, mesh, dtype, step:
+    as for `open_model`. Raises UserError.
     """
-    resolved(override(read_source(path), changes))  # mistakes in what is asked come before the weights are read
+    resolved(override(read_source(path), changes))  # reports mistakes before the weights are read
     opened = open_model(path, layout=layout, mesh=mesh, dtype=dtype, step=step)
     experiment = resolved(override(opened.experiment, changes))
     check_layout(experiment, opened.place)
@@ -81,7 +82,10 @@ def score(
         to_train=False,
     )
     if corpus.tokenizer.vocab_size > (opened.config.vocab or 0):
-        raise UserError(f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} pieces and its model {opened.config.vocab:,}")
+        raise UserError(
+            f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} tokens, more than the model's {opened.config.vocab:,}. "
+            "Put the model's own tokenizer there"
+        )
     if tokens:
         limit = math.ceil(tokens / (train.batch_size * train.sequence_length))
     with jax.set_mesh(opened.place.mesh):
@@ -108,8 +112,8 @@ def score(
 
 
 def table(scores: Scores) -> str:
-    """The figures as lines for a terminal."""
-    note = "" if scores.tokenizer_lossless else "  (the tokenizer changes some text: of the bytes of its pieces)"
+    """The scores as lines for a terminal."""
+    note = "" if scores.tokenizer_lossless else "  (of the tokens' bytes: this tokenizer is not lossless)"
     lines = {
         "model": f"{scores.path}, step {scores.step}",
         "corpus": ", ".join(f"{name}" + (f" × {share:g}" if len(scores.sources) > 1 else "") for name, share in scores.sources.items()),

@@ -1,4 +1,4 @@
-"""From a compiled step to what it costs: kernels, collectives, FLOPs and a predicted timeline."""
+"""Analyses a compiled step: its kernels, collectives and FLOPs, and a predicted timeline."""
 
 from __future__ import annotations
 
@@ -11,73 +11,75 @@ import jax
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.hardware import Hardware
 from llm_jax.plan.collectives import Collective
-from llm_jax.plan.cost import BACKWARD, FORWARD, KernelCost, parts
+from llm_jax.plan.cost import BACKWARD, FORWARD, KernelCost, fused_parts
 from llm_jax.plan.efficiency import EXPECTED, SETS
-from llm_jax.plan.timeline import CostedModule, Timeline, walk
+from llm_jax.plan.timeline import CostedModule, Timeline, simulate
 
 _SCORES = re.compile(r"->\w*TS\)?/dot_general")
-"""Attention scores by their einsum, whose result ends in queries and keys; products of the backward pass keep its name."""
+"""Matches the einsum of attention scores, whose result ends in queries and keys (TS). Its products in the
+backward pass have that name too."""
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """Kernels of one kind from one place of the model."""
+    """Kernels of one kind from one place in the model."""
 
     kind: str
     source: str
-    """Where it comes from in the model."""
+    """Where the kernels come from in the model (`Instruction.op_name`)."""
     count: int
-    """Loop trips included, as in all that follows."""
+    """Runs in a step; like all numbers below, with loop trips multiplied in."""
     flops: float
     bytes: float
-    """To and from memory."""
+    """Bytes read and written."""
     seconds: float
-    """Expected."""
+    """Expected duration."""
 
 
 @dataclass(frozen=True)
 class CollectiveRow:
-    """Collectives of one kind over the same axes."""
+    """Collectives of one kind over one set of mesh axes."""
 
     kind: str
     axis: str
     """Mesh axes, joined by "+"."""
     crosses_nodes: bool
     count: int
-    """Loop trips included, as in all that follows."""
+    """Runs in a step; like all numbers below, with loop trips multiplied in."""
     bytes: float
-    """That one device sends (`collectives.py` has the convention)."""
+    """Bytes that one device sends (counted as in `collectives.py`)."""
     seconds: float
-    """On the links, expected."""
+    """Expected time on the links."""
     hidden_seconds: float
-    """Of these, while kernels run."""
+    """The part of `seconds` in which kernels run."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a compiled step does on one device. Seconds are predictions."""
+    """What one device does in a compiled step. Seconds are predictions."""
 
     kernels: tuple[KernelRow, ...]
     """The most seconds first."""
     collectives: tuple[CollectiveRow, ...]
     """The most seconds first."""
     hardware_flops: float
-    """Of one device and step: matrix products, convolutions and attention, recomputation included."""
+    """FLOPs of one device in a step: matrix products, convolutions and attention, recomputation included."""
     attention_kernels: dict[str, int]
-    """Which attention is really there, and how often it runs: "cudnn forward", "cudnn backward", "xla: scores of shape ...";
-    empty where there is none that is known."""
+    """Attention kernels in the program, and how often each runs: "cudnn forward", "cudnn backward", "xla:
+    scores of shape ...". Empty if no known attention is found."""
     step_seconds: dict[str, float]
     """"best", "expected" and "worst" (`efficiency.py`)."""
     timeline: Timeline
-    """The expected one, with its events."""
+    """The timeline with expected rates, with its events."""
     notes: tuple[str, ...]
-    """What was assumed or is not known."""
+    """What the prediction assumes or could not know."""
 
 
 def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> Analysis:
-    """Predicts a step that was compiled for the devices of `mesh`, on `hardware` (of simulated CPU devices: as if they were that)."""
+    """Predicts a step compiled for the devices of `mesh`, which count as `hardware` (simulated CPU devices
+    too)."""
     program = CostedModule(step.module, mesh, hardware.devices_per_node)
-    walks = {efficiency.name: walk(program, hardware, efficiency, record=efficiency is EXPECTED) for efficiency in SETS}
+    walks = {efficiency.name: simulate(program, hardware, efficiency, record_events=efficiency is EXPECTED) for efficiency in SETS}
     expected = walks[EXPECTED.name]
     return Analysis(
         kernels=kernel_rows(program, expected, hardware),
@@ -91,13 +93,13 @@ def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> 
 
 
 def kernels(program: CostedModule, timeline: Timeline) -> list[tuple[KernelCost, int]]:
-    """How often each kernel runs."""
-    works = ((program.works[instruction], n) for instruction, n in timeline.counts.items())
-    return [(work, n) for work, n in works if isinstance(work, KernelCost)]
+    """The kernels that ran, and how often."""
+    costs = ((program.costs[instruction], n) for instruction, n in timeline.counts.items())
+    return [(cost, n) for cost, n in costs if isinstance(cost, KernelCost)]
 
 
 def kernel_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -> tuple[KernelRow, ...]:
-    """Kernels grouped by kind and place in the model."""
+    """Kernels grouped by kind and place in the model, the most seconds first."""
     rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for kernel, n in kernels(program, timeline):
         row = rows[kernel.kind, kernel.source]
@@ -107,27 +109,27 @@ def kernel_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -
 
 
 def collective_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -> tuple[CollectiveRow, ...]:
-    """Collectives grouped by kind, axes and whether they cross nodes."""
+    """Collectives grouped by kind, axes and whether they cross nodes, the most seconds first."""
     rows: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for instruction, n in timeline.counts.items():
-        collective = program.works[instruction]
+        collective = program.costs[instruction]
         if isinstance(collective, Collective):
             row = rows[collective.kind, collective.axis, collective.crosses_nodes]
             seconds = n * collective.seconds(hardware, timeline.efficiency)
-            for i, value in enumerate((n, n * collective.bytes, seconds, max(0.0, seconds - timeline.waited.get(instruction, 0.0)))):
+            for i, value in enumerate((n, n * collective.bytes, seconds, max(0.0, seconds - timeline.exposed.get(instruction, 0.0)))):
                 row[i] += value
     return tuple(sorted((CollectiveRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()), key=lambda row: -row.seconds))
 
 
 def attention_kernels(program: CostedModule, timeline: Timeline) -> dict[str, int]:
-    """Which attention runs, and how often."""
+    """Attention kernels that ran, and how often (`Analysis.attention_kernels`)."""
     found: Counter[str] = Counter()
     for instruction, n in timeline.counts.items():
-        work = program.works[instruction]
-        if isinstance(work, KernelCost) and work.kind in (FORWARD, BACKWARD):
-            found["cudnn forward" if work.kind == FORWARD else "cudnn backward"] += n
-        elif isinstance(work, KernelCost) and work.kind == "matmul":
-            for _, part in parts(program.module, program.home[instruction], instruction):
+        cost = program.costs[instruction]
+        if isinstance(cost, KernelCost) and cost.kind in (FORWARD, BACKWARD):
+            found["cudnn forward" if cost.kind == FORWARD else "cudnn backward"] += n
+        elif isinstance(cost, KernelCost) and cost.kind == "matmul":
+            for _, part in fused_parts(program.module, program.computation_of[instruction], instruction):
                 again = "transpose(" not in part.op_name or "rematted" in part.op_name
                 if part.opcode == "dot" and again and _SCORES.search(part.op_name):
                     found[f"xla: scores of shape {part.shape}"] += n

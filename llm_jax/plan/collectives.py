@@ -1,4 +1,4 @@
-"""The collectives of a compiled step: who exchanges with whom, over which mesh axes, how many bytes, and for how long.
+"""The collectives of a compiled step: their groups, mesh axes, bytes and predicted seconds.
 
 Bytes are what one device sends. Of an array of S bytes (gathered, or before it is scattered) among n devices:
 
@@ -6,11 +6,12 @@ Bytes are what one device sends. Of an array of S bytes (gathered, or before it 
 | --- | --- | --- |
 | all-gather, reduce-scatter | S (n-1) / n | a ring: n-1 hops |
 | all-reduce | 2 S (n-1) / n | a ring twice, or a tree where its latency is less |
-| all-to-all, ragged-all-to-all | S (n-1) / n | to each device its part; ragged ones are taken to be balanced |
+| all-to-all, ragged-all-to-all | S (n-1) / n | to each device its part; ragged ones count as balanced |
 | collective-permute | S | to one device |
 
-Seconds = launch + hops x latency + bytes / bandwidth. A ring over several nodes with m devices of the group in each passes m network cards at a
-time, so its bandwidth is the lesser of a device's link and m cards (NCCL's rings, and its model of them: src/graph/tuning.cc).
+Seconds = launch + hops x latency + bytes / bandwidth. A ring over several nodes with m devices of the group
+in each passes m network cards at a time, so its bandwidth is the lesser of a device's link and m cards
+(NCCL's rings, and its model of them: src/graph/tuning.cc).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from llm_jax.layout.hardware import Hardware
 from llm_jax.layout.hlo import Computation, Instruction, Module, item_bytes
-from llm_jax.plan.cost import dtype_before_widening, parts
+from llm_jax.plan.cost import dtype_before_widening, fused_parts
 from llm_jax.plan.efficiency import COLLECTIVE_LAUNCH, Efficiency
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
@@ -31,28 +32,28 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective, run once."""
+    """One run of one collective."""
 
     kind: str
     """One of KINDS."""
     axis: str
-    """The mesh axes that its groups run over, joined by "+"."""
+    """Mesh axes along which the members of a group differ, joined by "+"."""
     devices: int
-    """In a group."""
+    """Devices in a group."""
     nodes: int
-    """That the most scattered group is spread over."""
+    """Number of nodes that the most scattered group spans."""
     bytes: float
-    """That one device sends, as the module says."""
+    """Bytes that one device sends, by the table in this module's docstring."""
     array_bytes: float
-    """Of the whole array: S."""
+    """Bytes of the whole array: S in that table."""
 
     @property
     def crosses_nodes(self) -> bool:
-        """Whether a group spans nodes."""
+        """True if a group spans nodes."""
         return self.nodes > 1
 
     def seconds(self, hardware: Hardware, efficiency: Efficiency) -> float:
-        """How long it takes, alone on the links."""
+        """Predicted duration, with the links to itself."""
         n, nodes, per_node = self.devices, self.nodes, math.ceil(self.devices / self.nodes)
         near, far = hardware.node_bandwidth * efficiency.node, hardware.network_bandwidth * efficiency.network
         hop, far_hop = hardware.node_latency, hardware.network_latency
@@ -69,10 +70,11 @@ class Collective:
 
 
 def collective_of(module: Module, computation: Computation, instruction: Instruction) -> tuple[Computation, Instruction, str] | None:
-    """The collective that an instruction is, starts or contains, with the computation it is in and its kind; None if there is none."""
+    """(computation, instruction, kind) of the collective that an instruction is, starts or contains; None if
+    there is none."""
     if instruction.opcode.endswith(("-done", "-update")):
         return None
-    for inside, part in parts(module, computation, instruction):
+    for inside, part in fused_parts(module, computation, instruction):
         kind = part.opcode.removesuffix("-start")
         if kind in KINDS:
             return inside, part, kind
@@ -80,9 +82,10 @@ def collective_of(module: Module, computation: Computation, instruction: Instruc
 
 
 def read_collective(found: tuple[Computation, Instruction, str], module: Module, mesh: jax.sharding.Mesh, devices_per_node: int) -> Collective:
-    """What a collective (`collective_of`) sends, and over which axes of `mesh`.
+    """The groups, mesh axes and bytes of a collective found by `collective_of`.
 
-    The program numbers devices in the order of `mesh.devices`; node i has the devices of ids i devices_per_node and on.
+    The program numbers devices in the order of `mesh.devices`. Node i has the devices with ids from i *
+    devices_per_node on.
     """
     computation, instruction, kind = found
     size = mesh.devices.size
@@ -104,7 +107,8 @@ def read_collective(found: tuple[Computation, Instruction, str], module: Module,
 
 
 def _sent_bytes(module: Module, mesh: jax.sharding.Mesh, computation: Computation, operand: Instruction) -> float:
-    """Bytes of an operand; on simulated devices in the dtype that it had before the compiler for CPUs widened it."""
+    """Bytes of an operand. On simulated devices, in the dtype that it had before XLA's CPU compiler widened
+    it."""
     if mesh.devices.flat[0].platform != "cpu":
         return operand.bytes
     before = item_bytes(dtype_before_widening(module, computation, operand))
@@ -112,7 +116,8 @@ def _sent_bytes(module: Module, mesh: jax.sharding.Mesh, computation: Computatio
 
 
 def axes_of(groups: np.ndarray, mesh: jax.sharding.Mesh) -> str:
-    """The mesh axes along which members of a group differ, in the mesh's order: "data+tensor"; "" where a group is one device.
+    """Mesh axes along which the members of a group differ, in the mesh's order: "data+tensor". "" if every
+    group is one device.
 
     `groups`: int [groups, size], positions in the order of `mesh.devices`.
     """

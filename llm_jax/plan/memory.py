@@ -1,4 +1,4 @@
-"""What a compiled train step holds in one device's memory, by kind."""
+"""The memory of one device in a compiled train step, by kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from llm_jax.train.state import TrainModel
 
 
 def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experiment) -> dict[str, int]:
-    """Bytes of one device by kind, and their `total`, which is XLA's own plus the workspace that XLA does not see.
+    """Bytes of one device by kind, and their `total`: XLA's own figure plus the workspace that XLA does not
+    see.
 
-    | kind         | what                                                                                              |
+    | kind         | content                                                                                           |
     | ------------ | ------------------------------------------------------------------------------------------------- |
     | `parameters` | weights at rest, in their dtype                                                                   |
     | `gradients`  | of all weights, float32, where the moments are: the part of XLA's temporaries that no layout is without |
@@ -29,43 +30,44 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     | `workspace`  | what cuDNN's backward kernel asks for when it runs, at most (attention=cudnn)                      |
     """
     state, xla = program.abstract_state(), step.memory_bytes()
-    kinds = {"parameters": local_bytes(state.parameters), "moments": local_bytes(state.moments), "average": local_bytes(state.average)}
-    gradients = min(local_bytes(abstract_gradients(program)), xla["temporaries"])
+    kinds = {"parameters": bytes_per_device(state.parameters), "moments": bytes_per_device(state.moments), "average": bytes_per_device(state.average)}
+    gradients = min(bytes_per_device(abstract_gradients(program)), xla["temporaries"])
     kinds["batch"] = xla["total"] - xla["temporaries"] - sum(kinds.values())
     kinds["gradients"], kinds["activations"] = gradients, xla["temporaries"] - gradients
     kinds["workspace"] = workspace_bytes(experiment, program.place)
     return kinds | {"total": sum(kinds.values())}
 
 
-def least_bytes(program: TrainModel, experiment: Experiment) -> int:
-    """What a step can't do without, whatever XLA makes of it: parameters, moments, average, gradients, and what enters each block.
+def lower_bound_bytes(program: TrainModel, experiment: Experiment) -> int:
+    """A lower bound of a step's memory, in bytes: parameters, moments, average, gradients, and the input of
+    each block.
 
-    A stage of a pipeline may keep less of the stream.
+    The inputs of blocks don't count for a pipeline, whose stages may keep less of the stream.
     """
     state, place, m, t = program.abstract_state(), program.place, experiment.model, experiment.train
-    least = local_bytes((state.parameters, state.moments, state.average, abstract_gradients(program)))
+    bound = bytes_per_device((state.parameters, state.moments, state.average, abstract_gradients(program)))
     if not place.axes("layers"):
         shape = (t.batch_size // t.microbatches, t.sequence_length, m.embed)
         stream = jax.ShapeDtypeStruct(shape, m.compute_dtype, sharding=place.sharding(("batch", "sequence", "embed"), "residual", shape))
-        least += m.layers * local_bytes(stream)
-    return least
+        bound += m.layers * bytes_per_device(stream)
+    return bound
 
 
 def abstract_gradients(program: TrainModel) -> Any:
-    """Gradients as the step has them (`train.step`)."""
+    """Abstract gradients, float32 and placed as in the step (`train.step`)."""
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=at),
         *(program.trainable(tree) for tree in (program.abstract, program.shardings("optimizer"))),
     )
 
 
-def local_bytes(tree: Any) -> int:
-    """Bytes of one device's parts of abstract arrays."""
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays on one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def workspace_bytes(experiment: Experiment, place: MeshPlacement) -> int:
-    """What fused attention takes beside what the compiler knows of."""
+    """Bytes that cuDNN's attention allocates at run time, unknown to the compiler."""
     m, t = experiment.model, experiment.train
     if m.attention != "cudnn":
         return 0

@@ -1,7 +1,8 @@
-"""Draws which device holds which part of each array: a layout, to look at.
+"""Draws a layout: which device holds which part of each array.
 
-Every array is a rectangle, cut as its layout cuts it. A part has the colour of the first device that holds it, the paler the
-more devices hold the same part, and grey where all do. The numbers are the devices, as they are numbered in the mesh.
+Every array is a rectangle, divided as its layout divides it. A part has the colour of the first device that
+holds it, paler the more devices hold it, and grey if all do. The numbers are the devices, in the order of the
+mesh.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from llm_jax.model.dims import Dims, Table
 from llm_jax.train.state import TrainModel
 
 WEIGHT_TABLES: dict[str, Table] = {"at rest": "stored", "while multiplied": "compute", "moments and update": "optimizer"}
-MOST_CELLS_WITH_TEXT = 16
-"""In a row of parts, so that numbers can be read."""
+MAX_CELLS_WITH_TEXT = 16
+"""Maximum parts in a row that are labelled with devices; more would be unreadable."""
 
 
 @dataclass(frozen=True)
-class Array:
-    """An array in one of the ways in which it lives."""
+class PlacedArray:
+    """An array under one table of the layout."""
 
     title: str
     dims: Dims
@@ -36,7 +37,8 @@ class Array:
     sharding: NamedSharding
 
     def parts(self) -> dict[tuple[int, ...], list[int]]:
-        """Number of a part along each dim → the devices that hold it, by their place in the mesh. As JAX divides it."""
+        """{index of a part along each dim: positions in the mesh of the devices that hold it}, as JAX divides
+        the array."""
         local = self.sharding.shard_shape(self.shape)
         place = {device: i for i, device in enumerate(self.sharding.mesh.devices.flat)}
         found: dict[tuple[int, ...], list[int]] = {}
@@ -46,27 +48,28 @@ class Array:
         return {part: sorted(devices) for part, devices in found.items()}
 
     def caption(self) -> str:
-        """What one device has of it: "batch 16/8 x embed 64"."""
+        """The dims with their sizes and splits: "batch 16/8 x embed 64"."""
         local = self.sharding.shard_shape(self.shape)
         cut = [f"{size}/{size // part}" if part != size else str(size) for size, part in zip(self.shape, local, strict=True)]
         return " x ".join(f"{dim or '-'} {size}" for dim, size in zip(self.dims, cut, strict=True))
 
 
-def weights(program: TrainModel) -> list[list[Array]]:
-    """A row for each kind of weight matrix (those that are cut alike together), as it lives at rest, in use, and in the update."""
+def weights(program: TrainModel) -> list[list[PlacedArray]]:
+    """One row for each kind of weight matrix (weights of equal dims and shape share one): at rest, while
+    multiplied, in the update."""
     rows: dict[tuple[Dims, tuple[int, ...]], list[str]] = {}
     dims_of = jax.tree_util.tree_leaves(program.dims)
     for (path, leaf), dims in zip(jax.tree_util.tree_leaves_with_path(program.abstract), dims_of, strict=True):
         if sum(dim not in (None, "layers") for dim in dims.value) > 1:
             rows.setdefault((dims.value, leaf.shape), []).append(str(getattr(path[-1], "key", path[-1])))
     return [
-        [Array(f"{', '.join(names)}: {way}", dims, shape, program.place.sharding(dims, table, shape)) for way, table in WEIGHT_TABLES.items()]
+        [PlacedArray(f"{', '.join(names)}: {way}", dims, shape, program.place.sharding(dims, table, shape)) for way, table in WEIGHT_TABLES.items()]
         for (dims, shape), names in rows.items()
     ]
 
 
-def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Array]]:
-    """Rows of what flows through the model, in one microbatch."""
+def activations(experiment: Experiment, place: MeshPlacement) -> list[list[PlacedArray]]:
+    """Rows of the activations of one microbatch."""
     m, t = experiment.model, experiment.train
     sizes = {
         "batch": t.batch_size // t.microbatches, "sequence": t.sequence_length, "keys": t.sequence_length, "embed": m.embed, "heads": m.heads,
@@ -83,7 +86,7 @@ def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Array
     made = []
     for title, dims, table in arrays:
         shape = tuple(sizes[dim or ""] or 1 for dim in dims)
-        made.append(Array(title, dims, shape, place.sharding(dims, table, shape)))
+        made.append(PlacedArray(title, dims, shape, place.sharding(dims, table, shape)))
     return [made[:3], made[3:]]
 
 
@@ -92,8 +95,8 @@ def draw(experiment: Experiment, program: TrainModel, path: Path) -> None:
     from matplotlib.figure import Figure
 
     flowing, at_rest = activations(experiment, program.place), weights(program)
-    rows = [[(array, drawn_dims([array])) for array in row] for row in flowing]
-    rows += [[(array, drawn_dims(row)) for array in row] for row in at_rest]
+    rows = [[(array, down_and_across([array])) for array in row] for row in flowing]
+    rows += [[(array, down_and_across(row)) for array in row] for row in at_rest]
     mesh, columns = program.place.mesh, max(map(len, rows))
     figure = Figure(figsize=(5.2 * columns, 2.2 + 2.6 * len(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows) + 1, columns)
@@ -109,17 +112,18 @@ def draw(experiment: Experiment, program: TrainModel, path: Path) -> None:
 
 
 def draw_mesh(ax: Any, mesh: jax.sharding.Mesh) -> None:
-    """The devices as the mesh arranges them: the last axis across, the others down."""
+    """Draws the devices as the mesh arranges them: the last axis across, the others down."""
     *others, last = mesh.axis_names
     across = mesh.shape[last]
     down = mesh.size // across
     for device in range(mesh.size):
-        cell(ax, device % across, down - 1 - device // across, [device], mesh.size, text=across <= 64 and down <= MOST_CELLS_WITH_TEXT)
-    finish(ax, across, down, "the devices, in the order of the mesh", ", ".join(others), last)
+        draw_part(ax, device % across, down - 1 - device // across, [device], mesh.size, text=across <= 64 and down <= MAX_CELLS_WITH_TEXT)
+    finish_axes(ax, across, down, "the devices, in the order of the mesh", ", ".join(others), last)
 
 
-def drawn_dims(row: list[Array]) -> tuple[int, list[int]]:
-    """Of arrays with equal dims: the dim that goes down and those that go across. Those that any of them cuts come first."""
+def down_and_across(row: list[PlacedArray]) -> tuple[int, list[int]]:
+    """(the dim drawn down, the dims drawn across) for arrays of equal dims. Dims that any of the arrays
+    splits come first."""
     counts = [[whole // part for whole, part in zip(a.shape, a.sharding.shard_shape(a.shape), strict=True)] for a in row]
     cut = [i for i in range(len(row[0].dims)) if any(n[i] > 1 for n in counts)]
     others = [i for i, dim in enumerate(row[0].dims) if i not in cut and dim not in (None, "layers")]
@@ -127,41 +131,43 @@ def drawn_dims(row: list[Array]) -> tuple[int, list[int]]:
     return down, across
 
 
-def draw_array(ax: Any, array: Array, down_dim: int, across_dims: list[int], devices: int) -> None:
-    """One array, some of its dims down and across."""
+def draw_array(ax: Any, array: PlacedArray, down_dim: int, across_dims: list[int], devices: int) -> None:
+    """Draws one array with one dim down and the others across."""
     parts = array.parts()
     counts = [1 + max(part[i] for part in parts) for i in range(len(array.dims))]
     down, across = counts[down_dim], math.prod(counts[i] for i in across_dims)
-    text = across <= MOST_CELLS_WITH_TEXT and down <= MOST_CELLS_WITH_TEXT
+    text = across <= MAX_CELLS_WITH_TEXT and down <= MAX_CELLS_WITH_TEXT
     for part, held_by in parts.items():
         x = 0
         for i in across_dims:
             x = x * counts[i] + part[i]
-        cell(ax, x, down - 1 - part[down_dim], held_by, devices, text)
-    finish(ax, across, down, f"{array.title}\n{array.caption()}", array.dims[down_dim] or "", ", ".join(array.dims[i] or "" for i in across_dims))
+        draw_part(ax, x, down - 1 - part[down_dim], held_by, devices, text)
+    finish_axes(
+        ax, across, down, f"{array.title}\n{array.caption()}", array.dims[down_dim] or "", ", ".join(array.dims[i] or "" for i in across_dims)
+    )
 
 
-def cell(ax: Any, x: int, y: int, held_by: list[int], devices: int, text: bool) -> None:
-    """One part, coloured and numbered by the devices that hold it."""
+def draw_part(ax: Any, x: int, y: int, held_by: list[int], devices: int, text: bool) -> None:
+    """Draws one part, coloured and labelled by the devices that hold it."""
     from matplotlib.patches import Rectangle
 
-    ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colour(held_by, devices), edgecolor="white", linewidth=0.8))
+    ax.add_patch(Rectangle((x, y), 1, 1, facecolor=part_colour(held_by, devices), edgecolor="white", linewidth=0.8))
     if text:
-        ax.text(x + 0.5, y + 0.5, numbers(held_by, devices), ha="center", va="center", fontsize=7)
+        ax.text(x + 0.5, y + 0.5, device_text(held_by, devices), ha="center", va="center", fontsize=7)
 
 
-def colour(held_by: list[int], devices: int) -> tuple[float, float, float]:
-    """The colour of a part: of its first device, paler the more hold it, grey if all do."""
+def part_colour(held_by: list[int], devices: int) -> tuple[float, float, float]:
+    """Colour of a part (RGB): that of its first device, paler the more devices hold it, grey if all do."""
     if len(held_by) == devices > 1:
         return (0.88, 0.88, 0.88)
     copies = math.log(len(held_by)) / math.log(max(2, devices))
     return colorsys.hsv_to_rgb(0.9 * held_by[0] / devices, 0.5 * (1 - 0.6 * copies), 0.97)
 
 
-def numbers(held_by: list[int], devices: int) -> str:
-    """Devices in few words.
+def device_text(held_by: list[int], devices: int) -> str:
+    """Short text for a list of devices.
 
-    >>> numbers([0, 1, 2, 3], 8), numbers([1, 3, 5, 7], 8), numbers([0, 1], 2), numbers([3], 8)
+    >>> device_text([0, 1, 2, 3], 8), device_text([1, 3, 5, 7], 8), device_text([0, 1], 2), device_text([3], 8)
     ('0-3', '1, 3, .. 7', 'all', '3')
     """
     if len(held_by) == devices > 1:
@@ -176,8 +182,8 @@ def numbers(held_by: list[int], devices: int) -> str:
     return f"{held_by[0]}, .. ({len(held_by)})"
 
 
-def finish(ax: Any, across: int, down: int, title: str, ylabel: str, xlabel: str) -> None:
-    """Limits, labels and no ticks."""
+def finish_axes(ax: Any, across: int, down: int, title: str, ylabel: str, xlabel: str) -> None:
+    """Sets limits, title and labels of the axes, without ticks."""
     ax.set(xlim=(0, across), ylim=(0, down), xticks=[], yticks=[])
     ax.set_title(title, fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)

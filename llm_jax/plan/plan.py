@@ -1,4 +1,5 @@
-"""A plan: what an experiment's train step needs and takes on devices that are not here."""
+"""A plan: the memory, collectives and predicted time of an experiment's train step on devices that are not
+here."""
 
 from __future__ import annotations
 
@@ -22,14 +23,16 @@ from llm_jax.run.prepare import check_layout
 from llm_jax.train.state import TrainModel
 
 Compiler = Literal["gpu", "cpu"]
-"""XLA's GPU compiler, for the devices themselves; or its CPU compiler, for as many simulated devices."""
+"""gpu: XLA's GPU compiler, for the devices themselves. cpu: XLA's CPU compiler, for as many simulated
+devices."""
 TOKENS_PER_DOCUMENT = 1024
-"""Assumed length of documents, where an experiment leaves `model.max_segments` to its corpus."""
+"""Assumed length of documents if an experiment leaves `model.max_segments` to its corpus."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a plan tells of a step. Bytes and seconds are one device's; FLOPs are those of all devices together."""
+    """Everything that is known of a planned step. Bytes and seconds are those of one device; FLOPs those of
+    all devices together."""
 
     experiment: Experiment
     mesh: dict[str, int]
@@ -46,16 +49,16 @@ class Plan:
     """The largest arrays that a loop carries: (bytes in all, how many, dtype, shape)."""
     assumptions: list[str]
     seconds_to_plan: float
-    """What the plan itself took."""
+    """Duration of the planning itself."""
 
     @property
     def usable_bytes(self) -> int:
-        """What a program can have of a device's memory."""
+        """Bytes of a device's memory that a program can use."""
         return int(USABLE_MEMORY * self.hardware.memory_bytes)
 
     @property
     def fits(self) -> bool:
-        """Whether one device's memory is enough."""
+        """True if the step fits into one device's memory."""
         return self.memory["total"] <= self.usable_bytes
 
     @property
@@ -70,22 +73,23 @@ class Plan:
 
     @property
     def hardware_flops(self) -> float:
-        """FLOPs that the devices do for a step, recomputation and what a layout does twice included."""
+        """FLOPs that the devices execute for a step, including recomputation and work that a layout
+        duplicates."""
         return self.devices * self.analysis.hardware_flops
 
     @property
     def tokens_per_second_per_device(self) -> float:
-        """Expected."""
+        """Predicted tokens/s of each device, with expected rates."""
         return self.tokens / self.analysis.step_seconds["expected"] / self.devices
 
     @property
     def mfu(self) -> float:
-        """Expected share of the devices' datasheet peak, in products of the compute dtype."""
+        """Predicted model FLOPs utilisation: share of the datasheet's peak FLOP/s in the compute dtype."""
         peak = self.hardware.peak_flops[self.experiment.model.compute_dtype]
         return self.model_flops / (self.devices * peak * self.analysis.step_seconds["expected"])
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data; keys are kept stable, for programs that read them."""
+        """The plan as plain data. Its keys are stable, for programs that read them."""
         layout = self.experiment.layout
         return {
             "experiment": self.experiment.name,
@@ -115,21 +119,21 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler = "gpu") -> tuple[Plan, gpu_compile.CompiledStep]:
-    """Compiles a resolved experiment's train step for absent devices and reads it.
+    """Compiles a resolved experiment's train step for absent devices and analyses it: (plan, compiled step).
 
-    Raises UserError for what doesn't fit the devices' number or the layout, and where the compiler is missing.
+    Raises UserError if the layout doesn't fit the model or the number of devices, or the compiler is missing.
     """
     started = time.perf_counter()
     experiment, assumptions = with_assumptions(experiment, compiler)
-    program = plan_program(experiment, plan_devices(hardware, devices, compiler))
+    program = plan_program(experiment, absent_devices(hardware, devices, compiler))
     try:
         step = compile_step(program, experiment)
     except jax.errors.JaxRuntimeError as error:
         if "Couldn't find output tile sizes" not in str(error):
             raise
         raise UserError(
-            f"hardware={hardware.name}: XLA's compiler for it finds no kernel for some product of this model; "
-            "GPUs want sizes (model.head_dim, model.embed, ...) that are multiples of 8, or use compiler=cpu"
+            f"hardware={hardware.name}: XLA's compiler for it has no kernel for some product of this model. "
+            "Choose sizes (model.head_dim, model.embed, ...) that are multiples of 8, or use compiler=cpu"
         ) from error
     analysis = analyse(step, program.place.mesh, hardware)
     plan = Plan(
@@ -149,18 +153,22 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
 
 
 def plan_program(experiment: Experiment, devices: list[Any]) -> TrainModel:
-    """The program on these devices. Raises UserError for a layout that does not divide, leaves devices idle, or asks for another kernel."""
+    """The train model on these devices. Raises UserError for a layout that doesn't divide, leaves devices
+    idle, or needs another kernel."""
     program = absent_model(experiment, devices)
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
-        raise UserError(f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them")
+        raise UserError(
+            f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them. Change mesh sizes or devices"
+        )
     check_layout(experiment, program.place)
     transformer.check(experiment.model, program.place, experiment.train.sequence_length)
     return program
 
 
-def plan_devices(hardware: Hardware, devices: int, compiler: Compiler) -> list[Any]:
-    """So many devices that are not here, node by node: absent GPUs, or simulated ones of the CPU backend."""
+def absent_devices(hardware: Hardware, devices: int, compiler: Compiler) -> list[Any]:
+    """Devices to compile for, node by node: absent GPUs (gpu), or simulated devices of the CPU backend (cpu).
+    Raises UserError."""
     if compiler == "gpu":
         try:
             gpu_compile.require_cuda()
@@ -169,31 +177,36 @@ def plan_devices(hardware: Hardware, devices: int, compiler: Compiler) -> list[A
         return gpu_compile.topology_devices(hardware.name, devices)
     here = jax.devices("cpu")
     if len(here) < devices:
-        raise UserError(f"devices={devices}: only {len(here)} are simulated here; set XLA_FLAGS=--xla_force_host_platform_device_count={devices}")
+        raise UserError(f"devices={devices}: only {len(here)} are simulated here. Set XLA_FLAGS=--xla_force_host_platform_device_count={devices}")
     return here[:devices]
 
 
 def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experiment, list[str]]:
-    """The experiment with what only its corpus could tell assumed, and what was assumed, in words."""
-    model, said = experiment.model, []
+    """(the experiment with values assumed that only its corpus determines, the assumptions as sentences).
+    Raises UserError."""
+    model, assumptions = experiment.model, []
     if compiler == "cpu":
-        said.append(
+        assumptions.append(
             "compiler=cpu: memory, kernels and schedule are those of XLA's CPU compiler, which fuses less, widens bfloat16 to float32 and runs "
             "collectives one after the other: activations are too large, and nothing is hidden"
         )
         if model.attention == "cudnn":
             model = dataclasses.replace(model, attention="blocked")
-            said.append("model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are in memory a block at a time")
+            assumptions.append("model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are in memory a block at a time")
         if model.offload:
             model = dataclasses.replace(model, offload="")
-            said.append(f"model.offload={experiment.model.offload}: left out, a CPU's devices have no other memory; these tensors are computed again")
+            assumptions.append(
+                f"model.offload={experiment.model.offload}: left out, a CPU's devices have no other memory; these tensors are computed again"
+            )
     if model.vocab is None:
         model = dataclasses.replace(model, vocab=experiment.tokenizer.vocab)
-        said.append(f"model.vocab={model.vocab}: the tokenizer's, which may turn out smaller")
+        assumptions.append(f"model.vocab={model.vocab}: the tokenizer's, which may turn out smaller")
     if model.attention == "cudnn" and model.max_segments is None:
         most = max(1, experiment.train.sequence_length // TOKENS_PER_DOCUMENT)
         model = dataclasses.replace(model, max_segments=most)
-        said.append(f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's workspace, a run counts its own")
+        assumptions.append(
+            f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's workspace, a run counts its own"
+        )
     experiment = dataclasses.replace(experiment, model=model)
     check_complete(experiment)
-    return experiment, said
+    return experiment, assumptions

@@ -1,4 +1,4 @@
-"""A plan as tables that a person reads."""
+"""Prints plans and rankings as tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def print_plan(plan: Plan) -> None:
-    """Prints all of a plan."""
+    """Prints a plan: memory, largest arrays, kernels, collectives, prediction and assumptions."""
     console = make_console()
     console.print(header(plan))
     for title, made in (memory_table(plan), array_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
@@ -34,7 +34,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_ranking(ranking: Ranking) -> None:
-    """Prints the layouts that fit, the fastest first, and what is not among them."""
+    """Prints the layouts that fit, the fastest first, then those left out with the reason."""
     console = make_console()
     made = table("", "layout", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
     for place, plan in enumerate(ranking.plans, 1):
@@ -60,13 +60,13 @@ def print_ranking(ranking: Ranking) -> None:
             made.add_row(", ".join(names), why)
         show(console, "Left out", made)
     if ranking.same:
-        console.print(f"Not listed: {ranking.same} meshes that are one of these in other words, with an axis of one device, say.")
+        console.print(f"Not listed: {ranking.same} meshes that are equivalent to one of these (with an axis of one device, for example).")
     for assumption in ranking.plans[0]["assumptions"] if ranking.plans else []:
         console.print(f"assumed: {assumption}")
 
 
 def header(plan: Plan) -> str:
-    """What was planned, in two lines."""
+    """Two lines that name what was planned."""
     e = plan.experiment
     return (
         f"{e.name}: {parameter_count(plan.parameters)} parameters on {plan.devices} x {plan.hardware.description}, "
@@ -77,12 +77,12 @@ def header(plan: Plan) -> str:
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
-    """A mesh in words: "data 8 x tensor 8"."""
+    """A mesh as text: "data 8 x tensor 8"."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def memory_table(plan: Plan) -> tuple[str, Table]:
-    """Bytes of one device by kind, and whether they fit."""
+    """(title, table) of one device's bytes by kind; the title has whether they fit."""
     verdict = "fits" if plan.fits else "does NOT fit"
     if plan.compiler == "cpu":
         verdict += " by the CPU compiler's account, which is too large"
@@ -96,7 +96,8 @@ def memory_table(plan: Plan) -> tuple[str, Table]:
 
 
 def array_table(plan: Plan) -> tuple[str, Table]:
-    """The arrays that the largest loop carries from trip to trip: stacks of what the layers keep are among them."""
+    """(title, table) of the largest arrays that a loop carries, such as stacks of activations kept for the
+    backward pass."""
     made = table(">bytes", ">arrays", "of")
     for total, n, dtype, shape in plan.largest:
         made.add_row(byte_size(total), str(n), f"{dtype}{list(shape)}")
@@ -104,7 +105,7 @@ def array_table(plan: Plan) -> tuple[str, Table]:
 
 
 def kernel_table(plan: Plan) -> tuple[str, Table]:
-    """Kernels by kind."""
+    """(title, table) of kernels by kind; the title names the attention kernels."""
     made = table("kind", ">count", ">FLOPs", ">bytes", ">seconds")
     kinds: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for row in plan.analysis.kernels:
@@ -114,27 +115,30 @@ def kernel_table(plan: Plan) -> tuple[str, Table]:
         made.add_row(kind, f"{n:,.0f}", f"{flops:.3g}" if flops else "", byte_size(moved), duration(seconds))
     found = [f"{name} ({n} times)" for name, n in plan.analysis.attention_kernels.items()]
     attention = ", ".join(found[:2]) + (f", and {len(found) - 2} more" if len(found) > 2 else "")
-    return f"Kernels of one device; attention: {attention or 'none that is known'}", made
+    return f"Kernels of one device; attention: {attention or 'not recognised'}", made
 
 
 def collective_table(plan: Plan) -> tuple[str, Table]:
-    """Collectives by kind and axis."""
+    """(title, table) of collectives by kind and axis."""
     made = table("kind", "over", "on the", ">count", ">bytes", ">seconds", ">hidden")
     for row in plan.analysis.collectives:
         share = f"{row.hidden_seconds / row.seconds:.0%}" if row.seconds else ""
         made.add_row(
             row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", byte_size(row.bytes), duration(row.seconds), share
         )
-    return "Collectives: bytes that one device sends, and how much of their time kernels run beside" if made.row_count else "No collectives.", made
+    return (
+        "Collectives: bytes that one device sends, and the share of their time hidden behind kernels" if made.row_count else "No collectives.",
+        made,
+    )
 
 
 def prediction(plan: Plan) -> tuple[str, Table]:
-    """Step time, speed, and what they rest on."""
+    """(title, table) of the predicted step time, tokens/s, MFU and FLOPs."""
     seconds = plan.analysis.step_seconds
     made = table("", "")
     more = plan.hardware_flops / plan.model_flops
     made.add_row("step", f"{duration(seconds['expected'])} (best {duration(seconds['best'])}, worst {duration(seconds['worst'])})")
     made.add_row("speed", f"{plan.tokens_per_second_per_device:,.0f} tokens/s a device, {plan.tokens / seconds['expected']:,.0f} in all")
     made.add_row("MFU", f"{plan.mfu:.1%} of {plan.hardware.peak_flops[plan.experiment.model.compute_dtype] / 1e12:,.0f} TFLOP/s")
-    made.add_row("FLOPs", f"{plan.model_flops:.3g} that the model needs, {plan.hardware_flops:.3g} that the devices do ({more:.2f} times)")
+    made.add_row("FLOPs", f"{plan.model_flops:.3g} needed by the model, {plan.hardware_flops:.3g} executed by the devices ({more:.2f} times)")
     return "Prediction", made

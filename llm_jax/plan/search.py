@@ -1,4 +1,5 @@
-"""`layout=all`: every preset on every mesh, planned and ranked, and what was left out and why."""
+"""`layout=all`: plans every preset on every mesh, ranks those that fit, and lists the others with the
+reason."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.layout.layout import TABLES, Layout, split_axes
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.dims import DIMS, PipelineConfig
-from llm_jax.plan.memory import least_bytes
-from llm_jax.plan.plan import Compiler, make_plan, plan_devices, plan_program, with_assumptions
+from llm_jax.plan.memory import lower_bound_bytes
+from llm_jax.plan.plan import Compiler, absent_devices, make_plan, plan_program, with_assumptions
 
 Log = Callable[[str], None]
 
@@ -34,13 +35,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """In words: "fsdp_tensor (data 8 x tensor 8)"."""
+        """Layout and mesh as text: "fsdp_tensor (data 8 x tensor 8)"."""
         return f"{self.layout.name} ({' x '.join(f'{axis} {size}' for axis, size in self.mesh.items())})"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A candidate that has no place in the ranking."""
+    """A candidate that is not ranked, and why."""
 
     candidate: Candidate
     why: str
@@ -48,13 +49,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a search found."""
+    """The result of a search over layouts and meshes."""
 
     plans: list[dict[str, Any]]
-    """As `Plan.to_json` has them, the most tokens/s a device first."""
+    """Plans (`Plan.to_json`), the most tokens/s per device first."""
     left_out: list[LeftOut]
     same: int
-    """Meshes that are another one of these in other words: with an axis of one device, say."""
+    """Number of meshes that were skipped because they equal another candidate but for axes of one device or
+    names."""
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as plain data."""
@@ -65,24 +67,24 @@ class Ranking:
 def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, log: Log, workers: int | None = None) -> Ranking:
     """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
 
-    What does not divide, or cannot fit (`memory.least_bytes`), is not compiled. `workers`:
-    processes that compile, one a core unless given; 1: this process.
+    Candidates that don't divide or can't fit (`memory.lower_bound_bytes`) are not compiled. log: called with
+    a line for each candidate. workers: processes that compile; None: one per core; 1: this process.
     """
-    tried, same = candidates(experiment, devices)
-    absent = plan_devices(hardware, devices, compiler)
+    all_candidates, same = candidates(experiment, devices)
+    absent = absent_devices(hardware, devices, compiler)
     assumed, _ = with_assumptions(experiment, compiler)
     to_compile: list[Candidate] = []
     left_out: list[LeftOut] = []
-    for candidate in tried:
-        why = why_not(candidate, assumed, hardware, absent)
+    for candidate in all_candidates:
+        why = reason_to_skip(candidate, assumed, hardware, absent)
         if why:
             left_out.append(LeftOut(candidate, why))
         else:
             to_compile.append(candidate)
-    log(f"{len(tried)} layouts and meshes, {len(to_compile)} to compile")
+    log(f"{len(all_candidates)} layouts and meshes, {len(to_compile)} to compile")
 
     plans = []
-    with pool(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
+    with process_map(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
         made = run(plan_candidate, [(experiment, candidate, hardware, devices, compiler) for candidate in to_compile])
         for number, (candidate, result) in enumerate(zip(to_compile, made, strict=True), 1):
             if isinstance(result, str):
@@ -99,14 +101,15 @@ def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: C
 
 
 def candidates(experiment: Experiment, devices: int) -> tuple[list[Candidate], int]:
-    """Every preset, and the experiment's own layout, on every mesh; and how many were the same as an earlier one."""
+    """(every preset and the experiment's own layout on every mesh, how many were skipped as equal to an
+    earlier one)."""
     found: dict[str, Candidate] = {}
     same = 0
     dims = set(DIMS) if experiment.model.sparse_layers else set(DIMS) - {"experts"}
     for layout in (*PRESETS.values(), experiment.layout):
         for sizes in factorisations(devices, len(layout.mesh)):
             candidate = without_axes_of_one(layout, dict(zip(layout.mesh, sizes, strict=True)))
-            key = meaning(candidate, dims)
+            key = canonical_form(candidate, dims)
             same += key in found
             found.setdefault(key, candidate)
     return list(found.values()), same
@@ -127,7 +130,7 @@ def factorisations(n: int, factors: int) -> Iterator[tuple[int, ...]]:
 
 
 def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
-    """The layout on that mesh, as it is without the axes that have one device: they split nothing."""
+    """The layout on a mesh without the axes of one device, which split nothing."""
     kept = {axis: size for axis, size in mesh.items() if size > 1} or dict(list(mesh.items())[:1])
 
     def entry(axes: str) -> str:
@@ -139,10 +142,10 @@ def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
     return Candidate(dataclasses.replace(layout, mesh=kept, **tables), kept)
 
 
-def meaning(candidate: Candidate, dims: Collection[str] = DIMS) -> str:
-    """What a candidate does, whatever it and its axes are called: equal for two that are the same.
+def canonical_form(candidate: Candidate, dims: Collection[str] = DIMS) -> str:
+    """A text that is equal for candidates that do the same, whatever they and their axes are called.
 
-    Neighbouring axes that split everything together are one axis. `dims` are those that the model has.
+    Neighbouring axes that split every array together count as one axis. dims: the dims that the model has.
     """
     entries = {
         (table, dim): list(split_axes(axes))
@@ -162,38 +165,39 @@ def meaning(candidate: Candidate, dims: Collection[str] = DIMS) -> str:
     return json.dumps([list(sizes.values()), placed, others])
 
 
-def uses(layout: Layout, axis: str) -> bool:
-    """Whether a layout has anything to do with a mesh axis."""
+def uses_axis(layout: Layout, axis: str) -> bool:
+    """True if a layout splits anything over a mesh axis."""
     tables = layout.tables().values()
     return any(axis in split_axes(axes) for table in tables for axes in table.values())
 
 
-def applied(experiment: Experiment, candidate: Candidate) -> Experiment:
+def with_candidate(experiment: Experiment, candidate: Candidate) -> Experiment:
     """The experiment with the candidate's layout and mesh."""
     return dataclasses.replace(experiment, layout=candidate.layout, mesh=candidate.mesh)
 
 
-def why_not(candidate: Candidate, experiment: Experiment, hardware: Hardware, absent: list[Any]) -> str:
-    """Why a candidate need not be compiled; "" if it must be."""
-    idle = [axis for axis in candidate.mesh if not uses(candidate.layout, axis) and candidate.mesh[axis] > 1]
+def reason_to_skip(candidate: Candidate, experiment: Experiment, hardware: Hardware, absent: list[Any]) -> str:
+    """Why a candidate is not compiled; "" if it is."""
+    idle = [axis for axis in candidate.mesh if not uses_axis(candidate.layout, axis) and candidate.mesh[axis] > 1]
     if idle:
         return f"splits nothing over {idle[0]}: its devices would all do the same"
     try:
         candidate.layout.check()
-        program = plan_program(applied(experiment, candidate), absent)
+        program = plan_program(with_candidate(experiment, candidate), absent)
     except UserError as error:
         return str(error)
-    needed, usable = least_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
+    needed, usable = lower_bound_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
         return f"does not fit: weights, gradients, moments and the stream that enters the layers need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
     return ""
 
 
-def plan_candidate(asked: tuple[Experiment, Candidate, Hardware, int, Compiler]) -> dict[str, Any] | str:
-    """The plan of one candidate as JSON, or why there is none: one layout that fails must not end the search of all."""
-    experiment, candidate, hardware, devices, compiler = asked
+def plan_candidate(arguments: tuple[Experiment, Candidate, Hardware, int, Compiler]) -> dict[str, Any] | str:
+    """The plan of one candidate as plain data, or the error as text: a layout that fails must not end the
+    search."""
+    experiment, candidate, hardware, devices, compiler = arguments
     try:
-        return make_plan(applied(experiment, candidate), hardware, devices, compiler)[0].to_json()
+        return make_plan(with_candidate(experiment, candidate), hardware, devices, compiler)[0].to_json()
     except UserError as error:
         return str(error)
     except Exception as error:
@@ -201,8 +205,8 @@ def plan_candidate(asked: tuple[Experiment, Candidate, Hardware, int, Compiler])
 
 
 @contextlib.contextmanager
-def pool(workers: int) -> Iterator[Callable]:
-    """A `map` that runs in so many new processes."""
+def process_map(workers: int) -> Iterator[Callable]:
+    """A `map` that runs in `workers` new processes; for 1, the builtin."""
     if workers <= 1:
         yield map
         return

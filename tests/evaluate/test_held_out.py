@@ -1,4 +1,4 @@
-"""The evaluate command scores a run as the run itself did, on any layout, and on any corpus."""
+"""The evaluate command reproduces a run's own scores on any layout, and scores any corpus."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scored(folder: Path, *arguments: object) -> dict:
 
 
 def test_a_short_text_is_scored_whole(trained, tmp_path):
-    """Though nothing is left of it to train on, as a run would need."""
+    """Even if no document is left to train on, which a run would need."""
     text = documents(1, seed=3)[0][:60]
     (tmp_path / "short.txt").write_text(text)
     found = scored(trained, f"data.source={tmp_path / 'short.txt'}")
@@ -40,17 +40,18 @@ def test_a_short_text_is_scored_whole(trained, tmp_path):
 
 
 @pytest.mark.parametrize("more", [(), ("layout=fsdp",), ("layout=tensor", "mesh.tensor=2")], ids=" ".join)
-def test_the_runs_own_loss_comes_out_again(trained, more):
-    """Exactly, but for the order of sums on other layouts."""
-    said, found = summary(trained / "run"), scored(trained, *more)
+def test_the_runs_own_loss_is_reproduced(trained, more):
+    """Exactly, except for the order of sums on other layouts."""
+    expected, found = summary(trained / "run"), scored(trained, *more)
     for key in ("eval_loss", "eval_bits_per_byte"):
-        assert found[key] == pytest.approx(said[key], rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(said["eval_loss"]), rel=1e-6)
+        assert found[key] == pytest.approx(expected[key], rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(expected["eval_loss"]), rel=1e-6)
     assert found["held_out_documents"] > 10
 
 
 def test_another_corpus_is_scored_as_by_hand(trained):
-    """Each document alone, by the model called as a library; the command has all of them in one long row."""
+    """By hand, each document alone through the model as a library; the command has all documents in one long
+    row."""
     import jax
     import jax.numpy as jnp
 
@@ -76,19 +77,19 @@ def test_another_corpus_is_scored_as_by_hand(trained):
     assert found["eval_bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
 
 
-def test_the_batch_need_not_be_the_runs(trained):
-    """Of which the layout may ask another than the run's, in whichever order things are looked at."""
+def test_the_batch_size_can_differ_from_the_runs(trained):
+    """A layout may need another batch size than the run's."""
     assert scored(trained, "train.batch_size=2", "batches=1")["batch_size"] == 2
     assert scored(trained, "train.batch_size=16", "layout=fsdp")["eval_loss"] == pytest.approx(summary(trained / "run")["eval_loss"], rel=1e-6)
 
 
-def test_so_many_tokens_or_batches(trained, capsys):
+def test_tokens_and_batches_limit_what_is_scored(trained, capsys):
     assert scored(trained, "tokens=300")["eval_tokens"] <= 512  # two batches of 8 rows of 32
     capsys.readouterr()
     assert scored(trained, "batches=1")["eval_tokens"] <= 256
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in ("nats per token", "perplexity", "bits/byte", "step 4", "written: "):
-        assert word in said
+        assert word in printed
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_line(trained, capsys, arguments, says):
     assert says in error
 
 
-def test_what_is_no_model_is_refused(tmp_path, capsys):
+def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
     for arguments, says in (
         ([str(tmp_path / "none")], "no such folder"),
         (["data.source=x"], "RUN_OR_FOLDER is missing"),

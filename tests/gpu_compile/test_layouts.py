@@ -20,7 +20,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
 from llm_jax.plan.collectives import Collective, collective_of
 from llm_jax.plan.efficiency import EXPECTED
-from llm_jax.plan.timeline import CostedModule, Timeline, walk
+from llm_jax.plan.timeline import CostedModule, Timeline, simulate
 from llm_jax.train import compile as compiling
 from llm_jax.train.config import TrainConfig
 
@@ -150,7 +150,7 @@ def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
     program = compiling.absent_model(experiment(layout), gpu_compile.topology_devices("h100", devices))
     step, h100 = compiling.compile_step(program, experiment(layout)), hardware("h100")
     read = CostedModule(step.module, program.place.mesh, h100.devices_per_node)
-    return step, read, walk(read, h100, EXPECTED)
+    return step, read, simulate(read, h100, EXPECTED)
 
 
 def sent(layout: str) -> Sent:
@@ -158,10 +158,10 @@ def sent(layout: str) -> Sent:
     _, program, timeline = compiled(layout)
     found: Counter = Counter()
     for instruction, n in timeline.counts.items():
-        collective = program.works[instruction]
+        collective = program.costs[instruction]
         if not isinstance(collective, Collective):
             continue
-        inside = collective_of(program.module, program.home[instruction], instruction)
+        inside = collective_of(program.module, program.computation_of[instruction], instruction)
         assert inside
         computation, start, kind = inside
         for operand in computation.operands_of(start):
@@ -184,6 +184,6 @@ def test_weights_and_gradients_of_the_layer_scan_travel_asynchronously(layout):
     """All but small ones. Outside of the loops, and for sums that the next product needs (tensor), XLA may wait: nothing could run beside."""
     _, program, timeline = compiled(layout)
     for i in timeline.counts:
-        collective = program.works[i]
-        if isinstance(collective, Collective) and collective.axis != "tensor" and program.home[i] is not program.module.entry:
+        collective = program.costs[i]
+        if isinstance(collective, Collective) and collective.axis != "tensor" and program.computation_of[i] is not program.module.entry:
             assert i.opcode.endswith("-start") or all(shape.elements <= CHUNK for shape in i.shapes), i.type_text

@@ -1,4 +1,4 @@
-"""A small experiment to plan with."""
+"""A small experiment, and a fixture that plans it."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ def experiment() -> Experiment:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """The experiment's file."""
+    """The file of the small experiment."""
     path = tmp_path / "small.py"
     path.write_text(EXPERIMENT)
     return path
 
 
 _plans: dict[tuple, dict[str, Any]] = {}
-"""Compiling takes seconds, so each plan is made once for all tests of a process."""
+"""Plans by arguments: compiling takes seconds, so each is made once per process."""
 
 
 @pytest.fixture
 def planned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., dict[str, Any]]:
-    """Plans the small experiment for 8 H100; gives the JSON, with what was printed, the trace and the program beside it."""
+    """A function that plans the small experiment for 8 H100 and returns the JSON, with "printed", "trace" and
+    "text" added."""
 
     def run(*arguments: str, compiler: str = "cpu") -> dict[str, Any]:
         if (arguments, compiler) not in _plans:

@@ -1,4 +1,4 @@
-"""A device of round numbers, and programs written by hand."""
+"""Hardware with round numbers, and HLO programs written by hand."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ROUND = Hardware(
     memory_bandwidth=1e12, devices_per_node=4, node_bandwidth=1e11, network_bandwidth=1e10, node_latency=1e-6, network_latency=1e-5,
 )  # fmt: skip
 PERFECT = Efficiency("perfect", 1.0, 1.0, 1.0, memory=1.0, node=1.0, network=1.0, launch=0.0, slowdown=0.0)
-"""The datasheet's rates, so that seconds follow from shapes."""
+"""Efficiencies of 1, so that seconds follow from shapes and the datasheet's rates."""
 
 
 def mesh(**axes: int) -> jax.sharding.Mesh:
-    """Simulated devices, last axis fastest; four to a node on the round device."""
+    """A mesh of simulated devices, last axis fastest; `ROUND` has four to a node."""
     return jax.make_mesh(tuple(axes.values()), tuple(axes), (jax.sharding.AxisType.Explicit,) * len(axes))
 
 
 def program(entry: str, others: str = "", parameters: str = "p: f32[1]") -> hlo.Module:
-    """A module whose ENTRY has these lines; lines are indented here, and types may be without layouts."""
+    """A module whose ENTRY has these lines. Lines are indented here, and types may lack layouts."""
 
     def indented(lines: str) -> str:
         return "\n".join("  " + line.strip() for line in lines.strip().splitlines())
@@ -32,6 +32,6 @@ def program(entry: str, others: str = "", parameters: str = "p: f32[1]") -> hlo.
 
 
 def _computation(text: str, indented) -> str:
-    """A computation, "name:" and its lines."""
+    """The HLO text of a computation given as "name:" and its lines."""
     name, _, lines = text.strip().partition(":\n")
     return f"%{name} (p: f32[1]) -> f32[1] {{\n{indented(lines)}\n}}\n\n"

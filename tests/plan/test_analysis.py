@@ -1,4 +1,5 @@
-"""Whole train steps, analysed: FLOPs and bytes against arithmetic. Simulated devices here, absent GPUs under `gpu_compile`."""
+"""Analyses of whole train steps: FLOPs and bytes equal arithmetic. Simulated devices here, absent GPUs under
+`gpu_compile`."""
 
 from __future__ import annotations
 
@@ -23,18 +24,18 @@ SMALL = {
     "model.layers": 6, "model.embed": 64, "model.heads": 8, "model.kv_heads": 4, "model.head_dim": 16, "model.mlp": 192, "model.vocab": 512,
     "model.attention": "xla", "model.remat": "none", "objective.chunk": 128, "train.batch_size": 16, "train.sequence_length": 64,
 }  # fmt: skip
-"""Sizes that differ from each other, so that a wrong dim is seen."""
+"""Sizes that differ from each other, so that a wrong dim fails."""
 TOKENS = 16 * 64
 
 
 def small(**changed: object) -> Experiment:
-    """W3 made small; `model__layers=3` changes model.layers."""
+    """A small version of W3; `model__layers=3` changes model.layers."""
     pairs = {**SMALL, **{key.replace("__", "."): value for key, value in changed.items()}}
     return resolved(override(load_experiment("bench/w3"), [(key, str(value)) for key, value in pairs.items()]))
 
 
 def on_simulated_devices(experiment: Experiment) -> Analysis:
-    """The step on the CPU devices that are here, as if they were H100s, four to a node."""
+    """The step on simulated CPU devices, analysed as if they were H100s, four to a node."""
     mesh = make_mesh(experiment.layout, experiment.mesh)
     program = TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
     step = jit_step(program, experiment.objective, experiment.optimizer, experiment.train.steps)
@@ -47,7 +48,7 @@ STEPS = {
     "fsdp, remat, bfloat16": {"layout": "fsdp", "model__remat": "full"},
     "tensor": {"layout": "fsdp_tensor", "mesh__tensor": 4, "model__compute_dtype": "float32"},
 }
-"""Those that are compiled."""
+"""The experiments that are compiled."""
 
 
 @functools.cache
@@ -56,7 +57,7 @@ def simulated(step: str) -> Analysis:
 
 
 def attention_flops(experiment: Experiment, products: int, keys: float) -> float:
-    """Of all layers and tokens: so many products of queries with so many keys each."""
+    """FLOPs of `products` products of each query with `keys` keys, over all layers and tokens."""
     m = experiment.model
     return 2 * products * m.layers * m.heads * m.head_dim * keys * TOKENS
 
@@ -83,7 +84,8 @@ def test_remat_adds_the_forward_pass_of_the_blocks():
 
 @pytest.mark.parametrize(("step", "most", "item"), [("fsdp", 2, 4), ("fsdp, remat, bfloat16", 3, 2)])
 def test_fsdp_gathers_every_block_forward_and_backward(step, most, item):
-    """In the dtype that weights travel in: on a CPU bfloat16 travels as float32, and is counted as what it is on a GPU."""
+    """Bytes are those of the weights' dtype on a GPU, although XLA's CPU compiler sends bfloat16 as
+    float32."""
     m = small().model
     gathered = rows(simulated(step), "all-gather")
     blocks = (matmul_parameters(m) - m.vocab * m.embed) * item * 7 / 8
@@ -104,13 +106,13 @@ def test_tensor_parallelism_sums_activations_within_a_node():
     assert sum(row.bytes for row in over_tensor) == pytest.approx(sent, rel=0.1)  # and the loss: maxima and sums over the vocabulary
 
 
-def test_attention_without_a_fused_kernel_is_said_so():
+def test_attention_without_a_fused_kernel_is_named():
     layers = small().model.layers
     assert simulated("fsdp").attention_kernels == {"xla: scores of shape f32[2,4,128,64]": layers}  # 2 rows, 4 groups of 2 x 64 queries
     assert simulated("fsdp, remat, bfloat16").attention_kernels == {"xla: scores of shape f32[2,4,128,64]": 2 * layers}
 
 
-def test_predictions_are_in_their_order_and_add_up():
+def test_predictions_are_ordered_and_add_up():
     analysis = simulated("fsdp")
     seconds = analysis.step_seconds
     assert 0 < seconds["best"] < seconds["expected"] < seconds["worst"]
@@ -123,12 +125,12 @@ def test_predictions_are_in_their_order_and_add_up():
 # --- with XLA's GPU compiler ---
 
 ROWS = 16
-"""Of a device."""
+"""Rows of a device."""
 
 
 @functools.cache
 def on_absent_gpus(devices: int) -> tuple[Experiment, Analysis]:
-    """W3 on H200s that are not here."""
+    """W3 on absent H200s."""
     experiment = resolved(override(load_experiment("bench/w3"), [("model.max_segments", "5"), ("train.batch_size", str(ROWS * devices))]))
     step = compile_absent(experiment, "h200", devices)
     mesh = make_mesh(experiment.layout, experiment.mesh, gpu_compile.topology_devices("h200", devices))
@@ -138,7 +140,8 @@ def on_absent_gpus(devices: int) -> tuple[Experiment, Analysis]:
 @pytest.mark.gpu_compile
 @pytest.mark.parametrize("devices", [1, 16])
 def test_flops_on_gpus_are_the_models_and_one_product_more_of_attention(devices):
-    """Remat keeps every product; of attention the backward kernel computes scores again, a sixth of its forward and backward pass."""
+    """Remat keeps every product. The backward kernel of attention recomputes scores, a sixth of its forward
+    and backward pass."""
     experiment, analysis = on_absent_gpus(devices)
     m, tokens = experiment.model, ROWS * 4096
     attention = 2 * m.layers * m.heads * m.head_dim * (4096 + 1) / 2 * tokens

@@ -1,4 +1,4 @@
-"""Who exchanges with whom, how many bytes, for how long."""
+"""Groups, bytes and seconds of collectives."""
 
 # ruff: noqa: E501  # lines as XLA prints them
 
@@ -13,7 +13,7 @@ from tests.plan.hardware import PERFECT, ROUND, mesh, program
 
 
 def read(line: str, on, others: str = "", parameters: str = "%x = f32[8,100] parameter(0)") -> Collective:
-    """The collective of the entry's second line, four devices a node."""
+    """The collective in the entry's second line, with four devices to a node."""
     module = program(f"{parameters}\n{line}", others)
     instruction = next(i for i in module.entry if i.opcode != "parameter")
     found = collective_of(module, module.entry, instruction)

@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.plan`: what it says, what it writes, and how it answers mistakes."""
+"""The command `python -m llm_jax.plan`: its output, its files, and its errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pytest
 
 from llm_jax.layout import gpu_compile
 from llm_jax.plan.__main__ import main
-from llm_jax.plan.memory import least_bytes
+from llm_jax.plan.memory import lower_bound_bytes
 from llm_jax.plan.plan import plan_program, with_assumptions
 from llm_jax.run.initial_weights import experiment_from_pairs
 
 PARAMETERS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 2 * 512 * 64 + 64
-"""Of the small experiment: projections, feed-forward and norms of two blocks, two tables, the last norm."""
+"""Parameters of the small experiment: projections, feed-forward and norms of two blocks, two tables, the last
+norm."""
 
 
-def test_memory_by_kind_is_what_arithmetic_says_and_sums_to_the_total(planned):
+def test_memory_by_kind_equals_arithmetic_and_sums_to_the_total(planned):
     plan = planned()
     memory = plan["memory_bytes"]
     assert plan["parameters"] == PARAMETERS
@@ -30,12 +31,12 @@ def test_memory_by_kind_is_what_arithmetic_says_and_sums_to_the_total(planned):
 
 
 @pytest.mark.parametrize("arguments", [(), ("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")])
-def test_no_plan_needs_less_than_what_is_ruled_out_before_compiling(planned, small, arguments):
+def test_no_plan_needs_less_than_the_lower_bound(planned, small, arguments):
     experiment, _ = with_assumptions(experiment_from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]), "cpu")
     program = plan_program(experiment, jax.devices()[:8])
     memory = planned(*arguments)["memory_bytes"]
     state = memory["total"] - memory["batch"] - memory["activations"]
-    assert memory["total"] > least_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8  # two layers' stream
+    assert memory["total"] > lower_bound_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8  # two layers' stream
 
 
 def test_weights_that_no_axis_splits_are_whole_on_every_device(planned):
@@ -75,7 +76,7 @@ def test_trace_and_program_are_written(planned):
     assert plan["text"].startswith("HloModule")
 
 
-def test_simulated_devices_are_never_taken_in_silence(planned):
+def test_simulated_devices_are_never_used_silently(planned):
     plan = planned()
     assert plan["compiler"] == "cpu"
     assert any(line.startswith("compiler=cpu: ") for line in plan["assumptions"])
@@ -117,7 +118,7 @@ def test_the_verdict_is_against_what_a_program_can_use(planned):
         (["devices=64", "hardware=h100", "compiler=cpu"], "devices=64: only 8 are simulated here"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_would_be_right(small, capsys, arguments, says):
+def test_a_mistake_is_one_line_that_names_the_fix(small, capsys, arguments, says):
     assert main([f"experiment={small}", *arguments]) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: ")
@@ -126,7 +127,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(small, capsys, argu
     assert not out
 
 
-def test_help_teaches_the_command(capsys):
+def test_help_lists_the_keys(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for word in ("experiment=", "devices=", "hardware=", "layout=all", "json=", "trace=", "picture=", "text=", "compiler=cpu"):
@@ -151,10 +152,10 @@ def test_a_kernel_that_a_gpu_does_not_have_is_refused(small, capsys, gpu_compile
 @pytest.mark.gpu_compile
 def test_sizes_that_the_gpu_compiler_has_no_kernel_for_are_one_line(small, capsys, gpu_compiler):
     assert main([f"experiment={small}", "hardware=h100", "devices=1", "model.head_dim=6"]) == 2
-    assert "error: hardware=h100: XLA's compiler for it finds no kernel" in capsys.readouterr().err
+    assert "error: hardware=h100: XLA's compiler for it has no kernel" in capsys.readouterr().err
 
 
-def test_what_stands_in_for_a_kernel_that_a_cpu_does_not_have_is_said(planned):
+def test_a_substitute_for_a_kernel_that_cpus_lack_is_noted(planned):
     plan = planned("model.attention=cudnn", "model.compute_dtype=bfloat16", "train.microbatches=2")
     assert any(line.startswith("model.attention=blocked stands in for cudnn") for line in plan["assumptions"])
     assert plan["memory_bytes"]["workspace"] == 0

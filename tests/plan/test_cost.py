@@ -1,4 +1,4 @@
-"""FLOPs and bytes of kernels, against arithmetic."""
+"""FLOPs and bytes of kernels equal arithmetic."""
 
 # ruff: noqa: E501  # lines as XLA prints them
 
@@ -10,7 +10,7 @@ import pytest
 
 from llm_jax.layout.hlo import Module
 from llm_jax.model.accounting import keys_per_query
-from llm_jax.plan.cost import KernelCost, read_kernel, seen
+from llm_jax.plan.cost import KernelCost, read_kernel, visible_pairs
 from tests.plan.hardware import PERFECT, ROUND, program
 
 
@@ -110,9 +110,9 @@ def test_attention_counts_the_keys_that_the_mask_lets_a_query_see(mask, window, 
 
 
 @pytest.mark.parametrize(("queries", "keys", "window"), [(5, 5, None), (5, 5, 2), (7, 4, None), (7, 4, 3), (4, 7, None), (4, 7, 9)])
-def test_pairs_seen_are_those_of_the_mask(queries, keys, window):
+def test_visible_pairs_are_those_of_the_mask(queries, keys, window):
     mask = [(i, j) for i in range(queries) for j in range(keys) if j <= i and (window is None or i - j < window)]
-    assert seen(queries, keys, True, window) == len(mask)
+    assert visible_pairs(queries, keys, True, window) == len(mask)
 
 
 def test_a_slice_of_a_stack_of_layers_is_read_and_written_alone():

@@ -1,4 +1,4 @@
-"""The picture of a layout: each part is drawn with the devices that really hold it."""
+"""The picture of a layout: each part is drawn with the devices that hold it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llm_jax.run.initial_weights import experiment_from_pairs
 
 @pytest.fixture
 def drawn(small):
-    """The rows that are drawn for a layout on 8 devices, by title."""
+    """A function: the arrays that are drawn for a layout on 8 devices, by title."""
 
-    def rows(*pairs: tuple[str, str]) -> dict[str, picture.Array]:
+    def rows(*pairs: tuple[str, str]) -> dict[str, picture.PlacedArray]:
         experiment, _ = with_assumptions(experiment_from_pairs([("experiment", str(small)), *pairs]), "cpu")
         program = plan_program(experiment, jax.devices()[:8])
         return {a.title: a for row in [*picture.activations(experiment, program.place), *picture.weights(program)] for a in row}
@@ -35,17 +35,17 @@ def test_parts_are_where_a_real_array_has_them(drawn):
             assert np.all(np.asarray(shard.data) == hash(held) % 2**31)
 
 
-def test_a_row_says_what_is_whole_and_what_is_cut(drawn):
+def test_a_caption_names_what_is_split(drawn):
     arrays = drawn()  # fsdp: weights are whole only while they are multiplied
     assert arrays["gate, up: while multiplied"].parts() == {(0, 0, 0): list(range(8))}
     assert [devices for _, devices in sorted(arrays["gate, up: at rest"].parts().items())] == [[i] for i in range(8)]
     assert arrays["residual stream"].caption() == "batch 16/8 x sequence 64 x embed 64"
 
 
-def test_colours_tell_copies_from_parts():
-    assert len(set(picture.colour(list(range(8)), 8))) == 1  # grey: held by all
-    assert len({picture.colour([i], 8) for i in range(8)}) == 8
-    saturation = [max(c) - min(c) for c in (picture.colour([3], 8), picture.colour([3, 4], 8), picture.colour([3, 4, 5, 6], 8))]
+def test_colours_distinguish_copies_from_parts():
+    assert len(set(picture.part_colour(list(range(8)), 8))) == 1  # grey: held by all
+    assert len({picture.part_colour([i], 8) for i in range(8)}) == 8
+    saturation = [max(c) - min(c) for c in (picture.part_colour([3], 8), picture.part_colour([3, 4], 8), picture.part_colour([3, 4, 5, 6], 8))]
     assert saturation == sorted(saturation, reverse=True)
 
 

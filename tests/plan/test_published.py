@@ -1,4 +1,5 @@
-"""Predictions beside what others measured: the rows of docs/plan.md, with one calibration common to all."""
+"""Predictions compared with published measurements: the rows of docs/plan.md, with one calibration for
+all."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ PUBLISHED = {
     # NVIDIA JAX-Toolbox, docs/frameworks/maxtext/README.md: 22.19 sequences a second
     "llama2_7b": (8, [], 22.19 * 4096 / 8),
 }
-"""Devices, overrides, and tokens/s a GPU."""
+"""Devices, overrides, and measured tokens/s per GPU."""
 
 
 @pytest.mark.gpu_compile

@@ -39,22 +39,22 @@ def test_a_layout_of_the_experiments_own_is_tried_too(experiment):
     assert "mine (rows 8)" in names(search.candidates(dataclasses.replace(experiment, layout=own), 8)[0])
 
 
-def test_what_a_layout_does_counts_and_not_its_names():
+def test_names_of_layouts_and_axes_do_not_matter():
     renamed = Layout("zero3", mesh={"workers": 8}, compute={"batch": "workers"}, stored={"embed": "workers"})
-    assert search.meaning(search.Candidate(renamed, {"workers": 8})) == search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
+    assert search.canonical_form(search.Candidate(renamed, {"workers": 8})) == search.canonical_form(search.Candidate(PRESETS["fsdp"], {"data": 8}))
     for layout in (PRESETS["data_parallel"], dataclasses.replace(renamed, residual={"sequence": "workers"})):
         axis = next(iter(layout.mesh))
-        assert search.meaning(search.Candidate(layout, {axis: 8})) != search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
+        assert search.canonical_form(search.Candidate(layout, {axis: 8})) != search.canonical_form(search.Candidate(PRESETS["fsdp"], {"data": 8}))
 
 
 def test_axes_that_split_everything_together_are_one():
     mesh = {"a": 2, "b": 4}
     together = Layout("mine", mesh=mesh, compute={"batch": "a,b", "experts": "b"}, stored={"embed": "a,b"})
-    fsdp = search.meaning(search.Candidate(PRESETS["fsdp"], {"data": 8}))
-    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "latent"}) == fsdp  # of a model without experts
-    assert search.meaning(search.Candidate(together, mesh), {"batch", "embed", "latent", "experts"}) != fsdp
+    fsdp = search.canonical_form(search.Candidate(PRESETS["fsdp"], {"data": 8}))
+    assert search.canonical_form(search.Candidate(together, mesh), {"batch", "embed", "latent"}) == fsdp  # of a model without experts
+    assert search.canonical_form(search.Candidate(together, mesh), {"batch", "embed", "latent", "experts"}) != fsdp
     turned = dataclasses.replace(together, stored={"embed": "b,a"})
-    assert search.meaning(search.Candidate(turned, mesh), {"batch", "embed", "latent"}) != fsdp
+    assert search.canonical_form(search.Candidate(turned, mesh), {"batch", "embed", "latent"}) != fsdp
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_axes_that_split_everything_together_are_one():
         ("fsdp", {"data": 8}, 2 * 10**6, ""),
     ],
 )
-def test_what_cannot_be_is_not_compiled(experiment, layout, mesh, memory, why):
+def test_impossible_candidates_are_not_compiled(experiment, layout, mesh, memory, why):
     heads = 4 if "heads" in why else 8
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, heads=heads, kv_heads=heads, head_dim=8))
     candidate = search.Candidate(dataclasses.replace(PRESETS[layout], mesh=mesh), mesh)
     gpu = dataclasses.replace(H100, memory_bytes=memory)
-    found = search.why_not(candidate, experiment, gpu, jax.devices()[:8])
+    found = search.reason_to_skip(candidate, experiment, gpu, jax.devices()[:8])
     assert found.startswith(why)
     assert bool(found) == bool(why)
 
 
-def test_plans_are_ranked_and_the_rest_is_said(experiment, monkeypatch, tmp_path, capsys, small):
+def test_plans_are_ranked_and_the_others_are_listed(experiment, monkeypatch, tmp_path, capsys, small):
     monkeypatch.setattr(search, "PRESETS", {name: PRESETS[name] for name in ("single", "fsdp", "tensor")})
     monkeypatch.setattr(search.os, "cpu_count", lambda: 1)  # in this process
     path = tmp_path / "all.json"
@@ -104,7 +104,7 @@ def test_one_layout_that_fails_does_not_end_the_search(experiment, monkeypatch):
     assert [out.why for out in found.left_out] == ["failed to compile: ZeroDivisionError: no such thing"]
 
 
-def test_what_is_of_one_layout_is_refused(small, tmp_path, capsys):
+def test_keys_of_a_single_layout_are_refused(small, tmp_path, capsys):
     for more in (f"trace={tmp_path / 'trace.json'}", "mesh.tensor=2", "layout.compute.batch=data"):
         assert main([f"experiment={small}", "devices=8", "hardware=h100", "layout=all", more]) == 2
         error = capsys.readouterr().err
