@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.plan`: what a layout will cost in memory and time, before it runs."""
+"""The command `python -m llm_jax.plan`: predicts the memory and time of a layout before it runs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ PICTURE_FILE = functools.partial(output_file, endings=PICTURES)
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand:
-    """Predicts what a layout will cost before it runs: python -m llm_jax.plan experiment=NAME devices=N hardware=NAME ...
+    """Predicts what a layout costs: python -m llm_jax.plan experiment=NAME devices=N hardware=NAME ...
 
       python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100
       python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=fsdp_tensor mesh.tensor=8 json=plan.json
       python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=all
       python -m llm_jax.plan experiment=llama3_8b devices=8 layout=fsdp_tensor picture=layout.png
 
-    It compiles the real train step with XLA's own GPU compiler for GPUs that are not here, and reads the result: memory,
-    collectives, kernels, and the time that walking the compiled schedule takes. It needs the extra `cuda`, and no GPU.
+    Compiles the real train step with XLA's GPU compiler for GPUs that are not here, and analyses the result:
+    memory, collectives, kernels, and the time that the compiled schedule takes in a simulation. Needs the
+    extra `cuda`, and no GPU.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
 
     experiment: Pairs = passed_on(lambda name: True, "experiment=NAME")
-    """The experiment, as in llm_jax.launch; so are from=FOLDER and all overrides: layout=fsdp, mesh.tensor=8, train.batch_size=256.
-    layout=all ranks every preset on every mesh that fits, by predicted tokens/s a device."""
+    """The experiment, as in llm_jax.launch; so are from=FOLDER and all overrides: layout=fsdp, mesh.tensor=8,
+    train.batch_size=256. layout=all ranks every preset on every mesh that fits, by predicted tokens/s a
+    device."""
     devices: int | None = argument(None, least=1)
-    """How many devices in all (required)."""
+    """Number of devices in all (required)."""
     hardware: str = argument("", shown="NAME", choices=hardware_names)
-    """The devices (layout/hardware.toml has their figures and sources)."""
+    """Kind of the devices (layout/hardware.toml has their figures and sources)."""
     compiler: Literal["gpu", "cpu"] = "gpu"
-    """compiler=cpu compiles for simulated CPU devices instead: without the extra, or for hardware that XLA can't compile for here. It is less
-    accurate, and the output says where."""
+    """compiler=cpu compiles for simulated CPU devices instead: without the extra, or for hardware that XLA
+    can't compile for here. It is less accurate, and the output lists in what."""
     json: Path | None = argument(None, shown="FILE", read=output_file)
     """Writes the plan as JSON."""
     trace: Path | None = argument(None, shown="FILE", read=output_file)
@@ -59,26 +61,26 @@ class PlanCommand:
 
     @property
     def all_layouts(self) -> bool:
-        """Whether every layout is to be ranked."""
+        """True for layout=all."""
         return [value for key, value in self.experiment if key == "layout"] == ["all"]
 
     @property
     def device_count(self) -> int:
-        """How many devices in all. Raises UserError if they are not given."""
+        """Number of devices in all. Raises UserError if it is not given."""
         if self.devices is None:
-            raise UserError("devices=N is missing: how many devices in all")
+            raise UserError("devices=N is missing. Give the number of devices in all")
         return self.devices
 
     def check(self) -> None:
-        """Raises UserError for what makes no sense with layout=all."""
+        """Raises UserError for keys that layout=all excludes."""
         if not self.all_layouts:
             return
         for key in ("trace", "text", "picture"):
             if getattr(self, key):
-                raise UserError(f"{key}={getattr(self, key)}: is of one layout, and layout=all plans many; give one")
+                raise UserError(f"{key}={getattr(self, key)}: needs a single layout, and layout=all plans many. Give one layout")
         for key, value in self.experiment:
             if key.startswith(("mesh", "layout.")):
-                raise UserError(f"{key}={value}: layout=all tries every mesh of every layout; leave it out, or give one layout")
+                raise UserError(f"{key}={value}: layout=all tries every mesh of every layout. Leave it out, or give one layout")
 
 
 OWN = tuple(f.name for f in dataclasses.fields(PlanCommand) if f.name != "experiment")
@@ -103,12 +105,13 @@ def plan(arguments: list[str]) -> int:
 
 
 def planned_experiment(command: PlanCommand) -> Experiment:
-    """The experiment of the command line; of layout=all without its layout. It sets the devices up, so JAX must not have started."""
+    """The experiment of the command line; for layout=all without its layout. Sets up the devices, so JAX must
+    not have started. Raises UserError."""
     use_absent_devices(command)
 
     from llm_jax.run.initial_weights import experiment_from_pairs  # imports JAX
 
-    check_keys(command.experiment)  # first: what is missing may be there, misspelled
+    check_keys(command.experiment)  # first: a missing key may be there, misspelled
     if not command.hardware and not command.picture:
         raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
     assert command.device_count
@@ -116,7 +119,8 @@ def planned_experiment(command: PlanCommand) -> Experiment:
 
 
 def use_absent_devices(command: PlanCommand) -> None:
-    """Sets the environment before JAX starts: GPUs of this machine are not used, and CPU devices are simulated where they are needed."""
+    """Sets the environment before JAX starts: GPUs of this machine are not used, and CPU devices are
+    simulated where they are needed."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags, simulate = os.environ.get("XLA_FLAGS", ""), "xla_force_host_platform_device_count"
     if command.devices and (command.compiler == "cpu" or command.picture) and simulate not in flags:
@@ -124,7 +128,8 @@ def use_absent_devices(command: PlanCommand) -> None:
 
 
 def check_keys(pairs: Pairs) -> None:
-    """Raises UserError for a key without a dot that no experiment has: it may have been meant for this command, or for the experiment."""
+    """Raises UserError for a key without a dot that no experiment has: it may have been meant for this
+    command, or for the experiment."""
     from llm_jax.core.config_tree import all_keys
     from llm_jax.experiment import Experiment  # imports JAX
 
@@ -136,8 +141,8 @@ def check_keys(pairs: Pairs) -> None:
 
 
 def plan_one(command: PlanCommand, experiment: Experiment) -> int:
-    """Plans the experiment's layout; prints and writes what was asked for."""
-    from llm_jax.layout.hardware import hardware
+    """Plans the experiment's layout, prints the plan and writes the files."""
+    from llm_jax.layout.hardware import hardware  # these import JAX, after `use_absent_devices`
     from llm_jax.plan.plan import make_plan
     from llm_jax.plan.report import print_plan
 
@@ -153,8 +158,8 @@ def plan_one(command: PlanCommand, experiment: Experiment) -> int:
 
 
 def rank_all(command: PlanCommand, experiment: Experiment) -> int:
-    """Plans every layout on every mesh; prints and writes the ranking."""
-    from llm_jax.layout.hardware import hardware
+    """Plans every layout on every mesh, prints the ranking and writes it to json=."""
+    from llm_jax.layout.hardware import hardware  # these import JAX, after `use_absent_devices`
     from llm_jax.plan.report import print_ranking
     from llm_jax.plan.search import search
 
@@ -169,8 +174,8 @@ def rank_all(command: PlanCommand, experiment: Experiment) -> int:
 
 
 def draw_picture(command: PlanCommand, experiment: Experiment) -> None:
-    """Draws the experiment's layout. It needs no hardware and compiles nothing."""
-    import jax
+    """Draws the experiment's layout into picture=. Needs no hardware and compiles nothing."""
+    import jax  # after `use_absent_devices`
 
     from llm_jax.plan.picture import draw
     from llm_jax.plan.plan import plan_program, with_assumptions
