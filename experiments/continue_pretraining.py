@@ -3,12 +3,15 @@
     python -m llm_jax.launch experiment=quickstart
     python -m llm_jax.launch experiment=continue_pretraining from=runs/quickstart/default data.source=german.jsonl run_dir=runs/german/first
 
-The model's shape, tokenizer and latest weights come from the folder; the optimizer state is new, so the learning rate is warmed up again.
-Expected: the first loss is that of the folder's model on the new text, not that of random weights (ln 4096 = 8.3).
+The model's shape, tokenizer and latest weights come from the folder; the optimizer state is new, so the
+learning rate is warmed up again.
+Expected: the first loss is that of the folder's model on the new text, not that of random weights (ln 4096 =
+8.3).
 
-Tried with a quickstart of 150 steps of 4 sequences (held-out loss 6.26 on the standard library, 7.31 on 1,776 German sentences), trained
-for 60 more steps on the sentences: 7.34 at the first step, and at the end 4.79 on held-out German and 7.56 on the standard library, most of
-which was forgotten. With data.mixture='{german.txt: 3, stdlib: 1}' the losses were 4.99 and 6.31 (`python -m llm_jax.evaluate RUN
+Tried with a quickstart of 150 steps of 4 sequences (held-out loss 6.26 on the standard library, 7.31 on 1,776
+German sentences), trained for 60 more steps on the sentences: 7.34 at the first step, and at the end 4.79 on
+held-out German and 7.56 on the standard library, most of which was forgotten. With
+data.mixture='{german.txt: 3, stdlib: 1}' the losses were 4.99 and 6.31 (`python -m llm_jax.evaluate RUN
 data.source=...`).
 """
 

@@ -2,9 +2,9 @@
 
     python -m llm_jax.plan experiment=llama2_7b devices=8 hardware=h100
 
-Shape: Touvron et al. 2023 (6,738,415,616 parameters; every query head has its own keys). Batch: 16 rows of 4,096, 2 per GPU
-on eight; `remat` keeps the result of every product and of attention (minimal_flash), as in the MaxText run whose speed
-NVIDIA's JAX-Toolbox publishes.
+Shape: Touvron et al. 2023 (6,738,415,616 parameters; every query head has its own keys). Batch: 16 rows of
+4,096, 2 per GPU on eight; `remat` keeps the result of every product and of attention (minimal_flash), as in
+the MaxText run whose speed NVIDIA's JAX-Toolbox publishes.
 Expected: not trained here. docs/plan.md compares the plan with published measurements.
 """
 

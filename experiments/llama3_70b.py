@@ -4,8 +4,9 @@
     python -m llm_jax.plan experiment=llama3_70b devices=512 hardware=h100 layout=fsdp_tensor mesh.tensor=8
     python -m llm_jax.plan experiment=llama3_70b devices=128 hardware=h100 train.batch_size=256   # NVIDIA's MaxText recipe
 
-Shape: Grattafiori et al. 2024, table 3 (70,553,706,496 parameters). Batch: 1,024 rows of 8,192 are eight million tokens, 2
-rows per GPU on 512. `remat` keeps queries, keys and values and recomputes the rest, as NVIDIA's recipe does (save_qkv_proj).
+Shape: Grattafiori et al. 2024, table 3 (70,553,706,496 parameters). Batch: 1,024 rows of 8,192 are eight
+million tokens, 2 rows per GPU on 512. `remat` keeps queries, keys and values and recomputes the rest, as
+NVIDIA's recipe does (save_qkv_proj).
 Expected: not trained here. docs/plan.md compares the plan with published measurements.
 """
 

@@ -5,9 +5,10 @@
     python -m llm_jax.plan experiment=llama3_8b devices=8 hardware=h100 train.batch_size=16     # torchtitan's published run
     python -m llm_jax.launch experiment=llama3_8b data.source=CORPUS tokenizer.file=TOKENIZER   # on 64 GPUs
 
-Shape: Grattafiori et al. 2024, table 3 (8,030,261,248 parameters, with the vocabulary of 128,256). Batch: 128 rows of 8,192
-are a million tokens, 2 rows per GPU on 64. `remat` keeps queries, values, attention and the gate and recomputes keys, the
-attention's projection and the up-projection, as torchtitan's selective checkpointing does.
+Shape: Grattafiori et al. 2024, table 3 (8,030,261,248 parameters, with the vocabulary of 128,256). Batch: 128
+rows of 8,192 are a million tokens, 2 rows per GPU on 64. `remat` keeps queries, values, attention and the
+gate and recomputes keys, the attention's projection and the up-projection, as torchtitan's selective
+checkpointing does.
 Expected: not trained here. docs/plan.md compares the plan with published measurements.
 """
 

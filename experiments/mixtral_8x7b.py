@@ -1,13 +1,14 @@
-"""Mixtral 8x7B: the published shape, a mixture of 8 experts of which each token uses 2, sequence 4096, to plan with.
+"""Mixtral 8x7B: the published shape, 8 experts of which each token uses 2, sequence 4096, to plan with.
 
     python -m llm_jax.plan experiment=mixtral_8x7b devices=64 hardware=h100
     python -m llm_jax.plan experiment=mixtral_8x7b devices=64 hardware=h100 layout=expert_tensor mesh.expert=8 mesh.tensor=2
     python -m llm_jax.plan experiment=mixtral_8x7b devices=64 hardware=h100 layout=all
 
-Shape: Jiang et al. 2024, table 1 (46,702,792,704 parameters, of which a token uses 12.9 B), and the coefficient of the balancing
-loss in its published configuration. It was trained with sequences of 32,768; speeds are usually published for 4,096. Each
-expert takes at most 1.25 times its share of a sequence's tokens, so shapes are fixed and can be planned. (dispatch=dropless
-runs loops whose trips depend on the tokens.) Batch: 256 rows of 4,096 are a million tokens.
+Shape: Jiang et al. 2024, table 1 (46,702,792,704 parameters, of which a token uses 12.9 B), and the
+coefficient of the balancing loss in its published configuration. It was trained with sequences of 32,768;
+speeds are usually published for 4,096. Each expert takes at most 1.25 times its share of a sequence's tokens,
+so shapes are fixed and can be planned. (dispatch=dropless runs loops whose trips depend on the tokens.)
+Batch: 256 rows of 4,096 are a million tokens.
 Expected: not trained here.
 """
 

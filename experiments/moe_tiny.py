@@ -3,11 +3,12 @@
     python -m llm_jax.launch experiment=moe_tiny
     python -m llm_jax.launch experiment=moe_tiny model.moe.experts=0 run_dir=runs/moe_tiny/dense
 
-The quickstart's model with 8 experts of half its feed-forward width in every layer, of which a token uses 2: the active parameters and the
-FLOPs per token are those of the quickstart, plus the router; the total of parameters is larger. Biases, as in DeepSeek-V3, and a small loss
-keep loads even. The second command trains the dense model in the same way.
-Measured so far, on a busy machine: training loss 7.2 at step 23, 5.25 at step 181, largest load about twice the mean. A whole run, and the
-comparison with the dense one, are still to be made.
+The quickstart's model with 8 experts of half its feed-forward width in every layer, of which a token uses 2:
+the active parameters and the FLOPs per token are those of the quickstart, plus the router; the total of
+parameters is larger. Biases, as in DeepSeek-V3, and a small loss keep loads even. The second command trains
+the dense model in the same way.
+Measured so far, on a busy machine: training loss 7.2 at step 23, 5.25 at step 181, largest load about twice
+the mean. A whole run, and the comparison with the dense one, are still to be made.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

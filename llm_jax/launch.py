@@ -17,15 +17,16 @@ run_dir=FOLDER    the run folder; rerun the same command to resume
   --dry-run       prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job script, and stops
   --help          prints this text
 
-A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are skipped, and
-runs.csv has a row for each; key=value overrides the value of every point:
+A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are
+skipped, and runs.csv has a row for each; key=value overrides the value of every point:
 
   python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
   python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
   python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
 
-submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or for a grid's runs. The job
-saves before its time limit and when it is preempted, and requeues itself until the run is finished:
+submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or
+for a grid's runs. The job saves before its time limit and when it is preempted, and requeues itself until the
+run is finished:
 
   python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
   python -m llm_jax.slurm.status RUN_DIR
@@ -37,11 +38,11 @@ slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (default: one p
   --go-on         for the job that waits for a grid's runs: submits the runs that their results require, or fits and reports
 
 To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
-Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its traceback),
-2 an invalid argument or value (one line names it), 3 the run diverged,
-85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
-also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the same step twice:
-a restart would not help.
+Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its
+traceback), 2 an invalid argument or value (one line names it), 3 the run diverged, 85 stopped by SIGTERM,
+SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
+also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the
+same step twice: a restart would not help.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def launch(arguments: list[str]) -> int:
         return 0
 
     begun = time.monotonic()
-    submits = any(key == "submit" for key, _ in pairs)  # a submission is one process, even where it is started inside a job
-    with Group(Task() if submits else read_task(os.environ)) as group:  # before JAX is imported, so that signals are handled from here on
+    # a submission is one process, even where it is started inside a job
+    submits = any(key == "submit" for key, _ in pairs)
+    # before JAX is imported, so that signals are handled from here on
+    with Group(Task() if submits else read_task(os.environ)) as group:
         return launch_experiment(flags, pairs, group, begun)
 
 
@@ -89,7 +92,8 @@ def help_text() -> str:
 
 
 def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:
-    """Runs the command line as one process of the group. begun: this process's start, as `time.monotonic()` counts."""
+    """Runs the command line as one process of the group. begun: this process's start, as `time.monotonic()`
+    counts."""
     from llm_jax import experiment as experiments
     from llm_jax.run.initial_weights import with_command_line
     from llm_jax.slurm.submit import make_submission, split_pairs, submit_run

@@ -3,8 +3,10 @@
     python tools/bench_train_step.py experiment=bench/w1
     python -m llm_jax.launch experiment=bench/w1      (trains it on the standard library)
 
-Six layers of 384, SwiGLU 1024, RoPE, RMSNorm, tied embeddings, vocabulary 8192; 8 sequences of 256, float32, AdamW, clip 1.0.
-Expected on two CPU cores: above 1,340 tokens/s and 55 % of the machine's matrix-product peak; docs/log.md has the measurements.
+Six layers of 384, SwiGLU 1024, RoPE, RMSNorm, tied embeddings, vocabulary 8192; 8 sequences of 256, float32,
+AdamW, clip 1.0.
+Expected on two CPU cores: above 1,340 tokens/s and 55 % of the machine's matrix-product peak; docs/log.md has
+the measurements.
 """
 
 from llm_jax.data import TokenizerConfig

@@ -3,8 +3,9 @@
     python tools/bench_train_step.py experiment=bench/w2
     python -m llm_jax.launch experiment=bench/w2      (trains it on the standard library)
 
-Six layers of 384, GELU 1536, learned positions, LayerNorm, biases, tied embeddings, vocabulary 8192; 8 sequences of 256,
-float32, AdamW, clip 1.0. Expected on two CPU cores: above 1,340 tokens/s and 55 % of the machine's matrix-product peak.
+Six layers of 384, GELU 1536, learned positions, LayerNorm, biases, tied embeddings, vocabulary 8192; 8
+sequences of 256, float32, AdamW, clip 1.0. Expected on two CPU cores: above 1,340 tokens/s and 55 % of the
+machine's matrix-product peak.
 """
 
 import dataclasses

@@ -1,14 +1,16 @@
-"""W3, a standard workload for GPUs of the Hopper generation and newer: Llama-like, 1.1 B parameters, sequence 4096, bfloat16.
+"""W3, a standard workload for GPUs since Hopper: Llama-like, 1.1 B parameters, sequence 4096, bfloat16.
 
     XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m llm_jax.launch experiment=bench/w3
     python -m llm_jax.plan experiment=bench/w3 devices=1 hardware=h200 model.max_segments=5    # its memory, without a GPU
 
-The batch fills one H200 (JAX's default is 0.75 of the memory): 13.2 GB of state, 113.5 GB of
-temporaries, up to 5 GB of cuDNN's workspace, of 151.4 GB. `remat` keeps the result of every matrix product and of
-attention and recomputes only the operations between (norms, rotations, SwiGLU): 0.9 MB per token, where `none` keeps 3.0 MB. On 80 GB (H100) use
-train.batch_size=12. On 8 GPUs the weights are split (layout fsdp): train.batch_size=224.
+The batch fills one H200 (JAX's default is 0.75 of the memory): 13.2 GB of state, 113.5 GB of temporaries, up
+to 5 GB of cuDNN's workspace, of 151.4 GB. `remat` keeps the result of every matrix product and of attention
+and recomputes only the operations between (norms, rotations, SwiGLU): 0.9 MB per token, where `none` keeps
+3.0 MB. On 80 GB (H100) use train.batch_size=12. On 8 GPUs the weights are split (layout fsdp):
+train.batch_size=224.
 
-Corpus: the Python standard library, a stand-in that every machine has: 2 M tokens, so this measures speed, not language.
+Corpus: the Python standard library, a stand-in that every machine has: 2 M tokens, so this measures speed,
+not language.
 Expected: not yet measured on a GPU. The compiled step is tested (tests/gpu_compile/test_w3.py).
 """
 

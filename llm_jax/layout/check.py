@@ -10,7 +10,8 @@ from llm_jax.model.config import ModelConfig
 
 
 def check_model(model: ModelConfig, place: MeshPlacement, more: Mapping[str, tuple[int, str]] = MappingProxyType({})) -> None:
-    """Raises UserError for a model that the layout can't split. more: other dims to check, dim → (size, key that sets it)."""
+    """Raises UserError for a model that the layout can't split. more: other dims to check, dim → (size, key
+    that sets it)."""
     dims = ("layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp")
     place.check_divides({**more, **{dim: (size, f"model.{dim}") for dim in dims if (size := getattr(model, dim)) is not None}})
     moe = model.moe

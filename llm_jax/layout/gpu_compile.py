@@ -1,7 +1,9 @@
-"""Compiling for GPUs that are absent, with XLA's GPU compiler: devices to compile for, and reading a compiled step.
+"""Compiling for GPUs that are absent, with XLA's GPU compiler: devices to compile for, and reading a compiled
+step.
 
-It needs the CUDA plugin (extra `cuda`) but no driver and no GPU, and leaves the CPU backend of the process alone. A compiled
-step has no times, no choices of the autotuner, and no workspaces of cuDNN: those are known on a device only.
+It needs the CUDA plugin (extra `cuda`) but no driver and no GPU, and leaves the CPU backend of the process
+alone. A compiled step has no times, no choices of the autotuner, and no workspaces of cuDNN: those are known
+on a device only.
 """
 
 from __future__ import annotations
@@ -51,14 +53,16 @@ def target_config(hardware: Hardware) -> str:
 
 
 def require_cuda() -> None:
-    """Raises UserError where XLA's GPU compiler is not installed; otherwise sets the environment so that it loads without a driver."""
+    """Raises UserError where XLA's GPU compiler is not installed; otherwise sets the environment so that it
+    loads without a driver."""
     if importlib.util.find_spec("jax_plugins") is None or not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
         raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra, pip install 'llm_jax[cuda]'")
     os.environ.setdefault(NO_DRIVER, "1")
 
 
 def topology_devices(name: str, devices: int) -> list[Any]:
-    """`devices` absent GPUs of the hardware called `name`, sorted by node (`process_index`), for a `jax.sharding.Mesh`.
+    """`devices` absent GPUs of the hardware called `name`, sorted by node (`process_index`), for a
+    `jax.sharding.Mesh`.
 
     Raises UserError for unknown hardware, for nodes that are not full, and where the plugin is missing.
     """
@@ -79,10 +83,11 @@ def topology_mesh(name: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 
 
 def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]) -> CompiledStep:
-    """Compiles `step`, a jitted function with its own compiler options, for the devices of `mesh` (`topology_mesh`).
+    """Compiles `step`, a jitted function with its own compiler options, for the devices of `mesh`
+    (`topology_mesh`).
 
-    abstract_args: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`. The machine code will not run, so it is not optimized:
-    that would take time, and neither text nor memory depends on it.
+    abstract_args: trees of `jax.ShapeDtypeStruct` with shardings on `mesh`. The machine code will not run, so
+    it is not optimized: that would take time, and neither text nor memory depends on it.
     """
     with jax.set_mesh(mesh), no_compilation_cache():
         return CompiledStep(step.lower(*abstract_args).compile(compiler_options={"xla_backend_optimization_level": 0}))
@@ -90,7 +95,8 @@ def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]
 
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
-    """Turns JAX's compilation cache off. It can write programs for absent devices but not read them: it would warn and recompile."""
+    """Turns JAX's compilation cache off. It can write programs for absent devices but not read them: it would
+    warn and recompile."""
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it reads the option only once
@@ -108,22 +114,26 @@ class WhileLoop:
     trips: int | None
     """How often it runs; None where XLA doesn't know."""
     carried: dict[hlo.Shape, int]
-    """(dtype, dims) of the arrays that it carries → how many there are. Stacks over all layers are among them."""
+    """(dtype, dims) of the arrays that it carries → how many there are. Stacks over all layers are among
+    them."""
 
     def largest(self, count: int = 10) -> list[tuple[int, int, str, tuple[int, ...]]]:
-        """(bytes in all, number of arrays, dtype, dims) of the kinds of arrays that take most bytes, largest first."""
+        """(bytes in all, number of arrays, dtype, dims) of the kinds of arrays that take most bytes, largest
+        first."""
         return sorted(((n * shape.bytes, n, *shape) for shape, n in self.carried.items()), reverse=True)[:count]
 
 
 class CompiledStep:
-    """A compiled step: the memory it allocates and the kernels it calls, read from its memory analysis and its scheduled HLO."""
+    """A compiled step: the memory it allocates and the kernels it calls, read from its memory analysis and
+    its scheduled HLO."""
 
     def __init__(self, compiled: Any):
         self.compiled = compiled
         self.text: str = compiled.as_text()
 
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes per device: arguments, outputs, aliased (outputs in the memory of arguments), temporaries, and the total."""
+        """Bytes per device: arguments, outputs, aliased (outputs in the memory of arguments), temporaries,
+        and the total."""
         stats = self.compiled.memory_analysis()
         parts = {
             "arguments": stats.argument_size_in_bytes,
@@ -139,7 +149,8 @@ class CompiledStep:
         return hlo.parse(self.text)
 
     def loops(self) -> list[WhileLoop]:
-        """The loops (scans over layers, chunks, microbatches) in the order of the text, with the arrays that they carry."""
+        """The loops (scans over layers, chunks, microbatches) in the order of the text, with the arrays that
+        they carry."""
         whiles = [i for computation in self.module.computations.values() for i in computation if i.opcode == "while"]
         return [WhileLoop(i.trips, Counter(i.shapes)) for i in whiles]
 
@@ -152,5 +163,6 @@ class CompiledStep:
         return {shape for computation in self.module.allocating() for i in computation for shape in i.shapes}
 
     def buffers_with(self, *sizes: int) -> set[hlo.Shape]:
-        """(dtype, dims) of the allocated arrays that have all these dims: `buffers_with(T, T)` finds attention scores."""
+        """(dtype, dims) of the allocated arrays that have all these dims: `buffers_with(T, T)` finds
+        attention scores."""
         return {shape for shape in self.buffer_shapes() if all(shape.dims.count(n) >= sizes.count(n) for n in sizes)}

@@ -13,8 +13,9 @@ from llm_jax.core.errors import check_choice
 
 TABLE = Path(__file__).with_suffix(".toml")
 USABLE_MEMORY = 0.92
-"""The fraction of a device's memory that a program can have, with XLA_PYTHON_CLIENT_MEM_FRACTION set to it (JAX's default is
-0.75). The rest is for CUDA's context and NCCL's buffers; NVIDIA's MaxText recipe for Llama 3 70B uses 0.94."""
+"""The fraction of a device's memory that a program can have, with XLA_PYTHON_CLIENT_MEM_FRACTION set to it
+(JAX's default is 0.75). The rest is for CUDA's context and NCCL's buffers; NVIDIA's MaxText recipe for Llama
+3 70B uses 0.94."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device and the systems that it is built into. Bandwidths are bytes/s that one device sends, in one direction."""
+    """A device and the systems that it is built into. Bandwidths are bytes/s that one device sends, in one
+    direction."""
 
     name: str
     """The name for `hardware=`: "h100"."""
@@ -50,7 +52,8 @@ class Hardware:
     kinds: tuple[str, ...]
     """Words of JAX's `device_kind` that identify it."""
     peak_flops: dict[str, float]
-    """FLOP/s of dense matrix products by dtype: "bfloat16", and "float32" in JAX's default precision (TF32 on NVIDIA GPUs)."""
+    """FLOP/s of dense matrix products by dtype: "bfloat16", and "float32" in JAX's default precision (TF32 on
+    NVIDIA GPUs)."""
     memory_bytes: int
     """Device memory as the driver reports it."""
     memory_bandwidth: float
@@ -83,7 +86,8 @@ def hardware_names() -> list[str]:
 
 
 def datasheet_peak(device_kind: str, dtype: str) -> float | None:
-    """Datasheet FLOP/s in products of `dtype` of the device that JAX calls `device_kind`; None for an unknown one."""
+    """Datasheet FLOP/s in products of `dtype` of the device that JAX calls `device_kind`; None for an unknown
+    one."""
     rows = [*_table()["peak_only"], *(_table()[name] for name in hardware_names())]
     words = lambda kind: re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device_kind)  # noqa: E731  # an RTX A4000 is no A40
     fitting = [(len(kind), row["peak_flops"][dtype]) for row in rows for kind in row["kinds"] if words(kind)]

@@ -1,7 +1,8 @@
 """Parses XLA's compiled program, the text of scheduled HLO, into computations and instructions.
 
-It reads the text of XLA's GPU and CPU compilers of JAX 0.10 and 0.11. Instructions keep the order of the text, which is the order
-in which they run. Attributes are parsed on first use, so a program of 512 devices parses in a second.
+It reads the text of XLA's GPU and CPU compilers of JAX 0.10 and 0.11. Instructions keep the order of the
+text, which is the order in which they run. Attributes are parsed on first use, so a program of 512 devices
+parses in a second.
 """
 
 from __future__ import annotations
@@ -100,12 +101,14 @@ class Instruction:
         return sum(shape.bytes for shape in self.shapes)
 
     def attribute(self, name: str) -> str | None:
-        """The text of an attribute that is one word or a list in braces, without the braces; None if it is missing."""
+        """The text of an attribute that is one word or a list in braces, without the braces; None if it is
+        missing."""
         found = re.search(rf"[ ,]{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
         return None if found is None else found[1] if found[1] is not None else found[2]
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """An attribute that is a list of integers: `lhs_contracting_dims={1}` → (1,). Empty if it is missing."""
+        """An attribute that is a list of integers: `lhs_contracting_dims={1}` → (1,). Empty if it is
+        missing."""
         return integers(self.attribute(name) or "")
 
     @property
@@ -141,10 +144,12 @@ class Instruction:
         return int(found[1]) if found else None
 
     def replica_groups(self, devices: int) -> np.ndarray:
-        """The groups of devices that a collective runs over: int [groups, size], positions in the program's order of devices.
+        """The groups of devices that a collective runs over: int [groups, size], positions in the program's
+        order of devices.
 
-        XLA prints them in three forms: lists, `[8,8]<=[64]T(1,0)` (an iota, reshaped and transposed), and axes of a mesh. Without
-        groups, or with empty ones, all devices are one group. Groups of different sizes raise ValueError.
+        XLA prints them in three forms: lists, `[8,8]<=[64]T(1,0)` (an iota, reshaped and transposed), and
+        axes of a mesh. Without groups, or with empty ones, all devices are one group. Groups of different
+        sizes raise ValueError.
         """
         text = self.rest
         if mesh := _MESH.search(text):
@@ -166,7 +171,8 @@ class Instruction:
 
 
 def _iota(text: str, dims: tuple[int, ...] | None) -> np.ndarray:
-    """The devices of `[2,4]<=[4,2]T(1,0)`: 0, 1, ... in the shape on the right, transposed, in the shape on the left (or `dims`)."""
+    """The devices of `[2,4]<=[4,2]T(1,0)`: 0, 1, ... in the shape on the right, transposed, in the shape on
+    the left (or `dims`)."""
     found = _IOTA.match(text)
     if not found:
         raise ValueError(f"not a list of devices: {text[:80]}")
@@ -177,7 +183,8 @@ def _iota(text: str, dims: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _mesh_groups(axes: str, device_ids: str | None, used: str) -> np.ndarray:
-    """Groups over axes of a mesh, `mesh['a'=2,'b'=4] {'b'}`. `'b':(2)2` is the factor 2 of axis b after its first factor of 2."""
+    """Groups over axes of a mesh, `mesh['a'=2,'b'=4] {'b'}`. `'b':(2)2` is the factor 2 of axis b after its
+    first factor of 2."""
     names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
     if device_ids is None:
         devices = np.arange(math.prod(sizes)).reshape(sizes)
@@ -246,7 +253,8 @@ class Module:
     """True if the order of the text is the order of execution."""
 
     def allocating(self) -> Iterator[Computation]:
-        """The computations whose results are in memory; those of fusions and reductions keep theirs in registers."""
+        """The computations whose results are in memory; those of fusions and reductions keep theirs in
+        registers."""
         inlined: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation:

@@ -1,4 +1,5 @@
-"""A layout is data: five small tables from names of dims to mesh axes, and the placement of every array that follows from them.
+"""A layout is data: five small tables from names of dims to mesh axes, and the placement of every array that
+follows from them.
 
 | table       | what it places                                                    |
 | ----------- | ----------------------------------------------------------------- |
@@ -8,13 +9,14 @@
 | `residual`  | the stream between blocks; added to `compute`                     |
 | `attention` | queries, keys and values while they attend; added to `compute`    |
 
-An entry is the mesh axis that splits the dim, or several joined by commas; "" removes the entry of the table that it is added to.
-In one array a mesh axis splits one dim: the first that names it. In a product of activations and a weight the activations come
-first: an axis that splits batch or sequence can split a weight at rest only, and the weight is gathered over it for use.
+An entry is the mesh axis that splits the dim, or several joined by commas; "" removes the entry of the table
+that it is added to. In one array a mesh axis splits one dim: the first that names it. In a product of
+activations and a weight the activations come first: an axis that splits batch or sequence can split a weight
+at rest only, and the weight is gathered over it for use.
 
-Three dims may have a size that does not divide (UNEVEN_OK). Key/value heads fewer than the devices that split them stay whole, and
-each device takes those that its queries need. Attention's latents are split at rest by as many axes as divide them. A
-vocabulary stays whole at rest, and is padded while it is multiplied.
+Three dims may have a size that does not divide (UNEVEN_OK). Key/value heads fewer than the devices that split
+them stay whole, and each device takes those that its queries need. Attention's latents are split at rest by
+as many axes as divide them. A vocabulary stays whole at rest, and is padded while it is multiplied.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ PLACEABLE: dict[Table, tuple[str, ...]] = {
     "residual": ("batch", "sequence", "embed"),
     "attention": ("batch", "sequence", "keys", "heads", "kv_heads"),
 }
-"""The dims that each table can place: those of its arrays. `attention` has no head_dim, since scores are a sum over it."""
+"""The dims that each table can place: those of its arrays. `attention` has no head_dim, since scores are a
+sum over it."""
 CONTRACTED = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"}
 """Dims of weights that are multiplied with activations: batch and sequence take the axes that both name."""
 PADDED = ("vocab",)
@@ -59,7 +62,8 @@ class Layout:
     name: str = "single"
     """The layout's name in headers and errors."""
     mesh: dict[str, int] = field(default_factory=lambda: {"data": 1})
-    """The mesh axes and their default sizes, slowest network first; -1: all devices that the other axes leave."""
+    """The mesh axes and their default sizes, slowest network first; -1: all devices that the other axes
+    leave."""
     compute: Axes = field(default_factory=dict)
     """Placement of weights and activations while they are multiplied."""
     stored: Axes = field(default_factory=dict)
@@ -71,10 +75,12 @@ class Layout:
     attention: Axes = field(default_factory=dict)
     """Placement of queries, keys and values while they attend, where it differs from `compute`."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    """How the batch flows through the stages of a pipeline: the mesh axes over which `compute` splits `layers`."""
+    """How the batch flows through the stages of a pipeline: the mesh axes over which `compute` splits
+    `layers`."""
 
     def check(self) -> None:
-        """Raises UserError for an unknown dim or axis, for a dim that a table can't place, and for an impossible pipeline."""
+        """Raises UserError for an unknown dim or axis, for a dim that a table can't place, and for an
+        impossible pipeline."""
         for table in TABLES:
             for dim, axes in getattr(self, table).items():
                 if dim not in DIMS:
@@ -138,8 +144,8 @@ class Layout:
 
 
 def with_latent(table: Axes) -> Axes:
-    """A table of weights at rest in which attention's latents, without an entry of their own, are split like `embed`: most of
-    latent attention's weights have one of the two dims."""
+    """A table of weights at rest in which attention's latents, without an entry of their own, are split like
+    `embed`: most of latent attention's weights have one of the two dims."""
     return {"latent": table["embed"], **table} if "embed" in table else table
 
 
@@ -156,7 +162,8 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
 def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis splits the first dim that names it.
 
-    With the array's shape and the mesh, the dims of `UNEVEN_OK` are split by as many of their axes as divide them.
+    With the array's shape and the mesh, the dims of `UNEVEN_OK` are split by as many of their axes as divide
+    them.
     """
     used: set[str] = set()
     entries: list[Any] = []
@@ -223,7 +230,8 @@ class MeshPlacement(StagePlacement):
         return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, master_spec), strict=True)))
 
     def _scattered(self, dims: Dims, master_spec: PartitionSpec) -> list[tuple[str, ...]]:
-        """For each dim of a weight: the axes of the batch that split the master parameter and not the weight in use."""
+        """For each dim of a weight: the axes of the batch that split the master parameter and not the weight
+        in use."""
         batch, scattered = {*self.axes("batch"), *self.axes("sequence")}, []
         for in_use, at_rest in zip(self.split(dims), map(entry_axes, master_spec), strict=True):
             more = at_rest[len(in_use) :] if at_rest[: len(in_use)] == in_use else ()
@@ -324,7 +332,8 @@ class MeshPlacement(StagePlacement):
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def check_divides(self, sizes: dict[str, tuple[int, str]]) -> None:
-        """Raises UserError for a dim whose size is no multiple of the devices that split it. sizes: dim → (size, key that sets it)."""
+        """Raises UserError for a dim whose size is no multiple of the devices that split it. sizes: dim →
+        (size, key that sets it)."""
         for table_name, table in self.tables.items():
             for dim, (size, key) in sizes.items():
                 if dim in PADDED:
@@ -340,7 +349,8 @@ class MeshPlacement(StagePlacement):
             self.check_stages(sizes)
 
     def check_stages(self, sizes: dict[str, tuple[int, str]]) -> None:
-        """Raises UserError where layers, microbatches or the batch (if `sizes` has one) don't divide over the pipeline's stages."""
+        """Raises UserError where layers, microbatches or the batch (if `sizes` has one) don't divide over the
+        pipeline's stages."""
         stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
         layout = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
         groups = stages * config.rounds

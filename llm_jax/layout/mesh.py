@@ -15,7 +15,8 @@ from llm_jax.layout.layout import Layout
 
 
 def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[str, int]:
-    """The size of every mesh axis: the layout's, then the overrides, with one -1 replaced by the devices that are left.
+    """The size of every mesh axis: the layout's, then the overrides, with one -1 replaced by the devices that
+    are left.
 
     Without a -1 the mesh may use fewer devices than there are. Any other misfit raises UserError.
     """
@@ -44,7 +45,8 @@ def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[
 
 
 def make_mesh(layout: Layout, overrides: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a layout on these devices (None: all). The first axis is the slowest: devices are sorted by node first."""
+    """The mesh of a layout on these devices (None: all). The first axis is the slowest: devices are sorted by
+    node first."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(layout, overrides, len(devices))
     used = math.prod(sizes.values())
@@ -52,15 +54,17 @@ def make_mesh(layout: Layout, overrides: dict[str, int], devices: Sequence[jax.D
         raise UserError(f"layout {layout.name}: uses {used} of {len(devices)} devices; with several processes all must be used")
     axis_types = (AxisType.Explicit,) * len(sizes)
     if devices[0].platform == "tpu" and used == len(devices):
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)  # arranges the axes on the torus
+        # arranges the axes on the torus
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)
     return Mesh(np.array(by_node(devices)[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
 
 
 def nodes(devices: Sequence[Any]) -> list[int]:
     """The number of each device's node; devices of one node exchange data without the network.
 
-    A GPU that is present has a `slice_index`: its host's number, or that of an NVLink domain of several hosts, whatever the
-    processes are. For absent GPUs (`gpu_compile`) it is always 0: there, and on CPUs, each process is a node.
+    A GPU that is present has a `slice_index`: its host's number, or that of an NVLink domain of several
+    hosts, whatever the processes are. For absent GPUs (`gpu_compile`) it is always 0: there, and on CPUs,
+    each process is a node.
     """
     slices = [getattr(device, "slice_index", 0) for device in devices]
     if len(set(slices)) > 1 or (devices[0].platform == "gpu" and not absent(devices)):
@@ -74,13 +78,15 @@ def absent(devices: Sequence[Any]) -> bool:
 
 
 def by_node(devices: Sequence[Any]) -> list[Any]:
-    """The devices sorted by node. `jax.devices()` is sorted by process, and Slurm may distribute processes over nodes in turn."""
+    """The devices sorted by node. `jax.devices()` is sorted by process, and Slurm may distribute processes
+    over nodes in turn."""
     order = sorted(zip(nodes(devices), devices, strict=True), key=lambda pair: (pair[0], pair[1].process_index, pair[1].id))
     return [device for _, device in order]
 
 
 def network_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes along which devices are on different nodes, so that collectives over them use the network."""
+    """The mesh axes along which devices are on different nodes, so that collectives over them use the
+    network."""
     node = np.array(nodes(list(mesh.devices.flat))).reshape(mesh.devices.shape)
     return tuple(axis for i, axis in enumerate(mesh.axis_names) if (node != np.take(node, [0], i)).any())
 

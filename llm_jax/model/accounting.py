@@ -1,8 +1,10 @@
-"""Parameters and training FLOPs of a model, counted from its configuration, in every convention that scaling laws use.
+"""Parameters and training FLOPs of a model, counted from its configuration, in every convention that scaling
+laws use.
 
-The convention moves a law's exponents: Kaplan et al. (2020) leave the embeddings out of N, Hoffmann et al. (2022) count them,
-and Porian et al. (2024) find that counting the head, which every token is multiplied with, explains much of the difference
-between the two. So a run records all conventions, and a fit names the one that it uses.
+The convention moves a law's exponents: Kaplan et al. (2020) leave the embeddings out of N, Hoffmann et al.
+(2022) count them, and Porian et al. (2024) find that counting the head, which every token is multiplied with,
+explains much of the difference between the two. So a run records all conventions, and a fit names the one
+that it uses.
 
 Every function takes a configuration that is `resolved`, with its vocabulary; no model is built.
 """
@@ -24,14 +26,16 @@ CONVENTIONS = {
 }
 """A convention's name → the columns of N and of FLOPs in a run table.
 
-6nd: N counts all weights. 6nd_non_embedding: N leaves out the token and position tables and the head (Kaplan et al.).
-6nd_with_head: N leaves out the tables and counts a head of vocabulary x width, tied or not (Porian et al.). exact: 6 FLOPs for
-each weight of a matrix product, head included, and the products of attention that the causal mask leaves; MFU counts these.
+6nd: N counts all weights. 6nd_non_embedding: N leaves out the token and position tables and the head (Kaplan
+et al.). 6nd_with_head: N leaves out the tables and counts a head of vocabulary x width, tied or not (Porian
+et al.). exact: 6 FLOPs for each weight of a matrix product, head included, and the products of attention that
+the causal mask leaves; MFU counts these.
 """
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """N in every convention: the columns of a run table that begin with "parameters". All experts of a mixture count."""
+    """N in every convention: the columns of a run table that begin with "parameters". All experts of a
+    mixture count."""
     return _parameters_by_convention(config, parameter_count(config))
 
 
@@ -46,11 +50,13 @@ def _parameters_by_convention(config: ModelConfig, total: int) -> dict[str, int]
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> dict[str, float]:
-    """FLOPs of one token's forward and backward pass in every convention: the columns that begin with "flops_".
+    """FLOPs of one token's forward and backward pass in every convention: the columns that begin with
+    "flops_".
 
-    6 N for each N, where a mixture of experts counts the experts that a token is sent to. Attention's products (of queries with
-    keys, and of probabilities with values) take 12 x layers x heads x head_dim for each key that a query sees: the whole
-    sequence (`full`, as most papers and libraries count), or the keys that the causal mask leaves, (T + 1) / 2 on average (`causal`).
+    6 N for each N, where a mixture of experts counts the experts that a token is sent to. Attention's
+    products (of queries with keys, and of probabilities with values) take 12 x layers x heads x head_dim for
+    each key that a query sees: the whole sequence (`full`, as most papers and libraries count), or the keys
+    that the causal mask leaves, (T + 1) / 2 on average (`causal`).
     """
     active = _parameters_by_convention(config, active_parameters(config, parameter_count(config)))
     per_key = attention_flops_per_key(config)
@@ -75,7 +81,8 @@ def size(config: ModelConfig, convention: str) -> int:
 
 
 def cost_per_token(config: ModelConfig, sequence_length: int, convention: str) -> float:
-    """FLOPs of training on one token, in one of the CONVENTIONS: a budget divided by this is a number of tokens."""
+    """FLOPs of training on one token, in one of the CONVENTIONS: a budget divided by this is a number of
+    tokens."""
     return flops_per_token(config, sequence_length)[columns(convention)[1]]
 
 
@@ -93,7 +100,8 @@ def published_shapes() -> dict[str, Any]:
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that every token is multiplied with: projections, feed-forward and the head (tied or not).
 
-    A mixture of experts counts its active part: the router, the shared expert and as many experts as a token is sent to.
+    A mixture of experts counts its active part: the router, the shared expert and as many experts as a token
+    is sent to.
     """
     c = config
     assert c.kv_heads
@@ -143,13 +151,15 @@ def keys_per_query(sequence_length: int, window: int | None) -> float:
 
 
 def attention_flops_per_key(config: ModelConfig) -> int:
-    """FLOPs for one query and one key in one layer, forward and backward, of all heads: the products with the key and its value."""
+    """FLOPs for one query and one key in one layer, forward and backward, of all heads: the products with the
+    key and its value."""
     assert config.head_dim
     return 3 * 2 * config.heads * (config.head_dim + config.value_dim)
 
 
 def keys_per_query_of_all_layers(config: ModelConfig, sequence_length: int) -> float:
-    """Keys that a query sees on average, summed over the layers with their own windows (see `keys_per_query`)."""
+    """Keys that a query sees on average, summed over the layers with their own windows (see
+    `keys_per_query`)."""
     windows = (config.of_layer(layer).window for layer in range(config.layers))
     return sum(keys_per_query(sequence_length, window) for window in windows)
 
@@ -157,15 +167,16 @@ def keys_per_query_of_all_layers(config: ModelConfig, sequence_length: int) -> f
 def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs of one token's forward and backward pass: 6 per matmul weight, and causal attention.
 
-    A multiply-add is 2 FLOPs; the backward pass is twice the forward one. Attention counts only the keys that the
-    causal mask (and the window) lets a query see, in rows of one document; recomputation (remat), norms, softmax and
-    the optimizer are not counted. This is the convention of every MFU that llm_jax prints.
+    A multiply-add is 2 FLOPs; the backward pass is twice the forward one. Attention counts only the keys that
+    the causal mask (and the window) lets a query see, in rows of one document; recomputation (remat), norms,
+    softmax and the optimizer are not counted. This is the convention of every MFU that llm_jax prints.
     """
     return 6 * matmul_parameters(config) + attention_flops_per_key(config) * keys_per_query_of_all_layers(config, sequence_length)
 
 
 def non_embedding_parameters(config: ModelConfig, total: int) -> int:
-    """The parameters without the token and position tables and without an untied head; `total`: all parameters."""
+    """The parameters without the token and position tables and without an untied head; `total`: all
+    parameters."""
     assert config.vocab
     tables = config.vocab * config.embed * (1 if config.tied_embeddings else 2)
     if config.position == "learned":

@@ -1,4 +1,5 @@
-"""Causal self-attention with grouped-query heads, packed documents and a choice of kernels (`model/kernels/`)."""
+"""Causal self-attention with grouped-query heads, packed documents and a choice of kernels
+(`model/kernels/`)."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Attention(nnx.Module):
             self.query_norm, self.key_norm = (Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes)
 
     def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments_BT: jax.Array | None) -> jax.Array:
-        """x_BTD in the compute placement → y_BTD in the residual placement. rope: from `rope`. segments_BT: see `attend`."""
+        """x_BTD in the compute placement → y_BTD in the residual placement. rope: from `rope`. segments_BT:
+        see `attend`."""
         return self.project_out(self.attend(*self.heads(x_BTD, rope), segments_BT))
 
     @property
@@ -58,7 +60,8 @@ class Attention(nnx.Module):
         return rope_tables(self.config, positions_BT) if self.config.position == "rope" else None
 
     def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(q_BTHK, k_BSGK, v_BSGK) in the compute dtype, queries and keys rotated; scores are q k head_dim^-0.5."""
+        """(q_BTHK, k_BSGK, v_BSGK) in the compute dtype, queries and keys rotated; scores are q k
+        head_dim^-0.5."""
         config, place = self.config, self.place
         q_BTHK = project("BTD,DHK->BTHK", x_BTD, self.query, config, place)
         k_BSGK = project("BTD,DGK->BTGK", x_BTD, self.key, config, place)
@@ -82,15 +85,18 @@ class Attention(nnx.Module):
         return checkpoint_name(y_BTD, "attention_out")
 
     def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
-        """out_BTHK of the chosen kernel, run on each device's own heads and rows (over a split sequence: `attention_context`).
+        """out_BTHK of the chosen kernel, run on each device's own heads and rows (over a split sequence:
+        `attention_context`).
 
-        Values may be narrower than keys; the result then has their width. segments_BS: the document of each token of whole rows, in
-        natural order, whatever the order of q, k and v; None: each row is one document.
+        Values may be narrower than keys; the result then has their width. segments_BS: the document of each
+        token of whole rows, in natural order, whatever the order of q, k and v; None: each row is one
+        document.
         """
         config, place = self.config, self.place
         check(config, place, q_BTHK.shape[1])
         parts = context.parts(place)
-        kv_dims = KV_DIMS if parts == 1 else ("batch", "sequence", "kv_heads", "head_dim")  # split: `attention_context` gathers keys
+        # split: `attention_context` gathers keys
+        kv_dims = KV_DIMS if parts == 1 else ("batch", "sequence", "kv_heads", "head_dim")
         q_BTHK = place.move(q_BTHK, Q_DIMS, "attention")
         k_BSGK, v_BSGK = (place.move(x, kv_dims, "attention") for x in (k_BSGK, v_BSGK))
         _, sequence, heads, _ = place.split(Q_DIMS, "attention")
@@ -101,7 +107,8 @@ class Attention(nnx.Module):
         def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
             k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
             q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
-            narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]  # in latent attention; kernels need values as wide as keys
+            # in latent attention; kernels need values as wide as keys
+            narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]
             if narrower:
                 v_BSGK = jnp.pad(v_BSGK, [(0, 0)] * 3 + [(0, narrower)])
             if parts > 1:
@@ -116,9 +123,11 @@ class Attention(nnx.Module):
 
 
 def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...], dim: int = 2) -> jax.Array:
-    """The key/value heads (dim `dim` of x) that this device's `heads` query heads use, of those that the device has.
+    """The key/value heads (dim `dim` of x) that this device's `heads` query heads use, of those that the
+    device has.
 
-    group: query heads for each key/value head. axes, kv_axes: the mesh axes that split query heads and key/value heads.
+    group: query heads for each key/value head. axes, kv_axes: the mesh axes that split query heads and
+    key/value heads.
     """
     count = max(1, heads // group)
     if count == x_BSGK.shape[dim]:
@@ -129,7 +138,8 @@ def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
-    """Raises UserError if the chosen kernel can't run this model under this layout, as far as is known before compiling."""
+    """Raises UserError if the chosen kernel can't run this model under this layout, as far as is known before
+    compiling."""
     find_kernel(config.attention).check(config, context.parts(place), place.platform(), place.capability())
     check_softcap(config, place)
     check_heads(config, place)
@@ -137,7 +147,8 @@ def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
 
 
 def check_softcap(config: ModelConfig, place: Placement) -> None:
-    """Raises UserError for a soft cap over a sequence that the layout splits: its products of chunks have none."""
+    """Raises UserError for a soft cap over a sequence that the layout splits: its products of chunks have
+    none."""
     if config.attention_softcap and context.parts(place) > 1:
         cap = f"model.attention_softcap={config.attention_softcap:g}"
         raise UserError(f"{cap}: there is none over a sequence that the layout splits; {WHOLE_SEQUENCE}")

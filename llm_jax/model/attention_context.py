@@ -2,21 +2,25 @@
 
 The layout chooses the kind (each name is a preset):
 
-- `context_gather`: `sequence` is split in `compute`. Each device has its queries, and gathers all keys and values (Llama 3, 2024).
-- `context_ring`: `keys` is split too, in `attention`. Keys and values are passed on in a ring (Ring Attention, Liu et al. 2023).
-- `context_ulysses`: in `attention`, `sequence` is whole and `heads` are split by its axes. An all-to-all gives each device
-  whole rows of some heads (DeepSpeed-Ulysses, Jacobs et al. 2023). It does not use this module.
+- `context_gather`: `sequence` is split in `compute`. Each device has its queries, and gathers all keys and
+  values (Llama 3, 2024).
+- `context_ring`: `keys` is split too, in `attention`. Keys and values are passed on in a ring (Ring
+  Attention, Liu et al. 2023).
+- `context_ulysses`: in `attention`, `sequence` is whole and `heads` are split by its axes. An all-to-all
+  gives each device whole rows of some heads (DeepSpeed-Ulysses, Jacobs et al. 2023). It does not use this
+  module.
 
-**The order of positions.** With causal attention the last queries see the most keys. So the sequence is divided into 2 P chunks for
-P devices, and device i has chunks i and 2 P - 1 - i (the zigzag order): equal work for all devices, in every step of the ring.
-The order costs an exchange of integers only, once a step: the batch's tokens, targets, weights and positions (`arrange`). Every
-part of the model but attention works on single positions, and attention knows the order. It applies wherever queries are split
-while they attend.
+**The order of positions.** With causal attention the last queries see the most keys. So the sequence is
+divided into 2 P chunks for P devices, and device i has chunks i and 2 P - 1 - i (the zigzag order): equal
+work for all devices, in every step of the ring. The order costs an exchange of integers only, once a step:
+the batch's tokens, targets, weights and positions (`arrange`). Every part of the model but attention works on
+single positions, and attention knows the order. It applies wherever queries are split while they attend.
 
-**The products.** A chunk attends to itself, causally, and to all chunks before it, masked only by documents and windows. Each
-product returns its output and the statistics of its softmax, by which `merge` combines it with others. The backward pass
-computes the scores again from the statistics over all keys, and fetches the keys again: its residuals are the device's own
-queries, keys, values and output. Sums of several products, also over devices, are in float32.
+**The products.** A chunk attends to itself, causally, and to all chunks before it, masked only by documents
+and windows. Each product returns its output and the statistics of its softmax, by which `merge` combines it
+with others. The backward pass computes the scores again from the statistics over all keys, and fetches the
+keys again: its residuals are the device's own queries, keys, values and output. Sums of several products,
+also over devices, are in float32.
 """
 
 from __future__ import annotations
@@ -48,25 +52,29 @@ def parts(place: Placement) -> int:
 
 
 def length_multiple(place: Placement) -> int:
-    """The number that a sequence's length must be a multiple of: two chunks for each device, and equal parts between blocks."""
+    """The number that a sequence's length must be a multiple of: two chunks for each device, and equal parts
+    between blocks."""
     others = (place.size(place.split(("batch", "sequence"), table)[1]) for table in ("compute", "residual"))
     return math.lcm(2 * parts(place) if parts(place) > 1 else 1, *others)
 
 
 def arrange(x: jax.Array, place: Placement) -> jax.Array:
-    """An array [B, T, ...] from the natural order of positions to the layout's order, split as in `compute`."""
+    """An array [B, T, ...] from the natural order of positions to the layout's order, split as in
+    `compute`."""
     P = parts(place)
     return _split(zigzag(_whole(x, place), P), place) if P > 1 else _split(x, place)
 
 
 def restore(x: jax.Array, place: Placement) -> jax.Array:
-    """The inverse of `arrange`: an array [B, T, ...] in natural order; if the layout's order differs, whole rows on every device."""
+    """The inverse of `arrange`: an array [B, T, ...] in natural order; if the layout's order differs, whole
+    rows on every device."""
     P = parts(place)
     return unzigzag(_whole(x, place), P) if P > 1 else x
 
 
 def zigzag(x: jax.Array, P: int) -> jax.Array:
-    """[B, T, ...] from natural order to zigzag order: for each of P parts in turn its chunks i and 2 P - 1 - i."""
+    """[B, T, ...] from natural order to zigzag order: for each of P parts in turn its chunks i and 2
+    P - 1 - i."""
     chunks = x.reshape(x.shape[0], 2 * P, -1, *x.shape[2:])
     return jnp.stack([chunks[:, :P], chunks[:, : P - 1 : -1]], 2).reshape(x.shape)
 
@@ -116,7 +124,8 @@ class Split(NamedTuple):
 def attention_split(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, segments_BS: jax.Array | None, split: Split) -> jax.Array:
     """Causal attention of one device's chunks to the keys of all devices: out_BTHK in q's dtype.
 
-    q, k, v: this device's two chunks of the sequence. segments_BS: the documents of whole rows, in natural order.
+    q, k, v: this device's two chunks of the sequence. segments_BS: the documents of whole rows, in natural
+    order.
     """
     return _forward(q_BTHK, k_BTGK, v_BTGK, segments_BS, split)[0]
 
@@ -177,7 +186,8 @@ class Chunks(NamedTuple):
         return Mask(self.segments(*queries), self.segments(*keys), ahead_B, self.split.config.window)
 
     def mask_before(self, batch: int, queries: jax.Array, count: int) -> Mask:
-        """The mask of a chunk of queries with the chunks before it, of keys that are the first `count` chunks."""
+        """The mask of a chunk of queries with the chunks before it, of keys that are the first `count`
+        chunks."""
         keys_BS = None if self.segments_BS is None else self.segments_BS[:, : count * self.length]
         return Mask(self.segments(queries), keys_BS, jnp.broadcast_to(queries * self.length, (batch,)), self.split.config.window)
 
@@ -222,7 +232,8 @@ def _earlier_counts(split: Split) -> tuple[int, int]:
 
 
 def _gather_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
-    """The device's chunks with themselves first: that product needs no other device and runs while the keys arrive."""
+    """The device's chunks with themselves first: that product needs no other device and runs while the keys
+    arrive."""
     B, split, C = q.shape[0], chunks.split, chunks.length
     keys, values = _all_gather(k, split), _all_gather(v, split)
     out, lse = kernel.forward(to_rows(q), to_rows(k), to_rows(v), chunks.causal())
@@ -237,7 +248,8 @@ def _gather_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
 
 
 def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel):
-    """Gradients of q, k, v. Those of all keys are summed over devices by the reduce-scatter that returns them to their devices."""
+    """Gradients of q, k, v. Those of all keys are summed over devices by the reduce-scatter that returns them
+    to their devices."""
     B, split, C = q.shape[0], chunks.split, chunks.length
     keys, values = _all_gather(k, split), _all_gather(v, split)
     own = kernel.backward(to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout))
@@ -257,9 +269,9 @@ def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKerne
     return dq + jnp.concatenate(more, 1), dk + scattered(dkeys), dv + scattered(dvalues)
 
 
-# --- keys in a ring ---
-# Steps are unrolled: JAX 0.11's compiler for GPUs crashes on cuDNN's kernel in a loop within the loop over layers. The barriers
-# delay each send until its keys are needed: without them keys accumulate (with 8 parts, a seventh more memory for activations).
+# --- keys in a ring --- Steps are unrolled: JAX 0.11's compiler for GPUs crashes on cuDNN's kernel in a loop
+# within the loop over layers. The barriers delay each send until its keys are needed: without them keys
+# accumulate (with 8 parts, a seventh more memory for activations).
 
 
 def _shift(x, split: Split):
@@ -270,8 +282,9 @@ def _shift(x, split: Split):
 class Step(NamedTuple):
     """One step of the ring: two products of a chunk of queries with an earlier chunk of keys.
 
-    This device has chunks i and 2 P - 1 - i of the queries and, in this step, chunks j and 2 P - 1 - j of the keys. The late queries
-    always see the early keys. If j < i the early queries see the early keys, else the late queries see the late keys.
+    This device has chunks i and 2 P - 1 - i of the queries and, in this step, chunks j and 2 P - 1 - j of the
+    keys. The late queries always see the early keys. If j < i the early queries see the early keys, else the
+    late queries see the late keys.
     """
 
     early: jax.Array
@@ -342,7 +355,8 @@ def _ring_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
 
 
 def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel):
-    """Gradients of q, k, v. Those of the keys are passed on in the ring too, one step late, so that each device's term is ready in time."""
+    """Gradients of q, k, v. Those of the keys are passed on in the ring too, one step late, so that each
+    device's term is ready in time."""
     B, split = q.shape[0], chunks.split
     arriving = _shift((k, v), split)
     own = kernel.backward(to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout))
@@ -368,4 +382,5 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel)
         following, arrived = _shift(kv, split) if r < split.parts - 1 else kv, _shift(dkv, split)
         dq_more, dkv_more = share(kv, r)
         dq, dkv, kv = dq + dq_more, jax.tree.map(jnp.add, arrived, dkv_more), following
-    return dq, *_shift(tuple(d.astype(k.dtype) for d in dkv), split)  # the last send returns them to their own device
+    # the last send returns them to their own device
+    return dq, *_shift(tuple(d.astype(k.dtype) for d in dkv), split)

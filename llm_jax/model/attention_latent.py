@@ -1,13 +1,14 @@
-"""Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): keys and values of all heads from one small vector a token.
+"""Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): keys and values of all heads from
+one small vector a token.
 
     latent_BSR, key_rope_BSP = the two parts of x_BSD kv_down; the first normalised, the second rotated
     key of a head   = [nope part of kv_up(latent), key_rope]     (all heads share the rotated part)
     value of a head = value part of kv_up(latent)
     query of a head = [nope, rotated], from the stream, or from a latent of its own
 
-A decoder stores a token's latent and the rotated part of its key. With kv_up absorbed into queries and results (`absorbed`, `values`),
-these two are the key of one head that all queries attend to, and the latent is its value. The rotated part comes last in a head, and
-is rotated by halves (`norm_and_rope.rotate`).
+A decoder stores a token's latent and the rotated part of its key. With kv_up absorbed into queries and
+results (`absorbed`, `values`), these two are the key of one head that all queries attend to, and the latent
+is its value. The rotated part comes last in a head, and is rotated by halves (`norm_and_rope.rotate`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class LatentAttention(Attention):
         return Norm(self.config, rngs, layers, self.place, shape=(rank,), dims=("latent",), kind="rms", epsilon=NORM_EPSILON)
 
     def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(q_BTHK, k_BSHK, v_BSHV) of some positions, as `Attention.heads` returns them; values may be narrower than keys."""
+        """(q_BTHK, k_BSHK, v_BSHV) of some positions, as `Attention.heads` returns them; values may be
+        narrower than keys."""
         return self.queries(x_BTD, rope), *self.keys_and_values(*self.latents(x_BTD, rope))
 
     def queries(self, x_BTD: jax.Array, rope: Rope | None) -> jax.Array:
@@ -92,12 +94,14 @@ class LatentAttention(Attention):
         return jnp.concatenate([kv_BSHK[..., :nope], every_head], -1), kv_BSHK[..., nope:]
 
     def absorbed(self, q_BTHK: jax.Array) -> jax.Array:
-        """q_BTHC: queries for [latent, key_rope] itself. Scores are unchanged, since q (kv_up latent) = (q kv_up) latent."""
+        """q_BTHC: queries for [latent, key_rope] itself. Scores are unchanged, since q (kv_up latent) = (q
+        kv_up) latent."""
         nope = self.config.latent.nope_dim
         up_RHN = gathered(self.kv_up, self.config, self.place)[..., :nope]
         return jnp.concatenate([jnp.einsum("BTHN,RHN->BTHR", q_BTHK[..., :nope], up_RHN), q_BTHK[..., nope:]], -1)
 
     def values(self, found_BTHR: jax.Array) -> jax.Array:
-        """out_BTHV from found_BTHR, the weighted sum of latents: the sum of values is the value of the sum."""
+        """out_BTHV from found_BTHR, the weighted sum of latents: the sum of values is the value of the
+        sum."""
         up_RHV = gathered(self.kv_up, self.config, self.place)[..., self.config.latent.nope_dim :]
         return jnp.einsum("BTHR,RHV->BTHV", found_BTHR, up_RHV)

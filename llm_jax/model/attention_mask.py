@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Mask:
-    """The keys that each query of a row sees: not later ones, not those of another document, not those `window` or more positions back.
+    """The keys that each query of a row sees: not later ones, not those of another document, not those
+    `window` or more positions back.
 
-    Queries and keys are runs of positions, each without a gap. Either both are the same positions, or only the keys before the first
-    query count, and the rest of the array of keys is ignored.
+    Queries and keys are runs of positions, each without a gap. Either both are the same positions, or only
+    the keys before the first query count, and the rest of the array of keys is ignored.
     """
 
     queries_BT: jax.Array | None
@@ -21,13 +22,14 @@ class Mask:
     keys_BS: jax.Array | None
     """int: the document of each key."""
     ahead_B: jax.Array | None
-    """int: the first query's position minus the first key's. Only this many keys, those before all queries, count.
-    None: queries and keys are the same positions."""
+    """int: the first query's position minus the first key's. Only this many keys, those before all queries,
+    count. None: queries and keys are the same positions."""
     window: int | None
     """The positions that a query sees, itself included; None: all before it."""
 
     def __call__(self, queries: slice, keys: slice) -> jax.Array:
-        """bool [B or 1, queries, keys] for a block: these queries with these keys; True where a query sees a key."""
+        """bool [B or 1, queries, keys] for a block: these queries with these keys; True where a query sees a
+        key."""
         i_T1, j_S = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)
         if self.ahead_B is None:
             back_BTS = (i_T1 - j_S)[None]

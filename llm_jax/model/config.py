@@ -1,4 +1,5 @@
-"""The configuration of a transformer: one frozen dataclass that can express every open model family of docs/model.md."""
+"""The configuration of a transformer: one frozen dataclass that can express every open model family of
+docs/model.md."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class ModelConfig:
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
     norm_placement: Literal["before", "after", "both"] = "before"
-    """Norm on a block's input (pre-norm), on its output before it joins the stream (OLMo 2), or on both (Gemma 2)."""
+    """Norm on a block's input (pre-norm), on its output before it joins the stream (OLMo 2), or on both
+    (Gemma 2)."""
     norm_centred: bool = False
     """RMSNorm multiplies by 1 + its weight, which starts at 0 (Gemma)."""
     norm_epsilon: float = 1e-5
@@ -43,7 +45,8 @@ class ModelConfig:
     qk_norm: Literal["none", "head", "projection"] = "none"
     """RMSNorm on queries and keys: of each head (Qwen 3), or over all heads together (OLMo 2)."""
     activation: Literal["swiglu", "geglu", "gelu", "gelu_exact"] = "swiglu"
-    """Feed-forward non-linearity; swiglu and geglu are gated (Shazeer 2020); "gelu" is the tanh form of GPT-2."""
+    """Feed-forward non-linearity; swiglu and geglu are gated (Shazeer 2020); "gelu" is the tanh form of
+    GPT-2."""
     bias_qkv: bool = False
     """Biases on the query, key and value projections; in latent attention, on the projections to latents."""
     bias_out: bool = False
@@ -53,7 +56,8 @@ class ModelConfig:
     moe: MoEConfig = field(default_factory=MoEConfig)
     """A mixture of experts in place of the feed-forward block."""
     parallel_blocks: bool = False
-    """Attention and feed-forward both read the stream as it enters the block: x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
+    """Attention and feed-forward both read the stream as it enters the block: x + attention(norm(x)) +
+    mlp(norm(x)) (GPT-NeoX)."""
     embedding_scale: float = 1.0
     """The embedding is multiplied by this, rounded to the compute dtype (Gemma: sqrt(embed))."""
     tied_embeddings: bool = True
@@ -72,11 +76,13 @@ class ModelConfig:
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     """Stretching of the rotary frequencies."""
     rope_theta_window: float | None = None
-    """Base of the rotary wavelengths in layers with a window, without `rope_scaling` (Gemma 3). None: as in the other layers."""
+    """Base of the rotary wavelengths in layers with a window, without `rope_scaling` (Gemma 3). None: as in
+    the other layers."""
     window: int | None = None
     """Sliding-window attention: a position sees itself and the window - 1 before it. None: all before it."""
     window_layers: tuple[int, ...] | None = None
-    """The layers, counted from 0, that have the window; the others see all positions before. None: every layer has it."""
+    """The layers, counted from 0, that have the window; the others see all positions before. None: every
+    layer has it."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     """Multi-head latent attention in place of projections to keys and values."""
     attention_scale: float | None = None
@@ -84,47 +90,54 @@ class ModelConfig:
     attention_softcap: float = 0.0
     """Scores become cap * tanh(scores / cap) (Gemma 2); 0: off."""
     attention: str = "xla"
-    """Kernel: a file of `model/kernels/`. "xla" runs anywhere, "cudnn" is fused, for NVIDIA GPUs, "blocked" is for CPUs."""
+    """Kernel: a file of `model/kernels/`. "xla" runs anywhere, "cudnn" is fused, for NVIDIA GPUs, "blocked"
+    is for CPUs."""
     max_segments: int | None = None
-    """attention=cudnn only: the most documents in a packed row, padding counted as one, on average over the rows of a device.
-    None: the number that the run needs, counted before it starts."""
+    """attention=cudnn only: the most documents in a packed row, padding counted as one, on average over the
+    rows of a device. None: the number that the run needs, counted before it starts."""
 
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype that weights are stored and updated in."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of matrix products and of the residual stream."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-    """The dtype that gradients of weights are made in and summed over devices in. Weights are gathered in `compute_dtype`; float32
-    gradients take twice the bytes of bfloat16 weights."""
+    """The dtype that gradients of weights are made in and summed over devices in. Weights are gathered in
+    `compute_dtype`; float32 gradients take twice the bytes of bfloat16 weights."""
     softmax_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of attention's scores and softmax (attention=xla; the other kernels use float32)."""
     logits_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of logits and of the loss."""
 
     scan_layers: bool = True
-    """True: one compiled block, run in a scan (compiles fast). False: every block unrolled (runs faster on CPUs)."""
+    """True: one compiled block, run in a scan (compiles fast). False: every block unrolled (runs faster on
+    CPUs)."""
     remat: str = "none"
-    """What the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names of the tensors to keep,
-    joined by commas (of: query, key, value, attention, attention_out, mlp_gate, mlp_up, mlp_in)."""
+    """What the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names
+    of the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate,
+    mlp_up, mlp_in)."""
     offload: str = ""
-    """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass in the host's memory, copied there
-    and back while the GPU computes. Needs a GPU, and remat=full or names."""
+    """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass in the
+    host's memory, copied there and back while the GPU computes. Needs a GPU, and remat=full or names."""
     init_std: float = 0.02
-    """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2 layers)."""
+    """Standard deviation of initial weights (GPT-2); projections into the stream get init_std / sqrt(2
+    layers)."""
 
     parametrization: Literal["standard", "mup", "completep"] = "standard"
-    """How initial scales and learning rates depend on the shape (`model/parametrization.py`). "standard": not at all; "mup": on the width,
-    so that the best learning rate is equal at all widths; "completep": on width and depth."""
+    """How initial scales and learning rates depend on the shape (`model/parametrization.py`). "standard": not
+    at all; "mup": on the width, so that the best learning rate is equal at all widths; "completep": on width
+    and depth."""
     base_embed: int | None = None
-    """parametrization=mup, completep: the embed of the base model, at which the learning rate was tuned and the parametrization is the
-    standard one. The base model's other widths are assumed to be in proportion."""
+    """parametrization=mup, completep: the embed of the base model, at which the learning rate was tuned and
+    the parametrization is the standard one. The base model's other widths are assumed to be in proportion."""
     base_layers: int | None = None
     """parametrization=completep: the layers of the base model."""
     base_head_dim: int | None = None
-    """parametrization=mup, completep: the head_dim of the base model. None: `head_dim`, so that heads grow in number only."""
+    """parametrization=mup, completep: the head_dim of the base model. None: `head_dim`, so that heads grow in
+    number only."""
 
     def resolved(self, tokenizer_vocab: int | None = None) -> ModelConfig:
-        """This configuration with every None replaced by the value that follows from other fields. Raises UserError for an impossible one."""
+        """This configuration with every None replaced by the value that follows from other fields. Raises
+        UserError for an impossible one."""
         values: dict = {}
         for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments", *BASE_SHAPE):
             size = getattr(self, key)
@@ -193,7 +206,8 @@ class ModelConfig:
         return head_dim
 
     def checked_latent_head_dim(self) -> int:
-        """The width of a head of latent attention, nope_dim + rope_dim. Raises UserError for settings that it can't have."""
+        """The width of a head of latent attention, nope_dim + rope_dim. Raises UserError for settings that it
+        can't have."""
         for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none"}.items():
             require(getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent")
         require(self.kv_heads in (None, self.heads), "model.kv_heads", self.kv_heads, f"model.heads={self.heads} with model.latent, or null")
@@ -202,7 +216,8 @@ class ModelConfig:
         return head_dim
 
     def check_remat(self) -> None:
-        """Raises UserError for names that are no tensors of a block, and for an `offload` that contradicts `remat`."""
+        """Raises UserError for names that are no tensors of a block, and for an `offload` that contradicts
+        `remat`."""
         saved, offloaded = saved_names(self.remat), tensor_names("offload", self.offload)
         if offloaded and saved is None:
             raise UserError(f"model.offload={self.offload}: with model.remat=none everything is kept on the device; use model.remat=full, or names")

@@ -1,4 +1,5 @@
-"""The nested configurations of a model: rotary scaling, experts, latent attention. They are fields of `config.ModelConfig`."""
+"""The nested configurations of a model: rotary scaling, experts, latent attention. They are fields of
+`config.ModelConfig`."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ class RopeScaling:
     """How rotary frequencies are changed for contexts longer than those trained on."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = "none"
-    """"linear": all frequencies are divided by `factor` (Chen et al. 2023). "llama3": low ones are divided, high ones kept, with a ramp
-    between (Llama 3.1). "yarn": like llama3 with another ramp, and with sharper attention (Peng et al. 2023)."""
+    """"linear": all frequencies are divided by `factor` (Chen et al. 2023). "llama3": low ones are divided,
+    high ones kept, with a ramp between (Llama 3.1). "yarn": like llama3 with another ramp, and with sharper
+    attention (Peng et al. 2023)."""
     factor: float = 8.0
     """The factor by which the context grows."""
     low_frequency_factor: float = 1.0
@@ -48,10 +50,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """A mixture of experts in place of the feed-forward block: a router sends each token to a few of many (Shazeer et al. 2017).
+    """A mixture of experts in place of the feed-forward block: a router sends each token to a few of many
+    (Shazeer et al. 2017).
 
-    Mixtral: experts=8, top_k=2. Qwen3-MoE: experts=128, top_k=8, and `normalise` as its norm_topk_prob. DeepSeek-V3: experts=256,
-    top_k=8, scores="sigmoid", bias=True, groups=8, top_groups=4, scale=2.5, shared_mlp=2048, dense_layers=(0, 1, 2).
+    Mixtral: experts=8, top_k=2. Qwen3-MoE: experts=128, top_k=8, and `normalise` as its norm_topk_prob.
+    DeepSeek-V3: experts=256, top_k=8, scores="sigmoid", bias=True, groups=8, top_groups=4, scale=2.5,
+    shared_mlp=2048, dense_layers=(0, 1, 2).
     """
 
     experts: int = 0
@@ -61,41 +65,52 @@ class MoEConfig:
     mlp: int | None = None
     """Hidden width of an expert. None: model.mlp."""
     shared_mlp: int = 0
-    """Hidden width of the shared expert, which every token goes through too; n shared experts are one n times as wide. 0: none."""
+    """Hidden width of the shared expert, which every token goes through too; n shared experts are one n times
+    as wide. 0: none."""
     dense_layers: tuple[int, ...] = ()
     """Layers, counted from 0, that keep the feed-forward block of width model.mlp."""
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
-    """The function of the router's logits, in float32: softmax over all experts, or a sigmoid of each (DeepSeek-V3)."""
+    """The function of the router's logits, in float32: softmax over all experts, or a sigmoid of each
+    (DeepSeek-V3)."""
     normalise: bool = True
-    """Weights of the chosen experts are divided by their sum. With softmax that is a softmax over the chosen ones (Mixtral)."""
+    """Weights of the chosen experts are divided by their sum. With softmax that is a softmax over the chosen
+    ones (Mixtral)."""
     scale: float = 1.0
     """The final factor on weights (routed_scaling_factor of DeepSeek-V3)."""
     groups: int = 1
-    """The number of groups of experts. A token is sent to experts of `top_groups` groups only (DeepSeek-V3)."""
+    """The number of groups of experts. A token is sent to experts of `top_groups` groups only
+    (DeepSeek-V3)."""
     top_groups: int = 1
     """Groups that a token may be sent to: those with the largest sum of their two best scores."""
 
     balance_loss: float = 0.01
-    """Coefficient, for each layer, of experts * sum of (an expert's share of the load * its mean probability), which is 1 for even loads
-    (Switch, Fedus et al. 2021); 0: off."""
+    """Coefficient, for each layer, of experts * sum of (an expert's share of the load * its mean
+    probability), which is 1 for even loads (Switch, Fedus et al. 2021); 0: off."""
     balance_over: Literal["batch", "sequence"] = "batch"
-    """The tokens over which balance_loss takes shares and means: a microbatch on all devices, or each sequence (DeepSeek-V3)."""
+    """The tokens over which balance_loss takes shares and means: a microbatch on all devices, or each
+    sequence (DeepSeek-V3)."""
     z_loss: float = 0.001
-    """Coefficient, for each layer, of log(sum of exp(logits))^2, which keeps the router's logits small (ST-MoE, Zoph et al. 2022); 0: off."""
+    """Coefficient, for each layer, of log(sum of exp(logits))^2, which keeps the router's logits small
+    (ST-MoE, Zoph et al. 2022); 0: off."""
     bias: bool = False
-    """Each expert has a bias that is added to its score to choose experts, not to weight them. It has no gradient."""
+    """Each expert has a bias that is added to its score to choose experts, not to weight them. It has no
+    gradient."""
     bias_rate: float = 0.001
-    """After a step, an expert's bias goes up by this where its load was below the mean, down where above (DeepSeek-V3); 0: it stays."""
+    """After a step, an expert's bias goes up by this where its load was below the mean, down where above
+    (DeepSeek-V3); 0: it stays."""
 
     dispatch: Literal["dropless", "capacity"] = "dropless"
-    """"dropless": experts take all tokens that are sent to them. "capacity": an expert takes the first tokens of a sequence up to its
-    capacity, and adds nothing for the rest; devices then exchange only the tokens that are sent."""
+    """"dropless": experts take all tokens that are sent to them. "capacity": an expert takes the first tokens
+    of a sequence up to its capacity, and adds nothing for the rest; devices then exchange only the tokens
+    that are sent."""
     capacity_factor: float = 1.25
-    """dispatch=capacity: the tokens of a sequence that an expert takes, in multiples of its share with even loads."""
+    """dispatch=capacity: the tokens of a sequence that an expert takes, in multiples of its share with even
+    loads."""
     product: Literal["loop", "ragged_dot"] = "loop"
-    """dispatch=dropless: how rows are multiplied with their expert's matrix. "loop": by a loop over experts and blocks of rows, on any
-    device; "ragged_dot": `jax.lax.ragged_dot`, which on CPUs and (JAX 0.10, 0.11) on GPUs multiplies every row with every expert."""
+    """dispatch=dropless: how rows are multiplied with their expert's matrix. "loop": by a loop over experts
+    and blocks of rows, on any device; "ragged_dot": `jax.lax.ragged_dot`, which on CPUs and (JAX 0.10, 0.11)
+    on GPUs multiplies every row with every expert."""
 
     def check(self, layers: int) -> None:
         """Raises UserError for a value out of range."""
@@ -124,10 +139,12 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024): keys and values of all heads are made from one small vector per token.
+    """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024): keys and values of all heads are made from
+    one small vector per token.
 
-    A head's query and key have a part that is not rotated and one that is: head_dim = nope_dim + rope_dim. All heads share the rotated
-    part of the key. DeepSeek-V3: query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128.
+    A head's query and key have a part that is not rotated and one that is: head_dim = nope_dim + rope_dim.
+    All heads share the rotated part of the key. DeepSeek-V3: query_rank=1536, kv_rank=512, nope_dim=128,
+    rope_dim=64, value_dim=128.
     """
 
     query_rank: int = 0

@@ -41,21 +41,24 @@ DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """How the batch flows through the stages, where a layout splits `layers` over devices (`model.pipeline`)."""
+    """How the batch flows through the stages, where a layout splits `layers` over devices
+    (`model.pipeline`)."""
 
     microbatches: int | None = None
-    """Parts of the batch that flow through the stages one after the other; a multiple of the stages. None: four times the
-    stages, or as many as the rows of the batch allow."""
+    """Parts of the batch that flow through the stages one after the other; a multiple of the stages. None:
+    four times the stages, or as many as the rows of the batch allow."""
     rounds: int = 1
-    """How often each microbatch passes through all stages, each time through the next layers (interleaved schedule): less idle
-    time, more traffic, more memory for the backward pass. More than 1 needs weights at rest that are not split by `layers`."""
+    """How often each microbatch passes through all stages, each time through the next layers (interleaved
+    schedule): less idle time, more traffic, more memory for the backward pass. More than 1 needs weights at
+    rest that are not split by `layers`."""
     remat: bool = True
-    """True: for the backward pass a stage keeps only the input of each tick and computes its layers again, inside these as
-    `model.remat` says, so that memory does not grow with the layers of a stage. False: only `model.remat` decides."""
+    """True: for the backward pass a stage keeps only the input of each tick and computes its layers again,
+    inside these as `model.remat` says, so that memory does not grow with the layers of a stage. False: only
+    `model.remat` decides."""
 
     def per_stage(self, rows: int, stages: int) -> int:
-        """Microbatches for each stage, where each device has `rows` rows of the batch: `microbatches` / stages, or fewer if
-        the rows do not divide (as in sampling)."""
+        """Microbatches for each stage, where each device has `rows` rows of the batch: `microbatches` /
+        stages, or fewer if the rows do not divide (as in sampling)."""
         most = self.microbatches // stages if self.microbatches else 4
         return max(n for n in range(1, most + 1) if rows % n == 0)
 
@@ -65,8 +68,8 @@ class PipelineConfig:
 
 
 class Placement:
-    """Where the arrays of a model are, and which devices split them. This class is for one device: nothing is split or moved.
-    `layout.layout.MeshPlacement` reads the tables of a layout.
+    """Where the arrays of a model are, and which devices split them. This class is for one device: nothing is
+    split or moved. `layout.layout.MeshPlacement` reads the tables of a layout.
 
     It is a static part of the model, so it is hashable and compares by value.
     """
@@ -74,7 +77,8 @@ class Placement:
     # --- activations ---
 
     def spec(self, dims: Dims, table: Table = "compute") -> Any:
-        """The partition spec of an activation in a table of the layout, for `out_sharding=`; None lets JAX decide."""
+        """The partition spec of an activation in a table of the layout, for `out_sharding=`; None lets JAX
+        decide."""
         return None
 
     def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
@@ -82,10 +86,11 @@ class Placement:
         return x
 
     def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
-        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the layout splits them.
+        """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the
+        layout splits them.
 
-        in_dims: the dims of each argument; None for one that every device has whole. out_dims: the dims of the result, a tuple
-        of dims for several results, or a partition spec.
+        in_dims: the dims of each argument; None for one that every device has whole. out_dims: the dims of
+        the result, a tuple of dims for several results, or a partition spec.
         """
         return f
 
@@ -94,8 +99,8 @@ class Placement:
         return ()
 
     def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
-        """For each dim of an array the mesh axes that split it. An axis splits one dim at most; with the array's shape, an
-        uneven dim may be split less (see `layout.layout`), as in `move`."""
+        """For each dim of an array the mesh axes that split it. An axis splits one dim at most; with the
+        array's shape, an uneven dim may be split less (see `layout.layout`), as in `move`."""
         return ((),) * len(dims)
 
     def size(self, axes: tuple[str, ...]) -> int:
@@ -105,16 +110,18 @@ class Placement:
     # --- weights and their gradients ---
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
-        """A weight, resharded from where it is stored to where it is multiplied; an uneven vocabulary is padded with zeros."""
+        """A weight, resharded from where it is stored to where it is multiplied; an uneven vocabulary is
+        padded with zeros."""
         return w
 
     def unpad(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
-        """The result of a product with a padded weight, cut to `shape`; the dims that `weight` padded are no longer split."""
+        """The result of a product with a padded weight, cut to `shape`; the dims that `weight` padded are no
+        longer split."""
         return x
 
     def sum_gradient(self, dw: jax.Array, dims: Dims, master_spec: Any) -> jax.Array:
-        """Inside `local`: the gradient of a weight, summed over the devices that split the batch. Each device keeps its part of
-        it as the partition spec `master_spec` splits it."""
+        """Inside `local`: the gradient of a weight, summed over the devices that split the batch. Each device
+        keeps its part of it as the partition spec `master_spec` splits it."""
         return dw
 
     def summed_gradient_spec(self, dims: Dims, master_spec: Any) -> Any:
@@ -122,8 +129,8 @@ class Placement:
         return dims
 
     def ids_for_lookup(self, table_spec: Any, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
-        """Token ids for a table [V, D] that is split as `table_spec`: (the ids, on every device that has a part of their rows;
-        the partition spec of the rows [B, T, D] that are found)."""
+        """Token ids for a table [V, D] that is split as `table_spec`: (the ids, on every device that has a
+        part of their rows; the partition spec of the rows [B, T, D] that are found)."""
         return ids_BT, None
 
     # --- devices ---
@@ -147,15 +154,18 @@ class StagePlacement(Placement, abc.ABC):
 
     @abc.abstractmethod
     def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
-        """`f`, run by each stage (the devices that have the same layers) on its own part of the arguments, which are trees.
+        """`f`, run by each stage (the devices that have the same layers) on its own part of the arguments,
+        which are trees.
 
-        Axes that split the batch and no weight become manual too: each of their devices runs `f` on its own rows. So gradients of
-        weights are local sums inside `f`, and are summed over devices once, where weights enter. `in_stage` places the rest.
+        Axes that split the batch and no weight become manual too: each of their devices runs `f` on its own
+        rows. So gradients of weights are local sums inside `f`, and are summed over devices once, where
+        weights enter. `in_stage` places the rest.
         """
 
     @abc.abstractmethod
     def in_stage(self) -> StagePlacement:
-        """The placement for code inside `by_stage`, where the axes that it has made manual split nothing; without stages, this one."""
+        """The placement for code inside `by_stage`, where the axes that it has made manual split nothing;
+        without stages, this one."""
 
     @abc.abstractmethod
     def reshard_to_stages(self, w_RL: jax.Array) -> jax.Array:
@@ -163,8 +173,8 @@ class StagePlacement(Placement, abc.ABC):
 
     @abc.abstractmethod
     def sum_master_gradient(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
-        """Inside a stage: the gradient of weights [rounds, layers, *dims], summed over the manual axes that split the moments; each
-        device keeps its part. (`by_stage` sums over the other manual axes.)"""
+        """Inside a stage: the gradient of weights [rounds, layers, *dims], summed over the manual axes that
+        split the moments; each device keeps its part. (`by_stage` sums over the other manual axes.)"""
 
 
 def pipeline_of(place: Placement) -> StagePlacement | None:

@@ -1,7 +1,9 @@
-"""Grouped matrix products: each row is multiplied with one of several matrices. Rows are sorted by matrix; group sizes are data.
+"""Grouped matrix products: each row is multiplied with one of several matrices. Rows are sorted by matrix;
+group sizes are data.
 
-`jax.lax.ragged_dot` is made for this, but JAX 0.10 and 0.11 have kernels for it on TPUs only: elsewhere XLA multiplies every row with
-every matrix and masks. The loop here multiplies each row with its matrix only, in blocks of rows, by plain products of any backend.
+`jax.lax.ragged_dot` is made for this, but JAX 0.10 and 0.11 have kernels for it on TPUs only: elsewhere XLA
+multiplies every row with every matrix and masks. The loop here multiplies each row with its matrix only, in
+blocks of rows, by plain products of any backend.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ import jax.numpy as jnp
 
 
 def grouped_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, how: str) -> jax.Array:
-    """y_RF: the first sizes_E[0] rows times w_EDF[0], the next sizes_E[1] times w_EDF[1], ...; zeros for rows after the last group.
+    """y_RF: the first sizes_E[0] rows times w_EDF[0], the next sizes_E[1] times w_EDF[1], ...; zeros for rows
+    after the last group.
 
-    sizes_E: int32, rows of each group. how: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is cast to x's dtype for the product;
-    its gradient has w_EDF's dtype.
+    sizes_E: int32, rows of each group. how: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is cast to
+    x's dtype for the product; its gradient has w_EDF's dtype.
     """
     return jax.lax.ragged_dot(x_RD, w_EDF.astype(x_RD.dtype), sizes_E) if how == "ragged_dot" else loop_product(x_RD, w_EDF, sizes_E)
 
 
 @jax.custom_vjp
 def loop_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`grouped_product` by a loop. Its gradients are loops too: JAX's own would add a whole w_EDF for each block."""
+    """`grouped_product` by a loop. Its gradients are loops too: JAX's own would add a whole w_EDF for each
+    block."""
     return _rows("RD,DF->RF", x_RD, w_EDF.astype(x_RD.dtype), sizes_E)
 
 
@@ -41,7 +45,8 @@ loop_product.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def batched_product(x_BECD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-    """y_BECF, for groups of equal size. w_EDF is cast to x's dtype for the product; its gradient has w_EDF's dtype."""
+    """y_BECF, for groups of equal size. w_EDF is cast to x's dtype for the product; its gradient has w_EDF's
+    dtype."""
     return jnp.einsum("BECD,EDF->BECF", x_BECD, w_EDF.astype(x_BECD.dtype))
 
 
@@ -68,7 +73,8 @@ def block_rows(rows: int, groups: int) -> int:
 def _rows(equation: str, x: jax.Array, w: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """einsum(equation, x, w[e]) for the rows of each group.
 
-    A group's first block starts at the group's first row. The rows of its last block beyond the group are overwritten by the next group.
+    A group's first block starts at the group's first row. The rows of its last block beyond the group are
+    overwritten by the next group.
     """
     R, E = len(x), len(w)
     block = block_rows(R, E)

@@ -1,11 +1,11 @@
 """The cache of keys and values, and attention to it, so that decoding computes each position once.
 
-A row of the cache is a slot, with a sequence of its own at a position of its own. A layer with a window keeps no more than the
-window, in a ring: position p is stored at index p modulo the ring's length.
+A row of the cache is a slot, with a sequence of its own at a position of its own. A layer with a window keeps
+no more than the window, in a ring: position p is stored at index p modulo the ring's length.
 
-A row's result is bit-identical whatever the other rows are, and however much of the cache is read, as long as that includes the
-row's positions: keys that a query doesn't see get a probability of exactly 0, and sums over keys are made in blocks of fixed
-size, added in order.
+A row's result is bit-identical whatever the other rows are, and however much of the cache is read, as long as
+that includes the row's positions: keys that a query doesn't see get a probability of exactly 0, and sums over
+keys are made in blocks of fixed size, added in order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Cache:
     """Keys and values of one layer, in the compute dtype; heads before positions, as products want them."""
 
     k_BGSK: jax.Array
-    """Keys, rotated. With latent attention one head: each position's latent, and the rotated part of its key."""
+    """Keys, rotated. With latent attention one head: each position's latent, and the rotated part of its
+    key."""
     v_BGSK: jax.Array | None
     """Values. None with latent attention, whose values are the latents."""
 
@@ -68,7 +69,8 @@ def positions_kept(window: int | None, capacity: int) -> int:
 
 
 def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int) -> Cache:
-    """A cache of zeros for one layer (`config`: its `ModelConfig.of_layer`), with `rows` slots of at most `capacity` positions. To be jitted."""
+    """A cache of zeros for one layer (`config`: its `ModelConfig.of_layer`), with `rows` slots of at most
+    `capacity` positions. To be jitted."""
     latent = config.latent
     heads, width = (1, latent.kv_rank + latent.rope_dim) if latent.kv_rank else (config.kv_heads or config.heads, config.head_dim or 0)
     shape = (rows, heads, positions_kept(config.window, capacity), width)
@@ -82,9 +84,11 @@ def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int)
 def attend_prompt(
     attention: Attention, cache: Cache, x_PTD: jax.Array, rope: Rope | None, lengths_P: jax.Array, slots_P: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Attention of whole prompts: (its output y_PTD in the residual placement, the cache with the prompts in their slots).
+    """Attention of whole prompts: (its output y_PTD in the residual placement, the cache with the prompts in
+    their slots).
 
-    lengths_P: the tokens of each prompt; padding after them is not stored. slots_P: each prompt's row of the cache; -1: none.
+    lengths_P: the tokens of each prompt; padding after them is not stored. slots_P: each prompt's row of the
+    cache; -1: none.
     """
     place = attention.place
     if isinstance(attention, LatentAttention):
@@ -102,12 +106,15 @@ def attend_prompt(
 def attend_step(
     attention: Attention, cache: Cache, x_B1D: jax.Array, rope: Rope | None, positions_B: jax.Array, length: int
 ) -> tuple[jax.Array, Cache]:
-    """Attention of one new position in each row: (its output y_B1D in the residual placement, the cache with the position).
+    """Attention of one new position in each row: (its output y_B1D in the residual placement, the cache with
+    the position).
 
-    length: how many positions of a cache without a window are read; at least 1 + the largest position that matters.
+    length: how many positions of a cache without a window are read; at least 1 + the largest position that
+    matters.
 
-    Latent attention attends to the latents themselves (the absorbed form): to make the keys and values of all heads from them
-    would take kv_rank * heads * (nope_dim + value_dim) products for every stored position, at every step.
+    Latent attention attends to the latents themselves (the absorbed form): to make the keys and values of all
+    heads from them would take kv_rank * heads * (nope_dim + value_dim) products for every stored position, at
+    every step.
     """
     config, place = attention.config, attention.place
     if isinstance(attention, LatentAttention):
@@ -123,12 +130,14 @@ def attend_step(
 
 
 def cache_spec(x_BGSK: jax.Array, place: Placement) -> Any:
-    """The partition spec of a cache, for `local`'s `out_dims`: key/value heads that don't divide stay whole."""
+    """The partition spec of a cache, for `local`'s `out_dims`: key/value heads that don't divide stay
+    whole."""
     return PartitionSpec(*(axes or None for axes in place.split(DIMS, shape=x_BGSK.shape)))
 
 
 def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
-    """The cache with the rows of prompts rewritten: each prompt's newest positions that fit, and zeros elsewhere in the row."""
+    """The cache with the rows of prompts rewritten: each prompt's newest positions that fit, and zeros
+    elsewhere in the row."""
     axes = place.axes("batch")
 
     def run(cache_BGSK, new_PTGK, lengths_P, slots_P):
@@ -148,8 +157,9 @@ def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Arra
     """The cache with the newest position of each row, positions_B, written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
-        # One write for each head, though a row's heads could be written at once; a lone head of a lone row is written twice. XLA fuses
-        # a single write with each of the products that read the cache, and copies the cache twice for that (on a CPU a sixth of a step).
+        # One write for each head, though a row's heads could be written at once; a lone head of a lone row is
+        # written twice. XLA fuses a single write with each of the products that read the cache, and copies
+        # the cache twice for that (on a CPU a sixth of a step).
         B, G, S, _ = cache_BGSK.shape
         head_G = jnp.arange(G) if B * G > 1 else jnp.array([0, 0])
         new_BGK = new_B1GK[:, 0, head_G].astype(cache_BGSK.dtype)
@@ -160,7 +170,8 @@ def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Arra
 
 
 def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
-    """int [B, length]: the position stored at each index of a ring once `newest` has been written; negative: none yet.
+    """int [B, length]: the position stored at each index of a ring once `newest` has been written; negative:
+    none yet.
 
     >>> ring_positions(jnp.array([2, 5]), 4).tolist()
     [[0, 1, 2, -1], [4, 5, 2, 3]]
@@ -171,7 +182,8 @@ def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
 def decode_attention(
     q_B1HK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_B: jax.Array, length: int, config: ModelConfig, place: Placement
 ) -> jax.Array:
-    """out_B1HK: attention of one query in each row to the cache, with softmax and sums in float32 as in `model/kernels/`."""
+    """out_B1HK: attention of one query in each row to the cache, with softmax and sums in float32 as in
+    `model/kernels/`."""
     heads, kv_heads = place.split(Q_DIMS)[2], place.split(DIMS, shape=k_BGSK.shape)[1]
     group = q_B1HK.shape[2] // k_BGSK.shape[1]
     scale = (config.head_dim or 1) ** -0.5
@@ -192,7 +204,8 @@ def decode_attention(
         p_BGRS = jnp.exp(s_BGRS - jnp.max(s_BGRS, -1, keepdims=True))
 
         p_BGRns = p_BGRS.reshape(*p_BGRS.shape[:3], -1, size)
-        v_BGnsK = v_BGSK.reshape(*v_BGSK.shape[:2], -1, size, K)  # a slice for each block would be a copy of each
+        # a slice for each block would be a copy of each
+        v_BGnsK = v_BGSK.reshape(*v_BGSK.shape[:2], -1, size, K)
         out_BGnRK = jnp.einsum("BGRns,BGnsK->BGnRK", p_BGRns.astype(v_BGnsK.dtype), v_BGnsK, preferred_element_type=jnp.float32)
         sum_BGRn = jnp.sum(p_BGRns, -1)
         blocks = range(seen // size)

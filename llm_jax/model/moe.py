@@ -1,12 +1,17 @@
-"""A mixture of experts: many feed-forward blocks, of which each token goes through the few that the router chooses.
+"""A mixture of experts: many feed-forward blocks, of which each token goes through the few that the router
+chooses.
 
-Experts are an array dim, `experts`, which a layout may split over a mesh axis. If the axis also splits the batch, devices exchange tokens:
+Experts are an array dim, `experts`, which a layout may split over a mesh axis. If the axis also splits the
+batch, devices exchange tokens:
 
-- dropless: each device gathers the tokens of all devices that share the experts of a layer, runs its own experts on them, and the
-  results are summed over devices (all-gather, reduce-scatter). Shapes are those of the worst case, all tokens on one device;
-- capacity: each device sends its rows' tokens to their experts' devices, and receives the results (all-to-all, twice).
+- dropless: each device gathers the tokens of all devices that share the experts of a layer, runs its own
+  experts on them, and the results are summed over devices (all-gather, reduce-scatter). Shapes are those of
+  the worst case, all tokens on one device;
+- capacity: each device sends its rows' tokens to their experts' devices, and receives the results
+  (all-to-all, twice).
 
-If the axis splits nothing else, every device has all tokens, and the outputs of its experts are summed over devices.
+If the axis splits nothing else, every device has all tokens, and the outputs of its experts are summed over
+devices.
 """
 
 from __future__ import annotations
@@ -34,7 +39,8 @@ SUMS = (*[("batch", None)] * 3, *[("batch",)] * 3)
 
 
 class MoE(nnx.Module):
-    """The sum over the chosen experts of weight * down(act(gate(x)) * up(x)), plus a shared expert that takes every token."""
+    """The sum over the chosen experts of weight * down(act(gate(x)) * up(x)), plus a shared expert that takes
+    every token."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement):
         self.config, self.place = config, place
@@ -54,7 +60,8 @@ class MoE(nnx.Module):
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         """x_BTD in the compute placement → (y_BTD in the residual placement, the routing's statistics).
 
-        real_BT: bool, False for padding; None: no padding. weights_BT: the tokens' weights in the main loss; None: 1 each.
+        real_BT: bool, False for padding; None: no padding. weights_BT: the tokens' weights in the main loss;
+        None: 1 each.
         """
         config, place, moe = self.config, self.place, self.config.moe
         check(config, place)
@@ -110,9 +117,10 @@ def _token_axes(place: Placement) -> tuple[str, ...]:
 def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights_BT, bias_E=None):
     """Routes one device's tokens: (weights_BTk, slots_BTk, the sums of `Routing`).
 
-    A slot is a token's destination: the number of the expert or, with capacity, expert * capacity + index, and one past the last slot
-    for tokens that are dropped. An expert's capacity is filled in the order of positions, at one position in the order of scores: no
-    token is dropped because of a later one, and padding at the end of a row displaces nothing.
+    A slot is a token's destination: the number of the expert or, with capacity, expert * capacity + index,
+    and one past the last slot for tokens that are dropped. An expert's capacity is filled in the order of
+    positions, at one position in the order of scores: no token is dropped because of a later one, and padding
+    at the end of a row displaces nothing.
     """
     moe, E = config.moe, config.moe.experts
     weights_BTk, slots_BTk, probability_BTE = choose(logits_BTE, bias_E, moe)
@@ -134,7 +142,8 @@ def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights
 
 
 def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts_BTk, *matrices):
-    """Runs one device's experts on the tokens of all devices that share the experts, and sends the results back."""
+    """Runs one device's experts on the tokens of all devices that share the experts, and sends the results
+    back."""
     k, D = config.moe.top_k, x_BTD.shape[-1]
     axes = place.axes("experts")
     group = axes if set(axes) <= set(_token_axes(place)) else ()
@@ -144,11 +153,13 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
     E = len(matrices[0])
     own_Nk = experts_Nk - _first_expert(axes, E)
     own_Nk = jnp.where((own_Nk >= 0) & (own_Nk < E), own_Nk, E)
-    choice_R = jnp.argsort(own_Nk.reshape(-1), stable=True).astype(jnp.int32)  # rows sorted by expert; those of other devices' experts last
+    # rows sorted by expert; those of other devices' experts last
+    choice_R = jnp.argsort(own_Nk.reshape(-1), stable=True).astype(jnp.int32)
     slots_Nk = jnp.zeros_like(choice_R).at[choice_R].set(jnp.arange(len(choice_R), dtype=jnp.int32)).reshape(own_Nk.shape)
     sizes_E = jnp.sum(own_Nk.reshape(-1, 1) == jnp.arange(E), 0, dtype=jnp.int32)
     rows_RD = take_rows(x_ND, choice_R // k, slots_Nk)
-    # How often the loop over an expert's blocks runs depends on the tokens: a plan assumes even loads (`plan.timeline`).
+    # How often the loop over an expert's blocks runs depends on the tokens: a plan assumes even loads
+    # (`plan.timeline`).
     expected = -(-len(choice_R) // config.moe.experts // block_rows(len(choice_R), E))
     with jax.named_scope(f"trips={expected}"):
         rows_RD = _feed_forward(config, lambda x, w: grouped_product(x, w, sizes_E, config.moe.product), rows_RD, matrices)
@@ -160,7 +171,8 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
 
 
 def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_BTk, *matrices):
-    """Fills every expert's capacity for each row, sends it to the expert's device, and receives the results."""
+    """Fills every expert's capacity for each row, sends it to the expert's device, and receives the
+    results."""
     (B, T, D), k, E = x_BTD.shape, config.moe.top_k, config.moe.experts
     room = capacity(config.moe, T)
     axes = place.axes("experts")
@@ -188,7 +200,8 @@ def _first_expert(axes: tuple[str, ...], experts: int) -> jax.Array | int:
 
 
 def _feed_forward(config: ModelConfig, product, x: jax.Array, matrices) -> jax.Array:
-    """down(act(gate(x)) * up(x)), with `product(x, w)` as the product of rows with their experts' matrices."""
+    """down(act(gate(x)) * up(x)), with `product(x, w)` as the product of rows with their experts'
+    matrices."""
     *gate, up, down = matrices
     act = ACTIVATIONS[config.activation]
     up_x = checkpoint_name(product(x, up), "mlp_up")
@@ -204,16 +217,19 @@ def _combine(rows_RD: jax.Array, weights_Nk: jax.Array, slots_Nk: jax.Array, cho
 
 
 def _sum_over(y_ND: jax.Array, place: Placement, group: tuple[str, ...]) -> jax.Array:
-    """The sum over devices that have other hidden units of these experts, or other experts for these tokens."""
+    """The sum over devices that have other hidden units of these experts, or other experts for these
+    tokens."""
     axes = tuple(axis for axis in dict.fromkeys((*place.axes("experts"), *place.axes("mlp"))) if axis not in group)
     return jax.lax.psum(y_ND, axes) if axes else y_ND
 
 
 @jax.custom_vjp
 def take_rows(x_ND: jax.Array, index_R: jax.Array, back_Nk: jax.Array) -> jax.Array:
-    """x_ND[index_R], with zeros where the index is N. back_Nk: the rows of the result that are copies of each row of x, R for none.
+    """x_ND[index_R], with zeros where the index is N. back_Nk: the rows of the result that are copies of each
+    row of x, R for none.
 
-    By back_Nk the gradient is a sum of gathered rows, not a scatter, which adds row after row on CPUs and in any order on GPUs.
+    By back_Nk the gradient is a sum of gathered rows, not a scatter, which adds row after row on CPUs and in
+    any order on GPUs.
     """
     return x_ND.at[index_R].get(mode="fill", fill_value=0)
 

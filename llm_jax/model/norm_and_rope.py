@@ -20,8 +20,8 @@ Rope = tuple[jax.Array, jax.Array]
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm over the last dims, in float32, with a scale (LayerNorm: and a bias).
 
-    With `norm_centred` the scale is 1 + the weight, which starts at 0. shape, dims: of the scale; None: the stream's width. kind:
-    "rms" or "layer"; None: `config.norm`. epsilon: None for `config.norm_epsilon`.
+    With `norm_centred` the scale is 1 + the weight, which starts at 0. shape, dims: of the scale; None: the
+    stream's width. kind: "rms" or "layer"; None: `config.norm`. epsilon: None for `config.norm_epsilon`.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, *, shape=None, dims=None, kind=None, epsilon=None):
@@ -47,8 +47,8 @@ class Norm(nnx.Module):
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """Rotations per token in radians, float32 [head_dim / 2] (Su et al. 2021), scaled for longer contexts.
 
-    Computed by NumPy in float32, in the order of operations that open models were trained with: XLA's power may be off by ten units in
-    the last place, which shows in the logits at far positions.
+    Computed by NumPy in float32, in the order of operations that open models were trained with: XLA's power
+    may be off by ten units in the last place, which shows in the logits at far positions.
     """
     pair = np.arange(head_dim // 2, dtype=np.float32)
     frequency = np.float32(1) / np.float32(theta) ** (2 * pair / np.float32(head_dim))
@@ -72,7 +72,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
 
 
 def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
-    """(cos, sin) of every rotation, float32 [B, T, rotated_dim / 2], for layers with this configuration (`ModelConfig.of_layer`)."""
+    """(cos, sin) of every rotation, float32 [B, T, rotated_dim / 2], for layers with this configuration
+    (`ModelConfig.of_layer`)."""
     assert config.window_layers is None, "layers differ: pass the configuration of one layer (ModelConfig.of_layer)"
     theta, scaling = config.rope_theta, config.rope_scaling
     if config.window is not None and config.rope_theta_window is not None:
@@ -85,7 +86,8 @@ def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
 
 
 def rotate(x_BTHK: jax.Array, tables: Rope) -> jax.Array:
-    """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX pairing).
+    """Applies rotary embeddings: the first half of each head is rotated against the second (the Llama/NeoX
+    pairing).
 
     If there are rotations for fewer pairs than a head has, only the first part of the head is rotated.
     """

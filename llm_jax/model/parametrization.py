@@ -1,26 +1,31 @@
-"""How initial scales, learning rates and forward multipliers follow from a model's width and depth, so that both can grow.
+"""How initial scales, learning rates and forward multipliers follow from a model's width and depth, so that
+both can grow.
 
-In the standard parametrization a wider model needs a smaller learning rate. In muP (maximal update parametrization) activations, and
-their changes in a step, have equal sizes at all widths, and the best learning rate is equal at all widths; in CompleteP at all depths too.
+In the standard parametrization a wider model needs a smaller learning rate. In muP (maximal update
+parametrization) activations, and their changes in a step, have equal sizes at all widths, and the best
+learning rate is equal at all widths; in CompleteP at all depths too.
 
-The tables are in powers of two ratios: m = embed / base_embed, and with completep d = layers / base_layers. At the base shape all three
-parametrizations are one model. Sources:
+The tables are in powers of two ratios: m = embed / base_embed, and with completep d = layers / base_layers.
+At the base shape all three parametrizations are one model. Sources:
 
-- width: Yang et al. 2022 (Tensor Programs V), table 8, for Adam: the token and position tables, the head, norms and biases keep their
-  scale and rate, hidden matrices get 1 / sqrt(m) and 1 / m, and the logits 1 / m. In this form of muP the head may be the embedding
-  table, since both have one rule (their table 3 has two). Attention logits go with 1 / head_dim (their definition 4.1);
-- depth: Dey et al. 2025 (CompleteP), table 1 with alpha = 1: each block's terms of the stream get 1 / d. No rate depends on d, and
-  the initial scale of projections into the stream is that of the base depth;
-- Adam's epsilon: Dey et al. 2025, table 1 (equation 40): gradients shrink with 1 / m, inside blocks with 1 / (m d), and epsilon
-  with them;
-- weight decay: Dey et al. 2025, table 1: rate times decay is equal at all sizes, so a decay is not multiplied by its weight's rate;
-- routers of experts: they map a growing width to a fixed number of outputs, as a head does (Malasnicki et al. 2025), here in the
-  form of Yang's table 3, without a multiplier. Experts are hidden matrices.
+- width: Yang et al. 2022 (Tensor Programs V), table 8, for Adam: the token and position tables, the head,
+  norms and biases keep their scale and rate, hidden matrices get 1 / sqrt(m) and 1 / m, and the logits 1 / m.
+  In this form of muP the head may be the embedding table, since both have one rule (their table 3 has two).
+  Attention logits go with 1 / head_dim (their definition 4.1);
+- depth: Dey et al. 2025 (CompleteP), table 1 with alpha = 1: each block's terms of the stream get 1 / d. No
+  rate depends on d, and the initial scale of projections into the stream is that of the base depth;
+- Adam's epsilon: Dey et al. 2025, table 1 (equation 40): gradients shrink with 1 / m, inside blocks with 1 /
+  (m d), and epsilon with them;
+- weight decay: Dey et al. 2025, table 1: rate times decay is equal at all sizes, so a decay is not multiplied
+  by its weight's rate;
+- routers of experts: they map a growing width to a fixed number of outputs, as a head does (Malasnicki et al.
+  2025), here in the form of Yang's table 3, without a multiplier. Experts are hidden matrices.
 
-Lion's updates have the size of Adam's and get Adam's rates. The width is one number: heads * head_dim, mlp, the experts' mlp and the
-ranks of latent attention are assumed to grow with embed. `of_width` makes such a family; kv_heads and the number of experts may stay
-fixed. (The gradients of weights that all heads share, for keys of few heads or the rotated part of latent keys, then do not shrink
-with 1 / m, and Adam's epsilon for them is smaller than it could be.)
+Lion's updates have the size of Adam's and get Adam's rates. The width is one number: heads * head_dim, mlp,
+the experts' mlp and the ranks of latent attention are assumed to grow with embed. `of_width` makes such a
+family; kv_heads and the number of experts may stay fixed. (The gradients of weights that all heads share, for
+keys of few heads or the rotated part of latent keys, then do not shrink with 1 / m, and Adam's epsilon for
+them is smaller than it could be.)
 """
 
 from __future__ import annotations
@@ -47,7 +52,8 @@ class Powers:
     rate: float
     """Power for the learning rate."""
     epsilon: float
-    """Power for Adam's epsilon; in blocks, with completep, d to the power BLOCK_EPSILON_DEPTH multiplies it too."""
+    """Power for Adam's epsilon; in blocks, with completep, d to the power BLOCK_EPSILON_DEPTH multiplies it
+    too."""
 
 
 WEIGHTS: dict[Role, Powers] = {
@@ -78,8 +84,8 @@ NO_MULTIPLIERS = Multipliers()
 
 
 def role(dims: Dims) -> Role:
-    """The kind of a weight with these dims: a table [rows, embed], a router [embed, experts], a hidden matrix (from or to the stream, or
-    from a latent that grows with it), or a vector (a norm's scale, a bias)."""
+    """The kind of a weight with these dims: a table [rows, embed], a router [embed, experts], a hidden matrix
+    (from or to the stream, or from a latent that grows with it), or a vector (a norm's scale, a bias)."""
     if len(dims) < 2 or not {"embed", "latent"} & {*dims}:
         return "vector"
     if dims[0] in ("vocab", None):
@@ -110,7 +116,8 @@ def initial_multiplier(config: ModelConfig, dims: Dims) -> float:
 
 
 def residual_std(config: ModelConfig) -> float:
-    """The initial standard deviation of projections into the stream: init_std / sqrt(2 layers), since 2 layers of them add up (GPT-2)."""
+    """The initial standard deviation of projections into the stream: init_std / sqrt(2 layers), since 2
+    layers of them add up (GPT-2)."""
     layers = required_base_size(config, "base_layers") if config.parametrization == "completep" else config.layers
     return config.init_std / (2 * layers) ** 0.5
 
@@ -128,8 +135,8 @@ def residual_multiplier(config: ModelConfig) -> float:
 def attention_multiplier(config: ModelConfig) -> float:
     """The factor on attention's logits, besides the 1 / sqrt(head_dim) of every kernel.
 
-    `model.attention_scale` replaces that root, so with it and muP the whole factor 1 / head_dim is here: logits scale with
-    1 / head_dim either way.
+    `model.attention_scale` replaces that root, so with it and muP the whole factor 1 / head_dim is here:
+    logits scale with 1 / head_dim either way.
     """
     assert config.head_dim
     own = 1.0 if config.attention_scale is None else config.attention_scale * config.head_dim**0.5
@@ -140,7 +147,8 @@ def attention_multiplier(config: ModelConfig) -> float:
 
 
 def times(x: jax.Array, multiplier: float) -> jax.Array:
-    """x * multiplier; x itself for a multiplier of 1, so that a model of the base shape compiles to the standard model's program."""
+    """x * multiplier; x itself for a multiplier of 1, so that a model of the base shape compiles to the
+    standard model's program."""
     return x if multiplier == 1.0 else x * multiplier
 
 
@@ -160,7 +168,8 @@ def check(config: ModelConfig) -> None:
 
 
 def of_width(config: ModelConfig, embed: int) -> ModelConfig:
-    """The resolved model at another width: heads, kv_heads and all widths in proportion to embed, head_dim unchanged.
+    """The resolved model at another width: heads, kv_heads and all widths in proportion to embed, head_dim
+    unchanged.
 
     Raises UserError where a size would not be whole.
     """

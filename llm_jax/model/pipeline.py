@@ -1,14 +1,15 @@
 """The pipeline: stages of devices hold different layers, and the batch flows through them in microbatches.
 
-All stages run one program, a scan over ticks. In a tick each stage takes one microbatch through its layers and sends it to the
-next stage, so that microbatch m is with stage s in tick m + s (GPipe, Huang et al. 2019). Autodiff reverses the scan: the
-backward pass is a pipeline from the last stage to the first. With several rounds the layers are divided into rounds x stages
-groups, and S microbatches at a time pass through all stages `rounds` times (interleaved schedule, Narayanan et al. 2021). Of
-M * rounds + S - 1 ticks a stage is idle in S - 1: it then computes on whatever array is there, and the result is not used.
+All stages run one program, a scan over ticks. In a tick each stage takes one microbatch through its layers
+and sends it to the next stage, so that microbatch m is with stage s in tick m + s (GPipe, Huang et al. 2019).
+Autodiff reverses the scan: the backward pass is a pipeline from the last stage to the first. With several
+rounds the layers are divided into rounds x stages groups, and S microbatches at a time pass through all
+stages `rounds` times (interleaved schedule, Narayanan et al. 2021). Of M * rounds + S - 1 ticks a stage is
+idle in S - 1: it then computes on whatever array is there, and the result is not used.
 
-Outside of the blocks the stages split the batch, so that embedding and head are computed once. Each microbatch is kept by the
-stage that has its rows. A ring of sends brings it to stage 0 in time, and takes it back when it is finished: no stage has more
-of the stream than its own rows and the inputs of its ticks.
+Outside of the blocks the stages split the batch, so that embedding and head are computed once. Each
+microbatch is kept by the stage that has its rows. A ring of sends brings it to stage 0 in time, and takes it
+back when it is finished: no stage has more of the stream than its own rows and the inputs of its ticks.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ from llm_jax.model.weights import Weight, sum_uses_first
 
 STREAM = ("batch", "sequence", "embed")
 Layers = Callable[..., tuple[jax.Array, Any]]
-"""layers(weights, x_BTD, *beside_BT) → (x_BTD, sums): runs a stack of layers. The sums are a tree of arrays [layers, ...]."""
+"""layers(weights, x_BTD, *beside_BT) → (x_BTD, sums): runs a stack of layers. The sums are a tree of arrays
+[layers, ...]."""
 
 
 def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Any]:
     """Runs `layers` over all weights, a part of them on each stage: (x_BTD, sums).
 
-    weights: a tree of `Weight`, each [layers, ...]. x_BTD: in the residual placement, like the result. beside_BT: integers that
-    belong to the rows (positions, documents), or None. The sums [layers, ...] are over all rows of the batch.
+    weights: a tree of `Weight`, each [layers, ...]. x_BTD: in the residual placement, like the result.
+    beside_BT: integers that belong to the rows (positions, documents), or None. The sums [layers, ...] are
+    over all rows of the batch.
     """
     axes, inside, config = place.axes("layers"), place.in_stage(), place.pipeline
     rounds = config.rounds
-    alone = tuple(axis for axis in place.axes("batch") if axis not in (*axes, *inside.axes("batch")))  # axes whose devices have their own rows
+    # axes whose devices have their own rows
+    alone = tuple(axis for axis in place.axes("batch") if axis not in (*axes, *inside.axes("batch")))
 
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
@@ -62,7 +66,8 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
             compute = jax.checkpoint(compute, prevent_cse=False)
 
         def exchange(y_BTD, io_NBTD, t):
-            """Stage 0 takes the next microbatch from the ring and puts the finished one, which it has just received, in its place."""
+            """Stage 0 takes the next microbatch from the ring and puts the finished one, which it has just
+            received, in its place."""
             slot = (t // (S * rounds) * S + t % S) % n
             rests_BTD = jax.lax.dynamic_index_in_dim(io_NBTD, slot, 0, keepdims=False)
             moved_BTD = jax.lax.ppermute(jnp.where(s == 0, y_BTD, rests_BTD), axes, back)
@@ -81,7 +86,8 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
             return (jax.lax.ppermute(x_BTD, axes, forward), io_NBTD), sums
 
         io_NBTD, ticks = to_microbatches(x_BTD, n), items + S - 1
-        # idle stages compute on real rows: on zeros a norm without epsilon is NaN, and NaN times a zero cotangent stays NaN
+        # idle stages compute on real rows: on zeros a norm without epsilon is NaN, and NaN times a zero
+        # cotangent stays NaN
         (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (io_NBTD[0], io_NBTD), jnp.arange(ticks))
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
         return rejoin(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums)
@@ -99,7 +105,8 @@ def to_rounds(w: jax.Array, rounds: int) -> jax.Array:
 
 
 def to_microbatches(x_BT: jax.Array, n: int) -> jax.Array:
-    """[B, T, ...] → n microbatches [n, B / n, T, ...]: every n-th row, so that each microbatch has rows of every device that splits them."""
+    """[B, T, ...] → n microbatches [n, B / n, T, ...]: every n-th row, so that each microbatch has rows of
+    every device that splits them."""
     first, *others = jax.typeof(x_BT).sharding.spec
     parts = x_BT.reshape(-1, n, *x_BT.shape[1:], out_sharding=PartitionSpec(first, None, *others))
     return jnp.moveaxis(parts, 1, 0)

@@ -1,7 +1,9 @@
-"""The router of a mixture of experts: the experts that a token is sent to, their weights, and the losses that keep loads even.
+"""The router of a mixture of experts: the experts that a token is sent to, their weights, and the losses that
+keep loads even.
 
-Padding (segment 0) is sent to experts like other tokens, but does not count in losses and loads. A layer's statistics (`Routing`) are
-sums over rows of the batch, so losses made from them do not depend on how the batch is spread over devices.
+Padding (segment 0) is sent to experts like other tokens, but does not count in losses and loads. A layer's
+statistics (`Routing`) are sums over rows of the batch, so losses made from them do not depend on how the
+batch is spread over devices.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from llm_jax.model.config import ModelConfig, MoEConfig
 
 
 class Routing(NamedTuple):
-    """Sums over tokens, float32, for each of the P parts into which devices split the batch; layers are stacked in front.
+    """Sums over tokens, float32, for each of the P parts into which devices split the batch; layers are
+    stacked in front.
 
     They add up over parts, and over microbatches of a pipeline, so one sum over devices serves all layers.
     """
@@ -29,15 +32,18 @@ class Routing(NamedTuple):
     tokens_P: jax.Array
     """The number of tokens, without padding."""
     balance_P: jax.Array
-    """The rows' balance losses, each times the row's weight in the main loss (balance_over=sequence; otherwise zeros)."""
+    """The rows' balance losses, each times the row's weight in the main loss (balance_over=sequence;
+    otherwise zeros)."""
     z_P: jax.Array
-    """The mean over each row's tokens of log(sum of exp(logits))^2, times the row's weight in the main loss."""
+    """The mean over each row's tokens of log(sum of exp(logits))^2, times the row's weight in the main
+    loss."""
 
 
 def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(weights_BTk float32, experts_BTk int32, probabilities_BTE float32) from float32 logits.
 
-    DeepSeek-V3 (DeepSeek-AI 2024, equations 12 to 16 and its published code): scores with their bias choose, scores without weigh.
+    DeepSeek-V3 (DeepSeek-AI 2024, equations 12 to 16 and its published code): scores with their bias choose,
+    scores without weigh.
     """
     scores_BTE = jax.nn.softmax(logits_BTE) if config.scores == "softmax" else jax.nn.sigmoid(logits_BTE)
     judged_BTE = scores_BTE if bias_E is None else scores_BTE + bias_E
@@ -60,8 +66,8 @@ def routing_sums(
 ) -> tuple[jax.Array, ...]:
     """The fields of `Routing` for one part, without `dropped_PE`: (load, probability, tokens, balance, z).
 
-    sent_BTE: 1 where a token that is not padding was sent to an expert. counts_BT: 0 for padding, else 1. over(a): the sum over the
-    devices that have other tokens of these rows.
+    sent_BTE: 1 where a token that is not padding was sent to an expert. counts_BT: 0 for padding, else 1.
+    over(a): the sum over the devices that have other tokens of these rows.
     """
     counts_BT1 = counts_BT[..., None]
     load_BE, probability_BE = over(jnp.sum(sent_BTE, 1)), over(jnp.sum(probability_BTE * counts_BT1, 1))
@@ -77,9 +83,10 @@ def routing_sums(
 def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(the router's term of the sum of losses, float32 []; metrics that are sums).
 
-    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's tokens is multiplied by
-    the row's weight, a mean over the batch by the batch's, so that coefficients refer to the mean loss whatever the weights are. The
-    metrics balance_loss and router_z_loss are without coefficients, means over layers.
+    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's
+    tokens is multiplied by the row's weight, a mean over the batch by the batch's, so that coefficients refer
+    to the mean loss whatever the weights are. The metrics balance_loss and router_z_loss are without
+    coefficients, means over layers.
     """
     moe = config.moe
     load_LE, dropped_LE, probability_LE, tokens_L, balance_L, z_L = (jnp.sum(a, 1) for a in routing)
@@ -91,13 +98,14 @@ def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[ja
 
 
 def load_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metrics of a step from its sums: `expert_load_max`, the largest load in multiples of its layer's mean, and `expert_dropped`, the
-    fraction of tokens sent to experts that was dropped."""
+    """Metrics of a step from its sums: `expert_load_max`, the largest load in multiples of its layer's mean,
+    and `expert_dropped`, the fraction of tokens sent to experts that was dropped."""
     load_LE, dropped_LE = sums["expert_load"], sums["expert_dropped"]
     mean_L = jnp.maximum(jnp.mean(load_LE, -1), 1e-9)
     return {"expert_load_max": jnp.max(jnp.max(load_LE, -1) / mean_L), "expert_dropped": jnp.sum(dropped_LE) / jnp.maximum(jnp.sum(load_LE), 1.0)}
 
 
 def bias_change(config: MoEConfig, load_LE: jax.Array) -> jax.Array:
-    """The change of the biases after a step with these loads (Wang et al. 2024, algorithm 1): up where a load is below its layer's mean."""
+    """The change of the biases after a step with these loads (Wang et al. 2024, algorithm 1): up where a load
+    is below its layer's mean."""
     return config.bias_rate * jnp.sign(jnp.mean(load_LE, -1, keepdims=True) - load_LE)

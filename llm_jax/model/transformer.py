@@ -33,8 +33,8 @@ RunBlock = dict[ModelConfig, Callable[[jax.Array, Any], tuple[jax.Array, Routing
 class Block(nnx.Module):
     """Attention and feed-forward, each added to the residual stream.
 
-    layers: the number of layers whose weights it has, stacked along a first dim; `Transformer` slices them. sparse: experts in place of
-    one feed-forward.
+    layers: the number of layers whose weights it has, stacked along a first dim; `Transformer` slices them.
+    sparse: experts in place of one feed-forward.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
@@ -53,31 +53,37 @@ class Block(nnx.Module):
         real_BT: jax.Array | None = None,
         weights_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing | None]:
-        """The stream after the block, in the residual placement and the compute dtype like x_BTD, and the routing of a sparse block.
+        """The stream after the block, in the residual placement and the compute dtype like x_BTD, and the
+        routing of a sparse block.
 
             x + a + f    where a = attention(x) and f = mlp(x + a), or mlp(x) with `parallel_blocks`
 
-        attend: this block's attention [B, T, D] → [B, T, D]: `self.attention` with its rotations and documents, or with a cache.
-        real_BT: bool, False for padding. weights_BT: the tokens' weights in the loss. Both are for the router's statistics.
+        attend: this block's attention [B, T, D] → [B, T, D]: `self.attention` with its rotations and
+        documents, or with a cache. real_BT: bool, False for padding. weights_BT: the tokens' weights in the
+        loss. Both are for the router's statistics.
         """
         attended_BTD = x_BTD + self.attention_branch(x_BTD, attend)
         f_BTD, routing = self.mlp_branch(x_BTD if self.config.parallel_blocks else attended_BTD, real_BT, weights_BT)
         return attended_BTD + f_BTD, routing
 
     def attention_branch(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """The attention's term of the stream: norm, `attend`, norm (each where `norm_placement` has one), scaled."""
+        """The attention's term of the stream: norm, `attend`, norm (each where `norm_placement` has one),
+        scaled."""
         y_BTD = self.place.move(x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM)
         return self.scaled(attend(y_BTD), self.attention_norm, self.attention_out_norm)
 
     def mlp_branch(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing | None]:
-        """The feed-forward's term of the stream, dense or sparse: norm, mlp, norm, scaled; and the routing of a sparse block."""
+        """The feed-forward's term of the stream, dense or sparse: norm, mlp, norm, scaled; and the routing of
+        a sparse block."""
         y_BTD = x_BTD if self.config.norm_placement == "after" else self.mlp_norm(x_BTD)
-        y_BTD = self.place.move(checkpoint_name(y_BTD, "mlp_in"), STREAM)  # named before the move: kept as the stream is split
+        # named before the move: kept as the stream is split
+        y_BTD = self.place.move(checkpoint_name(y_BTD, "mlp_in"), STREAM)
         y_BTD, routing = self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
         return self.scaled(y_BTD, self.mlp_norm, self.mlp_out_norm), routing
 
     def scaled(self, y_BTD: jax.Array, norm: Norm, out_norm: Norm | None) -> jax.Array:
-        """A branch's output, normalised where `norm_placement` says so, times the parametrization's residual multiplier."""
+        """A branch's output, normalised where `norm_placement` says so, times the parametrization's residual
+        multiplier."""
         last = {"before": None, "after": norm, "both": out_norm}[self.config.norm_placement]
         return times(y_BTD if last is None else last(y_BTD), residual_multiplier(self.config))
 
@@ -114,7 +120,8 @@ class Transformer(nnx.Module):
         return self.logits(self.hidden(tokens_BT, positions, segments))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """The head's logits from `hidden`'s stream: [B, T, V] in the logits dtype, without the padding of a split vocabulary."""
+        """The head's logits from `hidden`'s stream: [B, T, V] in the logits dtype, without the padding of a
+        split vocabulary."""
         config = self.config
         assert config.vocab is not None
         w_VD = gathered(self.output, config, self.place)
@@ -122,7 +129,8 @@ class Transformer(nnx.Module):
         return softcap(self.place.unpad(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
 
     def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
-        """The residual stream after the final norm, [B, T, D] in the compute dtype. All arrays are in the natural order of positions."""
+        """The residual stream after the final norm, [B, T, D] in the compute dtype. All arrays are in the
+        natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0], self.place)
@@ -130,10 +138,11 @@ class Transformer(nnx.Module):
     def stream(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None, weights_BT: jax.Array | None = None
     ) -> tuple[jax.Array, Routing | None]:
-        """(the stream after the final norm, the routing stacked over layers with experts), in the layout's order of positions.
+        """(the stream after the final norm, the routing stacked over layers with experts), in the layout's
+        order of positions.
 
-        tokens, positions and weights are in that order too (`attention_context.arrange`), but segments_BS is in natural order.
-        weights_BT: the tokens' weights in the loss, for the routers' losses.
+        tokens, positions and weights are in that order too (`attention_context.arrange`), but segments_BS is
+        in natural order. weights_BT: the tokens' weights in the loss, for the routers' losses.
         """
         config, place = self.config, self.place
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
@@ -166,7 +175,8 @@ class Transformer(nnx.Module):
         return self.embedding if self.config.tied_embeddings else self.head
 
     def run_blocks(self, x_BTD: jax.Array, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
-        """Runs all blocks: (x_BTD, the routing stacked over sparse blocks). beside: positions_BT, segments_BS, real_BT, weights_BT.
+        """Runs all blocks: (x_BTD, the routing stacked over sparse blocks). beside: positions_BT,
+        segments_BS, real_BT, weights_BT.
 
         If the layout splits `layers`, each group of devices runs its own blocks, as a stage of a pipeline.
         """
@@ -186,7 +196,8 @@ class Transformer(nnx.Module):
         return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
 
     def layers_in_order(self) -> Iterator[tuple[int, Block, int | None]]:
-        """(number, block with that layer's weights, its window) of each layer in order, for code that runs one after the other."""
+        """(number, block with that layer's weights, its window) of each layer in order, for code that runs
+        one after the other."""
         number = 0
         for stack, first, end in self.runs():
             graph, stacked = nnx.split(stack)
@@ -196,7 +207,8 @@ class Transformer(nnx.Module):
                 number += 1
 
     def runs(self) -> list[tuple[Block, int, int]]:
-        """The layers in order, as runs of neighbours that are all sparse or all dense: (stack of blocks, first row, row after the last)."""
+        """The layers in order, as runs of neighbours that are all sparse or all dense: (stack of blocks,
+        first row, row after the last)."""
         sparse = self.config.sparse_layers
         if len(sparse) in (0, self.config.layers):
             return [(self.blocks, 0, self.config.layers)]
@@ -210,10 +222,11 @@ class Transformer(nnx.Module):
     def run_layers(
         self, graph: Any, kinds: tuple[ModelConfig, ...], stacked: Any, x_BTD: jax.Array, *beside: Any
     ) -> tuple[jax.Array, Routing | None]:
-        """Runs a stack of blocks, scanned or unrolled; the backward pass recomputes what `remat` doesn't keep.
+        """Runs a stack of blocks, scanned or unrolled; the backward pass recomputes what `remat` doesn't
+        keep.
 
-        kinds: each layer's configuration (`of_layer`). Layers with different windows are different programs, so the body of a scan is a
-        period of layers that repeats.
+        kinds: each layer's configuration (`of_layer`). Layers with different windows are different programs,
+        so the body of a scan is a period of layers that repeats.
         """
         run_block = {kind: self.block(graph, kind, *beside) for kind in dict.fromkeys(kinds)}
         if not self.config.scan_layers:
@@ -285,7 +298,8 @@ def layer_kinds(config: ModelConfig) -> tuple[ModelConfig, ...]:
 
 
 def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
-    """A sequence as scans, (repetitions, repeated part), of the shortest period; without a period, as runs of equal neighbours.
+    """A sequence as scans, (repetitions, repeated part), of the shortest period; without a period, as runs of
+    equal neighbours.
 
     >>> repeats("abababa"), repeats("aaaabb"), repeats("aaa")
     ([(3, 'ab'), (1, 'a')], [(4, 'a'), (2, 'b')], [(3, 'a')])
@@ -307,7 +321,8 @@ def fold_periods(w: jax.Array, period: int) -> jax.Array:
 
 
 def kinds_of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -> tuple[ModelConfig, ...]:
-    """The configurations of the layers that a stage of a pipeline runs in a tick. All stages run one program: UserError if they differ."""
+    """The configurations of the layers that a stage of a pipeline runs in a tick. All stages run one program:
+    UserError if they differ."""
     groups = place.size(place.axes("layers")) * place.pipeline.rounds
     n = len(kinds) // groups
     if len(kinds) % groups == 0 and kinds != kinds[:n] * groups:
@@ -320,14 +335,16 @@ def kinds_of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -
 
 
 def block_of(graph: Any, weights: Any, config: ModelConfig) -> Block:
-    """The block of one layer, from the graph of a stack and that layer's weights. config: the layer's (`of_layer`)."""
+    """The block of one layer, from the graph of a stack and that layer's weights. config: the layer's
+    (`of_layer`)."""
     block = nnx.merge(graph, weights)
     block.attention.config = config
     return block
 
 
 def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
-    """Raises UserError if the model can't run on these devices under this layout, as far as is known before compiling."""
+    """Raises UserError if the model can't run on these devices under this layout, as far as is known before
+    compiling."""
     attention.check(config, place, sequence_length)
     if pipeline := pipeline_of(place):
         kinds_of_each_stage(layer_kinds(config), pipeline)
@@ -338,7 +355,8 @@ def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
 
 
 def unstack(tree) -> list:
-    """A tree of arrays [n, ...] as n trees of arrays [...]. It uses `lax.split`, whose gradient is one concatenation."""
+    """A tree of arrays [n, ...] as n trees of arrays [...]. It uses `lax.split`, whose gradient is one
+    concatenation."""
     leaves, structure = jax.tree.flatten(tree)
     count = leaves[0].shape[0]
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * count, 0)] for leaf in leaves]

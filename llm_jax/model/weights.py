@@ -1,9 +1,10 @@
 """Weights: how they are made, gathered for each use, and how their gradients are summed over devices.
 
-A weight is stored in the parameter dtype. At each use it is cast to the compute dtype and then gathered, in the forward pass and
-again in the backward pass, so nothing gathered is kept between them. Its gradient is made in `config.gradient_dtype` and summed
-over devices. The sum is placed like the master parameter: like the stored weight or, in a train step, like its moments (the
-layout's table `optimizer`), by a reduce-scatter where that is split.
+A weight is stored in the parameter dtype. At each use it is cast to the compute dtype and then gathered, in
+the forward pass and again in the backward pass, so nothing gathered is kept between them. Its gradient is
+made in `config.gradient_dtype` and summed over devices. The sum is placed like the master parameter: like the
+stored weight or, in a train step, like its moments (the layout's table `optimizer`), by a reduce-scatter
+where that is split.
 
 Every product of activations with a weight is a call of `project`, but for the experts of `moe` and the head.
 """
@@ -25,7 +26,8 @@ from llm_jax.model.parametrization import initial_multiplier
 
 
 class Weight(nnx.Param):
-    """A parameter with the names of its dims (`dims`). `stacked`: its array has a leading dim `layers` (see `Block`).
+    """A parameter with the names of its dims (`dims`). `stacked`: its array has a leading dim `layers` (see
+    `Block`).
 
     Its value is an array, or a `ShardedParam` where its gradient is placed otherwise than the stored weight.
     """
@@ -34,7 +36,8 @@ class Weight(nnx.Param):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedParam:
-    """A weight as two arrays: the master parameter, which gets the gradient, and the stored weight, which is multiplied.
+    """A weight as two arrays: the master parameter, which gets the gradient, and the stored weight, which is
+    multiplied.
 
     With ZeRO-1, for instance, every device stores the whole weight and updates a part of it.
     """
@@ -48,10 +51,11 @@ class ShardedParam:
 def weight(
     rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
 ) -> Weight:
-    """A new weight with normal entries of standard deviation `std` (of the base shape, see `parametrization`).
+    """A new weight with normal entries of standard deviation `std` (of the base shape, see
+    `parametrization`).
 
-    std: None makes ones, 0 zeros. layers: the number of layers that are stacked along a first dim; None: a single weight.
-    dtype: None for the parameter dtype.
+    std: None makes ones, 0 zeros. layers: the number of layers that are stacked along a first dim; None: a
+    single weight. dtype: None for the parameter dtype.
     """
     full = shape if layers is None else (layers, *shape)
     kind = jnp.dtype(dtype or config.parameter_dtype)
@@ -65,19 +69,22 @@ def weight(
 
 
 def stored_dims(w: Weight) -> Dims:
-    """The dims of a weight's array in the train state: `w.dims`, with `layers` in front where it is stacked."""
+    """The dims of a weight's array in the train state: `w.dims`, with `layers` in front where it is
+    stacked."""
     return ("layers", *w.dims) if w.stacked else w.dims
 
 
 def master_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
-    """(the array that gets the gradient, the array that is multiplied): one and the same without a `ShardedParam`."""
+    """(the array that gets the gradient, the array that is multiplied): one and the same without a
+    `ShardedParam`."""
     value = w.get_value()
     return (value.master, value.stored) if isinstance(value, ShardedParam) else (value, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightUse:
-    """How a weight is used in a product: everything that is known while tracing. Hashable, for `jax.custom_vjp`."""
+    """How a weight is used in a product: everything that is known while tracing. Hashable, for
+    `jax.custom_vjp`."""
 
     dims: Dims
     shape: tuple[int, ...]
@@ -90,12 +97,13 @@ class WeightUse:
     gradient_dtype: str
     """The dtype that the gradient is made in and summed over devices in."""
     keep: bool
-    """Whether the gathered weight is a residual of the backward pass. With remat the backward pass runs the forward pass again, and
-    gathers the weight there, so it need not gather it twice."""
+    """Whether the gathered weight is a residual of the backward pass. With remat the backward pass runs the
+    forward pass again, and gathers the weight there, so it need not gather it twice."""
     place: Placement
 
     def gather(self, stored: jax.Array) -> jax.Array:
-        """The weight, ready for a product: cast first, so that devices exchange the compute dtype, then gathered."""
+        """The weight, ready for a product: cast first, so that devices exchange the compute dtype, then
+        gathered."""
         return self.place.weight(stored.astype(self.compute_dtype), self.dims)
 
     def gradient(self, dw: jax.Array) -> jax.Array:
@@ -105,7 +113,8 @@ class WeightUse:
 
 
 def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[WeightUse, jax.Array, jax.Array]:
-    """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None: the compute dtype."""
+    """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None:
+    the compute dtype."""
     master, stored = master_and_stored(w)
     dtype = dtype or config.compute_dtype
     return (
@@ -116,7 +125,8 @@ def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | No
 
 
 def gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
-    """A weight, cast to `dtype` (None: the compute dtype) and gathered, for any use; padded as `Placement.weight` does.
+    """A weight, cast to `dtype` (None: the compute dtype) and gathered, for any use; padded as
+    `Placement.weight` does.
 
     Its gradient is summed over devices in that dtype.
     """
@@ -137,7 +147,8 @@ _gather.defvjp(
 def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None, dtype: str | None = None) -> jax.Array:
     """`einsum(equation, x, w)` of activations with a weight, of two operands: "BTD,DF->BTF".
 
-    spec: the result's partition spec; None lets JAX decide. dtype: of the weight in the product; None: the compute dtype.
+    spec: the result's partition spec; None lets JAX decide. dtype: of the weight in the product; None: the
+    compute dtype.
     """
     return _project(equation, spec, *weight_use(w, config, place, dtype), x)
 
@@ -155,16 +166,18 @@ def _project_forward(equation: str, spec: Any, use: WeightUse, master: jax.Array
 def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """The gradients of the stored weight's master and of x.
 
-    The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one transposed, so the
-    smaller one goes left (autodiff puts the incoming gradient there, with all that is fused into it: a tenth of a step). In
-    float32 only: with bfloat16 operands the CPU backend folds the transpose into a product that it can't run.
+    The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one
+    transposed, so the smaller one goes left (autodiff puts the incoming gradient there, with all that is
+    fused into it: a tenth of a step). In float32 only: with bfloat16 operands the CPU backend folds the
+    transpose into a product that it can't run.
     """
     w, x = saved
     w = w if use.keep else use.gather(w)
     inputs, y_dims = equation.split("->")
     x_dims, w_dims = inputs.split(",")
     x_spec, y_spec = sharding_spec(x), sharding_spec(dy)
-    if x_spec is not None and y_spec is not None:  # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
+    # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
+    if x_spec is not None and y_spec is not None:
         x_axes = dict(zip(x_dims, x_spec, strict=True))
         dy = jax.sharding.reshard(dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding_spec(x))
@@ -172,7 +185,8 @@ def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax
     if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=use.master_spec)
     else:
-        order = "".join(sorted(w_dims, key=x_dims.__contains__))  # the dims of y first, as the product returns them
+        # the dims of y first, as the product returns them
+        order = "".join(sorted(w_dims, key=x_dims.__contains__))
         spec = None if use.master_spec is None else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in order))
         dw = jnp.einsum(f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec))
     return use.gradient(dw), None, dx
@@ -201,8 +215,8 @@ _add_bias.defvjp(lambda use, master, stored, y: (_add_bias(use, master, stored, 
 def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, spec: Any) -> jax.Array:
     """Rows of a table [V, D] in the compute dtype: [B, T, D], placed as `spec`.
 
-    A table whose width is split at rest is not gathered: every device looks up its part of the rows that the others need, and
-    sends it to them. The gradient is summed on the way back, in `config.gradient_dtype`.
+    A table whose width is split at rest is not gathered: every device looks up its part of the rows that the
+    others need, and sends it to them. The gradient is summed on the way back, in `config.gradient_dtype`.
     """
     return _lookup(spec, *weight_use(w, config, place), ids_BT)
 
@@ -233,9 +247,11 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> list[PartitionSpec]:
-    """The partition specs on the way of [B, T, D] from `rows`, split by `embed`, to `stream`, split by batch and positions.
+    """The partition specs on the way of [B, T, D] from `rows`, split by `embed`, to `stream`, split by batch
+    and positions.
 
-    Each step moves one mesh axis, the last first, and is an all-to-all. In one step over several axes XLA gathers everything.
+    Each step moves one mesh axis, the last first, and is an all-to-all. In one step over several axes XLA
+    gathers everything.
 
     >>> reshard_path(PartitionSpec(None, None, ("data", "context")), PartitionSpec("data", "context", None))
     [P(None, 'context', 'data'), P('data', 'context', None), P('data', 'context', None)]
@@ -256,7 +272,8 @@ def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> li
 
 
 def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
-    """For a stage of a pipeline: weights [rounds, layers, *dims] whose gradient is first summed over all microbatches.
+    """For a stage of a pipeline: weights [rounds, layers, *dims] whose gradient is first summed over all
+    microbatches.
 
     Only then it is summed over devices, once, and placed like the master parameter.
     """

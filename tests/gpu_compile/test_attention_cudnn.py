@@ -1,4 +1,5 @@
-"""cuDNN attention: the list of documents (on the CPU), the compiled step (GPU compiler, no GPU), the numbers (a GPU)."""
+"""cuDNN attention: the list of documents (on the CPU), the compiled step (GPU compiler, no GPU), the numbers
+(a GPU)."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def test_a_cpu_raises_and_does_not_fall_back():
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_kernels_operands_give_the_right_attention_and_gradients(monkeypatch, packed, window):
-    """The kernel is replaced by a NumPy model of its contract, so operands and offsets of grouped heads are tested, but not the kernel."""
+    """The kernel is replaced by a NumPy model of its contract, so operands and offsets of grouped heads are
+    tested, but not the kernel."""
     kernel_by_contract(monkeypatch)
     agree_with_float32(packed, window)
 
@@ -158,7 +160,8 @@ def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
 
 
 def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor", remat=None, layers=0, kernel=None, **options):
-    """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and remat."""
+    """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and
+    remat."""
     kernel = kernel or (
         lambda q, k, v, s: cudnn.fused_attention(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS)
     )

@@ -1,4 +1,5 @@
-"""Long sequences split over devices, compiled for absent H100s: fused attention, and the collectives with their bytes and overlap."""
+"""Long sequences split over devices, compiled for absent H100s: fused attention, and the collectives with
+their bytes and overlap."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def travels(layout: str, axis: str) -> dict[str, CollectiveRow]:
 def test_attention_is_fused_and_no_scores_are_allocated(layout):
     step, analysis = compiled(layout)
     assert set(analysis.attention_kernels) == {"cudnn forward", "cudnn backward"}
-    # each chunk with itself, the ring's late chunk with the early one, and its steps; or two chunks with all keys before them
+    # each chunk with itself, the ring's late chunk with the early one, and its steps; or two chunks with all
+    # keys before them
     a_layer = {"context_gather": 1 + 2, "context_ring": 1 + 1 + PARTS - 1, "context_ulysses": 1}[layout]
     assert set(analysis.attention_kernels.values()) == {LAYERS * a_layer}
     chunk = OWN // 2
@@ -84,7 +86,8 @@ EMBEDDED = 2 * 2 * 2 * OWN * D
 
 def test_the_ring_sends_keys_forward_and_with_their_gradients_backward():
     hops = PARTS - 1
-    forward, backward = 2 * hops * 2 * KEYS, 2 * hops * 2 * KEYS + 2 * hops * 4 * KEYS + 2 * 2 * KEYS  # k and v; dk and dv in float32, but home
+    # k and v; dk and dv in float32, but home
+    forward, backward = 2 * hops * 2 * KEYS, 2 * hops * 2 * KEYS + 2 * hops * 4 * KEYS + 2 * 2 * KEYS
     assert travels("context_ring", "context")["collective-permute"].bytes == LAYERS * (forward + backward)
     assert travels("context_ring", "context")["all-gather"].bytes < INTEGERS
 
@@ -96,7 +99,8 @@ def test_gathered_keys_are_gathered_again_and_their_gradients_scattered():
 
 
 def test_heads_are_exchanged_for_positions_and_back():
-    """Forward q, k, v and the output. Backward their gradients, and the output again; q, k, v are kept where they attend."""
+    """Forward q, k, v and the output. Backward their gradients, and the output again; q, k, v are kept where
+    they attend."""
     queries, keys, part = OWN * H * K, KEYS, (PARTS - 1) / PARTS
     expected = LAYERS * 2 * part * (5 * queries + 4 * keys)
     assert travels("context_ulysses", "context")["all-to-all"].bytes == pytest.approx(expected, abs=EMBEDDED)
@@ -110,14 +114,16 @@ def test_keys_travel_beside_kernels(layout, kinds):
 
 
 def test_scattered_streams_travel_in_bfloat16_and_no_more_than_they_must():
-    """Megatron's sequence parallelism, four devices along `tensor`. A layer has two pairs of products; each gathers its input
-    forward, and backward its input again and its output's gradient, and scatters its output and its input's gradient."""
+    """Megatron's sequence parallelism, four devices along `tensor`. A layer has two pairs of products; each
+    gathers its input forward, and backward its input again and its output's gradient, and scatters its output
+    and its input's gradient."""
     found = {row.kind: row for row in compiled("fsdp_tensor_sequence")[1].collectives if row.axis == "tensor"}
     stream = 2 * T * D  # one row a device, bfloat16
     ends = 2 * stream  # the stream that the head reads, and what the embedding gets
     assert found["all-gather"].bytes == pytest.approx((LAYERS * 2 * 3 * stream + ends) * 3 / 4, rel=0.01)
     assert found["reduce-scatter"].bytes == pytest.approx(LAYERS * 2 * 2 * stream * 3 / 4, rel=0.01)
-    assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}  # the head sums over its vocabulary, and the norms' gradients
+    # the head sums over its vocabulary, and the norms' gradients
+    assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
 @pytest.mark.parametrize("layout", [*CONTEXT, "fsdp_tensor_sequence"])

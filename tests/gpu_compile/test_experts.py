@@ -1,4 +1,5 @@
-"""A mixture of experts, compiled for absent GPUs: its collectives, and that no row is multiplied with an expert it was not sent to."""
+"""A mixture of experts, compiled for absent GPUs: its collectives, and that no row is multiplied with an
+expert it was not sent to."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from llm_jax.train import compile as compiling
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
-DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1536, 8, 2  # so that no two shapes that are told apart are equal
+# so that no two shapes that are told apart are equal
+DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1536, 8, 2
 
 
 @functools.cache
@@ -69,7 +71,8 @@ def test_no_array_has_all_rows_for_each_expert():
 
 @pytest.mark.parametrize(("how", "dense"), [("ragged_dot", True), ("loop", False)])
 def test_ragged_dot_is_dense_in_these_versions_and_the_loop_is_not(how, dense):
-    """If this fails for ragged_dot, JAX has a kernel for GPUs: measure it, and make it the default of model.moe.product there."""
+    """If this fails for ragged_dot, JAX has a kernel for GPUs: measure it, and make it the default of
+    model.moe.product there."""
     mesh = gpu_compile.topology_mesh("h100", {"data": 1})
     on = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))  # noqa: E731
     product = jax.shard_map(

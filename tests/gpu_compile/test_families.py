@@ -1,4 +1,5 @@
-"""Windows by layer and latent attention, compiled for GPUs: one fused kernel for each kind of layer, no array of size sequence²."""
+"""Windows by layer and latent attention, compiled for GPUs: one fused kernel for each kind of layer, no array
+of size sequence²."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What each layout sends, by XLA's GPU compiler: every collective of the train step, with its axes, its dtype and its bytes.
+"""What each layout sends, by XLA's GPU compiler: every collective of the train step, with its axes, its dtype
+and its bytes.
 
-`GOLDEN` has it in closed form from the shapes of a small Llama: what is not named there must not be there, but for small
-things (losses, norms' scales, token ids, statistics of the softmax), together less than 2 % of all.
+`GOLDEN` has it in closed form from the shapes of a small Llama: what is not named there must not be there,
+but for small things (losses, norms' scales, token ids, statistics of the softmax), together less than 2 % of
+all.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 Sent = dict[tuple[str, str, str], float]
-"""(kind, mesh axes, dtype) → elements of the whole arrays, gathered or before they are scattered, on one device, in one step."""
+"""(kind, mesh axes, dtype) → elements of the whole arrays, gathered or before they are scattered, on one
+device, in one step."""
 
 
 def rows(parts: int) -> int:
@@ -64,7 +67,8 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
         8,
         {
             ("reduce-scatter", "data", "f32"): LAYERS + TABLE,
-            ("all-to-all", "data", "bf16"): rows(8),  # the gradient of the embedding: rows of activations instead of the table
+            # the gradient of the embedding: rows of activations instead of the table
+            ("all-to-all", "data", "bf16"): rows(8),
             ("all-gather", "data", "f32"): LAYERS + 2 * TABLE,  # new weights, once a step
         },
     ),
@@ -91,9 +95,11 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
             ("all-gather", "data", "bf16"): (2 * LAYERS + TABLE) / 2,
             ("reduce-scatter", "data", "f32"): (LAYERS + TABLE) / 2,
             ("all-to-all", "data", "bf16"): 2 * rows(4),
-            # two in a block forward, two backward (queries, keys and values in one; gate and up in one), and the embedding's rows
+            # two in a block forward, two backward (queries, keys and values in one; gate and up in one), and
+            # the embedding's rows
             ("all-reduce", "tensor", "bf16"): (4 * L + 1) * rows(4),
-            ("all-reduce", "tensor", "f32"): rows(4),  # the head's gradient of the stream, summed over the vocabulary
+            # the head's gradient of the stream, summed over the vocabulary
+            ("all-reduce", "tensor", "f32"): rows(4),
         },
     ),
     "fsdp_tensor_sequence": (
@@ -104,7 +110,8 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
             ("all-to-all", "data", "bf16"): 2 * rows(4),
             # what was an all-reduce in a block is a scattered sum, and a gather before the next product
             ("reduce-scatter", "tensor", "bf16"): 4 * L * rows(4),
-            ("all-gather", "tensor", "bf16"): (4 * L + 2) * rows(4),  # and before the head, and for the gradient of the embedding's rows
+            # and before the head, and for the gradient of the embedding's rows
+            ("all-gather", "tensor", "bf16"): (4 * L + 2) * rows(4),
             ("all-reduce", "tensor", "bf16"): rows(4),  # the embedding's rows
             ("all-reduce", "tensor", "f32"): rows(4),
         },
@@ -181,7 +188,8 @@ def test_only_the_layouts_collectives_are_sent(layout):
 
 @pytest.mark.parametrize("layout", GOLDEN)
 def test_weights_and_gradients_of_the_layer_scan_travel_asynchronously(layout):
-    """All but small ones. Outside of the loops, and for sums that the next product needs (tensor), XLA may wait: nothing could run beside."""
+    """All but small ones. Outside of the loops, and for sums that the next product needs (tensor), XLA may
+    wait: nothing could run beside."""
     _, program, timeline = compiled(layout)
     for i in timeline.counts:
         collective = program.costs[i]

@@ -1,4 +1,5 @@
-"""What the tests read of a compiled step doesn't depend on the machine code that tests/no_ptxas.py leaves out."""
+"""What the tests read of a compiled step doesn't depend on the machine code that tests/no_ptxas.py leaves
+out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Pipelines, compiled for absent H100s: the collectives between stages, and the residuals of the backward pass."""
+"""Pipelines, compiled for absent H100s: the collectives between stages, and the residuals of the backward
+pass."""
 
 from __future__ import annotations
 
@@ -43,14 +44,18 @@ def test_only_the_stream_travels_in_each_tick_and_gradients_travel_once(microbat
     rows = {(row.kind, row.axis): row for row in analyse(step, mesh, hardware("h100")).collectives}
     ticks = microbatches + STAGES - 1
     permutes = rows["collective-permute", "stage"]
-    assert permutes.count == 2 * (2 * ticks + 1)  # forward and backward: to the next stage, and the ring; the last microbatch's way home
+    # forward and backward: to the next stage, and the ring; the last microbatch's way home
+    assert permutes.count == 2 * (2 * ticks + 1)
     assert permutes.bytes == permutes.count * 2 * BATCH // (2 * microbatches) * LENGTH * MODEL.embed
     weights = 9  # of a block, stacked
     assert rows["reduce-scatter", "data"].count <= weights + 1  # and the embedding; several may be combined
     assert rows["all-gather", "data"].count <= weights + 1
-    assert all(row.count < 20 for key, row in rows.items() if key != ("collective-permute", "stage"))  # nothing else in a loop
+    # nothing else in a loop
+    assert all(row.count < 20 for key, row in rows.items() if key != ("collective-permute", "stage"))
     waited_for = step.text.count(" collective-permute(")
-    assert waited_for <= 2  # JAX 0.11: the last microbatch's way home, beside which there is nothing to do; in loops all are asynchronous
+    # JAX 0.11: the last microbatch's way home, beside which there is nothing to do; in loops all are
+    # asynchronous
+    assert waited_for <= 2
 
 
 def test_memory_does_not_grow_with_microbatches_and_is_what_enters_each_tick():
@@ -59,4 +64,5 @@ def test_memory_does_not_grow_with_microbatches_and_is_what_enters_each_tick():
     rows = BATCH // 2  # on a stage's devices, all ticks together
     inputs = {m: 2 * rows * LENGTH * MODEL.embed * (m + STAGES - 1) / m for m in temporaries}
     kept = [math.prod(shape) * 2 for m in temporaries for _, shape in compiled(m)[1].buffer_shapes() if shape[:1] == (m + STAGES - 1,)]
-    assert sorted(set(kept))[-2:] == sorted(inputs.values())  # one row of inputs a tick, not one for each layer
+    # one row of inputs a tick, not one for each layer
+    assert sorted(set(kept))[-2:] == sorted(inputs.values())

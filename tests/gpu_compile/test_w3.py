@@ -1,4 +1,5 @@
-"""W3's train step, compiled for absent H200s: kernels, memory, collectives; and its first steps at a reduced size on the CPU."""
+"""W3's train step, compiled for absent H200s: kernels, memory, collectives; and its first steps at a reduced
+size on the CPU."""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def test_the_step_fits_an_h200_with_what_the_compiler_cannot_see():
     m, t = experiment.model, experiment.train
     assert m.head_dim == 64
     workspace = backward_workspace_bytes(t.batch_size, t.sequence_length, m.heads, m.head_dim, SEGMENTS)
-    pool = 0.92  # XLA_PYTHON_CLIENT_MEM_FRACTION of the experiment's command; the rest is CUDA's and the driver's
+    # XLA_PYTHON_CLIENT_MEM_FRACTION of the experiment's command; the rest is CUDA's and the driver's
+    pool = 0.92
     assert memory["total"] + workspace < pool * hardware("h200").memory_bytes
     # what is kept for the backward pass, the gradients in float32, and a tenth of that to work with
     a_token = m.layers * (2 * (2 * m.mlp + 2 * m.embed + 2 * m.heads * 64 + 2 * m.kv_heads * 64) + 4 * m.heads)
@@ -139,7 +141,8 @@ def test_collectives_of_fsdp_are_asynchronous_and_have_work_beside_them():
         assert starts
         assert len(starts) == sum(f" {kind}-done(" in line for line in lines)
         waited_for = [line for line in lines if f" {kind}(" in line]
-        assert all(re.search(r" = f32\[\d?\]", line) for line in waited_for)  # JAX 0.11: three sums, of the loss and the weights
+        # JAX 0.11: three sums, of the loss and the weights
+        assert all(re.search(r" = f32\[\d?\]", line) for line in waited_for)
     matmuls = re.compile(r" fusion\(.*(gemm|dot)|custom-call")
     hidden = 0
     for kind in kinds[:2]:
@@ -162,7 +165,8 @@ def test_evaluation_and_rows_without_segments_use_the_kernel_too():
     }
     sizes = jax.ShapeDtypeStruct((experiment.model.vocab,), jnp.float32)
     assert compile_for(mesh, jax.jit(make_evaluation(program, NextToken())), (parameters, batch, sizes)).custom_calls() == [FORWARD]
-    hidden = jax.jit(lambda parameters, tokens: program.model(parameters).hidden(tokens))  # as the sampler calls it
+    # as the sampler calls it
+    hidden = jax.jit(lambda parameters, tokens: program.model(parameters).hidden(tokens))
     step = compile_for(mesh, hidden, (parameters, batch["tokens"]))
     assert step.custom_calls() == [FORWARD]
     assert not step.buffers_with(4096, 4096)

@@ -1,4 +1,5 @@
-"""Mesh axes of size 1: every preset with all axes at 1 trains like one device, and with each axis at 1 in turn its step can be traced."""
+"""Mesh axes of size 1: every preset with all axes at 1 trains like one device, and with each axis at 1 in
+turn its step can be traced."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def test_a_preset_with_all_axes_at_one_is_one_device(name):
     layout = PRESETS[name]
     (history, _, _), (reference, _, _) = (train(PRESETS[n], dict.fromkeys(PRESETS[n].mesh, 1), steps=2, model=MODEL) for n in (name, "single"))
     for ours, theirs in zip(history, reference, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)  # kernels may be fused in another way
+        # kernels may be fused in another way
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
     assert len(layout.mesh) > 1
 

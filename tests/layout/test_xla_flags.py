@@ -11,7 +11,8 @@ from llm_jax.core.xla_flags import NO_DRIVER, expect_no_gpu, keep_collectives_in
 
 
 def test_simulated_devices_meet_in_the_same_order():
-    """Without it JAX 0.11 aborts tests/parity under `pipeline`, from the second time on: when the step comes from the compilation cache."""
+    """Without it JAX 0.11 aborts tests/parity under `pipeline`, from the second time on: when the step comes
+    from the compilation cache."""
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     keep_collectives_in_order(environment)
     assert environment["XLA_FLAGS"].split()[1:] == ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]

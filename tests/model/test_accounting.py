@@ -1,4 +1,5 @@
-"""Parameters and FLOPs in every convention, compared with the model that is built and with published figures."""
+"""Parameters and FLOPs in every convention, compared with the model that is built and with published
+figures."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_windows_by_layer_and_latents_are_counted():
     config = MODELS["deepseek"].resolved()
     matrices = 2 * (32 * 12 + 12 * 4 * 10 + 32 * (10 + 4) + 10 * 4 * (6 + 5) + 4 * 5 * 32 + 3 * 32 * config.mlp) + 50 * 32  # type: ignore[operator]
     counted = accounting.flops_per_token(config, T)
-    assert counted["flops_attention_full"] == 2 * 3 * 2 * 4 * (10 + 5) * T  # layers; forward and backward; keys of 10, values of 5 in 4 heads
+    # layers; forward and backward; keys of 10, values of 5 in 4 heads
+    assert counted["flops_attention_full"] == 2 * 3 * 2 * 4 * (10 + 5) * T
     assert counted["flops_exact"] == 6 * matrices + counted["flops_attention_causal"]
 
 
@@ -94,7 +96,8 @@ def test_deepseek_v3_has_the_published_number_of_parameters():
     ).resolved()  # fmt: skip
     total = parameter_count(config)
     assert round(total / 1e9) == 671
-    assert round((active_parameters(config, total) - 129280 * 7168) / 1e9) == 37  # without the embedding, of which a token uses one row
+    # without the embedding, of which a token uses one row
+    assert round((active_parameters(config, total) - 129280 * 7168) / 1e9) == 37
 
 
 def published(shared_tables: Path | None, name: str, rows: list, columns: dict[str, str]) -> None:
@@ -138,7 +141,8 @@ def test_the_fifty_chinchilla_shapes_to_eight_in_a_thousand():
     assert sum(head_dim * heads != embed for _, embed, _, head_dim, heads, _ in shapes) == 6
     for parameters, embed, mlp, head_dim, heads, layers in shapes:
         config = chinchilla(embed, mlp, head_dim, heads, layers)
-        relative = layers * embed * heads * head_dim  # a matrix of relative positions in each layer, which ours do not have
+        # a matrix of relative positions in each layer, which ours do not have
+        relative = layers * embed * heads * head_dim
         assert accounting.parameters(config)["parameters_with_head"] + relative == pytest.approx(parameters, rel=0.008), parameters
 
 
@@ -148,7 +152,9 @@ def test_exact_over_6nd_is_the_published_ratio():
     for embed, heads, layers, mlp, parameters, per_sequence, ratio in table["shapes"]:
         config = chinchilla(embed, mlp, embed // heads, heads, layers)
         counted = accounting.flops_per_token(config, T)
-        head = 6 * 32000 * embed  # the published count leaves the logits out, and has 3 for each score for the softmax, forward and twice back
+        # the published count leaves the logits out, and has 3 for each score for the softmax, forward and
+        # twice back
+        head = 6 * 32000 * embed
         softmax = 3 * 3 * layers * heads * T
         exact = counted["flops_exact"] - head - counted["flops_attention_causal"] + counted["flops_attention_full"] + softmax
         assert exact * T == pytest.approx(per_sequence, rel=1e-12)

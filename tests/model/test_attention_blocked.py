@@ -1,4 +1,5 @@
-"""Blocked attention against dense attention in float64, forward and backward, and the products with weights against autodiff's."""
+"""Blocked attention against dense attention in float64, forward and backward, and the products with weights
+against autodiff's."""
 
 from __future__ import annotations
 
@@ -67,4 +68,5 @@ def test_bfloat16_stays_bfloat16_and_close():
     out = blocked.blocked_attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), segments, None)
     assert out.dtype == jnp.bfloat16
     expected = dense(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
-    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)  # bfloat16 has 8 bits: 0.4 % of values up to 4
+    # bfloat16 has 8 bits: 0.4 % of values up to 4
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)

@@ -1,4 +1,5 @@
-"""Attention of a sequence that is split over devices, by every schedule and kernel, equals dense attention in float64, forward and backward."""
+"""Attention of a sequence that is split over devices, by every schedule and kernel, equals dense attention in
+float64, forward and backward."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def placement(layout: Layout) -> MeshPlacement:
 
 
 def inputs(heads: int, kv_heads: int, packed: bool, length: int = T):
-    """(q, k, v, dout, segments): some documents span several chunks, some end at a chunk's edge, one row has padding."""
+    """(q, k, v, dout, segments): some documents span several chunks, some end at a chunk's edge, one row has
+    padding."""
     rng = np.random.default_rng(length + heads)
     q, k, v, dout = (rng.normal(size=(B, length, n, K)) for n in (heads, kv_heads, kv_heads, heads))
     segments = np.ones((B, length), np.int32)
@@ -161,7 +163,8 @@ def lowered(name: str, gradient: bool, length: int = 1024):
 
 @pytest.mark.parametrize(("name", "pairs"), [("ring of two", 2 + 1 + 2), ("gather", 2 + 3 + 7)])
 def test_every_device_computes_little_more_than_the_scores_that_causal_attention_needs(name, pairs):
-    """pairs: of chunks that are multiplied, each with itself and with those before it (gather: before it on some device)."""
+    """pairs: of chunks that are multiplied, each with itself and with those before it (gather: before it on
+    some device)."""
     length, chunks = 1024, 2 * LAYOUTS[name].mesh["context"]
     of_all_pairs = 2 * 2 * length**2 * (2 * 64)  # scores, and sums of values
     found = lowered(name, gradient=False, length=length).cost_analysis()["flops"]

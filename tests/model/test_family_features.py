@@ -1,4 +1,5 @@
-"""The features of open families, each by itself and all together: logits and gradients equal the papers' formulas in float64."""
+"""The features of open families, each by itself and all together: logits and gradients equal the papers'
+formulas in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from llm_jax.model.transformer import Transformer, repeats
 from tests.plain_model import plain_logits
 
 TOLERANCE = 2e-5
-"""Relative to the largest number: float32's rounding, 6e-8, over a few layers with sums of some ten numbers."""
+"""Relative to the largest number: float32's rounding, 6e-8, over a few layers with sums of some ten
+numbers."""
 SMALL = ModelConfig(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24, vocab=40)
 LATENT = LatentConfig(query_rank=12, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=7)
 MLA: dict[str, Any] = {"latent": LATENT, "kv_heads": None, "head_dim": None}

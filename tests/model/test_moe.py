@@ -1,4 +1,5 @@
-"""The mixture of experts, compared with plain loops over tokens and experts in NumPy; its losses, loads and biases."""
+"""The mixture of experts, compared with plain loops over tokens and experts in NumPy; its losses, loads and
+biases."""
 
 from __future__ import annotations
 
@@ -121,7 +122,8 @@ def test_softmax_over_the_chosen_is_softmax_over_all_divided_by_its_sum():
 
 
 def dense_form(block: MoE, x: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """Every expert on every token, with weight zero if it was not chosen: a form whose gradients autodiff gets right."""
+    """Every expert on every token, with weight zero if it was not chosen: a form whose gradients autodiff
+    gets right."""
     weights, experts, _ = router.choose(jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe)
     weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2)
     up, gate = (jnp.einsum("BTD,EDF->BTEF", x, w[...]) for w in (block.up, block.gate))
@@ -137,7 +139,8 @@ def test_gradients_equal_those_of_the_dense_form(moe):
     ours = jax.jit(jax.grad(loss(lambda block, *a: block(*a)[0]), (0, 1)))(weights, x)
     theirs = jax.jit(jax.grad(loss(dense_form), (0, 1)))(weights, x)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))  # sums of up to 80 products of three
+        # sums of up to 80 products of three
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 8.0])
@@ -192,7 +195,8 @@ def test_grouped_products_equal_each_groups_product(sizes):
         rows = slice(end - size, end)
         expected["y"][rows], expected["dx"][rows], expected["dw"][e] = x[rows] @ w[e], dy[rows] @ w[e].T, x[rows].T @ dy[rows]
     for name, found in (("y", y), ("dx", dx), ("dw", dw)):
-        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)  # sums of up to 300 products near 1
+        # sums of up to 300 products near 1
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("over", ["batch", "sequence"])
@@ -234,7 +238,8 @@ def run(steps: int = 20, microbatches: int = 1, ema_decay: float = 0.0, model: M
 
 
 def test_biases_even_out_the_loads():
-    """All tokens prefer the first experts: biases bring the largest load from over twice the mean to near it."""
+    """All tokens prefer the first experts: biases bring the largest load from over twice the mean to near
+    it."""
     config = config_of(scores="sigmoid", bias=True, bias_rate=0.005).moe
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2000, E)) + np.linspace(4, 0, E), jnp.float32)
 
@@ -264,10 +269,12 @@ def test_biases_move_by_their_rate_and_nothing_else_moves_them():
 
 
 def test_microbatches_agree_with_the_whole_batch_where_balance_is_of_each_sequence():
-    """Losses and loads. (With balance_over=batch, shares and means are of each microbatch, and losses differ.)"""
+    """Losses and loads. (With balance_over=batch, shares and means are of each microbatch, and losses
+    differ.)"""
     whole, parts = (run(8, n, bias=True, balance_over="sequence")[0] for n in (1, 4))
     for name in ("train_loss", "gradient_norm", "balance_loss", "router_z_loss", "expert_load_max"):
-        np.testing.assert_allclose([m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name)  # as tests/parity
+        # as tests/parity
+        np.testing.assert_allclose([m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name)
 
 
 def test_dense_layers_among_sparse_ones_run_in_their_order():
@@ -277,7 +284,8 @@ def test_dense_layers_among_sparse_ones_run_in_their_order():
     blocks, dense = state.parameters["blocks"], state.parameters["dense_blocks"]
     assert blocks["mlp"]["up"].shape == (2, 8, 32, 16)
     assert dense["mlp"]["up"].shape == (2, 32, 64)
-    np.testing.assert_allclose([m["train_loss"] for m in scanned], [m["train_loss"] for m in unrolled], rtol=1e-5)  # other order of sums
+    # other order of sums
+    np.testing.assert_allclose([m["train_loss"] for m in scanned], [m["train_loss"] for m in unrolled], rtol=1e-5)
 
 
 def test_flops_and_active_parameters_count_the_experts_that_a_token_is_sent_to():
@@ -286,7 +294,8 @@ def test_flops_and_active_parameters_count_the_experts_that_a_token_is_sent_to()
     _, weights = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
     total = sum(w.size for w in jax.tree.leaves(weights))
     attention, dense, expert_, shared, router_, table = 4 * 32 * 32, 3 * 32 * 64, 3 * 32 * 16, 3 * 32 * 24, 32 * 8, 100 * 32
-    assert total == 3 * attention + dense + 2 * (8 * expert_ + shared + router_) + table + 7 * 32  # and the norms
+    # and the norms
+    assert total == 3 * attention + dense + 2 * (8 * expert_ + shared + router_) + table + 7 * 32
     matmul = 3 * attention + dense + 2 * (2 * expert_ + shared + router_) + table
     assert matmul_parameters(model) == matmul
     assert active_parameters(model, total) == matmul + 7 * 32

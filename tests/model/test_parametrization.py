@@ -1,7 +1,8 @@
 """muP and CompleteP: one table says what a weight's scale and learning rate are, and it is right.
 
-The proof of the table: a model in which every unit is there twice, with halved weights from each, is the same function as the narrow one.
-It must stay so while it learns. That holds exactly if, and only if, every learning rate, epsilon, decay and multiplier is muP's.
+The proof of the table: a model in which every unit is there twice, with halved weights from each, is the same
+function as the narrow one. It must stay so while it learns. That holds exactly if, and only if, every
+learning rate, epsilon, decay and multiplier is muP's.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ LATENT = dataclasses.replace(
     NARROW, kv_heads=4, head_dim=None, qk_norm="none", bias_qkv=False, norm_placement="both", norm_centred=True,
     latent=LatentConfig(query_rank=12, kv_rank=8, nope_dim=4, rope_dim=2, value_dim=4),
 ).resolved()  # fmt: skip
-# A large epsilon and decay, so that they matter; no clipping, since the norm of all gradients together is another.
+# A large epsilon and decay, so that they matter; no clipping, since the norm of all gradients together is
+# another.
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, epsilon=1e-3, weight_decay=1.0, clip_norm=0)
 LION = dataclasses.replace(ADAMW, name="lion", learning_rate=1e-3)
-# A key's rotated part is the same for all heads, so its gradients do not shrink as those of other hidden units do: epsilon must not matter there.
+# A key's rotated part is the same for all heads, so its gradients do not shrink as those of other hidden
+# units do: epsilon must not matter there.
 SMALL_EPSILON = dataclasses.replace(ADAMW, epsilon=1e-8)
 STEPS = 6
 
@@ -69,7 +72,8 @@ def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = No
 
 
 def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...], latent: int) -> np.ndarray:
-    """The weight with every unit of these dims there twice: the same at the output, half at each of the doubled inputs.
+    """The weight with every unit of these dims there twice: the same at the output, half at each of the
+    doubled inputs.
 
     latent: the entries of that dim that are of a key's rotated part, which does not grow.
     """
@@ -83,7 +87,8 @@ def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...], l
 
 
 def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str) -> tuple[list[float], list[float]]:
-    """Losses of the narrow and of the wide model. heads: the dim of attention that doubles, "heads" or "head_dim"."""
+    """Losses of the narrow and of the wide model. heads: the dim of attention that doubles, "heads" or
+    "head_dim"."""
     wide = of_width(narrow, 32)
     if heads == "head_dim":
         wide = dataclasses.replace(wide, heads=narrow.heads, kv_heads=narrow.kv_heads, head_dim=8)
@@ -145,7 +150,8 @@ def test_rates_and_epsilons_are_those_of_completeps_table():
 
 
 def test_initial_scales_are_those_of_the_table():
-    """Hidden matrices shrink with the root of the width, projections into the stream by no more in a deeper model; tables stay."""
+    """Hidden matrices shrink with the root of the width, projections into the stream by no more in a deeper
+    model; tables stay."""
     model = dataclasses.replace(of_width(NARROW, 256), layers=8, parametrization="completep", base_layers=2, scan_layers=True)
     start = TrainModel(model, ADAMW, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))).new_state(0).parameters
     std = (
@@ -153,7 +159,8 @@ def test_initial_scales_are_those_of_the_table():
     )
     expected = {"embedding": 0.25, "query": 0.25 / 4, "out": 0.25 / 4 / 2, "down": 0.25 / 4 / 2}
     for name, w in std.items():
-        assert np.std(w) == pytest.approx(expected[name], rel=0.02), name  # of 16,384 numbers or more: four times their error
+        # of 16,384 numbers or more: four times their error
+        assert np.std(w) == pytest.approx(expected[name], rel=0.02), name
 
 
 @pytest.mark.parametrize(("layout", "mesh"), [("fsdp_tensor_sequence", {"data": 2, "tensor": 4}), ("zero1", {"data": 8})])
@@ -162,7 +169,8 @@ def test_layouts_agree_in_mup(layout, mesh):
                         base_embed=32, base_layers=1, base_head_dim=16)  # fmt: skip
     one, _, _ = train(PRESETS["single"], {}, steps=4, model=model)
     many, _, _ = train(PRESETS[layout], mesh, steps=4, model=dataclasses.replace(model, scan_layers=False))
-    np.testing.assert_allclose([m["train_loss"] for m in many], [m["train_loss"] for m in one], rtol=1e-5)  # float32 sums in another order
+    # float32 sums in another order
+    np.testing.assert_allclose([m["train_loss"] for m in many], [m["train_loss"] for m in one], rtol=1e-5)
 
 
 def test_a_proportion_that_is_not_whole_is_refused():

@@ -1,7 +1,9 @@
-"""A pipeline computes what one device computes: the loss and every gradient, whatever flows through it and however it is cut.
+"""A pipeline computes what one device computes: the loss and every gradient, whatever flows through it and
+however it is cut.
 
-Gradients are compared in float32, each with the largest of its array: 1e-5 is the order in which sums are taken (seen: 1e-6).
-(Or with a thousandth of the largest of all: that of a key's bias is rounding and nothing else, as softmax takes no notice of it.)
+Gradients are compared in float32, each with the largest of its array: 1e-5 is the order in which sums are
+taken (seen: 1e-6). (Or with a thousandth of the largest of all: that of a key's bias is rounding and nothing
+else, as softmax takes no notice of it.)
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def pipeline(*, rounds: int = 1, **config: object) -> Layout:
 
 
 def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig) -> tuple[float, dict[str, np.ndarray]]:
-    """(the sum of losses of the first batch under a new model, the gradient of each parameter by its path)."""
+    """(the sum of losses of the first batch under a new model, the gradient of each parameter by its
+    path)."""
     layout.check()
     program = TrainModel(model.resolved(), OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh)))
     objective = NextToken(z_loss=1e-4, chunk=64)
@@ -100,7 +103,8 @@ def test_model_variants_in_stages_change_nothing(variant):
 
 
 def test_idle_stages_put_no_nan_into_gradients():
-    # on a stream of zeros a norm without epsilon (1e-60 is 0 in float32) is 0 / 0, and a cotangent of zero times its slope is still NaN
+    # on a stream of zeros a norm without epsilon (1e-60 is 0 in float32) is 0 / 0, and a cotangent of zero
+    # times its slope is still NaN
     assert_agrees(pipeline(microbatches=4), {"stage": 4, "data": 1}, dataclasses.replace(DEEP, norm_epsilon=1e-60))
 
 

@@ -1,4 +1,5 @@
-"""Products with weights and their gradients equal einsum and indexing, in the configured dtypes and placements."""
+"""Products with weights and their gradients equal einsum and indexing, in the configured dtypes and
+placements."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ MESHES = {"hybrid_fsdp": {"data": 4}}
 
 
 def gradients(place: Placement, table: Table = "stored", **config: str) -> dict[str, jax.Array]:
-    """The gradient of every kind of use, with masters placed by `table`: each used entry is a sum of ROWS times EACH."""
+    """The gradient of every kind of use, with masters placed by `table`: each used entry is a sum of ROWS
+    times EACH."""
     model = ModelConfig(compute_dtype="bfloat16", **config)
     ones = place.move(jnp.ones((8, ROWS // 8, 8), jnp.bfloat16), STREAM)
     ids = place.move(jnp.ones((8, ROWS // 8), jnp.int32), STREAM[:2])

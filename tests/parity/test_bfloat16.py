@@ -1,10 +1,12 @@
-"""In bfloat16 a layout is as near to one device as rounding lets anything be. Measured over 20 steps, rounding where the program says so:
-left to itself XLA drops roundings between operations that it fuses, other ones on one device than on eight.
+"""In bfloat16 a layout is as near to one device as rounding lets anything be. Measured over 20 steps,
+rounding where the program says so: left to itself XLA drops roundings between operations that it fuses, other
+ones on one device than on eight.
 
-Where only the batch is split, every product is the same and sums over devices are float32: the difference is that of the same batch with its
-rows in another order, which moves the loss by 1e-5 (root mean square, relative). Where products are split (tensor), their parts are rounded
-before they are added, so the yardstick is bfloat16's own distance from float32, 2e-4. Both distances are those of one noise, amplified
-by 20 steps, so the bound is a factor of 4; a bfloat16 sum of gradients already differs by 3 times the permuted batch.
+Where only the batch is split, every product is the same and sums over devices are float32: the difference is
+that of the same batch with its rows in another order, which moves the loss by 1e-5 (root mean square,
+relative). Where products are split (tensor), their parts are rounded before they are added, so the yardstick
+is bfloat16's own distance from float32, 2e-4. Both distances are those of one noise, amplified by 20 steps,
+so the bound is a factor of 4; a bfloat16 sum of gradients already differs by 3 times the permuted batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""A mixture of experts computes on every layout what it computes on one device: losses of the router, drops and biases too.
+"""A mixture of experts computes on every layout what it computes on one device: losses of the router, drops
+and biases too.
 
-The tolerance is that of test_layouts.py, at a third of its learning rate: at 3e-3 single steps have gradients of five times the norm, and
-rounding grows to 4e-5 there. The router's choices are discrete: that none differs in 20 steps is what a fixed seed gives.
+The tolerance is that of test_layouts.py, at a third of its learning rate: at 3e-3 single steps have gradients
+of five times the norm, and rounding grows to 4e-5 there. The router's choices are discrete: that none differs
+in 20 steps is what a fixed seed gives.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ def test_experts_are_really_split():
     _, state = run("expert_tensor", DROPLESS)
     up = state.parameters["blocks"]["mlp"]["up"]
     for array in (up, *(x for x in jax.tree.leaves(state.moments) if x.shape == up.shape)):
-        assert array.addressable_shards[0].data.shape == (2, 4, 16, 8)  # of [2 layers, 8 experts, 32, 16] over expert, data and tensor
+        # of [2 layers, 8 experts, 32, 16] over expert, data and tensor
+        assert array.addressable_shards[0].data.shape == (2, 4, 16, 8)
 
 
 def test_layouts_under_which_experts_cannot_run_are_refused():

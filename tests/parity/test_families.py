@@ -1,4 +1,5 @@
-"""The features of open families give the losses of one device under every kind of layout; `test_layouts.py` explains the tolerance."""
+"""The features of open families give the losses of one device under every kind of layout; `test_layouts.py`
+explains the tolerance."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ RUNS: list[tuple[str, str, dict[str, int]]] = [
 
 
 def run(model: ModelConfig, layout: str, mesh: dict[str, int]) -> Any:
-    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)  # at 3e-3 Gemma's scales make rounding grow to 2e-4
+    # at 3e-3 Gemma's scales make rounding grow to 2e-4
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)
     return train(PRESETS[layout], mesh, steps=STEPS, model=model, optimizer=config)[0]
 
 
@@ -58,7 +60,8 @@ def one_device(model: str) -> Any:
     return run(MODELS[model], "single", {})
 
 
-SLOW = ("gemma on context_ulysses", "latent, experts on expert_tensor")  # half a minute of compilation each; tests/parity has both layouts
+# half a minute of compilation each; tests/parity has both layouts
+SLOW = ("gemma on context_ulysses", "latent, experts on expert_tensor")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Every layout computes what one device computes: loss and gradient norm of 20 steps, float32.
 
-The tolerance, 1e-5 relative, is the order in which float32 sums are taken: what is seen is 1e-7 to 2e-6. (Adam divides
-small gradients by their own size, so rounding grows with the learning rate: at 1e-2, 7e-5 in the gradient norm.)
+The tolerance, 1e-5 relative, is the order in which float32 sums are taken: what is seen is 1e-7 to 2e-6.
+(Adam divides small gradients by their own size, so rounding grows with the learning rate: at 1e-2, 7e-5 in
+the gradient norm.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ LAYOUTS = {
     "hybrid_fsdp": (PRESETS["hybrid_fsdp"], {"data": 4}),
     "tensor": (PRESETS["tensor"], {"tensor": 2}),
     "fsdp_tensor": (PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}),
-    "expert": (PRESETS["expert"], {}),  # of a model without experts here, where the axis is one more of data; see test_experts.py
+    # of a model without experts here, where the axis is one more of data; see test_experts.py
+    "expert": (PRESETS["expert"], {}),
     "expert_tensor": (PRESETS["expert_tensor"], {}),
     "fsdp_tensor_sequence": (PRESETS["fsdp_tensor_sequence"], {}),
     "context_gather": (PRESETS["context_gather"], {"context": 4}),
@@ -59,7 +61,8 @@ LAYOUTS = {
         ),
         {},
     ),
-    "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),  # two key/value heads: each device takes the one that its query head needs
+    # two key/value heads: each device takes the one that its query head needs
+    "tensor_over_kv_heads": (PRESETS["tensor"], {"tensor": 8}),
     "fsdp_tensor_over_kv_heads": (PRESETS["fsdp_tensor_sequence"], {"data": 2, "tensor": 4}),
     "pipeline": (PRESETS["pipeline"], {"stage": 2}),
     "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),

@@ -1,7 +1,8 @@
-"""Where every preset puts every kind of array, on 8 devices: so that a wrong entry of a table is seen also where it changes no result.
+"""Where every preset puts every kind of array, on 8 devices: so that a wrong entry of a table is seen also
+where it changes no result.
 
-Losses can't tell whether moments are split or whole. This list can, and `test_every_entry_of_a_table_has_an_effect` says that nothing in a
-preset's tables is beyond it.
+Losses can't tell whether moments are split or whole. This list can, and
+`test_every_entry_of_a_table_has_an_effect` says that nothing in a preset's tables is beyond it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ FLOW = {
 
 
 def placements(layout: Layout, mesh: dict[str, int]) -> dict[str, str]:
-    """Name of an array → the axes that split its dims, "-" for one that is whole; of a weight at rest / multiplied / its moments."""
+    """Name of an array → the axes that split its dims, "-" for one that is whole; of a weight at rest /
+    multiplied / its moments."""
     place = MeshPlacement(layout, make_mesh(layout, mesh))
 
     def said(dims: Dims, table: Table) -> str:

@@ -1,7 +1,8 @@
 """A run that is stopped and resumed with other processes and devices equals an uninterrupted run.
 
-Losses agree with those of one process to 1e-5: collectives between processes over CPUs are gloo's, which add in another order than XLA's within
-one process (seen: 1e-7 a step). With the same processes and devices they are the same bits.
+Losses agree with those of one process to 1e-5: collectives between processes over CPUs are gloo's, which add
+in another order than XLA's within one process (seen: 1e-7 a step). With the same processes and devices they
+are the same bits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def test_two_processes_with_2_devices_each_and_then_one_with_2_are_the_run_of_on
     assert [done.returncode for done in first] == [85, 85], [done.stderr for done in first]
     assert "stopped by SIGTERM" in first[0].stdout
     assert [done.stderr for done in first] == ["", ""]
-    assert not [line for line in first[1].stdout.splitlines() if line and "[Gloo]" not in line]  # only rank 0 prints
+    # only rank 0 prints
+    assert not [line for line in first[1].stdout.splitlines() if line and "[Gloo]" not in line]
     stopped = max(steps_saved(run_dir))
     assert stopped in (3, 4, 5)
     assert list(losses(run_dir)) == list(range(1, stopped + 1))

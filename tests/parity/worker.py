@@ -1,4 +1,5 @@
-"""One of several processes of a small run: python -m tests.parity.worker ADDRESS COUNT RANK, with layouts as JSON on stdin.
+"""One of several processes of a small run: python -m tests.parity.worker ADDRESS COUNT RANK, with layouts as
+JSON on stdin.
 
 Prints {name: [metrics of every step]} as the last line of rank 0.
 """

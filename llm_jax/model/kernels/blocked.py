@@ -1,7 +1,9 @@
-"""Causal attention in blocks of queries, in plain JAX: each block is multiplied only with the keys that its mask can let through.
+"""Causal attention in blocks of queries, in plain JAX: each block is multiplied only with the keys that its
+mask can let through.
 
-Causal attention needs half of the T² scores, and with a sliding window fewer. Here only the scores of one block exist at a time.
-The backward pass computes them again from q, k and the softmax's statistics (FlashAttention-2, Dao 2023), so no residual has size T².
+Causal attention needs half of the T² scores, and with a sliding window fewer. Here only the scores of one
+block exist at a time. The backward pass computes them again from q, k and the softmax's statistics
+(FlashAttention-2, Dao 2023), so no residual has size T².
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from llm_jax.model.kernels import ChunkKernel
 from llm_jax.model.norm_and_rope import softcap
 
 MOST_BLOCKS = 8
-"""The most blocks, which are unrolled: with 8, 56 % of the T² scores are computed; more would make the program longer for little."""
+"""The most blocks, which are unrolled: with 8, 56 % of the T² scores are computed; more would make the
+program longer for little."""
 LEAST_BLOCK = 128
 """The least number of queries in a block: smaller products cost more time than they save."""
 
@@ -50,16 +53,18 @@ def plain_chunk_kernel(most: int) -> ChunkKernel:
 def blocked_attention(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None, cap: float = 0.0
 ) -> jax.Array:
-    """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in float32.
+    """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in
+    float32.
 
-    A query sees its own position and those before it, of its own segment (None: all are of one), less than `window` back.
-    cap: scores become cap * tanh(scores / cap); 0: they stay.
+    A query sees its own position and those before it, of its own segment (None: all are of one), less than
+    `window` back. cap: scores become cap * tanh(scores / cap); 0: they stay.
     """
     return forward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), cap=cap)[0].astype(q_BTHK.dtype)
 
 
 def blocks(length: int, window: int | None, keys: int | None = None, most: int = MOST_BLOCKS) -> list[Block]:
-    """(queries, keys) of each block: at most `most` blocks of equal size (the last may be smaller), with the keys that each needs.
+    """(queries, keys) of each block: at most `most` blocks of equal size (the last may be smaller), with the
+    keys that each needs.
 
     keys: the number of keys, all before the queries; None: queries and keys are the same positions.
 
@@ -76,10 +81,11 @@ def blocks(length: int, window: int | None, keys: int | None = None, most: int =
 def forward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, most: int = MOST_BLOCKS, cap: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of exp(scores).
+    """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of
+    exp(scores).
 
-    A query that sees no key has a finite output, and statistics near the least float, so that its weight beside others is 0.
-    most: blocks of queries; 1 computes all scores at once. cap: see `blocked_attention`.
+    A query that sees no key has a finite output, and statistics near the least float, so that its weight
+    beside others is 0. most: blocks of queries; 1 computes all scores at once. cap: see `blocked_attention`.
     """
     B, T, H, _ = q_BTHK.shape
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
@@ -100,7 +106,8 @@ def backward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
     dout_BTHK: jax.Array, most: int = MOST_BLOCKS, cap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Gradients of q, k and v in float32. If `out` and `lse` are over more keys than these, the terms that come from these keys."""
+    """Gradients of q, k and v in float32. If `out` and `lse` are over more keys than these, the terms that
+    come from these keys."""
     dtype = q_BTHK.dtype
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, k_BSGK, v_BSGK)
     B, G, R, T, K = q_BGRTK.shape
@@ -124,7 +131,8 @@ def backward(
         # the small operand goes left, where it is copied transposed: see `weights.project`
         dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
         dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
-        around = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]  # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
+        # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
+        around = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
         dk, dv = dk + jnp.pad(dk_BGKS, around), dv + jnp.pad(dv_BGKS, around)
     dq_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(dq, 3)).reshape(q_BTHK.shape) * K**-0.5
     dk_BSGK, dv_BSGK = (jnp.einsum("BGKS->BSGK", x) for x in (dk, dv))
@@ -136,7 +144,8 @@ def _blocks(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, most: int) -> list
 
 
 def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block, cap: float) -> jax.Array:
-    """Scaled and capped scores of one block, float32 [B, G, R, T, S]; the least number where a query doesn't see a key."""
+    """Scaled and capped scores of one block, float32 [B, G, R, T, S]; the least number where a query doesn't
+    see a key."""
     queries, keys = block
     s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
     return jnp.where(mask(queries, keys)[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min)

@@ -1,18 +1,21 @@
 """NVIDIA's fused attention (cuDNN through XLA), for packed documents, without any array of size sequence².
 
-cuDNN's "ragged" layout takes a list of documents, starts and lengths in one flat array of tokens, so packed rows need
-no mask. This module makes that list from segment ids and binds JAX's primitives for the kernel (private, hence
-`CHECKED_JAX`). It does not call `fused_attention_stablehlo.dot_product_attention` above them, because that function
+cuDNN's "ragged" layout takes a list of documents, starts and lengths in one flat array of tokens, so packed
+rows need no mask. This module makes that list from segment ids and binds JAX's primitives for the kernel
+(private, hence `CHECKED_JAX`). It does not call `fused_attention_stablehlo.dot_product_attention` above them,
+because that function
 
-- in JAX 0.10 scales key offsets by the *query* heads: with grouped heads, documents silently read other documents' keys
-  (fixed by jax-ml/jax#39521, in 0.11.2);
+- in JAX 0.10 scales key offsets by the *query* heads: with grouped heads, documents silently read other
+  documents' keys (fixed by jax-ml/jax#39521, in 0.11.2);
 - refuses the ragged layout where this process has no Hopper GPU, so nothing compiles for absent GPUs;
-- keeps softmax statistics for every document slot of every layer, `max_segments` times the size that is needed.
+- keeps softmax statistics for every document slot of every layer, `max_segments` times the size that is
+  needed.
 
-Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at most 128 (256 on
-Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1. The backward kernel adds to dQ
-in any order: it is not bit-reproducible, unless XLA's deterministic option makes it so with a sequence² workspace. Workspaces
-(`backward_workspace_bytes`) are not in the `memory_analysis()` of a step compiled without a device.
+Limits (cuDNN frontend, `CompositeSDPABackwardNode`): bfloat16 or float16; head_dim a multiple of 8 and at
+most 128 (256 on Hopper only); Hopper or newer for packed documents; cuDNN 9.6, and not 9.10.0 or 9.10.1. The
+backward kernel adds to dQ in any order: it is not bit-reproducible, unless XLA's deterministic option makes
+it so with a sequence² workspace. Workspaces (`backward_workspace_bytes`) are not in the `memory_analysis()`
+of a step compiled without a device.
 """
 
 from __future__ import annotations
@@ -32,14 +35,17 @@ from llm_jax.model.kernels import WHOLE_SEQUENCE, ChunkKernel
 CHECKED_JAX = ((0, 10), (0, 11))
 """The JAX versions whose private primitives this module has been checked with."""
 SAVED = "attention"
-"""The `checkpoint_name` of the output *and* of its softmax statistics: with both kept, the kernel does not run again."""
+"""The `checkpoint_name` of the output *and* of its softmax statistics: with both kept, the kernel does not
+run again."""
 
 
 class Documents(NamedTuple):
-    """The documents of the local rows in cuDNN's form: B rows of M slots each, filled in order across rows."""
+    """The documents of the local rows in cuDNN's form: B rows of M slots each, filled in order across
+    rows."""
 
     starts_BM1: jax.Array
-    """int32: flat index of each document's first token; B T where a slot is empty, and once more at the end of all."""
+    """int32: flat index of each document's first token; B T where a slot is empty, and once more at the end
+    of all."""
     lengths_BM: jax.Array
     """int32: tokens of each document, 0 where a slot is empty."""
     slot_BT: jax.Array
@@ -53,7 +59,8 @@ class Documents(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Runs of queries and of keys in flat arrays of tokens, pair by pair; B rows of M slots, M at least 2 (JAX passes no starts for 1)."""
+    """Runs of queries and of keys in flat arrays of tokens, pair by pair; B rows of M slots, M at least 2
+    (JAX passes no starts for 1)."""
 
     starts_q_BM1: jax.Array
     lengths_q_BM: jax.Array
@@ -135,12 +142,14 @@ def fused_attention(
     causal: bool = True,
     max_segments: int | None = None,
 ) -> jax.Array:
-    """Self-attention of one device's rows and heads (H a multiple of G): out_BTHK. Call it inside `jax.shard_map`.
+    """Self-attention of one device's rows and heads (H a multiple of G): out_BTHK. Call it inside
+    `jax.shard_map`.
 
     segments_BT: int; equal neighbours attend to each other, padding included; None: each row is one document.
     window: a query sees itself and the `window - 1` positions before it (JAX's `sliding_window_length`).
-    max_segments: documents in a row, padding counted as one; required with segments. It is a mean over the device's rows, which share
-    their slots. With more documents than slots *everything* returned is NaN, so that no wrong attention goes unnoticed.
+    max_segments: documents in a row, padding counted as one; required with segments. It is a mean over the
+    device's rows, which share their slots. With more documents than slots *everything* returned is NaN, so
+    that no wrong attention goes unnoticed.
 
     Raises UserError for arrays or settings that the kernel can't run; lowering for anything but a GPU raises.
     """
@@ -154,12 +163,14 @@ def fused_attention(
 
 
 def poisoned(k_BSGK: jax.Array, documents: Documents) -> jax.Array:
-    """The keys, or NaN if there are more documents than slots. Keys are the smallest array; NaN scores reach every output and gradient."""
+    """The keys, or NaN if there are more documents than slots. Keys are the smallest array; NaN scores reach
+    every output and gradient."""
     return jnp.where(documents.overflow, jnp.nan, k_BSGK)
 
 
 def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
-    """The documents of the rows: runs of equal ids, in order over all rows, `slots` a row on average (`model.max_segments`)."""
+    """The documents of the rows: runs of equal ids, in order over all rows, `slots` a row on average
+    (`model.max_segments`)."""
     if slots is None or slots < 1:
         most = "the most documents a row, padding counted as one, on average over the rows of a device"
         raise UserError(f"model.max_segments={slots}: attention=cudnn with packed rows needs {most}")
@@ -168,14 +179,16 @@ def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
     slot_BT = jnp.cumsum(first_BT.reshape(-1), dtype=jnp.int32).reshape(B, T) - 1
     overflow = slot_BT[-1, -1] >= B * slots
     slot_BT = jnp.where(overflow, jnp.arange(B, dtype=jnp.int32)[:, None], slot_BT)
-    # the start of document n is the number of tokens in documents before it: a sum that fuses, where a scatter would not
+    # the start of document n is the number of tokens in documents before it: a sum that fuses, where a
+    # scatter would not
     starts = jnp.sum(slot_BT.reshape(-1) < jnp.arange(B * slots + 1)[:, None], axis=1, dtype=jnp.int32)
     unread = jnp.full(B - 1, B * T, jnp.int32)  # JAX's shape is [B, M + 1]; cuDNN reads B M + 1 of it
     return Documents(jnp.concatenate([starts, unread]).reshape(B, slots + 1), jnp.diff(starts).reshape(B, slots), slot_BT, overflow)
 
 
 def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options) -> tuple[jax.Array, jax.Array]:
-    """The kernel's results: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of exp(scores)."""
+    """The kernel's results: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of
+    exp(scores)."""
     rows = documents.ragged() if documents is not None else None
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), rows, options, is_training=True)
     return out_BTHK, lse if documents is None else _by_token(lse, documents)
@@ -185,16 +198,19 @@ def backward(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, lse_BHT: jax.Array,
     out_BTHK: jax.Array, dout_BTHK: jax.Array, options: Options,
 ) -> list[jax.Array]:  # fmt: skip
-    """Gradients of q, k and v. If `out` and `lse` are over more keys than these (a ring), the terms that come from these keys."""
+    """Gradients of q, k and v. If `out` and `lse` are over more keys than these (a ring), the terms that come
+    from these keys."""
     rows = documents.ragged() if documents is not None else None
     lse = lse_BHT if documents is None else _by_document(lse_BHT, documents)
     return _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), rows, options)
 
 
 class SharedDocuments(NamedTuple):
-    """The document that each row's queries share with earlier keys. Documents have no gaps, so there is at most one.
+    """The document that each row's queries share with earlier keys. Documents have no gaps, so there is at
+    most one.
 
-    Its queries are the row's first, and its keys the last before the queries. Each of these queries sees each of these keys.
+    Its queries are the row's first, and its keys the last before the queries. Each of these queries sees each
+    of these keys.
     """
 
     queries_B: jax.Array
@@ -205,7 +221,8 @@ class SharedDocuments(NamedTuple):
     """int32: the position of its first key in the row of keys."""
 
     def ragged(self, T: int, S: int) -> Ragged:
-        """The document in the first of two slots of each row, the second empty: with one slot JAX passes no starts."""
+        """The document in the first of two slots of each row, the second empty: with one slot JAX passes no
+        starts."""
 
         def listed(first_B: jax.Array, length_B: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
             B = length_B.shape[0]
@@ -218,7 +235,8 @@ class SharedDocuments(NamedTuple):
 
 
 def find_shared_documents(mask: Mask, T: int, S: int) -> SharedDocuments:
-    """The document that the T queries of each row share with those of its S keys that are before all of them."""
+    """The document that the T queries of each row share with those of its S keys that are before all of
+    them."""
     assert mask.ahead_B is not None
     B = mask.ahead_B.shape[0]
     key_BS = jnp.arange(S) < mask.ahead_B[:, None]
@@ -232,7 +250,8 @@ def find_shared_documents(mask: Mask, T: int, S: int) -> SharedDocuments:
 
 
 def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, options: Options) -> tuple[jax.Array, jax.Array]:
-    """Attention to the keys before the queries of each row: out_BTHK, and lse_BHT (float32), -inf where a query sees none."""
+    """Attention to the keys before the queries of each row: out_BTHK, and lse_BHT (float32), -inf where a
+    query sees none."""
     (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
     shared = find_shared_documents(mask, T, S)
     out_BTHK, lse = _bind("fwd", (q_BTHK, k_BSGK, v_BSGK), (), shared.ragged(T, S), options, is_training=True)
@@ -312,19 +331,22 @@ def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
 
 
 def backward_workspace_bytes(batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None) -> int:
-    """An upper bound on the memory that cuDNN's backward kernel allocates: a float32 dQ and row sums for each slot."""
+    """An upper bound on the memory that cuDNN's backward kernel allocates: a float32 dQ and row sums for each
+    slot."""
     return batch * (max_segments or 1) * sequence * heads * (head_dim + 1) * 4
 
 
 def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
-    """The arrays, made to vary over the same mesh axes inside `shard_map`: keys that devices share must get the sum of their gradients."""
+    """The arrays, made to vary over the same mesh axes inside `shard_map`: keys that devices share must get
+    the sum of their gradients."""
     varying = [jax.typeof(x).mat.varying for x in arrays]
     axes = frozenset().union(*varying)
     return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
 
 
 def check_arrays(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
-    """Raises UserError, naming the key, for arrays that the kernel or this module can't take; ValueError for a wrong call."""
+    """Raises UserError, naming the key, for arrays that the kernel or this module can't take; ValueError for
+    a wrong call."""
     B, T, H, K = q_BTHK.shape
     if jax.__version_info__[:2] not in CHECKED_JAX:
         valid = " or ".join(".".join(map(str, v)) for v in CHECKED_JAX)

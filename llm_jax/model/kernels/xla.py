@@ -30,7 +30,8 @@ def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT:
 
 
 def soft_capped_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, cap: float) -> jax.Array:
-    """out_BTHK with scores cap * tanh(scores / cap), for which `jax.nn.dot_product_attention` has no argument."""
+    """out_BTHK with scores cap * tanh(scores / cap), for which `jax.nn.dot_product_attention` has no
+    argument."""
     K = q_BTHK.shape[-1]
     q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, K)
     s_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
