@@ -1,8 +1,11 @@
-"""Holds models of random shapes against transformers, both ways: `python -m tools.check_huggingface [family ...] [seeds=10] [first=0] [keep=FOLDER]`.
+"""Compares models of random shapes with transformers, in both directions.
 
-For each: transformers builds it and writes its folder (in one of two spellings, dtypes and shardings, perhaps with keys left out); it is loaded
-here and must compute the same; what is saved from here must load in transformers and compute the same, and load here with the same bits.
-A model that is refused is told with the reason. Needs the extra `reference`. Exit code 1 where anything differs.
+`python -m tools.check_huggingface [family ...] [seeds=10] [first=0] [keep=FOLDER]`
+
+For each model transformers writes a folder (in one of two spellings, a dtype, one file or several, some with keys left out).
+Loaded here, the model must compute the same logits; saved from here, it must load in transformers and compute the same
+logits, and load here with the same bits. For a model that is refused, the reason is printed. Needs the extra `reference`.
+Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ LENGTH = 40
 
 
 def check(case: Case, seed: int, folder: Path) -> str:
-    """What was found, beginning with "same", "refused" or "DIFFERS"."""
+    """The result in one line that begins with "same", "refused", "skipped" or "DIFFERS"."""
     theirs = reference.build(case, seed)
     reference.write(theirs, case, folder / "theirs", seed)
     tokens_BT = np.random.default_rng(seed).integers(4, theirs.config.vocab_size, (2, LENGTH)).astype(np.int32)
@@ -46,32 +49,32 @@ def check(case: Case, seed: int, folder: Path) -> str:
         shutil.copytree(folder / "theirs", folder / spelling)
         shutil.copy(folder / "theirs" / spelling, folder / spelling / "config.json")
         try:
-            opened = open_model(folder / spelling, dtype="float32")
+            loaded = open_model(folder / spelling, dtype="float32")
         except UserError as error:
             return f"refused: {error}"
-        configs[spelling] = opened.config
+        configs[spelling] = loaded.config
     if len(set(configs.values())) > 1:
         return f"DIFFERS: the two spellings are two models: {configs}"
     model = pretrained.load_model(folder / "theirs", dtype="float32")
     ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
     if (worst := np.abs(ours - exact).max()) > tolerance:
         return f"DIFFERS: logits by {worst:.1e}"
-    pretrained.save_model(opened, folder / "saved", log=lambda line: None)
+    pretrained.save_model(loaded, folder / "saved", log=lambda line: None)
     again = reference.logits(reference.read(folder / "saved"), tokens_BT)
     if (back := np.abs(again - exact).max()) > tolerance:
-        return f"DIFFERS: logits of what was saved by {back:.1e}"
+        return f"DIFFERS: logits of the saved model by {back:.1e}"
     reloaded = pretrained.load_model(folder / "saved", dtype="float32")
-    if reloaded.config != opened.config:
-        return f"DIFFERS: loaded again the model is another: {opened.config} {reloaded.config}"
+    if reloaded.config != loaded.config:
+        return f"DIFFERS: the model changes when it is saved and loaded: {loaded.config} {reloaded.config}"
     return f"same: {worst:.1e}, saved {back:.1e} (theirs {rounding:.1e}), of {exact.std():.1f}"
 
 
 def main() -> None:
-    """Checks what is asked for."""
-    words = [word for word in sys.argv[1:] if "=" not in word] or list(reference.FAMILIES)
+    """Runs the checks of a command line."""
+    families = [word for word in sys.argv[1:] if "=" not in word] or list(reference.FAMILIES)
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     first, bad = int(settings.get("first", 0)), 0
-    for family in words:
+    for family in families:
         for seed in range(first, first + int(settings.get("seeds", 10))):
             case = random_case(family, seed)
             with tempfile.TemporaryDirectory() as temporary:

@@ -1,11 +1,11 @@
-"""What loading a model of several GB costs of the host's memory beyond the model itself: python tools/huggingface_memory.py gigabytes=3
+"""Measures the host memory that loading a model takes beyond the model: python tools/huggingface_memory.py gigabytes=3
 
   python tools/huggingface_memory.py gigabytes=3                                 on one device
-  python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated ones, which have their memory in the host's
+  python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated devices, whose memory is the host's
 
-It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a process of its own, and prints the peak of that process's
-memory (VmHWM) less what it had before and less the weights. The promise: no more than the largest tensor and 1 GiB. save=true goes on to
-write the run folder, as `python -m llm_jax.pretrained.load` does.
+It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a new process, and prints the peak of
+that process's memory (VmHWM) minus its memory before and minus the weights. The promise: no more than the largest tensor
+and 1 GiB. With save=true the process also writes the run folder, as `python -m llm_jax.pretrained.load` does.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from llm_jax.pretrained.model import open_model
 folder, layout, save = sys.argv[1:]
 jax.block_until_ready(jax.numpy.zeros(8))
 before, started = status("VmRSS"), time.monotonic()
-opened = open_model(folder, layout=preset(layout))
-weights = sum(shard.data.nbytes for a in flat_paths(opened.parameters).values() for shard in a.addressable_shards)
+loaded = open_model(folder, layout=preset(layout))
+weights = sum(shard.data.nbytes for a in flat_paths(loaded.parameters).values() for shard in a.addressable_shards)
 made = {"before": before, "weights": weights, "peak": status("VmHWM"), "seconds": time.monotonic() - started}
 if save == "true":
-    load.write_run(opened, Path(folder).parent / "run")
+    load.write_run(loaded, Path(folder).parent / "run")
     made["peak_saved"] = status("VmHWM")
 print(json.dumps(made))
 """
 
 
 def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
-    """A folder with a random Llama of about so many bytes; the bytes of its largest tensor."""
+    """Writes a folder with a random Llama of about `total` bytes; returns the bytes of its largest tensor."""
     import numpy as np
 
     from llm_jax.huggingface import safetensors
-    from llm_jax.huggingface.family import family
-    from llm_jax.huggingface.tensor_map import lay
+    from llm_jax.huggingface.family import load_family
+    from llm_jax.huggingface.tensor_map import build_tensor_map
     from llm_jax.huggingface.transfer import shapes_of
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
@@ -68,10 +68,10 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     mlp = 4 * embed
     layers = max(1, round((total / 2 - 2 * vocab * embed) / (embed * embed * 2.5 + 3 * embed * mlp)))
     model = ModelConfig(layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False).resolved()
-    one, single = family("llama", "llama"), preset("single")
+    family, single = load_family("llama", "llama"), preset("single")
     program = TrainModel(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
-    table = lay(one.tensors(model, {}), model, shapes_of(program))
-    planned = [safetensors.Planned(name, "bfloat16", pieces[0].fit.their_shape) for name, pieces in table.tensors.items()]
+    tensor_map = build_tensor_map(family.tensors(model, {}), model, shapes_of(program))
+    planned = [safetensors.PlannedTensor(name, "bfloat16", slices[0].pattern.tensor_shape) for name, slices in tensor_map.tensors.items()]
     files = safetensors.shards(planned, 1_000_000_000)
     rng = np.random.default_rng(0)
     noise = (rng.standard_normal(1 << 20, np.float32) * 0.02).astype(safetensors.FLOATS["BF16"]).view(np.uint8)
@@ -84,12 +84,12 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
                     noise[: min(len(noise), tensor.nbytes - first)].tofile(file)
     if len(files) > 1:
         safetensors.write_index(folder, files, safetensors.shard_names(len(files)))
-    (folder / "config.json").write_text(json.dumps({**one.write_config(model), "torch_dtype": "bfloat16"}))
+    (folder / "config.json").write_text(json.dumps({**family.write_config(model), "torch_dtype": "bfloat16"}))
     return max(tensor.nbytes for tensor in planned)
 
 
 def measure(folder: Path, layout: str = "single", devices: int = 1, save: bool = False) -> dict[str, float]:
-    """What a process of its own needs to load the folder, in bytes: before, weights, peak (and peak_saved); seconds."""
+    """Memory of a new process that loads the folder, in bytes: before, weights, peak (and peak_saved); and its seconds."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-c", MEASURE, str(folder), layout, str(save).lower()]
     root = Path(__file__).parent.parent
@@ -101,14 +101,14 @@ def measure(folder: Path, layout: str = "single", devices: int = 1, save: bool =
 
 
 def main(arguments: list[str]) -> int:
-    """Measures, prints, and leaves nothing."""
-    asked = dict(argument.split("=", 1) for argument in arguments)
-    save = asked.get("save") == "true"
-    work = Path(tempfile.mkdtemp(dir=asked.get("dir")))
+    """Measures and prints; removes the model that it wrote."""
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    save = settings.get("save") == "true"
+    work = Path(tempfile.mkdtemp(dir=settings.get("dir")))
     try:
-        largest = write_random(work / "model", int(float(asked.get("gigabytes", 3)) * 1e9))
+        largest = write_random(work / "model", int(float(settings.get("gigabytes", 3)) * 1e9))
         started = time.monotonic()
-        found = measure(work / "model", asked.get("layout", "single"), int(asked.get("devices", 1)), save)
+        found = measure(work / "model", settings.get("layout", "single"), int(settings.get("devices", 1)), save)
         print(f"weights {found['weights'] / GIB:.2f} GiB, largest tensor {largest / GIB:.2f} GiB, loaded in {found['seconds']:.0f} s")
         for name in ("peak", "peak_saved") if save else ("peak",):
             beyond = found[name] - found["before"] - found["weights"]

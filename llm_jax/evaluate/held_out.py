@@ -16,8 +16,8 @@ from llm_jax.experiment import override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
 from llm_jax.objective.next_token import NextToken
-from llm_jax.pretrained.model import open_model, tokenizer_folder
-from llm_jax.run.initial_weights import read_source
+from llm_jax.pretrained.model import open_model
+from llm_jax.pretrained.source import open_source, tokenizer_folder
 from llm_jax.run.prepare import check_layout, use_compilation_cache
 from llm_jax.train.evaluation import HeldOut
 
@@ -64,8 +64,9 @@ def score(
     tokens, batches: the maximum to score; None: as many as at the end of the run. layout, mesh, dtype, step:
     as for `open_model`. Raises UserError.
     """
-    resolved(override(read_source(path), changes))  # reports mistakes before the weights are read
-    opened = open_model(path, layout=layout, mesh=mesh, dtype=dtype, step=step)
+    source = open_source(path)
+    resolved(override(source.experiment, changes))  # raises for mistakes in `changes` before the weights are read
+    opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step)
     experiment = resolved(override(opened.experiment, changes))
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches

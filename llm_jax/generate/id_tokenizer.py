@@ -8,7 +8,6 @@ from typing import Protocol
 from llm_jax.core.errors import UserError
 from llm_jax.data.huggingface_tokenizer import ids_in_configs
 from llm_jax.pretrained.model import PretrainedModel
-from llm_jax.pretrained.save import source_folder
 
 
 class GenerationTokenizer(Protocol):
@@ -56,6 +55,6 @@ def tokenizer_or_ids(opened: PretrainedModel) -> GenerationTokenizer:
     files name."""
     if opened.tokenizer_if_any is not None:
         return opened.tokenizer_if_any
-    source = source_folder(opened.path)
-    eos_ids = tuple(ids_in_configs(source, "eos", str(source))) if source else ()
+    folder = opened.folder.path if opened.folder else None
+    eos_ids = tuple(ids_in_configs(folder, "eos", str(folder))) if folder else ()
     return IdTokenizer(opened.config.vocab or 0, eos_ids, opened.missing_tokenizer)

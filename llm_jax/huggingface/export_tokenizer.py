@@ -1,4 +1,4 @@
-"""A tokenizer as a folder that `transformers.AutoTokenizer` loads and tokenises the same with."""
+"""Writes a tokenizer as files that `transformers.AutoTokenizer` loads, and that give the same tokens there."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ from llm_jax.data.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from llm_jax.data.tokenizer import JSON_NAME, Tokenizer
 
 BPE, UNIGRAM = 2, 1
+"""Types of models, as SentencePiece's `trainer_spec.model_type` numbers them."""
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
-"""As SentencePiece's model numbers them."""
-NEVER = -1e6
-"""unigram: the score of pieces that no text is cut into. (The least score of a piece is above -1e3.)"""
+"""Types of pieces, as SentencePiece's model numbers them."""
+UNUSED_SCORE = -1e6
+"""Unigram: the score of pieces that no text may be encoded as. (The lowest score of other pieces is above -1e3.)"""
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
-    """Writes tokenizer.json and tokenizer_config.json (and what else came with it) into a folder.
+    """Writes tokenizer.json and tokenizer_config.json into a folder.
 
-    Files of Hugging Face's are written as they were. A SentencePiece model is converted: BPE to the same ids for any text of up to 65,536
-    characters (longer ones are cut here into stretches, before they are encoded); unigram to the same ids but where two ways
-    to cut a text are as likely up to rounding. Raises UserError for a SentencePiece model that does what tokenizer.json can't be made to do
-    here: that normalises, or has pieces of the user's or none for bytes.
+    The files of a Hugging Face tokenizer are written unchanged. A SentencePiece model is converted. BPE gives the same ids
+    for texts of up to 65,536 characters (longer texts are encoded in chunks by SentencePieceTokenizer). Unigram gives the
+    same ids unless two segmentations of a text are equally likely up to rounding. Raises UserError for a SentencePiece model
+    that normalises, has user-defined pieces, or lacks pieces for bytes: those are not converted.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.save_files(folder)
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        raise TypeError(f"{type(tokenizer).__name__} is no tokenizer of ours")
-    for name, tree in (JSON_NAME, converted(tokenizer)), ("tokenizer_config.json", tokenizer_config(tokenizer)):
+        raise TypeError(f"{type(tokenizer).__name__} is no tokenizer class of llm_jax.data")
+    for name, tree in (JSON_NAME, tokenizer_json(tokenizer)), ("tokenizer_config.json", tokenizer_config(tokenizer)):
         write_atomic(Path(folder) / name, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
-def converted(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """tokenizer.json of a SentencePiece model.
+def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The object of tokenizer.json for a SentencePiece model.
 
-    Its pieces have spaces where SentencePiece writes U+2581, and there is no normalizer: so that U+2581 itself, of which there is no piece,
-    goes through byte pieces as it does here.
+    Its pieces have spaces where SentencePiece's have U+2581, and there is no normalizer. So U+2581 itself, for which there
+    is no piece, is encoded as bytes, as SentencePieceTokenizer does.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     protocol: Any = sentencepiece_model_pb2
     model = protocol.ModelProto.FromString(tokenizer.model)
-    check(model)
+    check_convertible(model)
     pieces = [piece.piece.replace(SPACE, " ") if piece.type == NORMAL else piece.piece for piece in model.pieces]
     unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN)
     if model.trainer_spec.model_type == BPE:
         ranks = {pieces[i]: (-piece.score, i) for i, piece in enumerate(model.pieces) if piece.type == NORMAL}
-        part: dict[str, Any] = {
+        tokens: dict[str, Any] = {
             "type": "BPE",
             "unk_token": pieces[unknown],
             "fuse_unk": True,
@@ -59,46 +60,46 @@ def converted(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             "merges": merges(ranks),
         }
     else:
-        scores = [piece.score if piece.type == NORMAL else NEVER for piece in model.pieces]
-        part = {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": list(zip(pieces, scores, strict=True))}
+        scores = [piece.score if piece.type == NORMAL else UNUSED_SCORE for piece in model.pieces]
+        tokens = {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": list(zip(pieces, scores, strict=True))}
     bos, prefix = pieces[tokenizer.bos_id], model.normalizer_spec.add_dummy_prefix
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [added(i, pieces[i]) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
+        "added_tokens": [control_token(i, pieces[i]) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
         "normalizer": {"type": "Prepend", "prepend": " "} if prefix else None,
         "pre_tokenizer": None,
-        "post_processor": {  # as documents begin
+        "post_processor": {  # BOS, with which documents begin
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))],
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefix else [])]},
-        "model": part,
+        "model": tokens,
     }
 
 
-def check(model: Any) -> None:
-    """Raises UserError for a SentencePiece model that encodes in a way that tokenizer.json isn't made for here."""
+def check_convertible(model: Any) -> None:
+    """Raises UserError for a SentencePiece model that `tokenizer_json` can't convert."""
     normalizer, types = model.normalizer_spec, {piece.type for piece in model.pieces}
-    wrong = {
+    problems = {
         "is neither BPE nor unigram": model.trainer_spec.model_type not in (BPE, UNIGRAM),
         f"normalises text ({normalizer.name})": bool(normalizer.precompiled_charsmap),
         "drops spaces (remove_extra_whitespaces)": normalizer.remove_extra_whitespaces,
-        "has pieces that are defined by the user, or not used": not types <= {NORMAL, UNKNOWN, CONTROL, BYTE},
+        "has user-defined or unused pieces": not types <= {NORMAL, UNKNOWN, CONTROL, BYTE},
         "has no pieces for bytes": BYTE not in types,
     }
-    if said := [words for words, true in wrong.items() if true]:
-        raise UserError(f"tokenizer: can't be written as {JSON_NAME} that tokenises the same: the SentencePiece model {' and '.join(said)}")
+    if found := " and ".join(problem for problem, true in problems.items() if true):
+        raise UserError(f"tokenizer: no {JSON_NAME} would give the same tokens, because the SentencePiece model {found}")
 
 
 def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
-    """BPE's merges: every way to make a piece of two others, the pieces in the order in which SentencePiece prefers them.
+    """BPE's merges: all pairs of pieces that form a piece, in the order in which SentencePiece prefers their results.
 
-    ranks: of the pieces, the lowest first.
+    `ranks` orders the pieces, the preferred lowest.
     """
     found = []
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -107,13 +108,13 @@ def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in found]
 
 
-def added(i: int, piece: str) -> dict[str, Any]:
-    """A control piece."""
+def control_token(i: int, piece: str) -> dict[str, Any]:
+    """The entry of a control piece in `added_tokens`."""
     return {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
 def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """tokenizer_config.json. The class is the plain one: LlamaTokenizer would make another pipeline of the pieces than the file has."""
+    """The object of tokenizer_config.json. It names the generic class: LlamaTokenizer would replace the file's pipeline by its own."""
     pieces = tokenizer.pieces()
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -122,5 +123,5 @@ def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "pad_token": pieces[tokenizer.pad_id],
         "unk_token": "<unk>",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # what looks like a control piece in a text is text, as here
+        "split_special_tokens": True,  # a control token's name in a text is text, as in SentencePieceTokenizer
     }

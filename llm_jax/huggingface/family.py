@@ -1,196 +1,212 @@
-"""What a family of models is: its config.json in both directions, and the table of its tensors."""
+"""A model family: the translation of its config.json in both directions, and the table of its tensors.
+
+Each module of `llm_jax.huggingface.families` is one family, found by its name: `families/X.py` has `FAMILY`, whose
+`model_type` is X.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface import families
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
-MODULES = (
-    "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
-)  # fmt: skip
-"""Of `families`, by `model_type`; where several can express a run's model, the first is taken."""
-
-
 Tree = Mapping[str, Any]
-"""A config.json."""
+"""The object in a config.json."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key that has the same meaning as one of ours."""
+    """A key of config.json whose value is that of a field of ModelConfig."""
 
-    theirs: str
-    ours: str
+    name: str
+    field: str
+    """The field of ModelConfig; dots separate nested configurations."""
     default: Any
-    """Of their class, for files without the key. None: a whole number, or null, which follows from others."""
-    also: tuple[str, ...] = ()
-    """Other spellings that are read; and written, too."""
+    """Default in the Hugging Face config class. None: an optional integer derived from other keys."""
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the key: each is read, and all are written."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family. All functions are pure."""
+    """One family of models. All its functions are pure."""
 
     model_type: str
     architecture: str
-    """Their class."""
+    """The name of the class in transformers."""
     keys: tuple[Key, ...]
-    """What is the same under another name."""
-    read: Callable[[Keys, dict[str, Any]], dict[str, Any]]
-    """(keys, our values that `keys` gave) → the other values, by our names."""
+    """The keys that are fields of ModelConfig under another name."""
+    read: Callable[[ConfigReader, dict[str, Any]], dict[str, Any]]
+    """(reader, field → value of `keys`) → field → value of all other fields that the family sets."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The other keys of a config.json for a model, in both spellings. What it can't say is found by reading it again."""
+    """The keys of config.json other than `keys`, in all spellings. `inexpressible` finds what they can't express."""
     tensors: Callable[[ModelConfig, Tree], list[Entry]]
-    """(model, config.json) → its table. For what is written the config is that of `write_config`."""
+    """(model, config.json) → the table of tensors. To write a model, config.json is that of `write_config`."""
+    rank: int
+    """Where several families can express a model, the one with the lowest rank is written: the plainest first."""
     buffers: tuple[str, ...] = ()
-    """Patterns of tensors that hold no weights, in old files."""
+    """Patterns of the names of tensors that hold no weights, in old files."""
     prefix: str = ""
-    """What all names begin with but for the head's; some files leave it out."""
+    """The start of all tensors' names except the head's, which some files omit."""
     heads_divide: bool = False
-    """Whether transformers 5 refuses a width that is no multiple of the heads, although heads have a width of their own."""
+    """True if transformers 5 requires the width to be a multiple of the number of heads, even with a given head_dim."""
 
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
-        """The model that a config.json describes, resolved. Raises UserError for what is unknown, or is known and not built here."""
-        keys = Keys(tree, where)
-        values: dict[str, Any] = {
-            key.ours: keys.number(key.theirs, None, *key.also, whole=True) if key.default is None else keys.take(key.theirs, key.default, *key.also)
-            for key in self.keys
-        }
-        keys.check_quantization()
-        values |= self.read(keys, values)
-        keys.finish()
+        """The model that a config.json describes, resolved. Raises UserError for a key that is unknown or not supported."""
+        reader = ConfigReader(tree, where)
+        values: dict[str, Any] = {}
+        for key in self.keys:
+            if key.default is None:
+                values[key.field] = reader.number(key.name, None, *key.aliases, whole=True)
+            else:
+                values[key.field] = reader.take(key.name, key.default, *key.aliases)
+        reader.check_quantization()
+        values |= self.read(reader, values)
+        reader.finish()
         try:
-            return made(ModelConfig(), values).resolved()
+            return replace_nested(ModelConfig(), values).resolved()
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
     def write_config(self, model: ModelConfig) -> dict[str, Any]:
-        """The config.json of a model, as transformers 4, 5 and others read it."""
+        """The config.json of a model, as transformers 4 and 5 and other libraries read it."""
         tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.keys:
-            value = valued(model, key.ours)
-            if value is not None or key.default is None:  # a model without experts has no width of theirs
-                tree |= dict.fromkeys((key.theirs, *key.also), value)
+            value = functools.reduce(getattr, key.field.split("."), model)
+            if value is not None or key.default is None:  # without experts there is no moe.mlp
+                tree |= dict.fromkeys((key.name, *key.aliases), value)
         return {**tree, **self.write(model)}
 
 
-def made(config: Any, values: dict[str, Any]) -> Any:
-    """A configuration with values set by dotted keys."""
+def replace_nested(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of a dataclass with other values, given by field; a dotted field is one of a nested dataclass."""
     groups: dict[str, dict[str, Any]] = {}
-    plain = {}
-    for key, value in values.items():
-        first, _, rest = key.partition(".")
+    own = {}
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
         if rest:
             groups.setdefault(first, {})[rest] = value
         else:
-            plain[first] = value
-    return dataclasses.replace(config, **plain, **{name: made(getattr(config, name), group) for name, group in groups.items()})
+            own[first] = value
+    nested = {name: replace_nested(getattr(config, name), group) for name, group in groups.items()}
+    return dataclasses.replace(config, **own, **nested)
 
 
-def valued(config: Any, key: str) -> Any:
-    """The value of a dotted key."""
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
+@functools.cache
+def family_names() -> tuple[str, ...]:
+    """The `model_type` of each family, ordered by rank."""
+    names = [module.name for module in pkgutil.iter_modules(families.__path__)]
+    return tuple(sorted(names, key=lambda name: (_module_family(name).rank, name)))
 
 
-def family(model_type: str, where: object) -> Family:
-    """The family of a `model_type`. Raises UserError if there is none."""
-    if model_type not in MODULES:
-        raise UserError(f"{where}: model_type={model_type}: is not a family that is read here; {nearest(str(model_type), MODULES)}")
-    return importlib.import_module(f"llm_jax.huggingface.families.{model_type}").FAMILY
+def load_family(model_type: str, where: object) -> Family:
+    """The family of a `model_type`. Raises UserError, with the nearest name, if there is none; it names `where` first."""
+    if model_type not in family_names():
+        near = nearest(str(model_type), family_names())
+        raise UserError(f"{where}: model_type={model_type}: there is no such family here; {near}")
+    return _module_family(model_type)
 
 
-FOR_TRAINING = (
+def _module_family(name: str) -> Family:
+    family: Family = importlib.import_module(f"{families.__name__}.{name}").FAMILY
+    return family
+
+
+FIELDS_NOT_IN_CONFIG_JSON = (
     "init_std", "parametrization", "base_embed", "base_layers", "base_head_dim", "remat", "offload", "scan_layers", "attention", "max_segments",
     "parameter_dtype", "compute_dtype", "gradient_dtype", "softmax_dtype", "logits_dtype", "moe.balance_loss", "moe.balance_over", "moe.z_loss",
     "moe.bias_rate", "moe.product", "moe.capacity_factor",
 )  # fmt: skip
-"""Keys of a model that no config.json has to say: they are about training, or about how the same numbers are computed."""
+"""Fields of ModelConfig that only training needs, or that select how the same numbers are computed."""
 
 
-def unsaid(one: Family, model: ModelConfig) -> list[str]:
-    """What a family can't express of a model: the keys that are another when what it writes is read again, as "key=value"."""
+def inexpressible(family: Family, model: ModelConfig) -> list[str]:
+    """What a family can't express of a model, as "model.FIELD=value": fields that differ after writing and reading the config."""
     from llm_jax.core.config_tree import flat
 
-    if one.heads_divide and model.embed % model.heads:
+    if family.heads_divide and model.embed % model.heads:
         return [f"model.embed={model.embed} with model.heads={model.heads}"]
     try:
-        again = one.read_config(one.write_config(model), one.model_type)
+        again = family.read_config(family.write_config(model), family.model_type)
     except (UserError, ArithmeticError) as error:
         return [str(error)]
     before, after = ({**flat(dataclasses.asdict(config)), "attention_scale": attention_scale(config)} for config in (model, again))
-    idle = {*FOR_TRAINING, *without_say(model)}
-    return [f"model.{key}={before[key]}" for key in before if key not in idle and not same(before[key], after[key])]
+    ignored = {*FIELDS_NOT_IN_CONFIG_JSON, *inactive_fields(model)}
+    return [f"model.{f}={before[f]}" for f in before if f not in ignored and not equal_values(before[f], after[f])]
 
 
 def attention_scale(model: ModelConfig) -> float:
-    """What attention's scores are multiplied by, said or not."""
+    """The factor of attention's scores: `model.attention_scale`, or its default head_dim^-0.5."""
     assert model.head_dim is not None
     return model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
 
 
-def without_say(model: ModelConfig) -> list[str]:
-    """The keys of a model that other keys leave without a say."""
-    keys: list[str] = []
+def inactive_fields(model: ModelConfig) -> list[str]:
+    """The fields of a model that have no effect because of the values of other fields."""
+    fields: list[str] = []
     groups = {"moe": MoEConfig, "rope_scaling": RopeScaling}
     parts = {name: [f"{name}.{field.name}" for field in dataclasses.fields(group)] for name, group in groups.items()}
     if model.position == "rope":
-        keys += ["positions"]
+        fields += ["positions"]
     else:
-        keys += ["rope_theta", "rope_fraction", "rope_theta_window", *parts["rope_scaling"]]
+        fields += ["rope_theta", "rope_fraction", "rope_theta_window", *parts["rope_scaling"]]
     if model.rope_scaling.kind == "none":
-        keys += [key for key in parts["rope_scaling"] if key != "rope_scaling.kind"]
+        fields += [field for field in parts["rope_scaling"] if field != "rope_scaling.kind"]
     if not model.moe.experts:
-        keys += [key for key in parts["moe"] if key != "moe.experts"]
+        fields += [field for field in parts["moe"] if field != "moe.experts"]
     if len(model.sparse_layers) == model.layers:
-        keys += ["mlp"]
-    return keys
+        fields += ["mlp"]
+    return fields
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are the same, but for rounding."""
+def equal_values(a: Any, b: Any) -> bool:
+    """True if two values are equal, numbers up to rounding and tuples as lists."""
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return math.isclose(a, b, rel_tol=1e-12)
     return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
 
 
-def family_for(model: ModelConfig, asked: str = "", first: str = "") -> Family:
-    """The family that can express a model: the one asked for, or `first` if it can, or the first of all that can.
+def family_for(model: ModelConfig, required: str = "", preferred: str = "") -> Family:
+    """The family that can express a model: `required` only, or `preferred` if it can, or the first by rank that can.
 
-    Raises UserError with what the nearest one can't express.
+    Raises UserError with what the closest family can't express.
     """
     if model.parametrization != "standard":
         raise UserError(f"model.parametrization={model.parametrization}: no family has its multipliers; only standard can be saved")
     if model.moe.experts and model.moe.dispatch != "dropless":
         raise UserError(f"model.moe.dispatch={model.moe.dispatch}: families send tokens to experts without a limit; only dropless can be saved")
-    names = (asked,) if asked else tuple(dict.fromkeys((*([first] if first else []), *MODULES)))
-    unsaid_by: dict[str, list[str]] = {}
+    names = (required,) if required else tuple(dict.fromkeys((*([preferred] if preferred else []), *family_names())))
+    lacking: dict[str, list[str]] = {}
     for name in names:
-        one = family(name, "family")
-        unsaid_by[name] = unsaid(one, model)
-        if not unsaid_by[name]:
-            return one
-    closest = min(names, key=lambda name: (not unsaid_by[name][0].startswith("model."), len(unsaid_by[name])))  # those that refuse it last
-    said = ", ".join(unsaid_by[closest])
-    raise UserError(f"{said}: {closest} has no such models" + ("" if asked else ", and all other families that are known here lack more"))
+        family = load_family(name, "family")
+        lacking[name] = inexpressible(family, model)
+        if not lacking[name]:
+            return family
+    # A family that refuses the config it wrote is further away than any that loses fields.
+    closest = min(names, key=lambda name: (not lacking[name][0].startswith("model."), len(lacking[name])))
+    problem = ", ".join(lacking[closest])
+    if required:
+        raise UserError(f"{problem}: the family {required} cannot express this model. Give another family=, or none")
+    raise UserError(f"{problem}: no supported family can express this model; {closest} is closest, but lacks this")
 
 
 def read_model(tree: dict[str, Any], folder: Path) -> tuple[Family, ModelConfig]:
-    """(family, model) of a folder's config.json."""
+    """(family, model) of a folder's config.json, whose object is `tree`."""
     where = folder / "config.json"
     if "model_type" not in tree:
-        raise UserError(f"{where}: has no model_type, so what model it is of isn't known")
-    one = family(tree["model_type"], where)
-    return one, one.read_config(tree, where)
+        raise UserError(f"{where}: model_type is missing; it names the model's family")
+    family = load_family(tree["model_type"], where)
+    return family, family.read_config(tree, where)

@@ -1,4 +1,4 @@
-"""A folder as Hugging Face's libraries write one: config.json and safetensors; opened, checked, and read onto devices."""
+"""A Hugging Face model folder, config.json and safetensors: opened, checked, and read onto devices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface.family import Family, read_model
-from llm_jax.huggingface.safetensors import Tensor, parts, read_folder, read_json
-from llm_jax.huggingface.tensor_map import Entry, Table, lay
+from llm_jax.huggingface.safetensors import Tensor, read_folder, read_json, row_ranges
+from llm_jax.huggingface.tensor_map import Entry, TensorMap, build_tensor_map
 from llm_jax.huggingface.transfer import read_parameters, shapes_of
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.state import TrainModel
@@ -25,43 +25,48 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True)
 class Folder:
-    """A model's folder, its config.json read and the headers of its files; no weights yet."""
+    """An open model folder: its config.json and the headers of its files have been read, its weights have not."""
 
     path: Path
     tree: dict[str, Any]
-    """config.json."""
+    """The object in config.json."""
     family: Family
     model: ModelConfig
-    """As config.json describes it, in the dtype of the files: bfloat16 where they have that (or 8 bits), else float32."""
+    """The model of config.json, in the dtype of the files: bfloat16 if all matrices are bfloat16 or 8-bit, else float32."""
     tensors: dict[str, Tensor]
+    """The tensors of the files by their full names, without `left_out`."""
     left_out: tuple[str, ...] = ()
-    """Names of tensors that are in the files too, and were asked to be left out."""
+    """The names of tensors in the files that the `leave_out` of `open_folder` excludes."""
 
     def read(self, program: TrainModel) -> Any:
-        """All weights, placed as the program stores them and in its parameter dtype. Raises UserError for a tensor that doesn't fit."""
-        return read_parameters(self.table(program), self.tensors, program)
+        """All parameters, placed as the model's layout stores them and in its parameter dtype.
 
-    def table(self, program: TrainModel) -> Table:
-        """Which tensor is in which place of which array of a program, all checked."""
+        Raises UserError for a tensor that doesn't fit.
+        """
+        return read_parameters(self.tensor_map(program), self.tensors, program)
+
+    def tensor_map(self, program: TrainModel) -> TensorMap:
+        """Which tensor fills which slice of which array of a model. Raises UserError for a tensor that doesn't fit."""
         entries = self.family.tensors(self.model, self.tree)
-        table = lay(entries, self.model, shapes_of(program))
+        tensor_map = build_tensor_map(entries, self.model, shapes_of(program))
         tensors = dict(self.tensors)
-        head, embedding = ends(entries)
+        head, embedding = head_and_embedding(entries)
         if self.model.tied_embeddings and head in tensors:
             check_tied(self.path, tensors.pop(head), tensors[embedding])
-        table.check(tensors, self.path, self.family.buffers)
-        return table
+        tensor_map.check(tensors, self.path, self.family.buffers)
+        return tensor_map
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is one of these: it has a config.json and is no run folder."""
+    """True if a folder is a Hugging Face model folder: it has a config.json and is no run folder."""
     return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
 
 
 def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
-    """Reads config.json and the headers; leave_out: names, with * for anything, of tensors to do without.
+    """Reads config.json and the headers of the safetensors files.
 
-    Raises UserError, naming the key or the file, for what can't be read here.
+    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError, naming the key or the file, for
+    anything that is damaged or not supported.
     """
     tree = read_json(path / CONFIG)
     family, model = read_model(tree, path)
@@ -69,33 +74,36 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
     left_out = tuple(name for name in tensors if any(fnmatchcase(name, pattern) for pattern in leave_out))
     for pattern in leave_out:
         if not any(fnmatchcase(name, pattern) for name in left_out):
-            raise UserError(f"leave_out={pattern}: {path} has no such tensor; the first that it has are {', '.join([*tensors][:3])}")
+            first = ", ".join([*tensors][:3])
+            raise UserError(f"leave_out={pattern}: {path} has no such tensor; its first tensors are {first}")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    head, embedding = ends(family.tensors(model, tree))
-    if model.tied_embeddings and head in tensors and embedding not in tensors:  # of two names of one tensor a file may have either
+    head, embedding = head_and_embedding(family.tensors(model, tree))
+    if model.tied_embeddings and head in tensors and embedding not in tensors:  # files may have a tied tensor under either name
         tensors[embedding] = dataclasses.replace(tensors.pop(head), name=embedding)
-    kind: Any = "bfloat16" if all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1) else "float32"
-    model = dataclasses.replace(model, parameter_dtype=kind, compute_dtype=kind)
+    narrow = all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1)
+    dtype: Any = "bfloat16" if narrow else "float32"
+    model = dataclasses.replace(model, parameter_dtype=dtype, compute_dtype=dtype)
     return Folder(path, tree, family, model, tensors, left_out)
 
 
-def ends(entries: Sequence[Entry]) -> tuple[str, str]:
-    """The names of the head and of the embedding in a family's table."""
-    names = {entry.ours: entry.theirs for entry in entries}
+def head_and_embedding(entries: Sequence[Entry]) -> tuple[str, str]:
+    """The names of the head's and of the embedding's tensor in a family's table."""
+    names = {entry.array: entry.tensor for entry in entries}
     return names["head"], names["embedding"]
 
 
 def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) leave out what all names begin with."""
+    """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) omit the family's prefix."""
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return tensors
-    return {name if name in ("lm_head.weight", "embed_out.weight") else family.prefix + name: tensor for name, tensor in tensors.items()}
+    heads = ("lm_head.weight", "embed_out.weight")
+    return {name if name in heads else family.prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def check_tied(path: Path, head: Tensor, embedding: Tensor) -> None:
-    """Raises UserError where a head that the embedding is said to be is another: files may have it twice."""
-    if head.shape == embedding.shape and all(
-        np.array_equal(head.rows(a, b), embedding.rows(a, b)) for a, b in parts(head.shape[0], (64 << 20) // (head.shape[1] * 4))
-    ):
-        return
-    raise UserError(f"{path}: {head.name} is another than {embedding.name}, and tie_word_embeddings says that they are one")
+    """Raises UserError if a tied model's files hold a head that differs from the embedding."""
+    if head.shape == embedding.shape:
+        ranges = row_ranges(head.shape[0], (64 << 20) // (head.shape[1] * 4))
+        if all(np.array_equal(head.rows(a, b), embedding.rows(a, b)) for a, b in ranges):
+            return
+    raise UserError(f"{path}: tie_word_embeddings=true, but {head.name} differs from {embedding.name}")

@@ -1,8 +1,9 @@
-"""How one of their tensors holds one of our arrays: a little notation that can be read both ways.
+"""Patterns: how a tensor of a file holds an array of the model, in a notation that is used for reading and for writing.
 
-"(h k) d -> d h k" says that theirs has rows of heads times head_dim and columns of embed, and ours has dims embed, heads, head_dim; a letter is a
-dim, brackets are dims that one of theirs is made of. "p" is a dim of theirs that ours has not: parts that are fused into one tensor, of which
-ours is one. A bare permutation of one dim may come on top: ours = theirs[order].
+"(h k) d -> d h k": the tensor, on the left, has heads times head_dim rows and embed columns; the array, on the right, has
+the dims embed, heads, head_dim. A letter is a dim, and brackets join dims that are one dim of the tensor. "p" is a dim of
+the tensor that the array lacks: the parts fused into the tensor (queries, keys, values), of which the array is one. In
+addition one dim may be permuted: array = tensor[order].
 """
 
 from __future__ import annotations
@@ -17,140 +18,148 @@ import numpy as np
 
 PART = "p"
 Box = tuple[slice, ...]
-"""A part of an array: a slice with a beginning and an end for each dim."""
+"""A rectangular part of an array: for each dim a slice with a start and a stop."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """The notation, read."""
+class Pattern:
+    """A parsed pattern."""
 
-    theirs: tuple[tuple[str, ...], ...]
-    """The dims of each of their dims."""
-    ours: tuple[str, ...]
+    tensor_dims: tuple[tuple[str, ...], ...]
+    """For each dim of the tensor, the dims that are joined in it."""
+    array_dims: tuple[str, ...]
 
     @property
-    def flat(self) -> tuple[str, ...]:
-        """Their dims without brackets."""
-        return tuple(dim for group in self.theirs for dim in group)
+    def split_dims(self) -> tuple[str, ...]:
+        """The dims of the tensor with its joined dims split."""
+        return tuple(dim for joined in self.tensor_dims for dim in joined)
 
 
 @functools.cache
-def form(text: str) -> Form:
-    """Reads the notation.
+def parse_pattern(text: str) -> Pattern:
+    """Parses the notation.
 
-    >>> form("(h k) d -> d h k")
-    Form(theirs=(('h', 'k'), ('d',)), ours=('d', 'h', 'k'))
+    >>> parse_pattern("(h k) d -> d h k")
+    Pattern(tensor_dims=(('h', 'k'), ('d',)), array_dims=('d', 'h', 'k'))
     """
     left, right = text.split("->")
-    groups = tuple(tuple(word.strip("()").split()) for word in re.findall(r"\([^)]*\)|\S+", left))
-    made = Form(groups, tuple(right.split()))
-    assert set(made.flat) - {PART} == set(made.ours), text
-    return made
+    tensor_dims = tuple(tuple(word.strip("()").split()) for word in re.findall(r"\([^)]*\)|\S+", left))
+    pattern = Pattern(tensor_dims, tuple(right.split()))
+    assert set(pattern.split_dims) - {PART} == set(pattern.array_dims), text
+    return pattern
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A form with the sizes of its dims: between one tensor of theirs and one array of ours."""
+class SizedPattern:
+    """A pattern with the sizes of its dims: converts between a tensor of a file and an array of the model."""
 
-    form: Form
+    pattern: Pattern
     shape: tuple[int, ...]
-    """Of our array."""
+    """The array's shape."""
     part: int = 0
+    """The index of the array among the parts that are fused into the tensor."""
     parts: int = 1
+    """The number of parts that are fused into the tensor."""
     order: tuple[str, tuple[int, ...]] | None = None
-    """A dim, and for each of our places along it the place in theirs."""
+    """A dim, and for each index of the array along it the index in the tensor; None: no dim is permuted."""
 
     @functools.cached_property
     def sizes(self) -> dict[str, int]:
-        return {PART: self.parts, **dict(zip(self.form.ours, self.shape, strict=True))}
+        """The size of each dim of the pattern, by its letter."""
+        return {PART: self.parts, **dict(zip(self.pattern.array_dims, self.shape, strict=True))}
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
-        """The shape that their tensor must have."""
-        return tuple(math.prod(self.sizes[dim] for dim in group) for group in self.form.theirs)
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape that the tensor must have."""
+        return tuple(math.prod(self.sizes[dim] for dim in joined) for joined in self.pattern.tensor_dims)
 
     @property
-    def lead(self) -> int | None:
-        """Our dim along which a part of ours is rows of theirs that follow each other; None where the parts come first."""
-        first = self.form.flat[0]
-        return None if first == PART else self.form.ours.index(first)
+    def leading_dim(self) -> int | None:
+        """The array's dim along which a part of the array is consecutive rows of the tensor; None if the tensor's first dim is "p"."""
+        first = self.pattern.split_dims[0]
+        return None if first == PART else self.pattern.array_dims.index(first)
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """The array's dims in the order in which the tensor has them."""
+        return tuple(self.pattern.array_dims.index(dim) for dim in self.pattern.split_dims if dim != PART)
 
     def read(self, rows: Callable[[int, int], np.ndarray], box: Box) -> np.ndarray:
-        """A part of our array; `rows(first, end)` reads theirs."""
-        slices = dict(zip(self.form.ours, box, strict=True))
+        """The part `box` of the array; `rows(first, end)` reads rows of the tensor. The result may be a strided view."""
+        slices = dict(zip(self.pattern.array_dims, box, strict=True))
         if self.order is not None:
             slices[self.order[0]] = slice(0, self.sizes[self.order[0]])
-        first, *rest = self.form.flat
+        first, *rest = self.pattern.split_dims
         at = slices.get(first, slice(self.part, self.part + 1))
-        per = self.their_shape[0] // self.sizes[first]
-        theirs = rows(at.start * per, at.stop * per).reshape(at.stop - at.start, *(self.sizes[dim] for dim in rest))
-        theirs = theirs[(slice(None), *(slices.get(dim, slice(self.part, self.part + 1)) for dim in rest))]
-        if PART in self.form.flat:
-            theirs = np.squeeze(theirs, self.form.flat.index(PART))
-        flat = [dim for dim in self.form.flat if dim != PART]
-        ours = theirs.transpose([flat.index(dim) for dim in self.form.ours])
+        per = self.tensor_shape[0] // self.sizes[first]
+        tensor = rows(at.start * per, at.stop * per).reshape(at.stop - at.start, *(self.sizes[dim] for dim in rest))
+        tensor = tensor[(slice(None), *(slices.get(dim, slice(self.part, self.part + 1)) for dim in rest))]
+        if PART in self.pattern.split_dims:
+            tensor = np.squeeze(tensor, self.pattern.split_dims.index(PART))
+        dims = [dim for dim in self.pattern.split_dims if dim != PART]
+        array = tensor.transpose([dims.index(dim) for dim in self.pattern.array_dims])
         if self.order is not None:
-            axis = self.form.ours.index(self.order[0])
-            ours = np.take(ours, np.asarray(self.order[1])[box[axis]], axis)
-        return ours
+            axis = self.pattern.array_dims.index(self.order[0])
+            array = np.take(array, np.asarray(self.order[1])[box[axis]], axis)
+        return array
 
-    @property
-    def turn(self) -> tuple[int, ...]:
-        """Our dims in the order in which theirs has them."""
-        return tuple(self.form.ours.index(dim) for dim in self.form.flat if dim != PART)
-
-    def in_parts(self, most: int) -> Iterator[tuple[int, int]]:
-        """Their tensor as ranges of its first dim without brackets, each of at most so many numbers if that can be."""
-        first = self.form.flat[0]
+    def row_ranges(self, max_size: int) -> Iterator[tuple[int, int]]:
+        """Ranges (start, end) of the tensor's first split dim, each of at most `max_size` numbers if it can be divided."""
+        first = self.pattern.split_dims[0]
         length = self.sizes[first]
-        in_one = first == PART or (self.order is not None and self.order[0] == first)
-        per = length if in_one else max(1, most * length // math.prod(self.their_shape))
+        indivisible = first == PART or (self.order is not None and self.order[0] == first)
+        per = length if indivisible else max(1, max_size * length // math.prod(self.tensor_shape))
         for start in range(0, length, per):
             yield start, min(start + per, length)
 
-    def part_of(self, start: int, end: int) -> tuple[Fit, Box]:
-        """What fits such a range, and the part of our array that is in it."""
-        box = whole(self.shape)
-        if self.lead is None:
+    def restricted(self, start: int, end: int) -> tuple[SizedPattern, Box]:
+        """The pattern for such a range of the tensor alone, and the part of the array that it holds."""
+        box = whole_box(self.shape)
+        if self.leading_dim is None:
             return self, box
-        shape = (*self.shape[: self.lead], end - start, *self.shape[self.lead + 1 :])
-        return replace(self, shape=shape), (*box[: self.lead], slice(start, end), *box[self.lead + 1 :])
+        before, after = self.leading_dim, self.leading_dim + 1
+        shape = (*self.shape[:before], end - start, *self.shape[after:])
+        return replace(self, shape=shape), (*box[:before], slice(start, end), *box[after:])
 
-    def write(self, turned: np.ndarray, theirs: np.ndarray) -> None:
-        """Puts our whole array, its dims turned as `turn` says, into theirs [their_shape]."""
+    def write(self, permuted: np.ndarray, tensor: np.ndarray) -> None:
+        """Copies the whole array, its dims already in the order `permutation`, into `tensor` [tensor_shape]."""
         if self.order is not None:
-            turned = np.take(turned, np.argsort(self.order[1]), self.turn.index(self.form.ours.index(self.order[0])))
-        at = tuple(self.part if dim == PART else slice(None) for dim in self.form.flat)
-        theirs.reshape([self.sizes[dim] for dim in self.form.flat])[at] = turned
+            axis = self.permutation.index(self.pattern.array_dims.index(self.order[0]))
+            permuted = np.take(permuted, np.argsort(self.order[1]), axis)
+        at = tuple(self.part if dim == PART else slice(None) for dim in self.pattern.split_dims)
+        tensor.reshape([self.sizes[dim] for dim in self.pattern.split_dims])[at] = permuted
 
 
-def whole(shape: Sequence[int]) -> Box:
-    """All of an array."""
+def whole_box(shape: Sequence[int]) -> Box:
+    """The box that is all of an array of this shape."""
     return tuple(slice(0, n) for n in shape)
 
 
-def common(a: Box, b: Box) -> Box | None:
-    """What two parts of an array have in common; None for nothing."""
-    made = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
-    return made if all(s.start < s.stop for s in made) else None
+def intersection(a: Box, b: Box) -> Box | None:
+    """The part that two boxes of an array share; None if they are disjoint."""
+    box = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
+    return box if all(s.start < s.stop for s in box) else None
 
 
-def inside(box: Box, of: Box) -> Box:
-    """A part of an array as it is counted within another part that contains it."""
-    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, of, strict=True))
+def relative_to(box: Box, outer: Box) -> Box:
+    """A box in the coordinates of another box that contains it."""
+    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
 
 
-def size(box: Box) -> int:
-    """Numbers in a part of an array."""
+def box_size(box: Box) -> int:
+    """The number of array elements in a box."""
     return math.prod(s.stop - s.start for s in box)
 
 
-def split(box: Box, order: Sequence[int], most: int) -> list[Box]:
-    """A part of an array in smaller ones of at most so many numbers, cut along its dims in the given order, as few as will do."""
-    if size(box) <= most or not order:
+def split_box(box: Box, dims: Sequence[int], max_size: int) -> list[Box]:
+    """Divides a box along `dims`, the first of them first, into as few boxes as give at most `max_size` elements each.
+
+    Boxes stay larger than that where all of `dims` are divided to the end.
+    """
+    if box_size(box) <= max_size or not dims:
         return [box]
-    axis, *rest = order
+    axis, *rest = dims
     s = box[axis]
-    per = max(1, most // max(1, size(box) // (s.stop - s.start)))
-    cut = [(*box[:axis], slice(a, min(a + per, s.stop)), *box[axis + 1 :]) for a in range(s.start, s.stop, per)]
-    return [small for part in cut for small in split(part, rest, most)]
+    per = max(1, max_size // max(1, box_size(box) // (s.stop - s.start)))
+    slabs = [(*box[:axis], slice(a, min(a + per, s.stop)), *box[axis + 1 :]) for a in range(s.start, s.stop, per)]
+    return [part for slab in slabs for part in split_box(slab, rest, max_size)]

@@ -1,4 +1,4 @@
-"""A family's table of tensors, laid over one model: which tensor of theirs is in which place of which array of ours."""
+"""Builds the tensor map of a model: which tensor of the files fills which slice of which array, from a family's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface.safetensors import FLOATS, Tensor
-from llm_jax.huggingface.tensor_layout import Box, Fit, form
+from llm_jax.huggingface.tensor_layout import Box, SizedPattern, parse_pattern
 from llm_jax.model.config import ModelConfig
 
 LAYER, EXPERT = "{layer}", "{expert}"
@@ -21,110 +21,122 @@ LAYER, EXPERT = "{layer}", "{expert}"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a table. An array that the model hasn't got (a bias) is no error: then there is no such tensor either."""
+    """One line of a family's table. If the model lacks the array (a bias), the files lack the tensor, and the line is ignored."""
 
-    theirs: str
-    """The tensor's name, with {layer}, and {expert} where each expert has its own."""
-    ours: str
-    """The array's path: in a layer as Block names it, else as Transformer does."""
-    form: str
+    tensor: str
+    """The tensor's name, with {layer}, and {expert} where each expert has its own tensor."""
+    array: str
+    """The array's path: within a layer as Block names it, else as Transformer does."""
+    pattern: str
+    """How the tensor holds the array (`llm_jax.huggingface.tensor_layout`)."""
     part: int = 0
+    """The index of the array among the arrays that are fused into the tensor."""
     parts: int = 1
-    """Of the arrays that are fused into the tensor, which one this is."""
+    """The number of arrays that are fused into the tensor."""
     order: tuple[str, tuple[int, ...]] | None = None
-    """See `forms.Fit`."""
+    """A permutation of one dim (`SizedPattern.order`)."""
     only: str = ""
-    """"dense": the entry is of layers without experts, "sparse": of those with; "": of all."""
+    """"dense": the line is about layers without experts, "sparse": about those with; "": about all."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A tensor, and the place in an array that it fills."""
+class ArraySlice:
+    """A slice of an array, and the tensor that fills it."""
 
-    name: str
+    tensor: str
     path: str
+    """The array's path in the nested dicts of parameters, joined by dots."""
     prefix: tuple[int, ...]
-    """Which layer of the stack, and which expert; what is left of the array's shape is the form's."""
-    fit: Fit
+    """The indices of the slice along the array's first dims: the layer in its stack, and the expert."""
+    pattern: SizedPattern
+    """How the tensor holds the slice."""
 
 
 @dataclass
-class Table:
-    """All pieces of a model."""
+class TensorMap:
+    """All slices of all arrays of a model, by array and by tensor."""
 
-    pieces: dict[str, dict[tuple[int, ...], Piece]] = field(default_factory=dict)
-    """Path of an array → the place in it → what fills that."""
-    tensors: dict[str, list[Piece]] = field(default_factory=dict)
-    """Name of a tensor → the pieces in it."""
+    slices: dict[str, dict[tuple[int, ...], ArraySlice]] = field(default_factory=dict)
+    """Path of an array → prefix → the slice there."""
+    tensors: dict[str, list[ArraySlice]] = field(default_factory=dict)
+    """Name of a tensor → the slices that it fills."""
 
-    def add(self, piece: Piece) -> None:
-        self.pieces.setdefault(piece.path, {})[piece.prefix] = piece
-        self.tensors.setdefault(piece.name, []).append(piece)
+    def add(self, part: ArraySlice) -> None:
+        """Adds one slice."""
+        self.slices.setdefault(part.path, {})[part.prefix] = part
+        self.tensors.setdefault(part.tensor, []).append(part)
 
     def depth(self, path: str) -> int:
-        """How many dims of an array, its first, are places for tensors."""
-        return len(next(iter(self.pieces[path])))
+        """The number of leading dims of an array along which it is filled by separate tensors."""
+        return len(next(iter(self.slices[path])))
 
     def read(self, tensors: Mapping[str, Tensor], path: str, box: Box, dtype: Any) -> np.ndarray:
-        """A part of an array in a dtype, from the files; in memory it is as they have it, and its strides turn it."""
+        """The part `box` of an array, from the files, in `dtype`.
+
+        In memory it is laid out as in the files, and transposed by its strides only: devices transpose faster.
+        """
         depth = self.depth(path)
         read = []
         for prefix in itertools.product(*(range(s.start, s.stop) for s in box[:depth])):
-            piece = self.pieces[path][prefix]
-            read.append(piece.fit.read(tensors[piece.name].rows, box[depth:]).astype(dtype, copy=False))
-        return stacked(read).reshape([s.stop - s.start for s in box])
+            part = self.slices[path][prefix]
+            read.append(part.pattern.read(tensors[part.tensor].rows, box[depth:]).astype(dtype, copy=False))
+        return stack_keeping_strides(read).reshape([s.stop - s.start for s in box])
 
     def check(self, tensors: Mapping[str, Tensor], folder: Path, buffers: tuple[str, ...] = ()) -> None:
-        """Raises UserError, naming the first, for a tensor that is missing, of another shape or dtype, or taken by nothing.
+        """Raises UserError, naming the first, for a tensor that is missing, unknown, or of a wrong shape or dtype.
 
-        buffers: patterns of the names of tensors that hold no weights.
+        `buffers` are patterns of the names of tensors that hold no weights.
         """
-        for name, pieces in self.tensors.items():
+        for name, slices in self.tensors.items():
             if name not in tensors:
-                raise UserError(f"{folder}: has no tensor {name}, which its config.json asks for")
-            shape = pieces[0].fit.their_shape
+                raise UserError(f"{folder}: the tensor {name}, which its config.json requires, is missing")
+            shape = slices[0].pattern.tensor_shape
             if tensors[name].shape != shape:
-                raise UserError(f"{folder}: {name} is {list(tensors[name].shape)}, and its config.json asks for {list(shape)}")
+                found = list(tensors[name].shape)
+                raise UserError(f"{folder}: {name} has shape {found}, but its config.json requires {list(shape)}")
             if tensors[name].dtype not in FLOATS:
                 raise UserError(f"{folder}: {name} is {tensors[name].dtype}; must be one of {', '.join(FLOATS)}")
         for name in tensors:
             if name not in self.tensors and not any(re.fullmatch(pattern, name) for pattern in buffers):
-                told = "its config.json describes a model without it; leave_out= of llm_jax.pretrained.load does without it"
-                raise UserError(f"{folder}: {name} is a tensor that nothing here takes: {told}")
+                raise UserError(
+                    f"{folder}: the model that its config.json describes has no tensor {name}. To load it without, "
+                    f"give leave_out={name} to llm_jax.pretrained.load"
+                )
 
 
-def lay(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    """The table of one model; shapes: of all its arrays, by path, layers stacked."""
-    table = Table()
+def build_tensor_map(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> TensorMap:
+    """The tensor map of one model, from its family's table; `shapes` are those of all its arrays, by path, layers stacked."""
+    tensor_map = TensorMap()
     dense = [layer for layer in range(config.layers) if layer not in config.sparse_layers]
     stacks = (("blocks", config.sparse_layers or dense), ("dense_blocks", dense if config.sparse_layers else ()))
     for entry in entries:
-        if LAYER not in entry.theirs:
-            if entry.ours in shapes:
-                table.add(Piece(entry.theirs, entry.ours, (), fit(entry, shapes[entry.ours])))
+        if LAYER not in entry.tensor:
+            if entry.array in shapes:
+                tensor_map.add(ArraySlice(entry.tensor, entry.array, (), sized_pattern(entry, shapes[entry.array])))
             continue
         for stack, layers in stacks:
             sparse = stack == "blocks" and bool(config.sparse_layers)
-            path = f"{stack}.{entry.ours}"
+            path = f"{stack}.{entry.array}"
             if path not in shapes or entry.only == ("dense" if sparse else "sparse"):
                 continue
             for index, layer in enumerate(layers):
-                name = entry.theirs.replace(LAYER, str(layer))
+                name = entry.tensor.replace(LAYER, str(layer))
                 for expert in range(shapes[path][1]) if EXPERT in name else (None,):
                     prefix = (index,) if expert is None else (index, expert)
-                    table.add(Piece(name.replace(EXPERT, str(expert)), path, prefix, fit(entry, shapes[path][len(prefix) :])))
+                    pattern = sized_pattern(entry, shapes[path][len(prefix) :])
+                    tensor_map.add(ArraySlice(name.replace(EXPERT, str(expert)), path, prefix, pattern))
     for path in shapes:
-        assert path in table.pieces, f"no line of the table is about {path}"
-    return table
+        assert path in tensor_map.slices, f"no line of the table is about {path}"
+    return tensor_map
 
 
-def fit(entry: Entry, shape: tuple[int, ...]) -> Fit:
-    """An entry's form with the sizes of an array of ours."""
-    return Fit(form(entry.form), shape, entry.part, entry.parts, entry.order)
+def sized_pattern(entry: Entry, shape: tuple[int, ...]) -> SizedPattern:
+    """An entry's pattern with the sizes of an array of this shape."""
+    return SizedPattern(parse_pattern(entry.pattern), shape, entry.part, entry.parts, entry.order)
 
 
-def stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """`np.stack` that leaves what is turned by strides turned by strides: NumPy takes longer to move a large matrix's numbers than to read it."""
+def stack_keeping_strides(arrays: list[np.ndarray]) -> np.ndarray:
+    """`np.stack(arrays)`, laid out in memory as the arrays are: NumPy takes longer to transpose a large matrix than to read it."""
     order = sorted(range(arrays[0].ndim), key=lambda axis: -arrays[0].strides[axis])
-    made = np.stack([array.transpose(order) for array in arrays]) if len(arrays) > 1 else arrays[0].transpose(order)[None]
-    return made.transpose(0, *(1 + order.index(axis) for axis in range(len(order))))
+    stack = np.stack([array.transpose(order) for array in arrays]) if len(arrays) > 1 else arrays[0].transpose(order)[None]
+    return stack.transpose(0, *(1 + order.index(axis) for axis in range(len(order))))

@@ -1,4 +1,4 @@
-"""Between files and devices, a part of an array at a time: at no time is more of a model in the host's memory than a few of these parts."""
+"""Moves arrays between files and devices in chunks, so that the host's memory holds no more than a few chunks of a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.huggingface.safetensors import Tensor
-from llm_jax.huggingface.tensor_layout import Box, common, inside, split, whole
-from llm_jax.huggingface.tensor_map import Table
+from llm_jax.huggingface.tensor_layout import Box, intersection, relative_to, split_box, whole_box
+from llm_jax.huggingface.tensor_map import TensorMap
 from llm_jax.train.state import TrainModel
 
-PARCEL = 64 << 20
-"""Bytes that travel at once, about."""
+CHUNK_BYTES = 64 << 20
+"""The size of a chunk, about."""
 
 
 def flat_paths(tree: Any) -> dict[str, Any]:
@@ -25,86 +25,87 @@ def flat_paths(tree: Any) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from dotted paths."""
-    made: dict[str, Any] = {}
+    """Nested dicts from leaves by dotted paths."""
+    tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split(".")
-        at = made
+        at = tree
         for parent in parents:
             at = at.setdefault(parent, {})
         at[last] = leaf
-    return made
+    return tree
 
 
 def shapes_of(program: TrainModel) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a program's weights."""
+    """The shape of each of a model's arrays, by dotted path."""
     return {path: w.shape for path, w in flat_paths(program.abstract).items()}
 
 
-def read_parameters(table: Table, tensors: Mapping[str, Tensor], program: TrainModel, parcel: int = PARCEL) -> Any:
-    """All weights of a program, from files, placed as its layout stores them and in its parameter dtype."""
+def read_parameters(tensor_map: TensorMap, tensors: Mapping[str, Tensor], program: TrainModel, chunk_bytes: int = CHUNK_BYTES) -> Any:
+    """All parameters of a model from files: nested dicts, placed as its layout stores them and in its parameter dtype."""
     shardings = flat_paths(program.shardings("stored"))
-    made = {}
+    arrays = {}
     for path, w in flat_paths(program.abstract).items():
-        piece = next(iter(table.pieces[path].values()))
-        depth, lead = len(piece.prefix), piece.fit.lead
-        order = [*range(depth), *([] if lead is None else [depth + lead])]
-        read = functools.partial(table.read, tensors, path, dtype=w.dtype)
-        made[path] = assemble(read, w.shape, w.dtype, shardings[path], split(whole(w.shape), order, parcel // w.dtype.itemsize))
-    return nested(made)
+        part = next(iter(tensor_map.slices[path].values()))
+        depth, leading = len(part.prefix), part.pattern.leading_dim
+        dims = [*range(depth), *([] if leading is None else [depth + leading])]
+        read = functools.partial(tensor_map.read, tensors, path, dtype=w.dtype)
+        chunks = split_box(whole_box(w.shape), dims, chunk_bytes // w.dtype.itemsize)
+        arrays[path] = assemble(read, w.shape, w.dtype, shardings[path], chunks)
+    return nested(arrays)
 
 
-def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, boxes: list[Box]) -> jax.Array:
-    """An array on its devices, of parts that `read(box=)` gives one after the other. Each device gets its own part of each."""
-    own = {d: inside_bounds(index, shape) for d, index in sharding.addressable_devices_indices_map(shape).items()}
+def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, chunks: list[Box]) -> jax.Array:
+    """An array on its devices from chunks, which `read(box=)` gives one after the other; a device gets its part of each."""
+    device_boxes = {d: box_of(index, shape) for d, index in sharding.addressable_devices_indices_map(shape).items()}
     buffers: dict[jax.Device, jax.Array] = {}
-    if len(boxes) > 1:
-        buffers = {d: jnp.zeros([s.stop - s.start for s in box], dtype, device=d) for d, box in own.items()}
-    for box in boxes:
-        if not any(common(box, mine) for mine in own.values()):
+    if len(chunks) > 1:
+        buffers = {d: jnp.zeros([s.stop - s.start for s in box], dtype, device=d) for d, box in device_boxes.items()}
+    for chunk in chunks:
+        if not any(intersection(chunk, own) for own in device_boxes.values()):
             continue
-        part = read(box=box)
-        for device, mine in own.items():
-            here = common(box, mine)
-            if here is None:
+        values = read(box=chunk)
+        for device, own in device_boxes.items():
+            shared = intersection(chunk, own)
+            if shared is None:
                 continue
-            piece = jax.device_put(part[inside(here, box)], device)  # turns what is turned by strides as it copies
-            start = [s.start for s in inside(here, mine)]
-            buffers[device] = piece if here == mine else put(buffers[device], piece, start)
-        jax.block_until_ready(list(buffers.values()))  # what is on its way is in the host's memory
+            part = jax.device_put(values[relative_to(shared, chunk)], device)  # applies a transposition by strides as it copies
+            start = [s.start for s in relative_to(shared, own)]
+            buffers[device] = part if shared == own else write_part(buffers[device], part, start)
+        jax.block_until_ready(list(buffers.values()))  # until a copy is done, its source is in the host's memory
     return jax.make_array_from_single_device_arrays(shape, sharding, list(buffers.values()))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def put(buffer: jax.Array, part: jax.Array, start: list[int]) -> jax.Array:
-    """A part written into an array, in place."""
+def write_part(buffer: jax.Array, part: jax.Array, start: list[int]) -> jax.Array:
+    """Writes a part into an array at the indices `start`, in place."""
     return jax.lax.dynamic_update_slice(buffer, part, start)
 
 
-def inside_bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
-    """A device's part as a box: JAX leaves out the bounds of dims that are whole."""
+def box_of(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
+    """A device's index into an array as a box: JAX omits the bounds of whole dims."""
     return tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
 
 
-def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, turn: tuple[int, ...]) -> np.ndarray:
-    """array[prefix][inner] on the host, its dims in the order `turn`, from the devices that have parts of it."""
-    assert array.is_fully_addressable, "one process writes all of a model"
+def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, permutation: tuple[int, ...]) -> np.ndarray:
+    """array[prefix][inner], its dims in the order `permutation`, copied to the host from the devices that hold it."""
+    assert array.is_fully_addressable, "a single process writes the whole model"
     shape, depth = array.shape, len(prefix)
     box = (*(slice(i, i + 1) for i in prefix), *inner)
-    made = np.empty([inner[axis].stop - inner[axis].start for axis in turn], array.dtype)
+    values = np.empty([inner[axis].stop - inner[axis].start for axis in permutation], array.dtype)
     for shard in array.addressable_shards:
-        mine = inside_bounds(shard.index, shape)
-        here = common(box, mine) if shard.replica_id == 0 else None
-        if here is None:
+        own = box_of(shard.index, shape)
+        shared = intersection(box, own) if shard.replica_id == 0 else None
+        if shared is None:
             continue
-        local, at = inside(here, mine), inside(here, box)
-        part = cut(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), turn)
-        made[tuple(at[depth + axis] for axis in turn)] = part
-    return made
+        local, at = relative_to(shared, own), relative_to(shared, box)
+        part = read_part(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), permutation)
+        values[tuple(at[depth + axis] for axis in permutation)] = part
+    return values
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def cut(array: jax.Array, start: list[int], sizes: tuple[int, ...], turn: tuple[int, ...]) -> jax.Array:
-    """A part of an array, its last dims in another order; those before are of size 1 and gone."""
+def read_part(array: jax.Array, start: list[int], sizes: tuple[int, ...], permutation: tuple[int, ...]) -> jax.Array:
+    """The part of an array at `start`, its last dims permuted; the dims before them have size 1 and are dropped."""
     part = jax.lax.dynamic_slice(array, start, sizes)
-    return jnp.transpose(part.reshape(sizes[len(sizes) - len(turn) :]), turn)
+    return jnp.transpose(part.reshape(sizes[len(sizes) - len(permutation) :]), permutation)

@@ -1,6 +1,6 @@
-"""A trained model, wherever it came from: opened, imported, exported, and what commands that use one have in common.
+"""Trained models wherever they came from: opened, imported and exported, and the arguments of commands that use one.
 
-The functions are imported when they are used: commands of this package set up JAX's surroundings before it is imported.
+Functions are imported on first use: commands set up the environment of JAX before it is imported.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -7,13 +7,16 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llm_jax.core.arguments import argument, part, positional, read_command
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import check_new_folder
+from llm_jax.core.files import check_new_folder, new_folder
 from llm_jax.pretrained.arguments import ModelArguments
+
+if TYPE_CHECKING:
+    from llm_jax.pretrained.model import PretrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,47 +55,51 @@ def load(arguments: list[str]) -> int:
 
     leave_out = tuple(pattern.strip() for pattern in command.leave_out.split(",") if pattern.strip())
     if (command.folder / "config.yaml").is_file():
-        raise UserError(f"{command.folder}: is a run folder already; FOLDER is one with a config.json and safetensors")
+        raise UserError(f"{command.folder}: is a run folder already; give a Hugging Face folder, with a config.json and safetensors")
     check_new_folder(command.run_dir, "run_dir")
-    opened = open_model(command.folder, **command.model.options(), leave_out=leave_out)
-    write_run(opened, command.run_dir, leave_out)
+    write_run(open_model(command.folder, **command.model.options(), leave_out=leave_out), command.run_dir)
     return 0
 
 
-def write_run(opened: Any, run_dir: Path, leave_out: tuple[str, ...] = ()) -> None:
-    """A run folder with an opened model, whole or not at all: config.yaml, weights/, tokenizer/, summary.json."""
+def write_run(pretrained: PretrainedModel, run_dir: Path) -> None:
+    """Writes a loaded model as a run folder, which appears only once it is complete.
+
+    It has config.yaml, weights/, summary.json and, unless the model came without one, tokenizer/.
+    """
     from llm_jax.core import checksums
-    from llm_jax.core.files import new_folder
     from llm_jax.experiment import to_yaml
-    from llm_jax.huggingface.folder import open_folder
     from llm_jax.layout.presets import preset
     from llm_jax.model.accounting import parameters
     from llm_jax.pretrained.save import save_model
 
-    folder = open_folder(opened.path, leave_out)
-    experiment = dataclasses.replace(opened.experiment, run_dir=str(run_dir), layout=preset("data_parallel"), mesh={})
-    if opened.tokenizer_if_any is not None:
-        tokenizer = dataclasses.replace(experiment.tokenizer, file=str(run_dir / "tokenizer"))
-        experiment = dataclasses.replace(experiment, tokenizer=tokenizer)
+    folder, tokenizer = pretrained.folder, pretrained.tokenizer_if_any
+    assert folder is not None, "a model that was trained here has a run folder"
+    experiment = dataclasses.replace(pretrained.experiment, run_dir=str(run_dir), layout=preset("data_parallel"), mesh={})
+    if tokenizer is not None:
+        settings = dataclasses.replace(experiment.tokenizer, file=str(run_dir / "tokenizer"))
+        experiment = dataclasses.replace(experiment, tokenizer=settings)
     summary = {
         "experiment": experiment.name,
         "step": 0,
-        "loaded_from": str(opened.path.resolve()),
+        "loaded_from": str(pretrained.path.resolve()),
         "family": folder.family.model_type,
         "left_out": list(folder.left_out),
-        **parameters(opened.config),
+        **parameters(pretrained.config),
     }
-    with new_folder(run_dir) as part:
-        save_model(dataclasses.replace(opened, tokenizer_if_any=None), part / "weights", family=folder.family.model_type)
-        checksums.write(part / "weights")
-        if opened.tokenizer_if_any is not None:
-            opened.tokenizer_if_any.save(part / "tokenizer")
-        (part / "config.yaml").write_text(to_yaml(experiment))
-        (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    for name in summary["left_out"]:
+    with new_folder(run_dir) as partial:
+        without_tokenizer = dataclasses.replace(pretrained, tokenizer_if_any=None)
+        save_model(without_tokenizer, partial / "weights", family=folder.family.model_type)
+        checksums.write(partial / "weights")
+        if tokenizer is not None:
+            tokenizer.save(partial / "tokenizer")
+        (partial / "config.yaml").write_text(to_yaml(experiment))
+        (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for name in folder.left_out:
         print(f"left out: {name}")
-    said = "" if opened.tokenizer_if_any is not None else "; it came without a tokenizer"
-    print(f"written: {run_dir} (config.yaml, weights, {'' if said else 'tokenizer, '}summary.json){said}")
+    if tokenizer is None:
+        print(f"written: {run_dir} (config.yaml, weights, summary.json); it came without a tokenizer")
+    else:
+        print(f"written: {run_dir} (config.yaml, weights, tokenizer, summary.json)")
 
 
 if __name__ == "__main__":

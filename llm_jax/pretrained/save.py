@@ -18,18 +18,20 @@ from llm_jax.core.files import check_new_folder, new_folder
 from llm_jax.pretrained.arguments import ModelArguments
 
 if TYPE_CHECKING:
-    from llm_jax.huggingface.safetensors import Planned
-    from llm_jax.huggingface.tensor_map import Piece
+    from llm_jax.huggingface.family import Family
+    from llm_jax.huggingface.safetensors import PlannedTensor
+    from llm_jax.huggingface.tensor_map import ArraySlice
+    from llm_jax.pretrained.model import PretrainedModel
 
 SHARD_BYTES = 5_000_000_000
-"""The most bytes of one safetensors file, if not given."""
+"""The default limit on the bytes of one safetensors file."""
 
 
-def family_names() -> list[str]:
-    """The names of the model families that can be written."""
-    from llm_jax.huggingface.family import MODULES  # imports JAX
+def family_names() -> tuple[str, ...]:
+    """The names of the model families, in the order in which they are tried."""
+    from llm_jax.huggingface import family  # imports JAX
 
-    return list(MODULES)
+    return family.family_names()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +72,26 @@ def save(arguments: list[str]) -> int:
     from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
 
     check_new_folder(command.folder, "FOLDER")
-    opened = open_model(command.run, **command.model.options())
-    save_model(opened, command.folder, command.dtype, command.shard_size, command.family)
+    pretrained = open_model(command.run, **command.model.options())
+    save_model(pretrained, command.folder, command.dtype, command.shard_size, command.family)
     written = sorted(path.name for path in command.folder.iterdir())
     print(f"written: {command.folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")
     return 0
 
 
 def save_model(
-    opened: Any, folder: Path | str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, family: str = "", log: Callable[[str], None] = print
+    pretrained: PretrainedModel,
+    folder: Path | str,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    family: str = "",
+    log: Callable[[str], None] = print,
 ) -> None:
-    """Writes an opened model as a folder of Hugging Face's, whole or not at all.
+    """Writes a model as a Hugging Face folder, which appears only once it is complete.
 
-    dtype: float32, bfloat16, float16; None: that of the parameters. Raises UserError where no family (or not the one asked for) can express
-    the model, and for a folder that has something in it.
+    `dtype` is float32, bfloat16 or float16; None: that of the parameters. `family` is the model_type; "": that of the folder
+    that the model was loaded from, or the first by rank that can express it. Raises UserError if no family (or not the given
+    one) can express the model, and if the folder is not empty.
     """
     from llm_jax.huggingface.export_tokenizer import export_tokenizer
     from llm_jax.huggingface.family import family_for
@@ -91,99 +99,99 @@ def save_model(
 
     folder = Path(folder)
     check_new_folder(folder, "FOLDER")
-    source = source_folder(opened.path)
-    tree = json.loads((source / CONFIG).read_text()) if source else {}
-    model = opened.config
-    if source is None and model.position == "rope":  # without a say here, but others take it for the length that a model was trained for
-        model = dataclasses.replace(model, positions=max(model.positions, opened.experiment.train.sequence_length))
-    one = family_for(model, family, first=tree.get("model_type", ""))
+    source = pretrained.folder
+    model = pretrained.config
+    if source is None and model.position == "rope":  # has no effect here, but other programs take it for the length of training
+        model = dataclasses.replace(model, positions=max(model.positions, pretrained.experiment.train.sequence_length))
+    target = family_for(model, family, preferred=source.tree.get("model_type", "") if source else "")
     dtype = dtype or model.parameter_dtype
-    ids = token_ids(opened, tree)
-    made = {**one.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
-    log(f"{opened.path}: {made['architectures'][0]}, {opened.program.parameter_count():,} parameters in {dtype}")
-    with new_folder(folder) as part:
-        (part / CONFIG).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
-        if source and (source / GENERATION).is_file():
-            shutil.copy(source / GENERATION, part / GENERATION)
+    ids = token_ids(pretrained)
+    tree = {**target.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
+    log(f"{pretrained.path}: {tree['architectures'][0]}, {pretrained.program.parameter_count():,} parameters in {dtype}")
+    with new_folder(folder) as partial:
+        (partial / CONFIG).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
+        if source and (source.path / GENERATION).is_file():
+            shutil.copy(source.path / GENERATION, partial / GENERATION)
         else:
-            (part / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
-        write_weights(opened, one, made, part, dtype, shard_bytes)
-        if opened.tokenizer_if_any is not None:
-            export_tokenizer(opened.tokenizer_if_any, part)
+            (partial / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
+        write_weights(pretrained, target, tree, partial, dtype, shard_bytes)
+        if pretrained.tokenizer_if_any is not None:
+            export_tokenizer(pretrained.tokenizer_if_any, partial)
 
 
-def write_weights(opened: Any, one: Any, tree: dict[str, Any], folder: Path, dtype: str, shard_bytes: int) -> None:
-    """The safetensors, a part of a tensor at a time."""
+def write_weights(pretrained: PretrainedModel, family: Family, tree: dict[str, Any], folder: Path, dtype: str, shard_bytes: int) -> None:
+    """Writes the safetensors files and their index; `tree` is the config.json that was written."""
     import numpy as np
 
     from llm_jax.huggingface import safetensors
-    from llm_jax.huggingface.tensor_map import lay
+    from llm_jax.huggingface.tensor_map import build_tensor_map
     from llm_jax.huggingface.transfer import flat_paths, shapes_of
     from llm_jax.train.state import TrainModel
 
     if dtype not in safetensors.NAMES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
-    arrays = flat_paths(opened.parameters)
-    table = lay(one.tensors(opened.config, tree), opened.config, shapes_of(opened.program))
-    narrow = TrainModel(dataclasses.replace(opened.config, parameter_dtype="bfloat16"), opened.experiment.optimizer, opened.place)
-    kept = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}  # so whatever the rest is in: the routers' biases
+    config, arrays = pretrained.config, flat_paths(pretrained.parameters)
+    tensor_map = build_tensor_map(family.tensors(config, tree), config, shapes_of(pretrained.program))
+    narrow_config = dataclasses.replace(config, parameter_dtype="bfloat16")
+    narrow = TrainModel(narrow_config, pretrained.experiment.optimizer, pretrained.place)
+    # Arrays that stay float32 in a bfloat16 model (routers' biases) stay float32 in files of any dtype.
+    wide = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}
     planned = [
-        safetensors.Planned(name, "float32" if pieces[0].path in kept else dtype, pieces[0].fit.their_shape) for name, pieces in table.tensors.items()
+        safetensors.PlannedTensor(name, "float32" if slices[0].path in wide else dtype, slices[0].pattern.tensor_shape)
+        for name, slices in tensor_map.tensors.items()
     ]
-    planned.sort(key=lambda tensor: natural(tensor.name))
+    planned.sort(key=lambda tensor: natural_order(tensor.name))
     files = safetensors.shards(planned, shard_bytes)
     names = safetensors.shard_names(len(files))
     for name, tensors in zip(names, files, strict=True):
         with (folder / name).open("wb") as file:
             safetensors.write_header(file, tensors)
             for tensor in tensors:
-                write_tensor(file, tensor, arrays, table.tensors[tensor.name])
+                write_tensor(file, tensor, arrays, tensor_map.tensors[tensor.name])
     if len(files) > 1:
         safetensors.write_index(folder, files, names)
 
 
-def write_tensor(file: BinaryIO, tensor: Planned, arrays: dict[str, Any], pieces: list[Piece]) -> None:
-    """The bytes of one tensor, from the arrays that are in it. Raises UserError for a number that its dtype can't hold."""
+def write_tensor(file: BinaryIO, tensor: PlannedTensor, arrays: dict[str, Any], slices: list[ArraySlice]) -> None:
+    """Writes the bytes of one tensor from the array slices in it. Raises UserError for a number too large for its dtype."""
     import numpy as np
 
     from llm_jax.huggingface.safetensors import FLOATS, NAMES
-    from llm_jax.huggingface.transfer import PARCEL, fetch
+    from llm_jax.huggingface.transfer import CHUNK_BYTES, fetch
 
-    kind = np.dtype(FLOATS[NAMES[tensor.dtype]])
-    for start, end in pieces[0].fit.in_parts(PARCEL // kind.itemsize):
-        fits = [piece.fit.part_of(start, end) for piece in pieces]
-        theirs = np.empty(fits[0][0].their_shape, kind)
-        for piece, (fit, box) in zip(pieces, fits, strict=True):
+    dtype = np.dtype(FLOATS[NAMES[tensor.dtype]])
+    for start, end in slices[0].pattern.row_ranges(CHUNK_BYTES // dtype.itemsize):
+        restricted = [array_slice.pattern.restricted(start, end) for array_slice in slices]
+        chunk = np.empty(restricted[0][0].tensor_shape, dtype)
+        for array_slice, (pattern, box) in zip(slices, restricted, strict=True):
             try:
                 with np.errstate(over="raise"):
-                    fit.write(fetch(arrays[piece.path], piece.prefix, box, fit.turn), theirs)
+                    pattern.write(fetch(arrays[array_slice.path], array_slice.prefix, box, pattern.permutation), chunk)
             except FloatingPointError:
                 raise UserError(f"dtype={tensor.dtype}: {tensor.name} has numbers that are too large for it; use bfloat16") from None
-        theirs.reshape(-1).view(np.uint8).tofile(file)
+        chunk.reshape(-1).view(np.uint8).tofile(file)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by in which numbers are numbers."""
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sort key that orders dotted names with their numbers as numbers."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
 
 
-def token_ids(opened: Any, tree: dict[str, Any]) -> dict[str, Any]:
-    """The ids of tokens with a meaning: those that a loaded model came with, or the tokenizer's."""
+def token_ids(pretrained: PretrainedModel) -> dict[str, Any]:
+    """The ids of BOS, EOS and padding for config.json: those of the folder that was loaded, or the tokenizer's."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tree = pretrained.folder.tree if pretrained.folder else {}
     if any(name in tree for name in names):
         return {name: tree[name] for name in names if name in tree}
-    tokenizer = opened.tokenizer_if_any
+    tokenizer = pretrained.tokenizer_if_any
     if tokenizer is None:
-        return dict.fromkeys(names)  # their classes have ids of their own, which may lie outside of the vocabulary
-    ends = list(tokenizer.eos_ids)
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-
-
-def source_folder(path: Path) -> Path | None:
-    """The folder of Hugging Face's that a model was opened from; None for one that was trained here."""
-    from llm_jax.pretrained.weights import loaded_weights, steps_of
-
-    return None if steps_of(path) else loaded_weights(path)
+        return dict.fromkeys(names)  # the classes' defaults may lie outside of the vocabulary
+    eos_ids = list(tokenizer.eos_ids)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": eos_ids if len(eos_ids) > 1 else tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 if __name__ == "__main__":

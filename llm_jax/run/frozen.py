@@ -11,8 +11,8 @@ from typing import Any
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment
-from llm_jax.pretrained.weights import initial_parameters, loaded_weights, read_weights, steps_of
-from llm_jax.run.initial_weights import read_source
+from llm_jax.pretrained.source import checkpoint_steps, open_source, weights_folder
+from llm_jax.pretrained.weights import initial_parameters, read_weights
 from llm_jax.train.state import Frozen, TrainModel
 
 OWN_START = ""
@@ -28,7 +28,7 @@ def frozen_models(experiment: Experiment, model: TrainModel) -> dict[str, TrainM
     for role, folder in experiment.objective.frozen().items():
         config = experiment.model
         if folder != OWN_START:
-            config = read_source(Path(folder).expanduser()).model.resolved(experiment.model.vocab)
+            config = open_source(folder).experiment.model.resolved(experiment.model.vocab)
             if config.vocab != experiment.model.vocab:
                 raise UserError(
                     f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the trained model one of "
@@ -51,7 +51,7 @@ def read_frozen(experiment: Experiment, model: TrainModel, models: Mapping[str, 
         if folder == OWN_START:
             parameters[role] = initial_parameters(experiment, models[role], silent)
         else:
-            parameters[role], step = read_weights(Path(folder).expanduser(), models[role], None, log)
+            parameters[role], step = read_weights(open_source(folder), models[role], None, log)
             log(f"frozen {role}: the weights of {folder}, step {step}")
     return Frozen(rest, parameters)
 
@@ -79,8 +79,8 @@ def check_frozen(recorded: Mapping[str, Mapping[str, Any]], experiment: Experime
 
 def weights_sha256(folder: Path) -> str:
     """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its safetensors files."""
-    steps = steps_of(folder)
-    weights = folder / "checkpoints" / str(max(steps)) if steps else loaded_weights(folder)
+    steps = checkpoint_steps(folder)
+    weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
     if weights is None:
         raise UserError(f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors")
     if (weights / checksums.NAME).is_file():

@@ -12,8 +12,8 @@ from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import Experiment, experiment_name, load_experiment, override, read_experiment, resolved
-from llm_jax.pretrained.model import experiment_of, tokenizer_folder
-from llm_jax.pretrained.weights import initial_parameters, steps_of
+from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
+from llm_jax.pretrained.weights import initial_parameters
 from llm_jax.train.state import TrainModel, TrainState
 
 TOKENIZER = "tokenizer"
@@ -36,21 +36,14 @@ def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, 
     if not folder.exists() and has_begun(run_dir) and (own := read_experiment(run_dir)).train.start_from == path:
         model, tokenizer = own.model, own.tokenizer
     else:
-        model, tokenizer = read_source(folder).model, TokenizerConfig(file=str(tokenizer_folder(folder)))
+        model, tokenizer = open_source(folder).experiment.model, TokenizerConfig(file=str(tokenizer_folder(folder)))
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
 
 
-def read_source(path: Path) -> Experiment:
-    """The experiment of the model in a folder. Raises UserError where there is none."""
-    if not path.exists():
-        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
-    return experiment_of(path)
-
-
 def has_begun(run_dir: Path) -> bool:
     """Whether the run has a checkpoint of its own to resume from."""
-    return bool(steps_of(run_dir))
+    return bool(checkpoint_steps(run_dir))
 
 
 def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
@@ -63,7 +56,7 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
 def check_start(experiment: Experiment, program: TrainModel) -> None:
     """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
     path = experiment.train.start_from
-    source = read_source(Path(path).expanduser()).model
+    source = open_source(path).experiment.model
     model = source.resolved(experiment.model.vocab if source.vocab is None else None)
     there = TrainModel(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]

@@ -1,4 +1,4 @@
-"""The two commands, as they are called: a folder becomes a run, a run a folder; and each mistake is one line that leaves nothing behind."""
+"""pretrained.load and pretrained.save: a folder becomes a run, a run a folder, and a mistake is one line that leaves no file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax import huggingface
+from llm_jax import pretrained
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface import transfer
 from llm_jax.huggingface.family import family_for
@@ -69,11 +69,11 @@ def test_a_run_goes_out_from_any_layout_with_its_tokenizer_and_comes_back(run_di
     assert (tree["bos_token_id"], tree["eos_token_id"]) == (one.tokenizer.bos_id, one.tokenizer.eos_id)
 
 
-def test_a_model_is_said_to_be_for_texts_as_long_as_it_was_trained_on(run_dir, tmp_path):
+def test_max_position_embeddings_is_the_length_that_a_model_was_trained_on(run_dir, tmp_path):
     opened = open_model(run_dir)
     train = dataclasses.replace(opened.experiment.train, sequence_length=5000)
     longer = dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, train=train))
-    huggingface.save_model(longer, tmp_path / "out")
+    pretrained.save_model(longer, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 5000
 
 
@@ -87,20 +87,20 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
     opened = open_model(FIXTURES / "olmo2", dtype="float32")
     large = dataclasses.replace(opened, parameters={**opened.parameters, "embedding": opened.parameters["embedding"].at[0, 0].set(1e6)})
     with pytest.raises(UserError, match=r"dtype=float16: model.embed_tokens.weight has numbers that are too large for it"):
-        huggingface.save_model(large, tmp_path / "out", dtype="float16")
+        pretrained.save_model(large, tmp_path / "out", dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_however_small_the_parcels_what_is_written_is_the_same(tmp_path, monkeypatch):
+def test_however_small_the_chunks_what_is_written_is_the_same(tmp_path, monkeypatch):
     opened = open_model(FIXTURES / "gpt2", layout=preset("fsdp_tensor"), mesh={"data": 2, "tensor": 2})
-    huggingface.save_model(opened, tmp_path / "whole")
-    monkeypatch.setattr(transfer, "PARCEL", 1000)
-    huggingface.save_model(opened, tmp_path / "parcels")
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parcels" / "model.safetensors").read_bytes()
+    pretrained.save_model(opened, tmp_path / "whole")
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    pretrained.save_model(opened, tmp_path / "chunks")
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "chunks" / "model.safetensors").read_bytes()
 
 
 def test_as_a_library_a_model_is_called_with_tokens(run_dir):
-    model = huggingface.load_model(FIXTURES / "olmo2", dtype="bfloat16")
+    model = pretrained.load_model(FIXTURES / "olmo2", dtype="bfloat16")
     assert model(np.zeros((1, 4), np.int32)).shape == (1, 4, model.config.vocab)
     assert model.config.compute_dtype == "bfloat16"
 
@@ -114,7 +114,7 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["{fixture}"], "run_dir=RUN is missing: The run folder that is made"),
         (["run_dir={new}"], "FOLDER is missing"),
@@ -128,32 +128,32 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
         (["{run}", "run_dir={new}"], "run: is a run folder already"),
     ],
 )
-def test_what_load_is_asked_wrongly_is_one_line(run_dir, tmp_path, capsys, arguments, said):
+def test_a_mistake_in_the_command_line_of_load_is_one_line(run_dir, tmp_path, capsys, arguments, message):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     names = {"fixture": FIXTURES / "olmo2", "run": run_dir, **{name: tmp_path / name for name in ("new", "full", "nowhere")}}
     assert load([argument.format(**names) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
-        ({"logit_softcap": 30.0}, "model.logit_softcap=30.0: llama has no such models"),
-        ({"activation": "gelu"}, "model.activation=gelu: llama has no such models"),
-        ({"attention_softcap": 20.0}, "model.attention_softcap=20.0: llama has no such models"),
-        ({"attention_scale": 0.3}, "model.attention_scale=0.3: llama has no such models"),
+        ({"logit_softcap": 30.0}, "model.logit_softcap=30.0: no supported family can express this model; llama is closest"),
+        ({"activation": "gelu"}, "model.activation=gelu: no supported family can express this model; llama is closest"),
+        ({"attention_softcap": 20.0}, "model.attention_softcap=20.0: no supported family can express this model; llama is closest"),
+        ({"attention_scale": 0.3}, "model.attention_scale=0.3: no supported family can express this model; llama is closest"),
         ({"norm": "layer", "position": "learned"}, "model."),
         ({"parametrization": "mup", "base_embed": 32}, "model.parametrization=mup: no family has its multipliers"),
         ({"moe": MoEConfig(experts=4, dispatch="capacity")}, "model.moe.dispatch=capacity: families send tokens to experts without a limit"),
         ({"moe": MoEConfig(experts=4, shared_mlp=64)}, "model.moe.shared_mlp=64: "),
     ],
 )
-def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         family_for(ModelConfig(vocab=300, **changed).resolved())
 
 
@@ -162,12 +162,12 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, said):
     [
         ({}, "llama"),
         ({"window": 16}, "mistral"),
-        ({"attention_scale": 64**-0.5}, "llama"),  # as it is if not said
+        ({"attention_scale": 64**-0.5}, "llama"),  # its default
         ({"embed": 100, "heads": 3, "head_dim": 32}, "mistral"),  # transformers 5 has no Llama of 3 heads that is 100 wide
         ({"bias_qkv": True}, "qwen2"),
         ({"qk_norm": "head", "window": 16, "window_layers": (2, 3)}, "qwen3"),
         ({"moe": MoEConfig(experts=4)}, "mixtral"),
-        ({"moe": MoEConfig(experts=4, mlp=11)}, "mixtral"),  # model.mlp is of no layer
+        ({"moe": MoEConfig(experts=4, mlp=11)}, "mixtral"),  # no layer has model.mlp
         ({"moe": MoEConfig(experts=4, normalise=False, dense_layers=(0,)), "qk_norm": "head"}, "qwen3_moe"),
         ({"qk_norm": "projection", "norm_placement": "after"}, "olmo2"),
         (
@@ -176,14 +176,18 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, said):
         ),
     ],
 )
-def test_the_family_that_a_model_is_of_follows_from_its_configuration(changed, family):
+def test_the_family_of_a_model_follows_from_its_configuration(changed, family):
     assert family_for(ModelConfig(vocab=300, **changed).resolved()).model_type == family
 
 
-def test_what_save_is_asked_wrongly_is_one_line_and_nothing_is_written(run_dir, tmp_path, capsys):
-    for more, said in (("family=gpt2", "gpt2 has no such models"), ("dtype=int8", "dtype=int8: must be one of"), ("shard_size=many", "whole number")):
+def test_a_mistake_in_the_command_line_of_save_is_one_line_and_nothing_is_written(run_dir, tmp_path, capsys):
+    for more, message in (
+        ("family=gpt2", "the family gpt2 cannot express this model"),
+        ("dtype=int8", "dtype=int8: must be one of"),
+        ("shard_size=many", "whole number"),
+    ):
         assert save([str(run_dir), str(tmp_path / "out"), more]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
 

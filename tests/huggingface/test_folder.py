@@ -1,4 +1,4 @@
-"""What a folder says that can't be read here is refused, by the name of the key or the tensor; and what changes nothing isn't."""
+"""A folder that describes what is not supported is refused by the name of its key or tensor; keys without effect are not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llm_jax import huggingface
+from llm_jax import pretrained
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface import family, safetensors, transfer
+from llm_jax.huggingface import folder as folder_module
 from llm_jax.huggingface.folder import open_folder
-from llm_jax.huggingface.tensor_layout import Fit, form, size, split, whole
+from llm_jax.huggingface.tensor_layout import SizedPattern, box_size, parse_pattern, split_box, whole_box
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
+from llm_jax.pretrained import load
 from llm_jax.pretrained.model import open_model
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
@@ -45,43 +47,43 @@ def with_tensors(folder: Path, change) -> Path:
 
 
 def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
-    """What is read, by path."""
+    """The parameters that are read, by path."""
     return {path: np.asarray(array) for path, array in transfer.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()}
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value", "said"),
+    ("name", "key", "value", "message"),
     [
         ("llama", "attention_chunk_size", 64, "attention_chunk_size=64: is unknown, and may change"),
         ("llama", "num_atention_heads", 8, "did you mean num_attention_heads?"),
-        ("llama", "hidden_act", "relu", "hidden_act=relu: is not built here; must be one of silu"),
-        ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 8.0}, "rope_type=longrope: is not built here"),
+        ("llama", "hidden_act", "relu", "hidden_act=relu: is not supported; must be one of silu"),
+        ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 8.0}, "rope_type=longrope: is not supported"),
         ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type=llama3: needs low_freq_factor"),
         ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "llama3"}, "rope_theta of the rotary embedding is 5.0 in one place"),
         ("llama", "vocab_size", "many", "vocab_size='many': must be a number"),
         ("llama", "num_key_value_heads", "2", "num_key_value_heads='2': must be a whole number, or null"),
-        ("deepseek_v3", "num_key_value_heads", 2, "num_key_value_heads=2: latent attention has as many as"),
-        ("deepseek_v3", "topk_method", "greedy", "topk_method=greedy: is not built here; must be noaux_tc"),
+        ("deepseek_v3", "num_key_value_heads", 2, "num_key_value_heads=2: must be num_attention_heads=4 in latent"),
+        ("deepseek_v3", "topk_method", "greedy", "topk_method=greedy: is not supported; must be noaux_tc"),
         ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "truncate=1 in the rotary embedding: must be true or false"),
         ("gemma2", "layer_types", ["full_attention"], "layer_types=.*: must be full_attention or sliding_attention for each of"),
         ("llama", "rms_norm_eps", -1.0, "model.norm_epsilon=-1.0: must be above 0"),
-        ("llama", "is_encoder_decoder", True, "is_encoder_decoder=True: is not built here; must be False"),
-        ("llama", "quantization_config", {"quant_method": "gptq"}, "quantization_config=.*: is not built here; must have quant_method=fp8"),
-        ("llama", "model_type", "lama", "model_type=lama: is not a family that is read here; did you mean 'llama'?"),
-        ("llama", "model_type", ..., "has no model_type"),
-        ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx=True: is not built here"),
-        ("gpt2", "hidden_size", 99, "n_embd=32 and hidden_size=99 are one key in two spellings and differ"),
-        ("qwen3_moe", "num_experts", 99, "are one key in two spellings and differ"),
+        ("llama", "is_encoder_decoder", True, "is_encoder_decoder=True: is not supported; must be False"),
+        ("llama", "quantization_config", {"quant_method": "gptq"}, "quantization_config=.*: is not supported; must have quant_method=fp8"),
+        ("llama", "model_type", "lama", "model_type=lama: there is no such family here; did you mean 'llama'?"),
+        ("llama", "model_type", ..., "model_type is missing"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx=True: is not supported"),
+        ("gpt2", "hidden_size", 99, "n_embd=32 and hidden_size=99: two spellings of one key must have one value"),
+        ("qwen3_moe", "num_experts", 99, "two spellings of one key must have one value"),
         ("mixtral", "num_local_experts", 0, "num_local_experts=0: must be above 0"),
         ("mixtral", "sliding_window", "8", "sliding_window='8': must be a whole number, or null"),
-        ("gemma3", "attn_logit_softcapping", 3.0, "attn_logit_softcapping=3.0: is not built here; must be null"),
+        ("gemma3", "attn_logit_softcapping", 3.0, "attn_logit_softcapping=3.0: is not supported; must be null"),
         ("gemma3", "final_logit_softcapping", "3", "final_logit_softcapping='3': must be a number, or null"),
         ("gemma3", "rope_parameters", {"full_attention": 5}, "rope_parameters.full_attention: must be full_attention or"),
         ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1.5}, "=1.5: must be a whole number"),
         ("qwen3_moe", "decoder_sparse_step", 0, "decoder_sparse_step=0: must be above 0"),
         ("qwen3_moe", "mlp_only_layers", 3, "mlp_only_layers=3: must be an array, or null"),
         ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar=0.0: must be above 0"),
-        ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not built here for this family"),
+        ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not supported for this family"),
         ("llama", "rotary_emb_base", 500.0, "rotary_emb_base=500.0: is unknown"),
         ("llama", "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}, "rope_type of the rotary embedding is linear in one place"),
         (
@@ -94,13 +96,13 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "original_max_position_embeddings", 99, "original_max_position_embeddings=99: is 16 in the rotary embedding"),
     ],
 )
-def test_a_key_that_changes_the_model_and_is_not_built_is_named(tmp_path, name, key, value, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_a_key_that_changes_the_model_and_is_not_supported_is_named(tmp_path, name, key, value, message):
+    with pytest.raises(UserError, match=message) as error:
         open_folder(copied(name, tmp_path, **{key: value}))
     assert "\n" not in str(error.value)
 
 
-def test_keys_that_change_nothing_are_no_hindrance(tmp_path):
+def test_keys_without_effect_are_accepted(tmp_path):
     folder = copied("llama", tmp_path, attention_dropout=0.1, use_cache=False, auto_map={}, some_new_key=None, is_decoder=True, temperature=0.7)
     assert open_folder(folder).model == open_folder(FIXTURES / "llama").model
 
@@ -122,15 +124,17 @@ def test_keys_that_are_missing_have_the_classs_defaults(tmp_path):
 
 def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(tmp_path):
     cases = {
-        "has no tensor model.norm.weight": lambda tensors: tensors.pop("model.norm.weight"),
-        "model.extra.weight is a tensor that nothing here takes": lambda tensors: tensors.update({"model.extra.weight": np.ones(3, np.float32)}),
-        r"model.norm.weight is \[3\], and its config.json asks for \[32\]": lambda tensors: tensors.update(
+        "the tensor model.norm.weight, which its config.json requires, is missing": lambda tensors: tensors.pop("model.norm.weight"),
+        "the model that its config.json describes has no tensor model.extra.weight": lambda tensors: tensors.update(
+            {"model.extra.weight": np.ones(3, np.float32)}
+        ),
+        r"model.norm.weight has shape \[3\], but its config.json requires \[32\]": lambda tensors: tensors.update(
             {"model.norm.weight": np.ones(3, np.float32)}
         ),
         "model.norm.weight is I32; must be one of": lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int32)}),
     }
-    for i, (said, change) in enumerate(cases.items()):
-        with pytest.raises(UserError, match=said):
+    for i, (message, change) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
             open_model(with_tensors(copied("mistral", tmp_path / str(i)), change))
 
 
@@ -140,13 +144,13 @@ def test_buffers_of_old_files_are_passed_over_and_other_tensors_only_by_name(tmp
         tensors["model.layers.9.eh_proj.weight"] = np.ones(4, np.float32)
 
     folder = with_tensors(copied("mistral", tmp_path), change)
-    with pytest.raises(UserError, match=r"model.layers.9.eh_proj.weight is a tensor that nothing here takes"):
+    with pytest.raises(UserError, match=r"has no tensor model.layers.9.eh_proj.weight\. To load it without, give leave_out="):
         open_model(folder)
     assert open_model(folder, leave_out=["model.layers.9.*"]).step == 0
     assert open_folder(folder, ["model.layers.9.*"]).left_out == ("model.layers.9.eh_proj.weight",)
     with pytest.raises(UserError, match=r"leave_out=model.layers.8.\*: .* has no such tensor"):
         open_folder(folder, ["model.layers.9.*", "model.layers.8.*"])
-    with pytest.raises(UserError, match=r"has no tensor model.layers.0.input_layernorm.weight, which its config.json asks for"):
+    with pytest.raises(UserError, match=r"the tensor model.layers.0.input_layernorm.weight, which its config.json requires, is missing"):
         open_model(folder, leave_out=["model.layers.*norm.weight", "model.layers.9.*"])
 
 
@@ -166,25 +170,25 @@ def test_a_tied_head_that_is_in_the_file_too_must_be_the_embedding(tmp_path):
     for change in twice, only_as_head:
         folder = with_tensors(copied(name, tmp_path / change.__name__), change)
         np.testing.assert_array_equal(parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"])
-    with pytest.raises(UserError, match=r"lm_head.weight is another than model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight"):
         open_model(with_tensors(copied(name, tmp_path / "other"), other))
 
 
-def test_files_that_are_cut_off_or_none_are_said(tmp_path):
+def test_truncated_and_missing_files_are_refused_with_the_reason(tmp_path):
     folder = copied("mistral", tmp_path)
     file = folder / "model.safetensors"
     whole_file = file.read_bytes()
-    for content, said in (
+    for content, message in (
         (whole_file[:-5], "is shorter than its header says"),
         (whole_file + b"more", "is longer than its header says"),
         (b"hello", "is not a safetensors file"),
-        (with_header(whole_file, "model.norm.weight", shape=[16]), r"model.norm.weight has 128 bytes, and \[16\] in F32 are 64"),
-        (with_header(whole_file, "model.norm.weight", data_offsets=[0, 128]), "begins at byte .*, and what comes before it ends at"),
-        (with_header(whole_file, "model.norm.weight", data_offsets=[128]), "model.norm.weight is no tensor in its header"),
-        (with_header(whole_file, "model.norm.weight", shape="32"), "model.norm.weight is no tensor in its header"),
+        (with_header(whole_file, "model.norm.weight", shape=[16]), r"model.norm.weight has 128 bytes, but \[16\] in F32 takes 64"),
+        (with_header(whole_file, "model.norm.weight", data_offsets=[0, 128]), "begins at byte .*, but the tensor before it ends at"),
+        (with_header(whole_file, "model.norm.weight", data_offsets=[128]), "model.norm.weight is not a tensor in its header"),
+        (with_header(whole_file, "model.norm.weight", shape="32"), "model.norm.weight is not a tensor in its header"),
     ):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             open_folder(folder)
     file.rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no model.safetensors and no .*; there is pytorch_model.bin, which is not read"):
@@ -206,23 +210,23 @@ def with_header(content: bytes, name: str, **about) -> bytes:
 def test_of_one_file_and_an_index_of_others_none_is_taken_in_silence(tmp_path):
     folder = copied("llama", tmp_path)
     shutil.copy(FIXTURES / "mistral" / "model.safetensors", folder)
-    with pytest.raises(UserError, match=r"has model.safetensors, and model.safetensors.index.json names other files"):
+    with pytest.raises(UserError, match=r"has model.safetensors, but model.safetensors.index.json names other files"):
         open_folder(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match=r"model.safetensors.index.json: has no weight_map"):
         open_folder(folder)
 
 
-def test_a_tokenizer_that_is_not_read_is_said_and_is_no_hindrance_to_the_model(tmp_path):
-    folder, said = copied("gpt2", tmp_path), []
+def test_an_unsupported_tokenizer_is_logged_and_does_not_prevent_loading_the_model(tmp_path):
+    folder, lines = copied("gpt2", tmp_path), []
     (folder / "vocab.json").write_text("{}")
-    assert open_model(folder, log=said.append).tokenizer_if_any is None
-    assert len(said) == 1
-    assert "its tokenizer is in vocab.json, which isn't read; put a tokenizer.json there" in said[0]
+    assert open_model(folder, log=lines.append).tokenizer_if_any is None
+    assert len(lines) == 1
+    assert "the tokenizer in vocab.json is not read; put a tokenizer.json there" in lines[0]
     (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel"}}')
     with pytest.raises(UserError, match=r"tokenizer.json can't be read"):
         open_model(folder)
-    assert huggingface.load_model(folder).config.vocab == 83
+    assert pretrained.load_model(folder).config.vocab == 83
 
 
 def test_what_the_index_names_must_be_there(tmp_path):
@@ -247,7 +251,7 @@ def test_8_bit_weights_are_multiplied_by_the_scales_of_their_blocks(tmp_path):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((200, 300)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.random((2, 3)).astype(np.float32) + 0.5
-    planned = [safetensors.Planned("w_scale_inv", "float32", scale.shape)]
+    planned = [safetensors.PlannedTensor("w_scale_inv", "float32", scale.shape)]
     header = {
         "w": {"dtype": "F8_E4M3", "shape": [200, 300], "data_offsets": [0, 60000]},
         "w_scale_inv": {"dtype": "F32", "shape": [2, 3], "data_offsets": [60000, 60000 + planned[0].nbytes]},
@@ -258,7 +262,7 @@ def test_8_bit_weights_are_multiplied_by_the_scales_of_their_blocks(tmp_path):
     assert list(tensors) == ["w"]
     expected = weight.astype(np.float32) * np.kron(scale, np.ones((128, 128), np.float32))[:200, :300]
     np.testing.assert_array_equal(tensors["w"].rows(0, 200), expected)
-    np.testing.assert_array_equal(tensors["w"].rows(100, 150), expected[100:150])  # across the border of a block
+    np.testing.assert_array_equal(tensors["w"].rows(100, 150), expected[100:150])  # across the boundary of two blocks
 
 
 SIZES = {"single": {}, "fsdp_tensor": {"data": 2, "tensor": 2}, "pipeline": {"stage": 3, "data": 1}}
@@ -287,35 +291,52 @@ def test_a_model_with_8_bit_weights_is_that_of_the_numbers_that_they_stand_for(t
 
 
 @pytest.mark.parametrize("layout", SIZES)
-def test_however_small_the_parcels_the_weights_are_the_same_on_any_layout(layout):
+def test_however_small_the_chunks_the_weights_are_the_same_on_any_layout(layout):
     folder = open_folder(FIXTURES / "mixtral")
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), SIZES[layout]))
     program = TrainModel(folder.model, OptimizerConfig(), place)
-    table = folder.table(program)
-    read = transfer.flat_paths(transfer.read_parameters(table, folder.tensors, program, parcel=3000))
+    tensor_map = folder.tensor_map(program)
+    read = transfer.flat_paths(transfer.read_parameters(tensor_map, folder.tensors, program, chunk_bytes=3000))
     shardings = transfer.flat_paths(program.shardings("stored"))
     for path, expected in parameters(FIXTURES / "mixtral").items():
         assert read[path].sharding == shardings[path]
         np.testing.assert_array_equal(read[path], expected, err_msg=path)
 
 
-def test_a_form_is_read_and_written_in_any_part():
+def test_a_pattern_is_read_and_written_in_any_part():
     rng = np.random.default_rng(0)
-    theirs = rng.standard_normal((4 * 3 * 6, 5))
-    fit = Fit(form("(h p k) d -> d h k"), (5, 4, 6), part=1, parts=3, order=("k", (0, 2, 4, 1, 3, 5)))
-    ours = theirs.reshape(4, 3, 6, 5)[:, 1].transpose(2, 0, 1)[..., [0, 2, 4, 1, 3, 5]]
-    assert fit.their_shape == theirs.shape
+    tensor = rng.standard_normal((4 * 3 * 6, 5))
+    order = ("k", (0, 2, 4, 1, 3, 5))
+    pattern = SizedPattern(parse_pattern("(h p k) d -> d h k"), (5, 4, 6), part=1, parts=3, order=order)
+    array = tensor.reshape(4, 3, 6, 5)[:, 1].transpose(2, 0, 1)[..., [0, 2, 4, 1, 3, 5]]
+    assert pattern.tensor_shape == tensor.shape
     box = (slice(1, 4), slice(2, 3), slice(1, 5))
-    np.testing.assert_array_equal(fit.read(lambda a, b: theirs[a:b], box), ours[box])
-    back = np.zeros_like(theirs)
-    fit.write(ours.transpose(fit.turn), back)
-    np.testing.assert_array_equal(back.reshape(4, 3, 6, 5)[:, 1], theirs.reshape(4, 3, 6, 5)[:, 1])
+    np.testing.assert_array_equal(pattern.read(lambda a, b: tensor[a:b], box), array[box])
+    back = np.zeros_like(tensor)
+    pattern.write(array.transpose(pattern.permutation), back)
+    np.testing.assert_array_equal(back.reshape(4, 3, 6, 5)[:, 1], tensor.reshape(4, 3, 6, 5)[:, 1])
     assert not back.reshape(4, 3, 6, 5)[:, [0, 2]].any()
-    pieces = np.full_like(theirs, -1)
-    for start, end in fit.in_parts(most=2 * 3 * 6 * 5):
-        part, of_ours = fit.part_of(start, end)
-        part.write(ours[of_ours].transpose(part.turn), pieces[start * 18 : end * 18])
-    np.testing.assert_array_equal(pieces.reshape(4, 3, 6, 5)[:, 1], theirs.reshape(4, 3, 6, 5)[:, 1])
-    boxes = split(whole((5, 4, 6)), [1, 2], 13)
-    assert max(size(b) for b in boxes) <= 13 or max(b[0].stop for b in boxes) == 5
-    assert sum(size(b) for b in boxes) == 120
+    chunks = np.full_like(tensor, -1)
+    for start, end in pattern.row_ranges(max_size=2 * 3 * 6 * 5):
+        part, array_box = pattern.restricted(start, end)
+        part.write(array[array_box].transpose(part.permutation), chunks[start * 18 : end * 18])
+    np.testing.assert_array_equal(chunks.reshape(4, 3, 6, 5)[:, 1], tensor.reshape(4, 3, 6, 5)[:, 1])
+    boxes = split_box(whole_box((5, 4, 6)), [1, 2], 13)
+    assert max(box_size(b) for b in boxes) <= 13 or max(b[0].stop for b in boxes) == 5
+    assert sum(box_size(b) for b in boxes) == 120
+
+
+def test_opening_a_model_reads_its_config_and_headers_once(tmp_path, monkeypatch):
+    counts: dict[str, int] = {}
+    for module, name in ((folder_module, "read_json"), (safetensors, "read_header")):
+        original = getattr(module, name)
+
+        def counting(path, original=original):
+            counts[path.name] = counts.get(path.name, 0) + 1
+            return original(path)
+
+        monkeypatch.setattr(module, name, counting)
+    load.write_run(open_model(FIXTURES / "olmo2"), tmp_path / "run")
+    assert counts == {"config.json": 1, "model.safetensors": 1}
+    pretrained.save_model(open_model(tmp_path / "run"), tmp_path / "out")
+    assert counts == {"config.json": 2, "model.safetensors": 2}

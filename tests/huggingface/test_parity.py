@@ -1,4 +1,4 @@
-"""Models of every open family compute here what they compute in transformers: float32 logits that are in `fixtures`, so without PyTorch."""
+"""Models of every family compute the logits that transformers computed in float32, which `fixtures` has: PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax import huggingface
+from llm_jax import pretrained
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface import family
 from llm_jax.layout.presets import preset
@@ -19,9 +19,9 @@ from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE, Batch
 
 @functools.cache
 def computed(folder: Path, expectation: Path) -> tuple[Batch, np.ndarray]:
-    """(what transformers computes, what the loaded model does)."""
+    """(the batch with what transformers computes, the logits of the loaded model)."""
     batch = expected.read(expectation)
-    return batch, expected.run(huggingface.load_model(folder, dtype="float32"), batch)
+    return batch, expected.run(pretrained.load_model(folder, dtype="float32"), batch)
 
 
 @pytest.fixture(params=[*CASES, *(f"shared/{name}" for name in ("gpt2", "llama", "mistral", "olmo2", "qwen3", "qwen3_moe"))])
@@ -50,37 +50,37 @@ def test_greedy_continuation_is_the_same(case):
     np.testing.assert_array_equal(expected.continues(batch, logits_BTV), batch.new)
 
 
-SECOND = ("gpt2_hub", "gpt_neox_hub", "llama_bias_tied", "qwen2_tied", "qwen3_moe_step", "deepseek_v3_noqlora")  # of their family
+SECOND = ("gpt2_hub", "gpt_neox_hub", "llama_bias_tied", "qwen2_tied", "qwen3_moe_step", "deepseek_v3_noqlora")  # further cases of a family
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SECOND else n for n in CASES])
 def test_split_over_eight_devices_it_computes_the_same(name):
     batch = expected.read(FIXTURES / name / "expected.npz")
-    model = huggingface.load_model(FIXTURES / name, dtype="float32", layout=preset("fsdp_tensor"), mesh={"data": 4, "tensor": 2})
+    model = pretrained.load_model(FIXTURES / name, dtype="float32", layout=preset("fsdp_tensor"), mesh={"data": 4, "tensor": 2})
     assert model.place.mesh.size == 8
     assert expected.furthest(batch, expected.run(model, batch), "full", "left", "packed") < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_spellings_of_a_configuration_are_the_same_model(name):
-    told = [json.loads((FIXTURES / name / file).read_text()) for file in ("config.json", "config.other.json")]
-    (one, first), (other, second) = (family.read_model(tree, FIXTURES / name) for tree in told)
+    trees = [json.loads((FIXTURES / name / file).read_text()) for file in ("config.json", "config.other.json")]
+    (one, first), (other, second) = (family.read_model(tree, FIXTURES / name) for tree in trees)
     assert one is other
     assert first == second
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         ("llama", {"num_hidden_layers": None}, "num_hidden_layers=null: must be a number"),
         ("gemma3", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar=null: must be a number"),
         ("gpt_neox", {"use_parallel_residual": None}, "use_parallel_residual=null: must be true or false"),
         ("qwen2", {"rope_scaling": 4}, "rope_scaling=4: must be an object, or null"),
         ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=null in the rotary embedding: must be a number"),
-        ("gemma2", {"sliding_window": None}, "layers .0, 2. are sliding_attention, and there is no sliding_window"),
+        ("gemma2", {"sliding_window": None}, "layers .0, 2. are sliding_attention, but no sliding_window"),
     ],
 )
-def test_a_value_that_says_nothing_is_refused_by_name(name, change, said):
+def test_a_null_where_a_value_is_required_is_refused_by_name(name, change, message):
     tree = json.loads((FIXTURES / name / "config.json").read_text())
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         family.read_model({**tree, **change}, FIXTURES / name)

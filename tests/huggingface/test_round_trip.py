@@ -1,4 +1,4 @@
-"""What is loaded and saved again has the same bits, and is the same model to transformers; that part needs the extra `reference`."""
+"""A model that is loaded and saved again has the same bits; transformers (extra `reference`) computes the same with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax import huggingface
+from llm_jax import pretrained
 from llm_jax.huggingface import family
 from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
@@ -23,7 +23,7 @@ def bits(parameters) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", CASES)
 def test_saved_and_loaded_again_every_bit_is_the_same(name, tmp_path):
     opened = open_model(FIXTURES / name, dtype="float32")
-    huggingface.save_model(opened, tmp_path / "saved", shard_bytes=50_000)
+    pretrained.save_model(opened, tmp_path / "saved", shard_bytes=50_000)
     again = open_model(tmp_path / "saved", dtype="float32")
     assert again.config == opened.config
     assert bits(again.parameters) == bits(opened.parameters)
@@ -35,7 +35,7 @@ def test_saved_in_the_files_own_dtype_it_holds_the_same_tensors(name, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     kind = json.loads((FIXTURES / name / "config.json").read_text())
     dtype = kind.get("dtype", kind.get("torch_dtype"))
-    huggingface.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved", dtype=dtype)
+    pretrained.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved", dtype=dtype)
     before, after = (
         {key: value for file in folder.glob("*.safetensors") for key, value in safetensors.load_file(file).items()}
         for folder in (FIXTURES / name, tmp_path / "saved")
@@ -50,8 +50,8 @@ def test_saved_in_the_files_own_dtype_it_holds_the_same_tensors(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
-def test_without_a_window_in_any_layer_a_number_is_written_still(name, tmp_path):
-    """transformers makes a mask of it before it looks at the layers."""
+def test_without_a_window_in_any_layer_sliding_window_is_still_a_number(name, tmp_path):
+    """transformers builds a mask from it whether or not a layer uses it."""
     one, model = family.read_model(json.loads((FIXTURES / name / "config.json").read_text()), FIXTURES / name)
     model = dataclasses.replace(model, window=None, window_layers=None, rope_theta_window=None)
     written = one.write_config(model)
@@ -66,7 +66,7 @@ def test_transformers_loads_what_was_saved_and_computes_the_same(name, tmp_path)
     pytest.importorskip("transformers", reason="PyTorch and transformers are in the extra reference")
     from tools import huggingface_reference as reference
 
-    huggingface.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved")
+    pretrained.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved")
     wanted = np.load(FIXTURES / name / "expected.npz")
     logits = reference.logits(reference.read(tmp_path / "saved"), wanted["full_input_ids"])
     np.testing.assert_allclose(logits, wanted["full_logits"], atol=TOLERANCE, rtol=0)

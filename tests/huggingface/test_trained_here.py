@@ -1,4 +1,4 @@
-"""What was trained here is the same to transformers: the tokens of a text, and the loss on it. Needs the extra `reference`."""
+"""A model that was trained here gives the same tokens and the same loss in transformers. Needs the extra `reference`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations as well-known models have them on the Hub are read whole, and describe as many parameters as their makers say."""
+"""The config.json of well-known models on the Hub is read completely, and gives the number of parameters that is published."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.huggingface.family import family_for, read_model, unsaid
+from llm_jax.huggingface import families
+from llm_jax.huggingface.family import family_for, family_names, inexpressible, load_family, read_model
 from llm_jax.model.accounting import parameter_count
 
 TREES = json.loads((Path(__file__).parent / "well_known.json").read_text())
@@ -20,6 +21,17 @@ BILLIONS = {
 @pytest.mark.parametrize("name", TREES)
 def test_its_config_is_read_and_written_and_its_size_is_right(name):
     family, model = read_model(TREES[name], Path(name))
-    assert parameter_count(model) / 1e9 == pytest.approx(BILLIONS[name], rel=1e-2)  # as rounded as they are said
-    assert unsaid(family, model) == []
-    assert family_for(model, first=family.model_type) is family
+    assert parameter_count(model) / 1e9 == pytest.approx(BILLIONS[name], rel=1e-2)  # published figures are rounded
+    assert inexpressible(family, model) == []
+    assert family_for(model, preferred=family.model_type) is family
+
+
+def test_families_are_found_by_their_files_and_ordered_by_rank():
+    names = family_names()
+    assert sorted(names) == sorted(path.stem for path in Path(families.__path__[0]).glob("*.py") if path.stem != "__init__")
+    assert [load_family(name, "test").model_type for name in names] == list(names)
+    assert names == (
+        "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
+    )  # fmt: skip
+    ranks = [load_family(name, "test").rank for name in names]
+    assert len(set(ranks)) == len(ranks)  # so that no choice depends on a name

@@ -1,4 +1,4 @@
-"""open_model: the weights that a run has, on any layout, in any dtype; and what it says where there are none."""
+"""open_model: the weights of a run, on any layout and in any dtype, and the errors for folders without usable weights."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ def test_a_dtype_is_of_weights_and_of_what_is_computed(run_dir):
     assert opened.config.compute_dtype == "bfloat16"
 
 
-def test_an_earlier_step_can_be_asked_for(run_dir):
+def test_an_earlier_step_can_be_given(run_dir):
     assert open_model(run_dir, step=4).step == 4
     with pytest.raises(UserError, match=r"step=5: .* there are 4, 6, 8"):
         open_model(run_dir, step=5)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_but_not_where_it_was_asked_for(run_dir, tmp_path):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_read_unless_its_step_was_given(run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     victim = next(path for path in sorted((copy / "checkpoints" / "8").rglob("*")) if path.is_file() and path.stat().st_size > 100)
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0\0")
-    said: list[str] = []
-    assert open_model(copy, log=said.append).step == 6
-    assert len(said) == 1
-    assert "checkpoint 8 is damaged" in said[0]
+    lines: list[str] = []
+    assert open_model(copy, log=lines.append).step == 6
+    assert len(lines) == 1
+    assert "checkpoint 8 is damaged" in lines[0]
     with pytest.raises(UserError, match=r"step=8: .*damaged"):
-        open_model(copy, step=8, log=said.append)
+        open_model(copy, step=8, log=lines.append)
 
 
 def test_the_moving_average_is_what_evaluation_sees(tmp_path):
@@ -79,7 +79,7 @@ def test_the_moving_average_is_what_evaluation_sees(tmp_path):
     np.testing.assert_array_equal(opened.parameters["embedding"], saved["['average']['embedding']"])
 
 
-def test_what_is_no_model_is_one_line(run_dir, tmp_path):
+def test_a_folder_without_a_model_is_refused_in_one_line(run_dir, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         open_model(tmp_path / "none")
     with pytest.raises(UserError, match=r"no run folder \(it has no config.yaml\)"):
@@ -100,12 +100,12 @@ def test_weights_of_another_model_are_refused_by_name(run_dir, tmp_path):
         open_model(copy)
 
 
-def test_what_was_trained_with_cudnn_is_opened_without_it_and_that_is_said(run_dir, tmp_path):
+def test_a_model_that_was_trained_with_cudnn_is_opened_without_it_and_that_is_logged(run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("attention: xla", "attention: cudnn", 1))
-    said: list[str] = []
-    opened = open_model(copy, log=said.append)
+    lines: list[str] = []
+    opened = open_model(copy, log=lines.append)
     assert opened.config.attention == "xla"
     assert dataclasses.asdict(opened.config)["attention"] == "xla"
-    assert "model.attention=cudnn" in said[0]
+    assert "model.attention=cudnn" in lines[0]

@@ -1,0 +1,1 @@
+"""The model families: one module each, found by its name (`llm_jax.huggingface.family`)."""

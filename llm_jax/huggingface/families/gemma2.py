@@ -6,19 +6,19 @@ from typing import Any
 
 from llm_jax.huggingface.common import (
     BUFFERS,
-    GATED,
-    GATED_NAMES,
+    GATED_ACTIVATION_NAMES,
+    GATED_ACTIVATIONS,
     attention,
     attention_bias,
     block_norms,
-    ends,
+    embedding_and_head,
     feed_forward,
+    layer_type_names,
     layer_types,
     llama_keys,
-    type_names,
-    windows,
+    window_fields,
 )  # fmt: skip
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.family import Family, Tree
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.huggingface.tensor_map import Entry
@@ -30,29 +30,29 @@ SIZES = {
 }  # fmt: skip
 
 WINDOW = 4096
-"""Of their classes, which make a mask of it even where no layer has a window."""
+"""Default of `sliding_window`. transformers builds a mask from it even if no layer has a window."""
 
 
-def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    rope = read_rope(keys, positions=values["positions"])
-    sliding = layer_types(keys, values["layers"], [layer % 2 == 0 for layer in range(values["layers"])])
+def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
+    rope = read_rope(reader, positions=values["positions"])
+    sliding = layer_types(reader, values["layers"], [layer % 2 == 0 for layer in range(values["layers"])])
     return {
         **rope,
-        **windows(keys, keys.take("sliding_window", WINDOW, "sliding_window_size"), sliding),
-        **read_gemma(keys, values, logit_softcap=30.0),
-        "attention_softcap": keys.number("attn_logit_softcapping", 50.0) or 0.0,
+        **window_fields(reader, reader.take("sliding_window", WINDOW, "sliding_window_size"), sliding),
+        **read_gemma(reader, values, logit_softcap=30.0),
+        "attention_softcap": reader.number("attn_logit_softcapping", 50.0) or 0.0,
     }
 
 
-def read_gemma(keys: Keys, values: dict[str, Any], logit_softcap: float | None) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common; logit_softcap: the class's default."""
-    activation = keys.choice("hidden_activation", GATED, "gelu_pytorch_tanh")
-    if keys.has("hidden_act"):  # in files on the Hub, where it has no say
-        keys.choice("hidden_act", GATED, "gelu_pytorch_tanh")
+def read_gemma(reader: ConfigReader, values: dict[str, Any], logit_softcap: float | None) -> dict[str, Any]:
+    """The fields that Gemma 2 and 3 have in common; `logit_softcap` is the default of the class."""
+    activation = reader.choice("hidden_activation", GATED_ACTIVATIONS, "gelu_pytorch_tanh")
+    if reader.has("hidden_act"):  # in files on the Hub; transformers ignores it
+        reader.choice("hidden_act", GATED_ACTIVATIONS, "gelu_pytorch_tanh")
     return {
-        **attention_bias(keys),
-        "logit_softcap": keys.number("final_logit_softcapping", logit_softcap) or 0.0,
-        "attention_scale": float(keys.above_zero("query_pre_attn_scalar", 256.0)) ** -0.5,
+        **attention_bias(reader),
+        "logit_softcap": reader.number("final_logit_softcapping", logit_softcap) or 0.0,
+        "attention_scale": float(reader.positive("query_pre_attn_scalar", 256.0)) ** -0.5,
         "embedding_scale": float(values["embed"]) ** 0.5,
         "norm_placement": "both",
         "norm_centred": True,
@@ -65,15 +65,15 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 def write_gemma(model: ModelConfig) -> dict[str, Any]:
-    """The same written."""
+    """The keys that Gemma 2 and 3 have in common, for a model."""
     scalar = (model.attention_scale or (model.head_dim or 1) ** -0.5) ** -2
     return {
         "attention_bias": model.bias_qkv,
         "final_logit_softcapping": model.logit_softcap or None,
         "query_pre_attn_scalar": round(scalar),
-        "hidden_activation": GATED_NAMES.get(model.activation, "gelu_pytorch_tanh"),
+        "hidden_activation": GATED_ACTIVATION_NAMES.get(model.activation, "gelu_pytorch_tanh"),
         "sliding_window": model.window or WINDOW,
-        "layer_types": type_names(model),
+        "layer_types": layer_type_names(model),
     }
 
 
@@ -84,8 +84,8 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
         mlp_norm="pre_feedforward_layernorm",
         mlp_out_norm="post_feedforward_layernorm",
     )
-    return [*ends(), *norms, *attention(), *feed_forward()]
+    return [*embedding_and_head(), *norms, *attention(), *feed_forward()]
 
 
 KEYS = llama_keys(**SIZES, vocab_size=256000, max_position_embeddings=8192)
-FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.", heads_divide=True)
+FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, rank=100, buffers=BUFFERS, prefix="model.", heads_divide=True)

@@ -1,45 +1,57 @@
-"""Gemma 3 (text): Gemma 2 with norms on queries and keys, and other rotary embeddings in layers with a window than in those without."""
+"""Gemma 3 (text): Gemma 2 with norms on queries and keys, and separate rotary embeddings for layers with a window."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.common import BUFFERS, FULL, SLIDING, layer_types, llama_keys, windows
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.common import BUFFERS, FULL, SLIDING, layer_types, llama_keys, window_fields
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.families.gemma2 import SIZES, WINDOW, read_gemma, tensors, write_gemma
 from llm_jax.huggingface.family import Family
-from llm_jax.huggingface.rope import from_parameters, scaling_parameters
+from llm_jax.huggingface.rope import rope_fields, scaling_parameters
 from llm_jax.model.config import ModelConfig
 
 THETA, THETA_WINDOW = 1e6, 1e4
 
 
-def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    layers, every = values["layers"], keys.above_zero("sliding_window_pattern", 6, "_sliding_window_pattern")
-    window = windows(keys, keys.take("sliding_window", WINDOW), layer_types(keys, layers, [(layer + 1) % every != 0 for layer in range(layers)]))
-    keys.must("attn_logit_softcapping", None)  # their code reads it and caps nothing
-    return {**read_ropes(keys, values["positions"], window["window"]), **window, **read_gemma(keys, values, logit_softcap=None), "qk_norm": "head"}
+def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
+    layers, every = values["layers"], reader.positive("sliding_window_pattern", 6, "_sliding_window_pattern")
+    sliding = layer_types(reader, layers, [(layer + 1) % every != 0 for layer in range(layers)])
+    window = window_fields(reader, reader.take("sliding_window", WINDOW), sliding)
+    reader.require("attn_logit_softcapping", None)  # transformers reads it but caps nothing
+    return {
+        **read_ropes(reader, values["positions"], window["window"]),
+        **window,
+        **read_gemma(reader, values, logit_softcap=None),
+        "qk_norm": "head",
+    }
 
 
-def read_ropes(keys: Keys, positions: int, window: int | None) -> dict[str, Any]:
-    """Both rotary embeddings: `rope_theta` and `rope_scaling` are of layers without a window, `rope_local_base_freq` of those with one."""
-    given = keys.group("rope_parameters")
+def read_ropes(reader: ConfigReader, positions: int, window: int | None) -> dict[str, Any]:
+    """The fields of both rotary embeddings.
+
+    `rope_theta` and `rope_scaling` are about layers without a window, `rope_local_base_freq` about those with one.
+    """
+    given = reader.group("rope_parameters")
     for name, value in given.items():
         if name not in (FULL, SLIDING) or not isinstance(value, dict | None):
-            raise keys.wrong(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
+            raise reader.error(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
     parts = {name: dict(given.get(name) or {}) for name in (FULL, SLIDING)}
-    scaling = keys.group("rope_scaling")
+    scaling = reader.group("rope_scaling")
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
-    apart = {FULL: {**scaling, "rope_theta": keys.take("rope_theta", None)}, SLIDING: {"rope_theta": keys.take("rope_local_base_freq", None)}}
-    for name, values in apart.items():
+    top_level = {
+        FULL: {**scaling, "rope_theta": reader.take("rope_theta", None)},
+        SLIDING: {"rope_theta": reader.take("rope_local_base_freq", None)},
+    }
+    for name, values in top_level.items():
         for key, value in values.items():
             if value is not None and parts[name].setdefault(key, value) != value:
-                raise keys.wrong(f"{key} of {name} is {parts[name][key]} in rope_parameters and {value} outside")
-    rope = from_parameters(keys, parts[FULL], THETA, 1.0, positions)
-    local = from_parameters(keys, parts[SLIDING], THETA_WINDOW, 1.0, positions)
+                raise reader.error(f"{key} of {name} is {parts[name][key]} in rope_parameters and {value} outside")
+    rope = rope_fields(reader, parts[FULL], THETA, 1.0, positions)
+    local = rope_fields(reader, parts[SLIDING], THETA_WINDOW, 1.0, positions)
     if local["rope_scaling"].kind != "none":
-        raise keys.wrong(f"rope_parameters.{SLIDING}: rope_type={parts[SLIDING]['rope_type']} is not built here; must be default")
+        raise reader.error(f"rope_parameters.{SLIDING}: rope_type={parts[SLIDING]['rope_type']} is not supported; must be default")
     return {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": rope["rope_scaling"],
@@ -61,4 +73,4 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 KEYS = llama_keys(**SIZES, vocab_size=262208, max_position_embeddings=131072)
-FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.", heads_divide=True)
+FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, rank=110, buffers=BUFFERS, prefix="model.", heads_divide=True)

@@ -1,11 +1,14 @@
-"""GPT-NeoX (Pythia): both halves of a block read the same stream, a quarter of each head is rotated, queries, keys and values are fused by head."""
+"""GPT-NeoX (Pythia): attention and feed-forward read the same stream, and a part of each head is rotated.
+
+Queries, keys and values are fused head by head.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.common import PLAIN, PLAIN_NAMES, fused, linear, norm
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.common import PLAIN_ACTIVATION_NAMES, PLAIN_ACTIVATIONS, fused_qkv, linear, norm
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.family import Family, Key, Tree
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.huggingface.tensor_map import Entry
@@ -24,19 +27,19 @@ KEYS = (
 )
 
 SPELLINGS = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-"""Of transformers 4 and the Hub."""
+"""Key of `rope_parameters` → its spelling in transformers 4 and on the Hub."""
 
 
-def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    rope = read_rope(keys, fraction=0.25, positions=values["positions"], also=SPELLINGS)
-    biased = keys.take("attention_bias", True)
+def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
+    rope = read_rope(reader, fraction=0.25, positions=values["positions"], aliases=SPELLINGS)
+    biased = reader.take("attention_bias", True)
     return {
         **rope,
         "norm": "layer",
         "bias_qkv": biased,
         "bias_out": biased,
         "bias_mlp": True,
-        "activation": keys.choice("hidden_act", PLAIN, "gelu"),
+        "activation": reader.choice("hidden_act", PLAIN_ACTIVATIONS, "gelu"),
     }
 
 
@@ -48,7 +51,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
         "rotary_emb_base": model.rope_theta,
         "rotary_pct": model.rope_fraction,
         "attention_bias": model.bias_qkv,
-        "hidden_act": PLAIN_NAMES.get(model.activation, "gelu"),
+        "hidden_act": PLAIN_ACTIVATION_NAMES.get(model.activation, "gelu"),
     }
 
 
@@ -60,7 +63,7 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
         Entry("embed_out.weight", "head", "v d -> v d"),
         *norm(f"{at}.input_layernorm", "attention_norm", bias=True),
         *norm(f"{at}.post_attention_layernorm", "mlp_norm", bias=True),
-        *fused(f"{at}.attention.query_key_value", "(h p k) d -> d h k", "(h p k) -> h k"),
+        *fused_qkv(f"{at}.attention.query_key_value", "(h p k) d -> d h k", "(h p k) -> h k"),
         *linear(f"{at}.attention.dense", "attention.out", "d (h k) -> h k d", "d -> d"),
         *linear(f"{at}.mlp.dense_h_to_4h", "mlp.up"),
         *linear(f"{at}.mlp.dense_4h_to_h", "mlp.down"),
@@ -68,4 +71,4 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 BUFFERS = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
-FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", KEYS, read, write, tensors, BUFFERS, "gpt_neox.")
+FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", KEYS, read, write, tensors, rank=20, buffers=BUFFERS, prefix="gpt_neox.")

@@ -1,11 +1,11 @@
-"""Mistral: Llama with a window in every layer, and no biases."""
+"""Mistral: Llama with a sliding window in every layer, and without biases."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.common import BUFFERS, GATED, GATED_NAMES, llama_keys
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.common import BUFFERS, GATED_ACTIVATION_NAMES, GATED_ACTIVATIONS, llama_keys
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.families.llama import tensors
 from llm_jax.huggingface.family import Family
 from llm_jax.huggingface.rope import read_rope, write_rope
@@ -14,16 +14,16 @@ from llm_jax.model.config import ModelConfig
 KEYS = llama_keys(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072)
 
 
-def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
     return {
-        **read_rope(keys, positions=values["positions"]),
-        "window": keys.take("sliding_window", 4096),
-        "activation": keys.choice("hidden_act", GATED, "silu"),
+        **read_rope(reader, positions=values["positions"]),
+        "window": reader.take("sliding_window", 4096),
+        "activation": reader.choice("hidden_act", GATED_ACTIVATIONS, "silu"),
     }
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), "sliding_window": model.window, "hidden_act": GATED_NAMES.get(model.activation, "silu")}
+    return {**write_rope(model), "sliding_window": model.window, "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
 
 
-FAMILY = Family("mistral", "MistralForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")
+FAMILY = Family("mistral", "MistralForCausalLM", KEYS, read, write, tensors, rank=40, buffers=BUFFERS, prefix="model.")

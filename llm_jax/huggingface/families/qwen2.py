@@ -1,11 +1,11 @@
-"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and a window in the upper layers where it is asked for."""
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and an optional sliding window in the upper layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.common import BUFFERS, GATED, GATED_NAMES, llama_keys, qwen_windows, write_qwen_windows
-from llm_jax.huggingface.config_reader import Keys
+from llm_jax.huggingface.common import BUFFERS, GATED_ACTIVATION_NAMES, GATED_ACTIVATIONS, llama_keys, qwen_window_fields, qwen_window_keys
+from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.families.llama import tensors
 from llm_jax.huggingface.family import Family
 from llm_jax.huggingface.rope import read_rope, write_rope
@@ -14,17 +14,17 @@ from llm_jax.model.config import ModelConfig
 KEYS = llama_keys(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768)
 
 
-def read(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
     return {
-        **read_rope(keys, positions=values["positions"]),
-        **qwen_windows(keys, values["layers"]),
+        **read_rope(reader, positions=values["positions"]),
+        **qwen_window_fields(reader, values["layers"]),
         "bias_qkv": True,
-        "activation": keys.choice("hidden_act", GATED, "silu"),
+        "activation": reader.choice("hidden_act", GATED_ACTIVATIONS, "silu"),
     }
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), **write_qwen_windows(model), "hidden_act": GATED_NAMES.get(model.activation, "silu")}
+    return {**write_rope(model), **qwen_window_keys(model), "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
 
 
-FAMILY = Family("qwen2", "Qwen2ForCausalLM", KEYS, read, write, tensors, BUFFERS, "model.")
+FAMILY = Family("qwen2", "Qwen2ForCausalLM", KEYS, read, write, tensors, rank=50, buffers=BUFFERS, prefix="model.")

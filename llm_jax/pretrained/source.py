@@ -1,0 +1,84 @@
+"""A folder with a trained model, read once: its experiment, its checkpoints, and the headers of its safetensors files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_jax.core import checksums
+from llm_jax.core.errors import UserError
+from llm_jax.experiment import Experiment, read_experiment
+from llm_jax.huggingface.folder import CONFIG, Folder, is_folder, open_folder
+from llm_jax.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A run folder or a Hugging Face model folder. Its weights have not been read."""
+
+    path: Path
+    experiment: Experiment
+    """The experiment of a run; for a Hugging Face folder its model, with defaults for everything else."""
+    steps: tuple[int, ...]
+    """The steps of a run's checkpoints, in order."""
+    folder: Folder | None
+    """The open Hugging Face folder that holds the weights; None for a run with checkpoints, or without any weights."""
+
+
+def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
+    """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if it has any.
+
+    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError if there is no model in the folder.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
+    if is_folder(path):
+        folder = open_folder(path, leave_out)
+        return ModelSource(path, folder_experiment(folder), (), folder)
+    experiment, steps = read_experiment(path), checkpoint_steps(path)
+    loaded = None if steps else weights_folder(path)
+    return ModelSource(path, experiment, tuple(steps), None if loaded is None else _open_checked(loaded, leave_out))
+
+
+def _open_checked(path: Path, leave_out: Sequence[str]) -> Folder:
+    """`open_folder`; if it fails because files differ from their SHA256SUMS, that is the error."""
+    try:
+        return open_folder(path, leave_out)
+    except UserError:
+        check_sums(path)
+        raise
+
+
+def check_sums(path: Path) -> None:
+    """Raises UserError if a folder has SHA256SUMS and a file of it has changed. Reads all of its files."""
+    if (path / checksums.NAME).is_file():
+        try:
+            checksums.check(path)
+        except checksums.Damaged as error:
+            raise UserError(f"{path}: is damaged ({error}); copy or load it again") from error
+
+
+def folder_experiment(folder: Folder) -> Experiment:
+    """An experiment with the model of a Hugging Face folder, and defaults for everything else."""
+    model, train = folder.model, TrainConfig()
+    if model.position == "learned":
+        train = dataclasses.replace(train, sequence_length=min(train.sequence_length, model.positions))
+    return Experiment(name=folder.path.resolve().name, model=model, train=train)
+
+
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """The steps of a run's complete checkpoints, in order."""
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def weights_folder(path: Path) -> Path | None:
+    """The Hugging Face folder with the weights of a loaded model: `weights` in a run folder, or the folder itself; None for none."""
+    return path / "weights" if (path / "weights" / CONFIG).is_file() else path if is_folder(path) else None
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """The folder with the files of the tokenizer, for a run folder or a Hugging Face folder."""
+    return path / "tokenizer" if (path / "config.yaml").is_file() else path
