@@ -1,24 +1,24 @@
-"""The table of runs, one row a run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
+"""Collects runs into a table, a row for each run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
 
   python -m llm_jax.scaling.collect runs/scaling/isoflop_cpu out=runs.csv
   python -m llm_jax.scaling.collect runs/quickstart runs/mine out=runs.parquet
-  python -m llm_jax.scaling.collect table=THEIR.csv columns.parameters="Model Size" columns.flops_6nd=FLOP columns.eval_loss=loss out=runs.csv
+  python -m llm_jax.scaling.collect table=OTHER.csv columns.parameters="Model Size" columns.flops_6nd=FLOP columns.eval_loss=loss out=runs.csv
 
-FOLDERS...          run folders, or folders that have some below them
-table=PATH          a .csv or .parquet of somebody else's runs, in place of folders
-columns.OURS=THEIRS the column of their table that is our column OURS; OURS is one of those below. Columns that have our names
-                    already need not be given, and all that is not named is left out
-out=PATH            .csv or .parquet; without it the table is printed
+FOLDERS...          run folders, or folders with run folders below them
+table=PATH          a .csv or .parquet of another project's runs, in place of folders
+columns.OURS=THEIRS the column of that table that becomes our column OURS, one of those below. Columns that have our names are
+                    kept without this key, all others are left out
+out=PATH            .csv or .parquet; by default the table is printed
 
 Columns: name, hash, status (finished, diverged, failed, unfinished), reason, run_dir, parameters, parameters_non_embedding,
 parameters_with_head, tokens, unique_tokens, epochs, flops_6nd, flops_6nd_non_embedding, flops_6nd_with_head, flops_attention_full,
 flops_attention_causal, flops_exact, flops_budget, convention, train_loss, eval_loss, eval_bits_per_byte, steps, batch_size,
 sequence_length, learning_rate, weight_decay, warmup_steps, schedule, optimizer, seed, layers, embed, heads, head_dim, mlp, vocab,
-parametrization, tokens_per_second, mfu, wall_seconds, devices, held_out (from fits, to be foretold by them). docs/scaling.md says what they mean.
+parametrization, tokens_per_second, mfu, wall_seconds, devices, held_out (left out of fits and predicted by them). Their meaning: docs/scaling.md.
 
   --help              this text
 
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which).
+Exit codes: 0 done, 2 a mistake in the arguments (printed in one line).
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ COLUMNS = (
     "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer", "seed", "layers", "embed",
     "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices", "held_out",
 )  # fmt: skip
-LAST_STEPS = 0.05
-"""`train_loss` is the mean over this part of the steps, the last ones (at least 10): one step's loss is mostly the luck of its batch."""
+LAST_PART = 0.05
+"""`train_loss` is the mean over this last part of the steps (at least 10 steps), since a single step's loss is noisy."""
 TABLES = (".csv", ".parquet")
 NOTE = "point.json"
-"""What a grid knows of a run beyond its configuration: budget, convention, and why it failed."""
+"""File in the run folder of a grid's point: the facts that its configuration doesn't hold (budget, convention, why it failed)."""
 
 
-def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
-    """A run folder as a row: every one of `COLUMNS`, None where it isn't known. `experiment`: the folder's, where one has it already."""
+def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
+    """A run folder as a row of the table: all of `COLUMNS`, None where unknown. `experiment`: that of the folder, read if None."""
     experiment = experiment or read_experiment(run_dir)
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
     m, t, o = experiment.model, experiment.train, experiment.optimizer
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
     if status == "finished" and summary["step"] < t.steps:
         status = "unfinished"
-    given_up = last_failure(run_dir) if status == "unfinished" else ""
+    given_up = slurm_failure(run_dir) if status == "unfinished" else ""
     if status != "finished" and (note.get("status") == "failed" or given_up):
         status = "failed"
     row = {
@@ -86,40 +86,40 @@ def row_of(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any
     return {name: row.get(name, summary.get(name)) for name in COLUMNS}
 
 
-def last_failure(run_dir: Path) -> str:
-    """Why a run's Slurm job was given up; empty if it wasn't."""
+def slurm_failure(run_dir: Path) -> str:
+    """Why a run's Slurm job was given up after its restarts; empty if it wasn't."""
     decisions = job.decisions_since_submission(run_dir)
     ended = decisions and decisions[-1]["decision"] == "end" and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
     return decisions[-1]["reason"] if ended else ""
 
 
 def read_note(run_dir: Path) -> dict[str, Any]:
-    """The grid's note in a run folder; empty where there is none."""
+    """The content of point.json in a run folder; empty where there is none."""
     return read_json(run_dir / NOTE)
 
 
 def last_train_loss(run_dir: Path) -> float | None:
-    """The mean training loss of the last steps, nats a token; None where there is no step, or one's loss is not finite."""
+    """The mean training loss of the last steps, nats a token; None without steps, or if one of these losses is not finite."""
     losses = {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
-    last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_STEPS * len(losses))) :]]
+    last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_PART * len(losses))) :]]
     return sum(last) / len(last) if last and None not in last else None
 
 
-def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among these and below them, in order of their paths. Raises UserError for a folder without one."""
+def find_run_folders(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among `folders` and below them, sorted by path. Raises UserError for a folder without a run folder."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder")
+            raise UserError(f"{folder}: there is no such folder. Give a run folder, or one above run folders.")
         runs = [folder] if (folder / "config.yaml").is_file() else sorted(path.parent for path in folder.rglob("config.yaml"))
         if not runs:
-            raise UserError(f"{folder}: has no run folder in it (none with a config.yaml)")
+            raise UserError(f"{folder}: has no run folder in it. Give a folder that has config.yaml, or one above such folders.")
         found += [run for run in runs if run not in found]
     return found
 
 
-def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a data frame with all columns, numbers as numbers (a missing one is NaN)."""
+def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a data frame with all of `COLUMNS`: text as str, held_out as bool, all others as numbers (NaN where missing)."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -140,9 +140,9 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A .csv or .parquet as a table with our names: `columns` maps ours to theirs, and a column of ours that is there needs no mapping.
+    """A .csv or .parquet as a table with our column names. `columns` is {our name: the file's name}; our own names need no mapping.
 
-    Only known columns are kept. Raises UserError for a file that can't be read, and names that are in neither table.
+    Other columns are dropped. Raises UserError for a file that can't be read, and for unknown names on either side.
     """
     import pandas as pd
 
@@ -156,7 +156,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         mapped[our_name] = theirs[their_name]
     mapped |= {name: theirs[name] for name in COLUMNS if name in theirs and name not in mapped}
     if not mapped:
-        raise UserError(f"{path}: has none of our columns; map its own ({', '.join(map(str, theirs.columns))}) with columns.OURS=THEIRS")
+        raise UserError(f"{path}: has none of our columns. Map its columns ({', '.join(map(str, theirs.columns))}) with columns.OURS=THEIRS.")
     return pd.DataFrame({name: mapped[name] for name in COLUMNS if name in mapped})
 
 
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def collect(arguments: list[str]) -> int:
-    """The same, with UserErrors raised."""
+    """Runs the command line; raises UserError for a mistake in it."""
     folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
     flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
     if not arguments or flags:
@@ -179,10 +179,12 @@ def collect(arguments: list[str]) -> int:
             raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ('out', 'table', 'columns.OURS'))}")
     out = output_file("out", own["out"], TABLES) if "out" in own else None
     if bool(folders) == ("table" in own):
-        raise UserError("give either folders with runs in them, or table=PATH" + ("" if folders else ": there is neither"))
+        raise UserError("folders: give either folders with runs in them, or table=PATH" + (", not both" if folders else ""))
     if columns and folders:
-        raise UserError(f"columns.{next(iter(columns))}={next(iter(columns.values()))}: is for table=PATH; run folders have our columns")
-    table = table_of([row_of(run) for run in find_runs(folders)]) if folders else read_table(Path(own["table"]), columns)
+        raise UserError(
+            f"columns.{next(iter(columns))}={next(iter(columns.values()))}: applies to table=PATH only; run folders have our columns. Leave it out."
+        )
+    table = make_table([read_row(run) for run in find_run_folders(folders)]) if folders else read_table(Path(own["table"]), columns)
     if out:
         write_table(table, out)
         print(f"{len(table)} runs: {out}")

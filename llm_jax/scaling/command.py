@@ -1,4 +1,4 @@
-"""What `python -m llm_jax.launch` does with a grid: shows it, says what it would cost, or runs it."""
+"""Runs the command line of a grid, `python -m llm_jax.launch`: prints it, prints its cost (--dry-run), runs or submits it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from llm_jax.train.peak_flops import device_peak
 
 
 def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
-    """Runs a grid's command line and returns the exit code. Raises UserError for what is wrong with all of its points.
+    """Runs a grid's command line and returns the exit code. Raises UserError for a mistake that all points share.
 
-    submission: how its runs are submitted, if they are.
+    submission: how the runs are submitted to Slurm; None: they run in this process.
     """
     grid = with_command_line(dataclasses.replace(grid, base=experiments.named(grid.base, name)), pairs)
     if "--show" in flags:
@@ -31,32 +31,32 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
     if "--dry-run" in flags:
         return dry_run(grid, submission)
     if submission:
-        from llm_jax.scaling.submit import submit_grid
+        from llm_jax.scaling.submit import submit_grid  # late: Orbax, which --show and --dry-run don't need
 
-        return submit_grid(grid, group, submission, going_on="--go-on" in flags)
-    from llm_jax.scaling.runner import run_grid
+        return submit_grid(grid, group, submission, resuming="--go-on" in flags)
+    from llm_jax.scaling.runner import run_grid  # late: Orbax, which --show and --dry-run don't need
 
     if group.task.size > 1:
         raise UserError(
-            f"experiment={name}: is a grid, whose points one process runs, and {group.task.size} were started; "
-            "start one (srun --ntasks=1), or a point by its own config.yaml on all of them"
+            f"experiment={name}: is a grid, which one process runs, but {group.task.size} processes were started. "
+            "Start one (srun --ntasks=1), or run a point by its own config.yaml on all of them."
         )
     group.join(grid.base.cluster)
     return run_grid(grid, group)
 
 
 def show(grid: Grid) -> str:
-    """The base as YAML, and each point as a comment."""
+    """The text of --show: the base as YAML, and each point as a comment."""
     lines = [
         f"# {point.number} {point.name}: {point.error or ', '.join(f'{k}={v}' for k, v in point.overrides.items())}" for point in grid.points([])
     ]
     settings = [f"# grid.{f.name}={getattr(grid.settings, f.name)}" for f in dataclasses.fields(grid.settings)]
     base = dataclasses.replace(grid.base, run_dir=folder_of(grid.base))
-    return experiments.to_yaml(base) + "\n".join(["# each of these points overrides the above:", *lines, *settings]) + "\n"
+    return experiments.to_yaml(base) + "\n".join(["# points, each with its overrides:", *lines, *settings]) + "\n"
 
 
 def dry_run(grid: Grid, submission: Submission | None = None) -> int:
-    """Prints every point with what it is and takes, and the script of its job where it is to be submitted."""
+    """Prints every selected point with its size, tokens, FLOPs and hours; with a submission also the job script. Returns 0."""
     points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
     chosen = grid.settings.selected_numbers(len(points))
     speed, assumed = assumed_speed(grid)
@@ -67,7 +67,7 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         if point.number not in chosen:
             continue
         if point.experiment is None:
-            made.add_row(str(point.number), f"{point.name} (can't be)")
+            made.add_row(str(point.number), f"{point.name} (invalid)")
             continue
         e = point.experiment
         counted = accounting.account(e.model, e.train.sequence_length, point.tokens)
@@ -82,18 +82,19 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     console.print(made)
     for point in points:
         if point.number in chosen and point.error:
-            console.print(f"point {point.number} {point.name} can't be: {point.error}")
+            console.print(f"point {point.number} {point.name} is invalid: {point.error}")
     for name in grid.merged():
-        console.print(f"{name}: differs from another point in nothing that changes what is trained, so the two are one")
+        console.print(f"{name}: trains the same configuration as another point, so the two are merged")
     total = sum(p.own_cost for p in points if p.number in chosen)
     time = hours(total / speed if speed else None)
-    console.print(f"in all: {short(total)} FLOPs{' (branches begin at their trunk)' * grid.trunks}, {time} hours of {assumed}")
+    console.print(f"total: {short(total)} FLOPs{' (branches without their trunk)' * grid.trunks}, {time} hours of {assumed}")
     console.print(f"run folder: {folder_of(grid.base)}")
     if submission:
         from llm_jax.scaling.submit import array_script
 
         listed = Path(folder_of(grid.base)) / "slurm" / "runs_1.txt"
-        first = [p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited]  # the others come after these
+        # the others are submitted after these
+        first = [p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited]
         print("", array_script(grid, submission, listed, len(first)), sep="\n", end="")
     return 0
 

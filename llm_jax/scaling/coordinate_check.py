@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.scaling.coordinate_check`: whether a parametrisation makes every place of a model learn at one speed."""
+"""The command `python -m llm_jax.scaling.coordinate_check`: checks that every place of a model learns at one speed at all sizes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import data
+from llm_jax import experiment as experiments
 from llm_jax.core.arguments import Pairs, argument, passed_on, read_command
 from llm_jax.core.command import output_folder, run_command
 from llm_jax.core.errors import UserError
+from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
@@ -24,18 +27,16 @@ from llm_jax.model.parametrization import of_width, residual_multiplier
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.next_token import NextToken
 from llm_jax.objective.protocol import Batch
+from llm_jax.run.initial_weights import with_command_line
 from llm_jax.scaling.grid import Grid
 from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 
-if TYPE_CHECKING:
-    from llm_jax.experiment import Experiment
-
 PLACES = ("embedding", "attention", "mlp", "residual", "logits")
-"""Where activations are taken: the stream at the start, what the last block's attention and feed-forward make (before the residual
-multiplier), the stream at the end, and the logits."""
+"""Places where activations are measured: the residual stream at the start, the outputs of the last block's attention and feed-forward
+(before the residual multiplier), the stream at the end, and the logits."""
 
 Models = dict[str, dict[int, ModelConfig]]
 """Parametrisation → size → model."""
@@ -44,18 +45,19 @@ Changes = dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
-    """What was measured."""
+class CoordinateCheck:
+    """The changes of activations that were measured."""
 
     of: str
     """"width" or "depth"."""
     base: int
+    """The size at which all parametrisations are the standard one."""
     changes: dict[str, dict[int, Changes]]
-    """Parametrisation → size → place → after each step."""
+    """Parametrisation → size → place → root mean square change after each step."""
 
     @property
     def sizes(self) -> list[int]:
-        """Those of the models, ascending."""
+        """The sizes of the models, ascending."""
         return sorted(next(iter(self.changes.values())))
 
     def slopes(self, parametrization: str) -> dict[str, list[float]]:
@@ -68,32 +70,32 @@ class Check:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """The content of coordinate_check.json: changes and slopes."""
         slopes = {name: self.slopes(name) for name in self.changes}
         return {"of": self.of, "base": self.base, "sizes": self.sizes, "changes": self.changes, "slopes": slopes}
 
 
 def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
-    """Place → what is there, for a model on one device: its own parts, called in turn."""
+    """Place → activations, by calling the parts of a model on one device in turn."""
     x_BTD = model.embed(batch["tokens"], batch["positions"])
-    found = {"embedding": x_BTD}
+    result = {"embedding": x_BTD}
     for _, block, _ in model.layers_in_order():
         rope = block.attention.rope(batch["positions"])
         attention_BTD = block.attention_branch(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=batch["segments"]))
         attended_BTD = x_BTD + attention_BTD
         mlp_BTD, _ = block.mlp_branch(x_BTD if model.config.parallel_blocks else attended_BTD)
         x_BTD = attended_BTD + mlp_BTD
-    undone = 1 / residual_multiplier(model.config)
-    return found | {
-        "attention": attention_BTD * undone,
-        "mlp": mlp_BTD * undone,
+    undo_multiplier = 1 / residual_multiplier(model.config)
+    return result | {
+        "attention": attention_BTD * undo_multiplier,
+        "mlp": mlp_BTD * undo_multiplier,
         "residual": x_BTD,
         "logits": model.logits(model.finish(x_BTD)),
     }
 
 
 def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
-    """Takes one step on each batch; the changes of activations on `probe`. Arrays of a batch are [B, T]."""
+    """Takes a step on each batch and returns the changes of activations on the batch `probe`. Arrays of a batch are [B, T]."""
     layout = preset("single")
     program = TrainModel(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, NextToken(), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
@@ -101,79 +103,81 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
     change = jax.jit(lambda now, start: jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start))
     put = functools.partial(on_device, program.place)
-    found: Changes = {place: [] for place in PLACES}
+    result: Changes = {place: [] for place in PLACES}
     with jax.set_mesh(program.place.mesh):
         state, probe = program.new_state(0), put(probe, ())
         start = take(state.parameters, probe)
         for batch in batches:
             state, _ = step(state, put(batch, (None,)))
             for place, size in change(take(state.parameters, probe), start).items():
-                found[place].append(float(size))
-    return found
+                result[place].append(float(size))
+    return result
 
 
 def on_device(place: MeshPlacement, batch: Any, first: tuple[None, ...]) -> Any:
-    """A batch on the device, with a leading dim of one where `first` names it."""
+    """A batch [B, T] on the device, with a leading dim of 1 for each entry of `first`."""
     sharding = place.sharding((*first, "batch", "sequence"), "compute")
     return {name: jax.device_put(np.asarray(value)[(None,) * len(first)], sharding) for name, value in batch.items()}
 
 
-def of_widths(model: ModelConfig, widths: list[int]) -> Models:
-    """The models to compare, of a resolved one: standard and muP, or the parametrisation that it has."""
+def models_by_width(model: ModelConfig, widths: list[int]) -> Models:
+    """The models of several widths that are compared: standard and muP, or the resolved model's own parametrisation."""
     name = "mup" if model.parametrization == "standard" else model.parametrization
     base: dict[str, Any] = {"base_embed": model.base_embed or widths[0], "base_layers": model.base_layers or model.layers}
     made = {width: dataclasses.replace(of_width(model, width), **base) for width in widths}
     return {name: with_parametrization(made, name) for name in ("standard", name)}
 
 
-def of_depths(model: ModelConfig, depths: list[int]) -> Models:
-    """The same for depths: standard and CompleteP."""
+def models_by_depth(model: ModelConfig, depths: list[int]) -> Models:
+    """The models of several depths that are compared, standard and CompleteP. Raises UserError for muP, which scales widths only."""
     if model.parametrization == "mup":
-        raise UserError("model.parametrization=mup: says nothing of depth; depths= compares standard and completep")
+        raise UserError(
+            "model.parametrization=mup: scales widths only, but depths= compares standard and completep. Use model.parametrization=completep."
+        )
     base: dict[str, Any] = {"base_embed": model.base_embed or model.embed, "base_layers": model.base_layers or depths[0]}
     made = {depth: dataclasses.replace(model, layers=depth, **base) for depth in depths}
     return {name: with_parametrization(made, name) for name in ("standard", "completep")}
 
 
 def with_parametrization(models: dict[int, ModelConfig], name: Any) -> dict[int, ModelConfig]:
-    """The models with it."""
+    """The models with another parametrisation."""
     return {size: dataclasses.replace(model, parametrization=name) for size, model in models.items()}
 
 
-def check(of: str, models: Models, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Check:
-    """Trains them all. The learning rate is the optimizer's from the first step on."""
+def check(of: str, models: Models, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> CoordinateCheck:
+    """Measures all models; the learning rate is constant, without warm-up. of: "width" or "depth"."""
     optimizer = dataclasses.replace(optimizer, schedule="constant", warmup_steps=0)
     changes = {name: {size: measure(model, optimizer, batches, probe) for size, model in by_size.items()} for name, by_size in models.items()}
     some = next(iter(models["standard"].values()))
     base = some.base_embed if of == "width" else some.base_layers
     assert base
-    return Check(of, base, changes)
+    return CoordinateCheck(of, base, changes)
 
 
-def draw(found: Check, path: Path, title: str) -> None:
-    """A row a parametrisation, a column a place, a line a step; both axes logarithmic."""
+def draw(result: CoordinateCheck, path: Path, title: str) -> None:
+    """Writes the figure: a row for each parametrisation, a column for each place, a line for each step; both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    names, steps = list(found.changes), len(next(iter(found.changes["standard"].values()))["logits"])
+    names, steps = list(result.changes), len(next(iter(result.changes["standard"].values()))["logits"])
     figure = Figure(figsize=(2.5 * len(PLACES), 2.6 * len(names) + 0.5), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left")
     grid = figure.subplots(len(names), len(PLACES), sharex=True, sharey="col", squeeze=False)
     for row, name in zip(grid, names, strict=True):
-        slopes = found.slopes(name)
+        slopes = result.slopes(name)
         for axes, place in zip(row, PLACES, strict=True):
             for step in range(steps):
-                values = [found.changes[name][size][place][step] for size in found.sizes]
+                values = [result.changes[name][size][place][step] for size in result.sizes]
                 shade = 0.25 + 0.75 * (step + 1) / steps
-                axes.plot(found.sizes, values, "o-", markersize=3, color=(0.12, 0.31, 0.47, shade), label=f"step {step + 1}")
+                axes.plot(result.sizes, values, "o-", markersize=3, color=(0.12, 0.31, 0.47, shade), label=f"step {step + 1}")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
-            axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
+            axes.set_xticks(result.sizes, [str(size) for size in result.sizes])
             axes.minorticks_off()
             axes.grid(alpha=0.25)
             axes.set_title(f"{place}, slope {slopes[place][-1]:+.2f}", fontsize=9)
         row[0].set_ylabel(f"{name}\nchange (RMS)")
     for axes in grid[-1]:
-        axes.set_xlabel(found.of)
+        axes.set_xlabel(result.of)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=steps, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
@@ -221,9 +225,6 @@ class CoordinateCheckCommand:
 
 def run(arguments: list[str]) -> int:
     """Reads the command line, trains the models, and writes and prints the slopes. Raises UserError."""
-    from llm_jax import experiment as experiments
-    from llm_jax.run.initial_weights import with_command_line
-
     command = read_command(arguments, CoordinateCheckCommand)
     if command is None:
         return 0
@@ -233,26 +234,24 @@ def run(arguments: list[str]) -> int:
     made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
     experiment = with_command_line(made, rest)
     if experiment.train.start_from:
-        raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check is of models at random, of several shapes; leave it out")
+        raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check trains models from random weights. Leave it out.")
     of, sizes = ("width", command.widths) if command.widths else ("depth", command.depths)
     assert sizes
-    found = check_experiment(experiment, of, list(sizes), command.steps)
+    result = check_experiment(experiment, of, list(sizes), command.steps)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "coordinate_check.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
-    draw(found, out / "coordinate_check.png", f"Change of activations after each step against {found.of} ({experiment.name})")
-    for name in found.changes:
-        slopes = ", ".join(f"{place} {steps[-1]:+.2f}" for place, steps in found.slopes(name).items())
+    (out / "coordinate_check.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
+    draw(result, out / "coordinate_check.png", f"Change of activations after each step against {result.of} ({experiment.name})")
+    for name in result.changes:
+        slopes = ", ".join(f"{place} {steps[-1]:+.2f}" for place, steps in result.slopes(name).items())
         print(f"{name:<10} slopes against {of} after step {command.steps}: {slopes}")
     print(f"figure: {out / 'coordinate_check.png'}")
     return 0
 
 
-def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: int) -> Check:
-    """The check of an experiment's model on its text: steps on its first batches, the change on the one after them."""
-    from llm_jax import data
-
-    make = of_widths if of == "width" else of_depths
-    for by_size in make(experiment.model, sizes).values():  # mistakes before the text is read
+def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: int) -> CoordinateCheck:
+    """Checks an experiment's model on its text: steps on its first batches, changes measured on the batch after them."""
+    make = models_by_width if of == "width" else models_by_depth
+    for by_size in make(experiment.model, sizes).values():  # raises for mistakes before the text is read
         check_parametrization(experiment.optimizer, next(iter(by_size.values())))
     train = experiment.train
     corpus = data.prepare(

@@ -1,8 +1,8 @@
-"""Ready-made designs of grids: which sizes, which budgets, which horizons; and the rules that set the rest of a point.
+"""Designs of grids (sizes x budgets, horizons, sweeps, ...), and rules that set the rest of a point's settings.
 
-A size is a few overrides of the model, {"model.layers": 4, "model.embed": 128, ...}. Sizes are a list of them, from small to large,
-or a function of the base that makes one (`sizes`), since what a size is in parameters depends on the base's vocabulary, gates and
-biases. A design's tokens follow from the base's batch and sequence; so a command line that changes these changes the steps with them.
+A size is a dict of overrides of the model, {"model.layers": 4, "model.embed": 128, ...}. Sizes are a list of them, from small to large,
+or a function of the base that returns one (`sizes`), since parameter counts depend on the base's vocabulary, gates and biases. Steps
+are computed from a design's tokens and the base's batch and sequence, so they follow a command line that changes these.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
 
 
 def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp: float = 8 / 3) -> Shape:
-    """Widths as sizes, in multiples of `head_dim`: so many layers that width / layers is about `ratio`, or always `layers`.
+    """A function from a width, a multiple of `head_dim`, to a size with width / layers of about `ratio`, or with `layers` layers.
 
-    Small models want one depth: a step from one layer to two is a kink in a curve. mlp: the hidden width in widths, in multiples of 8.
+    Use one depth for small models: the step from one layer to two makes a kink in a curve. mlp: hidden units per width, rounded to
+    multiples of 8.
     """
 
     def shape(embed: int) -> Overrides:
@@ -46,7 +47,7 @@ def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp
 
 
 def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
-    """For each number of parameters the nearest of the sizes that `shape` makes of widths (`aspect`), each once."""
+    """A function from the base to the sizes nearest to `parameters`, each once, among those that `shape` (`aspect`) makes from widths."""
 
     check_positive("sizes", parameters)
 
@@ -55,7 +56,7 @@ def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with
         counted: list[tuple[int, Overrides]] = []
         while not counted or counted[-1][0] < max(parameters):
             width += step
-            counted.append((accounting.size(model_of(base, shape(width)), convention), shape(width)))
+            counted.append((accounting.size(model_of_size(base, shape(width)), convention), shape(width)))
         nearest = [min(counted, key=lambda c: abs(math.log(c[0] / n))) for n in parameters]
         return [size for i, (_, size) in enumerate(nearest) if size not in [other for _, other in nearest[:i]]]
 
@@ -63,7 +64,7 @@ def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with
 
 
 def geometric(smallest: float, largest: float, count: int) -> list[float]:
-    """So many numbers at equal ratios, both ends among them.
+    """`count` numbers at equal ratios from `smallest` to `largest`.
 
     >>> geometric(1, 100, 3)
     [1.0, 10.0, 100.0]
@@ -72,27 +73,27 @@ def geometric(smallest: float, largest: float, count: int) -> list[float]:
 
 
 def chinchilla_sizes(first: int = 0, end: int | None = None) -> list[Overrides]:
-    """Sizes of Hoffmann et al. 2022, Table A9 (`shapes.toml`): the slice first:end of the 50."""
+    """The sizes of Hoffmann et al. 2022, table A9 (`model/shapes.toml`): the slice first:end of the 50."""
     table = accounting.published_shapes()["chinchilla"]
     names = [f"model.{name}" for name in table["columns"][1:]]
     return [dict(zip(names, shape[1:], strict=True)) for shape in table["shapes"][first:end]]
 
 
-def listed(of: Sizes, base: Experiment) -> list[Overrides]:
-    """The sizes for this base, from small to large. Raises UserError where there are none."""
+def resolve_sizes(of: Sizes, base: Experiment) -> list[Overrides]:
+    """The sizes for this base as a list, from small to large. Raises UserError where it is empty."""
     made = list(of(base) if callable(of) else of)
     require(bool(made), f"grid {base.name}: sizes", made, "at least one")
     return made
 
 
 def check_positive(what: str, values: Sequence[float]) -> None:
-    """Raises UserError unless there are values, all above 0."""
+    """Raises UserError unless there is at least one value and all are finite and above 0."""
     require(len(values) > 0 and all(0 < value < math.inf for value in values), what, list(values), "one or more numbers above 0")
 
 
-def model_of(base: Experiment, size: Overrides) -> ModelConfig:
-    """The base's model at this size, resolved and with vocabulary."""
-    if all(key.count(".") == 1 and key.startswith("model.") for key in size):  # the quick way, for searches
+def model_of_size(base: Experiment, size: Overrides) -> ModelConfig:
+    """The base's model with the overrides of a size, resolved and with vocabulary."""
+    if all(key.count(".") == 1 and key.startswith("model.") for key in size):  # fast path: `sizes` tries many
         changed = dataclasses.replace(base.model, **{key.removeprefix("model."): value for key, value in size.items()})
         return with_vocabulary(dataclasses.replace(base, model=changed)).model
     return with_vocabulary(resolved(override(base, list(size.items())))).model
@@ -110,19 +111,19 @@ def isoflop(
     tokens_per_parameter: float = 20.0,
     refills: int = 2,
 ) -> Design:
-    """Approach 2 of Hoffmann et al. 2022: at each budget of FLOPs several sizes, each with the tokens that the budget pays for.
+    """Approach 2 of Hoffmann et al. 2022: several sizes at each budget of FLOPs, each with the tokens that the budget pays for.
 
-    per_curve: so many neighbouring sizes a budget, around the one whose tokens a parameter are nearest to `tokens_per_parameter`;
-    None: all of them. refills: where the lowest loss of a curve is at its edge, the next size beyond it is added and run, and again, so
-    many times a curve, while there are sizes.
+    per_curve: number of neighbouring sizes at each budget, around the size whose tokens a parameter are nearest to
+    `tokens_per_parameter`; None: all sizes. refills: where the lowest loss of a curve is at its edge, the next size beyond is added, at
+    most this many times a curve. Raises UserError where whole steps miss a budget by more than 25 %.
     """
 
     check_positive("isoflop: budgets", budgets)
     require(per_curve is None or per_curve >= 1, "isoflop: per_curve", per_curve, "at least 1")
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
-        all_sizes = listed(of, base)
-        models = [model_of(base, size) for size in all_sizes]
+        all_sizes = resolve_sizes(of, base)
+        models = [model_of_size(base, size) for size in all_sizes]
         counts = [accounting.size(model, convention) for model in models]
         require(counts == sorted(counts), f"grid {base.name}: sizes", [short(n) for n in counts], "in order, from small to large")
         costs = [accounting.cost_per_token(model, base.train.sequence_length, convention) for model in models]
@@ -135,42 +136,42 @@ def isoflop(
                 if not paid / SAME_BUDGET <= steps <= paid * SAME_BUDGET:
                     raise UserError(
                         f"grid {base.name}: {short(budget)} FLOPs pay for {paid:.2g} steps of N = {short(counts[i])}, and whole steps miss the "
-                        "budget by far; take larger budgets, smaller sizes, or a smaller train.batch_size"
+                        "budget by more than 25 %. Use larger budgets, smaller sizes, or a smaller train.batch_size."
                     )
                 name = f"C{short(budget)}-N{short(counts[i])}"
                 return {**all_sizes[i], "train.steps": steps, "point.name": name, "point.budget": budget, "point.convention": convention}
 
             ratios = [abs(math.log(budget / cost / n / tokens_per_parameter)) for cost, n in zip(costs, counts, strict=True)]
-            low, high = window(ratios.index(min(ratios)), per_curve or len(counts), len(counts))
+            low, high = neighbours(ratios.index(min(ratios)), per_curve or len(counts), len(counts))
             first_round += [point(i) for i in range(low, high + 1)]
-            losses = losses_of(table, budget, accounting.columns(convention)[0])
-            later += [point(i) for i in refilled(low, high, {i: losses[n] for i, n in enumerate(counts) if n in losses}, len(counts), refills)]
+            losses = losses_at_budget(table, budget, accounting.columns(convention)[0])
+            later += [point(i) for i in refill_sizes(low, high, {i: losses[n] for i, n in enumerate(counts) if n in losses}, len(counts), refills)]
         return first_round + later
 
     return design
 
 
 def compute_optimal(budgets: Sequence[float], of: Sizes, *, convention: str = "6nd_with_head", tokens_per_parameter: float = 20.0) -> Design:
-    """One run a budget: of the sizes the one whose tokens a parameter are nearest to `tokens_per_parameter`."""
+    """One run for each budget in FLOPs: the size whose tokens a parameter are nearest to `tokens_per_parameter`."""
     return isoflop(budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0)
 
 
-def window(centre: int, count: int, among: int) -> tuple[int, int]:
-    """The first and last of `count` neighbours around `centre`, of so many."""
+def neighbours(centre: int, count: int, among: int) -> tuple[int, int]:
+    """The first and last index of `count` neighbours around `centre`, among `among` indices."""
     low = max(0, min(centre - (count - 1) // 2, among - count))
     return low, min(low + count, among) - 1
 
 
-def losses_of(table: list[Row], budget: float, column: str) -> dict[int, float]:
-    """N → loss of the runs with this budget that have come to an end; infinite where that was no good one."""
+def losses_at_budget(table: list[Row], budget: float, column: str) -> dict[int, float]:
+    """N → loss of the runs with this budget that ended; infinite for those that failed or diverged. column: that of N."""
     ended = [row for row in table if row["flops_budget"] == budget and row["status"] != "unfinished" and row[column]]
     return {row[column]: row["eval_loss"] if row["status"] == "finished" and row["eval_loss"] is not None else math.inf for row in ended}
 
 
-def refilled(low: int, high: int, losses: dict[int, float], among: int, refills: int) -> list[int]:
-    """The sizes that a curve over low .. high still needs, those that it got before among them.
+def refill_sizes(low: int, high: int, losses: dict[int, float], among: int, refills: int) -> list[int]:
+    """The indices of sizes to add to a curve over the sizes low .. high, including those added earlier; losses: by index, of ended runs.
 
-    One beyond the edge at which the lowest loss is, as soon as every size before it has come to an end.
+    A size is added beyond the edge at which the lowest loss is, once all sizes of the curve so far have ended.
     """
     added: list[int] = []
     while len(added) < refills and all(i in losses for i in range(low, high + 1)):
@@ -189,20 +190,20 @@ def refilled(low: int, high: int, losses: dict[int, float], among: int, refills:
 
 
 def horizons(of: Sizes, tokens: Sequence[float]) -> Design:
-    """Approach 1 of Hoffmann et al. 2022: each size for each number of tokens, with a schedule that ends there. With schedule=wsd and
-    `Grid.trunks` one long run of a size serves all its horizons."""
+    """Approach 1 of Hoffmann et al. 2022: each size on each number of tokens, with a schedule that ends there. With schedule=wsd and
+    `Grid.trunks` the runs of a size share the prefix of its longest run."""
     check_positive("horizons: tokens", tokens)
-    return lambda base, table: product(listed(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
+    return lambda base, table: product(resolve_sizes(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
 
 
 def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "6nd_with_head") -> Design:
-    """Each size with so many tokens a parameter: 20 is about the optimum of Hoffmann et al., more is over-training."""
+    """Each size with each number of tokens a parameter: about 20 is the optimum of Hoffmann et al., more is over-training."""
     check_positive("ladder: tokens_per_parameter", tokens_per_parameter)
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         points = []
-        for size in listed(of, base):
-            n = accounting.size(model_of(base, size), convention)
+        for size in resolve_sizes(of, base):
+            n = accounting.size(model_of_size(base, size), convention)
             for ratio in tokens_per_parameter:
                 points.append({**size, "train.steps": steps_for(base, ratio * n), "point.name": f"N{short(n)}-{ratio:g}x"})
         return points
@@ -211,7 +212,7 @@ def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "
 
 
 def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), tokens: float | None = None, of: Sizes = ({},)) -> Design:
-    """Each learning rate with each batch size, over the same tokens (None: the base's), for each size."""
+    """Each learning rate with each batch size for each size, all over one number of tokens (None: the base's)."""
     check_positive("sweep: batch_sizes", batch_sizes or [1])
     check_positive("sweep: tokens", [1 if tokens is None else tokens])
 
@@ -221,13 +222,13 @@ def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), toke
         for rows in batch_sizes or (base.train.batch_size,):
             of_rows = dataclasses.replace(base, train=dataclasses.replace(base.train, batch_size=rows))
             batches.append({"train.batch_size": rows, "train.steps": steps_for(of_rows, total)})
-        return product(listed(of, base), batches, over("optimizer.learning_rate", learning_rates))
+        return product(resolve_sizes(of, base), batches, over("optimizer.learning_rate", learning_rates))
 
     return design
 
 
 def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], parametrizations: Sequence[str] = ("standard", "mup")) -> Design:
-    """The base at each width (`parametrization.of_width`), at each learning rate, under each parametrisation: under muP the best rate stays."""
+    """The base at each width (`parametrization.of_width`), learning rate and parametrisation: under muP the best rate is the same at all widths."""
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         model = base.model.resolved()
@@ -245,7 +246,7 @@ def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], paramet
 
 
 def steps_for(base: Experiment, tokens: float) -> int:
-    """Steps of the base's batch that make up so many tokens, at least one."""
+    """The number of steps of the base's batch nearest to `tokens`, at least 1."""
     return max(1, round(tokens / tokens_per_step(base)))
 
 
@@ -254,7 +255,7 @@ def steps_for(base: Experiment, tokens: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PowerRule:
-    """at_million * (N / 1e6) ** exponent, N in a convention."""
+    """The power law at_million * (N / 1e6) ** exponent, with N counted by a convention."""
 
     at_million: float
     exponent: float
@@ -266,17 +267,17 @@ class PowerRule:
 
 
 def learning_rate(rule: PowerRule) -> Rule:
-    """The learning rate from the size."""
+    """A rule that sets the learning rate from the size."""
     return lambda experiment: {"optimizer.learning_rate": rule(experiment.model)}
 
 
 def warmup_tokens(tokens: float) -> Rule:
-    """A warm-up over so many tokens, whatever the size."""
+    """A rule that sets a warm-up over a fixed number of tokens."""
     return lambda experiment: {"optimizer.warmup_steps": math.ceil(tokens / tokens_per_step(experiment))}
 
 
 def warmup_per_parameter(tokens_per_parameter: float = 1.0, convention: str = "6nd_with_head") -> Rule:
-    """A warm-up proportional to N (Porian et al. 2024: as many tokens as parameters): a fixed one is too long for small budgets."""
+    """A rule that sets a warm-up proportional to N (Porian et al. 2024: as many tokens as parameters); a fixed one is too long for small budgets."""
 
     def rule(experiment: Experiment) -> Overrides:
         tokens = tokens_per_parameter * accounting.size(experiment.model, convention)
@@ -286,7 +287,7 @@ def warmup_per_parameter(tokens_per_parameter: float = 1.0, convention: str = "6
 
 
 def warmup_fraction(fraction: float) -> Rule:
-    """A warm-up over a part of all steps."""
+    """A rule that sets a warm-up over a fraction of the steps."""
     return lambda experiment: {"optimizer.warmup_steps": math.ceil(fraction * experiment.train.steps)}
 
 
@@ -300,13 +301,14 @@ def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head")
     column = accounting.columns(convention)[0]
     if len(batches := {row.get("batch_size") for row in table}) > 1:
         raise UserError(
-            f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each with a best rate of its own; give one"
+            f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each with its own best rate. Give runs "
+            "of one batch size."
         )
     losses: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in table:
         losses[int(row[column])][float(row["learning_rate"])].append(loss_of(row))
     if len(losses) < 2:
-        raise UserError(f"fit_rule: the table has {len(losses)} size(s); a rule over N needs at least two")
+        raise UserError(f"fit_rule: the table has {len(losses)} size(s), but a rule over N needs at least two. Add runs of another size.")
     best = {n: best_rate(n, {rate: sum(of_seeds) / len(of_seeds) for rate, of_seeds in of_size.items()}) for n, of_size in sorted(losses.items())}
     x, y = [math.log(n / 1e6) for n in best], [math.log(rate) for rate in best.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -315,18 +317,20 @@ def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head")
 
 
 def loss_of(row: dict[str, Any]) -> float:
-    """The held-out loss of a row; infinite where the run did not finish."""
+    """The held-out loss of a row, nats a token; infinite where the run did not finish."""
     loss = row.get("eval_loss")
     return float(loss) if row.get("status", "finished") == "finished" and loss is not None and math.isfinite(loss) else math.inf
 
 
 def best_rate(size: int, curve: dict[float, float]) -> float:
-    """The rate at the minimum of a curve rate → loss."""
+    """The rate at the minimum of a curve {rate: loss} of N = `size`. Raises UserError where the minimum is at an edge."""
     rates = sorted(curve)
     at = min(range(len(rates)), key=lambda i: curve[rates[i]])
     around = rates[max(0, at - 1) : at + 2]
     if at in (0, len(rates) - 1) or not all(math.isfinite(curve[rate]) for rate in around):
-        raise UserError(f"fit_rule: the lowest loss for N = {size:,} is at the edge of its learning rates ({rates[at]:g}); sweep further")
+        raise UserError(
+            f"fit_rule: the lowest loss for N = {size:,} is at the edge of its learning rates ({rates[at]:g}). Sweep further in that direction."
+        )
     (x0, x1, x2), (y0, y1, y2) = [math.log(rate) for rate in around], [curve[rate] for rate in around]
     down, up = (x1 - x0) ** 2 * (y1 - y2), (x1 - x2) ** 2 * (y1 - y0)
     below = (x1 - x0) * (y1 - y2) - (x1 - x2) * (y1 - y0)

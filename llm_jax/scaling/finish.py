@@ -11,8 +11,13 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.core.format import short
 from llm_jax.model import accounting
+from llm_jax.scaling.fit.approach3 import parametric
+from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.fit.show import print_fit
+from llm_jax.scaling.fit.table import read_columns
 from llm_jax.scaling.grid import Grid, Point, Row
 from llm_jax.scaling.predictions import read_predictions, write_predictions
+from llm_jax.scaling.report import write_report
 
 
 def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], None]) -> None:
@@ -21,11 +26,6 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
     A fit or report that is impossible is logged in a line and raises nothing: the runs and their table are kept.
     """
     compare_predictions(folder, rows, log)
-    from llm_jax.scaling.fit.show import (
-        print_fit,
-    )  # late: scipy, pandas and matplotlib, which a run in a grid needs not
-    from llm_jax.scaling.report import write_report
-
     fit: Any = None
     notes: list[str] = []
     if grid.method:
@@ -51,9 +51,6 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
 
 def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
     """The fit of runs.csv by the grid's method and convention, without held-out runs, and notes about the data."""
-    from llm_jax.scaling.fit.methods import METHODS
-    from llm_jax.scaling.fit.table import read_columns
-
     method = METHODS[grid.method]
     columns, convention, notes = read_columns(folder / "runs.csv", {}, grid.convention, method.needs, method.may)
     return method.fit(**columns, convention=convention), notes
@@ -65,8 +62,6 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
     The law is L = E + A/N^alpha + B/D^beta, fitted to all finished runs (`rows`). The 95 % interval is that of the law, from resamples; the noise
     of a single run (its seed) comes on top. Points that have a prediction, or have begun to train, are left as they are.
     """
-    from llm_jax.scaling import fit
-
     hashes = {point.name: point.hash for point in points}
     # A prediction for another configuration of this name, from before the experiment was changed, belongs to no run any more.
     predictions = {name: entry for name, entry in read_predictions(folder).items() if hashes.get(name, entry["hash"]) == entry["hash"]}
@@ -76,7 +71,7 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
     used = [row for row in rows if row["status"] == "finished" and row["eval_loss"] is not None]
     column = accounting.columns(grid.convention)[0]
     try:
-        law = fit.parametric([row[column] for row in used], [row["tokens"] for row in used], [row["eval_loss"] for row in used])
+        law = parametric([row[column] for row in used], [row["tokens"] for row in used], [row["eval_loss"] for row in used])
     except UserError as error:
         log(f"held-out runs can't be predicted: {error}")
         return

@@ -1,4 +1,4 @@
-"""Published exponents and laws: `published.toml` as dataclasses."""
+"""Published exponents and laws, read from `published.toml`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ TABLE = Path(__file__).with_suffix(".toml")
 
 @dataclass(frozen=True)
 class Exponents:
-    """Exponents of compute-optimal size and tokens."""
+    """Published exponents of compute-optimal size and tokens, with intervals as printed in the paper."""
 
     name: str
-    """Paper and variant."""
+    """The paper, and which of its fits."""
     a: float
-    """Of N* ~ C^a."""
+    """The exponent of N* ~ C^a."""
     convention: str
-    """Of N and C: a name of `scaling.flops.CONVENTIONS`."""
+    """The convention of N and C: a name of `model.accounting.CONVENTIONS`."""
     source: str
+    """Where the paper states them."""
     a_interval: tuple[float, float] | None = None
     b: float | None = None
-    """Of D* ~ C^b."""
+    """The exponent of D* ~ C^b."""
     b_interval: tuple[float, float] | None = None
 
 
@@ -39,7 +40,7 @@ def exponents() -> tuple[Exponents, ...]:
 
 
 def constants(kind: str, name: str) -> dict[str, Any]:
-    """The constants of one published law: `kind` is "laws", say, `name` its paper."""
+    """The constants of a published law: the row of the table `kind` ("laws", "repetition") whose name (its paper) is `name`."""
     (row,) = (row for row in _table()[kind] if row["name"] == name)
     return dict(row)
 

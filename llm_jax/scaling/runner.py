@@ -156,7 +156,7 @@ class Session:
     def row(self, point: Point) -> Row:
         """A point's row of the table of runs, read from its run folder where there is one."""
         if point.experiment and (Path(point.experiment.run_dir) / "config.yaml").exists():
-            return collect.row_of(Path(point.experiment.run_dir), point.experiment)
+            return collect.read_row(Path(point.experiment.run_dir), point.experiment)
         known = {"name": point.name, "hash": point.hash, "flops_budget": point.budget, "convention": point.convention}
         known |= {"reason": point.error, "held_out": point.held_out}
         return {name: known.get(name) for name in collect.COLUMNS} | {"status": "failed" if point.error else "unfinished"}
@@ -164,7 +164,7 @@ class Session:
     def write_table(self) -> None:
         """Writes runs.csv and runs.parquet: every point that has a run folder or failed, in the grid's order."""
         rows = [self.ended.get(p.hash) or self.row(p) for p in self.points()]
-        table = collect.table_of([row for row in rows if row["run_dir"] or row["status"] == "failed"])
+        table = collect.make_table([row for row in rows if row["run_dir"] or row["status"] == "failed"])
         for name in ("runs.csv", "runs.parquet"):
             collect.write_table(table, self.folder / name)
 
@@ -260,7 +260,7 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
             failed = {"status": "failed", "reason": reason}
     for point, experiment in zip(points, experiments, strict=True):
         write_json(Path(experiment.run_dir) / collect.NOTE, point_note(point) | failed)
-    return [collect.row_of(Path(experiment.run_dir)) for experiment in experiments]
+    return [collect.read_row(Path(experiment.run_dir)) for experiment in experiments]
 
 
 def prepare_run_folder(point: Point, session: Session) -> None:

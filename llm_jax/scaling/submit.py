@@ -1,8 +1,8 @@
-"""A grid under Slurm: an array of jobs, a run each, and a job that waits for them and goes on with the grid.
+"""A grid under Slurm: an array of jobs, a run each, and a job that waits for the array and resumes the grid.
 
-The array's jobs are ordinary ones, each with its own run folder, restarts and last word. What can't run yet is left to the job that waits:
-branches, which need their trunk's checkpoint; points that a design adds when it has seen results; and held-out runs, which are foretold from
-all others. It submits them as another array, and another job that waits, until nothing is left; then it fits and reports.
+The array's jobs are ordinary ones, each with its own run folder, restarts and summary. The waiting job runs what could not run before:
+branches, which need their trunk's checkpoint; points that a design adds after seeing results; and held-out runs, which are predicted
+from all others. It submits these as another array with another waiting job, until nothing is left; then it fits and reports.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from llm_jax.slurm import submit as submitting
 from llm_jax.slurm.submit import Submission
 
 
-def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool) -> int:
-    """Submits what of a grid can run now, and the job that goes on with it; where nothing is left, the last word.
+def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool) -> int:
+    """Submits the points that can run now, and the job that waits for them; with no points left, fits and reports. Returns an exit code.
 
-    going_on: this is the waiting job, which tries nothing a second time.
+    resuming: this is the waiting job, which runs no point a second time. Raises UserError where the grid is under way already.
     """
     if grid.settings.executor != "one_by_one":
-        raise UserError(f"grid.executor={grid.settings.executor}: submit=slurm gives each run a job of its own; leave one of them out")
+        raise UserError(f"grid.executor={grid.settings.executor}: submit=slurm gives each run its own job. Leave one of the two keys out.")
     folder, console = Path(folder_of(grid.base)), Console()
     check_writable(folder)
     submitting.check_slurm()
@@ -42,22 +42,22 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, going_on: bool
         run_folder.make_folder(job.job_folder(folder))
         with locked(folder, console.log):
             last = read_state(folder)
-            if not going_on:
+            if not resuming:
                 check_not_submitted(folder, last)
             console.log_to(folder / "log.txt")
-            session = Session(grid, folder, console, group, tried=frozenset(last["tried"]) if going_on else frozenset())
+            session = Session(grid, folder, console, group, tried=frozenset(last["tried"]) if resuming else frozenset())
             points = session.points()
-            tell_lost(session, points)
+            note_lost_runs(session, points)
             pending = [p for p in session.selected(points) if p.hash not in session.ended]
             if not pending:
                 session.write_table()
                 return session.finish(points)
-            submit_points(session, submission, ready(session, points, pending))
+            submit_points(session, submission, runnable_now(session, points, pending))
     return 0
 
 
-def ready(session: Session, points: list[Point], pending: list[Point]) -> list[Point]:
-    """Those that can run now: no branch whose trunk is still to run, and no held-out run before all others."""
+def runnable_now(session: Session, points: list[Point], pending: list[Point]) -> list[Point]:
+    """The pending points that can run now: no branch before its trunk has run, and no held-out run before all others."""
     waiting = set()
     if session.grid.trunks:
         for trunk, *branches in group_by_trunk(points):
@@ -66,8 +66,8 @@ def ready(session: Session, points: list[Point], pending: list[Point]) -> list[P
     return [point for point in session.runnable(points, pending) if point.hash not in waiting or point.hash in session.tried]
 
 
-def tell_lost(session: Session, points: list[Point]) -> None:
-    """Says of runs that were tried and left no last word that this is so: in the table they are unfinished."""
+def note_lost_runs(session: Session, points: list[Point]) -> None:
+    """Writes the reason of runs that were submitted but left no summary (cancelled or lost) into point.json and their rows."""
     for point in points:
         row = session.ended.get(point.hash)
         if row and row["status"] == "unfinished" and point.experiment:
@@ -77,11 +77,11 @@ def tell_lost(session: Session, points: list[Point]) -> None:
 
 
 def submit_points(session: Session, submission: Submission, points: list[Point]) -> None:
-    """Submits an array of these points' runs, and the job that waits for it."""
+    """Submits an array with the runs of these points, and the job that waits for it. Raises UserError if none of them can run."""
     folder, log = session.folder, session.console.log
     runs = []
     for point in points:
-        if point.experiment is None:  # what can't be is in the table as it is
+        if point.experiment is None:  # an invalid point is in the table with its error
             continue
         submitting.check_fits(point.experiment, submission.settings)
         prepare_run_folder(point, session)
@@ -92,13 +92,13 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     slurm, last = job.job_folder(folder), read_state(folder)
     number = last["round"] + 1
     state = {"round": number, "tried": [*(session.tried & set(session.ended)), *(point.hash for point in points)]}
-    write_json(slurm / "grid.json", state)  # first: what is submitted and then forgotten would be submitted twice
+    write_json(slurm / "grid.json", state)  # before sbatch: a kill in between must not submit the points twice
     listed, script = slurm / f"runs_{number}.txt", slurm / f"array_{number}.sh"
     listed.write_text("".join(f"{run}\n" for run in runs))
     script.write_text(array_script(session.grid, submission, listed, len(runs)))
     array = submitting.sbatch(script)
     try:
-        (slurm / "go_on.sh").write_text(go_on_script(session.grid, submission, slurm))
+        (slurm / "go_on.sh").write_text(resume_script(session.grid, submission, slurm))
         waiting = submitting.sbatch(slurm / "go_on.sh", f"--dependency=afterany:{array}")
     except UserError:
         job.slurm("scancel", array)
@@ -107,8 +107,8 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
         submitting.record_number(run, f"{array}_{i}")
     write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
     log(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
-    log(f"job {waiting} waits for them, and goes on with the grid; its log: {slurm / 'go_on.log'}")
-    if session.tried:  # nobody is there to read more
+    log(f"job {waiting} waits for them and resumes the grid; its log: {slurm / 'go_on.log'}")
+    if session.tried:  # the waiting job: nobody reads the lines below
         return
     log(f"site settings: {submission.site_file or 'none'}")
     log(f"scripts: {script}, {slurm / 'go_on.sh'}")
@@ -116,13 +116,13 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
 
 
 def array_script(grid: Grid, submission: Submission, listed: Path, count: int) -> str:
-    """The script of the array's jobs."""
+    """The sbatch script of the array's jobs; listed: the file with their run folders, a line each."""
     options = submission.options(grid.base.name, (listed.parent / "array.log").absolute())
     return submission.script([*options, f"--array=0-{count - 1}%{submission.settings.at_once}"], runs=listed)
 
 
-def go_on_script(grid: Grid, submission: Submission, slurm: Path) -> str:
-    """The script of the job that waits. It trains nothing, so it needs a single processor."""
+def resume_script(grid: Grid, submission: Submission, slurm: Path) -> str:
+    """The sbatch script of the waiting job, which trains nothing and needs a single processor."""
     return render(
         "llm_jax.scaling",
         "go_on.sh.jinja",
@@ -133,13 +133,15 @@ def go_on_script(grid: Grid, submission: Submission, slurm: Path) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was submitted of a grid last."""
+    """The last submission of a grid: its round, the hashes of the points submitted so far, and the waiting job's id."""
     path = job.job_folder(folder) / "grid.json"
     return {"round": 0, "tried": [], "job": "", **(json.loads(path.read_text()) if path.exists() else {})}
 
 
 def check_not_submitted(folder: Path, last: dict[str, Any]) -> None:
-    """Raises UserError where the grid is under way."""
+    """Raises UserError where the waiting job of the last submission is still queued or running."""
     if last["job"] in job.queued_jobs([last["job"]]):
         where = shlex.quote(str(folder))
-        raise UserError(f"run_dir={folder}: its job {last['job']} is under way; wait for it, or end it: python -m llm_jax.slurm.cancel {where}")
+        raise UserError(
+            f"run_dir={folder}: its job {last['job']} is still queued or running. Wait for it, or cancel it: python -m llm_jax.slurm.cancel {where}"
+        )

@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.scaling.transfer`: whether the best learning rate of small models is that of large ones."""
+"""The command `python -m llm_jax.scaling.transfer`: compares the best learning rates of small and large models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Curve:
 
     size: int
     rates: tuple[float, ...]
-    """Ascending."""
+    """Learning rates, ascending."""
     losses: tuple[float, ...]
-    """Held out, in nats a token; infinite where the run diverged. The mean over runs with the same rate."""
+    """Held-out losses, nats a token, averaged over runs with one rate; infinite where a run diverged."""
 
     @property
     def best(self) -> int:
-        """The place of the lowest loss among the rates."""
+        """The index of the rate with the lowest loss."""
         return min(range(len(self.losses)), key=self.losses.__getitem__)
 
     @property
@@ -40,7 +40,7 @@ class Curve:
 
     @property
     def optimum(self) -> float:
-        """The rate at the lowest point of the parabola through the lowest loss and its neighbours, over log(rate); at an edge, the edge."""
+        """The rate at the minimum of the parabola in log(rate) through the lowest loss and its neighbours; at an edge, the edge's rate."""
         if self.at_edge or not math.isfinite(self.losses[self.best + 1]):
             return self.rates[self.best]
         (x0, x1, x2), (y0, y1, y2) = (
@@ -56,11 +56,11 @@ Curves = dict[str, list[Curve]]
 
 
 def curves(table: pd.DataFrame, against: str = "embed") -> Curves:
-    """The curves in a table of runs. Raises UserError where there are none to compare."""
+    """The curves in a table of runs; against: the column of the size. Raises UserError where no two curves can be compared."""
     for column in (against, "learning_rate", "parametrization", "eval_loss", "status"):
         if column not in table:
-            said = f"against={against}: " if column == against else ""
-            raise UserError(f"{said}the table of runs has no column {column!r}; {nearest(column, map(str, table.columns))}")
+            key = f"against={against}" if column == against else "data"
+            raise UserError(f"{key}: the table of runs has no column {column!r}; {nearest(column, map(str, table.columns))}")
     table = table[table["status"].isin(["finished", "diverged"])].copy()
     table["eval_loss"] = table["eval_loss"].astype(float).where(table["status"] == "finished", math.inf)
     found: Curves = {}
@@ -68,47 +68,47 @@ def curves(table: pd.DataFrame, against: str = "embed") -> Curves:
         by_rate = runs.groupby("learning_rate")["eval_loss"].mean().sort_index()
         if len(by_rate) > 1:
             found.setdefault(str(name), []).append(Curve(int(size), tuple(map(float, by_rate.index)), tuple(map(float, by_rate))))
-    if not any(len(of_sizes) > 1 for of_sizes in found.values()):
-        raise UserError(f"against={against}: the table has no parametrization with two learning rates at two sizes each, to be compared")
+    if not any(len(by_size) > 1 for by_size in found.values()):
+        raise UserError(f"against={against}: the table has no parametrization with two learning rates at each of two sizes. Add runs.")
     return found
 
 
-def shift(of_sizes: list[Curve]) -> float:
-    """The largest of the curves' best rates by the smallest, 1 where all are the same."""
-    optima = [curve.optimum for curve in of_sizes]
+def rate_shift(by_size: list[Curve]) -> float:
+    """The ratio of the largest to the smallest of the curves' best rates; 1 where they are equal."""
+    optima = [curve.optimum for curve in by_size]
     return max(optima) / min(optima)
 
 
 def draw(found: Curves, against: str, path: Path) -> None:
-    """A panel a parametrisation, a line a size, its minimum marked."""
+    """Writes the figure: a panel for each parametrisation, a line for each size with its minimum marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(found), 4.2), layout="constrained")
     row = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
-    rates = sorted({rate for of_sizes in found.values() for curve in of_sizes for rate in curve.rates})
-    for axes, (name, of_sizes) in zip(row, found.items(), strict=True):
-        for i, curve in enumerate(of_sizes):
-            shade = (0.12, 0.31, 0.47, 0.35 + 0.65 * (i + 1) / len(of_sizes))
+    rates = sorted({rate for by_size in found.values() for curve in by_size for rate in curve.rates})
+    for axes, (name, by_size) in zip(row, found.items(), strict=True):
+        for i, curve in enumerate(by_size):
+            shade = (0.12, 0.31, 0.47, 0.35 + 0.65 * (i + 1) / len(by_size))
             axes.plot(curve.rates, curve.losses, "o-", markersize=3.5, linewidth=1 + 0.3 * i, color=shade, label=f"{against} {curve.size}")
             axes.plot(curve.optimum, curve.losses[curve.best], "D" if not curve.at_edge else "x", markersize=6, color="#c0504d", zorder=3)
         axes.set_xscale("log", base=2)
         axes.set_xticks(rates)
         axes.minorticks_off()
-        axes.set(xlabel="learning rate", title=f"{name}: the best rate moves by a factor of {shift(of_sizes):.1f}")
+        axes.set(xlabel="learning rate", title=f"{name}: the best rate moves by a factor of {rate_shift(by_size):.1f}")
         axes.grid(alpha=0.25)
     row[0].set_ylabel("held-out loss (nats per token)")
     row[0].legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
-def described(found: Curves, against: str) -> str:
-    """The same in words."""
+def describe(found: Curves, against: str) -> str:
+    """The best rate of each curve and their ratio, as lines of text."""
     lines = []
-    for name, of_sizes in found.items():
-        for curve in of_sizes:
+    for name, by_size in found.items():
+        for curve in by_size:
             edge = " (at the edge: the best may be beyond)" if curve.at_edge else ""
             lines.append(f"{name:<10} {against} {curve.size:>5}: best rate {curve.optimum:.5f}, loss {curve.losses[curve.best]:.4f}{edge}")
-        lines.append(f"{name:<10} the best rate moves by a factor of {shift(of_sizes):.2f}")
+        lines.append(f"{name:<10} the best rate moves by a factor of {rate_shift(by_size):.2f}")
     return "\n".join(lines)
 
 
@@ -119,8 +119,8 @@ class TransferCommand:
       python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
       python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
 
-    From a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size: a curve of loss against rate for each size, its
-    minimum marked, the parametrisations beside each other; and by which factor the best rate moves from the smallest size to the largest.
+    Reads a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size. Draws loss against learning rate for
+    each size with its minimum, a panel for each parametrisation, and prints by which factor the best rate differs between sizes.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
@@ -141,7 +141,7 @@ def run(arguments: list[str]) -> int:
     output_file("out", str(command.out), PICTURES)
     found = curves(load_table(command.data), command.against)
     draw(found, command.against, command.out)
-    print(described(found, command.against))
+    print(describe(found, command.against))
     print(f"figure: {command.out}")
     return 0
 

@@ -65,11 +65,11 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["out=a.csv"], "there is neither"),
+        (["out=a.csv"], "give either folders with runs in them, or table=PATH"),
         (["nowhere"], "nowhere: there is no such folder"),
         (["."], "has no run folder in it"),
         (["table=no.csv"], "no.csv: there is no such file"),
-        ([".", "columns.parameters=x"], "is for table=PATH"),
+        ([".", "columns.parameters=x"], "applies to table=PATH only"),
         (["--outt"], "no such option"),
     ],
 )

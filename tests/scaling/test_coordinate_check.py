@@ -15,7 +15,7 @@ from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
 from llm_jax.scaling import coordinate_check
-from llm_jax.scaling.coordinate_check import PLACES, Check, activations, of_depths, of_widths
+from llm_jax.scaling.coordinate_check import PLACES, CoordinateCheck, activations, models_by_depth, models_by_width
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import packed_batch
 
@@ -29,11 +29,13 @@ A wrong rate of one kind of weight has a slope of about 1, a wrong scale of abou
 
 
 @functools.cache
-def widths(sizes: tuple[int, ...] = (32, 64, 256)) -> Check:
-    return coordinate_check.check("width", of_widths(MODEL, list(sizes)), OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS))
+def widths(sizes: tuple[int, ...] = (32, 64, 256)) -> CoordinateCheck:
+    return coordinate_check.check(
+        "width", models_by_width(MODEL, list(sizes)), OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS)
+    )
 
 
-def last(found: Check, name: str) -> dict[str, float]:
+def last(found: CoordinateCheck, name: str) -> dict[str, float]:
     """Slopes after the last step."""
     return {place: slopes[-1] for place, slopes in found.slopes(name).items()}
 
@@ -55,16 +57,16 @@ def test_a_wrong_power_in_the_table_is_seen(broken, monkeypatch):
         monkeypatch.setitem(parametrization.WEIGHTS, "hidden", dataclasses.replace(parametrization.WEIGHTS["hidden"], rate=0.0))
     else:
         monkeypatch.setattr(parametrization, "READOUT", 0.0)
-    models = {"standard": {}, "mup": of_widths(MODEL, [32, 256])["mup"]}
+    models = {"standard": {}, "mup": models_by_width(MODEL, [32, 256])["mup"]}
     models["standard"] = models["mup"]
     wide = coordinate_check.measure(models["mup"][256], dataclasses.replace(OPTIMIZER, schedule="constant", warmup_steps=0),
                                     [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS))  # fmt: skip
     changes = {"mup": {32: widths().changes["mup"][32], 256: wide}}
-    assert max(last(Check("width", 32, changes), "mup").values()) > FLAT
+    assert max(last(CoordinateCheck("width", 32, changes), "mup").values()) > FLAT
 
 
 def test_in_completep_activations_change_by_as_much_at_every_depth():
-    models = of_depths(dataclasses.replace(MODEL, scan_layers=True), [1, 4, 16])
+    models = models_by_depth(dataclasses.replace(MODEL, scan_layers=True), [1, 4, 16])
     found = coordinate_check.check("depth", models, OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS))
     slopes = last(found, "completep")
     assert all(abs(slope) < FLAT for slope in slopes.values()), slopes
@@ -86,7 +88,7 @@ def test_the_activations_are_those_of_the_model_itself():
 def test_the_figure_and_the_file_have_every_place(tmp_path):
     rng = np.random.default_rng(0)
     changes = {name: {size: {p: list(rng.uniform(1, 2, 2)) for p in PLACES} for size in (8, 16)} for name in ("standard", "mup")}
-    found = Check("width", 8, changes)
+    found = CoordinateCheck("width", 8, changes)
     coordinate_check.draw(found, tmp_path / "figure.png", "a title")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     written = json.loads(json.dumps(found.as_json()))
@@ -97,7 +99,7 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("experiment=quickstart", "widths=N,N,... or depths=N,N,...: give one of them"),
+        ("experiment=quickstart", "widths=N,N,... or depths=N,N,... is missing"),
         ("experiment=quickstart widths=64", "widths=64: must be two or more different sizes"),
         ("experiment=quickstart widths=64,128 steps=0", "steps=0: must be a whole number, at least 1"),
         ("experiment=quickstart widths=64,128", "optimizer.name=muon: has one learning rate for all weights"),
@@ -105,7 +107,7 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
             "experiment=quickstart optimizer.name=adamw widths=64,100",
             "for a width of 100 it would be 6.25, not whole",
         ),
-        ("experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion depths=2,4", "says nothing of depth"),
+        ("experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion depths=2,4", "scales widths only"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys, monkeypatch):

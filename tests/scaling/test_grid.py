@@ -23,13 +23,13 @@ from llm_jax.scaling.designs import (
     ladder,
     learning_rate,
     mup_transfer,
-    refilled,
+    neighbours,
+    refill_sizes,
     sizes,
     sweep,
     warmup_fraction,
     warmup_per_parameter,
     warmup_tokens,
-    window,
 )
 from llm_jax.scaling.grid import Grid, GridConfig, chain, filtered, over, product, zipped
 from llm_jax.train.config import TrainConfig
@@ -49,7 +49,7 @@ def test_algebra():
         {"model.layers": 1, "train.seed": 6},
         {"model.layers": 2, "train.seed": 5},
     ]
-    with pytest.raises(UserError, match="2, 3 overrides; they must be equally many"):
+    with pytest.raises(UserError, match="2, 3 overrides, but they must have equally many"):
         zipped(a, over("train.seed", range(3)))
     with pytest.raises(UserError, match=r"model\.layers: is set by two parts"):
         product(a, a)
@@ -76,9 +76,9 @@ def test_isoflop_curves_are_centred_where_tokens_a_parameter_are_as_told():
         assert len(curve) == 3
         ratio = [p.tokens / accounting.size(p.experiment.model, "6nd_with_head") for p in curve]
         assert ratio[0] > 20 > ratio[2]
-    assert window(0, 3, 5) == (0, 2)
-    assert window(4, 3, 5) == (2, 4)
-    assert window(2, 9, 5) == (0, 4)
+    assert neighbours(0, 3, 5) == (0, 2)
+    assert neighbours(4, 3, 5) == (2, 4)
+    assert neighbours(2, 9, 5) == (0, 4)
 
 
 def run_of(point, loss, status="finished"):
@@ -96,12 +96,12 @@ def test_a_minimum_at_the_edge_is_refilled_until_it_is_inside_or_the_rounds_are_
     assert rounds == [[16, 32, 64], [128]]
     losses = {16: 5.0, 32: 4.0, 64: 3.0, 128: 2.0, 256: 1.0}  # no minimum at all: bounded by the rounds, and by the sizes
     assert [p.experiment.model.embed for p in grid.points([run_of(p, losses[p.experiment.model.embed]) for p in points])] == [16, 32, 64, 128, 256]
-    assert refilled(2, 3, {2: 1.0, 3: 2.0}, among=5, refills=1) == [1]
-    assert refilled(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=1) == [1]
-    assert refilled(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=9) == [1, 0]
-    assert refilled(2, 3, {2: 1.0}, among=5, refills=9) == []  # not all have run
-    assert refilled(2, 4, {2: math.inf, 3: 2.0, 4: 3.0}, among=5, refills=9) == []  # a diverged edge is no minimum
-    assert refilled(2, 3, {2: math.inf, 3: math.inf}, among=5, refills=9) == []
+    assert refill_sizes(2, 3, {2: 1.0, 3: 2.0}, among=5, refills=1) == [1]
+    assert refill_sizes(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=1) == [1]
+    assert refill_sizes(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=9) == [1, 0]
+    assert refill_sizes(2, 3, {2: 1.0}, among=5, refills=9) == []  # not all have run
+    assert refill_sizes(2, 4, {2: math.inf, 3: 2.0, 4: 3.0}, among=5, refills=9) == []  # a diverged edge is no minimum
+    assert refill_sizes(2, 3, {2: math.inf, 3: math.inf}, among=5, refills=9) == []
 
 
 def test_an_unfinished_curve_is_not_refilled():
@@ -149,7 +149,7 @@ def test_rules_set_what_follows_from_a_point():
         assert point.experiment.optimizer.learning_rate == pytest.approx(3e-3 * (n / 1e6) ** -0.5, rel=5e-3)  # three digits
     assert {p.experiment.optimizer.warmup_steps for p in Grid(BASE, SIZES, (warmup_tokens(1280),)).points([])} == {10}
     assert Grid(BASE, [{"train.steps": 50}], (warmup_fraction(0.1),)).points([])[0].experiment.optimizer.warmup_steps == 5
-    with pytest.raises(UserError, match=r"a rule sets train\.steps, which the design has settled"):
+    with pytest.raises(UserError, match=r"a rule sets train\.steps, which the design sets"):
         Grid(BASE, SIZES, (lambda e: {"train.steps": 5},)).points([])
 
 
@@ -196,7 +196,11 @@ def test_hash_tells_apart_what_trains_differently_and_nothing_else():
 
 
 def test_a_grid_that_does_not_fit_together_is_refused():
-    for wrong, says in (({"method": "isoflops"}, "did you mean 'isoflop'"), ({"convention": "6n"}, "convention=6n"), ({"trunks": True}, "needs wsd")):
+    for wrong, says in (
+        ({"method": "isoflops"}, "did you mean 'isoflop'"),
+        ({"convention": "6n"}, "convention=6n"),
+        ({"trunks": True}, "Use optimizer.schedule=wsd"),
+    ):
         with pytest.raises(UserError, match=says):
             Grid(BASE, SIZES, **wrong).check()
     with pytest.raises(UserError, match="has no points"):
@@ -211,14 +215,14 @@ def test_a_grid_that_does_not_fit_together_is_refused():
         (lambda: isoflop([0], SIZES), r"isoflop: budgets=\[0\]: must be one or more numbers above 0"),
         (lambda: isoflop([1e9], SIZES, per_curve=0), "isoflop: per_curve=0: must be at least 1"),
         (lambda: isoflop([1e9], []), r"grid base: sizes=\[\]: must be at least one"),
-        (lambda: isoflop([1e6], SIZES), "1M FLOPs pay for .* steps of N = .*; take larger budgets"),
+        (lambda: isoflop([1e6], SIZES), "1M FLOPs pay for .* steps of N = .* Use larger budgets"),
         (lambda: isoflop([1e9], sizes(aspect(), [])), r"sizes=\[\]: must be one or more numbers above 0"),
         (lambda: ladder(SIZES, [0]), r"ladder: tokens_per_parameter=\[0\]: must be one or more"),
         (lambda: horizons(SIZES, [-1]), r"horizons: tokens=\[-1\]: must be one or more"),
         (lambda: sweep([1e-3], [0]), r"sweep: batch_sizes=\[0\]: must be one or more"),
         (lambda: sweep([1e-3], tokens=-5), r"sweep: tokens=\[-5\]: must be one or more"),
-        (lambda: 5, "a design is a list of overrides as .*; not 5"),
-        (lambda: ["model.embed"], "a design is a list of overrides as"),
+        (lambda: 5, "a design must be a list of overrides such as .*, not 5"),
+        (lambda: ["model.embed"], "a design must be a list of overrides such as"),
         (lambda: lambda base, table: 1 / 0, r"test_grid\.py:\d+: ZeroDivisionError: division by zero"),
     ],
 )
@@ -234,7 +238,7 @@ def test_a_rule_that_raises_is_named_by_its_line():
 
 
 def test_a_held_out_point_is_no_point_of_the_design():
-    with pytest.raises(UserError, match="embed16 is held out, and a point of the design too"):
+    with pytest.raises(UserError, match="embed16 is held out and also a point of the design"):
         Grid(BASE, SIZES, held_out=SIZES[:1]).points([])
 
 
@@ -247,7 +251,7 @@ def test_points_that_are_one_run_are_named():
 def test_part_of_the_points():
     for text, numbers in (("", range(5)), ("1:3", range(1, 3)), ("3:", range(3, 5)), (":9", range(5)), ("4", range(4, 5))):
         assert GridConfig(points=text).selected_numbers(5) == numbers
-    with pytest.raises(UserError, match="there are 5 points, from 0 to 4"):
+    with pytest.raises(UserError, match="selects none of the 5 points, which are numbered 0 to 4"):
         GridConfig(points="5").selected_numbers(5)
 
 
@@ -256,7 +260,7 @@ MISTAKES = {
     "pionts=3": "there is no key 'pionts'",
     "points=3": "did you mean 'grid.points'?",
     "grid.points=a": "must be a range as 3:7",
-    "grid.points=9:12": "there are 2 points",
+    "grid.points=9:12": "selects none of the 2 points",
     "grid.executor=slrum": "must be one of one_by_one, vmap",
     "grid.executor=together": "is named vmap now. Use grid.executor=vmap.",
     "grid.mfu=2": "above 0 and at most 1",

@@ -102,9 +102,9 @@ def test_a_budget_far_beyond_the_runs_is_warned_of(made):
 
 def test_a_size_that_never_gets_there_has_no_price():
     law = fit.Law(E=1.0, A=100.0, B=1e4, alpha=1.0, beta=0.5)  # size matters little: a quarter of the optimum still gets there
-    from llm_jax.scaling.recommend import overtrained
+    from llm_jax.scaling.recommend import smaller_model
 
-    assert math.isinf(overtrained(law, 1e12, 1e-6).tokens)
+    assert math.isinf(smaller_model(law, 1e12, 1e-6).tokens)
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_fit_that_has_no_sizes_is_refused(path, capsys):
     tree = json.loads(path.read_text())
     path.write_text(json.dumps({**tree, "method": "accuracy"}))
     assert main([f"fit={path}", "flops=1e21"]) == 2
-    assert "method=accuracy says nothing of sizes" in capsys.readouterr().err
+    assert "method=accuracy gives no sizes" in capsys.readouterr().err

@@ -158,7 +158,7 @@ FOUR = """chain(over('objective.z_loss', [0.0, 2.0]), [{'model.layers': 3}, {'mo
 
 
 def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_path, monkeypatch, capsys):
-    """One point diverges, one runs out of memory, one can't be at all."""
+    """One point diverges, one runs out of memory, one has an invalid configuration."""
     path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=NanIfLarge()")
     arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=4", "train.stop_after_bad_steps=2")
     real = run.TrainModel
@@ -253,5 +253,5 @@ def test_several_processes_are_refused_before_their_rendezvous(grid, tmp_path, m
     for name, value in {"RANK": "0", "SIZE": "2", "COORDINATOR": "127.0.0.1:9"}.items():
         monkeypatch.setenv(f"LLM_JAX_{name}", value)
     assert launch(*grid) == 2
-    assert "is a grid, whose points one process runs, and 2 were started" in capsys.readouterr().err
+    assert "is a grid, which one process runs, but 2 processes were started" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def test_without_its_trunk_a_branch_is_trained_from_the_start_and_the_log_names_
 def test_trunks_need_a_schedule_that_decays_late(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, GRID)
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}") == 2
-    assert "optimizer.schedule=cosine: a grid with trunks needs wsd" in capsys.readouterr().err
+    assert "optimizer.schedule=cosine: a grid with trunks needs a schedule whose decay begins late" in capsys.readouterr().err
 
 
 def test_trunks_and_roll_backs_exclude_each_other(arguments, capsys):

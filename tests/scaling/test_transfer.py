@@ -19,7 +19,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width
 from llm_jax.objective.next_token import NextToken
 from llm_jax.scaling import transfer
-from llm_jax.scaling.transfer import Curve, curves, shift
+from llm_jax.scaling.transfer import Curve, curves, rate_shift
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
@@ -77,7 +77,7 @@ def test_the_best_rate_stays_within_a_factor_of_two_from_width_64_to_512_on_real
     assert not any(curve.at_edge for of_sizes in found.values() for curve in of_sizes)
     best = {name: [curve.rates[curve.best] for curve in of_sizes] for name, of_sizes in found.items()}
     assert max(best["mup"]) / min(best["mup"]) <= 2
-    assert shift(found["mup"]) <= 2
+    assert rate_shift(found["mup"]) <= 2
     assert best["standard"][0] / best["standard"][-1] >= 4
     assert best["standard"] == sorted(best["standard"], reverse=True)
 
@@ -92,7 +92,7 @@ def test_the_optimum_is_the_lowest_point_of_the_parabola_over_the_logarithm():
     rows = [("mup", size, rate, 3 + (math.log2(rate) - at) ** 2) for size, at in ((64, -7.3), (128, -7.8)) for rate in rates]
     found = curves(table(rows))["mup"]
     assert [math.log2(curve.optimum) for curve in found] == pytest.approx([-7.3, -7.8])
-    assert shift(found) == pytest.approx(2**0.5)
+    assert rate_shift(found) == pytest.approx(2**0.5)
 
 
 def test_runs_that_diverged_are_the_worst_and_unfinished_ones_are_none():
@@ -115,7 +115,7 @@ def test_runs_that_diverged_are_the_worst_and_unfinished_ones_are_none():
         ("data=runs.csv out=no/such/x.png", "there is no folder no/such"),
         ("data=runs.csv out=x.foo", "out=x.foo: must be a file that ends in .png or .pdf or .svg"),
         ("data=runs.csv out=", "out=: must be a file"),
-        ("data=one.csv", "no parametrization with two learning rates at two sizes"),
+        ("data=one.csv", "no parametrization with two learning rates at each of two sizes"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, tmp_path, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from llm_jax.scaling.fit import published_repetition, repeated_loss
 from llm_jax.scaling.fit.__main__ import main
 from llm_jax.scaling.fit.methods import METHODS, read_option
 from llm_jax.scaling.fit.table import NAMES
-from llm_jax.scaling.recommend import KEYS, budget
+from llm_jax.scaling.recommend import KEYS, budget_flops
 from tests.conftest import ROOT
 from tests.scaling.fit.conftest import TRUTH, made_runs
 
@@ -64,7 +64,13 @@ def test_epochs_line_of_the_readme_gives_epochs_table(published, tmp_path, capsy
     assert fit["parameters"]["alpha"] == pytest.approx(0.34731, abs=1e-3)
     assert fit["settings"]["runs_used"] == 240
     shown = capsys.readouterr().out
-    for text in ("tokens are flops/(6 N)", "drop_highest_losses=15", "Kaplan et al. 2020", "warning: beta goes from", "left out, then foretold"):
+    for text in (
+        "tokens are flops/(6 N)",
+        "drop_highest_losses=15",
+        "Kaplan et al. 2020",
+        "warning: beta goes from",
+        "largest compute left out and predicted",
+    ):
         assert text in shown
 
 
@@ -179,7 +185,7 @@ def test_commands_of_the_docs_have_known_keys():
         pairs = dict(argument.split("=", 1) for argument in arguments)
         if program == "recommend":
             assert set(pairs) <= set(KEYS)
-            assert budget(pairs) > 1e18
+            assert budget_flops(pairs) > 1e18
             continue
         for key, value in pairs.items():
             if key.startswith("columns."):
