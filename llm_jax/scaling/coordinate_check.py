@@ -220,7 +220,7 @@ class CoordinateCheckCommand:
     def check(self) -> None:
         """Raises UserError unless either widths or depths are given."""
         if bool(self.widths) == bool(self.depths):
-            raise UserError("widths=N,N,... or depths=N,N,...: give one of them")
+            raise UserError("widths=N,N,... or depths=N,N,... is missing. Give one of them.")
 
 
 def run(arguments: list[str]) -> int:
