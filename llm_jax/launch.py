@@ -1,63 +1,83 @@
-"""The entry point: python -m llm_jax.launch experiment=NAME key=value ...
-
-  python -m llm_jax.launch experiment=quickstart
-  python -m llm_jax.launch experiment=quickstart train.steps=100 optimizer.learning_rate=1e-3
-  python -m llm_jax.launch experiment=path/to/mine.py layout=fsdp run_dir=runs/mine/first
-
-experiment=NAME   a file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere,
-                  or a run folder's config.yaml
-key=value         overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2
-layout=NAME       a preset (docs/layouts.md): {presets}
-from=FOLDER       initialise from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
-                  (experiment=continue_pretraining)
-run_dir=FOLDER    the run folder; rerun the same command to resume
-
-  --list          prints every experiment with its purpose
-  --show          prints the whole configuration and stops
-  --dry-run       prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job script, and stops
-  --help          prints this text
-
-A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are
-skipped, and runs.csv has a row for each; key=value overrides the value of every point:
-
-  python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
-  python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
-  python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
-
-submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or
-for a grid's runs. The job saves before its time limit and when it is preempted, and requeues itself until the
-run is finished:
-
-  python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
-  python -m llm_jax.slurm.status RUN_DIR
-  python -m llm_jax.slurm.cancel RUN_DIR
-
-slurm.KEY=VALUE   nodes, gpus_per_node, gpu_type, tasks_per_node (default: one process per GPU), cpus_per_task, memory, time,
-                  partition, account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row
-                  without progress), backoff_seconds, signal_seconds, site (a file with the settings of a site)
-  --go-on         for the job that waits for a grid's runs: submits the runs that their results require, or fits and reports
-
-To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
-Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its
-traceback), 2 an invalid argument or value (one line names it), 3 the run diverged, 85 stopped by SIGTERM,
-SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
-also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the
-same step twice: a restart would not help.
-"""
+"""The entry point `python -m llm_jax.launch`: runs an experiment, or a grid of them, or submits it to Slurm."""
 
 from __future__ import annotations
 
 import os
 import sys
-import textwrap
 import time
+from dataclasses import dataclass
 
-from llm_jax.core.command import read_arguments, run_command
+from llm_jax.core.arguments import Pairs, flag, in_order, passed_on, read_command
+from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
+from llm_jax.pretrained.arguments import preset_names
 from llm_jax.processes.group import Group
 from llm_jax.processes.launcher import Task, read_task
 
-FLAGS = ("--list", "--show", "--dry-run", "--go-on", "--help", "-h")
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchCommand:
+    """Runs an experiment: python -m llm_jax.launch experiment=NAME key=value ...
+
+      python -m llm_jax.launch experiment=quickstart
+      python -m llm_jax.launch experiment=quickstart train.steps=100 optimizer.learning_rate=1e-3
+      python -m llm_jax.launch experiment=path/to/mine.py layout=fsdp run_dir=runs/mine/first
+
+    A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are skipped, and
+    runs.csv has a row for each; key=value overrides the value of every point:
+
+      python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
+      python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
+      python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
+
+    submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or for a grid's runs. The
+    job saves before its time limit and when it is preempted, and requeues itself until the run is finished:
+
+      python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
+      python -m llm_jax.slurm.status RUN_DIR
+      python -m llm_jax.slurm.cancel RUN_DIR
+
+    To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
+
+    Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its traceback),
+    2 an invalid argument or value (one line names it), 3 the run diverged,
+    85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
+    also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the same step twice:
+    a restart would not help.
+    """
+
+    experiment: Pairs = passed_on(lambda name: name == "experiment", "experiment=NAME")
+    """A file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere, or a run folder's config.yaml."""
+    layout: Pairs = passed_on(lambda name: name == "layout", "layout=NAME", choices=preset_names)
+    """A preset (docs/layouts.md)."""
+    start: Pairs = passed_on(lambda name: name == "from", "from=FOLDER")
+    """Initialises from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
+    (experiment=continue_pretraining)."""
+    run_dir: Pairs = passed_on(lambda name: name == "run_dir", "run_dir=FOLDER")
+    """The run folder; rerun the same command to resume."""
+    submit: Pairs = passed_on(lambda name: name == "submit", "submit=slurm")
+    """Submits to Slurm instead of running here."""
+    slurm: Pairs = passed_on(lambda name: name.startswith("slurm."), "slurm.KEY=VALUE")
+    """With submit=slurm: nodes, gpus_per_node, gpu_type, tasks_per_node (default: one process per GPU), cpus_per_task, memory, time, partition,
+    account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row without progress),
+    backoff_seconds, signal_seconds, site (a file with the settings of a site)."""
+    overrides: Pairs = passed_on(lambda name: True, "KEY=VALUE")
+    """Overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2. --show prints all keys."""
+    list_experiments: bool = flag("list")
+    """Prints every experiment with its purpose, and stops."""
+    show: bool = flag("show")
+    """Prints the whole configuration, and stops."""
+    dry_run: bool = flag("dry-run")
+    """Prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job script, and stops."""
+    go_on: bool = flag("go-on")
+    """For the job that waits for a grid's runs: submits the runs that their results require, or fits and reports."""
+    given: Pairs = in_order()
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that are given."""
+        names = {"--list": self.list_experiments, "--show": self.show, "--dry-run": self.dry_run, "--go-on": self.go_on}
+        return [name for name, is_given in names.items() if is_given]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,28 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(arguments: list[str]) -> int:
     """Runs the command line and returns its exit code; mistakes in it raise UserError."""
-    flags, pairs = read_arguments(arguments, FLAGS)
-    if not arguments or "--help" in flags or "-h" in flags:
-        print(help_text())
+    command = read_command(arguments, LaunchCommand)
+    if command is None:
         return 0
-
     begun = time.monotonic()
     # a submission is one process, even where it is started inside a job
-    submits = any(key == "submit" for key, _ in pairs)
-    # before JAX is imported, so that signals are handled from here on
-    with Group(Task() if submits else read_task(os.environ)) as group:
-        return launch_experiment(flags, pairs, group, begun)
-
-
-def help_text() -> str:
-    """The text of --help: this module's docstring with the names of the layouts' presets filled in."""
-    from llm_jax.layout.presets import PRESETS  # imports JAX, which a run may do only within its Group
-
-    assert __doc__
-    head, rest = __doc__.split("{presets}")
-    indent = len(head.splitlines()[-1]) - len("a preset (docs/layouts.md): ")
-    listed = textwrap.fill(f"{head.splitlines()[-1]}{', '.join(PRESETS)}", 118, subsequent_indent=" " * indent)
-    return "\n".join([*head.splitlines()[:-1], listed]) + rest
+    task = Task() if command.submit else read_task(os.environ)
+    with Group(task) as group:  # before JAX is imported, so that signals are handled from here on
+        return launch_experiment(command.flags, list(command.given), group, begun)
 
 
 def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Group, begun: float) -> int:

@@ -90,9 +90,12 @@ def flag(name: str) -> Any:
     return dataclasses.field(default=False, metadata={"argument": Argument("flag", f"--{name}")})
 
 
-def passed_on(takes: Callable[[str], bool], shown: str) -> Any:
-    """A field of type Pairs: the keys that are somebody else's (an experiment's), passed on in order, unread."""
-    return dataclasses.field(default=(), metadata={"argument": Argument("passed_on", shown=shown, takes=takes)})
+def passed_on(takes: Callable[[str], bool], shown: str, choices: Callable[[], Iterable[str]] | None = None) -> Any:
+    """A field of type Pairs: the keys that are somebody else's (an experiment's), passed on in order, unread.
+
+    takes: whether a key is one of them; the first field that takes a key gets it. choices: the valid texts, which help lists.
+    """
+    return dataclasses.field(default=(), metadata={"argument": Argument("passed_on", shown=shown, takes=takes, choices=choices)})
 
 
 def in_order() -> Any:
@@ -221,8 +224,8 @@ def split(arguments: Sequence[str], fields: Sequence[Field]) -> tuple[list[str],
                 raise UserError(f"{argument}: no such option; {nearest(argument, [*flags, '--help'])} (keys are key=value, without dashes)")
             set_flags.append(argument)
         elif not equals:
-            example = next((field.written for field in fields if field.argument.role == "key"), "key=value")
-            raise UserError(f"{argument}: is not key=value, as in {example}; --help lists the keys")
+            example = next((field.written.partition("=")[0] for field in fields if field.argument.role in ("key", "passed_on")), "key")
+            raise UserError(f"{argument}: is no key=value; write key=value, as in {example}={argument} (--help lists the keys)")
         else:
             pairs.append((name, text))
     return words, set_flags, tuple(pairs)

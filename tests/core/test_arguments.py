@@ -126,7 +126,7 @@ def test_what_is_missing_is_named_with_what_it_is(line, says):
 
 
 def test_a_command_without_folders_says_that_words_are_no_keys():
-    with pytest.raises(UserError, match="runs: is not key=value, as in layout="):
+    with pytest.raises(UserError, match="runs: is no key=value; write key=value, as in layout=runs"):
         read_command(["runs"], Place)
 
 

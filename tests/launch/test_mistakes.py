@@ -174,7 +174,7 @@ def test_every_number_of_the_tree_has_a_range():
         (["experiment=quickstart", "experiment=quickstart"], "given twice"),
         (["quickstart"], "write key=value, as in experiment=quickstart"),
         (["--shwo", "experiment=quickstart"], "did you mean '--show'?"),
-        (["--train.steps=3", "experiment=quickstart"], "overrides are key=value, without dashes"),
+        (["--train.steps=3", "experiment=quickstart"], "keys are key=value, without dashes"),
     ],
 )
 def test_mistake_on_the_command_line(tmp_path, capsys, arguments, says):
