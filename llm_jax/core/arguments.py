@@ -19,6 +19,7 @@ Where the class has a method `check()`, it is called last, for what involves sev
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -287,7 +288,7 @@ def read_value(field: Field, name: str, text: str) -> Any:
     except WrongType as error:
         raise UserError(f"{name}={text}: {error}" + (f", {should_be}" if should_be else "")) from error
     items = value if isinstance(value, tuple) else (value,)
-    right = all(within(item, limit) for item in items for limit, _, within in ranges)
+    right = not (ranges and math.inf in items) and all(within(item, limit) for item in items for limit, _, within in ranges)
     require(right, name, text, f"{expected(field.value_kind, text).removeprefix('must be ')}, {should_be}")
     return value
 

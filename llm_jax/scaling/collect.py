@@ -1,34 +1,17 @@
-"""Collects runs into a table, a row for each run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
-
-  python -m llm_jax.scaling.collect runs/scaling/isoflop_cpu out=runs.csv
-  python -m llm_jax.scaling.collect runs/quickstart runs/mine out=runs.parquet
-  python -m llm_jax.scaling.collect table=OTHER.csv columns.parameters="Model Size" columns.flops_6nd=FLOP columns.eval_loss=loss out=runs.csv
-
-FOLDERS...          run folders, or folders with run folders below them
-table=PATH          a .csv or .parquet of another project's runs, in place of folders
-columns.OURS=THEIRS the column of that table that becomes our column OURS, one of those below. Columns that have our names are
-                    kept without this key, all others are left out
-out=PATH            .csv or .parquet; by default the table is printed
-
-Columns: name, hash, status (finished, diverged, failed, unfinished), reason, run_dir, parameters, parameters_non_embedding,
-parameters_with_head, tokens, unique_tokens, epochs, flops_6nd, flops_6nd_non_embedding, flops_6nd_with_head, flops_attention_full,
-flops_attention_causal, flops_exact, flops_budget, convention, train_loss, eval_loss, eval_bits_per_byte, steps, batch_size,
-sequence_length, learning_rate, weight_decay, warmup_steps, schedule, optimizer, seed, layers, embed, heads, head_dim, mlp, vocab,
-parametrization, tokens_per_second, mfu, wall_seconds, devices, held_out (left out of fits and predicted by them). Their meaning: docs/scaling.md.
-
-  --help              this text
-
-Exit codes: 0 done, 2 a mistake in the arguments (printed in one line).
-"""
+"""The command `python -m llm_jax.scaling.collect`: collects runs into a table, a row for each run."""
 
 from __future__ import annotations
 
+import functools
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.core.command import output_file, read_arguments, run_command
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import EXIT_INTERRUPTED, UserError, nearest
 from llm_jax.core.files import read_json, read_json_lines, replacing
 from llm_jax.experiment import read_experiment
@@ -160,6 +143,45 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     return pd.DataFrame({name: mapped[name] for name in COLUMNS if name in mapped})
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectCommand:
+    """Collects runs into a table, a row for each run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
+
+      python -m llm_jax.scaling.collect runs/scaling/isoflop_cpu out=runs.csv
+      python -m llm_jax.scaling.collect runs/quickstart runs/mine out=runs.parquet
+      python -m llm_jax.scaling.collect table=OTHER.csv columns.parameters="Model Size" columns.flops_6nd=FLOP \\
+          columns.eval_loss=loss out=runs.csv
+
+    The status of a run is finished, diverged, failed or unfinished; runs that are held_out are left out of fits and predicted by them.
+    docs/scaling.md has the meaning of all columns.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    folders: tuple[Path, ...] = positional("FOLDERS...", default=())
+    """Run folders, or folders with run folders below them."""
+    table: Path | None = argument(None, shown="FILE")
+    """A .csv or .parquet of another project's runs, in place of folders."""
+    columns: dict[str, str] = argument({}, entry="OURS", shown="THEIRS")
+    """The column of that table that becomes our column OURS, one of those below. Columns that have our names are kept without this key,
+    all others are left out."""
+    out: Path | None = argument(None, shown="FILE", read=functools.partial(output_file, endings=TABLES))
+    """The .csv or .parquet that is written; by default the table is printed."""
+
+    @staticmethod
+    def more_help() -> str:
+        """The names of the columns."""
+        return textwrap.fill(f"Columns: {', '.join(COLUMNS)}.", 110)
+
+    def check(self) -> None:
+        """Raises UserError unless either folders or a table are given, and columns only with a table."""
+        if bool(self.folders) == bool(self.table):
+            raise UserError("folders: give either folders with runs in them, or table=PATH" + (", not both" if self.folders else ""))
+        if self.columns and self.folders:
+            ours, theirs = next(iter(self.columns.items()))
+            raise UserError(f"columns.{ours}={theirs}: applies to table=PATH only; run folders have our columns. Leave it out.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     return run_command(collect, arguments)
@@ -167,27 +189,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def collect(arguments: list[str]) -> int:
     """Runs the command line; raises UserError for a mistake in it."""
-    folders = [Path(a) for a in arguments if "=" not in a and not a.startswith("-")]
-    flags, pairs = read_arguments([a for a in arguments if "=" in a or a.startswith("-")], ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, CollectCommand)
+    if command is None:
         return 0
-    columns = {key.removeprefix("columns."): value for key, value in pairs if key.startswith("columns.")}
-    own = {key: value for key, value in pairs if not key.startswith("columns.")}
-    for key, value in own.items():
-        if key not in ("out", "table"):
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, ('out', 'table', 'columns.OURS'))}")
-    out = output_file("out", own["out"], TABLES) if "out" in own else None
-    if bool(folders) == ("table" in own):
-        raise UserError("folders: give either folders with runs in them, or table=PATH" + (", not both" if folders else ""))
-    if columns and folders:
-        raise UserError(
-            f"columns.{next(iter(columns))}={next(iter(columns.values()))}: applies to table=PATH only; run folders have our columns. Leave it out."
-        )
-    table = make_table([read_row(run) for run in find_run_folders(folders)]) if folders else read_table(Path(own["table"]), columns)
-    if out:
-        write_table(table, out)
-        print(f"{len(table)} runs: {out}")
+    if command.table:
+        table = read_table(command.table, command.columns)
+    else:
+        table = make_table([read_row(run) for run in find_run_folders(command.folders)])
+    if command.out:
+        write_table(table, command.out)
+        print(f"{len(table)} runs: {command.out}")
     else:
         print(table.to_csv(index=False), end="")
     return 0

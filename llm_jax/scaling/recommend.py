@@ -1,21 +1,4 @@
-"""Recommends the compute-optimal size and tokens for a budget, from a fit.json: python -m llm_jax.scaling.recommend ...
-
-  python -m llm_jax.scaling.recommend fit=runs/scaling/isoflop_cpu/fit.json flops=1e21
-  python -m llm_jax.scaling.recommend fit=FIT.json gpus=64 hours=24 hardware=h100 mfu=0.45
-
-fit=FIT.json      a file that llm_jax.scaling.fit wrote with method=parametric, isoflop or envelope
-flops=C           the budget in FLOPs, by the fit's convention; or
-gpus=N hours=H    the budget in time, with
-hardware=NAME     a device of llm_jax/layout/hardware.toml (its bfloat16 peak), and
-mfu=X             the part of that peak that training reaches (see mfu in the summary.json of a run)
-json=PATH         writes the recommendation as JSON
-
-  --help          this text
-
-Prints N* and D* with 95 % intervals, the sizes whose loss is within 1 % of the best, and the cost and savings of smaller models that
-are trained for longer to the same loss. A fit without a loss (isoflop, envelope) gives N* and D* only.
-Exit codes: 0 done, 2 a mistake in the arguments (printed in one line).
-"""
+"""The command `python -m llm_jax.scaling.recommend`: the compute-optimal size and tokens for a budget, from a fit.json."""
 
 from __future__ import annotations
 
@@ -29,10 +12,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from llm_jax.core.command import output_file, read_arguments, run_command
-from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.arguments import argument, read_command
+from llm_jax.core.command import output_file, run_command
+from llm_jax.core.errors import UserError
 from llm_jax.core.tables import make_console, show, table
-from llm_jax.layout.hardware import hardware
+from llm_jax.layout.hardware import hardware, hardware_names
 from llm_jax.scaling.fit.bootstrap import LEVEL
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 from llm_jax.scaling.fit.result import to_plain, write_json
@@ -45,7 +29,6 @@ FLOPS_TO_SERVE = 2.0
 """FLOPs per weight and generated token: the forward pass."""
 FAR = 10.0
 """A budget beyond the fitted runs by more than this factor gets a warning."""
-KEYS = ("fit", "flops", "gpus", "hours", "hardware", "mfu", "json")
 
 
 @dataclass(frozen=True)
@@ -214,34 +197,6 @@ def smaller_model(law: Law, flops: float, part: float) -> Smaller:
     )
 
 
-def budget_flops(pairs: dict[str, str]) -> float:
-    """The budget in FLOPs of a command line's keys. Raises UserError for a missing key or a value that is not above 0."""
-
-    def positive(key: str) -> float:
-        try:
-            value = float(pairs[key])
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise UserError(f"{key}={pairs[key]}: must be a number above 0")
-        return value
-
-    timed = [key for key in ("gpus", "hours", "hardware", "mfu") if key in pairs]
-    if "flops" in pairs:
-        if timed:
-            raise UserError(f"{timed[0]}={pairs[timed[0]]}: flops= is given too. Give one budget: flops=, or gpus= hours= hardware= mfu=.")
-        return positive("flops")
-    if not timed:
-        raise UserError("flops=C is missing. Give it, or gpus= hours= hardware= mfu=.")
-    for key in ("gpus", "hours", "hardware", "mfu"):
-        if key not in pairs:
-            raise UserError(f"{key}= is missing: a budget in time needs gpus= hours= hardware= mfu=")
-    mfu = positive("mfu")
-    if mfu > 1:
-        raise UserError(f"mfu={pairs['mfu']}: must be a part of the peak, at most 1 (0.45 for 45 %)")
-    return positive("gpus") * positive("hours") * 3600 * mfu * hardware(pairs["hardware"]).peak_flops["bfloat16"]
-
-
 def read_fit(path: Path) -> dict[str, Any]:
     """The content of a fit.json. Raises UserError for a file that isn't one."""
     if not path.is_file():
@@ -255,28 +210,71 @@ def read_fit(path: Path) -> dict[str, Any]:
     return fit
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecommendCommand:
+    """Recommends the compute-optimal size and tokens for a budget: python -m llm_jax.scaling.recommend fit=FIT.json flops=C
+
+      python -m llm_jax.scaling.recommend fit=runs/scaling/isoflop_cpu/fit.json flops=1e21
+      python -m llm_jax.scaling.recommend fit=FIT.json gpus=64 hours=24 hardware=h100 mfu=0.45
+
+    Prints N* and D* with 95 % intervals, the sizes whose loss is within 1 % of the best, and the cost and savings of smaller models that
+    are trained for longer to the same loss. A fit without a loss (isoflop, envelope) gives N* and D* only.
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    fit: Path = argument(shown="FIT.json")
+    """The path of a file that llm_jax.scaling.fit wrote with method=parametric, isoflop or envelope."""
+    flops: float | None = argument(None, shown="C", above=0)
+    """The budget in FLOPs, by the fit's convention."""
+    gpus: float | None = argument(None, shown="N", above=0)
+    """Instead, a budget in time: how many devices."""
+    hours: float | None = argument(None, shown="H", above=0)
+    """For how many hours."""
+    hardware: str = argument("", shown="NAME", choices=hardware_names)
+    """Which devices (llm_jax/layout/hardware.toml has their bfloat16 peak)."""
+    mfu: float | None = argument(None, above=0, most=1)
+    """The part of the peak that training reaches (see mfu in the summary.json of a run)."""
+    json: Path | None = argument(None, shown="FILE", read=output_file)
+    """Writes the recommendation as JSON."""
+
+    def check(self) -> None:
+        """Raises UserError unless there is one whole budget."""
+        in_time = {key: getattr(self, key) for key in ("gpus", "hours", "hardware", "mfu")}
+        given = [key for key, value in in_time.items() if value]
+        if self.flops and given:
+            raise UserError(f"{given[0]}={in_time[given[0]]}: flops= is given too. Give one budget: flops=, or gpus= hours= hardware= mfu=.")
+        if not self.flops and not given:
+            raise UserError("flops=C is missing. Give it, or gpus= hours= hardware= mfu=.")
+        for key, value in in_time.items():
+            if not self.flops and not value:
+                raise UserError(f"{key}= is missing: a budget in time needs gpus= hours= hardware= mfu=")
+
+    @property
+    def budget(self) -> float:
+        """The budget in FLOPs."""
+        if self.flops:
+            return self.flops
+        assert self.gpus
+        assert self.hours
+        assert self.mfu
+        return self.gpus * self.hours * 3600 * self.mfu * hardware(self.hardware).peak_flops["bfloat16"]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    return run_command(command, arguments)
+    return run_command(recommend_command, arguments)
 
 
-def command(arguments: list[str]) -> int:
+def recommend_command(arguments: list[str]) -> int:
     """Runs the command line; raises UserError for a mistake in it."""
-    flags, pairs = read_arguments(arguments, ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    command = read_command(arguments, RecommendCommand)
+    if command is None:
         return 0
-    for key, value in pairs:
-        if key not in KEYS:
-            raise UserError(f"{key}={value}: there is no key {key!r}; {nearest(key, KEYS)}")
-    given = dict(pairs)
-    if "fit" not in given:
-        raise UserError("fit=FIT.json is missing. Give the path of a file that llm_jax.scaling.fit wrote.")
-    out = output_file("json", given["json"]) if "json" in given else None
-    found = recommend(read_fit(Path(given["fit"])), budget_flops(given))
+    found = recommend(read_fit(command.fit), command.budget)
     show_recommendation(found)
-    if out:
-        write_json(to_plain(found), out)
+    if command.json:
+        write_json(to_plain(found), command.json)
     return 0
 
 

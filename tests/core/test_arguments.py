@@ -47,6 +47,8 @@ class Score:
     """At most so many tokens."""
     mfu: float = argument(0.4, above=0, most=1)
     """The part of the peak."""
+    rate: float | None = argument(None, above=0)
+    """How fast."""
     out: Path = argument(shown="FILE")
     """The file that is written. It is JSON."""
     stop: tuple[str, ...] = argument(repeated=True)
@@ -90,6 +92,7 @@ MISTAKES = {
     "tokens=x": "tokens=x: must be a whole number",
     "mfu=1.5": "mfu=1.5: must be a number, above 0 and at most 1",
     "mfu=nan": "mfu=nan: must be a number",
+    "rate=inf": "rate=inf: must be a number, above 0",
     "method=meen": "did you mean 'mean'?",
     "tokenz=3": "tokenz=3: there is no key 'tokenz'; did you mean 'tokens'?",
     "step=3": "there is no key 'step'",
@@ -147,6 +150,7 @@ RUN                 A run folder. Or another. (required)
 method=NAME         How. One of mean, median. (default: mean)
 tokens=N            At most so many tokens.
 mfu=X               The part of the peak. (default: 0.4)
+rate=X              How fast.
 out=FILE            The file that is written. It is JSON. (required)
 stop=TEXT           Ends the text.
 layers=N,N,...      Only these layers.
