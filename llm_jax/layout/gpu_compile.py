@@ -36,14 +36,17 @@ def target_config(hardware: Hardware) -> str:
     major, minor = target.capability.split(".")
     return f"""
         gpu_device_info {{
-          threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {target.threads_per_core}
+          threads_per_block_limit: 1024  threads_per_warp: 32
+          threads_per_core_limit: {target.threads_per_core}
           shared_memory_per_block: 49152  shared_memory_per_core: {target.shared_bytes}
           shared_memory_per_block_optin: {target.shared_bytes - 1024}
-          core_count: {target.cores}  fpus_per_core: {target.fpus_per_core}  clock_rate_ghz: {target.clock_ghz}
+          core_count: {target.cores}  fpus_per_core: {target.fpus_per_core}
+          clock_rate_ghz: {target.clock_ghz}
           block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
           thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
           registers_per_core_limit: 65536  registers_per_block_limit: 65536
-          memory_bandwidth: {int(hardware.memory_bandwidth)}  l2_cache_size: {target.l2_bytes}  device_memory_size: {hardware.memory_bytes}
+          memory_bandwidth: {int(hardware.memory_bandwidth)}  l2_cache_size: {target.l2_bytes}
+          device_memory_size: {hardware.memory_bytes}
           cuda_compute_capability {{ major: {major}  minor: {minor} }}
         }}
         platform_name: "CUDA"

@@ -113,7 +113,7 @@ class Split(NamedTuple):
     axes: tuple[str, ...]
     """The mesh axes that split the sequence."""
     parts: int
-    """The number of parts."""
+    """The number of parts that the sequence is split into."""
     ring: bool
     """True: keys are passed on in a ring. False: every device gathers all keys."""
     config: ModelConfig
@@ -288,7 +288,7 @@ class Step(NamedTuple):
     """
 
     early: jax.Array
-    """bool []: j < i."""
+    """bool []: True if j < i, so that the early queries see the early keys."""
     mask: Mask
     """The mask of both products, as rows: the product that depends on `early` first."""
 
@@ -303,12 +303,12 @@ class Step(NamedTuple):
         return jnp.stack([first, jnp.where(self.early, first, last)], 1).reshape(-1, *first.shape[1:])
 
     def to_queries(self, d: jax.Array) -> jax.Array:
-        """What both products add to the queries' two chunks."""
+        """The terms of the queries' two chunks, from the rows d of both products."""
         one, two = (d.reshape(-1, 2, *d.shape[1:])[:, i] for i in range(2))
         return jnp.concatenate([jnp.where(self.early, one, 0), jnp.where(self.early, two, one + two)], 1)
 
     def to_keys(self, d: jax.Array) -> jax.Array:
-        """What both products add to the keys' two chunks."""
+        """The terms of the keys' two chunks, from the rows d of both products."""
         one, two = (d.reshape(-1, 2, *d.shape[1:])[:, i] for i in range(2))
         return jnp.concatenate([jnp.where(self.early, one + two, one), jnp.where(self.early, 0, two)], 1)
 

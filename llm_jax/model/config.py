@@ -52,7 +52,7 @@ class ModelConfig:
     bias_out: bool = False
     """A bias on the attention's output projection."""
     bias_mlp: bool = False
-    """Biases in the feed-forward block."""
+    """Biases on the products of the feed-forward block."""
     moe: MoEConfig = field(default_factory=MoEConfig)
     """A mixture of experts in place of the feed-forward block."""
     parallel_blocks: bool = False
@@ -70,11 +70,11 @@ class ModelConfig:
     positions: int = 1024
     """Rows of the learned position table (position=learned only)."""
     rope_theta: float = 10000.0
-    """Base of the rotary wavelengths."""
+    """Base of the rotary wavelengths (10,000 in Su et al. 2021)."""
     rope_fraction: float = 1.0
     """The fraction of each head, its first entries, that is rotated (Pythia: 0.25)."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-    """Stretching of the rotary frequencies."""
+    """How rotary frequencies are changed for long contexts."""
     rope_theta_window: float | None = None
     """Base of the rotary wavelengths in layers with a window, without `rope_scaling` (Gemma 3). None: as in
     the other layers."""
@@ -112,7 +112,7 @@ class ModelConfig:
     """True: one compiled block, run in a scan (compiles fast). False: every block unrolled (runs faster on
     CPUs)."""
     remat: str = "none"
-    """What the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names
+    """The tensors that the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names
     of the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate,
     mlp_up, mlp_in)."""
     offload: str = ""

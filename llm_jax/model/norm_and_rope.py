@@ -58,7 +58,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
         turns = scaling.original_positions * frequency / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    else:  # yarn: a ramp linear in the pair's index, between the pairs that turn beta_fast and beta_slow times
+    else:  # yarn: a ramp linear in the pair's index, from the pair that turns beta_fast times to beta_slow
 
         def pair_that_turns(times: float) -> float:
             return head_dim * math.log(scaling.original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))

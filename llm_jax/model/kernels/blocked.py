@@ -31,16 +31,16 @@ Block = tuple[slice, slice]
 
 
 def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """See `AttentionKernel.attend`."""
+    """Blocked attention of one device's rows and heads: out_BTHK (`AttentionKernel.attend`)."""
     return blocked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window, config.attention_softcap)
 
 
 def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
-    """See `AttentionKernel.check`: this kernel can do everything."""
+    """Raises nothing: this kernel runs every model on every device (`AttentionKernel.check`)."""
 
 
 def chunk_kernel(config: ModelConfig) -> ChunkKernel:
-    """See `AttentionKernel.chunk_kernel`."""
+    """Products of chunks in blocks of queries (`AttentionKernel.chunk_kernel`)."""
     return plain_chunk_kernel(MOST_BLOCKS)
 
 

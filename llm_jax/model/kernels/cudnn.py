@@ -77,13 +77,13 @@ class Options(NamedTuple):
 
 
 def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """See `AttentionKernel.attend`."""
+    """cuDNN's attention of one device's rows and heads: out_BTHK (`AttentionKernel.attend`)."""
     scale, window, slots = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
     return fused_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=slots)
 
 
 def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
-    """See `AttentionKernel.check`."""
+    """Raises UserError for devices, soft caps and windows that cuDNN can't run (`AttentionKernel.check`)."""
     check_platform(platform, capability)
     if config.attention_softcap:
         raise UserError(
@@ -107,7 +107,7 @@ def check_platform(platform: str, capability: float) -> None:
 
 
 def chunk_kernel(config: ModelConfig) -> ChunkKernel:
-    """See `AttentionKernel.chunk_kernel`."""
+    """cuDNN's products of chunks (`AttentionKernel.chunk_kernel`)."""
     assert config.head_dim
     own = Options(config.head_dim**-0.5, config.window, causal=True)
     earlier = Options(config.head_dim**-0.5, None, causal=False)

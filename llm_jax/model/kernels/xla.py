@@ -14,7 +14,8 @@ from llm_jax.model.norm_and_rope import softcap
 
 
 def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """See `AttentionKernel.attend`. Scores and softmax are in `config.softmax_dtype`."""
+    """`jax.nn.dot_product_attention` of one device's rows and heads: out_BTHK (`AttentionKernel.attend`).
+    Scores and softmax are in `config.softmax_dtype`."""
     T = q_BTHK.shape[1]
     dtype = jnp.dtype(config.softmax_dtype)
     if dtype == jnp.float32 or q_BTHK.dtype == dtype:  # jax.nn computes scores and softmax in float32
@@ -40,7 +41,7 @@ def soft_capped_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Arra
 
 
 def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
-    """See `AttentionKernel.check`."""
+    """Raises UserError for a softmax dtype over a split sequence (`AttentionKernel.check`)."""
     if parts > 1 and config.softmax_dtype != "float32":
         raise UserError(
             f"model.softmax_dtype={config.softmax_dtype}: attention over a sequence that the layout splits has its softmax in float32; "
@@ -49,5 +50,5 @@ def check(config: ModelConfig, parts: int, platform: str, capability: float) -> 
 
 
 def chunk_kernel(config: ModelConfig) -> ChunkKernel:
-    """See `AttentionKernel.chunk_kernel`: all scores of a chunk of queries at once."""
+    """Products of chunks with all scores of a chunk of queries at once (`AttentionKernel.chunk_kernel`)."""
     return blocked.plain_chunk_kernel(1)
