@@ -1,4 +1,4 @@
-"""Running a grid: points that are skipped, resumed, killed or failed, and the table of runs."""
+"""RunState a grid: points that are skipped, resumed, killed or failed, and the table of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_jax.core.console import Console
 from llm_jax.core.files import locked, write_json
 from llm_jax.launch import main
 from llm_jax.model import accounting
-from llm_jax.run import run
+from llm_jax.run import prepare, run
 from llm_jax.scaling import collect, runner
 from llm_jax.scaling.progress import GridProgress
 from llm_jax.train.metrics import MetricsWriter
@@ -161,7 +161,7 @@ def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_pa
     """One point diverges, one runs out of memory, one has an invalid configuration."""
     path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=NanIfLarge()")
     arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=4", "train.stop_after_bad_steps=2")
-    real = run.TrainModel
+    real = prepare.TrainModel
 
     def out_of_memory(model, *rest):
         if model.layers == 3:
@@ -169,7 +169,7 @@ def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_pa
         return real(model, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "TrainModel", out_of_memory)
+        patch.setattr(prepare, "TrainModel", out_of_memory)
         assert launch(*arguments) == 1
     out = capsys.readouterr().out
     found = table(tmp_path / "run")

@@ -74,15 +74,15 @@ def test_an_account_that_was_cut_off_does_not_stop_a_run(tmp_path, clock):
 
 KILL = """
 import pathlib, time
-from llm_jax.train.run_state import Running
-add = Running.add
+from llm_jax.train.run_state import RunState
+add = RunState.add
 def and_die(self, done, *rest, **more):
     add(self, done, *rest, **more)
     if done == 5:
         self.goodput.write()
         pathlib.Path({path!r}).write_text(str(time.monotonic() - begun))
         os.kill(os.getpid(), signal.SIGKILL)
-Running.add = and_die
+RunState.add = and_die
 begun = time.monotonic()
 """
 
