@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer"
 """The folder in a run folder."""
 
 
-def going_on_from(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
+def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
     """The experiment with the model shape, tokenizer and initial weights of a folder (`from=path` on a command line).
 
     pairs: the overrides of the command line. A run that has started already finds all three in its own folder if the other is gone.
@@ -93,5 +93,5 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
     if len(froms) > 1:
         raise UserError("from=: is given twice. Give one folder")
     if froms:
-        experiment = going_on_from(experiment, froms[0], pairs)
+        experiment = start_from_folder(experiment, froms[0], pairs)
     return resolved(override(experiment, pairs))
