@@ -17,7 +17,7 @@ from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.grouped_matmul import grouped_product
 from llm_jax.model.moe import capacity
-from llm_jax.train import compile as compiling
+from llm_jax.run.compile import compile_absent
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
@@ -31,7 +31,7 @@ def step(dispatch: str) -> gpu_compile.CompiledStep:
     moe = MoEConfig(experts=E, top_k=K, dispatch=dispatch)  # type: ignore[arg-type]
     model = ModelConfig(layers=3, embed=D, heads=8, kv_heads=4, mlp=F, vocab=6144, compute_dtype="bfloat16", remat="full", moe=moe)
     experiment = Experiment(model=model, layout=preset("expert"), train=TrainConfig(batch_size=B * DEVICES, sequence_length=T))
-    return compiling.compile_absent(experiment, "h100", DEVICES)
+    return compile_absent(experiment, "h100", DEVICES)
 
 
 def collectives(dispatch: str, kind: str) -> str:

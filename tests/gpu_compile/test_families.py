@@ -12,7 +12,7 @@ import pytest
 from llm_jax.experiment import Experiment, resolved
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import LatentConfig, ModelConfig
-from llm_jax.train import compile as compiling
+from llm_jax.run.compile import compile_absent
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
@@ -25,9 +25,7 @@ MODEL = ModelConfig(
 
 def test_a_period_of_layers_has_a_fused_kernel_for_each_kind():
     train = TrainConfig(batch_size=4, sequence_length=LENGTH)
-    step = compiling.compile_absent(
-        resolved(Experiment(name="families", model=MODEL, layout=PRESETS["fsdp"], mesh={"data": 2}, train=train)), "h100", 2
-    )
+    step = compile_absent(resolved(Experiment(name="families", model=MODEL, layout=PRESETS["fsdp"], mesh={"data": 2}, train=train)), "h100", 2)
     kernels = re.findall(r'custom_call_target="__cudnn\$(\w+)".*"sliding_window_length": ?(\d+)', step.text)
     counts = Counter(kernels)
     assert set(counts) == {(name, window) for name in ("fmhaSoftmax", "fmhaSoftmaxBackward") for window in ("0", "256")}

@@ -23,7 +23,7 @@ from llm_jax.objective.next_token import NextToken
 from llm_jax.plan.collectives import Collective, collective_of
 from llm_jax.plan.efficiency import EXPECTED
 from llm_jax.plan.timeline import CostedModule, Timeline, simulate
-from llm_jax.train import compile as compiling
+from llm_jax.run.compile import absent_model, compile_step
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
@@ -154,8 +154,8 @@ def experiment(layout: str) -> Experiment:
 def compiled(layout: str) -> tuple[CompiledStep, CostedModule, Timeline]:
     """(the step for absent H100s, its program as the plan reads it, its timeline)."""
     devices = GOLDEN[layout][0]
-    program = compiling.absent_model(experiment(layout), gpu_compile.topology_devices("h100", devices))
-    step, h100 = compiling.compile_step(program, experiment(layout)), hardware("h100")
+    program = absent_model(experiment(layout), gpu_compile.topology_devices("h100", devices))
+    step, h100 = compile_step(program, experiment(layout)), hardware("h100")
     read = CostedModule(step.module, program.place.mesh, h100.devices_per_node)
     return step, read, simulate(read, h100, EXPECTED)
 

@@ -8,7 +8,7 @@ import functools
 import pytest
 
 from llm_jax.layout.gpu_compile import CompiledStep
-from llm_jax.train import compile as compiling
+from llm_jax.run.compile import compile_absent
 from tests.gpu_compile.test_layouts import BATCH, MODEL, T, experiment
 
 pytestmark = pytest.mark.gpu_compile
@@ -22,7 +22,7 @@ HOST = "S(5)"  # XLA's memory space of the host
 @functools.cache
 def compiled(offload: bool) -> CompiledStep:
     model = dataclasses.replace(MODEL, remat=KEPT, offload=OFFLOADED) if offload else dataclasses.replace(MODEL, remat=f"{KEPT},{OFFLOADED}")
-    return compiling.compile_absent(dataclasses.replace(experiment("fsdp"), model=model), "h100", DEVICES)
+    return compile_absent(dataclasses.replace(experiment("fsdp"), model=model), "h100", DEVICES)
 
 
 def test_device_memory_falls_by_the_bytes_on_the_host():

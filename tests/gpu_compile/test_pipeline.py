@@ -18,7 +18,7 @@ from llm_jax.layout.presets import PRESETS
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import PipelineConfig
 from llm_jax.plan.analysis import analyse
-from llm_jax.train import compile as compiling
+from llm_jax.run.compile import compile_absent
 from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
@@ -34,7 +34,7 @@ def compiled(microbatches: int) -> tuple[Experiment, CompiledStep]:
     layout = dataclasses.replace(PRESETS["pipeline"], pipeline=PipelineConfig(microbatches=microbatches))
     train = TrainConfig(batch_size=BATCH, sequence_length=LENGTH)
     experiment = resolved(Experiment(name="pipeline", model=MODEL, layout=layout, mesh={"stage": STAGES, "data": 2}, train=train))
-    return experiment, compiling.compile_absent(experiment, "h100", 8)
+    return experiment, compile_absent(experiment, "h100", 8)
 
 
 @pytest.mark.parametrize("microbatches", [8, 32])

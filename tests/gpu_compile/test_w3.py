@@ -23,6 +23,7 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.kernels.cudnn import backward_workspace_bytes
 from llm_jax.objective.next_token import NextToken
+from llm_jax.run.compile import compile_absent
 from llm_jax.train import compile as compiling
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
@@ -44,7 +45,7 @@ def w3(**overrides: object) -> Experiment:
 @functools.cache
 def step_on(devices: int) -> CompiledStep:
     """The step for this many H200s, each with W3's batch."""
-    return compiling.compile_absent(w3(train__batch_size=w3().train.batch_size * devices), "h200", devices)
+    return compile_absent(w3(train__batch_size=w3().train.batch_size * devices), "h200", devices)
 
 
 def absent(experiment: Experiment, devices: int = 1) -> TrainModel:
@@ -178,7 +179,7 @@ def test_gpu_options_are_those_that_the_step_is_compiled_with(monkeypatch):
     program = absent(experiment)
     monkeypatch.setattr(compiling.gpu_options, "SINGLE", {"xla_gpu_no_such_option": True})
     with pytest.raises(Exception, match="xla_gpu_no_such_option"):
-        compiling.compile_absent(experiment, "h200", 1)
+        compile_absent(experiment, "h200", 1)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_no_such_option=false")  # the user's stay theirs
     assert compiling.program_options(program) == {}
 
@@ -198,7 +199,7 @@ def test_values_that_need_a_corpus_must_be_given(key, others):
     experiment = w3(**others)
     model = dataclasses.replace(experiment.model, **{key.split(".")[1]: None})
     with pytest.raises(UserError, match=re.escape(f"{key}=null: must be a number")):
-        compiling.compile_absent(dataclasses.replace(experiment, model=model), "h200", 1)
+        compile_absent(dataclasses.replace(experiment, model=model), "h200", 1)
 
 
 def test_w3_runs_its_first_steps_at_a_reduced_size(tmp_path):
