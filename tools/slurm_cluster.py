@@ -1,24 +1,4 @@
-"""Runs a real Slurm cluster on one machine, for tests and experiments: a controller and several nodes, without systemd, as root or not.
-
-  python tools/slurm_cluster.py start nodes=2 cpus=4     starts it (about a second) and prints how to use it
-  eval "$(python tools/slurm_cluster.py env)"            has srun, sbatch, squeue ... of this shell use it
-  python tools/slurm_cluster.py status                   prints its nodes and jobs
-  python tools/slurm_cluster.py stop                     ends its jobs and daemons, and removes its folder
-
-nodes=N        (2) nodes node1 ... nodeN; each is a slurmd of its own
-cpus=N         (4) CPUs that Slurm believes a node to have
-gpus=N         (0) fake GPUs of a node: device files without function, which Slurm allocates and lists in CUDA_VISIBLE_DEVICES like
-               real ones (only root can make them, since they are device nodes)
-memory=MB      (4000) memory that Slurm believes a node to have
-folder=PATH    the folder of its state. Several clusters, each with its own folder and ports, can run at one time. Default: the folder
-               that LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary folder
-
-Partitions: main, and urgent, whose jobs preempt those of main (which receive SIGTERM, have a minute to end, and are requeued).
-
-  --help       this text
-
-Exit codes: 0 done, 1 a daemon didn't start (its log is printed), 2 a user error (one line on stderr).
-"""
+"""Runs a real Slurm cluster on one machine, for tests and experiments: python tools/slurm_cluster.py start|stop|env|status"""
 
 from __future__ import annotations
 
@@ -36,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_jax.core.command import read_arguments, run_command
-from llm_jax.core.errors import UserError, nearest, one_of, require
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import run_command
+from llm_jax.core.errors import UserError
 
 INSTALL = "apt-get install -y --no-install-recommends slurm-wlm munge"
 DAEMONS = ("slurmctld", "slurmd", "munged")
@@ -267,25 +248,54 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(command, arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusterCommand:
+    """Runs a real Slurm cluster on one machine, for tests and experiments: a controller and several nodes, without systemd, as root or not.
+
+      python tools/slurm_cluster.py start nodes=2 cpus=4     starts it (about a second) and prints how to use it
+      eval "$(python tools/slurm_cluster.py env)"            has srun, sbatch, squeue ... of this shell use it
+      python tools/slurm_cluster.py status                   prints its nodes and jobs
+      python tools/slurm_cluster.py stop                     ends its jobs and daemons, and removes its folder
+
+    Partitions: main, and urgent, whose jobs preempt those of main (which receive SIGTERM, have a minute to end, and are requeued).
+
+    Exit codes: 0 done, 1 a daemon didn't start (its log is printed), 2 a user error (one line on stderr).
+    """
+
+    what: str = positional("COMMAND", choices=lambda: COMMANDS)
+    """What is done."""
+    nodes: int | None = argument(None, least=1)
+    """start: nodes node1 ... nodeN; each is a slurmd of its own (default: 2)."""
+    cpus: int | None = argument(None, least=1)
+    """start: CPUs that Slurm believes a node to have (default: 4)."""
+    gpus: int | None = argument(None, least=0)
+    """start: fake GPUs of a node: device files without function, which Slurm allocates and lists in CUDA_VISIBLE_DEVICES like real ones
+    (only root can make them, since they are device nodes; default: 0)."""
+    memory: int | None = argument(None, least=1, shown="MB")
+    """start: memory that Slurm believes a node to have (default: 4000)."""
+    folder: Path | None = argument(None, shown="FOLDER")
+    """The folder of its state. Several clusters, each with its own folder and ports, can run at one time. If not given: the folder that
+    LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary folder."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that are given."""
+        return {key: value for key in SIZES if (value := getattr(self, key)) is not None}
+
+    def check(self) -> None:
+        """Raises UserError for sizes of a cluster that isn't started."""
+        for key, value in self.sizes.items():
+            if self.what != "start":
+                raise UserError(f"{key}={value}: there is no such key for {self.what}; it is one of start")
+
+
 def command(arguments: list[str]) -> int:
     """Runs the command line; raises UserError where it is wrong."""
-    flags, pairs = read_arguments(arguments[1:] if arguments[:1] and arguments[0] in COMMANDS else arguments, ("--help", "-h"))
-    if not arguments or flags:
-        print(__doc__)
+    given = read_command(arguments, ClusterCommand)
+    if given is None:
         return 0
-    what, given = arguments[0], dict(pairs)
-    if what not in COMMANDS:
-        raise UserError(f"{what}: {one_of(what, COMMANDS)}")
-    folder = Path(given.pop("folder", default_folder())).absolute()
-    sizes = dict(SIZES)
-    for key, value in given.items():
-        if key not in SIZES or what != "start":
-            raise UserError(f"{key}={value}: there is no such key for {what}; {nearest(key, ('folder', *(SIZES if what == 'start' else ())))}")
-        least = 0 if key == "gpus" else 1
-        require(value.isdigit() and int(value) >= least, key, value, f"a whole number, at least {least}")
-        sizes[key] = int(value)
     require_slurm()
-    return run(Cluster(folder), what, sizes)
+    return run(Cluster((given.folder or default_folder()).absolute()), given.what, SIZES | given.sizes)
 
 
 def run(cluster: Cluster, what: str, sizes: dict[str, int]) -> int:

@@ -1,15 +1,4 @@
-"""Injects faults into runs of two nodes under a real Slurm on this machine, at random or in every phase, and prints a table of the outcomes.
-
-  python -m tools.soak random faults=20 seed=0       random faults in one run
-  python -m tools.soak phases tries=3                SIGTERM in each phase, a run for each try
-  python -m tools.soak faults                        each kind of fault once
-
-folder=PATH   the folder of runs and of the cluster's state (default: a temporary folder, removed afterwards)
-out=PATH      also writes the table to this file, as Markdown
-
-Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every
-step, bit-identical losses, and no process left. Exit code 1 where one differs.
-"""
+"""Injects faults into runs of two nodes under a real Slurm on this machine: python -m tools.soak random|phases|faults"""
 
 from __future__ import annotations
 
@@ -18,10 +7,11 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from llm_jax.core.command import read_arguments, run_command
-from llm_jax.core.errors import UserError, one_of, require
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import run_command
 from tools.faults import CHECKPOINT_EVERY, CRASHES, PHASES, SIGNALS, Case, Job, Outcome, cluster, compare, strike
 
 STEPS = 60
@@ -110,34 +100,51 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(command, arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoakCommand:
+    """Injects faults into runs of two nodes under a real Slurm on this machine, at random or in every phase, and prints a table of the outcomes.
+
+      python -m tools.soak random faults=20 seed=0       random faults in one run
+      python -m tools.soak phases tries=3                SIGTERM in each phase, a run for each try
+      python -m tools.soak faults                        each kind of fault once
+
+    Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every
+    step, bit-identical losses, and no process left. Exit code 1 where one differs.
+    """
+
+    what: str = positional("KIND", choices=lambda: ("random", "phases", "faults"))
+    """Which faults."""
+    faults: int = argument(20, least=0)
+    """random: how many."""
+    seed: int = argument(0, least=0)
+    """random: of the choice."""
+    tries: int = argument(3, least=0)
+    """phases: runs for each phase."""
+    folder: Path | None = argument(None, shown="FOLDER")
+    """The folder of runs and of the cluster's state; a temporary one, removed afterwards, if not given."""
+    out: Path | None = argument(None, shown="FILE")
+    """Also writes the table to this file, as Markdown."""
+
+
 def command(arguments: list[str]) -> int:
     """Runs the command line; raises UserError where it is wrong."""
-    if not arguments or arguments[0] in ("--help", "-h"):
-        print(__doc__)
+    given = read_command(arguments, SoakCommand)
+    if given is None:
         return 0
-    what, given = arguments[0], dict(read_arguments(arguments[1:], ())[1])
-    if what not in ("random", "phases", "faults"):
-        raise UserError(f"{what}: {one_of(what, ('random', 'phases', 'faults'))}")
-    numbers = {key: given.pop(key, default) for key, default in (("faults", "20"), ("seed", "0"), ("tries", "3"))}
-    for key, value in numbers.items():
-        require(value.isdigit(), key, value, "a whole number")
-    out, where = given.pop("out", ""), given.pop("folder", "")
-    if given:
-        raise UserError(f"{next(iter(given))}: there is no such key. --help lists the keys.")
     with contextlib.ExitStack() as life:
-        folder = Path(where) if where else Path(life.enter_context(tempfile.TemporaryDirectory(prefix="soak")))
+        folder = given.folder or Path(life.enter_context(tempfile.TemporaryDirectory(prefix="soak")))
         folder.mkdir(parents=True, exist_ok=True)
         life.enter_context(cluster(folder / "cluster", nodes=2))
         print(HEADER, flush=True)
-        if what == "random":
-            lines = random_faults(folder, int(numbers["faults"]), int(numbers["seed"]))
-        elif what == "phases":
-            lines = one_fault_each(folder, [Case("TERM", phase) for phase in PHASES for _ in range(int(numbers["tries"]))])
+        if given.what == "random":
+            lines = random_faults(folder, given.faults, given.seed)
+        elif given.what == "phases":
+            lines = one_fault_each(folder, [Case("TERM", phase) for phase in PHASES for _ in range(given.tries)])
         else:
             lines = one_fault_each(folder, [Case(fault, "train") for fault in (*SIGNALS, *CRASHES)])
     print("\n".join(["", HEADER, *lines]))
-    if out:
-        Path(out).write_text("\n".join([HEADER, *lines]) + "\n")
+    if given.out:
+        given.out.write_text("\n".join([HEADER, *lines]) + "\n")
     return int(any(line.startswith("WRONG") for line in lines))
 
 

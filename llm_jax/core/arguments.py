@@ -28,7 +28,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from llm_jax.core.config_tree import WrongType, coerce, expected, union_members
-from llm_jax.core.errors import UserError, check_choice, nearest, require
+from llm_jax.core.errors import UserError, check_choice, nearest, one_of, require
 from llm_jax.core.help import field_docs, print_help
 
 Command = TypeVar("Command")
@@ -81,9 +81,12 @@ def argument(
     return dataclasses.field(default=default, metadata={"argument": made})
 
 
-def positional(name: str, default: Any = MISSING) -> Any:
-    """A field given as a word without "=": a path. Of type tuple[Path, ...] it takes all of them; () as default: there may be none."""
-    return dataclasses.field(default=default, metadata={"argument": Argument("positional", name)})
+def positional(name: str, default: Any = MISSING, choices: Callable[[], Iterable[str]] | None = None) -> Any:
+    """A field given as a word without "=": a path or, of type str, one of `choices`.
+
+    Of type tuple[Path, ...] it takes all words that are left; () as default: there may be none.
+    """
+    return dataclasses.field(default=default, metadata={"argument": Argument("positional", name, choices=choices)})
 
 
 def flag(name: str) -> Any:
@@ -243,16 +246,19 @@ def is_path(argument: str, keys: Sequence[str]) -> bool:
 
 
 def read_words(words: list[str], fields: list[Field]) -> dict[Field, Any]:
-    """The paths of a command, in order."""
+    """The words of a command, in order."""
     read: dict[Field, Any] = {}
     for field in fields:
         if get_origin(field.kind) is tuple:
             read |= {field: tuple(Path(word).expanduser() for word in words)} if words else {}
             words = []
         elif words:
-            read[field] = Path(words.pop(0)).expanduser()
+            word = words.pop(0)
+            if field.valid and word not in field.valid:
+                raise UserError(f"{word}: {one_of(word, field.valid)}")
+            read[field] = word if field.kind is str else Path(word).expanduser()
     if words:
-        raise UserError(f"{words[0]}: unexpected extra folder; this command takes {', '.join(field.name for field in fields) or 'none'}")
+        raise UserError(f"{words[0]}: unexpected extra word; this command takes {', '.join(field.name for field in fields) or 'none'}")
     return read
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, Stopped, UserError, nearest, require
+from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, Stopped, UserError, require
 from llm_jax.core.files import check_writable
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
@@ -60,23 +60,6 @@ def before_jax() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_collectives_in_order()
     expect_no_gpu()
-
-
-def read_arguments(arguments: list[str], known_flags: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The flags of a command line, and its key=value pairs in order. Raises UserError for anything else."""
-    flags = [a for a in arguments if a.startswith("-")]
-    for flag in flags:
-        if flag not in known_flags:
-            raise UserError(f"{flag}: no such option; {nearest(flag, known_flags)} (overrides are key=value, without dashes)")
-    pairs = []
-    for argument in arguments:
-        if argument in flags:
-            continue
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument}: not an override; write key=value, as in experiment={argument} or train.steps=100")
-        pairs.append((key, value))
-    return flags, pairs
 
 
 def input_text(key: str, value: str) -> str:

@@ -102,7 +102,7 @@ MISTAKES = {
     "mesh.data=2": "add layout=NAME",
     "mesh=2": "there is no key 'mesh'",
     "--dry-rnu": "did you mean '--dry-run'?",
-    "runs/b": "runs/b: unexpected extra folder; this command takes RUN",
+    "runs/b": "runs/b: unexpected extra word; this command takes RUN",
 }
 
 

@@ -118,7 +118,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
     for arguments, says in (
         ([str(tmp_path / "none")], "no such folder"),
         (["data.source=x"], "RUN_OR_FOLDER is missing"),
-        (["a", "b"], "b: unexpected extra folder"),
+        (["a", "b"], "b: unexpected extra word"),
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
