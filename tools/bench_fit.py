@@ -1,9 +1,12 @@
-"""Measures approach 3's solver against a loop of scipy.optimize.minimize over the same work: python tools/bench_fit.py [TABLE.csv]
+"""Measures approach 3's solver against a loop of scipy.optimize.minimize.
 
-The work is Hoffmann et al.'s 4,500 starts and 4,000 case resamples, each refitted from the best fit: 8,500 minimisations of Huber's
-loss (delta 1e-3) of the log-sum-exp law. Ours does all of it, compilation included, and then once more. scipy does a stated sample
-of both, and its time is scaled up. Its objective is plain numpy with derivatives by hand, as fast as we can write it, on one thread
-(more slow it down). TABLE.csv has the columns "Model Size", "Training FLOP" and "loss", as Epoch AI's; without it points are made.
+  python tools/bench_fit.py [TABLE.csv]
+
+The work is Hoffmann et al.'s 4,500 starts and 4,000 case resamples, each refitted from the best fit: 8,500
+minimisations of Huber's loss (delta 1e-3) of the log-sum-exp law. Ours runs all of it, compilation included,
+and then once more. scipy runs a sample of both, and its time is scaled up. Its objective is plain numpy with
+derivatives by hand, as fast as we can write it, on one thread (more threads slow it down). TABLE.csv has the
+columns "Model Size", "Training FLOP" and "loss", as Epoch AI's; without it runs are simulated.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from llm_jax.scaling.fit.result import columns
 DELTA = 1e-3
 REFITS = 4000
 SCALE = 1e3
-"""scipy's tolerances are absolute, and the objective is 1e-3: unscaled, it stops before it is there."""
+"""scipy's tolerances are absolute, and the objective is 1e-3: unscaled, it stops before the minimum."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "BFGS, no derivatives (its default)": {"method": "BFGS"},
     "BFGS, derivatives": {"method": "BFGS", "jac": True, "options": {"gtol": 1e-8}},
@@ -37,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def points(path: str | None) -> dict[str, np.ndarray]:
-    """A table's runs, or 245 made ones with heavy-tailed residuals, as Epoch AI's are."""
+    """The runs of a table, or 245 simulated ones with heavy-tailed residuals like Epoch AI's."""
     if path:
         t = pd.read_csv(path)
         return columns(parameters=t["Model Size"], tokens=t["Training FLOP"] / 6 / t["Model Size"], loss=t["loss"])
@@ -48,7 +51,8 @@ def points(path: str | None) -> dict[str, np.ndarray]:
 
 
 def objective(problem: Problem, weights: np.ndarray, slopes: bool):
-    """The same objective in numpy: f(theta), or f and its derivatives."""
+    """The problem's objective for scipy, in numpy: theta [5] -> value, with `slopes` also its derivatives
+    [5]."""
     kept = weights > 0
     x, y, target, w = (a[kept] for a in (problem.data["log_n"], problem.data["log_d"], problem.data["target"], weights))
 
@@ -71,6 +75,7 @@ def objective(problem: Problem, weights: np.ndarray, slopes: bool):
 
 
 def main() -> None:
+    """Runs the command line: prints the times of both and how many starts succeed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", nargs="?", help="Epoch AI's svg_extracted_data.csv, or one like it")
     parser.add_argument("--sample", type=int, default=60, help="starts and refits that scipy does of each")

@@ -1,13 +1,15 @@
-"""Measures vmapped runs of one program against the same runs in turn: the smallest sizes, where a step leaves a device idle.
+"""Measures vmapped runs of one program against the same runs in turn: the smallest sizes, where a step leaves
+a device idle.
 
   python tools/bench_vmap.py                    both works, 4, 8 and 16 runs at once, on one device
   python tools/bench_vmap.py devices=2          also spread over so many devices (simulated ones of a CPU)
   python tools/bench_vmap.py runs=8 rounds=30   other numbers of runs (4,8,16) and of rounds (20)
-  python tools/bench_vmap.py whole=200          whole runs of so many steps too, from the corpus to the run folder, 8 of them
-  json=PATH                                     also writes the figures there
+  python tools/bench_vmap.py whole=200          whole runs of so many steps too, from the corpus to the run
+  folder, 8 of them json=PATH                                     also writes the figures there
 
-A round does one step of each variant in turn, in one process, on random tokens; the figures are medians. The runs differ in seed,
-learning rate, and weight decay. Whole runs are on the standard library, in folders that are thrown away, without a compilation cache.
+A round does one step of each variant in turn, in one process, on random tokens; the figures are medians. The
+runs differ in seed, learning rate, and weight decay. Whole runs are on the standard library, in folders that
+are thrown away, without a compilation cache.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ KEYS = ("devices", "runs", "rounds", "whole", "json")
 
 
 def main() -> int:
+    """Runs the command line and returns its exit code."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -58,7 +61,7 @@ def main() -> int:
 
 
 def experiment(shape: tuple[int, int, int, int], i: int, train_steps: int, folder: str = "") -> Any:
-    """Run `i` of a work."""
+    """The experiment of run `i`; shape: layers, width, sequences, tokens."""
     from llm_jax.experiment import Experiment, resolved
     from llm_jax.layout.presets import preset
     from llm_jax.model.config import ModelConfig
@@ -82,7 +85,7 @@ def experiment(shape: tuple[int, int, int, int], i: int, train_steps: int, folde
 
 
 def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, rounds: int) -> dict[str, float]:
-    """Milliseconds a step and run, by variant."""
+    """Variant → milliseconds a step and run."""
     import jax
     import numpy as np
 
@@ -135,7 +138,7 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
 
 def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, count: int = 8) -> dict[str, float]:
-    """Seconds a run, from the corpus to the run folder."""
+    """Variant → seconds a whole run, from the corpus to the run folder."""
     import jax
 
     from llm_jax.core.console import Console
@@ -164,7 +167,7 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
 
 
 def report(shape: tuple[int, int, int, int], unit: str, figures: dict[str, float]) -> None:
-    """A line a variant."""
+    """Prints a line with time and speed-up for each variant."""
     layers, embed, batch, length = shape
     print(f"{layers} layers of {embed}, {batch} sequences of {length}: {unit}")
     for name, value in figures.items():

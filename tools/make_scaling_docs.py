@@ -1,6 +1,7 @@
-"""Puts the outputs that docs/scaling.md shows into it: python tools/make_scaling_docs.py
+"""Updates the command outputs shown in docs/scaling.md: python tools/make_scaling_docs.py
 
-A line `<!-- output: ARGUMENTS -->` stands before the text block that `python -m llm_jax.launch ARGUMENTS` fills.
+A line `<!-- output: ARGUMENTS -->` stands before the text block that `python -m llm_jax.launch ARGUMENTS`
+fills.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BLOCK = re.compile(r"(<!-- output: (.*?) -->\n```text\n)(.*?)(```\n)", re.S)
 
 
 def filled(page: str) -> str:
-    """The page with every block as its command prints it now."""
+    """The page with the output of every command replaced by what it prints now."""
 
     def output(found: re.Match[str]) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as printed:

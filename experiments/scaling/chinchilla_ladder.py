@@ -1,11 +1,15 @@
-"""A ladder for a Slurm cluster: Hoffmann et al.'s shapes from 44 M to 724 M, each with 10, 20, 40 and 80 tokens a parameter. Planned.
+"""A ladder for a Slurm cluster: Hoffmann et al.'s shapes from 44 M to 724 M, each with 10, 20, 40 and 80
+tokens a parameter. Planned.
 
     python -m llm_jax.launch experiment=scaling/chinchilla_ladder --dry-run
-    python -m llm_jax.launch experiment=scaling/chinchilla_ladder submit=slurm slurm.gpus_per_node=8 slurm.time=24:00:00 --dry-run
+    python -m llm_jax.launch experiment=scaling/chinchilla_ladder submit=slurm slurm.gpus_per_node=8 \\
+        slurm.time=24:00:00 --dry-run
 
-With warm-up, a constant rate and a short decay (wsd) the four horizons of a size are one trunk and three branches, which cost only their
-decay: the hours below are what is left to do for each. Fitted by L = E + A/N^alpha + B/D^beta.
-Corpus: to be given (data.source=); the standard library only stands in its place.
+With warm-up, a constant rate and a short decay (wsd) the four horizons of a size are one trunk and three
+branches, which cost only their decay: --dry-run prints the hours of each without its trunk. Fitted by
+L = E + A/N^alpha + B/D^beta.
+
+Corpus: set data.source=; the default, the standard library, is a placeholder.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

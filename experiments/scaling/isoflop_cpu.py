@@ -1,12 +1,14 @@
-"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, five sizes or more each, and a larger run predicted.
+"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, five sizes or more each, and a larger
+run predicted.
 
     python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
     python -m llm_jax.launch experiment=scaling/isoflop_cpu
-    python -m llm_jax.launch experiment=scaling/isoflop_cpu          # killed or stopped: goes on, repeats no finished run
+    python -m llm_jax.launch experiment=scaling/isoflop_cpu   # rerun to resume: skips finished runs
 
-Corpus: the Python standard library (nothing is downloaded), 512 pieces: with a larger vocabulary the head would be most of these
-small models. N counts the head, as do the budgets' FLOPs. One learning rate serves all widths, by muP: it is the best of width 64
-(docs/mup.md). Each curve has the five sizes around 30 tokens a parameter, and more where its minimum is at the edge.
+Corpus: the Python standard library (no download), with a vocabulary of 512: with a larger one the head would
+be most of these small models. N counts the head, as do the budgets' FLOPs. muP lets one learning rate serve
+all widths: the best of width 64 (docs/mup.md). Each curve has the five sizes around 30 tokens a parameter,
+and more where its minimum is at the edge.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig
@@ -41,5 +43,5 @@ def experiment() -> Grid:
         held_out=compute_optimal([5e12], SIZES, convention=CONVENTION, tokens_per_parameter=RATIO),
         method="isoflop",
         convention=CONVENTION,
-        settings=GridConfig(mfu=0.15),  # so small matrices reach little of the peak
+        settings=GridConfig(mfu=0.15),  # small matrices reach little of the peak
     )

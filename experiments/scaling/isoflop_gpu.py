@@ -1,11 +1,12 @@
-"""IsoFLOP curves for one GPU-day: five budgets from 1e17 to 1.6e18 FLOPs, and a run of 5e18 predicted. Planned, not yet run.
+"""IsoFLOP curves for one GPU-day: five budgets from 1e17 to 1.6e18 FLOPs, and a run of 5e18 predicted.
+Planned, not yet run.
 
     python -m llm_jax.launch experiment=scaling/isoflop_gpu --dry-run grid.hardware=h100
     python -m llm_jax.launch experiment=scaling/isoflop_gpu data.source=tfds:NAME
 
-Corpus: to be given, a large one (5 billion tokens for the smallest model at the largest budget); the standard library, which stands in
-its place, would be repeated thousands of times. Warm-up grows with N and the rate falls with it (Porian et al. 2024 find
-that both matter to the exponent). docs/scaling.md has the table of points.
+Corpus: set data.source= to a large one (5 billion tokens for the smallest model at the largest budget); the
+default, the standard library, would be repeated thousands of times. Warm-up grows with N and the rate falls
+with it (Porian et al. 2024 find that both matter to the exponent). docs/scaling.md has the table of points.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

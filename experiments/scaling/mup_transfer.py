@@ -1,13 +1,15 @@
-"""Does the best learning rate stay where it is when the model gets wider? Widths 64 to 512 in the standard parametrisation and in muP.
+"""Does the best learning rate transfer to wider models? Widths 64 to 512 in the standard parametrisation and
+in muP.
 
     python -m llm_jax.launch experiment=scaling/mup_transfer --dry-run
     python -m llm_jax.launch experiment=scaling/mup_transfer grid.points=4     # one of them
     python -m llm_jax.launch experiment=scaling/mup_transfer
     python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
 
-Corpus: the Python standard library (nothing is downloaded). Two layers, heads of 32, 150 steps of 1,024 tokens. The parametrisations are
-the same model at width 64. Expected (docs/mup.md): in muP 2^-7 is the best of the rates at every width; in the standard one the best
-falls as the model gets wider. 117 TFLOPs, three quarters of them for the width 512: roughly an hour on two idle CPU cores.
+Corpus: the Python standard library (no download). Two layers, heads of 32, 150 steps of 1,024 tokens. The
+parametrisations are identical at width 64. Expected (docs/mup.md): in muP 2^-7 is the best rate at every
+width; in the standard parametrisation the best rate falls with the width. 117 TFLOPs, three quarters of them
+for the width 512: roughly an hour on two idle CPU cores.
 """
 
 from llm_jax.data import DataConfig, TokenizerConfig

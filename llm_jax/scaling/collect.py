@@ -32,14 +32,17 @@ COLUMNS = (
     "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices", "held_out",
 )  # fmt: skip
 LAST_PART = 0.05
-"""`train_loss` is the mean over this last part of the steps (at least 10 steps), since a single step's loss is noisy."""
+"""`train_loss` is the mean over this last part of the steps (at least 10 steps), since a single step's loss
+is noisy."""
 TABLES = (".csv", ".parquet")
 NOTE = "point.json"
-"""File in the run folder of a grid's point: the facts that its configuration doesn't hold (budget, convention, why it failed)."""
+"""File in the run folder of a grid's point: the facts that its configuration doesn't hold (budget,
+convention, why it failed)."""
 
 
 def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
-    """A run folder as a row of the table: all of `COLUMNS`, None where unknown. `experiment`: that of the folder, read if None."""
+    """A run folder as a row of the table: all of `COLUMNS`, None where unknown. `experiment`: that of the
+    folder, read if None."""
     experiment = experiment or read_experiment(run_dir)
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
     m, t, o = experiment.model, experiment.train, experiment.optimizer
@@ -82,14 +85,16 @@ def read_note(run_dir: Path) -> dict[str, Any]:
 
 
 def last_train_loss(run_dir: Path) -> float | None:
-    """The mean training loss of the last steps, nats a token; None without steps, or if one of these losses is not finite."""
+    """The mean training loss of the last steps, nats a token; None without steps, or if one of these losses
+    is not finite."""
     losses = {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
     last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_PART * len(losses))) :]]
     return sum(last) / len(last) if last and None not in last else None
 
 
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among `folders` and below them, sorted by path. Raises UserError for a folder without a run folder."""
+    """The run folders among `folders` and below them, sorted by path. Raises UserError for a folder without a
+    run folder."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
@@ -102,7 +107,8 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
 
 
 def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a data frame with all of `COLUMNS`: text as str, held_out as bool, all others as numbers (NaN where missing)."""
+    """Rows as a data frame with all of `COLUMNS`: text as str, held_out as bool, all others as numbers (NaN
+    where missing)."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -123,9 +129,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A .csv or .parquet as a table with our column names. `columns` is {our name: the file's name}; our own names need no mapping.
+    """A .csv or .parquet as a table with our column names. `columns` is {our name: the file's name}; our own
+    names need no mapping.
 
-    Other columns are dropped. Raises UserError for a file that can't be read, and for unknown names on either side.
+    Other columns are dropped. Raises UserError for a file that can't be read, and for unknown names on either
+    side.
     """
     import pandas as pd
 

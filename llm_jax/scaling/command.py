@@ -1,4 +1,5 @@
-"""Runs the command line of a grid, `python -m llm_jax.launch`: prints it, prints its cost (--dry-run), runs or submits it."""
+"""Runs the command line of a grid, `python -m llm_jax.launch`: prints it, prints its cost (--dry-run), runs
+or submits it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from llm_jax.train.peak_flops import device_peak
 
 
 def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
-    """Runs a grid's command line and returns the exit code. Raises UserError for a mistake that all points share.
+    """Runs a grid's command line and returns the exit code. Raises UserError for a mistake that all points
+    share.
 
     submission: how the runs are submitted to Slurm; None: they run in this process.
     """
@@ -56,7 +58,8 @@ def show(grid: Grid) -> str:
 
 
 def dry_run(grid: Grid, submission: Submission | None = None) -> int:
-    """Prints every selected point with its size, tokens, FLOPs and hours; with a submission also the job script. Returns 0."""
+    """Prints every selected point with its size, tokens, FLOPs and hours; with a submission also the job
+    script. Returns 0."""
     points = with_trunks(grid.points([])) if grid.trunks else grid.points([])
     chosen = grid.settings.selected_numbers(len(points))
     speed, assumed = assumed_speed(grid)
@@ -100,7 +103,8 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
 
 
 def assumed_speed(grid: Grid) -> tuple[float | None, str]:
-    """FLOP/s that a run is assumed to reach, and in words what that rests on; None where the devices' peak isn't known."""
+    """FLOP/s that a run is assumed to reach, and in words what that rests on; None where the devices' peak
+    isn't known."""
     settings, dtype = grid.settings, grid.base.model.compute_dtype
     if settings.hardware:
         known = hardware(settings.hardware)

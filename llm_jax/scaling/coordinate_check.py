@@ -1,4 +1,5 @@
-"""The command `python -m llm_jax.scaling.coordinate_check`: checks that every place of a model learns at one speed at all sizes."""
+"""The command `python -m llm_jax.scaling.coordinate_check`: checks that every place of a model learns at one
+speed at all sizes."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
 
 PLACES = ("embedding", "attention", "mlp", "residual", "logits")
-"""Places where activations are measured: the residual stream at the start, the outputs of the last block's attention and feed-forward
-(before the residual multiplier), the stream at the end, and the logits."""
+"""Places where activations are measured: the residual stream at the start, the outputs of the last block's
+attention and feed-forward (before the residual multiplier), the stream at the end, and the logits."""
 
 Models = dict[str, dict[int, ModelConfig]]
 """Parametrisation → size → model."""
@@ -95,7 +96,8 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
 
 
 def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> Changes:
-    """Takes a step on each batch and returns the changes of activations on the batch `probe`. Arrays of a batch are [B, T]."""
+    """Takes a step on each batch and returns the changes of activations on the batch `probe`. Arrays of a
+    batch are [B, T]."""
     layout = preset("single")
     program = TrainModel(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, NextToken(), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
@@ -121,7 +123,8 @@ def on_device(place: MeshPlacement, batch: Any, first: tuple[None, ...]) -> Any:
 
 
 def models_by_width(model: ModelConfig, widths: list[int]) -> Models:
-    """The models of several widths that are compared: standard and muP, or the resolved model's own parametrisation."""
+    """The models of several widths that are compared: standard and muP, or the resolved model's own
+    parametrisation."""
     name = "mup" if model.parametrization == "standard" else model.parametrization
     base: dict[str, Any] = {"base_embed": model.base_embed or widths[0], "base_layers": model.base_layers or model.layers}
     made = {width: dataclasses.replace(of_width(model, width), **base) for width in widths}
@@ -129,7 +132,8 @@ def models_by_width(model: ModelConfig, widths: list[int]) -> Models:
 
 
 def models_by_depth(model: ModelConfig, depths: list[int]) -> Models:
-    """The models of several depths that are compared, standard and CompleteP. Raises UserError for muP, which scales widths only."""
+    """The models of several depths that are compared, standard and CompleteP. Raises UserError for muP, which
+    scales widths only."""
     if model.parametrization == "mup":
         raise UserError(
             "model.parametrization=mup: scales widths only, but depths= compares standard and completep. Use model.parametrization=completep."
@@ -155,7 +159,8 @@ def check(of: str, models: Models, optimizer: OptimizerConfig, batches: list[Bat
 
 
 def draw(result: CoordinateCheck, path: Path, title: str) -> None:
-    """Writes the figure: a row for each parametrisation, a column for each place, a line for each step; both axes logarithmic."""
+    """Writes the figure: a row for each parametrisation, a column for each place, a line for each step; both
+    axes logarithmic."""
     from matplotlib.figure import Figure
 
     names, steps = list(result.changes), len(next(iter(result.changes["standard"].values()))["logits"])
@@ -192,28 +197,30 @@ def read_sizes(key: str, text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoordinateCheckCommand:
-    """Checks a parametrisation: python -m llm_jax.scaling.coordinate_check experiment=NAME widths=64,128,256,512 ...
+    """Checks that activations learn at one speed at all sizes: python -m llm_jax.scaling.coordinate_check
+    experiment=NAME widths=64,128,256,512 ...
 
       python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
-      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=checks/depth
+      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16
+      out=checks/depth
 
-    Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or CompleteP). After each step the
-    change of activations since the start is taken on one batch: its root mean square, at five places of the model. Where a place learns
-    at the same speed at every size, the slope of that against the size, both as logarithms, is near 0 (Yang et al. 2022, appendix D.1).
-    It runs on one device.
+    Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or
+    CompleteP). After each step it measures the root mean square change of activations since the start, on one
+    batch, at five places of the model. A place learns at one speed at all sizes if the slope of log(change)
+    against log(size) is near 0 (Yang et al. 2022, appendix D.1). It runs on one device.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
 
     experiment: Pairs = passed_on(lambda name: True, "experiment=NAME")
-    """The experiment, as in llm_jax.launch; so are all overrides. It gives the proportions, the text and the learning rate. Of a grid it is
-    the base."""
+    """The experiment with its overrides, as in llm_jax.launch: sets proportions, text and learning rate. Of a
+    grid the base is used."""
     widths: tuple[int, ...] | None = argument(None, read=read_sizes)
     """Sizes of model.embed to compare; model.base_embed is the first, unless the experiment sets it."""
     depths: tuple[int, ...] | None = argument(None, read=read_sizes)
     """Instead: sizes of model.layers; model.base_layers is the first, unless the experiment sets it."""
     steps: int = argument(4, least=1)
-    """Updates, at the full learning rate from the first on."""
+    """Number of updates, all at the full learning rate."""
     out: Path = argument(Path("runs/coordinate_check"), shown="FOLDER", read=output_folder)
     """The folder for coordinate_check.png and .json."""
 
@@ -249,7 +256,8 @@ def run(arguments: list[str]) -> int:
 
 
 def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: int) -> CoordinateCheck:
-    """Checks an experiment's model on its text: steps on its first batches, changes measured on the batch after them."""
+    """Checks an experiment's model on its text: steps on its first batches, changes measured on the batch
+    after them."""
     make = models_by_width if of == "width" else models_by_depth
     for by_size in make(experiment.model, sizes).values():  # raises for mistakes before the text is read
         check_parametrization(experiment.optimizer, next(iter(by_size.values())))

@@ -1,8 +1,10 @@
-"""Designs of grids (sizes x budgets, horizons, sweeps, ...), and rules that set the rest of a point's settings.
+"""Designs of grids (sizes x budgets, horizons, sweeps, ...), and rules that set the rest of a point's
+settings.
 
-A size is a dict of overrides of the model, {"model.layers": 4, "model.embed": 128, ...}. Sizes are a list of them, from small to large,
-or a function of the base that returns one (`sizes`), since parameter counts depend on the base's vocabulary, gates and biases. Steps
-are computed from a design's tokens and the base's batch and sequence, so they follow a command line that changes these.
+A size is a dict of overrides of the model, {"model.layers": 4, "model.embed": 128, ...}. Sizes are a list of
+them, from small to large, or a function of the base that returns one (`sizes`), since parameter counts depend
+on the base's vocabulary, gates and biases. Steps are computed from a design's tokens and the base's batch and
+sequence, so they follow a command line that changes these.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
 
 
 def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp: float = 8 / 3) -> Shape:
-    """A function from a width, a multiple of `head_dim`, to a size with width / layers of about `ratio`, or with `layers` layers.
+    """A function from a width, a multiple of `head_dim`, to a size with width / layers of about `ratio`, or
+    with `layers` layers.
 
-    Use one depth for small models: the step from one layer to two makes a kink in a curve. mlp: hidden units per width, rounded to
-    multiples of 8.
+    Use one depth for small models: the step from one layer to two makes a kink in a curve. mlp: hidden units
+    per width, rounded to multiples of 8.
     """
 
     def shape(embed: int) -> Overrides:
@@ -47,7 +50,8 @@ def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp
 
 
 def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
-    """A function from the base to the sizes nearest to `parameters`, each once, among those that `shape` (`aspect`) makes from widths."""
+    """A function from the base to the sizes nearest to `parameters`, each once, among those that `shape`
+    (`aspect`) makes from widths."""
 
     check_positive("sizes", parameters)
 
@@ -111,11 +115,13 @@ def isoflop(
     tokens_per_parameter: float = 20.0,
     refills: int = 2,
 ) -> Design:
-    """Approach 2 of Hoffmann et al. 2022: several sizes at each budget of FLOPs, each with the tokens that the budget pays for.
+    """Approach 2 of Hoffmann et al. 2022: several sizes at each budget of FLOPs, each with the tokens that
+    the budget pays for.
 
-    per_curve: number of neighbouring sizes at each budget, around the size whose tokens a parameter are nearest to
-    `tokens_per_parameter`; None: all sizes. refills: where the lowest loss of a curve is at its edge, the next size beyond is added, at
-    most this many times a curve. Raises UserError where whole steps miss a budget by more than 25 %.
+    per_curve: number of neighbouring sizes at each budget, around the size whose tokens a parameter are
+    nearest to `tokens_per_parameter`; None: all sizes. refills: where the lowest loss of a curve is at its
+    edge, the next size beyond is added, at most this many times a curve. Raises UserError where whole steps
+    miss a budget by more than 25 %.
     """
 
     check_positive("isoflop: budgets", budgets)
@@ -152,7 +158,8 @@ def isoflop(
 
 
 def compute_optimal(budgets: Sequence[float], of: Sizes, *, convention: str = "6nd_with_head", tokens_per_parameter: float = 20.0) -> Design:
-    """One run for each budget in FLOPs: the size whose tokens a parameter are nearest to `tokens_per_parameter`."""
+    """One run for each budget in FLOPs: the size whose tokens a parameter are nearest to
+    `tokens_per_parameter`."""
     return isoflop(budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0)
 
 
@@ -163,15 +170,18 @@ def neighbours(centre: int, count: int, among: int) -> tuple[int, int]:
 
 
 def losses_at_budget(table: list[Row], budget: float, column: str) -> dict[int, float]:
-    """N → loss of the runs with this budget that ended; infinite for those that failed or diverged. column: that of N."""
+    """N → loss of the runs with this budget that ended; infinite for those that failed or diverged. column:
+    that of N."""
     ended = [row for row in table if row["flops_budget"] == budget and row["status"] != "unfinished" and row[column]]
     return {row[column]: row["eval_loss"] if row["status"] == "finished" and row["eval_loss"] is not None else math.inf for row in ended}
 
 
 def refill_sizes(low: int, high: int, losses: dict[int, float], among: int, refills: int) -> list[int]:
-    """The indices of sizes to add to a curve over the sizes low .. high, including those added earlier; losses: by index, of ended runs.
+    """The indices of sizes to add to a curve over the sizes low .. high, including those added earlier;
+    losses: by index, of ended runs.
 
-    A size is added beyond the edge at which the lowest loss is, once all sizes of the curve so far have ended.
+    A size is added beyond the edge at which the lowest loss is, once all sizes of the curve so far have
+    ended.
     """
     added: list[int] = []
     while len(added) < refills and all(i in losses for i in range(low, high + 1)):
@@ -190,14 +200,15 @@ def refill_sizes(low: int, high: int, losses: dict[int, float], among: int, refi
 
 
 def horizons(of: Sizes, tokens: Sequence[float]) -> Design:
-    """Approach 1 of Hoffmann et al. 2022: each size on each number of tokens, with a schedule that ends there. With schedule=wsd and
-    `Grid.trunks` the runs of a size share the prefix of its longest run."""
+    """Approach 1 of Hoffmann et al. 2022: each size on each number of tokens, with a schedule that ends
+    there. With schedule=wsd and `Grid.trunks` the runs of a size share the prefix of its longest run."""
     check_positive("horizons: tokens", tokens)
     return lambda base, table: product(resolve_sizes(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
 
 
 def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "6nd_with_head") -> Design:
-    """Each size with each number of tokens a parameter: about 20 is the optimum of Hoffmann et al., more is over-training."""
+    """Each size with each number of tokens a parameter: about 20 is the optimum of Hoffmann et al., more is
+    over-training."""
     check_positive("ladder: tokens_per_parameter", tokens_per_parameter)
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
@@ -212,7 +223,8 @@ def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "
 
 
 def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), tokens: float | None = None, of: Sizes = ({},)) -> Design:
-    """Each learning rate with each batch size for each size, all over one number of tokens (None: the base's)."""
+    """Each learning rate with each batch size for each size, all over one number of tokens (None: the
+    base's)."""
     check_positive("sweep: batch_sizes", batch_sizes or [1])
     check_positive("sweep: tokens", [1 if tokens is None else tokens])
 
@@ -228,7 +240,8 @@ def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), toke
 
 
 def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], parametrizations: Sequence[str] = ("standard", "mup")) -> Design:
-    """The base at each width (`parametrization.of_width`), learning rate and parametrisation: under muP the best rate is the same at all widths."""
+    """The base at each width (`parametrization.of_width`), learning rate and parametrisation: under muP the
+    best rate is the same at all widths."""
 
     def design(base: Experiment, table: list[Row]) -> list[Overrides]:
         model = base.model.resolved()
@@ -277,7 +290,8 @@ def warmup_tokens(tokens: float) -> Rule:
 
 
 def warmup_per_parameter(tokens_per_parameter: float = 1.0, convention: str = "6nd_with_head") -> Rule:
-    """A rule that sets a warm-up proportional to N (Porian et al. 2024: as many tokens as parameters); a fixed one is too long for small budgets."""
+    """A rule that sets a warm-up proportional to N (Porian et al. 2024: as many tokens as parameters); a
+    fixed one is too long for small budgets."""
 
     def rule(experiment: Experiment) -> Overrides:
         tokens = tokens_per_parameter * accounting.size(experiment.model, convention)
@@ -292,11 +306,12 @@ def warmup_fraction(fraction: float) -> Rule:
 
 
 def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head") -> PowerRule:
-    """The learning rate as a power of N, from a sweep's runs: a line through the best rate of each size, both in logarithms.
+    """The learning rate as a power of N, from a sweep's runs: a line through the best rate of each size, both
+    in logarithms.
 
-    The best rate is where the parabola through the lowest loss and its neighbours has its minimum; runs of one rate (seeds) count with
-    their mean. Raises UserError where the lowest loss of a size is at its lowest or highest rate (or beside one that diverged), for fewer
-    than two sizes, and for several batch sizes.
+    The best rate is where the parabola through the lowest loss and its neighbours has its minimum; runs of
+    one rate (seeds) count with their mean. Raises UserError where the lowest loss of a size is at its lowest
+    or highest rate (or beside one that diverged), for fewer than two sizes, and for several batch sizes.
     """
     column = accounting.columns(convention)[0]
     if len(batches := {row.get("batch_size") for row in table}) > 1:
@@ -323,7 +338,8 @@ def loss_of(row: dict[str, Any]) -> float:
 
 
 def best_rate(size: int, curve: dict[float, float]) -> float:
-    """The rate at the minimum of a curve {rate: loss} of N = `size`. Raises UserError where the minimum is at an edge."""
+    """The rate at the minimum of a curve {rate: loss} of N = `size`. Raises UserError where the minimum is at
+    an edge."""
     rates = sorted(curve)
     at = min(range(len(rates)), key=lambda i: curve[rates[i]])
     around = rates[max(0, at - 1) : at + 2]

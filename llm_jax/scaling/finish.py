@@ -1,4 +1,5 @@
-"""The end of a grid: held-out runs are predicted before and compared after training, the runs are fitted, the report is written."""
+"""The end of a grid: held-out runs are predicted before and compared after training, the runs are fitted, the
+report is written."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ from llm_jax.scaling.report import write_report
 
 
 def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], None]) -> None:
-    """Compares held-out runs with their predictions, fits runs.csv by the grid's method, and writes fit.json and report.html.
+    """Compares held-out runs with their predictions, fits runs.csv by the grid's method, and writes fit.json
+    and report.html.
 
-    A fit or report that is impossible is logged in a line and raises nothing: the runs and their table are kept.
+    A fit or report that is impossible is logged in a line and raises nothing: the runs and their table are
+    kept.
     """
     compare_predictions(folder, rows, log)
     fit: Any = None
@@ -50,7 +53,8 @@ def finish_grid(grid: Grid, folder: Path, rows: list[Row], log: Callable[[str], 
 
 
 def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
-    """The fit of runs.csv by the grid's method and convention, without held-out runs, and notes about the data."""
+    """The fit of runs.csv by the grid's method and convention, without held-out runs, and notes about the
+    data."""
     method = METHODS[grid.method]
     columns, convention, notes = read_columns(folder / "runs.csv", {}, grid.convention, method.needs, method.may)
     return method.fit(**columns, convention=convention), notes
@@ -59,8 +63,9 @@ def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
 def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[Row], log: Callable[[str], None]) -> None:
     """Predicts the losses of held-out points from the finished runs and writes prediction.json.
 
-    The law is L = E + A/N^alpha + B/D^beta, fitted to all finished runs (`rows`). The 95 % interval is that of the law, from resamples; the noise
-    of a single run (its seed) comes on top. Points that have a prediction, or have begun to train, are left as they are.
+    The law is L = E + A/N^alpha + B/D^beta, fitted to all finished runs (`rows`). The 95 % interval is that
+    of the law, from resamples; the noise of a single run (its seed) comes on top. Points that have a
+    prediction, or have begun to train, are left as they are.
     """
     hashes = {point.name: point.hash for point in points}
     # A prediction for another configuration of this name, from before the experiment was changed, belongs to no run any more.
@@ -95,7 +100,8 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
 
 
 def compare_predictions(folder: Path, rows: list[Row], log: Callable[[str], None]) -> None:
-    """Adds the measured loss and its difference to each prediction in prediction.json, and logs the relative error."""
+    """Adds the measured loss and its difference to each prediction in prediction.json, and logs the relative
+    error."""
     predictions = read_predictions(folder)
     measured = {row["hash"]: row["eval_loss"] for row in rows if row["status"] == "finished"}
     for name, entry in predictions.items():

@@ -1,8 +1,10 @@
-"""A grid of runs: overrides of one experiment, an algebra for lists of overrides, and the points that they become.
+"""A grid of runs: overrides of one experiment, an algebra for lists of overrides, and the points that they
+become.
 
-Overrides are plain dicts, dotted key → value: {"model.embed": 128, "optimizer.learning_rate": 3e-3}. `over` makes lists of them, and
-`product`, `zipped`, `chain` and `filtered` combine lists; `designs.py` has whole designs. Keys that begin with "point." are notes
-about a point, not settings: they are written into the table of runs.
+Overrides are plain dicts, dotted key → value: {"model.embed": 128, "optimizer.learning_rate": 3e-3}. `over`
+makes lists of them, and `product`, `zipped`, `chain` and `filtered` combine lists; `designs.py` has whole
+designs. Keys that begin with "point." are notes about a point, not settings: they are written into the table
+of runs.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Overrides = dict[str, Any]
 Row = dict[str, Any]
 """A row of the table of runs, of a run that ended: column of `collect.COLUMNS` → value."""
 Design = Callable[[Experiment, list[Row]], list[Overrides]]
-"""design(base with the command line's overrides, rows of the runs that ended) → all points. It is called again when these points have
-run, and may then add points; it must return the earlier points again."""
+"""design(base with the command line's overrides, rows of the runs that ended) → all points. It is called
+again when these points have run, and may then add points; it must return the earlier points again."""
 Rule = Callable[[Experiment], Overrides]
 """rule(experiment of a point) → more overrides: a learning rate from its size, a warm-up from its tokens."""
 
@@ -95,12 +97,15 @@ class GridConfig:
     """How a grid is run: the keys grid.* of a command line."""
 
     points: str = ""
-    """Points to run, by their numbers in the table of --dry-run: "3:7" is 3, 4, 5 and 6, "5" is one point; empty: all."""
+    """Points to run, by their numbers in the table of --dry-run: "3:7" is 3, 4, 5 and 6, "5" is one point;
+    empty: all."""
     executor: Literal["one_by_one", "vmap"] = "one_by_one"
-    """one_by_one: runs points one after another in this process; vmap: runs points of one shape in one program."""
+    """one_by_one: runs points one after another in this process; vmap: runs points of one shape in one
+    program."""
     at_once: int = 8
-    """executor=vmap: the most runs in one program. They differ in seed, schedule, weight decay and initial scale only, and are spread
-    over the mesh's devices (layout=single mesh.data=-1), each run whole on one device. On a CPU a few per device are fastest."""
+    """executor=vmap: the most runs in one program. They differ in seed, schedule, weight decay and initial
+    scale only, and are spread over the mesh's devices (layout=single mesh.data=-1), each run whole on one
+    device. On a CPU a few per device are fastest."""
     retry: bool = False
     """Whether diverged runs are run again (failed runs always are)."""
     mfu: float = 0.4
@@ -147,8 +152,9 @@ class Grid:
     convention: str = "6nd_with_head"
     """The convention of N and FLOPs in the fit and in --dry-run's table (docs/scaling.md)."""
     trunks: bool = False
-    """schedule=wsd: of points that differ only in train.steps the longest is trained from the start, and the others branch off from its
-    checkpoint where their decay begins. They are bit-identical to runs trained from scratch, at less cost (`shared_prefix.py`)."""
+    """schedule=wsd: of points that differ only in train.steps the longest is trained from the start, and the
+    others branch off from its checkpoint where their decay begins. They are bit-identical to runs trained
+    from scratch, at less cost (`shared_prefix.py`)."""
     settings: GridConfig = field(default_factory=GridConfig)
     made: dict[str, Point] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Points by their overrides: a cache, since `points` is called after every run."""
@@ -166,9 +172,11 @@ class Grid:
             )
 
     def points(self, table: list[Row]) -> list[Point]:
-        """All points, given the rows of runs that ended: the design's first, held-out ones last, each configuration once.
+        """All points, given the rows of runs that ended: the design's first, held-out ones last, each
+        configuration once.
 
-        A point with an invalid configuration has an `error` in place of an experiment. Raises UserError if all points have.
+        A point with an invalid configuration has an `error` in place of an experiment. Raises UserError if
+        all points have.
         """
         found: dict[str, Point] = {}
         for part, held_out in ((self.design, False), (self.held_out, True)):
@@ -202,7 +210,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a grid."""
+    """One run of a grid: its overrides, and the experiment that they make, or the error."""
 
     name: str
     overrides: Overrides
@@ -243,7 +251,8 @@ class Point:
 
 
 def call_experiment_code(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a design or rule. An exception in one of an experiment file is raised as UserError with its file and line."""
+    """The result of a design or rule. An exception in one of an experiment file is raised as UserError with
+    its file and line."""
     try:
         return function(*arguments)
     except UserError:
@@ -257,7 +266,8 @@ def call_experiment_code(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
-    """The point of these overrides, with the grid's rules applied. Raises UserError for a mistake in a note or a rule."""
+    """The point of these overrides, with the grid's rules applied. Raises UserError for a mistake in a note
+    or a rule."""
     notes = {key: value for key, value in overrides.items() if key.startswith("point.")}
     for key in notes:
         if key not in NOTES:

@@ -1,4 +1,5 @@
-"""prediction.json: predicted losses of held-out runs, written before these runs are trained, beside the table of runs."""
+"""prediction.json: predicted losses of held-out runs, written before these runs are trained, beside the table
+of runs."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ FILE = "prediction.json"
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of a run → its prediction and, once trained, its measured loss; empty without a file. Raises UserError for a damaged file."""
+    """Name of a run → its prediction and, once trained, its measured loss; empty without a file. Raises
+    UserError for a damaged file."""
     return read_json(folder / FILE)
 
 

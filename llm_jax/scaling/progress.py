@@ -1,4 +1,5 @@
-"""Progress of a grid on the console: a line for each run that ended, and one progress line for the whole grid."""
+"""Progress of a grid on the console: a line for each run that ended, and one progress line for the whole
+grid."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from llm_jax.core.format import clock, short
 
 
 class PointConsole(Console):
-    """The console of a run in a grid: it writes the run's log.txt only, and reports its progress to the grid."""
+    """The console of a run in a grid: it writes the run's log.txt only, and reports its progress to the
+    grid."""
 
     def __init__(self, on_start: Callable[[int], None], on_progress: Callable[[int, str], None]):
-        """on_start(step): called once, with the step from which the run starts or resumes. on_progress(step, text): called often."""
+        """on_start(step): called once, with the step from which the run starts or resumes. on_progress(step,
+        text): called often."""
         super().__init__()
         self.on_start, self.on_progress = on_start, on_progress
 
@@ -41,7 +44,8 @@ class GridProgress:
     """Progress of a whole grid, measured in FLOPs because points differ in cost by orders of magnitude."""
 
     def __init__(self, console: Console, points: int, done: int, flops: float, flops_done: float, every: float = 10.0):
-        """points, flops: of the selected points; done, flops_done: of those that ended before. every: seconds between two lines."""
+        """points, flops: of the selected points; done, flops_done: of those that ended before. every: seconds
+        between two lines."""
         self.console, self.every = console, every
         self.points, self.done, self.flops, self.flops_before = points, done, flops, flops_done
         self.flops_done, self.flops_of_point = flops_done, 0.0

@@ -40,7 +40,8 @@ def exponents() -> tuple[Exponents, ...]:
 
 
 def constants(kind: str, name: str) -> dict[str, Any]:
-    """The constants of a published law: the row of the table `kind` ("laws", "repetition") whose name (its paper) is `name`."""
+    """The constants of a published law: the row of the table `kind` ("laws", "repetition") whose name (its
+    paper) is `name`."""
     (row,) = (row for row in _table()[kind] if row["name"] == name)
     return dict(row)
 

@@ -71,7 +71,8 @@ class Recommendation:
 
 
 def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
-    """The recommendation for a budget of `flops`, from a fit's JSON (`to_json()`, or a fit.json that was read).
+    """The recommendation for a budget of `flops`, from a fit's JSON (`to_json()`, or a fit.json that was
+    read).
 
     Raises UserError for a method that gives no sizes.
     """
@@ -123,7 +124,8 @@ def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
 
 
 def interval_95(estimate: float, draws: np.ndarray, widen: float) -> tuple[float, float] | None:
-    """The 95 % interval of a positive estimate from its resamples [k], by quantiles of logarithms; None without resamples."""
+    """The 95 % interval of a positive estimate from its resamples [k], by quantiles of logarithms; None
+    without resamples."""
     if len(draws) == 0:
         return None
     low, high = np.quantile(np.log(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -135,7 +137,8 @@ def interval_95(estimate: float, draws: np.ndarray, widen: float) -> tuple[float
 def log_half_interval_of_minima(fit: dict[str, Any], flops: float) -> float:
     """Half of the 95 % interval of log N*, from the scatter of the minima of approach 2 about their line.
 
-    Resamples cover the noise of seeds only, but budgets may differ by more. It holds for log D* too, since D* = C/(6 N*).
+    Resamples cover the noise of seeds only, but budgets may differ by more. It holds for log D* too, since D*
+    = C/(6 N*).
     """
     at = np.array([1.0, math.log(flops)])
     variance = float(at @ np.asarray(fit["covariance"], float) @ at)
@@ -180,7 +183,8 @@ def near_optimal_sizes(law: Law, flops: float) -> tuple[float, float]:
 
 
 def smaller_model(law: Law, flops: float, part: float) -> Smaller:
-    """The model of size part x N* with the tokens that train it to the optimum's loss; infinite where it can't reach it."""
+    """The model of size part x N* with the tokens that train it to the optimum's loss; infinite where it
+    can't reach it."""
     best, best_tokens = law.optimal(flops)
     n = part * best
     left = law.loss(best, best_tokens) - law.E - law.A / n**law.alpha

@@ -1,7 +1,8 @@
-"""Runs the points of a grid: finished points are skipped, interrupted ones resume, failures are recorded and don't stop the others.
+"""Runs the points of a grid: finished points are skipped, interrupted ones resume, failures are recorded and
+don't stop the others.
 
-Each point is an ordinary run in <grid's folder>/points/<name>-<hash of its configuration>. The table of runs is written after every
-run, so that a grid that was killed has one; the same command resumes the grid.
+Each point is an ordinary run in <grid's folder>/points/<name>-<hash of its configuration>. The table of runs
+is written after every run, so that a grid that was killed has one; the same command resumes the grid.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def run_grid(grid: Grid, group: Group) -> int:
 
 @dataclasses.dataclass
 class Session:
-    """One start of a grid's command: the points, the rows of those that ended, and the caches that runs share."""
+    """One start of a grid's command: the points, the rows of those that ended, and the caches that runs
+    share."""
 
     grid: Grid
     folder: Path
@@ -78,7 +80,8 @@ class Session:
         self.caches = RunCaches(prepare=corpus_cache(), peak=functools.lru_cache(device_peak))
 
     def run(self) -> int:
-        """Runs the selected points until the design adds none, writes the table, fit and report; returns the exit code."""
+        """Runs the selected points until the design adds none, writes the table, fit and report; returns the
+        exit code."""
         points = self.points()
         selected = self.selected(points)
         done = [p for p in selected if p.hash in self.ended]
@@ -104,7 +107,8 @@ class Session:
         return self.finish(points)
 
     def check_all(self, experiments: list[Experiment]) -> None:
-        """Raises the UserError that every run would raise, before any folder is made; prepares a corpus that all runs share."""
+        """Raises the UserError that every run would raise, before any folder is made; prepares a corpus that
+        all runs share."""
         errors = []
         for experiment in experiments:
             try:
@@ -117,7 +121,8 @@ class Session:
             prepare_corpus(experiments[0], self.caches, self.group, self.console.log)
 
     def runnable(self, points: list[Point], pending: list[Point]) -> list[Point]:
-        """The pending points that can run now: held-out points come last, after prediction.json is written from all others.
+        """The pending points that can run now: held-out points come last, after prediction.json is written
+        from all others.
 
         Raises UserError where only held-out points were selected and others have not ended yet.
         """
@@ -134,7 +139,8 @@ class Session:
         return pending
 
     def points(self) -> list[Point]:
-        """The grid's points, given the runs that have ended in this start or an earlier one; trunks before their branches."""
+        """The grid's points, given the runs that have ended in this start or an earlier one; trunks before
+        their branches."""
         while True:
             points = self.grid.points(list(self.ended.values()))
             fresh = [point for point in points if point.hash not in self.seen]
@@ -149,7 +155,7 @@ class Session:
                     self.ended[point.hash] = row
 
     def selected(self, points: list[Point]) -> list[Point]:
-        """The points that grid.points selects."""
+        """The points whose numbers the key grid.points selects."""
         numbers = self.grid.settings.selected_numbers(len(points))
         return [point for point in points if point.number in numbers]
 
@@ -162,14 +168,16 @@ class Session:
         return {name: known.get(name) for name in collect.COLUMNS} | {"status": "failed" if point.error else "unfinished"}
 
     def write_table(self) -> None:
-        """Writes runs.csv and runs.parquet: every point that has a run folder or failed, in the grid's order."""
+        """Writes runs.csv and runs.parquet: every point that has a run folder or failed, in the grid's
+        order."""
         rows = [self.ended.get(p.hash) or self.row(p) for p in self.points()]
         table = collect.make_table([row for row in rows if row["run_dir"] or row["status"] == "failed"])
         for name in ("runs.csv", "runs.parquet"):
             collect.write_table(table, self.folder / name)
 
     def record_end(self, point: Point, row: Row, seconds: float) -> None:
-        """Records that a point ended: its row, the table on disk, and a line on the console. seconds: wall time of its training."""
+        """Records that a point ended: its row, the table on disk, and a line on the console. seconds: wall
+        time of its training."""
         assert self.progress
         self.ended[point.hash] = row
         self.write_table()
@@ -181,7 +189,8 @@ class Session:
         self.progress.point_ended(point.own_cost, text)
 
     def finish(self, points: list[Point]) -> int:
-        """Prints how many points finished and why others did not, fits and reports a whole grid; returns the exit code."""
+        """Prints how many points finished and why others did not, fits and reports a whole grid; returns the
+        exit code."""
         selected = self.selected(points)
         bad = [p for p in selected if self.ended[p.hash]["status"] != "finished"]
         self.console.log(f"{len(selected) - len(bad)} of {len(selected)} points finished; table: {self.folder / 'runs.csv'}")
@@ -200,7 +209,8 @@ def one_by_one(session: Session, pending: list[Point]) -> None:
 
 
 def vmap(session: Session, pending: list[Point]) -> None:
-    """The executor of grid.executor=vmap: runs up to grid.at_once points of one shape in one program, group after group."""
+    """The executor of grid.executor=vmap: runs up to grid.at_once points of one shape in one program, group
+    after group."""
     by_experiment = {id(point.experiment): point for point in pending if point.experiment}
     one_by_one(session, [point for point in pending if point.experiment is None])
     experiments = [point.experiment for point in by_experiment.values() if point.experiment]
@@ -209,7 +219,8 @@ def vmap(session: Session, pending: list[Point]) -> None:
 
 
 def run_and_record(session: Session, points: list[Point]) -> None:
-    """Runs points, in one program if they are several, and records how they ended. Raises Stopped after a signal."""
+    """Runs points, in one program if they are several, and records how they ended. Raises Stopped after a
+    signal."""
     started = time.monotonic()
     rows = run_points(session, points)
     for point, row in zip(points, rows, strict=True):
@@ -222,7 +233,8 @@ def run_and_record(session: Session, points: list[Point]) -> None:
 def run_points(session: Session, points: list[Point]) -> list[Row]:
     """Trains or resumes points in one program and returns their rows.
 
-    An exception is recorded as the points' failure, but for Busy (another process has the folder); a signal is raised as Stopped.
+    An exception is recorded as the points' failure, but for Busy (another process has the folder); a signal
+    is raised as Stopped.
     """
     experiments = [point.experiment for point in points if point.experiment]
     if len(experiments) < len(points):
@@ -264,7 +276,8 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
 
 
 def prepare_run_folder(point: Point, session: Session) -> None:
-    """Makes a point's run folder with its configuration and point.json, and for a branch the checkpoint of its trunk."""
+    """Makes a point's run folder with its configuration and point.json, and for a branch the checkpoint of
+    its trunk."""
     assert point.experiment
     run_dir = Path(point.experiment.run_dir)
     run_folder.make_folder(run_dir)

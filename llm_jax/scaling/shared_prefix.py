@@ -1,8 +1,9 @@
 """Shared prefixes of runs (grids with trunks=True): one long run serves many training budgets.
 
-With the schedule warm-up-stable-decay, runs that differ only in train.steps are identical until the shorter one's decay begins (Hu et
-al. 2024, MiniCPM; Hägele et al. 2024). The longest run, the trunk, keeps its checkpoints at those steps, and the others, its branches,
-start from copies of them. Batches are a function of the step alone, so a branch equals the run trained from scratch, bit for bit.
+With the schedule warm-up-stable-decay, runs that differ only in train.steps are identical until the shorter
+one's decay begins (Hu et al. 2024, MiniCPM; Hägele et al. 2024). The longest run, the trunk, keeps its
+checkpoints at those steps, and the others, its branches, start from copies of them. Batches are a function of
+the step alone, so a branch equals the run trained from scratch, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from llm_jax.train.optimizer import decay_begins
 
 
 def group_by_trunk(points: list[Point]) -> list[list[Point]]:
-    """Groups of at least two points that differ only in train.steps: the trunk first, then its branches by falling length.
+    """Groups of at least two points that differ only in train.steps: the trunk first, then its branches by
+    falling length.
 
-    Raises UserError for a point with rollbacks: its branches would not be what they are when trained from scratch.
+    Raises UserError for a point with rollbacks: its branches would not be what they are when trained from
+    scratch.
     """
     by_hash: dict[str, list[Point]] = defaultdict(list)
     for point in points:
@@ -41,7 +44,8 @@ def group_by_trunk(points: list[Point]) -> list[list[Point]]:
 
 
 def with_trunks(points: list[Point]) -> list[Point]:
-    """The points with every trunk first; trunks keep the checkpoints of their branches, branches count the FLOPs they inherit."""
+    """The points with every trunk first; trunks keep the checkpoints of their branches, branches count the
+    FLOPs they inherit."""
     trunks: dict[str, Point] = {}
     inherited: dict[str, float] = {}
     for trunk, *branches in group_by_trunk(points):
@@ -55,9 +59,11 @@ def with_trunks(points: list[Point]) -> list[Point]:
 
 
 def copy_trunk_checkpoint(point: Point, points: list[Point], log: Callable[[str], None]) -> None:
-    """Copies the trunk's checkpoint, and its metrics up to there, into the folder of a branch that has no checkpoint yet.
+    """Copies the trunk's checkpoint, and its metrics up to there, into the folder of a branch that has no
+    checkpoint yet.
 
-    Does nothing for points that are no branch. Logs a line where the trunk has no such checkpoint: the branch then trains from scratch.
+    Does nothing for points that are no branch. Logs a line where the trunk has no such checkpoint: the branch
+    then trains from scratch.
     """
     trunk = next((group[0] for group in group_by_trunk(points) if point.hash in [p.hash for p in group[1:]]), None)
     if trunk is None:
@@ -78,7 +84,8 @@ def copy_trunk_checkpoint(point: Point, points: list[Point], log: Callable[[str]
 
 
 def branching_step(experiment: Experiment) -> int:
-    """The last step before a run's learning rate depends on its length; 0 where it depends on it from the first step on."""
+    """The last step before a run's learning rate depends on its length; 0 where it depends on it from the
+    first step on."""
     return min(decay_begins(experiment.optimizer, experiment.train.steps), experiment.train.steps - 1)
 
 

@@ -1,8 +1,9 @@
 """A grid under Slurm: an array of jobs, a run each, and a job that waits for the array and resumes the grid.
 
-The array's jobs are ordinary ones, each with its own run folder, restarts and summary. The waiting job runs what could not run before:
-branches, which need their trunk's checkpoint; points that a design adds after seeing results; and held-out runs, which are predicted
-from all others. It submits these as another array with another waiting job, until nothing is left; then it fits and reports.
+The array's jobs are ordinary ones, each with its own run folder, restarts and summary. The waiting job runs
+what could not run before: branches, which need their trunk's checkpoint; points that a design adds after
+seeing results; and held-out runs, which are predicted from all others. It submits these as another array with
+another waiting job, until nothing is left; then it fits and reports.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from llm_jax.slurm.submit import Submission
 
 
 def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool) -> int:
-    """Submits the points that can run now, and the job that waits for them; with no points left, fits and reports. Returns an exit code.
+    """Submits the points that can run now, and the job that waits for them; with no points left, fits and
+    reports. Returns an exit code.
 
-    resuming: this is the waiting job, which runs no point a second time. Raises UserError where the grid is under way already.
+    resuming: this is the waiting job, which runs no point a second time. Raises UserError where the grid is
+    under way already.
     """
     if grid.settings.executor != "one_by_one":
         raise UserError(f"grid.executor={grid.settings.executor}: submit=slurm gives each run its own job. Leave one of the two keys out.")
@@ -57,7 +60,8 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool
 
 
 def runnable_now(session: Session, points: list[Point], pending: list[Point]) -> list[Point]:
-    """The pending points that can run now: no branch before its trunk has run, and no held-out run before all others."""
+    """The pending points that can run now: no branch before its trunk has run, and no held-out run before all
+    others."""
     waiting = set()
     if session.grid.trunks:
         for trunk, *branches in group_by_trunk(points):
@@ -67,7 +71,8 @@ def runnable_now(session: Session, points: list[Point], pending: list[Point]) ->
 
 
 def note_lost_runs(session: Session, points: list[Point]) -> None:
-    """Writes the reason of runs that were submitted but left no summary (cancelled or lost) into point.json and their rows."""
+    """Writes the reason of runs that were submitted but left no summary (cancelled or lost) into point.json
+    and their rows."""
     for point in points:
         row = session.ended.get(point.hash)
         if row and row["status"] == "unfinished" and point.experiment:
@@ -77,7 +82,8 @@ def note_lost_runs(session: Session, points: list[Point]) -> None:
 
 
 def submit_points(session: Session, submission: Submission, points: list[Point]) -> None:
-    """Submits an array with the runs of these points, and the job that waits for it. Raises UserError if none of them can run."""
+    """Submits an array with the runs of these points, and the job that waits for it. Raises UserError if none
+    of them can run."""
     folder, log = session.folder, session.console.log
     runs = []
     for point in points:
@@ -133,7 +139,8 @@ def resume_script(grid: Grid, submission: Submission, slurm: Path) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The last submission of a grid: its round, the hashes of the points submitted so far, and the waiting job's id."""
+    """The last submission of a grid: its round, the hashes of the points submitted so far, and the waiting
+    job's id."""
     path = job.job_folder(folder) / "grid.json"
     return {"round": 0, "tried": [], "job": "", **(json.loads(path.read_text()) if path.exists() else {})}
 

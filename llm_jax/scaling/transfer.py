@@ -1,4 +1,5 @@
-"""The command `python -m llm_jax.scaling.transfer`: compares the best learning rates of small and large models."""
+"""The command `python -m llm_jax.scaling.transfer`: compares the best learning rates of small and large
+models."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Curve:
 
     @property
     def optimum(self) -> float:
-        """The rate at the minimum of the parabola in log(rate) through the lowest loss and its neighbours; at an edge, the edge's rate."""
+        """The rate at the minimum of the parabola in log(rate) through the lowest loss and its neighbours; at
+        an edge, the edge's rate."""
         if self.at_edge or not math.isfinite(self.losses[self.best + 1]):
             return self.rates[self.best]
         (x0, x1, x2), (y0, y1, y2) = (
@@ -56,7 +58,8 @@ Curves = dict[str, list[Curve]]
 
 
 def curves(table: pd.DataFrame, against: str = "embed") -> Curves:
-    """The curves in a table of runs; against: the column of the size. Raises UserError where no two curves can be compared."""
+    """The curves in a table of runs; against: the column of the size. Raises UserError where no two curves
+    can be compared."""
     for column in (against, "learning_rate", "parametrization", "eval_loss", "status"):
         if column not in table:
             key = f"against={against}" if column == against else "data"
@@ -114,19 +117,22 @@ def describe(found: Curves, against: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferCommand:
-    """Shows how the best learning rate depends on a model's size: python -m llm_jax.scaling.transfer data=runs.csv ...
+    """Shows how the best learning rate depends on a model's size: python -m llm_jax.scaling.transfer
+    data=runs.csv ...
 
       python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
       python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers
 
-    Reads a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size. Draws loss against learning rate for
-    each size with its minimum, a panel for each parametrisation, and prints by which factor the best rate differs between sizes.
+    Reads a table of runs (`llm_jax.scaling.collect`) with several learning rates at each size. Draws loss
+    against learning rate for each size with its minimum, a panel for each parametrisation, and prints by
+    which factor the best rate differs between sizes.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
 
     data: Path = argument(shown="PATH")
-    """A .csv or .parquet with one run a row; unfinished runs are left out, and diverged ones count as the worst."""
+    """A .csv or .parquet with one run a row; unfinished runs are left out, and diverged ones count as the
+    worst."""
     against: str = argument("embed", shown="COLUMN")
     """The column that is the size: embed, layers or another."""
     out: Path = argument(Path("transfer.png"), shown="FILE", read=functools.partial(output_file, endings=PICTURES))

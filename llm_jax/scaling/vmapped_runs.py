@@ -262,7 +262,7 @@ class VmappedLoader(Loader):
         self.of_runs = examples
 
     def make(self, number: int) -> DeviceBatch:
-        """Batch `number` of every run; made once where runs have the same."""
+        """Batch `number` of every run; built once for runs that share a corpus."""
         different = {id(examples): examples for examples in self.of_runs}
         batches = {key: checked(examples.batch(number), self.specs) for key, examples in different.items()}
         shas = {key: batch_sha(batch) if self.sha else None for key, batch in batches.items()}

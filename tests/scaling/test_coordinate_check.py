@@ -1,4 +1,5 @@
-"""In muP activations change by as much at every width, in CompleteP at every depth, and in the standard parametrisation by far more."""
+"""In muP activations change by as much at every width, in CompleteP at every depth, and in the standard
+parametrisation by far more."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ MODEL = ModelConfig(layers=1, embed=32, heads=2, head_dim=16, mlp=64, vocab=128,
 OPTIMIZER = OptimizerConfig(learning_rate=4e-3)
 STEPS = 4
 FLAT = 0.35
-"""The slope of what is flat. The change of a sum of few units has an error of its own, which falls with the square root of the width: in
-the smallest model it adds to the change, more than in the largest, so slopes begin below 0 (-0.23 was seen) and go to 0 as widths grow.
-A wrong rate of one kind of weight has a slope of about 1, a wrong scale of about 0.5."""
+"""The slope of what is flat. The change of a sum of few units has an error of its own, which falls with the
+square root of the width: in the smallest model it adds to the change, more than in the largest, so slopes
+begin below 0 (-0.23 was seen) and go to 0 as widths grow. A wrong rate of one kind of weight has a slope of
+about 1, a wrong scale of about 0.5."""
 
 
 @functools.cache
@@ -74,7 +76,8 @@ def test_in_completep_activations_change_by_as_much_at_every_depth():
 
 
 def test_the_activations_are_those_of_the_model_itself():
-    """Of every kind of block order, norm and multiplier: the logits are those of the model's own forward pass."""
+    """Of every kind of block order, norm and multiplier: the logits are those of the model's own forward
+    pass."""
     for changed in ({}, {"norm_placement": "after", "position": "learned", "tied_embeddings": False}):
         config = dataclasses.replace(MODEL, layers=2, parametrization="completep", base_embed=16, base_layers=1, scan_layers=True, **changed)
         model = Transformer(config, rngs=nnx.Rngs(0))

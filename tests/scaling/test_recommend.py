@@ -1,4 +1,5 @@
-"""What is recommended is the optimum of the law, its intervals those of the refits, and mistakes are one line."""
+"""What is recommended is the optimum of the law, its intervals those of the refits, and mistakes are one
+line."""
 
 from __future__ import annotations
 

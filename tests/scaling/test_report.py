@@ -1,4 +1,5 @@
-"""A report has every section that its table allows and the reasons for those that are missing; its numbers are those of fit.json."""
+"""A report has every section that its table allows and the reasons for those that are missing; its numbers
+are those of fit.json."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SWEEP = "sweep.csv"
 
 
 def runs_of_a_grid() -> pd.DataFrame:
-    """IsoFLOP runs with every kind of trouble: an edge at the largest budget, a run that diverged, a held-out one."""
+    """IsoFLOP runs with every kind of trouble: an edge at the largest budget, a run that diverged, a held-out
+    one."""
     made = made_runs(noise=0.002, budgets=5, sizes=7)
     n, top = made.parameters, made.flops.max()
     table = pd.DataFrame(

@@ -1,4 +1,5 @@
-"""Grids with trunks: a branch from the trunk's checkpoint equals the run trained from scratch, bit for bit."""
+"""Grids with trunks: a branch from the trunk's checkpoint equals the run trained from scratch, bit for
+bit."""
 
 from __future__ import annotations
 

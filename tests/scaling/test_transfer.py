@@ -1,4 +1,5 @@
-"""The best learning rate of a small model is that of a wide one in muP, and not in the standard parametrisation."""
+"""The best learning rate of a small model is that of a wide one in muP, and not in the standard
+parametrisation."""
 
 from __future__ import annotations
 

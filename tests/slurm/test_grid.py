@@ -46,7 +46,7 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
     assert launch(*command) == 0
     assert "5 runs, at most 2 at once" in capsys.readouterr().out
     assert launch(*command) == 2
-    assert "is under way" in capsys.readouterr().err
+    assert "is still queued or running" in capsys.readouterr().err
     fifth, end = folders(run_dir)["seed5"], time.monotonic() + 100
     while not (fifth / "starts").exists():
         assert time.monotonic() < end

@@ -1,6 +1,8 @@
-"""Fits of scaling laws, with intervals: `fit.parametric(parameters, tokens, loss)`, `fit.isoflop(flops, parameters, loss)`, ...
+"""Fits of scaling laws, with intervals: `fit.parametric(parameters, tokens, loss)`, `fit.isoflop(flops,
+parameters, loss)`, ...
 
-The command is `python -m llm_jax.scaling.fit data=TABLE.csv method=NAME`. All fits compute in float64, whatever JAX is set to.
+The command is `python -m llm_jax.scaling.fit data=TABLE.csv method=NAME`. All fits compute in float64,
+whatever JAX is set to.
 """
 
 from llm_jax.scaling.fit.accuracy_link import accuracy, sigmoid_link

@@ -1,7 +1,8 @@
 """From loss to a task's accuracy: `accuracy = low + (high - low) / (1 + exp(k (L - middle)))`.
 
-A sigmoid link (Llama 3, Dubey et al. 2024, section 3.2.1; Bhagia et al. 2024, arXiv:2412.04403): flat at chance while the loss is
-high, rising in the middle, flat again where the task is solved. It composes with any law of the loss.
+A sigmoid link (Llama 3, Dubey et al. 2024, section 3.2.1; Bhagia et al. 2024, arXiv:2412.04403): flat at
+chance while the loss is high, rising in the middle, flat again where the task is solved. It composes with any
+law of the loss.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def accuracy(
 ) -> LawFit:
     """Fits the sigmoid to the losses [n] and accuracies [n], from 0 to 1, of n runs.
 
-    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which needs runs that are flat there.
-    `delta` is Huber's, of accuracy. Raises UserError where the runs do not determine the link.
+    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which needs
+    runs that are flat there. `delta` is Huber's, of accuracy. Raises UserError where the runs do not
+    determine the link.
     """
     table = columns(loss=loss, others={"accuracy": np.asarray(accuracy, np.float64)})
     wrong = ~((table["accuracy"] >= 0) & (table["accuracy"] <= 1))

@@ -1,8 +1,9 @@
-"""Approach 1, the envelope: the run with the lowest loss at every compute, from whole training curves (Hoffmann et al. 2022).
+"""Approach 1, the envelope: the run with the lowest loss at every compute, from whole training curves
+(Hoffmann et al. 2022).
 
-It needs no common budgets, but every point of a curve must be as good as a run that ends there. With a learning rate that decays
-to a fixed end only the last point is, and the envelope favours runs that are near their end: use it with a constant learning rate,
-or with several training lengths per size.
+It needs no common budgets, but every point of a curve must be as good as a run that ends there. With a
+learning rate that decays to a fixed end only the last point is, and the envelope favours runs that are near
+their end: use it with a constant learning rate, or with several training lengths per size.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EnvelopeFit(OptimumFit):
-    """Result of approach 1. `objective` is the mean square of the residuals of log N*; `points` are the curves' points.
+    """Result of approach 1. `objective` is the mean square of the residuals of log N*; `points` are the
+    curves' points.
 
-    `covariance` [2, 2] of log N_coefficient and a takes the computes as independent, which they are not: use the interval.
+    `covariance` [2, 2] of log N_coefficient and a takes the computes as independent, which they are not: use
+    the interval.
     """
 
     method: str = "envelope"
     frontier: dict[str, np.ndarray] = field(repr=False)
-    """At each compute: flops, parameters, tokens, loss of the best run; used: whether a smaller and a larger size reach that compute."""
+    """At each compute: flops, parameters, tokens, loss of the best run; used: whether a smaller and a larger
+    size reach that compute."""
 
     def to_json(self) -> dict[str, Any]:
-        """The result as fit.json holds it: without `points`, which are long and stand in the table of runs."""
+        """The result as fit.json holds it: without `points`, which are long and stand in the table of
+        runs."""
         return {name: value for name, value in super().to_json().items() if name != "points"}
 
 
@@ -55,10 +60,11 @@ def envelope(
 ) -> EnvelopeFit:
     """Fits `N* = k C^a` to the lower envelope of training curves.
 
-    Columns are [n], one entry for each point of a curve: `run` names the curve, `flops` is the run's compute up to the point, `loss`
-    its loss there, which the caller has smoothed. The envelope is evaluated at `computes` points, spaced evenly in log C (Hoffmann et
-    al. take 1,500). A compute at which the best run has the smallest or largest size is left out, since the optimum may be beyond.
-    Intervals come from resamples of whole curves with replacement. Raises UserError for columns that don't fit together, fewer
+    Columns are [n], one entry for each point of a curve: `run` names the curve, `flops` is the run's compute
+    up to the point, `loss` its loss there, which the caller has smoothed. The envelope is evaluated at
+    `computes` points, spaced evenly in log C (Hoffmann et al. take 1,500). A compute at which the best run
+    has the smallest or largest size is left out, since the optimum may be beyond. Intervals come from
+    resamples of whole curves with replacement. Raises UserError for columns that don't fit together, fewer
     than three sizes, or an envelope or resamples with fewer than three.
     """
     run = np.asarray(run).reshape(-1)
@@ -148,7 +154,8 @@ def interpolate_curve(log_c: np.ndarray, log_loss: np.ndarray, at: np.ndarray) -
 
 @jax.jit
 def _find_envelope(log_loss: Any, log_n: Any, present: Any) -> tuple[Any, Any]:
-    """The envelope of the curves that are `present` [runs]: the best run [m], and whether its size is neither smallest nor largest."""
+    """The envelope of the curves that are `present` [runs]: the best run [m], and whether its size is neither
+    smallest nor largest."""
     known = jnp.isfinite(log_loss) & present[:, None]
     best = jnp.argmin(jnp.where(known, log_loss, jnp.inf), 0)
     smallest = jnp.min(jnp.where(known, log_n[:, None], jnp.inf), 0)
@@ -157,9 +164,11 @@ def _find_envelope(log_loss: Any, log_n: Any, present: Any) -> tuple[Any, Any]:
 
 
 def find_envelopes(log_loss: np.ndarray, log_n: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The envelopes of resamples, each of the curves that are `present` in it [k, runs], with log losses [runs, m] and log sizes [runs].
+    """The envelopes of resamples, each of the curves that are `present` in it [k, runs], with log losses
+    [runs, m] and log sizes [runs].
 
-    Returns the best run at each compute [k, m], and [k, m], bool, whether a smaller and a larger size reach that compute too.
+    Returns the best run at each compute [k, m], and [k, m], bool, whether a smaller and a larger size reach
+    that compute too.
     """
     with float64():
         best, inside = jax.lax.map(
@@ -171,7 +180,8 @@ def find_envelopes(log_loss: np.ndarray, log_n: np.ndarray, present: np.ndarray)
 
 
 def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, used: np.ndarray) -> dict[str, Any]:
-    """Extrapolation test: predicts the computes of the envelope's largest size from the computes of all smaller sizes."""
+    """Extrapolation test: predicts the computes of the envelope's largest size from the computes of all
+    smaller sizes."""
     top = used & (log_n == log_n[used].max())
     rest = used & (log_c < log_c[top].min())
     if len(np.unique(log_n[rest])) < 3:

@@ -1,9 +1,11 @@
-"""Approach 2, IsoFLOP: N*(C) from the minima of loss over model size at several compute budgets (Hoffmann et al. 2022).
+"""Approach 2, IsoFLOP: N*(C) from the minima of loss over model size at several compute budgets (Hoffmann et
+al. 2022).
 
-The losses of a budget form a curve in log N whose minimum is N*. The slope of a weighted line through log N* against log C is the
-exponent. The defaults follow Porian et al. (2024): Akima's curve through the points, evaluated at 25 points per interval between
-sizes; resamples of its minimum with noise on the losses (their seeds differ by 0.002 in loss); N* is the median of the minima, its
-error their spread, but at least 0.33 of an interval; a budget whose minimum is at the smallest or largest size is left out.
+The losses of a budget form a curve in log N whose minimum is N*. The slope of a weighted line through log N*
+against log C is the exponent. The defaults follow Porian et al. (2024): Akima's curve through the points,
+evaluated at 25 points per interval between sizes; resamples of its minimum with noise on the losses (their
+seeds differ by 0.002 in loss); N* is the median of the minima, its error their spread, but at least 0.33 of
+an interval; a budget whose minimum is at the smallest or largest size is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from llm_jax.scaling.fit.result import columns
 Curve = Literal["akima", "parabola", "parabola_local"]
 Resampling = Literal["noise", "case", "residual", "subsample"]
 LEAST_ERROR = 0.33
-"""The error of log N* is at least this part of the distance between sizes (Porian et al. 2024, `min_std_factor`)."""
+"""The error of log N* is at least this part of the distance between sizes (Porian et al. 2024,
+`min_std_factor`)."""
 SAME_BUDGET = 1.25
 """Runs sorted by FLOPs belong to one budget if neighbours differ by less than this factor."""
 
@@ -46,7 +49,8 @@ class Minimum:
     log_error: float | None
     """Standard error of log N*; None if the budget is left out."""
     on_edge: bool
-    """Whether the lowest loss is at the smallest or largest size, so that the minimum lies outside of the sizes."""
+    """Whether the lowest loss is at the smallest or largest size, so that the minimum lies outside of the
+    sizes."""
     left_out: str
     """Why the budget is not in the fit; empty if it is."""
     curve_parameters: np.ndarray = field(repr=False)
@@ -59,8 +63,8 @@ class Minimum:
 class IsoflopFit(OptimumFit):
     """Result of approach 2. `objective` is the weighted mean of the squared residuals of log N*.
 
-    `covariance` [2, 2] is that of log N_coefficient and a; `points` has flops, parameters, tokens, loss and budget (the number of the
-    run's budget among the minima).
+    `covariance` [2, 2] is that of log N_coefficient and a; `points` has flops, parameters, tokens, loss and
+    budget (the number of the run's budget among the minima).
     """
 
     method: str = "isoflop"
@@ -100,10 +104,11 @@ def isoflop(
 ) -> IsoflopFit:
     """Finds each budget's best size N* and fits `N* = k C^a`.
 
-    `flops`, `parameters`, `loss` are [n], one entry a run; `tokens` [n] are flops/(6 parameters) if None. Runs whose FLOPs differ by
-    less than 25 % form one budget. `curve` is "akima", a "parabola" of loss against log N through all sizes, or "parabola_local"
-    through the lowest three. `loss_noise` is the standard deviation of loss between seeds, in nats. `weighted` weights each minimum
-    by 1/error². `resampling`: "noise" on the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
+    `flops`, `parameters`, `loss` are [n], one entry a run; `tokens` [n] are flops/(6 parameters) if None.
+    Runs whose FLOPs differ by less than 25 % form one budget. `curve` is "akima", a "parabola" of loss
+    against log N through all sizes, or "parabola_local" through the lowest three. `loss_noise` is the
+    standard deviation of loss between seeds, in nats. `weighted` weights each minimum by 1/error².
+    `resampling`: "noise" on the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
 
     Raises UserError where fewer than three budgets have a minimum between their smallest and largest size.
     """
@@ -193,7 +198,8 @@ def isoflop(
 
 
 def budget_numbers(flops: np.ndarray) -> np.ndarray:
-    """The number [n] of each run's budget, counted from the smallest. Raises UserError where the FLOPs form no separate budgets.
+    """The number [n] of each run's budget, counted from the smallest. Raises UserError where the FLOPs form
+    no separate budgets.
 
     >>> budget_numbers(np.array([1e18, 3e18, 1.02e18])).tolist()
     [0, 1, 0]
@@ -232,7 +238,8 @@ def find_minimum(
     resampling: str,
     rng: np.random.Generator,
 ) -> tuple[Minimum, np.ndarray]:
-    """A budget's minimum, and log N* and log D* [k, 2] of its resamples (k of `count`: those with a minimum inside of the sizes)."""
+    """A budget's minimum, and log N* and log D* [k, 2] of its resamples (k of `count`: those with a minimum
+    inside of the sizes)."""
     x, loss, n = budget.log_n, budget.loss, len(budget.log_n)
 
     def left_out(why: str, on_edge: bool = False) -> tuple[Minimum, np.ndarray]:
@@ -290,7 +297,8 @@ def parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarra
 
 
 def local_parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Parabolas through the lowest size and its two neighbours, straight lines beyond these: log N [n], loss [k, n], at [m] -> [k, m]."""
+    """Parabolas through the lowest size and its two neighbours, straight lines beyond these: log N [n], loss
+    [k, n], at [m] -> [k, m]."""
     lowest_size = np.clip(loss.argmin(-1), 1, len(x) - 2)
     rows = np.arange(len(loss))[:, None]
     near = lowest_size[:, None] + np.array([-1, 0, 1])
@@ -316,7 +324,8 @@ def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray)
 
 
 def sensitivity(budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int) -> list[dict[str, Any]]:
-    """The exponent from the minima of each kind of curve without noise or weights, and from the fit's minima with other weights or budgets."""
+    """The exponent from the minima of each kind of curve without noise or weights, and from the fit's minima
+    with other weights or budgets."""
     found = []
     for name, curve_through in CURVES.items():
         stars = []
@@ -360,7 +369,8 @@ def caveats(
     interval: tuple[float, float],
     interval_delta: tuple[float, float],
 ) -> list[str]:
-    """The warnings of a fit: budgets left out, minima far from the line, a failed extrapolation test, a short span, too narrow intervals."""
+    """The warnings of a fit: budgets left out, minima far from the line, a failed extrapolation test, a short
+    span, too narrow intervals."""
     found = [f"{m.flops:.3g} FLOPs left out: {m.left_out}" for m in minima if m.left_out]
     far = abs(log_n - line[0] - line[1] * log_c) / error
     found += [f"{np.exp(log_c[i]):.3g} FLOPs: N* is {far[i]:.1f} errors from the line" for i in np.flatnonzero(far > 3)]

@@ -1,7 +1,9 @@
-"""Approach 3: the law `L(N, D) = E + A/N^alpha + B/D^beta`, fitted to all runs at once (Hoffmann et al. 2022).
+"""Approach 3: the law `L(N, D) = E + A/N^alpha + B/D^beta`, fitted to all runs at once (Hoffmann et al.
+2022).
 
-Two solvers reach one minimum. "variable_projection" fits E, A and B at each cell of a grid of (alpha, beta), which is an easy problem,
-and then all five from the best cells. "starts" fits all five from each of Hoffmann et al.'s 4,500 starts.
+Two solvers reach one minimum. "variable_projection" fits E, A and B at each cell of a grid of (alpha, beta),
+which is an easy problem, and then all five from the best cells. "starts" fits all five from each of Hoffmann
+et al.'s 4,500 starts.
 """
 
 from __future__ import annotations
@@ -44,11 +46,12 @@ Z = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class ParametricFit(FitResult):
-    """Result of approach 3; losses in nats a token. `objective` is the sum of Huber's loss over the points used.
+    """Result of approach 3; losses in nats a token. `objective` is the sum of Huber's loss over the points
+    used.
 
-    `parameters` has E, A, B, alpha, beta; a, b of N* ~ C^a, D* ~ C^b; and G of N* = G (C/6)^a. `covariance` [5, 5] of the first five is
-    the sandwich estimator, `draws` [resamples, 5] are their refits. `points` has parameters, tokens, flops, loss, used (in the fit) and
-    predicted.
+    `parameters` has E, A, B, alpha, beta; a, b of N* ~ C^a, D* ~ C^b; and G of N* = G (C/6)^a. `covariance`
+    [5, 5] of the first five is the sandwich estimator, `draws` [resamples, 5] are their refits. `points` has
+    parameters, tokens, flops, loss, used (in the fit) and predicted.
     """
 
     method: str = "parametric"
@@ -93,11 +96,13 @@ def parametric(
 ) -> ParametricFit:
     """Fits `L = E + A/N^alpha + B/D^beta` to runs.
 
-    `parameters`, `tokens`, `loss` are [n], one entry a run; `flops` [n] decides which runs are the largest (6 N D if None). `delta` is
-    Huber's, in units of the residuals (log loss, or nats); infinity is least squares. `tied` sets beta = alpha. `bootstrap` refits of
-    resamples give errors and intervals; with 0 they come from the delta method. `convention` names the count of N for the record.
+    `parameters`, `tokens`, `loss` are [n], one entry a run; `flops` [n] decides which runs are the largest (6
+    N D if None). `delta` is Huber's, in units of the residuals (log loss, or nats); infinity is least
+    squares. `tied` sets beta = alpha. `bootstrap` refits of resamples give errors and intervals; with 0 they
+    come from the delta method. `convention` names the count of N for the record.
 
-    Raises UserError for data that don't determine the fit: too few sizes, a parameter at a bound, no convergence.
+    Raises UserError for data that don't determine the fit: too few sizes, a parameter at a bound, no
+    convergence.
     """
     check_choice("residuals", residuals, get_args(Scale))
     check_choice("solver", solver, get_args(Solver))
@@ -178,7 +183,8 @@ def parametric(
 
 
 class Problem:
-    """The runs as arrays for the solver, and the ways to fit them. `theta` [P] is log E, log A, log B, alpha and (unless tied) beta."""
+    """The runs as arrays for the solver, and the ways to fit them. `theta` [P] is log E, log A, log B, alpha
+    and (unless tied) beta."""
 
     def __init__(self, table: dict[str, np.ndarray], scale: str, delta: float, tied: bool) -> None:
         self.table, self.scale, self.delta, self.tied = table, scale, delta, tied
@@ -194,7 +200,8 @@ class Problem:
         return np.log(loss) if self.scale == "log" else loss
 
     def fit(self, starts: np.ndarray, weights: np.ndarray, own: dict[str, np.ndarray] | None = None) -> Solutions:
-        """Fits all parameters from each start [S, P]; `own` are data that differ between starts, with a leading dim S."""
+        """Fits all parameters from each start [S, P]; `own` are data that differ between starts, with a
+        leading dim S."""
         shared = {name: values for name, values in self.data.items() if name not in (own or {})}
         return minimise(self.residual_fn, starts, shared, weights, self.delta, own)
 
@@ -244,7 +251,8 @@ class Problem:
         return to_natural @ of_theta @ to_natural.T
 
     def sensitivity(self, theta: np.ndarray, dropped: int) -> list[dict[str, Any]]:
-        """The parameters under other choices, each refitted from `theta`; a refit that doesn't converge is left out."""
+        """The parameters under other choices, each refitted from `theta`; a refit that doesn't converge is
+        left out."""
         loss = self.table["loss"]
         drops = [k for k in sorted({*DROPS, dropped}) if k < len(loss) / 2]
         weights = np.stack([without_highest(loss, k) for k in drops]).astype(float)
@@ -263,7 +271,8 @@ class Problem:
 
 @functools.cache
 def law_residuals(scale: str, form: str) -> ResidualFn:
-    """The residual function of the law: predicted less measured (log) loss [n], and derivatives [n, P] by theta.
+    """The residual function of the law: predicted less measured (log) loss [n], and derivatives [n, P] by
+    theta.
 
     form: "free" (P = 5), "tied" (P = 4, beta = alpha) or "projected" (P = 3, exponents are data).
     """
@@ -293,7 +302,8 @@ def law_residuals(scale: str, form: str) -> ResidualFn:
 
 @functools.cache
 def hoffmann_starts(tied: bool = False) -> np.ndarray:
-    """Hoffmann et al.'s starts [4500, 5] of log E, log A, log B, alpha, beta; [900, 4] where beta is tied to alpha.
+    """Hoffmann et al.'s starts [4500, 5] of log E, log A, log B, alpha, beta; [900, 4] where beta is tied to
+    alpha.
 
     >>> hoffmann_starts().shape
     (4500, 5)
@@ -326,7 +336,8 @@ def check_points(table: dict[str, np.ndarray], used: np.ndarray, tied: bool) -> 
 
 
 def check_solution(solutions: Solutions, problem: Problem, used: np.ndarray) -> np.ndarray:
-    """The best theta [P]. Raises UserError where it is at a bound, depends on its start, or has not converged."""
+    """The best theta [P]. Raises UserError where it is at a bound, depends on its start, or has not
+    converged."""
     if not np.isfinite(solutions.objective).any():
         raise UserError("loss: no start has a finite objective. Check the units of the table's columns.")
     best = solutions.best
@@ -361,7 +372,8 @@ def check_solution(solutions: Solutions, problem: Problem, used: np.ndarray) -> 
 
 
 def leave_largest_out(problem: Problem, theta: np.ndarray, used: np.ndarray) -> dict[str, Any]:
-    """Extrapolation test: predicts the losses of the runs of the largest compute from the law fitted to the others."""
+    """Extrapolation test: predicts the losses of the runs of the largest compute from the law fitted to the
+    others."""
     table = problem.table
     out = largest_runs(table["flops"], used)
     rest = used & ~out
@@ -405,7 +417,8 @@ def values_by_name(law: Law) -> dict[str, Any]:
 
 
 def delta_errors(law: Law, covariance: np.ndarray) -> dict[str, float]:
-    """Standard errors of E, A, B, alpha, beta, a, b and G by the delta method, with numeric derivatives; covariance is [5, 5]."""
+    """Standard errors of E, A, B, alpha, beta, a, b and G by the delta method, with numeric derivatives;
+    covariance is [5, 5]."""
     at = np.asarray(as_tuple(law), float)
     steps = 1e-6 * at
     ahead = [values_by_name(Law(*(at + np.eye(5)[i] * steps[i]))) for i in range(5)]
@@ -418,7 +431,8 @@ def delta_errors(law: Law, covariance: np.ndarray) -> dict[str, float]:
 
 
 def caveats(fit: ParametricFit) -> list[str]:
-    """The warnings of a fit: wide intervals, dependence on the highest losses, a failed extrapolation test, columns that vary too little."""
+    """The warnings of a fit: wide intervals, dependence on the highest losses, a failed extrapolation test,
+    columns that vary too little."""
     warnings = []
     for name in ("alpha", "beta"):
         value, error = fit.parameters[name], fit.standard_errors[name]

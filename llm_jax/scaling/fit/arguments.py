@@ -25,8 +25,8 @@ class FitArguments:
     data: Path = argument(shown="TABLE.csv")
     """A .csv or .parquet with one run a row; a runs.csv of a grid needs no columns.*."""
     columns: dict[str, str] = argument({}, entry="X", shown="NAME")
-    """The column that is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run. Tokens are flops/(6 N) where the
-    table has none."""
+    """The column that is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run.
+    Tokens are flops/(6 N) where the table has none."""
     convention: str = argument("", shown="NAME")
     """Which N and which FLOPs of a runs.csv are fitted: 6nd, 6nd_non_embedding, 6nd_with_head, exact."""
     method: str = argument("", shown="NAME", choices=method_names)
@@ -45,7 +45,8 @@ class FitArguments:
             )
 
     def study_options(self) -> dict[str, Any]:
-        """How the table is to be read and fitted: arguments of `write_report`. Raises UserError for options that the method has not."""
+        """How the table is to be read and fitted: arguments of `write_report`. Raises UserError for options
+        that the method has not."""
         from llm_jax.scaling.fit.methods import read_option
 
         options = {key: read_option(self.method, key, value) for key, value in self.options}

@@ -30,7 +30,8 @@ def check_seed(seed: int) -> None:
 def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) -> np.ndarray:
     """[count, n]: how often each point is in each resample; points that are not `used` [n] are in none.
 
-    "case" samples as many points as are used, with replacement; "subsample" keeps 80 % of them; "residual" has every point once.
+    "case" samples as many points as are used, with replacement; "subsample" keeps 80 % of them; "residual"
+    has every point once.
     """
     rng = np.random.default_rng(seed)
     (indices,) = np.nonzero(used)
@@ -50,7 +51,8 @@ def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) 
 def resampled_residuals(residuals: np.ndarray, used: np.ndarray, unknown: int, count: int, seed: int) -> np.ndarray:
     """[count, n] residuals, sampled with replacement from those of the points `used` [n], less their mean.
 
-    They are scaled by the root of n/(n - unknown): a fit of that many parameters is nearer to its points than the true law is.
+    They are scaled by the root of n/(n - unknown): a fit of that many parameters is nearer to its points than
+    the true law is.
     """
     pool = residuals[used]
     pool = (pool - pool.mean()) * np.sqrt(len(pool) / max(len(pool) - unknown, 1))
@@ -60,8 +62,9 @@ def resampled_residuals(residuals: np.ndarray, used: np.ndarray, unknown: int, c
 def widening(resampling: str, points: int) -> float:
     """The factor from the spread of resamples to that of the estimate.
 
-    A subsample shares most of its points with the whole table: its spread is that of a delete-d jackknife, to be multiplied by the root
-    of kept/left out (Shao and Wu 1989), which is 2 for 80 %. Papers that print a subsample's own percentiles print half of the spread.
+    A subsample shares most of its points with the whole table: its spread is that of a delete-d jackknife, to
+    be multiplied by the root of kept/left out (Shao and Wu 1989), which is 2 for 80 %. Papers that print a
+    subsample's own percentiles print half of the spread.
     """
     if resampling != "subsample":
         return 1.0
@@ -70,7 +73,8 @@ def widening(resampling: str, points: int) -> float:
 
 
 def spread(estimate: float, draws: np.ndarray, widen: float = 1.0) -> tuple[float, tuple[float, float]]:
-    """The standard error and the 95 % percentile interval of an estimate from its resamples [k]; `widen` as from `widening`.
+    """The standard error and the 95 % percentile interval of an estimate from its resamples [k]; `widen` as
+    from `widening`.
 
     >>> error, (low, high) = spread(2.0, np.linspace(1, 3, 2001))
     >>> print(f"{error:.3f} {low:.2f} {high:.2f}")

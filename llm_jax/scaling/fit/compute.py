@@ -1,7 +1,8 @@
-"""Loss against compute alone: `L(C) = E + K C^-gamma` through the runs on the frontier of loss against compute.
+"""Loss against compute alone: `L(C) = E + K C^-gamma` through the runs on the frontier of loss against
+compute.
 
-The oldest form of a scaling law (Hestness et al. 2017; Kaplan et al. 2020 without E; Henighan et al. 2020 with it). It predicts the
-loss of the best run of a larger budget, but not its size.
+The oldest form of a scaling law (Hestness et al. 2017; Kaplan et al. 2020 without E; Henighan et al. 2020
+with it). It predicts the loss of the best run of a larger budget, but not its size.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def compute_law(
 ) -> LawFit:
     """Fits `L = E + K C^-gamma` (without E if not `irreducible`) to the runs on the frontier, or to all runs.
 
-    `flops`, `loss` are [n]. K is a loss, that at C = 1e18 FLOPs less E: `L = E + K (C/1e18)^-gamma`. `delta` is Huber's, of log loss.
-    Raises UserError where the runs do not determine the law: too few on the frontier, or no curvature.
+    `flops`, `loss` are [n]. K is a loss, that at C = 1e18 FLOPs less E: `L = E + K (C/1e18)^-gamma`. `delta`
+    is Huber's, of log loss. Raises UserError where the runs do not determine the law: too few on the
+    frontier, or no curvature.
     """
     table = columns(flops=flops, loss=loss)
     used = frontier(table["flops"], table["loss"]) if frontier_only else np.ones(len(table["loss"]), bool)

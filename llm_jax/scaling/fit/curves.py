@@ -14,7 +14,8 @@ from llm_jax.scaling.fit.solve import float64
 
 
 def akima_curves(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Akima's piecewise cubics (1970), which a distant point does not bend: x [n], y [k, n], at [m] -> [k, m].
+    """Akima's piecewise cubics (1970), which a distant point does not bend: x [n], y [k, n], at [m] -> [k,
+    m].
 
     x is strictly increasing with n >= 3, and `at` lies within it (NaN beyond).
     """
@@ -29,7 +30,8 @@ def _parabola(x: Any, y: Any, weights: Any) -> Any:
 
 
 def fit_parabolas(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted least-squares parabolas: x [n], y [k, n], weights [k, n] -> coefficients [k, 3], the constant first."""
+    """Weighted least-squares parabolas: x [n], y [k, n], weights [k, n] -> coefficients [k, 3], the constant
+    first."""
     with float64():
         return np.asarray(jax.vmap(_parabola, (None, 0, 0))(x, y, weights))
 

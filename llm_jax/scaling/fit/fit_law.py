@@ -1,4 +1,5 @@
-"""The procedure that fits laws with a few parameters: robust regression from a grid of starts, resamples, an extrapolation test."""
+"""The procedure that fits laws with a few parameters: robust regression from a grid of starts, resamples, an
+extrapolation test."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ Z = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class LawFit(FitResult):
-    """A fitted law with a few parameters. `objective` is the sum of Huber's loss of the residuals, `covariance` [P, P] in the order of
-    `parameters`; `points` has the table's columns, used (in the fit) and predicted."""
+    """A fitted law with a few parameters. `objective` is the sum of Huber's loss of the residuals,
+    `covariance` [P, P] in the order of `parameters`; `points` has the table's columns, used (in the fit) and
+    predicted."""
 
     standard_errors_delta: dict[str, float]
     """By the delta method, from `covariance`."""
@@ -63,7 +65,8 @@ class SmallLaw:
 
 
 def residual_function(predict: Callable[[Any, Any], Any], target: str, log: bool) -> ResidualFn:
-    """The residual function of a law: predicted less target, of logarithms if `log` (the target is one already), with JAX's derivatives."""
+    """The residual function of a law: predicted less target, of logarithms if `log` (the target is one
+    already), with JAX's derivatives."""
 
     def residuals(theta: Any, data: Any) -> Any:
         predicted = predict(theta, data)
@@ -90,8 +93,9 @@ def fit_law(
 ) -> LawFit:
     """Fits a law to the runs `used` [n]; a second fit leaves out the runs `held_out` [n] and predicts them.
 
-    `data` are the arrays that the law's `predict` reads; `log`: residuals of logarithms; `delta`: Huber's, in units of the residuals;
-    `settings`: added to the result's. Raises UserError where the runs do not determine the law.
+    `data` are the arrays that the law's `predict` reads; `log`: residuals of logarithms; `delta`: Huber's, in
+    units of the residuals; `settings`: added to the result's. Raises UserError where the runs do not
+    determine the law.
     """
     boot.check_resampling(resampling, bootstrap, seed)
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
@@ -201,7 +205,8 @@ def leave_largest_out(
     delta: float,
     warnings: list[str],
 ) -> dict[str, Any]:
-    """Extrapolation test: predicts the runs `held_out` [n] from the law fitted to the other runs. Appends to `warnings` if it fails."""
+    """Extrapolation test: predicts the runs `held_out` [n] from the law fitted to the other runs. Appends to
+    `warnings` if it fails."""
     out, rest = used & held_out, used & ~held_out
     if not out.any() or rest.sum() < len(law.names) + 1:
         refused = f"{rest.sum()} runs are left, and {len(law.names)} parameters need one more than that"

@@ -1,4 +1,5 @@
-"""The law of approach 3, `L(N, D) = E + A/N^alpha + B/D^beta` (Hoffmann et al. 2022, eq. 2), and the optimum that follows from it."""
+"""The law of approach 3, `L(N, D) = E + A/N^alpha + B/D^beta` (Hoffmann et al. 2022, eq. 2), and the optimum
+that follows from it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ FLOPS_A_WEIGHT = 6.0
 
 @dataclass(frozen=True)
 class Law:
-    """The law's five parameters: numbers, or arrays of one shape for many resamples at once. Losses in nats a token."""
+    """The law's five parameters: numbers, or arrays of one shape for many resamples at once. Losses in nats a
+    token."""
 
     E: Any
     A: Any

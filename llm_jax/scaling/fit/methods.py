@@ -66,7 +66,8 @@ METHODS = {
 
 
 def read_option(method: str, key: str, value: str) -> Any:
-    """An option's value from the command line. Raises UserError for an unknown key, or a value of the wrong type."""
+    """An option's value from the command line. Raises UserError for an unknown key, or a value of the wrong
+    type."""
     known = METHODS[method].options()
     if key not in known:
         raise UserError(f"{key}={value}: there is no key {key!r} with method={method}; {nearest(key, known)}")

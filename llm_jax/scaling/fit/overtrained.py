@@ -1,7 +1,8 @@
-"""Over-training: `L(C, M) = E + (a M^eta + b M^-eta) C^-eta`, with M = D/N tokens a parameter (Gadre et al. 2024, arXiv:2403.08540, eq. 4).
+"""Over-training: `L(C, M) = E + (a M^eta + b M^-eta) C^-eta`, with M = D/N tokens a parameter (Gadre et al.
+2024, arXiv:2403.08540, eq. 4).
 
-It is approach 3 with one exponent, alpha = beta = 2 eta, written in compute and tokens a parameter: over-trained models lie on
-lines of the same slope, so that small runs predict a large over-trained one.
+It is approach 3 with one exponent, alpha = beta = 2 eta, written in compute and tokens a parameter:
+over-trained models lie on lines of the same slope, so that small runs predict a large over-trained one.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ def overtraining(
     seed: int = 0,
     convention: str = "as given",
 ) -> LawFit:
-    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n], `delta` is Huber's, of log loss.
+    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n],
+    `delta` is Huber's, of log loss.
 
-    Raises UserError where tokens a parameter vary by less than a factor of 2, or the runs do not determine the law.
+    Raises UserError where tokens a parameter vary by less than a factor of 2, or the runs do not determine
+    the law.
     """
     table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss))
     ratio = table["tokens"] / table["parameters"]

@@ -1,8 +1,8 @@
 """Repeated data: the value of repeated tokens (Muennighoff et al. 2023, arXiv:2305.16264, eqs. 5 to 7).
 
-With U unique tokens seen D/U times, D counts as `D' = U + U R_D (1 - exp(-(D/U - 1)/R_D))` in the law of approach 3: a first
-repetition is worth almost as much as new tokens, and after about R_D repetitions further ones add little. Parameters beyond the size
-for which U unique tokens are optimal saturate likewise, with R_N.
+With U unique tokens seen D/U times, D counts as `D' = U + U R_D (1 - exp(-(D/U - 1)/R_D))` in the law of
+approach 3: a first repetition is worth almost as much as new tokens, and after about R_D repetitions further
+ones add little. Parameters beyond the size for which U unique tokens are optimal saturate likewise, with R_N.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ PAPER = "Muennighoff et al. 2023"
 
 
 def effective(unique: Any, seen: Any, half: Any) -> Any:
-    """The amount of unique tokens (or parameters) that `seen` tokens with `unique` different ones are worth; `half` is R_D (or R_N).
+    """The amount of unique tokens (or parameters) that `seen` tokens with `unique` different ones are worth;
+    `half` is R_D (or R_N).
 
-    >>> print(f"{effective(1.0, 1.0, 15.4):.3f} {effective(1.0, 4.0, 15.4):.3f} {effective(1.0, 1e9, 15.4):.3f}")
-    1.000 3.726 16.400
+    >>> print(f"{effective(1.0, 1.0, 15.4):.3f} {effective(1.0, 4.0, 15.4):.3f} {effective(1.0, 1e9,
+    15.4):.3f}") 1.000 3.726 16.400
     """
     xp = jnp if isinstance(half, jax.Array) or isinstance(unique, jax.Array) else np
     repetitions = xp.maximum(seen / unique - 1, 0.0)
@@ -38,7 +39,8 @@ def effective(unique: Any, seen: Any, half: Any) -> Any:
 
 
 def repeated_loss(law: Law, parameters: Any, tokens: Any, unique_tokens: Any, R_D: Any, R_N: Any) -> Any:
-    """The loss after `tokens` with `unique_tokens` different ones, given the law for fresh data, R_D and R_N. Arrays broadcast."""
+    """The loss after `tokens` with `unique_tokens` different ones, given the law for fresh data, R_D and R_N.
+    Arrays broadcast."""
     enough = law.G * (law.G * unique_tokens) ** (law.a / law.b)  # the size that is optimal for the unique tokens
     unique_parameters = np.minimum(parameters, enough) if isinstance(enough, np.ndarray | float) else jnp.minimum(parameters, enough)
     return law.loss(effective(unique_parameters, parameters, R_N), effective(unique_tokens, tokens, R_D))
@@ -61,7 +63,8 @@ RESIDUAL_FN = residual_function(_predict, "loss", log=True)
 
 
 def read_base(base: str) -> Law:
-    """The law for fresh data from a fit.json of method=parametric, or the paper's ("muennighoff"). Raises UserError for another file."""
+    """The law for fresh data from a fit.json of method=parametric, or the paper's ("muennighoff"). Raises
+    UserError for another file."""
     if base == "muennighoff":
         return published_repetition()[0]
     path = Path(base)
@@ -89,9 +92,9 @@ def repetition(
 ) -> LawFit:
     """Fits R_D and R_N to runs with repeated data; columns are [n].
 
-    `base` is the law for fresh data: "fresh" fits it to the runs without repetition, a path reads the fit.json of method=parametric, and
-    "muennighoff" takes the paper's. `delta` is Huber's, of log loss. Raises UserError where fewer than three runs repeat data, or the
-    runs do not determine R_D and R_N.
+    `base` is the law for fresh data: "fresh" fits it to the runs without repetition, a path reads the
+    fit.json of method=parametric, and "muennighoff" takes the paper's. `delta` is Huber's, of log loss.
+    Raises UserError where fewer than three runs repeat data, or the runs do not determine R_D and R_N.
     """
     table = with_flops(columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss))
     repeats = table["tokens"] > 1.01 * table["unique_tokens"]

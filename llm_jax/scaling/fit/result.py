@@ -1,4 +1,4 @@
-"""What all fits share: checked columns, the fields of a result, and `fit.json`."""
+"""The parts that all fits share: checked columns, the fields of a result, and fit.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from llm_jax.core.files import write_atomic
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
 
 SEPARATE = 1.5
-"""Runs with more than the largest compute divided by this count as the largest runs, which the extrapolation test leaves out."""
+"""Runs with more than the largest compute divided by this count as the largest runs, which the extrapolation
+test leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class FitResult:
     covariance: np.ndarray
     """[P, P], by the delta method."""
     leave_largest_out: dict[str, Any]
-    """Extrapolation test: the fit without the runs of the largest compute, against what these runs measured."""
+    """Extrapolation test: the fit without the runs of the largest compute, against what these runs
+    measured."""
     settings: dict[str, Any]
     """All choices that the numbers depend on."""
     warnings: list[str]
@@ -51,10 +53,11 @@ class FitResult:
 
 
 def columns(*, others: Mapping[str, Any] | None = None, **positive: Any) -> dict[str, np.ndarray]:
-    """The columns of a table as arrays [n]: `positive` as float64, and `others`, whose values the caller checks, as they are.
+    """The columns of a table as arrays [n]: `positive` as float64, and `others`, whose values the caller
+    checks, as they are.
 
-    A column that is None is left out. Raises UserError unless all columns have one length, which is not 0, and those of `positive`
-    are finite and above 0.
+    A column that is None is left out. Raises UserError unless all columns have one length, which is not 0,
+    and those of `positive` are finite and above 0.
     """
     arrays = {name: np.asarray(values, np.float64).reshape(-1) for name, values in positive.items() if values is not None}
     every = {**{name: np.asarray(values).reshape(-1) for name, values in (others or {}).items()}, **arrays}

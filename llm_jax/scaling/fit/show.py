@@ -1,4 +1,4 @@
-"""Prints a fit as tables."""
+"""Prints the result of a fit as tables on the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ EXPONENTS = ("parametric", "isoflop", "envelope")
 
 
 def print_fit(fit: Any, notes: list[str]) -> None:
-    """Prints a fit: notes on the data, estimates with errors, the extrapolation test, sensitivity, published exponents, warnings."""
+    """Prints a fit: notes on the data, estimates with errors, the extrapolation test, sensitivity, published
+    exponents, warnings."""
     console = make_console()
     for line in notes:
         console.print(f"data: {line}")

@@ -1,10 +1,12 @@
-"""Many small robust fits at once: damped Gauss-Newton from thousands of starts or resamples, vectorised in JAX, in float64.
+"""Many small robust fits at once: damped Gauss-Newton from thousands of starts or resamples, vectorised in
+JAX, in float64.
 
-The objective is `sum_i w_i huber(r_i(theta))`: Huber's loss of the residuals, quadratic up to `delta` and linear beyond (Huber 1964);
-`delta` of infinity is least squares. A fit has two phases. The first steps on the quadratic that majorises Huber's loss (iteratively
-reweighted least squares): safe from any start, slow near the minimum. The second weights only the points within `delta`, as Huber's
-second derivative does: fast near the minimum. Both are damped (Levenberg-Marquardt): a step that does not lower the objective is
-rejected, and the next one is shorter.
+The objective is `sum_i w_i huber(r_i(theta))`: Huber's loss of the residuals, quadratic up to `delta` and
+linear beyond (Huber 1964); `delta` of infinity is least squares. A fit has two phases. The first steps on the
+quadratic that majorises Huber's loss (iteratively reweighted least squares): safe from any start, slow near
+the minimum. The second weights only the points within `delta`, as Huber's second derivative does: fast near
+the minimum. Both are damped (Levenberg-Marquardt): a step that does not lower the objective is rejected, and
+the next one is shorter.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ ResidualFn = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
 """residual_fn(theta [P], data) -> residuals [n] and their derivatives [n, P]."""
 
 CHUNK = 64
-"""Fits of one compiled call. It is one number for one fit and for thousands, so that one compilation serves both: few enough for the
-arrays to stay in cache, and for the last call to waste little on copies that fill it up."""
+"""Fits of one compiled call. It is one number for one fit and for thousands, so that one compilation serves
+both: few enough for the arrays to stay in cache, and for the last call to waste little on copies that fill it
+up."""
 ROUND = 16
 """Steps of one call; fits that have ended are then replaced by others."""
 MAX_STEPS = 500
 """Steps after which a fit counts as not converged."""
 COARSE, FINE = 1e-4, 1e-13
-"""The first and the second phase end when the predicted decrease of a step is less than this part of the objective."""
+"""The first and the second phase end when the predicted decrease of a step is less than this part of the
+objective."""
 ROUNDING = 1e-28
 """A predicted decrease of no more than this ends a phase too: for data that the law fits exactly."""
 MAX_DAMPING = 1e14
@@ -110,8 +114,8 @@ def minimise(
 ) -> Solutions:
     """Minimises `sum weights * huber(residuals)` from each start.
 
-    `starts` is [S, P]; `data` are arrays that all starts share, arrays of `own` have a leading dim S; `weights` is [n], or [S, n] for
-    resamples.
+    `starts` is [S, P]; `data` are arrays that all starts share, arrays of `own` have a leading dim S;
+    `weights` is [n], or [S, n] for resamples.
     """
     starts = np.atleast_2d(np.asarray(starts, np.float64))
     own = {name: np.asarray(values) for name, values in (own or {}).items()}
@@ -142,7 +146,8 @@ def minimise(
 
 
 def _initial_state(starts: np.ndarray) -> _State:
-    """The state [S] of fits before any evaluation: their objective is infinite, and a move of 0 evaluates their start."""
+    """The state [S] of fits before any evaluation: their objective is infinite, and a move of 0 evaluates
+    their start."""
     count, unknown = starts.shape
     return _State(
         theta=starts.copy(),
@@ -216,7 +221,8 @@ def residuals_and_jacobian(residuals: Residuals) -> ResidualFn:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sandwich_terms(residual_fn: ResidualFn, theta: Any, data: Any, weights: Any, delta: Any) -> Any:
-    """The Hessian H and the sum of outer products of the points' gradients, [P, P] each: the two factors of `sandwich`."""
+    """The Hessian H and the sum of outer products of the points' gradients, [P, P] each: the two factors of
+    `sandwich`."""
     r, jacobian = residual_fn(theta, data)
     slope = weights * jnp.clip(r, -delta, delta)
     bend = jax.jacfwd(jax.grad(lambda t: jnp.vdot(slope, residual_fn(t, data)[0])))(theta)
@@ -234,11 +240,12 @@ def sandwich(
     weights: np.ndarray,
     delta: float,
 ) -> np.ndarray:
-    """The covariance [P, P] of an M-estimate, H^-1 (sum psi² J J') H^-1 times n/(n - P) (Huber 1967; White 1980).
+    """The covariance [P, P] of an M-estimate, H^-1 (sum psi² J J') H^-1 times n/(n - P) (Huber 1967; White
+    1980).
 
-    Where `delta` is less than the residuals' spread, few points are within it, and H, a sum over them, would be noise. The density of
-    residuals at 0 is then estimated from the points within one robust standard deviation (as Powell 1991 does for quantiles).
-    NaN where the points do not determine theta.
+    Where `delta` is less than the residuals' spread, few points are within it, and H, a sum over them, would
+    be noise. The density of residuals at 0 is then estimated from the points within one robust standard
+    deviation (as Powell 1991 does for quantiles). NaN where the points do not determine theta.
     """
     with float64():
         hessian, gradients = (np.asarray(part) for part in _sandwich_terms(residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta))

@@ -24,8 +24,9 @@ def read_columns(
 ) -> tuple[dict[str, np.ndarray], str, list[str]]:
     """The columns [n] by our names, the convention of N and FLOPs, and notes on what was assumed or left out.
 
-    `mapping` is {our name: the table's name}; other columns are found by their names in a table of our runs. `needs` and `may` are the
-    columns that a method needs, and those it can use. Raises UserError for a column that is missing.
+    `mapping` is {our name: the table's name}; other columns are found by their names in a table of our runs.
+    `needs` and `may` are the columns that a method needs, and those it can use. Raises UserError for a column
+    that is missing.
     """
     table = load_table(path)
     notes: list[str] = []
@@ -54,7 +55,8 @@ def read_columns(
 
 
 def load_table(path: Path, key: str = "data") -> pd.DataFrame:
-    """A .csv or .parquet as a data frame. Raises UserError, naming the key that gave the path, for a file that can't be read or is empty."""
+    """A .csv or .parquet as a data frame. Raises UserError, naming the key that gave the path, for a file
+    that can't be read or is empty."""
     import pandas as pd
 
     if not path.is_file():
@@ -71,7 +73,8 @@ def load_table(path: Path, key: str = "data") -> pd.DataFrame:
 
 
 def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The table without runs that did not finish and without held-out runs; appends to `notes` what was left out."""
+    """The table without runs that did not finish and without held-out runs; appends to `notes` what was left
+    out."""
     if "status" in table:
         done = table["status"] == "finished"
         if not done.all():
@@ -95,9 +98,11 @@ def counts(values: pd.Series) -> str:
 
 
 def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tuple[dict[str, str], str]:
-    """{our name: the table's name} for a table of our runs under a convention of N and FLOPs, and that convention.
+    """{our name: the table's name} for a table of our runs under a convention of N and FLOPs, and that
+    convention.
 
-    An empty `convention` is the one that the table names, else 6nd_with_head. Raises UserError where the table lacks its columns.
+    An empty `convention` is the one that the table names, else 6nd_with_head. Raises UserError where the
+    table lacks its columns.
     """
     if convention:
         check_choice("convention", convention, CONVENTIONS)
@@ -127,7 +132,8 @@ def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tupl
 
 
 def derive_columns(found: dict[str, pd.Series], wanted: tuple[str, ...], notes: list[str]) -> None:
-    """Adds missing tokens or flops to `found` by C = 6 N D, with a note. Cells that are no numbers become NaN: `to_numbers` raises for them."""
+    """Adds missing tokens or flops to `found` by C = 6 N D, with a note. Cells that are no numbers become
+    NaN: `to_numbers` raises for them."""
     import pandas as pd
 
     number = {name: pd.to_numeric(values, errors="coerce") for name, values in found.items() if name in ("parameters", "tokens", "flops")}
@@ -140,7 +146,8 @@ def derive_columns(found: dict[str, pd.Series], wanted: tuple[str, ...], notes: 
 
 
 def to_numbers(found: dict[str, pd.Series], path: Path, notes: list[str]) -> dict[str, np.ndarray]:
-    """The columns as float64 [n] (run: as text), without rows that have a gap. Raises UserError for a column that isn't numeric."""
+    """The columns as float64 [n] (run: as text), without rows that have a gap. Raises UserError for a column
+    that isn't numeric."""
     import pandas as pd
 
     arrays = {}

@@ -25,7 +25,8 @@ class ReportFigure:
 
 
 def interval_band(estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % band, lower and upper end [m], of a positive curve [m] from its resamples [k, m]; quantiles and `widen` act on logarithms."""
+    """The 95 % band, lower and upper end [m], of a positive curve [m] from its resamples [k, m]; quantiles
+    and `widen` act on logarithms."""
     log = np.log(estimate)
     low, high = np.nanquantile(np.log(draws), [0.025, 0.975], axis=0)
     return np.exp(log + widen * (low - log)), np.exp(log + widen * (high - log))

@@ -1,4 +1,5 @@
-"""The blocks that a page consists of, as data; `page.html.jinja` has a macro for each kind of block, and all of the HTML."""
+"""The blocks that a page consists of, as data; `page.html.jinja` has a macro for each kind of block, and all
+of the HTML."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines as a list."""
+    """A list with a bullet for each line."""
 
     kind: ClassVar[str] = "listing"
     lines: Sequence[str]

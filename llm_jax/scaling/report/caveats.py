@@ -1,4 +1,5 @@
-"""The assumptions that a report's conclusion rests on, each tested on the table: caveats, those that hold, and unknown ones."""
+"""The assumptions that a report's conclusion rests on, each tested on the table: caveats, those that hold,
+and unknown ones."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def warnings(study: Study) -> Iterator[Assumption]:
 
 
 def edges(study: Study) -> Iterator[Assumption]:
-    """Whether every budget's minimum lies between its smallest and largest size."""
+    """Checks whether every budget's minimum lies between its smallest and largest size."""
     if not study.minima:
         return
     out = [m for m in study.minima if m.on_edge]
@@ -168,7 +169,7 @@ def conventions(study: Study) -> Iterator[Assumption]:
 
 
 def law(study: Study) -> Iterator[Assumption]:
-    """Whether the law's floor is below all losses, and its residuals have no trend with N or D."""
+    """Checks whether the law's floor is below all losses, and its residuals have no trend with N or D."""
     fit = study.parametric
     if fit is None:
         return
@@ -197,7 +198,7 @@ def law(study: Study) -> Iterator[Assumption]:
 
 
 def approaches(study: Study) -> Iterator[Assumption]:
-    """Whether approaches 2 and 3 agree on the exponent and on N* at the largest budget."""
+    """Checks whether approaches 2 and 3 agree on the exponent and on N* at the largest budget."""
     curves, fit = study.isoflop, study.parametric
     if curves is None or fit is None:
         return
@@ -217,7 +218,7 @@ def approaches(study: Study) -> Iterator[Assumption]:
 
 
 def points(study: Study) -> Iterator[Assumption]:
-    """Whether there are enough runs and budgets, over a wide enough span of compute."""
+    """Checks whether there are enough runs and budgets, over a wide enough span of compute."""
     if fit := study.parametric:
         used, free = fit.settings["runs_used"], 4 if fit.settings["tied"] else 5
         few = used < FEW_A_PARAMETER * free
@@ -245,7 +246,7 @@ def points(study: Study) -> Iterator[Assumption]:
 
 
 def noise(study: Study) -> Iterator[Assumption]:
-    """Whether the spread of loss between seeds was measured, and is as small as the fit assumes."""
+    """Checks whether the spread of loss between seeds was measured, and is as small as the fit assumes."""
     if not study.fits or "seed" not in study.table:
         return
     same = [name for name in ("parameters", "tokens", "learning_rate", "batch_size", "layers", "embed") if name in study.table]
@@ -271,7 +272,7 @@ def noise(study: Study) -> Iterator[Assumption]:
 
 
 def schedules(study: Study) -> Iterator[Assumption]:
-    """Whether all runs have one schedule that decays to their own end, after a short warm-up."""
+    """Checks whether all runs have one schedule that decays to their own end, after a short warm-up."""
     done = study.table[(study.runs.status == "finished").to_numpy()]
     if "schedule" not in done or not study.fits:
         if study.fits:
@@ -314,7 +315,7 @@ def schedules(study: Study) -> Iterator[Assumption]:
 
 
 def tuning(study: Study) -> Iterator[Assumption]:
-    """Whether the best run of each sweep lies inside of the sweep."""
+    """Checks whether the best run of each sweep lies inside of the sweep."""
     found = sweeps(study.table, study.runs)
     for sweep in found:
         if sweep.edges:
@@ -329,7 +330,7 @@ def tuning(study: Study) -> Iterator[Assumption]:
 
 
 def data(study: Study) -> Iterator[Assumption]:
-    """Whether runs saw each token once."""
+    """Checks whether runs saw each token once."""
     if "epochs" in study.table and study.fits:
         epochs = pd.to_numeric(study.table.epochs[study.runs.status == "finished"], errors="coerce").dropna()
         if len(epochs):
@@ -343,7 +344,7 @@ def data(study: Study) -> Iterator[Assumption]:
 
 
 def lost(study: Study) -> Iterator[Assumption]:
-    """Whether runs are missing from the fits, having failed or diverged."""
+    """Checks whether runs are missing from the fits, having failed or diverged."""
     gone = study.runs[study.runs.status != "finished"]
     if len(gone):
         counts = ", ".join(f"{count} {status}" for status, count in gone.status.value_counts().items())

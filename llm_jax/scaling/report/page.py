@@ -29,7 +29,8 @@ def make_page(study: Study, figures: Figures) -> str:
     summary, cards = summarise(study, found)
 
     def pictures(*keys: str) -> list[Picture]:
-        """The figures that could be drawn; the section "What this table does not show" has the reasons for the others."""
+        """The figures that could be drawn; the section "What this table does not show" has the reasons for
+        the others."""
         return [figure for key in keys if isinstance(figure := figures.get(key), Picture)]
 
     reasons = [why for why in figures.values() if isinstance(why, str)]

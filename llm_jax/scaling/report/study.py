@@ -39,15 +39,15 @@ WHAT_C_COUNTS = {"exact": "6 FLOPs for each weight of a matrix product, head inc
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report shows."""
+    """The data of a report: table, runs, fits and predictions."""
 
     data: Path
     """The file of the table of runs."""
     table: pd.DataFrame
     """The table of runs, unchanged."""
     runs: pd.DataFrame
-    """A row for each row of the table: parameters, tokens, flops, loss (in `convention`; NaN where unknown), name, status, reason,
-    held_out, run_dir."""
+    """A row for each row of the table: parameters, tokens, flops, loss (in `convention`; NaN where unknown),
+    name, status, reason, held_out, run_dir."""
     convention: str
     """The convention of N and FLOPs."""
     notes: list[str]
@@ -59,7 +59,8 @@ class Study:
     refusals: dict[str, str]
     """Method → why it has no fit."""
     minima: tuple[Minimum, ...]
-    """The minima of the IsoFLOP curves, even if too few for a line; empty where the runs have no common budgets."""
+    """The minima of the IsoFLOP curves, even if too few for a line; empty where the runs have no common
+    budgets."""
     points: Mapping[str, np.ndarray]
     """The runs of the IsoFLOP curves: parameters, loss, budget."""
     predictions: dict[str, dict[str, Any]]
@@ -122,13 +123,15 @@ class StudyOptions:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
     strict: bool = True
-    """Whether an error of the requested method is raised; if not, the report has it as the reason why there is no fit."""
+    """Whether an error of the requested method is raised; if not, the report has it as the reason why there
+    is no fit."""
 
 
 def make_study(data: Path, how: StudyOptions) -> Study:
     """Reads the table and fits it by the requested method, and by its pair (approach 2 or 3).
 
-    Raises UserError where the table can't be read, and, if `how.strict`, where the requested method has no fit.
+    Raises UserError where the table can't be read, and, if `how.strict`, where the requested method has no
+    fit.
     """
     mapping, convention = dict(how.mapping), how.convention
     table = load_table(data)
@@ -169,14 +172,16 @@ def make_study(data: Path, how: StudyOptions) -> Study:
 
 
 def fit_table(data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Fits the table by a method; also returns notes on the data. Raises UserError where the method has no fit."""
+    """Fits the table by a method; also returns notes on the data. Raises UserError where the method has no
+    fit."""
     method = METHODS[name]
     columns, convention, notes = read_columns(data, mapping, convention, method.needs, method.may)
     return method.fit(**columns, **options, convention=convention), notes
 
 
 def numeric_runs(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Every run of the table with its numbers for fits (NaN where unknown), including runs that no fit uses; as `Study.runs`."""
+    """Every run of the table with its numbers for fits (NaN where unknown), including runs that no fit uses;
+    as `Study.runs`."""
     import pandas as pd
 
     found = {name: pd.to_numeric(table[names[name]], errors="coerce") for name in NUMBERS if name in names}
@@ -190,7 +195,8 @@ def numeric_runs(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Minimum, ...], Mapping[str, np.ndarray]]:
-    """The minima and points of the IsoFLOP curves: the fit's, or without a fit (e.g. too many minima on an edge) those that there are."""
+    """The minima and points of the IsoFLOP curves: the fit's, or without a fit (e.g. too many minima on an
+    edge) those that there are."""
     if fit:
         return fit.minima, fit.points
     used = runs[(runs.status == "finished") & ~runs.held_out].dropna(subset=list(NUMBERS))
@@ -212,7 +218,8 @@ def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Min
 def refit_conventions(
     data: Path, table: pd.DataFrame, mapping: Mapping[str, str], convention: str, fit: ParametricFit | None
 ) -> dict[str, ParametricFit]:
-    """Convention → the law fitted with N and C = 6 N D by that convention, for the other conventions whose columns the table has."""
+    """Convention → the law fitted with N and C = 6 N D by that convention, for the other conventions whose
+    columns the table has."""
     if fit is None or convention not in CONVENTIONS or {"parameters", "flops"} & set(mapping):
         return {}
     settings = {key: fit.settings[key] for key in ("residuals", "delta", "tied", "drop_highest_losses")}

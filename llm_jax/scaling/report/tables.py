@@ -237,7 +237,7 @@ def runs_table(study: Study) -> list[Block]:
 
 
 def settings_table(study: Study) -> list[Block]:
-    """The settings of each fit."""
+    """The settings of each fit, a table for each method."""
     made: list[Block] = []
     for method, fit in study.fits.items():
         rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]

@@ -36,11 +36,13 @@ def write_report(
     folder: Path,
     **options: Any,
 ) -> Path:
-    """Writes the report on a table of runs into a folder, and returns the path of its page; `options` are fields of `StudyOptions`.
+    """Writes the report on a table of runs into a folder, and returns the path of its page; `options` are
+    fields of `StudyOptions`.
 
-    A prediction.json beside the table is compared with the measured losses. fit.json is the requested fit; the fit by the other of
-    approaches 2 and 3 is fit_isoflop.json or fit_parametric.json. Raises UserError where the table can't be read or has nothing to
-    report, and where `method` has no fit, unless strict=False.
+    A prediction.json beside the table is compared with the measured losses. fit.json is the requested fit;
+    the fit by the other of approaches 2 and 3 is fit_isoflop.json or fit_parametric.json. Raises UserError
+    where the table can't be read or has nothing to report, and where `method` has no fit, unless
+    strict=False.
     """
     study = make_study(data, StudyOptions(**options))
     if not (study.fits or study.minima or runs.sweeps(study.table, study.runs)):
@@ -56,7 +58,8 @@ def write_report(
 
 
 def write_fits(study: Study, folder: Path) -> None:
-    """Writes fit.json and the fit of its pair; removes those of an earlier report, even if this one has none."""
+    """Writes fit.json and the fit of its pair; removes those of an earlier report, even if this one has
+    none."""
     for name in ("fit.json", *(f"fit_{method}.json" for method in PAIRED_METHODS)):
         (folder / name).unlink(missing_ok=True)
     for method, fit in study.fits.items():
@@ -67,7 +70,8 @@ def write_fits(study: Study, folder: Path) -> None:
 
 
 def draw(study: Study, folder: Path) -> Figures:
-    """Writes the figures as PNGs into the folder and returns them for the page: as SVG with a caption, or the reason why there is none."""
+    """Writes the figures as PNGs into the folder and returns them for the page: as SVG with a caption, or the
+    reason why there is none."""
     folder.mkdir(exist_ok=True)
     made: Figures = {}
     kept: set[str] = set()

@@ -22,7 +22,8 @@ def epoch_fit(epoch):
 
 
 def test_epochs_points_give_epochs_law(epoch_fit):
-    """The optimum that Besiroglu et al. (2024) print, to more digits. The objective is flat: tolerances are what 1e-9 in it allows."""
+    """The optimum that Besiroglu et al. (2024) print, to more digits. The objective is flat: tolerances are
+    what 1e-9 in it allows."""
     p = epoch_fit.parameters
     assert epoch_fit.objective <= 1.018275e-3
     assert p["E"] == pytest.approx(1.81722, abs=5e-4)
@@ -41,15 +42,16 @@ def test_objective_is_that_of_the_paper_whose_rounded_parameters_are_no_optimum(
 
 @pytest.mark.parametrize(("name", "error"), [("alpha", 0.0154), ("beta", 0.0206), ("E", 0.0257), ("A", 124.5), ("B", 1293)])
 def test_bootstrap_errors_are_epochs(epoch_fit, name, error):
-    """Within 10 %: B's has heavy tails, and from seed to seed its error at 4,000 resamples goes from 1,270 to 1,450."""
+    """Within 10 %: B's has heavy tails, and from seed to seed its error at 4,000 resamples goes from 1,270 to
+    1,450."""
     assert epoch_fit.standard_errors[name] == pytest.approx(error, rel=0.1)
     low, high = epoch_fit.intervals_95[name]
     assert low < epoch_fit.parameters[name] < high
 
 
 def test_errors_by_the_delta_method_are_near_those_of_resamples(epoch_fit):
-    """Of the exponents and E within 25 %: the density of residuals, which the delta method needs, is that uncertain from 240 points.
-    A and B are not compared: their resamples are far from normal."""
+    """Of the exponents and E within 25 %: the density of residuals, which the delta method needs, is that
+    uncertain from 240 points. A and B are not compared: their resamples are far from normal."""
     for name in ("E", "alpha", "beta", "a"):
         assert epoch_fit.standard_errors_delta[name] == pytest.approx(epoch_fit.standard_errors[name], rel=0.25)
 
@@ -122,7 +124,8 @@ def test_tied_exponents_are_one_and_a_is_half():
 
 
 def test_errors_of_every_resampling_are_the_spread_of_estimates_over_fresh_noise():
-    """Of 200 tables with fresh noise. Resamples of one table are within a factor of 1.5: that much one table's residuals vary."""
+    """Of 200 tables with fresh noise. Resamples of one table are within a factor of 1.5: that much one
+    table's residuals vary."""
     runs = made_runs(noise=0.003)
     options = {"delta": 0.1, "bootstrap": 200}
     found = {how: fit.parametric(runs.parameters, runs.tokens, runs.loss, resampling=how, **options) for how in ("case", "residual", "subsample")}

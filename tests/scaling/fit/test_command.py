@@ -26,7 +26,8 @@ FOREIGN = ["columns.parameters=Model Size", "columns.flops=Training FLOP", "colu
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A table of our own runs: a diverged one, whole steps that miss the budget a little, and the conventions' columns."""
+    """A table of our own runs: a diverged one, whole steps that miss the budget a little, and the
+    conventions' columns."""
     runs = made_runs(noise=0.0005)
     own = pd.DataFrame(
         {

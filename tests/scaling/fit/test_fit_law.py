@@ -1,4 +1,5 @@
-"""The other laws: each recovers the constants that its points were made from, and raises where the points don't determine them."""
+"""The other laws: each recovers the constants that its points were made from, and raises where the points
+don't determine them."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ def noise(count: int, size: float, seed: int = 0) -> np.ndarray:
 
 
 def repeated_runs(size: float = 0.0) -> dict[str, np.ndarray]:
-    """Sizes x unique tokens x epochs under the paper's constants. Single epochs are of sizes for which their tokens are enough:
-    parameters in excess bend the paper's law even without repetition, and a law fitted to them would be another."""
+    """Sizes x unique tokens x epochs under the paper's constants. Single epochs are of sizes for which their
+    tokens are enough: parameters in excess bend the paper's law even without repetition, and a law fitted to
+    them would be another."""
     law, r_d, r_n = fit.published_repetition()
     n, u, epochs = (a.ravel() for a in np.meshgrid(np.geomspace(2e6, 1e9, 8), [3e8, 1e9, 3e9, 1e10], [1.0, 2, 4, 8, 20, 50], indexing="ij"))
     kept = (epochs > 1) | (n < law.G * (law.G * u) ** (law.a / law.b))
@@ -63,7 +65,8 @@ def test_law_of_over_training_comes_back_and_is_approach_3_with_one_exponent():
 
 
 def test_repeated_tokens_count_as_in_the_paper():
-    """Arithmetic of arXiv:2305.16264: R_D repetitions are worth 1 - 1/e of new tokens each; the limit is U (1 + R_D)."""
+    """Arithmetic of arXiv:2305.16264: R_D repetitions are worth 1 - 1/e of new tokens each; the limit is U (1
+    + R_D)."""
     u = 1e9
     assert effective(u, u, 15.0) == u
     assert effective(u, u / 2, 15.0) == u  # no fewer than the unique ones
@@ -126,7 +129,8 @@ def test_an_accuracy_out_of_range_is_refused():
 
 
 def test_envelope_of_training_curves_finds_a_known_exponent():
-    """Curves whose every point is the law's: sizes are a factor of 1.5 apart, which is what the exponent is read from."""
+    """Curves whose every point is the law's: sizes are a factor of 1.5 apart, which is what the exponent is
+    read from."""
     sizes = np.geomspace(2e7, 5e9, 16)
     rows = []
     for i, n in enumerate(sizes):

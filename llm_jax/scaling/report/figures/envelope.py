@@ -13,11 +13,13 @@ from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
 
 ABOVE = 0.25
-"""The loss axis ends this part of the envelope's span above it: the first steps would take most of the height."""
+"""The loss axis ends this part of the envelope's span above it: the first steps would take most of the
+height."""
 
 
 def curves(study: Study) -> ReportFigure:
-    """Loss against compute of every curve, with their envelope; beside it the sizes along the envelope, and the line through them."""
+    """Loss against compute of every curve, with their envelope; beside it the sizes along the envelope, and
+    the line through them."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
@@ -87,7 +89,8 @@ def curves(study: Study) -> ReportFigure:
 
 
 def caption(fit: EnvelopeFit, count: int, sizes: np.ndarray) -> str:
-    """The caption: the envelope, the sizes along it with the line's exponent, and how far apart these sizes are."""
+    """The caption: the envelope, the sizes along it with the line's exponent, and how far apart these sizes
+    are."""
     front, used = fit.frontier, fit.frontier["used"]
     c, loss, best = (front[name][used] for name in ("flops", "loss", "parameters"))
     inside = np.unique(best)

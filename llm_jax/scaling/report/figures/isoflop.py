@@ -148,7 +148,8 @@ def highest_shown(study: Study) -> float:
 
 
 def cost_of_twice(minimum: Minimum) -> float | None:
-    """The mean of the losses at half and at twice N*, in nats above the minimum; None where the curve does not reach both."""
+    """The mean of the losses at half and at twice N*, in nats above the minimum; None where the curve does
+    not reach both."""
     if minimum.parameters is None or minimum.loss is None:
         return None
     log_n, star = np.log(minimum.curve_parameters), np.log(minimum.parameters)
@@ -208,7 +209,8 @@ def optima(study: Study) -> ReportFigure | str:
 
 
 def optima_caption(study: Study, fits: dict, largest: float) -> str:
-    """The caption of the optima: the exponents, the optimum at the largest budget and at ten times it, and whether two fits agree."""
+    """The caption of the optima: the exponents, the optimum at the largest budget and at ten times it, and
+    whether two fits agree."""
     sentences = ["Compute-optimal size, tokens and tokens a parameter; bands are 95 %, dashed beyond the largest run."]
     for name, fit in fits.items():
         n, d = optimum(fit, np.array([largest, EXTRAPOLATE * largest]))

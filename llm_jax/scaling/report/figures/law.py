@@ -1,4 +1,5 @@
-"""Figures of the law of N and D: loss against compute with the frontier and held-out runs, contours, residuals."""
+"""Figures of the law of N and D: loss against compute with the frontier and held-out runs, contours,
+residuals."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def frontier_draws(fit: ParametricFit, at: np.ndarray) -> np.ndarray:
 
 
 def held_out_rows(study: Study) -> list[dict]:
-    """Each held-out run with its prediction, from before its training or else by the law, and its measured loss."""
+    """Each held-out run with its prediction, from before its training or else by the law, and its measured
+    loss."""
     found = []
     for name, entry in study.predictions.items():
         row = study.runs[study.runs.name == name]

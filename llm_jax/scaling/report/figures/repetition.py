@@ -90,7 +90,8 @@ def spread_out(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def caption(fit: LawFit, law: Law, shown: int) -> str:
-    """The caption: the constants, the cost of repetition in the run with the most epochs, and how well the law fits."""
+    """The caption: the constants, the cost of repetition in the run with the most epochs, and how well the
+    law fits."""
     points, used = fit.points, fit.points["used"]
     times = points["tokens"] / points["unique_tokens"]
     r_d, r_n = fit.parameters["R_D"], fit.parameters["R_N"]

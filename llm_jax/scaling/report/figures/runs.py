@@ -67,7 +67,8 @@ class Sweep:
 
 
 def sweeps(table: pd.DataFrame, runs: pd.DataFrame) -> list[Sweep]:
-    """The sweeps in a table, smallest model first: runs of equal N and (to 5 %) equal tokens, at three learning rates or more."""
+    """The sweeps in a table, smallest model first: runs of equal N and (to 5 %) equal tokens, at three
+    learning rates or more."""
     if not {"learning_rate", "batch_size", "sequence_length"} <= set(table):
         return []
     both = runs.assign(rate=table.learning_rate, batch=table.batch_size * table.sequence_length).dropna(
@@ -101,7 +102,8 @@ def sweeps(table: pd.DataFrame, runs: pd.DataFrame) -> list[Sweep]:
 
 
 def sweep_figure(study: Study) -> ReportFigure | str:
-    """Heat maps of loss over learning rate and batch, or curves over the learning rate where no model has two batch sizes."""
+    """Heat maps of loss over learning rate and batch, or curves over the learning rate where no model has two
+    batch sizes."""
     found = sweeps(study.table, study.runs)
     if not found:
         return "No map of learning rate and batch: no model of the table was trained at three learning rates or more, all else equal."
@@ -269,7 +271,8 @@ def training(study: Study) -> ReportFigure | str:
 
 
 def folder_of(data: Path, run_dir: str) -> Path | None:
-    """A run's folder: as the table names it or, if it was moved with the table, below the table's folder; None if in neither."""
+    """A run's folder: as the table names it or, if it was moved with the table, below the table's folder;
+    None if in neither."""
     named = Path(run_dir)
     for folder in (named, data.parent / named, data.parent / "points" / named.name):
         if (folder / "metrics.jsonl").is_file():
