@@ -4,8 +4,8 @@ a device idle.
   python tools/bench_vmap.py                    both works, 4, 8 and 16 runs at once, on one device
   python tools/bench_vmap.py devices=2          also spread over so many devices (simulated ones of a CPU)
   python tools/bench_vmap.py runs=8 rounds=30   other numbers of runs (4,8,16) and of rounds (20)
-  python tools/bench_vmap.py whole=200          whole runs of so many steps too, from the corpus to the run
-  folder, 8 of them json=PATH                                     also writes the figures there
+  python tools/bench_vmap.py whole=200          also 8 whole runs of 200 steps, from the corpus to the run folder
+  json=PATH                                     also writes the figures into a file
 
 A round does one step of each variant in turn, in one process, on random tokens; the figures are medians. The
 runs differ in seed, learning rate, and weight decay. Whole runs are on the standard library, in folders that

@@ -197,12 +197,10 @@ def read_sizes(key: str, text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoordinateCheckCommand:
-    """Checks that activations learn at one speed at all sizes: python -m llm_jax.scaling.coordinate_check
-    experiment=NAME widths=64,128,256,512 ...
+    """Checks that activations learn at one speed at all sizes (muP): python -m llm_jax.scaling.coordinate_check ...
 
       python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
-      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16
-      out=checks/depth
+      python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=mine
 
     Models of several widths (or depths) take a few steps, in the standard parametrisation and in muP (or
     CompleteP). After each step it measures the root mean square change of activations since the start, on one

@@ -117,8 +117,7 @@ def describe(found: Curves, against: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferCommand:
-    """Shows how the best learning rate depends on a model's size: python -m llm_jax.scaling.transfer
-    data=runs.csv ...
+    """Compares best learning rates between sizes: python -m llm_jax.scaling.transfer data=runs.csv ...
 
       python -m llm_jax.scaling.transfer data=runs/scaling/mup_transfer/default/runs.csv out=transfer.png
       python -m llm_jax.scaling.transfer data=runs/depths/runs.csv against=layers

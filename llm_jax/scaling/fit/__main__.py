@@ -14,13 +14,12 @@ from llm_jax.scaling.fit.arguments import FitArguments, method_names
 class FitCommand(FitArguments):
     """Fits a scaling law to a table of runs: python -m llm_jax.scaling.fit data=TABLE.csv method=NAME ...
 
-      python -m llm_jax.scaling.fit data=runs/scaling/isoflop_cpu/runs.csv method=isoflop
-      out=runs/scaling/isoflop_cpu
-      python -m llm_jax.scaling.fit data=TABLE.csv columns.parameters="Model Size" columns.flops="Training
-      FLOP" columns.loss=loss \\
-          method=parametric drop_highest_losses=5 bootstrap=1000 out=FOLDER
+      python -m llm_jax.scaling.fit data=runs/scaling/isoflop_cpu/runs.csv method=isoflop \\
+          out=runs/scaling/isoflop_cpu
+      python -m llm_jax.scaling.fit data=TABLE.csv columns.parameters="Model Size" \\
+          columns.flops="Training FLOP" columns.loss=loss method=parametric drop_highest_losses=5 out=FOLDER
 
-    Exit codes: 0 done, 2 a mistake in the command line, or data that can't carry the fit (one line names it).
+    Exit codes: 0 done, 2 a mistake in the command line, or data that don't determine the fit (one line names it).
     """
 
     method: str = argument(shown="NAME", choices=method_names)
