@@ -40,9 +40,9 @@ class EvaluateCommand:
     """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more
     of its document."""
     tokens: int | None = argument(None, least=1)
-    """Scores at most so many tokens, rounded up to whole batches."""
+    """Maximum tokens to score, rounded up to whole batches."""
     batches: int | None = argument(None, least=1)
-    """Scores at most so many batches."""
+    """Maximum batches to score."""
     out: Path | None = argument(None, shown="FILE.json", read=functools.partial(output_file, endings=(".json",)))
     """Writes the scores there too."""
     model: ModelArguments = part(ModelArguments)

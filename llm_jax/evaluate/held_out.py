@@ -31,9 +31,9 @@ class Scores:
     sources: dict[str, float]
     """Sources of the corpus and their shares."""
     eval_loss: float
-    """Nats per token."""
+    """Mean loss in nats per token."""
     perplexity: float
-    """exp(eval_loss)."""
+    """exp of `eval_loss`."""
     eval_bits_per_byte: float
     """Bits per byte of the predicted tokens; with a lossless tokenizer these are the text's bytes."""
     eval_tokens: int

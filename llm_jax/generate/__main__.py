@@ -36,7 +36,7 @@ def ids_of(key: str, value: str) -> tuple[int, ...]:
 
 
 def unescaped(key: str, value: str) -> str:
-    """A text of the command line in which \\n is a line end."""
+    """A text of the command line, where \\n is a line end."""
     return value.replace("\\n", "\n")
 
 

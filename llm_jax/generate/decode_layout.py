@@ -1,4 +1,5 @@
-"""Where a model lives while it decodes: its layout without what decoding one position at a time can't use."""
+"""The placement of a model while it decodes: its layout without splits that one position at a time can't
+use."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ SMALLEST_BUCKET = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class DecodeState:
-    """What changes from step to step. The caches are split over devices by the layout; the other arrays are
-    on every device."""
+    """The arrays that change from step to step. The caches are split over devices by the layout; the other
+    arrays are on every device."""
 
     caches: list[caches.Cache]
     """One for each layer, bottom to top."""

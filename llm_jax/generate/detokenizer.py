@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 CONTEXT = 8
-"""How many earlier tokens are decoded together with new ones: SentencePiece drops the space before the first
-word of what it decodes."""
+"""Number of earlier tokens that are decoded together with new ones: SentencePiece drops the space before the
+first word of what it decodes."""
 UNFINISHED = 3
 """An incomplete UTF-8 character has at most this many bytes, and decodes to at most this many U+FFFD at the
 end of the text."""

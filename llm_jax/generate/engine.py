@@ -34,7 +34,7 @@ from llm_jax.train.state import TrainModel
 
 
 def no_log(line: str) -> None:
-    """Discards a line."""
+    """The default `log`: discards the line."""
 
 
 @dataclasses.dataclass
@@ -50,9 +50,9 @@ class ActiveRequest:
     max_new_tokens: int
     """Tokens that its continuation can have: as many as were requested, or as the model has positions for."""
     submitted: float
-    """`Engine.clock` at that moment."""
+    """`Engine.clock` when it was submitted."""
     slot: int = -1
-    """-1: it waits."""
+    """The slot that it runs in; -1 while it waits."""
 
 
 class Engine:
@@ -71,7 +71,7 @@ class Engine:
         prefill_rows: int = 1,
         log: Callable[[str], None] = no_log,
     ):
-        """A train loop has these four; `Engine.of` takes them from an opened model.
+        """A train loop has the first four arguments; `Engine.of` takes them from an opened model.
 
         name: of the model, for errors. slots: requests that run at once; others wait. max_tokens: maximum of
         prompt and continuation together. prefill_rows: prompts (of one bucket of lengths) that are read at
@@ -98,7 +98,7 @@ class Engine:
         self.slots: list[ActiveRequest | None] = [None] * self.programs.slots
         self.settings = self.programs.replicate(row_settings(self.slots))
         self.results: dict[int, Result] = {}
-        """Of all requests by their ids. Callers take out (`pop`) what they no longer need."""
+        """Results of all requests by their ids. Callers take out (`pop`) what they no longer need."""
         self.next_id = 0
 
     @classmethod
@@ -169,7 +169,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request waits or runs."""
+        """True if any request waits or runs."""
         return bool(self.waiting) or any(self.slots)
 
     def step(self) -> list[Event]:

@@ -1,4 +1,5 @@
-"""What the engine needs of a tokenizer, and a stand-in for models without one: their text is token ids."""
+"""The part of a tokenizer that the engine needs, and a stand-in for models without one: their text is token
+ids."""
 
 from __future__ import annotations
 

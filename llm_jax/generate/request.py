@@ -45,8 +45,8 @@ class Request:
     seed: int = 0
     """Seed of the sampling noise. Equal seeds and prompts give equal text."""
     logprobs: int = 0
-    """How many of the most likely tokens are reported, with their log-probabilities, at each position. (The
-    chosen token's always is.)"""
+    """Number of most likely tokens that are reported with their log-probabilities at each position. (The
+    chosen token's is always reported.)"""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -76,7 +76,7 @@ class Event:
     """One new token of one request."""
 
     id: int
-    """Of the request, as `Engine.submit` returned it."""
+    """Id of the request, as `Engine.submit` returned it."""
     token: int
     text: str
     """Text that is now certain. An incomplete character, or the possible beginning of a stop string, comes
@@ -87,7 +87,7 @@ class Event:
     top: tuple[tuple[int, float], ...] = ()
     """(id, log-probability) of the `Request.logprobs` most likely tokens, best first."""
     finished: Reason | None = None
-    """Why the text ended with this token; None: it goes on."""
+    """Why the text ended with this token; None: it continues."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Result:
 
     request: Request
     prompt_tokens: int
-    """How many tokens the prompt has."""
+    """Number of tokens of the prompt."""
     tokens: list[int] = field(default_factory=list)
     """Token ids of the continuation, including the EOS or the tokens of the stop string that ended it."""
     logprobs: list[float] = field(default_factory=list)

@@ -52,7 +52,8 @@ def split_step(value: str) -> tuple[str, int | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """Writes a page about what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is all we"
+    """Writes a page about what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is
+    all we"
 
       python -m llm_jax.inspect runs/quickstart/default text="def main():"
       python -m llm_jax.inspect runs/quickstart/default file=module.py tokens=200 diff=runs/quickstart/default@100
@@ -74,9 +75,11 @@ class InspectArguments:
     tokens: int | None = argument(None, least=2, most=MAX_TOKENS)  # the second is predicted from the first
     """Takes the first N tokens of a longer text."""
     layers: tuple[int, ...] | None = argument(None, least=0)
-    """Attention maps of these layers only, which leaves room for more tokens; everything else is computed for all layers."""
+    """Attention maps of these layers only, which leaves room for more tokens; everything else is computed for
+    all layers."""
     word: str = argument("", shown="WORD", read=stripped_word)
-    """Follows the vector of this word through the layers in two texts (contexts=); an example, if not given."""
+    """Follows the vector of this word through the layers in two texts (contexts=); an example, if not
+    given."""
     contexts: tuple[str, str] | None = argument(None, shown="TEXT|TEXT", read=two_texts)
     """The two texts, separated by |, that both contain the word."""
     tokenizers: tuple[str, ...] = argument((), shown="A,B", read=names)
@@ -84,8 +87,8 @@ class InspectArguments:
     diff: str = argument("", shown="RUN", read=some_text)
     """Compares with another checkpoint of the same kind of model; diff=RUN@STEP with that of a step."""
     out: Path | None = argument(None, shown="FOLDER", read=output_folder)
-    """The folder for inspect.html (one file, readable without a network), figures/*.png and inspect.json; RUN_OR_FOLDER/inspect, if not
-    given."""
+    """The folder for inspect.html (one file, readable without a network), figures/*.png and inspect.json;
+    RUN_OR_FOLDER/inspect, if not given."""
     model: ModelArguments = part(ModelArguments)
 
     def check(self) -> None:
@@ -104,8 +107,8 @@ class InspectArguments:
 
     @functools.cached_property
     def source(self) -> tuple[str, str]:
-        """(the text, the key and value that it comes from, for errors). The text is empty if ids are given. Raises UserError for a file
-        that can't be read, or is empty."""
+        """(the text, the key and value that it comes from, for errors). The text is empty if ids are given.
+        Raises UserError for a file that can't be read, or is empty."""
         if self.ids is not None:
             return "", f"ids={','.join(map(str, self.ids))}"[:44]
         if self.text is not None:

@@ -32,7 +32,7 @@ class WeightDifference(NamedTuple):
     cosine: float
     """Cosine similarity of both as flat vectors; 0 if one is zero."""
     numbers: int
-    """Entries of the weight."""
+    """Number of entries of the weight."""
 
 
 def check_alike(here: PretrainedModel, there: PretrainedModel, key: str) -> None:

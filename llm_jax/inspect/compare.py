@@ -30,7 +30,7 @@ class Comparison:
 
 
 def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarray) -> Comparison:
-    """Opens the other checkpoint and compares. The weights of both are on the devices meanwhile. Raises
+    """Opens the other checkpoint and compares. The weights of both are on the devices at a time. Raises
     UserError. ids: [T], of the text."""
     key, (run, step) = f"diff={arguments.diff}", split_step(arguments.diff)
     try:

@@ -6,16 +6,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from llm_jax.core.figure_style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, WIDTH, new_figure
 from llm_jax.inspect.analysis import Findings
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SEQUENTIAL_COLOURS = ("#ffffff", "#9ecae1", "#3182bd", "#08306b")
 """Colours for amounts, from white for zero. (On a dark page figures are inverted: black.)"""
@@ -32,7 +34,7 @@ class InspectFigure:
     """A figure and its texts."""
 
     name: str
-    """File name without .png."""
+    """Name of the file, without .png."""
     figure: Figure
     caption: str
     alt: str
@@ -70,8 +72,6 @@ def loss(found: Findings) -> InspectFigure:
 def attention(found: Findings) -> InspectFigure:
     """Small attention maps of heads. They are one image, because matplotlib takes long to draw that many
     axes."""
-    from matplotlib.patches import Rectangle
-
     maps = found.maps
     rows, columns = evenly_spaced(len(maps.layers)), evenly_spaced(maps.weights.shape[1])
     cell = -(-MIN_SIDE // maps.length)
@@ -266,8 +266,6 @@ FIGURES: tuple[Callable[[Findings], InspectFigure | None], ...] = (
 
 def colour_map() -> Any:
     """`SEQUENTIAL_COLOURS` as a colour map, with grey for missing values."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     return LinearSegmentedColormap.from_list("more", SEQUENTIAL_COLOURS).with_extremes(bad=FAINT)
 
 
@@ -293,8 +291,6 @@ def drawable_label(label: str, limit: int = 12) -> str:
 @functools.cache
 def drawable() -> frozenset[int]:
     """Code points of the characters in the figures' font."""
-    from matplotlib.font_manager import findfont, get_font
-
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
@@ -310,9 +306,7 @@ def evenly_spaced(count: int) -> list[int]:
 
 
 def integer_ticks(ax: Any, y: bool = True) -> None:
-    """Sets ticks at whole numbers along x, and along y if asked."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Sets ticks at whole numbers along x, and along y if `y`."""
     for axis in (ax.xaxis, ax.yaxis) if y else (ax.xaxis,):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 

@@ -36,7 +36,7 @@ function."""
 
 
 class Layer(NamedTuple):
-    """What was recorded of a layer, as numpy arrays."""
+    """The recorded values of a layer, as numpy arrays."""
 
     number: int
     """From 0; -1: the stream that enters the first layer."""

@@ -82,7 +82,7 @@ class Readout:
 
     @functools.cached_property
     def jitted(self) -> Any:
-        """(parameters, x_BTD) → logits_BTV."""
+        """The jitted function (parameters, x_BTD) → logits_BTV, float32."""
         program = self.opened.program
         place = program.place
 
@@ -105,8 +105,8 @@ def predictions_from_logits(logits_BTV: jax.Array, targets_BT: np.ndarray) -> tu
 
 
 class Divergence(NamedTuple):
-    """How the predictions of two models differ at T positions; p are the first model's probabilities, q the
-    second's."""
+    """Differences between the predictions of two models at T positions; p are the first model's
+    probabilities, q the second's."""
 
     kl: np.ndarray
     """float32 [T], nats: KL(p ‖ q), the sum of p ln(p / q)."""

@@ -26,14 +26,14 @@ class KernelRow:
 
     kind: str
     source: str
-    """Where the kernels come from in the model (`Instruction.op_name`)."""
+    """Place in the model that the kernels come from (`Instruction.op_name`)."""
     count: int
     """Runs in a step; like all numbers below, with loop trips multiplied in."""
     flops: float
     bytes: float
-    """Bytes read and written."""
+    """Bytes read and written in all."""
     seconds: float
-    """Expected duration."""
+    """Expected duration in all."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CollectiveRow:
     seconds: float
     """Expected time on the links."""
     hidden_seconds: float
-    """The part of `seconds` in which kernels run."""
+    """The part of `seconds` during which kernels run."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Analysis:
     """What one device does in a compiled step. Seconds are predictions."""
 
     kernels: tuple[KernelRow, ...]
-    """The most seconds first."""
+    """Rows, those with the most seconds first."""
     collectives: tuple[CollectiveRow, ...]
-    """The most seconds first."""
+    """Rows, those with the most seconds first."""
     hardware_flops: float
     """FLOPs of one device in a step: matrix products, convolutions and attention, recomputation included."""
     attention_kernels: dict[str, int]
@@ -72,7 +72,7 @@ class Analysis:
     timeline: Timeline
     """The timeline with expected rates, with its events."""
     notes: tuple[str, ...]
-    """What the prediction assumes or could not know."""
+    """Assumptions of the prediction, as sentences."""
 
 
 def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> Analysis:

@@ -39,7 +39,7 @@ class Collective:
     axis: str
     """Mesh axes along which the members of a group differ, joined by "+"."""
     devices: int
-    """Devices in a group."""
+    """Number of devices in a group."""
     nodes: int
     """Number of nodes that the most scattered group spans."""
     bytes: float

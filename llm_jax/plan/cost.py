@@ -42,23 +42,23 @@ class KernelCost:
     """The cost of one run of one kernel."""
 
     name: str
-    """Name of the instruction."""
+    """Name of the HLO instruction."""
     kind: str
     """matmul, convolution, attention forward, attention backward, reduction, elementwise, copy, host copy, or
     a custom call's target."""
     source: str
-    """Where it comes from in the model (`Instruction.op_name`)."""
+    """Place in the model that the kernel comes from (`Instruction.op_name`)."""
     flops: float
     """Counted as in this module's docstring."""
     bytes: float
-    """Bytes read and written."""
+    """Bytes that one run reads and writes."""
     rate: str
     """Which peak its FLOPs run at: "bfloat16", "float32", ..."""
     passes: float = 1.0
     """Passes of the tensor cores over the product: 3 or 6 for float32 emulated with bfloat16."""
 
     def seconds(self, hardware: Hardware, efficiency: Efficiency) -> float:
-        """Predicted duration."""
+        """Predicted duration of one run."""
         if self.kind == "host copy":
             return self.bytes / HOST_BANDWIDTH + efficiency.launch
         share = {FORWARD: efficiency.attention_forward, BACKWARD: efficiency.attention_backward}.get(self.kind, efficiency.matmul)

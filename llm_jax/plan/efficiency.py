@@ -14,7 +14,7 @@ class Efficiency:
     """Shares of the hardware's rates, and overheads."""
 
     name: str
-    """Name of the set."""
+    """Name of this set of rates."""
     matmul: float
     """Share of peak FLOP/s in matrix products and convolutions."""
     attention_forward: float
@@ -22,21 +22,21 @@ class Efficiency:
     attention_backward: float
     """Share of peak FLOP/s in the backward kernel of fused attention; its recomputed scores count."""
     memory: float
-    """Share of memory bandwidth."""
+    """Share of the datasheet's memory bandwidth."""
     node: float
     """Share of the bandwidth within a node."""
     network: float
     """Share of the bandwidth across nodes."""
     launch: float
-    """Seconds between kernels."""
+    """Seconds from the end of a kernel to the start of the next."""
     slowdown: float
     """Relative increase of a kernel's duration while a collective, which uses cores and memory bandwidth,
     runs beside it."""
 
 
 BEST = Efficiency("best", 0.80, 0.65, 0.55, memory=0.92, node=0.82, network=0.92, launch=1e-6, slowdown=0.0)
-"""What single kernels and libraries reach. Large bf16 products on an H200: 80 % of the datasheet (790
-TFLOP/s, measured). Attention on an H100, causal, 8k tokens: about 65 % forward, 55 % backward
+"""The rates that single kernels and libraries reach. Large bf16 products on an H200: 80 % of the datasheet
+(790 TFLOP/s, measured). Attention on an H100, causal, 8k tokens: about 65 % forward, 55 % backward
 (FlashAttention-3, Shah et al. 2024, figures 5 and 6). NCCL within a node of 8 H100: 360 to 370 of 450
 GB/s."""
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
@@ -92,8 +94,6 @@ def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Place
 
 def draw(experiment: Experiment, program: TrainModel, path: Path) -> None:
     """Draws the layout of an experiment into a file (PNG, PDF or SVG by its ending)."""
-    from matplotlib.figure import Figure
-
     flowing, at_rest = activations(experiment, program.place), weights(program)
     rows = [[(array, down_and_across([array])) for array in row] for row in flowing]
     rows += [[(array, down_and_across(row)) for array in row] for row in at_rest]
@@ -149,8 +149,6 @@ def draw_array(ax: Any, array: PlacedArray, down_dim: int, across_dims: list[int
 
 def draw_part(ax: Any, x: int, y: int, held_by: list[int], devices: int, text: bool) -> None:
     """Draws one part, coloured and labelled by the devices that hold it."""
-    from matplotlib.patches import Rectangle
-
     ax.add_patch(Rectangle((x, y), 1, 1, facecolor=part_colour(held_by, devices), edgecolor="white", linewidth=0.8))
     if text:
         ax.text(x + 0.5, y + 0.5, device_text(held_by, devices), ha="center", va="center", fontsize=7)

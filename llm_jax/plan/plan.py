@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a step, on all devices together."""
         return self.experiment.train.batch_size * self.experiment.train.sequence_length
 
     @property

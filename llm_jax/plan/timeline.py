@@ -57,15 +57,15 @@ class Timeline:
     efficiency: Efficiency
     """The rates that it is predicted with."""
     seconds: float
-    """Duration of the step."""
+    """Predicted duration of the step."""
     counts: dict[Instruction, int]
-    """How often each kernel and collective ran."""
+    """Number of runs of each kernel and collective."""
     exposed: dict[Instruction, float]
     """Seconds that kernels waited for each collective or host transfer: time that no kernel hides."""
     events: tuple[TimelineEvent, ...]
     """Events by start time, with loops shortened; empty unless recorded."""
     notes: tuple[str, ...]
-    """What the simulation could not know, for the reader of the plan."""
+    """Assumptions that the simulation made, as sentences."""
 
     def chrome_trace(self) -> dict[str, Any]:
         """The events as JSON that Perfetto and chrome://tracing open; times in microseconds."""
@@ -136,12 +136,12 @@ class _Simulation:
     """Texts of `Timeline.notes`, and the instructions that each applies to."""
 
     def run(self, computation: Computation) -> None:
-        """Runs all instructions of a computation."""
+        """Simulates all instructions of a computation, in order."""
         for instruction in computation:
             self.step(computation, instruction)
 
     def step(self, computation: Computation, instruction: Instruction) -> None:
-        """Runs one instruction."""
+        """Simulates one instruction."""
         opcode = instruction.opcode
         if opcode == "while":
             self.loop(instruction)
@@ -184,7 +184,7 @@ class _Simulation:
 
     def wait(self, instruction: Instruction) -> None:
         """Waits until an asynchronous instruction has finished. The waiting time is charged to the operations
-        on its stream meanwhile."""
+        that are on its stream in that time."""
         operation = next((f for f in reversed(self.in_flight) if f.instruction is instruction), None)
         if operation is None or operation.end <= self.now:
             return
