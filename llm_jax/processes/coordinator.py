@@ -36,7 +36,7 @@ GRACE_SECONDS = 1.0
 """How long a reported exception waits for its cause: the death of a process raises exceptions in collectives of others, sometimes sooner."""
 KILLED = "ended without an error message: it was killed, ran out of memory or crashed (its own output, and Slurm's, may have more)"
 USER_ERROR_SECONDS = 0.5
-"""How long a user error waits for rank 0, which usually raises the same."""
+"""How long a user error waits for rank 0, which usually raises the error too."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ProcessState:
     step: int = 0
     batch: str | None = None
     progress: int = 0
-    """How many marks, polls and exchanges it has passed since the start. All processes pass the same ones, in the same order."""
+    """How many marks, polls and exchanges it has passed since the start. All processes pass equal ones, in one order."""
     idle_seconds: float = 0.0
     """Seconds since its last progress, when its last beat was sent."""
     location: str = ""
@@ -239,7 +239,7 @@ class Coordinator:
         exchange = self.exchanges.setdefault(message.number, PendingExchange(message.name, process.rank, now, message.seconds))
         if exchange.name != message.name:
             other = f"{self.processes[exchange.first].name} is at {exchange.name!r}"
-            return self.end_naming("apart", process, f"is at {message.name!r} while {other}: they don't run the same program")
+            return self.end_naming("apart", process, f"is at {message.name!r} while {other}: they run different programs")
         exchange.values[process.rank] = message.value
         if len(exchange.values) == len(self.processes):
             del self.exchanges[message.number]

@@ -1,7 +1,7 @@
-"""The processes of one run: they connect, report their progress, stop at the same step, and none waits for one that has died.
+"""The processes of one run: they connect, report their progress, stop at one step, and none waits for one that has died.
 
 This goes over plain TCP between monitor threads, beside JAX and before it is imported, so it works while main threads are in a collective,
-a compiler or a library. A run of one process has the same group, without sockets. How a command uses it:
+a compiler or a library. A run of one process has a group without sockets. How a command uses it:
 
   with Group(read_task(os.environ)) as group:   # before `import jax`: from here on signals are handled
       experiment = ...                          # a UserError here is printed once, not by every process
@@ -16,7 +16,7 @@ a compiler or a library. A run of one process has the same group, without socket
           if group.poll():                      # the signal that stops the run here, or None; equal in all processes
               save, and leave
 
-The main threads of all processes call `mark`, `poll`, `check`, `arm`, `disarm` and `exchange` in the same order; a poll costs less than a
+The main threads of all processes call `mark`, `poll`, `check`, `arm`, `disarm` and `exchange` in one order; a poll costs less than a
 microsecond. The culprit of a hang is the process that has made the fewest of these calls, so call `mark` before and after what may hang.
 `received` only changes in a poll. With several processes, an exception at the end of the `with` block is sent to the others, and ends this
 process with the exit code for its class (`llm_jax.core.errors`); with one process it is raised on. `Stopped` is raised where a signal

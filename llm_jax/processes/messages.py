@@ -106,7 +106,7 @@ class Exchange(Message):
     """The process has reached an exchange, and waits for everyone's values."""
 
     number: int
-    """1, 2, ... in the order of the program, which is the same in all processes."""
+    """1, 2, ... in the order of the program, which is equal in all processes."""
     name: str
     value: Any
     seconds: float | None
@@ -124,7 +124,7 @@ class StopRequested(Message):
 
 @dataclass(frozen=True)
 class BarrierBlocked(Message):
-    """The answer to BlockBarrier: the process passes no further poll until it is told where to stop."""
+    """The answer to BlockBarrier: the process passes no further poll until StopAt or LeaveNow."""
 
     ticks: int
     """Polls that it has passed."""

@@ -130,12 +130,12 @@ def check_devices(everyone: Sequence[Facts]) -> None:
             )
         if all(task["driver"] for task in tasks) and len(set(used)) < len(used):
             twice = next(name for name, times in collections.Counter(used).items() if times > 1)
-            raise UserError(f"{host}: its {count} tasks use the same GPU ({twice}); start with srun, or set CUDA_VISIBLE_DEVICES for each task")
+            raise UserError(f"{host}: its {count} tasks use one GPU twice ({twice}). Start them with srun, or set CUDA_VISIBLE_DEVICES for each task.")
     numbers = {host: sum(len(task["devices"]) for task in tasks) for host, tasks in hosts.items()}
     per_task = {len(their["devices"]) for their in everyone}
     if len(per_task) > 1:
-        told = ", ".join(f"{host} has {number} for {len(hosts[host])} tasks" for host, number in list(numbers.items())[:6])
-        raise UserError(f"GPUs: not all processes have as many ({told}); ask for the same on each node (--gpus-per-node, --ntasks-per-node)")
+        counts_text = ", ".join(f"{host} has {number} for {len(hosts[host])} tasks" for host, number in list(numbers.items())[:6])
+        raise UserError(f"GPUs: the number per process differs ({counts_text}). Allocate equal numbers on each node (--gpus-per-node, --ntasks-per-node).")
 
 
 # The run folder:
@@ -162,7 +162,7 @@ def check_folder(group: Group, run_dir: Path) -> None:
     hosts = group.hosts
     for rank, result in enumerate(results):
         if result:
-            more = "" if result.startswith("can't") else f" as on {hosts[0]}: choose a folder on a file system that all hosts share (home, scratch)"
+            more = "" if result.startswith("can't") else f" as on {hosts[0]}. Choose a folder on a file system that all hosts share (home, scratch)."
             raise UserError(f"run_dir={run_dir}: on {hosts[rank]} it {result}{more}")
 
 
@@ -188,6 +188,6 @@ def check_room(group: Group, run_dir: Path, needed: int) -> None:
     free = group.exchange("preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS)[0]
     if free < needed:
         raise UserError(
-            f"run_dir={run_dir}: {byte_size(needed)} are needed for checkpoints, and its file system has {byte_size(free)} left; "
-            "make room, choose another folder, or keep fewer (checkpoint.keep)"
+            f"run_dir={run_dir}: {byte_size(needed)} are needed for checkpoints, and its file system has {byte_size(free)} left. "
+            "Free some space, choose another folder, or keep fewer checkpoints (checkpoint.keep)."
         )

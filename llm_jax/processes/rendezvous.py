@@ -1,4 +1,4 @@
-"""The rendezvous of a run's processes: rank 0 listens, the others connect, and a token tells that they belong to the same run.
+"""The rendezvous of a run's processes: rank 0 listens, the others connect, and compare a token that all processes of one run have.
 
 Two jobs on one host may choose the same port: a listener refuses processes of another run, which then try the next port.
 """
@@ -93,7 +93,7 @@ def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]
     if hello.token != task.token:
         return Refused("")
     if hello.rank in accepted or not 0 < hello.rank < task.size:
-        return Refused(f"rank {hello.rank} connected twice: two processes were started with the same rank")
+        return Refused(f"rank {hello.rank} connected twice: two processes were started with this rank. Start each with a rank of its own.")
     return None
 
 

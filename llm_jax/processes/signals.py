@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: they stop a run at a step boundary, with everything saved, and all its processes at the same one."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: they stop a run at a step boundary, with everything saved, and all its processes at one step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopBarrier:
     """Where the main thread checks whether to stop (`poll`), and where it waits while the processes agree at which poll they stop.
 
-    Each `poll` is a tick; all processes poll at the same places of the program, so their ticks mean the same. On a request to stop, the
+    Each `poll` is a tick; all processes poll at the same places of the program, so their ticks can be compared. On a request to stop, the
     monitor thread of every process blocks its barrier and sends how many ticks it has passed; all stop at the first tick that none has
     passed. A process that waits for others in a collective doesn't delay this, since its monitor thread answers; those behind pass the
     polls up to that tick, so no process waits for one that has stopped. Before `arm` there is no work to save, and the processes leave

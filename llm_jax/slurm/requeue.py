@@ -186,7 +186,7 @@ class RequeueCommand:
     the seconds to wait before the next start on stdout, and appends the decision to <RUN_DIR>/slurm/restarts.jsonl.
 
     Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3 the run diverged,
-    87 given up (the same fault again at the same step, or too many restarts without progress), 130 cancelled by llm_jax.slurm.cancel.
+    87 given up (one fault again at one step, or too many restarts without a newer checkpoint), 130 cancelled by llm_jax.slurm.cancel.
     """
 
     run_dir: Path = positional("RUN_DIR")

@@ -28,7 +28,7 @@ def environ(visible: str | None, given: int | None) -> dict[str, str]:
         ("two tasks for four GPUs", "0,1,2,3", 4, (1, 2), (2, 3)),
         ("--gpus-per-task=1", "1", 4, (1, 4), None),
         ("--gpus-per-task=2", "2,3", 4, (1, 2), None),
-        ("--gpus-per-task=1, numbered anew in a cgroup", "0", 4, (3, 4), None),
+        ("--gpus-per-task=1, numbered from 0 in a cgroup", "0", 4, (3, 4), None),
         ("--gpus-per-task=1, one task", "0", 1, (0, 1), None),
         ("GPUs by their UUIDs", "GPU-a,GPU-b", 2, (1, 2), (1,)),
         ("no GPUs", None, None, (1, 4), None),
@@ -63,7 +63,7 @@ def facts(host: str, names: list[str], given: int | None = 4, visible: str | Non
 def test_all_gpus_in_use_are_fine():
     preflight.check_devices([facts("a", ["0", "1", "2", "3"]), facts("b", ["0", "1", "2", "3"])])
     preflight.check_devices([facts(host, [str(i)]) for host in "ab" for i in range(4)])
-    preflight.check_devices([facts("a", ["0"], given=4) for _ in range(4)])  # numbered anew in cgroups: not the same GPU
+    preflight.check_devices([facts("a", ["0"], given=4) for _ in range(4)])  # numbered from 0 in cgroups: different GPUs
     preflight.check_devices([facts("a", [], given=None), facts("b", [], given=None)])
 
 
@@ -73,8 +73,8 @@ def test_all_gpus_in_use_are_fine():
         ([facts("a", list("0123")), facts("b", ["0"])], "b: Slurm allocated 4 GPUs, and its task sees 1 of them (CUDA_VISIBLE_DEVICES=0)"),
         ([facts("a", ["0"]), facts("a", ["1"], visible="1")], "a: Slurm allocated 4 GPUs, and 2 tasks see 2 of them"),
         ([facts("a", [], visible="")], "a: Slurm allocated 4 GPUs, and its task sees 0 of them"),
-        ([facts("a", ["GPU-x"], given=2, driver=True)] * 2, "a: its 2 tasks use the same GPU (GPU-x)"),
-        ([facts("a", ["0", "1"], given=2), facts("b", ["0"], given=1)], "GPUs: not all processes have as many (a has 2 for 1 tasks, b has 1"),
+        ([facts("a", ["GPU-x"], given=2, driver=True)] * 2, "a: its 2 tasks use one GPU twice (GPU-x)"),
+        ([facts("a", ["0", "1"], given=2), facts("b", ["0"], given=1)], "GPUs: the number per process differs (a has 2 for 1 tasks, b has 1"),
     ],
 )
 def test_gpus_that_are_idle_missing_or_used_twice_are_named_by_host(everyone, message):

@@ -46,3 +46,19 @@ def test_settings_of_a_site_are_accepted_and_every_key_is_documented(tmp_path):
         assert re.search(rf"^{field.name}:", example, re.M)
     for field in dataclasses.fields(SlurmConfig):
         assert f"slurm.{field.name}" in TEXT or f"`{field.name}=`" in TEXT
+
+
+def fragments(message: str) -> list[str]:
+    """The parts of a documented message that don't depend on the run: between numbers, paths, names and "..."."""
+    parts = re.split(r"\.\.\.|\d+\S*|'\w+'|\b\w+=\S*|\bnode\b|\b[A-Z_]{2,}\b|\b(?:train|pending|step)\b|[(),:;]", message)
+    return [part.strip(" .") for part in parts if len(part.strip(" .")) >= 12]
+
+
+def test_the_error_messages_of_the_table_are_those_of_the_code():
+    table = TEXT.split("## Error messages", 1)[1].split("\n## ", 1)[0]
+    cells = [cell for cell in re.findall(r"^\| ([^|]*) \|", table, re.M) if "`" in cell]
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "llm_jax").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts of several lines
+    found = [fragment for cell in cells for fragment in fragments(re.findall(r"`([^`]*)`", cell)[0])]
+    assert len(found) > 30
+    assert {fragment for fragment in found if fragment not in source} == {"invalid partition specified", "No space left on device"}  # not ours

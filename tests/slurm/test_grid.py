@@ -1,4 +1,4 @@
-"""launch experiment=GRID submit=slurm: an array, and a job that goes on with the grid; what is killed and what fails is in the table as it was."""
+"""launch experiment=GRID submit=slurm: a job array, and a job that continues the grid; runs that are killed or fail have rows with their state and reason."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def wait_until_quiet(cluster: SlurmCluster, seconds: float = 120.0) -> None:
 def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_held_out_comes_last(slurm_cluster, tiny, tmp_path, site, capsys):
     plans = {
         "seed1": "0 8\n",
-        "seed2": "-9 0\n0 8\n",  # killed, and goes on
-        "seed3": "2 0\n",  # a mistake
+        "seed2": "-9 0\n0 8\n",  # killed, and resumes
+        "seed3": "2 0\n",  # a user error
         "seed4": "1 4\n1 4\n",  # a bug
         "seed5": "85 6 wait\n0 8\n",  # taken away by scancel
         "seed9": "0 8\n",  # held out
@@ -68,14 +68,14 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
         "seed1": 1, "seed2": 2, "seed3": 1, "seed4": 2, "seed5": 1, "seed9": 1,
     }  # fmt: skip
     log = (run_dir / "log.txt").read_text()
-    assert "held-out runs can't be predicted" in log  # two runs are too few, which is said before the held-out one runs
+    assert "held-out runs can't be predicted" in log  # two runs are too few, which is logged before the held-out one runs
     assert log.index("held-out runs can't") < log.index("1 runs, at most 2")
     assert "3 of 6 points finished" in log
     assert [status.status_of(folder, {}).state for folder in folders(run_dir).values()] == [*["finished"] * 2, *["failed"] * 3, "finished"]
 
     (tmp_path / "plans" / "seed3").write_text("\n0 8\n")  # mended
     (tmp_path / "plans" / "seed4").write_text("\n\n0 8\n")
-    assert launch(*command) == 0  # what is not finished is tried again, and nothing else
+    assert launch(*command) == 0  # runs that are not finished are tried again, and no others
     assert "array" in capsys.readouterr().out
     wait_until_quiet(slurm_cluster)
     assert set(table(run_dir)["status"]) == {"finished"}
