@@ -1,4 +1,5 @@
-"""Injects faults into a run under a real Slurm: the job, its phase, the faults and their outcomes. Used by tools/soak.py and tests/faults."""
+"""Injects faults into a run under a real Slurm: the job, its phase, the faults and their outcomes. Used by
+tools/soak.py and tests/faults."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ SIGNALS = ("TERM", "USR1", "USR1 then TERM", "TERM to one process", "scontrol re
 CRASHES = ("kill -9 one process", "kill -9 all processes", "stop one process", "node down")
 """Faults that leave no time to save: at most the steps since the last checkpoint are done again."""
 SMALL = (
-    "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=128", "tokenizer.vocab=512", "train.batch_size=8", "train.sequence_length=64",
-    "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp", "evaluate.every=20", "evaluate.batches=10",
+    "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=128", "tokenizer.vocab=512",
+    "train.batch_size=8", "train.sequence_length=64",
+    "optimizer.name=adamw", "optimizer.learning_rate=3e-3", "optimizer.warmup_steps=5", "layout=fsdp",
+    "evaluate.every=20", "evaluate.batches=10",
     "evaluate.final_batches=10", "checkpoint.every=10", "sample.tokens=40", "train.progress_every=1",
 )  # fmt: skip
-"""Overrides that make the quickstart small: a step takes some hundredths of a second, an evaluation about one second."""
+"""Overrides that make the quickstart small: a step takes some hundredths of a second, an evaluation about one
+second."""
 CHECKPOINT_EVERY, EVALUATE_EVERY = 10, 20
 STOP_SECONDS = 150
 """After any fault a run must have stopped within so many seconds."""
@@ -47,11 +51,14 @@ class Job:
     number: str = ""
 
     def submit(self) -> None:
-        """Submits the run with the launcher. Raises RuntimeError with the launcher's output where it fails."""
+        """Submits the run with the launcher. Raises RuntimeError with the launcher's output where it
+        fails."""
         command = [
-            sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL, f"train.steps={self.steps}",
+            sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL,
+            f"train.steps={self.steps}",
             f"run_dir={self.run_dir}", *self.more,
-            "submit=slurm", f"slurm.nodes={self.nodes}", "slurm.tasks_per_node=1", "slurm.cpus_per_task=1", "slurm.time=01:00:00",
+            "submit=slurm", f"slurm.nodes={self.nodes}", "slurm.tasks_per_node=1", "slurm.cpus_per_task=1",
+            "slurm.time=01:00:00",
             "slurm.backoff_seconds=0", "slurm.max_restarts=50",
         ]  # fmt: skip
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
@@ -65,7 +72,8 @@ class Job:
         return slurm_fields("job", self.number)["JobState"]
 
     def wait(self, *states: str, seconds: float = 300) -> str:
-        """Waits until the job is in one of these states. Raises RuntimeError where it ends in another, and after `seconds`."""
+        """Waits until the job is in one of these states. Raises RuntimeError where it ends in another, and
+        after `seconds`."""
         end = time.monotonic() + seconds
         while (state := self.state()) not in states:
             if state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") or time.monotonic() > end:
@@ -92,7 +100,8 @@ class Job:
         return found
 
     def steps_done(self) -> dict[int, dict[str, Any]]:
-        """The lines of metrics.jsonl by step. Raises AssertionError where a step was done twice with different losses or tokens."""
+        """The lines of metrics.jsonl by step. Raises AssertionError where a step was done twice with
+        different losses or tokens."""
         found: dict[int, dict[str, Any]] = {}
         for line in self.lines():
             if "train_loss" in line:
@@ -148,7 +157,8 @@ def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
 
 
 def bring_back(node: str) -> None:
-    """Resumes a node that was taken down, and waits until it is up. A node that has come back by itself must not be resumed."""
+    """Resumes a node that was taken down, and waits until it is up. A node that has come back by itself must
+    not be resumed."""
     while "DOWN" in slurm_fields("node", node)["State"]:
         subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True)
         time.sleep(0.2)
@@ -177,7 +187,8 @@ class Outcome:
 
 
 def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
-    """Injects the fault, and returns a function to call when the run has stopped. rank: the process it hits, where it hits one."""
+    """Injects the fault, and returns a function to call when the run has stopped. rank: the process it hits,
+    where it hits one."""
     processes = job.processes()
     one = processes.get(rank) or next(iter(processes.values()), None)
 
@@ -220,7 +231,8 @@ def inject(job: Job, case: Case, rank: int) -> Callable[[], None]:
 
 
 def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | None:
-    """Waits for the phase, injects the fault, and waits until the run has resumed or is finished. None where the job has passed the phase.
+    """Waits for the phase, injects the fault, and waits until the run has resumed or is finished. None where
+    the job has passed the phase.
 
     The other processes end the run of a suspended one; the process that Slurm leaves of it is killed here.
     """
@@ -263,7 +275,8 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
 
 
 def compare(job: Job, unbroken: Job) -> None:
-    """Raises AssertionError where an interrupted run differs from an uninterrupted one in any step's tokens or (bit for bit) loss."""
+    """Raises AssertionError where an interrupted run differs from an uninterrupted one in any step's tokens
+    or (bit for bit) loss."""
     ours, theirs = job.steps_done(), unbroken.steps_done()
     assert sorted(ours) == list(range(1, job.steps + 1)), f"steps {sorted(set(range(1, job.steps + 1)) - set(ours))} are missing"
     for step, line in theirs.items():

@@ -1,4 +1,5 @@
-"""Runs a real Slurm cluster on one machine, for tests and experiments: python tools/slurm_cluster.py start|stop|env|status"""
+"""Runs a real Slurm cluster on one machine, for tests and experiments: python tools/slurm_cluster.py
+start|stop|env|status"""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ class Cluster:
         return subprocess.run(list(map(str, command)), env={**os.environ, "SLURM_CONF": str(self.conf)}, capture_output=True, text=True)
 
     def pids(self) -> list[list[int]]:
-        """The process ids of the running daemons, in the order in which to end them: nodes, controller, munged.
+        """The process ids of the running daemons, in the order in which to end them: nodes, controller,
+        munged.
 
         A pid file may outlive its process, and another process may have its number then.
         """
@@ -94,7 +96,8 @@ class Cluster:
         return found
 
     def start(self, nodes: int, cpus: int, gpus: int, memory: int) -> None:
-        """Starts the cluster. Raises UserError where the folder can't be used, and RuntimeError, with its log, where a daemon doesn't start."""
+        """Starts the cluster. Raises UserError where the folder can't be used, and RuntimeError, with its
+        log, where a daemon doesn't start."""
         if any(self.pids()):
             raise UserError(f"folder={self.folder}: a cluster is running in it. Stop it first, or choose another folder=.")
         if len(str(self.folder)) > 90:  # a socket's path has at most 107 characters
@@ -132,7 +135,8 @@ class Cluster:
             for i in range(gpus):
                 self.fake_gpu(self.folder / f"gpu{i}")
             (self.folder / "gres.conf").write_text(f"NodeName=node[1-{nodes}] Name=gpu File={self.folder}/gpu[0-{gpus - 1}]\n")
-        # Slurm looks for cgroups even where they aren't used, and a container may have none; newer versions have a setting for that.
+        # Slurm looks for cgroups even where they aren't used, and a container may have none; newer versions
+        # have a setting for that.
         version = tuple(map(int, self.call("slurmctld", "-V").stdout.split()[-1].split(".")[:2]))
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if version >= (24, 5) else 'cgroup/v1'}\n")
         self.conf.write_text(
@@ -143,7 +147,8 @@ class Cluster:
         )  # fmt: skip
 
     def fake_gpu(self, path: Path) -> None:
-        """Makes a device file like /dev/null: Slurm accepts no other file as a GPU. Raises UserError unless root."""
+        """Makes a device file like /dev/null: Slurm accepts no other file as a GPU. Raises UserError unless
+        root."""
         try:
             os.mknod(path, 0o020666, os.makedev(1, 3))
         except PermissionError as error:
@@ -191,7 +196,8 @@ class Cluster:
         return [pid for pid in found if pid != os.getpid()]
 
     def remove(self) -> None:
-        """Removes the folder if it belongs to a cluster or is empty. Raises UserError for any other folder."""
+        """Removes the folder if it belongs to a cluster or is empty. Raises UserError for any other
+        folder."""
         if not self.folder.exists():
             return
         if self.conf.exists() or not any(self.folder.iterdir()):
@@ -232,7 +238,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def require_slurm() -> None:
-    """Raises UserError, with the command that installs it, where Slurm isn't installed. Adds /usr/sbin, where Debian's daemons are, to PATH."""
+    """Raises UserError, with the command that installs it, where Slurm isn't installed. Adds /usr/sbin, where
+    Debian's daemons are, to PATH."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"
     if missing := [name for name in (*DAEMONS, "sbatch", "munge") if not shutil.which(name)]:
         raise UserError(f"Slurm isn't installed here ({missing[0]} isn't found). Install it with: {INSTALL}")
@@ -250,14 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterCommand:
-    """Runs a real Slurm cluster on one machine, for tests and experiments: a controller and several nodes, without systemd, as root or not.
+    """Runs a real Slurm cluster on one machine, for tests and experiments: a controller and several nodes,
+    without systemd, as root or not.
 
       python tools/slurm_cluster.py start nodes=2 cpus=4     starts it (about a second) and prints how to use it
       eval "$(python tools/slurm_cluster.py env)"            has srun, sbatch, squeue ... of this shell use it
       python tools/slurm_cluster.py status                   prints its nodes and jobs
       python tools/slurm_cluster.py stop                     ends its jobs and daemons, and removes its folder
 
-    Partitions: main, and urgent, whose jobs preempt those of main (which receive SIGTERM, have a minute to end, and are requeued).
+    Partitions: main, and urgent, whose jobs preempt those of main (which receive SIGTERM, have a minute to
+    end, and are requeued).
 
     Exit codes: 0 done, 1 a daemon didn't start (its log is printed), 2 a user error (one line on stderr).
     """
@@ -269,13 +278,14 @@ class ClusterCommand:
     cpus: int | None = argument(None, least=1)
     """start: CPUs that Slurm believes a node to have (default: 4)."""
     gpus: int | None = argument(None, least=0)
-    """start: fake GPUs of a node: device files without function, which Slurm allocates and lists in CUDA_VISIBLE_DEVICES like real ones
-    (only root can make them, since they are device nodes; default: 0)."""
+    """start: fake GPUs of a node: device files without function, which Slurm allocates and lists in
+    CUDA_VISIBLE_DEVICES like real ones (only root can make them, since they are device nodes; default: 0)."""
     memory: int | None = argument(None, least=1, shown="MB")
     """start: memory that Slurm believes a node to have (default: 4000)."""
     folder: Path | None = argument(None, shown="FOLDER")
-    """The folder of its state. Several clusters, each with its own folder and ports, can run at one time. If not given: the folder that
-    LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary folder."""
+    """The folder of its state. Several clusters, each with its own folder and ports, can run at one time. If
+    not given: the folder that LLM_JAX_SLURM_CLUSTER names, or llm_jax_slurm_<user id> in the temporary
+    folder."""
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Injects faults into runs of two nodes under a real Slurm on this machine: python -m tools.soak random|phases|faults"""
+"""Injects faults into runs of two nodes under a real Slurm on this machine: python -m tools.soak
+random|phases|faults"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from llm_jax.core.command import run_command
 from tools.faults import CHECKPOINT_EVERY, CRASHES, PHASES, SIGNALS, Case, Job, Outcome, cluster, compare, strike
 
 STEPS = 60
-HEADER = "| fault | phase | at step | seconds to stop | resumed at | steps lost | identical |\n| --- | --- | --- | --- | --- | --- | --- |"
+COLUMNS = ("fault", "phase", "at step", "seconds to stop", "resumed at", "steps lost", "identical")
+HEADER = f"| {' | '.join(COLUMNS)} |\n| {' | '.join(['---'] * len(COLUMNS))} |"
 
 
 def row(outcome: Outcome, identical: str) -> str:
@@ -32,7 +34,8 @@ def check(outcome: Outcome) -> None:
 
 
 def finish(job: Job, unbroken: Job) -> str:
-    """Waits for the end of a run and compares it with the uninterrupted one: "yes", or "NO" with the difference."""
+    """Waits for the end of a run and compares it with the uninterrupted one: "yes", or "NO" with the
+    difference."""
     try:
         job.wait("COMPLETED", seconds=600)
         end = time.monotonic() + 20
@@ -53,7 +56,8 @@ def uninterrupted(folder: Path, steps: int) -> Job:
 
 
 def random_faults(folder: Path, faults: int, seed: int) -> list[str]:
-    """Injects random faults into one run, one after the other: rows of the table, and lines about what is wrong."""
+    """Injects random faults into one run, one after the other: rows of the table, and lines about what is
+    wrong."""
     dice = random.Random(seed)
     steps = 15 * faults
     unbroken, job = uninterrupted(folder, steps), Job(folder / "soak", steps)
@@ -102,14 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SoakCommand:
-    """Injects faults into runs of two nodes under a real Slurm on this machine, at random or in every phase, and prints a table of the outcomes.
+    """Injects faults into runs of two nodes under a real Slurm on this machine, at random or in every phase,
+    and prints a table of the outcomes.
 
       python -m tools.soak random faults=20 seed=0       random faults in one run
       python -m tools.soak phases tries=3                SIGTERM in each phase, a run for each try
       python -m tools.soak faults                        each kind of fault once
 
-    Each job finishes its run, with as many requeues as it takes. The run is then compared with an uninterrupted one: equal tokens at every
-    step, bit-identical losses, and no process left. Exit code 1 where one differs.
+    Each job finishes its run, with as many requeues as it takes. The run is then compared with an
+    uninterrupted one: equal tokens at every step, bit-identical losses, and no process left. Exit code 1
+    where one differs.
     """
 
     what: str = positional("KIND", choices=lambda: ("random", "phases", "faults"))

@@ -1,4 +1,5 @@
-"""What a process has to find out from DNS or Slurm: the address of rank 0's host, and when Slurm ends the job."""
+"""What a process has to find out from DNS or Slurm: the address of rank 0's host, and when Slurm ends the
+job."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from llm_jax.processes.launcher import Task
 
 
 def coordinator_address(task: Task) -> str:
-    """An address of the coordinator's host that the other processes can connect to. Raises OSError where its name can't be resolved.
+    """An address of the coordinator's host that the other processes can connect to. Raises OSError where its
+    name can't be resolved.
 
-    /etc/hosts often has a host's own name at 127.0.1.1: in runs over several hosts that address is not used, and Slurm's is.
+    /etc/hosts often has a host's own name at 127.0.1.1: in runs over several hosts that address is not used,
+    and Slurm's is.
     """
     if len(task.hosts) <= 1 and task.launcher != "environment":
         return "127.0.0.1"
@@ -41,9 +44,11 @@ def slurm_address(node: str) -> str | None:
 
 
 def end_of_job(job: str) -> float | None:
-    """When the job's time limit ends it, in seconds since 1970; None where there is no limit, or Slurm can't be asked.
+    """When the job's time limit ends it, in seconds since 1970; None where there is no limit, or Slurm can't
+    be asked.
 
-    Slurm's present answer counts, since a limit may be extended; SLURM_JOB_END_TIME, where there is no answer.
+    Slurm's present answer counts, since a limit may be extended; SLURM_JOB_END_TIME, where there is no
+    answer.
     """
     at_start = os.environ.get("SLURM_JOB_END_TIME", "") if job else ""
     now = slurm_field("job", job, "EndTime") if job else None
@@ -54,7 +59,8 @@ def end_of_job(job: str) -> float | None:
 
 
 def slurm_field(kind: str, name: str, field: str) -> str | None:
-    """A field that `scontrol show KIND NAME` prints; None where scontrol isn't there (as in a container) or doesn't answer."""
+    """A field that `scontrol show KIND NAME` prints; None where scontrol isn't there (as in a container) or
+    doesn't answer."""
     try:
         shown = subprocess.run(["scontrol", "show", kind, name], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):

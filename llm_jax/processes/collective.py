@@ -1,4 +1,5 @@
-"""What all processes of a run do together: run on all and fail together, broadcast from rank 0, collect the first error."""
+"""What all processes of a run do together: run on all and fail together, broadcast from rank 0, collect the
+first error."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ T = TypeVar("T")
 def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True) -> T:
     """Runs body() on every process and returns its result. Where it raises on one process, it raises on all.
 
-    The others raise UserError or Fault with the name and error line of the first process that failed. The name is that of the exchange,
-    for messages about processes that don't come. runs: whether this process runs the body; where not, it waits, and returns None.
+    The others raise UserError or Fault with the name and error line of the first process that failed. The
+    name is that of the exchange, for messages about processes that don't come. runs: whether this process
+    runs the body; where not, it waits, and returns None.
     """
     result: Any = None
     error: Exception | None = None
@@ -34,7 +36,8 @@ def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True
 
 
 def broadcast_from_first(group: Group, name: str, body: Callable[[], Any]) -> Any:
-    """Runs body() on rank 0 and returns its result, which can be written as JSON, on every process. Where it raises, all raise."""
+    """Runs body() on rank 0 and returns its result, which can be written as JSON, on every process. Where it
+    raises, all raise."""
     result = run_on_all(group, f"{name} of the first", body, runs=group.task.rank == 0)
     return group.exchange(name, result)[0] if group.task.size > 1 else result
 

@@ -38,20 +38,23 @@ class Connection:
             self.closed = True
 
     def receive(self) -> list[Message]:
-        """All messages that have arrived. If none has, waits for data until the socket's time-out, and may return an empty list."""
+        """All messages that have arrived. If none has, waits for data until the socket's time-out, and may
+        return an empty list."""
         if not self.unread:
             self.read()
         messages, self.unread = self.unread, []
         return messages
 
     def receive_one(self) -> Message | None:
-        """The next message; None when the connection closes or the socket's time-out passes before one arrives."""
+        """The next message; None when the connection closes or the socket's time-out passes before one
+        arrives."""
         while not self.unread and not self.closed:
             self.read()
         return self.unread.pop(0) if self.unread else None
 
     def drain(self) -> list[Message]:
-        """The messages that had arrived before the connection was closed. (A failed send closes it while messages may wait to be read.)"""
+        """The messages that had arrived before the connection was closed. (A failed send closes it while
+        messages may wait to be read.)"""
         self.socket.settimeout(0.01)
         known = -1
         while len(self.unread) > known:
@@ -60,7 +63,8 @@ class Connection:
         return self.receive() if self.unread else []
 
     def read(self) -> None:
-        """Appends what the socket has received to `unread`. Closes the connection if that is not a message."""
+        """Appends what the socket has received to `unread`. Closes the connection if that is not a
+        message."""
         try:
             data = self.socket.recv(1 << 20)
         except OSError:

@@ -1,6 +1,8 @@
-"""The coordinator of a run: the state of all processes in rank 0, and the decisions that follow from it. docs/processes.md describes the protocol.
+"""The coordinator of a run: the state of all processes in rank 0, and the decisions that follow from it.
+docs/processes.md describes the protocol.
 
-It turns messages into messages. It has no sockets, no threads and no clock, so tests can drive it: every method takes the time.
+It turns messages into messages. It has no sockets, no threads and no clock, so tests can drive it: every
+method takes the time.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from llm_jax.processes.messages import (
 )
 
 GRACE_SECONDS = 1.0
-"""How long a reported exception waits for its cause: the death of a process raises exceptions in collectives of others, sometimes sooner."""
-KILLED = "ended without an error message: it was killed, ran out of memory or crashed (its own output, and Slurm's, may have more)"
+"""How long a reported exception waits for its cause: the death of a process raises exceptions in collectives
+of others, sometimes sooner."""
+KILLED = "ended without an error: it was killed, ran out of memory or crashed (see its output and Slurm's)"
 USER_ERROR_SECONDS = 0.5
 """How long a user error waits for rank 0, which usually raises the error too."""
 
@@ -51,7 +54,8 @@ class ProcessState:
     step: int = 0
     batch: str | None = None
     progress: int = 0
-    """How many marks, polls and exchanges it has passed since the start. All processes pass equal ones, in one order."""
+    """How many marks, polls and exchanges it has passed since the start. All processes pass equal ones, in
+    one order."""
     idle_seconds: float = 0.0
     """Seconds since its last progress, when its last beat was sent."""
     location: str = ""
@@ -89,7 +93,8 @@ class Coordinator:
         now: float,
         batch_of: Callable[[int], str | None] = lambda step: None,
     ):
-        """hosts: by rank. job_fields: what all fault records of this start have in common. record: is called with a fault to keep.
+        """hosts: by rank. job_fields: what all fault records of this start have in common. record: is called
+        with a fault to keep.
 
         batch_of: the fingerprint of a step's batch, if rank 0 knows it.
         """
@@ -149,7 +154,8 @@ class Coordinator:
                 raise TypeError(f"{process.name} sent {message}, which no process sends to the coordinator")
 
     def connection_lost(self, rank: int) -> None:
-        """Handles the end of a process's connection: a fault, unless the process has said goodbye or leaves."""
+        """Handles the end of a process's connection: a fault, unless the process has said goodbye or
+        leaves."""
         process = self.processes[rank]
         if not self.ended and process.running:
             if self.leaving:
@@ -184,18 +190,21 @@ class Coordinator:
             exchange.begun += seconds
 
     def check_hang(self, now: float) -> None:
-        """Ends a run in which no process makes progress. The culprit is the process that is behind all others."""
+        """Ends a run in which no process makes progress. The culprit is the process that is behind all
+        others."""
         running = [process for process in self.processes if process.running]
         idle = {process.rank: process.idle_seconds + now - process.last_heard for process in running}
         if running and all(idle[process.rank] > self.config.limit(process.phase) for process in running):
-            locations = collections.Counter(process.location for process in running)  # those that wait for it wait in one place
+            # The processes that wait for the culprit wait at one place.
+            locations = collections.Counter(process.location for process in running)
             culprit = min(running, key=lambda process: (process.progress, locations[process.location], -idle[process.rank]))
             others = ", while the others wait for it" if len(running) > 1 else ""
             key = "compile_seconds" if culprit.phase == "compile" else "hang_seconds"
             limit = f"cluster.{key}={self.config.limit(culprit.phase):g}"
             where = f"; it is at {culprit.location}" if culprit.location else ""
-            message = f"made no progress for {idle[culprit.rank]:.0f} s ({limit}){others}{where}; all stacks are in the run folder's faults/"
-            self.end_naming("hang", culprit, message)
+            stacks = "; all stacks are in the run folder's faults/"
+            seconds = f"made no progress for {idle[culprit.rank]:.0f} s"
+            self.end_naming("hang", culprit, f"{seconds} ({limit}){others}{where}{stacks}")
 
     # How a run ends:
 
@@ -218,7 +227,8 @@ class Coordinator:
         self.broadcast(EndForUserError(rank, self.processes[rank].host, self.user_errors[rank]))
 
     def end_late(self, exchange: PendingExchange, now: float) -> None:
-        """Ends the run because an exchange took longer than its limit, naming the first process that is missing."""
+        """Ends the run because an exchange took longer than its limit, naming the first process that is
+        missing."""
         missing = [process for process in self.processes if process.rank not in exchange.values]
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         self.end_naming("late", missing[0], f"did not reach {exchange.name!r} within {now - exchange.begun:.0f} s{more}; the others wait there")
@@ -235,7 +245,8 @@ class Coordinator:
     # Exchanges and stopping:
 
     def on_exchange(self, process: ProcessState, message: Exchange, now: float) -> None:
-        """Adds a process's value, and sends all values once they are complete. Ends the run where its name differs from the others'."""
+        """Adds a process's value, and sends all values once they are complete. Ends the run where its name
+        differs from the others'."""
         exchange = self.exchanges.setdefault(message.number, PendingExchange(message.name, process.rank, now, message.seconds))
         if exchange.name != message.name:
             other = f"{self.processes[exchange.first].name} is at {exchange.name!r}"
@@ -253,7 +264,8 @@ class Coordinator:
             self.outbox += [(rank, BlockBarrier()) for rank in sorted(self.unanswered)]
 
     def decide_stop(self) -> None:
-        """Once all processes have answered: sends the poll at which they stop, or LeaveNow if none has work to save."""
+        """Once all processes have answered: sends the poll at which they stop, or LeaveNow if none has work
+        to save."""
         if self.stop is None or self.unanswered or not self.answers:
             return
         request = self.stop.signal, self.stop.reason, self.stop_from.rank, self.stop_from.host

@@ -1,4 +1,5 @@
-"""Starts JAX over the processes of a group, which then have one set of devices and collectives between them."""
+"""Starts JAX over the processes of a group, which then have one set of devices and collectives between
+them."""
 
 from __future__ import annotations
 
@@ -13,16 +14,18 @@ from llm_jax.processes.group import Group
 from llm_jax.processes.local_gpus import local_devices
 
 HEARTBEAT_SECONDS = 100
-"""JAX aborts a process that it hasn't heard of for so long, without naming the culprit: the group's own limit must be shorter."""
+"""JAX aborts a process that it hasn't heard of for so long, without naming the culprit: the group's own limit
+must be shorter."""
 SHUTDOWN_SECONDS = 60
 
 
 @contextlib.contextmanager
 def started(group: Group, config: ClusterConfig) -> Iterator[None]:
-    """Runs JAX's own service between the processes while the context lasts. It has to start before JAX looks for devices.
+    """Runs JAX's own service between the processes while the context lasts. It has to start before JAX looks
+    for devices.
 
-    Does nothing in a run of one process. After an exception nothing is shut down: that would wait for the processes that failed, and the
-    group ends them all.
+    Does nothing in a run of one process. After an exception nothing is shut down: that would wait for the
+    processes that failed, and the group ends them all.
     """
     if group.task.size == 1:
         yield
@@ -48,7 +51,8 @@ def started(group: Group, config: ClusterConfig) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of this host that nothing listens on. (JAX itself would derive one from Slurm's job number, as other steps of the job do.)"""
+    """A port of this host that nothing listens on. (JAX itself would derive one from Slurm's job number, as
+    other steps of the job do.)"""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]

@@ -42,7 +42,8 @@ def describe(fault: Record) -> str:
 
 
 def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
-    """Appends a fault to the run folder's faults.jsonl, if there is a run folder. Prints a line on stderr if it can't be written.
+    """Appends a fault to the run folder's faults.jsonl, if there is a run folder. Prints a line on stderr if
+    it can't be written.
 
     `once`: several processes found the same fault, and only the first one writes it.
     """
@@ -64,7 +65,8 @@ def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
 
 
 def same_fault(one: Record, other: Record) -> bool:
-    """Whether two records are of one fault that two processes found: one culprit and one start of the job, within a minute."""
+    """Whether two records are of one fault that two processes found: one culprit and one start of the job,
+    within a minute."""
     return all(one.get(key) == other.get(key) for key in ("rank", "job", "restart")) and abs(one["time"] - other["time"]) < 60
 
 
@@ -91,7 +93,8 @@ def write_stderr(text: str) -> None:
 
 
 def end_process(code: int) -> None:
-    """Ends this process at once with an exit code. Flushes stdout and stderr first, for at most a second each."""
+    """Ends this process at once with an exit code. Flushes stdout and stderr first, for at most a second
+    each."""
     for stream in (sys.stdout, sys.stderr):
         flushing = threading.Thread(target=flush, args=(stream,), daemon=True)
         flushing.start()

@@ -1,29 +1,32 @@
-"""The processes of one run: they connect, report their progress, stop at one step, and none waits for one that has died.
+"""The processes of one run: they connect, report their progress, stop at one step, and none waits for one
+that has died.
 
-This goes over plain TCP between monitor threads, beside JAX and before it is imported, so it works while main threads are in a collective,
-a compiler or a library. A run of one process has a group without sockets. How a command uses it:
+This goes over plain TCP between monitor threads, beside JAX and before it is imported, so it works while main
+threads are in a collective, a compiler or a library. A run of one process has a group without sockets. How a
+command uses it:
 
   with Group(read_task(os.environ)) as group:   # before `import jax`: from here on signals are handled
-      experiment = ...                          # a UserError here is printed once, not by every process
-      group.join(experiment.cluster)            # the rendezvous; then the monitor thread begins to watch
+      experiment = ...                     # a UserError here is printed once, not by every process
+      group.join(experiment.cluster)       # the rendezvous; then the monitor thread begins to watch
       values = group.exchange("versions", mine, seconds=60)
-      group.record_faults_in(run_dir)           # faults are recorded there from now on
-      group.mark("compile")                     # phases: start, data, compile, train, evaluate, save, restore, sample, end
+      group.record_faults_in(run_dir)      # faults are recorded there from now on
+      group.mark("compile")                # or start, data, train, evaluate, save, restore, sample, end
       for step in ...:
           group.mark("train", step, sha)
           ...
-          group.arm()                           # the first step is done: a signal now stops the run at a poll, and not at once
-          if group.poll():                      # the signal that stops the run here, or None; equal in all processes
+          group.arm()                      # the first step is done: a signal stops the run at a poll now
+          if group.poll():                 # the signal that stops the run here, or None
               save, and leave
 
-The main threads of all processes call `mark`, `poll`, `check`, `arm`, `disarm` and `exchange` in one order; a poll costs less than a
-microsecond. The culprit of a hang is the process that has made the fewest of these calls, so call `mark` before and after what may hang.
-`received` only changes in a poll. With several processes, an exception at the end of the `with` block is sent to the others, and ends this
-process with the exit code for its class (`llm_jax.core.errors`); with one process it is raised on. `Stopped` is raised where a signal
-comes before `arm`.
+The main threads of all processes call `mark`, `poll`, `check`, `arm`, `disarm` and `exchange` in one order; a
+poll costs less than a microsecond. The culprit of a hang is the process that has made the fewest of these
+calls, so call `mark` before and after what may hang. `received` only changes in a poll. With several
+processes, an exception at the end of the `with` block is sent to the others, and ends this process with the
+exit code for its class (`llm_jax.core.errors`); with one process it is raised on. `Stopped` is raised where a
+signal comes before `arm`.
 
-Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it, and end their processes with EXIT_PEER.
-docs/processes.md has the messages behind this.
+Where a process fails, is killed, or hangs, the monitor threads of the others print one line that names it,
+and end their processes with EXIT_PEER. docs/processes.md has the messages behind this.
 """
 
 from __future__ import annotations
@@ -77,7 +80,8 @@ class Group:
         return self
 
     def join(self, config: ClusterConfig | None = None) -> None:
-        """Waits until all processes have connected. Raises Fault, naming a process that is missing, after cluster.start_seconds."""
+        """Waits until all processes have connected. Raises Fault, naming a process that is missing, after
+        cluster.start_seconds."""
         config = config or ClusterConfig()
         self.monitor = Monitor(self.task, config, self.barrier, self.handlers, self.progress, self.wake)
         hosts, connections = connect_all(self.task, config.start_seconds)
@@ -94,7 +98,8 @@ class Group:
     # Where this process is:
 
     def mark(self, phase: str, step: int | None = None, batch: str | None = None) -> None:
-        """This process made progress: it is in this phase, at this step (counted from 1), with a batch of this fingerprint.
+        """This process made progress: it is in this phase, at this step (counted from 1), with a batch of
+        this fingerprint.
 
         Rank 0 must give the fingerprint; others may. Costs next to nothing.
         """
@@ -115,7 +120,8 @@ class Group:
     def exchange(self, name: str, value: Any = None, seconds: float | None = None) -> list[Any]:
         """The values of all processes, by rank, which can be written as JSON. It is a barrier too.
 
-        `seconds`: the run ends if not all have come within so long, naming who is missing; None: waits as long as all are alive.
+        `seconds`: the run ends if not all have come within so long, naming who is missing; None: waits as
+        long as all are alive.
         """
         monitor = self.monitor
         assert monitor, "join comes first"
@@ -146,7 +152,8 @@ class Group:
         return self.barrier.reason
 
     def poll(self) -> int | None:
-        """The signal that stops the run here, equal in all processes, or None. Raises Stopped where there is no work to save yet."""
+        """The signal that stops the run here, equal in all processes, or None. Raises Stopped where there is
+        no work to save yet."""
         self.progress.advance()
         return self.barrier.poll()
 
@@ -156,7 +163,8 @@ class Group:
         self.barrier.check()
 
     def arm(self) -> None:
-        """From now on there is work to save: a signal stops the run at a poll. Before, it ends the run wherever it is."""
+        """From now on there is work to save: a signal stops the run at a poll. Before, it ends the run
+        wherever it is."""
         self.barrier.arm()
 
     def disarm(self) -> None:
@@ -204,7 +212,8 @@ class Group:
         monitor.thread.join()
 
     def fail(self, error: BaseException) -> None:
-        """Reports this process's failure to all, and ends it: with EXIT_FAULT, or EXIT_USER_ERROR for a UserError."""
+        """Reports this process's failure to all, and ends it: with EXIT_FAULT, or EXIT_USER_ERROR for a
+        UserError."""
         monitor = self.monitor
         assert monitor
         if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which the others received too
@@ -216,13 +225,14 @@ class Group:
         else:
             monitor.error = f"error: {error}" if isinstance(error, Fault) else "".join(traceback.format_exception(error)).rstrip()
             monitor.post(ReportFault(self.fault_of(error)))
-        time.sleep(REPORT_SECONDS)  # the monitor thread ends this process, when all know of its failure or of one that came first
+        # The monitor thread ends this process, when all know of its failure or of one that came first.
+        time.sleep(REPORT_SECONDS)
         write_stderr(monitor.error)
         end_process(EXIT_FAULT)
 
     def abort_naming(self, rank: int, message: str) -> None:
-        """Ends the run because of a process, by its rank, which may be another than this one. Called in rank 0 while the others wait in an
-        exchange. Raises Fault in a run of one process."""
+        """Ends the run because of a process, by its rank, which may be another than this one. Called in rank
+        0 while the others wait in an exchange. Raises Fault in a run of one process."""
         if self.task.size == 1 or self.monitor is None:
             raise Fault(message)
         fault = {**self.fault_of(Fault(message)), "kind": "unfit", "rank": rank, "host": self.hosts[rank]}
@@ -247,7 +257,8 @@ class Group:
         }
 
     def thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
-        """An exception that ends any thread is this process's failure: nothing else would notice that its work isn't done any more."""
+        """An exception that ends any thread is this process's failure: nothing else would notice that its
+        work isn't done any more."""
         if arguments.exc_value and not isinstance(arguments.exc_value, SystemExit):
             self.fail(arguments.exc_value)
 

@@ -1,11 +1,13 @@
-"""Reads from the launcher's environment variables which process of a run this is, on which host, and where the rendezvous is. Imports no JAX.
+"""Reads from the launcher's environment variables which process of a run this is, on which host, and where
+the rendezvous is. Imports no JAX.
 
 `srun` sets all that is needed. Another launcher, or a test, starts N processes with
 
-  LLM_JAX_RANK=0..N-1  LLM_JAX_SIZE=N  LLM_JAX_COORDINATOR=host:port     (the host of rank 0, and a free port there)
+  LLM_JAX_RANK=0..N-1  LLM_JAX_SIZE=N  LLM_JAX_COORDINATOR=host:port     (rank 0's host, a free port there)
 
-and, where several of them share a host, LLM_JAX_LOCAL_RANK and LLM_JAX_LOCAL_SIZE (else each uses all GPUs that it sees).
-Open MPI's and PMI's variables (mpirun, mpiexec) give rank and size; over several hosts they need LLM_JAX_COORDINATOR too.
+and, where several of them share a host, LLM_JAX_LOCAL_RANK and LLM_JAX_LOCAL_SIZE (else each uses all GPUs
+that it sees). Open MPI's and PMI's variables (mpirun, mpiexec) give rank and size; over several hosts they
+need LLM_JAX_COORDINATOR too.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Task:
 
     @property
     def token(self) -> str:
-        """Equal in all processes of this start of the run, and in no other program that may listen at its ports."""
+        """Equal in all processes of this start of the run, and in no other program that may listen at its
+        ports."""
         return ":".join((self.launcher, self.job, self.step, str(self.restart), str(self.size), str(os.getuid()), ",".join(map(str, self.ports))))
 
     @property
@@ -74,7 +77,8 @@ def process_name(rank: int, host: str) -> str:
 def read_task(environ: Mapping[str, str]) -> Task:
     """The task that environment variables describe.
 
-    Raises UserError where they contradict each other, or belong to a job of several tasks whose process was started without srun.
+    Raises UserError where they contradict each other, or belong to a job of several tasks whose process was
+    started without srun.
     """
     if "LLM_JAX_SIZE" in environ or "LLM_JAX_RANK" in environ:
         return from_own(environ)
@@ -94,7 +98,8 @@ def read_task(environ: Mapping[str, str]) -> Task:
 
 
 def number(environ: Mapping[str, str], key: str, default: int | None = None) -> int:
-    """The whole number in an environment variable, or the default where it is unset. Raises UserError for anything else."""
+    """The whole number in an environment variable, or the default where it is unset. Raises UserError for
+    anything else."""
     text = environ.get(key, "")
     if text == "" and default is not None:
         return default
@@ -120,8 +125,10 @@ def from_own(environ: Mapping[str, str]) -> Task:
     check_rank(rank, size, "LLM_JAX_RANK, LLM_JAX_SIZE")
     coordinator, ports = own_coordinator(environ) if size > 1 else ("127.0.0.1", ())
     return Task(
-        rank, size, number(environ, "LLM_JAX_LOCAL_RANK", 0), number(environ, "LLM_JAX_LOCAL_SIZE", 1), host=host_name(environ),
-        coordinator=coordinator, ports=ports, job=environ.get("SLURM_JOB_ID", ""), restart=number(environ, "SLURM_RESTART_COUNT", 0),
+        rank, size, number(environ, "LLM_JAX_LOCAL_RANK", 0), number(environ, "LLM_JAX_LOCAL_SIZE", 1),
+        host=host_name(environ),
+        coordinator=coordinator, ports=ports, job=environ.get("SLURM_JOB_ID", ""),
+        restart=number(environ, "SLURM_RESTART_COUNT", 0),
         launcher="environment",
     )  # fmt: skip
 
@@ -136,7 +143,8 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
 
 
 def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, str, str]) -> Task:
-    """The task that an MPI launcher's variables describe. `keys`: those with rank, size, local rank and local size."""
+    """The task that an MPI launcher's variables describe. `keys`: those with rank, size, local rank and local
+    size."""
     rank, size = number(environ, keys[0]), number(environ, keys[1])
     check_rank(rank, size, f"{keys[0]}, {keys[1]}")
     local_rank, local_size = number(environ, keys[2], rank), number(environ, keys[3], size)
@@ -167,15 +175,19 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
     sizes = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = number(environ, "SLURM_NODEID", 0)
     return Task(
-        rank, size, number(environ, "SLURM_LOCALID", 0), sizes[node] if node < len(sizes) else 1, host=host_name(environ),
-        hosts=hosts, host_sizes=sizes if len(sizes) == len(hosts) else (), coordinator=hosts[0] if hosts else "127.0.0.1",
-        ports=reserved_ports(environ.get("SLURM_STEP_RESV_PORTS", "")) or hashed_ports(f"{job}.{step}.{restart}"),
+        rank, size, number(environ, "SLURM_LOCALID", 0), sizes[node] if node < len(sizes) else 1,
+        host=host_name(environ),
+        hosts=hosts, host_sizes=sizes if len(sizes) == len(hosts) else (),
+        coordinator=hosts[0] if hosts else "127.0.0.1",
+        ports=reserved_ports(environ.get("SLURM_STEP_RESV_PORTS", ""))
+        or hashed_ports(f"{job}.{step}.{restart}"),
         job=job, step=step, restart=restart, launcher="slurm",
     )  # fmt: skip
 
 
 def expand_hosts(text: str) -> tuple[str, ...]:
-    """The host names in Slurm's short form. (`scontrol show hostnames` prints them too, but a container often has no scontrol.)
+    """The host names in Slurm's short form. (`scontrol show hostnames` prints them too, but a container often
+    has no scontrol.)
 
     >>> expand_hosts("login,rack[1-2]n[03-04]")
     ('login', 'rack1n03', 'rack1n04', 'rack2n03', 'rack2n04')
@@ -212,5 +224,6 @@ def reserved_ports(text: str) -> tuple[int, ...]:
 
 
 def hashed_ports(key: str) -> tuple[int, ...]:
-    """PORTS ports that follow from a key: equal in all processes of a run, and different from other runs' with high probability."""
+    """PORTS ports that follow from a key: equal in all processes of a run, and different from other runs'
+    with high probability."""
     return tuple(FIRST_PORT + zlib.crc32(f"{key}.{i}".encode()) % PORT_COUNT for i in range(PORTS))

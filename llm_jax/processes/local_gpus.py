@@ -1,8 +1,8 @@
 """Which of a host's GPUs this process uses. Imports no JAX.
 
-Slurm lists in CUDA_VISIBLE_DEVICES the GPUs that a task may use: all of the job's on the host (--gpus-per-node), or the task's own
-(--gpus-per-task, --gpu-bind). JAX would use the one of the task's local rank, which is wrong for a task per node and for a task that sees
-only its own.
+Slurm lists in CUDA_VISIBLE_DEVICES the GPUs that a task may use: all of the job's on the host
+(--gpus-per-node), or the task's own (--gpus-per-task, --gpu-bind). JAX would use the one of the task's local
+rank, which is wrong for a task per node and for a task that sees only its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def present_devices() -> int:
 
 
 def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs that this process uses, as positions among the visible ones; None: all of those, or there are none.
+    """The GPUs that this process uses, as positions among the visible ones; None: all of those, or there are
+    none.
 
     Raises UserError where the host's tasks can't share its GPUs evenly.
     """
@@ -58,7 +59,8 @@ def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | N
 
 
 def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
-    """The names of the GPUs that this process uses: UUIDs where nvidia-smi lists them, else as in CUDA_VISIBLE_DEVICES."""
+    """The names of the GPUs that this process uses: UUIDs where nvidia-smi lists them, else as in
+    CUDA_VISIBLE_DEVICES."""
     visible = visible_devices(environ)
     names = visible if visible is not None else [str(i) for i in range(given_devices(environ) or present_devices())]
     uuids = list_uuids()

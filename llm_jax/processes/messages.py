@@ -1,6 +1,8 @@
-"""The messages between the processes of a run: one frozen dataclass per kind, sent as a line of JSON {"kind": class name, field: value, ...}.
+"""The messages between the processes of a run: one frozen dataclass per kind, sent as a line of JSON {"kind":
+class name, field: value, ...}.
 
-Every process sends to the coordinator, which runs in the monitor thread of rank 0, and receives from it. docs/processes.md has them as a table.
+Every process sends to the coordinator, which runs in the monitor thread of rank 0, and receives from it.
+docs/processes.md has them as a table.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Message:
 
 
 def decode(line: bytes) -> Message:
-    """The message in a line of JSON. Raises ValueError for anything else, as another program at this port may send it."""
+    """The message in a line of JSON. Raises ValueError for anything else, as another program at this port may
+    send it."""
     try:
         fields: dict[str, Any] = dict(json.loads(line))
         return Message.kinds[fields.pop("kind")](**fields)
@@ -86,7 +89,8 @@ class RendezvousFailed(Message):
 
 @dataclass(frozen=True)
 class Beat(Message):
-    """Sent about once a second: the process is alive, and this is its progress. Rank 0 also sends its own to all others."""
+    """Sent about once a second: the process is alive, and this is its progress. Rank 0 also sends its own to
+    all others."""
 
     phase: str
     step: int

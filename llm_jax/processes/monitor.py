@@ -1,6 +1,8 @@
-"""The monitor thread of a process, which works while the main thread trains, compiles or waits in a collective; in rank 0 it runs the coordinator.
+"""The monitor thread of a process, which works while the main thread trains, compiles or waits in a
+collective; in rank 0 it runs the coordinator.
 
-It notices signals, sends beats, and ends the process when the run has failed in another one. docs/processes.md describes the protocol.
+It notices signals, sends beats, and ends the process when the run has failed in another one.
+docs/processes.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -52,9 +54,11 @@ LEAVE_SECONDS = 5.0
 UNWIND_SECONDS = 15.0
 """And so long to close what it has open; Slurm kills 30 s after its SIGTERM by default."""
 LAST_SECONDS = 3.0
-"""Rank 0 waits so long for the others to end: JAX's own service runs in it, whose end would abort them before they could print why."""
+"""Rank 0 waits so long for the others to end: JAX's own service runs in it, whose end would abort them before
+they could print why."""
 STACKS_SECONDS = 3.0
-"""A process whose threads can't run is missed by the others first, and prints its stacks and ends so much later."""
+"""A process whose threads can't run is missed by the others first, and prints its stacks and ends so much
+later."""
 LOCATION_SECONDS = 0.5
 """The beats of a process without progress for so long have the location of its main thread."""
 LAST_PART = 1 / 4
@@ -90,7 +94,8 @@ class Progress:
 
 
 def main_thread_location() -> str:
-    """File, line and function of the main thread's innermost frame in this package (outside of this folder), or of its innermost if none is."""
+    """File, line and function of the main thread's innermost frame in this package (outside of this folder),
+    or of its innermost if none is."""
     frame = innermost = sys._current_frames().get(threading.main_thread().ident or 0)
     ours, own = str(Path(__file__).parents[1]), str(Path(__file__).parent)
     while frame and (not frame.f_code.co_filename.startswith(ours) or frame.f_code.co_filename.startswith(own)):
@@ -111,7 +116,8 @@ class Monitor:
         progress: Progress,
         wake: tuple[socket.socket, socket.socket],
     ):
-        """wake: a socket that the thread reads, and its other end: a byte there wakes the thread; it is a signal's number, or 0."""
+        """wake: a socket that the thread reads, and its other end: a byte there wakes the thread; it is a
+        signal's number, or 0."""
         self.task, self.config, self.barrier, self.handlers, self.progress = task, config, barrier, handlers, progress
         self.wake_read, self.wake_write = wake
         self.run_dir: Path | None = None
@@ -176,7 +182,8 @@ class Monitor:
     # The thread:
 
     def run(self) -> None:
-        """Watches until all processes have said goodbye. An exception in this thread ends the process: nothing else would notice faults."""
+        """Watches until all processes have said goodbye. An exception in this thread ends the process:
+        nothing else would notice faults."""
         try:
             self.watch()
         except BaseException:
@@ -193,7 +200,8 @@ class Monitor:
             connection.unread = []
         last = beat = self.last_heard  # since `start`: a suspension may come first
         while not self.done:
-            # After a suspension the first select has only timed out: messages that wait to be read come before any judgement.
+            # After a suspension the first select has only timed out: messages that wait to be read come
+            # before any judgement.
             ready = self.selector.select(max(0.0, beat - last)) or self.selector.select(0)
             now = time.monotonic()
             if now - last > interval + min(SUSPENDED_SECONDS, self.config.beat_seconds / 2):
@@ -261,7 +269,7 @@ class Monitor:
         """Sends the messages in the coordinator's outbox."""
         while self.coordinator and self.coordinator.outbox:
             messages, self.coordinator.outbox = self.coordinator.outbox, []
-            for rank, message in sorted(messages, key=lambda item: item[0] == 0):  # to itself last, since it may end by it
+            for rank, message in sorted(messages, key=lambda item: item[0] == 0):  # itself last: it may end
                 if rank in self.connections:
                     self.connections[rank].send(message)
                 elif rank == 0:
@@ -277,18 +285,21 @@ class Monitor:
         if self.coordinator:
             for connection in self.connections.values():
                 connection.send(beat)
-        if self.task.size > 1:  # prints the stacks and ends the process, where a library holds Python's lock and this thread can't run
+        # Prints the stacks (of several processes: and ends this one) where a library holds Python's lock and this
+        # thread can't run any more.
+        if self.task.size > 1:
             faulthandler.dump_traceback_later(self.config.beat_seconds + STACKS_SECONDS, exit=True, file=2)
         elif self.config.hang_seconds < threading.TIMEOUT_MAX:
             faulthandler.dump_traceback_later(self.config.hang_seconds + STACKS_SECONDS, file=2)
-        if now > self.limit:
-            self.limit = time.monotonic() + (end_of_job(self.task.job) or math.inf) - time.time() - self.margin  # it may have been extended
+        if now > self.limit:  # unless it was extended
+            self.limit = time.monotonic() + (end_of_job(self.task.job) or math.inf) - time.time() - self.margin
             if now > self.limit:
                 self.limit = math.inf
                 self.send(StopRequested(int(signal.SIGUSR1), "the end of the job's time limit"))
 
     def read_signals(self) -> None:
-        """Reads the numbers of signals that came to the process. (Python may call their handlers in the main thread much later.)"""
+        """Reads the numbers of signals that came to the process. (Python may call their handlers in the main
+        thread much later.)"""
         try:
             numbers = self.wake_read.recv(4096)
         except BlockingIOError:
@@ -332,7 +343,8 @@ class Monitor:
                 raise TypeError(f"the coordinator sent {message}, which no process receives")
 
     def stop_reason(self, message: StopAt | LeaveNow) -> str:
-        """Why the run stops: a signal's name, with the process that received it where this one didn't; or the time limit."""
+        """Why the run stops: a signal's name, with the process that received it where this one didn't; or the
+        time limit."""
         own = message.signal in self.handlers.received or not message.reason.startswith("SIG") or self.task.size == 1
         return message.reason + ("" if own else f" at {process_name(message.rank, message.host)}")
 
@@ -350,7 +362,8 @@ class Monitor:
         self.end_for_fault(fault)
 
     def end_after_suspension(self) -> None:
-        """Ends rank 0, because another process has not heard of it and has ended the run: it was suspended."""
+        """Ends rank 0, because another process has not heard of it and has ended the run: it was
+        suspended."""
         write_stderr(f"error: this process ({self.task.name}) was suspended, and the run has ended without it")
         end_process(EXIT_FAULT)
 
@@ -364,7 +377,8 @@ class Monitor:
         self.end_with(EXIT_FAULT if mine else EXIT_PEER)
 
     def force_leave(self) -> None:
-        """Ends this process where its main thread doesn't: it is in a library, or closes something that doesn't close."""
+        """Ends this process where its main thread doesn't: it is in a library, or closes something that
+        doesn't close."""
         if self.handlers.raised and self.leave_at < math.inf and not self.ending:
             self.ending, self.leave_at = True, time.monotonic() + UNWIND_SECONDS
             return

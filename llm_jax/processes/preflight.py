@@ -1,7 +1,8 @@
-"""Checks before a run costs anything: all processes have one program, the GPUs that Slurm allocated, and one run folder with room in it.
+"""Checks before a run costs anything: all processes have one program, the GPUs that Slurm allocated, and one
+run folder with room in it.
 
-The first failure is printed once, as a line that names the host and what to do, and ends all processes with EXIT_USER_ERROR.
-`llm_jax.processes.probe` has the checks that need JAX.
+The first failure is printed once, as a line that names the host and what to do, and ends all processes with
+EXIT_USER_ERROR. `llm_jax.processes.probe` has the checks that need JAX.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from llm_jax.processes.local_gpus import device_names, given_devices
 SECONDS = 60.0
 """All processes must have reached an exchange within so many seconds."""
 SEEN_SECONDS = 20.0
-"""A file that one host wrote must exist on the others within so many seconds: network file systems need some."""
+"""A file that one host wrote must exist on the others within so many seconds: network file systems need
+some."""
 PACKAGES = (
-    "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "flax", "optax", "orbax-checkpoint",
+    "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
+    "flax", "optax", "orbax-checkpoint",
     "numpy",
 )  # fmt: skip
 MAY_DIFFER = ("JAX_LOCAL_DEVICE_IDS", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COMPILATION_CACHE_DIR")
@@ -38,7 +41,8 @@ Facts = dict[str, Any]
 
 
 def check(group: Group, experiment: str, run_dir: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError, on all processes, where they differ or something is missing. experiment: as YAML, which must be equal on all."""
+    """Raises UserError, on all processes, where they differ or something is missing. experiment: as YAML,
+    which must be equal on all."""
     mine = facts(group, experiment, environ)
     everyone = group.exchange("preflight: versions and devices", mine, SECONDS)
     check_same(everyone)
@@ -57,7 +61,8 @@ def facts(group: Group, experiment: str, environ: Mapping[str, str]) -> Facts:
         "host": group.task.host,
         "same": same,
         "devices": devices,
-        "given": None if environ.get("JAX_PLATFORMS") == "cpu" else given_devices(environ),  # a run on CPUs may leave GPUs idle
+        # A run on CPUs may leave GPUs idle.
+        "given": None if environ.get("JAX_PLATFORMS") == "cpu" else given_devices(environ),
         "visible": environ.get("CUDA_VISIBLE_DEVICES"),
         "driver": bool(devices) and devices[0].startswith("GPU-"),
     }
@@ -114,7 +119,8 @@ def shown(value: str | None) -> str:
 
 
 def check_devices(everyone: Sequence[Facts]) -> None:
-    """Raises UserError where a host's tasks leave GPUs idle that Slurm allocated, or use one GPU twice, or hosts differ in GPUs per process."""
+    """Raises UserError where a host's tasks leave GPUs idle that Slurm allocated, or use one GPU twice, or
+    hosts differ in GPUs per process."""
     hosts: dict[str, list[Facts]] = {}
     for their in everyone:
         hosts.setdefault(their["host"], []).append(their)
@@ -130,19 +136,24 @@ def check_devices(everyone: Sequence[Facts]) -> None:
             )
         if all(task["driver"] for task in tasks) and len(set(used)) < len(used):
             twice = next(name for name, times in collections.Counter(used).items() if times > 1)
-            raise UserError(f"{host}: its {count} tasks use one GPU twice ({twice}). Start them with srun, or set CUDA_VISIBLE_DEVICES for each task.")
+            raise UserError(
+                f"{host}: its {count} tasks use one GPU twice ({twice}). Start them with srun, or set CUDA_VISIBLE_DEVICES for each task."
+            )
     numbers = {host: sum(len(task["devices"]) for task in tasks) for host, tasks in hosts.items()}
     per_task = {len(their["devices"]) for their in everyone}
     if len(per_task) > 1:
         counts_text = ", ".join(f"{host} has {number} for {len(hosts[host])} tasks" for host, number in list(numbers.items())[:6])
-        raise UserError(f"GPUs: the number per process differs ({counts_text}). Allocate equal numbers on each node (--gpus-per-node, --ntasks-per-node).")
+        raise UserError(
+            f"GPUs: the number per process differs ({counts_text}). Allocate equal numbers on each node (--gpus-per-node, --ntasks-per-node)."
+        )
 
 
 # The run folder:
 
 
 def check_folder(group: Group, run_dir: Path) -> None:
-    """Raises UserError where the run folder is not one folder on a shared file system for all processes, or some can't write there."""
+    """Raises UserError where the run folder is not one folder on a shared file system for all processes, or
+    some can't write there."""
     target = nearest_folder(run_dir.absolute())
     probe = f".preflight-{short_hash(group.task.token.encode())}-{os.getpid()}"
     found = group.exchange("preflight: run folder", {"folder": str(target), "probe": probe}, SECONDS)
@@ -158,7 +169,8 @@ def check_folder(group: Group, run_dir: Path) -> None:
     results = group.exchange("preflight: run folder seen", trouble, SECONDS)
     with contextlib.suppress(OSError):
         theirs.unlink()
-    group.exchange("preflight: run folder as before", None, SECONDS)  # or a user error would end some before they have removed their files
+    # Without this exchange a user error would end some processes before they have removed their files.
+    group.exchange("preflight: run folder as before", None, SECONDS)
     hosts = group.hosts
     for rank, result in enumerate(results):
         if result:
@@ -184,7 +196,8 @@ def appears(path: Path) -> bool:
 
 
 def check_room(group: Group, run_dir: Path, needed: int) -> None:
-    """Raises UserError where the run folder's file system has fewer than `needed` bytes left, as rank 0 sees it. (Not all quotas are visible.)"""
+    """Raises UserError where the run folder's file system has fewer than `needed` bytes left, as rank 0 sees
+    it. (Not all quotas are visible.)"""
     free = group.exchange("preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS)[0]
     if free < needed:
         raise UserError(

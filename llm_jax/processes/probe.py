@@ -1,6 +1,7 @@
 """The preflight checks that need JAX: the devices of all processes, a sum over them, and the speed of each.
 
-Where a host computes wrong sums, or has a slow link or device, the run ends with a line that names it, before anything is compiled.
+Where a host computes wrong sums, or has a slow link or device, the run ends with a line that names it, before
+anything is compiled.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ LINK_BYTES = 64 << 20
 MATRIX = 8192
 """Side of the matrices that are multiplied: 1.1 TFLOP, a few milliseconds on a GPU."""
 SLOW = {"link_gbps": 1 / 3, "matmul_tflops": 1 / 2}
-"""A speed below this fraction of the median of all is a fault. Healthy links differ more than healthy devices."""
+"""A speed below this fraction of the median of all is a fault. Healthy links differ more than healthy
+devices."""
 DESCRIPTIONS = {"link_gbps": "its link to the next host carries {:.3g} Gbit/s", "matmul_tflops": "its slowest device multiplies {:.3g} TFLOP/s"}
 REPEATS = 3
 
 
 def check(group: Group, environ: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """Ends the run where a process's devices are missing, compute wrong sums or are far slower than those of its peers.
+    """Ends the run where a process's devices are missing, compute wrong sums or are far slower than those of
+    its peers.
 
-    Returns the speeds of this process and the medians of all: link_gbps in Gbit/s and matmul_tflops in TFLOP/s; empty on CPUs, which differ
-    too much. Raises UserError, on all processes, for devices that are missing.
+    Returns the speeds of this process and the medians of all: link_gbps in Gbit/s and matmul_tflops in
+    TFLOP/s; empty on CPUs, which differ too much. Raises UserError, on all processes, for devices that are
+    missing.
     """
     devices = jax.local_devices()
     mine = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices), "expected": expected_devices(group, environ)}
@@ -70,7 +74,8 @@ def expected_devices(group: Group, environ: Mapping[str, str]) -> int | None:
 
 
 def check_devices(everyone: Sequence[dict[str, Any]], hosts: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Raises UserError, naming the host, where JAX doesn't find the expected devices, or hosts differ in kind or number."""
+    """Raises UserError, naming the host, where JAX doesn't find the expected devices, or hosts differ in kind
+    or number."""
     for their, host in zip(everyone, hosts, strict=True):
         if their["platform"] == "cpu" and their["expected"] and environ.get("JAX_PLATFORMS") != "cpu":
             raise UserError(
@@ -98,7 +103,8 @@ def all_devices_mesh() -> Mesh:
 
 
 def contributions() -> np.ndarray:
-    """The result of a sum over all devices in which device d adds d + 1 at place d: int32 [processes, devices]. Correct if equal to `expected`."""
+    """The result of a sum over all devices in which device d adds d + 1 at place d: int32 [processes,
+    devices]. Correct if equal to `expected`."""
     mesh = all_devices_mesh()
     sharding = NamedSharding(mesh, P("process", "device"))
     rows, columns = mesh.devices.shape
@@ -126,7 +132,8 @@ def expected(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_sum(group: Group, found: np.ndarray) -> None:
-    """Ends the run where the sum is wrong, naming the host whose device contributed wrongly, or the only host that received a wrong sum."""
+    """Ends the run where the sum is wrong, naming the host whose device contributed wrongly, or the only host
+    that received a wrong sum."""
     wrong = np.argwhere(found != expected(found.shape)).tolist()
     everyone = group.exchange("preflight: a sum over all devices", wrong, SECONDS)
     bad = [rank for rank, places in enumerate(everyone) if places]
@@ -147,14 +154,15 @@ def check_sum(group: Group, found: np.ndarray) -> None:
 
 
 def slowest_rank(speeds: Sequence[float], part: float) -> int | None:
-    """The rank of the lowest speed, if that is below `part` of the median; None if it isn't, or with fewer than three speeds."""
+    """The rank of the lowest speed, if that is below `part` of the median; None if it isn't, or with fewer
+    than three speeds."""
     slowest = min(range(len(speeds)), key=lambda rank: speeds[rank])
     return slowest if len(speeds) > 2 and speeds[slowest] < part * statistics.median(speeds) else None
 
 
 def ring(hosts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (sender, receiver) of ranks. With several hosts each sends to the process at its own position on the next host, so that all links
-    are of one kind."""
+    """Pairs (sender, receiver) of ranks. With several hosts each sends to the process at its own position on
+    the next host, so that all links are of one kind."""
     places: dict[int, list[int]] = {}
     seen: dict[str, int] = {}
     for rank, host in enumerate(hosts):
@@ -165,7 +173,8 @@ def ring(hosts: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def matmul_speed(side: int = MATRIX) -> float:
-    """TFLOP/s of this process's slowest device in products of bfloat16 matrices; the best of REPEATS measurements."""
+    """TFLOP/s of this process's slowest device in products of bfloat16 matrices; the best of REPEATS
+    measurements."""
     multiply = jax.jit(jnp.matmul)
     slowest = float("inf")
     for device in jax.local_devices():
@@ -177,7 +186,8 @@ def matmul_speed(side: int = MATRIX) -> float:
 
 
 def link_speed(group: Group, size: int = LINK_BYTES) -> float:
-    """Gbit/s that all devices of this process together send along `ring`; the best of REPEATS measurements."""
+    """Gbit/s that all devices of this process together send along `ring`; the best of REPEATS
+    measurements."""
     mesh = all_devices_mesh()
     processes = mesh.shape["process"]
     sharding = NamedSharding(mesh, P("process", "device"))

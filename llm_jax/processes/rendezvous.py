@@ -1,6 +1,8 @@
-"""The rendezvous of a run's processes: rank 0 listens, the others connect, and compare a token that all processes of one run have.
+"""The rendezvous of a run's processes: rank 0 listens, the others connect, and compare a token that all
+processes of one run have.
 
-Two jobs on one host may choose the same port: a listener refuses processes of another run, which then try the next port.
+Two jobs on one host may choose the same port: a listener refuses processes of another run, which then try the
+next port.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ OTHER_PROGRAM = "another program listens there"
 
 
 def connect_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
-    """The hosts of all processes by rank, and the connections: in rank 0 to each other rank, in the others to rank 0.
+    """The hosts of all processes by rank, and the connections: in rank 0 to each other rank, in the others to
+    rank 0.
 
     Raises Fault, naming the process that is missing, when not all have connected within `seconds`.
     """
@@ -51,7 +54,8 @@ def open_listener(task: Task) -> socket.socket:
 
 
 def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
-    """Waits until all other processes have connected: the hosts by rank, and a connection to each. Raises Fault after `seconds`."""
+    """Waits until all other processes have connected: the hosts by rank, and a connection to each. Raises
+    Fault after `seconds`."""
     deadline = time.monotonic() + seconds
     accepted: dict[int, tuple[Connection, str]] = {}
     with open_listener(task) as server, selectors.DefaultSelector() as selector:
@@ -89,7 +93,8 @@ def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connect
 
 
 def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]) -> Refused | None:
-    """The refusal of a process of another run, or of a rank that has connected already; None for a process to accept."""
+    """The refusal of a process of another run, or of a rank that has connected already; None for a process to
+    accept."""
     if hello.token != task.token:
         return Refused("")
     if hello.rank in accepted or not 0 < hello.rank < task.size:
@@ -115,7 +120,8 @@ def fail(task: Task, accepted: dict[int, tuple[Connection, str]], what: str, who
 
 
 def missing_host(task: Task, rank: int, present: list[str]) -> str:
-    """The host where a process that didn't connect should run, as far as the launcher's environment tells: one with processes missing."""
+    """The host where a process that didn't connect should run, as far as the launcher's environment tells:
+    one with processes missing."""
     here = collections.Counter(present)
     short = [host for host, size in zip(task.hosts, task.host_sizes, strict=True) if here[host] < size] if task.host_sizes else []
     if set(task.host_sizes) == {1}:
@@ -127,7 +133,8 @@ def missing_host(task: Task, rank: int, present: list[str]) -> str:
 
 
 def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
-    """Tries to connect to rank 0 at one port after another, and then waits for the other processes. Raises Fault after `seconds`."""
+    """Tries to connect to rank 0 at one port after another, and then waits for the other processes. Raises
+    Fault after `seconds`."""
     deadline = time.monotonic() + seconds
     reason = ""
     while time.monotonic() < deadline:
@@ -148,7 +155,8 @@ def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, C
 
 
 def try_port(task: Task, address: str, port: int) -> Connection | str:
-    """A connection to rank 0, or why there is none at this port. Raises Fault where rank 0 refuses with a reason."""
+    """A connection to rank 0, or why there is none at this port. Raises Fault where rank 0 refuses with a
+    reason."""
     try:
         connection = Connection(socket.create_connection((address, port), CONNECT_SECONDS))
     except OSError as error:
@@ -165,7 +173,8 @@ def try_port(task: Task, address: str, port: int) -> Connection | str:
 
 
 def wait_for_others(task: Task, connection: Connection, deadline: float) -> tuple[list[str], dict[int, Connection]]:
-    """Waits until rank 0 reports that all processes have connected. Raises Fault when it reports a failure, or doesn't report in time."""
+    """Waits until rank 0 reports that all processes have connected. Raises Fault when it reports a failure,
+    or doesn't report in time."""
     connection.socket.settimeout(max(0.1, deadline - time.monotonic()))
     message = connection.receive_one()
     connection.socket.settimeout(SEND_SECONDS)

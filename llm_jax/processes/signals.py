@@ -1,4 +1,5 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: they stop a run at a step boundary, with everything saved, and all its processes at one step."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: they stop a run at a step boundary, with everything saved, and all its
+processes at one step."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopBarrier:
-    """Where the main thread checks whether to stop (`poll`), and where it waits while the processes agree at which poll they stop.
+    """Where the main thread checks whether to stop (`poll`), and where it waits while the processes agree at
+    which poll they stop.
 
-    Each `poll` is a tick; all processes poll at the same places of the program, so their ticks can be compared. On a request to stop, the
-    monitor thread of every process blocks its barrier and sends how many ticks it has passed; all stop at the first tick that none has
-    passed. A process that waits for others in a collective doesn't delay this, since its monitor thread answers; those behind pass the
-    polls up to that tick, so no process waits for one that has stopped. Before `arm` there is no work to save, and the processes leave
-    wherever they are.
+    Each `poll` is a tick; all processes poll at the same places of the program, so their ticks can be
+    compared. On a request to stop, the monitor thread of every process blocks its barrier and sends how many
+    ticks it has passed; all stop at the first tick that none has passed. A process that waits for others in a
+    collective doesn't delay this, since its monitor thread answers; those behind pass the polls up to that
+    tick, so no process waits for one that has stopped. Before `arm` there is no work to save, and the
+    processes leave wherever they are.
     """
 
     def __init__(self) -> None:
@@ -47,7 +50,8 @@ class StopBarrier:
     # Called by the main thread:
 
     def poll(self) -> int | None:
-        """Passes one tick: the signal that stops the run here, or None. Raises Stopped where there is no work to save yet."""
+        """Passes one tick: the signal that stops the run here, or None. Raises Stopped where there is no work
+        to save yet."""
         with self.changed:
             self.wait()
             self.ticks += 1
@@ -56,7 +60,8 @@ class StopBarrier:
             return self.received
 
     def check(self) -> None:
-        """Passes one tick and raises Stopped if the run stops here. If an earlier poll has stopped it, raises without a tick."""
+        """Passes one tick and raises Stopped if the run stops here. If an earlier poll has stopped it, raises
+        without a tick."""
         if self.received is not None or self.poll() is not None:
             raise Stopped(self.signal, self.reason)
 
@@ -106,8 +111,9 @@ class StopBarrier:
 class SignalHandlers:
     """The process's handlers of SIGTERM, SIGUSR1 and Ctrl-C, from `install` to `restore`.
 
-    A second SIGTERM or SIGUSR1 changes nothing; a second Ctrl-C does what it did before `install`, which as a rule ends the process at once.
-    Where SIGINT is ignored it stays ignored: shells start background processes so (`nohup ... &` in a script), since Ctrl-C isn't for them.
+    A second SIGTERM or SIGUSR1 changes nothing; a second Ctrl-C does what it did before `install`, which as a
+    rule ends the process at once. Where SIGINT is ignored it stays ignored: shells start background processes
+    so (`nohup ... &` in a script), since Ctrl-C isn't for them.
     """
 
     def __init__(self, barrier: StopBarrier, notify: Callable[[int], None]):
@@ -118,14 +124,16 @@ class SignalHandlers:
         self.old_hook = sys.unraisablehook
         self.received: set[int] = set()
         self.alone = True
-        """Until the rendezvous: a signal raises Stopped in the main thread, without asking other processes."""
+        """Until the rendezvous: a signal raises Stopped in the main thread, without asking other
+        processes."""
         self.raised = False
         """Whether Stopped was raised."""
         self.pid = os.getpid()
 
     def install(self, wakeup: int) -> None:
-        """Replaces the handlers. Python also writes each signal's number to the file descriptor `wakeup`, even while the main thread is in
-        a library's code. Does nothing outside the main thread, where Python sets no handlers."""
+        """Replaces the handlers. Python also writes each signal's number to the file descriptor `wakeup`,
+        even while the main thread is in a library's code. Does nothing outside the main thread, where Python
+        sets no handlers."""
         if threading.current_thread() is not threading.main_thread():
             return
         ours = [number for number in HANDLED if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
@@ -158,11 +166,13 @@ class SignalHandlers:
             return
         self.received.add(number)
         if not self.barrier.decided:
-            self.barrier.blocked = True  # without the lock, which this thread may hold: no poll passes before all have agreed
+            # Without the lock, which this thread may hold. No poll passes before all have agreed.
+            self.barrier.blocked = True
         self.notify(number)
 
     def on_unraisable(self, unraisable: Any) -> None:
-        """Raises Stopped again soon where Python dropped it: in a destructor, or in a garbage-collector callback (JAX has one)."""
+        """Raises Stopped again soon where Python dropped it: in a destructor, or in a garbage-collector
+        callback (JAX has one)."""
         if not isinstance(unraisable.exc_value, Stopped):
             return self.old_hook(unraisable)
         self.raised = False

@@ -18,7 +18,8 @@ from llm_jax.slurm.status import find_runs, lock_holder
 
 
 def cancel_run(run_dir: Path, queue: dict[str, job.Queued]) -> str:
-    """Cancels one run and returns a sentence about what was done. Raises job.SlurmError where Slurm refuses."""
+    """Cancels one run and returns a sentence about what was done. Raises job.SlurmError where Slurm
+    refuses."""
     number = job.job_number(run_dir)
     waiting = queue.get(number)
     if waiting is None:
@@ -28,7 +29,8 @@ def cancel_run(run_dir: Path, queue: dict[str, job.Queued]) -> str:
         return "nothing to do: it is neither queued nor running" + (f" (job {number} has ended)" if number else "")
     job.cancel_mark(run_dir).touch()  # first: the job may end at any moment, and must find it
     if waiting.state == "RUNNING":
-        call("scancel", "--signal=USR1", number)  # goes to the run's processes, not to the script, which decides about the requeue
+        # The signal goes to the run's processes, and not to the script, which decides about the requeue.
+        call("scancel", "--signal=USR1", number)
         return f"job {number} is running and received USR1: it saves, ends, and isn't requeued"
     call("scancel", number)
     return f"job {number} was {waiting.state.lower()}, and was removed from the queue"
@@ -57,8 +59,8 @@ class CancelCommand:
       python -m llm_jax.slurm.cancel runs/quickstart/default
       python -m llm_jax.slurm.cancel runs/scaling/isoflop_gpu/default      a grid: all of its jobs
 
-    A running job saves a checkpoint and ends; a waiting one is removed from the queue. Neither is requeued. The command that submitted the
-    run submits it again, and it resumes from the checkpoint.
+    A running job saves a checkpoint and ends; a waiting one is removed from the queue. Neither is requeued.
+    The command that submitted the run submits it again, and it resumes from the checkpoint.
 
     Exit codes: 0 done, 1 Slurm refused, 2 a user error (one line on stderr).
     """

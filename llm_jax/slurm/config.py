@@ -1,4 +1,5 @@
-"""The resources and settings of Slurm jobs: the keys `slurm.*` of a command line, and a file with the settings of a site.
+"""The resources and settings of Slurm jobs: the keys `slurm.*` of a command line, and a file with the
+settings of a site.
 
 The site's file is YAML; every key may be left out:
 
@@ -46,7 +47,8 @@ class SlurmConfig:
     gpu_type: str = ""
     """Slurm's name for the kind of GPU, where the cluster has several."""
     tasks_per_node: int | None = None
-    """How many processes run on each node; null: one for each GPU (one on CPUs). 1 with several GPUs: each process uses all GPUs of its node."""
+    """How many processes run on each node; null: one for each GPU (one on CPUs). 1 with several GPUs: each
+    process uses all GPUs of its node."""
     cpus_per_task: int | None = None
     """How many CPU cores each process has."""
     memory: str = ""
@@ -68,13 +70,15 @@ class SlurmConfig:
     max_restarts: int = 10
     """The job is given up after so many restarts in a row without a newer checkpoint."""
     backoff_seconds: int = 120
-    """Seconds after a crash until the job may start again; doubled with each restart without a newer checkpoint, at most half an hour.
-    0: when Slurm itself starts a requeued job, which is after two minutes on most clusters."""
+    """Seconds after a crash until the job may start again; doubled with each restart without a newer
+    checkpoint, at most half an hour. 0: when Slurm itself starts a requeued job, which is after two minutes
+    on most clusters."""
     signal_seconds: int | None = None
-    """Seconds before the time limit at which the run receives the signal to save and stop: more than the slowest step plus a save plus a minute.
-    null: 180, but at most a quarter of the limit."""
+    """Seconds before the time limit at which the run receives the signal to save and stop: more than the
+    slowest step plus a save plus a minute. null: 180, but at most a quarter of the limit."""
     site: str = ""
-    """The file with the site's settings; empty: the file that LLM_JAX_SITE names, or ~/.config/llm_jax/site.yaml if it exists."""
+    """The file with the site's settings; empty: the file that LLM_JAX_SITE names, or
+    ~/.config/llm_jax/site.yaml if it exists."""
 
     @property
     def tasks(self) -> int:
@@ -95,7 +99,8 @@ class SlurmConfig:
             require(getattr(self, key) >= least, f"slurm.{key}", getattr(self, key), f"at least {least}")
         for key in ("tasks_per_node", "cpus_per_task"):
             require(getattr(self, key) is None or getattr(self, key) >= 1, f"slurm.{key}", getattr(self, key), "at least 1, or null")
-        # A job that starts in the second in which it was requeued is refused by the node ("Job credential revoked") and is lost.
+        # A job that starts in the second in which it was requeued is refused by the node ("Job credential
+        # revoked") and is lost.
         right = self.backoff_seconds == 0 or self.backoff_seconds >= 5
         require(right, "slurm.backoff_seconds", self.backoff_seconds, "0, or at least 5")
         gpus = self.gpus_per_node
@@ -147,9 +152,11 @@ def seconds(text: str) -> int | None:
 
 
 def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig, str]:
-    """The slurm.* settings, the site's settings and the site file's path ("" for none), from a command line's slurm.* keys.
+    """The slurm.* settings, the site's settings and the site file's path ("" for none), from a command line's
+    slurm.* keys.
 
-    The site's file gives the defaults of slurm.* keys. Raises UserError for unknown keys, with the nearest name, and for wrong values.
+    The site's file gives the defaults of slurm.* keys. Raises UserError for unknown keys, with the nearest
+    name, and for wrong values.
     """
     known = [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)]
     for key, value in pairs:
@@ -163,7 +170,8 @@ def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig
 
 
 def site_path(given: str) -> Path | None:
-    """The site's file: `given` or LLM_JAX_SITE, which must exist; else ~/.config/llm_jax/site.yaml; None if that doesn't exist."""
+    """The site's file: `given` or LLM_JAX_SITE, which must exist; else ~/.config/llm_jax/site.yaml; None if
+    that doesn't exist."""
     for key, path in (("slurm.site", given), ("LLM_JAX_SITE", os.environ.get("LLM_JAX_SITE", ""))):
         if path:
             if not Path(path).expanduser().is_file():

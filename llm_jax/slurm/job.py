@@ -1,7 +1,8 @@
 """The Slurm job of a run: its files in the run folder, and its entry in Slurm's queue.
 
-<run_dir>/slurm/ has `job.sh` (the script), `experiment.yaml` (what it runs), `job.json` (its number), `job.log` (its output),
-`restarts.jsonl` (one decision for each end of the job, with its reason) and `cancelled`, an empty file that marks a cancelled job.
+<run_dir>/slurm/ has `job.sh` (the script), `experiment.yaml` (what it runs), `job.json` (its number),
+`job.log` (its output), `restarts.jsonl` (one decision for each end of the job, with its reason) and
+`cancelled`, an empty file that marks a cancelled job.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def is_unknown_job(error: str) -> bool:
 
 
 def queued_jobs(jobs: Iterable[str]) -> dict[str, Queued]:
-    """The jobs of these numbers that have not ended, by number; empty without Slurm. Raises SlurmError where squeue fails."""
+    """The jobs of these numbers that have not ended, by number; empty without Slurm. Raises SlurmError where
+    squeue fails."""
     jobs = sorted({job for job in jobs if job})
     if not jobs or not shutil.which("squeue"):
         return {}
@@ -88,7 +90,8 @@ class SlurmError(Exception):
 
 
 def slurm(*command: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs one of Slurm's commands. Inside a job it doesn't see that job's variables, whose settings must not apply to other jobs."""
+    """Runs one of Slurm's commands. Inside a job it doesn't see that job's variables, whose settings must not
+    apply to other jobs."""
     own = dict(os.environ if environment is None else environment)
     clean = {name: value for name, value in own.items() if not name.startswith(("SLURM_", "SRUN_")) or name == "SLURM_CONF"}
     return subprocess.run(list(map(str, command)), env=clean, capture_output=True, text=True)
@@ -106,7 +109,8 @@ def read_decisions(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def submitted_at(run_dir: Path) -> float:
-    """When the run's job was submitted, in seconds since 1970; 0 if it was not submitted with submit=slurm."""
+    """When the run's job was submitted, in seconds since 1970; 0 if it was not submitted with
+    submit=slurm."""
     path = job_folder(run_dir) / "job.json"
     return float(json.loads(path.read_text())["submitted"]) if path.exists() else 0.0
 

@@ -1,4 +1,5 @@
-"""The command `python -m llm_jax.slurm.requeue`, which job scripts call: decides whether the job of a run is requeued."""
+"""The command `python -m llm_jax.slurm.requeue`, which job scripts call: decides whether the job of a run is
+requeued."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Decision:
 
 
 def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) -> tuple[Decision, Record]:
-    """The decision about a job whose run ended with an exit code, from the run folder's files, and the record to keep of it."""
+    """The decision about a job whose run ended with an exit code, from the run folder's files, and the record
+    to keep of it."""
     step, earlier = newest_checkpoint(run_dir), job.decisions_since_submission(run_dir)
     fault = fault_of(run_dir, code, earlier)
     idle_restarts = 0  # since the last newer checkpoint
@@ -80,11 +82,12 @@ def decide_from(
 ) -> Decision:
     """The decision about a job.
 
-    code: the run's exit code. step: that of the newest checkpoint. idle_restarts: starts since that checkpoint. fault: what ended this start.
-    earlier: the decisions since the job was submitted.
+    code: the run's exit code. step: that of the newest checkpoint. idle_restarts: starts since that
+    checkpoint. fault: what ended this start. earlier: the decisions since the job was submitted.
     """
     error = user_error_line(run_dir) if code == EXIT_USER_ERROR else ""
-    # After the loss of a node its processes may live on for a while and keep the folder locked: no user error, if the job has run before.
+    # After the loss of a node its processes may live on for a while and keep the folder locked: no user
+    # error, if the job has run before.
     locked = BUSY in error and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     ends = {0: "the run is finished", EXIT_USER_ERROR: error, EXIT_DIVERGED: "the run diverged"}
     if code in ends and not locked:
@@ -115,7 +118,8 @@ def user_error_line(run_dir: Path) -> str:
 
 
 def repeated(fault: Record, earlier: list[Record | None]) -> str:
-    """A sentence about a fault that came at one step too often (`RUN_FAULTS`, `MACHINE_FAULTS`); "" if it didn't."""
+    """A sentence about a fault that came at one step too often (`RUN_FAULTS`, `MACHINE_FAULTS`); "" if it
+    didn't."""
     same = [one for one in earlier if one and fingerprint(one) == fingerprint(fault)]
     count = 1 + len(same)
     if fault["kind"] not in (*RUN_FAULTS, *MACHINE_FAULTS) or count < (2 if fault["kind"] in RUN_FAULTS else 3):
@@ -128,7 +132,8 @@ def repeated(fault: Record, earlier: list[Record | None]) -> str:
 def fingerprint(fault: Record) -> tuple[Any, ...]:
     """Equal for two faults that count as one fault again: kind, phase and step.
 
-    Before the first step the message counts too, since many faults happen there; for faults of the machine the process does.
+    Before the first step the message counts too, since many faults happen there; for faults of the machine
+    the process does.
     """
     where = (fault["kind"], fault.get("phase"), fault.get("step"))
     if fault["kind"] in MACHINE_FAULTS:
@@ -148,7 +153,8 @@ def describe_failure(code: int, fault: Record | None) -> str:
 def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
     """The fault that ended this start: the first one recorded since the last decision.
 
-    Where a process failed without a record (a traceback alone), a record is made up from the newest checkpoint. None: no fault.
+    Where a process failed without a record (a traceback alone), a record is made up from the newest
+    checkpoint. None: no fault.
     """
     if code in (0, EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED, EXIT_INTERRUPTED):
         return None
@@ -182,11 +188,13 @@ class RequeueCommand:
 
       python -m llm_jax.slurm.requeue runs/quickstart/default code=85
 
-    Slurm job scripts call it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It prints the reason in one line on stderr and
-    the seconds to wait before the next start on stdout, and appends the decision to <RUN_DIR>/slurm/restarts.jsonl.
+    Slurm job scripts call it when a start of the run has ended (llm_jax/slurm/job.sh.jinja). It prints the
+    reason in one line on stderr and the seconds to wait before the next start on stdout, and appends the
+    decision to <RUN_DIR>/slurm/restarts.jsonl.
 
-    Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3 the run diverged,
-    87 given up (one fault again at one step, or too many restarts without a newer checkpoint), 130 cancelled by llm_jax.slurm.cancel.
+    Exit codes: 85 requeue; else the code with which the job ends: 0 the run is finished, 2 a user error, 3
+    the run diverged, 87 given up (one fault again at one step, or too many restarts without a newer
+    checkpoint), 130 cancelled by llm_jax.slurm.cancel.
     """
 
     run_dir: Path = positional("RUN_DIR")

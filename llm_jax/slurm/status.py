@@ -119,7 +119,8 @@ def steps_of(run_dir: Path) -> int | None:
 def lock_holder(run_dir: Path) -> int | None:
     """The id of the process on this machine that holds a run folder's lock; None if there is none.
 
-    It reads the system's list of locks. Trying to take the lock would make a run fail that starts at that moment.
+    It reads the system's list of locks. Trying to take the lock would make a run fail that starts at that
+    moment.
     """
     path = Path("/proc/locks")
     if not path.exists():
@@ -166,7 +167,8 @@ def show(found: list[Status]) -> None:
         name = os.path.relpath(one.run, common) if common else one.run
         of = f"{one.step}/{one.steps}" if one.steps else str(one.step)
         cells = [
-            name, f"[{COLORS.get(one.state, 'white')}]{one.state}", one.job, of, number(one.loss, ".4f"), number(one.eval_loss, ".4f"),
+            name, f"[{COLORS.get(one.state, 'white')}]{one.state}", one.job, of, number(one.loss, ".4f"),
+            number(one.eval_loss, ".4f"),
             short(one.tokens_per_second) if one.tokens_per_second else "", number(one.mfu, ".1%"),
             clock(one.eta_seconds) if one.eta_seconds is not None else "", str(one.restarts or ""),
             *[number(one.goodput, ".0%")] * goodput,
@@ -185,9 +187,9 @@ class StatusCommand:
       python -m llm_jax.slurm.status runs/quickstart/default
       python -m llm_jax.slurm.status runs                     every run below a folder
 
-    State: queued and running come from Slurm, or from a process on this machine; finished, diverged and stopped (with a checkpoint) from the
-    run's summary.json; failed means that it ended without one, or was given up: the last column has the reason. Speeds are medians of the
-    last 20 steps.
+    State: queued and running come from Slurm, or from a process on this machine; finished, diverged and
+    stopped (with a checkpoint) from the run's summary.json; failed means that it ended without one, or was
+    given up: the last column has the reason. Speeds are medians of the last 20 steps.
 
     Exit codes: 0 done, 2 a user error (one line on stderr).
     """

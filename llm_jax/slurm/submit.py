@@ -57,16 +57,18 @@ class Submission:
         return [quoted(f"--job-name={name.replace('/', '-')}"), "--ntasks=1", *self.common_options(log)]
 
     def common_options(self, log: Path) -> list[str]:
-        """The sbatch options of all jobs. Logs are appended to after a requeue; a % in a path is escaped, since Slurm replaces such patterns."""
+        """The sbatch options of all jobs. Logs are appended to after a requeue; a % in a path is escaped,
+        since Slurm replaces such patterns."""
         given = [f"--{key}={getattr(self.settings, key)}" for key in ("time", "partition", "account", "qos") if getattr(self.settings, key)]
         return [quoted(option) for option in (*given, "--requeue", "--open-mode=append", f"--output={str(log).replace('%', '%%')}")]
 
     def srun(self) -> str:
         """The options of srun.
 
-        Where one process fails, the others end by themselves; --wait has Slurm end one that can't, a minute later. kill-on-bad-exit, which some
-        clusters set, would end all with SIGTERM at once, before they print why and end with 85. srun doesn't take the number of CPUs from
-        the job. GPUs aren't bound: each process sees all of its node's and uses its own, so that those of one node can reach each other.
+        Where one process fails, the others end by themselves; --wait has Slurm end one that can't, a minute
+        later. kill-on-bad-exit, which some clusters set, would end all with SIGTERM at once, before they
+        print why and end with 85. srun doesn't take the number of CPUs from the job. GPUs aren't bound: each
+        process sees all of its node's and uses its own, so that those of one node can reach each other.
         """
         cpus = [f"--cpus-per-task={self.settings.cpus_per_task}"] * bool(self.settings.cpus_per_task)
         return shlex.join(["--kill-on-bad-exit=0", "--wait=60", *cpus, *self.site.srun])
@@ -87,7 +89,8 @@ class Submission:
         }
 
     def script(self, options: list[str], run: Path | None = None, runs: Path | None = None) -> str:
-        """The script of one run (`run`: its folder), or of an array (`runs`: a file with one run folder a line)."""
+        """The script of one run (`run`: its folder), or of an array (`runs`: a file with one run folder a
+        line)."""
         return render(
             "llm_jax.slurm",
             "job.sh.jinja",
@@ -110,7 +113,8 @@ class Submission:
 
 
 def split_pairs(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """A command line's pairs in two lists: submit=slurm with slurm.*, and the others. Raises UserError for slurm.* without submit=slurm."""
+    """A command line's pairs in two lists: submit=slurm with slurm.*, and the others. Raises UserError for
+    slurm.* without submit=slurm."""
     own = [(key, value) for key, value in pairs if key.startswith("slurm.")]
     for key, value in pairs:
         if key == "submit":
@@ -122,13 +126,15 @@ def split_pairs(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], li
 
 
 def make_submission(pairs: list[tuple[str, str]], command: list[str]) -> Submission:
-    """The Submission that submit=slurm and slurm.* describe. Raises UserError for keys and values that are wrong."""
+    """The Submission that submit=slurm and slurm.* describe. Raises UserError for keys and values that are
+    wrong."""
     settings, site, path = read_settings([pair for pair in pairs if pair[0] != "submit"])
     return Submission(settings, site, path, command)
 
 
 def submit_run(experiment: Experiment, submission: Submission, dry_run: bool) -> int:
-    """Submits one run, or prints its script; returns the exit code. User errors are raised now, and not when the job starts."""
+    """Submits one run, or prints its script; returns the exit code. User errors are raised now, and not when
+    the job starts."""
     run_dir = Path(experiment.run_dir)
     check_fits(experiment, submission.settings)
     check_writable(run_dir)
@@ -199,16 +205,19 @@ def check_not_queued(run_dirs: list[Path]) -> None:
 
 
 def write_job_folder(experiment: Experiment) -> None:
-    """Writes the folder of a run's job, with the experiment that it runs. Removes an earlier job's cancel mark; its restarts no longer count."""
+    """Writes the folder of a run's job, with the experiment that it runs. Removes an earlier job's cancel
+    mark; its restarts no longer count."""
     folder = job.job_folder(Path(experiment.run_dir))
     run_folder.make_folder(folder)
     job.cancel_mark(Path(experiment.run_dir)).unlink(missing_ok=True)
     write_atomic(folder / "experiment.yaml", to_yaml(experiment))
-    write_json(folder / "job.json", {"job": "", "submitted": time.time()})  # written before its number is known, since the job may start at once
+    # Written before the job's number is known, since it may start at once.
+    write_json(folder / "job.json", {"job": "", "submitted": time.time()})
 
 
 def sbatch(script: Path, *options: str) -> str:
-    """Submits a script and returns the job's number. Raises UserError with Slurm's own error where Slurm refuses it."""
+    """Submits a script and returns the job's number. Raises UserError with Slurm's own error where Slurm
+    refuses it."""
     done = job.slurm("sbatch", "--parsable", *options, script)
     if done.returncode:
         raise UserError(f"sbatch {script}: {job.error_line(done)}")

@@ -104,8 +104,10 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
     arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "evaluate.every=0")
     done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8)  # as here: else sums are taken in another order
     assert done.returncode == 1, done.stderr
-    # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed: beside the line, and within it.
-    error = f"error: run_dir={run_dir}: File too large. Once this is fixed, run the same command again to resume from step 2"
+    # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed: beside the line,
+    # and within it.
+    error = f"error: run_dir={run_dir}: File too large. "
+    error += "Once this is fixed, run the same command again to resume from step 2"
     assert error in done.stderr
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["2"]
     assert launch(*arguments) == 0
@@ -275,7 +277,8 @@ def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens
     np.testing.assert_allclose(list(losses(moved).values()), [losses(whole)[s] for s in (5, 6, 7, 8)], rtol=1e-5)
     for name, values in checkpoint(moved, 8).items():
         if ".parameters" in name or "'parameters'" in name:
-            # Adam divides by a gradient's own size, so where it is nearly 0 rounding becomes a part of the step of 3e-3
+            # Adam divides by a gradient's own size, so where it is nearly 0 rounding becomes a part of the
+            # step of 3e-3
             np.testing.assert_allclose(values, checkpoint(whole, 8)[name], atol=3e-4, err_msg=name)
 
 

@@ -1,4 +1,5 @@
-"""Losses and gradients that are not finite: skipped on the device, counted, and after N in a row the run stops."""
+"""Losses and gradients that are not finite: skipped on the device, counted, and after N in a row the run
+stops."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def test_the_last_good_checkpoint_is_kept_and_a_restart_warns(tiny, tmp_path, ca
         "evaluate.every=0",
     )
     assert launch(*arguments) == 3
-    # A skipped update doesn't advance the counter in the optimizer's state, so it stays at 4 and every later step is bad.
+    # A skipped update doesn't advance the counter in the optimizer's state, so it stays at 4 and every later
+    # step is bad.
     assert steps_saved(run_dir) == [3, 4]  # the bad steps 5 to 7 replaced none of them
     assert "last good checkpoint: 4" in capsys.readouterr().out
     good = checkpoint(run_dir, 4)

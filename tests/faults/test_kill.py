@@ -84,7 +84,8 @@ def test_killed_at_every_kind_of_moment_and_restarted_is_bit_identical(tmp_path)
 def test_sigterm_from_outside_ends_with_85_and_a_checkpoint(tmp_path):
     experiment = f"experiment={write_experiment(tmp_path)}"
     stop = "from llm_jax.train.metrics import MetricsWriter\nwrite = MetricsWriter.write\n"
-    stop += "MetricsWriter.write = lambda self, v: (write(self, v), v['step'] == 3 and os.kill(os.getpid(), signal.SIGTERM))"
+    stop += "MetricsWriter.write = lambda self, v: "
+    stop += "(write(self, v), v['step'] == 3 and os.kill(os.getpid(), signal.SIGTERM))"
     done = launch_process(experiment, f"run_dir={tmp_path / 'b'}", patch=stop)
     assert done.returncode == 85, done.stderr
     assert done.stderr == ""

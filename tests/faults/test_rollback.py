@@ -1,4 +1,5 @@
-"""After a spike of the loss a run restores a checkpoint before it and skips the batches that caused it, as if they had never existed."""
+"""After a spike of the loss a run restores a checkpoint before it and skips the batches that caused it, as if
+they had never existed."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ Corpus.batch = poisoned
 # A poisoned batch's loss is 1.13 times that of the steps before, and every other one's is lower than theirs.
 SHORT = ("train.steps=16", "evaluate.every=4")
 WATCHED = (*SHORT, "train.rollback.spike=1.08", "train.rollback.window=4", "train.rollback.before=2", "train.rollback.after=3")
-# Step 14 has batch 13, the first poisoned one: steps 12 to 14 lose theirs, and three more go. Then step 13 has batch 18, and so on.
+# Step 14 has batch 13, the first poisoned one: steps 12 to 14 lose theirs, and three more go. Then step 13
+# has batch 18, and so on.
 SKIPPED = [[11, 12, 13, 14, 15, 16], [10, 17, 18, 19, 20, 21]]
 LEFT = [*range(10), *range(22, 28)]
 

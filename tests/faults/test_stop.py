@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C in every phase of a run: it ends soon with everything saved, and resumes as an uninterrupted run."""
+"""SIGTERM and Ctrl-C in every phase of a run: it ends soon with everything saved, and resumes as an
+uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A run of two nodes under a real Slurm, with every kind of fault that a cluster has: it resumes and ends as an uninterrupted run.
+"""A run of two nodes under a real Slurm, with every kind of fault that a cluster has: it resumes and ends as
+an uninterrupted run.
 
 `python -m tools.soak` injects more faults, and prints the tables of docs/reliability.md.
 """
@@ -69,7 +70,8 @@ def test_twenty_random_faults_in_one_run(tmp_path, slurm_cluster):
 
 
 def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
-    """Resumes a run on `nodes` nodes, with one process of `devices` devices on each, and returns its exit code.
+    """Resumes a run on `nodes` nodes, with one process of `devices` devices on each, and returns its exit
+    code.
 
     until: after this step it receives SIGTERM; 0: it runs to its end.
     """

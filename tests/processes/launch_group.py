@@ -68,7 +68,8 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that run `before` before the rendezvous and `body` after it, with the names group, rank, size and report.
+    """Processes that run `before` before the rendezvous and `body` after it, with the names group, rank, size
+    and report.
 
     They are killed at the end of the context.
     """

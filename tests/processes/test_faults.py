@@ -1,4 +1,5 @@
-"""A process that dies, raises, hangs or is suspended ends the whole run within a bounded time, is named by all others, and is recorded."""
+"""A process that dies, raises, hangs or is suspended ends the whole run within a bounded time, is named by
+all others, and is recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ STEPS = """
 group.record_faults_in({folder!r})
 group.mark("compile")
 for step in range(1, 100_000):
-    group.mark("train", step, f"batch{{step}}-0123456789" if rank == 0 else None)  # only rank 0 knows, as in training
+    # Only rank 0 has the fingerprint, as in training.
+    group.mark("train", step, f"batch{{step}}-0123456789" if rank == 0 else None)
     if step == 5 and rank == {who}:
         time.sleep(1.2)  # time for a beat, which has its phase and step
         {what}
@@ -32,7 +34,8 @@ def steps(folder, who: int, what: str) -> str:
 
 
 def check(processes: list[Ended], folder, who: int, kind: str, message: str, code: int) -> dict:
-    """The culprit has its code; every other one ended with 86 and one line that names it; the run folder has one record."""
+    """The culprit has its code; every other one ended with 86 and one line that names it; the run folder has
+    one record."""
     for rank, process in enumerate(processes):
         assert process.code == (code if rank == who else 86), (rank, process)
         if rank != who:
@@ -48,7 +51,7 @@ def check(processes: list[Ended], folder, who: int, kind: str, message: str, cod
 @pytest.mark.parametrize("who", [0, 2])
 def test_a_killed_process_is_named_by_all_others(tmp_path, who):
     processes = ran(3, steps(tmp_path, who, SUICIDE))
-    check(processes, tmp_path, who, "killed", "ended without an error message", -signal.SIGKILL)
+    check(processes, tmp_path, who, "killed", "ended without an error", -signal.SIGKILL)
     assert sum(process.err.count("\n") for process in processes) == 2
 
 

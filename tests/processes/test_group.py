@@ -1,4 +1,5 @@
-"""Processes connect, exchange values and end together; one that is missing, late or of another run is named."""
+"""Processes connect, exchange values and end together; one that is missing, late or of another run is
+named."""
 
 from __future__ import annotations
 
@@ -93,7 +94,13 @@ time.sleep(30)
 
 def test_no_process_ends_before_all_have_reached_their_end():
     """A launcher may kill the rest soon after the first has ended."""
-    body = "import atexit; atexit.register(lambda: report(time.time()))\ntime.sleep(1.0 * (rank == 1))\nif rank == 1:\n    report(time.time())"
+    body = """
+import atexit
+atexit.register(lambda: report(time.time()))
+time.sleep(1.0 * (rank == 1))
+if rank == 1:
+    report(time.time())
+"""
     first, second = ran(2, body)
     assert float(first.out) >= float(second.out.split()[0])
 

@@ -1,4 +1,5 @@
-"""Rank, size, hosts and ports from a launcher's environment variables: Slurm in all its forms, MPI, and none."""
+"""Rank, size, hosts and ports from a launcher's environment variables: Slurm in all its forms, MPI, and
+none."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from llm_jax.processes.launcher import Task, expand_counts, expand_hosts, read_t
 def slurm(**changed: object) -> dict[str, str]:
     """The environment of task 5 of a step of two nodes with 4 + 2 tasks."""
     environ = {
-        "SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0", "SLURM_PROCID": 5, "SLURM_STEP_NUM_TASKS": 6, "SLURM_NTASKS": 6, "SLURM_LOCALID": 1,
-        "SLURM_NODEID": 1, "SLURM_STEP_NODELIST": "node[09-10]", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURMD_NODENAME": "node10",
+        "SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0", "SLURM_PROCID": 5, "SLURM_STEP_NUM_TASKS": 6,
+        "SLURM_NTASKS": 6, "SLURM_LOCALID": 1,
+        "SLURM_NODEID": 1, "SLURM_STEP_NODELIST": "node[09-10]", "SLURM_STEP_TASKS_PER_NODE": "4,2",
+        "SLURMD_NODENAME": "node10",
     }  # fmt: skip
     return {name: str(value) for name, value in {**environ, **changed}.items() if value is not None}
 
@@ -112,7 +115,8 @@ def test_wrong_values_are_user_errors(changed, message):
 
 def test_mpi_on_one_host_needs_nothing_more_and_on_several_a_coordinator():
     mpi = {
-        "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
         "OMPI_MCA_ess_base_jobid": "77",
     }  # fmt: skip
     task = read_task(mpi)

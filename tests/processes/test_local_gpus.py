@@ -1,4 +1,5 @@
-"""Which GPUs a task uses, for every way in which Slurm allocates them. The environments are those of a real Slurm 22.05 with four GPUs a node."""
+"""Which GPUs a task uses, for every way in which Slurm allocates them. The environments are those of a real
+Slurm 22.05 with four GPUs a node."""
 
 from __future__ import annotations
 

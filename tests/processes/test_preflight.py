@@ -1,4 +1,5 @@
-"""Differences between the processes of a run end it with one line that names the host, before anything is compiled."""
+"""Differences between the processes of a run end it with one line that names the host, before anything is
+compiled."""
 
 from __future__ import annotations
 
@@ -56,7 +57,11 @@ def test_what_differs_is_named_once(tmp_path, patch, words):
 
 
 def test_a_run_folder_that_is_not_shared_is_named_by_host(tmp_path):
-    other = "preflight.SEEN_SECONDS = 0.5; real = Path.exists; Path.exists = lambda self: not ('.preflight' in self.name and rank) and real(self)"
+    other = """
+preflight.SEEN_SECONDS = 0.5
+real = Path.exists
+Path.exists = lambda self: not (".preflight" in self.name and rank) and real(self)
+"""
     failed(check(tmp_path, other), f"run_dir={tmp_path}: on ", "it is not the same folder as on", "a file system that all hosts share")
     assert not list(tmp_path.iterdir())
 

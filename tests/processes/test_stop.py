@@ -1,4 +1,5 @@
-"""A signal to any process stops all of them at one step, whatever each is doing; before the first step they leave wherever they are."""
+"""A signal to any process stops all of them at one step, whatever each is doing; before the first step they
+leave wherever they are."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_all_at_once_as_slurm_sends_it():
         found = ended(processes)
     assert [process.code for process in found] == [85] * 3
     assert len({line.split(" SIG")[0] for line in stopped_at(found)}) == 1
-    # A process that receives another's request before its own signal names that other ("... at rank 2 on HOST").
+    # A process that receives another's request before its own signal names that other ("... at rank 2 on
+    # HOST").
     assert all(f"{int(signal.SIGTERM)} SIGTERM" in line for line in stopped_at(found))
 
 
@@ -81,7 +83,8 @@ def test_the_others_name_the_process_that_received_the_signal():
 
 
 # Like a compiler: Python's lock is free, and no signal reaches Python.
-LIBRARY = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
+LIBRARY = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock"
+LIBRARY += "; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
 STUCK = pytest.mark.parametrize("stuck", ["time.sleep(60)", "while True: pass", LIBRARY], ids=["sleep", "python", "library"])
 
 
@@ -118,7 +121,8 @@ def test_alone_it_leaves_too(stuck):
 
 @pytest.mark.parametrize("where", ["before", "body"])
 def test_a_stop_that_is_raised_where_python_drops_exceptions_is_raised_again(where):
-    """JAX has a callback of the garbage collector, and a signal often comes in it while modules are imported."""
+    """JAX has a callback of the garbage collector, and a signal often comes in it while modules are
+    imported."""
     busy = """
 import gc
 def spin(*_):
@@ -287,7 +291,8 @@ def test_a_short_job_has_most_of_its_time(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agreement_over_any_order_of_messages(seed):
-    """The coordinator and the barriers alone, thousands of times: ticks pass, messages are late, signals come anywhere."""
+    """The coordinator and the barriers alone, thousands of times: ticks pass, messages are late, signals come
+    anywhere."""
     dice = random.Random(seed)
     for _ in range(300):
         size = dice.randint(1, 6)

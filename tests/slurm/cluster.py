@@ -29,7 +29,8 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """node1 ... node4, of 8 CPUs and 4 fake GPUs each (none where the tests don't run as root). SLURM_CONF names it while a test has it."""
+    """node1 ... node4, of 8 CPUs and 4 fake GPUs each (none where the tests don't run as root). SLURM_CONF
+    names it while a test has it."""
 
     folder: Path
     nodes: tuple[str, ...] = tuple(f"node{i + 1}" for i in range(NODES))
@@ -50,7 +51,8 @@ class SlurmCluster:
         return dict(word.split("=", 1) for word in self.ask("scontrol", "-o", "show", "job", job).split() if "=" in word)
 
     def wait(self, job: int | str, *states: str, seconds: float = 120.0) -> dict[str, str]:
-        """Waits until a job is in one of the states (COMPLETED, RUNNING ...). Fails where it ends in another, and after `seconds`."""
+        """Waits until a job is in one of the states (COMPLETED, RUNNING ...). Fails where it ends in another,
+        and after `seconds`."""
         end = time.monotonic() + seconds
         while (found := self.state(job))["JobState"] not in states:
             assert time.monotonic() < end, f"job {job} is still {found['JobState']} ({found['Reason']}) after {seconds:.0f} s"
@@ -80,7 +82,8 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_cluster(folder: Path) -> Iterator[SlurmCluster]:
-    """The cluster in a folder that several workers share: the first starts it, and the last one stops it. Skips where Slurm isn't installed."""
+    """The cluster in a folder that several workers share: the first starts it, and the last one stops it.
+    Skips where Slurm isn't installed."""
     if not shutil.which("slurmctld", path=os.environ["PATH"] + os.pathsep + "/usr/sbin"):
         from tools.slurm_cluster import INSTALL
 

@@ -1,7 +1,8 @@
-"""The Python of a job in which a fast stand-in replaces the run, and ends as a test wants it. All other commands go to the real Python.
+"""The Python of a job in which a fast stand-in replaces the run, and ends as a test wants it. All other
+commands go to the real Python.
 
-Each start of the run takes a line of <run_dir>/plan, or of the file in the folder PLANS that has its name: an exit code and the step of the
-checkpoint that it leaves. "wait" waits for a signal first; -9 is kill -9.
+Each start of the run takes a line of <run_dir>/plan, or of the file in the folder PLANS that has its name: an
+exit code and the step of the checkpoint that it leaves. "wait" waits for a signal first; -9 is kill -9.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""tools/slurm_cluster.py: a real Slurm that starts on any machine, allocates its nodes and fake GPUs, and leaves nothing behind."""
+"""tools/slurm_cluster.py: a real Slurm that starts on any machine, allocates its nodes and fake GPUs, and
+leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def test_settings_of_a_site_are_accepted_and_every_key_is_documented(tmp_path):
 
 
 def fragments(message: str) -> list[str]:
-    """The parts of a documented message that don't depend on the run: between numbers, paths, names and "..."."""
+    """The parts of a documented message that don't depend on the run: between numbers, paths, names and
+    "..."."""
     parts = re.split(r"\.\.\.|\d+\S*|'\w+'|\b\w+=\S*|\bnode\b|\b[A-Z_]{2,}\b|\b(?:train|pending|step)\b|[(),:;]", message)
     return [part.strip(" .") for part in parts if len(part.strip(" .")) >= 12]
 

@@ -1,4 +1,5 @@
-"""launch experiment=GRID submit=slurm: a job array, and a job that continues the grid; runs that are killed or fail have rows with their state and reason."""
+"""launch experiment=GRID submit=slurm: a job array, and a job that continues the grid; runs that are killed
+or fail have rows with their state and reason."""
 
 from __future__ import annotations
 
@@ -59,12 +60,14 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
 
     found = table(run_dir)
     assert dict(found["status"]) == {
-        "seed1": "finished", "seed2": "finished", "seed3": "failed", "seed4": "failed", "seed5": "unfinished", "seed9": "finished",
+        "seed1": "finished", "seed2": "finished", "seed3": "failed", "seed4": "failed",
+        "seed5": "unfinished", "seed9": "finished",
     }  # fmt: skip
     assert found["reason"]["seed3"] == "data.source=none.jsonl: no such file or folder"
     assert found["reason"]["seed4"].startswith("given up: the same fault")
     assert "ended without a result" in found["reason"]["seed5"]
-    assert {name: len((folder / "starts").read_text().split()) for name, folder in folders(run_dir).items()} == {
+    starts = {name: (folder / "starts").read_text() for name, folder in folders(run_dir).items()}
+    assert {name: len(text.split()) for name, text in starts.items()} == {
         "seed1": 1, "seed2": 2, "seed3": 1, "seed4": 2, "seed5": 1, "seed9": 1,
     }  # fmt: skip
     log = (run_dir / "log.txt").read_text()

@@ -49,7 +49,8 @@ def program(body: str, **config: float) -> list[str]:
 
 
 def srun(cluster, options: str, body: str, **more: str):
-    """A step of its own job, from start to end, on the first nodes: by itself, Slurm takes others while those still clear up after a job."""
+    """A step of its own job, from start to end, on the first nodes: by itself, Slurm takes others while those
+    still clear up after a job."""
     nodes = ",".join(cluster.nodes[: int(re.search(r"-N(\d)", options)[1])])
     return cluster.run("srun", "-Q", "-w", nodes, *options.split(), *program(body), **more)
 
@@ -62,8 +63,14 @@ NODES = ("node1", "node2")
     [
         ("-N2 -n2 --gpus-per-node=4", [("node1", 0, 1, "0123", None), ("node2", 0, 1, "0123", None)]),
         ("-N1 -n4 --gpus-per-node=4", [("node1", i, 4, str(i), [i]) for i in range(4)]),
-        ("-N2 -n4 --ntasks-per-node=2 --gpus-per-node=4", [(node, i, 2, ("01", "23")[i], [2 * i, 2 * i + 1]) for node in NODES for i in range(2)]),
-        ("-N2 -n4 --ntasks-per-node=2 --gpus-per-task=1", [(node, i, 2, str(i), None) for node in NODES for i in range(2)]),
+        (
+            "-N2 -n4 --ntasks-per-node=2 --gpus-per-node=4",
+            [(node, i, 2, ("01", "23")[i], [2 * i, 2 * i + 1]) for node in NODES for i in range(2)],
+        ),
+        (
+            "-N2 -n4 --ntasks-per-node=2 --gpus-per-task=1",
+            [(node, i, 2, str(i), None) for node in NODES for i in range(2)],
+        ),
         ("-N1 -n1 --gpus-per-task=3", [("node1", 0, 1, "012", None)]),
         ("-N2 -n2", [("node1", 0, 1, "", None), ("node2", 0, 1, "", None)]),
     ],
@@ -90,7 +97,11 @@ def test_gpus_that_slurm_allocated_and_no_process_uses_are_a_user_error(slurm_cl
 
 def test_uneven_tasks_on_two_nodes_and_two_steps_of_a_job_at_once(slurm_cluster):
     step = ["srun", "-Q", "--overlap", "-n3", *program(FACTS)]
-    script = "import subprocess, sys\nsteps = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\nsys.exit(sum(s.wait() for s in steps))"
+    script = """
+import subprocess, sys
+steps = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]
+sys.exit(sum(step.wait() for step in steps))
+"""
     done = slurm_cluster.run("salloc", "-Q", "-w", "node1,node2", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1")
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())

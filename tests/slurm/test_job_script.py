@@ -32,7 +32,8 @@ def test_dry_run_prints_a_script_that_bash_takes_and_writes_nothing(tiny, tmp_pa
     assert subprocess.run(["bash", "-n"], input=printed, text=True, capture_output=True).stderr == ""
     options = [line.removeprefix("#SBATCH ") for line in printed.splitlines() if line.startswith("#SBATCH")]
     assert {
-        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=9", "--time=24:00:00", "--partition=gpu", "--account=me",
+        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=9", "--time=24:00:00",
+        "--partition=gpu", "--account=me",
         "--signal=USR1@180", "--requeue", "--open-mode=append", f'"--output={run_dir}%/slurm/job.log"',
     } <= set(options)  # fmt: skip
     assert f"run='{run_dir}'\n" in printed
@@ -62,8 +63,10 @@ def test_settings_of_a_site_are_defaults_and_the_command_line_overrides_them(tin
     )
     printed = script(capsys, f"experiment={tiny}", "slurm.partition=debug")
     for line in (
-        "#SBATCH --account=physics", "#SBATCH --partition=debug", "#SBATCH --time=12:00:00", "#SBATCH --exclusive", '#SBATCH "--comment=two words"',
-        "module load cuda/13.0 gcc", "export NCCL_SOCKET_IFNAME=ib0", "export NOTE='it'\"'\"'s'", "ulimit -c 0",
+        "#SBATCH --account=physics", "#SBATCH --partition=debug", "#SBATCH --time=12:00:00",
+        "#SBATCH --exclusive", '#SBATCH "--comment=two words"',
+        "module load cuda/13.0 gcc", "export NCCL_SOCKET_IFNAME=ib0", "export NOTE='it'\"'\"'s'",
+        "ulimit -c 0",
         "srun --kill-on-bad-exit=0 --wait=60 --mpi=none \\", f"# Site settings: {site}",
     ):  # fmt: skip
         assert line in printed.splitlines()

@@ -1,4 +1,5 @@
-"""The generated script with a real run of two processes on two nodes: stopped, requeued, finished, and every step done once."""
+"""The generated script with a real run of two processes on two nodes: stopped, requeued, finished, and every
+step done once."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def test_the_table_has_each_state_and_its_reason(tmp_path, capsys):
     assert status.main([str(tmp_path / "runs"), f"json={tmp_path / 'table.json'}"]) == 0
     table = {Path(row["run"]).name: row for row in json.loads((tmp_path / "table.json").read_text())}
     assert {name: row["state"] for name, row in table.items()} == {
-        "done": "finished", "longer": "failed", "nan": "diverged", "paused": "stopped", "crashed": "failed", "gone": "failed", "hopeless": "failed",
+        "done": "finished", "longer": "failed", "nan": "diverged", "paused": "stopped", "crashed": "failed",
+        "gone": "failed", "hopeless": "failed",
     }  # fmt: skip
     assert table["crashed"]["error"] == "rank 3 on n7 in phase train, step 30: boom [x]"
     assert (table["hopeless"]["error"], table["hopeless"]["restarts"]) == ("given up: the same fault", 2)

@@ -1,4 +1,5 @@
-"""launch submit=slurm under a real Slurm: the script that it writes requeues the job as the exit code and the run folder require."""
+"""launch submit=slurm under a real Slurm: the script that it writes requeues the job as the exit code and the
+run folder require."""
 
 from __future__ import annotations
 
