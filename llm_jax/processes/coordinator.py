@@ -44,7 +44,7 @@ USER_ERROR_SECONDS = 0.5
 
 @dataclass
 class ProcessState:
-    """What the coordinator knows of a process."""
+    """The state of a process, from the last messages that the coordinator received of it."""
 
     rank: int
     host: str

@@ -147,7 +147,7 @@ class Monitor:
 
     @property
     def job_fields(self) -> Record:
-        """What all fault records of this start have in common."""
+        """The fields that all fault records of this start share: job and restart."""
         return {"job": self.task.job, "restart": self.task.restart}
 
     def start(self, hosts: list[str], connections: dict[int, Connection]) -> None:

@@ -42,7 +42,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to the job."""
+    """Whether the job is requeued, and why."""
 
     code: int
     """85: it is requeued; else the exit code with which it ends."""

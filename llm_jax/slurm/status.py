@@ -158,7 +158,7 @@ def submitted_below(folder: Path) -> set[Path]:
 
 
 def show(found: list[Status]) -> None:
-    """Prints the table."""
+    """Prints the table of runs. The column of goodput is left out where no run has one."""
     goodput, common = any(one.goodput is not None for one in found), os.path.commonpath([one.run for one in found]) if len(found) > 1 else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("run", "state", "job", "step", "loss", "held out", "tokens/s", "MFU", "ETA", "restarts", *["goodput"] * goodput, "last error"):
