@@ -343,7 +343,7 @@ class MeshPlacement(StagePlacement):
                 if size % parts and dim not in ("kv_heads", "latent"):  # see `attention.check`, and UNEVEN_OK
                     raise UserError(
                         f"{key}={size}: layout {self.layout.name} ({table_name}) splits dim {dim!r} over "
-                        f"{self.named(axes)}, and {size} is not a multiple of {parts}"
+                        f"{self.axes_with_sizes(axes)}, and {size} is not a multiple of {parts}"
                     )
         if self.axes("layers") and "layers" in sizes:
             self.check_stages(sizes)
@@ -352,7 +352,7 @@ class MeshPlacement(StagePlacement):
         """Raises UserError where layers, microbatches or the batch (if `sizes` has one) don't divide over the
         pipeline's stages."""
         stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
-        layout = f"layout {self.layout.name} has {stages} stages ({self.named(self.axes('layers'))})"
+        layout = f"layout {self.layout.name} has {stages} stages ({self.axes_with_sizes(self.axes('layers'))})"
         groups = stages * config.rounds
         if layers % groups:
             raise UserError(f"{key}={layers}: {layout} and {config.rounds} rounds, and {layers} is not a multiple of {groups}")
@@ -363,10 +363,10 @@ class MeshPlacement(StagePlacement):
         batch, key = sizes["batch"]
         rows = config.microbatches * self.size(self.axes("batch")) // stages
         if batch % rows:
-            others = self.named(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
+            others = self.axes_with_sizes(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
             over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")
             raise UserError(f"{key}={batch}: {layout} and {over}, and {batch} is not a multiple of {rows}")
 
-    def named(self, axes: tuple[str, ...]) -> str:
+    def axes_with_sizes(self, axes: tuple[str, ...]) -> str:
         """Mesh axes with their sizes, for an error: "data=4 x tensor=2"."""
         return " x ".join(f"{a}={self.mesh.shape[a]}" for a in axes)

@@ -56,7 +56,7 @@ def make_mesh(layout: Layout, overrides: dict[str, int], devices: Sequence[jax.D
     if devices[0].platform == "tpu" and used == len(devices):
         # arranges the axes on the torus
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)
-    return Mesh(np.array(by_node(devices)[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
+    return Mesh(np.array(sorted_by_node(devices)[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
 
 
 def nodes(devices: Sequence[Any]) -> list[int]:
@@ -67,17 +67,17 @@ def nodes(devices: Sequence[Any]) -> list[int]:
     each process is a node.
     """
     slices = [getattr(device, "slice_index", 0) for device in devices]
-    if len(set(slices)) > 1 or (devices[0].platform == "gpu" and not absent(devices)):
+    if len(set(slices)) > 1 or (devices[0].platform == "gpu" and not are_absent(devices)):
         return slices
     return [device.process_index for device in devices]
 
 
-def absent(devices: Sequence[Any]) -> bool:
+def are_absent(devices: Sequence[Any]) -> bool:
     """True for devices that can be compiled for but not run on."""
     return isinstance(devices[0], jax.Device) and devices[0].client.runtime_type == "compile_only_runtime"
 
 
-def by_node(devices: Sequence[Any]) -> list[Any]:
+def sorted_by_node(devices: Sequence[Any]) -> list[Any]:
     """The devices sorted by node. `jax.devices()` is sorted by process, and Slurm may distribute processes
     over nodes in turn."""
     order = sorted(zip(nodes(devices), devices, strict=True), key=lambda pair: (pair[0], pair[1].process_index, pair[1].id))
@@ -91,7 +91,7 @@ def network_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for i, axis in enumerate(mesh.axis_names) if (node != np.take(node, [0], i)).any())
 
 
-def described(mesh: Mesh) -> str:
+def describe_mesh(mesh: Mesh) -> str:
     """The mesh for a run's header: "data=8 (across nodes) x tensor=8"."""
     across = network_axes(mesh)
     return " x ".join(f"{axis}={size}" + (" (across nodes)" if axis in across else "") for axis, size in mesh.shape.items())

@@ -160,11 +160,11 @@ def check_heads(config: ModelConfig, place: Placement) -> None:
     heads = place.split(Q_DIMS, "attention")[2]
     asked = place.split(KV_DIMS, "attention")[2]
     parts = place.size(heads)
-    splits = f"the layout (attention) splits dim 'heads' over {named(heads, place)}"
+    splits = f"the layout (attention) splits dim 'heads' over {axes_with_sizes(heads, place)}"
     if H % parts:
         raise UserError(f"model.heads={H}: {splits}, and {H} is not a multiple of {parts}")
     if asked != heads[: len(asked)]:
-        problem = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {named(heads, place) or 'nothing'}"
+        problem = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {axes_with_sizes(heads, place) or 'nothing'}"
         raise UserError(f"{problem}, and key/value heads must be split by the same axes, or by the first of them")
     if G % parts and parts % G:
         fit = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0 and (n % parts == 0 or parts % n == 0))
@@ -175,7 +175,8 @@ def check_context(config: ModelConfig, place: Placement, sequence_length: int) -
     """Raises UserError for a sequence that can't be split while it attends as the layout splits it."""
     sequence, keys = place.split(Q_DIMS, "attention")[1], place.axes("keys", "attention")
     if keys and keys != sequence:
-        problem = f"layout.attention.keys={','.join(keys)}: the sequence is split over {named(sequence, place) or 'nothing'} while it attends"
+        split = axes_with_sizes(sequence, place) or "nothing"
+        problem = f"layout.attention.keys={','.join(keys)}: the sequence is split over {split} while it attends"
         raise UserError(f"{problem}; the ring of keys must be over the same axes, or keys must be gathered (keys: '')")
     parts = place.size(sequence)
     if parts == 1:
@@ -185,10 +186,10 @@ def check_context(config: ModelConfig, place: Placement, sequence_length: int) -
         problem = f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is {','.join(compute) or 'empty'}"
         raise UserError(f"{problem}, and must begin with the same axes")
     if sequence_length % (2 * parts):
-        problem = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {named(sequence, place)}"
+        problem = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {axes_with_sizes(sequence, place)}"
         raise UserError(f"{problem}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
 
 
-def named(axes: tuple[str, ...], place: Placement) -> str:
+def axes_with_sizes(axes: tuple[str, ...], place: Placement) -> str:
     """Mesh axes and their sizes, for an error: "data=4 x tensor=2"."""
     return " x ".join(f"{axis}={place.size((axis,))}" for axis in axes)

@@ -7,7 +7,7 @@ one small vector a token.
     query of a head = [nope, rotated], from the stream, or from a latent of its own
 
 A decoder stores a token's latent and the rotated part of its key. With kv_up absorbed into queries and
-results (`absorbed`, `values`), these two are the key of one head that all queries attend to, and the latent
+results (`absorb_into_queries`, `values`), these two are the key of one head that all queries attend to, and the latent
 is its value. The rotated part comes last in a head, and is rotated by halves (`norm_and_rope.rotate`).
 """
 
@@ -93,7 +93,7 @@ class LatentAttention(Attention):
         every_head = jnp.broadcast_to(key_rope_BSP[:, :, None], shape, out_sharding=sharding_spec(kv_BSHK))
         return jnp.concatenate([kv_BSHK[..., :nope], every_head], -1), kv_BSHK[..., nope:]
 
-    def absorbed(self, q_BTHK: jax.Array) -> jax.Array:
+    def absorb_into_queries(self, q_BTHK: jax.Array) -> jax.Array:
         """q_BTHC: queries for [latent, key_rope] itself. Scores are unchanged, since q (kv_up latent) = (q
         kv_up) latent."""
         nope = self.config.latent.nope_dim

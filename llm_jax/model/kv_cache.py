@@ -118,7 +118,7 @@ def attend_step(
     """
     config, place = attention.config, attention.place
     if isinstance(attention, LatentAttention):
-        q_B1HC = attention.absorbed(attention.queries(x_B1D, rope))
+        q_B1HC = attention.absorb_into_queries(attention.queries(x_B1D, rope))
         k_B11C = jnp.concatenate(attention.latents(x_B1D, rope), -1)[:, :, None]
         cache = Cache(write_step(cache.k_BGSK, k_B11C, positions_B, place), None)
         found_B1HC = decode_attention(q_B1HC, cache.k_BGSK, cache.k_BGSK, positions_B, length, config, place)

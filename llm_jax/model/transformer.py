@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
         if not self.config.scan_layers:
             return run_in_turn(kinds, run_block, x_BTD, unstack(stacked))
         routings, first = [], 0
-        for count, period in repeats(kinds):
+        for count, period in as_scans(kinds):
             end = first + count * len(period)
             part = stacked if end - first == len(kinds) else jax.tree.map(lambda w, a=first, b=end: w[a:b], stacked)
             if len(period) == 1:
@@ -297,18 +297,18 @@ def layer_kinds(config: ModelConfig) -> tuple[ModelConfig, ...]:
     return tuple(config.of_layer(layer) for layer in range(config.layers))
 
 
-def repeats(kinds: Sequence) -> list[tuple[int, Sequence]]:
+def as_scans(kinds: Sequence) -> list[tuple[int, Sequence]]:
     """A sequence as scans, (repetitions, repeated part), of the shortest period; without a period, as runs of
     equal neighbours.
 
-    >>> repeats("abababa"), repeats("aaaabb"), repeats("aaa")
+    >>> as_scans("abababa"), as_scans("aaaabb"), as_scans("aaa")
     ([(3, 'ab'), (1, 'a')], [(4, 'a'), (2, 'b')], [(3, 'a')])
     """
     n = len(kinds)
     for p in range(1, n // 2 + 1):
         if kinds[p:] == kinds[: n - p]:
             whole = n - n % p
-            return [(n // p, kinds[:p]), *(repeats(kinds[whole:]) if n % p else [])]
+            return [(n // p, kinds[:p]), *(as_scans(kinds[whole:]) if n % p else [])]
     runs = [len(list(run)) for _, run in itertools.groupby(kinds)]
     starts = itertools.accumulate(runs, initial=0)
     return [(count, kinds[start : start + 1]) for start, count in zip(starts, runs, strict=False)]

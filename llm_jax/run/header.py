@@ -10,7 +10,7 @@ import jax
 from llm_jax.core.format import clock, short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.layout.mesh import described
+from llm_jax.layout.mesh import describe_mesh
 from llm_jax.model.accounting import active_parameters, train_flops_per_token
 from llm_jax.model.config import ModelConfig
 from llm_jax.run.prepare import RunPlan
@@ -29,7 +29,7 @@ def header(plan: RunPlan, peak: float | None) -> str:
         "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
-        "layout": f"{experiment.layout.name} on mesh {described(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        "layout": f"{experiment.layout.name} on mesh {describe_mesh(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
         **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "

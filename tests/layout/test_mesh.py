@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llm_jax.layout.mesh import by_node, described, network_axes
+from llm_jax.layout.mesh import describe_mesh, network_axes, sorted_by_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Device:
 
 def mesh(devices, **axes):
     """The attributes of a mesh that are read; a real mesh needs real devices."""
-    return SimpleNamespace(devices=np.array(by_node(devices), object).reshape(tuple(axes.values())), axis_names=tuple(axes), shape=axes)
+    return SimpleNamespace(devices=np.array(sorted_by_node(devices), object).reshape(tuple(axes.values())), axis_names=tuple(axes), shape=axes)
 
 
 def cluster(nodes: int, each: int, *, process_of) -> list[Device]:
@@ -49,13 +49,13 @@ def test_the_first_axis_is_the_network_whatever_the_order_of_devices(order):
         assert (node == node[:, :1]).all()  # what goes along tensor stays in a node
         assert network_axes(m) == ("data",)
     assert network_axes(mesh(devices, data=32)) == ("data",)
-    assert described(mesh(devices, node=4, data=8)) == "node=4 (across nodes) x data=8"
+    assert describe_mesh(mesh(devices, node=4, data=8)) == "node=4 (across nodes) x data=8"
 
 
 def test_an_inner_axis_larger_than_a_node_is_seen_to_cross():
     devices = BY_NODE["a process to each node"]
     assert network_axes(mesh(devices, data=2, tensor=16)) == ("data", "tensor")
-    assert described(mesh(devices, data=2, tensor=16)) == "data=2 (across nodes) x tensor=16 (across nodes)"
+    assert describe_mesh(mesh(devices, data=2, tensor=16)) == "data=2 (across nodes) x tensor=16 (across nodes)"
 
 
 def test_axes_of_size_one_cross_nothing():
@@ -82,4 +82,4 @@ def test_absent_gpus_have_their_nodes():
         devices = topology_devices("h100", 16)
     except UserError as error:
         pytest.skip(str(error))
-    assert described(make_mesh(PRESETS["hybrid_fsdp"], {}, devices[::-1])) == "node=2 (across nodes) x data=8"
+    assert describe_mesh(make_mesh(PRESETS["hybrid_fsdp"], {}, devices[::-1])) == "node=2 (across nodes) x data=8"

@@ -19,7 +19,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model import transformer
 from llm_jax.model.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
-from llm_jax.model.transformer import Transformer, repeats
+from llm_jax.model.transformer import Transformer, as_scans
 from tests.plain_model import plain_logits
 
 TOLERANCE = 2e-5
@@ -194,7 +194,7 @@ def test_the_program_of_a_period_does_not_grow_with_the_layers():
     ],
 )
 def test_a_sequence_of_kinds_as_scans(kinds, scans):
-    assert repeats(kinds) == scans
+    assert as_scans(kinds) == scans
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

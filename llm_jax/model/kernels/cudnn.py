@@ -120,7 +120,7 @@ def chunk_kernel(config: ModelConfig) -> ChunkKernel:
             out, lse = forward_before(q, k, v, mask, earlier)
         else:
             found = documents(mask)
-            out, lse = forward(q, k if found is None else poisoned(k, found), v, found, own)
+            out, lse = forward(q, k if found is None else poison_keys(k, found), v, found, own)
         return out.astype(jnp.float32), lse
 
     def backward_chunk(q, k, v, mask: Mask, out, lse, dout):
@@ -158,11 +158,11 @@ def fused_attention(
     documents = None
     if segments_BT is not None:
         documents = find_documents(segments_BT, max_segments)
-        k_BSGK = poisoned(k_BSGK, documents)
+        k_BSGK = poison_keys(k_BSGK, documents)
     return _attend(q_BTHK, k_BSGK, v_BSGK, documents, Options(float(scale), window, causal))
 
 
-def poisoned(k_BSGK: jax.Array, documents: Documents) -> jax.Array:
+def poison_keys(k_BSGK: jax.Array, documents: Documents) -> jax.Array:
     """The keys, or NaN if there are more documents than slots. Keys are the smallest array; NaN scores reach
     every output and gradient."""
     return jnp.where(documents.overflow, jnp.nan, k_BSGK)
