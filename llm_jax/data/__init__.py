@@ -1,6 +1,6 @@
 """From a corpus to the batch at step `s`: sources, tokenizer, token cache, packing, mixing.
 
-Nothing heavy is imported here: TFDS, SentencePiece, tokenizers, PyArrow and Grain are imported where they are used.
+TFDS, SentencePiece, tokenizers and PyArrow are slow to import, and are imported where they are used.
 """
 
 from llm_jax.data.config import DataConfig, TokenizerConfig

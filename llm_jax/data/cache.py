@@ -1,4 +1,4 @@
-"""Folders that are built once, appear whole or not at all, and are named by what is in them."""
+"""Cached folders: built once, named by a fingerprint of their content, and visible only when they are complete."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EAC
 
 
 def fingerprint(*parts: Any) -> str:
-    """sha256 hex of JSON-able parts, the same on every machine."""
+    """sha256 hex of values that JSON can express; equal on every machine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> bool:
-    """Makes the folder `target` by `build(temporary folder)` and a rename; False if it was there already.
+    """Makes the folder `target` by `build(temporary folder)` and a rename; returns False if it exists already.
 
-    Two processes that build the same target at once both do the work, and the first to end wins: no lock, as
-    locks do not hold on every cluster's file system. What a killed builder of this machine left is removed.
+    If two processes build one target at once, both do the work and the first to finish wins: there is no lock, because
+    locks are not reliable on every cluster's file system. Folders left by killed builders of this machine are removed.
     """
     if target.exists():
         return False
@@ -46,18 +46,18 @@ def build_once(target: Path, build: Callable[[Path], None]) -> bool:
 
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Raises UserError where the file system lets nothing more be written to the cache in `folder`."""
+    """A context that raises UserError if the cache in `folder` can't be written: no space, no quota, no permission."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError with the system's words in it
-        words = next((os.strerror(code) for code in _CANNOT_WRITE if os.strerror(code) in str(error)), None)
-        if words is None:
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError with the system's message in it
+        message = next((os.strerror(code) for code in _CANNOT_WRITE if os.strerror(code) in str(error)), None)
+        if message is None:
             raise
-        raise UserError(f"data.cache_dir={folder}: cannot write there: {words}; make room, or choose another folder") from error
+        raise UserError(f"data.cache_dir={folder}: cannot be written: {message}; make room, or choose another folder") from error
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Renames a finished folder into place, or drops it where another process was first."""
+    """Renames a finished folder into place, or removes it if another process was first."""
     try:
         temporary.rename(target)
     except OSError:
@@ -67,23 +67,23 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name beside `target` that says which process of which machine is writing it."""
+    """A path beside `target` that contains the host and process id of its writer."""
     return target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
 def remove_abandoned(target: Path) -> None:
-    """Removes temporary folders of `target` whose process on this machine is dead."""
+    """Removes temporary folders of `target` whose writer on this machine is dead."""
     for path in target.parent.glob(f"{target.name}.tmp-{socket.gethostname()}-*"):
         try:
             os.kill(int(path.name.rsplit("-", 1)[1]), 0)
         except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
         except (PermissionError, ValueError):
-            pass  # alive under another user, or not one of ours
+            pass  # alive under another user, or a name of another kind
 
 
 def file_sha256(path: Path, cache: Path) -> str:
-    """sha256 hex of a file's bytes, remembered by (path, size, modification time) so that it is read once."""
+    """sha256 hex of a file's bytes, cached by (path, size, modification time) so that the file is read once."""
     stat = path.stat()
     memo = cache / "hashes" / f"{fingerprint(str(path.resolve()))[:32]}.json"
     key = [stat.st_size, stat.st_mtime_ns]

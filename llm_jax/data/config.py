@@ -1,4 +1,4 @@
-"""What a user can choose about the corpus and its tokenizer."""
+"""The configuration of the corpus and its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ TOKENIZER_KINDS = ("bpe", "unigram")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text is trained on, and how its documents are told apart and split."""
+    """The text to train on, how it is divided into documents, and which of them are held out."""
 
     source: str = "stdlib"
     """`stdlib`, `tfds:NAME[/CONFIG][:VERSION]`, a prepared TFDS folder, or a file, glob or folder of
     .txt, .jsonl and .parquet (the first two also .gz or .zst)."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Source -> weight, a share of rows (they need not sum to one); when not empty, replaces `source`."""
+    """Source -> weight, its share of rows (weights need not sum to one); if not empty, it replaces `source`."""
     text_key: str = "text"
     """The field of JSONL, Parquet or TFDS records that holds the text."""
     split: str = "train"
-    """The TFDS split that is read, in TFDS's slicing language: `train`, `train[:10%]`."""
+    """The TFDS split to read, in TFDS's slicing notation: `train`, `train[:10%]`."""
     tfds_dir: str = ""
     """Where TFDS keeps its prepared datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     document_bytes: int = 4096
-    """.txt files are cut into documents of at most this many bytes, at paragraph borders where there are any."""
+    """.txt files are divided into documents of at most this many bytes, between paragraphs if possible."""
     document_separator: str = ""
-    r"""Text that stands between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none does.
-    Here \n, \r and \t written out mean the line end, carriage return and tab that a shell makes hard to give."""
+    r"""Text between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none.
+    The two characters \n, \r or \t stand for line end, carriage return and tab, which are hard to type in a shell."""
     held_out_fraction: float = 0.02
-    """Share of documents never trained on, 0 to 1, chosen by the hash of a document's bytes (at least one)."""
+    """The share of documents that is held out, 0 to 1, selected by a hash of each document (at least one document)."""
     cache_dir: str = ""
-    """Where built datasets, tokenizers and tokens are kept; "" = $LLM_JAX_CACHE or ~/.cache/llm_jax."""
+    """The folder for built datasets, tokenizers and tokens; "" = $LLM_JAX_CACHE or ~/.cache/llm_jax."""
     workers: int = 0
-    """Processes that tokenise; 0 = one per core."""
+    """The number of processes that tokenise; 0 = one per core."""
 
     def sources(self) -> dict[str, float]:
-        """Source -> weight. Raises UserError for a weight that is not positive and finite, and a source without a name."""
+        """Source -> weight. Raises UserError for a weight that is not positive and finite, and for an empty name."""
         for name, weight in self.mixture.items():
             if not 0 < weight < math.inf:
                 raise UserError(f"data.mixture: weight {weight} of '{name}' must be above 0 and finite (leave it out instead)")
@@ -50,11 +50,11 @@ class DataConfig:
         return sources
 
     def separator(self) -> str:
-        """The text between documents, its written-out control characters resolved."""
+        """`document_separator` with \\n, \\r and \\t replaced by the characters that they stand for."""
         return self.document_separator.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
 
     def cache_path(self) -> Path:
-        """The folder that `cache_dir` stands for."""
+        """The folder of the cache, with the default of `cache_dir` resolved."""
         return Path(self.cache_dir or os.environ.get("LLM_JAX_CACHE") or "~/.cache/llm_jax").expanduser()
 
     def check(self) -> None:
@@ -70,22 +70,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How text becomes tokens: SentencePiece, trained on the corpus; or whatever a file has."""
+    """The tokenizer: SentencePiece trained on the corpus, or one from a file."""
 
     vocab: int = 8192
-    """Pieces in a trained vocabulary, its 4 control pieces and 256 byte pieces included."""
+    """The number of tokens of a trained vocabulary, including its 4 control tokens and 256 bytes."""
     kind: str = "bpe"
     """`bpe` or `unigram` (slower to train)."""
     file: str = ""
-    """A SentencePiece model or Hugging Face's tokenizer.json (or a folder with one) used as it is instead of training;
-    `vocab` and `kind` are then the file's."""
+    """A SentencePiece model or a Hugging Face tokenizer.json (or a folder with one) to use instead of training;
+    `vocab` and `kind` are then ignored."""
     sample_bytes: int = 8_000_000
-    """At most this much training text is read to train it, bytes (spread over the whole corpus)."""
+    """The maximum bytes of training text that it is trained on, spread over the whole corpus."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
         if self.vocab < 261:
-            raise UserError(f"tokenizer.vocab={self.vocab}: must be at least 261 (4 control, 256 byte pieces, 1 character)")
+            raise UserError(f"tokenizer.vocab={self.vocab}: must be at least 261 (4 control tokens, 256 bytes, 1 character)")
         if self.sample_bytes < 1:
             raise UserError(f"tokenizer.sample_bytes={self.sample_bytes}: must be above 0, e.g. 8000000")

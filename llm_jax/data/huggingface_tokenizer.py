@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face's tokenizer.json: byte-level BPE (GPT-2, Llama 3, Qwen), converted SentencePiece, unigram."""
+"""Tokenizers from a tokenizer.json: byte-level BPE (GPT-2, Llama 3, Qwen), converted SentencePiece BPE, and unigram."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ FILES = (
     JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-"""What may belong to a tokenizer in a folder of Hugging Face's: kept, and written back as it was."""
+"""Files of a tokenizer in a Hugging Face folder. They are kept, and written back unchanged."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json: text to token ids and back, by the `tokenizers` library.
+    """Encodes and decodes text with a tokenizer.json, by the `tokenizers` library.
 
-    Documents are data: what looks like a special token in a text ("<|endoftext|>") is encoded as the text that it is. Added tokens that
-    are not special (Pythia's runs of spaces) are pieces as others. A document is always encoded in one go, since where a text may
-    be cut depends on the pre-tokenizer.
+    Documents are data: a special token's name in a text ("<|endoftext|>") is encoded as text. Added tokens that are not special
+    (Pythia's runs of spaces) are ordinary tokens. A document is encoded at once, since only the pre-tokenizer knows where a
+    text may be divided.
     """
 
     def __init__(self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file") -> None:
-        """files: by name, tokenizer.json among them; ids: "bos_id", "eos_ids" and "pad_id", as `special_ids` finds them."""
+        """`files` by name, with tokenizer.json; `ids`: "bos_id", "eos_ids" and "pad_id", as `special_ids` returns them.
+
+        Raises UserError if tokenizer.json can't be read or is of another kind, and if there is no EOS.
+        """
         import tokenizers
 
         self.files = dict(files)
         try:
             self._backend = tokenizers.Tokenizer.from_str(files[JSON_NAME].decode())
-        except Exception as error:  # it raises no narrower one
+        except Exception as error:  # the library raises no narrower type
             raise UserError(f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})") from error
         self._tree = json.loads(files[JSON_NAME])
         kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
@@ -50,22 +53,20 @@ class HuggingFaceTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._added = self._backend.get_added_tokens_decoder()
-        self._pieces: dict[int, str] = {i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()}
-        self.vocab_size = max(self._pieces) + 1
-        self.eos_ids: tuple[int, ...] = tuple(i for i in ids["eos_ids"] if i in self._pieces)
+        self._token_strings: dict[int, str] = {i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        self.vocab_size = max(self._token_strings) + 1
+        self.eos_ids: tuple[int, ...] = tuple(i for i in ids["eos_ids"] if i in self._token_strings)
         if not self.eos_ids:
-            raise UserError(
-                f"{origin}: which token is EOS isn't known, and documents end with it; name eos_token in a tokenizer_config.json beside it"
-            )
+            raise UserError(f"{origin}: the EOS token, with which documents end, is not known; name eos_token in a tokenizer_config.json beside it")
         self.eos_id = self.eos_ids[0]
-        self.bos_id = ids["bos_id"] if ids["bos_id"] in self._pieces else self.eos_id
-        self.pad_id = ids["pad_id"] if ids["pad_id"] in self._pieces else 0  # stands where segments are 0, so any id would do
+        self.bos_id = ids["bos_id"] if ids["bos_id"] in self._token_strings else self.eos_id
+        self.pad_id = ids["pad_id"] if ids["pad_id"] in self._token_strings else 0  # padding has segment 0, so any id would do
         self.fingerprint = fingerprint("huggingface", files[JSON_NAME].decode(), self.bos_id, self.eos_id)
         self.lossless = is_lossless(self)
 
     @classmethod
     def read(cls, file: Path, origin: str = "tokenizer.file") -> HuggingFaceTokenizer:
-        """A tokenizer.json, with what the files beside it say. Raises UserError for what can't be read, and where EOS isn't known."""
+        """The tokenizer of a tokenizer.json and the files beside it. Raises UserError if it can't be read or has no EOS."""
         files = {JSON_NAME: file.read_bytes()}
         files |= {name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()}
         return cls(files, special_ids(file, origin), origin)
@@ -78,28 +79,28 @@ class HuggingFaceTokenizer:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
-        """What `encode` gives."""
+        """The ids of `encode`, as a single chunk."""
         yield self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special tokens are silent, bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for special and unknown ones, and ids that there is no piece of."""
+        """int32 [V]: the UTF-8 bytes of text of each token; 0 for special and unknown tokens, and for unused ids."""
         steps = _steps(self._tree.get("decoder"), "decoders")
         kinds = {step["type"] for step in steps}
         spaces = [step["pattern"]["String"] for step in steps if step["type"] == "Replace" and step["content"] == " "]
         spaces += [step["replacement"] for step in steps if step["type"] == "Metaspace"]
         unknown = self._unknown_id
         sizes = np.zeros(self.vocab_size, np.int32)
-        for i, piece in self._pieces.items():
+        for i, piece in self._token_strings.items():
             if i in self._added:
                 sizes[i] = 0 if self._added[i].special else len(piece.encode())
             elif i == unknown:
                 continue
-            elif "ByteLevel" in kinds:  # each byte is written as a character of its own (GPT-2)
+            elif "ByteLevel" in kinds:  # each byte is written as one character (GPT-2)
                 sizes[i] = len(piece)
             elif "ByteFallback" in kinds and _BYTE.fullmatch(piece):
                 sizes[i] = 1
@@ -114,12 +115,12 @@ class HuggingFaceTokenizer:
         model = self._tree["model"]
         return model.get("unk_id") if model.get("type") == "Unigram" else self._backend.token_to_id(model.get("unk_token") or "")
 
-    def pieces(self) -> list[str]:
-        """Every piece as tokenizer.json writes it, for looking at; "" where there is none."""
-        return [self._pieces.get(i, "") for i in range(self.vocab_size)]
+    def vocabulary(self) -> list[str]:
+        """The string of every token as tokenizer.json writes it, by id; "" for an unused id."""
+        return [self._token_strings.get(i, "") for i in range(self.vocab_size)]
 
     def save(self, folder: Path | str) -> None:
-        """Writes the files as they were, and an `about.json` of size, control ids and fingerprint."""
+        """Writes the files unchanged, and an `about.json` with size, control ids and fingerprint."""
         about = {
             "format": "huggingface",
             "vocab_size": self.vocab_size,
@@ -135,16 +136,16 @@ class HuggingFaceTokenizer:
         write_atomic(Path(folder) / ABOUT_NAME, json.dumps(about, indent=2).encode() + b"\n")
 
     def save_files(self, folder: Path | str) -> None:
-        """Writes the files as they were, and no others."""
+        """Writes the files unchanged, and no others."""
         for name, content in self.files.items():
             write_atomic(Path(folder) / name, content)
 
 
 def special_ids(file: Path, origin: str) -> dict[str, Any]:
-    """The "bos_id" and "pad_id" (None where there is none) and "eos_ids" of a tokenizer.json, as the files beside it say.
+    """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside it.
 
-    `about.json` of our own comes first, then the tokens that tokenizer_config.json and special_tokens_map.json name, then the ids of
-    config.json and generation_config.json. There the EOS may be several; the first is what a document ends with.
+    An `about.json` that `save` wrote comes first, then the tokens that tokenizer_config.json and special_tokens_map.json name,
+    then the ids in config.json and generation_config.json. Of several EOS the first ends documents.
     """
 
     def beside(name: str) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
 
     def found(name: str) -> tuple[int, ...]:
         tokens = [beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")]
-        texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]  # a token, or all that is said of one
+        texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]  # a token, or an object that describes one
         ids = [known[text] for text in texts if isinstance(text, str) and text in known]
         return tuple(dict.fromkeys([*ids, *ids_in_configs(file.parent, name, origin)]))
 
@@ -166,7 +167,7 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
 
 
 def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
-    """The ids that config.json and generation_config.json of a folder give as its "eos", "bos" or "pad"."""
+    """The ids that config.json and generation_config.json of a folder give for `name`: "eos", "bos" or "pad"."""
     ids: list[Any] = []
     for part in ("config.json", "generation_config.json"):
         value = tree_of(folder / part, origin).get(f"{name}_token_id")
@@ -175,23 +176,23 @@ def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
 
 
 def tree_of(path: Path, origin: str) -> dict[str, Any]:
-    """What is in a JSON file; nothing where there is none."""
+    """The object in a JSON file; empty if there is no file or no object in it. Raises UserError for invalid JSON."""
     try:
         tree = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{origin}: {path} is not JSON ({error})") from error
+        raise UserError(f"{origin}: {path} is not valid JSON ({error})") from error
     return tree if isinstance(tree, dict) else {}
 
 
 def _vocabulary(tree: Mapping[str, Any]) -> dict[str, int]:
-    """Piece → id, of the model (a table, or unigram's list) and of the added tokens."""
+    """The string of a token → its id, of a tokenizer.json's model and of its added tokens."""
     vocab = tree["model"].get("vocab", {})
     pieces = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
     return pieces | {token["content"]: token["id"] for token in tree.get("added_tokens") or []}
 
 
 def _steps(part: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
-    """A part of tokenizer.json as the list of its steps."""
+    """The steps of a decoder or other part of tokenizer.json, with nested sequences flattened."""
     if not part:
         return []
     return [step for inner in part[parts] for step in _steps(inner, parts)] if part["type"] == "Sequence" else [part]

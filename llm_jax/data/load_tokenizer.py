@@ -1,4 +1,4 @@
-"""Reads a tokenizer from its files, whichever library they are for."""
+"""Reads a tokenizer from SentencePiece's or Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer
 
 
 def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
-    """The tokenizer of a folder (a run's `tokenizer/`, or one of Hugging Face's) or of a file.
+    """The tokenizer of a folder (a run's `tokenizer/`, or a Hugging Face folder) or of a file.
 
-    Hugging Face's tokenizer.json where there is one, else SentencePiece's tokenizer.model. Raises UserError, with `key`, if there is neither.
+    Of a folder tokenizer.json is read if there is one, else SentencePiece's tokenizer.model. Raises UserError, naming `key`, if
+    there is neither.
     """
     path = Path(path).expanduser()
     origin = f"{key}={path}"
@@ -28,13 +29,13 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
             return SentencePieceTokenizer(content, origin)
         if is_huggingface(content, origin):
             return HuggingFaceTokenizer.read(file, origin)
-    raise UserError(f"{origin}: has no {JSON_NAME} of Hugging Face's and no {MODEL_NAME}")
+    raise UserError(f"{origin}: has neither a Hugging Face {JSON_NAME} nor a {MODEL_NAME}")
 
 
 def is_huggingface(content: bytes, origin: str) -> bool:
-    """Whether a JSON file is a tokenizer, and not words about one."""
+    """True if a JSON file is a tokenizer, rather than a description of one (old run folders). Raises UserError if it is not JSON."""
     try:
         tree: Any = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{origin}: not JSON ({error})") from error
+        raise UserError(f"{origin}: is not valid JSON ({error})") from error
     return isinstance(tree, dict) and isinstance(tree.get("model"), dict)

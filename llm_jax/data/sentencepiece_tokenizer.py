@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers that give back the text they were given, byte for byte."""
+"""SentencePiece tokenizers; those that are trained here are lossless."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from llm_jax.core.files import write_atomic
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, is_lossless
 
-TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no old tokenizer is taken
-SPACE = "\u2581"  # SentencePiece writes a space so; the character itself has to go through byte pieces
-_STRETCH_CHARS = 1 << 16  # longer text is encoded in stretches, so that memory and time stay linear
+TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no cached tokenizer is used
+SPACE = "\u2581"  # SentencePiece's character for a space; the character itself is encoded as bytes
+_CHUNK_CHARS = 1 << 16  # longer text is encoded in chunks, so that memory and time stay linear
 _SENTENCE_CHARS = 4096
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model: text to token ids and back.
+    """Encodes and decodes text with a SentencePiece model.
 
     A tokenizer that was trained here is lossless: `decode(encode(text)) == text` for any text that is valid
-    Unicode, and the bytes of its pieces sum to the bytes of the text. One from a file may normalise (`lossless`).
+    Unicode, and the `token_bytes` of its tokens sum to the bytes of the text. One from a file may normalise (`lossless`).
     """
 
     def __init__(self, model: bytes, origin: str = "tokenizer.file") -> None:
@@ -40,14 +40,14 @@ class SentencePieceTokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{origin}: not a SentencePiece model") from error
+            raise UserError(f"{origin}: is not a SentencePiece model") from error
         self.vocab_size: int = self._processor.vocab_size()
         self.eos_id: int = self._processor.eos_id()
         if self.eos_id < 0:
-            raise UserError(f"{origin}: has no EOS piece; documents are stored as BOS, text, EOS")
+            raise UserError(f"{origin}: has no EOS token, with which documents end; give another model")
         bos_id: int = self._processor.bos_id()
         self.bos_id = bos_id if bos_id >= 0 else self.eos_id
-        self.pad_id: int = max(self._processor.pad_id(), 0)  # stands where segments are 0, so any id would do
+        self.pad_id: int = max(self._processor.pad_id(), 0)  # padding has segment 0, so any id would do
         self.eos_ids: tuple[int, ...] = (self.eos_id,)
         self.lossless = is_lossless(self)
 
@@ -56,21 +56,21 @@ class SentencePieceTokenizer:
         return list(itertools.chain.from_iterable(self.encode_chunks(text)))
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
-        """What `encode` gives, a bounded stretch of text at a time."""
+        """The ids of `encode` in order, for a bounded chunk of text at a time."""
         try:
-            for stretch in _stretches(text, _STRETCH_CHARS):
-                for i, part in enumerate(stretch.split(SPACE)):
+            for chunk in _chunks(text, _CHUNK_CHARS):
+                for i, part in enumerate(chunk.split(SPACE)):
                     yield (self._space_ids if i else []) + self._processor.encode(part)
         except RuntimeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; control pieces are silent, bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids, without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids])
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for control and unknown pieces."""
+        """int32 [V]: the UTF-8 bytes of text of each token; 0 for control, unknown and unused tokens."""
         sizes = np.zeros(self.vocab_size, np.int32)
         for i in range(self.vocab_size):
             if self._processor.is_byte(i):
@@ -79,8 +79,8 @@ class SentencePieceTokenizer:
                 sizes[i] = len(self._processor.id_to_piece(i).replace(SPACE, " ").encode())
         return sizes
 
-    def pieces(self) -> list[str]:
-        """The text of every piece as SentencePiece writes it, for looking at."""
+    def vocabulary(self) -> list[str]:
+        """The string of every token as SentencePiece writes it, by id."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
     def save(self, folder: Path | str) -> None:
@@ -105,18 +105,18 @@ class SentencePieceTokenizer:
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
-    """Trains a tokenizer; the same texts and settings give the same model on any number of cores.
+    """Trains a tokenizer. Equal texts and settings give an equal model on any number of cores.
 
-    Pieces may hold line ends, indents and whole phrases: code is mostly those. On the standard library with
-    4,096 pieces that gives 3.8 bytes a token; words alone give 3.2. Raises UserError when the vocabulary is
-    too large or too small for the texts, with the limit.
+    Tokens may contain line ends, indents and whole phrases, of which code consists. On the standard library, 4,096 such tokens
+    give 3.8 bytes per token; tokens within words give 3.2. Raises UserError, with the limit, if the vocabulary is too large or
+    too small for the texts.
     """
     import sentencepiece
 
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(part for text in texts for part in _stretches(text, _SENTENCE_CHARS)),
+            sentence_iterator=(part for text in texts for part in _chunks(text, _SENTENCE_CHARS)),
             model_writer=model,
             model_type=config.kind,
             vocab_size=config.vocab,
@@ -131,12 +131,12 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokeniz
             split_by_whitespace=config.kind == "unigram",
             max_sentencepiece_length=16,
             max_sentence_length=8 * _SENTENCE_CHARS,
-            character_coverage=0.9995,  # rarer characters are bytes
+            character_coverage=0.9995,  # rarer characters are encoded as bytes
             pad_id=0,
             bos_id=1,
             eos_id=2,
             unk_id=3,
-            num_threads=4,  # not the core count: sums over threads, and the model file, depend on it
+            num_threads=4,  # fixed, since the model depends on the number of threads
             minloglevel=3,
         )
     except RuntimeError as error:
@@ -150,12 +150,12 @@ def _training_error(message: str, config: TokenizerConfig) -> Exception:
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(f"tokenizer.vocab={config.vocab}: too small for the characters of this text; at least {found[1]}")
     if "sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
-        return UserError("tokenizer: there is no text to train it on in the sample; raise tokenizer.sample_bytes or give tokenizer.file")
+        return UserError("tokenizer: the sample has no text to train it on; raise tokenizer.sample_bytes or give tokenizer.file")
     return RuntimeError(message)
 
 
-def _stretches(text: str, limit: int) -> Iterator[str]:
-    """`text` in stretches of at most `limit` characters, cut before a line where there is one."""
+def _chunks(text: str, limit: int) -> Iterator[str]:
+    """Divides `text` into chunks of at most `limit` characters, between lines if possible."""
     start = 0
     while len(text) - start > limit:
         end = text.rfind("\n", start + limit // 2, start + limit)

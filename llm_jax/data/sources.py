@@ -1,4 +1,4 @@
-"""Turns the name of a source into a TFDS dataset in array_record files, built once where need be."""
+"""Finds the TFDS dataset (array_record files) that the name of a source stands for; builds it once if it is missing."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ import numpy as np
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
-from llm_jax.data.documents import SUFFIXES, holds, read_documents
+from llm_jax.data.documents import SUFFIXES, contains, read_documents
 
-_LOCAL_VERSION = 2  # of the rules that make documents from files: raise it when they change
+_LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when they change
 _DOCUMENTS_PER_FILE = 100_000
-# TFDS finds the datasets in these (wikipedia and c4 among them) only once they are imported.
+# TFDS finds the datasets in these modules (such as wikipedia and c4) only once they are imported.
 _OLD_TFDS_MODULES = ("question_answering", "summarization", "text", "translate")
-_DOWNLOAD_RETRIES = 4  # with growing pauses, 3 s altogether; TFDS's own 10 take minutes to say that there is no network
+_DOWNLOAD_RETRIES = 4  # with growing pauses, 3 s in all; TFDS's default of 10 takes minutes to fail without a network
 
 
 @dataclass(frozen=True)
 class Source:
-    """A prepared dataset: where it lies, and a fingerprint of what is in it."""
+    """A prepared dataset: its folder, and a fingerprint of its content."""
 
     name: str
-    """As the user wrote it."""
+    """Its name in `data.source` or `data.mixture`."""
     path: Path
     """The folder with `dataset_info.json` and the array_record files."""
     split: str
-    """In TFDS's slicing language."""
+    """The split to read, in TFDS's slicing notation."""
     text_key: str
+    """The field of a record that holds the text."""
     fingerprint: str
-    """sha256 hex over the content and how it was cut into documents."""
+    """sha256 hex over the content and how it was divided into documents."""
 
     def records(self) -> Any:
-        """Random access to the records (TFDS `as_data_source`): a sequence of dicts, the text as bytes."""
+        """A sequence of the records with random access (TFDS `as_data_source`): dicts, with the text as bytes."""
         with quiet_tfds() as tfds:
             return tfds.builder_from_directory(self.path).as_data_source(self.split)
 
     def size(self) -> tuple[int, int]:
-        """(documents, bytes); the bytes are those of the records, slightly more than the text."""
+        """(documents, bytes) of the split; the bytes are those of the records, slightly more than the text."""
         with quiet_tfds() as tfds:
             splits = tfds.builder_from_directory(self.path).info.splits
             share = splits[self.split].num_examples / sum(splits[self.split].shard_lengths or [1])
@@ -55,9 +56,9 @@ class Source:
 
 
 def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
-    """Finds the dataset that `name` stands for and builds or downloads it if it is not there yet.
+    """The dataset that `name` stands for, which is built or downloaded if it is missing.
 
-    Raises UserError where there is no such file, folder or dataset, or nothing in it.
+    Raises UserError if there is no such file, folder or dataset, or if it is empty.
     """
     if name == "stdlib":
         return _stdlib(name, data)
@@ -75,16 +76,16 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """What the file system has against reading a source is the user's to mend."""
+    """A context that turns the file system's errors while reading a source into UserErrors."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.source={name}: cannot read it: {error.strerror}") from error
+        raise UserError(f"data.source={name}: cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
-    """TFDS without its progress bars, chatter and warnings (it imports no TensorFlow by itself)."""
+    """A context with TFDS, without its progress bars, output and warnings (it doesn't import TensorFlow by itself)."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -114,12 +115,12 @@ def _stdlib(name: str, data: DataConfig) -> Source:
 
 
 def _prepared(name: str, path: Path, data: DataConfig) -> Source:
-    """Any dataset that TFDS prepared: its name, version and shard sizes stand for its content."""
+    """A dataset that TFDS has prepared; its fingerprint is that of its name, version and shard sizes."""
     with quiet_tfds() as tfds:
         builder = tfds.builder_from_directory(path)
         if builder.info.file_format.value != "array_record":
             raise UserError(
-                f"data.source={name}: prepared as {builder.info.file_format.value}, which has no random access; "
+                f"data.source={name}: is prepared as {builder.info.file_format.value}, which has no random access; "
                 f"prepare it again with `tfds build --file_format=array_record`"
             )
         _check_text(name, builder, data)
@@ -135,7 +136,7 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
 
 
 def _check_text(name: str, builder: Any, data: DataConfig) -> None:
-    """Raises UserError unless the records of a TFDS dataset have text where it is looked for."""
+    """Raises UserError unless the records of a TFDS dataset have text under `data.text_key`."""
     features = builder.info.features
     if data.text_key not in features:
         raise UserError(f"data.text_key={data.text_key}: {name} has no such field; {nearest(data.text_key, features)}")
@@ -152,7 +153,7 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
         if base not in valid:
             what = "TFDS dataset" if name != dataset else "file, folder or TFDS dataset"
             hint = nearest(base, ["stdlib", *valid])
-            if not hint.startswith("did you mean"):  # all 245 names would be no hint
+            if not hint.startswith("did you mean"):  # 245 names are too many to list
                 hint = "give stdlib, a path, or tfds:NAME with a name of tensorflow.org/datasets"
             raise UserError(f"data.source={name}: no {what} of that name; {hint}")
         try:
@@ -170,22 +171,22 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
                 builder.download_and_prepare()
             except Exception as error:  # TFDS lets through whatever the network or its code raises
                 for path in sorted(_leftovers(builder) - before, reverse=True):  # files before their folders
-                    with contextlib.suppress(OSError):  # a folder that holds more than was left now
+                    with contextlib.suppress(OSError):  # the folder holds files of others
                         path.rmdir() if path.is_dir() else path.unlink()
                 raise UserError(f"data.source={name}: TFDS could not prepare it: {_first_line(error)}") from error
     return _prepared(name, Path(builder.data_path), data)
 
 
 def _leftovers(builder: Any) -> set[Path]:
-    """What of a dataset in TFDS's folder is not whole, and the folders it lies in: all but finished downloads and versions."""
+    """The incomplete files of a dataset in TFDS's folder, and their folders: all except finished downloads and versions."""
     root = Path(builder.data_dir)
     while root.name != builder.name:
         root = root.parent
     downloads = root.parent / "downloads"
-    whole = {path for path in root.rglob("*") if path.is_file() and (path.parent / "dataset_info.json").exists()}
+    complete = {path for path in root.rglob("*") if path.is_file() and (path.parent / "dataset_info.json").exists()}
     partial = [path for path in (downloads / builder.name).rglob("*") if path.is_dir() or ".tmp." in path.name]
     folders = [root.parent, root, downloads, downloads / "extracted", downloads / builder.name]
-    return {*root.rglob("*"), *partial, *(folder for folder in folders if folder.exists())} - whole
+    return {*root.rglob("*"), *partial, *(folder for folder in folders if folder.exists())} - complete
 
 
 def _first_line(error: Exception) -> str:
@@ -211,7 +212,7 @@ def _kind(file: Path) -> str:
 
 
 def _files(name: str, path: Path) -> list[Path]:
-    """The files that a path, folder or glob stands for, in path order."""
+    """The text files of a path, folder or glob pattern, ordered by path. Raises UserError if there are none."""
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
@@ -227,17 +228,19 @@ def _files(name: str, path: Path) -> list[Path]:
 
 
 def _near_path(path: Path) -> str:
-    """What a path that is not there may have meant: a name beside the first part of it that is missing."""
+    """A hint for a path that does not exist: the name nearest to its first missing part."""
     missing = next(part for part in (*reversed(path.parents), path) if not part.exists())
     hint = nearest(str(missing), [str(beside) for beside in missing.parent.iterdir()])
     return hint if hint.startswith("did you") else f"{missing.parent} has no '{missing.name}'"
 
 
 def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig) -> None:
-    """Streams the documents of files into a TFDS dataset; memory is bounded by one document and one block."""
+    """Writes the documents of files to a TFDS dataset, in memory of one document and one block."""
     text_files = [file for file in files if ".txt" in file.suffixes[-2:]]
-    if data.separator() and text_files and not any(holds(file, data.separator().encode()) for file in text_files):
-        raise UserError(f"data.document_separator={data.document_separator}: is nowhere in the .txt files of {name}; '' cuts by data.document_bytes")
+    if data.separator() and text_files and not any(contains(file, data.separator().encode()) for file in text_files):
+        raise UserError(
+            f"data.document_separator={data.document_separator}: is nowhere in the .txt files of {name}; '' divides them by data.document_bytes"
+        )
     with quiet_tfds() as tfds:
         identity = tfds.core.dataset_info.DatasetIdentity(
             name="local_text", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
@@ -254,11 +257,11 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
                 pending.append({"text": text})
                 pending_bytes += len(text)
                 documents += 1
-                if pending_bytes > 8 << 20 or len(pending) > 4096:  # each call rewrites the metadata: not one a document
+                if pending_bytes > 8 << 20 or len(pending) > 4096:  # each call rewrites the metadata, so documents are written in batches
                     writer.add_examples({"train": pending})
                     pending, pending_bytes = [], 0
         if not documents:
             what = files[0] if len(files) == 1 else "every file"
-            raise UserError(f"data.source={name}: no documents: {what} is empty, or has nothing but white space")
+            raise UserError(f"data.source={name}: no documents: {what} is empty or only white space")
         writer.add_examples({"train": pending})
         writer.close_all()

@@ -1,4 +1,4 @@
-"""The embedded corpus as a TFDS builder: text and code of the Python standard library of this machine."""
+"""The built-in corpus, as a TFDS builder: text and code of this machine's Python standard library."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 _SUFFIXES = (".py", ".txt", ".rst")
-# Installed packages are not the library; some distributions leave the tests out, so all machines do.
+# Installed packages, and tests, which some distributions leave out, are not part of the corpus.
 _NOT_CORPUS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "ensurepip"})
 
 
 def stdlib_documents() -> Iterator[tuple[str, bytes]]:
-    """(relative path, content) of each text file, by path; the few that are not UTF-8 are left out."""
+    """(relative path, content) of each text file in order of paths, except the few that are not UTF-8."""
     root = Path(sysconfig.get_path("stdlib"))
     names = []
     for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if name not in _NOT_CORPUS]  # thousands of files that need no look
+        inner[:] = [name for name in inner if name not in _NOT_CORPUS]  # skips thousands of files
         names += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(_SUFFIXES)]
     for name in sorted(names):
         content = (root / name).read_bytes()
@@ -46,7 +46,7 @@ def _is_utf8(content: bytes) -> bool:
 
 
 class StdlibText(tfds.core.GeneratorBasedBuilder):
-    """Each file of the standard library is a document; about 700 of them, 12 MB, no download."""
+    """The standard library with one document per file: about 700 documents, 12 MB, no download."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,4 +1,4 @@
-"""A process that tokenises shards: python -m llm_jax.data.tokenize_worker FOLDER BEGIN:END ..."""
+"""A worker process that tokenises shards: python -m llm_jax.data.tokenize_worker FOLDER BEGIN:END ..."""
 
 import os
 import sys
@@ -11,6 +11,6 @@ if __name__ == "__main__":
     ranges = [tuple(map(int, argument.split(":"))) for argument in sys.argv[2:]]
     try:
         tokenize_shards(Path(sys.argv[1]), ranges, parent=os.getppid())  # type: ignore[arg-type]
-    except UserError as error:  # its parent says it
+    except UserError as error:  # its parent raises it
         print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -1,4 +1,4 @@
-"""What a tokenizer is, whatever it was made by, and the one function that reads one from its files."""
+"""The interface of tokenizers, and the names of their files."""
 
 from __future__ import annotations
 
@@ -9,53 +9,56 @@ from typing import Protocol
 import numpy as np
 
 MODEL_NAME = "tokenizer.model"
-"""SentencePiece's model."""
+"""The file with a SentencePiece model."""
 JSON_NAME = "tokenizer.json"
-"""Hugging Face's. Run folders made before there was one have a few words about their SentencePiece model under this name."""
+"""The file of a Hugging Face tokenizer. In old run folders a file of this name describes a SentencePiece model instead."""
 ABOUT_NAME = "about.json"
-"""What `save` says of a tokenizer beside its files."""
+"""The description of a tokenizer that `save` writes beside its files."""
 _PROBE = " a  b\t\n\n    if x_1:\r\n é e\u0301 日本 😀 \u00a0\ufb01 \u2581 <s>  "
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Documents are stored as BOS, text, EOS."""
+    """Encodes text to token ids and decodes them. Documents are stored as BOS, text, EOS."""
 
     fingerprint: str
-    """sha256 hex of all that ids depend on."""
+    """sha256 hex of everything that the ids of a text depend on."""
     vocab_size: int
-    """Rows that an embedding needs; a model may have more."""
+    """The number of rows that an embedding needs; a model may have more."""
     bos_id: int
-    """What a document begins with. Where a tokenizer has no BOS (Qwen), its EOS, as between the documents that such models learned from."""
+    """The token that begins a document. For a tokenizer without BOS (Qwen) it is EOS, which such models saw between documents."""
     eos_id: int
-    """What a document ends with."""
+    """The token that ends a document."""
     eos_ids: tuple[int, ...]
-    """All that may end a text; `eos_id` is one of them."""
+    """All tokens that may end a generated text; `eos_id` is one of them."""
     pad_id: int
-    """Stands where segments are 0."""
+    """The token of padding, where segments are 0."""
     lossless: bool
-    """Whether any text comes back whole, and the bytes of its pieces sum to the bytes of the text (looked at with a probe)."""
+    """Whether decoding returns any encoded text, and its `token_bytes` sum to its bytes (tested with one text)."""
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: the UTF-8 bytes that each piece stands for; 0 for control and unknown pieces."""
+        """int32 [V]: the UTF-8 bytes of text of each token; 0 for control and unknown tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without BOS or EOS. Text that looks like a control piece is text. Raises UserError for half a surrogate pair."""
+        """Token ids of `text`, without BOS or EOS. The name of a control token is encoded as text.
+
+        Raises UserError for half a surrogate pair.
+        """
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
-        """What `encode` gives, a bounded stretch of text at a time where the tokenizer allows that."""
+        """The ids of `encode` in order, for a bounded chunk of text at a time if the tokenizer allows it."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; control pieces are silent, bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids, without control tokens; bytes that are not UTF-8 become U+FFFD."""
 
-    def pieces(self) -> list[str]:
-        """Every piece as the tokenizer's own file writes it, for looking at."""
+    def vocabulary(self) -> list[str]:
+        """The string of every token as the tokenizer's file writes it, by id."""
 
     def save(self, folder: Path | str) -> None:
-        """Writes the files that `load_tokenizer` reads, as they were, and a few words about them."""
+        """Writes the files that `load_tokenizer` reads, unchanged, and an `about.json` that describes them."""
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:
-    """Whether a text of all sorts comes back whole, and the bytes of its pieces sum to its own."""
+    """True if a text with spaces, controls and many scripts is decoded unchanged, and its `token_bytes` sum to its bytes."""
     ids = tokenizer.encode(_PROBE)
     return tokenizer.decode(ids) == _PROBE and int(tokenizer.token_bytes[ids].sum()) == len(_PROBE.encode())

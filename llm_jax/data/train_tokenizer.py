@@ -1,4 +1,4 @@
-"""The tokenizer of a corpus: read from a file, or trained once on a sample of the documents and kept."""
+"""The tokenizer of a corpus: read from a file, or trained once on a sample of the documents and cached."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def tokenizer_for(
     folder: Path,
     log: Callable[[str], None],
 ) -> Tokenizer:
-    """The tokenizer that `config` asks for; `sources` are with their weights, by which they share the sample.
+    """The tokenizer that `config` describes; `sources` share the sample that it is trained on by their weights.
 
-    Raises UserError for a file that is no tokenizer, or a vocabulary that the text does not fill.
+    Raises UserError for a file that is no tokenizer, and for a vocabulary too large for the text.
     """
     if config.file:
         loaded = load_tokenizer(config.file)
-        warning = "" if loaded.lossless else "; it changes some text (normalises it, puts a space before it, or has no byte pieces)"
-        log(f"tokenizer: {config.file}, {loaded.vocab_size:,} pieces{warning}")
+        warning = "" if loaded.lossless else "; it changes some text (normalises it, puts a space before it, or has no tokens for bytes)"
+        log(f"tokenizer: {config.file}, {loaded.vocab_size:,} tokens{warning}")
         return loaded
     settings = [TRAINER_VERSION, config.kind, config.vocab, config.sample_bytes, held_out_fraction]
     key = cache.fingerprint("tokenizer", settings, [[source.fingerprint, weight] for source, weight in sources])
@@ -46,19 +46,19 @@ def tokenizer_for(
     started = time.monotonic()
     trained_now = cache.build_once(target, lambda temporary: train(texts(), config).save(temporary))
     how = f"trained in {time.monotonic() - started:.0f} s" if trained_now else "cached"
-    log(f"tokenizer: {config.kind}, {config.vocab:,} pieces ({how})")
+    log(f"tokenizer: {config.kind}, {config.vocab:,} tokens ({how})")
     return load_tokenizer(target)
 
 
 def vocabulary_size(config: TokenizerConfig) -> int:
-    """The pieces of the tokenizer that `config` asks for. A trained one has as many as it was asked for, or training raises."""
+    """The vocabulary size of the tokenizer that `config` describes, known before it is trained: training gives it or raises."""
     return load_tokenizer(config.file).vocab_size if config.file else config.vocab
 
 
 def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
-    """At most `limit` bytes of training documents from all over a source, the same ones every time.
+    """At most `limit` bytes of training documents spread over a source, always the same ones.
 
-    Of a document longer than an eighth of `limit` the beginning is taken. None of the documents is held out.
+    Of a document longer than an eighth of `limit` only the beginning is used. Held-out documents are excluded.
     """
     records = source.records()
     texts: list[str] = []
@@ -70,7 +70,7 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
         raw: bytes = records[i][source.text_key]
         start = raw[: min(room, max(limit // 8, 1))]
         room -= len(start)
-        # A character that the cut went through is dropped; bytes that are not UTF-8 are no help either.
+        # Drops a character that is cut in two, and bytes that are not UTF-8.
         texts.append(start.decode("utf-8", "ignore"))
         hashes.append(document_hash(raw))
     held_out_N = held_out_mask(np.array(hashes, np.uint64), held_out_fraction)
@@ -80,7 +80,7 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
 
 
 def _spread(count: int) -> Iterator[int]:
-    """All of `range(count)`, any beginning of which is evenly spread (steps of the golden ratio)."""
+    """A permutation of `range(count)` whose every prefix is evenly spread (steps of the golden ratio)."""
     step = max(round(count * 0.618), 1)
     while math.gcd(step, count) != 1:
         step += 1

@@ -115,7 +115,7 @@ def control_token(i: int, piece: str) -> dict[str, Any]:
 
 def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """The object of tokenizer_config.json. It names the generic class: LlamaTokenizer would replace the file's pipeline by its own."""
-    pieces = tokenizer.pieces()
+    pieces = tokenizer.vocabulary()
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": pieces[tokenizer.bos_id],

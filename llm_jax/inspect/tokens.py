@@ -50,7 +50,7 @@ class Vocabulary:
     """All tokens of a tokenizer by id. For a model without one (None), tokens without bytes."""
 
     def __init__(self, tokenizer: Tokenizer | None):
-        self.written: list[str] = tokenizer.pieces() if tokenizer else []
+        self.written: list[str] = tokenizer.vocabulary() if tokenizer else []
         self.sizes: list[int] = tokenizer.token_bytes.tolist() if tokenizer else []
 
     def __getitem__(self, i: int) -> Token:

@@ -76,13 +76,13 @@ def test_any_text_comes_back_whole_and_its_bytes_are_counted(folders, kind):
         assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
 
 
-def test_a_space_put_before_the_text_is_said_not_to_be_lossless(folders):
+def test_a_space_put_before_the_text_is_reported_as_not_lossless(folders):
     tokenizer = load_tokenizer(folders["llama2"])
     assert tokenizer.decode(tokenizer.encode("the model")) == "the model"
     assert not tokenizer.lossless
 
 
-def test_a_normalizer_is_said_not_to_be_lossless(folders, tmp_path):
+def test_a_normalizer_is_reported_as_not_lossless(folders, tmp_path):
     """Qwen's NFC: an e and an accent become one character."""
     tree = json.loads((folders["llama3"] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**tree, "normalizer": {"type": "NFC"}}))
@@ -108,8 +108,8 @@ def test_control_tokens_are_silent_and_have_no_bytes(folders):
     tokenizer = load_tokenizer(folders["llama3"])
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("hello"), tokenizer.eos_id]) == "hello"
     assert tokenizer.token_bytes[[tokenizer.bos_id, tokenizer.eos_id]].tolist() == [0, 0]
-    assert tokenizer.vocab_size == len(tokenizer.token_bytes) == len(tokenizer.pieces()) == max(tokenizer.encode("        ")) + 1
-    assert tokenizer.pieces()[tokenizer.bos_id] == SPECIAL[0]
+    assert tokenizer.vocab_size == len(tokenizer.token_bytes) == len(tokenizer.vocabulary()) == max(tokenizer.encode("        ")) + 1
+    assert tokenizer.vocabulary()[tokenizer.bos_id] == SPECIAL[0]
 
 
 BOS, EOS, PAD, EOT = range(4)
@@ -171,17 +171,17 @@ def test_what_a_folder_has_decides(folders, tmp_path):
     (tmp_path / "about.json").rename(tmp_path / "tokenizer.json")
     assert load_tokenizer(tmp_path).fingerprint == trained.fingerprint
     for path in (folders["gpt2"], folders["gpt2"] / "tokenizer.json"):
-        assert load_tokenizer(path).pieces()[-1] == "        "
+        assert load_tokenizer(path).vocabulary()[-1] == "        "
     (tmp_path / "tokenizer.json").write_bytes((folders["gpt2"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": SPECIAL[1]}))
-    assert load_tokenizer(tmp_path).pieces()[-1] == "        "  # beside a tokenizer.model, as in Llama 2's folder
+    assert load_tokenizer(tmp_path).vocabulary()[-1] == "        "  # beside a tokenizer.model, as in Llama 2's folder
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "message"),
     [
-        ({}, "has no tokenizer.json of Hugging Face's and no tokenizer.model"),
-        ({"tokenizer.json": "{"}, "not JSON"),
+        ({}, "has neither a Hugging Face tokenizer.json nor a tokenizer.model"),
+        ({"tokenizer.json": "{"}, "is not valid JSON"),
         ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "can't be read by tokenizers"),
         (
             {"tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'},
@@ -190,10 +190,10 @@ def test_what_a_folder_has_decides(folders, tmp_path):
         ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'}, "name eos_token in a tokenizer_config.json"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path, files, says):
+def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_tokenizer(tmp_path)
     assert str(error.value).startswith(f"tokenizer.file={tmp_path}: ")
     assert "\n" not in str(error.value)

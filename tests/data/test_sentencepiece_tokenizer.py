@@ -44,8 +44,8 @@ def test_random_unicode_comes_back_whole(tokenizer):
         assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
 
 
-def test_text_longer_than_a_stretch_comes_back_whole(tokenizer, monkeypatch):
-    monkeypatch.setattr("llm_jax.data.sentencepiece_tokenizer._STRETCH_CHARS", 50)
+def test_text_longer_than_a_chunk_comes_back_whole(tokenizer, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.sentencepiece_tokenizer._CHUNK_CHARS", 50)
     for text in ("\n".join(documents(20)), "y▁" * 500, "\n" * 300):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -65,7 +65,7 @@ def test_control_pieces_are_where_they_are_promised(tokenizer):
 def test_code_gets_whitespace_pieces():
     """Indents, and a line's end with the next line's indent, are single pieces: half of code is such."""
     code = [f"class A{i}:\n    def f(self):\n        return self.x\n\n    def g(self):\n        return self.y\n" for i in range(50)]
-    pieces = train(code, TokenizerConfig(vocab=330)).pieces()  # room for 40 merges
+    pieces = train(code, TokenizerConfig(vocab=330)).vocabulary()  # room for 40 merges
     assert "\u2581" * 8 in pieces
     assert any("\n\u2581\u2581\u2581\u2581" in piece for piece in pieces)
 
@@ -84,14 +84,14 @@ def test_save_and_load(tokenizer, tmp_path):
         assert loaded.encode("the model") == tokenizer.encode("the model")
 
 
-def test_vocabulary_too_large_says_the_largest():
+def test_a_vocabulary_that_is_too_large_raises_with_the_limit():
     with pytest.raises(UserError, match=r"tokenizer\.vocab=5000: too large for this text; at most (\d+)") as error:
         train(["a few words only"] * 3, TokenizerConfig(vocab=5000))
     most = int(str(error.value).rsplit(" ", 1)[1])
     assert train(["a few words only"] * 3, TokenizerConfig(vocab=most)).vocab_size == most
 
 
-def test_vocabulary_too_small_says_the_smallest():
+def test_a_vocabulary_that_is_too_small_raises_with_the_limit():
     with pytest.raises(UserError, match=r"tokenizer\.vocab=262: too small for the characters of this text; at least (\d+)") as error:
         train(documents(50), TokenizerConfig(vocab=262))
     least = int(str(error.value).rsplit(" ", 1)[1])
@@ -122,7 +122,7 @@ def test_missing_or_wrong_tokenizer_file_is_refused(tmp_path):
         load_tokenizer(tmp_path / "bad.model")
 
 
-def test_a_file_that_normalises_is_used_as_it_is_and_says_so(make, small, tmp_path):
+def test_a_file_that_normalises_is_used_unchanged_with_a_warning(make, small, tmp_path):
     import sentencepiece
 
     prefix = str(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""Documents from files and TFDS datasets, and what is said of those that are not right."""
+"""Documents from files and TFDS datasets, and the errors for those that can't be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.data.documents import border, cut, read_documents, split
+from llm_jax.data.documents import read_documents, split_chunks, split_documents, split_point
 
 from .conftest import ROOT, documents, write_jsonl
 
@@ -30,7 +30,7 @@ def test_text_is_cut_at_paragraphs_and_joins_to_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("text", [b"x" * 10_000, "日本".encode() * 3000, b"\xff" * 5000, b"a b\n" * 3000])
 def test_cuts_never_exceed_the_limit_or_break_a_character(text):
     blocks = [text[i : i + 777] for i in range(0, len(text), 777)]
-    pieces = list(cut(blocks, 100))
+    pieces = list(split_chunks(blocks, 100))
     assert b"".join(pieces) == text
     assert max(map(len, pieces)) <= 100
     if b"\xff" not in text:
@@ -38,9 +38,9 @@ def test_cuts_never_exceed_the_limit_or_break_a_character(text):
 
 
 def test_border_prefers_blank_lines_then_lines_then_spaces():
-    assert border(b"aaaa bb\n\ncc\nd e" + b"z" * 10, 16) == 12  # the blank line is in the first half
-    assert border(b"aaaa bbbbb\n\ncc\nd e" + b"z" * 10, 18) == 12
-    assert border(b"aaaabbbbbb c dddddd", 16) == 13
+    assert split_point(b"aaaa bb\n\ncc\nd e" + b"z" * 10, 16) == 12  # the blank line is in the first half
+    assert split_point(b"aaaa bbbbb\n\ncc\nd e" + b"z" * 10, 18) == 12
+    assert split_point(b"aaaabbbbbb c dddddd", 16) == 13
 
 
 def test_separator_tells_documents_apart(tmp_path):
@@ -49,15 +49,15 @@ def test_separator_tells_documents_apart(tmp_path):
     assert [s.decode() for s in read(tmp_path / "s.txt", separator="<|endoftext|>")] == stories
     stream = "<|endoftext|>".join(stories).encode()
     blocks = [stream[i : i + 7] for i in range(0, len(stream), 7)]  # separators across the blocks
-    assert [s.decode() for s in split(blocks, b"<|endoftext|>", 4096)] == stories
+    assert [s.decode() for s in split_documents(blocks, b"<|endoftext|>", 4096)] == stories
 
 
 @pytest.mark.parametrize("separator", [b"\n\n", b"<|endoftext|>", b"|"])
 def test_documents_do_not_depend_on_how_a_file_comes_in_blocks(separator):
     stream = separator.join(text.encode() for text in ["long " * 300, *documents(20), "x" * 700, ""])
-    whole = list(split([stream], separator, 100))
+    whole = list(split_documents([stream], separator, 100))
     for size in (1, 7, 99, 1000):
-        assert list(split([stream[i : i + size] for i in range(0, len(stream), size)], separator, 100)) == whole
+        assert list(split_documents([stream[i : i + size] for i in range(0, len(stream), size)], separator, 100)) == whole
     assert max(map(len, whole)) <= 100
 
 
@@ -218,20 +218,20 @@ def test_a_tfds_name_is_a_source(make, tmp_path):
 
 BAD_FILES = {
     "empty.txt": (b"", "no documents: .*empty.txt is empty"),
-    "space.txt": (b" \n\t\r\n" * 50, "no documents: .*space.txt is empty, or has nothing but white space"),
+    "space.txt": (b" \n\t\r\n" * 50, "no documents: .*space.txt is empty or only white space"),
     "wide.txt": ("UTF-16".encode("utf-16"), "wide.txt is UTF-16; convert it to UTF-8"),
-    "deep.jsonl": (b"[" * 100_000, r"deep.jsonl:1: not a JSON object"),
-    "digits.jsonl": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"digits.jsonl:1: not a JSON object"),
+    "deep.jsonl": (b"[" * 100_000, r"deep.jsonl:1: is not a JSON object"),
+    "digits.jsonl": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"digits.jsonl:1: is not a JSON object"),
     "nested.jsonl": (b'{"doc": {"text": "a"}}', r"nested.jsonl:1: no such field; valid: doc"),
-    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}' * 999)[:-20], "cannot read .*cut.jsonl.gz"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}' * 999)[:-20], "cut.jsonl.gz cannot be read"),
     "blank.jsonl": (b"\n  \n", "no documents"),
-    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl:2: not a JSON object"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl:2: is not a JSON object"),
     "list.jsonl": (b'["a"]\n', r"list.jsonl:1: must be an object"),
     "key.jsonl": (b'{"txt": "a"}\n', r"key.jsonl:1: no such field; did you mean 'txt'\?"),
-    "number.jsonl": (b'{"text": 3}\n', r"number.jsonl:1: the text must be a string, is int"),
+    "number.jsonl": (b'{"text": 3}\n', r"number.jsonl:1: the text must be a string, but is int"),
     "fake.parquet": (b"PAR?", "not a Parquet file"),
-    "fake.txt.gz": (b"not gzip", "cannot read .*fake.txt.gz"),
-    "fake.txt.zst": (b"not zstd at all", "cannot read .*fake.txt.zst"),
+    "fake.txt.gz": (b"not gzip", "fake.txt.gz cannot be read"),
+    "fake.txt.zst": (b"not zstd at all", "fake.txt.zst cannot be read"),
     "wrong.csv": (b"a,b", "must end in one of"),
 }
 
@@ -256,7 +256,7 @@ def test_bad_files_are_one_clear_line(make, tmp_path, name):
         ("nothing/*.txt", r"data\.source=nothing/\*\.txt: no such file or folder; nothing matches"),
         (str(ROOT / "test" / "data" / "x.txt"), r"no such file or folder; did you mean '.*/tests'\?"),
         ("", r"data\.source: the name of a source is empty"),
-        ("a" * 300 + ".txt", r"data\.source=a+\.txt: cannot read it: File name too long"),
+        ("a" * 300 + ".txt", r"data\.source=a+\.txt: cannot be read: File name too long"),
     ],
 )
 def test_unknown_sources_name_the_nearest(make, source, message):

@@ -103,7 +103,7 @@ def test_a_cache_that_takes_no_more_is_one_line_and_the_next_start_goes_on(corpu
     command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
     limited = subprocess.run(["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command], cwd=ROOT, capture_output=True, text=True)
     assert limited.returncode == 1
-    assert re.fullmatch(rf"error: data\.cache_dir={tmp_path}: cannot write there: File too large; make room.*\n", limited.stderr)
+    assert re.fullmatch(rf"error: data\.cache_dir={tmp_path}: cannot be written: File too large; make room.*\n", limited.stderr)
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == batch_sha(corpus.batch(5))
 
 

@@ -105,7 +105,7 @@ def test_a_space_before_the_text_is_put_there_too(tmp_path):
     ours = load_tokenizer(f"{prefix}.model")
     export_tokenizer(ours, tmp_path / "out")
     theirs = load_tokenizer(tmp_path / "out")
-    assert ours.pieces()[ours.encode("the")[0]].startswith("▁")
+    assert ours.vocabulary()[ours.encode("the")[0]].startswith("▁")
     for text in (text.replace("▁", "") for text in texts()):
         assert theirs.encode(text) == ours.encode(text)
         assert theirs.decode(theirs.encode(text)) == text
