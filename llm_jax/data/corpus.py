@@ -51,7 +51,8 @@ class Corpus:
     """
 
     def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
-                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True, rows: RowKind = "cut"):  # fmt: skip
+                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True,
+                 rows: RowKind = "cut"):  # fmt: skip
         self._stores, self._held_out_fraction, self._rows = parts, held_out_fraction, rows
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size

@@ -32,11 +32,7 @@ def read_documents(path: Path, *, text_key: str, document_bytes: int, separator:
         else:
             with _open(path) as file:
                 blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK_BYTES), b"")
-                texts = (
-                    split_documents(blocks, separator.encode(), document_bytes)
-                    if separator
-                    else split_chunks(blocks, document_bytes)
-                )
+                texts = split_documents(blocks, separator.encode(), document_bytes) if separator else split_chunks(blocks, document_bytes)
                 yield from (text for text in texts if text.strip())
             return
         yield from (chunk for chunk in chunks if chunk.strip())
