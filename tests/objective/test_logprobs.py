@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
 from tests.training import packed_batch
 
-MODEL = ModelConfig(layers=2, embed=32, heads=8, kv_heads=8, head_dim=8, mlp=64, vocab=128, logit_softcap=5.0)
+MODEL = ModelConfig(layers=4, embed=32, heads=8, kv_heads=8, head_dim=8, mlp=64, vocab=128, logit_softcap=5.0)
 
 
 def scalar(logp_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
@@ -31,26 +33,38 @@ def plain(model, batch):
     return jnp.sum(jax.nn.log_softmax(logits_BTV) * is_target, -1)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_value_and_gradient_are_the_plain_formulas(name):
+def chunked(model, batch):
+    return token_logprobs(model, hidden_states(model, batch), batch["targets"], chunk=8)
+
+
+def value_and_gradient(name, logprobs):
+    """(loss, log-probabilities, gradient) of a new model under a preset, as numpy."""
     layout = preset(name)
     place = MeshPlacement(layout, make_mesh(layout, {}))
-    one = MeshPlacement(preset("single"), make_mesh(preset("single"), {}))
-    results = []
-    for where, logprobs in ((one, plain), (place, lambda m, b: token_logprobs(m, hidden_states(m, b), b["targets"], chunk=8))):
-        model = TrainModel(MODEL.resolved(), OptimizerConfig(), where)
-        batch = {key: jax.device_put(value, where.sharding(("batch", "sequence"), "compute")) for key, value in packed_batch(0).items()}
+    model = TrainModel(MODEL.resolved(), OptimizerConfig(), place)
+    sharding = place.sharding(("batch", "sequence"), "compute")
+    batch = {key: jax.device_put(value, sharding) for key, value in packed_batch(0).items()}
 
-        def loss(parameters, batch, model=model, logprobs=logprobs):
-            logp_BT = logprobs(model.model(parameters), batch)
-            return scalar(logp_BT, batch["weights"]), logp_BT
+    def loss(parameters, batch):
+        logp_BT = logprobs(model.model(parameters), batch)
+        return scalar(logp_BT, batch["weights"]), logp_BT
 
-        with jax.set_mesh(where.mesh):
-            parameters = model.new_state(0).parameters
-            (value, logp), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters, batch)
-        results.append((float(value), np.asarray(logp), jax.tree.map(np.asarray, gradient)))
-    (value, logp, gradient), (value_, logp_, gradient_) = results
-    np.testing.assert_allclose(logp_, logp, atol=3e-6)  # float32 sums over 128 logits, in another order
+    with jax.set_mesh(place.mesh):
+        parameters = model.new_state(0).parameters
+        (value, logp_BT), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters, batch)
+    return float(value), np.asarray(logp_BT), jax.tree.map(np.asarray, gradient)
+
+
+@functools.cache
+def reference():
+    return value_and_gradient("single", plain)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_value_and_gradient_are_the_plain_formulas(name):
+    value, logp_BT, gradient = reference()
+    value_, logp_BT_, gradient_ = value_and_gradient(name, chunked)
+    np.testing.assert_allclose(logp_BT_, logp_BT, atol=3e-6)  # float32 sums over 128 logits, in another order
     assert value_ == pytest.approx(value, rel=1e-6)
     for theirs, ours in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max() + 1e-7, rtol=1e-4)
