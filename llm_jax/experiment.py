@@ -1,7 +1,8 @@
 """The one configuration tree: `Experiment`, the files that define one, and `key=value` overrides.
 
-An experiment file is Python with a docstring (its first line is its purpose) and a function `experiment()` that
-returns an `Experiment`. core/config_tree.py reads values as the types of their keys; whatever doesn't fit is a `UserError` of one line.
+An experiment file is Python with a docstring (its first line is its purpose) and a function `experiment()`
+that returns an `Experiment`. core/config_tree.py reads values as the types of their keys; whatever doesn't
+fit is a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def find_experiment(name: str) -> Path:
 
 
 def load_experiment(name: str) -> Experiment:
-    """The experiment that a file describes: a Python file under experiments/, one anywhere, or a run's config.yaml."""
+    """The experiment that a file describes: a Python file under experiments/, one anywhere, or a run's
+    config.yaml."""
     return as_experiment(load_file(name), name)
 
 
@@ -120,7 +122,8 @@ def named(experiment: Experiment, name: str) -> Experiment:
 
 
 def run_file(path: Path, origin: str) -> Any:
-    """The return value of experiment() in a Python file. Raises UserError, with the line in the file, for anything that the file raises."""
+    """The return value of experiment() in a Python file. Raises UserError, with the line in the file, for
+    anything that the file raises."""
     spec = importlib.util.spec_from_file_location(f"llm_jax_experiment_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -141,7 +144,8 @@ def run_file(path: Path, origin: str) -> Any:
 
 
 def read_yaml(path: Path) -> Experiment:
-    """The experiment of a config.yaml; keys that it has not keep their defaults. Raises UserError, naming file and key, where it isn't one."""
+    """The experiment of a config.yaml; keys that it has not keep their defaults. Raises UserError, naming
+    file and key, where it isn't one."""
     try:
         tree = read_yaml_text(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -159,7 +163,8 @@ def read_yaml(path: Path) -> Experiment:
 
 
 def yaml_values(text: str) -> dict[str, Any]:
-    """The dotted keys of a config.yaml with their values, each as its key's type; text where this version has no such key.
+    """The dotted keys of a config.yaml with their values, each as its key's type; text where this version has
+    no such key.
 
     Raises yaml.YAMLError, or UserError for YAML that is no table.
     """
@@ -184,7 +189,8 @@ def experiment_name(pairs: list[tuple[str, str]]) -> str:
 
 
 def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experiment:
-    """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first, `objective=NAME` an objective.
+    """The experiment with `key=value` overrides applied; `layout=NAME` puts a preset in first,
+    `objective=NAME` an objective.
 
     A value is text, as on a command line, or the value itself.
     Raises UserError for keys that there are not (with the nearest one) and values of another type.
@@ -209,7 +215,8 @@ def first_line(error: Exception) -> str:
 
 
 def resolved(experiment: Experiment) -> Experiment:
-    """The experiment with defaults that follow from others filled in, and checked as far as it can be without devices.
+    """The experiment with defaults that follow from others filled in, and checked as far as it can be without
+    devices.
 
     The vocabulary stays open (None) until the tokenizer is there.
     """
@@ -233,7 +240,8 @@ def check_parts(e: Experiment) -> None:
 
 
 def with_vocabulary(experiment: Experiment) -> Experiment:
-    """The experiment, its model resolved, with the vocabulary that its tokenizer will have, which is known without the corpus."""
+    """The experiment, its model resolved, with the vocabulary that its tokenizer will have, which is known
+    without the corpus."""
     vocabulary = vocabulary_size(experiment.tokenizer) if experiment.model.vocab is None else None
     return dataclasses.replace(experiment, model=experiment.model.resolved(vocabulary))
 

@@ -23,31 +23,34 @@ class LaunchCommand:
       python -m llm_jax.launch experiment=quickstart train.steps=100 optimizer.learning_rate=1e-3
       python -m llm_jax.launch experiment=path/to/mine.py layout=fsdp run_dir=runs/mine/first
 
-    A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones are skipped, and
-    runs.csv has a row for each; key=value overrides the value of every point:
+    A file may describe a grid of runs (docs/scaling.md). Its points then run one after another, finished ones
+    are skipped, and runs.csv has a row for each; key=value overrides the value of every point:
 
       python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
       python -m llm_jax.launch experiment=scaling/isoflop_cpu grid.points=3:7
       python -m llm_jax.launch experiment=NAME grid.executor=vmap grid.at_once=8      runs of one shape in one program
 
-    submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one run or for a grid's runs. The
-    job saves before its time limit and when it is preempted, and requeues itself until the run is finished:
+    submit=slurm writes a job script into the run folder and submits it to Slurm (docs/cluster.md), for one
+    run or for a grid's runs. The job saves before its time limit and when it is preempted, and requeues
+    itself until the run is finished:
 
       python -m llm_jax.launch experiment=NAME submit=slurm slurm.nodes=4 slurm.gpus_per_node=4 slurm.time=24:00:00 --dry-run
       python -m llm_jax.slurm.status RUN_DIR
       python -m llm_jax.slurm.cancel RUN_DIR
 
-    To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a CPU.
+    To try a layout without its devices: XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 on a
+    CPU.
 
-    Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its traceback),
-    2 an invalid argument or value (one line names it), 3 the run diverged,
-    85 stopped by SIGTERM, SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by Ctrl-C,
-    also with everything saved, 86 another process of the run failed (one line names it), 87 the same fault at the same step twice:
-    a restart would not help.
+    Exit codes: 0 done, 1 points of a grid failed or diverged (the last lines name them; or a bug, with its
+    traceback), 2 an invalid argument or value (one line names it), 3 the run diverged, 85 stopped by SIGTERM,
+    SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by
+    Ctrl-C, also with everything saved, 86 another process of the run failed (one line names it), 87 the same
+    fault at the same step twice: a restart would not help.
     """
 
     experiment: Pairs = passed_on(lambda name: name == "experiment", "experiment=NAME")
-    """A file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere, or a run folder's config.yaml."""
+    """A file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere, or a
+    run folder's config.yaml."""
     layout: Pairs = passed_on(lambda name: name == "layout", "layout=NAME", choices=preset_names)
     """A preset (docs/layouts.md)."""
     start: Pairs = passed_on(lambda name: name == "from", "from=FOLDER")
@@ -58,19 +61,23 @@ class LaunchCommand:
     submit: Pairs = passed_on(lambda name: name == "submit", "submit=slurm")
     """Submits to Slurm instead of running here."""
     slurm: Pairs = passed_on(lambda name: name.startswith("slurm."), "slurm.KEY=VALUE")
-    """With submit=slurm: nodes, gpus_per_node, gpu_type, tasks_per_node (default: one process per GPU), cpus_per_task, memory, time, partition,
-    account, qos, constraint, reservation, at_once (runs of a grid at the same time), max_restarts (in a row without progress),
-    backoff_seconds, signal_seconds, site (a file with the settings of a site)."""
+    """With submit=slurm: nodes, gpus_per_node, gpu_type, tasks_per_node (default: one process per GPU),
+    cpus_per_task, memory, time, partition, account, qos, constraint, reservation, at_once (runs of a grid at
+    the same time), max_restarts (in a row without progress), backoff_seconds, signal_seconds, site (a file
+    with the settings of a site)."""
     overrides: Pairs = passed_on(lambda name: True, "KEY=VALUE")
-    """Overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2. --show prints all keys."""
+    """Overrides one value of the experiment: model.layers=8, data.source=text.jsonl, mesh.tensor=2. --show
+    prints all keys."""
     list_experiments: bool = flag("list")
     """Prints every experiment with its purpose, and stops."""
     show: bool = flag("show")
     """Prints the whole configuration, and stops."""
     dry_run: bool = flag("dry-run")
-    """Prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job script, and stops."""
+    """Prints a grid's points (parameters, tokens, FLOPs, estimated hours) or, with submit=slurm, the job
+    script, and stops."""
     go_on: bool = flag("go-on")
-    """For the job that waits for a grid's runs: submits the runs that their results require, or fits and reports."""
+    """For the job that waits for a grid's runs: submits the runs that their results require, or fits and
+    reports."""
     given: Pairs = in_order()
 
     @property

@@ -1,1 +1,2 @@
-"""What every room may use and what knows no domain: errors, files, numbers for people, tables, the console, command lines."""
+"""Code that every room may use and that knows no domain: errors, files, formats, tables, the console, command
+lines."""

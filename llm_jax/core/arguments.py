@@ -1,4 +1,5 @@
-"""A command line as a frozen dataclass: its fields are the command's keys, and `read_command` reads a line of arguments into one.
+"""A command line as a frozen dataclass: its fields are the command's keys, and `read_command` reads a line of
+arguments into one.
 
     @dataclass(frozen=True, kw_only=True)
     class Score:
@@ -11,9 +12,10 @@
 
     command = read_command(["runs/a", "tokens=1e6"], Score)      # Score(run=Path("runs/a"), tokens=1000000)
 
-Types, ranges, choices, keys that are missing, misspelled or given twice, and `--help` (core/help.py: the docstrings of the class and below its
-fields) follow from the dataclass. A field that is a dataclass adds its keys to the command's. A field of type dict[str, X] takes `field.NAME=X`.
-Where the class has a method `check()`, it is called last, for what involves several keys. Every mistake is a UserError of one line.
+Types, ranges, choices, keys that are missing, misspelled or given twice, and `--help` (core/help.py: the
+docstrings of the class and below its fields) follow from the dataclass. A field that is a dataclass adds its
+keys to the command's. A field of type dict[str, X] takes `field.NAME=X`. Where the class has a method
+`check()`, it is called last, for what involves several keys. Every mistake is a UserError of one line.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ Role = Literal["key", "positional", "flag", "passed_on", "in_order", "part"]
 
 @dataclass(frozen=True)
 class Argument:
-    """How a field of a command is given. Made by `argument`, `positional`, `flag`, `passed_on`, `part` and `in_order`."""
+    """How a field of a command is given. Made by `argument`, `positional`, `flag`, `passed_on`, `part` and
+    `in_order`."""
 
     role: Role
     name: str = ""
@@ -70,8 +73,8 @@ def argument(
 ) -> Any:  # fmt: skip
     """A field given as name=VALUE. Without a default it must be given.
 
-    least, above, most: the range of a number. choices: the valid texts, asked for when they are needed. read: (key, text) → value, in
-    place of reading the text as the field's type.
+    least, above, most: the range of a number. choices: the valid texts, asked for when they are needed. read:
+    (key, text) → value, in place of reading the text as the field's type.
     """
     if repeated and default is MISSING:
         default = ()
@@ -97,18 +100,21 @@ def flag(name: str) -> Any:
 def passed_on(takes: Callable[[str], bool], shown: str, choices: Callable[[], Iterable[str]] | None = None) -> Any:
     """A field of type Pairs: the keys that are somebody else's (an experiment's), passed on in order, unread.
 
-    takes: whether a key is one of them; the first field that takes a key gets it. choices: the valid texts, which help lists.
+    takes: whether a key is one of them; the first field that takes a key gets it. choices: the valid texts,
+    which help lists.
     """
     return dataclasses.field(default=(), metadata={"argument": Argument("passed_on", shown=shown, takes=takes, choices=choices)})
 
 
 def in_order() -> Any:
-    """A field of type Pairs: every key=value of the command line, in order, for what depends on the order of different keys."""
+    """A field of type Pairs: every key=value of the command line, in order, for what depends on the order of
+    different keys."""
     return dataclasses.field(default=(), metadata={"argument": Argument("in_order")})
 
 
 def part(kind: type, without: Sequence[str] = ()) -> Any:
-    """A field that is a dataclass of further keys. without: fields of it that this command has not; they keep their defaults."""
+    """A field that is a dataclass of further keys. without: fields of it that this command has not; they keep
+    their defaults."""
     return dataclasses.field(default_factory=kind, metadata={"argument": Argument("part", without=tuple(without))})
 
 
@@ -137,7 +143,8 @@ class Field:
 
     @property
     def value_kind(self) -> Any:
-        """The type of one value that is given; None is what a field is where its key is not given, and can't be written."""
+        """The type of one value that is given; None is what a field is where its key is not given, and can't
+        be written."""
         kind = get_args(self.kind)[1] if self.is_table else get_args(self.kind)[0] if self.argument.repeated else self.kind
         members = [member for member in union_members(kind) if member is not NoneType]
         return members[0] if len(members) == 1 else kind
@@ -183,9 +190,11 @@ def fields_of(kind: type, without: Sequence[str] = ()) -> Iterator[Field]:
 
 
 def read_command(arguments: Sequence[str], kind: type[Command]) -> Command | None:
-    """The arguments of a command, read and checked; None where help was asked for (by --help, -h, or nothing at all) and is printed.
+    """The arguments of a command, read and checked; None where help was asked for (by --help, -h, or nothing
+    at all) and is printed.
 
-    Raises UserError for keys that there are not (naming the nearest), are missing or given twice, and for values that can't be.
+    Raises UserError for keys that there are not (naming the nearest), are missing or given twice, and for
+    values that can't be.
     """
     fields = list(fields_of(kind))
     if not arguments or {"--help", "-h"} & set(arguments):
@@ -236,7 +245,8 @@ def split(arguments: Sequence[str], fields: Sequence[Field]) -> tuple[list[str],
 
 
 def is_path(argument: str, keys: Sequence[str]) -> bool:
-    """Whether an argument is a folder: a word without "=", or a folder that exists and is no key=value of the command.
+    """Whether an argument is a folder: a word without "=", or a folder that exists and is no key=value of the
+    command.
 
     >>> is_path("runs/quickstart/default", ("step",)), is_path("step=3", ("step",)), is_path("--help", ())
     (True, False, False)
@@ -263,7 +273,8 @@ def read_words(words: list[str], fields: list[Field]) -> dict[Field, Any]:
 
 
 def find(name: str, text: str, fields: Sequence[Field]) -> tuple[Field, str]:
-    """The field that a key is of, and the entry of a table. Raises UserError, naming the nearest key, if there is none."""
+    """The field that a key is of, and the entry of a table. Raises UserError, naming the nearest key, if
+    there is none."""
     for field in fields:
         if field.argument.role == "key" and not field.is_table and field.name == name:
             return field, ""

@@ -1,6 +1,7 @@
-"""Checksums of a folder's files: what tells a flipped bit, a truncated file or a missing one from what was written.
+"""Checksums of a folder's files, which detect a flipped bit, a truncated file and a missing one.
 
-They are in the file SHA256SUMS beside the files, which `sha256sum --check SHA256SUMS` reads too; its last line is a sum over itself.
+They are in the file SHA256SUMS beside the files, which `sha256sum --check SHA256SUMS` reads too; its last
+line is a sum over itself.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from llm_jax.core.files import sync_folder
 
 NAME = "SHA256SUMS"
 THREADS = 4
-"""Files that are read at once; hashing lets go of Python's lock."""
+"""Files that are read at once; hashing releases the GIL."""
 
 
 class Damaged(Exception):
-    """Files are not what was written."""
+    """A file of a folder is missing, or differs from its checksum."""
 
 
 def write(folder: Path) -> None:
@@ -34,7 +35,10 @@ def write(folder: Path) -> None:
 
 
 def check(folder: Path, share: int = 0, shares: int = 1) -> None:
-    """Raises Damaged, naming a file, where what is under a folder isn't what the sums are of. Looks at one of `shares` equal shares of it."""
+    """Raises Damaged, naming a file, if a file of the folder is missing or differs from its checksum.
+
+    It reads one of `shares` equal shares of the files, so that several processes can divide the work.
+    """
     expected = read(folder)[share::shares]
 
     def problem(entry: tuple[str, str]) -> str:
@@ -74,7 +78,7 @@ def file_sum(path: Path) -> str:
 
 
 def durable_sum(path: Path) -> str:
-    """The same of a file that is on the disk when this returns."""
+    """sha256 hex of a file, which is on the disk (fsync) when this returns."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What all commands have in common: `python -m llm_jax.launch`, `llm_jax.plan`, `llm_jax.scaling.fit` and the others."""
+"""Running a command, and the files that its keys name. Every `python -m llm_jax.COMMAND` uses it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from llm_jax.core.files import check_writable
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
-"""Endings of figures that can be written."""
+"""File types of figures."""
 
 
 def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Runs a command on its arguments (None: those of the process) and returns its exit code.
 
-    A UserError is one line on stderr and exit code 2, a Fault one and 1. Whatever else is raised is a bug, and stays a traceback.
+    A UserError is one line on stderr and exit code 2, a Fault one and 1. Every other exception is a bug, and
+    stays a traceback.
     """
     before_jax()
     try:
@@ -39,13 +40,14 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
     except Stopped as stopped:
         print(stopped.early)
         return stopped.code
-    except KeyboardInterrupt:  # a run looks after signals itself: this is before it, or a second Ctrl-C
+    except KeyboardInterrupt:  # a run handles signals itself: this is before it, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def nobody_reads() -> bool:
-    """Whether what stdout is piped into has ended, as `head` does when it has its lines; then nothing more is written to it."""
+    """Whether the reader of stdout has ended, as `head` does when it has its lines. If so, stdout is
+    redirected to /dev/null."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     gone = bool(poll.poll(0))
@@ -55,7 +57,8 @@ def nobody_reads() -> bool:
 
 
 def before_jax() -> None:
-    """What must be in the environment before JAX starts: the libraries' own chatter is kept down, unless the user asked for it."""
+    """Sets the environment for JAX, before it is imported: quiet libraries (unless the user set otherwise)
+    and XLA's flags."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_collectives_in_order()
@@ -63,7 +66,7 @@ def before_jax() -> None:
 
 
 def input_text(key: str, value: str) -> str:
-    """The text of the file that key=value names, as it is. Raises UserError if it can't be read, or is no UTF-8."""
+    """The text of the file that key=value names. Raises UserError if it can't be read, or is no UTF-8."""
     path = Path(value).expanduser()
     if not path.is_file():
         raise UserError(f"{key}={value}: no such file")
@@ -76,7 +79,8 @@ def input_text(key: str, value: str) -> str:
 
 
 def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
-    """The file that key=value names. Raises UserError if it can't be written, which is to be known before anything is computed."""
+    """The file that key=value names. Raises UserError if it can't be written. Makes nothing: it is a check
+    before any computing."""
     path = Path(value)
     require(bool(value), key, value, "a file")
     if path.is_dir():
@@ -89,7 +93,8 @@ def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
 
 
 def output_folder(key: str, value: str) -> Path:
-    """The folder that key=value names, which need not be there. Raises UserError if it can't be written to."""
+    """The folder that key=value names, which need not exist. Raises UserError if it can't be made or written
+    to."""
     require(bool(value), key, value, "a folder")
     check_writable(Path(value), key)
     return Path(value)

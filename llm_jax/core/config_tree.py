@@ -1,7 +1,9 @@
-"""Configurations as trees of dataclasses: text and YAML read as the types of their fields, dotted keys, and what two trees differ in.
+"""Configurations as trees of dataclasses: text and YAML read as the types of their fields, dotted keys,
+differences.
 
-One set of rules reads `key=value` of experiments, the keys of commands, and YAML files: a scalar stays text until the type of its key
-is known. Numbers are decimal (010 is ten, and 1:30 is no number), 5e9 is a whole number, and a text such as `no` or `1e5` stays as written.
+One set of rules reads `key=value` of experiments, the keys of commands, and YAML files: a scalar stays text
+until the type of its key is known. Numbers are decimal (010 is ten, and 1:30 is no number), 5e9 is a whole
+number, and a text such as `no` or `1e5` stays as written.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from llm_jax.core.errors import UserError, closest, one_of
 
 Config = TypeVar("Config")
 CLASS_OF = "class_of"
-"""In a field's metadata: a function from a name to a dataclass, for a field whose class is chosen by the key `name` of its group
-(objective=NAME, objective.KEY=VALUE). All these classes have a field `name`, and defaults for all their fields."""
+"""In a field's metadata: a function from a name to a dataclass, for a field whose class is chosen by the key
+`name` of its group (objective=NAME, objective.KEY=VALUE). All these classes have a field `name`, and defaults
+for all their fields."""
 
 NONE = ("", "null", "Null", "NULL", "~")
 """Texts that mean None, where a type allows it."""
@@ -39,9 +42,11 @@ class WrongType(ValueError):
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """A value as a type: from text (of a command line or YAML), or from a Python value that has the type already.
+    """A value as a type: from text (of a command line or YAML), or from a Python value that has the type
+    already.
 
-    kind: int, float, bool, str, Path, a Literal, a tuple, list or dict of these, or a union with None. Raises WrongType.
+    kind: int, float, bool, str, Path, a Literal, a tuple, list or dict of these, or a union with None. Raises
+    WrongType.
 
     >>> coerce("5e9", int), coerce("010", int), coerce("1e-3", float), coerce("null", int | None), coerce("[a, b]", tuple[str, ...])
     (5000000000, 10, 0.001, None, ('a', 'b'))
@@ -60,7 +65,8 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def converted(value: Any, kind: Any) -> Any:
-    """A value as one type that is no union. Raises ValueError, TypeError, OverflowError, AttributeError or YAMLError."""
+    """A value as one type that is no union. Raises ValueError, TypeError, OverflowError, AttributeError or
+    YAMLError."""
     is_text, origin = isinstance(value, str), get_origin(kind)
     if origin is Literal:
         choices = [choice for choice in get_args(kind) if value == (str(choice) if is_text else choice)]
@@ -182,9 +188,11 @@ FIELD_TYPES: dict[type, dict[str, Any]] = {}
 
 
 def from_tree(base: Config, tree: Any, prefix: str = "") -> Config:
-    """A tree of dataclasses with the values of nested dicts put in, each read as its key's type; a whole table is replaced.
+    """A tree of dataclasses with the values of nested dicts put in, each read as its key's type; a whole
+    table is replaced.
 
-    Raises UserError, naming the key, for keys that there are not, groups that are none, and values of another type.
+    Raises UserError, naming the key, for keys that there are not, groups that are none, and values of another
+    type.
     """
     if not isinstance(tree, dict):
         raise UserError(f"{prefix.removesuffix('.')}: must be a table of keys and values")
@@ -205,7 +213,8 @@ def from_tree(base: Config, tree: Any, prefix: str = "") -> Config:
 
 
 def typed(config: Config, prefix: str = "") -> Config:
-    """A tree of dataclasses with each value as its key's type (1 as 1.0, a list as a tuple): Python checks none when a file makes one.
+    """A tree of dataclasses with each value as its key's type (1 as 1.0, a list as a tuple): Python checks
+    none when a file makes one.
 
     Raises UserError, naming the key, for a value of another type.
     """
@@ -218,7 +227,8 @@ def typed(config: Config, prefix: str = "") -> Config:
 
 
 def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
-    """A tree of dataclasses with key=value pairs applied, in order; those that choose a class first. A value is text, or has its type.
+    """A tree of dataclasses with key=value pairs applied, in order; those that choose a class first. A value
+    is text, or has its type.
 
     Raises UserError for keys that there are not (with the nearest one), and for values of another type.
     """
@@ -244,7 +254,8 @@ def coerced(key: str, value: Any, kind: Any) -> Any:
 
 
 def chooser(config: Any, name: str) -> Callable[[str], type] | None:
-    """The function from a name to the class of a field of a dataclass; None where its class is not chosen by a name."""
+    """The function from a name to the class of a field of a dataclass; None where its class is not chosen by
+    a name."""
     return next((f.metadata.get(CLASS_OF) for f in dataclasses.fields(config) if f.name == name), None)
 
 
@@ -266,10 +277,11 @@ def replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 def find_key(config: Any, key: str, value: Any) -> tuple[list[str], Any]:
-    """The path to a value of a tree, or to an entry of one of its dicts, and its type; UserError if there is none.
+    """The path to a value of a tree, or to an entry of one of its dicts, and its type; UserError if there is
+    none.
 
-    The type of a group whose class is chosen is the class that `value` names. What follows a dict's name is one entry, dots and all:
-    data.mixture.text.jsonl=1 is of the source text.jsonl.
+    The type of a group whose class is chosen is the class that `value` names. What follows a dict's name is
+    one entry, dots and all: data.mixture.text.jsonl=1 is of the source text.jsonl.
     """
     at, parts = config, key.split(".")
     for depth, part in enumerate(parts):
@@ -310,7 +322,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What two flat configurations differ in, as "key: old → new"."""
+    """The differences of two flat configurations, each as "key: old → new"."""
     keys = [*old, *(k for k in new if k not in old)]
     return [f"{k}: {shown(old.get(k))} → {shown(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
 

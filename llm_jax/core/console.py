@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, also kept in log.txt, and a live progress bar on a terminal."""
+"""The console of a run: lines, which log.txt keeps too, and a live progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from llm_jax.core.command import nobody_reads
 
-UNREAD = "nobody reads any more what is printed; the run goes on, and says it here alone"
+UNREAD = "stdout was closed; training continues and logs here only"
 
 
 class Terminal(RichConsole):
-    """stdout. Rich would end the process where the pipe into another (`head`, `tee`) breaks; a run has its log, and goes on."""
+    """stdout. A broken pipe (into `head` or `tee`), at which rich ends the process, sets `unread` instead:
+    the run continues with its log."""
 
     unread = False
 
@@ -28,23 +29,25 @@ class Terminal(RichConsole):
 
 
 class Console:
-    """Prints lines and one line of progress. Only the first of several processes has a voice."""
+    """Prints lines and a progress bar, and appends the lines to log files. Only the main process of a run
+    prints."""
 
     def __init__(self, is_main_process: bool = True):
         self.rich = Terminal(highlight=False, soft_wrap=True, markup=False)
         self.is_main_process, self.last = is_main_process, 0.0
         self.files: dict[Path, TextIO] = {}
         self.bar: Progress | None = None
-        self.waiting: list[str] = []  # said before there was a run folder
+        self.waiting: list[str] = []  # logged before there was a log file
 
     def log_to(self, path: Path) -> None:
-        """From now on, and for what was said before any log was there, also append to this file, and to those named before."""
+        """Appends all further lines to this file too, after the lines that were logged before there was any
+        file."""
         if self.is_main_process and path not in self.files:
             self.files[path] = path.open("a")
             self.write(self.files[path], self.waiting)
 
     def log(self, text: str = "") -> None:
-        """A line (or several)."""
+        """Prints a line (or several) and appends it, with the time, to the log files."""
         if not self.is_main_process:
             return
         before = self.rich.unread
@@ -60,16 +63,16 @@ class Console:
 
     @staticmethod
     def write(file: TextIO, lines: list[str]) -> None:
-        """Lines that are in the file when this returns."""
+        """Appends lines to a file and flushes it."""
         file.writelines(line + "\n" for line in lines)
         file.flush()
 
     def show(self, text: str) -> None:
-        """Puts a line before a person's eyes."""
+        """Prints a line to the terminal, above the progress bar if there is one."""
         (self.bar.console if self.bar else self.rich).print(text)
 
     def start(self, total: int, done: int) -> None:
-        """Begins the progress bar, on a terminal."""
+        """Starts the progress bar if stdout is a terminal."""
         if self.is_main_process and self.rich.is_terminal:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
             self.bar = Progress(*columns, console=self.rich, transient=True)
@@ -78,7 +81,7 @@ class Console:
         self.last = time.monotonic()
 
     def progress(self, step: int, total: int, text: str, every: float) -> None:
-        """Moves the bar; where there is none, says a line each `every` seconds and at the end."""
+        """Moves the progress bar; without one, logs a line every `every` seconds and at the last step."""
         if self.bar:
             self.bar.update(self.task, completed=step, text=text)
         elif time.monotonic() - self.last >= every or step == total:
@@ -86,14 +89,14 @@ class Console:
             self.log(f"step {step:>{len(str(total))}}/{total}  {text}")
 
     def stop(self) -> None:
-        """Ends the progress bar."""
+        """Removes the progress bar, and flushes stdout."""
         if self.bar:
             self.bar.stop()
             self.bar = None
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Ends the bar and the log files."""
+        """Removes the progress bar and closes the log files."""
         self.stop()
         while self.files:
             self.files.popitem()[1].close()

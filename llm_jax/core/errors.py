@@ -1,4 +1,4 @@
-"""What can go wrong, told in one line that names it and what would be right; and what a command's exit code says."""
+"""Errors that are printed as one line (the key, its value, the fix), and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = 85
-"""Stopped by SIGTERM, SIGUSR1 or the end of the time limit, with everything saved: start the same command again. A job script requeues on it."""
+"""Stopped by SIGTERM, SIGUSR1 or the end of the time limit, with everything saved: start the same command
+again. A job script requeues on it."""
 EXIT_PEER = 86
 """Another process of the run failed; it is named on stderr."""
 EXIT_REPEATED = 87
@@ -20,18 +21,19 @@ EXIT_REPEATED = 87
 EXIT_INTERRUPTED = 130
 """Ctrl-C, with everything saved unless it was pressed twice."""
 EXIT_UNREAD = 141
-"""Nobody reads what is written to stdout any more: what a shell says of a program that SIGPIPE ended."""
+"""stdout was closed: the exit code that a shell reports for a program that SIGPIPE ended."""
 
 
 class UserError(Exception):
-    """A mistake in what was asked for. The entry points print it as one line on stderr and exit with 2.
+    """A mistake of the user. The entry points print it as one line on stderr and exit with 2.
 
-    Anything else that is raised is a bug of ours, and keeps its traceback; or it is a Fault.
+    Every other exception is a bug, and keeps its traceback; or it is a Fault.
     """
 
 
 class Fault(Exception):
-    """The machine failed and not the program: a host that is missing, a disk that is full. One line on stderr, exit code 1, no traceback."""
+    """The machine failed: a host is missing, a disk is full. The entry points print it as one line on stderr
+    and exit with 1."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -64,7 +66,8 @@ def one_of(name: str, valid: Iterable[str]) -> str:
 
 
 def require(right: bool, key: str, value: object, expected: str) -> None:
-    """Raises UserError, naming the key, its value and what would be right, unless `right`. A comparison with NaN is not."""
+    """Raises UserError, naming the key, its value and what would be right, unless `right`. (A comparison with
+    NaN is never right.)"""
     if not right:
         raise UserError(f"{key}={value}: must be {expected}")
 
@@ -77,7 +80,8 @@ def check_choice(key: str, value: str, valid: Iterable[str]) -> None:
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. Like KeyboardInterrupt it is no Exception, so nothing takes it for a failure."""
+    """A signal stopped the run. Like KeyboardInterrupt it is no Exception, so that no handler of failures
+    catches it."""
 
     def __init__(self, number: int, reason: str = ""):
         super().__init__(f"stopped by {reason or signal.Signals(number).name}")
@@ -85,8 +89,8 @@ class Stopped(BaseException):
 
     @property
     def early(self) -> str:
-        """What is said where not a step was done."""
-        return f"{self} before a step was done, nothing is lost; the same command starts again"
+        """The message where no step was done yet."""
+        return f"{self} before a step was done, nothing is lost; rerun the command to start"
 
     @property
     def code(self) -> int:

@@ -1,6 +1,6 @@
-"""How figures look, wherever they are drawn: in reports on scaling and on pages about a model.
+"""The style of figures in scaling reports and inspect pages.
 
-Colours are told apart by eyes that confuse red and green (Okabe and Ito 2008), on white.
+The colours, on white, differ for readers who confuse red and green (Okabe and Ito 2008).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DPI = 200
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Within it figures are made in this style, whatever the user's own is; it is his again afterwards."""
+    """A context in which matplotlib has this style; afterwards the user's own style is back."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -67,7 +67,7 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure across the page, and its axes."""
+    """A figure of the page's width, and its axes. height: inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")

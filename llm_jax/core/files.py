@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, locked, read without trusting them."""
+"""Files and folders: atomic writes, locks, and readers that expect damage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 
 def check_writable(run_dir: Path, key: str = "run_dir") -> None:
-    """Raises UserError, naming the key, where a folder could not be written to, before it has cost anything. Makes nothing."""
+    """Raises UserError, naming the key, where a folder can't be made or written to. Makes nothing: it is a
+    check before any computing."""
     there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{key}={run_dir}: {there} is a file; choose a folder")
@@ -29,10 +30,11 @@ def check_writable(run_dir: Path, key: str = "run_dir") -> None:
 
 
 def disk_problem(error: BaseException | None) -> str:
-    """What the file system said, if it is why something could not be written or read; empty if it isn't."""
+    """The file system's message (No space left on device, ...) if that is the cause of an error; empty if it
+    isn't."""
     while error is not None:
         for code in DISK:
-            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):  # TensorStore's errors have the words
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):  # TensorStore's errors contain the text
                 name = getattr(error, "filename", None)
                 return os.strerror(code) + (f" ({name})" if name else "")
         error = error.__cause__ or error.__context__
@@ -48,9 +50,10 @@ class Busy(UserError):
 
 @contextlib.contextmanager
 def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> Iterator[None]:
-    """Holds a run folder, which exists, for this process alone; the system lets go of it however the process ends.
+    """Locks a run folder, which must exist, for this process; the system releases the lock however the
+    process ends.
 
-    `shared`: beside others that share it too.
+    shared: other processes may hold a shared lock at the same time.
     Raises Busy if another process of this machine (of the cluster, where its file system has locks) holds it.
     """
     folder = os.open(run_dir, os.O_RDONLY)
@@ -67,10 +70,12 @@ def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> I
 
 
 def read_json_lines(path: Path, strict: bool = False, tail: int | None = None) -> list[dict[str, Any]]:
-    """The objects of a file with one a line (metrics.jsonl, faults.jsonl), in order; none where there is no file.
+    """The objects of a file with one a line (metrics.jsonl, faults.jsonl), in order; none where there is no
+    file.
 
-    A last line without its end is being written, or was left by a kill, and is not read; nor are other lines that are no object,
-    or ValueError is raised if `strict`. tail: reads only so many bytes at the end of the file.
+    A last line without its end is being written, or was left by a kill, and is not read; nor are other lines
+    that are no object, or ValueError is raised if `strict`. tail: reads only so many bytes at the end of the
+    file.
     """
     if not path.exists():
         return []
@@ -102,7 +107,8 @@ def drop_torn_line(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file to, which takes its place in the end; whatever goes wrong, `path` stays as it was."""
+    """A path beside `path` to write a file to, which takes its place in the end; whatever goes wrong, `path`
+    stays as it was."""
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         yield part
@@ -123,7 +129,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; empty where there is no such file. Raises UserError, naming the file, for a damaged one."""
+    """The content of a JSON file; empty if there is no file. Raises UserError, naming the file, for a damaged
+    one."""
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
@@ -131,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Waits until the entries of a folder are on the disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,19 +149,20 @@ def sync_folder(folder: Path) -> None:
 def check_new_folder(folder: Path, key: str) -> None:
     """Raises UserError where a folder can't be made: something is in it, or it can't be written to."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{key}={folder}: is there and not empty; choose another, or remove it")
+        raise UserError(f"{key}={folder}: exists and is not empty; choose another, or remove it")
     check_writable(folder, key)
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which takes its name in the end; whatever goes wrong, nothing is left of it."""
+    """A folder beside `folder` to write into, which takes its name in the end; whatever goes wrong, nothing
+    is left of it."""
     part = folder.absolute().parent / f".{folder.name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)
         yield part
         if folder.is_dir():
-            folder.rmdir()  # empty, as looked at before
+            folder.rmdir()  # `check_new_folder` has seen that it is empty
         part.rename(folder)
         sync_folder(folder.absolute().parent)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Numbers and lists as a person reads them: the one place that decides how they are written in lines, tables, figures and reports."""
+"""Numbers and lists as text, for lines, tables, figures and reports."""
 
 from __future__ import annotations
 

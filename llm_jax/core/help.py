@@ -1,4 +1,5 @@
-"""The text of `--help`, from the docstrings of a command's class and those below its fields (core/arguments.py)."""
+"""The text of `--help`, from the docstrings of a command's class and those below its fields
+(core/arguments.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ COLUMN = 20
 
 
 def print_help(kind: type, fields: Sequence[Field]) -> None:
-    """Prints help: the docstring's paragraphs up to the first that begins "Exit codes", the keys, and the rest."""
+    """Prints help: the docstring's paragraphs up to the first that begins "Exit codes", the keys, and the
+    rest."""
     print(help_text(kind, fields))
 
 
@@ -45,7 +47,7 @@ def entry(field: Field) -> str:
 
 
 def default_text(field: Field) -> str:
-    """How an entry ends: with the default, where there is one to be told."""
+    """How an entry ends: with the default, if it has one."""
     if field.argument.role in ("flag", "passed_on"):
         return ""
     if field.default is MISSING:
@@ -68,7 +70,8 @@ def row(left: str, text: str) -> str:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, those of its base classes too; empty where the source isn't there."""
+    """The docstring below each field of a dataclass, those of its base classes too; empty where the source
+    isn't there."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):

@@ -10,13 +10,15 @@ WIDTH = 150
 
 
 def make_console(width: int = WIDTH) -> Console:
-    """A console that prints text as it is; of a fixed width where the output is no terminal, so that tables are whole in files."""
+    """A console that prints text as it is; of a fixed width where the output is no terminal, so that tables
+    are whole in files."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=width)
 
 
 def table(*columns: str, keep: tuple[str, ...] = ()) -> Table:
-    """An empty table; columns whose titles begin with ">" hold numbers, and those in `keep` are never wrapped."""
+    """An empty table; columns whose titles begin with ">" hold numbers, and those in `keep` are never
+    wrapped."""
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for column in columns:
         title = column.lstrip(">")

@@ -1,4 +1,5 @@
-"""Texts made from Jinja2 templates: pages and scripts. A template lies in the package that fills it in, as NAME.html.jinja or NAME.sh.jinja."""
+"""Texts made from Jinja2 templates: pages and scripts. A template lies in the package that fills it in, as
+NAME.html.jinja or NAME.sh.jinja."""
 
 from __future__ import annotations
 
@@ -12,15 +13,16 @@ from markupsafe import Markup, escape
 def render(package: str, name: str, /, **values: object) -> str:
     """The template `name` of a package, filled in.
 
-    In *.html.jinja all values are escaped, and `{{ text | raised }}` raises powers too; in all others they are as they are: a value
-    that a shell reads is quoted by who gives it. Raises jinja2.UndefinedError where the template wants a value that isn't given.
+    In *.html.jinja all values are escaped, and `{{ text | raised }}` raises powers too; in all others they
+    are as they are: a value that a shell reads is quoted by who gives it. Raises jinja2.UndefinedError where
+    the template wants a value that isn't given.
     """
     return environment(package).get_template(name).render(**values)
 
 
 @functools.cache
 def environment(package: str) -> Environment:
-    """What a package's templates are read and filled in with."""
+    """The Jinja environment of a package's templates."""
     made = Environment(
         loader=PackageLoader(package, ""),
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),

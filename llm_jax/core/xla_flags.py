@@ -1,4 +1,4 @@
-"""XLA_FLAGS: what the user set there, and what must be in the environment before JAX starts. Imports no JAX."""
+"""XLA_FLAGS: the user's flags, and ours that must be set before JAX starts. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
 
 
 def keep_collectives_in_order(environment: MutableMapping[str, str] = os.environ) -> None:
-    """To be called before JAX starts: where XLA_FLAGS ask for simulated devices, lets these meet in one order.
+    """Makes simulated devices run their collectives in one order, if XLA_FLAGS ask for such devices. Called
+    before JAX starts.
 
-    A program that JAX 0.11 takes from its compilation cache has lost the order of its collectives. One device then waits in a collective
-    for another that waits in the next one (seen under `pipeline`), until XLA aborts the process after 40 s. Without its scheduler for
-    concurrency XLA runs a program in the order in which it was compiled. As a compiler option it would be lost in the cache too.
+    A program that JAX 0.11 takes from its compilation cache has lost the order of its collectives. One device
+    then waits in a collective for another that waits in the next one (seen under `pipeline`), until XLA
+    aborts the process after 40 s. Without its scheduler for concurrency XLA runs a program in the order in
+    which it was compiled. As a compiler option it would be lost in the cache too.
     """
     ordered = "xla_cpu_enable_concurrency_optimized_scheduler"
     theirs = set_by_user(environment)
@@ -38,9 +40,10 @@ def keep_collectives_in_order(environment: MutableMapping[str, str] = os.environ
 
 
 def expect_no_gpu(environment: MutableMapping[str, str] = os.environ) -> None:
-    """To be called before JAX starts: where there is no GPU, the CUDA plugin (installed for `plan`, say) shall not miss its driver in a traceback.
+    """Without a GPU, keeps the CUDA plugin (installed for `plan`) from a traceback about its missing driver.
+    Called before JAX starts.
 
-    Where there is one, the plugin's complaints about drivers and libraries stay.
+    With a GPU, the plugin's errors about drivers and libraries stay.
     """
     if not any(Path(file).exists() for file in GPU_FILES):
         environment.setdefault(NO_DRIVER, "1")

@@ -1,4 +1,5 @@
-"""Keys that all commands which open a model share: python -m llm_jax.COMMAND FOLDER layout=NAME mesh.AXIS=N dtype=NAME step=N"""
+"""Keys that all commands which open a model share: python -m llm_jax.COMMAND FOLDER layout=NAME mesh.AXIS=N
+dtype=NAME step=N"""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def preset_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """Where and how a command opens a model: keys that all commands that use one share. The model is on one device without them."""
+    """Where and how a command opens a model: keys that all commands that use one share. The model is on one
+    device without them."""
 
     layout: str = argument("", shown="NAME", choices=preset_names)
     """The layout that places the model on the devices (docs/layouts.md); on one device, if not given."""

@@ -21,23 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadCommand:
-    """Imports a Hugging Face model folder as a run folder: python -m llm_jax.pretrained.load FOLDER run_dir=RUN
+    """Imports a Hugging Face model folder as a run folder: python -m llm_jax.pretrained.load FOLDER
+    run_dir=RUN
 
       python -m llm_jax.pretrained.load ~/models/Qwen3-0.6B run_dir=runs/qwen3_0.6b
       python -m llm_jax.pretrained.load ~/models/big run_dir=runs/big layout=fsdp dtype=bfloat16
 
-    Commands that generate, evaluate, inspect or continue training then take RUN. Most of them also take FOLDER itself.
+    Commands that generate, evaluate, inspect or continue training then take RUN. Most of them also take
+    FOLDER itself.
 
     Exit codes: 0 done, 2 a mistake in the command line, or a model that can't be read (one line names it).
     """
 
     folder: Path = positional("FOLDER")
-    """The Hugging Face model folder: config.json, safetensors (one file, or several with an index), and the tokenizer's files."""
+    """The Hugging Face model folder: config.json, safetensors (one file, or several with an index), and the
+    tokenizer's files."""
     run_dir: Path = argument(shown="RUN")
     """The run folder that is made; it must be new or empty."""
     leave_out: str = argument("", shown="NAMES")
-    """Tensors to leave out, separated by commas, with * for any text: "model.layers.61.*" is the layer of DeepSeek-V3 that predicts a second
-    token."""
+    """Tensors to leave out, separated by commas, with * for any text: "model.layers.61.*" is the layer of
+    DeepSeek-V3 that predicts a second token."""
     model: ModelArguments = part(ModelArguments, without=("step",))
 
 

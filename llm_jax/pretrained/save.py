@@ -36,14 +36,17 @@ def family_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveCommand:
-    """Exports a run as a folder that Hugging Face's libraries load: python -m llm_jax.pretrained.save RUN FOLDER
+    """Exports a run as a folder that Hugging Face's libraries load: python -m llm_jax.pretrained.save RUN
+    FOLDER
 
       python -m llm_jax.pretrained.save runs/quickstart/default exported
       python -m llm_jax.pretrained.save runs/mine/first exported dtype=bfloat16 step=4000
 
-    It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and the tokenizer's files.
+    It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and
+    the tokenizer's files.
 
-    Exit codes: 0 done, 2 a mistake in the command line, or a model that no family can express (one line names it).
+    Exit codes: 0 done, 2 a mistake in the command line, or a model that no family can express (one line names
+    it).
     """
 
     run: Path = positional("RUN")
@@ -89,9 +92,9 @@ def save_model(
 ) -> None:
     """Writes a model as a Hugging Face folder, which appears only once it is complete.
 
-    `dtype` is float32, bfloat16 or float16; None: that of the parameters. `family` is the model_type; "": that of the folder
-    that the model was loaded from, or the first by rank that can express it. Raises UserError if no family (or not the given
-    one) can express the model, and if the folder is not empty.
+    `dtype` is float32, bfloat16 or float16; None: that of the parameters. `family` is the model_type; "":
+    that of the folder that the model was loaded from, or the first by rank that can express it. Raises
+    UserError if no family (or not the given one) can express the model, and if the folder is not empty.
     """
     from llm_jax.huggingface.export_tokenizer import export_tokenizer
     from llm_jax.huggingface.family import family_for
@@ -153,7 +156,8 @@ def write_weights(pretrained: PretrainedModel, family: Family, tree: dict[str, A
 
 
 def write_tensor(file: BinaryIO, tensor: PlannedTensor, arrays: dict[str, Any], slices: list[ArraySlice]) -> None:
-    """Writes the bytes of one tensor from the array slices in it. Raises UserError for a number too large for its dtype."""
+    """Writes the bytes of one tensor from the array slices in it. Raises UserError for a number too large for
+    its dtype."""
     import numpy as np
 
     from llm_jax.huggingface.safetensors import FLOATS, NAMES
@@ -178,7 +182,8 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def token_ids(pretrained: PretrainedModel) -> dict[str, Any]:
-    """The ids of BOS, EOS and padding for config.json: those of the folder that was loaded, or the tokenizer's."""
+    """The ids of BOS, EOS and padding for config.json: those of the folder that was loaded, or the
+    tokenizer's."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     tree = pretrained.folder.tree if pretrained.folder else {}
     if any(name in tree for name in names):

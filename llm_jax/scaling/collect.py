@@ -153,15 +153,16 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
 
 @dataclass(frozen=True, kw_only=True)
 class CollectCommand:
-    """Collects runs into a table, a row for each run: python -m llm_jax.scaling.collect FOLDERS... out=runs.csv
+    """Collects runs into a table, a row for each run: python -m llm_jax.scaling.collect FOLDERS...
+    out=runs.csv
 
       python -m llm_jax.scaling.collect runs/scaling/isoflop_cpu out=runs.csv
       python -m llm_jax.scaling.collect runs/quickstart runs/mine out=runs.parquet
       python -m llm_jax.scaling.collect table=OTHER.csv columns.parameters="Model Size" columns.flops_6nd=FLOP \\
           columns.eval_loss=loss out=runs.csv
 
-    The status of a run is finished, diverged, failed or unfinished; runs that are held_out are left out of fits and predicted by them.
-    docs/scaling.md has the meaning of all columns.
+    The status of a run is finished, diverged, failed or unfinished; runs that are held_out are left out of
+    fits and predicted by them. docs/scaling.md has the meaning of all columns.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
@@ -171,8 +172,8 @@ class CollectCommand:
     table: Path | None = argument(None, shown="FILE")
     """A .csv or .parquet of another project's runs, in place of folders."""
     columns: dict[str, str] = argument({}, entry="OURS", shown="THEIRS")
-    """The column of that table that becomes our column OURS, one of those below. Columns that have our names are kept without this key,
-    all others are left out."""
+    """The column of that table that becomes our column OURS, one of those below. Columns that have our names
+    are kept without this key, all others are left out."""
     out: Path | None = argument(None, shown="FILE", read=functools.partial(output_file, endings=TABLES))
     """The .csv or .parquet that is written; by default the table is printed."""
 
@@ -200,10 +201,8 @@ def collect(arguments: list[str]) -> int:
     command = read_command(arguments, CollectCommand)
     if command is None:
         return 0
-    if command.table:
-        table = read_table(command.table, command.columns)
-    else:
-        table = make_table([read_row(run) for run in find_run_folders(command.folders)])
+    rows = [read_row(run) for run in find_run_folders(command.folders)]
+    table = read_table(command.table, command.columns) if command.table else make_table(rows)
     if command.out:
         write_table(table, command.out)
         print(f"{len(table)} runs: {command.out}")

@@ -197,7 +197,8 @@ def read_sizes(key: str, text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoordinateCheckCommand:
-    """Checks that activations learn at one speed at all sizes (muP): python -m llm_jax.scaling.coordinate_check ...
+    """Checks that activations learn at one speed at all sizes (muP): python -m
+    llm_jax.scaling.coordinate_check ...
 
       python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer widths=64,128,256,512
       python -m llm_jax.scaling.coordinate_check experiment=scaling/mup_transfer depths=2,4,8,16 out=mine

@@ -1,4 +1,5 @@
-"""The command `python -m llm_jax.scaling.recommend`: the compute-optimal size and tokens for a budget, from a fit.json."""
+"""The command `python -m llm_jax.scaling.recommend`: the compute-optimal size and tokens for a budget, from a
+fit.json."""
 
 from __future__ import annotations
 
@@ -216,13 +217,15 @@ def read_fit(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RecommendCommand:
-    """Recommends the compute-optimal size and tokens for a budget: python -m llm_jax.scaling.recommend fit=FIT.json flops=C
+    """Recommends the compute-optimal size and tokens for a budget: python -m llm_jax.scaling.recommend
+    fit=FIT.json flops=C
 
       python -m llm_jax.scaling.recommend fit=runs/scaling/isoflop_cpu/fit.json flops=1e21
       python -m llm_jax.scaling.recommend fit=FIT.json gpus=64 hours=24 hardware=h100 mfu=0.45
 
-    Prints N* and D* with 95 % intervals, the sizes whose loss is within 1 % of the best, and the cost and savings of smaller models that
-    are trained for longer to the same loss. A fit without a loss (isoflop, envelope) gives N* and D* only.
+    Prints N* and D* with 95 % intervals, the sizes whose loss is within 1 % of the best, and the cost and
+    savings of smaller models that are trained for longer to the same loss. A fit without a loss (isoflop,
+    envelope) gives N* and D* only.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """

@@ -1,4 +1,5 @@
-"""A command line is read into a dataclass; a mistake is one line that names the key, the value and what is right."""
+"""A command line is read into a dataclass; a mistake is one line that names the key, the value and what is
+right."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
         (["{fixture}"], "run_dir=RUN is missing: The run folder that is made"),
         (["run_dir={new}"], "FOLDER is missing"),
         (["{fixture}", "{fixture}", "run_dir={new}"], "olmo2: unexpected extra word; this command takes FOLDER"),
-        (["{fixture}", "run_dir={full}"], "full: is there and not empty"),
+        (["{fixture}", "run_dir={full}"], "full: exists and is not empty"),
         (["{fixture}", "run_dir={new}", "dtype=float64"], "dtype=float64: must be one of float32, bfloat16"),
         (["{fixture}", "run_dir={new}", "mesh.data=2"], "mesh.data=2: must be given together with a layout; add layout=NAME"),
         (["{fixture}", "run_dir={new}", "dtypes=float32"], "there is no key 'dtypes'; did you mean 'dtype'?"),

@@ -71,7 +71,7 @@ MISTAKES = {
     "model.offload=atention model.remat=full": "did you mean 'attention'?",
     "model.offload=attention model.remat=attention": "model.remat keeps 'attention' on the device",
     "model.offload=attention model.remat=full": "the devices here are cpu, whose memory is the host's",
-    "model.gradient_dtype=bfloat16": "less than model.compute_dtype=float32",
+    "model.gradient_dtype=bfloat16": "is narrower than model.compute_dtype=float32",
     "model.position=learned model.positions=8": "more than the model's learned positions",
     "optimizer.name=adamv": "did you mean 'adamw'?",
     "model.parametrization=mup": "model.base_embed=null: model.parametrization=mup needs it",

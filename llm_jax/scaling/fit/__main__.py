@@ -19,7 +19,8 @@ class FitCommand(FitArguments):
       python -m llm_jax.scaling.fit data=TABLE.csv columns.parameters="Model Size" \\
           columns.flops="Training FLOP" columns.loss=loss method=parametric drop_highest_losses=5 out=FOLDER
 
-    Exit codes: 0 done, 2 a mistake in the command line, or data that don't determine the fit (one line names it).
+    Exit codes: 0 done, 2 a mistake in the command line, or data that don't determine the fit (one line names
+    it).
     """
 
     method: str = argument(shown="NAME", choices=method_names)

@@ -19,10 +19,11 @@ class ReportCommand(FitArguments):
       python -m llm_jax.scaling.report data=TABLE.csv columns.parameters="Model Size" \\
           columns.flops="Training FLOP" columns.loss=loss method=parametric drop_highest_losses=5 out=FOLDER
 
-    A prediction.json beside the table is compared with the measured losses. python -m llm_jax.scaling.fit --help
-    prints the methods and their options.
+    A prediction.json beside the table is compared with the measured losses. python -m llm_jax.scaling.fit
+    --help prints the methods and their options.
 
-    Exit codes: 0 done, 2 a mistake in the command line, or nothing to report in the table (one line names it).
+    Exit codes: 0 done, 2 a mistake in the command line, or nothing to report in the table (one line names
+    it).
     """
 
     method: str = argument("", shown="NAME", choices=method_names)
