@@ -1,7 +1,7 @@
 """Measures tokens/s of decoding, beside the bound set by memory bandwidth: every step reads all weights and
 the cache once.
 
-    python tools/bench_generate.py                         # 1.3 M, 110 M and 350 M parameters; 1 and 8 prompts at once
+    python tools/bench_generate.py              # 1.3 M, 110 M and 350 M parameters; 1 and 8 prompts at once
     python tools/bench_generate.py models=110m slots=1 rounds=20 devices=2
 
 The bound is bandwidth / (bytes of weights and cache that a step reads). Bandwidth is measured in the same

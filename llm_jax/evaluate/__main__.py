@@ -25,7 +25,8 @@ class EvaluateCommand:
 
       python -m llm_jax.evaluate runs/quickstart/default
       python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
-      python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16 step=500 out=scores.json
+      python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
+      python -m llm_jax.evaluate runs/quickstart/default step=500 out=scores.json
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """

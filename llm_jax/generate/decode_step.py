@@ -96,8 +96,8 @@ class DecodePrograms:
         self.vocab_rows = config.vocab
         self.capacity = caches.cache_length(capacity)
         self.options = program_options(self.model)
-        # The compiler options for training on a CPU are for large products. Eigen, which they choose, takes 20 times as long as XLA's own
-        # code for a product of a few rows with a [V, D] table.
+        # The compiler options for training on a CPU are for large products. Eigen, which they choose, takes
+        # 20 times as long as XLA's own code for a product of a few rows with a [V, D] table.
         self.with_options = ("prefill",) if self.place.platform() == "cpu" else ("prefill", "decode")
         self.replicated = NamedSharding(self.place.mesh, PartitionSpec())
         self.compiled: dict[tuple[str, str], Any] = {}

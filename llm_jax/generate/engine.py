@@ -8,8 +8,8 @@ Orca, Yu et al. 2022).
             print(event.text, end="")
     engine.results[number].text
 
-Shapes are fixed, so a request gives the same tokens and log-probabilities alone or beside others (in float32, with equal `slots` and
-`max_tokens`), whatever joins and leaves.
+Shapes are fixed, so a request gives the same tokens and log-probabilities alone or beside others (in float32,
+with equal `slots` and `max_tokens`), whatever joins and leaves.
 """
 
 from __future__ import annotations
@@ -272,6 +272,6 @@ def row_settings(rows: Iterable[ActiveRequest | None]) -> Settings:
         return cast(jax.Array, np.array([getattr(request, name) for request in requests], dtype))
 
     return Settings(
-        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32), column("min_p", np.float32),
-        column("repetition_penalty", np.float32), column("seed", np.uint32),
+        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32),
+        column("min_p", np.float32), column("repetition_penalty", np.float32), column("seed", np.uint32),
     )  # fmt: skip

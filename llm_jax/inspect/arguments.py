@@ -52,12 +52,11 @@ def split_step(value: str) -> tuple[str, int | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """Writes a page about what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is
-    all we"
+    """Shows what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is all we"
 
       python -m llm_jax.inspect runs/quickstart/default text="def main():"
-      python -m llm_jax.inspect runs/quickstart/default file=module.py tokens=200 diff=runs/quickstart/default@100
-      python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|She went to the bank"
+      python -m llm_jax.inspect runs/quickstart/default file=a.py tokens=200 diff=runs/quickstart/default@100
+      python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|To the bank"
 
     docs/inspect.md walks through a page.
 

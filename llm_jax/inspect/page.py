@@ -197,8 +197,13 @@ def weight_rows(found: Findings) -> list[dict[str, Any]]:
         those = [d for d in found.comparison.weights if d.kind == kind]
         relative = [d.relative for d in those]
         rows.append({
-            "kind": kind, "layers": len(those) if those[0].layer is not None else None, "numbers": short(sum(d.numbers for d in those)),
-            "mean": float(np.mean(relative)), "least": min(relative), "most": max(relative), "cosine": min(d.cosine for d in those),
+            "kind": kind,
+            "layers": len(those) if those[0].layer is not None else None,
+            "numbers": short(sum(d.numbers for d in those)),
+            "mean": float(np.mean(relative)),
+            "least": min(relative),
+            "most": max(relative),
+            "cosine": min(d.cosine for d in those),
         })  # fmt: skip
     return rows
 

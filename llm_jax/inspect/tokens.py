@@ -30,8 +30,8 @@ class Token:
         """Printable text: white space made visible, bytes of incomplete characters as ⟨E2⟩, unprintable
         characters as ⟨U+A0⟩.
 
-        >>> Token(7, b" a\\n").label, Token(8, b"\\xe2").label, Token(9, "\\xa0".encode()).label, Token(1, b"", "<s>").label
-        ('·a↵', '⟨E2⟩', '⟨U+A0⟩', '<s>')
+        >>> [Token(0, data).label for data in (b" a\\n", b"\\xe2", "\\xa0".encode())], Token(1, b"", "<s>").label
+        (['·a↵', '⟨E2⟩', '⟨U+A0⟩'], '<s>')
         """
         if self.name:
             return self.name

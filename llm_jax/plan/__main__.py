@@ -28,7 +28,7 @@ class PlanCommand:
     """Predicts what a layout costs: python -m llm_jax.plan experiment=NAME devices=N hardware=NAME ...
 
       python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100
-      python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=fsdp_tensor mesh.tensor=8 json=plan.json
+      python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=fsdp_tensor mesh.tensor=8
       python -m llm_jax.plan experiment=llama3_8b devices=64 hardware=h100 layout=all
       python -m llm_jax.plan experiment=llama3_8b devices=8 layout=fsdp_tensor picture=layout.png
 

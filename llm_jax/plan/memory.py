@@ -19,15 +19,15 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     """Bytes of one device by kind, and their `total`: XLA's own figure plus the workspace that XLA does not
     see.
 
-    | kind         | content                                                                                           |
-    | ------------ | ------------------------------------------------------------------------------------------------- |
-    | `parameters` | weights at rest, in their dtype                                                                   |
-    | `gradients`  | of all weights, float32, where the moments are: the part of XLA's temporaries that no layout is without |
-    | `moments`    | the optimizer's state                                                                             |
-    | `average`    | the moving average of the weights, with train.ema_decay                                           |
-    | `batch`      | the batch, counters and metrics, and what XLA pads arguments with                                 |
-    | `activations` | the rest of XLA's temporaries at their peak: what the backward pass needs, gathered weights, logits |
-    | `workspace`  | what cuDNN's backward kernel asks for when it runs, at most (attention=cudnn)                      |
+    | kind          | content                                                                             |
+    | ------------- | ----------------------------------------------------------------------------------- |
+    | `parameters`  | weights at rest, in their dtype                                                     |
+    | `gradients`   | of all weights, float32, placed as the moments; in XLA's temporaries in any layout  |
+    | `moments`     | the optimizer's state                                                               |
+    | `average`     | the moving average of the weights, with train.ema_decay                             |
+    | `batch`       | the batch, counters and metrics, and XLA's padding of arguments                     |
+    | `activations` | the other temporaries at their peak: kept for the backward pass, gathered weights, logits |
+    | `workspace`   | the maximum that cuDNN's backward kernel allocates at run time (attention=cudnn)    |
     """
     state, xla = program.abstract_state(), step.memory_bytes()
     kinds = {"parameters": bytes_per_device(state.parameters), "moments": bytes_per_device(state.moments), "average": bytes_per_device(state.average)}

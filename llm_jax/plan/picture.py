@@ -74,8 +74,9 @@ def activations(experiment: Experiment, place: MeshPlacement) -> list[list[Place
     """Rows of the activations of one microbatch."""
     m, t = experiment.model, experiment.train
     sizes = {
-        "batch": t.batch_size // t.microbatches, "sequence": t.sequence_length, "keys": t.sequence_length, "embed": m.embed, "heads": m.heads,
-        "kv_heads": m.kv_heads, "head_dim": m.head_dim, "mlp": m.mlp, "vocab": m.vocab,
+        "batch": t.batch_size // t.microbatches, "sequence": t.sequence_length, "keys": t.sequence_length,
+        "embed": m.embed, "heads": m.heads, "kv_heads": m.kv_heads, "head_dim": m.head_dim, "mlp": m.mlp,
+        "vocab": m.vocab,
     }  # fmt: skip
     arrays: list[tuple[str, Dims, Table]] = [
         ("residual stream", ("batch", "sequence", "embed"), "residual"),
@@ -165,8 +166,8 @@ def part_colour(held_by: list[int], devices: int) -> tuple[float, float, float]:
 def device_text(held_by: list[int], devices: int) -> str:
     """Short text for a list of devices.
 
-    >>> device_text([0, 1, 2, 3], 8), device_text([1, 3, 5, 7], 8), device_text([0, 1], 2), device_text([3], 8)
-    ('0-3', '1, 3, .. 7', 'all', '3')
+    >>> [device_text(held_by, 8) for held_by in ([0, 1, 2, 3], [1, 3, 5, 7], [3])], device_text([0, 1], 2)
+    (['0-3', '1, 3, .. 7', '3'], 'all')
     """
     if len(held_by) == devices > 1:
         return "all"

@@ -30,27 +30,40 @@ VOCAB = 96
 BASE = ModelConfig(layers=2, embed=32, heads=4, mlp=48, vocab=VOCAB, init_std=0.2)
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "blocked, grouped-query heads": {"attention": "blocked", "kv_heads": 2, "tied_embeddings": False, "logit_softcap": 5.0},
+    "blocked, grouped-query heads": {
+        "attention": "blocked", "kv_heads": 2, "tied_embeddings": False, "logit_softcap": 5.0,
+    },
     "a window": {"window": 9, "kv_heads": 1},
     "a window of one ring, unrolled": {"window": 16, "attention": "blocked", "scan_layers": False},
-    "norms of heads": {"qk_norm": "head", "kv_heads": 2, "rope_scaling": RopeScaling(kind="llama3", original_positions=32)},
+    "norms of heads": {
+        "qk_norm": "head", "kv_heads": 2, "rope_scaling": RopeScaling(kind="llama3", original_positions=32),
+    },
     "norms of projections, after": {"qk_norm": "projection", "norm_placement": "after"},
     "GPT-2": {
-        "position": "learned", "positions": 48, "norm": "layer", "activation": "gelu", "bias_qkv": True, "bias_out": True, "bias_mlp": True,
+        "position": "learned", "positions": 48, "norm": "layer", "activation": "gelu",
+        "bias_qkv": True, "bias_out": True, "bias_mlp": True,
     },
     "yarn, mup": {
-        "rope_scaling": RopeScaling(kind="yarn", original_positions=32, factor=4), "parametrization": "mup", "base_embed": 16, "base_head_dim": 4,
+        "rope_scaling": RopeScaling(kind="yarn", original_positions=32, factor=4),
+        "parametrization": "mup", "base_embed": 16, "base_head_dim": 4,
     },
     "experts": {"moe": MoEConfig(experts=4, top_k=2, shared_mlp=16, dense_layers=(0,)), "layers": 3},
     "Gemma 3": {
-        "layers": 3, "window": 9, "window_layers": (0, 2), "rope_theta_window": 100.0, "norm_placement": "both", "norm_centred": True,
-        "attention_softcap": 3.0, "attention_scale": 0.2, "embedding_scale": 5.7, "kv_heads": 2, "activation": "geglu",
+        "layers": 3, "window": 9, "window_layers": (0, 2), "rope_theta_window": 100.0,
+        "norm_placement": "both", "norm_centred": True, "attention_softcap": 3.0, "attention_scale": 0.2,
+        "embedding_scale": 5.7, "kv_heads": 2, "activation": "geglu",
     },
-    "Pythia": {"parallel_blocks": True, "rope_fraction": 0.25, "norm": "layer", "tied_embeddings": False, "rope_scaling": RopeScaling(kind="linear")},
+    "Pythia": {
+        "parallel_blocks": True, "rope_fraction": 0.25, "norm": "layer", "tied_embeddings": False,
+        "rope_scaling": RopeScaling(kind="linear"),
+    },
     "DeepSeek": {
-        "latent": LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5), "head_dim": 10, "layers": 3, "attention_scale": 0.4,
-        "bias_qkv": True,
-        "moe": MoEConfig(experts=8, top_k=2, scores="sigmoid", bias=True, groups=2, top_groups=1, scale=2.5, shared_mlp=16, dense_layers=(0,)),
+        "latent": LatentConfig(query_rank=12, kv_rank=10, nope_dim=6, rope_dim=4, value_dim=5),
+        "head_dim": 10, "layers": 3, "attention_scale": 0.4, "bias_qkv": True,
+        "moe": MoEConfig(
+            experts=8, top_k=2, scores="sigmoid", bias=True, groups=2, top_groups=1, scale=2.5, shared_mlp=16,
+            dense_layers=(0,),
+        ),
     },
 }  # fmt: skip
 

@@ -24,23 +24,32 @@ TOKENS = np.random.default_rng(1).integers(0, 96, (8, 24))
 MOE = MoEConfig(experts=4, top_k=2, mlp=32, dense_layers=(0,))
 MODELS = {
     "grouped": SMALL,
-    "window": dataclasses.replace(SMALL, window=5, qk_norm="head", rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=16)),
-    "gpt2": ModelConfig(
-        layers=2, embed=32, heads=4, mlp=48, vocab=96, norm="layer", activation="gelu", bias_qkv=True, bias_out=True, bias_mlp=True,
-        position="learned", positions=24,
+    "window": dataclasses.replace(
+        SMALL, window=5, qk_norm="head", rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=16),
     ),
-    "norms after": dataclasses.replace(SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False),
+    "gpt2": ModelConfig(
+        layers=2, embed=32, heads=4, mlp=48, vocab=96, norm="layer", activation="gelu",
+        bias_qkv=True, bias_out=True, bias_mlp=True, position="learned", positions=24,
+    ),
+    "norms after": dataclasses.replace(
+        SMALL, norm_placement="after", qk_norm="projection", scan_layers=False, tied_embeddings=False,
+    ),
     "experts": dataclasses.replace(SMALL, layers=3, moe=MOE),
     "gemma": dataclasses.replace(
-        SMALL, layers=3, norm_placement="both", norm_centred=True, embedding_scale=32**0.5, window=5, window_layers=(0, 2), rope_theta_window=100.0,
+        SMALL, layers=3, norm_placement="both", norm_centred=True, embedding_scale=32**0.5,
+        window=5, window_layers=(0, 2), rope_theta_window=100.0,
         attention_scale=0.5, attention_softcap=2.0, logit_softcap=5.0,
     ),
-    "neox": dataclasses.replace(SMALL, norm="layer", parallel_blocks=True, rope_fraction=0.5, bias_qkv=True, attention="blocked"),
+    "neox": dataclasses.replace(
+        SMALL, norm="layer", parallel_blocks=True, rope_fraction=0.5, bias_qkv=True, attention="blocked",
+    ),
     "latent": dataclasses.replace(
-        SMALL, kv_heads=4, head_dim=12, latent=LatentConfig(query_rank=16, kv_rank=12, nope_dim=8, rope_dim=4, value_dim=6), attention_scale=0.4
+        SMALL, kv_heads=4, head_dim=12, attention_scale=0.4,
+        latent=LatentConfig(query_rank=16, kv_rank=12, nope_dim=8, rope_dim=4, value_dim=6),
     ),
     "sigmoid experts": dataclasses.replace(
-        SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2)
+        SMALL,
+        moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2),
     ),
 }  # fmt: skip
 

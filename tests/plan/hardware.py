@@ -9,8 +9,9 @@ from llm_jax.layout.hardware import Hardware
 from llm_jax.plan.efficiency import Efficiency
 
 ROUND = Hardware(
-    name="round", description="a device of round numbers", kinds=(), peak_flops={"bfloat16": 1e15, "float32": 5e14}, memory_bytes=10**11,
-    memory_bandwidth=1e12, devices_per_node=4, node_bandwidth=1e11, network_bandwidth=1e10, node_latency=1e-6, network_latency=1e-5,
+    name="round", description="a device of round numbers", kinds=(),
+    peak_flops={"bfloat16": 1e15, "float32": 5e14}, memory_bytes=10**11, memory_bandwidth=1e12,
+    devices_per_node=4, node_bandwidth=1e11, network_bandwidth=1e10, node_latency=1e-6, network_latency=1e-5,
 )  # fmt: skip
 PERFECT = Efficiency("perfect", 1.0, 1.0, 1.0, memory=1.0, node=1.0, network=1.0, launch=0.0, slowdown=0.0)
 """Efficiencies of 1, so that seconds follow from shapes and the datasheet's rates."""

@@ -21,8 +21,9 @@ from llm_jax.train.compile import abstract_batch, jit_step
 from llm_jax.train.state import TrainModel
 
 SMALL = {
-    "model.layers": 6, "model.embed": 64, "model.heads": 8, "model.kv_heads": 4, "model.head_dim": 16, "model.mlp": 192, "model.vocab": 512,
-    "model.attention": "xla", "model.remat": "none", "objective.chunk": 128, "train.batch_size": 16, "train.sequence_length": 64,
+    "model.layers": 6, "model.embed": 64, "model.heads": 8, "model.kv_heads": 4, "model.head_dim": 16,
+    "model.mlp": 192, "model.vocab": 512, "model.attention": "xla", "model.remat": "none",
+    "objective.chunk": 128, "train.batch_size": 16, "train.sequence_length": 64,
 }  # fmt: skip
 """Sizes that differ from each other, so that a wrong dim fails."""
 TOKENS = 16 * 64

@@ -50,7 +50,7 @@ def test_json_has_the_keys_that_programs_read(planned):
     assert {"experiment", "layout", "mesh", "hardware", "devices", "compiler", "memory_bytes", "fits", "model_flops", "assumptions"} <= set(plan)
     assert plan["mesh"] == {"data": 8}
     assert plan["fits"] is True
-    # 6 FLOPs a weight that is multiplied and token; 12 layers heads head_dim a pair of positions that attention looks at
+    # 6 FLOPs a multiplied weight and token; 12 layers heads head_dim a visible pair of positions
     weights = PARAMETERS - 512 * 64 - 64 * 5
     assert plan["model_flops"] == 16 * 64 * (6 * weights + 12 * 2 * 64 * 65 / 2)
 
