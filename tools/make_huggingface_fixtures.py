@@ -1,17 +1,17 @@
-"""Makes tests/huggingface/fixtures: a tiny random model of every open family, and what transformers computes with it.
+"""Makes tests/huggingface/fixtures: a tiny random model of every family, and the logits that transformers computes.
 
     python -m tools.make_huggingface_fixtures              # all
     python -m tools.make_huggingface_fixtures gemma2 qwen3 # these folders
 
-A folder has the model as its users have it (config.json, tensors), config.other.json in the other spelling, and expected.npz, float32:
+A fixture is a model folder (config.json, tensors) with config.other.json, in the other spelling, and expected.npz, in float32:
 
 - full_*: 2 rows of 48 tokens, longer than every window: input_ids, logits;
 - left_*, right_*: documents of 20 and 13 tokens, padded on that side: input_ids, mask, position_ids, logits (0 at padding);
 - packed_*: documents of 9, 1 and 12 tokens in one row: input_ids, position_ids, segment_ids (from 1), logits of each document alone;
-- left_greedy_new_tokens: the 32 most likely tokens, one after the other, that follow the left-padded documents.
+- left_greedy_new_tokens: 32 tokens of greedy continuation of the left-padded documents.
 
-Each case is held against itself before it is written: float64 computes the same, so does the config in the other spelling, padding changes
-nothing, and every key that it sets away from the default moves the logits. Needs the extra `reference`; the tests need only the folders.
+Before a fixture is written it is checked: float64 and the config in the other spelling give equal logits, padding has no
+effect, and every key that differs from its default moves the logits. Needs the extra `reference`; the tests don't.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from tools import huggingface_reference as reference
 from tools.huggingface_cases import CASES, Case
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "huggingface" / "fixtures"
-ROUNDING = 5e-5  # float32 and float64 differ by about 1e-5 where no expert is chosen by a hair
-SHOWS = 1e-2  # and what a feature does must be far above that
-MARGIN = 2e-3  # between the best token and the next, so that greedy text doesn't hang on rounding
+ROUNDING = 5e-5  # float32 and float64 differ by about 1e-5, unless the choice of an expert is a near tie
+SHOWS = 1e-2  # the effect of a feature on the logits must be at least this
+MARGIN = 2e-3  # between the best token and the next, so that greedy text doesn't depend on rounding
 NEUTRAL: dict[str, Any] = {
     "use_sliding_window": False, "attn_logit_softcapping": None, "final_logit_softcapping": None, "norm_topk_prob": None, "layer_types": None,
     "topk_group": None, "rope_interleave": False, "routed_scaling_factor": 1.0, "sliding_window": 4096, "query_pre_attn_scalar": 12,
     "use_parallel_residual": True, "layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-2, "rope_parameters": None,
 }  # fmt: skip
-"""What a key is set to in order to see that it matters; None: see `without`."""
+"""The value that replaces a key's to test that the key has an effect; None: see `without`."""
 
 
 def documents(lengths: list[int], vocab: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random token ids of documents, no special ones."""
+    """Random token ids of documents, without special tokens."""
     return [rng.integers(4, vocab, length).astype(np.int32) for length in lengths]
 
 

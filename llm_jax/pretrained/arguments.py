@@ -1,16 +1,12 @@
-"""Keys that all commands which open a model share: python -m llm_jax.COMMAND FOLDER layout=NAME mesh.AXIS=N
-dtype=NAME step=N"""
+"""The keys of every command that opens a model: layout=NAME mesh.AXIS=N dtype=NAME step=N"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llm_jax.core.arguments import argument
 from llm_jax.core.errors import require
-
-if TYPE_CHECKING:
-    pass
 
 
 def preset_names() -> tuple[str, ...]:
@@ -22,8 +18,7 @@ def preset_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """Where and how a command opens a model: keys that all commands that use one share. The model is on one
-    device without them."""
+    """Where a command places a model, in which dtype, and which checkpoint it reads. By default on one device."""
 
     layout: str = argument("", shown="NAME", choices=preset_names)
     """The layout that places the model on the devices (docs/layouts.md); on one device, if not given."""
