@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from llm_jax.experiment import Experiment
 
 COLUMNS = (
-    "name", "hash", "status", "reason", "run_dir", "parameters", "parameters_non_embedding", "parameters_with_head", "tokens",
-    "unique_tokens", "epochs", "flops_6nd", "flops_6nd_non_embedding", "flops_6nd_with_head", "flops_attention_full",
-    "flops_attention_causal", "flops_exact", "flops_budget", "convention", "train_loss", "eval_loss", "eval_bits_per_byte", "steps",
-    "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer", "seed", "layers", "embed",
-    "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds", "devices", "held_out",
+    "name", "hash", "status", "reason", "run_dir", "parameters", "parameters_non_embedding",
+    "parameters_with_head", "tokens",
+    "unique_tokens", "epochs", "flops_6nd", "flops_6nd_non_embedding", "flops_6nd_with_head",
+    "flops_attention_full",
+    "flops_attention_causal", "flops_exact", "flops_budget", "convention", "train_loss", "eval_loss",
+    "eval_bits_per_byte", "steps",
+    "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer",
+    "seed", "layers", "embed",
+    "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds",
+    "devices", "held_out",
 )  # fmt: skip
 LAST_PART = 0.05
 """`train_loss` is the mean over this last part of the steps (at least 10 steps), since a single step's loss

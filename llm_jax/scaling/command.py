@@ -76,9 +76,12 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         counted = accounting.account(e.model, e.train.sequence_length, point.tokens)
         n = counted[n_column]
         made.add_row(
-            str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers), str(e.model.embed), short(n),
-            short(counted["parameters"]), short(point.tokens), f"{point.tokens / n:.3g}", short(counted[c_column]), short(point.cost),
-            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}", hours(point.own_cost / speed if speed else None),
+            str(point.number), point.name + (" (held out)" if point.held_out else ""), str(e.model.layers),
+            str(e.model.embed), short(n),
+            short(counted["parameters"]), short(point.tokens), f"{point.tokens / n:.3g}",
+            short(counted[c_column]), short(point.cost),
+            f"{e.train.steps:,}", str(e.train.batch_size), f"{e.optimizer.learning_rate:.3g}",
+            hours(point.own_cost / speed if speed else None),
         )  # fmt: skip
     console = make_console()
     console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")

@@ -262,7 +262,8 @@ def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: i
         check_parametrization(experiment.optimizer, next(iter(by_size.values())))
     train = experiment.train
     corpus = data.prepare(
-        experiment.data, experiment.tokenizer, sequence_length=train.sequence_length, batch_size=train.batch_size, seed=train.seed,
+        experiment.data, experiment.tokenizer, sequence_length=train.sequence_length,
+        batch_size=train.batch_size, seed=train.seed,
         run_dir=None, log=print,
     )  # fmt: skip
     batches: list[Any] = [corpus.batch(step) for step in range(steps + 1)]

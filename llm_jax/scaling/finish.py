@@ -88,7 +88,8 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
         low, high = (expected + float(np.percentile(spread, q)) for q in (2.5, 97.5))
         largest = max(row["flops_exact"] for row in used)
         predictions[point.name] = {
-            "hash": point.hash, "parameters": n, "tokens": d, "convention": grid.convention, "flops_exact": point.cost,
+            "hash": point.hash, "parameters": n, "tokens": d, "convention": grid.convention,
+            "flops_exact": point.cost,
             "from_runs": len(used), "largest_flops_of_them": largest,
             "predicted": expected, "interval_95": [low, high], "law": law.parameters,
         }  # fmt: skip

@@ -309,8 +309,10 @@ def show_recommendation(found: Recommendation) -> None:
         rows = table(">N", ">part of N*", ">tokens", ">training FLOPs", ">times the optimum's", ">FLOPs a token served", ">pays back after tokens")
         for s in found.smaller:
             rows.add_row(
-                f"{s.parameters:.3g}", f"{s.less_serving:.0%}", f"{s.tokens:.3g}", f"{s.flops:.3g}", f"{s.more_training:.2f}",
-                f"{FLOPS_TO_SERVE * s.parameters:.3g}", f"{s.break_even_tokens:.3g}" if s.break_even_tokens else "",
+                f"{s.parameters:.3g}", f"{s.less_serving:.0%}", f"{s.tokens:.3g}", f"{s.flops:.3g}",
+                f"{s.more_training:.2f}",
+                f"{FLOPS_TO_SERVE * s.parameters:.3g}",
+                f"{s.break_even_tokens:.3g}" if s.break_even_tokens else "",
             )  # fmt: skip
         show(console, "Smaller models trained to the same loss", rows)
     console.print()

@@ -53,7 +53,8 @@ from llm_jax.train.state import Frozen, TrainModel, TrainState
 from llm_jax.train.step import make_evaluation, make_step
 
 IN_THE_SCHEDULE = (
-    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.decay_fraction", "optimizer.final_fraction",
+    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.decay_fraction",
+    "optimizer.final_fraction",
 )  # fmt: skip
 IN_THE_OPTIMIZER = ("learning_rate", "weight_decay")
 """Settings that become traced numbers: an optimizer may multiply with them (Muon: with the ratio of its two learning rates)."""
@@ -164,7 +165,7 @@ def vmapped(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, 
     """Trains several runs in lockstep: `jax.vmap` of the step, each device with its share of the runs."""
     first, place = plans[0], plans[0].place
     e, objective = first.experiment, first.experiment.objective
-    # On its own device a run is as if there were no other: all mesh axes are used up.
+    # On its own device a run is placed as if it were the only one: all mesh axes are used up.
     alone = dataclasses.replace(place, manual_axes=place.mesh.axis_names)
     own_model = TrainModel(first.model.config, e.optimizer, alone, e.train.ema_decay)
     evaluate = vmap_over_devices(place, make_evaluation(own_model, objective), in_axes=(0, None, None, None))

@@ -61,7 +61,8 @@ def test_a_wrong_power_in_the_table_is_seen(broken, monkeypatch):
         monkeypatch.setattr(parametrization, "READOUT", 0.0)
     models = {"standard": {}, "mup": models_by_width(MODEL, [32, 256])["mup"]}
     models["standard"] = models["mup"]
-    wide = coordinate_check.measure(models["mup"][256], dataclasses.replace(OPTIMIZER, schedule="constant", warmup_steps=0),
+    wide = coordinate_check.measure(models["mup"][256], dataclasses.replace(OPTIMIZER, schedule="constant",
+    warmup_steps=0),
                                     [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS))  # fmt: skip
     changes = {"mup": {32: widths().changes["mup"][32], 256: wide}}
     assert max(last(CoordinateCheck("width", 32, changes), "mup").values()) > FLAT

@@ -38,9 +38,12 @@ def runs_of_a_grid() -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "name": [f"C{c:.0e}-N{n / 1e6:.0f}M" for c, n in zip(made.flops, n, strict=True)],
-            "status": "finished", "reason": "", "run_dir": "", "parameters": 1.1 * n, "parameters_non_embedding": 0.85 * n - 1e6,
-            "parameters_with_head": n, "tokens": made.tokens, "flops_budget": made.flops, "convention": "6nd_with_head", "eval_loss": made.loss,
-            "flops_exact": 6.2 * n * made.tokens, "seed": 0, "schedule": "cosine", "steps": 1000, "warmup_steps": 50, "epochs": 0.5,
+            "status": "finished", "reason": "", "run_dir": "", "parameters": 1.1 * n,
+            "parameters_non_embedding": 0.85 * n - 1e6,
+            "parameters_with_head": n, "tokens": made.tokens, "flops_budget": made.flops,
+            "convention": "6nd_with_head", "eval_loss": made.loss,
+            "flops_exact": 6.2 * n * made.tokens, "seed": 0, "schedule": "cosine", "steps": 1000,
+            "warmup_steps": 50, "epochs": 0.5,
             "held_out": False,
         }
     )  # fmt: skip
@@ -104,8 +107,10 @@ def text_of(page: str) -> str:
 def test_every_section_that_the_table_allows_is_there_and_the_reasons_for_missing_ones_too(page):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
-        "The fit", "IsoFLOP curves", "Compute-optimal size and tokens", "Loss against compute, and extrapolation", "Loss over size and tokens",
-        "Residuals", "Sensitivity to curves, outliers, δ and the largest runs", "Published exponents", "What would make this wrong",
+        "The fit", "IsoFLOP curves", "Compute-optimal size and tokens",
+        "Loss against compute, and extrapolation", "Loss over size and tokens",
+        "Residuals", "Sensitivity to curves, outliers, δ and the largest runs", "Published exponents",
+        "What would make this wrong",
         "Training curves", "The runs", "Settings", "What this table does not show",
     ]  # fmt: skip
     assert "No map of learning rate and batch: no model of the table was trained at three learning rates" in page

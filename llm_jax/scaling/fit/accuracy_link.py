@@ -98,5 +98,6 @@ def accuracy(
     return fit_law(
         law, table, data, used, held_out,
         log=False, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed,
-        settings={"chance": "fitted" if free[0] else chance, "ceiling": "fitted" if free[1] else ceiling, "convention": convention},
+        settings={"chance": "fitted" if free[0] else chance, "ceiling": "fitted" if free[1] else ceiling,
+        "convention": convention},
     )  # fmt: skip

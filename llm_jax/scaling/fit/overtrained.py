@@ -75,5 +75,6 @@ def overtraining(
     used = np.ones(len(ratio), bool)
     return fit_law(
         law, table, {"log_m": log_m, "log_c": log_c}, used, largest_runs(table["flops"], used),
-        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings={"convention": convention},
+        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed,
+        settings={"convention": convention},
     )  # fmt: skip

@@ -125,7 +125,8 @@ def repetition(
     )
     data = {
         "parameters": table["parameters"], "tokens": table["tokens"], "law": five,
-        "unique_parameters": np.minimum(table["parameters"], enough), "unique_tokens": np.minimum(table["unique_tokens"], table["tokens"]),
+        "unique_parameters": np.minimum(table["parameters"], enough),
+        "unique_tokens": np.minimum(table["unique_tokens"], table["tokens"]),
     }  # fmt: skip
     settings = {
         "base": base,

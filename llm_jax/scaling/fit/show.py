@@ -71,7 +71,8 @@ def minima_table(fit: Any) -> Any:
             made.add_row(f"{m.flops:.3g}", str(m.sizes), "", "", "", "", "", f"left out: {m.left_out}")
         else:
             made.add_row(
-                f"{m.flops:.3g}", str(m.sizes), f"{m.parameters:.4g}", f"{m.log_error:.2f}", f"{m.tokens:.4g}",
+                f"{m.flops:.3g}", str(m.sizes), f"{m.parameters:.4g}", f"{m.log_error:.2f}",
+                f"{m.tokens:.4g}",
                 f"{m.tokens / m.parameters:.3g}", f"{m.loss:.4f}", "",
             )  # fmt: skip
     return made

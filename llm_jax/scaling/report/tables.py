@@ -65,7 +65,8 @@ def fit_tables(study: Study) -> list[Block]:
         )
         delta = getattr(fit, "standard_errors_delta", {})
         rows = [
-            (name, f"{value:.5g}", f"{fit.standard_errors[name]:.3g}", *(f"{end:.5g}" for end in fit.intervals_95[name]),
+            (name, f"{value:.5g}", f"{fit.standard_errors[name]:.3g}",
+             *(f"{end:.5g}" for end in fit.intervals_95[name]),
              f"{delta[name]:.3g}" if name in delta else "", MEANINGS.get(name, ""))
             for name, value in fit.parameters.items()
         ]  # fmt: skip

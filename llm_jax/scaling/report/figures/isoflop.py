@@ -77,7 +77,8 @@ def curves(study: Study) -> ReportFigure | str:
             best, smallest = loss.argmin(), loss.argmin() == n.argmin()
             ax.scatter(n[best], loss[best], s=90, facecolors="none", edgecolors=RED, linewidths=1.3, zorder=5)
             ax.annotate(
-                "edge", (n[best], loss[best]), (-24 if smallest else 24, -13), textcoords="offset points", color=RED, fontsize=7.5, ha="center",
+                "edge", (n[best], loss[best]), (-24 if smallest else 24, -13), textcoords="offset points",
+                color=RED, fontsize=7.5, ha="center",
                 arrowprops={"arrowstyle": "<-", "color": RED, "linewidth": 0.9, "shrinkB": 5},
             )  # fmt: skip
     inside = [m for m in study.minima if m.parameters is not None]

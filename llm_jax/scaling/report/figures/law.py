@@ -88,7 +88,8 @@ def against_compute(study: Study) -> ReportFigure | str:
     for i, row in enumerate(held):
         below, above = row["predicted"] - row["interval"][0], row["interval"][1] - row["predicted"]
         ax.errorbar(
-            row["flops"], row["predicted"], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_", color=ORANGE, capsize=4, markersize=11, zorder=5,
+            row["flops"], row["predicted"], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_", color=ORANGE,
+            capsize=4, markersize=11, zorder=5,
             label="held out: predicted, 95 %" if i == 0 else None,
         )  # fmt: skip
         if row["measured"] is not None:
@@ -127,8 +128,10 @@ def held_out_rows(study: Study) -> list[dict]:
         row = study.runs[study.runs.name == name]
         flops = float(row.flops.iloc[0]) if len(row) and np.isfinite(row.flops.iloc[0]) else FLOPS_A_WEIGHT * entry["parameters"] * entry["tokens"]
         found.append(
-            {"name": name, "flops": flops, "parameters": entry["parameters"], "tokens": entry["tokens"], "predicted": entry["predicted"],
-             "interval": entry["interval_95"], "measured": entry.get("measured"), "relative_error": entry.get("relative_error"), "before": True,
+            {"name": name, "flops": flops, "parameters": entry["parameters"], "tokens": entry["tokens"],
+             "predicted": entry["predicted"],
+             "interval": entry["interval_95"], "measured": entry.get("measured"),
+             "relative_error": entry.get("relative_error"), "before": True,
              "largest": entry.get("largest_flops_of_them"), "cost": entry.get("flops_exact")}
         )  # fmt: skip
     fit = study.parametric
@@ -141,8 +144,10 @@ def held_out_rows(study: Study) -> list[dict]:
             low, high = interval_band(np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit))
             ends = [float(low[0]), float(high[0])]
         found.append(
-            {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens, "predicted": expected, "interval": ends,
-             "measured": row.loss, "relative_error": expected / row.loss - 1, "before": False, "largest": None, "cost": None}
+            {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens,
+             "predicted": expected, "interval": ends,
+             "measured": row.loss, "relative_error": expected / row.loss - 1, "before": False,
+             "largest": None, "cost": None}
         )  # fmt: skip
     return found
 
