@@ -1,6 +1,6 @@
-"""Tiny models of every open family: those that the fixtures are made of, and random ones.
+"""Configurations of tiny models of every family: those of the fixtures, and random ones.
 
-Only configurations, as transformers' config classes take them. `make_huggingface_fixtures.py` and `check_huggingface.py` build them.
+They are arguments of transformers' config classes. `make_huggingface_fixtures.py` and `check_huggingface.py` build the models.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Case:
     """A model and how its folder is written."""
 
     family: str
-    """transformers' model_type."""
+    """The `model_type` of transformers."""
     config: dict[str, Any]
     """Keys that its config class gets."""
     spelling: str = "5"
-    """Of config.json: "5" as transformers 5 writes it, "4" as the Hub has it."""
+    """The spelling of config.json: "5" as transformers 5 writes it, "4" as on the Hub."""
     dtype: str = "float32"
-    """Of the tensors in the file."""
+    """The dtype of the tensors in the file."""
     shards: int = 1
     """Files that the tensors are spread over."""
     hub: bool = False

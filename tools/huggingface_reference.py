@@ -1,4 +1,4 @@
-"""Models of transformers: built from a case with random weights, written as a folder, and run. Needs the extra `reference`."""
+"""Builds models of transformers with random weights from a case, writes them as folders, and runs them (extra `reference`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is looked up anywhere
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no network
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,7 +46,7 @@ def build(case: Case, seed: int) -> Any:
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator, centred: bool) -> np.ndarray:
-    """Weights with which every feature shows in the logits, and whose logits have a standard deviation of about 2."""
+    """Sets random weights with which every feature affects the logits, whose standard deviation is about 2."""
     part = name.removesuffix(".weight").rpartition(".")[2]
     normal = rng.standard_normal(shape).astype(np.float32)
     if "e_score_correction_bias" in name:
@@ -57,7 +57,7 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator, centred: b
         return 0.4 * normal + (0.0 if centred else 1.0)
     if part in ("embed_tokens", "wte", "wpe", "embed_in"):
         return normal / np.sqrt(shape[-1]) if centred else 0.7 * normal
-    fan_in = shape[0] if part in ("c_attn", "c_proj", "c_fc") else shape[-1]  # GPT-2 keeps its matrices the other way round
+    fan_in = shape[0] if part in ("c_attn", "c_proj", "c_fc") else shape[-1]  # GPT-2 stores its matrices transposed
     sharper = 2.0 if part in ("q_proj", "k_proj", "q_b_proj", "c_attn", "query_key_value", "gate", "lm_head", "embed_out") else 1.0
     return sharper * normal / np.sqrt(fan_in)
 

@@ -58,14 +58,14 @@ def padded(rows: list[np.ndarray], left: bool) -> dict[str, np.ndarray]:
 
 
 def compute(model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Everything in expected.npz."""
+    """The arrays of expected.npz, by name."""
     vocab, alone = model.config.vocab_size, lambda document: reference.logits(model, document[None])[0]
     expected: dict[str, np.ndarray] = {"full_input_ids": np.stack(documents([48, 48], vocab, rng))}
     expected["full_logits"] = reference.logits(model, expected["full_input_ids"])
     rows = documents([20, 13], vocab, rng)
     for side in ("left", "right"):
         batch = padded(rows, left=side == "left")
-        # The truth is each document alone; that transformers' padding says the same is checked beside.
+        # The reference is each document alone; transformers' result with padding is compared with it.
         batch["logits"] = np.zeros((*batch["mask"].shape, vocab), np.float32)
         for row, document in enumerate(rows):
             batch["logits"][row, batch["mask"][row] == 1] = alone(document)
@@ -84,18 +84,18 @@ def compute(model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
         following = alone(np.concatenate([document, tokens])[:-1])[len(document) - 1 :]
         best = np.sort(following, -1)
         if (following.argmax(-1) != tokens).any() or (best[:, -1] - best[:, -2]).min() < MARGIN:
-            raise ArithmeticError("greedy continuation hangs on rounding")
+            raise ArithmeticError("the greedy continuation depends on rounding")
     return expected | {"left_greedy_new_tokens": new}
 
 
 def near(a: np.ndarray, b: np.ndarray, what: str) -> None:
-    """Raises ArithmeticError where two computations of the same differ by more than rounding."""
+    """Raises ArithmeticError if two results that should be equal differ by more than rounding."""
     if (worst := float(np.abs(a - b).max())) > ROUNDING:
         raise ArithmeticError(f"{what}: {worst:.1e}")
 
 
 def make(name: str, case: Case, folder: Path) -> str:
-    """Writes one folder; the line that says what it has."""
+    """Writes one fixture; returns a line that describes it."""
     for seed in range(20):
         model = reference.build(case, seed)
         try:
@@ -105,7 +105,7 @@ def make(name: str, case: Case, folder: Path) -> str:
         except ArithmeticError as why:
             print(f"{name}: seed {seed}: {why}", flush=True)
     else:
-        raise SystemExit(f"{name}: no seed will do")
+        raise SystemExit(f"{name}: no seed gives an unambiguous fixture")
     reference.write(model, case, folder)
     for config in ("config.json", "config.other.json"):
         near(reference.logits(reread(folder, config), expected["full_input_ids"]), expected["full_logits"], f"{name}, {config}")
@@ -131,21 +131,21 @@ def reread(folder: Path, config: str) -> Any:
 
 
 def effect(case: Case, key: str, seed: int, expected: dict[str, np.ndarray]) -> float:
-    """By how much the logits move where a key has no effect; one inside rope_parameters if they have more than a base."""
+    """The change of the logits when a key is neutralised; for rope_parameters with more than a base, one key inside."""
     changed = dataclasses.replace(case, config={**case.config, key: without(case, key)})
     model = reference.build(changed, seed)
     return float(np.abs(reference.logits(model, expected["full_input_ids"]) - expected["full_logits"]).max())
 
 
 def idle(case: Case, key: str) -> bool:
-    """Whether a key is there although another one turns it off: readers must know that."""
+    """True if a key has no effect because of another one, which readers must respect."""
     if key == "sliding_window":
         return case.family.startswith("qwen") and not case.config.get("use_sliding_window")
     return key == "topk_group" and case.config["n_group"] == 1
 
 
 def without(case: Case, key: str) -> Any:
-    """A value with which the key does something else."""
+    """A value of the key that changes its effect."""
     value = case.config[key]
     if key == "rope_parameters":
         if case.family == "gemma3_text":
@@ -162,7 +162,7 @@ def without(case: Case, key: str) -> Any:
 
 
 def main() -> None:
-    """Writes the folders that are asked for."""
+    """Writes the fixtures that the command line names, or all."""
     torch.set_num_threads(1)  # sums in one order
     names = sys.argv[1:] or list(CASES)
     if unknown := set(names) - set(CASES):

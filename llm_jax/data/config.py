@@ -26,7 +26,7 @@ class DataConfig:
     split: str = "train"
     """The TFDS split to read, in TFDS's slicing notation: `train`, `train[:10%]`."""
     tfds_dir: str = ""
-    """Where TFDS keeps its prepared datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """The folder of TFDS's prepared datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     document_bytes: int = 4096
     """.txt files are divided into documents of at most this many bytes, between paragraphs if possible."""
     document_separator: str = ""

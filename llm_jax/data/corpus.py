@@ -25,7 +25,7 @@ from llm_jax.data.whole_rows import WholeRows
 
 Batch = dict[str, np.ndarray]
 RowKind = Literal["cut", "whole"]
-"""How documents fill rows: packed end to end and cut, or whole."""
+"""How documents fill rows: end to end and cut at rows' ends ("cut"), or never cut ("whole")."""
 BATCH_KEYS = ("tokens", "targets", "weights", "segments", "positions")
 
 

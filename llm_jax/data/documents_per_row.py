@@ -27,7 +27,7 @@ def largest_group_sum(counts: Iterator[np.ndarray], group: int) -> int:
 def training_row_documents(sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int) -> Iterator[np.ndarray]:
     """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole groups.
 
-    `shares` says how the rows of `sources` are interleaved (`llm_jax.data.mixture`).
+    The rows of `sources` are interleaved by their `shares` (`llm_jax.data.mixture`).
     """
     size = max(1, CHUNK_ROWS // group) * group
     readers = [_SourceCounts(packed) for packed in sources]

@@ -1,4 +1,4 @@
-"""How a document becomes tokens, and which of them are trained: the part of the data that an objective may replace."""
+"""Encoders turn a document into tokens and their weights; an objective may bring its own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Encoded(NamedTuple):
     tokens: np.ndarray
     """int [n], with its BOS and EOS."""
     weights: np.ndarray
-    """uint8 [n]: 1 where the token is trained on, which is to say predicted from those before it, else 0. The first one never is."""
+    """uint8 [n]: 1 for a token whose prediction from the tokens before it is trained, else 0. The first token's is unused."""
 
 
 class Encoder(Protocol):
-    """From a document's text to its tokens and their weights. Without one, a document is BOS + text + EOS, all trained."""
+    """Turns a document's text into tokens and their weights. Without an encoder a document is BOS + text + EOS, all trained."""
 
     fingerprint: str
-    """Names everything that the result depends on beside the text and the tokenizer: the token cache is keyed by it."""
+    """Identifies everything that the result depends on except the text and the tokenizer; part of the token cache's key."""
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
         """The document's tokens and weights. Raises UserError for a text that can't be encoded."""

@@ -28,7 +28,7 @@ from llm_jax.data.tokenizer import Tokenizer
 
 _VERSION = 1  # of the files' format: raise it when it changes
 WEIGHTS = "weights"
-"""The file with the weights of tokens, where an encoder gave them some."""
+"""The file with the weights of tokens; there is none without an encoder."""
 _SHARD_BYTES = 4 << 20
 _MOST_SHARDS = 4096
 
@@ -50,7 +50,7 @@ class TokenStore:
     invalid: int
     """The number of documents with bytes that are not valid UTF-8."""
     weights: np.ndarray | None = None
-    """uint8, for each token whether it is trained; None: all are."""
+    """uint8, 1 for each token whose prediction is trained, else 0; None: all are trained."""
 
 
 def document_hash(text: bytes) -> int:
@@ -78,8 +78,8 @@ def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
 def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int, encoder: Encoder | None = None) -> tuple[TokenStore, bool]:
     """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built first.
 
-    A killed build leaves its finished shards for the next one. Two processes may build at the same time. With an encoder, all is encoded
-    in this process: a worker would not know the file that defines it.
+    A killed build leaves its finished shards for the next one. Two processes may build at the same time. With an
+    encoder, everything is encoded in this process, because a worker can't import the file that defines it.
     """
     own = [encoder.fingerprint] if encoder else []
     key = cache.fingerprint("tokens", _VERSION, source.fingerprint, tokenizer.fingerprint, *own)

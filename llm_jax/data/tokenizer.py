@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
     pad_id: int
     """The token of padding, where segments are 0."""
     lossless: bool
-    """Whether decoding returns any encoded text, and its `token_bytes` sum to its bytes (tested with one text)."""
+    """True if decoding returns every encoded text, and its `token_bytes` sum to its bytes (tested with one text)."""
 
     @property
     def token_bytes(self) -> np.ndarray:

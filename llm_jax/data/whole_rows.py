@@ -31,7 +31,7 @@ class WholeRows:
         seed: int | None,
         weights: np.ndarray | None = None,
     ):
-        """As `packing.PackedRows`. Raises UserError for an example that is longer than a row."""
+        """The arguments are those of `packing.PackedRows`. Raises UserError for an example that is longer than a row."""
         if len(lengths_N) and lengths_N.max() > length:
             longest = int(np.argmax(lengths_N))
             raise UserError(
@@ -41,11 +41,11 @@ class WholeRows:
         self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
         self.length, self.seed = length, seed
         self.plan = best_fit(lengths_N, length, seed)
-        """The examples of each row."""
+        """For each row of an epoch, the indices of its examples."""
         self.round_rows = max(1, len(self.plan))
-        """The rows of an epoch."""
+        """The number of rows of an epoch."""
         self.epoch_tokens = self.round_rows * length
-        """Positions of an epoch, padding included."""
+        """The number of positions of an epoch, padding included."""
         self._round: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

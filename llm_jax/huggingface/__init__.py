@@ -3,7 +3,7 @@
 from llm_jax.core.renamed import raise_renamed
 
 MOVED = ("load_model", "save_model")
-"""Functions that `llm_jax.pretrained` has now."""
+"""Functions that moved to `llm_jax.pretrained`."""
 
 
 def __getattr__(name: str) -> None:

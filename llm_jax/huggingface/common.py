@@ -42,7 +42,7 @@ def attention_bias(reader: ConfigReader) -> dict[str, bool]:
 
 
 def window_fields(reader: ConfigReader, window: int | None, sliding: Sequence[bool]) -> dict[str, Any]:
-    """The fields of the window and its layers; `sliding` tells for each layer whether it has the window.
+    """The fields of the window and its layers; `sliding` has for each layer whether it has the window.
 
     Raises UserError if a layer has a window and there is none.
     """

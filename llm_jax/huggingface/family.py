@@ -24,7 +24,7 @@ from llm_jax.model.config import ModelConfig
 from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
 Tree = Mapping[str, Any]
-"""The object in a config.json."""
+"""The JSON object that a config.json holds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Family:
     tensors: Callable[[ModelConfig, Tree], list[Entry]]
     """(model, config.json) → the table of tensors. To write a model, config.json is that of `write_config`."""
     rank: int
-    """Where several families can express a model, the one with the lowest rank is written: the plainest first."""
+    """Of several families that can express a model, the one with the lowest rank is written: the plainest first."""
     buffers: tuple[str, ...] = ()
     """Patterns of the names of tensors that hold no weights, in old files."""
     prefix: str = ""
@@ -134,7 +134,7 @@ FIELDS_NOT_IN_CONFIG_JSON = (
 
 
 def inexpressible(family: Family, model: ModelConfig) -> list[str]:
-    """What a family can't express of a model, as "model.FIELD=value": fields that differ after writing and reading the config."""
+    """The fields of a model that a family can't express, as "model.FIELD=value": those that writing and reading the config changes."""
     from llm_jax.core.config_tree import flat
 
     if family.heads_divide and model.embed % model.heads:

@@ -29,7 +29,7 @@ class Folder:
 
     path: Path
     tree: dict[str, Any]
-    """The object in config.json."""
+    """The JSON object that config.json holds."""
     family: Family
     model: ModelConfig
     """The model of config.json, in the dtype of the files: bfloat16 if all matrices are bfloat16 or 8-bit, else float32."""

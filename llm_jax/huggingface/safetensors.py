@@ -48,7 +48,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """The bytes that it takes in the file."""
         return math.prod(self.shape) * np.dtype(FLOATS[self.dtype]).itemsize
 
     def rows(self, first: int, end: int) -> np.ndarray:
@@ -168,12 +168,12 @@ class PlannedTensor:
 
     name: str
     dtype: str
-    """float32, bfloat16 or float16."""
+    """Its dtype in the file: float32, bfloat16 or float16."""
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """The bytes that it takes in the file."""
         return math.prod(self.shape) * np.dtype(FLOATS[NAMES[self.dtype]]).itemsize
 
 

@@ -23,7 +23,7 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Pattern:
-    """A parsed pattern."""
+    """A pattern, parsed into the dims of its two sides."""
 
     tensor_dims: tuple[tuple[str, ...], ...]
     """For each dim of the tensor, the dims that are joined in it."""
@@ -55,7 +55,7 @@ class SizedPattern:
 
     pattern: Pattern
     shape: tuple[int, ...]
-    """The array's shape."""
+    """The shape of the array, one size per dim of the pattern's right side."""
     part: int = 0
     """The index of the array among the parts that are fused into the tensor."""
     parts: int = 1

@@ -62,7 +62,7 @@ class TensorMap:
     """Name of a tensor → the slices that it fills."""
 
     def add(self, part: ArraySlice) -> None:
-        """Adds one slice."""
+        """Adds one slice to both mappings."""
         self.slices.setdefault(part.path, {})[part.prefix] = part
         self.tensors.setdefault(part.tensor, []).append(part)
 

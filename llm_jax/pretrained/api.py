@@ -1,4 +1,4 @@
-"""Pretrained models as a library."""
+"""`load_model`: a pretrained model as a Python object, for programs that use this package as a library."""
 
 from __future__ import annotations
 

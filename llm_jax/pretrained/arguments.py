@@ -18,7 +18,7 @@ def preset_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """Where a command places a model, in which dtype, and which checkpoint it reads. By default on one device."""
+    """The placement, dtype and checkpoint of the model that a command opens; by default it is on one device."""
 
     layout: str = argument("", shown="NAME", choices=preset_names)
     """The layout that places the model on the devices (docs/layouts.md); on one device, if not given."""
@@ -35,7 +35,7 @@ class ModelArguments:
             require(bool(self.layout), f"mesh.{axis}", size, "given together with a layout; add layout=NAME")
 
     def options(self) -> dict[str, Any]:
-        """The arguments of `open_model`."""
+        """The keyword arguments of `open_model` that these keys stand for."""
         from llm_jax.layout.presets import preset  # imports JAX, which is set up first
 
         return {"layout": preset(self.layout) if self.layout else None, "mesh": self.mesh, "dtype": self.dtype, "step": self.step}

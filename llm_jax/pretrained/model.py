@@ -68,12 +68,12 @@ class PretrainedModel:
 
     @property
     def place(self) -> MeshPlacement:
-        """Where the model's arrays are."""
+        """The layout and mesh on which the model's arrays are placed."""
         return self.program.place
 
     @property
     def config(self) -> ModelConfig:
-        """The model's configuration, resolved."""
+        """The configuration of the model, with all defaults resolved."""
         return self.program.config
 
     @property

@@ -124,7 +124,7 @@ def test_held_out_batches_have_every_token_once_and_end_with_padding(corpus):
 
 
 def test_weighted_target_bytes_are_the_bytes_of_the_text(corpus):
-    """What bits per byte divides by."""
+    """Bits per byte are divided by this sum."""
     sizes = corpus.tokenizer.token_bytes
     counted = sum(int(sizes[b["targets"][b["weights"] > 0]].sum()) for b in corpus.held_out_batches(4))
     text = "".join(corpus.tokenizer.decode(b["tokens"][r]) for b in corpus.held_out_batches(4) for r in range(4))
@@ -176,7 +176,7 @@ def test_a_mixture_takes_every_row_of_each_source_in_order_wherever_it_is_read(m
 
 
 def test_the_same_document_is_on_one_side_of_the_split_only(make, small, tmp_path):
-    """Whether it is twice in a source or in two sources, of which one is so small that it holds out what the other would not."""
+    """A document may be twice in a source, or in two sources of which the smaller holds out documents that the other would not."""
     texts = documents(400)
     tiny = write_jsonl(tmp_path / "tiny.jsonl", [*texts[7:27], *texts[7:27]])
     mixed = make("unused", mixture={str(small): 1.0, str(tiny): 1.0})

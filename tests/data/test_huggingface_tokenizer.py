@@ -113,7 +113,7 @@ def test_control_tokens_are_silent_and_have_no_bytes(folders):
 
 
 BOS, EOS, PAD, EOT = range(4)
-"""Of SPECIAL: where they are looked for, and what is found. The last is an EOS that ends no document but may end a text."""
+"""Files that name the tokens of SPECIAL, and the ids that are found. The last id is an EOS that ends generated text only."""
 
 
 @pytest.mark.parametrize(

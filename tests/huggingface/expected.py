@@ -1,4 +1,4 @@
-"""What transformers computes with the models of `fixtures`, as one batch, so that a test compiles a model once."""
+"""The logits that transformers computes with the models of `fixtures`, as one batch, so that a test compiles a model once."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Batch:
     positions_BT: np.ndarray
     segments_BT: np.ndarray
     logits_BTV: np.ndarray
-    """Theirs, where `known_BT`."""
+    """The logits of transformers, valid where `known_BT`."""
     known_BT: np.ndarray
     rows: dict[str, slice]
-    """Of each kind: full, left, right, packed, greedy."""
+    """Kind of rows (full, left, right, packed, greedy) → the rows of that kind."""
     new: np.ndarray
     """Tokens of the greedy continuation, [2, N]; the first follows the place `prompt` - 1 of its row."""
     prompt: int
 
 
 def read(file: Path) -> Batch:
-    """The batch of an expected.npz (tools/make_huggingface_fixtures.py says what that has)."""
+    """The batch of an expected.npz (tools/make_huggingface_fixtures.py describes it)."""
     e = np.load(file)
     new, prompt = e["left_greedy_new_tokens"], e["left_input_ids"].shape[1]
     ones = np.ones_like(e["full_input_ids"])
@@ -80,7 +80,7 @@ def run(model, batch: Batch) -> np.ndarray:
 
 
 def furthest(batch: Batch, logits_BTV: np.ndarray, *kinds: str) -> float:
-    """The largest difference from theirs in rows of these kinds."""
+    """The largest difference from the logits of transformers in rows of these kinds."""
     rows = np.concatenate([np.arange(ROWS)[batch.rows[kind]] for kind in kinds])
     known = batch.known_BT[rows]
     assert known.any()

@@ -199,7 +199,7 @@ def test_truncated_and_missing_files_are_refused_with_the_reason(tmp_path):
 
 
 def with_header(content: bytes, name: str, **about) -> bytes:
-    """A safetensors file whose header says something else of one tensor."""
+    """A safetensors file whose header has other values for one tensor."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header[name] |= about

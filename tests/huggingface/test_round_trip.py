@@ -16,7 +16,7 @@ from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
 
 
 def bits(parameters) -> dict[str, bytes]:
-    """The bytes of each array."""
+    """The bytes of each array, by its path."""
     return {jax.tree_util.keystr(path): np.asarray(array).tobytes() for path, array in jax.tree_util.tree_leaves_with_path(parameters)}
 
 
