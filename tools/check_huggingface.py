@@ -2,10 +2,10 @@
 
 `python -m tools.check_huggingface [family ...] [seeds=10] [first=0] [keep=FOLDER]`
 
-For each model transformers writes a folder (in one of two spellings, a dtype, one file or several, some with keys left out).
-Loaded here, the model must compute the same logits; saved from here, it must load in transformers and compute the same
-logits, and load here with the same bits. For a model that is refused, the reason is printed. Needs the extra `reference`.
-Exit code 1 if anything differs.
+For each model transformers writes a folder (in one of two spellings, a dtype, one file or several, some with
+keys left out). Loaded here, the model must compute the same logits; saved from here, it must load in
+transformers and compute the same logits, and load here with the same bits. For a model that is refused, the
+reason is printed. Needs the extra `reference`. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Configurations of tiny models of every family: those of the fixtures, and random ones.
 
-They are arguments of transformers' config classes. `make_huggingface_fixtures.py` and `check_huggingface.py` build the models.
+They are arguments of transformers' config classes. `make_huggingface_fixtures.py` and `check_huggingface.py`
+build the models.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ CASES = {
         dtype="bfloat16", shards=2,
     ),
 }  # fmt: skip
-"""The models of tests/huggingface/fixtures, by folder. Together: every family, every key that changes what is computed, and both spellings."""
+"""The models of tests/huggingface/fixtures, by folder.
+
+Together: every family, every key that changes what is computed, and both spellings.
+"""
 
 
 def random_case(family: str, seed: int) -> Case:

@@ -89,7 +89,9 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
 
 
 def measure(folder: Path, layout: str = "single", devices: int = 1, save: bool = False) -> dict[str, float]:
-    """Memory of a new process that loads the folder, in bytes: before, weights, peak (and peak_saved); and its seconds."""
+    """Memory of a new process that loads the folder, in bytes: before, weights, peak (and peak_saved); and
+    its seconds.
+    """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-c", MEASURE, str(folder), layout, str(save).lower()]
     root = Path(__file__).parent.parent

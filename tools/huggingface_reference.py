@@ -1,4 +1,4 @@
-"""Builds models of transformers with random weights from a case, writes them as folders, and runs them (extra `reference`)."""
+"""Builds models of transformers with random weights, writes and runs them. Needs the extra `reference`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator, centred: b
 
 
 def write(model: Any, case: Case, folder: Path, seed: int = 0) -> None:
-    """The folder of a model: config.json in the case's spelling, the other one as config.other.json, generation_config.json, tensors."""
+    """The folder of a model: config.json in the case's spelling, the other one as config.other.json,
+    generation_config.json, tensors.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,7 +87,9 @@ def write(model: Any, case: Case, folder: Path, seed: int = 0) -> None:
 
 
 def droppable(case: Case, seed: int) -> set[str]:
-    """Keys that the folder's config.json leaves out; "*": a random half of those that say what the class's default is."""
+    """Keys that the folder's config.json leaves out; "*": a random half of those that say what the class's
+    default is.
+    """
     if "*" not in case.drop:
         return set(case.drop)
     default = AutoConfig.for_model(case.family).to_dict()
@@ -166,7 +170,11 @@ def write_tensors(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The model of a folder. Raises where transformers misses a tensor, or finds one that it doesn't know, buffers of old folders excepted."""
+    """The model of a folder.
+
+    Raises where transformers misses a tensor, or finds one that it doesn't know, buffers of old folders
+    excepted.
+    """
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **EAGER, output_loading_info=True)
     unknown = [n for n in info["unexpected_keys"] if not n.endswith((".attention.bias", ".attn.bias", "masked_bias", "inv_freq"))]
     wrong = {"missing": info["missing_keys"], "unexpected": unknown, "mismatched": info["mismatched_keys"]}
@@ -183,7 +191,9 @@ def logits(model: Any, tokens_BT: np.ndarray, **inputs: np.ndarray) -> np.ndarra
 
 
 def greedy(model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray, count: int) -> np.ndarray:
-    """The `count` most likely tokens one after the other, [B, count], by transformers' own generation with its cache."""
+    """The `count` most likely tokens one after the other, [B, count], by transformers' own generation with
+    its cache.
+    """
     settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
     with torch.no_grad():
         out = model.generate(torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(mask_BT).long(), **settings)

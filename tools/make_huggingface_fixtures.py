@@ -131,7 +131,9 @@ def reread(folder: Path, config: str) -> Any:
 
 
 def effect(case: Case, key: str, seed: int, expected: dict[str, np.ndarray]) -> float:
-    """The change of the logits when a key is neutralised; for rope_parameters with more than a base, one key inside."""
+    """The change of the logits when a key is neutralised; for rope_parameters with more than a base, one key
+    inside.
+    """
     changed = dataclasses.replace(case, config={**case.config, key: without(case, key)})
     model = reference.build(changed, seed)
     return float(np.abs(reference.logits(model, expected["full_input_ids"]) - expected["full_logits"]).max())

@@ -1,4 +1,4 @@
-"""Cached folders: built once, named by a fingerprint of their content, and visible only when they are complete."""
+"""Cached folders: built once, named by a fingerprint of their content, and visible only when complete."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> bool:
-    """Makes the folder `target` by `build(temporary folder)` and a rename; returns False if it exists already.
+    """Makes the folder `target` by `build(temporary folder)` and a rename; returns False if it exists
+    already.
 
-    If two processes build one target at once, both do the work and the first to finish wins: there is no lock, because
-    locks are not reliable on every cluster's file system. Folders left by killed builders of this machine are removed.
+    If two processes build one target at once, both do the work and the first to finish wins: there is no
+    lock, because locks are not reliable on every cluster's file system. Folders left by killed builders of
+    this machine are removed.
     """
     if target.exists():
         return False
@@ -46,7 +48,9 @@ def build_once(target: Path, build: Callable[[Path], None]) -> bool:
 
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """A context that raises UserError if the cache in `folder` can't be written: no space, no quota, no permission."""
+    """A context that raises UserError if the cache in `folder` can't be written: no space, no quota, no
+    permission.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError with the system's message in it

@@ -31,16 +31,24 @@ class DataConfig:
     """.txt files are divided into documents of at most this many bytes, between paragraphs if possible."""
     document_separator: str = ""
     r"""Text between the documents of a .txt file ("\n\n", "<|endoftext|>"); "" = none.
-    The two characters \n, \r or \t stand for line end, carriage return and tab, which are hard to type in a shell."""
+
+    The two characters \n, \r or \t stand for line end, carriage return and tab, which are hard to type in a
+    shell.
+    """
     held_out_fraction: float = 0.02
-    """The share of documents that is held out, 0 to 1, selected by a hash of each document (at least one document)."""
+    """The share of documents that is held out, 0 to 1, selected by a hash of each document (at least one
+    document).
+    """
     cache_dir: str = ""
     """The folder for built datasets, tokenizers and tokens; "" = $LLM_JAX_CACHE or ~/.cache/llm_jax."""
     workers: int = 0
     """The number of processes that tokenise; 0 = one per core."""
 
     def sources(self) -> dict[str, float]:
-        """Source -> weight. Raises UserError for a weight that is not positive and finite, and for an empty name."""
+        """Source -> weight.
+
+        Raises UserError for a weight that is not positive and finite, and for an empty name.
+        """
         for name, weight in self.mixture.items():
             if not 0 < weight < math.inf:
                 raise UserError(f"data.mixture: weight {weight} of '{name}' must be above 0 and finite (leave it out instead)")
@@ -77,8 +85,9 @@ class TokenizerConfig:
     kind: str = "bpe"
     """`bpe` or `unigram` (slower to train)."""
     file: str = ""
-    """A SentencePiece model or a Hugging Face tokenizer.json (or a folder with one) to use instead of training;
-    `vocab` and `kind` are then ignored."""
+    """A SentencePiece model or a Hugging Face tokenizer.json (or a folder with one) to use instead of
+    training; `vocab` and `kind` are then ignored.
+    """
     sample_bytes: int = 8_000_000
     """The maximum bytes of training text that it is trained on, spread over the whole corpus."""
 

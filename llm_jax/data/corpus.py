@@ -1,4 +1,4 @@
-"""The corpus that a run trains on: the batch at step `s` as a pure function of (corpus, tokenizer, seed, `s`)."""
+"""The corpus of a run: the batch at step `s` is a pure function of (corpus, tokenizer, seed, `s`)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class Corpus:
 
     With `to_train=False` only the held-out set is used, and all documents may be held out.
 
-    A batch is tokens, targets, segments and positions (int32 [B, T]) and weights (float32 [B, T]). `targets` is
-    the next token of the same document, 0 where there is none; `weights` is 1 where there is a target that is trained, else 0;
-    `segments` numbers the documents of a row from 1, 0 is padding; `positions` count from 0 in each document of a row.
+    A batch is tokens, targets, segments and positions (int32 [B, T]) and weights (float32 [B, T]). `targets`
+    is the next token of the same document, 0 where there is none; `weights` is 1 where there is a target that
+    is trained, else 0; `segments` numbers the documents of a row from 1, 0 is padding; `positions` count from
+    0 in each document of a row.
     """
 
     def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
@@ -72,7 +73,9 @@ class Corpus:
         """UTF-8 bytes of text per token; BOS and EOS count as tokens."""
 
     def with_seed(self, seed: int) -> Corpus:
-        """A corpus of these documents, with these held out, whose training rows come in the order of another seed."""
+        """A corpus of these documents, with these held out, whose training rows come in the order of another
+        seed.
+        """
         return Corpus(
             self._stores, self.tokenizer, fingerprint=self.fingerprint, held_out_fraction=self._held_out_fraction,
             sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed, rows=self._rows,
@@ -88,7 +91,8 @@ class Corpus:
     def held_out_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Every held-out document once, in a fixed order; at most `limit` batches.
 
-        Each source's last row is filled up with padding (segment 0, weight 0), and the last batch with rows of padding.
+        Each source's last row is filled up with padding (segment 0, weight 0), and the last batch with rows
+        of padding.
         """
         rows: list[dict[str, np.ndarray]] = []
         batches = 0
@@ -106,8 +110,9 @@ class Corpus:
     def max_documents_per_row(self, *, steps: int, group: int, held_out_group: int) -> int:
         """The largest number of documents per row, averaged over one device's rows of a batch and rounded up.
 
-        `group` is how many rows of a training batch (or microbatch) a device has, `held_out_group` how many of a
-        held-out batch. The maximum is over all rows of the run and all held-out rows; padding counts as a document.
+        `group` is how many rows of a training batch (or microbatch) a device has, `held_out_group` how many
+        of a held-out batch. The maximum is over all rows of the run and all held-out rows; padding counts as
+        a document.
         """
         train, held_out = ([getattr(part, which) for part in self._parts] for which in ("train", "held_out"))
         counts = training_row_documents(train, [part.share for part in self._parts], steps * self.batch_size, group)
@@ -121,7 +126,9 @@ class Corpus:
         return {part.name: tokens * part.share / part.train.epoch_tokens for part in self._parts}
 
     def unique_tokens(self, steps: int) -> int:
-        """The number of distinct training tokens seen in `steps` steps: a repeated source counts each of its tokens once."""
+        """The number of distinct training tokens seen in `steps` steps: a repeated source counts each of its
+        tokens once.
+        """
         seen = self.epochs(steps - 1)
         return round(sum(min(seen[part.name], 1.0) * part.train.epoch_tokens for part in self._parts))
 
@@ -145,10 +152,10 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
             rows: RowKind = "cut") -> Corpus:  # fmt: skip
     """The corpus that a configuration describes; whatever the cache lacks is built first.
 
-    Where several processes share the cache, one of them calls this first; the others then find everything built.
-    The tokenizer is copied to `run_dir/tokenizer/`. `to_train`: see `Corpus`. `encoder`: how documents become tokens; None: BOS + text
-    + EOS. `rows`: "cut" packs documents end to end and cuts them at the ends of rows, "whole" packs whole ones. Raises UserError for
-    anything that the user can mend.
+    Where several processes share the cache, one of them calls this first; the others then find everything
+    built. The tokenizer is copied to `run_dir/tokenizer/`. `to_train`: see `Corpus`. `encoder`: how documents
+    become tokens; None: BOS + text + EOS. `rows`: "cut" packs documents end to end and cuts them at the ends
+    of rows, "whole" packs whole ones. Raises UserError for anything that the user can mend.
     """
     data.check()
     tokenizer.check()
@@ -207,7 +214,9 @@ def _count(tokens: int) -> str:
 def _split(
     name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool, kind: RowKind
 ) -> tuple[PackedRows | WholeRows, PackedRows | WholeRows]:
-    """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out documents."""
+    """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out
+    documents.
+    """
     held_out_N = np.isin(store.hashes_N, held_out_H)
     if to_train and held_out_N.all():
         raise all_held_out_error(name, fraction, len(held_out_N))

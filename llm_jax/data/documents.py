@@ -21,8 +21,8 @@ _BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors put before UT
 def read_documents(path: Path, *, text_key: str, document_bytes: int, separator: str) -> Iterator[bytes]:
     """The documents of one file in order, except those that are empty or only whitespace.
 
-    Bytes that are not valid UTF-8 are kept; tokenising replaces them. Raises UserError, naming the file (and line), for a
-    record without text under `text_key`, and for UTF-16.
+    Bytes that are not valid UTF-8 are kept; tokenising replaces them. Raises UserError, naming the file (and
+    line), for a record without text under `text_key`, and for UTF-16.
     """
     try:
         if path.suffix == ".parquet":
@@ -56,7 +56,8 @@ def split_chunks(blocks: Iterable[bytes], limit: int) -> Iterator[bytes]:
 
 
 def split_point(text: bytes, limit: int) -> int:
-    """The index, at most `limit`, where a chunk of `text` ends: after a blank line, else a line, else a space, else a character.
+    """The index, at most `limit`, where a chunk of `text` ends: after a blank line, else a line, else a
+    space, else a character.
 
     Only the second half is searched, so that no chunk is shorter than half the limit.
     """
@@ -99,7 +100,10 @@ def contains(path: Path, separator: bytes) -> bool:
 
 
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
-    """A file's text, decompressed, after its byte order mark. Raises UserError if the mark is that of UTF-16."""
+    """A file's text, decompressed, after its byte order mark.
+
+    Raises UserError if the mark is that of UTF-16.
+    """
     file: io.BufferedReader | gzip.GzipFile
     if path.suffix == ".gz":
         file = gzip.open(path)  # noqa: SIM115 (the caller closes it)

@@ -1,8 +1,8 @@
-"""Counts the documents in one device's rows of a batch, over a whole run: fused attention needs room for the most.
+"""The most documents in one device's rows of a batch, over a whole run: fused attention needs the bound.
 
-A device's rows are neighbours in the order of rows, and every device and microbatch has equally many. So the answer is
-the largest sum over groups of neighbouring rows. It is computed from the offsets of documents, without reading a token,
-in bounded memory.
+A device's rows are neighbours in the order of rows, and every device and microbatch has equally many. So the
+answer is the largest sum over groups of neighbouring rows. It is computed from the offsets of documents,
+without reading a token, in bounded memory.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ CHUNK_ROWS = 1 << 18
 
 
 def largest_group_sum(counts: Iterator[np.ndarray], group: int) -> int:
-    """The largest sum over `group` neighbours in a stream of int arrays, each of whole groups; 0 for an empty stream."""
+    """The largest sum over `group` neighbours in a stream of int arrays, each of whole groups; 0 for an empty
+    stream.
+    """
     return max((int(count_N.reshape(-1, group).sum(1).max()) for count_N in counts), default=0)
 
 
 def training_row_documents(sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int) -> Iterator[np.ndarray]:
-    """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole groups.
+    """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole
+    groups.
 
     The rows of `sources` are interleaved by their `shares` (`llm_jax.data.mixture`).
     """
@@ -62,7 +65,9 @@ class _SourceCounts:
 
 
 def documents_in_rows(packed: PackedRows | WholeRows, first: int, stop: int) -> np.ndarray:
-    """int64 [stop - first]: the documents in each row of the stream, the one that a row begins inside of included."""
+    """int64 [stop - first]: the documents in each row of the stream, the one that a row begins inside of
+    included.
+    """
     if isinstance(packed, WholeRows):
         return packed.documents_in_rows(first, stop)
     T = packed.length
@@ -79,7 +84,8 @@ def documents_in_rows(packed: PackedRows | WholeRows, first: int, stop: int) -> 
 
 
 def held_out_row_documents(sources: Sequence[PackedRows | WholeRows], group: int) -> Iterator[np.ndarray]:
-    """The documents in each held-out row of all sources and in the empty rows that fill the last group: one int64 array.
+    """The documents in each held-out row of all sources and in the empty rows that fill the last group: one
+    int64 array.
 
     Padding counts as a document.
     """

@@ -1,4 +1,4 @@
-"""Tokenizers from a tokenizer.json: byte-level BPE (GPT-2, Llama 3, Qwen), converted SentencePiece BPE, and unigram."""
+"""Tokenizers from a tokenizer.json: byte-level BPE, converted SentencePiece BPE, and unigram."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 class HuggingFaceTokenizer:
     """Encodes and decodes text with a tokenizer.json, by the `tokenizers` library.
 
-    Documents are data: a special token's name in a text ("<|endoftext|>") is encoded as text. Added tokens that are not special
-    (Pythia's runs of spaces) are ordinary tokens. A document is encoded at once, since only the pre-tokenizer knows where a
-    text may be divided.
+    Documents are data: a special token's name in a text ("<|endoftext|>") is encoded as text. Added tokens
+    that are not special (Pythia's runs of spaces) are ordinary tokens. A document is encoded at once, since
+    only the pre-tokenizer knows where a text may be divided.
     """
 
     def __init__(self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file") -> None:
-        """`files` by name, with tokenizer.json; `ids`: "bos_id", "eos_ids" and "pad_id", as `special_ids` returns them.
+        """`files` by name, with tokenizer.json; `ids`: "bos_id", "eos_ids" and "pad_id", as `special_ids`
+        returns them.
 
         Raises UserError if tokenizer.json can't be read or is of another kind, and if there is no EOS.
         """
@@ -66,7 +67,10 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def read(cls, file: Path, origin: str = "tokenizer.file") -> HuggingFaceTokenizer:
-        """The tokenizer of a tokenizer.json and the files beside it. Raises UserError if it can't be read or has no EOS."""
+        """The tokenizer of a tokenizer.json and the files beside it.
+
+        Raises UserError if it can't be read or has no EOS.
+        """
         files = {JSON_NAME: file.read_bytes()}
         files |= {name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()}
         return cls(files, special_ids(file, origin), origin)
@@ -88,7 +92,9 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: the UTF-8 bytes of text of each token; 0 for special and unknown tokens, and for unused ids."""
+        """int32 [V]: the UTF-8 bytes of text of each token; 0 for special and unknown tokens, and for unused
+        ids.
+        """
         steps = _steps(self._tree.get("decoder"), "decoders")
         kinds = {step["type"] for step in steps}
         spaces = [step["pattern"]["String"] for step in steps if step["type"] == "Replace" and step["content"] == " "]
@@ -131,21 +137,23 @@ class HuggingFaceTokenizer:
             "lossless": self.lossless,
             "sha256": self.fingerprint,
         }
-        Path(folder).mkdir(parents=True, exist_ok=True)
         self.save_files(folder)
         write_atomic(Path(folder) / ABOUT_NAME, json.dumps(about, indent=2).encode() + b"\n")
 
     def save_files(self, folder: Path | str) -> None:
-        """Writes the files unchanged, and no others."""
+        """Writes the files unchanged, and no others, into a folder that is created if it is missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             write_atomic(Path(folder) / name, content)
 
 
 def special_ids(file: Path, origin: str) -> dict[str, Any]:
-    """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside it.
+    """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside
+    it.
 
-    An `about.json` that `save` wrote comes first, then the tokens that tokenizer_config.json and special_tokens_map.json name,
-    then the ids in config.json and generation_config.json. Of several EOS the first ends documents.
+    An `about.json` that `save` wrote comes first, then the tokens that tokenizer_config.json and
+    special_tokens_map.json name, then the ids in config.json and generation_config.json. Of several EOS the
+    first ends documents.
     """
 
     def beside(name: str) -> dict[str, Any]:
@@ -176,7 +184,10 @@ def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
 
 
 def tree_of(path: Path, origin: str) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file or no object in it. Raises UserError for invalid JSON."""
+    """The object in a JSON file; empty if there is no file or no object in it.
+
+    Raises UserError for invalid JSON.
+    """
     try:
         tree = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:

@@ -15,8 +15,8 @@ from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer
 def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
     """The tokenizer of a folder (a run's `tokenizer/`, or a Hugging Face folder) or of a file.
 
-    Of a folder tokenizer.json is read if there is one, else SentencePiece's tokenizer.model. Raises UserError, naming `key`, if
-    there is neither.
+    Of a folder tokenizer.json is read if there is one, else SentencePiece's tokenizer.model. Raises
+    UserError, naming `key`, if there is neither.
     """
     path = Path(path).expanduser()
     origin = f"{key}={path}"
@@ -33,7 +33,10 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
 
 
 def is_huggingface(content: bytes, origin: str) -> bool:
-    """True if a JSON file is a tokenizer, rather than a description of one (old run folders). Raises UserError if it is not JSON."""
+    """True if a JSON file is a tokenizer, rather than a description of one (old run folders).
+
+    Raises UserError if it is not JSON.
+    """
     try:
         tree: Any = json.loads(content)
     except ValueError as error:

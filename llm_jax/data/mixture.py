@@ -10,10 +10,11 @@ import numpy as np
 def interleaved(shares: Sequence[float], rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The source of each row of a mixture, and which row of that source it is; both int64 [N].
 
-    `shares` are the sources' parts of the whole, `rows_N` any rows of the mixture, counted from 0. Each source's
-    rows are taken in order, none is left out or taken twice, and after n rows a source has given its share of n, to
-    within one row. The rule is that of Grain 0.2's `MapDataset.mix`: shares become whole proportions, the smallest 100;
-    the first source takes a row wherever its share of all rows so far grows by one, and the others share the rest.
+    `shares` are the sources' parts of the whole, `rows_N` any rows of the mixture, counted from 0. Each
+    source's rows are taken in order, none is left out or taken twice, and after n rows a source has given its
+    share of n, to within one row. The rule is that of Grain 0.2's `MapDataset.mix`: shares become whole
+    proportions, the smallest 100; the first source takes a row wherever its share of all rows so far grows by
+    one, and the others share the rest.
     """
     scale = 100 / min(shares)
     proportions = [int(share * scale) for share in shares]

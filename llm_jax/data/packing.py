@@ -1,4 +1,4 @@
-"""Packing: shuffled documents end to end, cut into rows that are shuffled again, with random access to any row."""
+"""Packing: shuffled documents end to end, cut into rows that are shuffled again, with random access."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import numpy as np
 
 Row = dict[str, np.ndarray]
 _ROUNDS = 1 << 32
-"""Added to a round's number where a seed needs one, so that the orders of rows and of documents are unrelated."""
+"""Added to a round's number where a seed needs one, so that the orders of rows and of documents are
+unrelated.
+"""
 
 
 class PackedRows:
     """The endless rows of one source: epoch after epoch, each with its documents in a new order.
 
-    The stream is epoch 0's documents end to end, then epoch 1's, and so on; its row `i` is the tokens
-    `i * T .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that is cut at a row's
+    The stream is epoch 0's documents end to end, then epoch 1's, and so on; its row `i` is the tokens `i * T
+    .. i * T + T - 1`. So every token of every epoch is in exactly one row, a document that is cut at a row's
     end continues in the next row, and a row may end one epoch and begin the next.
 
-    In that order a long document would fill batch after batch. So training takes the stream's rows in rounds of as
-    many rows as an epoch fills, and shuffles the rows within each round.
+    In that order a long document would fill batch after batch. So training takes the stream's rows in rounds
+    of as many rows as an epoch fills, and shuffles the rows within each round.
     """
 
     def __init__(
@@ -34,8 +36,8 @@ class PackedRows:
     ):
         """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
 
-        `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each round; with
-        None neither is shuffled. `weights`: uint8, of each token; None: every token is trained.
+        `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each
+        round; with None neither is shuffled. `weights`: uint8, of each token; None: every token is trained.
         """
         self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
         self.length, self.seed = length, seed
@@ -54,7 +56,9 @@ class PackedRows:
         return self.row(round_index * self.round_rows + int(self.row_order(round_index)[i]))
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
-        """Row `index` of the stream, arrays [T]; whatever lies after `epochs` epochs is padding (segment 0, weight 0)."""
+        """Row `index` of the stream, arrays [T]; whatever lies after `epochs` epochs is padding (segment 0,
+        weight 0).
+        """
         row = empty_row(self.length)
         filled, segment = 0, 0
         epoch, offset = divmod(index * self.length, self.epoch_tokens)
@@ -111,8 +115,8 @@ def empty_row(length: int) -> Row:
 def place_document(row: Row, at: int, segment: int, tokens: np.ndarray, weights: np.ndarray | None) -> int:
     """Writes a document's tokens into a row from position `at`; returns how many.
 
-    `tokens` has one token more than fits if the document continues in the next row: it is the last target. `weights`: of each token
-    (as a target); None: 1.
+    `tokens` has one token more than fits if the document continues in the next row: it is the last target.
+    `weights`: of each token (as a target); None: 1.
     """
     take = min(len(tokens), len(row["tokens"]) - at)
     targets = min(len(tokens) - 1, take)
@@ -125,7 +129,8 @@ def place_document(row: Row, at: int, segment: int, tokens: np.ndarray, weights:
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(count)`, int64, that depends on (seed, epoch) alone, not on NumPy's version or the machine.
+    """A permutation of `range(count)`, int64, that depends on (seed, epoch) alone, not on NumPy's version or
+    the machine.
 
     Numbers are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
     """

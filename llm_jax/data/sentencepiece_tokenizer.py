@@ -28,7 +28,8 @@ class SentencePieceTokenizer:
     """Encodes and decodes text with a SentencePiece model.
 
     A tokenizer that was trained here is lossless: `decode(encode(text)) == text` for any text that is valid
-    Unicode, and the `token_bytes` of its tokens sum to the bytes of the text. One from a file may normalise (`lossless`).
+    Unicode, and the `token_bytes` of its tokens sum to the bytes of the text. One from a file may normalise
+    (`lossless`).
     """
 
     def __init__(self, model: bytes, origin: str = "tokenizer.file") -> None:
@@ -107,9 +108,9 @@ class SentencePieceTokenizer:
 def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
     """Trains a tokenizer. Equal texts and settings give an equal model on any number of cores.
 
-    Tokens may contain line ends, indents and whole phrases, of which code consists. On the standard library, 4,096 such tokens
-    give 3.8 bytes per token; tokens within words give 3.2. Raises UserError, with the limit, if the vocabulary is too large or
-    too small for the texts.
+    Tokens may contain line ends, indents and whole phrases, of which code consists. On the standard library,
+    4,096 such tokens give 3.8 bytes per token; tokens within words give 3.2. Raises UserError, with the
+    limit, if the vocabulary is too large or too small for the texts.
     """
     import sentencepiece
 

@@ -1,4 +1,4 @@
-"""Finds the TFDS dataset (array_record files) that the name of a source stands for; builds it once if it is missing."""
+"""Finds the TFDS dataset that the name of a source stands for, and builds it if it is missing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Source:
     """sha256 hex over the content and how it was divided into documents."""
 
     def records(self) -> Any:
-        """A sequence of the records with random access (TFDS `as_data_source`): dicts, with the text as bytes."""
+        """A sequence of the records with random access (TFDS `as_data_source`): dicts, with the text as
+        bytes.
+        """
         with quiet_tfds() as tfds:
             return tfds.builder_from_directory(self.path).as_data_source(self.split)
 
@@ -85,7 +87,9 @@ def readable(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
-    """A context with TFDS, without its progress bars, output and warnings (it doesn't import TensorFlow by itself)."""
+    """A context with TFDS, without its progress bars, output and warnings (it doesn't import TensorFlow by
+    itself).
+    """
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -178,7 +182,9 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
 
 
 def _leftovers(builder: Any) -> set[Path]:
-    """The incomplete files of a dataset in TFDS's folder, and their folders: all except finished downloads and versions."""
+    """The incomplete files of a dataset in TFDS's folder, and their folders: all except finished downloads
+    and versions.
+    """
     root = Path(builder.data_dir)
     while root.name != builder.name:
         root = root.parent
@@ -212,7 +218,10 @@ def _kind(file: Path) -> str:
 
 
 def _files(name: str, path: Path) -> list[Path]:
-    """The text files of a path, folder or glob pattern, ordered by path. Raises UserError if there are none."""
+    """The text files of a path, folder or glob pattern, ordered by path.
+
+    Raises UserError if there are none.
+    """
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")

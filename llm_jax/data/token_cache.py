@@ -54,12 +54,15 @@ class TokenStore:
 
 
 def document_hash(text: bytes) -> int:
-    """64 bits of the sha256 of a document's bytes: independent of its source, its place in it, and the tokenizer."""
+    """64 bits of the sha256 of a document's bytes: independent of its source, its place in it, and the
+    tokenizer.
+    """
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [N]: True for the held-out documents, whose hashes are in the lowest `fraction` of the range of hashes.
+    """bool [N]: True for the held-out documents, whose hashes are in the lowest `fraction` of the range of
+    hashes.
 
     If no document's is, the one with the lowest hash is held out.
     """
@@ -76,10 +79,11 @@ def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
 
 
 def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int, encoder: Encoder | None = None) -> tuple[TokenStore, bool]:
-    """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built first.
+    """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built
+    first.
 
-    A killed build leaves its finished shards for the next one. Two processes may build at the same time. With an
-    encoder, everything is encoded in this process, because a worker can't import the file that defines it.
+    A killed build leaves its finished shards for the next one. Two processes may build at the same time. With
+    an encoder, everything is encoded in this process, because a worker can't import the file that defines it.
     """
     own = [encoder.fingerprint] if encoder else []
     key = cache.fingerprint("tokens", _VERSION, source.fingerprint, tokenizer.fingerprint, *own)
@@ -113,7 +117,9 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int, enc
 
 
 def _cores() -> int:
-    """The number of cores that this process may use; a cluster's scheduler may allow fewer than the machine has."""
+    """The number of cores that this process may use; a cluster's scheduler may allow fewer than the machine
+    has.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -124,8 +130,8 @@ def _shard(partial: Path, begin: int, end: int) -> Path:
 def _run(partial: Path, missing: list[tuple[int, int]], workers: int) -> None:
     """Tokenises shards in this process, or in `workers` fresh ones.
 
-    Forks of a process with JAX's threads may hang, and `multiprocessing` would import the main program, and JAX with it,
-    in each process.
+    Forks of a process with JAX's threads may hang, and `multiprocessing` would import the main program, and
+    JAX with it, in each process.
     """
     if workers <= 1:
         return tokenize_shards(partial, missing)

@@ -11,7 +11,10 @@ import numpy as np
 MODEL_NAME = "tokenizer.model"
 """The file with a SentencePiece model."""
 JSON_NAME = "tokenizer.json"
-"""The file of a Hugging Face tokenizer. In old run folders a file of this name describes a SentencePiece model instead."""
+"""The file of a Hugging Face tokenizer.
+
+In old run folders a file of this name describes a SentencePiece model instead.
+"""
 ABOUT_NAME = "about.json"
 """The description of a tokenizer that `save` writes beside its files."""
 _PROBE = " a  b\t\n\n    if x_1:\r\n é e\u0301 日本 😀 \u00a0\ufb01 \u2581 <s>  "
@@ -25,7 +28,10 @@ class Tokenizer(Protocol):
     vocab_size: int
     """The number of rows that an embedding needs; a model may have more."""
     bos_id: int
-    """The token that begins a document. For a tokenizer without BOS (Qwen) it is EOS, which such models saw between documents."""
+    """The token that begins a document.
+
+    For a tokenizer without BOS (Qwen) it is EOS, which such models saw between documents.
+    """
     eos_id: int
     """The token that ends a document."""
     eos_ids: tuple[int, ...]
@@ -33,7 +39,9 @@ class Tokenizer(Protocol):
     pad_id: int
     """The token of padding, where segments are 0."""
     lossless: bool
-    """True if decoding returns every encoded text, and its `token_bytes` sum to its bytes (tested with one text)."""
+    """True if decoding returns every encoded text, and its `token_bytes` sum to its bytes (tested with one
+    text).
+    """
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -59,6 +67,8 @@ class Tokenizer(Protocol):
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:
-    """True if a text with spaces, controls and many scripts is decoded unchanged, and its `token_bytes` sum to its bytes."""
+    """True if a text with spaces, controls and many scripts is decoded unchanged, and its `token_bytes` sum
+    to its bytes.
+    """
     ids = tokenizer.encode(_PROBE)
     return tokenizer.decode(ids) == _PROBE and int(tokenizer.token_bytes[ids].sum()) == len(_PROBE.encode())

@@ -25,7 +25,8 @@ def tokenizer_for(
     folder: Path,
     log: Callable[[str], None],
 ) -> Tokenizer:
-    """The tokenizer that `config` describes; `sources` share the sample that it is trained on by their weights.
+    """The tokenizer that `config` describes; `sources` share the sample that it is trained on by their
+    weights.
 
     Raises UserError for a file that is no tokenizer, and for a vocabulary too large for the text.
     """
@@ -51,14 +52,17 @@ def tokenizer_for(
 
 
 def vocabulary_size(config: TokenizerConfig) -> int:
-    """The vocabulary size of the tokenizer that `config` describes, known before it is trained: training gives it or raises."""
+    """The vocabulary size of the tokenizer that `config` describes, known before it is trained: training
+    gives it or raises.
+    """
     return load_tokenizer(config.file).vocab_size if config.file else config.vocab
 
 
 def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
     """At most `limit` bytes of training documents spread over a source, always the same ones.
 
-    Of a document longer than an eighth of `limit` only the beginning is used. Held-out documents are excluded.
+    Of a document longer than an eighth of `limit` only the beginning is used. Held-out documents are
+    excluded.
     """
     records = source.records()
     texts: list[str] = []

@@ -16,9 +16,9 @@ _ROWS = 1 << 32
 class WholeRows:
     """The endless rows of one source, each filled with as many whole examples as fit.
 
-    Which examples share a row is a plan that depends on their lengths and the seed alone: each example of a shuffled order goes into the
-    fullest row that still has room for it (best fit). Every epoch has the same rows, in an order of its own. So every example is seen
-    once an epoch, in one piece.
+    Which examples share a row is a plan that depends on their lengths and the seed alone: each example of a
+    shuffled order goes into the fullest row that still has room for it (best fit). Every epoch has the same
+    rows, in an order of its own. So every example is seen once an epoch, in one piece.
     """
 
     def __init__(
@@ -31,7 +31,10 @@ class WholeRows:
         seed: int | None,
         weights: np.ndarray | None = None,
     ):
-        """The arguments are those of `packing.PackedRows`. Raises UserError for an example that is longer than a row."""
+        """The arguments are those of `packing.PackedRows`.
+
+        Raises UserError for an example that is longer than a row.
+        """
         if len(lengths_N) and lengths_N.max() > length:
             longest = int(np.argmax(lengths_N))
             raise UserError(
@@ -83,7 +86,9 @@ class WholeRows:
 
 
 def best_fit(lengths_N: np.ndarray, length: int, seed: int | None) -> list[list[int]]:
-    """Examples in rows of at most `length` tokens: each goes into the fullest row that has room, in an order shuffled by the seed."""
+    """Examples in rows of at most `length` tokens: each goes into the fullest row that has room, in an order
+    shuffled by the seed.
+    """
     order_N = np.arange(len(lengths_N)) if seed is None else shuffled(len(lengths_N), seed, 0)
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (tokens that are free, row), sorted

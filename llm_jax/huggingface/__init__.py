@@ -1,4 +1,4 @@
-"""Reads and writes the formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers."""
+"""The formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers."""
 
 from llm_jax.core.renamed import raise_renamed
 

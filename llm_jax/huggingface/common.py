@@ -24,7 +24,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def llama_keys(**defaults: Any) -> tuple[Key, ...]:
-    """The keys of a config.json that is like Llama's; `defaults`, by key, are those of the family's class that differ from Llama's."""
+    """The keys of a config.json that is like Llama's; `defaults`, by key, are those of the family's class
+    that differ from Llama's.
+    """
     return tuple(
         Key(name, field, defaults.get(name, default))
         for name, field, default in (
@@ -75,7 +77,9 @@ def layer_type_names(model: ModelConfig) -> list[str]:
 
 
 def qwen_window_fields(reader: ConfigReader, layers: int) -> dict[str, Any]:
-    """The fields of the window in Qwen 2 and 3: with `use_sliding_window`, the layers from `max_window_layers` on have it."""
+    """The fields of the window in Qwen 2 and 3: with `use_sliding_window`, the layers from
+    `max_window_layers` on have it.
+    """
     used, window, first = reader.take("use_sliding_window", False), reader.take("sliding_window", 4096), reader.take("max_window_layers", 28)
     window = window if used else None
     default = [window is not None and layer >= first for layer in range(layers)]
@@ -129,7 +133,8 @@ def fused_qkv(tensor: str, weight: str, bias: str) -> list[Entry]:
 def attention(qk_norm: str = "d -> d") -> list[Entry]:
     """The table's lines for attention: projections with biases, and norms of queries and keys.
 
-    `qk_norm` is the norms' pattern: "d -> d" for one scale that all heads share, "(h k) -> h k" for a scale over all heads.
+    `qk_norm` is the norms' pattern: "d -> d" for one scale that all heads share, "(h k) -> h k" for a scale
+    over all heads.
     """
     at = "model.layers.{layer}.self_attn"
     return [
@@ -150,7 +155,9 @@ def feed_forward(tensor: str = "mlp", array: str = "mlp", only: str = "dense") -
 
 
 def experts(tensor: str, gate: str, up: str, down: str) -> list[Entry]:
-    """The table's lines for a mixture of experts: the router, and each expert's gate, up and down, by their names in the files."""
+    """The table's lines for a mixture of experts: the router, and each expert's gate, up and down, by their
+    names in the files.
+    """
     at = f"model.layers.{{layer}}.{tensor}"
     names = {"gate": gate, "up": up, "down": down}
     return [

@@ -38,7 +38,9 @@ NULLABLE_KEYS = {
     "num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_group", "topk_group", "n_shared_experts", "first_k_dense_replace",
     "attn_logit_softcapping", "final_logit_softcapping", "norm_topk_prob", "rope_interleave",
 }  # fmt: skip
-"""Keys that may be null although their class has another default: null means none, or a value that other keys determine."""
+"""Keys that may be null although their class has another default: null means none, or a value that other keys
+determine.
+"""
 
 
 class ConfigReader:
@@ -133,7 +135,9 @@ class ConfigReader:
                 raise self.error(f"{name}={value}: is unknown, and may change what the model computes" + hint)
 
     def check_quantization(self) -> None:
-        """Raises UserError for quantised weights other than 8-bit with one scale per block of 128 x 128 (DeepSeek-V3's)."""
+        """Raises UserError for quantised weights other than 8-bit with one scale per block of 128 x 128
+        (DeepSeek-V3's).
+        """
         settings = self.group("quantization_config")
         if settings and (settings.get("quant_method"), settings.get("weight_block_size")) != ("fp8", [128, 128]):
             raise self.error(f"quantization_config={settings}: is not supported; must have quant_method=fp8 and weight_block_size=[128, 128]")

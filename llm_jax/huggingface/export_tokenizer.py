@@ -17,30 +17,35 @@ BPE, UNIGRAM = 2, 1
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 """Types of pieces, as SentencePiece's model numbers them."""
 UNUSED_SCORE = -1e6
-"""Unigram: the score of pieces that no text may be encoded as. (The lowest score of other pieces is above -1e3.)"""
+"""Unigram: the score of pieces that no text may be encoded as. (The lowest score of other pieces is above
+-1e3.)
+"""
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
     """Writes tokenizer.json and tokenizer_config.json into a folder.
 
-    The files of a Hugging Face tokenizer are written unchanged. A SentencePiece model is converted. BPE gives the same ids
-    for texts of up to 65,536 characters (longer texts are encoded in chunks by SentencePieceTokenizer). Unigram gives the
-    same ids unless two segmentations of a text are equally likely up to rounding. Raises UserError for a SentencePiece model
-    that normalises, has user-defined pieces, or lacks pieces for bytes: those are not converted.
+    The files of a Hugging Face tokenizer are written unchanged. A SentencePiece model is converted. BPE gives
+    the same ids for texts of up to 65,536 characters (longer texts are encoded in chunks by
+    SentencePieceTokenizer). Unigram gives the same ids unless two segmentations of a text are equally likely
+    up to rounding. Raises UserError for a SentencePiece model that normalises, has user-defined pieces, or
+    lacks pieces for bytes: those are not converted.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.save_files(folder)
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise TypeError(f"{type(tokenizer).__name__} is no tokenizer class of llm_jax.data")
-    for name, tree in (JSON_NAME, tokenizer_json(tokenizer)), ("tokenizer_config.json", tokenizer_config(tokenizer)):
+    trees = {JSON_NAME: tokenizer_json(tokenizer), "tokenizer_config.json": tokenizer_config(tokenizer)}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, tree in trees.items():
         write_atomic(Path(folder) / name, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """The object of tokenizer.json for a SentencePiece model.
 
-    Its pieces have spaces where SentencePiece's have U+2581, and there is no normalizer. So U+2581 itself, for which there
-    is no piece, is encoded as bytes, as SentencePieceTokenizer does.
+    Its pieces have spaces where SentencePiece's have U+2581, and there is no normalizer. So U+2581 itself,
+    for which there is no piece, is encoded as bytes, as SentencePieceTokenizer does.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -97,7 +102,8 @@ def check_convertible(model: Any) -> None:
 
 
 def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
-    """BPE's merges: all pairs of pieces that form a piece, in the order in which SentencePiece prefers their results.
+    """BPE's merges: all pairs of pieces that form a piece, in the order in which SentencePiece prefers their
+    results.
 
     `ranks` orders the pieces, the preferred lowest.
     """
@@ -114,7 +120,10 @@ def control_token(i: int, piece: str) -> dict[str, Any]:
 
 
 def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """The object of tokenizer_config.json. It names the generic class: LlamaTokenizer would replace the file's pipeline by its own."""
+    """The object of tokenizer_config.json.
+
+    It names the generic class: LlamaTokenizer would replace the file's pipeline by its own.
+    """
     pieces = tokenizer.vocabulary()
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

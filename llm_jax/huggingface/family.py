@@ -1,7 +1,7 @@
 """A model family: the translation of its config.json in both directions, and the table of its tensors.
 
-Each module of `llm_jax.huggingface.families` is one family, found by its name: `families/X.py` has `FAMILY`, whose
-`model_type` is X.
+Each module of `llm_jax.huggingface.families` is one family, found by its name: `families/X.py` has `FAMILY`,
+whose `model_type` is X.
 """
 
 from __future__ import annotations
@@ -52,20 +52,33 @@ class Family:
     read: Callable[[ConfigReader, dict[str, Any]], dict[str, Any]]
     """(reader, field → value of `keys`) → field → value of all other fields that the family sets."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The keys of config.json other than `keys`, in all spellings. `inexpressible` finds what they can't express."""
+    """The keys of config.json other than `keys`, in all spellings.
+
+    `inexpressible` finds what they can't express.
+    """
     tensors: Callable[[ModelConfig, Tree], list[Entry]]
-    """(model, config.json) → the table of tensors. To write a model, config.json is that of `write_config`."""
+    """(model, config.json) → the table of tensors.
+
+    To write a model, config.json is that of `write_config`.
+    """
     rank: int
-    """Of several families that can express a model, the one with the lowest rank is written: the plainest first."""
+    """Of several families that can express a model, the one with the lowest rank is written: the plainest
+    first.
+    """
     buffers: tuple[str, ...] = ()
     """Patterns of the names of tensors that hold no weights, in old files."""
     prefix: str = ""
     """The start of all tensors' names except the head's, which some files omit."""
     heads_divide: bool = False
-    """True if transformers 5 requires the width to be a multiple of the number of heads, even with a given head_dim."""
+    """True if transformers 5 requires the width to be a multiple of the number of heads, even with a given
+    head_dim.
+    """
 
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
-        """The model that a config.json describes, resolved. Raises UserError for a key that is unknown or not supported."""
+        """The model that a config.json describes, resolved.
+
+        Raises UserError for a key that is unknown or not supported.
+        """
         reader = ConfigReader(tree, where)
         values: dict[str, Any] = {}
         for key in self.keys:
@@ -113,7 +126,10 @@ def family_names() -> tuple[str, ...]:
 
 
 def load_family(model_type: str, where: object) -> Family:
-    """The family of a `model_type`. Raises UserError, with the nearest name, if there is none; it names `where` first."""
+    """The family of a `model_type`.
+
+    Raises UserError, with the nearest name, if there is none; it names `where` first.
+    """
     if model_type not in family_names():
         near = nearest(str(model_type), family_names())
         raise UserError(f"{where}: model_type={model_type}: there is no such family here; {near}")
@@ -134,7 +150,9 @@ FIELDS_NOT_IN_CONFIG_JSON = (
 
 
 def inexpressible(family: Family, model: ModelConfig) -> list[str]:
-    """The fields of a model that a family can't express, as "model.FIELD=value": those that writing and reading the config changes."""
+    """The fields of a model that a family can't express, as "model.FIELD=value": those that writing and
+    reading the config changes.
+    """
     from llm_jax.core.config_tree import flat
 
     if family.heads_divide and model.embed % model.heads:
@@ -180,7 +198,8 @@ def equal_values(a: Any, b: Any) -> bool:
 
 
 def family_for(model: ModelConfig, required: str = "", preferred: str = "") -> Family:
-    """The family that can express a model: `required` only, or `preferred` if it can, or the first by rank that can.
+    """The family that can express a model: `required` only, or `preferred` if it can, or the first by rank
+    that can.
 
     Raises UserError with what the closest family can't express.
     """

@@ -25,14 +25,18 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True)
 class Folder:
-    """An open model folder: its config.json and the headers of its files have been read, its weights have not."""
+    """An open model folder: its config.json and the headers of its files have been read, its weights have
+    not.
+    """
 
     path: Path
     tree: dict[str, Any]
     """The JSON object that config.json holds."""
     family: Family
     model: ModelConfig
-    """The model of config.json, in the dtype of the files: bfloat16 if all matrices are bfloat16 or 8-bit, else float32."""
+    """The model of config.json, in the dtype of the files: bfloat16 if all matrices are bfloat16 or 8-bit,
+    else float32.
+    """
     tensors: dict[str, Tensor]
     """The tensors of the files by their full names, without `left_out`."""
     left_out: tuple[str, ...] = ()
@@ -46,7 +50,10 @@ class Folder:
         return read_parameters(self.tensor_map(program), self.tensors, program)
 
     def tensor_map(self, program: TrainModel) -> TensorMap:
-        """Which tensor fills which slice of which array of a model. Raises UserError for a tensor that doesn't fit."""
+        """Which tensor fills which slice of which array of a model.
+
+        Raises UserError for a tensor that doesn't fit.
+        """
         entries = self.family.tensors(self.model, self.tree)
         tensor_map = build_tensor_map(entries, self.model, shapes_of(program))
         tensors = dict(self.tensors)
@@ -65,8 +72,8 @@ def is_folder(path: Path) -> bool:
 def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
     """Reads config.json and the headers of the safetensors files.
 
-    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError, naming the key or the file, for
-    anything that is damaged or not supported.
+    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError, naming the key or
+    the file, for anything that is damaged or not supported.
     """
     tree = read_json(path / CONFIG)
     family, model = read_model(tree, path)
@@ -93,7 +100,9 @@ def head_and_embedding(entries: Sequence[Entry]) -> tuple[str, str]:
 
 
 def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) omit the family's prefix."""
+    """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) omit the
+    family's prefix.
+    """
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return tensors
     heads = ("lm_head.weight", "embed_out.weight")

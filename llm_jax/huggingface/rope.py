@@ -1,4 +1,4 @@
-"""Rotary embeddings in a config.json: `rope_theta` and `rope_scaling` (transformers 4, the Hub), `rope_parameters` (5)."""
+"""Rotary embeddings in a config.json, in the spellings of transformers 4 (and the Hub) and 5."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def read_rope(
 ) -> dict[str, Any]:
     """The fields `rope_theta`, `rope_fraction` and `rope_scaling` of ModelConfig.
 
-    `theta` and `fraction` are the family's defaults; with fraction=1 no other fraction is accepted. `positions` is the
-    model's max_position_embeddings. `aliases` has other spellings of the keys in ALWAYS.
+    `theta` and `fraction` are the family's defaults; with fraction=1 no other fraction is accepted.
+    `positions` is the model's max_position_embeddings. `aliases` has other spellings of the keys in ALWAYS.
     """
     return rope_fields(reader, rope_parameters(reader, aliases or {}), theta, fraction, positions)
 
 
 def rope_parameters(reader: ConfigReader, aliases: Mapping[str, str]) -> dict[str, Any]:
-    """All settings of the rotary embedding in a config.json, from either spelling or both, with the keys of `rope_parameters`.
+    """All settings of the rotary embedding in a config.json, from either spelling or both, with the keys of
+    `rope_parameters`.
 
     Raises UserError if two spellings differ.
     """
@@ -49,7 +50,9 @@ def rope_parameters(reader: ConfigReader, aliases: Mapping[str, str]) -> dict[st
 
 
 def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fraction: float, positions: int) -> dict[str, Any]:
-    """The fields of ModelConfig for settings of the rotary embedding with the keys of `rope_parameters` (see `read_rope`)."""
+    """The fields of ModelConfig for settings of the rotary embedding with the keys of `rope_parameters` (see
+    `read_rope`).
+    """
     given = dict(given)
     kind = given.pop("rope_type", given.pop("type", "default"))
     if not isinstance(kind, str) or kind not in KINDS:
@@ -100,7 +103,9 @@ def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fract
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's sqrt(1/t) (Peng et al. 2023), by which queries and keys are each multiplied; `mscale` is DeepSeek-V2's."""
+    """YaRN's sqrt(1/t) (Peng et al. 2023), by which queries and keys are each multiplied; `mscale` is
+    DeepSeek-V2's.
+    """
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -1,8 +1,8 @@
-"""Reads and writes safetensors files by rows of a tensor, so that no more than a part of a tensor is in memory twice.
+"""Reads and writes safetensors by rows, so that no more than a part of a tensor is in memory twice.
 
-A file is a length (u64), a JSON header (name → dtype, shape, offsets of its bytes) and the bytes. The `safetensors` library
-reads rows too, but its `safe_open(framework="np")` fails for 8-bit floats (NumPy has no float8 types), and its
-writer requires all tensors of a file at once, in memory (safetensors 0.8).
+A file is a length (u64), a JSON header (name → dtype, shape, offsets of its bytes) and the bytes. The
+`safetensors` library reads rows too, but its `safe_open(framework="np")` fails for 8-bit floats (NumPy has no
+float8 types), and its writer requires all tensors of a file at once, in memory (safetensors 0.8).
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(FLOATS[self.dtype]).itemsize
 
     def rows(self, first: int, end: int) -> np.ndarray:
-        """The rows from `first` to before `end`: in the file's dtype, or for an 8-bit tensor scaled, in float32."""
+        """The rows from `first` to before `end`: in the file's dtype, or for an 8-bit tensor scaled, in
+        float32.
+        """
         kind = np.dtype(FLOATS[self.dtype])
         row = math.prod(self.shape[1:])
         array = np.fromfile(self.path, kind, (end - first) * row, offset=self.offset + first * row * kind.itemsize)
@@ -67,7 +69,10 @@ class Tensor:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder by name, from one file or from the files of its index. Raises UserError for incomplete files."""
+    """The tensors of a folder by name, from one file or from the files of its index.
+
+    Raises UserError for incomplete files.
+    """
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -89,7 +94,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file by name, from its header. Raises UserError if it is no complete safetensors file."""
+    """The tensors of one file by name, from its header.
+
+    Raises UserError if it is no complete safetensors file.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -132,7 +140,10 @@ def whole_numbers(value: Any) -> bool:
 
 
 def join_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with the scales of 8-bit tensors moved into `Tensor.scale`. Raises UserError for missing scales."""
+    """The tensors, with the scales of 8-bit tensors moved into `Tensor.scale`.
+
+    Raises UserError for missing scales.
+    """
     joined = {}
     for name, tensor in tensors.items():
         if name.endswith("_scale_inv") and name.removesuffix("_scale_inv") in tensors:

@@ -1,9 +1,9 @@
-"""Patterns: how a tensor of a file holds an array of the model, in a notation that is used for reading and for writing.
+"""Patterns: how a tensor of a file holds an array of the model, in a notation for reading and writing.
 
-"(h k) d -> d h k": the tensor, on the left, has heads times head_dim rows and embed columns; the array, on the right, has
-the dims embed, heads, head_dim. A letter is a dim, and brackets join dims that are one dim of the tensor. "p" is a dim of
-the tensor that the array lacks: the parts fused into the tensor (queries, keys, values), of which the array is one. In
-addition one dim may be permuted: array = tensor[order].
+"(h k) d -> d h k": the tensor, on the left, has heads times head_dim rows and embed columns; the array, on
+the right, has the dims embed, heads, head_dim. A letter is a dim, and brackets join dims that are one dim of
+the tensor. "p" is a dim of the tensor that the array lacks: the parts fused into the tensor (queries, keys,
+values), of which the array is one. In addition one dim may be permuted: array = tensor[order].
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class SizedPattern:
 
     @property
     def leading_dim(self) -> int | None:
-        """The array's dim along which a part of the array is consecutive rows of the tensor; None if the tensor's first dim is "p"."""
+        """The array's dim along which a part of the array is consecutive rows of the tensor; None if the
+        tensor's first dim is "p".
+        """
         first = self.pattern.split_dims[0]
         return None if first == PART else self.pattern.array_dims.index(first)
 
@@ -85,7 +87,10 @@ class SizedPattern:
         return tuple(self.pattern.array_dims.index(dim) for dim in self.pattern.split_dims if dim != PART)
 
     def read(self, rows: Callable[[int, int], np.ndarray], box: Box) -> np.ndarray:
-        """The part `box` of the array; `rows(first, end)` reads rows of the tensor. The result may be a strided view."""
+        """The part `box` of the array; `rows(first, end)` reads rows of the tensor.
+
+        The result may be a strided view.
+        """
         slices = dict(zip(self.pattern.array_dims, box, strict=True))
         if self.order is not None:
             slices[self.order[0]] = slice(0, self.sizes[self.order[0]])
@@ -104,7 +109,9 @@ class SizedPattern:
         return array
 
     def row_ranges(self, max_size: int) -> Iterator[tuple[int, int]]:
-        """Ranges (start, end) of the tensor's first split dim, each of at most `max_size` numbers if it can be divided."""
+        """Ranges (start, end) of the tensor's first split dim, each of at most `max_size` numbers if it can
+        be divided.
+        """
         first = self.pattern.split_dims[0]
         length = self.sizes[first]
         indivisible = first == PART or (self.order is not None and self.order[0] == first)
@@ -152,7 +159,8 @@ def box_size(box: Box) -> int:
 
 
 def split_box(box: Box, dims: Sequence[int], max_size: int) -> list[Box]:
-    """Divides a box along `dims`, the first of them first, into as few boxes as give at most `max_size` elements each.
+    """Divides a box along `dims`, the first of them first, into as few boxes as give at most `max_size`
+    elements each.
 
     Boxes stay larger than that where all of `dims` are divided to the end.
     """

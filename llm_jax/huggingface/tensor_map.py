@@ -1,4 +1,4 @@
-"""Builds the tensor map of a model: which tensor of the files fills which slice of which array, from a family's table."""
+"""The tensor map of a model: which tensor fills which slice of which array, from a family's table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ LAYER, EXPERT = "{layer}", "{expert}"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a family's table. If the model lacks the array (a bias), the files lack the tensor, and the line is ignored."""
+    """One line of a family's table.
+
+    If the model lacks the array (a bias), the files lack the tensor, and the line is ignored.
+    """
 
     tensor: str
     """The tensor's name, with {layer}, and {expert} where each expert has its own tensor."""
@@ -73,7 +76,8 @@ class TensorMap:
     def read(self, tensors: Mapping[str, Tensor], path: str, box: Box, dtype: Any) -> np.ndarray:
         """The part `box` of an array, from the files, in `dtype`.
 
-        In memory it is laid out as in the files, and transposed by its strides only: devices transpose faster.
+        In memory it is laid out as in the files, and transposed by its strides only: devices transpose
+        faster.
         """
         depth = self.depth(path)
         read = []
@@ -83,7 +87,8 @@ class TensorMap:
         return stack_keeping_strides(read).reshape([s.stop - s.start for s in box])
 
     def check(self, tensors: Mapping[str, Tensor], folder: Path, buffers: tuple[str, ...] = ()) -> None:
-        """Raises UserError, naming the first, for a tensor that is missing, unknown, or of a wrong shape or dtype.
+        """Raises UserError, naming the first, for a tensor that is missing, unknown, or of a wrong shape or
+        dtype.
 
         `buffers` are patterns of the names of tensors that hold no weights.
         """
@@ -105,7 +110,9 @@ class TensorMap:
 
 
 def build_tensor_map(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> TensorMap:
-    """The tensor map of one model, from its family's table; `shapes` are those of all its arrays, by path, layers stacked."""
+    """The tensor map of one model, from its family's table; `shapes` are those of all its arrays, by path,
+    layers stacked.
+    """
     tensor_map = TensorMap()
     dense = [layer for layer in range(config.layers) if layer not in config.sparse_layers]
     stacks = (("blocks", config.sparse_layers or dense), ("dense_blocks", dense if config.sparse_layers else ()))
@@ -136,7 +143,9 @@ def sized_pattern(entry: Entry, shape: tuple[int, ...]) -> SizedPattern:
 
 
 def stack_keeping_strides(arrays: list[np.ndarray]) -> np.ndarray:
-    """`np.stack(arrays)`, laid out in memory as the arrays are: NumPy takes longer to transpose a large matrix than to read it."""
+    """`np.stack(arrays)`, laid out in memory as the arrays are: NumPy takes longer to transpose a large
+    matrix than to read it.
+    """
     order = sorted(range(arrays[0].ndim), key=lambda axis: -arrays[0].strides[axis])
     stack = np.stack([array.transpose(order) for array in arrays]) if len(arrays) > 1 else arrays[0].transpose(order)[None]
     return stack.transpose(0, *(1 + order.index(axis) for axis in range(len(order))))

@@ -1,4 +1,4 @@
-"""Moves arrays between files and devices in chunks, so that the host's memory holds no more than a few chunks of a model."""
+"""Moves arrays between files and devices in chunks, of which the host's memory holds only a few."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def shapes_of(program: TrainModel) -> dict[str, tuple[int, ...]]:
 
 
 def read_parameters(tensor_map: TensorMap, tensors: Mapping[str, Tensor], program: TrainModel, chunk_bytes: int = CHUNK_BYTES) -> Any:
-    """All parameters of a model from files: nested dicts, placed as its layout stores them and in its parameter dtype."""
+    """All parameters of a model from files: nested dicts, placed as its layout stores them and in its
+    parameter dtype.
+    """
     shardings = flat_paths(program.shardings("stored"))
     arrays = {}
     for path, w in flat_paths(program.abstract).items():
@@ -56,7 +58,9 @@ def read_parameters(tensor_map: TensorMap, tensors: Mapping[str, Tensor], progra
 
 
 def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, chunks: list[Box]) -> jax.Array:
-    """An array on its devices from chunks, which `read(box=)` gives one after the other; a device gets its part of each."""
+    """An array on its devices from chunks, which `read(box=)` gives one after the other; a device gets its
+    part of each.
+    """
     device_boxes = {d: box_of(index, shape) for d, index in sharding.addressable_devices_indices_map(shape).items()}
     buffers: dict[jax.Device, jax.Array] = {}
     if len(chunks) > 1:
@@ -88,7 +92,9 @@ def box_of(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
 
 
 def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, permutation: tuple[int, ...]) -> np.ndarray:
-    """array[prefix][inner], its dims in the order `permutation`, copied to the host from the devices that hold it."""
+    """array[prefix][inner], its dims in the order `permutation`, copied to the host from the devices that
+    hold it.
+    """
     assert array.is_fully_addressable, "a single process writes the whole model"
     shape, depth = array.shape, len(prefix)
     box = (*(slice(i, i + 1) for i in prefix), *inner)
@@ -106,6 +112,8 @@ def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, permutation: tu
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def read_part(array: jax.Array, start: list[int], sizes: tuple[int, ...], permutation: tuple[int, ...]) -> jax.Array:
-    """The part of an array at `start`, its last dims permuted; the dims before them have size 1 and are dropped."""
+    """The part of an array at `start`, its last dims permuted; the dims before them have size 1 and are
+    dropped.
+    """
     part = jax.lax.dynamic_slice(array, start, sizes)
     return jnp.transpose(part.reshape(sizes[len(sizes) - len(permutation) :]), permutation)

@@ -1,4 +1,4 @@
-"""Trained models wherever they came from: opened, imported and exported, and the arguments of commands that use one.
+"""Trained models wherever they came from: opened, imported and exported.
 
 Functions are imported on first use: commands set up the environment of JAX before it is imported.
 """

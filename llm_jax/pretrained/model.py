@@ -44,7 +44,9 @@ class PretrainedModel:
 
     path: Path
     experiment: Experiment
-    """The experiment that it was trained in, with the layout and dtypes that it is opened with, and its vocabulary."""
+    """The experiment that it was trained in, with the layout and dtypes that it is opened with, and its
+    vocabulary.
+    """
     program: TrainModel
     parameters: Any
     """Nested dicts of arrays, placed as the layout stores them, in `experiment.model.parameter_dtype`."""
@@ -95,11 +97,11 @@ def open_model(
 ) -> PretrainedModel:
     """The model of a run folder or of a Hugging Face folder.
 
-    `layout` and `mesh` place its weights; None: on one device. `dtype` is that of weights and computation ("float32",
-    "bfloat16"); None: as it was trained, or as its files are. `step` is that of the checkpoint; None: the newest.
-    `leave_out`: names of tensors to exclude, with * for any characters, unless `source` is open already. `tokenizer`:
-    whether to read it. `log` is called for each difference from the model that was trained. Raises UserError if there is no
-    model, or if it can't be opened like this.
+    `layout` and `mesh` place its weights; None: on one device. `dtype` is that of weights and computation
+    ("float32", "bfloat16"); None: as it was trained, or as its files are. `step` is that of the checkpoint;
+    None: the newest. `leave_out`: names of tensors to exclude, with * for any characters, unless `source` is
+    open already. `tokenizer`: whether to read it. `log` is called for each difference from the model that was
+    trained. Raises UserError if there is no model, or if it can't be opened like this.
     """
     source = source if isinstance(source, ModelSource) else open_source(source, leave_out)
     path, experiment = source.path, source.experiment
@@ -149,7 +151,9 @@ def config_for_use(model: ModelConfig, dtype: str | None) -> ModelConfig:
 
 
 def without_cudnn(experiment: Experiment, platform: str, log: Callable[[str], None]) -> Experiment:
-    """The experiment with XLA's attention instead of cuDNN's, which needs a bound on the documents of a row, as training has."""
+    """The experiment with XLA's attention instead of cuDNN's, which needs a bound on the documents of a row,
+    as training has.
+    """
     if experiment.model.attention != "cudnn":
         return experiment
     log(f"model.attention=cudnn: the model was trained with it; it is opened with model.attention=xla (devices: {platform})")

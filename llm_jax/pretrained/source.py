@@ -1,4 +1,4 @@
-"""A folder with a trained model, read once: its experiment, its checkpoints, and the headers of its safetensors files."""
+"""A folder with a trained model, read once: its experiment, checkpoints, and safetensors headers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ class ModelSource:
     steps: tuple[int, ...]
     """The steps of a run's checkpoints, in order."""
     folder: Folder | None
-    """The open Hugging Face folder that holds the weights; None for a run with checkpoints, or without any weights."""
+    """The open Hugging Face folder that holds the weights; None for a run with checkpoints, or without any
+    weights.
+    """
 
 
 def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
-    """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if it has any.
+    """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if
+    it has any.
 
-    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError if there is no model in the folder.
+    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError if there is no model
+    in the folder.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -75,7 +79,9 @@ def checkpoint_steps(run_dir: Path) -> list[int]:
 
 
 def weights_folder(path: Path) -> Path | None:
-    """The Hugging Face folder with the weights of a loaded model: `weights` in a run folder, or the folder itself; None for none."""
+    """The Hugging Face folder with the weights of a loaded model: `weights` in a run folder, or the folder
+    itself; None for none.
+    """
     return path / "weights" if (path / "weights" / CONFIG).is_file() else path if is_folder(path) else None
 
 

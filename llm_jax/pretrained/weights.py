@@ -1,4 +1,4 @@
-"""Reads the weights of a trained model, without the rest of a train state, onto any layout and mesh, in any dtype."""
+"""Reads the weights of a trained model, without a train state, onto any layout and in any dtype."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from llm_jax.train.state import TrainModel, join, pick, trained_names
 
 
 def read_weights(source: ModelSource, program: TrainModel, step: int | None, log: Callable[[str], None]) -> tuple[Any, int]:
-    """(parameters, step): nested dicts of arrays, placed as the model's layout stores them, in its parameter dtype.
+    """(parameters, step): nested dicts of arrays, placed as the model's layout stores them, in its parameter
+    dtype.
 
-    They are those of the checkpoint at `step` (None: the newest that is intact), or of the Hugging Face folder, with step 0.
-    If the run kept a moving average of its weights, they are the average, as in evaluation. `log` is called for each newer
-    checkpoint that is damaged. Nothing in the folder is changed. Raises UserError if there are no weights, if the checkpoint
-    at `step` is damaged or missing, or if the weights are those of another model.
+    They are those of the checkpoint at `step` (None: the newest that is intact), or of the Hugging Face
+    folder, with step 0. If the run kept a moving average of its weights, they are the average, as in
+    evaluation. `log` is called for each newer checkpoint that is damaged. Nothing in the folder is changed.
+    Raises UserError if there are no weights, if the checkpoint at `step` is damaged or missing, or if the
+    weights are those of another model.
     """
     path, steps = source.path, source.steps
     if source.folder is not None:
@@ -53,7 +55,9 @@ def read_weights(source: ModelSource, program: TrainModel, step: int | None, log
 
 
 def read_checkpoint(experiment: Experiment, checkpoint: Path, program: TrainModel, log: Callable[[str], None]) -> Any:
-    """All parameters of a run: the trained ones from one of its checkpoints, the others as the run initialised them."""
+    """All parameters of a run: the trained ones from one of its checkpoints, the others as the run
+    initialised them.
+    """
     state = checkpoint / "state"
     if experiment.train.trainable == EVERYTHING:
         return read_arrays(state, program, str(checkpoint))
@@ -63,7 +67,9 @@ def read_checkpoint(experiment: Experiment, checkpoint: Path, program: TrainMode
 
 
 def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> Any:
-    """The parameters that a run starts with: read from the folder of `train.start_from`, or drawn at random from its seed."""
+    """The parameters that a run starts with: read from the folder of `train.start_from`, or drawn at random
+    from its seed.
+    """
     path = experiment.train.start_from
     if not path:
         return model.new_parameters(experiment.train.seed)
@@ -73,7 +79,10 @@ def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[
 
 
 def read_folder(folder: Folder, program: TrainModel) -> Any:
-    """The parameters in a Hugging Face folder. Raises UserError if its files are damaged, or are those of another model."""
+    """The parameters in a Hugging Face folder.
+
+    Raises UserError if its files are damaged, or are those of another model.
+    """
     check_sums(folder.path)
     abstract = TrainModel(folder.model, program.optimizer, program.place).abstract
     compare(abstract, program.abstract, str(folder.path))
@@ -81,7 +90,8 @@ def read_folder(folder: Folder, program: TrainModel) -> Any:
 
 
 def read_arrays(folder: Path, program: TrainModel, where: str, names: frozenset[str] | None = None) -> Any:
-    """The parameters with these names (None: all), or their average if there is one, from the arrays that Orbax wrote to a folder.
+    """The parameters with these names (None: all), or their average if there is one, from the arrays that
+    Orbax wrote to a folder.
 
     Raises UserError, naming `where` first, if the arrays are those of another model.
     """
@@ -103,7 +113,10 @@ def read_arrays(folder: Path, program: TrainModel, where: str, names: frozenset[
 
 
 def compare(found: Any, wanted: Any, where: str) -> None:
-    """Raises UserError, naming the first difference, if arrays have other names or shapes than `wanted`. Dtypes may differ."""
+    """Raises UserError, naming the first difference, if arrays have other names or shapes than `wanted`.
+
+    Dtypes may differ.
+    """
     shapes = [{name: text.partition(" ")[2] for name, text in described(tree).items()} for tree in (found, wanted)]
     for name in sorted({*shapes[0], *shapes[1]}):
         there, here = (tree.get(name, "not there") for tree in shapes)

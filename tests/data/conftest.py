@@ -49,7 +49,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make(cache: Path) -> Callable[..., Corpus]:
-    """make(source, sequence_length=..., any field of DataConfig) -> Corpus, with a cache that the session shares."""
+    """make(source, sequence_length=..., any field of DataConfig) -> Corpus, with a cache that the session
+    shares.
+    """
 
     def make(source: Path | str, *, vocab: int = 320, sequence_length: int = 32, batch_size: int = 8, seed: int = 0,
              run_dir: Path | None = None, tokenizer: TokenizerConfig | None = None, **data: object) -> Corpus:  # fmt: skip

@@ -144,7 +144,9 @@ def test_mixture_draws_rows_by_weight(make, small, tmp_path):
 
 
 def test_a_batch_is_what_a_naive_reading_of_the_whole_stream_gives(corpus):
-    """Epochs of shuffled documents end to end, cut every 32 tokens, the rows of each round shuffled, 8 rows a batch."""
+    """Epochs of shuffled documents end to end, cut every 32 tokens, the rows of each round shuffled, 8 rows a
+    batch.
+    """
     from llm_jax.data.packing import shuffled
 
     part = corpus._parts[0].train
@@ -176,7 +178,9 @@ def test_a_mixture_takes_every_row_of_each_source_in_order_wherever_it_is_read(m
 
 
 def test_the_same_document_is_on_one_side_of_the_split_only(make, small, tmp_path):
-    """A document may be twice in a source, or in two sources of which the smaller holds out documents that the other would not."""
+    """A document may be twice in a source, or in two sources of which the smaller holds out documents that
+    the other would not.
+    """
     texts = documents(400)
     tiny = write_jsonl(tmp_path / "tiny.jsonl", [*texts[7:27], *texts[7:27]])
     mixed = make("unused", mixture={str(small): 1.0, str(tiny): 1.0})

@@ -1,4 +1,4 @@
-"""A tokenizer.json, byte-level or converted SentencePiece, gives back every text, counts its bytes, and knows its control tokens."""
+"""A tokenizer.json decodes every text, counts its bytes, and has its control tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|eot_id|>"]
 
 
 def make_folder(kind: str, folder: Path, **config: Any) -> Path:
-    """A folder with a tokenizer.json as each family has it, trained on a few words; `config`: tokenizer_config.json."""
+    """A folder with a tokenizer.json as each family has it, trained on a few words; `config`:
+    tokenizer_config.json.
+    """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -113,7 +115,10 @@ def test_control_tokens_are_silent_and_have_no_bytes(folders):
 
 
 BOS, EOS, PAD, EOT = range(4)
-"""Files that name the tokens of SPECIAL, and the ids that are found. The last id is an EOS that ends generated text only."""
+"""Files that name the tokens of SPECIAL, and the ids that are found.
+
+The last id is an EOS that ends generated text only.
+"""
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,9 @@ def test_files_are_kept_as_they_were(folders, tmp_path):
 
 
 def test_what_a_folder_has_decides(folders, tmp_path):
-    """Ours, those of run folders made before, whose tokenizer.json is a few words about the model, and Hugging Face's."""
+    """Ours, those of run folders made before, whose tokenizer.json is a few words about the model, and
+    Hugging Face's.
+    """
     trained = train(documents(100), TokenizerConfig(vocab=310))
     trained.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == trained.fingerprint

@@ -1,4 +1,4 @@
-"""The source of each row of a mixture, against the rule in Python's integers and against what Grain 0.2.18 gave."""
+"""The source of each row of a mixture, compared with the rule in Python's integers and with Grain 0.2.18."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from .conftest import documents, write_jsonl
 
 
 def reference(shares: tuple[float, ...], row: int) -> tuple[int, int]:
-    """(source, row of the source) of one row of a mixture, in Python's own integers: whole proportions, smallest 100."""
+    """(source, row of the source) of one row of a mixture, in Python's own integers: whole proportions,
+    smallest 100.
+    """
     proportions = [int(share * (100 / min(shares))) for share in shares]
     before, after, remaining = row, row + 1, sum(proportions)
     for source, proportion in enumerate(proportions):

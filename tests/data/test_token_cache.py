@@ -99,7 +99,9 @@ def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shard
 
 @pytest.mark.parametrize("limit", [2_000, 30_000, 100_000])
 def test_a_cache_that_takes_no_more_is_one_line_and_the_next_start_goes_on(corpus, small, tmp_path, limit):
-    """A limit on the size of files stands for a full disk; it strikes while datasets, tokenizers or tokens are written."""
+    """A limit on the size of files stands for a full disk; it strikes while datasets, tokenizers or tokens
+    are written.
+    """
     command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
     limited = subprocess.run(["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command], cwd=ROOT, capture_output=True, text=True)
     assert limited.returncode == 1

@@ -1,4 +1,4 @@
-"""Rows of whole examples: every example once an epoch in one piece, weights from the data, the same for any reader."""
+"""Rows of whole examples: each example once an epoch, uncut, with weights from the data, for any reader."""
 
 from __future__ import annotations
 

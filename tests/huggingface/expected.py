@@ -1,4 +1,4 @@
-"""The logits that transformers computes with the models of `fixtures`, as one batch, so that a test compiles a model once."""
+"""The logits that transformers computes with the models of `fixtures`, as one batch per model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = sorted(folder.name for folder in FIXTURES.iterdir())
 TOLERANCE = 1e-4
-"""Absolute, of float32 logits with a standard deviation of 1 to 6: transformers' own differ by up to 5e-5 from those in float64."""
+"""Absolute, of float32 logits with a standard deviation of 1 to 6: transformers' own differ by up to 5e-5
+from those in float64.
+"""
 ROWS = 12
 """So that four devices can share them."""
 
@@ -88,5 +90,7 @@ def furthest(batch: Batch, logits_BTV: np.ndarray, *kinds: str) -> float:
 
 
 def continues(batch: Batch, logits_BTV: np.ndarray) -> np.ndarray:
-    """The model's own most likely token at each place of the greedy continuation, given the tokens before it: [2, N]."""
+    """The model's own most likely token at each place of the greedy continuation, given the tokens before it:
+    [2, N].
+    """
     return logits_BTV[batch.rows["greedy"], batch.prompt - 1 : batch.prompt - 1 + batch.new.shape[1]].argmax(-1)

@@ -1,4 +1,4 @@
-"""pretrained.load and pretrained.save: a folder becomes a run, a run a folder, and a mistake is one line that leaves no file."""
+"""pretrained.load and pretrained.save: a folder becomes a run and a run a folder; mistakes are one line."""
 
 from __future__ import annotations
 

@@ -41,8 +41,11 @@ def trained(kind: str) -> SentencePieceTokenizer:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_every_text_becomes_the_same_tokens_and_comes_back(kind, tmp_path):
-    """BPE without an exception. Unigram's ways to cut a text may be as likely as one another up to rounding, as spaces in runs are:
-    SentencePiece sums log-probabilities in float32 (1e-7 of the sum was seen between the two ways), tokenizers in float64.
+    """BPE without an exception.
+
+    Unigram's ways to cut a text may be as likely as one another up to rounding, as spaces in runs are:
+    SentencePiece sums log-probabilities in float32 (1e-7 of the sum was seen between the two ways),
+    tokenizers in float64.
     """
     ours = trained(kind)
     export_tokenizer(ours, tmp_path)

@@ -1,4 +1,4 @@
-"""A folder that describes what is not supported is refused by the name of its key or tensor; keys without effect are not."""
+"""A folder that describes an unsupported model is refused by the name of the key or tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of every family compute the logits that transformers computed in float32, which `fixtures` has: PyTorch is not needed."""
+"""Models of every family compute the float32 logits of transformers, which `fixtures` has (no PyTorch)."""
 
 from __future__ import annotations
 

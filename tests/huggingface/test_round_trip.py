@@ -1,4 +1,4 @@
-"""A model that is loaded and saved again has the same bits; transformers (extra `reference`) computes the same with it."""
+"""A model that is loaded and saved has the same bits; transformers (extra `reference`) reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model that was trained here gives the same tokens and the same loss in transformers. Needs the extra `reference`."""
+"""A model that was trained here gives the same tokens and the same loss in transformers.
+
+Needs the extra `reference`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ def test_folders_of_theirs_are_tokenised_as_they_do(transformers, tmp_path, kind
     ids=["llama", "gpt2"],
 )  # fmt: skip
 def test_the_held_out_loss_is_the_same(transformers, tmp_path, model):
-    """To 1e-4: trained, evaluated here; exported, read by AutoTokenizer and AutoModelForCausalLM, each held-out document by itself."""
+    """To 1e-4: trained, evaluated here; exported, read by AutoTokenizer and AutoModelForCausalLM, each
+    held-out document by itself.
+    """
     torch = pytest.importorskip("torch", reason=REASON)
     run, exported, other = tmp_path / "run", tmp_path / "exported", write_jsonl(tmp_path / "other.jsonl", documents(60, seed=7))
     assert launch(f"experiment={write_experiment(tmp_path)}", f"run_dir={run}", "train.steps=30", "optimizer.learning_rate=1e-2", *model) == 0

@@ -1,4 +1,4 @@
-"""The config.json of well-known models on the Hub is read completely, and gives the number of parameters that is published."""
+"""The config.json of well-known models is read completely and gives the published number of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""open_model: the weights of a run, on any layout and in any dtype, and the errors for folders without usable weights."""
+"""open_model: the weights of a run on any layout and in any dtype, and the errors without usable weights."""
 
 from __future__ import annotations
 

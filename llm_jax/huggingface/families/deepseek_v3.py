@@ -1,7 +1,7 @@
-"""DeepSeek-V3 and R1: latent attention, YaRN, shared experts, and routed experts that are chosen by groups with a bias.
+"""DeepSeek-V3 and R1: latent attention, YaRN, shared experts, and experts chosen by groups with a bias.
 
-The files rotate pairs of neighbouring dims (0 and 1, 2 and 3), this model pairs of dims half a head apart. So the rows of
-projections are permuted when they are read and written.
+The files rotate pairs of neighbouring dims (0 and 1, 2 and 3), this model pairs of dims half a head apart. So
+the rows of projections are permuted when they are read and written.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 def interleaved_to_halves(kept: int, rotated: int) -> tuple[int, ...]:
-    """For each dim of a head here its index in the files: `kept` dims without rotation, then the first of each pair, then the second."""
+    """For each dim of a head here its index in the files: `kept` dims without rotation, then the first of
+    each pair, then the second.
+    """
     return (*range(kept), *range(kept, kept + rotated, 2), *range(kept + 1, kept + rotated, 2))
 
 

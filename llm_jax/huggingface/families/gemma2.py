@@ -1,4 +1,4 @@
-"""Gemma 2: norms on both sides of each block, softcaps on scores and logits, a scaled embedding, a window in every other layer."""
+"""Gemma 2: norms on both sides of each block, softcaps, a scaled embedding, a window in every other layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 3 (text): Gemma 2 with norms on queries and keys, and separate rotary embeddings for layers with a window."""
+"""Gemma 3 (text): Gemma 2 with query and key norms, and a separate rotary embedding in windowed layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
 def read_ropes(reader: ConfigReader, positions: int, window: int | None) -> dict[str, Any]:
     """The fields of both rotary embeddings.
 
-    `rope_theta` and `rope_scaling` are about layers without a window, `rope_local_base_freq` about those with one.
+    `rope_theta` and `rope_scaling` are about layers without a window, `rope_local_base_freq` about those with
+    one.
     """
     given = reader.group("rope_parameters")
     for name, value in given.items():

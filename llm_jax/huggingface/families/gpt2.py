@@ -1,4 +1,4 @@
-"""GPT-2: LayerNorm, learned positions, biases everywhere; matrices are stored [in, out], queries, keys and values fused."""
+"""GPT-2: LayerNorm, learned positions, biases everywhere; fused matrices that are stored [in, out]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3: RMSNorm, SwiGLU, rotary embeddings, grouped queries; the family that most others derive from."""
+"""Llama 2 and 3: RMSNorm, SwiGLU, rotary embeddings, grouped queries. Most other families derive from it."""
 
 from __future__ import annotations
 

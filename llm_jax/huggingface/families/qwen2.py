@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and an optional sliding window in the upper layers."""
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values, and an optional window in upper layers."""
 
 from __future__ import annotations
 
