@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.files import read_json_lines
+from tools.slurm_cluster import Cluster, require_slurm
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("start", "compile", "train", "evaluate", "save", "sample")
@@ -288,8 +289,6 @@ def compare(job: Job, unbroken: Job) -> None:
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int, cpus: int = 4) -> Iterator[None]:
     """Runs a cluster while the context lasts; SLURM_CONF names it."""
-    from tools.slurm_cluster import Cluster, require_slurm
-
     require_slurm()
     made = Cluster(folder)
     made.start(nodes=nodes, cpus=cpus, gpus=0, memory=4000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -122,8 +123,6 @@ class Cluster:
 
     def configure(self, nodes: int, cpus: int, gpus: int, memory: int) -> None:
         """Writes Slurm's configuration files."""
-        import pwd
-
         host, ports = socket.gethostname().split(".")[0], free_ports(1 + nodes + RESERVED_PORTS)
         gres = f"Gres=gpu:{gpus} " if gpus else ""
         lines = [
