@@ -10,9 +10,9 @@ import pytest
 
 from llm_jax.launch import main
 from tests.conftest import ROOT
-from tests.docs.pages import PAGES, blocks_of, lines
+from tools.check_docs import PAGES, blocks_of, lines_of
 
-LINES = sorted({line for page in PAGES for line in lines(page)})
+LINES = sorted({line for page in PAGES for line in lines_of(page.read_text())})
 LINES = [line for line in LINES if not re.search(r"experiment=\S*\.py", line)]  # files of a reader's own: test_extending.py
 LAUNCHES = [line.split("llm_jax.launch", 1)[1] for line in LINES if "llm_jax.launch" in line]
 PLANS = [line.split("llm_jax.plan", 1)[1] for line in LINES if "llm_jax.plan experiment=" in line]
@@ -59,7 +59,7 @@ def test_tools_targets_tests_and_links_of_a_page_are_there(page):
     for module in re.findall(r"python -m (llm_jax[\w.]*|tools\.\w+)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for target in re.findall(r"^make (\w+)", "\n".join(lines(page)), re.M):
+    for target in re.findall(r"^make (\w+)", "\n".join(lines_of(page.read_text())), re.M):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
     own = re.findall(r"^# (llm_jax/\S+\.py)$", text, re.M)  # files that a reader adds
     for path in re.findall(r"(?<![\w./~-])((?:tests|llm_jax|experiments)/[\w/]*\w(?:\.py|\.toml)?)", text):

@@ -21,8 +21,8 @@ from llm_jax.objective.protocol import OBJECTIVES
 from llm_jax.run import run
 from llm_jax.train.optimizer import BUILDERS
 from tests.conftest import ROOT
-from tests.docs.pages import blocks_of, lines_of
 from tests.tiny_run import losses
+from tools.check_docs import blocks_of, lines_of
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M))
