@@ -130,8 +130,14 @@ def prepare(folder: Path) -> dict[str, str]:
     table.parent.mkdir(parents=True)
     shutil.copy(ROOT / "docs/figures/isoflop_cpu/runs.csv", table)
     (folder / "home").mkdir()
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder / "home"), "LLM_JAX_CACHE": os.environ.get("LLM_JAX_CACHE", str(folder / "cache")),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}  # fmt: skip
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder / "home"),
+        "LLM_JAX_CACHE": os.environ.get("LLM_JAX_CACHE", str(folder / "cache")),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+    }
 
 
 def prose(i: int) -> str:

@@ -147,7 +147,6 @@ def test_an_attention_kernel_gives_the_losses_of_xla(folder):
     np.testing.assert_allclose(losses_of(folder / "runs/plain"), losses_of(folder / "runs/small"), rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=False, reason="families are listed by hand until they are found with pkgutil")
 def test_a_family_alias_is_written_and_read_again(folder):
     printed = follow_in_a_copy("A model family", folder)
     assert json.loads((folder / "exported/config.json").read_text())["model_type"] == "acme"

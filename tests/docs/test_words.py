@@ -33,7 +33,6 @@ DIALECT = {
     r"\bcame of it\b|\bcomes of it\b": "results",
     r"\bis to be\b|\bare to be\b": "must be, will be",
     r"\bwon't do\b|\bwill do\b": "suffices",
-    r"\bas it is\b|\bas they are\b": "unchanged",
     r"\bwants?\b": "needs, requires",
     r"\bnobody (reads|waits|is|has)\b": "no process",
     r"\bin vain\b|\bforth\b": "without effect",
