@@ -66,7 +66,7 @@ class Lanes(LoadScopeScheduling):
             self._waiting: set[str] = set()
             for file in dict.fromkeys(nodeid.split("::", 1)[0] for nodeid in tests):
                 name = unit(file)
-                self._seconds[name] = self._seconds.get(name, 0.0) + known.get(file, {}).get("wall", 10.0)
+                self._seconds[name] = self._seconds.get(name, 0.0) + known.get(file, {}).get("wall", 10.0 if file.startswith("tests/") else 0.1)
                 if waits(file):
                     self._waiting.add(name)
             self._names = sorted(node.gateway.id for node in self.nodes)

@@ -87,7 +87,7 @@ def print_table(now: dict[str, Seconds], before: dict[str, Seconds], title: str)
     total = Seconds()
     for name, seconds in now.items():
         total.add(seconds)
-        recorded = f"{before[name].cpu:9.1f}" if name in before else f"{'-':>9}"
+        recorded = f"{before[name].cpu:9.1f}" if name in before and before[name].cpu else f"{'-':>9}"
         print(f"{name:44} {seconds.tests:6} {seconds.wall:8.1f} {seconds.cpu:8.1f} {recorded}")
     print(f"{'together':44} {total.tests:6} {total.wall:8.1f} {total.cpu:8.1f} {sum(s.cpu for s in before.values()):9.1f}")
 
