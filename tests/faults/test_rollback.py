@@ -269,3 +269,11 @@ def test_user_errors_name_the_key():
     experiment = Experiment(layout=preset("single"), train=TrainConfig(rollback=RollbackConfig(spike=1.5)))
     with pytest.raises(UserError, match=r"train\.rollback\.spike=1\.5: grid.executor=vmap can"):
         placement_for(experiment, 2)
+
+
+def test_a_roll_back_without_fingerprints_names_batches_by_number(tiny, tmp_path, poisoned, capsys):
+    run_dir = tmp_path / "run"
+    assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *WATCHED, "train.batch_sha=false") == 0
+    assert [record["batches"] for record in recorded(run_dir)] == SKIPPED
+    assert [record["batch_shas"] for record in recorded(run_dir)] == [[], []]
+    assert "6 batches are skipped: 11, ..., 16" in capsys.readouterr().out
