@@ -38,21 +38,23 @@ class Case:
 CASES = {
     "gpt2": Case("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 48, "n_positions": 64, "vocab_size": 83}),
     "gpt2_hub": Case(
-        "gpt2", {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 83, "layer_norm_epsilon": 1e-3},
+        "gpt2",
+        {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 83, "layer_norm_epsilon": 1e-3},
         spelling="4", dtype="float16", hub=True,
     ),
     "gpt_neox": Case(
         "gpt_neox",
         {
-            "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 83,
-            "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.25},
+            "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3,
+            "vocab_size": 83, "max_position_embeddings": 128,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.25},
         },
     ),
     "gpt_neox_hub": Case(
         "gpt_neox",
         {
-            "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 83,
-            "max_position_embeddings": 64, "use_parallel_residual": False,
+            "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+            "vocab_size": 83, "max_position_embeddings": 64, "use_parallel_residual": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         },
         spelling="4", dtype="float16", hub=True,
@@ -61,8 +63,8 @@ CASES = {
         "llama",
         LLAMA | {
             "rope_parameters": {
-                "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
+                "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
             },
             "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
         },
@@ -71,8 +73,10 @@ CASES = {
     "llama_bias_tied": Case(
         "llama",
         LLAMA | {
-            "head_dim": 12, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}, "max_position_embeddings": 128,
+            "head_dim": 12, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+            "max_position_embeddings": 128,
         },
         drop=("num_key_value_heads", "rms_norm_eps", "hidden_act", "pretraining_tp"),
     ),
@@ -87,32 +91,38 @@ CASES = {
         dtype="bfloat16", shards=2,
     ),
     "qwen3": Case(
-        "qwen3", LLAMA | {"head_dim": 16, "rope_parameters": YARN, "max_position_embeddings": 64, "tie_word_embeddings": True}, spelling="4",
+        "qwen3",
+        LLAMA | {"head_dim": 16, "rope_parameters": YARN, "max_position_embeddings": 64, "tie_word_embeddings": True},
+        spelling="4",
     ),
     "qwen3_moe": Case(
         "qwen3_moe",
         LLAMA | {
-            "head_dim": 12, "num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "norm_topk_prob": True,
-            "mlp_only_layers": [3], "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "head_dim": 12, "num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 12, "norm_topk_prob": True, "mlp_only_layers": [3],
+            "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     ),
     "qwen3_moe_step": Case(
         "qwen3_moe",
         LLAMA | {
-            "head_dim": 8, "num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-            "norm_topk_prob": False, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 8, "tie_word_embeddings": True,
+            "head_dim": 8, "num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12, "norm_topk_prob": False, "decoder_sparse_step": 2,
+            "use_sliding_window": True, "sliding_window": 8, "tie_word_embeddings": True,
         },
         spelling="4", dtype="bfloat16", drop=("norm_topk_prob", "rope_theta"),
     ),
     "mixtral": Case(
-        "mixtral", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24, "sliding_window": 8, "rms_norm_eps": 1e-4},
+        "mixtral",
+        LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24, "sliding_window": 8, "rms_norm_eps": 1e-4},
     ),
     "olmo2": Case("olmo2", LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "rms_norm_eps": 1e-6}, spelling="4"),
     "gemma2": Case(
         "gemma2",
         LLAMA | {
-            "head_dim": 12, "num_hidden_layers": 3, "sliding_window": 8, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0,
-            "final_logit_softcapping": 4.0, "hidden_activation": "gelu_pytorch_tanh",
+            "head_dim": 12, "num_hidden_layers": 3, "sliding_window": 8, "query_pre_attn_scalar": 7,
+            "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
+            "hidden_activation": "gelu_pytorch_tanh",
         },
         spelling="4",
     ),
@@ -131,18 +141,21 @@ CASES = {
     "deepseek_v3": Case(
         "deepseek_v3",
         LLAMA | {
-            "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3,
-            "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "q_lora_rank": 12, "kv_lora_rank": 10,
-            "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 6, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-            "attention_bias": True, "rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+            "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8,
+            "n_shared_experts": 2, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+            "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "q_lora_rank": 12, "kv_lora_rank": 10,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 6, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "attention_bias": True,
+            "rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 1.3},
         },
         spelling="4",
     ),
     "deepseek_v3_noqlora": Case(
         "deepseek_v3",
         LLAMA | {
-            "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2,
-            "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "q_lora_rank": None, "kv_lora_rank": 16, "norm_topk_prob": False,
+            "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 6,
+            "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+            "first_k_dense_replace": 0, "q_lora_rank": None, "kv_lora_rank": 16, "norm_topk_prob": False,
             "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 16, "num_hidden_layers": 2,
         },
         dtype="bfloat16", shards=2,
@@ -162,9 +175,10 @@ def random_case(family: str, seed: int) -> Case:
     kv, group, layers = pick(1, 2, 3), pick(1, 2, 3), pick(1, 2, 3, 4, 5)
     heads, per_head = kv * group, pick(6, 8, 10)
     sizes: dict[str, Any] = {
-        "vocab_size": pick(61, 90, 101), "hidden_size": heads * per_head, "num_attention_heads": heads, "num_key_value_heads": kv,
-        "num_hidden_layers": layers, "intermediate_size": pick(20, 33, 50), "max_position_embeddings": pick(64, 128),
-        "rms_norm_eps": pick(1e-5, 1e-6, 1e-3), "tie_word_embeddings": chance(),
+        "vocab_size": pick(61, 90, 101), "hidden_size": heads * per_head, "num_attention_heads": heads,
+        "num_key_value_heads": kv, "num_hidden_layers": layers, "intermediate_size": pick(20, 33, 50),
+        "max_position_embeddings": pick(64, 128), "rms_norm_eps": pick(1e-5, 1e-6, 1e-3),
+        "tie_word_embeddings": chance(),
     }  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": pick(500.0, 10000.0, 1000000.0)}
     length = {"original_max_position_embeddings": 16}
@@ -177,15 +191,17 @@ def random_case(family: str, seed: int) -> Case:
     config = dict(sizes)
     if family == "gpt2":
         config = {
-            "n_embd": heads * per_head, "n_head": heads, "n_layer": layers, "n_inner": pick(None, 37), "n_positions": 64, "vocab_size": 101,
-            "layer_norm_epsilon": pick(1e-5, 1e-3), "activation_function": pick("gelu_new", "gelu"), "tie_word_embeddings": chance(0.8),
+            "n_embd": heads * per_head, "n_head": heads, "n_layer": layers, "n_inner": pick(None, 37),
+            "n_positions": 64, "vocab_size": 101, "layer_norm_epsilon": pick(1e-5, 1e-3),
+            "activation_function": pick("gelu_new", "gelu"), "tie_word_embeddings": chance(0.8),
         }  # fmt: skip
     elif family == "gpt_neox":
         per_head, fraction = pick((8, 0.25), (16, 0.25), (8, 0.5), (6, 1.0))
         del config["rms_norm_eps"], config["num_key_value_heads"]
         config |= {
-            "hidden_size": heads * per_head, "use_parallel_residual": chance(0.7), "layer_norm_eps": pick(1e-5, 1e-3),
-            "hidden_act": pick("gelu", "gelu_new"), "attention_bias": chance(0.8),
+            "hidden_size": heads * per_head, "use_parallel_residual": chance(0.7),
+            "layer_norm_eps": pick(1e-5, 1e-3), "hidden_act": pick("gelu", "gelu_new"),
+            "attention_bias": chance(0.8),
             "rope_parameters": pick(rope, rope | {"rope_type": "linear", "factor": 4.0}) | {"partial_rotary_factor": fraction},
         }  # fmt: skip
     elif family == "llama":
@@ -206,9 +222,10 @@ def random_case(family: str, seed: int) -> Case:
     elif family == "qwen3_moe":
         only = [i for i in range(layers) if chance(0.3)]
         config |= moe | {
-            "rope_parameters": pick(rope, yarn | betas), "head_dim": pick(4, 12), "attention_bias": chance(0.3), "num_experts": pick(4, 7),
-            "norm_topk_prob": chance(), "mlp_only_layers": only, "decoder_sparse_step": pick(1, 1, 2, 3), "use_sliding_window": chance(0.3),
-            "sliding_window": 6,
+            "rope_parameters": pick(rope, yarn | betas), "head_dim": pick(4, 12),
+            "attention_bias": chance(0.3), "num_experts": pick(4, 7), "norm_topk_prob": chance(),
+            "mlp_only_layers": only, "decoder_sparse_step": pick(1, 1, 2, 3),
+            "use_sliding_window": chance(0.3), "sliding_window": 6,
         }  # fmt: skip
     elif family == "mixtral":
         config |= {"rope_parameters": rope, "sliding_window": pick(None, None, 5), "num_local_experts": pick(3, 8)}
@@ -217,31 +234,38 @@ def random_case(family: str, seed: int) -> Case:
         config |= {"rope_parameters": pick(rope, *scaled), "attention_bias": chance(0.3)}
     elif family == "gemma2":
         config |= {
-            "rope_parameters": rope, "head_dim": pick(4, 12), "sliding_window": pick(1, 5), "query_pre_attn_scalar": pick(3, 24),
-            "attention_bias": chance(0.3), "attn_logit_softcapping": pick(None, 2.0, 50.0),
-            "final_logit_softcapping": pick(None, 3.0, 30.0), "tie_word_embeddings": chance(0.8),
+            "rope_parameters": rope, "head_dim": pick(4, 12), "sliding_window": pick(1, 5),
+            "query_pre_attn_scalar": pick(3, 24), "attention_bias": chance(0.3),
+            "attn_logit_softcapping": pick(None, 2.0, 50.0), "final_logit_softcapping": pick(None, 3.0, 30.0),
+            "tie_word_embeddings": chance(0.8),
         }  # fmt: skip
     elif family == "gemma3_text":
         pattern = pick(2, 3, 6)
         kinds = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
         config |= {
-            "head_dim": pick(4, 12), "sliding_window": pick(1, 5), "query_pre_attn_scalar": pick(3, 24), "layer_types": kinds,
+            "head_dim": pick(4, 12), "sliding_window": pick(1, 5), "query_pre_attn_scalar": pick(3, 24),
+            "layer_types": kinds,
             "rope_parameters": {
                 "full_attention": pick(rope, rope | {"rope_type": "linear", "factor": 8.0}),
                 "sliding_attention": {"rope_type": "default", "rope_theta": pick(100.0, 10000.0)},
             },
-            "tie_word_embeddings": chance(0.8), "final_logit_softcapping": pick(None, None, 5.0), "attn_logit_softcapping": None,
+            "tie_word_embeddings": chance(0.8), "final_logit_softcapping": pick(None, None, 5.0),
+            "attn_logit_softcapping": None,
         }  # fmt: skip
     elif family == "deepseek_v3":
         groups = pick(1, 2, 4)
         config |= moe | {
-            "num_key_value_heads": heads, "n_group": groups, "topk_group": int(rng.integers(1, groups + 1)), "n_routed_experts": groups * pick(3, 4),
-            "n_shared_experts": pick(1, 2), "first_k_dense_replace": int(rng.integers(0, layers + 1)), "routed_scaling_factor": pick(1.0, 2.5),
-            "norm_topk_prob": chance(0.7), "q_lora_rank": pick(None, 9, 16), "kv_lora_rank": pick(8, 13), "qk_nope_head_dim": pick(6, 8),
-            "qk_rope_head_dim": pick(4, 6), "v_head_dim": pick(4, 8, 10), "attention_bias": chance(0.5), "rope_interleave": chance(0.8),
+            "num_key_value_heads": heads, "n_group": groups, "topk_group": int(rng.integers(1, groups + 1)),
+            "n_routed_experts": groups * pick(3, 4), "n_shared_experts": pick(1, 2),
+            "first_k_dense_replace": int(rng.integers(0, layers + 1)),
+            "routed_scaling_factor": pick(1.0, 2.5), "norm_topk_prob": chance(0.7),
+            "q_lora_rank": pick(None, 9, 16), "kv_lora_rank": pick(8, 13), "qk_nope_head_dim": pick(6, 8),
+            "qk_rope_head_dim": pick(4, 6), "v_head_dim": pick(4, 8, 10), "attention_bias": chance(0.5),
+            "rope_interleave": chance(0.8),
             "rope_parameters": pick(rope, yarn, yarn | betas | {"mscale": 1.0, "mscale_all_dim": 1.0}, yarn | {"mscale": 0.7, "mscale_all_dim": 1.2}),
         }  # fmt: skip
     return Case(
-        family, config, spelling=pick("4", "5"), dtype=pick("float32", "float32", "float16", "bfloat16"), shards=pick(1, 1, 3),
-        hub=family in ("gpt2", "gpt_neox") and chance(0.4), drop=("*",) if chance() else (),
+        family, config, spelling=pick("4", "5"), dtype=pick("float32", "float32", "float16", "bfloat16"),
+        shards=pick(1, 1, 3), hub=family in ("gpt2", "gpt_neox") and chance(0.4),
+        drop=("*",) if chance() else (),
     )  # fmt: skip

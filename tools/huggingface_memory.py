@@ -1,11 +1,12 @@
-"""Measures the host memory that loading a model takes beyond the model: python tools/huggingface_memory.py gigabytes=3
+"""Measures the host memory that loading a model takes beyond the model.
 
   python tools/huggingface_memory.py gigabytes=3                                 on one device
-  python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated devices, whose memory is the host's
+  python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated devices in host memory
 
-It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a new process, and prints the peak of
-that process's memory (VmHWM) minus its memory before and minus the weights. The promise: no more than the largest tensor
-and 1 GiB. With save=true the process also writes the run folder, as `python -m llm_jax.pretrained.load` does.
+It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a new process, and prints
+the peak of that process's memory (VmHWM) minus its memory before and minus the weights. The promise: no more than
+the largest tensor and 1 GiB. With save=true the process also writes the run folder, as
+`python -m llm_jax.pretrained.load` does.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from transformers.utils import logging
 from tools.huggingface_cases import Case
 
 FAMILIES = (
-    "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
+    "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2",
+    "gemma3_text", "deepseek_v3",
 )  # fmt: skip
 PAD, BOS, EOS = 3, 1, 2
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}  # the plain sums, which float64 can do too
@@ -46,7 +47,9 @@ def build(case: Case, seed: int) -> Any:
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator, centred: bool) -> np.ndarray:
-    """Sets random weights with which every feature affects the logits, whose standard deviation is about 2."""
+    """Sets random weights with which every feature affects the logits, whose standard deviation
+    is about 2.
+    """
     part = name.removesuffix(".weight").rpartition(".")[2]
     normal = rng.standard_normal(shape).astype(np.float32)
     if "e_score_correction_bias" in name:

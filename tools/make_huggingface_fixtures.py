@@ -1,17 +1,21 @@
-"""Makes tests/huggingface/fixtures: a tiny random model of every family, and the logits that transformers computes.
+"""Makes tests/huggingface/fixtures: a tiny random model of every family, and its logits by transformers.
 
     python -m tools.make_huggingface_fixtures              # all
     python -m tools.make_huggingface_fixtures gemma2 qwen3 # these folders
 
-A fixture is a model folder (config.json, tensors) with config.other.json, in the other spelling, and expected.npz, in float32:
+A fixture is a model folder (config.json, tensors) with config.other.json, in the other spelling, and
+expected.npz, in float32:
 
 - full_*: 2 rows of 48 tokens, longer than every window: input_ids, logits;
-- left_*, right_*: documents of 20 and 13 tokens, padded on that side: input_ids, mask, position_ids, logits (0 at padding);
-- packed_*: documents of 9, 1 and 12 tokens in one row: input_ids, position_ids, segment_ids (from 1), logits of each document alone;
+- left_*, right_*: documents of 20 and 13 tokens, padded on that side: input_ids, mask, position_ids, logits (0 at
+  padding);
+- packed_*: documents of 9, 1 and 12 tokens in one row: input_ids, position_ids, segment_ids (from 1), logits of
+  each document alone;
 - left_greedy_new_tokens: 32 tokens of greedy continuation of the left-padded documents.
 
-Before a fixture is written it is checked: float64 and the config in the other spelling give equal logits, padding has no
-effect, and every key that differs from its default moves the logits. Needs the extra `reference`; the tests don't.
+Before a fixture is written it is checked: float64 and the config in the other spelling give equal logits, padding
+has no effect, and every key that differs from its default moves the logits. Needs the extra `reference`; the
+tests don't.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ ROUNDING = 5e-5  # float32 and float64 differ by about 1e-5, unless the choice o
 SHOWS = 1e-2  # the effect of a feature on the logits must be at least this
 MARGIN = 2e-3  # between the best token and the next, so that greedy text doesn't depend on rounding
 NEUTRAL: dict[str, Any] = {
-    "use_sliding_window": False, "attn_logit_softcapping": None, "final_logit_softcapping": None, "norm_topk_prob": None, "layer_types": None,
-    "topk_group": None, "rope_interleave": False, "routed_scaling_factor": 1.0, "sliding_window": 4096, "query_pre_attn_scalar": 12,
+    "use_sliding_window": False, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    "norm_topk_prob": None, "layer_types": None, "topk_group": None, "rope_interleave": False,
+    "routed_scaling_factor": 1.0, "sliding_window": 4096, "query_pre_attn_scalar": 12,
     "use_parallel_residual": True, "layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-2, "rope_parameters": None,
 }  # fmt: skip
 """The value that replaces a key's to test that the key has an effect; None: see `without`."""

@@ -87,7 +87,9 @@ def remove_abandoned(target: Path) -> None:
 
 
 def file_sha256(path: Path, cache: Path) -> str:
-    """sha256 hex of a file's bytes, cached by (path, size, modification time) so that the file is read once."""
+    """sha256 hex of a file's bytes, cached by (path, size, modification time) so that the file is
+    read once.
+    """
     stat = path.stat()
     memo = cache / "hashes" / f"{fingerprint(str(path.resolve()))[:32]}.json"
     key = [stat.st_size, stat.st_mtime_ns]

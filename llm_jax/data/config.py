@@ -20,7 +20,9 @@ class DataConfig:
     """`stdlib`, `tfds:NAME[/CONFIG][:VERSION]`, a prepared TFDS folder, or a file, glob or folder of
     .txt, .jsonl and .parquet (the first two also .gz or .zst)."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Source -> weight, its share of rows (weights need not sum to one); if not empty, it replaces `source`."""
+    """Source -> weight, its share of rows (weights need not sum to one); if not empty, it
+    replaces `source`.
+    """
     text_key: str = "text"
     """The field of JSONL, Parquet or TFDS records that holds the text."""
     split: str = "train"

@@ -51,9 +51,19 @@ class Corpus:
     0 in each document of a row.
     """
 
-    def __init__(self, parts: list[tuple[str, float, TokenStore]], tokenizer: Tokenizer, *, fingerprint: str,
-                 held_out_fraction: float, sequence_length: int, batch_size: int, seed: int, to_train: bool = True,
-                 rows: RowKind = "cut"):  # fmt: skip
+    def __init__(
+        self,
+        parts: list[tuple[str, float, TokenStore]],
+        tokenizer: Tokenizer,
+        *,
+        fingerprint: str,
+        held_out_fraction: float,
+        sequence_length: int,
+        batch_size: int,
+        seed: int,
+        to_train: bool = True,
+        rows: RowKind = "cut",
+    ):
         self._stores, self._held_out_fraction, self._rows = parts, held_out_fraction, rows
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
@@ -77,8 +87,9 @@ class Corpus:
         seed.
         """
         return Corpus(
-            self._stores, self.tokenizer, fingerprint=self.fingerprint, held_out_fraction=self._held_out_fraction,
-            sequence_length=self.sequence_length, batch_size=self.batch_size, seed=seed, rows=self._rows,
+            self._stores, self.tokenizer, fingerprint=self.fingerprint,
+            held_out_fraction=self._held_out_fraction, sequence_length=self.sequence_length,
+            batch_size=self.batch_size, seed=seed, rows=self._rows,
         )  # fmt: skip
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
@@ -147,9 +158,19 @@ def batch_sha(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: int, batch_size: int, seed: int,
-            run_dir: Path | None, log: Callable[[str], None], to_train: bool = True, encoder: Encoder | None = None,
-            rows: RowKind = "cut") -> Corpus:  # fmt: skip
+def prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    run_dir: Path | None,
+    log: Callable[[str], None],
+    to_train: bool = True,
+    encoder: Encoder | None = None,
+    rows: RowKind = "cut",
+) -> Corpus:
     """The corpus that a configuration describes; whatever the cache lacks is built first.
 
     Where several processes share the cache, one of them calls this first; the others then find everything
@@ -171,8 +192,20 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, sequence_length: in
         )  # fmt: skip
 
 
-def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequence_length: int, batch_size: int, seed: int,
-             run_dir: Path | None, log: Callable[[str], None], to_train: bool, encoder: Encoder | None, rows: RowKind) -> Corpus:  # fmt: skip
+def _prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    folder: Path,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    run_dir: Path | None,
+    log: Callable[[str], None],
+    to_train: bool,
+    encoder: Encoder | None,
+    rows: RowKind,
+) -> Corpus:
     sources: list[tuple[Source, float]] = []
     for name, weight in data.sources().items():
         source = resolve(name, data, log)
@@ -197,8 +230,9 @@ def _prepare(data: DataConfig, tokenizer: TokenizerConfig, folder: Path, *, sequ
     if rows != "cut":
         identity.append(["rows", rows])
     corpus = Corpus(
-        parts, trained, fingerprint=cache.fingerprint("corpus", *identity), held_out_fraction=data.held_out_fraction,
-        sequence_length=sequence_length, batch_size=batch_size, seed=seed, to_train=to_train, rows=rows,
+        parts, trained, fingerprint=cache.fingerprint("corpus", *identity),
+        held_out_fraction=data.held_out_fraction, sequence_length=sequence_length, batch_size=batch_size,
+        seed=seed, to_train=to_train, rows=rows,
     )  # fmt: skip
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "

@@ -18,8 +18,8 @@ from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, is_lossless
 
 MODELS = ("BPE", "Unigram")
 FILES = (
-    JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
-    "chat_template.jinja", "chat_template.json",
+    JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files of a tokenizer in a Hugging Face folder. They are kept, and written back unchanged."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -175,7 +175,9 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
 
 
 def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
-    """The ids that config.json and generation_config.json of a folder give for `name`: "eos", "bos" or "pad"."""
+    """The ids that config.json and generation_config.json of a folder give for `name`: "eos",
+    "bos" or "pad".
+    """
     ids: list[Any] = []
     for part in ("config.json", "generation_config.json"):
         value = tree_of(folder / part, origin).get(f"{name}_token_id")

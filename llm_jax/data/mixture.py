@@ -19,7 +19,8 @@ def interleaved(shares: Sequence[float], rows_N: np.ndarray) -> tuple[np.ndarray
     scale = 100 / min(shares)
     proportions = [int(share * scale) for share in shares]
     total = sum(proportions)
-    # The pattern repeats after `total` rows, so products stay below total²; Python's integers where int64 would overflow.
+    # The pattern repeats after `total` rows, so products stay below total². Where that exceeds int64, numbers are
+    # Python's integers.
     number_N = np.asarray(rows_N, np.int64 if total < 2**31 else object)
     period_N, before_N = number_N // total, number_N % total
     source_N, row_N = (np.zeros(len(before_N), np.int64) for _ in range(2))

@@ -50,7 +50,9 @@ class Source:
             return tfds.builder_from_directory(self.path).as_data_source(self.split)
 
     def size(self) -> tuple[int, int]:
-        """(documents, bytes) of the split; the bytes are those of the records, slightly more than the text."""
+        """(documents, bytes) of the split; the bytes are those of the records, slightly more than
+        the text.
+        """
         with quiet_tfds() as tfds:
             splits = tfds.builder_from_directory(self.path).info.splits
             share = splits[self.split].num_examples / sum(splits[self.split].shard_lengths or [1])

@@ -63,7 +63,9 @@ class Tokenizer(Protocol):
         """The string of every token as the tokenizer's file writes it, by id."""
 
     def save(self, folder: Path | str) -> None:
-        """Writes the files that `load_tokenizer` reads, unchanged, and an `about.json` that describes them."""
+        """Writes the files that `load_tokenizer` reads, unchanged, and an `about.json` that
+        describes them.
+        """
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:

@@ -30,9 +30,11 @@ def llama_keys(**defaults: Any) -> tuple[Key, ...]:
     return tuple(
         Key(name, field, defaults.get(name, default))
         for name, field, default in (
-            ("vocab_size", "vocab", 32000), ("hidden_size", "embed", 4096), ("intermediate_size", "mlp", 11008), ("num_hidden_layers", "layers", 32),
-            ("num_attention_heads", "heads", 32), ("num_key_value_heads", "kv_heads", None), ("head_dim", "head_dim", None),
-            ("rms_norm_eps", "norm_epsilon", 1e-6), ("tie_word_embeddings", "tied_embeddings", False), ("max_position_embeddings", "positions", 2048),
+            ("vocab_size", "vocab", 32000), ("hidden_size", "embed", 4096),
+            ("intermediate_size", "mlp", 11008), ("num_hidden_layers", "layers", 32),
+            ("num_attention_heads", "heads", 32), ("num_key_value_heads", "kv_heads", None),
+            ("head_dim", "head_dim", None), ("rms_norm_eps", "norm_epsilon", 1e-6),
+            ("tie_word_embeddings", "tied_embeddings", False), ("max_position_embeddings", "positions", 2048),
         )
     )  # fmt: skip
 
@@ -57,7 +59,9 @@ def window_fields(reader: ConfigReader, window: int | None, sliding: Sequence[bo
 
 
 def layer_types(reader: ConfigReader, layers: int, default: Sequence[bool]) -> list[bool]:
-    """For each layer, whether it has the window, by the key `layer_types`, or `default` if the key is absent."""
+    """For each layer, whether it has the window, by the key `layer_types`, or `default` if the
+    key is absent.
+    """
     kinds = reader.array("layer_types")
     if kinds is None:
         return list(default)

@@ -9,34 +9,41 @@ from llm_jax.core.errors import UserError, closest
 
 INERT_KEYS = {
     # the file's kind and author
-    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "auto_map",
-    "use_cache", "cache_implementation", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "unsloth_version",
-    "unsloth_fixed", "torchscript", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
-    "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id", "pretraining_tp", "n_ctx", "reorder_and_upcast_attn",
-    "is_llama_config", "transformers.js_config", "_num_labels",
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+    "name_or_path", "_commit_hash", "auto_map", "use_cache", "cache_implementation", "_attn_implementation",
+    "_attn_implementation_autoset", "attn_implementation", "unsloth_version", "unsloth_fixed", "torchscript",
+    "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
+    "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id", "pretraining_tp",
+    "n_ctx", "reorder_and_upcast_attn", "is_llama_config", "transformers.js_config", "_num_labels",
     # token ids, which the tokenizer and generation_config.json have too
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "mask_token_id", "decoder_start_token_id",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id",
+    "mask_token_id", "decoder_start_token_id",
     # training only
-    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob",
-    "hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-    "gradient_checkpointing", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size",
-    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "summary_activation_fn",
+    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "classifier_dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "gradient_checkpointing", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
+    "aux_loss_alpha", "seq_aux", "ep_size", "summary_type", "summary_use_proj", "summary_activation",
+    "summary_proj_to_labels", "summary_first_dropout", "summary_activation_fn",
     # generation settings, in old files
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p",
-    "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
-    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "prefix", "tokenizer_class",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
+    "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "prefix", "tokenizer_class",
 }  # fmt: skip
 """Keys that do not change what a model computes."""
 INERT_VALUES: dict[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,), "tie_encoder_decoder": (False,),
-    "cross_attention_hidden_size": (None,), "pruned_heads": ({}, None), "use_bidirectional_attention": (False, None), "use_mrope": (False,),
-    "rope_interleaved": (False,), "tf_legacy_loss": (False,), "use_bfloat16": (False, True),
+    "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,), "cross_attention_hidden_size": (None,), "pruned_heads": ({}, None),
+    "use_bidirectional_attention": (False, None), "use_mrope": (False,), "rope_interleaved": (False,),
+    "tf_legacy_loss": (False,), "use_bfloat16": (False, True),
 }  # fmt: skip
 """Keys that may change what a model computes, and the values with which they do not."""
 NULLABLE_KEYS = {
-    "num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_group", "topk_group", "n_shared_experts", "first_k_dense_replace",
-    "attn_logit_softcapping", "final_logit_softcapping", "norm_topk_prob", "rope_interleave",
+    "num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_group", "topk_group",
+    "n_shared_experts", "first_k_dense_replace", "attn_logit_softcapping", "final_logit_softcapping",
+    "norm_topk_prob", "rope_interleave",
 }  # fmt: skip
 """Keys that may be null although their class has another default: null means none, or a value that other keys
 determine.

@@ -1,4 +1,4 @@
-"""Writes a tokenizer as files that `transformers.AutoTokenizer` loads, and that give the same tokens there."""
+"""Writes a tokenizer as files that `transformers.AutoTokenizer` loads, with equal tokens."""
 
 from __future__ import annotations
 
@@ -132,5 +132,5 @@ def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "pad_token": pieces[tokenizer.pad_id],
         "unk_token": "<unk>",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a control token's name in a text is text, as in SentencePieceTokenizer
+        "split_special_tokens": True,  # so a control token's name in a text is text
     }

@@ -105,7 +105,9 @@ class Family:
 
 
 def replace_nested(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of a dataclass with other values, given by field; a dotted field is one of a nested dataclass."""
+    """A copy of a dataclass with other values, given by field; a dotted field is one of a nested
+    dataclass.
+    """
     groups: dict[str, dict[str, Any]] = {}
     own = {}
     for name, value in values.items():
@@ -142,9 +144,10 @@ def _module_family(name: str) -> Family:
 
 
 FIELDS_NOT_IN_CONFIG_JSON = (
-    "init_std", "parametrization", "base_embed", "base_layers", "base_head_dim", "remat", "offload", "scan_layers", "attention", "max_segments",
-    "parameter_dtype", "compute_dtype", "gradient_dtype", "softmax_dtype", "logits_dtype", "moe.balance_loss", "moe.balance_over", "moe.z_loss",
-    "moe.bias_rate", "moe.product", "moe.capacity_factor",
+    "init_std", "parametrization", "base_embed", "base_layers", "base_head_dim", "remat", "offload",
+    "scan_layers", "attention", "max_segments", "parameter_dtype", "compute_dtype", "gradient_dtype",
+    "softmax_dtype", "logits_dtype", "moe.balance_loss", "moe.balance_over", "moe.z_loss", "moe.bias_rate",
+    "moe.product", "moe.capacity_factor",
 )  # fmt: skip
 """Fields of ModelConfig that only training needs, or that select how the same numbers are computed."""
 

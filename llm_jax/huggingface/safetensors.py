@@ -129,7 +129,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def offsets(about: Any) -> tuple[int, int]:
-    """The byte offsets (begin, end) in a tensor's header; (-1, -1) if there are none or they are malformed."""
+    """The byte offsets (begin, end) in a tensor's header; (-1, -1) if there are none or they are
+    malformed.
+    """
     found = about.get("data_offsets") if isinstance(about, dict) else None
     return (found[0], found[1]) if isinstance(found, list) and whole_numbers(found) and len(found) == 2 else (-1, -1)
 

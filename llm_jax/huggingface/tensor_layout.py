@@ -129,7 +129,9 @@ class SizedPattern:
         return replace(self, shape=shape), (*box[:before], slice(start, end), *box[after:])
 
     def write(self, permuted: np.ndarray, tensor: np.ndarray) -> None:
-        """Copies the whole array, its dims already in the order `permutation`, into `tensor` [tensor_shape]."""
+        """Copies the whole array, its dims already in the order `permutation`, into `tensor`
+        [tensor_shape].
+        """
         if self.order is not None:
             axis = self.permutation.index(self.pattern.array_dims.index(self.order[0]))
             permuted = np.take(permuted, np.argsort(self.order[1]), axis)

@@ -18,7 +18,9 @@ def preset_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """The placement, dtype and checkpoint of the model that a command opens; by default it is on one device."""
+    """The placement, dtype and checkpoint of the model that a command opens; by default it is on
+    one device.
+    """
 
     layout: str = argument("", shown="NAME", choices=preset_names)
     """The layout that places the model on the devices (docs/layouts.md); on one device, if not given."""

@@ -121,7 +121,8 @@ def open_model(
 
 
 UNSUPPORTED_TOKENIZERS = (
-    "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "qwen.tiktoken",
+    "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "spiece.model", "sentencepiece.bpe.model",
+    "qwen.tiktoken",
 )  # fmt: skip
 """Files of tokenizers that are not read."""
 

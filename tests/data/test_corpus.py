@@ -63,7 +63,9 @@ def test_batches_are_the_same_in_another_process(corpus, small, cache):
 
 
 def test_golden_batch():
-    """Changes only if packing, order or format change: then every old run stops being repeatable, so say so."""
+    """Changes only if packing, order or format change: then every old run stops being repeatable,
+    so say so.
+    """
     from llm_jax.data.packing import PackedRows
 
     tokens = np.arange(1, 101, dtype=np.uint16)

@@ -14,9 +14,10 @@ from llm_jax.data.sentencepiece_tokenizer import train
 from .conftest import documents
 
 HARD = [
-    "", " ", "    ", "\t\tx", "\n\n\n", "a\r\nb\rc", "trailing   ", "   leading", "x\x00y", "naïve café", "e\u0301 vs \u00e9",
-    "ﬁ ligature ½ ²", "日本語テキスト", "😀👩‍👩‍👧‍👦🏳️‍🌈", "▁ a ▁▁ b▁", "\ufeffBOM", "<s></s><unk><pad><0x41>", "\u2028\u00a0\u3000",
-    "1234567890", "def f(x):\n\treturn  x\n", "\U0010ffff\ue000", "x" * 5000, "\ufffd",
+    "", " ", "    ", "\t\tx", "\n\n\n", "a\r\nb\rc", "trailing   ", "   leading", "x\x00y", "naïve café",
+    "e\u0301 vs \u00e9", "ﬁ ligature ½ ²", "日本語テキスト", "😀👩‍👩‍👧‍👦🏳️‍🌈", "▁ a ▁▁ b▁", "\ufeffBOM",
+    "<s></s><unk><pad><0x41>", "\u2028\u00a0\u3000", "1234567890", "def f(x):\n\treturn  x\n",
+    "\U0010ffff\ue000", "x" * 5000, "\ufffd",
 ]  # fmt: skip
 
 

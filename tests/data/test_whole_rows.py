@@ -13,7 +13,9 @@ T = 16
 
 
 def examples(seed: int = 0, count: int = 50):
-    """(tokens, starts, lengths, weights): token n of example e is 100 e + n, a third of all tokens trained."""
+    """(tokens, starts, lengths, weights): token n of example e is 100 e + n, a third of all
+    tokens trained.
+    """
     rng = np.random.default_rng(seed)
     lengths_N = rng.integers(2, T + 1, count)
     tokens = np.concatenate([100 * (e + 1) + np.arange(n) for e, n in enumerate(lengths_N)])

@@ -48,7 +48,8 @@ def read(file: Path) -> Batch:
         "right": (e["right_input_ids"], e["right_position_ids"], e["right_mask"], e["right_logits"]),
         "packed": (e["packed_input_ids"], e["packed_position_ids"], e["packed_segment_ids"] + 1 - e["packed_segment_ids"].min(), e["packed_logits"]),
         "greedy": (
-            np.concatenate([e["left_input_ids"], new[:, :-1]], 1), np.concatenate([e["left_position_ids"], after], 1),
+            np.concatenate([e["left_input_ids"], new[:, :-1]], 1),
+            np.concatenate([e["left_position_ids"], after], 1),
             np.concatenate([e["left_mask"], np.ones_like(after)], 1), None,
         ),
     }  # fmt: skip

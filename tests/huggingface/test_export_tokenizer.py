@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 KINDS = [
     "Grüße aus Köln: Straße, Öl, ÄRGER – „zitiert“ und ‚so‘.", "日本語のテキスト、中文字符測試。한국어", "مرحبا بالعالم",
     "👩‍👩‍👧‍👦 🏳️‍🌈 😀😀😀", "3.14159, 1,000,000 0x41 <0x41><0xE2>",
-    "\x00\x01\x07\x1b[0m\x7f\x85", "▁▁ ▁a ▁", "a▁b c", *(" " * n + "x" + "\n" * n + "\t" * n + "y" for n in range(1, 40)),
+    "\x00\x01\x07\x1b[0m\x7f\x85", "▁▁ ▁a ▁", "a▁b c",
+    *(" " * n + "x" + "\n" * n + "\t" * n + "y" for n in range(1, 40)),
 ]  # fmt: skip
 
 
@@ -97,13 +98,16 @@ def test_files_of_hugging_face_are_written_as_they_were(tmp_path):
 
 
 def test_a_space_before_the_text_is_put_there_too(tmp_path):
-    """As Llama 2's SentencePiece model does. (U+2581 in a text, which begins a new text here, is left out.)"""
+    """As Llama 2's SentencePiece model does. (U+2581 in a text, which begins a new text here, is
+    left out.)
+    """
     import sentencepiece
 
     prefix = str(tmp_path / "llama2")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(documents(200)), model_prefix=prefix, vocab_size=400, hard_vocab_limit=False, minloglevel=3, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        sentence_iterator=iter(documents(200)), model_prefix=prefix, vocab_size=400, hard_vocab_limit=False,
+        minloglevel=3, model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
     )  # fmt: skip
     ours = load_tokenizer(f"{prefix}.model")
     export_tokenizer(ours, tmp_path / "out")

@@ -13,8 +13,9 @@ from llm_jax.model.accounting import parameter_count
 
 TREES = json.loads((Path(__file__).parent / "well_known.json").read_text())
 BILLIONS = {
-    "Llama-3.1-8B": 8.03, "Mistral-7B-v0.1": 7.24, "Qwen2.5-7B": 7.62, "Qwen3-0.6B": 0.60, "Qwen3-0.6B-FP8": 0.60, "Qwen3-30B-A3B": 30.5,
-    "Mixtral-8x7B": 46.7, "OLMo-2-1124-7B": 7.30, "Gemma-2-9B": 9.24, "Gemma-3-1B": 1.00, "GPT-2": 0.124, "Pythia-2.8B": 2.78, "DeepSeek-R1": 671,
+    "Llama-3.1-8B": 8.03, "Mistral-7B-v0.1": 7.24, "Qwen2.5-7B": 7.62, "Qwen3-0.6B": 0.60,
+    "Qwen3-0.6B-FP8": 0.60, "Qwen3-30B-A3B": 30.5, "Mixtral-8x7B": 46.7, "OLMo-2-1124-7B": 7.30,
+    "Gemma-2-9B": 9.24, "Gemma-3-1B": 1.00, "GPT-2": 0.124, "Pythia-2.8B": 2.78, "DeepSeek-R1": 671,
 }  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def test_families_are_found_by_their_files_and_ordered_by_rank():
     assert sorted(names) == sorted(path.stem for path in Path(families.__path__[0]).glob("*.py") if path.stem != "__init__")
     assert [load_family(name, "test").model_type for name in names] == list(names)
     assert names == (
-        "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2", "gemma3_text", "deepseek_v3",
+        "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2",
+        "gemma3_text", "deepseek_v3",
     )  # fmt: skip
     ranks = [load_family(name, "test").rank for name in names]
     assert len(set(ranks)) == len(ranks)  # so that no choice depends on a name

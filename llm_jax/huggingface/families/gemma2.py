@@ -25,8 +25,8 @@ from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
 SIZES = {
-    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "head_dim": 256, "tie_word_embeddings": True,
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
 }  # fmt: skip
 
 WINDOW = 4096
