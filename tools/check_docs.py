@@ -1,6 +1,6 @@
 """Runs the commands of README.md and docs/*.md: python tools/check_docs.py [TEXT]
 
-Every line of their bash blocks is run in a scratch folder, in order and once, with a time limit. A command that would need minutes, GPUs or
+Every line of their bash and sh blocks is run in a scratch folder, in order and once, with a time limit. A command that would need minutes, GPUs or
 a cluster is run in a shorter form, or is not run, with the reason and the test that covers it. Prints a table with a line for each command.
 TEXT limits the table to commands and pages that contain it. Exit code 1 if a command fails.
 
@@ -48,7 +48,7 @@ class Rule:
 
 RULES = (
     Rule(r"^make (quickstart|check|test)|^source|^pip install|^apt-get", "installs", test=".ci/run"),
-    Rule(r"^python -m pytest", "takes minutes", test=".ci/run"),
+    Rule(r"^(\.venv/bin/)?python -m (pytest|tools\.time_tests)", "takes minutes", test=".ci/run"),
     Rule(r"tools/check_docs\.py", "is this command", test="tests/docs/test_check_docs.py"),
     Rule(r"experiment=(small|context_fsdp|focal|confident|signum)\.py|runs/(small|acme)|^python (write_sums|count_tokens)",
          "needs files of the page", test="tests/docs/test_extending.py"),
@@ -94,13 +94,13 @@ class Command:
 
 
 def blocks_of(text: str, language: str) -> list[str]:
-    """The code blocks of a text in one language; indented ones (in a list) without their indentation."""
+    """The code blocks of a text in one language (a regex); indented ones (in a list) without their indentation."""
     return [textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.S | re.M)]
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text's bash blocks without comments; continued lines are joined. Scripts (which begin with #!) are left out."""
-    commands = "\n".join(block for block in blocks_of(text, "bash") if not block.startswith("#!")).replace("\\\n", " ")
+    """The lines of a text's bash and sh blocks without comments; continued lines are joined. Scripts (which begin with #!) are left out."""
+    commands = "\n".join(block for block in blocks_of(text, "(?:bash|sh)") if not block.startswith("#!")).replace("\\\n", " ")
     return [line for raw in commands.splitlines() if (line := re.sub(r"\s+#\s.*$", "", raw).strip()) and not line.startswith("#")]
 
 
