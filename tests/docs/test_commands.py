@@ -62,7 +62,7 @@ def test_tools_targets_tests_and_links_of_a_page_are_there(page):
     for target in re.findall(r"^make (\w+)", "\n".join(lines_of(page.read_text())), re.M):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
     own = re.findall(r"^# (llm_jax/\S+\.py)$", text, re.M)  # files that a reader adds
-    for path in re.findall(r"(?<![\w./~-])((?:tests|llm_jax|experiments)/[\w/]*\w(?:\.py|\.toml)?)", text):
+    for path in re.findall(r"(?<![\w./~-])((?:tests|llm_jax|experiments)/[\w/]*\w(?:\.\w+)?)", text):
         assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists() or "NAME" in path or path in own, path
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert link.startswith("http") or (page.parent / link).exists(), link
