@@ -186,6 +186,6 @@ def test_what_is_no_model_is_refused(trained, tmp_path, capsys):
         assert launch(f"experiment={trained / 'more.py'}", f"run_dir={tmp_path / 'run'}", *pairs) == 2
         assert says in capsys.readouterr().err
     assert launch("experiment=continue_pretraining") == 2
-    assert "add from=RUN_OR_FOLDER" in capsys.readouterr().err
+    assert "Add from=RUN_OR_FOLDER" in capsys.readouterr().err
     assert launch("experiment=scaling/isoflop_cpu", f"from={trained / 'run'}") == 2
     assert "is a grid; write train.start_from into the grid's base" in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_slurm_keys_without_submitting_are_a_user_error(tiny, capsys):
 def test_runs_of_one_program_are_not_submitted_one_by_one(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, "over('train.seed', [1, 2])")
     assert launch(f"experiment={path}", "submit=slurm", "grid.executor=vmap") == 2
-    assert "submit=slurm gives each run a job of its own" in capsys.readouterr().err
+    assert "submit=slurm gives each run its own job" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
