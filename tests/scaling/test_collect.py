@@ -19,9 +19,9 @@ def test_run_folders_become_rows_wherever_they_lie(tiny, tmp_path, capsys):
     found = pd.read_csv(tmp_path / "runs.csv").set_index("name")
     assert tuple(found.reset_index().columns) == COLUMNS
     assert dict(found["status"]) == {"a": "finished", "b": "unfinished"}
-    said = summary(tmp_path / "runs" / "deep" / "a")
-    assert found.loc["a"]["eval_loss"] == pytest.approx(said["eval_loss"], rel=1e-12)
-    assert found.loc["a"]["tokens"] == said["tokens"] == said["unique_tokens"]
+    recorded = summary(tmp_path / "runs" / "deep" / "a")
+    assert found.loc["a"]["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-12)
+    assert found.loc["a"]["tokens"] == recorded["tokens"] == recorded["unique_tokens"]
     assert main([str(tmp_path / "runs" / "deep" / "a"), str(tmp_path / "runs"), f"out={tmp_path / 'runs.parquet'}"]) == 0
     assert list(pd.read_parquet(tmp_path / "runs.parquet")["name"]) == ["a", "b"]  # no run twice
     assert main([str(tmp_path / "runs" / "deep" / "a")]) == 0
@@ -48,7 +48,7 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
     assert list(found.columns) == ["parameters", "flops_6nd", "eval_loss", "seed"]  # a column of ours needs no mapping
     assert list(found["parameters"]) == [1e6, 2e6]
     assert list(read_table(theirs, {"eval_loss": "loss"}).columns) == ["eval_loss", "seed"]
-    for arguments, says in (
+    for arguments, message in (
         (["columns.parameters=Modle Size"], "has no such column; did you mean 'Model Size'?"),
         (["columns.parametres=Model Size"], "there is no column 'parametres'; did you mean 'parameters'?"),
         (["outt=x.csv"], "there is no key 'outt'; did you mean 'out'?"),
@@ -58,12 +58,12 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
     ):
         assert main([f"table={theirs}", *arguments]) == 2
         error = capsys.readouterr().err
-        assert says in error
+        assert message in error
         assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["out=a.csv"], "give either folders with runs in them, or table=PATH"),
         (["nowhere"], "nowhere: there is no such folder"),
@@ -73,9 +73,9 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
         (["--outt"], "no such option"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, says):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1

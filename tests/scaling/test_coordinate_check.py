@@ -101,7 +101,7 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("experiment=quickstart", "widths=N,N,... or depths=N,N,... is missing"),
         ("experiment=quickstart widths=64", "widths=64: must be two or more different sizes"),
@@ -114,9 +114,9 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
         ("experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion depths=2,4", "scales widths only"),
     ],
 )
-def test_mistakes_are_one_line(arguments, said, capsys, monkeypatch):
+def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["coordinate_check", *arguments.split()])
     assert coordinate_check.main() == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1

@@ -196,12 +196,12 @@ def test_hash_tells_apart_what_trains_differently_and_nothing_else():
 
 
 def test_a_grid_that_does_not_fit_together_is_refused():
-    for wrong, says in (
+    for wrong, message in (
         ({"method": "isoflops"}, "did you mean 'isoflop'"),
         ({"convention": "6n"}, "convention=6n"),
         ({"trunks": True}, "Use optimizer.schedule=wsd"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             Grid(BASE, SIZES, **wrong).check()
     with pytest.raises(UserError, match="has no points"):
         Grid(BASE, []).points([])
@@ -210,7 +210,7 @@ def test_a_grid_that_does_not_fit_together_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("made", "says"),
+    ("made", "message"),
     [
         (lambda: isoflop([0], SIZES), r"isoflop: budgets=\[0\]: must be one or more numbers above 0"),
         (lambda: isoflop([1e9], SIZES, per_curve=0), "isoflop: per_curve=0: must be at least 1"),
@@ -226,8 +226,8 @@ def test_a_grid_that_does_not_fit_together_is_refused():
         (lambda: lambda base, table: 1 / 0, r"test_grid\.py:\d+: ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_a_file_gets_wrong_in_a_design_is_one_line(made, says):
-    with pytest.raises(UserError, match=says) as raised:
+def test_what_a_file_gets_wrong_in_a_design_is_one_line(made, message):
+    with pytest.raises(UserError, match=message) as raised:
         Grid(BASE, made()).points([])
     assert "\n" not in str(raised.value)
 

@@ -109,7 +109,7 @@ def test_a_size_that_never_gets_there_has_no_price():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["flops=1e21"], "fit=FIT.json is missing"),
         (["fit={path}"], "flops=C is missing"),
@@ -124,10 +124,10 @@ def test_a_size_that_never_gets_there_has_no_price():
         (["fit={path}", "flops=1e21", "json=."], "json=.: is a folder; must be a file"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(path, capsys, arguments, said):
+def test_mistakes_are_one_line_and_exit_2(path, capsys, arguments, message):
     assert main([a.format(path=path) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
 
 

@@ -34,8 +34,8 @@ STEPS = 40
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     config = DataConfig(source=str(write_jsonl(folder / "small.jsonl", documents(400))), cache_dir=str(folder), workers=1)
-    said = lambda line: None  # noqa: E731
-    return prepare(config, TokenizerConfig(vocab=320), sequence_length=32, batch_size=8, seed=0, run_dir=None, log=said)
+    ignore = lambda line: None  # noqa: E731
+    return prepare(config, TokenizerConfig(vocab=320), sequence_length=32, batch_size=8, seed=0, run_dir=None, log=ignore)
 
 
 def best_rate(model: ModelConfig, corpus, rates: list[float]) -> float:
@@ -107,7 +107,7 @@ def test_runs_that_diverged_are_the_worst_and_unfinished_ones_are_none():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("out=x.png", "data=PATH is missing"),
         ("data=missing.csv", "data=missing.csv: there is no such file"),
@@ -119,14 +119,14 @@ def test_runs_that_diverged_are_the_worst_and_unfinished_ones_are_none():
         ("data=one.csv", "no parametrization with two learning rates at each of two sizes"),
     ],
 )
-def test_mistakes_are_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table([("mup", size, rate, 3.0) for size in (64, 128) for rate in (0.1, 0.2)]).to_csv("runs.csv")
     table([("mup", 64, rate, 3.0) for rate in (0.1, 0.2)]).to_csv("one.csv")
     monkeypatch.setattr("sys.argv", ["transfer", *arguments.split()])
     assert transfer.main() == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -136,7 +136,7 @@ def test_the_command_draws_and_says_what_is_in_the_table(tmp_path, capsys, monke
     table(rows).to_csv(tmp_path / "runs.csv")
     monkeypatch.setattr("sys.argv", ["transfer", f"data={tmp_path / 'runs.csv'}", f"out={tmp_path / 'figure.png'}"])
     assert transfer.main() == 0
-    said = capsys.readouterr().out
-    assert "standard   the best rate moves by a factor of 2.00" in said
-    assert "mup        the best rate moves by a factor of 1.00" in said
+    printed = capsys.readouterr().out
+    assert "standard   the best rate moves by a factor of 2.00" in printed
+    assert "mup        the best rate moves by a factor of 1.00" in printed
     assert (tmp_path / "figure.png").stat().st_size > 10_000
