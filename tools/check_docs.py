@@ -59,11 +59,13 @@ RULES = (
     Rule(r"scaling/.* submit=slurm", "needs Slurm", add="--dry-run grid.hardware=h100"),
     Rule(r"submit=slurm", "needs Slurm", add="--dry-run"),
     Rule(r"--(show|dry-run|list|help)$"),
-    Rule(r"llm_jax\.launch experiment=scaling/", "takes 11 minutes", add="--dry-run"),
+    Rule(r"llm_jax\.launch experiment=scaling/", "takes minutes", add="--dry-run"),
     Rule(r"llm_jax\.launch experiment=(quickstart|continue_pretraining)", "takes minutes", add=SHORT),
     Rule(r"llm_jax\.plan experiment=", "needs the extra cuda", test="tests/docs/test_commands.py"),
     Rule(r"tools/bench_train_step\.py", "takes minutes", add="experiment=quickstart model.layers=1 steps=2"),
     Rule(r"tools/bench_generate\.py", "takes minutes", add="models=quickstart", replace=(r"rounds=\d+ steps=\d+", "rounds=1 steps=1")),
+    Rule(r"coordinate_check .*widths=", "takes minutes", replace=(r"widths=\S+", "widths=64,128")),
+    Rule(r"coordinate_check .*depths=", "takes minutes", replace=(r"depths=\S+", "depths=2,4")),
     Rule(r"bootstrap=", "takes minutes", replace=(r"bootstrap=\d+", "bootstrap=20")),
     Rule(r"diff=\S*@650", "the run has two steps", replace=(r"@650", "@1")),
     Rule(r"generate model/", "needs two devices", replace=(r"^", "XLA_FLAGS=--xla_force_host_platform_device_count=2 ")),
@@ -117,8 +119,9 @@ def commands() -> list[Command]:
 
 def prepare(folder: Path) -> dict[str, str]:
     """Makes the files that the commands name; the environment for them."""
-    for name in ("docs", "experiments", "tools", "constraints.txt"):
-        (folder / name).symlink_to(ROOT / name)
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name != "runs":
+            (folder / path.name).symlink_to(path)
     sentences = [f"Das ist Satz {i}: {i} und {i + 1} sind {2 * i + 1}." for i in range(400)]
     (folder / "german.txt").write_text("\n\n".join(sentences))
     (folder / "mytext.jsonl").write_text("".join(json.dumps({"text": prose(i)}) + "\n" for i in range(400)))
@@ -127,9 +130,9 @@ def prepare(folder: Path) -> dict[str, str]:
     (folder / "read_lines.py").write_text("def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n")
     for name in ("svg_extracted_data.csv", "TABLE.csv", "OTHER.csv"):
         (folder / name).write_text("\n".join(["Model Size,Training FLOP,loss", *law_points()]) + "\n")
-    table = folder / "runs/scaling/isoflop_cpu/runs.csv"
-    table.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "docs/figures/isoflop_cpu/runs.csv", table)
+    for table, copy in (("isoflop_cpu/runs.csv", "isoflop_cpu/runs.csv"), ("mup/transfer.csv", "mup_transfer/default/runs.csv")):
+        (folder / "runs/scaling" / copy).parent.mkdir(parents=True)
+        shutil.copy(ROOT / "docs/figures" / table, folder / "runs/scaling" / copy)
     (folder / "home").mkdir()
     return {
         **os.environ,
