@@ -50,7 +50,7 @@ RULES = (
     Rule(r"^make (quickstart|check|test)|^source|^pip install|^apt-get", "installs", test=".ci/run"),
     Rule(r"^(\.venv/bin/)?python -m (pytest|tools\.time_tests)", "takes minutes", test=".ci/run"),
     Rule(r"tools/check_docs\.py", "is this command", test="tests/docs/test_check_docs.py"),
-    Rule(r"experiment=(small|context_fsdp|focal|confident|signum)\.py|runs/(small|acme)|^python (write_sums|count_tokens)",
+    Rule(r"experiment=(small|context_fsdp|focal|answers|confident|signum)\.py|runs/(small|acme)|^python (write_sums|count_tokens)",
          "needs files of the page", test="tests/docs/test_extending.py"),
     Rule(r"experiment=path/to/mine\.py", "needs a file of the reader's", test="tests/launch/test_own_layout.py"),
     Rule(r"^srun ", "needs Slurm", test="tests/slurm/test_real_run.py"),

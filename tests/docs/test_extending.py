@@ -105,8 +105,9 @@ def losses_of(run_dir: Path) -> np.ndarray:
 
 def test_every_section_is_followed_by_a_test():
     assert list(SECTIONS) == [
-        "A data source", "A layout", "An objective", "An evaluation score", "An optimizer", "An attention kernel", "A model family", "A command",
-    ]  # fmt: skip
+        *("A data source", "A layout", "An objective", "A record format", "An evaluation score"),
+        *("An optimizer", "An attention kernel", "A model family", "A command"),
+    ]
 
 
 def test_a_data_source_is_trained_on(folder):
@@ -125,6 +126,13 @@ def test_an_objective_agrees_with_cross_entropy_at_0_and_with_one_device(folder)
     np.testing.assert_allclose(zero, plain, rtol=1e-5)
     np.testing.assert_allclose(many, focal, rtol=1e-5)
     assert (focal < plain).all()
+
+
+def test_a_record_format_trains_the_results_only(folder):
+    follow("A record format", folder)
+    weights = [line["loss_weight"] for line in read_json_lines(folder / "runs/answers/metrics.jsonl") if "loss_weight" in line]
+    assert len(weights) == 8
+    assert all(0 < weight < 0.1 * 8 * 512 for weight in weights)  # three of the 50 tokens of a sentence are its result
 
 
 def test_a_score_is_in_the_metrics_and_the_summary(folder):
