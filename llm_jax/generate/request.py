@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # it opens models, with JAX
     from llm_jax.generate.id_tokenizer import GenerationTokenizer
 
 Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
-"""Why a text ended: the model wrote EOS, a stop string came, the request's `max_tokens` or the model's learned
-positions were used up, or `Engine.cancel` was called."""
+"""Why a text ended: the model wrote EOS, a stop string came, the request's `max_tokens` or the model's
+learned positions were used up, or `Engine.cancel` was called."""
 
 MAX_LOGPROBS = 20
 

@@ -56,7 +56,7 @@ class InspectArguments:
 
       python -m llm_jax.inspect runs/quickstart/default text="def main():"
       python -m llm_jax.inspect runs/quickstart/default file=a.py tokens=200 diff=runs/quickstart/default@100
-      python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|To the bank"
+      python -m llm_jax.inspect MODEL text="HPC is all we" word=bank contexts="They rowed to the bank|The bank"
 
     docs/inspect.md walks through a page.
 

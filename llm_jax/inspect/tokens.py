@@ -30,8 +30,10 @@ class Token:
         """Printable text: white space made visible, bytes of incomplete characters as ⟨E2⟩, unprintable
         characters as ⟨U+A0⟩.
 
-        >>> [Token(0, data).label for data in (b" a\\n", b"\\xe2", "\\xa0".encode())], Token(1, b"", "<s>").label
-        (['·a↵', '⟨E2⟩', '⟨U+A0⟩'], '<s>')
+        >>> [Token(0, data).label for data in (b" a\\n", b"\\xe2", "\\xa0".encode())]
+        ['·a↵', '⟨E2⟩', '⟨U+A0⟩']
+        >>> Token(1, b"", "<s>").label
+        '<s>'
         """
         if self.name:
             return self.name

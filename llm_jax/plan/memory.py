@@ -26,7 +26,7 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     | `moments`     | the optimizer's state                                                               |
     | `average`     | the moving average of the weights, with train.ema_decay                             |
     | `batch`       | the batch, counters and metrics, and XLA's padding of arguments                     |
-    | `activations` | the other temporaries at their peak: kept for the backward pass, gathered weights, logits |
+    | `activations` | other temporaries at the peak: for the backward pass, gathered weights, logits |
     | `workspace`   | the maximum that cuDNN's backward kernel allocates at run time (attention=cudnn)    |
     """
     state, xla = program.abstract_state(), step.memory_bytes()

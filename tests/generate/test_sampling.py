@@ -42,7 +42,8 @@ def allowed(x: np.ndarray, seen: np.ndarray, temperature=1.0, top_k=0, top_p=1.0
 
 CASES: list[dict[str, Any]] = [
     {}, {"temperature": 0.5}, {"top_k": 5}, {"top_k": 1}, {"top_k": 500}, {"top_p": 0.7}, {"top_p": 1e-6},
-    {"min_p": 0.1}, {"min_p": 1.0}, {"repetition_penalty": 1.7}, {"repetition_penalty": 0.5, "temperature": 2.0},
+    {"min_p": 0.1}, {"min_p": 1.0}, {"repetition_penalty": 1.7},
+    {"repetition_penalty": 0.5, "temperature": 2.0},
     {"temperature": 1.4, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
 ]  # fmt: skip
 

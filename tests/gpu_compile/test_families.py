@@ -18,7 +18,8 @@ from llm_jax.train.config import TrainConfig
 pytestmark = pytest.mark.gpu_compile
 LENGTH = 2048
 MODEL = ModelConfig(
-    layers=4, embed=256, heads=4, mlp=512, vocab=1024, attention="cudnn", max_segments=4, compute_dtype="bfloat16", window=256, window_layers=(0, 2),
+    layers=4, embed=256, heads=4, mlp=512, vocab=1024, attention="cudnn", max_segments=4, compute_dtype="bfloat16",
+    window=256, window_layers=(0, 2),
     latent=LatentConfig(query_rank=128, kv_rank=64, nope_dim=64, rope_dim=32, value_dim=64),
 )  # fmt: skip
 

@@ -38,7 +38,8 @@ STREAM = T * D
 """Elements of a sequence's residual stream."""
 
 MODEL = ModelConfig(
-    layers=L, embed=D, heads=H, kv_heads=G, head_dim=K, mlp=F, vocab=V, tied_embeddings=False, compute_dtype="bfloat16", attention="cudnn",
+    layers=L, embed=D, heads=H, kv_heads=G, head_dim=K, mlp=F, vocab=V, tied_embeddings=False,
+    compute_dtype="bfloat16", attention="cudnn",
     max_segments=4,
 )  # fmt: skip
 

@@ -25,7 +25,8 @@ MOE = MoEConfig(experts=4, top_k=2, mlp=32, dense_layers=(0,))
 MODELS = {
     "grouped": SMALL,
     "window": dataclasses.replace(
-        SMALL, window=5, qk_norm="head", rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=16),
+        SMALL, window=5, qk_norm="head",
+        rope_scaling=RopeScaling(kind="yarn", factor=4, original_positions=16),
     ),
     "gpt2": ModelConfig(
         layers=2, embed=32, heads=4, mlp=48, vocab=96, norm="layer", activation="gelu",
@@ -49,7 +50,9 @@ MODELS = {
     ),
     "sigmoid experts": dataclasses.replace(
         SMALL,
-        moe=MoEConfig(experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2),
+        moe=MoEConfig(
+            experts=8, top_k=2, mlp=32, shared_mlp=32, scores="sigmoid", bias=True, groups=4, top_groups=2
+        ),
     ),
 }  # fmt: skip
 
