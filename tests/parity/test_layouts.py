@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.layout.layout import Layout
+from llm_jax.layout.layout import Layout, MeshPlacement
+from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import CONTEXT, PRESETS, STAGES, TENSOR
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.optimizer import OptimizerConfig
-from tests.training import SMALL, train
+from llm_jax.train.state import TrainModel
+from tests.training import SMALL, placed_state, train
 
 STEPS, TOLERANCE = 20, 1e-5
 GROUPED = dataclasses.replace(SMALL, kv_heads=2)
@@ -110,6 +112,20 @@ def test_layout_agrees_with_one_device(name):
     history, _, _ = train(layout, mesh, steps=STEPS, model=GROUPED)
     assert_same(history, single(GROUPED))
     assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.3
+
+
+@pytest.mark.parametrize(
+    "name", ["zero1", "hybrid_fsdp", "fsdp_tensor_sequence", "context_ring", "expert_tensor", "vocab_over_batch", "pipeline_fsdp_tensor"]
+)
+def test_a_run_begins_with_the_state_of_one_device_bit_for_bit(name):
+    """One layout of each family; the other tests here begin with the state of one device, put onto the layout."""
+    layout, mesh = LAYOUTS[name]
+    config = OptimizerConfig()
+    program = TrainModel(GROUPED.resolved(), config, MeshPlacement(layout, make_mesh(layout, mesh)), 0.9)
+    begun, placed = program.new_state(0), placed_state(program, config, 0.9)
+    for ours, theirs in zip(jax.tree.leaves(begun), jax.tree.leaves(placed), strict=True):
+        assert ours.sharding == theirs.sharding
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_every_preset_is_compared():
