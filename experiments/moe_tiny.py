@@ -22,7 +22,9 @@ from llm_jax.train.optimizer import OptimizerConfig
 def experiment() -> Experiment:
     experts = MoEConfig(experts=8, top_k=2, mlp=176, bias=True, balance_loss=0.001)
     return Experiment(
-        model=ModelConfig(layers=4, embed=128, heads=8, mlp=352, attention="blocked", scan_layers=False, moe=experts),
+        model=ModelConfig(
+            layers=4, embed=128, heads=8, mlp=352, attention="blocked", scan_layers=False, moe=experts
+        ),
         layout=preset("data_parallel"),
         data=DataConfig(source="stdlib", held_out_fraction=0.05),
         tokenizer=TokenizerConfig(vocab=4096),

@@ -20,7 +20,16 @@ from typing import Any
 
 import yaml
 
-from llm_jax.core.config_tree import CLASS_OF, coerced, find_key, flat, from_tree, read_yaml_text, with_values, write_yaml_text
+from llm_jax.core.config_tree import (
+    CLASS_OF,
+    coerced,
+    find_key,
+    flat,
+    from_tree,
+    read_yaml_text,
+    with_values,
+    write_yaml_text,
+)
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.layout.layout import Layout
@@ -28,7 +37,13 @@ from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.objective.protocol import OBJECTIVES, Objective, UnknownObjective, objective_class, objective_names
+from llm_jax.objective.protocol import (
+    OBJECTIVES,
+    Objective,
+    UnknownObjective,
+    objective_class,
+    objective_names,
+)
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
@@ -60,7 +75,11 @@ class Experiment:
 def experiment_folders() -> list[Path]:
     """The folders of experiment files: ./experiments, then the one beside the package."""
     folders = [Path("experiments"), Path(__file__).parent.parent / "experiments"]
-    return [f for i, f in enumerate(folders) if f.is_dir() and f.resolve() not in [g.resolve() for g in folders[:i]]]
+    return [
+        f
+        for i, f in enumerate(folders)
+        if f.is_dir() and f.resolve() not in [g.resolve() for g in folders[:i]]
+    ]
 
 
 def list_experiments() -> dict[str, Path]:
@@ -92,7 +111,10 @@ def find_experiment(name: str) -> Path:
     known = list_experiments()
     if name not in known:
         if (Path(name) / "config.yaml").is_file():
-            raise UserError(f"experiment={name}: is a run folder; write experiment={Path(name) / 'config.yaml'} to run its configuration")
+            raise UserError(
+                f"experiment={name}: is a run folder; write experiment={Path(name) / 'config.yaml'} to "
+                "run its configuration"
+            )
         raise UserError(f"experiment={name}: no such experiment; {nearest(name, known)} (--list shows all)")
     return known[name]
 
@@ -110,15 +132,25 @@ def load_file(name: str) -> Any:
 
 
 def as_experiment(made: Any, name: str) -> Experiment:
-    """The experiment of a file, with its name. Raises UserError where experiment() returned something else."""
+    """The experiment of a file, with its name.
+
+    Raises UserError where experiment() returned something else.
+    """
     if not isinstance(made, Experiment):
-        raise UserError(f"experiment={name}: experiment() in {find_experiment(name)} returns {type(made).__name__}, not an Experiment")
+        raise UserError(
+            f"experiment={name}: experiment() in {find_experiment(name)} returns {type(made).__name__}, "
+            "not an Experiment"
+        )
     return named(made, name)
 
 
 def named(experiment: Experiment, name: str) -> Experiment:
     """The experiment under its own name, or under that of its file."""
-    return experiment if experiment.name else dataclasses.replace(experiment, name=Path(name).stem if name.endswith(".py") else name)
+    return (
+        experiment
+        if experiment.name
+        else dataclasses.replace(experiment, name=Path(name).stem if name.endswith(".py") else name)
+    )
 
 
 def run_file(path: Path, origin: str) -> Any:
@@ -139,8 +171,12 @@ def run_file(path: Path, origin: str) -> Any:
     except SyntaxError as error:
         raise UserError(f"{origin}: {error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        raise UserError(f"{origin}: {path}:{lines[-1] if lines else '?'}: {type(error).__name__}: {first_line(error)}") from error
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        raise UserError(
+            f"{origin}: {path}:{lines[-1] if lines else '?'}: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def read_yaml(path: Path) -> Experiment:
@@ -154,7 +190,12 @@ def read_yaml(path: Path) -> Experiment:
         raise UserError(f"{path}: not a configuration: must be a table of keys and values")
     try:
         objective = tree.get("objective")
-        if isinstance(objective, dict) and (name := objective.get("name")) and name not in OBJECTIVES and name not in objective_names():
+        if (
+            isinstance(objective, dict)
+            and (name := objective.get("name"))
+            and name not in OBJECTIVES
+            and name not in objective_names()
+        ):
             rest = {key: value for key, value in tree.items() if key != "objective"}
             return dataclasses.replace(from_tree(Experiment(), rest), objective=UnknownObjective(name))
         return from_tree(Experiment(), tree)
@@ -200,7 +241,10 @@ def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experi
             experiment = dataclasses.replace(experiment, layout=preset(value))
     made = with_values(experiment, [pair for pair in pairs if pair[0] != "layout"])
     if made.data.mixture and any(key == "data.source" for key, _ in pairs):
-        raise UserError(f"data.source={made.data.source}: the experiment has a data.mixture, which replaces it; add data.mixture={{}} to use it")
+        raise UserError(
+            f"data.source={made.data.source}: the experiment has a data.mixture, which replaces it; add "
+            f"data.mixture={{}} to use it"
+        )
     return made
 
 
@@ -226,7 +270,8 @@ def resolved(experiment: Experiment) -> Experiment:
     check_parametrization(e.optimizer, e.model)
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
-            f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions (model.positions={e.model.positions})"
+            f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions "
+            f"(model.positions={e.model.positions})"
         )
     model = experiment.model.resolved()
     parametrization.check(model)
@@ -235,7 +280,18 @@ def resolved(experiment: Experiment) -> Experiment:
 
 def check_parts(e: Experiment) -> None:
     """Raises UserError for a value out of range; the model checks its own when it is resolved."""
-    for part in e.layout, e.data, e.tokenizer, e.objective, e.optimizer, e.train, e.evaluate, e.checkpoint, e.sample, e.cluster:
+    for part in (
+        e.layout,
+        e.data,
+        e.tokenizer,
+        e.objective,
+        e.optimizer,
+        e.train,
+        e.evaluate,
+        e.checkpoint,
+        e.sample,
+        e.cluster,
+    ):
         part.check()
 
 

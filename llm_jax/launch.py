@@ -1,4 +1,6 @@
-"""The entry point `python -m llm_jax.launch`: runs an experiment, or a grid of them, or submits it to Slurm."""
+"""The entry point `python -m llm_jax.launch`: runs an experiment, or a grid of them, or submits
+it to Slurm.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ class LaunchCommand:
     SIGUSR1 or the end of a job's time with everything saved (rerun the command to resume), 130 stopped by
     Ctrl-C, also with everything saved, 86 another process of the run failed (one line names it), 87 the same
     fault at the same step twice: a restart would not help.
-    """
+    """  # noqa: E501
 
     experiment: Pairs = passed_on(lambda name: name == "experiment", "experiment=NAME")
     """A file under experiments/ (experiment=scaling/x for a subfolder), a path to a .py file anywhere, or a
@@ -83,7 +85,12 @@ class LaunchCommand:
     @property
     def flags(self) -> list[str]:
         """The flags that are given."""
-        names = {"--list": self.list_experiments, "--show": self.show, "--dry-run": self.dry_run, "--go-on": self.go_on}
+        names = {
+            "--list": self.list_experiments,
+            "--show": self.show,
+            "--dry-run": self.dry_run,
+            "--go-on": self.go_on,
+        }
         return [name for name, is_given in names.items() if is_given]
 
 
@@ -129,12 +136,20 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
         from llm_jax.scaling.command import launch_grid
 
         if source := next((value for key, value in pairs if key == "from"), None):
-            raise UserError(f"from={source}: is for one run, and experiment={name} is a grid; write train.start_from into the grid's base")
-        return launch_grid(made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group, submission)
+            raise UserError(
+                f"from={source}: is for one run, and experiment={name} is a grid; write train.start_from "
+                "into the grid's base"
+            )
+        return launch_grid(
+            made, name, flags, [pair for pair in pairs if pair[0] != "experiment"], group, submission
+        )
     if "--go-on" in flags:
         raise UserError(f"--go-on: is for a grid whose runs were submitted, and experiment={name} is one run")
     if "--dry-run" in flags and not submission:
-        raise UserError(f"--dry-run: is for grids and for submit=slurm, and experiment={name} is one run; --show prints its configuration")
+        raise UserError(
+            f"--dry-run: is for grids and for submit=slurm, and experiment={name} is one run; --show "
+            "prints its configuration"
+        )
     chosen = with_command_line(experiments.as_experiment(made, name), pairs)
     if "--show" in flags:
         print(experiments.to_yaml(chosen), end="")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llm_jax.core.xla_flags import keep_collectives_in_order
 from tests.xla_flags import simulated
 
-# Tests send Ctrl-C to themselves and to processes of theirs, which would be born deaf to it where the tests run in the background of a script.
+# Tests send Ctrl-C to themselves and to processes of theirs, which would be born deaf to it where the tests
+# run in the background of a script.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,7 +24,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)}"
 keep_collectives_in_order()
-CACHE = Path(os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}"))
+CACHE = Path(
+    os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}")
+)
 os.environ.setdefault("LLM_JAX_CACHE", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -47,7 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Tracing makes many objects and few circles: the collector, at Python's thresholds, takes a tenth of the tests' time."""
+    """Tracing makes many objects and few circles: the collector, at Python's thresholds, takes a tenth of the
+    tests' time.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 20)
@@ -68,7 +73,9 @@ def cpu_seconds() -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Starts the count of a test's CPU seconds, which `--junitxml` records (tools/time_tests.py sums them up)."""
+    """Starts the count of a test's CPU seconds, which `--junitxml` records (tools/time_tests.py sums them
+    up).
+    """
     item.stash[STARTED] = cpu_seconds()
     return (yield)
 
@@ -81,7 +88,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def gpu_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason. They make no machine code."""
+    """Skips tests marked gpu_compile where XLA's GPU compiler is not installed, and for no other reason.
+
+    They make no machine code.
+    """
     if request.node.get_closest_marker("gpu_compile"):
         from llm_jax.core.errors import UserError
         from llm_jax.layout.gpu_compile import require_cuda
@@ -105,7 +115,9 @@ def shared() -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of the smallest experiment, beside its corpus; the machine's peak is given, since measuring it takes a second."""
+    """The file of the smallest experiment, beside its corpus; the machine's peak is given, since measuring it
+    takes a second.
+    """
     from llm_jax.run import run
     from tests.tiny_run import write_experiment
 
@@ -119,7 +131,9 @@ def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
     from tests.slurm.cluster import shared_cluster
 
     folder = tmp_path_factory.getbasetemp()
-    with shared_cluster((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "slurm") as cluster:
+    with shared_cluster(
+        (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "slurm"
+    ) as cluster:
         yield cluster
 
 
@@ -129,7 +143,9 @@ def slurm_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
     from tests.slurm.cluster import locked
 
     with locked(slurm_session.folder.with_suffix(".busy")):
-        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:  # the tests may run in a job themselves
+        for name in [
+            name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
+        ]:  # the tests may run in a job themselves
             monkeypatch.delenv(name)
         monkeypatch.setenv("SLURM_CONF", str(slurm_session.folder / "slurm.conf"))
         yield slurm_session

@@ -8,7 +8,9 @@ import numpy as np
 
 
 def dense(q, k, v, segments, window):
-    """All T² scores, in the inputs' dtype: q [B, T, H, K], k and v [B, T, G, K], segments [B, T] or None -> [B, T, H, K]."""
+    """All T² scores, in the inputs' dtype: q [B, T, H, K], k and v [B, T, G, K], segments [B, T] or None ->
+    [B, T, H, K].
+    """
     T, H, G = q.shape[1], q.shape[2], k.shape[2]
     k, v = jnp.repeat(k, H // G, 2), jnp.repeat(v, H // G, 2)
     i, j = jnp.arange(T)[:, None], jnp.arange(T)[None]

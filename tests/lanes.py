@@ -1,8 +1,10 @@
-"""How `pytest -n N` deals the tests out: one lane for tests that wait, the others for tests that compute, the longest work first.
+"""How `pytest -n N` deals the tests out: one lane for tests that wait, the others for tests that compute, the
+longest work first.
 
-A unit of work is a file: what its tests compile, or its fixtures train, is kept in its process and made once. Folders whose files
-share such things are one unit. With three workers or more the last one takes the tests marked `waits` before all others: they sleep,
-wait for processes or for Slurm, so the two cores are left to the other workers. A lane that has nothing left helps the others.
+A unit of work is a file: what its tests compile, or its fixtures train, is kept in its process and made once.
+Folders whose files share such things are one unit. With three workers or more the last one takes the tests
+marked `waits` before all others: they sleep, wait for processes or for Slurm, so the two cores are left to
+the other workers. A lane that has nothing left helps the others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import Any
 from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = Path(__file__).with_name("seconds.json")
-"""Seconds by file as they were recorded: {"tests/parity/test_layouts.py": {"wall": 80.1, "cpu": 75.2}, ...}."""
+"""Seconds by file as they were recorded: {"tests/parity/test_layouts.py": {"wall": 80.1, "cpu":
+75.2}, ...}.
+"""
 TOGETHER = ("tests/slurm/*", "tests/faults/test_under_slurm.py"), ("tests/plan/*",), ("tests/scaling/fit/*",)
 """Files that are one unit: there is one Slurm cluster, and plans and fits are kept in a process."""
 WAITS = (
@@ -51,7 +55,9 @@ def recorded() -> dict[str, dict[str, float]]:
 
 
 class Lanes(LoadScopeScheduling):
-    """xdist's scheduler of scopes, with units as scopes; it gives each worker the longest unit of its lane."""
+    """xdist's scheduler of scopes, with units as scopes; it gives each worker the longest unit of
+    its lane.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return unit(nodeid)
@@ -66,7 +72,9 @@ class Lanes(LoadScopeScheduling):
             self._waiting: set[str] = set()
             for file in dict.fromkeys(nodeid.split("::", 1)[0] for nodeid in tests):
                 name = unit(file)
-                self._seconds[name] = self._seconds.get(name, 0.0) + known.get(file, {}).get("wall", 10.0 if file.startswith("tests/") else 0.1)
+                self._seconds[name] = self._seconds.get(name, 0.0) + known.get(file, {}).get(
+                    "wall", 10.0 if file.startswith("tests/") else 0.1
+                )
                 if waits(file):
                     self._waiting.add(name)
             self._names = sorted(node.gateway.id for node in self.nodes)
@@ -74,6 +82,8 @@ class Lanes(LoadScopeScheduling):
 
     def _assign_work_unit(self, node: Any) -> None:
         waiting_lane = len(self._names) > 2 and node.gateway.id == self._names[-1]
-        mine = [name for name in self.workqueue if (name in self._waiting) == waiting_lane] or list(self.workqueue)
+        mine = [name for name in self.workqueue if (name in self._waiting) == waiting_lane] or list(
+            self.workqueue
+        )
         self.workqueue.move_to_end(max(mine, key=lambda name: self._seconds.get(name, 10.0)), last=False)
         super()._assign_work_unit(node)

@@ -1,4 +1,5 @@
-"""A folder of CUDA tools in which `ptxas` writes no machine code: half the time of compiling for absent GPUs goes into it.
+"""A folder of CUDA tools in which `ptxas` writes no machine code: half the time of compiling for absent GPUs
+goes into it.
 
 Nothing here runs or reads that code: tests read a compiled step's HLO, memory and aliasing, all made before
 (tests/gpu_compile/test_no_ptxas.py compares them with those that the real `ptxas` leaves).
@@ -21,11 +22,15 @@ done
 echo "no machine code" > "$out"
 """
 REAL: str | None = jax_lib.cuda_path
-"""The folder that JAX gives to XLA as `xla_gpu_cuda_data_dir`; None where CUDA isn't installed as Python packages."""
+"""The folder that JAX gives to XLA as `xla_gpu_cuda_data_dir`; None where CUDA isn't installed as Python
+packages.
+"""
 
 
 def tools_without_ptxas(folder: Path) -> str | None:
-    """Makes the folder, with links to all other tools, unless it is there; returns its path for `jax._src.lib.cuda_path`."""
+    """Makes the folder, with links to all other tools, unless it is there; returns its path for
+    `jax._src.lib.cuda_path`.
+    """
     if REAL is None or not (Path(REAL) / "bin" / "ptxas").exists():
         return REAL
     script = folder / "bin" / "ptxas"

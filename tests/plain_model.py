@@ -1,4 +1,5 @@
-"""The transformer once more, layer by layer and straight from the papers' formulas, to compare with: no scan, no kernels, no layouts.
+"""The transformer once more, layer by layer and straight from the papers' formulas, to compare with: no scan,
+no kernels, no layouts.
 
 Run under `jax.enable_x64` it is the float64 truth. Dense feed-forward, RMSNorm and rotary positions only.
 """
@@ -28,14 +29,20 @@ def plain_logits(c: ModelConfig, weights: dict, tokens: Any, segments: Any = Non
             return norm(c, y, w[f"{name}{out}_norm"]) if after else y
 
         windowed = c.window is not None and (c.window_layers is None or layer in c.window_layers)
-        a = half(x, "attention", lambda y, w=w, windowed=windowed: attention(c, y, w["attention"], windowed, positions, segments))
+        a = half(
+            x,
+            "attention",
+            lambda y, w=w, windowed=windowed: attention(c, y, w["attention"], windowed, positions, segments),
+        )
         m = half(x if c.parallel_blocks else x + a, "mlp", lambda y, w=w: feed_forward(y, w["mlp"]))
         x = x + a + m
     x = norm(c, x, weights["final_norm"])
     return x @ (weights["embedding"] if c.tied_embeddings else weights["head"]).T
 
 
-def norm(c: ModelConfig, x: jax.Array, w: dict, axes: tuple[int, ...] = (-1,), epsilon: float | None = None) -> jax.Array:
+def norm(
+    c: ModelConfig, x: jax.Array, w: dict, axes: tuple[int, ...] = (-1,), epsilon: float | None = None
+) -> jax.Array:
     y = x / jnp.sqrt(jnp.mean(x**2, axes, keepdims=True) + (epsilon or c.norm_epsilon))
     return y * (1 + w["scale"] if c.norm_centred else w["scale"])
 
@@ -44,8 +51,12 @@ def feed_forward(x: jax.Array, w: dict) -> jax.Array:
     return (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]
 
 
-def attention(c: ModelConfig, x: jax.Array, w: dict, windowed: bool, positions: jax.Array, segments: Any) -> jax.Array:
-    q, k, v = latent_heads(c, x, w, positions) if c.latent.kv_rank else plain_heads(c, x, w, windowed, positions)
+def attention(
+    c: ModelConfig, x: jax.Array, w: dict, windowed: bool, positions: jax.Array, segments: Any
+) -> jax.Array:
+    q, k, v = (
+        latent_heads(c, x, w, positions) if c.latent.kv_rank else plain_heads(c, x, w, windowed, positions)
+    )
     k, v = (jnp.repeat(a, c.heads // a.shape[2], 2) for a in (k, v))
     scores = jnp.einsum("BTHK,BSHK->BHTS", q, k) * (c.attention_scale or c.head_dim**-0.5)
     if c.attention_softcap:
@@ -57,7 +68,9 @@ def attention(c: ModelConfig, x: jax.Array, w: dict, windowed: bool, positions: 
     return jnp.einsum("BHTS,BSHV,HVD->BTD", probabilities, v, w["out"])
 
 
-def plain_heads(c: ModelConfig, x: jax.Array, w: dict, windowed: bool, positions: jax.Array) -> tuple[jax.Array, ...]:
+def plain_heads(
+    c: ModelConfig, x: jax.Array, w: dict, windowed: bool, positions: jax.Array
+) -> tuple[jax.Array, ...]:
     q, k, v = (jnp.einsum("BTD,DHK->BTHK", x, w[name]) for name in ("query", "key", "value"))
     if c.qk_norm == "head":
         q, k = norm(c, q, w["query_norm"]), norm(c, k, w["key_norm"])
@@ -79,7 +92,11 @@ def latent_heads(c: ModelConfig, x: jax.Array, w: dict, positions: jax.Array) ->
     kv = jnp.einsum("BTR,RHK->BTHK", norm(c, down[..., :R], w["kv_norm"], epsilon=1e-6), w["kv_up"])
     key_rope = rotated(c, down[:, :, None, R:], positions, False)
     k = [jnp.concatenate([kv[:, :, h, :n], key_rope[:, :, 0]], -1) for h in range(c.heads)]
-    return jnp.concatenate([q[..., :n], rotated(c, q[..., n:], positions, False)], -1), jnp.stack(k, 2), kv[..., n:]
+    return (
+        jnp.concatenate([q[..., :n], rotated(c, q[..., n:], positions, False)], -1),
+        jnp.stack(k, 2),
+        kv[..., n:],
+    )
 
 
 def rotated(c: ModelConfig, x: jax.Array, positions: jax.Array, local: bool) -> jax.Array:
@@ -92,7 +109,10 @@ def rotated(c: ModelConfig, x: jax.Array, positions: jax.Array, local: bool) -> 
     if s.kind == "linear" and not local:
         frequency = frequency / s.factor
     if s.kind == "yarn" and not local:  # Peng et al. 2023, equations 22 to 25
-        dims = [K * math.log(s.original_positions / (b * 2 * math.pi)) / (2 * math.log(theta)) for b in (s.beta_fast, s.beta_slow)]
+        dims = [
+            K * math.log(s.original_positions / (b * 2 * math.pi)) / (2 * math.log(theta))
+            for b in (s.beta_fast, s.beta_slow)
+        ]
         low, high = (math.floor(dims[0]), math.ceil(dims[1])) if s.truncate else dims
         low, high = max(low, 0), min(high, K - 1)
         ramp = jnp.asarray([min(max((i - low) / max(high - low, 0.001), 0), 1) for i in range(K // 2)])

@@ -22,7 +22,9 @@ sys.exit(run_command(body, []))
 
 def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word():
     """As in `python -m llm_jax.generate ... | head`."""
-    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"a line\n"
         process.stdout.close()
         assert process.wait(60) == EXIT_UNREAD
@@ -47,7 +49,9 @@ console.close()
 def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
     """As in `python -m llm_jax.launch ... | head`: it may have cost hours, and its log has all."""
     command = [sys.executable, "-c", LINES, str(tmp_path / "log.txt")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"the first\n"
         process.stdout.close()
         process.stdin.close()

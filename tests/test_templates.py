@@ -1,4 +1,6 @@
-"""Templates are filled in with what they are given: escaped in HTML, as it is in scripts, and nothing may be missing."""
+"""Templates are filled in with what they are given: escaped in HTML, as it is in scripts, and nothing may be
+missing.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def test_values_are_escaped_in_a_page_and_left_alone_in_a_script(package):
 
 def test_powers_are_raised_and_the_rest_of_the_text_escaped(package):
     (package / "page.html.jinja").write_text("{{ text | raised }}")
-    assert render(PACKAGE, "page.html.jinja", text="<i>C^0.5 & x^-2") == "&lt;i&gt;C<sup>0.5</sup> &amp; x<sup>-2</sup>"
+    assert (
+        render(PACKAGE, "page.html.jinja", text="<i>C^0.5 & x^-2")
+        == "&lt;i&gt;C<sup>0.5</sup> &amp; x<sup>-2</sup>"
+    )
 
 
 def test_a_value_that_is_missing_is_an_error_and_not_an_empty_text(package):
@@ -47,5 +52,7 @@ def test_a_value_that_is_missing_is_an_error_and_not_an_empty_text(package):
 
 
 def test_lines_of_the_templates_logic_leave_no_line_behind(package):
-    (package / "job.sh.jinja").write_text("a\n{% if account %}\n  {% for x in account %}\n{{ x }}\n  {% endfor %}\n{% endif %}\nb\n")
+    (package / "job.sh.jinja").write_text(
+        "a\n{% if account %}\n  {% for x in account %}\n{{ x }}\n  {% endfor %}\n{% endif %}\nb\n"
+    )
     assert render(PACKAGE, "job.sh.jinja", account="cd") == "a\nc\nd\nb\n"

@@ -23,14 +23,20 @@ SMALL = ModelConfig(layers=2, embed=32, heads=8, kv_heads=8, head_dim=8, mlp=64,
 BATCH, LENGTH = 8, 32
 
 
-def packed_batch(step: int, batch: int = BATCH, length: int = LENGTH, vocab: int = 128) -> dict[str, np.ndarray]:
+def packed_batch(
+    step: int, batch: int = BATCH, length: int = LENGTH, vocab: int = 128
+) -> dict[str, np.ndarray]:
     """Rows of several documents, with some padding at the end of a row and targets inside documents only."""
     rng = np.random.default_rng(step)
     tokens = rng.zipf(1.5, (batch, length)).astype(np.int32) % vocab
     segments = 1 + np.cumsum(rng.random((batch, length)) < 0.1, 1).astype(np.int32)
     segments[0, -3:] = 0
-    starts = np.maximum.accumulate(np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(length), 0), axis=1)
-    same = np.concatenate([segments[:, 1:] == segments[:, :-1], np.zeros((batch, 1), bool)], 1) & (segments > 0)
+    starts = np.maximum.accumulate(
+        np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(length), 0), axis=1
+    )
+    same = np.concatenate([segments[:, 1:] == segments[:, :-1], np.zeros((batch, 1), bool)], 1) & (
+        segments > 0
+    )
     return {
         "tokens": tokens,
         "targets": np.where(same, np.roll(tokens, -1, 1), 0).astype(np.int32),
@@ -56,7 +62,11 @@ def placed_state(program: TrainModel, optimizer: OptimizerConfig, ema_decay: flo
     if program.place.mesh.size == 1 or jax.process_count() > 1:
         return program.new_state(0)
     state = first_state(program.config, optimizer, ema_decay)
-    return jax.tree.map(lambda host, leaf: jax.device_put(host, leaf.sharding, may_alias=False), state, program.abstract_state())
+    return jax.tree.map(
+        lambda host, leaf: jax.device_put(host, leaf.sharding, may_alias=False),
+        state,
+        program.abstract_state(),
+    )
 
 
 def train(
@@ -78,12 +88,19 @@ def train(
     program = TrainModel(model.resolved(), optimizer, place, ema_decay)
     objective = NextToken(z_loss=z_loss, chunk=64)
     options = program_options(program) | (options or {})
-    step = jax.jit(make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm), donate_argnums=0, compiler_options=options)
+    step = jax.jit(
+        make_step(program, objective, make_schedule(optimizer, steps), optimizer.clip_norm),
+        donate_argnums=0,
+        compiler_options=options,
+    )
     state, history = placed_state(program, optimizer, ema_decay), []
     with jax.set_mesh(place.mesh):
         for s in range(steps):
             arrays = {
-                name: jax.device_put(v.reshape(microbatches, -1, v.shape[-1]), place.sharding((None, "batch", "sequence"), "compute"))
+                name: jax.device_put(
+                    v.reshape(microbatches, -1, v.shape[-1]),
+                    place.sharding((None, "batch", "sequence"), "compute"),
+                )
                 for name, v in batches(s).items()
             }
             state, metrics = step(state, arrays)

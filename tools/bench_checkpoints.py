@@ -1,4 +1,6 @@
-"""Measures what checkpoints cost: the part of the time of training for which it stands still because of them."""
+"""Measures what checkpoints cost: the part of the time of training for which it stands still
+because of them.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,14 @@ EVERY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCheckpoints:
-    """Measures what checkpoints cost: the part of the time of training for which it stands still because of them.
+    """Measures what checkpoints cost: the part of the time of training for which it stands still because of
+    them.
 
       python tools/bench_checkpoints.py steps=200                     the quickstart, a checkpoint every 50 steps
       python tools/bench_checkpoints.py experiment=bench/w1 steps=100
 
-    Checkpoints are written in the background; what stalls is the copy of the arrays, the wait for one that is still being written, and the
-    wait for the last one at the end.
+    Checkpoints are written in the background; what stalls is the copy of the arrays, the wait for one that is
+    still being written, and the wait for the last one at the end.
     """
 
     experiment: str = argument("quickstart", shown="NAME")
@@ -49,8 +52,14 @@ def bench(arguments: list[str]) -> int:
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     seconds, saves = summary["seconds"], given.steps // EVERY
     interval, stall = EVERY * seconds["step"] / given.steps, seconds["checkpoint"] / saves
-    print(f"{given.experiment}: {summary['parameters'] / 1e6:.1f} M parameters, {size / 1e6:.0f} MB a checkpoint, {saves} of them")
-    print(f"{EVERY} steps take {interval:.2f} s, a checkpoint stalls training for {stall:.3f} s: {stall / interval:.1%}")
+    print(
+        f"{given.experiment}: {summary['parameters'] / 1e6:.1f} M parameters, {size / 1e6:.0f} MB a "
+        f"checkpoint, {saves} of them"
+    )
+    print(
+        f"{EVERY} steps take {interval:.2f} s, a checkpoint stalls training for {stall:.3f} s: "
+        f"{stall / interval:.1%}"
+    )
     return 0
 
 

@@ -10,7 +10,9 @@ from llm_jax.data import DataConfig, TokenizerConfig, prepare
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", nargs="?", default="stdlib", help="what data.source takes (default: stdlib)")
+    parser.add_argument(
+        "source", nargs="?", default="stdlib", help="what data.source takes (default: stdlib)"
+    )
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences")

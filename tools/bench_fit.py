@@ -43,9 +43,14 @@ def points(path: str | None) -> dict[str, np.ndarray]:
     """The runs of a table, or 245 simulated ones with heavy-tailed residuals like Epoch AI's."""
     if path:
         t = pd.read_csv(path)
-        return columns(parameters=t["Model Size"], tokens=t["Training FLOP"] / 6 / t["Model Size"], loss=t["loss"])
+        return columns(
+            parameters=t["Model Size"], tokens=t["Training FLOP"] / 6 / t["Model Size"], loss=t["loss"]
+        )
     rng = np.random.default_rng(0)
-    n, c = np.exp(rng.uniform(np.log(5e7), np.log(1.6e10), 245)), np.exp(rng.uniform(np.log(1e19), np.log(3e21), 245))
+    n, c = (
+        np.exp(rng.uniform(np.log(5e7), np.log(1.6e10), 245)),
+        np.exp(rng.uniform(np.log(1e19), np.log(3e21), 245)),
+    )
     loss = Law(1.82, 478, 2143, 0.347, 0.367).loss(n, c / 6 / n) * np.exp(0.004 * rng.standard_t(3, 245))
     return columns(parameters=n, tokens=c / 6 / n, loss=loss)
 
@@ -54,7 +59,9 @@ def objective(problem: Problem, weights: np.ndarray, slopes: bool):
     """The problem's objective for scipy, in numpy: theta [5] -> value, with `slopes` also its derivatives
     [5]."""
     kept = weights > 0
-    x, y, target, w = (a[kept] for a in (problem.data["log_n"], problem.data["log_d"], problem.data["target"], weights))
+    x, y, target, w = (
+        a[kept] for a in (problem.data["log_n"], problem.data["log_d"], problem.data["target"], weights)
+    )
 
     def evaluate(theta: np.ndarray):
         e, a, b, alpha, beta = theta
@@ -96,24 +103,40 @@ def main() -> None:
     best = found.min()
     theta = problem.from_starts(used).theta[found.argmin()]
     at_best = (found < best * 1.0001).mean()
-    print(f"{len(starts) + REFITS} minimisations over {used.sum()} runs, {os.cpu_count()} CPU cores; lowest objective {best:.6e}")
-    print(f"ours: {cold:.1f} s with compilation, {warm:.1f} s without; {at_best:.0%} of the starts end at the lowest minimum")
+    print(
+        f"{len(starts) + REFITS} minimisations over {used.sum()} runs, {os.cpu_count()} CPU cores; lowest "
+        f"objective {best:.6e}"
+    )
+    print(
+        f"ours: {cold:.1f} s with compilation, {warm:.1f} s without; {at_best:.0%} of the starts end at "
+        "the lowest minimum"
+    )
     rng = np.random.default_rng(0)
-    some_starts, some_refits = (rng.choice(count, options.sample, replace=False) for count in (len(starts), REFITS))
+    some_starts, some_refits = (
+        rng.choice(count, options.sample, replace=False) for count in (len(starts), REFITS)
+    )
     for name, how in VARIANTS.items():
         evaluate = objective(problem, used.astype(float), "jac" in how)
         began = time.perf_counter()
         values = np.array([minimize(evaluate, starts[i], **how).fun / SCALE for i in some_starts])
         first = (time.perf_counter() - began) / options.sample
         began = time.perf_counter()
-        again = np.array([minimize(objective(problem, weights[i], "jac" in how), theta, **how).fun / SCALE for i in some_refits])
+        again = np.array(
+            [
+                minimize(objective(problem, weights[i], "jac" in how), theta, **how).fun / SCALE
+                for i in some_refits
+            ]
+        )
         second = (time.perf_counter() - began) / options.sample
         whole = len(starts) * first + REFITS * second
         worse = np.max(again / refitted[some_refits] - 1)
         print(
-            f"scipy {name}: {whole:.0f} s (from {options.sample} starts of {1e3 * first:.1f} ms and {options.sample} refits of "
-            f"{1e3 * second:.1f} ms), {whole / cold:.0f} times ours with compilation, {whole / warm:.0f} times without; "
-            f"{(values < best * 1.0001).mean():.0%} of the starts end at the lowest minimum; refits at most {worse:.1e} above ours"
+            f"scipy {name}: {whole:.0f} s (from {options.sample} starts of {1e3 * first:.1f} ms and "
+            f"{options.sample} refits of "
+            f"{1e3 * second:.1f} ms), {whole / cold:.0f} times ours with compilation, {whole / warm:.0f} "
+            "times without; "
+            f"{(values < best * 1.0001).mean():.0%} of the starts end at the lowest minimum; refits at "
+            f"most {worse:.1e} above ours"
         )
 
 

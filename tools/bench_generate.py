@@ -36,9 +36,14 @@ def main() -> int:
     settings = {**SETTINGS, **settings}
     devices = int(settings["devices"])
     if devices > 1:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
     bandwidth = Bandwidth()
-    print(f"{'model':>12} {'slots':>5} {'tokens/s':>9} {'bound':>9} {'part':>5} {'GB/s':>6} {'of':>6}   (medians of {settings['rounds']} rounds)")
+    print(
+        f"{'model':>12} {'slots':>5} {'tokens/s':>9} {'bound':>9} {'part':>5} {'GB/s':>6} {'of':>6}   "
+        f"(medians of {settings['rounds']} rounds)"
+    )
     for model in settings["models"].split(","):
         for slots in map(int, settings["slots"].split(",")):
             measure(model, slots, devices, int(settings["rounds"]), int(settings["steps"]), bandwidth)
@@ -86,10 +91,14 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
     experiment = Experiment(model=config, layout=layout)
     program = TrainModel(config, experiment.optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     random = np.random.default_rng(0)
-    parameters = jax.tree.map(lambda w: random.standard_normal(w.shape, np.float32) * np.float32(0.02), program.abstract)
+    parameters = jax.tree.map(
+        lambda w: random.standard_normal(w.shape, np.float32) * np.float32(0.02), program.abstract
+    )
     parameters = jax.device_put(parameters, program.shardings("stored"))
     engine = Engine(program, parameters, Ids(config.vocab or 0), model, slots=slots, max_tokens=256)
-    read = sum(w.nbytes for w in jax.tree.leaves(engine.weights)) + sum(c.nbytes for c in jax.tree.leaves(engine.state.caches))
+    read = sum(w.nbytes for w in jax.tree.leaves(engine.weights)) + sum(
+        c.nbytes for c in jax.tree.leaves(engine.state.caches)
+    )
     speeds, bands, parts = [], [], []
     requests = [Request(ids=(1, 2, 3, 4 + i), max_tokens=250, seed=i) for i in range(slots)]
     for request in requests:
@@ -116,7 +125,8 @@ def measure(model: str, slots: int, devices: int, rounds: int, steps: int, bandw
         parts.append(read / seconds / bands[-1])
     speed, band, part = (statistics.median(x) for x in (speeds, bands, parts))
     print(
-        f"{model:>12} {slots:>5} {speed:>9.1f} {slots * band / read:>9.1f} {part:>5.0%} {speed / slots * read / 1e9:>6.1f} {band / 1e9:>6.1f}",
+        f"{model:>12} {slots:>5} {speed:>9.1f} {slots * band / read:>9.1f} {part:>5.0%} "
+        f"{speed / slots * read / 1e9:>6.1f} {band / 1e9:>6.1f}",
         flush=True,
     )
 

@@ -5,9 +5,10 @@
   json=PATH    also writes the figures there
   steps=N      steps that are timed (default 16)
 
-Each work runs in a process of its own, without a compilation cache, on random tokens in packed rows of two documents.
-On a CPU a product of two 2048 x 2048 float32 matrices is timed between the steps, and the fastest is the peak; a GPU's
-peak is its datasheet's. MFU is model FLOPs (causal attention, nothing recomputed) of the median step over that peak.
+Each work runs in a process of its own, without a compilation cache, on random tokens in packed rows of two
+documents. On a CPU a product of two 2048 x 2048 float32 matrices is timed between the steps, and the fastest
+is the peak; a GPU's peak is its datasheet's. MFU is model FLOPs (causal attention, nothing recomputed) of the
+median step over that peak.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def main() -> int:
         values = dict(argument.partition("=")[::2] for argument in arguments)
         path, chosen = values.pop("json", ""), values.pop("experiment", "")
         works = {chosen: chosen} if chosen else WORKS | (GPU_WORKS if on_gpu() else {})
-        found = {name: run_one(work, [f"{key}={value}" for key, value in values.items()]) for name, work in works.items()}
+        found = {
+            name: run_one(work, [f"{key}={value}" for key, value in values.items()])
+            for name, work in works.items()
+        }
         report(found, path)
         return 0
     except UserError as error:
@@ -52,14 +56,21 @@ def main() -> int:
 def on_gpu() -> bool:
     """Whether the default device is a GPU, asked in another process: this one must not hold the device."""
     code = "import jax; print(jax.default_backend())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "gpu"
+    return (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "gpu"
+    )
 
 
 def run_one(work: str, overrides: list[str]) -> dict[str, Any]:
     """The figures of one work, from a fresh process."""
     started = time.time()
     command = [sys.executable, __file__, "--one", work, *overrides]
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    process = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    )
     if process.returncode == EXIT_USER_ERROR:
         sys.exit(EXIT_USER_ERROR)  # it has said why
     process.check_returncode()
@@ -82,7 +93,11 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
 
     pairs = [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
     steps = int(dict(pairs).get("steps", 16))
-    chosen = experiments.resolved(experiments.override(experiments.load_experiment(work), [pair for pair in pairs if pair[0] != "steps"]))
+    chosen = experiments.resolved(
+        experiments.override(
+            experiments.load_experiment(work), [pair for pair in pairs if pair[0] != "steps"]
+        )
+    )
     model = chosen.model.resolved(chosen.tokenizer.vocab)
     if model.attention == "cudnn" and model.max_segments is None:
         model = dataclasses.replace(model, max_segments=DOCUMENTS)
@@ -92,7 +107,10 @@ def measure(work: str, overrides: list[str]) -> dict[str, Any]:
     step = jit_step(program, chosen.objective, chosen.optimizer, chosen.train.steps)
     state = program.new_state(chosen.train.seed)
     abstract, values = abstract_batch(chosen.objective, chosen.train, place), random_batch(chosen)
-    batch = {name: jax.device_put(values[name].reshape(array.shape), array.sharding) for name, array in abstract.items()}
+    batch = {
+        name: jax.device_put(values[name].reshape(array.shape), array.sharding)
+        for name, array in abstract.items()
+    }
     cpu = place.platform() == "cpu"
     seconds, peaks = [], []
     with jax.set_mesh(place.mesh):
@@ -143,15 +161,22 @@ def report(found: dict[str, dict[str, Any]], path: str) -> None:
     """Prints a line a work, with one peak for all (the highest that was measured), and writes the JSON."""
     peaks = [figures.pop("peak_flops_per_second") for figures in found.values()]
     peak = max(peaks) if all(peaks) else None
-    print(f"device: {next(iter(found.values()))['device']}; matrix-product peak: {f'{peak / 1e9:,.0f} GFLOP/s' if peak else 'unknown, so no MFU'}")
-    print(f"{'work':<6} {'parameters':>10}  {'tokens/s (median, range)':<26} {'MFU':>6}  {'first step':>10}  {'peak RSS':>9}")
+    print(
+        f"device: {next(iter(found.values()))['device']}; matrix-product peak: "
+        f"{f'{peak / 1e9:,.0f} GFLOP/s' if peak else 'unknown, so no MFU'}"
+    )
+    print(
+        f"{'work':<6} {'parameters':>10}  {'tokens/s (median, range)':<26} {'MFU':>6}  {'first step':>10} "
+        f" {'peak RSS':>9}"
+    )
     for name, figures in found.items():
         speed, (slowest, fastest) = figures["tokens_per_second"], figures["tokens_per_second_range"]
         figures["mfu"] = speed * figures["flops_per_token"] / peak if peak else None
         mfu = f"{figures['mfu']:.1%}" if peak else "-"
         speeds = f"{speed:,.0f} ({slowest:,.0f} to {fastest:,.0f})"
         print(
-            f"{name:<6} {figures['parameters'] / 1e6:>8.1f} M  {speeds:<26} {mfu:>6}  {figures['first_step_seconds']:>8.1f} s"
+            f"{name:<6} {figures['parameters'] / 1e6:>8.1f} M  {speeds:<26} {mfu:>6}  "
+            f"{figures['first_step_seconds']:>8.1f} s"
             f"  {figures['peak_rss_bytes'] / 2**20:>5.0f} MiB"
         )
     if path:

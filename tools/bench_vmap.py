@@ -46,9 +46,13 @@ def main() -> int:
             raise UserError(f"{unknown.pop()}: there is no such key; {', '.join(KEYS)}")
         devices = int(values.get("devices", 1))
         if devices > 1:  # before JAX is imported
-            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+            os.environ["XLA_FLAGS"] = (
+                os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+            )
         runs = [int(n) for n in values.get("runs", "4,8,16").split(",")]
-        found: dict[str, Any] = {work: steps(shape, runs, devices, int(values.get("rounds", 20))) for work, shape in WORKS.items()}
+        found: dict[str, Any] = {
+            work: steps(shape, runs, devices, int(values.get("rounds", 20))) for work, shape in WORKS.items()
+        }
         if "whole" in values:
             for work, shape in WORKS.items():
                 found[f"{work}, whole runs"] = whole(shape, int(values["whole"]), devices)
@@ -73,7 +77,9 @@ def experiment(shape: tuple[int, int, int, int], i: int, train_steps: int, folde
     made = Experiment(
         name="vmap",
         run_dir=f"{folder}/{i}",
-        model=ModelConfig(layers=layers, embed=embed, heads=embed // 16, vocab=vocab, attention="blocked", scan_layers=False),
+        model=ModelConfig(
+            layers=layers, embed=embed, heads=embed // 16, vocab=vocab, attention="blocked", scan_layers=False
+        ),
         layout=preset("single"),
         optimizer=OptimizerConfig(learning_rate=1e-3 * 1.2**i, weight_decay=0.1 + 0.01 * i, warmup_steps=10),
         train=TrainConfig(steps=train_steps, batch_size=batch, sequence_length=length, seed=i),
@@ -96,7 +102,10 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
     def variant(count: int | None, spread: int) -> Callable[[], None]:
         """A step of `count` runs at once, or of one run alone (None)."""
-        made = [dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread}) for i in range(count or 1)]
+        made = [
+            dataclasses.replace(experiment(shape, i, 10_000), mesh={"data": spread})
+            for i in range(count or 1)
+        ]
         e = made[0]
         objective, place = e.objective, placement_for(e, count) if count else place_of(e)
         program = TrainModel(e.model, e.optimizer, place)
@@ -105,14 +114,21 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
             size = array.shape if count is None else (count, *array.shape)
             high = e.model.vocab if name in ("tokens", "targets") else 1
             values = np.ones(size, np.float32) if name == "weights" else rng.integers(0, high, size, np.int32)
-            sharding = array.sharding if count is None else jax.sharding.NamedSharding(place.mesh, runs_spec(place))
+            sharding = (
+                array.sharding if count is None else jax.sharding.NamedSharding(place.mesh, runs_spec(place))
+            )
             batch[name] = jax.device_put(values, sharding)
         states = [program.new_state(i) for i in range(count or 1)]
         if count is None:
             step, holder = jit_step(program, objective, e.optimizer, e.train.steps), [states[0]]
         else:
-            own = TrainModel(e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names))
-            step, holder = jit_vmapped_step(own, objective, made, program_options(program)), [stack_states(states, place)]
+            own = TrainModel(
+                e.model, e.optimizer, dataclasses.replace(place, manual_axes=place.mesh.axis_names)
+            )
+            step, holder = (
+                jit_vmapped_step(own, objective, made, program_options(program)),
+                [stack_states(states, place)],
+            )
 
         def run() -> None:
             with jax.set_mesh(place.mesh):
@@ -124,7 +140,10 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
     variants: dict[str, tuple[int, Callable[[], None]]] = {"in turn": (1, variant(None, 1))}
     for count in runs:
         for spread in sorted({1, devices}):
-            variants[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (count, variant(count, spread))
+            variants[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (
+                count,
+                variant(count, spread),
+            )
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds + 2):
         for name, (count, run) in variants.items():
@@ -137,7 +156,9 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
     return figures
 
 
-def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, count: int = 8) -> dict[str, float]:
+def whole(
+    shape: tuple[int, int, int, int], train_steps: int, devices: int, count: int = 8
+) -> dict[str, float]:
     """Variant → seconds a whole run, from the corpus to the run folder."""
     import jax
 
@@ -150,17 +171,28 @@ def whole(shape: tuple[int, int, int, int], train_steps: int, devices: int, coun
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}
     with tempfile.TemporaryDirectory() as folder, alone() as group:
-        prepare_corpus(experiment(shape, 0, train_steps), NO_CACHES, group, lambda text: None)  # cached from here on, for both
+        prepare_corpus(
+            experiment(shape, 0, train_steps), NO_CACHES, group, lambda text: None
+        )  # cached from here on, for both
         for spread in sorted({1, devices}):
-            made = [dataclasses.replace(experiment(shape, i, train_steps, f"{folder}/vmap{spread}"), mesh={"data": spread}) for i in range(count)]
+            made = [
+                dataclasses.replace(
+                    experiment(shape, i, train_steps, f"{folder}/vmap{spread}"), mesh={"data": spread}
+                )
+                for i in range(count)
+            ]
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 run_vmapped(made, Console(), group, time.monotonic())
-            figures[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (time.perf_counter() - start) / count
+            figures[f"{count} at once" + (f" on {spread} devices" if spread > 1 else "")] = (
+                time.perf_counter() - start
+            ) / count
         start = time.perf_counter()
         for i in range(count):
             with contextlib.redirect_stdout(io.StringIO()):
-                run.prepare_and_train(experiment(shape, i, train_steps, f"{folder}/turn"), Console(), group, time.monotonic())
+                run.prepare_and_train(
+                    experiment(shape, i, train_steps, f"{folder}/turn"), Console(), group, time.monotonic()
+                )
         figures = {"in turn": (time.perf_counter() - start) / count, **figures}
     report(shape, f"s a whole run of {train_steps} steps", figures)
     return figures

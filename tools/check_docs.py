@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md")]
+PAGES = [
+    ROOT / "README.md",
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"),
+]
 """docs/log.md is history."""
 ORDER = ("experiments.md", "huggingface.md")
 """The pages whose commands make what those of other pages use."""
@@ -97,13 +100,21 @@ class Command:
 
 def blocks_of(text: str, language: str) -> list[str]:
     """The code blocks of a text in one language (a regex); indented ones (in a list) without their indentation."""
-    return [textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.S | re.M)]
+    return [
+        textwrap.dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.S | re.M)
+    ]
 
 
 def lines_of(text: str) -> list[str]:
     """The lines of a text's bash and sh blocks without comments; continued lines are joined. Scripts (which begin with #!) are left out."""
-    commands = "\n".join(block for block in blocks_of(text, "(?:bash|sh)") if not block.startswith("#!")).replace("\\\n", " ")
-    return [line for raw in commands.splitlines() if (line := re.sub(r"\s+#\s.*$", "", raw).strip()) and not line.startswith("#")]
+    commands = "\n".join(
+        block for block in blocks_of(text, "(?:bash|sh)") if not block.startswith("#!")
+    ).replace("\\\n", " ")
+    return [
+        line
+        for raw in commands.splitlines()
+        if (line := re.sub(r"\s+#\s.*$", "", raw).strip()) and not line.startswith("#")
+    ]
 
 
 def commands() -> list[Command]:
@@ -127,10 +138,15 @@ def prepare(folder: Path) -> dict[str, str]:
     (folder / "mytext.jsonl").write_text("".join(json.dumps({"text": prose(i)}) + "\n" for i in range(400)))
     (folder / "prompts.txt").write_text("def main(\nimport os\n")
     (folder / "prompts.jsonl").write_text('{"prompt": "def main("}\n{"prompt": "import os"}\n')
-    (folder / "read_lines.py").write_text("def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n")
+    (folder / "read_lines.py").write_text(
+        "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n"
+    )
     for name in ("svg_extracted_data.csv", "TABLE.csv", "OTHER.csv"):
         (folder / name).write_text("\n".join(["Model Size,Training FLOP,loss", *law_points()]) + "\n")
-    for table, copy in (("isoflop_cpu/runs.csv", "isoflop_cpu/runs.csv"), ("mup/transfer.csv", "mup_transfer/default/runs.csv")):
+    for table, copy in (
+        ("isoflop_cpu/runs.csv", "isoflop_cpu/runs.csv"),
+        ("mup/transfer.csv", "mup_transfer/default/runs.csv"),
+    ):
         (folder / "runs/scaling" / copy).parent.mkdir(parents=True)
         shutil.copy(ROOT / "docs/figures" / table, folder / "runs/scaling" / copy)
     (folder / "home").mkdir()
@@ -146,9 +162,27 @@ def prepare(folder: Path) -> dict[str, str]:
 
 def prose(i: int) -> str:
     """A text with enough different words for a vocabulary of 2,048."""
-    stems = ("read", "write", "open", "close", "train", "model", "token", "layer", "batch", "shard", "gather", "scatter", "learn", "plan")
+    stems = (
+        "read",
+        "write",
+        "open",
+        "close",
+        "train",
+        "model",
+        "token",
+        "layer",
+        "batch",
+        "shard",
+        "gather",
+        "scatter",
+        "learn",
+        "plan",
+    )
     ends = ("ing", "ed", "er", "s", "able", "ment", "ly", "ness", "ion", "al", "ful", "ist", "or", "ive")
-    return " ".join(f"{stems[(i * j) % 14]}{ends[(i + j * j) % 14]}{chr(97 + (i * i + j) % 26)}{chr(97 + (i + 3 * j) % 26)}" for j in range(60))
+    return " ".join(
+        f"{stems[(i * j) % 14]}{ends[(i + j * j) % 14]}{chr(97 + (i * i + j) % 26)}{chr(97 + (i + 3 * j) % 26)}"
+        for j in range(60)
+    )
 
 
 def law_points() -> Iterator[str]:
@@ -165,14 +199,23 @@ def after_the_quickstart(folder: Path, environment: dict[str, str]) -> None:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "llm_jax.pretrained.save", "runs/quickstart/default", target]
         subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True)
-    shutil.copytree(folder / "runs/quickstart/default", folder / "runs/scaling/isoflop_cpu/default/points/one")
+    shutil.copytree(
+        folder / "runs/quickstart/default", folder / "runs/scaling/isoflop_cpu/default/points/one"
+    )
 
 
 def run(command: Command, folder: Path, environment: dict[str, str]) -> tuple[bool, float, str]:
     """(whether it succeeded, seconds, the last line of its output)."""
     began = time.monotonic()
     try:
-        done = subprocess.run(["bash", "-c", command.runs_as], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            ["bash", "-c", command.runs_as],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
         good, output = done.returncode == 0, done.stdout + done.stderr
     except subprocess.TimeoutExpired:
         good, output = False, f"not finished after {SECONDS} s"
@@ -197,13 +240,18 @@ def main(arguments: list[str]) -> int:
             if command.runs_as:
                 good, seconds, last = run(command, folder, environment)
                 failed += not good
-                print(f"{'ok' if good else 'FAILED':<7}{seconds:5.0f} s  {command.page:<16} {command.line}", flush=True)
+                print(
+                    f"{'ok' if good else 'FAILED':<7}{seconds:5.0f} s  {command.page:<16} {command.line}",
+                    flush=True,
+                )
                 if command.runs_as != command.line:
                     print(f"{'':<16}{how}; run as: {command.runs_as}")
                 if not good:
                     print(f"{'':<16}{last}")
             else:
-                print(f"{'test':<7}{'':>7}  {command.page:<16} {command.line}\n{'':<16}{how}; covered by {command.rule.test if command.rule else ''}")
+                print(
+                    f"{'test':<7}{'':>7}  {command.page:<16} {command.line}\n{'':<16}{how}; covered by {command.rule.test if command.rule else ''}"
+                )
             if makes_quickstart:
                 after_the_quickstart(folder, environment)
     print(f"{failed} failed" if failed else "all commands ran, or are covered by a test")

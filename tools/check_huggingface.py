@@ -36,7 +36,9 @@ def check(case: Case, seed: int, folder: Path) -> str:
     """The result in one line that begins with "same", "refused", "skipped" or "DIFFERS"."""
     theirs = reference.build(case, seed)
     reference.write(theirs, case, folder / "theirs", seed)
-    tokens_BT = np.random.default_rng(seed).integers(4, theirs.config.vocab_size, (2, LENGTH)).astype(np.int32)
+    tokens_BT = (
+        np.random.default_rng(seed).integers(4, theirs.config.vocab_size, (2, LENGTH)).astype(np.int32)
+    )
     positions_BT = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
     expected = reference.logits(theirs, tokens_BT)
     exact = reference.logits(theirs.double(), tokens_BT)
@@ -56,7 +58,9 @@ def check(case: Case, seed: int, folder: Path) -> str:
     if len(set(configs.values())) > 1:
         return f"DIFFERS: the two spellings are two models: {configs}"
     model = pretrained.load_model(folder / "theirs", dtype="float32")
-    ours = np.asarray(jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT)))
+    ours = np.asarray(
+        jax.jit(lambda t, p: model(t, positions=p))(jnp.asarray(tokens_BT), jnp.asarray(positions_BT))
+    )
     if (worst := np.abs(ours - exact).max()) > tolerance:
         return f"DIFFERS: logits by {worst:.1e}"
     pretrained.save_model(loaded, folder / "saved", log=lambda line: None)

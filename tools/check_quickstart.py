@@ -1,8 +1,10 @@
-"""Runs a quickstart of 100 steps and compares its losses with those on record: python -m tools.check_quickstart
+"""Runs a quickstart of 100 steps and compares its losses with those on record: python -m
+tools.check_quickstart
 
-The corpus is the standard library of the Python that runs it. Where it gives the recorded last batch, losses must agree to 1e-3
-(they are bit-identical on one kind of CPU); elsewhere the held-out loss must be below BITS. `record=true` prints a new record.
-The whole quickstart, with its 1.8 bits per byte, is `make quickstart`.
+The corpus is the standard library of the Python that runs it. Where it gives the recorded last batch, losses
+must agree to 1e-3 (they are bit-identical on one kind of CPU); elsewhere the held-out loss must be below
+BITS. `record=true` prints a new record. The whole quickstart, with its 1.8 bits per byte, is `make
+quickstart`.
 """
 
 from __future__ import annotations
@@ -37,12 +39,23 @@ def main(arguments: list[str]) -> int:
     if "record=true" in arguments:
         print({key: last[key] for key in RECORD})
         return 0
-    wrong = [] if last["eval_bits_per_byte"] < BITS else [f"held-out bits per byte {last['eval_bits_per_byte']:.4f}: must be below {BITS}"]
+    wrong = (
+        []
+        if last["eval_bits_per_byte"] < BITS
+        else [f"held-out bits per byte {last['eval_bits_per_byte']:.4f}: must be below {BITS}"]
+    )
     known = last["batch_sha"] == RECORD["batch_sha"]
     for name in ("train_loss", "eval_loss") if known else ():
         if not abs(last[name] / float(RECORD[name]) - 1) < TOLERANCE:
-            wrong.append(f"{name}={last[name]!r} after {STEPS} steps: {RECORD[name]!r} is on record (tools/check_quickstart.py)")
-    print("\n".join(wrong) or f"quickstart: {STEPS} steps, losses {'as on record' if known else 'plausible; another corpus than on record'}")
+            wrong.append(
+                f"{name}={last[name]!r} after {STEPS} steps: {RECORD[name]!r} is on record "
+                "(tools/check_quickstart.py)"
+            )
+    print(
+        "\n".join(wrong)
+        or f"quickstart: {STEPS} steps, losses "
+        f"{'as on record' if known else 'plausible; another corpus than on record'}"
+    )
     return bool(wrong)
 
 

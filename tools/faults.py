@@ -62,7 +62,11 @@ class Job:
             "slurm.time=01:00:00",
             "slurm.backoff_seconds=0", "slurm.max_restarts=50",
         ]  # fmt: skip
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}",
+        }
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
@@ -78,7 +82,9 @@ class Job:
         end = time.monotonic() + seconds
         while (state := self.state()) not in states:
             if state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") or time.monotonic() > end:
-                raise RuntimeError(f"job {self.number} is {state}, not {' or '.join(states)}\n{self.log()[-3000:]}")
+                raise RuntimeError(
+                    f"job {self.number} is {state}, not {' or '.join(states)}\n{self.log()[-3000:]}"
+                )
             time.sleep(0.05)
         return state
 
@@ -93,10 +99,22 @@ class Job:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if f"run_dir={self.run_dir}" not in words or "llm_jax.launch" not in words or Path(words[0]).name == "srun":
+                if (
+                    f"run_dir={self.run_dir}" not in words
+                    or "llm_jax.launch" not in words
+                    or Path(words[0]).name == "srun"
+                ):
                     continue
-                environment = dict(w.split("=", 1) for w in (folder / "environ").read_bytes().decode(errors="replace").split("\0") if "=" in w)
-                if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_ID") == self.number and environment.get("SLURM_STEP_ID") != "batch":
+                environment = dict(
+                    w.split("=", 1)
+                    for w in (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                    if "=" in w
+                )
+                if (
+                    "SLURM_PROCID" in environment
+                    and environment.get("SLURM_JOB_ID") == self.number
+                    and environment.get("SLURM_STEP_ID") != "batch"
+                ):
                     found[int(environment["SLURM_PROCID"])] = int(folder.name)
         return found
 
@@ -108,7 +126,10 @@ class Job:
             if "train_loss" in line:
                 before = found.setdefault(line["step"], line)
                 if any(before[key] != line[key] for key in ("train_loss", "batch_sha")):
-                    raise AssertionError(f"step {line['step']} was done twice and differs: {before['train_loss']} and {line['train_loss']}")
+                    raise AssertionError(
+                        f"step {line['step']} was done twice and differs: {before['train_loss']} and "
+                        f"{line['train_loss']}"
+                    )
         return found
 
     def lines(self) -> list[dict[str, Any]]:
@@ -123,7 +144,9 @@ class Job:
 
 def slurm_fields(kind: str, name: str) -> dict[str, str]:
     """The fields that `scontrol show` prints, by name."""
-    text = subprocess.run(["scontrol", "-o", "show", kind, name], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["scontrol", "-o", "show", kind, name], capture_output=True, text=True, check=True
+    ).stdout
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
@@ -145,7 +168,12 @@ def in_phase(job: Job, phase: str, start: int, patience: float) -> bool:
         newest = lines[-1] if lines else {}
         if phase == "train" and newest.get("step", 0) > first + 1 and "train_loss" in newest:
             return True
-        if phase == "evaluate" and newest.get("step", 0) > first and newest["step"] % EVALUATE_EVERY == 0 and "train_loss" in newest:
+        if (
+            phase == "evaluate"
+            and newest.get("step", 0) > first
+            and newest["step"] % EVALUATE_EVERY == 0
+            and "train_loss" in newest
+        ):
             return True
         if phase == "save" and saving.is_dir() and any(not path.name.isdigit() for path in saving.iterdir()):
             return True
@@ -247,7 +275,9 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
     afterwards = inject(job, case, rank)
     while alive := old & set(job.processes().values()):
         if time.monotonic() - began > STOP_SECONDS:
-            raise RuntimeError(f"{case}: processes {sorted(alive)} still run after {STOP_SECONDS} s\n{job.log()[-3000:]}")
+            raise RuntimeError(
+                f"{case}: processes {sorted(alive)} still run after {STOP_SECONDS} s\n{job.log()[-3000:]}"
+            )
         if case.fault == "stop one process" and len(alive) == 1 and len(old) > 1:
             break
         time.sleep(0.02)
@@ -263,7 +293,9 @@ def strike(job: Job, case: Case, rank: int, patience: float = 120) -> Outcome | 
         if job.state() == "COMPLETED":
             outcome.resumed_at = max(done, before)
             break
-        if "run folder" in printed and not any(path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")):
+        if "run folder" in printed and not any(
+            path.name.isdigit() for path in (job.run_dir / "checkpoints").glob("*")
+        ):
             outcome.resumed_at = 0
             break
         if job.state() in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
@@ -279,10 +311,14 @@ def compare(job: Job, unbroken: Job) -> None:
     """Raises AssertionError where an interrupted run differs from an uninterrupted one in any step's tokens
     or (bit for bit) loss."""
     ours, theirs = job.steps_done(), unbroken.steps_done()
-    assert sorted(ours) == list(range(1, job.steps + 1)), f"steps {sorted(set(range(1, job.steps + 1)) - set(ours))} are missing"
+    assert sorted(ours) == list(range(1, job.steps + 1)), (
+        f"steps {sorted(set(range(1, job.steps + 1)) - set(ours))} are missing"
+    )
     for step, line in theirs.items():
         assert ours[step]["batch_sha"] == line["batch_sha"], f"step {step}: other tokens"
-        assert ours[step]["train_loss"] == line["train_loss"], f"step {step}: loss {ours[step]['train_loss']}, unbroken {line['train_loss']}"
+        assert ours[step]["train_loss"] == line["train_loss"], (
+            f"step {step}: loss {ours[step]['train_loss']}, unbroken {line['train_loss']}"
+        )
     assert not job.processes(), f"processes are left: {job.processes()}"
 
 

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": 83}
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "vocab_size": 83,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
@@ -184,9 +191,20 @@ def random_case(family: str, seed: int) -> Case:
     length = {"original_max_position_embeddings": 16}
     betas = {"beta_fast": 8.0, "beta_slow": 2.0} if chance() else {}
     yarn = rope | length | {"rope_type": "yarn", "factor": pick(2.0, 4.0)}
-    llama3 = rope | length | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": pick(2.0, 4.0)}
+    llama3 = (
+        rope
+        | length
+        | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": pick(2.0, 4.0)}
+    )
     linear = rope | {"rope_type": "linear", "factor": pick(2.0, 5.0)}
-    scaled = [rope, linear, llama3, yarn | betas, yarn | {"attention_factor": pick(0.8, 1.3)}, yarn | betas | {"truncate": False}]
+    scaled = [
+        rope,
+        linear,
+        llama3,
+        yarn | betas,
+        yarn | {"attention_factor": pick(0.8, 1.3)},
+        yarn | betas | {"truncate": False},
+    ]
     moe = {"num_experts_per_tok": pick(1, 2, 3), "moe_intermediate_size": pick(7, 12)}
     config = dict(sizes)
     if family == "gpt2":
@@ -205,11 +223,24 @@ def random_case(family: str, seed: int) -> Case:
             "rope_parameters": pick(rope, rope | {"rope_type": "linear", "factor": 4.0}) | {"partial_rotary_factor": fraction},
         }  # fmt: skip
     elif family == "llama":
-        config |= {"rope_parameters": pick(*scaled), "attention_bias": chance(), "mlp_bias": chance(), "head_dim": pick(None, 4, 14)}
+        config |= {
+            "rope_parameters": pick(*scaled),
+            "attention_bias": chance(),
+            "mlp_bias": chance(),
+            "head_dim": pick(None, 4, 14),
+        }
     elif family == "mistral":
-        config |= {"rope_parameters": pick(*scaled), "sliding_window": pick(None, 1, 5, 8), "head_dim": pick(None, 4, 14)}
+        config |= {
+            "rope_parameters": pick(*scaled),
+            "sliding_window": pick(None, 1, 5, 8),
+            "head_dim": pick(None, 4, 14),
+        }
     elif family == "qwen2":
-        config |= {"rope_parameters": pick(rope, yarn | betas), "use_sliding_window": chance(0.7), "sliding_window": pick(3, 8)}
+        config |= {
+            "rope_parameters": pick(rope, yarn | betas),
+            "use_sliding_window": chance(0.7),
+            "sliding_window": pick(3, 8),
+        }
         config["max_window_layers"] = int(rng.integers(0, layers + 1))
     elif family == "qwen3":
         config |= {
@@ -228,7 +259,11 @@ def random_case(family: str, seed: int) -> Case:
             "use_sliding_window": chance(0.3), "sliding_window": 6,
         }  # fmt: skip
     elif family == "mixtral":
-        config |= {"rope_parameters": rope, "sliding_window": pick(None, None, 5), "num_local_experts": pick(3, 8)}
+        config |= {
+            "rope_parameters": rope,
+            "sliding_window": pick(None, None, 5),
+            "num_local_experts": pick(3, 8),
+        }
         config |= {"num_experts_per_tok": pick(1, 2, 3), "head_dim": pick(None, 12)}
     elif family == "olmo2":
         config |= {"rope_parameters": pick(rope, *scaled), "attention_bias": chance(0.3)}

@@ -3,9 +3,9 @@
   python tools/huggingface_memory.py gigabytes=3                                 on one device
   python tools/huggingface_memory.py gigabytes=3 devices=4 layout=fsdp_tensor    on simulated devices in host memory
 
-It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a new process, and prints
-the peak of that process's memory (VmHWM) minus its memory before and minus the weights. The promise: no more than
-the largest tensor and 1 GiB. With save=true the process also writes the run folder, as
+It writes a random Llama of about that size in bfloat16, in files of 1 GB, loads it in a new process, and
+prints the peak of that process's memory (VmHWM) minus its memory before and minus the weights. The promise:
+no more than the largest tensor and 1 GiB. With save=true the process also writes the run folder, as
 `python -m llm_jax.pretrained.load` does.
 """
 
@@ -68,14 +68,21 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     vocab = min(vocab, max(128, total // (embed * 16)))
     mlp = 4 * embed
     layers = max(1, round((total / 2 - 2 * vocab * embed) / (embed * embed * 2.5 + 3 * embed * mlp)))
-    model = ModelConfig(layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False).resolved()
+    model = ModelConfig(
+        layers=layers, embed=embed, heads=16, kv_heads=4, mlp=mlp, vocab=vocab, tied_embeddings=False
+    ).resolved()
     family, single = load_family("llama", "llama"), preset("single")
     program = TrainModel(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
     tensor_map = build_tensor_map(family.tensors(model, {}), model, shapes_of(program))
-    planned = [safetensors.PlannedTensor(name, "bfloat16", slices[0].pattern.tensor_shape) for name, slices in tensor_map.tensors.items()]
+    planned = [
+        safetensors.PlannedTensor(name, "bfloat16", slices[0].pattern.tensor_shape)
+        for name, slices in tensor_map.tensors.items()
+    ]
     files = safetensors.shards(planned, 1_000_000_000)
     rng = np.random.default_rng(0)
-    noise = (rng.standard_normal(1 << 20, np.float32) * 0.02).astype(safetensors.FLOATS["BF16"]).view(np.uint8)
+    noise = (
+        (rng.standard_normal(1 << 20, np.float32) * 0.02).astype(safetensors.FLOATS["BF16"]).view(np.uint8)
+    )
     folder.mkdir(parents=True)
     for name, tensors in zip(safetensors.shard_names(len(files)), files, strict=True):
         with (folder / name).open("wb") as file:
@@ -111,11 +118,19 @@ def main(arguments: list[str]) -> int:
     try:
         largest = write_random(work / "model", int(float(settings.get("gigabytes", 3)) * 1e9))
         started = time.monotonic()
-        found = measure(work / "model", settings.get("layout", "single"), int(settings.get("devices", 1)), save)
-        print(f"weights {found['weights'] / GIB:.2f} GiB, largest tensor {largest / GIB:.2f} GiB, loaded in {found['seconds']:.0f} s")
+        found = measure(
+            work / "model", settings.get("layout", "single"), int(settings.get("devices", 1)), save
+        )
+        print(
+            f"weights {found['weights'] / GIB:.2f} GiB, largest tensor {largest / GIB:.2f} GiB, loaded in "
+            f"{found['seconds']:.0f} s"
+        )
         for name in ("peak", "peak_saved") if save else ("peak",):
             beyond = found[name] - found["before"] - found["weights"]
-            print(f"{name} beyond the weights: {beyond / GIB:.2f} GiB (promised: below {largest / GIB + 1:.2f} GiB)")
+            print(
+                f"{name} beyond the weights: {beyond / GIB:.2f} GiB (promised: below "
+                f"{largest / GIB + 1:.2f} GiB)"
+            )
         print(f"{time.monotonic() - started:.0f} s in all")
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -25,13 +25,18 @@ FAMILIES = (
     "gemma3_text", "deepseek_v3",
 )  # fmt: skip
 PAD, BOS, EOS = 3, 1, 2
-EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}  # the plain sums, which float64 can do too
+EAGER = {
+    "attn_implementation": "eager",
+    "experts_implementation": "eager",
+}  # the plain sums, which float64 can do too
 logging.disable_progress_bar()
 
 
 def build(case: Case, seed: int) -> Any:
     """The case's model in float32, its weights random and rounded to the case's dtype."""
-    config = AutoConfig.for_model(case.family, **{"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD} | case.config)
+    config = AutoConfig.for_model(
+        case.family, **{"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD} | case.config
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **EAGER).eval()
     rng = np.random.default_rng(seed)
     centred = case.family.startswith("gemma")
@@ -60,8 +65,15 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator, centred: b
         return 0.4 * normal + (0.0 if centred else 1.0)
     if part in ("embed_tokens", "wte", "wpe", "embed_in"):
         return normal / np.sqrt(shape[-1]) if centred else 0.7 * normal
-    fan_in = shape[0] if part in ("c_attn", "c_proj", "c_fc") else shape[-1]  # GPT-2 stores its matrices transposed
-    sharper = 2.0 if part in ("q_proj", "k_proj", "q_b_proj", "c_attn", "query_key_value", "gate", "lm_head", "embed_out") else 1.0
+    fan_in = (
+        shape[0] if part in ("c_attn", "c_proj", "c_fc") else shape[-1]
+    )  # GPT-2 stores its matrices transposed
+    sharper = (
+        2.0
+        if part
+        in ("q_proj", "k_proj", "q_b_proj", "c_attn", "query_key_value", "gate", "lm_head", "embed_out")
+        else 1.0
+    )
     return sharper * normal / np.sqrt(fan_in)
 
 
@@ -74,18 +86,25 @@ def write(model: Any, case: Case, folder: Path, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         config = json.loads((Path(temporary) / "config.json").read_text()) | {"dtype": case.dtype}
-        (folder / "generation_config.json").write_text((Path(temporary) / "generation_config.json").read_text())
+        (folder / "generation_config.json").write_text(
+            (Path(temporary) / "generation_config.json").read_text()
+        )
         tensors = load_file(Path(temporary) / "model.safetensors")
     if case.hub:
         tensors = as_on_the_hub(tensors, case.family, config)
     stored = getattr(torch, case.dtype)
     as_they_are = ("e_score_correction_bias", "masked_bias")  # float32 in every folder
-    tensors = {n: t if n.endswith(as_they_are) or t.dtype == torch.bool else t.to(stored) for n, t in tensors.items()}
+    tensors = {
+        n: t if n.endswith(as_they_are) or t.dtype == torch.bool else t.to(stored) for n, t in tensors.items()
+    }
     new, hub = config, hub_spelling(config)
     first, second = (hub, new) if case.spelling == "4" else (new, hub)
     dropped = droppable(case, seed)
     for name, spelled in (("config.json", first), ("config.other.json", second)):
-        (folder / name).write_text(json.dumps({k: v for k, v in spelled.items() if k not in dropped}, indent=2, sort_keys=True) + "\n")
+        (folder / name).write_text(
+            json.dumps({k: v for k, v in spelled.items() if k not in dropped}, indent=2, sort_keys=True)
+            + "\n"
+        )
     write_tensors(tensors, folder, case.shards)
 
 
@@ -98,7 +117,14 @@ def droppable(case: Case, seed: int) -> set[str]:
     default = AutoConfig.for_model(case.family).to_dict()
     full = AutoConfig.for_model(case.family, **case.config).to_dict()
     rng = np.random.default_rng(seed)
-    structural = {"model_type", "architectures", "dtype", "transformers_version", "rope_parameters", "layer_types"}
+    structural = {
+        "model_type",
+        "architectures",
+        "dtype",
+        "transformers_version",
+        "rope_parameters",
+        "layer_types",
+    }
     same = [key for key in sorted(full) if key not in structural and full[key] == default.get(key)]
     return {key for key in same if rng.random() < 0.5}
 
@@ -115,7 +141,9 @@ def hub_spelling(config: dict[str, Any]) -> dict[str, Any]:
         pattern = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
         c.pop("_sliding_window_pattern", None)
         c["sliding_window_pattern"] = pattern
-        assert kinds == ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(len(kinds))], kinds
+        assert kinds == [
+            "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(len(kinds))
+        ], kinds
         c["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     elif rope is None:
@@ -132,7 +160,14 @@ def hub_spelling(config: dict[str, Any]) -> dict[str, Any]:
     if family == "deepseek_v3":
         if c["rope_scaling"]:
             c["rope_scaling"]["type"] = c["rope_scaling"].pop("rope_type")
-        c |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "ep_size": 1, "aux_loss_alpha": 0.001, "seq_aux": True}
+        c |= {
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "moe_layer_freq": 1,
+            "ep_size": 1,
+            "aux_loss_alpha": 0.001,
+            "seq_aux": True,
+        }
         for key in ("head_dim", "qk_head_dim", "rope_interleave"):
             if key != "rope_interleave" or c[key]:
                 c.pop(key, None)
@@ -141,7 +176,9 @@ def hub_spelling(config: dict[str, Any]) -> dict[str, Any]:
     return c
 
 
-def as_on_the_hub(tensors: dict[str, torch.Tensor], family: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def as_on_the_hub(
+    tensors: dict[str, torch.Tensor], family: str, config: dict[str, Any]
+) -> dict[str, torch.Tensor]:
     """Names without the prefix (gpt2), and with the buffers that old folders carry."""
     if family == "gpt2":
         length = config["n_positions"]
@@ -150,7 +187,11 @@ def as_on_the_hub(tensors: dict[str, torch.Tensor], family: str, config: dict[st
         return tensors | {f"h.{i}.attn.bias": mask.clone() for i in range(config["n_layer"])}
     for i in range(config["num_hidden_layers"]):
         layer = f"gpt_neox.layers.{i}.attention."
-        tensors[layer + "bias"] = torch.ones(config["max_position_embeddings"], config["max_position_embeddings"]).tril()[None, None].bool()
+        tensors[layer + "bias"] = (
+            torch.ones(config["max_position_embeddings"], config["max_position_embeddings"])
+            .tril()[None, None]
+            .bool()
+        )
         tensors[layer + "masked_bias"] = torch.tensor(-1e9)
         tensors[layer + "rotary_emb.inv_freq"] = torch.ones(4)
     return tensors
@@ -159,17 +200,25 @@ def as_on_the_hub(tensors: dict[str, torch.Tensor], family: str, config: dict[st
 def write_tensors(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
     """One model.safetensors, or shards and their index."""
     if shards == 1:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         return
     names = sorted(tensors)
     places: dict[str, str] = {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
-        save_file({name: tensors[name].contiguous() for name in part}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: tensors[name].contiguous() for name in part}, folder / file, metadata={"format": "pt"}
+        )
         places |= dict.fromkeys(part, file)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=1) + "\n")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=1) + "\n"
+    )
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -179,7 +228,11 @@ def read(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     excepted.
     """
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **EAGER, output_loading_info=True)
-    unknown = [n for n in info["unexpected_keys"] if not n.endswith((".attention.bias", ".attn.bias", "masked_bias", "inv_freq"))]
+    unknown = [
+        n
+        for n in info["unexpected_keys"]
+        if not n.endswith((".attention.bias", ".attn.bias", "masked_bias", "inv_freq"))
+    ]
     wrong = {"missing": info["missing_keys"], "unexpected": unknown, "mismatched": info["mismatched_keys"]}
     if any(wrong.values()):
         raise RuntimeError(f"{folder}: {wrong}")
@@ -197,7 +250,15 @@ def greedy(model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray, count: int) -
     """The `count` most likely tokens one after the other, [B, count], by transformers' own generation with
     its cache.
     """
-    settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    settings = {
+        "max_new_tokens": count,
+        "min_new_tokens": count,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": PAD,
+    }
     with torch.no_grad():
-        out = model.generate(torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(mask_BT).long(), **settings)
+        out = model.generate(
+            torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(mask_BT).long(), **settings
+        )
     return out[:, tokens_BT.shape[1] :].numpy().astype(np.int32)

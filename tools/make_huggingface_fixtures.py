@@ -7,15 +7,15 @@ A fixture is a model folder (config.json, tensors) with config.other.json, in th
 expected.npz, in float32:
 
 - full_*: 2 rows of 48 tokens, longer than every window: input_ids, logits;
-- left_*, right_*: documents of 20 and 13 tokens, padded on that side: input_ids, mask, position_ids, logits (0 at
-  padding);
-- packed_*: documents of 9, 1 and 12 tokens in one row: input_ids, position_ids, segment_ids (from 1), logits of
-  each document alone;
+- left_*, right_*: documents of 20 and 13 tokens, padded on that side: input_ids, mask, position_ids, logits
+  (0 at padding);
+- packed_*: documents of 9, 1 and 12 tokens in one row: input_ids, position_ids, segment_ids (from 1), logits
+  of each document alone;
 - left_greedy_new_tokens: 32 tokens of greedy continuation of the left-padded documents.
 
-Before a fixture is written it is checked: float64 and the config in the other spelling give equal logits, padding
-has no effect, and every key that differs from its default moves the logits. Needs the extra `reference`; the
-tests don't.
+Before a fixture is written it is checked: float64 and the config in the other spelling give equal logits,
+padding has no effect, and every key that differs from its default moves the logits. Needs the extra
+`reference`; the tests don't.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def padded(rows: list[np.ndarray], left: bool) -> dict[str, np.ndarray]:
     for row, document in enumerate(rows):
         at = slice(T - len(document), T) if left else slice(0, len(document))
         ids[row, at], mask[row, at] = document, 1
-    return {"input_ids": ids, "mask": mask, "position_ids": np.maximum(np.cumsum(mask, 1) - 1, 0).astype(np.int32)}
+    return {
+        "input_ids": ids,
+        "mask": mask,
+        "position_ids": np.maximum(np.cumsum(mask, 1) - 1, 0).astype(np.int32),
+    }
 
 
 def compute(model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -74,7 +78,9 @@ def compute(model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
         batch["logits"] = np.zeros((*batch["mask"].shape, vocab), np.float32)
         for row, document in enumerate(rows):
             batch["logits"][row, batch["mask"][row] == 1] = alone(document)
-        theirs = reference.logits(model, batch["input_ids"], attention_mask=batch["mask"], position_ids=batch["position_ids"])
+        theirs = reference.logits(
+            model, batch["input_ids"], attention_mask=batch["mask"], position_ids=batch["position_ids"]
+        )
         near(np.where(batch["mask"][..., None] == 1, theirs, 0), batch["logits"], f"{side} padding")
         expected |= {f"{side}_{name}": value for name, value in batch.items()}
     packed = documents([9, 1, 12], vocab, rng)
@@ -105,7 +111,11 @@ def make(name: str, case: Case, folder: Path) -> str:
         model = reference.build(case, seed)
         try:
             expected = compute(model, np.random.default_rng([seed, 1]))
-            near(reference.logits(copy.deepcopy(model).double(), expected["full_input_ids"]), expected["full_logits"], "float64")
+            near(
+                reference.logits(copy.deepcopy(model).double(), expected["full_input_ids"]),
+                expected["full_logits"],
+                "float64",
+            )
             break
         except ArithmeticError as why:
             print(f"{name}: seed {seed}: {why}", flush=True)
@@ -113,8 +123,16 @@ def make(name: str, case: Case, folder: Path) -> str:
         raise SystemExit(f"{name}: no seed gives an unambiguous fixture")
     reference.write(model, case, folder)
     for config in ("config.json", "config.other.json"):
-        near(reference.logits(reread(folder, config), expected["full_input_ids"]), expected["full_logits"], f"{name}, {config}")
-    moved = {key: effect(case, key, seed, expected) for key in case.config if key in NEUTRAL and not idle(case, key)}
+        near(
+            reference.logits(reread(folder, config), expected["full_input_ids"]),
+            expected["full_logits"],
+            f"{name}, {config}",
+        )
+    moved = {
+        key: effect(case, key, seed, expected)
+        for key in case.config
+        if key in NEUTRAL and not idle(case, key)
+    }
     for key, by in moved.items():
         if by < SHOWS:
             raise SystemExit(f"{name}: {key}={case.config[key]} moves the logits by {by:.1e} only")
@@ -122,7 +140,8 @@ def make(name: str, case: Case, folder: Path) -> str:
     size = sum(file.stat().st_size for file in folder.iterdir())
     effects = ", ".join(f"{key} {by:.2g}" for key, by in moved.items())
     return (
-        f"{name}: seed {seed}, {size / 1e3:.0f} kB, logits of standard deviation {expected['full_logits'].std():.1f}; moved by {effects or 'nothing'}"
+        f"{name}: seed {seed}, {size / 1e3:.0f} kB, logits of standard deviation "
+        f"{expected['full_logits'].std():.1f}; moved by {effects or 'nothing'}"
     )
 
 
@@ -131,7 +150,9 @@ def reread(folder: Path, config: str) -> Any:
     with tempfile.TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if not file.name.startswith("config") or file.name == config:
-                (Path(temporary) / ("config.json" if file.name == config else file.name)).symlink_to(file.resolve())
+                (Path(temporary) / ("config.json" if file.name == config else file.name)).symlink_to(
+                    file.resolve()
+                )
         return reference.read(Path(temporary))
 
 
@@ -157,8 +178,15 @@ def without(case: Case, key: str) -> Any:
     if key == "rope_parameters":
         if case.family == "gemma3_text":
             return {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in value}
-        kept = {"partial_rotary_factor": value["partial_rotary_factor"]} if "partial_rotary_factor" in value else {}
-        return {"rope_type": "default", "rope_theta": 10000.0 if value["rope_type"] != "default" else 50.0} | kept
+        kept = (
+            {"partial_rotary_factor": value["partial_rotary_factor"]}
+            if "partial_rotary_factor" in value
+            else {}
+        )
+        return {
+            "rope_type": "default",
+            "rope_theta": 10000.0 if value["rope_type"] != "default" else 50.0,
+        } | kept
     if key == "layer_types":
         return value[::-1] if value[::-1] != value else [*value[1:], value[0]]
     if key == "norm_topk_prob":
@@ -176,7 +204,14 @@ def main() -> None:
         raise SystemExit(f"{', '.join(sorted(unknown))}: no case; there are {', '.join(CASES)}")
     for name in names:
         print(make(name, CASES[name], FIXTURES / name), flush=True)
-    print(json.dumps({"torch": torch.__version__, "bytes": sum(f.stat().st_size for f in FIXTURES.rglob("*") if f.is_file())}))
+    print(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "bytes": sum(f.stat().st_size for f in FIXTURES.rglob("*") if f.is_file()),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

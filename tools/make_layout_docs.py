@@ -29,7 +29,13 @@ def fill(match: re.Match[str]) -> str:
     layout = next((word.partition("=")[2] for word in words if word.startswith("layout=")), "")
     pictured = layout not in ("", "all")
     picture = f"layouts/{layout}.png"
-    command = [sys.executable, "-m", "llm_jax.plan", *words, *([f"picture={DOCS / picture}"] if pictured else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_jax.plan",
+        *words,
+        *([f"picture={DOCS / picture}"] if pictured else []),
+    ]
     print(arguments, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
     if done.returncode:

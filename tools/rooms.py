@@ -1,10 +1,12 @@
-"""Prints the structure of the package: its rooms in order, and what a reader would trip over. Exit code 1 if anything does.
+"""Prints the structure of the package: its rooms in order, and what a reader would trip over.
+
+Exit code 1 if anything does.
 
   python tools/rooms.py
 
-Counts arrows that run back up (a module that imports from a room above its own, also inside functions), circles of modules,
-modules of over 500 lines, and classes of one name. The order of the rooms is the contract in pyproject.toml, which
-import-linter checks too.
+Counts arrows that run back up (a module that imports from a room above its own, also inside functions),
+circles of modules, modules of over 500 lines, and classes of one name. The order of the rooms is the contract
+in pyproject.toml, which import-linter checks too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ LONGEST = 500
 
 
 def order_of_rooms() -> list[tuple[str, ...]]:
-    """The floors of the contract in pyproject.toml, from the top down; rooms of one floor don't know each other."""
+    """The floors of the contract in pyproject.toml, from the top down; rooms of one floor don't know each
+    other.
+    """
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (contract,) = (c for c in tool["contracts"] if c["type"] == "layers")
     return [tuple(name.strip().strip("()") for name in floor.split("|")) for floor in contract["layers"]]
@@ -38,7 +42,9 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """The package's modules that a module imports, at its top or inside a function; not what only types need."""
+    """The package's modules that a module imports, at its top or inside a function; not what only
+    types need.
+    """
     found: set[str] = set()
     tree = ast.parse(path.read_text())
     typing_only = {
@@ -106,17 +112,26 @@ def main() -> int:
     print("rooms, top to bottom:")
     for floor in floors:
         print("  " + "   ".join(f"{room} ({files[room]} files, {lines[room]:,} lines)" for room in floor))
-    problems = [f"no floor in the contract: {room}" for room in files if room not in floor_of and room not in ("", "cluster")]
+    problems = [
+        f"no floor in the contract: {room}"
+        for room in files
+        if room not in floor_of and room not in ("", "cluster")
+    ]
 
     back = [
         f"{name} -> {other}"
         for name in graph
         for other in sorted(graph[name])
-        if room_of(name) != room_of(other) and floor_of.get(room_of(name), 99) <= floor_of.get(room_of(other), 0)
+        if room_of(name) != room_of(other)
+        and floor_of.get(room_of(name), 99) <= floor_of.get(room_of(other), 0)
     ]
     packages = {name: {o for o in others if o in graph} for name, others in graph.items()}
     rings = circles(packages)
-    long = [f"{path.relative_to(ROOT)} ({n} lines)" for path in known.values() if (n := len(path.read_text().splitlines())) > LONGEST]
+    long = [
+        f"{path.relative_to(ROOT)} ({n} lines)"
+        for path in known.values()
+        if (n := len(path.read_text().splitlines())) > LONGEST
+    ]
     where = defaultdict(list)
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -78,7 +78,12 @@ class Cluster:
 
     def call(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs one of Slurm's commands on this cluster."""
-        return subprocess.run(list(map(str, command)), env={**os.environ, "SLURM_CONF": str(self.conf)}, capture_output=True, text=True)
+        return subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, "SLURM_CONF": str(self.conf)},
+            capture_output=True,
+            text=True,
+        )
 
     def pids(self) -> list[list[int]]:
         """The process ids of the running daemons, in the order in which to end them: nodes, controller,
@@ -100,9 +105,13 @@ class Cluster:
         """Starts the cluster. Raises UserError where the folder can't be used, and RuntimeError, with its
         log, where a daemon doesn't start."""
         if any(self.pids()):
-            raise UserError(f"folder={self.folder}: a cluster is running in it. Stop it first, or choose another folder=.")
+            raise UserError(
+                f"folder={self.folder}: a cluster is running in it. Stop it first, or choose another folder=."
+            )
         if len(str(self.folder)) > 90:  # a socket's path has at most 107 characters
-            raise UserError(f"folder={self.folder}: its path is too long for a socket in it. Choose a shorter one.")
+            raise UserError(
+                f"folder={self.folder}: its path is too long for a socket in it. Choose a shorter one."
+            )
         self.remove()
         for name in ("state", "spool", "log"):
             (self.folder / name).mkdir(parents=True)
@@ -111,33 +120,54 @@ class Cluster:
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(1024))
-        files = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "log/munged.log", "seed-file": "munge.seed"}
-        self.daemon("munged", "--force", *(f"--{option}={self.folder / name}" for option, name in files.items()))
-        self.wait_for("munged", lambda: self.call("munge", "-n", "-S", self.folder / "munge.socket").returncode == 0)
+        files = {
+            "key-file": key.name,
+            "socket": "munge.socket",
+            "pid-file": "munged.pid",
+            "log-file": "log/munged.log",
+            "seed-file": "munge.seed",
+        }
+        self.daemon(
+            "munged", "--force", *(f"--{option}={self.folder / name}" for option, name in files.items())
+        )
+        self.wait_for(
+            "munged", lambda: self.call("munge", "-n", "-S", self.folder / "munge.socket").returncode == 0
+        )
         self.daemon("slurmctld", "-f", self.conf)
         self.wait_for("slurmctld", lambda: self.call("scontrol", "ping").returncode == 0)
         names = [f"node{i + 1}" for i in range(nodes)]
         for name in names:
             self.daemon("slurmd", "-f", self.conf, "-N", name)
-        self.wait_for("slurmd", lambda: set(self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").stdout.split()) == set(names))
+        self.wait_for(
+            "slurmd",
+            lambda: (
+                set(self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").stdout.split())
+                == set(names)
+            ),
+        )
 
     def configure(self, nodes: int, cpus: int, gpus: int, memory: int) -> None:
         """Writes Slurm's configuration files."""
         host, ports = socket.gethostname().split(".")[0], free_ports(1 + nodes + RESERVED_PORTS)
         gres = f"Gres=gpu:{gpus} " if gpus else ""
         lines = [
-            f"NodeName=node{i + 1} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1 + i]} CPUs={cpus} RealMemory={memory} {gres}State=UNKNOWN"
+            f"NodeName=node{i + 1} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1 + i]} CPUs={cpus} "
+            f"RealMemory={memory} {gres}State=UNKNOWN"
             for i in range(nodes)
         ]
         if gpus:
             lines.insert(0, "GresTypes=gpu")
             for i in range(gpus):
                 self.fake_gpu(self.folder / f"gpu{i}")
-            (self.folder / "gres.conf").write_text(f"NodeName=node[1-{nodes}] Name=gpu File={self.folder}/gpu[0-{gpus - 1}]\n")
+            (self.folder / "gres.conf").write_text(
+                f"NodeName=node[1-{nodes}] Name=gpu File={self.folder}/gpu[0-{gpus - 1}]\n"
+            )
         # Slurm looks for cgroups even where they aren't used, and a container may have none; newer versions
         # have a setting for that.
         version = tuple(map(int, self.call("slurmctld", "-V").stdout.split()[-1].split(".")[:2]))
-        (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if version >= (24, 5) else 'cgroup/v1'}\n")
+        (self.folder / "cgroup.conf").write_text(
+            f"CgroupPlugin={'disabled' if version >= (24, 5) else 'cgroup/v1'}\n"
+        )
         self.conf.write_text(
             SLURM_CONF.format(
                 host=host, user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder, nodes="\n".join(lines),
@@ -151,19 +181,32 @@ class Cluster:
         try:
             os.mknod(path, 0o020666, os.makedev(1, 3))
         except PermissionError as error:
-            raise UserError("gpus=: fake GPUs are device nodes, which only root can make. Leave the key out, or run as root.") from error
+            raise UserError(
+                "gpus=: fake GPUs are device nodes, which only root can make. Leave the key out, or run "
+                "as root."
+            ) from error
 
     def daemon(self, *command: str | Path) -> None:
         """Starts a daemon, which moves to the background by itself."""
         with (self.folder / "log" / f"{command[0]}.start").open("a") as output:
-            subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, timeout=60)
+            subprocess.run(
+                list(map(str, command)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                timeout=60,
+            )
 
     def wait_for(self, daemon: str, up: Callable[[], bool], seconds: float = 60.0) -> None:
         """Waits until `up()` is true. Raises RuntimeError with the ends of the logs after `seconds`."""
         end = time.monotonic() + seconds
         while not up():
             if time.monotonic() > end:
-                logs = [f"{path}:\n{''.join(path.read_text().splitlines(True)[-10:])}" for path in sorted((self.folder / "log").iterdir())]
+                logs = [
+                    f"{path}:\n{''.join(path.read_text().splitlines(True)[-10:])}"
+                    for path in sorted((self.folder / "log").iterdir())
+                ]
                 self.stop()
                 raise RuntimeError(f"{daemon} didn't start within {seconds:.0f} s\n" + "\n".join(logs))
             time.sleep(0.05)
@@ -190,7 +233,9 @@ class Cluster:
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
-                if f"SLURM_CONF={self.conf}".encode() in words and any(word.startswith(b"SLURM_JOB_ID=") for word in words):
+                if f"SLURM_CONF={self.conf}".encode() in words and any(
+                    word.startswith(b"SLURM_JOB_ID=") for word in words
+                ):
                     found.append(int(path.parent.name))
         return [pid for pid in found if pid != os.getpid()]
 
@@ -246,7 +291,10 @@ def require_slurm() -> None:
 
 def default_folder() -> Path:
     """The folder of the cluster without folder=."""
-    return Path(os.environ.get("LLM_JAX_SLURM_CLUSTER") or Path(tempfile.gettempdir()) / f"llm_jax_slurm_{os.getuid()}")
+    return Path(
+        os.environ.get("LLM_JAX_SLURM_CLUSTER")
+        or Path(tempfile.gettempdir()) / f"llm_jax_slurm_{os.getuid()}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -321,7 +369,10 @@ def run(cluster: Cluster, what: str, sizes: dict[str, int]) -> int:
         cluster.stop()
         return 0
     if not any(cluster.pids()):
-        raise UserError(f"folder={cluster.folder}: no cluster is running in it. Start one: python tools/slurm_cluster.py start")
+        raise UserError(
+            f"folder={cluster.folder}: no cluster is running in it. Start one: python "
+            "tools/slurm_cluster.py start"
+        )
     if what == "env":
         print(f"export SLURM_CONF={cluster.conf}")
         return 0

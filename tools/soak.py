@@ -13,7 +13,18 @@ from pathlib import Path
 
 from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import run_command
-from tools.faults import CHECKPOINT_EVERY, CRASHES, PHASES, SIGNALS, Case, Job, Outcome, cluster, compare, strike
+from tools.faults import (
+    CHECKPOINT_EVERY,
+    CRASHES,
+    PHASES,
+    SIGNALS,
+    Case,
+    Job,
+    Outcome,
+    cluster,
+    compare,
+    strike,
+)
 
 STEPS = 60
 COLUMNS = ("fault", "phase", "at step", "seconds to stop", "resumed at", "steps lost", "identical")
@@ -23,7 +34,15 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n| {' | '.join(['---'] * len(COLUMNS))} |"
 def row(outcome: Outcome, identical: str) -> str:
     """A line of the table."""
     case = outcome.case
-    cells = (case.fault, case.phase, outcome.at, f"{outcome.seconds_to_stop:.1f}", outcome.resumed_at, outcome.lost, identical)
+    cells = (
+        case.fault,
+        case.phase,
+        outcome.at,
+        f"{outcome.seconds_to_stop:.1f}",
+        outcome.resumed_at,
+        outcome.lost,
+        identical,
+    )
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -82,9 +101,13 @@ def one_fault_each(folder: Path, cases: list[Case]) -> list[str]:
         job.submit()
         outcome = strike(job, case, rank=i % job.nodes)
         identical = finish(job, unbroken)
-        rows.append(row(outcome, identical) if outcome else f"| {case.fault} | {case.phase} | not reached | | | | |")
+        rows.append(
+            row(outcome, identical) if outcome else f"| {case.fault} | {case.phase} | not reached | | | | |"
+        )
         print(rows[-1], flush=True)
-        problems += problems_of([outcome], identical) if outcome else [f"WRONG: {case}: the run went past the phase"]
+        problems += (
+            problems_of([outcome], identical) if outcome else [f"WRONG: {case}: the run went past the phase"]
+        )
     return rows + problems
 
 
@@ -145,7 +168,9 @@ def command(arguments: list[str]) -> int:
         if given.what == "random":
             lines = random_faults(folder, given.faults, given.seed)
         elif given.what == "phases":
-            lines = one_fault_each(folder, [Case("TERM", phase) for phase in PHASES for _ in range(given.tries)])
+            lines = one_fault_each(
+                folder, [Case("TERM", phase) for phase in PHASES for _ in range(given.tries)]
+            )
         else:
             lines = one_fault_each(folder, [Case(fault, "train") for fault in (*SIGNALS, *CRASHES)])
     print("\n".join(["", HEADER, *lines]))

@@ -6,8 +6,9 @@
   python -m tools.time_tests files=20              prints the longest files too
   python -m tools.time_tests record=true           writes tests/seconds.json, after which the tests are ordered (tests/lanes.py)
 
-Exit code 1 where tests failed, or where a folder takes over a quarter (and 5 s) more CPU time than on record. A machine that is slower
-in all folders is no failure: the recorded seconds are first multiplied by the median ratio of the folders.
+Exit code 1 where tests failed, or where a folder takes over a quarter (and 5 s) more CPU time than on record.
+A machine that is slower in all folders is no failure: the recorded seconds are first multiplied by the median
+ratio of the folders.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ GROWTH, SLACK = 1.25, 5.0
 
 @dataclass
 class Seconds:
-    """Time of some tests: how many ran, seconds on the clock (added up over workers), and of CPU (0.0 where the report has none)."""
+    """Time of some tests: how many ran, seconds on the clock (added up over workers), and of CPU (0.0 where
+    the report has none).
+    """
 
     tests: int = 0
     wall: float = 0.0
@@ -40,7 +43,11 @@ class Seconds:
 
     def add(self, other: Seconds) -> None:
         """Adds the figures of other tests."""
-        self.tests, self.wall, self.cpu = self.tests + other.tests, self.wall + other.wall, self.cpu + other.cpu
+        self.tests, self.wall, self.cpu = (
+            self.tests + other.tests,
+            self.wall + other.wall,
+            self.cpu + other.cpu,
+        )
 
 
 def by_file(report: Path) -> dict[str, Seconds]:
@@ -89,13 +96,19 @@ def print_table(now: dict[str, Seconds], before: dict[str, Seconds], title: str)
         total.add(seconds)
         recorded = f"{before[name].cpu:9.1f}" if name in before and before[name].cpu else f"{'-':>9}"
         print(f"{name:44} {seconds.tests:6} {seconds.wall:8.1f} {seconds.cpu:8.1f} {recorded}")
-    print(f"{'together':44} {total.tests:6} {total.wall:8.1f} {total.cpu:8.1f} {sum(s.cpu for s in before.values()):9.1f}")
+    print(
+        f"{'together':44} {total.tests:6} {total.wall:8.1f} {total.cpu:8.1f} "
+        f"{sum(s.cpu for s in before.values()):9.1f}"
+    )
 
 
 def run_tests(report: Path, warm: bool) -> tuple[int, str]:
     """Runs `make test`; returns its exit code and a line on its time."""
     with tempfile.TemporaryDirectory() as caches:
-        environment = {**os.environ, "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report}"}
+        environment = {
+            **os.environ,
+            "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report}",
+        }
         if not warm:
             environment["LLM_JAX_TEST_CACHE"] = caches
         start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -103,7 +116,10 @@ def run_tests(report: Path, warm: bool) -> tuple[int, str]:
         seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     kind = "caches of earlier runs" if warm else "empty caches"
-    return code, f"make test: {seconds / 60:.1f} minutes, {cpu / 60:.1f} of CPU on {os.cpu_count()} cores, {kind}"
+    return (
+        code,
+        f"make test: {seconds / 60:.1f} minutes, {cpu / 60:.1f} of CPU on {os.cpu_count()} cores, {kind}",
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -112,7 +128,10 @@ def main(arguments: list[str]) -> int:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in known:
-            print(f"{argument}: no such argument. Write {', '.join(f'{k}=...' for k in known)}.", file=sys.stderr)
+            print(
+                f"{argument}: no such argument. Write {', '.join(f'{k}=...' for k in known)}.",
+                file=sys.stderr,
+            )
             return 2
         known[key] = value
     code, line = 0, ""
@@ -125,16 +144,30 @@ def main(arguments: list[str]) -> int:
     before = {name: Seconds(**values) for name, values in record.items()}
     folders, folders_before = by_folder(files), by_folder(before)
     if int(known["files"]):
-        longest = sorted(files, key=lambda name: -max(files[name].wall, files[name].cpu))[: int(known["files"])]
+        longest = sorted(files, key=lambda name: -max(files[name].wall, files[name].cpu))[
+            : int(known["files"])
+        ]
         print_table({name: files[name] for name in longest}, before, "longest files")
         print()
     print_table(folders, folders_before, "folder")
     for name, allowed in too_long(folders, folders_before).items():
         code = code or 1
-        print(f"{name}: {folders[name].cpu:.0f} s of CPU, {allowed:.0f} are allowed. Make its tests cheaper, or use record=true and say why.")
+        print(
+            f"{name}: {folders[name].cpu:.0f} s of CPU, {allowed:.0f} are allowed. Make its tests "
+            "cheaper, or use record=true and say why."
+        )
     if known["record"] == "true":
-        rounded = {name: {"tests": s.tests, "wall": round(s.wall, 1), "cpu": round(s.cpu, 1)} for name, s in sorted(files.items())}
-        RECORD.write_text(json.dumps({"files": rounded}, indent=1).replace("{\n   ", "{").replace(",\n   ", ", ").replace("\n  }", "}") + "\n")
+        rounded = {
+            name: {"tests": s.tests, "wall": round(s.wall, 1), "cpu": round(s.cpu, 1)}
+            for name, s in sorted(files.items())
+        }
+        RECORD.write_text(
+            json.dumps({"files": rounded}, indent=1)
+            .replace("{\n   ", "{")
+            .replace(",\n   ", ", ")
+            .replace("\n  }", "}")
+            + "\n"
+        )
     if line:
         print(line)
     return code

@@ -19,7 +19,9 @@ from llm_jax.train.optimizer import OptimizerConfig
 
 def experiment() -> Experiment:
     return Experiment(
-        model=ModelConfig(layers=6, embed=384, heads=6, mlp=1024, vocab=8192, attention="blocked", scan_layers=False),
+        model=ModelConfig(
+            layers=6, embed=384, heads=6, mlp=1024, vocab=8192, attention="blocked", scan_layers=False
+        ),
         layout=preset("data_parallel"),
         tokenizer=TokenizerConfig(vocab=8192),
         optimizer=OptimizerConfig(learning_rate=2e-3),

@@ -27,7 +27,12 @@ SIZES = [size for i, size in enumerate(chinchilla_sizes()) if i in (0, 2, 5, 8, 
 
 def experiment() -> Grid:
     base = Experiment(
-        model=ModelConfig(compute_dtype="bfloat16", attention="cudnn", activation="gelu", remat="query,key,value,attention,attention_out,mlp_up"),
+        model=ModelConfig(
+            compute_dtype="bfloat16",
+            attention="cudnn",
+            activation="gelu",
+            remat="query,key,value,attention,attention_out,mlp_up",
+        ),
         layout=preset("fsdp"),
         data=DataConfig(source="stdlib"),
         tokenizer=TokenizerConfig(vocab=32000),

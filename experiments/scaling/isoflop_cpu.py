@@ -27,7 +27,9 @@ RATIO = 30.0
 
 def experiment() -> Grid:
     base = Experiment(
-        model=ModelConfig(attention="blocked", scan_layers=False, parametrization="mup", base_embed=64, init_std=1 / 16),
+        model=ModelConfig(
+            attention="blocked", scan_layers=False, parametrization="mup", base_embed=64, init_std=1 / 16
+        ),
         layout=preset("single"),
         data=DataConfig(source="stdlib", held_out_fraction=0.05),
         tokenizer=TokenizerConfig(vocab=512),
@@ -38,7 +40,14 @@ def experiment() -> Grid:
     )
     return Grid(
         base,
-        isoflop([0.1e12, 0.25e12, 0.6e12, 1.5e12], SIZES, convention=CONVENTION, per_curve=5, tokens_per_parameter=RATIO, refills=2),
+        isoflop(
+            [0.1e12, 0.25e12, 0.6e12, 1.5e12],
+            SIZES,
+            convention=CONVENTION,
+            per_curve=5,
+            tokens_per_parameter=RATIO,
+            refills=2,
+        ),
         rules=(warmup_fraction(0.05),),
         held_out=compute_optimal([5e12], SIZES, convention=CONVENTION, tokens_per_parameter=RATIO),
         method="isoflop",

@@ -14,7 +14,16 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.scaling.designs import PowerRule, aspect, compute_optimal, geometric, isoflop, learning_rate, sizes, warmup_per_parameter
+from llm_jax.scaling.designs import (
+    PowerRule,
+    aspect,
+    compute_optimal,
+    geometric,
+    isoflop,
+    learning_rate,
+    sizes,
+    warmup_per_parameter,
+)
 from llm_jax.scaling.grid import Grid, GridConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig
@@ -37,8 +46,18 @@ def experiment() -> Grid:
     )
     return Grid(
         base,
-        isoflop([1e17, 2e17, 4e17, 8e17, 1.6e18], SIZES, convention=CONVENTION, per_curve=6, tokens_per_parameter=20, refills=2),
-        rules=(learning_rate(PowerRule(at_million=1e-2, exponent=-0.25, convention=CONVENTION)), warmup_per_parameter(1.0, CONVENTION)),
+        isoflop(
+            [1e17, 2e17, 4e17, 8e17, 1.6e18],
+            SIZES,
+            convention=CONVENTION,
+            per_curve=6,
+            tokens_per_parameter=20,
+            refills=2,
+        ),
+        rules=(
+            learning_rate(PowerRule(at_million=1e-2, exponent=-0.25, convention=CONVENTION)),
+            warmup_per_parameter(1.0, CONVENTION),
+        ),
         held_out=compute_optimal([5e18], SIZES, convention=CONVENTION),
         method="isoflop",
         convention=CONVENTION,

@@ -24,7 +24,9 @@ from llm_jax.train.optimizer import OptimizerConfig
 
 def experiment() -> Grid:
     base = Experiment(
-        model=ModelConfig(layers=2, embed=64, heads=2, activation="gelu", scan_layers=False, init_std=1 / 16, base_embed=64),
+        model=ModelConfig(
+            layers=2, embed=64, heads=2, activation="gelu", scan_layers=False, init_std=1 / 16, base_embed=64
+        ),
         layout=preset("single"),
         data=DataConfig(source="stdlib", held_out_fraction=0.05),
         tokenizer=TokenizerConfig(vocab=512),

@@ -89,7 +89,9 @@ def positional(name: str, default: Any = MISSING, choices: Callable[[], Iterable
 
     Of type tuple[Path, ...] it takes all words that are left; () as default: there may be none.
     """
-    return dataclasses.field(default=default, metadata={"argument": Argument("positional", name, choices=choices)})
+    return dataclasses.field(
+        default=default, metadata={"argument": Argument("positional", name, choices=choices)}
+    )
 
 
 def flag(name: str) -> Any:
@@ -97,13 +99,17 @@ def flag(name: str) -> Any:
     return dataclasses.field(default=False, metadata={"argument": Argument("flag", f"--{name}")})
 
 
-def passed_on(takes: Callable[[str], bool], shown: str, choices: Callable[[], Iterable[str]] | None = None) -> Any:
+def passed_on(
+    takes: Callable[[str], bool], shown: str, choices: Callable[[], Iterable[str]] | None = None
+) -> Any:
     """A field of type Pairs: the keys that are somebody else's (an experiment's), passed on in order, unread.
 
     takes: whether a key is one of them; the first field that takes a key gets it. choices: the valid texts,
     which help lists.
     """
-    return dataclasses.field(default=(), metadata={"argument": Argument("passed_on", shown=shown, takes=takes, choices=choices)})
+    return dataclasses.field(
+        default=(), metadata={"argument": Argument("passed_on", shown=shown, takes=takes, choices=choices)}
+    )
 
 
 def in_order() -> Any:
@@ -115,7 +121,9 @@ def in_order() -> Any:
 def part(kind: type, without: Sequence[str] = ()) -> Any:
     """A field that is a dataclass of further keys. without: fields of it that this command has not; they keep
     their defaults."""
-    return dataclasses.field(default_factory=kind, metadata={"argument": Argument("part", without=tuple(without))})
+    return dataclasses.field(
+        default_factory=kind, metadata={"argument": Argument("part", without=tuple(without))}
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +153,13 @@ class Field:
     def value_kind(self) -> Any:
         """The type of one value that is given; None is what a field is where its key is not given, and can't
         be written."""
-        kind = get_args(self.kind)[1] if self.is_table else get_args(self.kind)[0] if self.argument.repeated else self.kind
+        kind = (
+            get_args(self.kind)[1]
+            if self.is_table
+            else get_args(self.kind)[0]
+            if self.argument.repeated
+            else self.kind
+        )
         members = [member for member in union_members(kind) if member is not NoneType]
         return members[0] if len(members) == 1 else kind
 
@@ -166,7 +180,11 @@ class Field:
             return self.name
         if self.argument.role == "passed_on":
             return self.argument.shown
-        return f"{self.name}.{self.argument.entry}={self.shown}" if self.is_table else f"{self.name}={self.shown}"
+        return (
+            f"{self.name}.{self.argument.entry}={self.shown}"
+            if self.is_table
+            else f"{self.name}={self.shown}"
+        )
 
     @property
     def valid(self) -> list[str]:
@@ -234,11 +252,24 @@ def split(arguments: Sequence[str], fields: Sequence[Field]) -> tuple[list[str],
             words.append(argument)
         elif argument.startswith("-"):
             if argument not in flags:
-                raise UserError(f"{argument}: no such option; {nearest(argument, [*flags, '--help'])} (keys are key=value, without dashes)")
+                raise UserError(
+                    f"{argument}: no such option; {nearest(argument, [*flags, '--help'])} (keys are "
+                    "key=value, without dashes)"
+                )
             set_flags.append(argument)
         elif not equals:
-            example = next((field.written.partition("=")[0] for field in fields if field.argument.role in ("key", "passed_on")), "key")
-            raise UserError(f"{argument}: is no key=value; write key=value, as in {example}={argument} (--help lists the keys)")
+            example = next(
+                (
+                    field.written.partition("=")[0]
+                    for field in fields
+                    if field.argument.role in ("key", "passed_on")
+                ),
+                "key",
+            )
+            raise UserError(
+                f"{argument}: is no key=value; write key=value, as in {example}={argument} (--help lists "
+                "the keys)"
+            )
         else:
             pairs.append((name, text))
     return words, set_flags, tuple(pairs)
@@ -268,7 +299,10 @@ def read_words(words: list[str], fields: list[Field]) -> dict[Field, Any]:
                 raise UserError(f"{word}: {one_of(word, field.valid)}")
             read[field] = word if field.kind is str else Path(word).expanduser()
     if words:
-        raise UserError(f"{words[0]}: unexpected extra word; this command takes {', '.join(field.name for field in fields) or 'none'}")
+        raise UserError(
+            f"{words[0]}: unexpected extra word; this command takes "
+            f"{', '.join(field.name for field in fields) or 'none'}"
+        )
     return read
 
 
@@ -284,7 +318,9 @@ def find(name: str, text: str, fields: Sequence[Field]) -> tuple[Field, str]:
     for field in fields:
         if field.argument.takes and field.argument.takes(name):
             return field, ""
-    keys = [field.written.partition("=")[0] for field in fields if field.argument.role in ("key", "passed_on")]
+    keys = [
+        field.written.partition("=")[0] for field in fields if field.argument.role in ("key", "passed_on")
+    ]
     raise UserError(f"{name}={text}: there is no key {name!r}; {nearest(name, keys)}")
 
 
@@ -297,7 +333,11 @@ def read_value(field: Field, name: str, text: str) -> Any:
         check_choice(name, text, argument.choices())
     if argument.read:
         return argument.read(name, text)
-    ranges: Any = ((argument.least, "at least", operator.ge), (argument.above, "above", operator.gt), (argument.most, "at most", operator.le))
+    ranges: Any = (
+        (argument.least, "at least", operator.ge),
+        (argument.above, "above", operator.gt),
+        (argument.most, "at most", operator.le),
+    )
     ranges = [one for one in ranges if one[0] is not None]
     should_be = " and ".join(f"{word} {limit:g}" for limit, word, _ in ranges)
     try:
@@ -305,7 +345,9 @@ def read_value(field: Field, name: str, text: str) -> Any:
     except WrongType as error:
         raise UserError(f"{name}={text}: {error}" + (f", {should_be}" if should_be else "")) from error
     items = value if isinstance(value, tuple) else (value,)
-    right = not (ranges and math.inf in items) and all(within(item, limit) for item in items for limit, _, within in ranges)
+    right = not (ranges and math.inf in items) and all(
+        within(item, limit) for item in items for limit, _, within in ranges
+    )
     require(right, name, text, f"{expected(field.value_kind, text).removeprefix('must be ')}, {should_be}")
     return value
 
@@ -319,7 +361,9 @@ def first_sentence(field: Field) -> str:
 def build(kind: type[Command], read: dict[Field, Any], without: Sequence[str] = ()) -> Command:
     """The dataclass of what was read, its parts first, each checked."""
     hints = get_type_hints(kind)
-    values = {field.at: value for field, value in read.items() if field.owner is kind and field.at not in without}
+    values = {
+        field.at: value for field, value in read.items() if field.owner is kind and field.at not in without
+    }
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         argument = f.metadata.get("argument", Argument("key"))
         if argument.role == "part":

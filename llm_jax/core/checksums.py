@@ -24,7 +24,11 @@ class Damaged(Exception):
 
 def write(folder: Path) -> None:
     """Writes the sums of all files under a folder; they and the files are on the disk when this returns."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != NAME
+    )
     with ThreadPoolExecutor(THREADS, "checksums") as pool:
         sums = list(pool.map(lambda name: durable_sum(folder / name), names))
     lines = "".join(f"{value}  {name}\n" for value, name in zip(sums, names, strict=True))
@@ -44,7 +48,11 @@ def check(folder: Path, share: int = 0, shares: int = 1) -> None:
     def problem(entry: tuple[str, str]) -> str:
         value, name = entry
         try:
-            return "" if file_sum(folder / name) == value else f"{name} is not what was written: its checksum differs"
+            return (
+                ""
+                if file_sum(folder / name) == value
+                else f"{name} is not what was written: its checksum differs"
+            )
         except FileNotFoundError:
             return f"{name} is missing"
 

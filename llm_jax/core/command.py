@@ -8,7 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR, Fault, Stopped, UserError, require
+from llm_jax.core.errors import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_UNREAD,
+    EXIT_USER_ERROR,
+    Fault,
+    Stopped,
+    UserError,
+    require,
+)
 from llm_jax.core.files import check_writable
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
@@ -88,7 +97,9 @@ def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
     require(not endings or path.suffix in endings, key, value, f"a file that ends in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise UserError(f"{key}={value}: there is no folder {path.parent}")
-    require(os.access(path if path.exists() else path.parent, os.W_OK), key, value, "a file that can be written")
+    require(
+        os.access(path if path.exists() else path.parent, os.W_OK), key, value, "a file that can be written"
+    )
     return path
 
 

@@ -30,8 +30,23 @@ for all their fields."""
 
 NONE = ("", "null", "Null", "NULL", "~")
 """Texts that mean None, where a type allows it."""
-BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a file or folder"}
+BOOLS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a file or folder",
+}
 
 
 class WrongType(ValueError):
@@ -52,7 +67,7 @@ def coerce(value: Any, kind: Any) -> Any:
     (5000000000, 10, 0.001, None, ('a', 'b'))
     >>> coerce("8,16", tuple[int, ...]), coerce("{data: 4}", dict[str, int]), coerce("no", str), coerce("no", bool)
     ((8, 16), {'data': 4}, 'no', False)
-    """
+    """  # noqa: E501
     options = union_members(kind)
     if NoneType in options and (value is None or (isinstance(value, str) and value in NONE)):
         return None
@@ -138,7 +153,11 @@ def expected(kind: Any, value: str) -> str:
         return f"must be a table of names and values, {{name: {NAMES[get_args(first)[1]]}, ...}}"
     if origin in (tuple, list):
         item = get_args(first)[0]
-        return f"must be {NAMES[item].removeprefix('a ')}s with commas between them" if item in (int, float) else "must be a list, [first, second]"
+        return (
+            f"must be {NAMES[item].removeprefix('a ')}s with commas between them"
+            if item in (int, float)
+            else "must be a list, [first, second]"
+        )
     names = " or ".join(NAMES.get(option) or f"a {option.__name__}" for option in options)
     return f"must be {names}" + (", or null for none" if NoneType in union_members(kind) else "")
 
@@ -168,7 +187,9 @@ class TextDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore
     """YAML in which text that other readers would take for a number (1e-3) is quoted."""
 
 
-TextDumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
+TextDumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def write_yaml_text(config: Any) -> str:
@@ -222,7 +243,9 @@ def typed(config: Config, prefix: str = "") -> Config:
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value, kind = getattr(config, f.name), kinds[f.name]
         group = dataclasses.is_dataclass(kind) and isinstance(value, kind)  # type: ignore[arg-type]
-        values[f.name] = typed(value, f"{prefix}{f.name}.") if group else coerced(prefix + f.name, value, kind)
+        values[f.name] = (
+            typed(value, f"{prefix}{f.name}.") if group else coerced(prefix + f.name, value, kind)
+        )
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
@@ -240,7 +263,10 @@ def with_values(config: Config, pairs: Sequence[tuple[str, Any]]) -> Config:
             config = config if part.name == value else replaced(config, path, kind())  # type: ignore[attr-defined, operator]
             continue
         if kind is str and isinstance(value, str) and "${" in value:
-            raise UserError(f"{key}={value}: must be text without ${{...}}, which is not expanded here; write out the value")
+            raise UserError(
+                f"{key}={value}: must be text without ${{...}}, which is not expanded here; write out the "
+                "value"
+            )
         config = replaced(config, path, coerced(key, value, kind))
     return config
 
@@ -288,7 +314,10 @@ def find_key(config: Any, key: str, value: Any) -> tuple[list[str], Any]:
         kinds = field_types(type(at))
         if part not in kinds:
             near = closest(key, all_keys(config))
-            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{near}'?" if near else "--show prints all keys"))
+            raise UserError(
+                f"{key}={value}: there is no key {key!r}; "
+                + (f"did you mean '{near}'?" if near else "--show prints all keys")
+            )
         if (class_of := chooser(at, part)) and parts[depth + 1 :] in ([], ["name"]):
             return parts[: depth + 1], class_of(str(value))
         at = getattr(at, part)
@@ -296,7 +325,10 @@ def find_key(config: Any, key: str, value: Any) -> tuple[list[str], Any]:
             return [*parts[: depth + 1], ".".join(parts[depth + 1 :])], get_args(kinds[part])[1]
         if not dataclasses.is_dataclass(at):
             if depth < len(parts) - 1:
-                raise UserError(f"{key}={value}: {'.'.join(parts[: depth + 1])} is a single value, it has no {parts[depth + 1]!r}")
+                raise UserError(
+                    f"{key}={value}: {'.'.join(parts[: depth + 1])} is a single value, it has no "
+                    f"{parts[depth + 1]!r}"
+                )
             return parts, kinds[part]
     raise UserError(f"{key}={value}: is a group; set one of its keys: {', '.join(field_types(type(at)))}")
 
@@ -306,7 +338,9 @@ def all_keys(config: Any, prefix: str = "") -> list[str]:
     keys = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        keys += all_keys(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
+        keys += (
+            all_keys(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
+        )
     return keys
 
 

@@ -74,7 +74,11 @@ class Console:
     def start(self, total: int, done: int) -> None:
         """Starts the progress bar if stdout is a terminal."""
         if self.is_main_process and self.rich.is_terminal:
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[text]}"),
+            )
             self.bar = Progress(*columns, console=self.rich, transient=True)
             self.task = self.bar.add_task("", total=total, completed=done, text="compiling")
             self.bar.start()

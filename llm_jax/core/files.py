@@ -16,7 +16,16 @@ from typing import Any
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+)
 
 
 def check_writable(run_dir: Path, key: str = "run_dir") -> None:
@@ -34,7 +43,9 @@ def disk_problem(error: BaseException | None) -> str:
     isn't."""
     while error is not None:
         for code in DISK:
-            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):  # TensorStore's errors contain the text
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(
+                error
+            ):  # TensorStore's errors contain the text
                 name = getattr(error, "filename", None)
                 return os.strerror(code) + (f" ({name})" if name else "")
         error = error.__cause__ or error.__context__
@@ -63,7 +74,10 @@ def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> I
         except BlockingIOError:
             raise Busy(f"run_dir={run_dir}: {BUSY}; wait for it, or choose another") from None
         except OSError as error:
-            log(f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no other process uses the folder")
+            log(
+                f"run_dir={run_dir}: its file system has no locks ({error.strerror}); make sure that no "
+                "other process uses the folder"
+            )
         yield
     finally:
         os.close(folder)
@@ -125,7 +139,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file whole or not at all; numbers that are not finite become null."""
-    write_atomic(path, json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n")
+    write_atomic(
+        path, json.dumps({k: finite(v) for k, v in content.items()}, indent=2, allow_nan=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

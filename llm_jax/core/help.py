@@ -34,7 +34,13 @@ def help_text(kind: type, fields: Sequence[Field]) -> str:
     last = [one for one in paragraphs if one.startswith("Exit codes")]
     keys = [entry(field) for field in fields if field.argument.role != "in_order"]
     more = [inspect.cleandoc(kind.more_help())] if hasattr(kind, "more_help") else []
-    parts = [*(one for one in paragraphs if one not in last), "\n".join(keys), *more, row("--help", "this text"), *last]
+    parts = [
+        *(one for one in paragraphs if one not in last),
+        "\n".join(keys),
+        *more,
+        row("--help", "this text"),
+        *last,
+    ]
     return "\n\n".join(parts)
 
 
@@ -82,7 +88,11 @@ def field_docs(kind: type) -> dict[str, str]:
             continue
         assert isinstance(body, ast.ClassDef)
         for statement, below in zip(body.body, body.body[1:], strict=False):
-            is_doc = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+            is_doc = (
+                isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            )
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_doc:
                 found[statement.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[attr-defined]
     return found

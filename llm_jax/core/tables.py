@@ -22,7 +22,12 @@ def table(*columns: str, keep: tuple[str, ...] = ()) -> Table:
     made = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for column in columns:
         title = column.lstrip(">")
-        made.add_column(title, justify="right" if column.startswith(">") else "left", overflow="fold", no_wrap=title in keep)
+        made.add_column(
+            title,
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=title in keep,
+        )
     return made
 
 

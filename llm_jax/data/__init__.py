@@ -9,4 +9,14 @@ from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import vocabulary_size
 
-__all__ = ["BATCH_KEYS", "Corpus", "DataConfig", "Tokenizer", "TokenizerConfig", "batch_sha", "load_tokenizer", "prepare", "vocabulary_size"]
+__all__ = [
+    "BATCH_KEYS",
+    "Corpus",
+    "DataConfig",
+    "Tokenizer",
+    "TokenizerConfig",
+    "batch_sha",
+    "load_tokenizer",
+    "prepare",
+    "vocabulary_size",
+]

@@ -53,11 +53,16 @@ def writable(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError with the system's message in it
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # array_record raises RuntimeError with the system's message in it
         message = next((os.strerror(code) for code in _CANNOT_WRITE if os.strerror(code) in str(error)), None)
         if message is None:
             raise
-        raise UserError(f"data.cache_dir={folder}: cannot be written: {message}; make room, or choose another folder") from error
+        raise UserError(
+            f"data.cache_dir={folder}: cannot be written: {message}; make room, or choose another folder"
+        ) from error
 
 
 def publish(temporary: Path, target: Path) -> None:

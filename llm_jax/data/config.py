@@ -53,10 +53,16 @@ class DataConfig:
         """
         for name, weight in self.mixture.items():
             if not 0 < weight < math.inf:
-                raise UserError(f"data.mixture: weight {weight} of '{name}' must be above 0 and finite (leave it out instead)")
+                raise UserError(
+                    f"data.mixture: weight {weight} of '{name}' must be above 0 and finite (leave it out "
+                    "instead)"
+                )
         sources = dict(self.mixture) or {self.source: 1.0}
         if "" in sources:
-            raise UserError(f"data.{'mixture' if self.mixture else 'source'}: the name of a source is empty; give stdlib, a path, or tfds:NAME")
+            raise UserError(
+                f"data.{'mixture' if self.mixture else 'source'}: the name of a source is empty; give "
+                "stdlib, a path, or tfds:NAME"
+            )
         return sources
 
     def separator(self) -> str:
@@ -71,7 +77,9 @@ class DataConfig:
         """Raises UserError for a value out of range."""
         self.sources()
         if not 0 < self.held_out_fraction < 1:
-            raise UserError(f"data.held_out_fraction={self.held_out_fraction}: must be above 0 and below 1, e.g. 0.02")
+            raise UserError(
+                f"data.held_out_fraction={self.held_out_fraction}: must be above 0 and below 1, e.g. 0.02"
+            )
         if self.document_bytes < 64:
             raise UserError(f"data.document_bytes={self.document_bytes}: must be at least 64 bytes")
         if self.workers < 0:
@@ -97,6 +105,9 @@ class TokenizerConfig:
         """Raises UserError for a value out of range."""
         check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
         if self.vocab < 261:
-            raise UserError(f"tokenizer.vocab={self.vocab}: must be at least 261 (4 control tokens, 256 bytes, 1 character)")
+            raise UserError(
+                f"tokenizer.vocab={self.vocab}: must be at least 261 (4 control tokens, 256 bytes, 1 "
+                "character)"
+            )
         if self.sample_bytes < 1:
             raise UserError(f"tokenizer.sample_bytes={self.sample_bytes}: must be above 0, e.g. 8000000")

@@ -69,9 +69,15 @@ class Corpus:
         self.sequence_length, self.batch_size = sequence_length, batch_size
         total = sum(weight for _, weight, _ in parts)
         # A document that one source holds out is held out everywhere, even if another source contains it too.
-        held_out_H = np.concatenate([store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts])
+        held_out_H = np.concatenate(
+            [store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts]
+        )
         self._parts = [
-            _MixturePart(name, weight / total, *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train, rows))
+            _MixturePart(
+                name,
+                weight / total,
+                *_split(name, store, held_out_H, held_out_fraction, sequence_length, seed, to_train, rows),
+            )
             for name, weight, store in parts
         ]
         self.train_tokens = sum(int(part.train.lengths_N.sum()) for part in self._parts)
@@ -87,10 +93,15 @@ class Corpus:
         seed.
         """
         return Corpus(
-            self._stores, self.tokenizer, fingerprint=self.fingerprint,
-            held_out_fraction=self._held_out_fraction, sequence_length=self.sequence_length,
-            batch_size=self.batch_size, seed=seed, rows=self._rows,
-        )  # fmt: skip
+            self._stores,
+            self.tokenizer,
+            fingerprint=self.fingerprint,
+            held_out_fraction=self._held_out_fraction,
+            sequence_length=self.sequence_length,
+            batch_size=self.batch_size,
+            seed=seed,
+            rows=self._rows,
+        )
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The global batch at `step` (from 0), or only its `rows`, each array [len(rows), T]."""
@@ -126,7 +137,9 @@ class Corpus:
         a document.
         """
         train, held_out = ([getattr(part, which) for part in self._parts] for which in ("train", "held_out"))
-        counts = training_row_documents(train, [part.share for part in self._parts], steps * self.batch_size, group)
+        counts = training_row_documents(
+            train, [part.share for part in self._parts], steps * self.batch_size, group
+        )
         most = largest_group_sum(counts, group)
         most_held_out = largest_group_sum(held_out_row_documents(held_out, held_out_group), held_out_group)
         return max(-(-most // group), -(-most_held_out // held_out_group))
@@ -184,12 +197,24 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache_dir={folder}: this folder cannot be created: {error.strerror}. Give one that you can write to") from error
+        raise UserError(
+            f"data.cache_dir={folder}: this folder cannot be created: {error.strerror}. Give one that you "
+            "can write to"
+        ) from error
     with cache.writable(folder):
         return _prepare(
-            data, tokenizer, folder, sequence_length=sequence_length, batch_size=batch_size, seed=seed,
-            run_dir=run_dir, log=log, to_train=to_train, encoder=encoder, rows=rows,
-        )  # fmt: skip
+            data,
+            tokenizer,
+            folder,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            seed=seed,
+            run_dir=run_dir,
+            log=log,
+            to_train=to_train,
+            encoder=encoder,
+            rows=rows,
+        )
 
 
 def _prepare(
@@ -209,8 +234,13 @@ def _prepare(
     sources: list[tuple[Source, float]] = []
     for name, weight in data.sources().items():
         source = resolve(name, data, log)
-        if twin := next((other.name for other, _ in sources if other.fingerprint == source.fingerprint), None):
-            raise UserError(f"data.mixture: '{twin}' and '{name}' are the same documents; give one of them, with the sum of the weights")
+        if twin := next(
+            (other.name for other, _ in sources if other.fingerprint == source.fingerprint), None
+        ):
+            raise UserError(
+                f"data.mixture: '{twin}' and '{name}' are the same documents; give one of them, with the "
+                "sum of the weights"
+            )
         sources.append((source, weight))
         documents, size = source.size()
         log(f"corpus {name}: {documents:,} documents, {size / 1e6:,.1f} MB")
@@ -223,20 +253,34 @@ def _prepare(
         all_cached &= cached
         parts.append((source.name, weight, store))
         if store.invalid:
-            log(f"corpus {source.name}: {store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD")
-    identity: list[Any] = [[[s.name, s.fingerprint, w] for s, w in sources], trained.fingerprint, data.held_out_fraction]
+            log(
+                f"corpus {source.name}: {store.invalid:,} documents are not valid UTF-8; the bad bytes "
+                "became U+FFFD"
+            )
+    identity: list[Any] = [
+        [[s.name, s.fingerprint, w] for s, w in sources],
+        trained.fingerprint,
+        data.held_out_fraction,
+    ]
     if encoder is not None:
         identity.append(["encoder", encoder.fingerprint])
     if rows != "cut":
         identity.append(["rows", rows])
     corpus = Corpus(
-        parts, trained, fingerprint=cache.fingerprint("corpus", *identity),
-        held_out_fraction=data.held_out_fraction, sequence_length=sequence_length, batch_size=batch_size,
-        seed=seed, to_train=to_train, rows=rows,
-    )  # fmt: skip
+        parts,
+        trained,
+        fingerprint=cache.fingerprint("corpus", *identity),
+        held_out_fraction=data.held_out_fraction,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
+        to_train=to_train,
+        rows=rows,
+    )
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "
-        f"{corpus.held_out_documents:,} documents, {corpus.bytes_per_token:.2f} bytes/token{' (cached)' * all_cached}"
+        f"{corpus.held_out_documents:,} documents, {corpus.bytes_per_token:.2f} "
+        f"bytes/token{' (cached)' * all_cached}"
     )
     return corpus
 
@@ -246,7 +290,14 @@ def _count(tokens: int) -> str:
 
 
 def _split(
-    name: str, store: TokenStore, held_out_H: np.ndarray, fraction: float, length: int, seed: int, to_train: bool, kind: RowKind
+    name: str,
+    store: TokenStore,
+    held_out_H: np.ndarray,
+    fraction: float,
+    length: int,
+    seed: int,
+    to_train: bool,
+    kind: RowKind,
 ) -> tuple[PackedRows | WholeRows, PackedRows | WholeRows]:
     """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out
     documents.
@@ -258,12 +309,20 @@ def _split(
     def rows_of(mask_N: np.ndarray, seed: int | None) -> PackedRows | WholeRows:
         chosen_N = np.flatnonzero(mask_N)
         rows = PackedRows if kind == "cut" else WholeRows
-        return rows(store.tokens, store.starts_N[chosen_N], store.lengths_N[chosen_N], length=length, seed=seed, weights=store.weights)
+        return rows(
+            store.tokens,
+            store.starts_N[chosen_N],
+            store.lengths_N[chosen_N],
+            length=length,
+            seed=seed,
+            weights=store.weights,
+        )
 
     rows = rows_of(~held_out_N, seed)
     if to_train and rows.epoch_tokens < length:
         raise UserError(
-            f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs {length:,}; "
+            f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs "
+            f"{length:,}; "
             f"give more text or a smaller train.sequence_length"
         )
     return rows, rows_of(held_out_N, None)

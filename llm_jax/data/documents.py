@@ -12,7 +12,9 @@ from pathlib import Path
 from llm_jax.core.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
-RECORD_BYTES = 16 << 20  # a longer JSONL or Parquet document is stored as several, so that a record fits in memory
+RECORD_BYTES = (
+    16 << 20
+)  # a longer JSONL or Parquet document is stored as several, so that a record fits in memory
 LINE_BYTES = 1 << 30  # parsing a JSONL line takes several times its size in memory
 _BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors put before UTF-8
@@ -26,13 +28,21 @@ def read_documents(path: Path, *, text_key: str, document_bytes: int, separator:
     """
     try:
         if path.suffix == ".parquet":
-            chunks = (chunk for text in _parquet(path, text_key) for chunk in split_chunks([text], RECORD_BYTES))
+            chunks = (
+                chunk for text in _parquet(path, text_key) for chunk in split_chunks([text], RECORD_BYTES)
+            )
         elif ".jsonl" in path.suffixes[-2:]:
-            chunks = (chunk for text in _jsonl(path, text_key) for chunk in split_chunks([text], RECORD_BYTES))
+            chunks = (
+                chunk for text in _jsonl(path, text_key) for chunk in split_chunks([text], RECORD_BYTES)
+            )
         else:
             with _open(path) as file:
                 blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK_BYTES), b"")
-                texts = split_documents(blocks, separator.encode(), document_bytes) if separator else split_chunks(blocks, document_bytes)
+                texts = (
+                    split_documents(blocks, separator.encode(), document_bytes)
+                    if separator
+                    else split_chunks(blocks, document_bytes)
+                )
                 yield from (text for text in texts if text.strip())
             return
         yield from (chunk for chunk in chunks if chunk.strip())
@@ -62,7 +72,9 @@ def split_point(text: bytes, limit: int) -> int:
     Only the second half is searched, so that no chunk is shorter than half the limit.
     """
     for marks in ((b"\n\n", b"\n\r\n"), (b"\n",), (b" ",)):
-        found = max((at + len(mark) for mark in marks if (at := text.rfind(mark, limit // 2, limit)) >= 0), default=0)
+        found = max(
+            (at + len(mark) for mark in marks if (at := text.rfind(mark, limit // 2, limit)) >= 0), default=0
+        )
         if found:
             return found
     for end in range(limit, max(limit - 4, 0), -1):
@@ -79,7 +91,9 @@ def split_documents(blocks: Iterable[bytes], separator: bytes, limit: int) -> It
         for document in complete:
             yield from split_chunks([document], limit)
         start = 0
-        while len(buffer) - start > limit + len(separator):  # a document of any length must not fill the memory
+        while len(buffer) - start > limit + len(
+            separator
+        ):  # a document of any length must not fill the memory
             end = start + split_point(buffer[start : start + limit + 1], limit)
             yield buffer[start:end]
             start = end
@@ -106,7 +120,7 @@ def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """
     file: io.BufferedReader | gzip.GzipFile
     if path.suffix == ".gz":
-        file = gzip.open(path)  # noqa: SIM115 (the caller closes it)
+        file = gzip.open(path)  # noqa: SIM115
     elif path.suffix == ".zst":
         import pyarrow
 
@@ -127,7 +141,10 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes]:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
             where = f"{path}:{number}"
             if len(line) >= LINE_BYTES:
-                raise UserError(f"data.source: {where}: a line of more than {LINE_BYTES:,} bytes; JSONL has one object a line")
+                raise UserError(
+                    f"data.source: {where}: a line of more than {LINE_BYTES:,} bytes; JSONL has one "
+                    "object a line"
+                )
             if not line.strip():
                 continue
             try:  # bytes that are not UTF-8 are kept, and counted when tokenising
@@ -142,7 +159,9 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes]:
 def _bytes(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # "\ud83d" alone in the JSON: half a surrogate pair, which UTF-8 has no bytes for
+    except (
+        UnicodeEncodeError
+    ):  # "\ud83d" alone in the JSON: half a surrogate pair, which UTF-8 has no bytes for
         return text.encode("utf-8", "surrogatepass")
 
 
@@ -164,13 +183,23 @@ def _parquet(path: Path, text_key: str) -> Iterator[bytes]:
         raise UserError(f"data.source: {path} is not a Parquet file: {error}") from error
     with file:
         if text_key not in file.schema_arrow.names:
-            raise UserError(f"data.text_key={text_key}: {path}: no such column; {nearest(text_key, file.schema_arrow.names)}")
+            raise UserError(
+                f"data.text_key={text_key}: {path}: no such column; "
+                f"{nearest(text_key, file.schema_arrow.names)}"
+            )
         kind = file.schema_arrow.field(text_key).type
         if pyarrow.types.is_dictionary(kind):  # pandas writes a column of categories like this
             kind = kind.value_type
-        binary = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+        binary = (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+        )
         if not any(is_kind(kind) for is_kind in binary):
-            raise UserError(f"data.text_key={text_key}: {path}: the column must hold strings, but holds {kind}")
+            raise UserError(
+                f"data.text_key={text_key}: {path}: the column must hold strings, but holds {kind}"
+            )
         for batch in file.iter_batches(batch_size=256, columns=[text_key]):
             for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()):
                 if value.is_valid:  # a null is a document without text

@@ -26,7 +26,9 @@ def largest_group_sum(counts: Iterator[np.ndarray], group: int) -> int:
     return max((int(count_N.reshape(-1, group).sum(1).max()) for count_N in counts), default=0)
 
 
-def training_row_documents(sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int) -> Iterator[np.ndarray]:
+def training_row_documents(
+    sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int
+) -> Iterator[np.ndarray]:
     """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole
     groups.
 
@@ -77,7 +79,9 @@ def documents_in_rows(packed: PackedRows | WholeRows, first: int, stop: int) -> 
         epoch, offset = divmod(at, packed.epoch_tokens)
         offsets_N = packed.offsets(epoch)
         upto = min(offset + end - at, packed.epoch_tokens)
-        inside_N = offsets_N[np.searchsorted(offsets_N, offset) : np.searchsorted(offsets_N, upto)] - offset + at
+        inside_N = (
+            offsets_N[np.searchsorted(offsets_N, offset) : np.searchsorted(offsets_N, upto)] - offset + at
+        )
         count_N += np.bincount(inside_N[inside_N % T > 0] // T - first, minlength=stop - first)
         at += upto - offset
     return count_N

@@ -33,7 +33,9 @@ class HuggingFaceTokenizer:
     only the pre-tokenizer knows where a text may be divided.
     """
 
-    def __init__(self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file") -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file"
+    ) -> None:
         """`files` by name, with tokenizer.json; `ids`: "bos_id", "eos_ids" and "pad_id", as `special_ids`
         returns them.
 
@@ -45,7 +47,9 @@ class HuggingFaceTokenizer:
         try:
             self._backend = tokenizers.Tokenizer.from_str(files[JSON_NAME].decode())
         except Exception as error:  # the library raises no narrower type
-            raise UserError(f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})") from error
+            raise UserError(
+                f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})"
+            ) from error
         self._tree = json.loads(files[JSON_NAME])
         kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
         if kind not in MODELS:
@@ -54,14 +58,21 @@ class HuggingFaceTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._added = self._backend.get_added_tokens_decoder()
-        self._token_strings: dict[int, str] = {i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        self._token_strings: dict[int, str] = {
+            i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()
+        }
         self.vocab_size = max(self._token_strings) + 1
         self.eos_ids: tuple[int, ...] = tuple(i for i in ids["eos_ids"] if i in self._token_strings)
         if not self.eos_ids:
-            raise UserError(f"{origin}: the EOS token, with which documents end, is not known; name eos_token in a tokenizer_config.json beside it")
+            raise UserError(
+                f"{origin}: the EOS token, with which documents end, is not known; name eos_token in a "
+                "tokenizer_config.json beside it"
+            )
         self.eos_id = self.eos_ids[0]
         self.bos_id = ids["bos_id"] if ids["bos_id"] in self._token_strings else self.eos_id
-        self.pad_id = ids["pad_id"] if ids["pad_id"] in self._token_strings else 0  # padding has segment 0, so any id would do
+        self.pad_id = (
+            ids["pad_id"] if ids["pad_id"] in self._token_strings else 0
+        )  # padding has segment 0, so any id would do
         self.fingerprint = fingerprint("huggingface", files[JSON_NAME].decode(), self.bos_id, self.eos_id)
         self.lossless = is_lossless(self)
 
@@ -97,7 +108,11 @@ class HuggingFaceTokenizer:
         """
         steps = _steps(self._tree.get("decoder"), "decoders")
         kinds = {step["type"] for step in steps}
-        spaces = [step["pattern"]["String"] for step in steps if step["type"] == "Replace" and step["content"] == " "]
+        spaces = [
+            step["pattern"]["String"]
+            for step in steps
+            if step["type"] == "Replace" and step["content"] == " "
+        ]
         spaces += [step["replacement"] for step in steps if step["type"] == "Metaspace"]
         unknown = self._unknown_id
         sizes = np.zeros(self.vocab_size, np.int32)
@@ -119,7 +134,11 @@ class HuggingFaceTokenizer:
     @property
     def _unknown_id(self) -> int | None:
         model = self._tree["model"]
-        return model.get("unk_id") if model.get("type") == "Unigram" else self._backend.token_to_id(model.get("unk_token") or "")
+        return (
+            model.get("unk_id")
+            if model.get("type") == "Unigram"
+            else self._backend.token_to_id(model.get("unk_token") or "")
+        )
 
     def vocabulary(self) -> list[str]:
         """The string of every token as tokenizer.json writes it, by id; "" for an unused id."""
@@ -166,12 +185,20 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
     known = _vocabulary(tree)
 
     def found(name: str) -> tuple[int, ...]:
-        tokens = [beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")]
-        texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]  # a token, or an object that describes one
+        tokens = [
+            beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")
+        ]
+        texts = [
+            token.get("content") if isinstance(token, dict) else token for token in tokens
+        ]  # a token, or an object that describes one
         ids = [known[text] for text in texts if isinstance(text, str) and text in known]
         return tuple(dict.fromkeys([*ids, *ids_in_configs(file.parent, name, origin)]))
 
-    return {"bos_id": next(iter(found("bos")), None), "eos_ids": found("eos"), "pad_id": next(iter(found("pad")), None)}
+    return {
+        "bos_id": next(iter(found("bos")), None),
+        "eos_ids": found("eos"),
+        "pad_id": next(iter(found("pad")), None),
+    }
 
 
 def ids_in_configs(folder: Path, name: str, origin: str) -> list[int]:
@@ -208,4 +235,8 @@ def _steps(part: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]
     """The steps of a decoder or other part of tokenizer.json, with nested sequences flattened."""
     if not part:
         return []
-    return [step for inner in part[parts] for step in _steps(inner, parts)] if part["type"] == "Sequence" else [part]
+    return (
+        [step for inner in part[parts] for step in _steps(inner, parts)]
+        if part["type"] == "Sequence"
+        else [part]
+    )

@@ -21,7 +21,9 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
     path = Path(path).expanduser()
     origin = f"{key}={path}"
     if not path.exists():
-        raise UserError(f"{origin}: no such file; give a {MODEL_NAME}, a {JSON_NAME}, or a folder with one of them")
+        raise UserError(
+            f"{origin}: no such file; give a {MODEL_NAME}, a {JSON_NAME}, or a folder with one of them"
+        )
     names = (JSON_NAME, MODEL_NAME) if path.is_dir() else ("",)
     for file in (path / name for name in names if (path / name).is_file()):
         content = file.read_bytes()

@@ -19,14 +19,16 @@ def interleaved(shares: Sequence[float], rows_N: np.ndarray) -> tuple[np.ndarray
     scale = 100 / min(shares)
     proportions = [int(share * scale) for share in shares]
     total = sum(proportions)
-    # The pattern repeats after `total` rows, so products stay below total². Where that exceeds int64, numbers are
-    # Python's integers.
+    # The pattern repeats after `total` rows, so products stay below total². Where that exceeds int64, numbers
+    # are Python's integers.
     number_N = np.asarray(rows_N, np.int64 if total < 2**31 else object)
     period_N, before_N = number_N // total, number_N % total
     source_N, row_N = (np.zeros(len(before_N), np.int64) for _ in range(2))
     free_N, after_N, remaining = np.ones(len(before_N), bool), before_N + 1, total
     for source, proportion in enumerate(proportions):
-        others_before_N, others_after_N = (n * (remaining - proportion) // remaining for n in (before_N, after_N))
+        others_before_N, others_after_N = (
+            n * (remaining - proportion) // remaining for n in (before_N, after_N)
+        )
         count_N = after_N - others_after_N
         taken_N = free_N & (before_N - others_before_N != count_N).astype(bool)
         source_N[taken_N] = source

@@ -76,7 +76,9 @@ class SentencePieceTokenizer:
         for i in range(self.vocab_size):
             if self._processor.is_byte(i):
                 sizes[i] = 1
-            elif not (self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)):
+            elif not (
+                self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
+            ):
                 sizes[i] = len(self._processor.id_to_piece(i).replace(SPACE, " ").encode())
         return sizes
 
@@ -149,9 +151,14 @@ def _training_error(message: str, config: TokenizerConfig) -> Exception:
     if found := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
         return UserError(f"tokenizer.vocab={config.vocab}: too large for this text; at most {found[1]}")
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return UserError(f"tokenizer.vocab={config.vocab}: too small for the characters of this text; at least {found[1]}")
+        return UserError(
+            f"tokenizer.vocab={config.vocab}: too small for the characters of this text; at least {found[1]}"
+        )
     if "sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
-        return UserError("tokenizer: the sample has no text to train it on; raise tokenizer.sample_bytes or give tokenizer.file")
+        return UserError(
+            "tokenizer: the sample has no text to train it on; raise tokenizer.sample_bytes or give "
+            "tokenizer.file"
+        )
     return RuntimeError(message)
 
 

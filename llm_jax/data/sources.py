@@ -24,7 +24,9 @@ _LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when
 _DOCUMENTS_PER_FILE = 100_000
 # TFDS finds the datasets in these modules (such as wikipedia and c4) only once they are imported.
 _OLD_TFDS_MODULES = ("question_answering", "summarization", "text", "translate")
-_DOWNLOAD_RETRIES = 4  # with growing pauses, 3 s in all; TFDS's default of 10 takes minutes to fail without a network
+_DOWNLOAD_RETRIES = (
+    4  # with growing pauses, 3 s in all; TFDS's default of 10 takes minutes to fail without a network
+)
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,18 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
         builder = tfds.builder_from_directory(path)
         if builder.info.file_format.value != "array_record":
             raise UserError(
-                f"data.source={name}: is prepared as {builder.info.file_format.value}, which has no random access; "
+                f"data.source={name}: is prepared as {builder.info.file_format.value}, which has no "
+                "random access; "
                 f"prepare it again with `tfds build --file_format=array_record`"
             )
         _check_text(name, builder, data)
         try:
             info = builder.info.splits[data.split]
         except (KeyError, ValueError):
-            raise UserError(f"data.split={data.split}: {name} has no such split; {nearest(data.split, builder.info.splits)}") from None
+            raise UserError(
+                f"data.split={data.split}: {name} has no such split; "
+                f"{nearest(data.split, builder.info.splits)}"
+            ) from None
         shards = [[s.name, s.shard_lengths, s.num_bytes] for s in builder.info.splits.values()]
         content = cache.fingerprint("tfds", builder.info.full_name, shards, data.split, data.text_key)
         if info.num_examples == 0:
@@ -145,9 +151,13 @@ def _check_text(name: str, builder: Any, data: DataConfig) -> None:
     """Raises UserError unless the records of a TFDS dataset have text under `data.text_key`."""
     features = builder.info.features
     if data.text_key not in features:
-        raise UserError(f"data.text_key={data.text_key}: {name} has no such field; {nearest(data.text_key, features)}")
+        raise UserError(
+            f"data.text_key={data.text_key}: {name} has no such field; {nearest(data.text_key, features)}"
+        )
     if not (features[data.text_key].np_dtype is np.dtype(object) and features[data.text_key].shape == ()):
-        raise UserError(f"data.text_key={data.text_key}: {name} has no text there, but {features[data.text_key]}")
+        raise UserError(
+            f"data.text_key={data.text_key}: {name} has no text there, but {features[data.text_key]}"
+        )
 
 
 def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None]) -> Source:
@@ -163,7 +173,9 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
                 hint = "give stdlib, a path, or tfds:NAME with a name of tensorflow.org/datasets"
             raise UserError(f"data.source={name}: no {what} of that name; {hint}")
         try:
-            builder = tfds.builder(dataset, data_dir=data.tfds_dir or None, file_format="array_record", try_gcs=False)
+            builder = tfds.builder(
+                dataset, data_dir=data.tfds_dir or None, file_format="array_record", try_gcs=False
+            )
         except (ValueError, AssertionError, tfds.core.DatasetNotFoundError) as error:
             raise UserError(f"data.source={name}: {_first_line(error)}") from error
         _check_text(name, builder, data)
@@ -171,7 +183,9 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
     if not prepared:
         log(f"corpus {name}: downloading and preparing it in {builder.data_path}")
         with quiet_tfds():
-            importlib.import_module("tensorflow_datasets.core.download.downloader").MAX_RETRIES = _DOWNLOAD_RETRIES  # type: ignore[attr-defined]
+            importlib.import_module(
+                "tensorflow_datasets.core.download.downloader"
+            ).MAX_RETRIES = _DOWNLOAD_RETRIES  # type: ignore[attr-defined]
             before = _leftovers(builder)
             try:
                 builder.download_and_prepare()
@@ -179,7 +193,9 @@ def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None])
                 for path in sorted(_leftovers(builder) - before, reverse=True):  # files before their folders
                     with contextlib.suppress(OSError):  # the folder holds files of others
                         path.rmdir() if path.is_dir() else path.unlink()
-                raise UserError(f"data.source={name}: TFDS could not prepare it: {_first_line(error)}") from error
+                raise UserError(
+                    f"data.source={name}: TFDS could not prepare it: {_first_line(error)}"
+                ) from error
     return _prepared(name, Path(builder.data_path), data)
 
 
@@ -191,14 +207,21 @@ def _leftovers(builder: Any) -> set[Path]:
     while root.name != builder.name:
         root = root.parent
     downloads = root.parent / "downloads"
-    complete = {path for path in root.rglob("*") if path.is_file() and (path.parent / "dataset_info.json").exists()}
-    partial = [path for path in (downloads / builder.name).rglob("*") if path.is_dir() or ".tmp." in path.name]
+    complete = {
+        path for path in root.rglob("*") if path.is_file() and (path.parent / "dataset_info.json").exists()
+    }
+    partial = [
+        path for path in (downloads / builder.name).rglob("*") if path.is_dir() or ".tmp." in path.name
+    ]
     folders = [root.parent, root, downloads, downloads / "extracted", downloads / builder.name]
     return {*root.rglob("*"), *partial, *(folder for folder in folders if folder.exists())} - complete
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return (
+        f"{type(error).__name__}: "
+        f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    )
 
 
 def _local(name: str, path: Path, data: DataConfig, log: Callable[[str], None]) -> Source:
@@ -207,7 +230,9 @@ def _local(name: str, path: Path, data: DataConfig, log: Callable[[str], None]) 
         for file in files:
             file.open("rb").close()
     rules = [_LOCAL_VERSION, data.text_key, data.document_bytes, data.separator()]
-    content = cache.fingerprint("local", rules, [[_kind(file), cache.file_sha256(file, data.cache_path())] for file in files])
+    content = cache.fingerprint(
+        "local", rules, [[_kind(file), cache.file_sha256(file, data.cache_path())] for file in files]
+    )
     target = data.cache_path() / "datasets" / f"local-{content[:16]}"
     if not target.exists():
         log(f"corpus {name}: reading {len(files):,} file{'s'[: len(files) != 1]}")
@@ -228,7 +253,11 @@ def _files(name: str, path: Path) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
         return [path]
-    found = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute patterns too)
+    found = (
+        sorted(path.rglob("*"))
+        if path.is_dir()
+        else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    )
     files = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
     if not files:
         if not found and not path.is_dir():
@@ -248,9 +277,14 @@ def _near_path(path: Path) -> str:
 def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig) -> None:
     """Writes the documents of files to a TFDS dataset, in memory of one document and one block."""
     text_files = [file for file in files if ".txt" in file.suffixes[-2:]]
-    if data.separator() and text_files and not any(contains(file, data.separator().encode()) for file in text_files):
+    if (
+        data.separator()
+        and text_files
+        and not any(contains(file, data.separator().encode()) for file in text_files)
+    ):
         raise UserError(
-            f"data.document_separator={data.document_separator}: is nowhere in the .txt files of {name}; '' divides them by data.document_bytes"
+            f"data.document_separator={data.document_separator}: is nowhere in the .txt files of {name}; "
+            "'' divides them by data.document_bytes"
         )
     with quiet_tfds() as tfds:
         identity = tfds.core.dataset_info.DatasetIdentity(
@@ -258,17 +292,23 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
         )
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
         info = tfds.core.DatasetInfo(builder=identity, features=features)
-        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_DOCUMENTS_PER_FILE, file_format="array_record")
+        writer = tfds.core.SequentialWriter(
+            info, max_examples_per_shard=_DOCUMENTS_PER_FILE, file_format="array_record"
+        )
         writer.initialize_splits(["train"])
         pending: list[dict[str, bytes]] = []
         pending_bytes = documents = 0
         for file in files:
-            texts = read_documents(file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.separator())
+            texts = read_documents(
+                file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.separator()
+            )
             for text in texts:
                 pending.append({"text": text})
                 pending_bytes += len(text)
                 documents += 1
-                if pending_bytes > 8 << 20 or len(pending) > 4096:  # each call rewrites the metadata, so documents are written in batches
+                if (
+                    pending_bytes > 8 << 20 or len(pending) > 4096
+                ):  # each call rewrites the metadata, so documents are written in batches
                     writer.add_examples({"train": pending})
                     pending, pending_bytes = [], 0
         if not documents:

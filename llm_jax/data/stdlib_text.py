@@ -13,7 +13,9 @@ import tensorflow_datasets as tfds
 
 _SUFFIXES = (".py", ".txt", ".rst")
 # Installed packages, and tests, which some distributions leave out, are not part of the corpus.
-_NOT_CORPUS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "ensurepip"})
+_NOT_CORPUS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "ensurepip"}
+)
 
 
 def stdlib_documents() -> Iterator[tuple[str, bytes]]:
@@ -22,7 +24,9 @@ def stdlib_documents() -> Iterator[tuple[str, bytes]]:
     names = []
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if name not in _NOT_CORPUS]  # skips thousands of files
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(_SUFFIXES)]
+        names += [
+            (Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(_SUFFIXES)
+        ]
     for name in sorted(names):
         content = (root / name).read_bytes()
         if content.strip() and _is_utf8(content):

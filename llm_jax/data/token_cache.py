@@ -73,12 +73,15 @@ def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
 def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
     """The error for a source of `count` documents that are all held out."""
     return UserError(
-        f"data.held_out_fraction={fraction}: all {count} documents of {name} are held out and none is left to train on; "
+        f"data.held_out_fraction={fraction}: all {count} documents of {name} are held out and none is "
+        "left to train on; "
         f"use a smaller fraction, or more and different documents (smaller data.document_bytes for .txt)"
     )
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, folder: Path, workers: int, encoder: Encoder | None = None) -> tuple[TokenStore, bool]:
+def tokenize(
+    source: Source, tokenizer: Tokenizer, folder: Path, workers: int, encoder: Encoder | None = None
+) -> tuple[TokenStore, bool]:
     """The tokens of `source` from the cache in `folder`, and True if the cache had them; else they are built
     first.
 
@@ -143,21 +146,28 @@ def _run(partial: Path, missing: list[tuple[int, int]], workers: int) -> None:
             shards = [f"{begin}:{end}" for begin, end in missing[i::workers]]
             command = [sys.executable, "-m", "llm_jax.data.tokenize_worker", str(partial), *shards]
             environment = {**os.environ, "PYTHONPATH": path}
-            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+            )
             processes.append(process)
         for process in processes:
             _, errors = process.communicate()
             if process.returncode == EXIT_USER_ERROR:
                 raise UserError(errors.decode(errors="replace").strip())
             if process.returncode:
-                raise RuntimeError(f"a tokenising process ended with {process.returncode}:\n{errors.decode(errors='replace')}")
+                raise RuntimeError(
+                    "a tokenising process ended with "
+                    f"{process.returncode}:\n{errors.decode(errors='replace')}"
+                )
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | None = None, encoder: Encoder | None = None) -> None:
+def tokenize_shards(
+    partial: Path, ranges: list[tuple[int, int]], parent: int | None = None, encoder: Encoder | None = None
+) -> None:
     """Tokenises ranges of documents, each into its own folder, which appears once it is complete.
 
     Returns early, between shards, if the process `parent` no longer exists.
@@ -169,12 +179,29 @@ def tokenize_shards(partial: Path, ranges: list[tuple[int, int]], parent: int | 
     for begin, end in ranges:
         if parent is not None and os.getppid() != parent:
             return
-        write = functools.partial(_write_shard, records=records, source=source, tokenizer=tokenizer, begin=begin, end=end, encoder=encoder)
+        write = functools.partial(
+            _write_shard,
+            records=records,
+            source=source,
+            tokenizer=tokenizer,
+            begin=begin,
+            end=end,
+            encoder=encoder,
+        )
         with cache.writable(partial.parents[1]):
             cache.build_once(_shard(partial, begin, end), write)
 
 
-def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Tokenizer, begin: int, end: int, encoder: Encoder | None) -> None:
+def _write_shard(
+    folder: Path,
+    *,
+    records: Any,
+    source: Source,
+    tokenizer: Tokenizer,
+    begin: int,
+    end: int,
+    encoder: Encoder | None,
+) -> None:
     dtype = _dtype(tokenizer)
     lengths, sizes, hashes, invalid = [], [], [], 0
     with contextlib.ExitStack() as files:
@@ -190,7 +217,9 @@ def _write_shard(folder: Path, *, records: Any, source: Source, tokenizer: Token
                 file.write(np.asarray(tokens, dtype).tobytes())
                 weights_file.write(np.asarray(weights, np.uint8).tobytes())
             else:
-                for ids in itertools.chain([[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]):
+                for ids in itertools.chain(
+                    [[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]
+                ):
                     file.write(np.array(ids, dtype).tobytes())
             lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
             sizes.append(len(text.encode()))
@@ -237,5 +266,7 @@ def _open(folder: Path) -> TokenStore:
         bytes_N=np.load(folder / "bytes.npy", mmap_mode="r"),
         hashes_N=np.load(folder / "hashes.npy", mmap_mode="r"),
         invalid=about["invalid"],
-        weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r") if (folder / WEIGHTS).exists() else None,
+        weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r")
+        if (folder / WEIGHTS).exists()
+        else None,
     )

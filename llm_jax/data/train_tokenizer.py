@@ -32,11 +32,17 @@ def tokenizer_for(
     """
     if config.file:
         loaded = load_tokenizer(config.file)
-        warning = "" if loaded.lossless else "; it changes some text (normalises it, puts a space before it, or has no tokens for bytes)"
+        warning = (
+            ""
+            if loaded.lossless
+            else "; it changes some text (normalises it, puts a space before it, or has no tokens for bytes)"
+        )
         log(f"tokenizer: {config.file}, {loaded.vocab_size:,} tokens{warning}")
         return loaded
     settings = [TRAINER_VERSION, config.kind, config.vocab, config.sample_bytes, held_out_fraction]
-    key = cache.fingerprint("tokenizer", settings, [[source.fingerprint, weight] for source, weight in sources])
+    key = cache.fingerprint(
+        "tokenizer", settings, [[source.fingerprint, weight] for source, weight in sources]
+    )
     target = folder / "tokenizers" / key[:32]
     total = sum(weight for _, weight in sources)
 

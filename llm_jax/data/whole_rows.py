@@ -38,7 +38,8 @@ class WholeRows:
         if len(lengths_N) and lengths_N.max() > length:
             longest = int(np.argmax(lengths_N))
             raise UserError(
-                f"train.sequence_length={length}: example {longest} has {int(lengths_N[longest]):,} tokens, and examples aren't cut. "
+                f"train.sequence_length={length}: example {longest} has {int(lengths_N[longest]):,} "
+                "tokens, and examples aren't cut. "
                 "Use longer sequences, or leave out long examples."
             )
         self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights

@@ -44,14 +44,18 @@ class EvaluateCommand:
     """Maximum tokens to score, rounded up to whole batches."""
     batches: int | None = argument(None, least=1)
     """Maximum batches to score."""
-    out: Path | None = argument(None, shown="FILE.json", read=functools.partial(output_file, endings=(".json",)))
+    out: Path | None = argument(
+        None, shown="FILE.json", read=functools.partial(output_file, endings=(".json",))
+    )
     """Writes the scores there too."""
     model: ModelArguments = part(ModelArguments)
 
     def check(self) -> None:
         """Raises UserError where the amount is given twice."""
         if self.tokens and self.batches:
-            raise UserError(f"tokens={self.tokens}: batches={self.batches} limits the same thing; give one of them")
+            raise UserError(
+                f"tokens={self.tokens}: batches={self.batches} limits the same thing; give one of them"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +71,13 @@ def evaluate(arguments: list[str]) -> int:
 
     from llm_jax.evaluate.held_out import score, table  # imports JAX, which `run_command` sets up
 
-    scores = score(command.folder, [*command.data, *command.train], tokens=command.tokens, batches=command.batches, **command.model.options())
+    scores = score(
+        command.folder,
+        [*command.data, *command.train],
+        tokens=command.tokens,
+        batches=command.batches,
+        **command.model.options(),
+    )
     print(table(scores))
     if command.out:
         write_json(command.out, dataclasses.asdict(scores))

@@ -65,7 +65,9 @@ def score(
     as for `open_model`. Raises UserError.
     """
     source = open_source(path)
-    resolved(override(source.experiment, changes))  # raises for mistakes in `changes` before the weights are read
+    resolved(
+        override(source.experiment, changes)
+    )  # raises for mistakes in `changes` before the weights are read
     opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step)
     experiment = resolved(override(opened.experiment, changes))
     check_layout(experiment, opened.place)
@@ -84,13 +86,16 @@ def score(
     )
     if corpus.tokenizer.vocab_size > (opened.config.vocab or 0):
         raise UserError(
-            f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} tokens, more than the model's {opened.config.vocab:,}. "
+            f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} tokens, more than the model's "
+            f"{opened.config.vocab:,}. "
             "Put the model's own tokenizer there"
         )
     if tokens:
         limit = math.ceil(tokens / (train.batch_size * train.sequence_length))
     with jax.set_mesh(opened.place.mesh):
-        found = HeldOut(opened.program, NextToken(), corpus, corpus.tokenizer, train.batch_size).scores(opened.parameters, limit)
+        found = HeldOut(opened.program, NextToken(), corpus, corpus.tokenizer, train.batch_size).scores(
+            opened.parameters, limit
+        )
     assert found
     loss = float(found["eval_loss"])
     return Scores(
@@ -117,8 +122,12 @@ def table(scores: Scores) -> str:
     note = "" if scores.tokenizer_lossless else "  (of the tokens' bytes: this tokenizer is not lossless)"
     lines = {
         "model": f"{scores.path}, step {scores.step}",
-        "corpus": ", ".join(f"{name}" + (f" × {share:g}" if len(scores.sources) > 1 else "") for name, share in scores.sources.items()),
-        "held out": f"{scores.eval_tokens:,} tokens scored; there are {scores.held_out_tokens:,} in {scores.held_out_documents:,} documents",
+        "corpus": ", ".join(
+            f"{name}" + (f" × {share:g}" if len(scores.sources) > 1 else "")
+            for name, share in scores.sources.items()
+        ),
+        "held out": f"{scores.eval_tokens:,} tokens scored; there are {scores.held_out_tokens:,} in "
+        f"{scores.held_out_documents:,} documents",
         "sequences": f"of {scores.sequence_length}, {scores.batch_size} at a time, {scores.dtype}",
         "loss": f"{scores.eval_loss:.4f} nats per token",
         "perplexity": f"{scores.perplexity:.2f}",

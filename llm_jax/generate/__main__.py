@@ -112,10 +112,17 @@ def read_requests(command: GenerateCommand) -> list[Request]:
     """The requests of a command line, each checked. Prompt i has seed + i unless its line of a .jsonl file
     gives one."""
     shared = dataclasses.replace(command.request, stop=command.stop)
-    prompts: list[dict[str, Any]] = [{key: ids_of(key, value) if key == "ids" else value} for key, value in command.given if key in ("prompt", "ids")]
+    prompts: list[dict[str, Any]] = [
+        {key: ids_of(key, value) if key == "ids" else value}
+        for key, value in command.given
+        if key in ("prompt", "ids")
+    ]
     if command.prompts:
         prompts += read_prompts(str(command.prompts))
-    requests = [dataclasses.replace(shared, **{"seed": shared.seed + i, **own}) for i, own in enumerate(prompts or [{}])]
+    requests = [
+        dataclasses.replace(shared, **{"seed": shared.seed + i, **own})
+        for i, own in enumerate(prompts or [{}])
+    ]
     for request in requests:
         request.check()
     return requests
@@ -126,7 +133,9 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     Raises UserError."""
     text = input_text("prompts", path)
     require(bool(text), "prompts", path, "a file with a prompt a line")
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]  # not splitlines: JSON strings may hold other line separators
+    lines = [
+        line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")
+    ]  # not splitlines: JSON strings may hold other line separators
     if not path.endswith(".jsonl"):
         return [{"prompt": line} for line in lines]
     hints, found = get_type_hints(Request), []
@@ -146,7 +155,9 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             elif key != "prompt":
                 kind = str if key == "stop" else int
                 if not isinstance(value, list) or not all(type(v) is kind for v in value):
-                    raise UserError(f"{where}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}")
+                    raise UserError(
+                        f"{where}: {key}={value}: must be a list of {'texts' if kind is str else 'token ids'}"
+                    )
                 own[key] = tuple(value)
         try:
             Request(**own).check()
@@ -161,16 +172,25 @@ def warn_of_length(opened: PretrainedModel, longest: int) -> None:
     tokens of the longest text."""
     config, trained = opened.program.config, opened.experiment.train.sequence_length
     if config.position == "learned" and longest > config.positions:
-        print(f"model.positions={config.positions}: texts end there, before the {longest} tokens that max_tokens allows", file=sys.stderr)
+        print(
+            f"model.positions={config.positions}: texts end there, before the {longest} tokens that "
+            "max_tokens allows",
+            file=sys.stderr,
+        )
     elif opened.step and longest > trained:
-        print(f"texts may have {longest} tokens; the model was trained on {trained} (train.sequence_length)", file=sys.stderr)
+        print(
+            f"texts may have {longest} tokens; the model was trained on {trained} (train.sequence_length)",
+            file=sys.stderr,
+        )
 
 
 def speed_line(results: list[Result], seconds: float) -> str:
     """The last line of the command: tokens/s and the time to the first token, compilation excluded."""
     tokens = sum(len(result.tokens) for result in results)
     first = [result.seconds_to_first for result in results if result.seconds_to_first is not None]
-    waited = f"first token after {first[0]:.3f} s" + (f" (the last prompt's after {max(first):.3f} s)" if len(first) > 1 else "")
+    waited = f"first token after {first[0]:.3f} s" + (
+        f" (the last prompt's after {max(first):.3f} s)" if len(first) > 1 else ""
+    )
     return f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s; {waited}; without compiling"
 
 

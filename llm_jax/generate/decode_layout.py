@@ -41,5 +41,7 @@ def decoding_place(place: MeshPlacement, config: ModelConfig) -> MeshPlacement:
     split over them."""
     decoding = MeshPlacement(decoding_layout(place.layout), place.mesh)
     if config.embed % decoding.size(decoding.axes("embed", "stored")):
-        decoding = MeshPlacement(dataclasses.replace(decoding.layout, stored=decoding_table(place.layout.stored)), place.mesh)
+        decoding = MeshPlacement(
+            dataclasses.replace(decoding.layout, stored=decoding_table(place.layout.stored)), place.mesh
+        )
     return decoding

@@ -86,7 +86,9 @@ class DecodePrograms:
         a line for each compilation.
         """
         config = model.config
-        config = dataclasses.replace(config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless"))
+        config = dataclasses.replace(
+            config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless")
+        )
         self.place = decoding_place(model.place, config)
         self.model = TrainModel(config, model.optimizer, self.place)
         assert config.vocab
@@ -135,14 +137,19 @@ class DecodePrograms:
 
     def initial_state_program(self) -> DecodeState:
         """The body of `initial_state`, to be traced."""
-        empty = [caches.empty_cache(config, self.place, self.slots, self.capacity) for config in self.graphs.configs]
+        empty = [
+            caches.empty_cache(config, self.place, self.slots, self.capacity)
+            for config in self.graphs.configs
+        ]
         zeros = functools.partial(jnp.zeros, dtype=jnp.int32, out_sharding=PartitionSpec())
         seen_BV = jnp.zeros((self.slots, self.vocab_rows), bool, out_sharding=PartitionSpec())
         return DecodeState(empty, zeros(self.slots), zeros(self.slots), seen_BV)
 
     # Calls
 
-    def prefill(self, weights: Any, state: DecodeState, tokens: list[list[int]], slots: list[int], settings: Settings) -> tuple[DecodeState, Any]:
+    def prefill(
+        self, weights: Any, state: DecodeState, tokens: list[list[int]], slots: list[int], settings: Settings
+    ) -> tuple[DecodeState, Any]:
         """(the state with each prompt in its slot and its first token drawn, (token_P, logprob_P,
         logits_PV)).
 
@@ -155,9 +162,19 @@ class DecodePrograms:
         for row, (ids, slot) in enumerate(zip(tokens, slots, strict=True)):
             tokens_PT[row, : len(ids)], lengths_P[row], slots_P[row] = ids, len(ids), slot
         arrays = self.replicate((tokens_PT, lengths_P, slots_P, settings))
-        return self.run("prefill", f"{self.prefill_rows} x {bucket} positions", self.prefill_program, (1,), weights, state, *arrays)
+        return self.run(
+            "prefill",
+            f"{self.prefill_rows} x {bucket} positions",
+            self.prefill_program,
+            (1,),
+            weights,
+            state,
+            *arrays,
+        )
 
-    def step(self, weights: Any, state: DecodeState, settings: Settings, length: int) -> tuple[DecodeState, Any]:
+    def step(
+        self, weights: Any, state: DecodeState, settings: Settings, length: int
+    ) -> tuple[DecodeState, Any]:
         """(the state after one more token in every slot, (token_B, logprob_B, logits_BV)).
 
         settings: on the devices (`replicate`). length: tokens of the longest text whose next token is wanted.
@@ -168,7 +185,9 @@ class DecodePrograms:
             bucket *= 2
         bucket = min(bucket, self.capacity)
         program = functools.partial(self.step_program, bucket)
-        return self.run("decode", f"{self.slots} x {bucket} positions", program, (1,), weights, state, settings)
+        return self.run(
+            "decode", f"{self.slots} x {bucket} positions", program, (1,), weights, state, settings
+        )
 
     def replicate(self, arrays: Any) -> Any:
         """A tree of numpy arrays, copied to every device."""
@@ -204,7 +223,13 @@ class DecodePrograms:
     # Programs
 
     def prefill_program(
-        self, weights: Any, state: DecodeState, tokens_PT: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, settings: Settings
+        self,
+        weights: Any,
+        state: DecodeState,
+        tokens_PT: jax.Array,
+        lengths_P: jax.Array,
+        slots_P: jax.Array,
+        settings: Settings,
     ) -> tuple[DecodeState, Any]:
         """The body of `prefill`, to be traced. Rows of padding have slot -1 and change nothing."""
         positions_PT = jnp.broadcast_to(jnp.arange(tokens_PT.shape[1]), tokens_PT.shape)
@@ -213,7 +238,9 @@ class DecodePrograms:
             state,
             tokens_PT,
             positions_PT,
-            lambda attention, cache, x, rope: caches.attend_prompt(attention, cache, x, rope, lengths_P, slots_P),
+            lambda attention, cache, x, rope: caches.attend_prompt(
+                attention, cache, x, rope, lengths_P, slots_P
+            ),
         )
         is_last_PT = jnp.arange(tokens_PT.shape[1]) == (lengths_P - 1)[:, None]
         is_last_PT = self.place.move(is_last_PT, ("batch", None))
@@ -222,7 +249,9 @@ class DecodePrograms:
         real_PT = jnp.arange(tokens_PT.shape[1]) < lengths_P[:, None]
         row_P = jnp.arange(self.prefill_rows)
         seen_PV = jnp.zeros((self.prefill_rows, self.vocab_rows), bool)
-        seen_PV = seen_PV.at[row_P[:, None], jnp.where(real_PT, tokens_PT, self.vocab_rows)].set(True, mode="drop")
+        seen_PV = seen_PV.at[row_P[:, None], jnp.where(real_PT, tokens_PT, self.vocab_rows)].set(
+            True, mode="drop"
+        )
         token_P, logprob_P = draw(logits_PV, seen_PV, lengths_P, settings, self.tokenizer_vocab)
         seen_PV = seen_PV.at[row_P, token_P].set(True)
         slots_P = jnp.where(slots_P < 0, self.slots, slots_P)  # past the last slot: dropped
@@ -234,14 +263,24 @@ class DecodePrograms:
         )
         return state, (token_P, logprob_P, logits_PV)
 
-    def step_program(self, length: int, weights: Any, state: DecodeState, settings: Settings) -> tuple[DecodeState, Any]:
+    def step_program(
+        self, length: int, weights: Any, state: DecodeState, settings: Settings
+    ) -> tuple[DecodeState, Any]:
         """The body of `step`, to be traced. Free slots are decoded too; their tokens are discarded. length:
         positions of the caches that are read."""
-        position_B = jnp.minimum(state.position_B, self.capacity - 1)  # a free slot's position could pass the end
+        position_B = jnp.minimum(
+            state.position_B, self.capacity - 1
+        )  # a free slot's position could pass the end
         split_B = self.place.move(position_B, ("batch",))
-        tokens_B1, positions_B1 = (self.place.move(a[:, None], ("batch", None)) for a in (state.token_B, position_B))
+        tokens_B1, positions_B1 = (
+            self.place.move(a[:, None], ("batch", None)) for a in (state.token_B, position_B)
+        )
         model, x_B1D, new_caches = self.through_layers(
-            weights, state, tokens_B1, positions_B1, lambda attention, cache, x, rope: caches.attend_step(attention, cache, x, rope, split_B, length)
+            weights,
+            state,
+            tokens_B1,
+            positions_B1,
+            lambda attention, cache, x, rope: caches.attend_step(attention, cache, x, rope, split_B, length),
         )
         logits_BV = self.logits(model, x_B1D)
         token_B, logprob_B = draw(logits_BV, state.seen_BV, position_B + 1, settings, self.tokenizer_vocab)
@@ -249,7 +288,12 @@ class DecodePrograms:
         return DecodeState(new_caches, token_B, position_B + 1, seen_BV), (token_B, logprob_B, logits_BV)
 
     def through_layers(
-        self, weights: Any, state: DecodeState, tokens_BT: jax.Array, positions_BT: jax.Array, attend: Callable
+        self,
+        weights: Any,
+        state: DecodeState,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        attend: Callable,
     ) -> tuple[Transformer, jax.Array, list[caches.Cache]]:
         """(the model without its blocks, the residual stream x_BTD after the last block, the new caches).
 
@@ -260,7 +304,9 @@ class DecodePrograms:
         tokens_BT, positions_BT = (self.place.move(a, ("batch", None)) for a in (tokens_BT, positions_BT))
         x_BTD = model.embed(tokens_BT, positions_BT)
         new_caches, ropes = [], {}
-        for graph, layer, config, cache in zip(self.graphs.layers, layers, self.graphs.configs, state.caches, strict=True):
+        for graph, layer, config, cache in zip(
+            self.graphs.layers, layers, self.graphs.configs, state.caches, strict=True
+        ):
             block = nnx.merge(graph, layer)
             if config not in ropes:
                 ropes[config] = block.attention.rope(positions_BT)

@@ -64,12 +64,20 @@ class StopStrings:
             return ""
         self.withheld += text
         whole = [(at + len(stop), at, stop) for stop in self.stops if (at := self.withheld.find(stop)) >= 0]
-        if whole:  # the first to be complete, as if the text came letter by letter: how it is cut doesn't matter
+        if (
+            whole
+        ):  # the first to be complete, as if the text came letter by letter: how it is cut doesn't matter
             _, at, self.found = min(whole)
             out, self.withheld = self.withheld[:at], ""
             return out
-        keep = max((n for stop in self.stops for n in range(1, len(stop)) if self.withheld.endswith(stop[:n])), default=0)
-        out, self.withheld = self.withheld[: len(self.withheld) - keep], self.withheld[len(self.withheld) - keep :]
+        keep = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if self.withheld.endswith(stop[:n])),
+            default=0,
+        )
+        out, self.withheld = (
+            self.withheld[: len(self.withheld) - keep],
+            self.withheld[len(self.withheld) - keep :],
+        )
         return out
 
     def flush(self) -> str:

@@ -79,7 +79,12 @@ class Engine:
         log: called with a line for each compilation. Raises UserError for impossible sizes.
         """
         require(slots >= 1, "slots", slots, "at least 1")
-        require(max_tokens >= 2, "max_tokens", max_tokens, "at least 2, a token of the prompt and one of the continuation")
+        require(
+            max_tokens >= 2,
+            "max_tokens",
+            max_tokens,
+            "at least 2, a token of the prompt and one of the continuation",
+        )
         config = model.config
         self.name, self.tokenizer = name, tokenizer
         self.max_tokens = min(max_tokens, config.positions) if config.position == "learned" else max_tokens
@@ -92,7 +97,8 @@ class Engine:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise UserError(
-                f"max_tokens={max_tokens}: with slots={slots} the cache doesn't fit into memory ({error}). Lower one of the two"
+                f"max_tokens={max_tokens}: with slots={slots} the cache doesn't fit into memory "
+                f"({error}). Lower one of the two"
             ) from error
         self.waiting: deque[ActiveRequest] = deque()
         self.slots: list[ActiveRequest | None] = [None] * self.programs.slots
@@ -113,7 +119,9 @@ class Engine:
         """An engine for an opened model; without a tokenizer, prompts and texts are token ids
         (`IdTokenizer`)."""
         sizes: dict[str, Any] = {"slots": slots, "max_tokens": max_tokens, "prefill_rows": prefill_rows}
-        return cls(opened.program, opened.parameters, tokenizer_or_ids(opened), str(opened.path), **sizes, log=log)
+        return cls(
+            opened.program, opened.parameters, tokenizer_or_ids(opened), str(opened.path), **sizes, log=log
+        )
 
     def update(self, parameters: Any) -> None:
         """Uses other weights from now on, such as those after a training step; shaped and placed as the
@@ -147,14 +155,29 @@ class Engine:
         request.check()
         ids = request.prompt_ids(self.tokenizer)
         for token in ids:
-            require(0 <= token < self.programs.vocab_rows, "ids", token, f"from 0 to {self.programs.vocab_rows - 1}")
+            require(
+                0 <= token < self.programs.vocab_rows,
+                "ids",
+                token,
+                f"from 0 to {self.programs.vocab_rows - 1}",
+            )
         if len(ids) >= self.max_tokens:
-            limit = f"model.positions={self.max_tokens}" if self.ends_at_positions else f"max_tokens={self.max_tokens} of the engine"
-            raise UserError(f"prompt={str(request.prompt)[:40]!r}: has {len(ids)} tokens, and {limit} leaves no room for more. Shorten it")
+            limit = (
+                f"model.positions={self.max_tokens}"
+                if self.ends_at_positions
+                else f"max_tokens={self.max_tokens} of the engine"
+            )
+            raise UserError(
+                f"prompt={str(request.prompt)[:40]!r}: has {len(ids)} tokens, and {limit} leaves no room "
+                "for more. Shorten it"
+            )
         max_new_tokens = min(request.max_tokens, self.max_tokens - len(ids))
         if max_new_tokens < request.max_tokens and not self.ends_at_positions:
             left = f"max_tokens={self.max_tokens} of the engine has room for {max_new_tokens}"
-            raise UserError(f"max_tokens={request.max_tokens}: after {len(ids)} tokens of the prompt, {left}. Lower it, or give the engine more")
+            raise UserError(
+                f"max_tokens={request.max_tokens}: after {len(ids)} tokens of the prompt, {left}. Lower "
+                "it, or give the engine more"
+            )
         return ids, max_new_tokens
 
     def cancel(self, id: int) -> None:
@@ -203,23 +226,36 @@ class Engine:
         result depends on the others."""
         bucket = self.programs.bucket(len(self.waiting[0].ids))
         free = [i for i, active in enumerate(self.slots) if active is None]
-        group = [r for r in self.waiting if self.programs.bucket(len(r.ids)) == bucket][: min(len(free), self.programs.prefill_rows)]
+        group = [r for r in self.waiting if self.programs.bucket(len(r.ids)) == bucket][
+            : min(len(free), self.programs.prefill_rows)
+        ]
         for active, slot in zip(group, free, strict=False):
             self.waiting.remove(active)
             active.slot, self.slots[slot] = slot, active
         self.settings = self.programs.replicate(row_settings(self.slots))
         rows = row_settings([*group, *[None] * (self.programs.prefill_rows - len(group))])
-        self.state, out = self.programs.prefill(self.weights, self.state, [r.ids for r in group], [r.slot for r in group], rows)
+        self.state, out = self.programs.prefill(
+            self.weights, self.state, [r.ids for r in group], [r.slot for r in group], rows
+        )
         events = self.deliver(group, list(range(len(group))), *out)
         for active in group:
             active.result.seconds_to_first = self.clock() - active.submitted
         return events
 
-    def deliver(self, running: list[ActiveRequest], rows: list[int], token_B: jax.Array, logprob_B: jax.Array, logits_BV: jax.Array) -> list[Event]:
+    def deliver(
+        self,
+        running: list[ActiveRequest],
+        rows: list[int],
+        token_B: jax.Array,
+        logprob_B: jax.Array,
+        logits_BV: jax.Array,
+    ) -> list[Event]:
         """Appends the drawn tokens to their requests. rows: the row of the arrays that belongs to each
         request."""
         wanted = max(r.result.request.logprobs for r in running)
-        fetched = jax.device_get((token_B, logprob_B, *(self.programs.top_logprobs(logits_BV) if wanted else ())))
+        fetched = jax.device_get(
+            (token_B, logprob_B, *(self.programs.top_logprobs(logits_BV) if wanted else ()))
+        )
         tokens, logprobs, *top = (a.tolist() for a in fetched)
         events = []
         for r, row in zip(running, rows, strict=True):
@@ -228,7 +264,9 @@ class Engine:
             events.append(self.append_token(r, tokens[row], logprobs[row], most_likely))
         return events
 
-    def append_token(self, active: ActiveRequest, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> Event:
+    def append_token(
+        self, active: ActiveRequest, token: int, logprob: float, top: tuple[tuple[int, float], ...]
+    ) -> Event:
         """Adds a token to a request's result, and finishes the request if it is the last."""
         result = active.result
         reason: Reason | None = None

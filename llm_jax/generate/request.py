@@ -51,11 +51,21 @@ class Request:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (always the most likely token) or more")
+        require(
+            0 <= self.temperature < math.inf,
+            "temperature",
+            self.temperature,
+            "0 (always the most likely token) or more",
+        )
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "a number of tokens, or 0 for all")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (all tokens) to 1")
-        require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0 (1: off)")
+        require(
+            0 < self.repetition_penalty < math.inf,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0 (1: off)",
+        )
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MAX_LOGPROBS}")
         require(all(self.stop), "stop", "", "some text")

@@ -54,9 +54,13 @@ def sample_texts(
         model = program.model(parameters)
         x_BTD = model.hidden(tokens_BT)
         spec = place.spec(("batch", None, "embed"))
-        x_BTD = jnp.sum(jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1, keepdims=True)
+        x_BTD = jnp.sum(
+            jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1, keepdims=True
+        )
         logits_BTV = model.logits(jax.sharding.reshard(x_BTD, spec)).astype(jnp.float32)
-        logits_BV = jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec(None, None, None))[:, 0, : tokenizer.vocab_size]
+        logits_BV = jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec(None, None, None))[
+            :, 0, : tokenizer.vocab_size
+        ]
         if config.temperature == 0:
             return jnp.argmax(logits_BV, -1)
         if config.top_k:
@@ -75,7 +79,12 @@ def sample_texts(
         last_B = np.array([min(len(ids), longest) - 1 for ids in rows], np.int32)
         key = jax.random.fold_in(jax.random.key(seed), i)
         drawn = np.asarray(
-            next_token(parameters, jax.device_put(tokens_BT, sharding), jax.device_put(last_B, place.sharding(("batch",), "compute")), key)
+            next_token(
+                parameters,
+                jax.device_put(tokens_BT, sharding),
+                jax.device_put(last_B, place.sharding(("batch",), "compute")),
+                key,
+            )
         )
         for b, token in enumerate(drawn.tolist()):
             if not finished[b]:
@@ -83,4 +92,7 @@ def sample_texts(
                 finished[b] = token == tokenizer.eos_id
         if all(finished):
             break
-    return [tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id]) for row, p in zip(rows, prompts, strict=False)]
+    return [
+        tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id])
+        for row, p in zip(rows, prompts, strict=False)
+    ]

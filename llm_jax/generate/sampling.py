@@ -37,7 +37,11 @@ class Settings(NamedTuple):
 
 
 def draw(
-    logits_BV: jax.Array, seen_BV: jax.Array, position_B: jax.Array, settings: Settings, vocab: int | None = None
+    logits_BV: jax.Array,
+    seen_BV: jax.Array,
+    position_B: jax.Array,
+    settings: Settings,
+    vocab: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(token_B int32, logprob_B float32, in nats), from float32 logits.
 
@@ -54,12 +58,18 @@ def draw(
     def sample() -> jax.Array:
         least = jnp.finfo(jnp.float32).tiny
         temperature_B = jnp.where(settings.temperature > 0, jnp.maximum(settings.temperature, least), 1)
-        cut_BV = (x_BV - jnp.max(x_BV, -1, keepdims=True)) / temperature_B[:, None]  # at most 0, so that a small temperature makes no infinities
+        cut_BV = (x_BV - jnp.max(x_BV, -1, keepdims=True)) / temperature_B[
+            :, None
+        ]  # at most 0, so that a small temperature makes no infinities
         cut_BV = apply_where(settings.top_k > 0, lambda x: top_k(x, settings.top_k), cut_BV)
         cut_BV = apply_where(settings.top_p < 1, lambda x: top_p(x, settings.top_p), cut_BV)
         cut_BV = apply_where(settings.min_p > 0, lambda x: min_p(x, settings.min_p), cut_BV)
-        noise_BV = jax.vmap(lambda seed, position: noise(seed, position, cut_BV.shape[-1]))(settings.seed, position_B)
-        return jnp.where(settings.temperature > 0, jnp.argmax(cut_BV + noise_BV, -1).astype(jnp.int32), greedy_B)
+        noise_BV = jax.vmap(lambda seed, position: noise(seed, position, cut_BV.shape[-1]))(
+            settings.seed, position_B
+        )
+        return jnp.where(
+            settings.temperature > 0, jnp.argmax(cut_BV + noise_BV, -1).astype(jnp.int32), greedy_B
+        )
 
     token_B = jax.lax.cond(jnp.any(settings.temperature > 0), sample, lambda: greedy_B)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], -1)[:, 0]
@@ -69,7 +79,9 @@ def draw(
 def apply_where(wanted_B: jax.Array, cut: Callable[[jax.Array], jax.Array], x_BV: jax.Array) -> jax.Array:
     """x_BV with `cut` applied to the rows where `wanted_B` is true. `cut` is not computed where no row wants
     it."""
-    return jax.lax.cond(jnp.any(wanted_B), lambda x: jnp.where(wanted_B[:, None], cut(x), x), lambda x: x, x_BV)
+    return jax.lax.cond(
+        jnp.any(wanted_B), lambda x: jnp.where(wanted_B[:, None], cut(x), x), lambda x: x, x_BV
+    )
 
 
 def noise(seed: jax.Array, position: jax.Array, vocab: int) -> jax.Array:
@@ -86,23 +98,31 @@ def apply_repetition_penalty(x_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax
 
 def top_k(x_BV: jax.Array, k_B: jax.Array) -> jax.Array:
     """Logits with -inf for every token below the k-th largest of its row."""
-    return keep_above_threshold(x_BV, x_BV, lambda kept_BV: jnp.sum(kept_BV, -1) >= jnp.minimum(k_B, x_BV.shape[-1]))
+    return keep_above_threshold(
+        x_BV, x_BV, lambda kept_BV: jnp.sum(kept_BV, -1) >= jnp.minimum(k_B, x_BV.shape[-1])
+    )
 
 
 def top_p(x_BV: jax.Array, p_B: jax.Array) -> jax.Array:
     """Logits with -inf for all but the smallest set of most likely tokens whose probabilities sum to at least
     p."""
     probability_BV = jax.nn.softmax(x_BV)
-    return keep_above_threshold(x_BV, probability_BV, lambda kept_BV: jnp.sum(jnp.where(kept_BV, probability_BV, 0), -1) >= p_B)
+    return keep_above_threshold(
+        x_BV, probability_BV, lambda kept_BV: jnp.sum(jnp.where(kept_BV, probability_BV, 0), -1) >= p_B
+    )
 
 
 def min_p(x_BV: jax.Array, p_B: jax.Array) -> jax.Array:
     """Logits with -inf for tokens of less than p times the probability of the most likely one."""
     probability_BV = jax.nn.softmax(x_BV)
-    return jnp.where(probability_BV < p_B[:, None] * jnp.max(probability_BV, -1, keepdims=True), -jnp.inf, x_BV)
+    return jnp.where(
+        probability_BV < p_B[:, None] * jnp.max(probability_BV, -1, keepdims=True), -jnp.inf, x_BV
+    )
 
 
-def keep_above_threshold(x_BV: jax.Array, value_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def keep_above_threshold(
+    x_BV: jax.Array, value_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """x_BV where value_BV is at least a row's threshold, else -inf. The threshold is the largest one whose
     kept tokens are `enough`.
 

@@ -90,5 +90,7 @@ def print_ending(result: Result, tokenizer: GenerationTokenizer) -> None:
     if not result.request.logprobs:
         return
     for token, logprob, top in zip(result.tokens, result.logprobs, result.top, strict=True):
-        likely = "  ".join(f"{tokenizer.decode([other])!r} {other_logprob:.3f}" for other, other_logprob in top)
+        likely = "  ".join(
+            f"{tokenizer.decode([other])!r} {other_logprob:.3f}" for other, other_logprob in top
+        )
         print_now(f"{tokenizer.decode([token])!r:>16} {logprob:8.3f}   of: {likely}\n")

@@ -10,11 +10,22 @@ from llm_jax.huggingface.family import Key
 from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
-GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu", "gelu_fast": "geglu"}
+GATED_ACTIVATIONS = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu_pytorch_tanh": "geglu",
+    "gelu_new": "geglu",
+    "gelu_fast": "geglu",
+}
 """`hidden_act` of a gated feed-forward block → `activation` of ModelConfig."""
 GATED_ACTIVATION_NAMES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 """`activation` of ModelConfig → the `hidden_act` that is written for a gated block."""
-PLAIN_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"}
+PLAIN_ACTIVATIONS = {
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+}
 """`hidden_act` of a feed-forward block without a gate → `activation` of ModelConfig."""
 PLAIN_ACTIVATION_NAMES = {"gelu_exact": "gelu", "gelu": "gelu_new"}
 """`activation` of ModelConfig → the `hidden_act` that is written for a block without a gate."""
@@ -55,7 +66,10 @@ def window_fields(reader: ConfigReader, window: int | None, sliding: Sequence[bo
         raise reader.error(f"layers {layers} are {SLIDING}, but no sliding_window is set or used")
     if not any(sliding):
         return {"window": None, "window_layers": None}
-    return {"window": window, "window_layers": None if all(sliding) else tuple(i for i, slides in enumerate(sliding) if slides)}
+    return {
+        "window": window,
+        "window_layers": None if all(sliding) else tuple(i for i, slides in enumerate(sliding) if slides),
+    }
 
 
 def layer_types(reader: ConfigReader, layers: int, default: Sequence[bool]) -> list[bool]:
@@ -84,7 +98,11 @@ def qwen_window_fields(reader: ConfigReader, layers: int) -> dict[str, Any]:
     """The fields of the window in Qwen 2 and 3: with `use_sliding_window`, the layers from
     `max_window_layers` on have it.
     """
-    used, window, first = reader.take("use_sliding_window", False), reader.take("sliding_window", 4096), reader.take("max_window_layers", 28)
+    used, window, first = (
+        reader.take("use_sliding_window", False),
+        reader.take("sliding_window", 4096),
+        reader.take("max_window_layers", 28),
+    )
     window = window if used else None
     default = [window is not None and layer >= first for layer in range(layers)]
     return window_fields(reader, window, layer_types(reader, layers, default))
@@ -94,7 +112,12 @@ def qwen_window_keys(model: ModelConfig) -> dict[str, Any]:
     """The keys of the window in Qwen 2 and 3 for a model."""
     sliding = sliding_layers(model)
     first = sliding.index(True) if any(sliding) else model.layers
-    return {"use_sliding_window": any(sliding), "sliding_window": model.window, "max_window_layers": first, "layer_types": layer_type_names(model)}
+    return {
+        "use_sliding_window": any(sliding),
+        "sliding_window": model.window,
+        "max_window_layers": first,
+        "layer_types": layer_type_names(model),
+    }
 
 
 def norm(tensor: str, array: str, bias: bool = False) -> list[Entry]:
@@ -114,10 +137,14 @@ def embedding_and_head() -> list[Entry]:
 
 def block_norms(**names: str) -> list[Entry]:
     """The table's lines for the norms of a layer; `names` are array=tensor."""
-    return [entry for array, tensor in names.items() for entry in norm(f"model.layers.{{layer}}.{tensor}", array)]
+    return [
+        entry for array, tensor in names.items() for entry in norm(f"model.layers.{{layer}}.{tensor}", array)
+    ]
 
 
-def linear(tensor: str, array: str, weight: str = "o i -> i o", bias: str = "o -> o", only: str = "") -> list[Entry]:
+def linear(
+    tensor: str, array: str, weight: str = "o i -> i o", bias: str = "o -> o", only: str = ""
+) -> list[Entry]:
     """The table's lines for a matrix and its bias, with the patterns `weight` and `bias`."""
     return [
         Entry(f"{tensor}.weight", array, weight, only=only),
@@ -166,5 +193,8 @@ def experts(tensor: str, gate: str, up: str, down: str) -> list[Entry]:
     names = {"gate": gate, "up": up, "down": down}
     return [
         Entry(f"{at}.gate.weight", "mlp.router", "e d -> d e", only="sparse"),
-        *(Entry(f"{at}.experts.{{expert}}.{name}.weight", f"mlp.{array}", "o i -> i o", only="sparse") for array, name in names.items()),
+        *(
+            Entry(f"{at}.experts.{{expert}}.{name}.weight", f"mlp.{array}", "o i -> i o", only="sparse")
+            for array, name in names.items()
+        ),
     ]

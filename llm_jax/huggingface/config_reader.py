@@ -82,7 +82,9 @@ class ConfigReader:
         if kind in (int, float, bool) and value is not None:
             right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
             if not right or (isinstance(value, bool) and kind is not bool):
-                raise self.error(f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}")
+                raise self.error(
+                    f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}"
+                )
         if value is None and (kind in (int, float) or default is True) and name not in NULLABLE_KEYS:
             raise self.error(f"{name}=null: must be {'true or false' if kind is bool else 'a number'}")
         if value is None:
@@ -99,7 +101,9 @@ class ConfigReader:
     def number(self, name: str, default: float | None = None, *aliases: str, whole: bool = False) -> Any:
         """The value of a key that is a number or null: an int if `whole`, else a float."""
         value = self.take(name, default, *aliases)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
+        ):
             raise self.error(f"{name}={value!r}: must be a {'whole ' if whole else ''}number, or null")
         return value if whole or value is None else float(value)
 
@@ -146,8 +150,14 @@ class ConfigReader:
         (DeepSeek-V3's).
         """
         settings = self.group("quantization_config")
-        if settings and (settings.get("quant_method"), settings.get("weight_block_size")) != ("fp8", [128, 128]):
-            raise self.error(f"quantization_config={settings}: is not supported; must have quant_method=fp8 and weight_block_size=[128, 128]")
+        if settings and (settings.get("quant_method"), settings.get("weight_block_size")) != (
+            "fp8",
+            [128, 128],
+        ):
+            raise self.error(
+                f"quantization_config={settings}: is not supported; must have quant_method=fp8 and "
+                "weight_block_size=[128, 128]"
+            )
 
     def error(self, problem: str) -> UserError:
         """The error for a problem, which names the file first."""

@@ -52,7 +52,9 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     protocol: Any = sentencepiece_model_pb2
     model = protocol.ModelProto.FromString(tokenizer.model)
     check_convertible(model)
-    pieces = [piece.piece.replace(SPACE, " ") if piece.type == NORMAL else piece.piece for piece in model.pieces]
+    pieces = [
+        piece.piece.replace(SPACE, " ") if piece.type == NORMAL else piece.piece for piece in model.pieces
+    ]
     unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN)
     if model.trainer_spec.model_type == BPE:
         ranks = {pieces[i]: (-piece.score, i) for i, piece in enumerate(model.pieces) if piece.type == NORMAL}
@@ -66,23 +68,38 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         }
     else:
         scores = [piece.score if piece.type == NORMAL else UNUSED_SCORE for piece in model.pieces]
-        tokens = {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": list(zip(pieces, scores, strict=True))}
+        tokens = {
+            "type": "Unigram",
+            "unk_id": unknown,
+            "byte_fallback": True,
+            "vocab": list(zip(pieces, scores, strict=True)),
+        }
     bos, prefix = pieces[tokenizer.bos_id], model.normalizer_spec.add_dummy_prefix
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [control_token(i, pieces[i]) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
+        "added_tokens": [
+            control_token(i, pieces[i])
+            for i, piece in enumerate(model.pieces)
+            if piece.type in (UNKNOWN, CONTROL)
+        ],
         "normalizer": {"type": "Prepend", "prepend": " "} if prefix else None,
         "pre_tokenizer": None,
         "post_processor": {  # BOS, with which documents begin
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))],
+            "pair": [
+                {"SpecialToken": {"id": bos, "type_id": 0}},
+                *({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB")),
+            ],
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefix else [])]},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefix else [])],
+        },
         "model": tokens,
     }
 
@@ -98,7 +115,9 @@ def check_convertible(model: Any) -> None:
         "has no pieces for bytes": BYTE not in types,
     }
     if found := " and ".join(problem for problem, true in problems.items() if true):
-        raise UserError(f"tokenizer: no {JSON_NAME} would give the same tokens, because the SentencePiece model {found}")
+        raise UserError(
+            f"tokenizer: no {JSON_NAME} would give the same tokens, because the SentencePiece model {found}"
+        )
 
 
 def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
@@ -110,13 +129,25 @@ def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
         pairs = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        found += [(rank, ranks[left], ranks[right], left, right) for left, right in pairs if left in ranks and right in ranks]
+        found += [
+            (rank, ranks[left], ranks[right], left, right)
+            for left, right in pairs
+            if left in ranks and right in ranks
+        ]
     return [(left, right) for *_, left, right in found]
 
 
 def control_token(i: int, piece: str) -> dict[str, Any]:
     """The entry of a control piece in `added_tokens`."""
-    return {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "id": i,
+        "content": piece,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
 
 
 def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

@@ -164,9 +164,14 @@ def inexpressible(family: Family, model: ModelConfig) -> list[str]:
         again = family.read_config(family.write_config(model), family.model_type)
     except (UserError, ArithmeticError) as error:
         return [str(error)]
-    before, after = ({**flat(dataclasses.asdict(config)), "attention_scale": attention_scale(config)} for config in (model, again))
+    before, after = (
+        {**flat(dataclasses.asdict(config)), "attention_scale": attention_scale(config)}
+        for config in (model, again)
+    )
     ignored = {*FIELDS_NOT_IN_CONFIG_JSON, *inactive_fields(model)}
-    return [f"model.{f}={before[f]}" for f in before if f not in ignored and not equal_values(before[f], after[f])]
+    return [
+        f"model.{f}={before[f]}" for f in before if f not in ignored and not equal_values(before[f], after[f])
+    ]
 
 
 def attention_scale(model: ModelConfig) -> float:
@@ -179,7 +184,10 @@ def inactive_fields(model: ModelConfig) -> list[str]:
     """The fields of a model that have no effect because of the values of other fields."""
     fields: list[str] = []
     groups = {"moe": MoEConfig, "rope_scaling": RopeScaling}
-    parts = {name: [f"{name}.{field.name}" for field in dataclasses.fields(group)] for name, group in groups.items()}
+    parts = {
+        name: [f"{name}.{field.name}" for field in dataclasses.fields(group)]
+        for name, group in groups.items()
+    }
     if model.position == "rope":
         fields += ["positions"]
     else:
@@ -207,10 +215,20 @@ def family_for(model: ModelConfig, required: str = "", preferred: str = "") -> F
     Raises UserError with what the closest family can't express.
     """
     if model.parametrization != "standard":
-        raise UserError(f"model.parametrization={model.parametrization}: no family has its multipliers; only standard can be saved")
+        raise UserError(
+            f"model.parametrization={model.parametrization}: no family has its multipliers; only standard "
+            "can be saved"
+        )
     if model.moe.experts and model.moe.dispatch != "dropless":
-        raise UserError(f"model.moe.dispatch={model.moe.dispatch}: families send tokens to experts without a limit; only dropless can be saved")
-    names = (required,) if required else tuple(dict.fromkeys((*([preferred] if preferred else []), *family_names())))
+        raise UserError(
+            f"model.moe.dispatch={model.moe.dispatch}: families send tokens to experts without a limit; "
+            "only dropless can be saved"
+        )
+    names = (
+        (required,)
+        if required
+        else tuple(dict.fromkeys((*([preferred] if preferred else []), *family_names())))
+    )
     lacking: dict[str, list[str]] = {}
     for name in names:
         family = load_family(name, "family")
@@ -221,8 +239,12 @@ def family_for(model: ModelConfig, required: str = "", preferred: str = "") -> F
     closest = min(names, key=lambda name: (not lacking[name][0].startswith("model."), len(lacking[name])))
     problem = ", ".join(lacking[closest])
     if required:
-        raise UserError(f"{problem}: the family {required} cannot express this model. Give another family=, or none")
-    raise UserError(f"{problem}: no supported family can express this model; {closest} is closest, but lacks this")
+        raise UserError(
+            f"{problem}: the family {required} cannot express this model. Give another family=, or none"
+        )
+    raise UserError(
+        f"{problem}: no supported family can express this model; {closest} is closest, but lacks this"
+    )
 
 
 def read_model(tree: dict[str, Any], folder: Path) -> tuple[Family, ModelConfig]:

@@ -85,7 +85,9 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
             raise UserError(f"leave_out={pattern}: {path} has no such tensor; its first tensors are {first}")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     head, embedding = head_and_embedding(family.tensors(model, tree))
-    if model.tied_embeddings and head in tensors and embedding not in tensors:  # files may have a tied tensor under either name
+    if (
+        model.tied_embeddings and head in tensors and embedding not in tensors
+    ):  # files may have a tied tensor under either name
         tensors[embedding] = dataclasses.replace(tensors.pop(head), name=embedding)
     narrow = all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1)
     dtype: Any = "bfloat16" if narrow else "float32"

@@ -22,7 +22,11 @@ NUMBERS = {*ALWAYS, *SCALING, "mscale", "mscale_all_dim"}
 
 
 def read_rope(
-    reader: ConfigReader, theta: float = 10000.0, fraction: float = 1.0, positions: int = 2048, aliases: Mapping[str, str] | None = None
+    reader: ConfigReader,
+    theta: float = 10000.0,
+    fraction: float = 1.0,
+    positions: int = 2048,
+    aliases: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The fields `rope_theta`, `rope_fraction` and `rope_scaling` of ModelConfig.
 
@@ -39,17 +43,23 @@ def rope_parameters(reader: ConfigReader, aliases: Mapping[str, str]) -> dict[st
     Raises UserError if two spellings differ.
     """
     groups: list[dict[str, Any]] = [reader.group(name) for name in ("rope_parameters", "rope_scaling")]
-    top_level = {name: reader.take(name, None, *([aliases[name]] if name in aliases else [])) for name in ALWAYS}
+    top_level = {
+        name: reader.take(name, None, *([aliases[name]] if name in aliases else [])) for name in ALWAYS
+    }
     merged: dict[str, Any] = {}
     for values in (*groups, {k: v for k, v in top_level.items() if v is not None}):
         for key, value in values.items():
             key = "rope_type" if key == "type" else key  # its first name
             if merged.setdefault(key, value) != value:
-                raise reader.error(f"{key} of the rotary embedding is {merged[key]} in one place and {value} in another")
+                raise reader.error(
+                    f"{key} of the rotary embedding is {merged[key]} in one place and {value} in another"
+                )
     return merged
 
 
-def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fraction: float, positions: int) -> dict[str, Any]:
+def rope_fields(
+    reader: ConfigReader, given: dict[str, Any], theta: float, fraction: float, positions: int
+) -> dict[str, Any]:
     """The fields of ModelConfig for settings of the rotary embedding with the keys of `rope_parameters` (see
     `read_rope`).
     """
@@ -60,22 +70,39 @@ def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fract
     for name, value in given.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if name in NUMBERS and not number and (value is not None or name in ALWAYS):
-            raise reader.error(f"{name}={'null' if value is None else value} in the rotary embedding: must be a number")
+            raise reader.error(
+                f"{name}={'null' if value is None else value} in the rotary embedding: must be a number"
+            )
     theta, rotated = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
     if fraction == 1 != rotated:
-        raise reader.error(f"partial_rotary_factor={rotated} in the rotary embedding: is not supported for this family; must be 1")
+        raise reader.error(
+            f"partial_rotary_factor={rotated} in the rotary embedding: is not supported for this family; "
+            "must be 1"
+        )
     values: dict[str, Any] = {}
     if kind != "default":
         values["factor"] = given.pop("factor", None)
     if kind in ("llama3", "yarn"):
-        inside, outside = given.pop("original_max_position_embeddings", None), reader.take("original_max_position_embeddings", None)
+        inside, outside = (
+            given.pop("original_max_position_embeddings", None),
+            reader.take("original_max_position_embeddings", None),
+        )
         if None not in (inside, outside) and inside != outside:
-            raise reader.error(f"original_max_position_embeddings={outside}: is {inside} in the rotary embedding; both must be equal")
+            raise reader.error(
+                f"original_max_position_embeddings={outside}: is {inside} in the rotary embedding; both "
+                "must be equal"
+            )
         original = next((n for n in (inside, outside) if n is not None), positions)
         if original < 1 or original % 1:
-            raise reader.error(f"original_max_position_embeddings={original}: must be a whole number, at least 1")
+            raise reader.error(
+                f"original_max_position_embeddings={original}: must be a whole number, at least 1"
+            )
         values["original_positions"] = original
-        values |= {field: given.pop(name) for name, field in {"llama3": LLAMA3, "yarn": YARN}[kind].items() if given.get(name) is not None}
+        values |= {
+            field: given.pop(name)
+            for name, field in {"llama3": LLAMA3, "yarn": YARN}[kind].items()
+            if given.get(name) is not None
+        }
         if kind == "llama3" and not values.keys() >= set(LLAMA3.values()):
             raise reader.error(f"rope_type=llama3: needs {' and '.join(LLAMA3)}")
     if kind == "yarn":
@@ -83,7 +110,9 @@ def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fract
         mscale, mscale_all_dim = given.pop("mscale", None), given.pop("mscale_all_dim", None)
         values["attention_factor"] = given.pop("attention_factor", None)
         if values["attention_factor"] is None and mscale and mscale_all_dim:
-            values["attention_factor"] = yarn_mscale(values["factor"], mscale) / yarn_mscale(values["factor"], mscale_all_dim)
+            values["attention_factor"] = yarn_mscale(values["factor"], mscale) / yarn_mscale(
+                values["factor"], mscale_all_dim
+            )
         truncate = given.pop("truncate", True)
         if not isinstance(truncate, bool):
             raise reader.error(f"truncate={truncate} in the rotary embedding: must be true or false")
@@ -92,7 +121,10 @@ def rope_fields(reader: ConfigReader, given: dict[str, Any], theta: float, fract
     inert = {"finetuned", *(SCALING if kind == "default" else ())}
     for key, value in given.items():
         if value is not None and key not in inert:
-            raise reader.error(f"{key}={value} in the rotary embedding: is unknown with rope_type={kind}, and may change what the model computes")
+            raise reader.error(
+                f"{key}={value} in the rotary embedding: is unknown with rope_type={kind}, and may change "
+                "what the model computes"
+            )
     numbers: dict[str, Any] = {key: value if value is None else float(value) for key, value in values.items()}
     if kind == "yarn":
         numbers["truncate"] = truncate

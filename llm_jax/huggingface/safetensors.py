@@ -57,9 +57,13 @@ class Tensor:
         """
         kind = np.dtype(FLOATS[self.dtype])
         row = math.prod(self.shape[1:])
-        array = np.fromfile(self.path, kind, (end - first) * row, offset=self.offset + first * row * kind.itemsize)
+        array = np.fromfile(
+            self.path, kind, (end - first) * row, offset=self.offset + first * row * kind.itemsize
+        )
         if array.size != (end - first) * row:
-            raise UserError(f"{self.path}: is shorter than its header says, at {self.name}; copy or download it again")
+            raise UserError(
+                f"{self.path}: is shorter than its header says, at {self.name}; copy or download it again"
+            )
         array = array.reshape(end - first, *self.shape[1:])
         if self.scale is None:
             return array
@@ -76,10 +80,16 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(f, str) for f in weight_map.values())
+        ):
             raise UserError(f"{index}: has no weight_map, which names the file of each tensor")
         if single.is_file() and SINGLE not in weight_map.values():
-            raise UserError(f"{folder}: has {SINGLE}, but {INDEX} names other files. Remove whichever is not the model")
+            raise UserError(
+                f"{folder}: has {SINGLE}, but {INDEX} names other files. Remove whichever is not the model"
+            )
         headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
         found = {name: tensor for header in headers.values() for name, tensor in header.items()}
         for name, file in weight_map.items():
@@ -89,8 +99,15 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         return join_scales(found)
     if single.is_file():
         return join_scales(read_header(single))
-    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".msgpack", ".h5", ".safetensors"))
-    raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}" + (f"; there is {others[0]}, which is not read" if others else ""))
+    others = sorted(
+        path.name
+        for path in folder.glob("*")
+        if path.suffix in (".bin", ".pt", ".pth", ".msgpack", ".h5", ".safetensors")
+    )
+    raise UserError(
+        f"{folder}: has no {SINGLE} and no {INDEX}"
+        + (f"; there is {others[0]}, which is not read" if others else "")
+    )
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -117,11 +134,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: {name} is not a tensor in its header: {json.dumps(about)[:200]}")
         tensor = Tensor(name, path, about["dtype"], tuple(about["shape"]), 8 + length + begin)
         if tensor.dtype in FLOATS and tensor.nbytes != end - begin:
-            raise UserError(f"{path}: {name} has {end - begin} bytes, but {list(tensor.shape)} in {tensor.dtype} takes {tensor.nbytes}")
+            raise UserError(
+                f"{path}: {name} has {end - begin} bytes, but {list(tensor.shape)} in {tensor.dtype} "
+                f"takes {tensor.nbytes}"
+            )
         if 8 + length + end > size:
-            raise UserError(f"{path}: is shorter than its header says ({size} bytes, but {name} ends at {8 + length + end})")
+            raise UserError(
+                f"{path}: is shorter than its header says ({size} bytes, but {name} ends at "
+                f"{8 + length + end})"
+            )
         if tensor.offset != at:
-            raise UserError(f"{path}: {name} begins at byte {tensor.offset}, but the tensor before it ends at {at}")
+            raise UserError(
+                f"{path}: {name} begins at byte {tensor.offset}, but the tensor before it ends at {at}"
+            )
         tensors[name], at = tensor, 8 + length + end
     if at != size:
         raise UserError(f"{path}: is longer than its header says ({size} bytes, but its tensors end at {at})")
@@ -133,7 +158,11 @@ def offsets(about: Any) -> tuple[int, int]:
     malformed.
     """
     found = about.get("data_offsets") if isinstance(about, dict) else None
-    return (found[0], found[1]) if isinstance(found, list) and whole_numbers(found) and len(found) == 2 else (-1, -1)
+    return (
+        (found[0], found[1])
+        if isinstance(found, list) and whole_numbers(found) and len(found) == 2
+        else (-1, -1)
+    )
 
 
 def whole_numbers(value: Any) -> bool:
@@ -153,10 +182,16 @@ def join_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensor.dtype.startswith("F8"):
             scale = tensors.get(f"{name}_scale_inv")
             if scale is None or scale.dtype not in FLOATS or scale.dtype.startswith("F8"):
-                raise UserError(f"{tensor.path}: {name} is {tensor.dtype} and has no {name}_scale_inv of floats; 8-bit weights need scales")
+                raise UserError(
+                    f"{tensor.path}: {name} is {tensor.dtype} and has no {name}_scale_inv of floats; "
+                    "8-bit weights need scales"
+                )
             blocks = tuple(-(-n // SCALE_BLOCK) for n in tensor.shape)
             if scale.shape != blocks:
-                raise UserError(f"{tensor.path}: {scale.name} has shape {scale.shape}, but blocks of {SCALE_BLOCK} x {SCALE_BLOCK} require {blocks}")
+                raise UserError(
+                    f"{tensor.path}: {scale.name} has shape {scale.shape}, but blocks of {SCALE_BLOCK} x "
+                    f"{SCALE_BLOCK} require {blocks}"
+                )
             tensor = Tensor(name, tensor.path, tensor.dtype, tensor.shape, tensor.offset, scale)
         joined[name] = tensor
     return joined
@@ -214,7 +249,11 @@ def write_header(file: BinaryIO, tensors: list[PlannedTensor]) -> None:
     at = 0
     for tensor in tensors:
         end = at + tensor.nbytes
-        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        header[tensor.name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors

@@ -97,7 +97,9 @@ class SizedPattern:
         first, *rest = self.pattern.split_dims
         at = slices.get(first, slice(self.part, self.part + 1))
         per = self.tensor_shape[0] // self.sizes[first]
-        tensor = rows(at.start * per, at.stop * per).reshape(at.stop - at.start, *(self.sizes[dim] for dim in rest))
+        tensor = rows(at.start * per, at.stop * per).reshape(
+            at.stop - at.start, *(self.sizes[dim] for dim in rest)
+        )
         tensor = tensor[(slice(None), *(slices.get(dim, slice(self.part, self.part + 1)) for dim in rest))]
         if PART in self.pattern.split_dims:
             tensor = np.squeeze(tensor, self.pattern.split_dims.index(PART))
@@ -171,5 +173,7 @@ def split_box(box: Box, dims: Sequence[int], max_size: int) -> list[Box]:
     axis, *rest = dims
     s = box[axis]
     per = max(1, max_size // max(1, box_size(box) // (s.stop - s.start)))
-    slabs = [(*box[:axis], slice(a, min(a + per, s.stop)), *box[axis + 1 :]) for a in range(s.start, s.stop, per)]
+    slabs = [
+        (*box[:axis], slice(a, min(a + per, s.stop)), *box[axis + 1 :]) for a in range(s.start, s.stop, per)
+    ]
     return [part for slab in slabs for part in split_box(slab, rest, max_size)]

@@ -98,28 +98,40 @@ class TensorMap:
             shape = slices[0].pattern.tensor_shape
             if tensors[name].shape != shape:
                 found = list(tensors[name].shape)
-                raise UserError(f"{folder}: {name} has shape {found}, but its config.json requires {list(shape)}")
+                raise UserError(
+                    f"{folder}: {name} has shape {found}, but its config.json requires {list(shape)}"
+                )
             if tensors[name].dtype not in FLOATS:
-                raise UserError(f"{folder}: {name} is {tensors[name].dtype}; must be one of {', '.join(FLOATS)}")
+                raise UserError(
+                    f"{folder}: {name} is {tensors[name].dtype}; must be one of {', '.join(FLOATS)}"
+                )
         for name in tensors:
             if name not in self.tensors and not any(re.fullmatch(pattern, name) for pattern in buffers):
                 raise UserError(
-                    f"{folder}: the model that its config.json describes has no tensor {name}. To load it without, "
+                    f"{folder}: the model that its config.json describes has no tensor {name}. To load it "
+                    "without, "
                     f"give leave_out={name} to llm_jax.pretrained.load"
                 )
 
 
-def build_tensor_map(entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> TensorMap:
+def build_tensor_map(
+    entries: list[Entry], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> TensorMap:
     """The tensor map of one model, from its family's table; `shapes` are those of all its arrays, by path,
     layers stacked.
     """
     tensor_map = TensorMap()
     dense = [layer for layer in range(config.layers) if layer not in config.sparse_layers]
-    stacks = (("blocks", config.sparse_layers or dense), ("dense_blocks", dense if config.sparse_layers else ()))
+    stacks = (
+        ("blocks", config.sparse_layers or dense),
+        ("dense_blocks", dense if config.sparse_layers else ()),
+    )
     for entry in entries:
         if LAYER not in entry.tensor:
             if entry.array in shapes:
-                tensor_map.add(ArraySlice(entry.tensor, entry.array, (), sized_pattern(entry, shapes[entry.array])))
+                tensor_map.add(
+                    ArraySlice(entry.tensor, entry.array, (), sized_pattern(entry, shapes[entry.array]))
+                )
             continue
         for stack, layers in stacks:
             sparse = stack == "blocks" and bool(config.sparse_layers)
@@ -147,5 +159,9 @@ def stack_keeping_strides(arrays: list[np.ndarray]) -> np.ndarray:
     matrix than to read it.
     """
     order = sorted(range(arrays[0].ndim), key=lambda axis: -arrays[0].strides[axis])
-    stack = np.stack([array.transpose(order) for array in arrays]) if len(arrays) > 1 else arrays[0].transpose(order)[None]
+    stack = (
+        np.stack([array.transpose(order) for array in arrays])
+        if len(arrays) > 1
+        else arrays[0].transpose(order)[None]
+    )
     return stack.transpose(0, *(1 + order.index(axis) for axis in range(len(order))))

@@ -21,7 +21,9 @@ CHUNK_BYTES = 64 << 20
 
 def flat_paths(tree: Any) -> dict[str, Any]:
     """The leaves of nested dicts by dotted paths."""
-    return {".".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        ".".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +43,9 @@ def shapes_of(program: TrainModel) -> dict[str, tuple[int, ...]]:
     return {path: w.shape for path, w in flat_paths(program.abstract).items()}
 
 
-def read_parameters(tensor_map: TensorMap, tensors: Mapping[str, Tensor], program: TrainModel, chunk_bytes: int = CHUNK_BYTES) -> Any:
+def read_parameters(
+    tensor_map: TensorMap, tensors: Mapping[str, Tensor], program: TrainModel, chunk_bytes: int = CHUNK_BYTES
+) -> Any:
     """All parameters of a model from files: nested dicts, placed as its layout stores them and in its
     parameter dtype.
     """
@@ -57,14 +61,24 @@ def read_parameters(tensor_map: TensorMap, tensors: Mapping[str, Tensor], progra
     return nested(arrays)
 
 
-def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, chunks: list[Box]) -> jax.Array:
+def assemble(
+    read: Callable[..., np.ndarray],
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: jax.sharding.Sharding,
+    chunks: list[Box],
+) -> jax.Array:
     """An array on its devices from chunks, which `read(box=)` gives one after the other; a device gets its
     part of each.
     """
-    device_boxes = {d: box_of(index, shape) for d, index in sharding.addressable_devices_indices_map(shape).items()}
+    device_boxes = {
+        d: box_of(index, shape) for d, index in sharding.addressable_devices_indices_map(shape).items()
+    }
     buffers: dict[jax.Device, jax.Array] = {}
     if len(chunks) > 1:
-        buffers = {d: jnp.zeros([s.stop - s.start for s in box], dtype, device=d) for d, box in device_boxes.items()}
+        buffers = {
+            d: jnp.zeros([s.stop - s.start for s in box], dtype, device=d) for d, box in device_boxes.items()
+        }
     for chunk in chunks:
         if not any(intersection(chunk, own) for own in device_boxes.values()):
             continue
@@ -73,10 +87,14 @@ def assemble(read: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any
             shared = intersection(chunk, own)
             if shared is None:
                 continue
-            part = jax.device_put(values[relative_to(shared, chunk)], device)  # applies a transposition by strides as it copies
+            part = jax.device_put(
+                values[relative_to(shared, chunk)], device
+            )  # applies a transposition by strides as it copies
             start = [s.start for s in relative_to(shared, own)]
             buffers[device] = part if shared == own else write_part(buffers[device], part, start)
-        jax.block_until_ready(list(buffers.values()))  # until a copy is done, its source is in the host's memory
+        jax.block_until_ready(
+            list(buffers.values())
+        )  # until a copy is done, its source is in the host's memory
     return jax.make_array_from_single_device_arrays(shape, sharding, list(buffers.values()))
 
 
@@ -105,13 +123,17 @@ def fetch(array: jax.Array, prefix: tuple[int, ...], inner: Box, permutation: tu
         if shared is None:
             continue
         local, at = relative_to(shared, own), relative_to(shared, box)
-        part = read_part(shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), permutation)
+        part = read_part(
+            shard.data, [s.start for s in local], tuple(s.stop - s.start for s in local), permutation
+        )
         values[tuple(at[depth + axis] for axis in permutation)] = part
     return values
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def read_part(array: jax.Array, start: list[int], sizes: tuple[int, ...], permutation: tuple[int, ...]) -> jax.Array:
+def read_part(
+    array: jax.Array, start: list[int], sizes: tuple[int, ...], permutation: tuple[int, ...]
+) -> jax.Array:
     """The part of an array at `start`, its last dims permuted; the dims before them have size 1 and are
     dropped.
     """

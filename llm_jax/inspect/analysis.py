@@ -33,7 +33,10 @@ REPEATED = 32
 """Random tokens that are repeated once, for the induction score."""
 RANDOM_ROWS = 4
 """Rows that the induction score is a mean over."""
-EXAMPLE = ("bank", ("They rowed the boat across the river to the bank", "She took the money that she had saved to the bank"))
+EXAMPLE = (
+    "bank",
+    ("They rowed the boat across the river to the bank", "She took the money that she had saved to the bank"),
+)
 """The word and contexts that are shown by default. The word comes last, because later tokens can't change its
 vector."""
 
@@ -106,12 +109,19 @@ class Findings:
 def analyse_model(opened: PretrainedModel, arguments: InspectArguments) -> Findings:
     """Computes everything that a page shows. Raises UserError, before any forward pass, for arguments that
     this model has no answer to."""
-    config, tokenizer, vocabulary = opened.config, opened.tokenizer_if_any, Vocabulary(opened.tokenizer_if_any)
+    config, tokenizer, vocabulary = (
+        opened.config,
+        opened.tokenizer_if_any,
+        Vocabulary(opened.tokenizer_if_any),
+    )
     ids, count = tokens_to_show(opened, arguments)
     layers = arguments.layers if arguments.layers is not None else tuple(range(config.layers))
     for layer in layers:
         if layer >= config.layers:
-            raise UserError(f"layers={','.join(map(str, layers))}: there is no layer {layer}; the model has {config.layers}, from 0 on")
+            raise UserError(
+                f"layers={','.join(map(str, layers))}: there is no layer {layer}; the model has "
+                f"{config.layers}, from 0 on"
+            )
     followed = find_word_in_contexts(opened, arguments, vocabulary)
     compared = [measure("this model's", tokenizer)] if tokenizer else []
     compared += [measure(path, load_other_tokenizer(path)) for path in arguments.tokenizers]
@@ -130,7 +140,9 @@ def analyse_model(opened: PretrainedModel, arguments: InspectArguments) -> Findi
         **seen,
         induction=induction,
         uniform=uniform_scores(len(ids)),
-        uniform_induction=float(np.mean(1 / (repeated + 1 + int(tokenizer is not None) + np.arange(repeated)))),
+        uniform_induction=float(
+            np.mean(1 / (repeated + 1 + int(tokenizer is not None) + np.arange(repeated)))
+        ),
         repeated=repeated,
         word=follow_word(opened, followed) if followed else None,
         tokenizers=compared,
@@ -156,12 +168,18 @@ def tokens_to_show(opened: PretrainedModel, arguments: InspectArguments) -> tupl
         ids = encode_with_bos(opened, *arguments.source)
     limit = max_tokens(config)
     if arguments.tokens is None and len(ids) > limit:
-        raise UserError(f"{arguments.source[1]}: is {len(ids):,} tokens, more than {limit_text(limit)}; tokens={limit} takes the first ones")
+        raise UserError(
+            f"{arguments.source[1]}: is {len(ids):,} tokens, more than {limit_text(limit)}; "
+            f"tokens={limit} takes the first ones"
+        )
     if arguments.tokens is not None and arguments.tokens > limit:
         raise UserError(f"tokens={arguments.tokens}: more than {limit_text(limit)}")
     kept = ids[: arguments.tokens]
     if len(kept) < 2:
-        raise UserError(f"{arguments.source[1]}: is 1 token; at least 2 are needed, because each is predicted from those before it")
+        raise UserError(
+            f"{arguments.source[1]}: is 1 token; at least 2 are needed, because each is predicted from "
+            "those before it"
+        )
     return kept, len(ids)
 
 
@@ -173,7 +191,11 @@ def max_tokens(config: ModelConfig) -> int:
 
 def limit_text(limit: int) -> str:
     """The maximum of tokens and where it comes from, for errors."""
-    return f"the {limit:,} that a page holds" if limit == MAX_TOKENS else f"the model's {limit:,} learned positions (model.positions)"
+    return (
+        f"the {limit:,} that a page holds"
+        if limit == MAX_TOKENS
+        else f"the model's {limit:,} learned positions (model.positions)"
+    )
 
 
 def encode_with_bos(opened: PretrainedModel, text: str, origin: str) -> list[int]:
@@ -186,7 +208,9 @@ def encode_with_bos(opened: PretrainedModel, text: str, origin: str) -> list[int
         raise UserError(f"{origin}: {error}") from error
 
 
-def analyse_text(opened: PretrainedModel, readout: Readout, ids: list[int], layers: tuple[int, ...]) -> dict[str, Any]:
+def analyse_text(
+    opened: PretrainedModel, readout: Readout, ids: list[int], layers: tuple[int, ...]
+) -> dict[str, Any]:
     """One forward pass over the text; returns fields of `Findings`."""
     config = opened.config
     T = len(ids)
@@ -223,7 +247,9 @@ def sort_by_share(layer: int, experts_Tk: np.ndarray, shares_Tk: np.ndarray) -> 
     """Routing with each token's experts sorted by weight, largest first. experts_Tk, shares_Tk: as the router
     chose them."""
     order = np.argsort(-shares_Tk, axis=-1, kind="stable")
-    return RoutedTokens(layer, np.take_along_axis(experts_Tk, order, -1), np.take_along_axis(shares_Tk, order, -1))
+    return RoutedTokens(
+        layer, np.take_along_axis(experts_Tk, order, -1), np.take_along_axis(shares_Tk, order, -1)
+    )
 
 
 def induction_scores(opened: PretrainedModel) -> tuple[int, np.ndarray]:
@@ -233,13 +259,21 @@ def induction_scores(opened: PretrainedModel) -> tuple[int, np.ndarray]:
     assert config.vocab is not None
     start = int(tokenizer is not None)
     plain = Vocabulary(tokenizer).plain(config.vocab)
-    repeated = min(REPEATED, len(plain), (config.positions - start) // 2 if config.position == "learned" else REPEATED)
+    repeated = min(
+        REPEATED, len(plain), (config.positions - start) // 2 if config.position == "learned" else REPEATED
+    )
     random = np.random.default_rng(0)
     rows = [random.choice(plain, repeated, replace=False) for _ in range(RANDOM_ROWS)]
     tokens = np.array([[*([tokenizer.bos_id] if tokenizer else []), *row, *row] for row in rows])
     # the layout pads rows and positions; the score leaves padding out
     reduce_attention = functools.partial(induction_of_rows, rows=RANDOM_ROWS, start=start, repeated=repeated)
-    return repeated, np.stack([layer.attention for layer in LayerByLayer(opened, reduce_attention)(tokens) if layer.attention is not None])
+    return repeated, np.stack(
+        [
+            layer.attention
+            for layer in LayerByLayer(opened, reduce_attention)(tokens)
+            if layer.attention is not None
+        ]
+    )
 
 
 def induction_of_rows(weights_BHTS: jax.Array, rows: int, start: int, repeated: int) -> jax.Array:
@@ -259,7 +293,9 @@ class WordOccurrences:
     """Positions of the word's tokens in each text."""
 
 
-def find_word_in_contexts(opened: PretrainedModel, arguments: InspectArguments, vocabulary: Vocabulary) -> WordOccurrences | None:
+def find_word_in_contexts(
+    opened: PretrainedModel, arguments: InspectArguments, vocabulary: Vocabulary
+) -> WordOccurrences | None:
     """The given word in its contexts, or the example. Raises UserError if a given word is not in both; None
     if the example is not."""
     word, texts = (arguments.word, arguments.contexts) if arguments.contexts else EXAMPLE
@@ -268,9 +304,17 @@ def find_word_in_contexts(opened: PretrainedModel, arguments: InspectArguments, 
         contexts = [encode_with_bos(opened, text, f"contexts={text[:40]}") for text in texts]
         for text, ids in zip(texts, contexts, strict=True):
             if len(ids) > limit:
-                raise UserError(f"contexts={text[:40]}…: is {len(ids):,} tokens, more than {limit_text(limit)}")
+                raise UserError(
+                    f"contexts={text[:40]}…: is {len(ids):,} tokens, more than {limit_text(limit)}"
+                )
         return WordOccurrences(
-            word, texts, contexts, [find_word(vocabulary.tokens(ids), word, text) for text, ids in zip(texts, contexts, strict=True)]
+            word,
+            texts,
+            contexts,
+            [
+                find_word(vocabulary.tokens(ids), word, text)
+                for text, ids in zip(texts, contexts, strict=True)
+            ],
         )
     except UserError:
         if arguments.contexts:
@@ -286,9 +330,18 @@ def follow_word(opened: PretrainedModel, followed: WordOccurrences) -> WordInCon
         row[: len(ids)] = ids
     vectors, baseline = [], []
     for layer in LayerByLayer(opened)(tokens):
-        streams = [stream[: len(ids)].astype(np.float32) for stream, ids in zip(layer.stream, contexts, strict=True)]
+        streams = [
+            stream[: len(ids)].astype(np.float32) for stream, ids in zip(layer.stream, contexts, strict=True)
+        ]
         vectors.append([stream[at].mean(0) for stream, at in zip(streams, places, strict=True)])
         baseline.append(mean_pair_cosine(np.concatenate(streams), np.concatenate(contexts)))
     first, second = ([ids[i] for i in at] for ids, at in zip(contexts, places, strict=True))
     path = np.array(vectors, np.float32).transpose(1, 0, 2)
-    return WordInContexts(followed.word, followed.texts, (places[0], places[1]), first == second, path, np.array(baseline, np.float32))
+    return WordInContexts(
+        followed.word,
+        followed.texts,
+        (places[0], places[1]),
+        first == second,
+        path,
+        np.array(baseline, np.float32),
+    )

@@ -61,7 +61,7 @@ class InspectArguments:
     docs/inspect.md walks through a page.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
-    """
+    """  # noqa: E501
 
     folder: Path = positional("RUN_OR_FOLDER")
     """A run folder or a Hugging Face model folder."""

@@ -17,7 +17,11 @@ from llm_jax.model.config import ModelConfig
 
 
 def attention_weights(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, config: ModelConfig, window: int | None, segments_BT: jax.Array | None = None
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    config: ModelConfig,
+    window: int | None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax of the scaled, capped and masked scores, float32 [B, H, T, S]. Every row sums to 1.
 
@@ -89,7 +93,9 @@ def induction_score(weights_BHTS: jax.Array, start: int, repeated: int) -> jax.A
     """
     i_R = start + repeated + jnp.arange(repeated)
     weights_BHRS = weights_BHTS[:, :, i_R]
-    return jnp.mean(jnp.take_along_axis(weights_BHRS, (i_R - repeated + 1)[None, None, :, None], -1), (0, 2, 3))
+    return jnp.mean(
+        jnp.take_along_axis(weights_BHRS, (i_R - repeated + 1)[None, None, :, None], -1), (0, 2, 3)
+    )
 
 
 def quantise(weights_HTS: jax.Array) -> jax.Array:

@@ -42,11 +42,14 @@ def check_alike(here: PretrainedModel, there: PretrainedModel, key: str) -> None
     for name, value in ours.items():
         if value != theirs[name] and name not in MAY_DIFFER and not name.endswith("_dtype"):
             raise UserError(
-                f"{key}: is another kind of model: model.{name} is {theirs[name]} there and {value} here. Give a checkpoint of this model"
+                f"{key}: is another kind of model: model.{name} is {theirs[name]} there and {value} here. "
+                "Give a checkpoint of this model"
             )
     one, other = here.tokenizer_if_any, there.tokenizer_if_any
     if one and other and not same_vocabulary(one, other):
-        raise UserError(f"{key}: has another tokenizer; checkpoints are compared token by token, so they must share one")
+        raise UserError(
+            f"{key}: has another tokenizer; checkpoints are compared token by token, so they must share one"
+        )
 
 
 def same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
@@ -55,7 +58,9 @@ def same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
     if first.fingerprint == second.fingerprint:
         return True
     one, other = Vocabulary(first), Vocabulary(second)
-    return first.vocab_size == second.vocab_size and all(one[i].data == other[i].data for i in range(first.vocab_size))
+    return first.vocab_size == second.vocab_size and all(
+        one[i].data == other[i].data for i in range(first.vocab_size)
+    )
 
 
 def weight_differences(here: PretrainedModel, there: PretrainedModel) -> list[WeightDifference]:
@@ -73,7 +78,11 @@ def weight_differences(here: PretrainedModel, there: PretrainedModel) -> list[We
             found.append(difference_from_sums(".".join(names), None, count, *(float(np.sum(x)) for x in s)))
             continue
         for i, layer in enumerate(of[stack]):
-            found.append(difference_from_sums(".".join(names), layer, count // len(of[stack]), *(float(x[i]) for x in s)))
+            found.append(
+                difference_from_sums(
+                    ".".join(names), layer, count // len(of[stack]), *(float(x[i]) for x in s)
+                )
+            )
     return sorted(found, key=lambda d: -1 if d.layer is None else d.layer)
 
 

@@ -47,7 +47,9 @@ def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarra
         raise UserError(f"{key}: {OUTPUTS_NAN}")
     changed = np.flatnonzero(predictions[0].top_ids[:, 0] != predictions[1].top_ids[:, 0]).tolist()
     name = run + (f" at step {there.step}" if there.step else "")
-    return Comparison(name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed)
+    return Comparison(
+        name, weight_differences(opened, there), predictions[1], divergence(*readouts, *streams), changed
+    )
 
 
 def last_stream(opened: PretrainedModel, ids: np.ndarray) -> np.ndarray:

@@ -66,7 +66,9 @@ def loss(found: Findings) -> InspectFigure:
         "Loss of each token, given those before it, and the entropy of that prediction. "
         "Where a bar is above the line, the token was less likely than the model expected."
     )
-    return InspectFigure("loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats")
+    return InspectFigure(
+        "loss", figure, caption, f"Bars of loss at {T - 1} tokens, mean {losses.mean():.2f} nats"
+    )
 
 
 def attention(found: Findings) -> InspectFigure:
@@ -83,13 +85,24 @@ def attention(found: Findings) -> InspectFigure:
         for x, h in zip(range(0, grid.shape[1], T + gap), columns, strict=True):
             grid[y : y + T, x : x + T] = np.sqrt(maps.weights[i, h] / 255).repeat(cell, 0).repeat(cell, 1)
             ax.add_patch(Rectangle((x - 0.5, y - 0.5), T, T, fill=False, ec=FAINT, lw=0.7))
-            ax.text(x + (T - 1) / 2, y - 0.5 - top / 12, f"{maps.layers[i]}.{h}", fontsize=6.5, ha="center", va="bottom", color=INK)
+            ax.text(
+                x + (T - 1) / 2,
+                y - 0.5 - top / 12,
+                f"{maps.layers[i]}.{h}",
+                fontsize=6.5,
+                ha="center",
+                va="bottom",
+                color=INK,
+            )
     ax.imshow(grid, cmap=colour_map(), vmin=0, vmax=1, interpolation="nearest")
     ax.axis("off")
     shown = len(rows) * len(columns)
     all_heads = maps.weights.shape[0] * maps.weights.shape[1]
     of = f"{shown} of the {all_heads} heads, evenly spread" if shown < all_heads else "all heads"
-    caption = f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. Colour: the square root of the weight."
+    caption = (
+        f"Attention of {of}, as layer.head: rows are queries from the first token down, columns keys. "
+        "Colour: the square root of the weight."
+    )
     return InspectFigure("attention", figure, caption, f"Attention maps of {shown} heads")
 
 
@@ -98,12 +111,16 @@ def heads(found: Findings) -> InspectFigure:
     figure, axes = new_figure(0.9 + 0.16 * min(found.induction.shape[0], 40), 4, sharey=True)
     titles = ("entropy, nats", "previous token", "first token", "induction")
     for ax, title, values in zip(axes, titles, (*found.scores, found.induction), strict=True):
-        shown = ax.imshow(values, cmap=colour_map(), vmin=0, vmax=scale_top(values), aspect="auto", interpolation="nearest")
+        shown = ax.imshow(
+            values, cmap=colour_map(), vmin=0, vmax=scale_top(values), aspect="auto", interpolation="nearest"
+        )
         ax.set_title(title)
         ax.set_xlabel("head")
         ax.grid(visible=False)
         integer_ticks(ax)
-        figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(False)
+        figure.colorbar(shown, ax=ax, orientation="horizontal", pad=0.02, aspect=18).outline.set_visible(
+            False
+        )
     axes[0].set_ylabel("layer")
     return InspectFigure(
         "heads",
@@ -116,19 +133,35 @@ def heads(found: Findings) -> InspectFigure:
 def lens(found: Findings) -> InspectFigure:
     """Heat map of the probability of the actual next token, by layer and position."""
     T = found.lens_length
-    probability = np.exp(np.stack([p.log_probability for p in found.lens]))[:, : T if len(found.tokens) > T else T - 1]
+    probability = np.exp(np.stack([p.log_probability for p in found.lens]))[
+        :, : T if len(found.tokens) > T else T - 1
+    ]
     figure, ax = new_figure(1.1 + 0.17 * min(len(probability), 40))
-    shown = ax.imshow(probability, cmap=colour_map(), vmin=0, vmax=scale_top(probability), aspect="auto", origin="lower", interpolation="nearest")
-    ax.set_yticks(range(len(probability)), ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None)
+    shown = ax.imshow(
+        probability,
+        cmap=colour_map(),
+        vmin=0,
+        vmax=scale_top(probability),
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+    )
+    ax.set_yticks(
+        range(len(probability)),
+        ["embedding", *(str(i) for i in range(len(probability) - 1))] if len(probability) <= 40 else None,
+    )
     label_tokens(ax, [p.label for p in found.tokens[: probability.shape[1]]], 0)
     ax.set_ylabel("after layer")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="probability").outline.set_visible(False)
     caption = (
-        "The probability of the actual next token, read from the stream after each layer through the final norm and head. "
+        "The probability of the actual next token, read from the stream after each layer through the "
+        "final norm and head. "
         "Along the axis: the last token read."
     )
-    return InspectFigure("lens", figure, caption, "Heat map of the probability of the next token by layer and position")
+    return InspectFigure(
+        "lens", figure, caption, "Heat map of the probability of the next token by layer and position"
+    )
 
 
 def experts(found: Findings) -> InspectFigure | None:
@@ -136,7 +169,9 @@ def experts(found: Findings) -> InspectFigure | None:
     if not found.routed:
         return None
     count = max(int(r.experts.max()) for r in found.routed) + 1
-    load = np.stack([np.bincount(r.experts.reshape(-1), minlength=count) / len(r.experts) for r in found.routed])
+    load = np.stack(
+        [np.bincount(r.experts.reshape(-1), minlength=count) / len(r.experts) for r in found.routed]
+    )
     figure, ax = new_figure(1.0 + 0.2 * min(len(load), 30))
     shown = ax.imshow(load, cmap=colour_map(), vmin=0, aspect="auto", origin="lower", interpolation="nearest")
     ax.set_yticks(range(len(load)), [str(r.layer) for r in found.routed] if len(load) <= 30 else None)
@@ -145,7 +180,10 @@ def experts(found: Findings) -> InspectFigure | None:
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="share of tokens").outline.set_visible(False)
     return InspectFigure(
-        "experts", figure, "The share of the text's tokens that was routed to each expert, layer by layer.", "Heat map of loads by layer and expert"
+        "experts",
+        figure,
+        "The share of the text's tokens that was routed to each expert, layer by layer.",
+        "Heat map of loads by layer and expert",
     )
 
 
@@ -156,7 +194,9 @@ def word_cosine(found: Findings) -> InspectFigure | None:
     w = found.word
     figure, ax = new_figure(2.3)
     x = np.arange(len(w.cosines))
-    ax.plot(x, w.cosines, color=BLUE, marker="o", ms=3.5, label=drawable_label(f"“{w.word}” and “{w.word}”", 60))
+    ax.plot(
+        x, w.cosines, color=BLUE, marker="o", ms=3.5, label=drawable_label(f"“{w.word}” and “{w.word}”", 60)
+    )
     ax.plot(x, w.baseline, color=MUTED, ls="--", lw=1.1, label="any two different tokens, on average")
     layer_ticks(ax, len(x))
     ax.set_ylabel("cosine similarity")
@@ -166,7 +206,12 @@ def word_cosine(found: Findings) -> InspectFigure | None:
         "Cosine similarity of the word's two vectors, before the first layer and after each. "
         "The dashed line is the mean over pairs of different tokens of the contexts."
     )
-    return InspectFigure("word_cosine", figure, caption, f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}")
+    return InspectFigure(
+        "word_cosine",
+        figure,
+        caption,
+        f"Cosine similarity falls from {w.cosines[0]:.2f} to {w.cosines[-1]:.2f}",
+    )
 
 
 def word_path(found: Findings) -> InspectFigure | None:
@@ -179,7 +224,14 @@ def word_path(found: Findings) -> InspectFigure | None:
         ax.plot(*points.T, color=color, lw=1.2, marker=marker, ms=4, label=drawable_label(f"“{text}”", 60))
         for layer, point in enumerate(points):
             if len(points) <= 14 or layer % (len(points) // 10) == 0 or layer == len(points) - 1:
-                ax.annotate("embedding" if layer == 0 else str(layer - 1), point, (4, 4), textcoords="offset points", fontsize=6.5, color=INK)
+                ax.annotate(
+                    "embedding" if layer == 0 else str(layer - 1),
+                    point,
+                    (4, 4),
+                    textcoords="offset points",
+                    fontsize=6.5,
+                    color=INK,
+                )
     ax.set_xlabel(f"first axis, {w.explained[0]:.0%} of the variance")
     ax.set_ylabel(f"second axis, {w.explained[1]:.0%}")
     ax.margins(0.1)
@@ -205,7 +257,13 @@ def tokenizers(found: Findings) -> InspectFigure | None:
         label = drawable_label(
             f" {shortened(one.name, 40, end=True)}, {one.vocab_size:,} tokens", 80
         )  # matplotlib's legends omit labels that begin with _
-        ax.bar(x, [m.bytes_per_token for m in one.measured], wide * 0.92, color=colors[i % len(colors)], label=label)
+        ax.bar(
+            x,
+            [m.bytes_per_token for m in one.measured],
+            wide * 0.92,
+            color=colors[i % len(colors)],
+            label=label,
+        )
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("bytes per token")
     ax.grid(axis="x", visible=False)
@@ -234,8 +292,13 @@ def weight_difference(found: Findings) -> InspectFigure | None:
     ax.set_xlabel("layer")
     ax.grid(visible=False)
     integer_ticks(ax, y=False)
-    figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="|other − this| / |this|").outline.set_visible(False)
-    caption = "Relative difference of the weights, by kind and layer: the norm of the difference over the norm of this checkpoint's weight."
+    figure.colorbar(shown, ax=ax, pad=0.01, aspect=20, label="|other − this| / |this|").outline.set_visible(
+        False
+    )
+    caption = (
+        "Relative difference of the weights, by kind and layer: the norm of the difference over the norm "
+        "of this checkpoint's weight."
+    )
     return InspectFigure("weight_difference", figure, caption, "Heat map of relative weight differences")
 
 
@@ -256,7 +319,9 @@ def divergence(found: Findings) -> InspectFigure | None:
     ax.legend(loc="upper right", ncols=2)
     ax.set_ylim(0, 1.2 * float(c.divergence.kl.max()) or 1.0)  # 1 for a checkpoint compared with itself
     caption = "Divergence of the predictions at each position. Along the axis: the last token read."
-    return InspectFigure("divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats")
+    return InspectFigure(
+        "divergence", figure, caption, f"Bars of divergence, mean {c.divergence.kl.mean():.3g} nats"
+    )
 
 
 FIGURES: tuple[Callable[[Findings], InspectFigure | None], ...] = (
@@ -279,7 +344,14 @@ def label_tokens(ax: Axes, labels: list[str], first: int) -> None:
     """Labels the x axis with tokens, at most `MAX_LABELS`. first: x of the first token."""
     every = -(-len(labels) // MAX_LABELS)
     named = [drawable_label(label) for label in labels[::every]]
-    ax.set_xticks(range(first, first + len(labels), every), named, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.5)
+    ax.set_xticks(
+        range(first, first + len(labels), every),
+        named,
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=6.5,
+    )
     ax.set_xlim(first - 0.6, first + len(labels) - 0.4)
 
 

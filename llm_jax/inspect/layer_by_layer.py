@@ -56,7 +56,11 @@ class LayerByLayer:
     def __init__(self, opened: PretrainedModel, reduce_attention: AttentionReduction | None = None):
         self.parameters, self.reduce_attention = opened.parameters, reduce_attention
         place = without_pipeline(opened.place)
-        self.program = opened.program if place == opened.place else TrainModel(opened.config, opened.experiment.optimizer, place)
+        self.program = (
+            opened.program
+            if place == opened.place
+            else TrainModel(opened.config, opened.experiment.optimizer, place)
+        )
         self.model = self.program.model(self.program.abstract)
         """The model without weights, for its structure."""
 
@@ -72,14 +76,19 @@ class LayerByLayer:
             positions = np.minimum(positions, config.positions - 1)
         cut = lambda x: np.asarray(x)[:B, :T]  # noqa: E731
         with jax.set_mesh(place.mesh):  # around each call alone: the caller runs its own code between yields
-            tokens, positions = (jax.device_put(a, place.sharding(("batch", "sequence"), "compute")) for a in (tokens, positions))
+            tokens, positions = (
+                jax.device_put(a, place.sharding(("batch", "sequence"), "compute"))
+                for a in (tokens, positions)
+            )
             x_BTD, stream = self.embed(parameters, tokens, positions)
         yield Layer(-1, cut(stream))
         number = 0
         for name, first, end in stack_runs(self.model):
             for i in range(first, end):
                 with jax.set_mesh(place.mesh):
-                    x_BTD, (stream, kept, routed) = self.layer(name, config.of_layer(number), parameters[name], jnp.int32(i), x_BTD, positions)
+                    x_BTD, (stream, kept, routed) = self.layer(
+                        name, config.of_layer(number), parameters[name], jnp.int32(i), x_BTD, positions
+                    )
                 kept = None if kept is None else jax.tree.map(np.asarray, kept)
                 yield Layer(number, cut(stream), kept, *(map(cut, routed) if routed else ()))
                 number += 1
@@ -114,7 +123,9 @@ class LayerByLayer:
                 shares, experts, _ = choose(scores_BTE, bias, config.moe)
                 routed = experts, shares
             if reduce_attention is not None:
-                q_BTHK, k_BSGK = (replicated(restore(captured[name], place), place) for name in ("queries", "keys"))
+                q_BTHK, k_BSGK = (
+                    replicated(restore(captured[name], place), place) for name in ("queries", "keys")
+                )
                 kept = reduce_attention(attention_weights(q_BTHK, k_BSGK, config, block.attention.window))
             return x_BTD, (replicated(restore(x_BTD, place), place), kept, routed)
 
@@ -124,7 +135,9 @@ class LayerByLayer:
         """The block with the weights of one row of a stack."""
         weights = jax.tree.map(lambda w: select_row(w, row), stacked)
         graph, structure = nnx.split(getattr(self.model, name))
-        return block_of(graph, jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(weights)), config)
+        return block_of(
+            graph, jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(weights)), config
+        )
 
 
 def select_row(w: jax.Array, row: jax.Array) -> jax.Array:
@@ -141,7 +154,10 @@ def without_pipeline(place: MeshPlacement) -> MeshPlacement:
     """The placement without pipeline stages: layers run one after the other, so all devices work on each."""
     if not place.axes("layers"):
         return place
-    tables: dict[str, Any] = {table: {dim: axes for dim, axes in getattr(place.layout, table).items() if dim != "layers"} for table in TABLES}
+    tables: dict[str, Any] = {
+        table: {dim: axes for dim, axes in getattr(place.layout, table).items() if dim != "layers"}
+        for table in TABLES
+    }
     return MeshPlacement(replace(place.layout, pipeline=PipelineConfig(), **tables), place.mesh)
 
 
@@ -175,4 +191,7 @@ def replicated(x: jax.Array, place: Any) -> jax.Array:
 def stack_runs(model: Any) -> list[tuple[str, int, int]]:
     """Runs of consecutive layers of one stack, in order: (name of the stack, first row, row after the
     last)."""
-    return [("blocks" if stack is model.blocks else "dense_blocks", first, end) for stack, first, end in model.runs()]
+    return [
+        ("blocks" if stack is model.blocks else "dense_blocks", first, end)
+        for stack, first, end in model.runs()
+    ]

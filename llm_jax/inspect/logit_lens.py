@@ -56,8 +56,14 @@ class Readout:
     def predictions(self, x_TD: np.ndarray, targets_T: np.ndarray) -> Predictions:
         """Predictions at each position. x_TD: the stream before the final norm. targets_T: the actual next
         tokens; any id where there is none."""
-        parts = [Predictions(*map(np.asarray, predictions_from_logits(self.logits(x), t))) for x, t in self.chunks(x_TD, targets_T)]
-        joined = (np.concatenate([p.reshape(-1, *p.shape[2:]) for p in column]) for column in zip(*parts, strict=True))
+        parts = [
+            Predictions(*map(np.asarray, predictions_from_logits(self.logits(x), t)))
+            for x, t in self.chunks(x_TD, targets_T)
+        ]
+        joined = (
+            np.concatenate([p.reshape(-1, *p.shape[2:]) for p in column])
+            for column in zip(*parts, strict=True)
+        )
         return Predictions(*(column[: len(x_TD)] for column in joined))
 
     def all_logits(self, x_TD: np.ndarray) -> np.ndarray:
@@ -71,14 +77,24 @@ class Readout:
         length = min(length, round_up(-(-len(x_TD) // rows), length_multiple(self.opened.place)))
         room = round_up(len(x_TD), rows * length)
         x_TD = np.concatenate([x_TD, np.zeros((room - len(x_TD), x_TD.shape[1]), x_TD.dtype)])
-        targets_T = np.concatenate([targets_T, np.zeros(room - len(targets_T), targets_T.dtype)]).astype(np.int32)
-        return list(zip(x_TD.reshape(-1, rows, length, x_TD.shape[1]), targets_T.reshape(-1, rows, length), strict=True))
+        targets_T = np.concatenate([targets_T, np.zeros(room - len(targets_T), targets_T.dtype)]).astype(
+            np.int32
+        )
+        return list(
+            zip(
+                x_TD.reshape(-1, rows, length, x_TD.shape[1]),
+                targets_T.reshape(-1, rows, length),
+                strict=True,
+            )
+        )
 
     def logits(self, x_BTD: np.ndarray) -> jax.Array:
         """Logits, float32 [B, T, V], replicated on every device."""
         place = self.opened.place
         with jax.set_mesh(place.mesh):
-            return self.jitted(self.opened.parameters, jax.device_put(x_BTD, place.sharding(STREAM, "compute")))
+            return self.jitted(
+                self.opened.parameters, jax.device_put(x_BTD, place.sharding(STREAM, "compute"))
+            )
 
     @functools.cached_property
     def jitted(self) -> Any:
@@ -120,12 +136,22 @@ def divergence(first: Readout, second: Readout, x_TD: np.ndarray, y_TD: np.ndarr
     """The divergence of two models' predictions. x_TD, y_TD: their streams before the final norm."""
     none_T = np.zeros(len(x_TD), np.int32)
     pairs = zip(first.chunks(x_TD, none_T), second.chunks(y_TD, none_T), strict=True)
-    parts = [divergence_from_logits(np.asarray(first.logits(x)), np.asarray(second.logits(y))) for (x, _), (y, _) in pairs]
-    return Divergence(*(np.concatenate([np.asarray(p).reshape(-1) for p in column])[: len(x_TD)] for column in zip(*parts, strict=True)))
+    parts = [
+        divergence_from_logits(np.asarray(first.logits(x)), np.asarray(second.logits(y)))
+        for (x, _), (y, _) in pairs
+    ]
+    return Divergence(
+        *(
+            np.concatenate([np.asarray(p).reshape(-1) for p in column])[: len(x_TD)]
+            for column in zip(*parts, strict=True)
+        )
+    )
 
 
 @jax.jit
-def divergence_from_logits(first_BTV: jax.Array, second_BTV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def divergence_from_logits(
+    first_BTV: jax.Array, second_BTV: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The fields of `Divergence`, [B, T] each, from the float32 logits of both models."""
     p, q = jax.nn.log_softmax(first_BTV), jax.nn.log_softmax(second_BTV)
     kl, back = jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)

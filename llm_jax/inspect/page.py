@@ -24,7 +24,9 @@ HEADS_LISTED = 6
 """Number of heads listed for each score."""
 
 
-def make_page(found: Findings, opened: PretrainedModel, arguments: InspectArguments, figures: dict[str, dict[str, str]]) -> str:
+def make_page(
+    found: Findings, opened: PretrainedModel, arguments: InspectArguments, figures: dict[str, dict[str, str]]
+) -> str:
     """The page as HTML. figures: from `write.draw`."""
     config = opened.config
     assert config.vocab is not None
@@ -56,7 +58,9 @@ def make_page(found: Findings, opened: PretrainedModel, arguments: InspectArgume
 
 def title_of(path: str) -> str:
     """Title of a page: experiment and run name of a run folder, else the name of the folder."""
-    parts = [part for part in Path(path).parts if part not in ("/", "..", "runs", "default")] or [Path(path).resolve().name]
+    parts = [part for part in Path(path).parts if part not in ("/", "..", "runs", "default")] or [
+        Path(path).resolve().name
+    ]
     return parts[-1] if path.startswith("/") else "/".join(parts[-2:])
 
 
@@ -68,10 +72,16 @@ def cards(found: Findings, opened: PretrainedModel) -> list[tuple[str, str]]:
     right = float(np.mean(found.predictions.rank[:-1] == 1))
     made = [
         (short(n), f"parameters: {config.layers} layers of {config.heads} heads, width {config.embed}"),
-        (f"{mean:.2f} nats", f"mean loss of {len(found.losses)} tokens: {mean / LN2:.2f} bits a token, perplexity {math.exp(min(mean, 50)):,.1f}"),
+        (
+            f"{mean:.2f} nats",
+            f"mean loss of {len(found.losses)} tokens: {mean / LN2:.2f} bits a token, perplexity "
+            f"{math.exp(min(mean, 50)):,.1f}",
+        ),
     ]
     if any(p.data for p in found.tokens[1:]):
-        made.append((f"{found.bits_per_byte:.2f} bits", "per byte of the text, which doesn't depend on the tokenizer"))
+        made.append(
+            (f"{found.bits_per_byte:.2f} bits", "per byte of the text, which doesn't depend on the tokenizer")
+        )
     return [*made, (f"{right:.0%}", "of the tokens were the model's first choice")]
 
 
@@ -93,7 +103,12 @@ def facts(opened: PretrainedModel) -> list[tuple[str, str]]:
     if c.window is not None:
         rows.append(("window", f"{c.window} tokens"))
     if c.moe.experts:
-        rows.append(("experts", f"{c.moe.experts}, of which a token goes to {c.moe.top_k}, in {len(c.sparse_layers)} layers"))
+        rows.append(
+            (
+                "experts",
+                f"{c.moe.experts}, of which a token goes to {c.moe.top_k}, in {len(c.sparse_layers)} layers",
+            )
+        )
     return rows
 
 
@@ -101,7 +116,14 @@ def losses(found: Findings) -> list[dict[str, Any]]:
     """Label, loss in nats and bits, and shade (0 to 1) of every token. The first has no loss."""
     made: list[dict[str, Any]] = [{"label": found.tokens[0].label, "loss": None}]
     for token, loss in zip(found.tokens[1:], found.losses, strict=True):
-        made.append({"label": token.label, "loss": float(loss), "bits": float(loss) / LN2, "shade": round(min(1.0, float(loss) / 10), 3)})
+        made.append(
+            {
+                "label": token.label,
+                "loss": float(loss),
+                "bits": float(loss) / LN2,
+                "shade": round(min(1.0, float(loss) / 10), 3),
+            }
+        )
     return made
 
 
@@ -111,12 +133,27 @@ def next_rows(found: Findings) -> list[dict[str, Any]]:
     for i, token in enumerate(found.tokens):
         actual = found.tokens[i + 1] if i + 1 < len(found.tokens) else None
         cells = [
-            {"label": found.vocabulary[t].label, "p": float(q), "hit": actual is not None and int(t) == actual.id}
+            {
+                "label": found.vocabulary[t].label,
+                "p": float(q),
+                "hit": actual is not None and int(t) == actual.id,
+            }
             for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)
         ]
-        row: dict[str, Any] = {"position": i, "label": token.label, "entropy": float(p.entropy[i]), "top": cells, "actual": None}
+        row: dict[str, Any] = {
+            "position": i,
+            "label": token.label,
+            "entropy": float(p.entropy[i]),
+            "top": cells,
+            "actual": None,
+        }
         if actual is not None:
-            row |= {"actual": actual.label, "rank": int(p.rank[i]), "p": math.exp(float(p.log_probability[i])), "loss": -float(p.log_probability[i])}
+            row |= {
+                "actual": actual.label,
+                "rank": int(p.rank[i]),
+                "p": math.exp(float(p.log_probability[i])),
+                "loss": -float(p.log_probability[i]),
+            }
         rows.append(row)
     return rows
 
@@ -138,24 +175,39 @@ def lens_cell(found: Findings, p: Predictions, i: int) -> dict[str, Any]:
         "label": found.vocabulary[top].label,
         "p": float(p.top_probabilities[i, 0]),
         "hit": actual is not None and top == actual.id,
-        "actual": "" if actual is None else f"; {actual.label} has {math.exp(float(p.log_probability[i])):.1%}, rank {int(p.rank[i])}",
+        "actual": ""
+        if actual is None
+        else f"; {actual.label} has {math.exp(float(p.log_probability[i])):.1%}, rank {int(p.rank[i])}",
     }
 
 
 def strongest(found: Findings) -> dict[str, list[dict[str, Any]]]:
     """The heads with the highest value of each score (for entropy: the lowest)."""
-    table = {"previous": found.scores.previous, "first": found.scores.first, "induction": found.induction, "entropy": found.scores.entropy}
+    table = {
+        "previous": found.scores.previous,
+        "first": found.scores.first,
+        "induction": found.induction,
+        "entropy": found.scores.entropy,
+    }
     made = {}
     for name, values in table.items():
         order = np.argsort(values if name == "entropy" else -values, axis=None, kind="stable")[:HEADS_LISTED]
         heads = [divmod(int(i), values.shape[1]) for i in order]
-        made[name] = [{"layer": layer, "head": h, "value": float(values[layer, h]), "shown": layer in found.maps.layers} for layer, h in heads]
+        made[name] = [
+            {"layer": layer, "head": h, "value": float(values[layer, h]), "shown": layer in found.maps.layers}
+            for layer, h in heads
+        ]
     return made
 
 
 def script_data(found: Findings) -> dict[str, Any]:
     """Data for page.js, which draws the attention maps."""
-    scores = {"entropy": found.scores.entropy, "previous": found.scores.previous, "first": found.scores.first, "induction": found.induction}
+    scores = {
+        "entropy": found.scores.entropy,
+        "previous": found.scores.previous,
+        "first": found.scores.first,
+        "induction": found.induction,
+    }
     return {
         "tokens": [p.label for p in found.tokens[: found.maps.length]],
         "layers": found.maps.layers,
@@ -185,7 +237,10 @@ def packed_maps(maps: AttentionMaps) -> list[str]:
     """For each layer, base64 of bytes: for each head the rows of the lower triangle of its map, one byte a
     weight."""
     lower = np.tril_indices(maps.length)
-    return [base64.b64encode(np.ascontiguousarray(layer[:, lower[0], lower[1]]).tobytes()).decode() for layer in maps.weights]
+    return [
+        base64.b64encode(np.ascontiguousarray(layer[:, lower[0], lower[1]]).tobytes()).decode()
+        for layer in maps.weights
+    ]
 
 
 def weight_rows(found: Findings) -> list[dict[str, Any]]:

@@ -107,4 +107,9 @@ def measure(name: str, tokenizer: Tokenizer) -> TokenizerMeasurement:
     for sample in samples():
         ids = tokenizer.encode(sample.text)
         made.append(SampleTokens(sample, vocabulary.tokens(ids), tokenizer.decode(ids) == sample.text))
-    return TokenizerMeasurement(name, tokenizer.vocab_size, made, {number: vocabulary.tokens(tokenizer.encode(number)) for number in NUMBERS})
+    return TokenizerMeasurement(
+        name,
+        tokenizer.vocab_size,
+        made,
+        {number: vocabulary.tokens(tokenizer.encode(number)) for number in NUMBERS},
+    )

@@ -38,7 +38,9 @@ class Token:
         if self.name:
             return self.name
         try:
-            return "".join(VISIBLE.get(c, c if c.isprintable() else f"⟨U+{ord(c):02X}⟩") for c in self.data.decode())
+            return "".join(
+                VISIBLE.get(c, c if c.isprintable() else f"⟨U+{ord(c):02X}⟩") for c in self.data.decode()
+            )
         except UnicodeDecodeError:
             return "".join(chr(b) if 32 < b < 127 else VISIBLE.get(chr(b), f"⟨{b:02X}⟩") for b in self.data)
 
@@ -114,10 +116,16 @@ def find_word(tokens: list[Token], word: str, context: str) -> list[int]:
     if not found and not word.isascii():  # some scripts write no spaces
         found = list(re.finditer(pattern, text))
     if not found:
-        raise UserError(f"word={word}: is no word of the context {context!r}. Give a word that both contexts contain, spelled alike")
+        raise UserError(
+            f"word={word}: is no word of the context {context!r}. Give a word that both contexts contain, spelled alike"
+        )
     start, end = (len(text[:at].encode(errors="surrogateescape")) for at in found[-1].span())
     ends, at = [], 0
     for p in tokens:
         at += len(p.data)
         ends.append(at)
-    return [i for i, (p, last) in enumerate(zip(tokens, ends, strict=True)) if p.data and last > start and last - len(p.data) < end]
+    return [
+        i
+        for i, (p, last) in enumerate(zip(tokens, ends, strict=True))
+        if p.data and last > start and last - len(p.data) < end
+    ]

@@ -25,7 +25,11 @@ def write_page(found: Findings, opened: PretrainedModel, arguments: InspectArgum
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures = draw(found, folder / "figures")
     write_atomic(
-        folder / "inspect.json", (json.dumps(to_json(found, opened, arguments), ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
+        folder / "inspect.json",
+        (
+            json.dumps(to_json(found, opened, arguments), ensure_ascii=False, allow_nan=False, indent=1)
+            + "\n"
+        ).encode(),
     )
     write_atomic(folder / "inspect.html", make_page(found, opened, arguments, figures).encode())
     return folder / "inspect.html"
@@ -39,8 +43,15 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
         for function in FIGURES:
             if (drawn := function(found)) is not None:
                 data = save(drawn.figure, folder / f"{drawn.name}.png")
-                made[drawn.name] = {"name": drawn.name, "data": data, "caption": drawn.caption, "alt": drawn.alt}
-    for name in {function.__name__ for function in FIGURES} - set(made):  # figures of an earlier page; other pictures stay
+                made[drawn.name] = {
+                    "name": drawn.name,
+                    "data": data,
+                    "caption": drawn.caption,
+                    "alt": drawn.alt,
+                }
+    for name in {function.__name__ for function in FIGURES} - set(
+        made
+    ):  # figures of an earlier page; other pictures stay
         (folder / f"{name}.png").unlink(missing_ok=True)
     return made
 
@@ -48,8 +59,16 @@ def draw(found: Findings, folder: Path) -> dict[str, dict[str, str]]:
 def to_json(found: Findings, opened: PretrainedModel, arguments: InspectArguments) -> dict[str, Any]:
     """The content of inspect.json: all numbers of the page. Its keys are stable."""
     losses = [None, *numbers(found.losses)]
-    tokens = [{"id": part.id, "bytes": part.data.hex(), "label": part.label, "loss": loss} for part, loss in zip(found.tokens, losses, strict=True)]
-    scores = {"entropy": found.scores.entropy, "previous": found.scores.previous, "first": found.scores.first, "induction": found.induction}
+    tokens = [
+        {"id": part.id, "bytes": part.data.hex(), "label": part.label, "loss": loss}
+        for part, loss in zip(found.tokens, losses, strict=True)
+    ]
+    scores = {
+        "entropy": found.scores.entropy,
+        "previous": found.scores.previous,
+        "first": found.scores.first,
+        "induction": found.induction,
+    }
     made: dict[str, Any] = {
         "model": arguments.path,
         "step": opened.step,
@@ -61,12 +80,16 @@ def to_json(found: Findings, opened: PretrainedModel, arguments: InspectArgument
         "head_scores": {name: [rounded(row) for row in values] for name, values in scores.items()},
         "induction_tokens": found.repeated,
         "attention": {
-            "format": "by layer: base64 of bytes, weight = byte / 255; heads in turn, of each the rows of the lower triangle",
+            "format": "by layer: base64 of bytes, weight = byte / 255; heads in turn, of each the rows of "
+            "the lower triangle",
             "layers": found.maps.layers,
             "length": found.maps.length,
             "maps": packed_maps(found.maps),
         },
-        "experts": [{"layer": r.layer, "experts": r.experts.tolist(), "weights": [numbers(row) for row in r.shares]} for r in found.routed],
+        "experts": [
+            {"layer": r.layer, "experts": r.experts.tolist(), "weights": [numbers(row) for row in r.shares]}
+            for r in found.routed
+        ],
         "word": found.word.to_json() if found.word else None,
         "tokenizers": {c.name: {m.sample.name: m.to_json() for m in c.measured} for c in found.tokenizers},
     }
@@ -74,7 +97,10 @@ def to_json(found: Findings, opened: PretrainedModel, arguments: InspectArgument
         c = found.comparison
         made["comparison"] = {
             "other": c.other,
-            "weights": [{"kind": d.kind, "layer": d.layer, "relative": finite(d.relative), "cosine": d.cosine} for d in c.weights],
+            "weights": [
+                {"kind": d.kind, "layer": d.layer, "relative": finite(d.relative), "cosine": d.cosine}
+                for d in c.weights
+            ],
             "kl": numbers(c.divergence.kl),
             "kl_back": numbers(c.divergence.kl_back),
             "largest_logit_difference": numbers(c.divergence.largest),
@@ -87,10 +113,18 @@ def to_json(found: Findings, opened: PretrainedModel, arguments: InspectArgument
 def prediction(found: Findings, i: int) -> dict[str, Any]:
     """The prediction at a position, and the actual next token with its rank and probability."""
     p = found.predictions
-    made = {"top": [[int(t), float(q)] for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)], "entropy": float(p.entropy[i])}
+    made = {
+        "top": [[int(t), float(q)] for t, q in zip(p.top_ids[i], p.top_probabilities[i], strict=True)],
+        "entropy": float(p.entropy[i]),
+    }
     if i + 1 == len(found.tokens):
         return made
-    return {**made, "next": found.tokens[i + 1].id, "rank": int(p.rank[i]), "probability": math.exp(float(p.log_probability[i]))}
+    return {
+        **made,
+        "next": found.tokens[i + 1].id,
+        "rank": int(p.rank[i]),
+        "probability": math.exp(float(p.log_probability[i])),
+    }
 
 
 def lens_row(layer: int, p: Predictions) -> dict[str, Any]:

@@ -9,11 +9,15 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.config import ModelConfig
 
 
-def check_model(model: ModelConfig, place: MeshPlacement, more: Mapping[str, tuple[int, str]] = MappingProxyType({})) -> None:
+def check_model(
+    model: ModelConfig, place: MeshPlacement, more: Mapping[str, tuple[int, str]] = MappingProxyType({})
+) -> None:
     """Raises UserError for a model that the layout can't split. more: other dims to check, dim → (size, key
     that sets it)."""
     dims = ("layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp")
-    place.check_divides({**more, **{dim: (size, f"model.{dim}") for dim in dims if (size := getattr(model, dim)) is not None}})
+    place.check_divides(
+        {**more, **{dim: (size, f"model.{dim}") for dim in dims if (size := getattr(model, dim)) is not None}}
+    )
     moe = model.moe
     if not model.sparse_layers:
         return

@@ -32,7 +32,10 @@ def target_config(hardware: Hardware) -> str:
     """XLA's `GpuTargetConfigProto` for a device, as text. Raises UserError where XLA can't compile for it."""
     target = hardware.target
     if target is None:
-        raise UserError(f"hardware={hardware.name}: XLA can compile for it only where one is present; compiler=cpu plans it on simulated devices")
+        raise UserError(
+            f"hardware={hardware.name}: XLA can compile for it only where one is present; compiler=cpu "
+            "plans it on simulated devices"
+        )
     major, minor = target.capability.split(".")
     return f"""
         gpu_device_info {{
@@ -58,8 +61,13 @@ def target_config(hardware: Hardware) -> str:
 def require_cuda() -> None:
     """Raises UserError where XLA's GPU compiler is not installed; otherwise sets the environment so that it
     loads without a driver."""
-    if importlib.util.find_spec("jax_plugins") is None or not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
-        raise UserError("hardware: compiling for a GPU needs XLA's GPU compiler; install the extra, pip install 'llm_jax[cuda]'")
+    if importlib.util.find_spec("jax_plugins") is None or not any(
+        importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)
+    ):
+        raise UserError(
+            "hardware: compiling for a GPU needs XLA's GPU compiler; install the extra, pip install "
+            "'llm_jax[cuda]'"
+        )
     os.environ.setdefault(NO_DRIVER, "1")
 
 
@@ -73,16 +81,23 @@ def topology_devices(name: str, devices: int) -> list[Any]:
     config = target_config(gpu)
     per_node = min(devices, gpu.devices_per_node)
     if devices < 1 or devices % per_node:
-        raise UserError(f"devices={devices}: must be a multiple of the {gpu.devices_per_node} of a node, or fewer than those")
+        raise UserError(
+            f"devices={devices}: must be a multiple of the {gpu.devices_per_node} of a node, or fewer "
+            "than those"
+        )
     require_cuda()
-    return topologies.get_topology_desc(name, platform="cuda", target_config=config, topology=f"1x{devices // per_node}x{per_node}").devices
+    return topologies.get_topology_desc(
+        name, platform="cuda", target_config=config, topology=f"1x{devices // per_node}x{per_node}"
+    ).devices
 
 
 def topology_mesh(name: str, axes: dict[str, int]) -> jax.sharding.Mesh:
     """An explicit mesh of absent GPUs; the last axes are within a node."""
     devices = topology_devices(name, int(np.prod(list(axes.values()))))
     explicit = (jax.sharding.AxisType.Explicit,) * len(axes)
-    return jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit)
+    return jax.sharding.Mesh(
+        np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=explicit
+    )
 
 
 def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]) -> CompiledStep:
@@ -93,7 +108,9 @@ def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]
     it is not optimized: that would take time, and neither text nor memory depends on it.
     """
     with jax.set_mesh(mesh), no_compilation_cache():
-        return CompiledStep(step.lower(*abstract_args).compile(compiler_options={"xla_backend_optimization_level": 0}))
+        return CompiledStep(
+            step.lower(*abstract_args).compile(compiler_options={"xla_backend_optimization_level": 0})
+        )
 
 
 @contextlib.contextmanager
@@ -123,7 +140,9 @@ class WhileLoop:
     def largest(self, count: int = 10) -> list[tuple[int, int, str, tuple[int, ...]]]:
         """(bytes in all, number of arrays, dtype, dims) of the kinds of arrays that take most bytes, largest
         first."""
-        return sorted(((n * shape.bytes, n, *shape) for shape, n in self.carried.items()), reverse=True)[:count]
+        return sorted(((n * shape.bytes, n, *shape) for shape, n in self.carried.items()), reverse=True)[
+            :count
+        ]
 
 
 class CompiledStep:
@@ -144,7 +163,9 @@ class CompiledStep:
             "aliased": stats.alias_size_in_bytes,
             "temporaries": stats.temp_size_in_bytes,
         }
-        return parts | {"total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]}
+        return parts | {
+            "total": parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
+        }
 
     @functools.cached_property
     def module(self) -> hlo.Module:
@@ -154,12 +175,16 @@ class CompiledStep:
     def loops(self) -> list[WhileLoop]:
         """The loops (scans over layers, chunks, microbatches) in the order of the text, with the arrays that
         they carry."""
-        whiles = [i for computation in self.module.computations.values() for i in computation if i.opcode == "while"]
+        whiles = [
+            i for computation in self.module.computations.values() for i in computation if i.opcode == "while"
+        ]
         return [WhileLoop(i.trips, Counter(i.shapes)) for i in whiles]
 
     def custom_calls(self) -> list[str]:
         """The targets of all custom calls, in the order of the text; a call in a loop is listed once."""
-        return [i.target for computation in self.module.computations.values() for i in computation if i.target]
+        return [
+            i.target for computation in self.module.computations.values() for i in computation if i.target
+        ]
 
     def buffer_shapes(self) -> set[hlo.Shape]:
         """(dtype, dims) of every array that is allocated; a tuple counts as its arrays."""
@@ -168,4 +193,8 @@ class CompiledStep:
     def buffers_with(self, *sizes: int) -> set[hlo.Shape]:
         """(dtype, dims) of the allocated arrays that have all these dims: `buffers_with(T, T)` finds
         attention scores."""
-        return {shape for shape in self.buffer_shapes() if all(shape.dims.count(n) >= sizes.count(n) for n in sizes)}
+        return {
+            shape
+            for shape in self.buffer_shapes()
+            if all(shape.dims.count(n) >= sizes.count(n) for n in sizes)
+        }

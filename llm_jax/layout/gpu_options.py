@@ -80,11 +80,17 @@ def combining(layer_bytes: Mapping[str, int]) -> Options:
     layer_bytes: for each kind (of COLLECTIVES) the bytes of a layer's weights as XLA counts them, of the
     result on one device.
     """
-    return {f"xla_gpu_{kind}_combine_threshold_bytes": max(1, layer_bytes[kind] // COLLECTIVES_PER_LAYER) for kind in COLLECTIVES}
+    return {
+        f"xla_gpu_{kind}_combine_threshold_bytes": max(1, layer_bytes[kind] // COLLECTIVES_PER_LAYER)
+        for kind in COLLECTIVES
+    }
 
 
 def compiler_options(
-    devices: int, layer_bytes: Mapping[str, int] | None = None, deterministic: bool = False, environment: Mapping[str, str] = os.environ
+    devices: int,
+    layer_bytes: Mapping[str, int] | None = None,
+    deterministic: bool = False,
+    environment: Mapping[str, str] = os.environ,
 ) -> Options:
     """The options for `jax.jit(...).compile(compiler_options=...)` of a step on this many GPUs.
 

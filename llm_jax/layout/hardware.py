@@ -77,7 +77,9 @@ def hardware(name: str) -> Hardware:
     check_choice("hardware", name, hardware_names())
     row = dict(_table()[name])
     target = row.pop("target", None)
-    return Hardware(name=name, kinds=tuple(row.pop("kinds")), target=Target(**target) if target else None, **row)
+    return Hardware(
+        name=name, kinds=tuple(row.pop("kinds")), target=Target(**target) if target else None, **row
+    )
 
 
 def hardware_names() -> list[str]:
@@ -89,7 +91,7 @@ def datasheet_peak(device_kind: str, dtype: str) -> float | None:
     """Datasheet FLOP/s in products of `dtype` of the device that JAX calls `device_kind`; None for an unknown
     one."""
     rows = [*_table()["peak_only"], *(_table()[name] for name in hardware_names())]
-    words = lambda kind: re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device_kind)  # noqa: E731  # an RTX A4000 is no A40
+    words = lambda kind: re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device_kind)  # an RTX A4000 is no A40  # noqa: E731
     fitting = [(len(kind), row["peak_flops"][dtype]) for row in rows for kind in row["kinds"] if words(kind)]
     return max(fitting)[1] if fitting else None
 

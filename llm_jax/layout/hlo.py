@@ -26,7 +26,9 @@ _BITS = re.compile(r"\d+")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(((?:[^()]|\([^()]*\))*)\))? ?\{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(((?:[^()]|\([^()]*\))*)\))? ?\{([^}]*)\}"
+)
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
@@ -126,7 +128,11 @@ class Instruction:
     @cached_property
     def called(self) -> tuple[str, ...]:
         """The names of the computations that it calls, fuses, repeats or chooses from."""
-        lists = [name.strip().lstrip("%") for names in _CALLED_LISTS.findall(self.rest) for name in names.split(",")]
+        lists = [
+            name.strip().lstrip("%")
+            for names in _CALLED_LISTS.findall(self.rest)
+            for name in names.split(",")
+        ]
         return (*_CALLED.findall(self.rest), *lists)
 
     @cached_property
@@ -179,20 +185,26 @@ def _iota(text: str, dims: tuple[int, ...] | None) -> np.ndarray:
     left = integers(found[1])
     right = integers(found[2]) if found[2] else left
     order = integers(found[3]) if found[3] else range(len(right))
-    return np.arange(math.prod(right)).reshape(right).transpose(*order).reshape(left if dims is None else dims)
+    return (
+        np.arange(math.prod(right)).reshape(right).transpose(*order).reshape(left if dims is None else dims)
+    )
 
 
 def _mesh_groups(axes: str, device_ids: str | None, used: str) -> np.ndarray:
     """Groups over axes of a mesh, `mesh['a'=2,'b'=4] {'b'}`. `'b':(2)2` is the factor 2 of axis b after its
     first factor of 2."""
-    names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
+    names, sizes = zip(
+        *((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True
+    )
     if device_ids is None:
         devices = np.arange(math.prod(sizes)).reshape(sizes)
     elif device_ids.startswith("["):
         devices = _iota(device_ids, sizes)
     else:
         devices = np.array(integers(device_ids)).reshape(sizes)
-    parts: list[tuple[str, int, int]] = [(name, int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(used)]
+    parts: list[tuple[str, int, int]] = [
+        (name, int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(used)
+    ]
     shape: list[int] = []  # the mesh's axes as factors, and for each factor whether it is within a group
     within: list[bool] = []
     for name, size in zip(names, sizes, strict=True):
@@ -258,7 +270,9 @@ class Module:
         inlined: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation:
-                if instruction.opcode in ("fusion", "fusion-start") or ("to_apply=" in instruction.rest and instruction.opcode != "call"):
+                if instruction.opcode in ("fusion", "fusion-start") or (
+                    "to_apply=" in instruction.rest and instruction.opcode != "call"
+                ):
                     inlined.update(instruction.called)
         return (c for c in self.computations.values() if c.name not in inlined)
 

@@ -84,30 +84,51 @@ class Layout:
         for table in TABLES:
             for dim, axes in getattr(self, table).items():
                 if dim not in DIMS:
-                    raise UserError(f"layout.{table}.{dim}={axes}: there is no dim {dim!r}; {nearest(dim, DIMS)}")
+                    raise UserError(
+                        f"layout.{table}.{dim}={axes}: there is no dim {dim!r}; {nearest(dim, DIMS)}"
+                    )
                 for axis in split_axes(axes):
                     if axis not in self.mesh:
-                        raise UserError(f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; {nearest(axis, self.mesh)}")
+                        raise UserError(
+                            f"layout.{table}.{dim}={axes}: the mesh has no axis {axis!r}; "
+                            f"{nearest(axis, self.mesh)}"
+                        )
                 if dim not in PLACEABLE[table]:
-                    raise UserError(f"layout.{table}.{dim}={axes}: this table places {', '.join(PLACEABLE[table])} only")
+                    raise UserError(
+                        f"layout.{table}.{dim}={axes}: this table places {', '.join(PLACEABLE[table])} only"
+                    )
         for dim in ("embed", "head_dim", "latent"):
             if axes := self.tables()["compute"].get(dim):
-                raise UserError(f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; layout.stored.{dim} splits it at rest")
+                raise UserError(
+                    f"layout.compute.{dim}={axes}: products sum over {dim}, which must be whole; "
+                    f"layout.stored.{dim} splits it at rest"
+                )
         self.check_pipeline()
 
     def check_pipeline(self) -> None:
         """Raises UserError for a split of `layers`, or pipeline settings, that no pipeline can run."""
         microbatches, rounds = self.pipeline.microbatches, self.pipeline.rounds
-        require(microbatches is None or microbatches >= 1, "layout.pipeline.microbatches", microbatches, "at least 1, or null for as many as fit")
+        require(
+            microbatches is None or microbatches >= 1,
+            "layout.pipeline.microbatches",
+            microbatches,
+            "at least 1, or null for as many as fit",
+        )
         require(rounds >= 1, "layout.pipeline.rounds", rounds, "at least 1")
         tables = self.tables()
         stages, at_rest = (split_axes(tables[table].get("layers", "")) for table in ("compute", "stored"))
         if not stages:
-            require(not at_rest, "layout.stored.layers", ", ".join(at_rest), "split in layout.compute too (a pipeline), or not at all")
+            require(
+                not at_rest,
+                "layout.stored.layers",
+                ", ".join(at_rest),
+                "split in layout.compute too (a pipeline), or not at all",
+            )
             changed = [f.name for f in fields(PipelineConfig) if getattr(self.pipeline, f.name) != f.default]
             if changed:
                 raise UserError(
-                    f"layout.pipeline.{changed[0]}={getattr(self.pipeline, changed[0])}: layout {self.name} has no pipeline; "
+                    f"layout.pipeline.{changed[0]}={getattr(self.pipeline, changed[0])}: layout "
+                    f"{self.name} has no pipeline; "
                     "layout.compute.layers=AXIS makes one"
                 )
             return
@@ -121,10 +142,13 @@ class Layout:
                 f"{right!r}: outside of the blocks the stages split the batch",
             )
         if rounds > 1:
-            require(self.pipeline.remat, "layout.pipeline.remat", False, f"true with rounds={rounds}: every tick would keep its weights")
-            right = (
-                f'"" with layout.pipeline.rounds={rounds}, where a stage has layers from {rounds} places; split another dim, as layout.stored.embed'
+            require(
+                self.pipeline.remat,
+                "layout.pipeline.remat",
+                False,
+                f"true with rounds={rounds}: every tick would keep its weights",
             )
+            right = f'"" with layout.pipeline.rounds={rounds}, where a stage has layers from {rounds} places; split another dim, as layout.stored.embed'  # noqa: E501
             require(not at_rest, "layout.stored.layers", ", ".join(at_rest), right)
 
     def tables(self) -> dict[Table, Axes]:
@@ -159,7 +183,9 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+def partition_spec(
+    table: Axes, dims: Dims, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None
+) -> PartitionSpec:
     """The partition spec of an array with these dims. Each mesh axis splits the first dim that names it.
 
     With the array's shape and the mesh, the dims of `UNEVEN_OK` are split by as many of their axes as divide
@@ -169,7 +195,12 @@ def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None
     entries: list[Any] = []
     for i, dim in enumerate(dims):
         axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
-        while shape is not None and mesh is not None and dim in UNEVEN_OK and shape[i] % math.prod(mesh.shape[a] for a in axes):
+        while (
+            shape is not None
+            and mesh is not None
+            and dim in UNEVEN_OK
+            and shape[i] % math.prod(mesh.shape[a] for a in axes)
+        ):
             axes = axes[:-1]
         used.update(axes)
         entries.append(axes[0] if len(axes) == 1 else axes or None)
@@ -178,7 +209,10 @@ def partition_spec(table: Axes, dims: Dims, shape: tuple[int, ...] | None = None
 
 def without_axes(table: Axes, removed: Collection[str]) -> Axes:
     """A table with some mesh axes removed from its entries."""
-    return {dim: ", ".join(axis for axis in split_axes(axes) if axis not in removed) for dim, axes in table.items()}
+    return {
+        dim: ", ".join(axis for axis in split_axes(axes) if axis not in removed)
+        for dim, axes in table.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -204,10 +238,17 @@ class MeshPlacement(StagePlacement):
     @cached_property
     def traced_mesh(self) -> Mesh | AbstractMesh:
         """The mesh for code that uses this placement: with `manual_axes` as manual axes."""
-        return self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.manual_axes, AxisType.Manual)) if self.manual_axes else self.mesh
+        return (
+            self.mesh.abstract_mesh.update_axis_types(dict.fromkeys(self.manual_axes, AxisType.Manual))
+            if self.manual_axes
+            else self.mesh
+        )
 
     def weight(self, w: jax.Array, dims: Dims) -> jax.Array:
-        missing = [-n % self.size(self.axes(dim)) if dim in PADDED else 0 for dim, n in zip(dims, w.shape, strict=True)]
+        missing = [
+            -n % self.size(self.axes(dim)) if dim in PADDED else 0
+            for dim, n in zip(dims, w.shape, strict=True)
+        ]
         if any(missing):
             w = jnp.pad(w, [(0, n) for n in missing])
         return self.move(w, dims)
@@ -215,7 +256,9 @@ class MeshPlacement(StagePlacement):
     def unpad(self, x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
         if x.shape == shape:
             return x
-        x = self.move(x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True)))
+        x = self.move(
+            x, tuple(None if n != m else dim for dim, n, m in zip(dims, x.shape, shape, strict=True))
+        )
         return jax.lax.slice(x, (0,) * x.ndim, shape)
 
     def sum_gradient(self, dw: jax.Array, dims: Dims, master_spec: PartitionSpec) -> jax.Array:
@@ -227,7 +270,12 @@ class MeshPlacement(StagePlacement):
         return jax.lax.psum(dw, tuple(left)) if left else dw
 
     def summed_gradient_spec(self, dims: Dims, master_spec: PartitionSpec) -> PartitionSpec:
-        return PartitionSpec(*((*axes, *more) or None for axes, more in zip(self.split(dims), self._scattered(dims, master_spec), strict=True)))
+        return PartitionSpec(
+            *(
+                (*axes, *more) or None
+                for axes, more in zip(self.split(dims), self._scattered(dims, master_spec), strict=True)
+            )
+        )
 
     def _scattered(self, dims: Dims, master_spec: PartitionSpec) -> list[tuple[str, ...]]:
         """For each dim of a weight: the axes of the batch that split the master parameter and not the weight
@@ -240,8 +288,12 @@ class MeshPlacement(StagePlacement):
 
     def ids_for_lookup(self, table_spec: PartitionSpec, ids_BT: jax.Array) -> tuple[jax.Array, PartitionSpec]:
         row = entry_axes(table_spec[1])
-        batch, sequence = (tuple(axis for axis in self.axes(dim) if axis not in row) for dim in ("batch", "sequence"))
-        return jax.sharding.reshard(ids_BT, PartitionSpec(batch, sequence)), PartitionSpec(batch, sequence, row)
+        batch, sequence = (
+            tuple(axis for axis in self.axes(dim) if axis not in row) for dim in ("batch", "sequence")
+        )
+        return jax.sharding.reshard(ids_BT, PartitionSpec(batch, sequence)), PartitionSpec(
+            batch, sequence, row
+        )
 
     def spec(self, dims: Dims, table: Table = "compute") -> PartitionSpec:
         return partition_spec(self.tables[table], dims)
@@ -249,7 +301,9 @@ class MeshPlacement(StagePlacement):
     def move(self, x: jax.Array, dims: Dims, table: Table = "compute") -> jax.Array:
         return jax.sharding.reshard(x, self.sharding(dims, table, x.shape))
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+    def local(
+        self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute"
+    ) -> Callable:
         def out_specs(dims: Any) -> Any:
             if isinstance(dims, PartitionSpec):
                 return dims
@@ -259,7 +313,8 @@ class MeshPlacement(StagePlacement):
 
         def run(*arguments: jax.Array) -> Any:
             in_specs = tuple(
-                PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec for x, dims in zip(arguments, in_dims, strict=True)
+                PartitionSpec() if dims is None else self.sharding(dims, table, x.shape).spec
+                for x, dims in zip(arguments, in_dims, strict=True)
             )
             return self.shard_map(f, in_specs, out_specs(out_dims))(*arguments)
 
@@ -268,19 +323,32 @@ class MeshPlacement(StagePlacement):
     def axes(self, dim: str, table: Table = "compute") -> tuple[str, ...]:
         return split_axes(self.tables[table].get(dim, ""))
 
-    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
-        return tuple(entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh))
+    def split(
+        self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None
+    ) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            entry_axes(entry) for entry in partition_spec(self.tables[table], dims, shape, self.mesh)
+        )
 
     def by_stage(self, f: Callable, out_dims: tuple[Dims, ...]) -> Callable:
         manual = self.in_stage().manual_axes
 
         def kept(spec: PartitionSpec) -> PartitionSpec:
-            return PartitionSpec(*(tuple(a for a in entry_axes(entry) if a in manual) or None for entry in spec))
+            return PartitionSpec(
+                *(tuple(a for a in entry_axes(entry) if a in manual) or None for entry in spec)
+            )
 
         def run(*arguments: Any) -> Any:
             in_specs = jax.tree.map(lambda x: kept(jax.typeof(x).sharding.spec), arguments)
             out_specs = tuple(kept(self.spec(dims, "residual")) for dims in out_dims)
-            return jax.shard_map(f, mesh=self.mesh, axis_names=set(manual), in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+            return jax.shard_map(
+                f,
+                mesh=self.mesh,
+                axis_names=set(manual),
+                in_specs=in_specs,
+                out_specs=out_specs,
+                check_vma=False,
+            )(*arguments)
 
         return run
 
@@ -293,11 +361,18 @@ class MeshPlacement(StagePlacement):
             for axis in split_axes(axes)
         }
         only_batch = (axis for axis in self.axes("batch") if axis not in elsewhere)
-        return replace(self, manual_axes=tuple(dict.fromkeys((*self.axes("layers"), *only_batch)))) if self.axes("layers") else self
+        return (
+            replace(self, manual_axes=tuple(dict.fromkeys((*self.axes("layers"), *only_batch))))
+            if self.axes("layers")
+            else self
+        )
 
     def reshard_to_stages(self, w_RL: jax.Array) -> jax.Array:
         stages = self.axes("layers")
-        others = (tuple(a for a in entry_axes(entry) if a not in stages) or None for entry in jax.typeof(w_RL).sharding.spec[2:])
+        others = (
+            tuple(a for a in entry_axes(entry) if a not in stages) or None
+            for entry in jax.typeof(w_RL).sharding.spec[2:]
+        )
         return jax.sharding.reshard(w_RL, NamedSharding(self.mesh, PartitionSpec(None, stages, *others)))
 
     def sum_master_gradient(self, dw_RL: jax.Array, dims: Dims) -> jax.Array:
@@ -309,14 +384,23 @@ class MeshPlacement(StagePlacement):
                     dw_RL = jax.lax.psum_scatter(dw_RL, axes, scatter_dimension=i + 2, tiled=True)
             return dw_RL
 
-        return self.shard_map(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(dw_RL)
+        return self.shard_map(scattered, (jax.typeof(dw_RL).sharding.spec,), jax.typeof(dw_RL).sharding.spec)(
+            dw_RL
+        )
 
     def shard_map(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`jax.shard_map` of f over all mesh axes that are not manual yet."""
         automatic = set(self.mesh.axis_names) - set(self.manual_axes)
         if not automatic:  # every device runs by itself already
             return f
-        return jax.shard_map(f, mesh=self.traced_mesh, axis_names=automatic, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.shard_map(
+            f,
+            mesh=self.traced_mesh,
+            axis_names=automatic,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,
+        )
 
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
@@ -352,19 +436,31 @@ class MeshPlacement(StagePlacement):
         """Raises UserError where layers, microbatches or the batch (if `sizes` has one) don't divide over the
         pipeline's stages."""
         stages, config, (layers, key) = self.size(self.axes("layers")), self.pipeline, sizes["layers"]
-        layout = f"layout {self.layout.name} has {stages} stages ({self.axes_with_sizes(self.axes('layers'))})"
+        layout = (
+            f"layout {self.layout.name} has {stages} stages ({self.axes_with_sizes(self.axes('layers'))})"
+        )
         groups = stages * config.rounds
         if layers % groups:
-            raise UserError(f"{key}={layers}: {layout} and {config.rounds} rounds, and {layers} is not a multiple of {groups}")
+            raise UserError(
+                f"{key}={layers}: {layout} and {config.rounds} rounds, and {layers} is not a multiple of "
+                f"{groups}"
+            )
         if config.microbatches is None or "batch" not in sizes:  # a model without a run
             return
         if config.microbatches % stages:
-            raise UserError(f"layout.pipeline.microbatches={config.microbatches}: {layout}, and {config.microbatches} is not a multiple of {stages}")
+            raise UserError(
+                f"layout.pipeline.microbatches={config.microbatches}: {layout}, and {config.microbatches} "
+                f"is not a multiple of {stages}"
+            )
         batch, key = sizes["batch"]
         rows = config.microbatches * self.size(self.axes("batch")) // stages
         if batch % rows:
-            others = self.axes_with_sizes(tuple(a for a in self.axes("batch") if a not in self.axes("layers")))
-            over = f"layout.pipeline.microbatches={config.microbatches}" + (f", each over {others}" if others else "")
+            others = self.axes_with_sizes(
+                tuple(a for a in self.axes("batch") if a not in self.axes("layers"))
+            )
+            over = f"layout.pipeline.microbatches={config.microbatches}" + (
+                f", each over {others}" if others else ""
+            )
             raise UserError(f"{key}={batch}: {layout} and {over}, and {batch} is not a multiple of {rows}")
 
     def axes_with_sizes(self, axes: tuple[str, ...]) -> str:

@@ -22,7 +22,9 @@ def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[
     """
     for axis, size in overrides.items():
         if axis not in layout.mesh:
-            raise UserError(f"mesh.{axis}={size}: layout {layout.name} has no axis {axis!r}; {nearest(axis, layout.mesh)}")
+            raise UserError(
+                f"mesh.{axis}={size}: layout {layout.name} has no axis {axis!r}; {nearest(axis, layout.mesh)}"
+            )
     sizes = {**layout.mesh, **overrides}
     given_sizes = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     for axis, size in sizes.items():
@@ -34,12 +36,19 @@ def mesh_sizes(layout: Layout, overrides: dict[str, int], devices: int) -> dict[
         raise UserError(f"{given_sizes}: only one axis can be -1 (the devices that the others leave)")
     if free:
         if devices % given:
-            raise UserError(f"{given_sizes}: {devices} devices can't be divided by {given}; divisors of {devices}: {divisors(devices)}")
+            raise UserError(
+                f"{given_sizes}: {devices} devices can't be divided by {given}; divisors of {devices}: "
+                f"{divisors(devices)}"
+            )
         sizes[free[0]] = devices // given
     elif given > devices:
         raise UserError(
             f"{given_sizes}: needs {given} devices and there are {devices}"
-            + ("" if jax.default_backend() != "cpu" else f" (XLA_FLAGS=--xla_force_host_platform_device_count={given} simulates them)")
+            + (
+                ""
+                if jax.default_backend() != "cpu"
+                else f" (XLA_FLAGS=--xla_force_host_platform_device_count={given} simulates them)"
+            )
         )
     return sizes
 
@@ -51,12 +60,19 @@ def make_mesh(layout: Layout, overrides: dict[str, int], devices: Sequence[jax.D
     sizes = mesh_sizes(layout, overrides, len(devices))
     used = math.prod(sizes.values())
     if used < len(devices) and jax.process_count() > 1:
-        raise UserError(f"layout {layout.name}: uses {used} of {len(devices)} devices; with several processes all must be used")
+        raise UserError(
+            f"layout {layout.name}: uses {used} of {len(devices)} devices; with several processes all "
+            "must be used"
+        )
     axis_types = (AxisType.Explicit,) * len(sizes)
     if devices[0].platform == "tpu" and used == len(devices):
         # arranges the axes on the torus
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)
-    return Mesh(np.array(sorted_by_node(devices)[:used]).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
+    return Mesh(
+        np.array(sorted_by_node(devices)[:used]).reshape(tuple(sizes.values())),
+        tuple(sizes),
+        axis_types=axis_types,
+    )
 
 
 def nodes(devices: Sequence[Any]) -> list[int]:
@@ -80,7 +96,10 @@ def are_absent(devices: Sequence[Any]) -> bool:
 def sorted_by_node(devices: Sequence[Any]) -> list[Any]:
     """The devices sorted by node. `jax.devices()` is sorted by process, and Slurm may distribute processes
     over nodes in turn."""
-    order = sorted(zip(nodes(devices), devices, strict=True), key=lambda pair: (pair[0], pair[1].process_index, pair[1].id))
+    order = sorted(
+        zip(nodes(devices), devices, strict=True),
+        key=lambda pair: (pair[0], pair[1].process_index, pair[1].id),
+    )
     return [device for _, device in order]
 
 
@@ -94,7 +113,9 @@ def network_axes(mesh: Mesh) -> tuple[str, ...]:
 def describe_mesh(mesh: Mesh) -> str:
     """The mesh for a run's header: "data=8 (across nodes) x tensor=8"."""
     across = network_axes(mesh)
-    return " x ".join(f"{axis}={size}" + (" (across nodes)" if axis in across else "") for axis, size in mesh.shape.items())
+    return " x ".join(
+        f"{axis}={size}" + (" (across nodes)" if axis in across else "") for axis, size in mesh.shape.items()
+    )
 
 
 def divisors(n: int) -> str:

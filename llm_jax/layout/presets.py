@@ -28,11 +28,21 @@ PRESETS = {
         # fsdp within each node (of 8 here), replicated over nodes: weights are gathered inside a node, and
         # each device sums its eighth of the gradients over the network (MiCS, Zhang et al. 2022; HSDP, Zhao
         # et al. 2023).
-        Layout("hybrid_fsdp", mesh={"node": -1, "data": 8}, compute={"batch": "node, data"}, stored={"embed": "data"}),
+        Layout(
+            "hybrid_fsdp",
+            mesh={"node": -1, "data": 8},
+            compute={"batch": "node, data"},
+            stored={"embed": "data"},
+        ),
         # Each matrix product is split over its heads or hidden units (Megatron-LM, Shoeybi et al. 2019).
         Layout("tensor", mesh={"tensor": -1}, compute=TENSOR),
         # tensor within a group of devices, fsdp across the groups.
-        Layout("fsdp_tensor", mesh={"data": -1, "tensor": 2}, compute={"batch": "data", **TENSOR}, stored={"embed": "data"}),
+        Layout(
+            "fsdp_tensor",
+            mesh={"data": -1, "tensor": 2},
+            compute={"batch": "data", **TENSOR},
+            stored={"embed": "data"},
+        ),
         # fsdp_tensor with the stream between products split over the sequence, so that norms and residuals of
         # the backward pass are split too; each all-reduce becomes a reduce-scatter and an all-gather
         # (Korthikanti et al. 2022).
@@ -48,7 +58,13 @@ PRESETS = {
         Layout("context_gather", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH),
         # As context_gather, but keys are passed on in a ring, so that no device ever has all of them (Liu et
         # al. 2023).
-        Layout("context_ring", mesh={"data": -1, "context": 2}, compute=CONTEXT, stored=OVER_BOTH, attention={"keys": "context"}),
+        Layout(
+            "context_ring",
+            mesh={"data": -1, "context": 2},
+            compute=CONTEXT,
+            stored=OVER_BOTH,
+            attention={"keys": "context"},
+        ),
         # As context_gather, but for attention each device gets whole sequences of some heads, by an
         # all-to-all (Jacobs et al. 2023).
         Layout(
@@ -75,7 +91,12 @@ PRESETS = {
         # stream: for the slowest network. Outside of the blocks the stages split the batch, and the tables'
         # moments. Weights are whole on the devices of `data`, and only the moments are split (ZeRO-1): with
         # fsdp, weights would be gathered again for every microbatch.
-        Layout("pipeline", mesh={"stage": 4, "data": -1}, compute=STAGES, optimizer={"embed": "data", "vocab": "stage"}),
+        Layout(
+            "pipeline",
+            mesh={"stage": 4, "data": -1},
+            compute=STAGES,
+            optimizer={"embed": "data", "vocab": "stage"},
+        ),
         # The three dimensions of Narayanan et al. 2021: layers across nodes, matrices within a node, the
         # batch over the rest.
         Layout(
@@ -92,5 +113,7 @@ PRESETS = {
 def preset(name: str) -> Layout:
     """The preset of this name; an unknown name raises UserError with the nearest one."""
     if name not in PRESETS:
-        raise UserError(f"layout={name}: no such layout; {nearest(name, PRESETS)} (presets: {', '.join(PRESETS)})")
+        raise UserError(
+            f"layout={name}: no such layout; {nearest(name, PRESETS)} (presets: {', '.join(PRESETS)})"
+        )
     return PRESETS[name]

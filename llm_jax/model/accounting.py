@@ -72,7 +72,10 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> dict[str, floa
 
 def account(config: ModelConfig, sequence_length: int, tokens: float) -> dict[str, Any]:
     """Every column of N, and of FLOPs for a run over `tokens` tokens."""
-    return {**parameters(config), **{name: value * tokens for name, value in flops_per_token(config, sequence_length).items()}}
+    return {
+        **parameters(config),
+        **{name: value * tokens for name, value in flops_per_token(config, sequence_length).items()},
+    }
 
 
 def size(config: ModelConfig, convention: str) -> int:
@@ -112,7 +115,11 @@ def matmul_parameters(config: ModelConfig) -> int:
     mlp = (c.layers - sparse) * expert_parameters(c, c.mlp)
     if sparse:
         assert c.moe.mlp
-        mlp += sparse * (c.moe.top_k * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp) + c.embed * c.moe.experts)
+        mlp += sparse * (
+            c.moe.top_k * expert_parameters(c, c.moe.mlp)
+            + expert_parameters(c, c.moe.shared_mlp)
+            + c.embed * c.moe.experts
+        )
     return c.layers * attention_matrices(c) + mlp + c.vocab * c.embed
 
 
@@ -125,7 +132,9 @@ def attention_matrices(config: ModelConfig) -> int:
         return c.embed * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     heads = c.heads * c.head_dim
     query = latent.query_rank * (c.embed + heads) if latent.query_rank else c.embed * heads
-    key_value = c.embed * (latent.kv_rank + latent.rope_dim) + latent.kv_rank * c.heads * (latent.nope_dim + latent.value_dim)
+    key_value = c.embed * (latent.kv_rank + latent.rope_dim) + latent.kv_rank * c.heads * (
+        latent.nope_dim + latent.value_dim
+    )
     return query + key_value + c.heads * latent.value_dim * c.embed
 
 
@@ -139,7 +148,9 @@ def active_parameters(config: ModelConfig, total: int) -> int:
     if not config.sparse_layers:
         return total
     assert config.moe.mlp
-    return total - len(config.sparse_layers) * (config.moe.experts - config.moe.top_k) * expert_parameters(config, config.moe.mlp)
+    return total - len(config.sparse_layers) * (config.moe.experts - config.moe.top_k) * expert_parameters(
+        config, config.moe.mlp
+    )
 
 
 def keys_per_query(sequence_length: int, window: int | None) -> float:
@@ -171,7 +182,9 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     the causal mask (and the window) lets a query see, in rows of one document; recomputation (remat), norms,
     softmax and the optimizer are not counted. This is the convention of every MFU that llm_jax prints.
     """
-    return 6 * matmul_parameters(config) + attention_flops_per_key(config) * keys_per_query_of_all_layers(config, sequence_length)
+    return 6 * matmul_parameters(config) + attention_flops_per_key(config) * keys_per_query_of_all_layers(
+        config, sequence_length
+    )
 
 
 def non_embedding_parameters(config: ModelConfig, total: int) -> int:
@@ -197,12 +210,16 @@ def parameter_count(config: ModelConfig) -> int:
     projected = latents + c.latent.rope_dim if c.latent.kv_rank else (c.heads + 2 * c.kv_heads) * c.head_dim
     attention = attention_matrices(c) + c.bias_qkv * projected + c.bias_out * c.embed
     attention += latents  # their norms
-    attention += {"none": 0, "head": 2 * c.head_dim, "projection": (c.heads + c.kv_heads) * c.head_dim}[c.qk_norm]
+    attention += {"none": 0, "head": 2 * c.head_dim, "projection": (c.heads + c.kv_heads) * c.head_dim}[
+        c.qk_norm
+    ]
     dense = expert_parameters(c, c.mlp) + c.bias_mlp * ((2 if c.gated else 1) * c.mlp + c.embed)
     total = c.layers * (attention + norms) + norm + (c.layers - len(c.sparse_layers)) * dense
     if c.sparse_layers:
         assert c.moe.mlp
         experts = c.moe.experts * expert_parameters(c, c.moe.mlp) + expert_parameters(c, c.moe.shared_mlp)
-        total += len(c.sparse_layers) * (experts + c.embed * c.moe.experts + (c.moe.experts if c.moe.bias else 0))
+        total += len(c.sparse_layers) * (
+            experts + c.embed * c.moe.experts + (c.moe.experts if c.moe.bias else 0)
+        )
     total += c.vocab * c.embed * (1 if c.tied_embeddings else 2)
     return total + (c.positions * c.embed if c.position == "learned" else 0)

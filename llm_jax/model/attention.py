@@ -33,7 +33,9 @@ class Attention(nnx.Module):
         self.query = weight(rngs, config, (D, H, K), ("embed", "heads", "head_dim"), std, layers)
         self.key = weight(rngs, config, (D, G, K), ("embed", "kv_heads", "head_dim"), std, layers)
         self.value = weight(rngs, config, (D, G, K), ("embed", "kv_heads", "head_dim"), std, layers)
-        self.out = weight(rngs, config, (H, K, D), ("heads", "head_dim", "embed"), residual_std(config), layers)
+        self.out = weight(
+            rngs, config, (H, K, D), ("heads", "head_dim", "embed"), residual_std(config), layers
+        )
         if config.bias_qkv:
             self.query_bias = weight(rngs, config, (H, K), ("heads", "head_dim"), 0, layers)
             self.key_bias = weight(rngs, config, (G, K), ("kv_heads", "head_dim"), 0, layers)
@@ -42,8 +44,15 @@ class Attention(nnx.Module):
             self.out_bias = weight(rngs, config, (D,), ("embed",), 0, layers)
         if config.qk_norm != "none":
             by_head = config.qk_norm == "head"
-            shapes = [((K,), ("head_dim",))] * 2 if by_head else [((H, K), ("heads", "head_dim")), ((G, K), ("kv_heads", "head_dim"))]
-            self.query_norm, self.key_norm = (Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms") for shape, dims in shapes)
+            shapes = (
+                [((K,), ("head_dim",))] * 2
+                if by_head
+                else [((H, K), ("heads", "head_dim")), ((G, K), ("kv_heads", "head_dim"))]
+            )
+            self.query_norm, self.key_norm = (
+                Norm(config, rngs, layers, place, shape=shape, dims=dims, kind="rms")
+                for shape, dims in shapes
+            )
 
     def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments_BT: jax.Array | None) -> jax.Array:
         """x_BTD in the compute placement → y_BTD in the residual placement. rope: from `rope`. segments_BT:
@@ -79,12 +88,21 @@ class Attention(nnx.Module):
     def project_out(self, out_BTHK: jax.Array) -> jax.Array:
         """The output of all heads, projected into the stream: y_BTD in the residual placement."""
         config, place = self.config, self.place
-        y_BTD = project("BTHK,HKD->BTD", out_BTHK, self.out, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
+        y_BTD = project(
+            "BTHK,HKD->BTD",
+            out_BTHK,
+            self.out,
+            config,
+            place,
+            place.spec(("batch", "sequence", "embed"), "residual"),
+        )
         if config.bias_out:
             y_BTD = add_bias(y_BTD, self.out_bias, config, place)
         return checkpoint_name(y_BTD, "attention_out")
 
-    def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> jax.Array:
+    def attend(
+        self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None
+    ) -> jax.Array:
         """out_BTHK of the chosen kernel, run on each device's own heads and rows (over a split sequence:
         `attention_context`).
 
@@ -105,8 +123,13 @@ class Attention(nnx.Module):
         split = context.Split(sequence, parts, ring=bool(place.axes("keys", "attention")), config=config)
 
         def run(q_BTHK, k_BSGK, v_BSGK, segments_BS=None):
-            k_BSGK, v_BSGK = (needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK))
-            q_BTHK, k_BSGK, v_BSGK = (checkpoint_name(x, name) for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value")))
+            k_BSGK, v_BSGK = (
+                needed_heads(x, q_BTHK.shape[2], group, heads, kv_heads) for x in (k_BSGK, v_BSGK)
+            )
+            q_BTHK, k_BSGK, v_BSGK = (
+                checkpoint_name(x, name)
+                for x, name in ((q_BTHK, "query"), (k_BSGK, "key"), (v_BSGK, "value"))
+            )
             # in latent attention; kernels need values as wide as keys
             narrower = k_BSGK.shape[-1] - v_BSGK.shape[-1]
             if narrower:
@@ -119,10 +142,14 @@ class Attention(nnx.Module):
 
         segments = () if segments_BS is None else (place.move(segments_BS, ("batch", None), "attention"),)
         dims = (Q_DIMS, kv_dims, kv_dims, ("batch", None))[: 3 + len(segments)]
-        return place.move(place.local(run, dims, Q_DIMS, "attention")(q_BTHK, k_BSGK, v_BSGK, *segments), Q_DIMS)
+        return place.move(
+            place.local(run, dims, Q_DIMS, "attention")(q_BTHK, k_BSGK, v_BSGK, *segments), Q_DIMS
+        )
 
 
-def needed_heads(x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...], dim: int = 2) -> jax.Array:
+def needed_heads(
+    x_BSGK: jax.Array, heads: int, group: int, axes: tuple[str, ...], kv_axes: tuple[str, ...], dim: int = 2
+) -> jax.Array:
     """The key/value heads (dim `dim` of x) that this device's `heads` query heads use, of those that the
     device has.
 
@@ -164,11 +191,18 @@ def check_heads(config: ModelConfig, place: Placement) -> None:
     if H % parts:
         raise UserError(f"model.heads={H}: {splits}, and {H} is not a multiple of {parts}")
     if asked != heads[: len(asked)]:
-        problem = f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over {axes_with_sizes(heads, place) or 'nothing'}"
-        raise UserError(f"{problem}, and key/value heads must be split by the same axes, or by the first of them")
+        problem = (
+            f"layout.attention.kv_heads={','.join(asked)}: the query heads are split over "
+            f"{axes_with_sizes(heads, place) or 'nothing'}"
+        )
+        raise UserError(
+            f"{problem}, and key/value heads must be split by the same axes, or by the first of them"
+        )
     if G % parts and parts % G:
         fit = ", ".join(str(n) for n in range(1, H + 1) if H % n == 0 and (n % parts == 0 or parts % n == 0))
-        raise UserError(f"model.kv_heads={G}: {splits}; {parts} must divide {G} or be a multiple of it, as with {fit}")
+        raise UserError(
+            f"model.kv_heads={G}: {splits}; {parts} must divide {G} or be a multiple of it, as with {fit}"
+        )
 
 
 def check_context(config: ModelConfig, place: Placement, sequence_length: int) -> None:
@@ -176,18 +210,31 @@ def check_context(config: ModelConfig, place: Placement, sequence_length: int) -
     sequence, keys = place.split(Q_DIMS, "attention")[1], place.axes("keys", "attention")
     if keys and keys != sequence:
         split = axes_with_sizes(sequence, place) or "nothing"
-        problem = f"layout.attention.keys={','.join(keys)}: the sequence is split over {split} while it attends"
-        raise UserError(f"{problem}; the ring of keys must be over the same axes, or keys must be gathered (keys: '')")
+        problem = (
+            f"layout.attention.keys={','.join(keys)}: the sequence is split over {split} while it attends"
+        )
+        raise UserError(
+            f"{problem}; the ring of keys must be over the same axes, or keys must be gathered (keys: '')"
+        )
     parts = place.size(sequence)
     if parts == 1:
         return
     compute = place.split(Q_DIMS)[1]
     if compute[: len(sequence)] != sequence:
-        problem = f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is {','.join(compute) or 'empty'}"
+        problem = (
+            f"layout.attention.sequence={','.join(sequence)}: layout.compute.sequence is "
+            f"{','.join(compute) or 'empty'}"
+        )
         raise UserError(f"{problem}, and must begin with the same axes")
     if sequence_length % (2 * parts):
-        problem = f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over {axes_with_sizes(sequence, place)}"
-        raise UserError(f"{problem}, each device has two chunks of it, and {sequence_length} is not a multiple of {2 * parts}")
+        problem = (
+            f"train.sequence_length={sequence_length}: the layout (attention) splits dim 'sequence' over "
+            f"{axes_with_sizes(sequence, place)}"
+        )
+        raise UserError(
+            f"{problem}, each device has two chunks of it, and {sequence_length} is not a multiple of "
+            f"{2 * parts}"
+        )
 
 
 def axes_with_sizes(axes: tuple[str, ...], place: Placement) -> str:

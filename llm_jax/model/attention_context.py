@@ -121,7 +121,9 @@ class Split(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention_split(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, segments_BS: jax.Array | None, split: Split) -> jax.Array:
+def attention_split(
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, segments_BS: jax.Array | None, split: Split
+) -> jax.Array:
     """Causal attention of one device's chunks to the keys of all devices: out_BTHK in q's dtype.
 
     q, k, v: this device's two chunks of the sequence. segments_BS: the documents of whole rows, in natural
@@ -133,7 +135,11 @@ def attention_split(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seg
 def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BS, split: Split):
     schedule = _ring_forward if split.ring else _gather_forward
     out_BTHK, lse_BHT = schedule(
-        q_BTHK, k_BTGK, v_BTGK, Chunks(segments_BS, q_BTHK.shape[1] // 2, split), find_kernel(split.config.attention).chunk_kernel(split.config)
+        q_BTHK,
+        k_BTGK,
+        v_BTGK,
+        Chunks(segments_BS, q_BTHK.shape[1] // 2, split),
+        find_kernel(split.config.attention).chunk_kernel(split.config),
     )
     out_BTHK, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BTHK.astype(q_BTHK.dtype), lse_BHT))
     return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, segments_BS, out_BTHK, lse_BHT)
@@ -172,7 +178,10 @@ class Chunks(NamedTuple):
         """The documents of some chunks: [B, C] of one, otherwise [B N, C], in the order of `to_rows`."""
         if self.segments_BS is None:
             return None
-        found = [jax.lax.dynamic_slice_in_dim(self.segments_BS, chunk * self.length, self.length, 1) for chunk in chunks]
+        found = [
+            jax.lax.dynamic_slice_in_dim(self.segments_BS, chunk * self.length, self.length, 1)
+            for chunk in chunks
+        ]
         return jnp.stack(found, 1).reshape(-1, self.length)
 
     def causal(self) -> Mask:
@@ -189,7 +198,12 @@ class Chunks(NamedTuple):
         """The mask of a chunk of queries with the chunks before it, of keys that are the first `count`
         chunks."""
         keys_BS = None if self.segments_BS is None else self.segments_BS[:, : count * self.length]
-        return Mask(self.segments(queries), keys_BS, jnp.broadcast_to(queries * self.length, (batch,)), self.split.config.window)
+        return Mask(
+            self.segments(queries),
+            keys_BS,
+            jnp.broadcast_to(queries * self.length, (batch,)),
+            self.split.config.window,
+        )
 
 
 def to_rows(x_BT: jax.Array, n: int = 2) -> jax.Array:
@@ -239,7 +253,9 @@ def _gather_forward(q, k, v, chunks: Chunks, kernel: ChunkKernel) -> Product:
     out, lse = kernel.forward(to_rows(q), to_rows(k), to_rows(v), chunks.causal())
     found = []
     out, lse = from_rows(out), stats_from_rows(lse)
-    parts_of_rows = zip(halves(q), halves(out), halves(lse, 2), chunks.own(), _earlier_counts(split), strict=True)
+    parts_of_rows = zip(
+        halves(q), halves(out), halves(lse, 2), chunks.own(), _earlier_counts(split), strict=True
+    )
     for q_c, out_c, lse_c, chunk, n in parts_of_rows:
         earlier = kernel.forward(q_c, keys[:, : n * C], values[:, : n * C], chunks.mask_before(B, chunk, n))
         found.append(merge((out_c, lse_c), earlier))
@@ -252,16 +268,30 @@ def _gather_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKerne
     to their devices."""
     B, split, C = q.shape[0], chunks.split, chunks.length
     keys, values = _all_gather(k, split), _all_gather(v, split)
-    own = kernel.backward(to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout))
+    own = kernel.backward(
+        to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout)
+    )
     dq, dk, dv = (from_rows(g.astype(SUM_DTYPE)) for g in own)
     more, dkeys, dvalues = [], jnp.zeros(keys.shape, SUM_DTYPE), jnp.zeros(values.shape, SUM_DTYPE)
-    parts_of_rows = zip(halves(q), halves(out), halves(lse, 2), halves(dout), chunks.own(), _earlier_counts(split), strict=True)
+    parts_of_rows = zip(
+        halves(q),
+        halves(out),
+        halves(lse, 2),
+        halves(dout),
+        chunks.own(),
+        _earlier_counts(split),
+        strict=True,
+    )
     for q_c, out_c, lse_c, dout_c, chunk, n in parts_of_rows:
         mask = chunks.mask_before(B, chunk, n)
-        dq_c, dk_c, dv_c = kernel.backward(q_c, keys[:, : n * C], values[:, : n * C], mask, out_c, lse_c, dout_c)
+        dq_c, dk_c, dv_c = kernel.backward(
+            q_c, keys[:, : n * C], values[:, : n * C], mask, out_c, lse_c, dout_c
+        )
         more.append(dq_c.astype(SUM_DTYPE))
         rest = [(0, 0), (0, keys.shape[1] - n * C), (0, 0), (0, 0)]
-        dkeys, dvalues = (total + jnp.pad(d.astype(SUM_DTYPE), rest) for total, d in ((dkeys, dk_c), (dvalues, dv_c)))
+        dkeys, dvalues = (
+            total + jnp.pad(d.astype(SUM_DTYPE), rest) for total, d in ((dkeys, dk_c), (dvalues, dv_c))
+        )
 
     def scattered(d: jax.Array) -> jax.Array:
         return jax.lax.psum_scatter(zigzag(d, split.parts), split.axes, scatter_dimension=1, tiled=True)
@@ -359,20 +389,29 @@ def _ring_backward(q, k, v, out, lse, dout, chunks: Chunks, kernel: ChunkKernel)
     device's term is ready in time."""
     B, split = q.shape[0], chunks.split
     arriving = _shift((k, v), split)
-    own = kernel.backward(to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout))
+    own = kernel.backward(
+        to_rows(q), to_rows(k), to_rows(v), chunks.causal(), to_rows(out), stats_to_rows(lse), to_rows(dout)
+    )
     dq, dk, dv = (from_rows(g.astype(SUM_DTYPE)) for g in own)
     last, first = [halves(x)[1] for x in (q, out, dout)], [halves(x)[0] for x in (k, v)]
     numbers = chunks.own()
-    across = kernel.backward(last[0], *first, chunks.mask_between(B, numbers[1:], numbers[:1]), last[1], halves(lse, 2)[1], last[2])
+    across = kernel.backward(
+        last[0], *first, chunks.mask_between(B, numbers[1:], numbers[:1]), last[1], halves(lse, 2)[1], last[2]
+    )
     dq_more, dk_more, dv_more = (g.astype(SUM_DTYPE) for g in across)
     dq += jnp.concatenate([jnp.zeros_like(dq_more), dq_more], 1)
-    dk, dv = (total + jnp.concatenate([more, jnp.zeros_like(more)], 1) for total, more in ((dk, dk_more), (dv, dv_more)))
+    dk, dv = (
+        total + jnp.concatenate([more, jnp.zeros_like(more)], 1)
+        for total, more in ((dk, dk_more), (dv, dv_more))
+    )
 
     def share(kv, r):
         """The terms of dq, dk and dv from the keys of step r."""
         step = _step(r, B, chunks)
         rest = (step.of_queries(out), step.of_queries(lse, 2), step.of_queries(dout))
-        dq, dk, dv = kernel.backward(step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask, *rest)
+        dq, dk, dv = kernel.backward(
+            step.of_queries(q), step.of_keys(kv[0]), step.of_keys(kv[1]), step.mask, *rest
+        )
         dq, dk, dv = (g.astype(SUM_DTYPE) for g in (dq, dk, dv))
         return step.to_queries(dq), (step.to_keys(dk), step.to_keys(dv))
 

@@ -7,8 +7,9 @@ one small vector a token.
     query of a head = [nope, rotated], from the stream, or from a latent of its own
 
 A decoder stores a token's latent and the rotated part of its key. With kv_up absorbed into queries and
-results (`absorb_into_queries`, `values`), these two are the key of one head that all queries attend to, and the latent
-is its value. The rotated part comes last in a head, and is rotated by halves (`norm_and_rope.rotate`).
+results (`absorb_into_queries`, `values`), these two are the key of one head that all queries attend to, and
+the latent is its value. The rotated part comes last in a head, and is rotated by halves
+(`norm_and_rope.rotate`).
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ class LatentAttention(Attention):
             self.query = weight(rngs, config, (D, H, K), ("embed", "heads", "head_dim"), std, layers)
         self.kv_down = weight(rngs, config, (D, R + latent.rope_dim), ("embed", "latent"), std, layers)
         self.kv_norm = self.norm(rngs, layers, R)
-        self.kv_up = weight(rngs, config, (R, H, latent.nope_dim + V), ("latent", "heads", "head_dim"), std, layers)
-        self.out = weight(rngs, config, (H, V, D), ("heads", "head_dim", "embed"), residual_std(config), layers)
+        self.kv_up = weight(
+            rngs, config, (R, H, latent.nope_dim + V), ("latent", "heads", "head_dim"), std, layers
+        )
+        self.out = weight(
+            rngs, config, (H, V, D), ("heads", "head_dim", "embed"), residual_std(config), layers
+        )
         if config.bias_qkv:  # on the projections to latents, as in DeepSeek's code
             if Q:
                 self.query_down_bias = weight(rngs, config, (Q,), ("latent",), 0, layers)
@@ -55,7 +60,16 @@ class LatentAttention(Attention):
 
     def norm(self, rngs: nnx.Rngs, layers: int | None, rank: int) -> Norm:
         """The RMSNorm of a latent of this rank."""
-        return Norm(self.config, rngs, layers, self.place, shape=(rank,), dims=("latent",), kind="rms", epsilon=NORM_EPSILON)
+        return Norm(
+            self.config,
+            rngs,
+            layers,
+            self.place,
+            shape=(rank,),
+            dims=("latent",),
+            kind="rms",
+            epsilon=NORM_EPSILON,
+        )
 
     def heads(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(q_BTHK, k_BSHK, v_BSHV) of some positions, as `Attention.heads` returns them; values may be
@@ -98,7 +112,9 @@ class LatentAttention(Attention):
         kv_up) latent."""
         nope = self.config.latent.nope_dim
         up_RHN = gathered(self.kv_up, self.config, self.place)[..., :nope]
-        return jnp.concatenate([jnp.einsum("BTHN,RHN->BTHR", q_BTHK[..., :nope], up_RHN), q_BTHK[..., nope:]], -1)
+        return jnp.concatenate(
+            [jnp.einsum("BTHN,RHN->BTHR", q_BTHK[..., :nope], up_RHN), q_BTHK[..., nope:]], -1
+        )
 
     def values(self, found_BTHR: jax.Array) -> jax.Array:
         """out_BTHV from found_BTHR, the weighted sum of latents: the sum of values is the value of the

@@ -112,9 +112,10 @@ class ModelConfig:
     """True: one compiled block, run in a scan (compiles fast). False: every block unrolled (runs faster on
     CPUs)."""
     remat: str = "none"
-    """The tensors that the backward pass recomputes. "none": nothing; "full": everything but block inputs; or the names
-    of the tensors to keep, joined by commas (of: query, key, value, attention, attention_out, mlp_gate,
-    mlp_up, mlp_in)."""
+    """The tensors that the backward pass recomputes. "none": nothing; "full": everything but block inputs; or
+    the names of the tensors to keep, joined by commas (of: query, key, value, attention, attention_out,
+    mlp_gate, mlp_up, mlp_in).
+    """
     offload: str = ""
     """Tensors of a block (names as in `remat`, joined by commas) that are kept for the backward pass in the
     host's memory, copied there and back while the GPU computes. Needs a GPU, and remat=full or names."""
@@ -139,10 +140,24 @@ class ModelConfig:
         """This configuration with every None replaced by the value that follows from other fields. Raises
         UserError for an impossible one."""
         values: dict = {}
-        for key in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "window", "positions", "max_segments", *BASE_SHAPE):
+        for key in (
+            "layers",
+            "embed",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "mlp",
+            "vocab",
+            "window",
+            "positions",
+            "max_segments",
+            *BASE_SHAPE,
+        ):
             size = getattr(self, key)
             if size is not None and size < 1:
-                raise UserError(f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}")
+                raise UserError(
+                    f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}"
+                )
         for key in ("norm_epsilon", "rope_theta", "embedding_scale"):
             require(0 < getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "above 0")
         for key in ("logit_softcap", "attention_softcap", "init_std"):
@@ -153,16 +168,26 @@ class ModelConfig:
         self.latent.check()
         self.moe.check(self.layers)
         require(
-            not (self.moe.experts and self.bias_mlp), "model.bias_mlp", self.bias_mlp, "false where model.moe.experts is set: experts have no biases"
+            not (self.moe.experts and self.bias_mlp),
+            "model.bias_mlp",
+            self.bias_mlp,
+            "false where model.moe.experts is set: experts have no biases",
         )
-        require(self.norm == "rms" or not self.norm_centred, "model.norm_centred", self.norm_centred, f"false with model.norm={self.norm}")
+        require(
+            self.norm == "rms" or not self.norm_centred,
+            "model.norm_centred",
+            self.norm_centred,
+            f"false with model.norm={self.norm}",
+        )
         values["kv_heads"] = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads % values["kv_heads"]:
             raise UserError(
                 f"model.kv_heads={values['kv_heads']}: must divide model.heads={self.heads} "
                 f"({', '.join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)})"
             )
-        values["head_dim"] = self.checked_latent_head_dim() if self.latent.kv_rank else self.checked_head_dim()
+        values["head_dim"] = (
+            self.checked_latent_head_dim() if self.latent.kv_rank else self.checked_head_dim()
+        )
         if self.mlp is None:
             values["mlp"] = round_up(self.embed * 8 // 3, 64) if self.gated else 4 * self.embed
         if self.moe.experts:
@@ -170,10 +195,15 @@ class ModelConfig:
         if self.vocab is None:
             values["vocab"] = tokenizer_vocab
         elif tokenizer_vocab is not None and self.vocab < tokenizer_vocab:
-            raise UserError(f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} tokens")
+            raise UserError(
+                f"model.vocab={self.vocab}: smaller than the tokenizer's {tokenizer_vocab} tokens"
+            )
         self.check_remat()
         if self.gradient_dtype != "float32" and self.compute_dtype == "float32":
-            raise UserError(f"model.gradient_dtype={self.gradient_dtype}: is narrower than model.compute_dtype=float32; use float32")
+            raise UserError(
+                f"model.gradient_dtype={self.gradient_dtype}: is narrower than "
+                "model.compute_dtype=float32; use float32"
+            )
         return dataclasses.replace(self, **values)
 
     def check_layers(self) -> None:
@@ -182,24 +212,49 @@ class ModelConfig:
             value = getattr(self, key)
             require(value is None or 0 < value < math.inf, f"model.{key}", value, "above 0, or null")
         if self.rope_theta_window is not None:
-            require(self.window is not None, "model.rope_theta_window", self.rope_theta_window, "null where model.window is null")
-            require(self.position == "rope", "model.rope_theta_window", self.rope_theta_window, f"null with model.position={self.position}")
+            require(
+                self.window is not None,
+                "model.rope_theta_window",
+                self.rope_theta_window,
+                "null where model.window is null",
+            )
+            require(
+                self.position == "rope",
+                "model.rope_theta_window",
+                self.rope_theta_window,
+                f"null with model.position={self.position}",
+            )
         layers = self.window_layers
         if layers is not None:
             require(self.window is not None, "model.window_layers", layers, "null where model.window is null")
             fit = f"layers from 0 to {self.layers - 1}, each once, or null for all"
-            require(all(0 <= layer < self.layers for layer in layers) and len({*layers}) == len(layers), "model.window_layers", layers, fit)
+            require(
+                all(0 <= layer < self.layers for layer in layers) and len({*layers}) == len(layers),
+                "model.window_layers",
+                layers,
+                fit,
+            )
 
     def checked_head_dim(self) -> int:
         """The width of a head, given or embed / heads. Raises UserError for an impossible one."""
         if self.head_dim is None and self.embed % self.heads:
-            raise UserError(f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or set model.head_dim")
+            raise UserError(
+                f"model.heads={self.heads}: does not divide model.embed={self.embed}; choose a divisor or "
+                "set model.head_dim"
+            )
         head_dim = self.head_dim or self.embed // self.heads
         if self.position == "rope" and head_dim % 2:
             raise UserError(f"model.head_dim={head_dim}: must be even for model.position=rope")
         whole = self.rope_fraction == 1
-        require(0 < self.rope_fraction <= 1, "model.rope_fraction", self.rope_fraction, "above 0 and at most 1")
-        require(whole or self.position == "rope", "model.rope_fraction", self.rope_fraction, f"1 with model.position={self.position}")
+        require(
+            0 < self.rope_fraction <= 1, "model.rope_fraction", self.rope_fraction, "above 0 and at most 1"
+        )
+        require(
+            whole or self.position == "rope",
+            "model.rope_fraction",
+            self.rope_fraction,
+            f"1 with model.position={self.position}",
+        )
         rotated = int(head_dim * self.rope_fraction)
         fit = f"a part of model.head_dim={head_dim} that is an even number of its entries, and is {rotated}"
         require(whole or (rotated > 0 and rotated % 2 == 0), "model.rope_fraction", self.rope_fraction, fit)
@@ -209,10 +264,22 @@ class ModelConfig:
         """The width of a head of latent attention, nope_dim + rope_dim. Raises UserError for settings that it
         can't have."""
         for key, value in {"position": "rope", "rope_fraction": 1.0, "qk_norm": "none"}.items():
-            require(getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent")
-        require(self.kv_heads in (None, self.heads), "model.kv_heads", self.kv_heads, f"model.heads={self.heads} with model.latent, or null")
+            require(
+                getattr(self, key) == value, f"model.{key}", getattr(self, key), f"{value} with model.latent"
+            )
+        require(
+            self.kv_heads in (None, self.heads),
+            "model.kv_heads",
+            self.kv_heads,
+            f"model.heads={self.heads} with model.latent, or null",
+        )
         head_dim = self.latent.nope_dim + self.latent.rope_dim
-        require(self.head_dim in (None, head_dim), "model.head_dim", self.head_dim, f"model.latent's nope_dim + rope_dim = {head_dim}, or null")
+        require(
+            self.head_dim in (None, head_dim),
+            "model.head_dim",
+            self.head_dim,
+            f"model.latent's nope_dim + rope_dim = {head_dim}, or null",
+        )
         return head_dim
 
     def check_remat(self) -> None:
@@ -220,10 +287,16 @@ class ModelConfig:
         `remat`."""
         saved, offloaded = saved_names(self.remat), tensor_names("offload", self.offload)
         if offloaded and saved is None:
-            raise UserError(f"model.offload={self.offload}: with model.remat=none everything is kept on the device; use model.remat=full, or names")
+            raise UserError(
+                f"model.offload={self.offload}: with model.remat=none everything is kept on the device; "
+                "use model.remat=full, or names"
+            )
         for name in offloaded:
             if name in (saved or ()):
-                raise UserError(f"model.offload={self.offload}: model.remat keeps {name!r} on the device; name it in one of the two")
+                raise UserError(
+                    f"model.offload={self.offload}: model.remat keeps {name!r} on the device; name it in "
+                    "one of the two"
+                )
 
     @property
     def rotated_dim(self) -> int:
@@ -246,7 +319,9 @@ class ModelConfig:
         """The configuration of one layer, with that layer's window or none, and without `window_layers`."""
         if self.window_layers is None:
             return self
-        return dataclasses.replace(self, window=self.window if layer in self.window_layers else None, window_layers=None)
+        return dataclasses.replace(
+            self, window=self.window if layer in self.window_layers else None, window_layers=None
+        )
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -276,5 +351,8 @@ def tensor_names(key: str, value: str) -> tuple[str, ...]:
     for name in names:
         if name not in SAVEABLE:
             others = ("none", "full") if key == "remat" else ()
-            raise UserError(f"model.{key}={value}: {name!r} is no {'policy or ' if others else ''}tensor; {nearest(name, (*SAVEABLE, *others))}")
+            raise UserError(
+                f"model.{key}={value}: {name!r} is no {'policy or ' if others else ''}tensor; "
+                f"{nearest(name, (*SAVEABLE, *others))}"
+            )
     return names

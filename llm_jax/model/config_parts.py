@@ -39,13 +39,37 @@ class RopeScaling:
         """Raises UserError for a value out of range."""
         factor = self.attention_factor
         if factor is not None:
-            require(self.kind == "yarn", "model.rope_scaling.attention_factor", factor, f"null with kind={self.kind}: it is yarn's")
+            require(
+                self.kind == "yarn",
+                "model.rope_scaling.attention_factor",
+                factor,
+                f"null with kind={self.kind}: it is yarn's",
+            )
             require(0 < factor < math.inf, "model.rope_scaling.attention_factor", factor, "above 0")
-        require(self.truncate or self.kind == "yarn", "model.rope_scaling.truncate", self.truncate, f"true with kind={self.kind}: it is yarn's")
+        require(
+            self.truncate or self.kind == "yarn",
+            "model.rope_scaling.truncate",
+            self.truncate,
+            f"true with kind={self.kind}: it is yarn's",
+        )
         low, high = self.low_frequency_factor, self.high_frequency_factor
-        require(self.kind != "llama3" or low < high, "model.rope_scaling.high_frequency_factor", high, f"above low_frequency_factor={low:g}")
-        for key in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow", "original_positions"):
-            require(0 < getattr(self, key) < math.inf, f"model.rope_scaling.{key}", getattr(self, key), "above 0")
+        require(
+            self.kind != "llama3" or low < high,
+            "model.rope_scaling.high_frequency_factor",
+            high,
+            f"above low_frequency_factor={low:g}",
+        )
+        for key in (
+            "factor",
+            "low_frequency_factor",
+            "high_frequency_factor",
+            "beta_fast",
+            "beta_slow",
+            "original_positions",
+        ):
+            require(
+                0 < getattr(self, key) < math.inf, f"model.rope_scaling.{key}", getattr(self, key), "above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,24 +141,53 @@ class MoEConfig:
         at_least = {"experts": 0, "top_k": 1, "shared_mlp": 0, "groups": 1, "top_groups": 1}
         for key, least in at_least.items():
             require(getattr(self, key) >= least, f"model.moe.{key}", getattr(self, key), f"at least {least}")
-        require(self.mlp is None or self.mlp >= 1, "model.moe.mlp", self.mlp, "at least 1, or null for model.mlp")
+        require(
+            self.mlp is None or self.mlp >= 1, "model.moe.mlp", self.mlp, "at least 1, or null for model.mlp"
+        )
         for key in ("scale", "capacity_factor"):
             require(0 < getattr(self, key) < math.inf, f"model.moe.{key}", getattr(self, key), "above 0")
         for key in ("balance_loss", "z_loss", "bias_rate"):
-            require(0 <= getattr(self, key) < math.inf, f"model.moe.{key}", getattr(self, key), "0 (off) or more")
+            require(
+                0 <= getattr(self, key) < math.inf, f"model.moe.{key}", getattr(self, key), "0 (off) or more"
+            )
         if not self.experts:
             return
         E, groups = self.experts, self.groups
         require(self.top_k <= E, "model.moe.top_k", self.top_k, f"at most model.moe.experts={E}")
         require(E % groups == 0, "model.moe.groups", groups, f"a divisor of model.moe.experts={E}")
         if groups > 1:
-            require(E // groups >= 2, "model.moe.groups", groups, f"at most half of model.moe.experts={E}: a group is judged by its two best")
-        require(self.top_groups <= groups, "model.moe.top_groups", self.top_groups, f"at most model.moe.groups={groups}")
+            require(
+                E // groups >= 2,
+                "model.moe.groups",
+                groups,
+                f"at most half of model.moe.experts={E}: a group is judged by its two best",
+            )
+        require(
+            self.top_groups <= groups,
+            "model.moe.top_groups",
+            self.top_groups,
+            f"at most model.moe.groups={groups}",
+        )
         room = self.top_groups * (E // groups)
-        require(self.top_k <= room, "model.moe.top_k", self.top_k, f"at most {room}, the experts of model.moe.top_groups={self.top_groups} groups")
+        require(
+            self.top_k <= room,
+            "model.moe.top_k",
+            self.top_k,
+            f"at most {room}, the experts of model.moe.top_groups={self.top_groups} groups",
+        )
         for layer in self.dense_layers:
-            require(0 <= layer < layers, "model.moe.dense_layers", self.dense_layers, f"layers from 0 to {layers - 1}")
-        require(len(set(self.dense_layers)) == len(self.dense_layers) < layers, "model.moe.dense_layers", self.dense_layers, "some layers, each once")
+            require(
+                0 <= layer < layers,
+                "model.moe.dense_layers",
+                self.dense_layers,
+                f"layers from 0 to {layers - 1}",
+            )
+        require(
+            len(set(self.dense_layers)) == len(self.dense_layers) < layers,
+            "model.moe.dense_layers",
+            self.dense_layers,
+            "some layers, each once",
+        )
 
 
 @dataclass(frozen=True)
@@ -163,8 +216,23 @@ class LatentConfig:
         for key in ("query_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim"):
             size = getattr(self, key)
             require(size >= 0, f"model.latent.{key}", size, "0 or more")
-            require(self.kv_rank > 0 or not size, f"model.latent.{key}", size, "0 where model.latent.kv_rank=0, which is attention without latents")
-            require(not self.kv_rank or size or key == "query_rank", f"model.latent.{key}", size, f"at least 1 with kv_rank={self.kv_rank}")
+            require(
+                self.kv_rank > 0 or not size,
+                f"model.latent.{key}",
+                size,
+                "0 where model.latent.kv_rank=0, which is attention without latents",
+            )
+            require(
+                not self.kv_rank or size or key == "query_rank",
+                f"model.latent.{key}",
+                size,
+                f"at least 1 with kv_rank={self.kv_rank}",
+            )
         require(self.rope_dim % 2 == 0, "model.latent.rope_dim", self.rope_dim, "even")
         most = self.nope_dim + self.rope_dim
-        require(self.value_dim <= most, "model.latent.value_dim", self.value_dim, f"at most nope_dim + rope_dim = {most}")
+        require(
+            self.value_dim <= most,
+            "model.latent.value_dim",
+            self.value_dim,
+            f"at most nope_dim + rope_dim = {most}",
+        )

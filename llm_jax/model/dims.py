@@ -35,7 +35,20 @@ Dims = tuple[str | None, ...]
 Table = Literal["compute", "stored", "optimizer", "residual", "attention"]
 """The tables of a layout, one for each way in which an array can be placed (`layout.layout`)."""
 
-DIMS = ("batch", "sequence", "keys", "embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
+DIMS = (
+    "batch",
+    "sequence",
+    "keys",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "latent",
+    "mlp",
+    "experts",
+    "vocab",
+    "layers",
+)
 """Every name that a layout may place."""
 
 
@@ -85,7 +98,9 @@ class Placement:
         """An activation with these dims, resharded to a table of the layout."""
         return x
 
-    def local(self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute") -> Callable:
+    def local(
+        self, f: Callable, in_dims: tuple[Dims | None, ...], out_dims: Any, table: Table = "compute"
+    ) -> Callable:
         """`f`, run by each device on its own part of the arguments (`jax.shard_map`), as a table of the
         layout splits them.
 
@@ -98,7 +113,9 @@ class Placement:
         """The mesh axes that split `dim`; for sums over them inside `local`."""
         return ()
 
-    def split(self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None) -> tuple[tuple[str, ...], ...]:
+    def split(
+        self, dims: Dims, table: Table = "compute", shape: tuple[int, ...] | None = None
+    ) -> tuple[tuple[str, ...], ...]:
         """For each dim of an array the mesh axes that split it. An axis splits one dim at most; with the
         array's shape, an uneven dim may be split less (see `layout.layout`), as in `move`."""
         return ((),) * len(dims)

@@ -21,7 +21,11 @@ def grouped_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, how: 
     sizes_E: int32, rows of each group. how: "loop" or "ragged_dot" (`MoEConfig.product`). w_EDF is cast to
     x's dtype for the product; its gradient has w_EDF's dtype.
     """
-    return jax.lax.ragged_dot(x_RD, w_EDF.astype(x_RD.dtype), sizes_E) if how == "ragged_dot" else loop_product(x_RD, w_EDF, sizes_E)
+    return (
+        jax.lax.ragged_dot(x_RD, w_EDF.astype(x_RD.dtype), sizes_E)
+        if how == "ragged_dot"
+        else loop_product(x_RD, w_EDF, sizes_E)
+    )
 
 
 @jax.custom_vjp
@@ -37,7 +41,11 @@ def _forward(x_RD, w_EDF, sizes_E):
 
 def _backward(saved, dy_RF):
     x_RD, w_EDF, sizes_E = saved
-    return _rows("RF,DF->RD", dy_RF, w_EDF.astype(dy_RF.dtype), sizes_E), _weights(x_RD, dy_RF, w_EDF.dtype, sizes_E), None
+    return (
+        _rows("RF,DF->RD", dy_RF, w_EDF.astype(dy_RF.dtype), sizes_E),
+        _weights(x_RD, dy_RF, w_EDF.dtype, sizes_E),
+        None,
+    )
 
 
 loop_product.defvjp(_forward, _backward)
@@ -56,7 +64,9 @@ def _batched_backward(saved, dy_BECF):
     return dx_BECD, jnp.einsum("BECD,BECF->EDF", x_BECD, dy_BECF, preferred_element_type=w_EDF.dtype)
 
 
-batched_product.defvjp(lambda x_BECD, w_EDF: (batched_product(x_BECD, w_EDF), (x_BECD, w_EDF)), _batched_backward)
+batched_product.defvjp(
+    lambda x_BECD, w_EDF: (batched_product(x_BECD, w_EDF), (x_BECD, w_EDF)), _batched_backward
+)
 
 
 def block_rows(rows: int, groups: int) -> int:

@@ -72,7 +72,11 @@ def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int)
     """A cache of zeros for one layer (`config`: its `ModelConfig.of_layer`), with `rows` slots of at most
     `capacity` positions. To be jitted."""
     latent = config.latent
-    heads, width = (1, latent.kv_rank + latent.rope_dim) if latent.kv_rank else (config.kv_heads or config.heads, config.head_dim or 0)
+    heads, width = (
+        (1, latent.kv_rank + latent.rope_dim)
+        if latent.kv_rank
+        else (config.kv_heads or config.heads, config.head_dim or 0)
+    )
     shape = (rows, heads, positions_kept(config.window, capacity), width)
 
     def zeros() -> jax.Array:
@@ -82,7 +86,12 @@ def empty_cache(config: ModelConfig, place: Placement, rows: int, capacity: int)
 
 
 def attend_prompt(
-    attention: Attention, cache: Cache, x_PTD: jax.Array, rope: Rope | None, lengths_P: jax.Array, slots_P: jax.Array
+    attention: Attention,
+    cache: Cache,
+    x_PTD: jax.Array,
+    rope: Rope | None,
+    lengths_P: jax.Array,
+    slots_P: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Attention of whole prompts: (its output y_PTD in the residual placement, the cache with the prompts in
     their slots).
@@ -95,16 +104,27 @@ def attend_prompt(
         latents = attention.latents(x_PTD, rope)
         k_PTGK, v_PTGK = attention.keys_and_values(*latents)
         q_PTHK = attention.queries(x_PTD, rope)
-        cache = Cache(write_prompt(cache.k_BGSK, jnp.concatenate(latents, -1)[:, :, None], lengths_P, slots_P, place), None)
+        cache = Cache(
+            write_prompt(cache.k_BGSK, jnp.concatenate(latents, -1)[:, :, None], lengths_P, slots_P, place),
+            None,
+        )
     else:
         q_PTHK, k_PTGK, v_PTGK = attention.heads(x_PTD, rope)
         assert cache.v_BGSK is not None
-        cache = Cache(write_prompt(cache.k_BGSK, k_PTGK, lengths_P, slots_P, place), write_prompt(cache.v_BGSK, v_PTGK, lengths_P, slots_P, place))
+        cache = Cache(
+            write_prompt(cache.k_BGSK, k_PTGK, lengths_P, slots_P, place),
+            write_prompt(cache.v_BGSK, v_PTGK, lengths_P, slots_P, place),
+        )
     return attention.project_out(attention.attend(q_PTHK, k_PTGK, v_PTGK, None)), cache
 
 
 def attend_step(
-    attention: Attention, cache: Cache, x_B1D: jax.Array, rope: Rope | None, positions_B: jax.Array, length: int
+    attention: Attention,
+    cache: Cache,
+    x_B1D: jax.Array,
+    rope: Rope | None,
+    positions_B: jax.Array,
+    length: int,
 ) -> tuple[jax.Array, Cache]:
     """Attention of one new position in each row: (its output y_B1D in the residual placement, the cache with
     the position).
@@ -125,8 +145,13 @@ def attend_step(
         return attention.project_out(attention.values(found_B1HC[..., : config.latent.kv_rank])), cache
     q_B1HK, k_B1GK, v_B1GK = attention.heads(x_B1D, rope)
     assert cache.v_BGSK is not None
-    k_BGSK, v_BGSK = write_step(cache.k_BGSK, k_B1GK, positions_B, place), write_step(cache.v_BGSK, v_B1GK, positions_B, place)
-    return attention.project_out(decode_attention(q_B1HK, k_BGSK, v_BGSK, positions_B, length, config, place)), Cache(k_BGSK, v_BGSK)
+    k_BGSK, v_BGSK = (
+        write_step(cache.k_BGSK, k_B1GK, positions_B, place),
+        write_step(cache.v_BGSK, v_B1GK, positions_B, place),
+    )
+    return attention.project_out(
+        decode_attention(q_B1HK, k_BGSK, v_BGSK, positions_B, length, config, place)
+    ), Cache(k_BGSK, v_BGSK)
 
 
 def cache_spec(x_BGSK: jax.Array, place: Placement) -> Any:
@@ -135,7 +160,9 @@ def cache_spec(x_BGSK: jax.Array, place: Placement) -> Any:
     return PartitionSpec(*(axes or None for axes in place.split(DIMS, shape=x_BGSK.shape)))
 
 
-def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement) -> jax.Array:
+def write_prompt(
+    cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Array, slots_P: jax.Array, place: Placement
+) -> jax.Array:
     """The cache with the rows of prompts rewritten: each prompt's newest positions that fit, and zeros
     elsewhere in the row."""
     axes = place.axes("batch")
@@ -150,10 +177,14 @@ def write_prompt(cache_BGSK: jax.Array, new_PTGK: jax.Array, lengths_P: jax.Arra
         return cache_BGSK.at[own_P].set(row_PGSK.astype(cache_BGSK.dtype), mode="drop")
 
     new_PTGK = place.move(new_PTGK, PROMPT_DIMS)  # every device that has slots needs all prompts
-    return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), cache_spec(cache_BGSK, place))(cache_BGSK, new_PTGK, lengths_P, slots_P)
+    return place.local(run, (DIMS, PROMPT_DIMS, (None,), (None,)), cache_spec(cache_BGSK, place))(
+        cache_BGSK, new_PTGK, lengths_P, slots_P
+    )
 
 
-def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement) -> jax.Array:
+def write_step(
+    cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Array, place: Placement
+) -> jax.Array:
     """The cache with the newest position of each row, positions_B, written."""
 
     def run(cache_BGSK, new_B1GK, positions_B):
@@ -166,7 +197,9 @@ def write_step(cache_BGSK: jax.Array, new_B1GK: jax.Array, positions_B: jax.Arra
         return cache_BGSK.at[jnp.arange(B)[:, None], head_G[None], (positions_B % S)[:, None]].set(new_BGK)
 
     dims = ("batch", None, "kv_heads", "head_dim")
-    return place.local(run, (DIMS, dims, ("batch",)), cache_spec(cache_BGSK, place))(cache_BGSK, place.move(new_B1GK, dims), positions_B)
+    return place.local(run, (DIMS, dims, ("batch",)), cache_spec(cache_BGSK, place))(
+        cache_BGSK, place.move(new_B1GK, dims), positions_B
+    )
 
 
 def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
@@ -180,7 +213,13 @@ def ring_positions(newest_B: jax.Array, length: int) -> jax.Array:
 
 
 def decode_attention(
-    q_B1HK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_B: jax.Array, length: int, config: ModelConfig, place: Placement
+    q_B1HK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    positions_B: jax.Array,
+    length: int,
+    config: ModelConfig,
+    place: Placement,
 ) -> jax.Array:
     """out_B1HK: attention of one query in each row to the cache, with softmax and sums in float32 as in
     `model/kernels/`."""
@@ -206,11 +245,15 @@ def decode_attention(
         p_BGRns = p_BGRS.reshape(*p_BGRS.shape[:3], -1, size)
         # a slice for each block would be a copy of each
         v_BGnsK = v_BGSK.reshape(*v_BGSK.shape[:2], -1, size, K)
-        out_BGnRK = jnp.einsum("BGRns,BGnsK->BGnRK", p_BGRns.astype(v_BGnsK.dtype), v_BGnsK, preferred_element_type=jnp.float32)
+        out_BGnRK = jnp.einsum(
+            "BGRns,BGnsK->BGnRK", p_BGRns.astype(v_BGnsK.dtype), v_BGnsK, preferred_element_type=jnp.float32
+        )
         sum_BGRn = jnp.sum(p_BGRns, -1)
         blocks = range(seen // size)
         out_BGRK = functools.reduce(jnp.add, [out_BGnRK[:, :, n] for n in blocks])
         sum_BGR = functools.reduce(jnp.add, [sum_BGRn[..., n] for n in blocks])
         return (out_BGRK / sum_BGR[..., None]).reshape(B, 1, H, -1).astype(q_B1HK.dtype)
 
-    return place.local(run, (Q_DIMS, DIMS, DIMS, ("batch",)), Q_DIMS)(place.move(q_B1HK, Q_DIMS), k_BGSK, v_BGSK, positions_B)
+    return place.local(run, (Q_DIMS, DIMS, DIMS, ("batch",)), Q_DIMS)(
+        place.move(q_B1HK, Q_DIMS), k_BGSK, v_BGSK, positions_B
+    )

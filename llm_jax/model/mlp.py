@@ -25,7 +25,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class FeedForward(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, mlp: int | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        layers: int | None,
+        place: Placement,
+        mlp: int | None = None,
+    ):
         """mlp: the hidden width; None: `config.mlp`."""
         self.config, self.place = config, place
         D, F = config.embed, mlp or config.mlp
@@ -54,7 +61,14 @@ class FeedForward(nnx.Module):
             hidden_BTF = act(checkpoint_name(gate_BTF, "mlp_gate")) * up_BTF
         else:
             hidden_BTF = act(up_BTF)
-        y_BTD = project("BTF,FD->BTD", hidden_BTF, self.down, config, place, place.spec(("batch", "sequence", "embed"), "residual"))
+        y_BTD = project(
+            "BTF,FD->BTD",
+            hidden_BTF,
+            self.down,
+            config,
+            place,
+            place.spec(("batch", "sequence", "embed"), "residual"),
+        )
         if config.bias_mlp:
             y_BTD = add_bias(y_BTD, self.down_bias, config, place)
         return y_BTD
@@ -62,4 +76,6 @@ class FeedForward(nnx.Module):
     def projections(self, x_BTD: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """(gate_BTF or None, up_BTF): the two products, before biases."""
         up_BTF = project("BTD,DF->BTF", x_BTD, self.up, self.config, self.place)
-        return (project("BTD,DF->BTF", x_BTD, self.gate, self.config, self.place) if self.config.gated else None), up_BTF
+        return (
+            project("BTD,DF->BTF", x_BTD, self.gate, self.config, self.place) if self.config.gated else None
+        ), up_BTF

@@ -57,7 +57,9 @@ class MoE(nnx.Module):
         if config.moe.shared_mlp:
             self.shared = FeedForward(config, rngs, layers, place, mlp=config.moe.shared_mlp)
 
-    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+    def __call__(
+        self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing]:
         """x_BTD in the compute placement → (y_BTD in the residual placement, the routing's statistics).
 
         real_BT: bool, False for padding; None: no padding. weights_BT: the tokens' weights in the main loss;
@@ -67,7 +69,10 @@ class MoE(nnx.Module):
         check(config, place)
         logits_BTE = self.router_logits(x_BTD)
         ones_BT = jnp.ones_like(logits_BTE[..., 0])
-        beside = [ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2]) for a in (real_BT, weights_BT)]
+        beside = [
+            ones_BT if a is None else place.move(a.astype(jnp.float32), TOKENS[:2])
+            for a in (real_BT, weights_BT)
+        ]
         bias = [gathered(self.bias, config, place, "float32")] if moe.bias else []
         in_dims = (TOKENS, TOKENS[:2], TOKENS[:2], *[(None,)] * len(bias))
         route = place.local(functools.partial(_route, config, place), in_dims, (TOKENS, TOKENS, *SUMS))
@@ -76,13 +81,20 @@ class MoE(nnx.Module):
         matrices = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
         run = place.local(form, (TOKENS, TOKENS, TOKENS, *(w.dims for w in matrices)), TOKENS)
         # Each device's gradient of its experts is summed over devices in the dtype that it enters `local` in.
-        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *(gathered(w, config, place).astype(config.gradient_dtype) for w in matrices))
+        y_BTD = run(
+            x_BTD,
+            weights_BTk,
+            slots_BTk,
+            *(gathered(w, config, place).astype(config.gradient_dtype) for w in matrices),
+        )
         y_BTD = place.move(y_BTD, ("batch", "sequence", "embed"), "residual")
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
 
     def router_logits(self, x_BTD: jax.Array) -> jax.Array:
         """The router's logits_BTE, float32."""
-        return project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, self.config, self.place, dtype="float32")
+        return project(
+            "BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, self.config, self.place, dtype="float32"
+        )
 
 
 def check(config: ModelConfig, place: Placement) -> None:
@@ -90,18 +102,27 @@ def check(config: ModelConfig, place: Placement) -> None:
     experts, tokens = place.axes("experts"), _token_axes(place)
     if config.moe.dispatch == "capacity" and place.axes("sequence"):
         raise UserError(
-            f"model.moe.dispatch=capacity: an expert's capacity is for a whole sequence, and the layout (compute) splits dim 'sequence' over "
+            "model.moe.dispatch=capacity: an expert's capacity is for a whole sequence, and the layout "
+            "(compute) splits dim 'sequence' over "
             f"{', '.join(place.axes('sequence'))}; use model.moe.dispatch=dropless"
         )
     if 0 < len(set(experts) & set(tokens)) < len(experts):
-        raise UserError(f"layout.compute.experts={', '.join(experts)}: either all of these axes split the batch or the sequence too, or none of them")
+        raise UserError(
+            f"layout.compute.experts={', '.join(experts)}: either all of these axes split the batch or "
+            "the sequence too, or none of them"
+        )
     if place.axes("layers") and config.moe.dense_layers:
         raise UserError(
-            f"model.moe.dense_layers={config.moe.dense_layers}: the layout splits dim 'layers' over {', '.join(place.axes('layers'))}, and the "
-            "stages of a pipeline hold layers of one kind; use a layout without a pipeline, or no dense layers"
+            f"model.moe.dense_layers={config.moe.dense_layers}: the layout splits dim 'layers' over "
+            f"{', '.join(place.axes('layers'))}, and the "
+            "stages of a pipeline hold layers of one kind; use a layout without a pipeline, or no dense "
+            "layers"
         )
     if place.axes("embed"):
-        raise UserError(f"layout.compute.embed={', '.join(place.axes('embed'))}: experts multiply whole rows; split 'mlp' or 'experts'")
+        raise UserError(
+            f"layout.compute.embed={', '.join(place.axes('embed'))}: experts multiply whole rows; split "
+            "'mlp' or 'experts'"
+        )
 
 
 def capacity(config: MoEConfig, tokens: int) -> int:
@@ -133,7 +154,9 @@ def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights
     dropped_1E = jnp.zeros_like(load_1E)
     if moe.dispatch == "capacity":
         room = capacity(moe, T)
-        before_BTkE = jnp.cumsum(sent_BTkE.reshape(B, T * k, E).astype(jnp.int32), 1).reshape(sent_BTkE.shape) - 1
+        before_BTkE = (
+            jnp.cumsum(sent_BTkE.reshape(B, T * k, E).astype(jnp.int32), 1).reshape(sent_BTkE.shape) - 1
+        )
         place_BTk = jnp.take_along_axis(before_BTkE, slots_BTk[..., None], -1)[..., 0]
         slots_BTk = jnp.where(place_BTk < room, slots_BTk * room + place_BTk, E * room)
         late_BTkE = sent_BTkE & (place_BTk >= room)[..., None]
@@ -147,22 +170,35 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
     k, D = config.moe.top_k, x_BTD.shape[-1]
     axes = place.axes("experts")
     group = axes if set(axes) <= set(_token_axes(place)) else ()
-    x_ND, weights_Nk, experts_Nk = x_BTD.reshape(-1, D), weights_BTk.reshape(-1, k), experts_BTk.reshape(-1, k)
+    x_ND, weights_Nk, experts_Nk = (
+        x_BTD.reshape(-1, D),
+        weights_BTk.reshape(-1, k),
+        experts_BTk.reshape(-1, k),
+    )
     if group:
-        x_ND, weights_Nk, experts_Nk = (jax.lax.all_gather(a, group, tiled=True) for a in (x_ND, weights_Nk, experts_Nk))
+        x_ND, weights_Nk, experts_Nk = (
+            jax.lax.all_gather(a, group, tiled=True) for a in (x_ND, weights_Nk, experts_Nk)
+        )
     E = len(matrices[0])
     own_Nk = experts_Nk - _first_expert(axes, E)
     own_Nk = jnp.where((own_Nk >= 0) & (own_Nk < E), own_Nk, E)
     # rows sorted by expert; those of other devices' experts last
     choice_R = jnp.argsort(own_Nk.reshape(-1), stable=True).astype(jnp.int32)
-    slots_Nk = jnp.zeros_like(choice_R).at[choice_R].set(jnp.arange(len(choice_R), dtype=jnp.int32)).reshape(own_Nk.shape)
+    slots_Nk = (
+        jnp.zeros_like(choice_R)
+        .at[choice_R]
+        .set(jnp.arange(len(choice_R), dtype=jnp.int32))
+        .reshape(own_Nk.shape)
+    )
     sizes_E = jnp.sum(own_Nk.reshape(-1, 1) == jnp.arange(E), 0, dtype=jnp.int32)
     rows_RD = take_rows(x_ND, choice_R // k, slots_Nk)
     # How often the loop over an expert's blocks runs depends on the tokens: a plan assumes even loads
     # (`plan.timeline`).
     expected = -(-len(choice_R) // config.moe.experts // block_rows(len(choice_R), E))
     with jax.named_scope(f"trips={expected}"):
-        rows_RD = _feed_forward(config, lambda x, w: grouped_product(x, w, sizes_E, config.moe.product), rows_RD, matrices)
+        rows_RD = _feed_forward(
+            config, lambda x, w: grouped_product(x, w, sizes_E, config.moe.product), rows_RD, matrices
+        )
     y_ND = _combine(rows_RD, weights_Nk, slots_Nk, choice_R)
     y_ND = _sum_over(y_ND, place, group)
     if group:
@@ -178,8 +214,14 @@ def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_B
     axes = place.axes("experts")
     group = axes if set(axes) <= set(_token_axes(place)) else ()
     S = B * E * room
-    slots_Nk = jnp.where(slots_BTk < E * room, slots_BTk + E * room * jnp.arange(B)[:, None, None], S).reshape(-1, k)
-    choice_S = jnp.full(S, B * T * k, jnp.int32).at[slots_Nk.reshape(-1)].set(jnp.arange(B * T * k, dtype=jnp.int32), mode="drop")
+    slots_Nk = jnp.where(
+        slots_BTk < E * room, slots_BTk + E * room * jnp.arange(B)[:, None, None], S
+    ).reshape(-1, k)
+    choice_S = (
+        jnp.full(S, B * T * k, jnp.int32)
+        .at[slots_Nk.reshape(-1)]
+        .set(jnp.arange(B * T * k, dtype=jnp.int32), mode="drop")
+    )
     rows_BECD = take_rows(x_BTD.reshape(-1, D), choice_S // k, slots_Nk).reshape(B, E, room, D)
     own, first = len(matrices[0]), _first_expert(axes, len(matrices[0]))
     if group:
@@ -190,8 +232,12 @@ def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_B
     if group:
         y_BECD = jax.lax.all_to_all(y_BECD, group, 0, 1, tiled=True)
     elif axes:
-        y_BECD = jax.lax.dynamic_update_slice_in_dim(jnp.zeros((B, E, room, D), y_BECD.dtype), y_BECD, first, 1)
-    return _sum_over(_combine(y_BECD.reshape(S, D), weights_BTk.reshape(-1, k), slots_Nk, choice_S), place, group).reshape(x_BTD.shape)
+        y_BECD = jax.lax.dynamic_update_slice_in_dim(
+            jnp.zeros((B, E, room, D), y_BECD.dtype), y_BECD, first, 1
+        )
+    return _sum_over(
+        _combine(y_BECD.reshape(S, D), weights_BTk.reshape(-1, k), slots_Nk, choice_S), place, group
+    ).reshape(x_BTD.shape)
 
 
 def _first_expert(axes: tuple[str, ...], experts: int) -> jax.Array | int:
@@ -209,17 +255,23 @@ def _feed_forward(config: ModelConfig, product, x: jax.Array, matrices) -> jax.A
     return product(hidden, down)
 
 
-def _combine(rows_RD: jax.Array, weights_Nk: jax.Array, slots_Nk: jax.Array, choice_R: jax.Array) -> jax.Array:
+def _combine(
+    rows_RD: jax.Array, weights_Nk: jax.Array, slots_Nk: jax.Array, choice_R: jax.Array
+) -> jax.Array:
     """y_ND: each token's results from its k experts, weighted and summed in float32."""
     N, k = slots_Nk.shape
     rows_NkD = take_rows(rows_RD, slots_Nk.reshape(-1), choice_R[:, None]).reshape(N, k, -1)
-    return jnp.einsum("NkD,Nk->ND", rows_NkD, weights_Nk, preferred_element_type=jnp.float32).astype(rows_RD.dtype)
+    return jnp.einsum("NkD,Nk->ND", rows_NkD, weights_Nk, preferred_element_type=jnp.float32).astype(
+        rows_RD.dtype
+    )
 
 
 def _sum_over(y_ND: jax.Array, place: Placement, group: tuple[str, ...]) -> jax.Array:
     """The sum over devices that have other hidden units of these experts, or other experts for these
     tokens."""
-    axes = tuple(axis for axis in dict.fromkeys((*place.axes("experts"), *place.axes("mlp"))) if axis not in group)
+    axes = tuple(
+        axis for axis in dict.fromkeys((*place.axes("experts"), *place.axes("mlp"))) if axis not in group
+    )
     return jax.lax.psum(y_ND, axes) if axes else y_ND
 
 
@@ -239,7 +291,11 @@ def _take_rows_forward(x_ND, index_R, back_Nk):
 
 
 def _take_rows_backward(back_Nk, dy_RD):
-    return jnp.sum(dy_RD.at[back_Nk].get(mode="fill", fill_value=0), 1, dtype=jnp.float32).astype(dy_RD.dtype), None, None
+    return (
+        jnp.sum(dy_RD.at[back_Nk].get(mode="fill", fill_value=0), 1, dtype=jnp.float32).astype(dy_RD.dtype),
+        None,
+        None,
+    )
 
 
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)

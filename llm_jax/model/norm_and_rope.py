@@ -24,9 +24,25 @@ class Norm(nnx.Module):
     stream's width. kind: "rms" or "layer"; None: `config.norm`. epsilon: None for `config.norm_epsilon`.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, *, shape=None, dims=None, kind=None, epsilon=None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        layers: int | None,
+        place: Placement,
+        *,
+        shape=None,
+        dims=None,
+        kind=None,
+        epsilon=None,
+    ):
         shape, dims = shape or (config.embed,), dims or ("embed",)
-        self.config, self.place, self.kind, self.epsilon = config, place, kind or config.norm, epsilon or config.norm_epsilon
+        self.config, self.place, self.kind, self.epsilon = (
+            config,
+            place,
+            kind or config.norm,
+            epsilon or config.norm_epsilon,
+        )
         self.scale = weight(rngs, config, shape, dims, 0 if config.norm_centred else None, layers)
         self.bias = weight(rngs, config, shape, dims, 0, layers) if self.kind == "layer" else None
 
@@ -61,7 +77,11 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
     else:  # yarn: a ramp linear in the pair's index, from the pair that turns beta_fast times to beta_slow
 
         def pair_that_turns(times: float) -> float:
-            return head_dim * math.log(scaling.original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
+            return (
+                head_dim
+                * math.log(scaling.original_positions / (times * 2 * math.pi))
+                / (2 * math.log(theta))
+            )
 
         first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
         if scaling.truncate:
@@ -74,14 +94,22 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.nd
 def rope_tables(config: ModelConfig, positions_BT: jax.Array) -> Rope:
     """(cos, sin) of every rotation, float32 [B, T, rotated_dim / 2], for layers with this configuration
     (`ModelConfig.of_layer`)."""
-    assert config.window_layers is None, "layers differ: pass the configuration of one layer (ModelConfig.of_layer)"
+    assert config.window_layers is None, (
+        "layers differ: pass the configuration of one layer (ModelConfig.of_layer)"
+    )
     theta, scaling = config.rope_theta, config.rope_scaling
     if config.window is not None and config.rope_theta_window is not None:
         theta, scaling = config.rope_theta_window, RopeScaling()
-    angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(config.rotated_dim, theta, scaling)
+    angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(
+        config.rotated_dim, theta, scaling
+    )
     sharper = 1.0  # multiplies queries and keys each
     if scaling.kind == "yarn":
-        sharper = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
+        sharper = (
+            0.1 * math.log(scaling.factor) + 1
+            if scaling.attention_factor is None
+            else scaling.attention_factor
+        )
     return jnp.cos(angles) * sharper, jnp.sin(angles) * sharper
 
 
@@ -96,7 +124,9 @@ def rotate(x_BTHK: jax.Array, tables: Rope) -> jax.Array:
         return jnp.concatenate([rotate(x_BTHK[..., :rotated], tables), x_BTHK[..., rotated:]], axis=-1)
     cos, sin = (t[:, :, None, :] for t in tables)
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(
+        x_BTHK.dtype
+    )
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

@@ -95,12 +95,20 @@ def role(dims: Dims) -> Role:
 
 def width_ratio(config: ModelConfig) -> float:
     """m = embed / base_embed; 1 in the standard parametrization."""
-    return 1.0 if config.parametrization == "standard" else config.embed / required_base_size(config, "base_embed")
+    return (
+        1.0
+        if config.parametrization == "standard"
+        else config.embed / required_base_size(config, "base_embed")
+    )
 
 
 def depth_ratio(config: ModelConfig) -> float:
     """d = layers / base_layers with completep; 1 in the other parametrizations."""
-    return config.layers / required_base_size(config, "base_layers") if config.parametrization == "completep" else 1.0
+    return (
+        config.layers / required_base_size(config, "base_layers")
+        if config.parametrization == "completep"
+        else 1.0
+    )
 
 
 def multipliers(config: ModelConfig, dims: Dims, in_block: bool) -> Multipliers:
@@ -118,7 +126,9 @@ def initial_multiplier(config: ModelConfig, dims: Dims) -> float:
 def residual_std(config: ModelConfig) -> float:
     """The initial standard deviation of projections into the stream: init_std / sqrt(2 layers), since 2
     layers of them add up (GPT-2)."""
-    layers = required_base_size(config, "base_layers") if config.parametrization == "completep" else config.layers
+    layers = (
+        required_base_size(config, "base_layers") if config.parametrization == "completep" else config.layers
+    )
     return config.init_std / (2 * layers) ** 0.5
 
 
@@ -185,7 +195,10 @@ def of_width(config: ModelConfig, embed: int) -> ModelConfig:
         moe = dataclasses.replace(moe, **experts)
     latent = dataclasses.replace(
         config.latent,
-        **{key: in_proportion(getattr(config.latent, key), config.embed, embed, f"model.latent.{key}") for key in ("query_rank", "kv_rank")},
+        **{
+            key: in_proportion(getattr(config.latent, key), config.embed, embed, f"model.latent.{key}")
+            for key in ("query_rank", "kv_rank")
+        },
     )
     return dataclasses.replace(config, **sizes, moe=moe, latent=latent)
 
@@ -193,5 +206,8 @@ def of_width(config: ModelConfig, embed: int) -> ModelConfig:
 def in_proportion(size: int, embed: int, wanted: int, key: str) -> int:
     """size * wanted / embed; raises UserError if it is not whole. key: the key of `size`, for the error."""
     if size * wanted % embed:
-        raise UserError(f"{key}={size}: is for model.embed={embed}, and for a width of {wanted} it would be {size * wanted / embed:g}, not whole")
+        raise UserError(
+            f"{key}={size}: is for model.embed={embed}, and for a width of {wanted} it would be "
+            f"{size * wanted / embed:g}, not whole"
+        )
     return size * wanted // embed

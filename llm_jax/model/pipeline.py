@@ -30,7 +30,9 @@ Layers = Callable[..., tuple[jax.Array, Any]]
 [layers, ...]."""
 
 
-def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None) -> tuple[jax.Array, Any]:
+def run_pipeline(
+    layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax.Array, *beside_BT: jax.Array | None
+) -> tuple[jax.Array, Any]:
     """Runs `layers` over all weights, a part of them on each stage: (x_BTD, sums).
 
     weights: a tree of `Weight`, each [layers, ...]. x_BTD: in the residual placement, like the result.
@@ -45,7 +47,9 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
     def run(weights, x_BTD, *beside_BT):
         S, s = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
         forward, back = ([(i, (i + step) % S) for i in range(S)] for step in (1, -1))
-        weights = jax.tree.map(lambda w: sum_uses_first(w, inside), weights, is_leaf=lambda w: isinstance(w, Weight))
+        weights = jax.tree.map(
+            lambda w: sum_uses_first(w, inside), weights, is_leaf=lambda w: isinstance(w, Weight)
+        )
         n = config.per_stage(x_BTD.shape[0] // inside.size(inside.axes("batch")), S)
         items = n * S * rounds
         beside_MBT = [
@@ -57,8 +61,17 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
         def compute(weights, x_BTD, i):
             m, r = i // (S * rounds) * S + i % S, i // S % rounds
             if rounds > 1:
-                weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, r, 0, keepdims=False), weights)
-            return layers(weights, x_BTD, *(None if b is None else jax.lax.dynamic_index_in_dim(b, m, 0, keepdims=False) for b in beside_MBT))
+                weights = jax.tree.map(
+                    lambda w: jax.lax.dynamic_index_in_dim(w, r, 0, keepdims=False), weights
+                )
+            return layers(
+                weights,
+                x_BTD,
+                *(
+                    None if b is None else jax.lax.dynamic_index_in_dim(b, m, 0, keepdims=False)
+                    for b in beside_MBT
+                ),
+            )
 
         if rounds == 1:  # outside the scan, which would keep the slices for the backward pass
             weights = jax.tree.map(lambda w: w[0], weights)
@@ -71,14 +84,18 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
             slot = (t // (S * rounds) * S + t % S) % n
             rests_BTD = jax.lax.dynamic_index_in_dim(io_NBTD, slot, 0, keepdims=False)
             moved_BTD = jax.lax.ppermute(jnp.where(s == 0, y_BTD, rests_BTD), axes, back)
-            return jnp.where(s == 0, rests_BTD, y_BTD), jax.lax.dynamic_update_index_in_dim(io_NBTD, moved_BTD, slot, 0)
+            return jnp.where(s == 0, rests_BTD, y_BTD), jax.lax.dynamic_update_index_in_dim(
+                io_NBTD, moved_BTD, slot, 0
+            )
 
         def tick(carry, t):
             y_BTD, io_NBTD = carry
             if rounds == 1:
                 x_BTD, io_NBTD = exchange(y_BTD, io_NBTD, t)
             else:  # in later rounds stage 0 receives its microbatch from the last stage
-                x_BTD, io_NBTD = jax.lax.cond(t // S % rounds == 0, exchange, lambda y, io, t: (y, io), y_BTD, io_NBTD, t)
+                x_BTD, io_NBTD = jax.lax.cond(
+                    t // S % rounds == 0, exchange, lambda y, io, t: (y, io), y_BTD, io_NBTD, t
+                )
             i = t - s
             x_BTD, sums = compute(weights, x_BTD, jnp.clip(i, 0, items - 1))
             counts = (jnp.arange(rounds) == i // S % rounds) & (i >= 0) & (i < items)
@@ -90,7 +107,9 @@ def run_pipeline(layers: Layers, place: StagePlacement, weights: Any, x_BTD: jax
         # cotangent stays NaN
         (y_BTD, io_NBTD), sums = jax.lax.scan(tick, (io_NBTD[0], io_NBTD), jnp.arange(ticks))
         _, io_NBTD = exchange(y_BTD, io_NBTD, ticks)
-        return rejoin(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums)
+        return rejoin(jnp.roll(io_NBTD, -S, 0)), jax.tree.map(
+            lambda a: jax.lax.psum(jnp.sum(a, 0), alone), sums
+        )
 
     stage_weights = jax.tree.map(lambda w: place.reshard_to_stages(to_rounds(w, rounds)), weights)
     x_BTD, sums = place.by_stage(run, (STREAM, (None, "layers")))(stage_weights, x_BTD, *beside_BT)

@@ -39,7 +39,9 @@ class Routing(NamedTuple):
     loss."""
 
 
-def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def choose(
+    logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(weights_BTk float32, experts_BTk int32, probabilities_BTE float32) from float32 logits.
 
     DeepSeek-V3 (DeepSeek-AI 2024, equations 12 to 16 and its published code): scores with their bias choose,
@@ -51,18 +53,30 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, config: MoEConfig) -
     if config.groups > 1:
         grouped = judged_BTE.reshape(*judged_BTE.shape[:-1], config.groups, -1)
         best = jnp.sum(jax.lax.top_k(grouped, 2)[0], -1)
-        chosen = jnp.sum(jax.nn.one_hot(jax.lax.top_k(best, config.top_groups)[1], config.groups, dtype=bool), -2, dtype=bool)
+        chosen = jnp.sum(
+            jax.nn.one_hot(jax.lax.top_k(best, config.top_groups)[1], config.groups, dtype=bool),
+            -2,
+            dtype=bool,
+        )
         judged_BTE = jnp.where(chosen[..., None], grouped, -jnp.inf).reshape(judged_BTE.shape)
     experts_BTk = jax.lax.top_k(judged_BTE, config.top_k)[1]
     weights_BTk = jnp.take_along_axis(scores_BTE, experts_BTk, -1)
     if config.normalise:
         weights_BTk /= jnp.sum(weights_BTk, -1, keepdims=True) + 1e-20
-    probabilities_BTE = scores_BTE / jnp.sum(scores_BTE, -1, keepdims=True) if config.scores == "sigmoid" else scores_BTE
+    probabilities_BTE = (
+        scores_BTE / jnp.sum(scores_BTE, -1, keepdims=True) if config.scores == "sigmoid" else scores_BTE
+    )
     return weights_BTk * config.scale, experts_BTk, probabilities_BTE
 
 
 def routing_sums(
-    config: MoEConfig, logits_BTE: jax.Array, probability_BTE: jax.Array, sent_BTE: jax.Array, counts_BT: jax.Array, weights_BT: jax.Array, over
+    config: MoEConfig,
+    logits_BTE: jax.Array,
+    probability_BTE: jax.Array,
+    sent_BTE: jax.Array,
+    counts_BT: jax.Array,
+    weights_BT: jax.Array,
+    over,
 ) -> tuple[jax.Array, ...]:
     """The fields of `Routing` for one part, without `dropped_PE`: (load, probability, tokens, balance, z).
 
@@ -77,10 +91,15 @@ def routing_sums(
     balance_B = jnp.zeros_like(z_B)
     if config.balance_over == "sequence":
         balance_B = config.experts / config.top_k * jnp.sum(load_BE * probability_BE, -1) / n_B**2
-    return tuple(jnp.sum(a, 0, keepdims=True) for a in (load_BE, probability_BE, tokens_B, balance_B * row_B, z_B / n_B * row_B))
+    return tuple(
+        jnp.sum(a, 0, keepdims=True)
+        for a in (load_BE, probability_BE, tokens_B, balance_B * row_B, z_B / n_B * row_B)
+    )
 
 
-def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def losses(
+    config: ModelConfig, routing: Routing, weight: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(the router's term of the sum of losses, float32 []; metrics that are sums).
 
     routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's
@@ -94,7 +113,12 @@ def losses(config: ModelConfig, routing: Routing, weight: jax.Array) -> tuple[ja
         n_L = jnp.maximum(tokens_L, 1.0)
         balance_L = moe.experts / moe.top_k * jnp.sum(load_LE * probability_LE, -1) / n_L**2 * weight
     loss = moe.balance_loss * jnp.sum(balance_L) + moe.z_loss * jnp.sum(z_L)
-    return loss, {"balance_loss": jnp.mean(balance_L), "router_z_loss": jnp.mean(z_L), "expert_load": load_LE, "expert_dropped": dropped_LE}
+    return loss, {
+        "balance_loss": jnp.mean(balance_L),
+        "router_z_loss": jnp.mean(z_L),
+        "expert_load": load_LE,
+        "expert_dropped": dropped_LE,
+    }
 
 
 def load_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -102,7 +126,10 @@ def load_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     and `expert_dropped`, the fraction of tokens sent to experts that was dropped."""
     load_LE, dropped_LE = sums["expert_load"], sums["expert_dropped"]
     mean_L = jnp.maximum(jnp.mean(load_LE, -1), 1e-9)
-    return {"expert_load_max": jnp.max(jnp.max(load_LE, -1) / mean_L), "expert_dropped": jnp.sum(dropped_LE) / jnp.maximum(jnp.sum(load_LE), 1.0)}
+    return {
+        "expert_load_max": jnp.max(jnp.max(load_LE, -1) / mean_L),
+        "expert_dropped": jnp.sum(dropped_LE) / jnp.maximum(jnp.sum(load_LE), 1.0),
+    }
 
 
 def bias_change(config: MoEConfig, load_LE: jax.Array) -> jax.Array:

@@ -37,13 +37,19 @@ class Block(nnx.Module):
     sparse: experts in place of one feed-forward.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False):
+    def __init__(
+        self, config: ModelConfig, rngs: nnx.Rngs, layers: int | None, place: Placement, sparse: bool = False
+    ):
         self.config, self.place = config, place
         self.attention_norm = Norm(config, rngs, layers, place)
-        self.attention = (LatentAttention if config.latent.kv_rank else attention.Attention)(config, rngs, layers, place)
+        self.attention = (LatentAttention if config.latent.kv_rank else attention.Attention)(
+            config, rngs, layers, place
+        )
         self.mlp_norm = Norm(config, rngs, layers, place)
         both = config.norm_placement == "both"
-        self.attention_out_norm, self.mlp_out_norm = (Norm(config, rngs, layers, place) if both else None for _ in range(2))
+        self.attention_out_norm, self.mlp_out_norm = (
+            Norm(config, rngs, layers, place) if both else None for _ in range(2)
+        )
         self.mlp = (moe.MoE if sparse else FeedForward)(config, rngs, layers, place)
 
     def __call__(
@@ -63,22 +69,30 @@ class Block(nnx.Module):
         loss. Both are for the router's statistics.
         """
         attended_BTD = x_BTD + self.attention_branch(x_BTD, attend)
-        f_BTD, routing = self.mlp_branch(x_BTD if self.config.parallel_blocks else attended_BTD, real_BT, weights_BT)
+        f_BTD, routing = self.mlp_branch(
+            x_BTD if self.config.parallel_blocks else attended_BTD, real_BT, weights_BT
+        )
         return attended_BTD + f_BTD, routing
 
     def attention_branch(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The attention's term of the stream: norm, `attend`, norm (each where `norm_placement` has one),
         scaled."""
-        y_BTD = self.place.move(x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM)
+        y_BTD = self.place.move(
+            x_BTD if self.config.norm_placement == "after" else self.attention_norm(x_BTD), STREAM
+        )
         return self.scaled(attend(y_BTD), self.attention_norm, self.attention_out_norm)
 
-    def mlp_branch(self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None) -> tuple[jax.Array, Routing | None]:
+    def mlp_branch(
+        self, x_BTD: jax.Array, real_BT: jax.Array | None = None, weights_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
         """The feed-forward's term of the stream, dense or sparse: norm, mlp, norm, scaled; and the routing of
         a sparse block."""
         y_BTD = x_BTD if self.config.norm_placement == "after" else self.mlp_norm(x_BTD)
         # named before the move: kept as the stream is split
         y_BTD = self.place.move(checkpoint_name(y_BTD, "mlp_in"), STREAM)
-        y_BTD, routing = self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
+        y_BTD, routing = (
+            self.mlp(y_BTD, real_BT, weights_BT) if isinstance(self.mlp, moe.MoE) else (self.mlp(y_BTD), None)
+        )
         return self.scaled(y_BTD, self.mlp_norm, self.mlp_out_norm), routing
 
     def scaled(self, y_BTD: jax.Array, norm: Norm, out_norm: Norm | None) -> jax.Array:
@@ -98,9 +112,13 @@ class Transformer(nnx.Module):
         place = place or Placement()
         assert config.vocab is not None, "resolve the configuration first"
         self.config, self.place = config, place
-        self.embedding = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
+        self.embedding = weight(
+            rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None
+        )
         if config.position == "learned":
-            self.positions = weight(rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None)
+            self.positions = weight(
+                rngs, config, (config.positions, config.embed), (None, "embed"), config.init_std, None
+            )
         sparse = len(config.sparse_layers)
         pipeline = pipeline_of(place)
         in_stage = pipeline.in_stage() if pipeline else place
@@ -109,9 +127,13 @@ class Transformer(nnx.Module):
             self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
         if not config.tied_embeddings:
-            self.head = weight(rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None)
+            self.head = weight(
+                rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None
+            )
 
-    def __call__(self, tokens_BT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
         """Logits of the next token at every position, [B, T, V] in the logits dtype.
 
         positions: int [B, T], restarting with each packed document; None: 0, 1, 2, ...
@@ -125,18 +147,35 @@ class Transformer(nnx.Module):
         config = self.config
         assert config.vocab is not None
         w_VD = gathered(self.output, config, self.place)
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype))
-        return softcap(self.place.unpad(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)), config.logit_softcap)
+        logits_BTV = jnp.einsum(
+            "BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.dtype(config.logits_dtype)
+        )
+        return softcap(
+            self.place.unpad(logits_BTV, ("batch", "sequence", "vocab"), (*x_BTD.shape[:2], config.vocab)),
+            config.logit_softcap,
+        )
 
-    def hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+    ) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype. All arrays are in the
         natural order of positions."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return restore(self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0], self.place)
+        return restore(
+            self.stream(arrange(tokens_BT, self.place), arrange(positions_BT, self.place), segments_BT)[0],
+            self.place,
+        )
 
     def stream(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BS: jax.Array | None, weights_BT: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BS: jax.Array | None,
+        weights_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing | None]:
         """(the stream after the final norm, the routing stacked over layers with experts), in the layout's
         order of positions.
@@ -146,7 +185,10 @@ class Transformer(nnx.Module):
         """
         config, place = self.config, self.place
         if config.position == "learned" and tokens_BT.shape[1] > config.positions:
-            raise UserError(f"model.positions={config.positions}: fewer learned positions than the sequence's {tokens_BT.shape[1]} tokens")
+            raise UserError(
+                f"model.positions={config.positions}: fewer learned positions than the sequence's "
+                f"{tokens_BT.shape[1]} tokens"
+            )
         real_BT = None if segments_BS is None or not config.sparse_layers else arrange(segments_BS, place) > 0
         if segments_BS is not None:
             segments_BS = place.move(segments_BS, ("batch", None), "attention")  # once for all layers
@@ -185,15 +227,21 @@ class Transformer(nnx.Module):
         for blocks, first, end in self.runs():
             graph, stacked = nnx.split(blocks)
             own, kinds = kinds[: end - first], kinds[end - first :]
-            layers = functools.partial(self.run_layers, graph, kinds_of_each_stage(own, pipeline) if pipeline else own)
+            layers = functools.partial(
+                self.run_layers, graph, kinds_of_each_stage(own, pipeline) if pipeline else own
+            )
             if pipeline:
                 x_BTD, routing = run_pipeline(layers, pipeline, stacked, x_BTD, *beside)
             else:
-                stacked = jax.tree.map(lambda w, a=first, b=end: w if (a, b) == (0, len(w)) else w[a:b], stacked)
+                stacked = jax.tree.map(
+                    lambda w, a=first, b=end: w if (a, b) == (0, len(w)) else w[a:b], stacked
+                )
                 x_BTD, routing = layers(stacked, x_BTD, *beside)
             if routing is not None:
                 routings.append(routing)
-        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else next(iter(routings), None)
+        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(
+            routings
+        ) > 1 else next(iter(routings), None)
 
     def layers_in_order(self) -> Iterator[tuple[int, Block, int | None]]:
         """(number, block with that layer's weights, its window) of each layer in order, for code that runs
@@ -234,14 +282,20 @@ class Transformer(nnx.Module):
         routings, first = [], 0
         for count, period in as_scans(kinds):
             end = first + count * len(period)
-            part = stacked if end - first == len(kinds) else jax.tree.map(lambda w, a=first, b=end: w[a:b], stacked)
+            part = (
+                stacked
+                if end - first == len(kinds)
+                else jax.tree.map(lambda w, a=first, b=end: w[a:b], stacked)
+            )
             if len(period) == 1:
                 x_BTD, routing = jax.lax.scan(run_block[period[0]], x_BTD, part)
             else:
                 x_BTD, routing = scan_periods(period, run_block, x_BTD, part)
             routings.append(routing)
             first = end
-        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(routings) > 1 else routings[0]
+        return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if len(
+            routings
+        ) > 1 else routings[0]
 
     def block(
         self,
@@ -258,7 +312,12 @@ class Transformer(nnx.Module):
 
         def run(x_BTD, weights):
             block = block_of(graph, weights, kind)
-            return block(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=segments_BS), real_BT, weights_BT)
+            return block(
+                x_BTD,
+                functools.partial(block.attention, rope=rope, segments_BT=segments_BS),
+                real_BT,
+                weights_BT,
+            )
 
         saved = saved_names(config.remat)
         if saved is None:
@@ -273,7 +332,9 @@ class Transformer(nnx.Module):
         return jax.checkpoint(run, policy=policy, prevent_cse=not config.scan_layers)
 
 
-def scan_periods(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, stacked: Any) -> tuple[jax.Array, Routing | None]:
+def scan_periods(
+    kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, stacked: Any
+) -> tuple[jax.Array, Routing | None]:
     """Runs a stack of layers whose configurations repeat `kinds`, by a scan over periods."""
 
     def period(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, Routing | None]:
@@ -283,7 +344,9 @@ def scan_periods(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.A
     return x_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routing)
 
 
-def run_in_turn(kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, weights: list) -> tuple[jax.Array, Routing | None]:
+def run_in_turn(
+    kinds: Sequence[ModelConfig], run_block: RunBlock, x_BTD: jax.Array, weights: list
+) -> tuple[jax.Array, Routing | None]:
     """Runs layers one after the other: (x_BTD, their routing, stacked)."""
     routings = []
     for kind, own in zip(kinds, weights, strict=True):
@@ -317,7 +380,9 @@ def as_scans(kinds: Sequence) -> list[tuple[int, Sequence]]:
 def fold_periods(w: jax.Array, period: int) -> jax.Array:
     """[layers, ...] → [layers / period, period, ...]."""
     spec = sharding_spec(w)
-    return w.reshape(-1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec))
+    return w.reshape(
+        -1, period, *w.shape[1:], out_sharding=None if spec is None else PartitionSpec(None, *spec)
+    )
 
 
 def kinds_of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -> tuple[ModelConfig, ...]:
@@ -328,8 +393,10 @@ def kinds_of_each_stage(kinds: tuple[ModelConfig, ...], place: StagePlacement) -
     if len(kinds) % groups == 0 and kinds != kinds[:n] * groups:
         windows = tuple(i for i, kind in enumerate(kinds) if kind.window is not None)
         raise UserError(
-            f"model.window_layers={windows}: the layout's pipeline divides the layers into {groups} groups of {n}, all one program, so layers with "
-            "a window must be at the same places in each; use a layout without a pipeline, or fewer stages or rounds"
+            f"model.window_layers={windows}: the layout's pipeline divides the layers into {groups} "
+            f"groups of {n}, all one program, so layers with "
+            "a window must be at the same places in each; use a layout without a pipeline, or fewer "
+            "stages or rounds"
         )
     return kinds[:n]
 
@@ -351,7 +418,10 @@ def check(config: ModelConfig, place: Placement, sequence_length: int) -> None:
     if config.sparse_layers:
         moe.check(config, place)
     if config.offload and place.platform() == "cpu":
-        raise UserError(f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave it empty")
+        raise UserError(
+            f"model.offload={config.offload}: the devices here are cpu, whose memory is the host's; leave "
+            "it empty"
+        )
 
 
 def unstack(tree) -> list:

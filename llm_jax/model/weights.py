@@ -49,7 +49,13 @@ class ShardedParam:
 
 
 def weight(
-    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], dims: Dims, std: float | None, layers: int | None, dtype: str | None = None
+    rngs: nnx.Rngs,
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    dims: Dims,
+    std: float | None,
+    layers: int | None,
+    dtype: str | None = None,
 ) -> Weight:
     """A new weight with normal entries of standard deviation `std` (of the base shape, see
     `parametrization`).
@@ -64,7 +70,11 @@ def weight(
     elif std == 0:
         value = jnp.zeros(full, kind)
     else:
-        value = std * initial_multiplier(config, dims) * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
+        value = (
+            std
+            * initial_multiplier(config, dims)
+            * jax.random.normal(rngs.params(), full, jnp.float32).astype(kind)
+        )
     return Weight(value, dims=dims, stacked=layers is not None)
 
 
@@ -112,13 +122,24 @@ class WeightUse:
         return dw if self.master_spec is None else jax.sharding.reshard(dw, self.master_spec)
 
 
-def weight_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> tuple[WeightUse, jax.Array, jax.Array]:
+def weight_use(
+    w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None
+) -> tuple[WeightUse, jax.Array, jax.Array]:
     """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None:
     the compute dtype."""
     master, stored = master_and_stored(w)
     dtype = dtype or config.compute_dtype
     return (
-        WeightUse(w.dims, master.shape, sharding_spec(master), master.dtype.name, dtype, config.gradient_dtype, config.remat != "none", place),
+        WeightUse(
+            w.dims,
+            master.shape,
+            sharding_spec(master),
+            master.dtype.name,
+            dtype,
+            config.gradient_dtype,
+            config.remat != "none",
+            place,
+        ),
         master,
         stored,
     )
@@ -144,7 +165,15 @@ _gather.defvjp(
 )
 
 
-def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: Placement, spec: Any = None, dtype: str | None = None) -> jax.Array:
+def project(
+    equation: str,
+    x: jax.Array,
+    w: Weight,
+    config: ModelConfig,
+    place: Placement,
+    spec: Any = None,
+    dtype: str | None = None,
+) -> jax.Array:
     """`einsum(equation, x, w)` of activations with a weight, of two operands: "BTD,DF->BTF".
 
     spec: the result's partition spec; None lets JAX decide. dtype: of the weight in the product; None: the
@@ -154,16 +183,22 @@ def project(equation: str, x: jax.Array, w: Weight, config: ModelConfig, place: 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _project(equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array) -> jax.Array:
+def _project(
+    equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array
+) -> jax.Array:
     return jnp.einsum(equation, x, use.gather(stored), out_sharding=spec)
 
 
-def _project_forward(equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array):
+def _project_forward(
+    equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array
+):
     w = use.gather(stored)
     return jnp.einsum(equation, x, w, out_sharding=spec), (w if use.keep else stored, x)
 
 
-def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+def _project_backward(
+    equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+):
     """The gradients of the stored weight's master and of x.
 
     The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one
@@ -179,7 +214,9 @@ def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax
     # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
     if x_spec is not None and y_spec is not None:
         x_axes = dict(zip(x_dims, x_spec, strict=True))
-        dy = jax.sharding.reshard(dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True))))
+        dy = jax.sharding.reshard(
+            dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True)))
+        )
     dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding_spec(x))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(use.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
@@ -187,8 +224,14 @@ def _project_backward(equation: str, spec: Any, use: WeightUse, saved: tuple[jax
     else:
         # the dims of y first, as the product returns them
         order = "".join(sorted(w_dims, key=x_dims.__contains__))
-        spec = None if use.master_spec is None else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in order))
-        dw = jnp.einsum(f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec))
+        spec = (
+            None
+            if use.master_spec is None
+            else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in order))
+        )
+        dw = jnp.einsum(
+            f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec)
+        )
     return use.gradient(dw), None, dx
 
 
@@ -240,7 +283,11 @@ def _lookup_backward(spec: Any, use: WeightUse, ids_BT: jax.Array, dx_BTD: jax.A
     for step in reversed([part, *reshard_path(part, sharding_spec(dx_BTD))[:-1]] if part is not None else []):
         dx_BTD = jax.sharding.reshard(dx_BTD, step)
     zeros = jnp.zeros(use.shape, use.gradient_dtype, out_sharding=use.master_spec)
-    return use.gradient(zeros.at[ids_BT].add(dx_BTD.astype(use.gradient_dtype), out_sharding=use.master_spec)), None, None
+    return (
+        use.gradient(zeros.at[ids_BT].add(dx_BTD.astype(use.gradient_dtype), out_sharding=use.master_spec)),
+        None,
+        None,
+    )
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
@@ -258,7 +305,9 @@ def reshard_path(rows: PartitionSpec | None, stream: PartitionSpec | None) -> li
     """
     if rows is None or stream is None:
         return []
-    at, goal = ([(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec] for spec in (rows, stream))
+    at, goal = (
+        [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec] for spec in (rows, stream)
+    )
     steps = []
     while at[2] != goal[2][: len(at[2])]:
         *rest, axis = at[2]
@@ -278,17 +327,26 @@ def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
     Only then it is summed over devices, once, and placed like the master parameter.
     """
     master, stored = master_and_stored(w)
-    return w if master is stored else w.replace(_sum_uses_first(place, w.dims, sharding_spec(master), master, stored))  # type: ignore[return-value]
+    return (
+        w
+        if master is stored
+        else w.replace(_sum_uses_first(place, w.dims, sharding_spec(master), master, stored))
+    )  # type: ignore[return-value]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum_uses_first(place: StagePlacement, dims: Dims, spec: PartitionSpec, master: jax.Array, stored: jax.Array) -> jax.Array:
+def _sum_uses_first(
+    place: StagePlacement, dims: Dims, spec: PartitionSpec, master: jax.Array, stored: jax.Array
+) -> jax.Array:
     return stored.astype(master.dtype)
 
 
 _sum_uses_first.defvjp(
     lambda place, dims, spec, master, stored: (stored.astype(master.dtype), None),
-    lambda place, dims, spec, _, dw_RL: (jax.sharding.reshard(place.sum_master_gradient(dw_RL, dims), spec), None),
+    lambda place, dims, spec, _, dw_RL: (
+        jax.sharding.reshard(place.sum_master_gradient(dw_RL, dims), spec),
+        None,
+    ),
 )
 
 

@@ -1,7 +1,8 @@
-"""Cross-entropy and token log-probabilities of a linear head, in chunks: the logits of the whole batch never exist at once.
+"""Cross-entropy and token log-probabilities of a linear head, in chunks: the logits of the whole batch never
+exist at once.
 
-The gradient is made in the forward pass, chunk by chunk, while the chunk's logits are there (as Liger-Kernel does,
-Hsu et al. 2024), so that nothing is computed twice: the backward pass only scales it.
+The gradient is made in the forward pass, chunk by chunk, while the chunk's logits are there (as Liger-Kernel
+does, Hsu et al. 2024), so that nothing is computed twice: the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ def linear_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of weighted losses, sum of weighted cross-entropies), both float32 []; `head` has dims [V, D].
 
-    loss = cross-entropy + z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022) in nats; logits are soft-capped first.
-    Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide them.
+    loss = cross-entropy + z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022) in nats; logits are soft-capped
+    first. Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide
+    them.
     """
     how, master, stored = weight_use(head, config, place or Placement())
-    return _loss(_Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype), master, stored, x_BTD, targets_BT, weights_BT)
+    return _loss(
+        _Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype),
+        master,
+        stored,
+        x_BTD,
+        targets_BT,
+        weights_BT,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +70,11 @@ def _loss(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
 
 def _forward(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
     how = static.how
-    run = how.place.local(functools.partial(_local, static, True), IN_DIMS, ((), (), X_DIMS, how.place.summed_gradient_spec(W_DIMS, how.master_spec)))
+    run = how.place.local(
+        functools.partial(_local, static, True),
+        IN_DIMS,
+        ((), (), X_DIMS, how.place.summed_gradient_spec(W_DIMS, how.master_spec)),
+    )
     loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.gather(stored), targets_BT, weights_BT)
     return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
 
@@ -91,7 +104,9 @@ class _Logits(NamedTuple):
 
 
 def _logits(static: _Static, x_ND: jax.Array, w_VD: jax.Array, targets_N: jax.Array) -> _Logits:
-    """The logits of a chunk and their float32 log-softmax, with the vocabulary split over devices: inside `Placement.local`."""
+    """The logits of a chunk and their float32 log-softmax, with the vocabulary split over devices: inside
+    `Placement.local`.
+    """
     how, softcap, place = static.how, static.softcap, static.how.place
     vocab_axes = place.axes("vocab")
     V = w_VD.shape[0]
@@ -104,7 +119,9 @@ def _logits(static: _Static, x_ND: jax.Array, w_VD: jax.Array, targets_N: jax.Ar
     exp_NV = jnp.exp(logits_NV - top_N[:, None])
     sum_N = _over(jax.lax.psum, jnp.sum(exp_NV, -1, dtype=jnp.float32), vocab_axes)
     is_target_NV = jnp.arange(V) == (targets_N - first)[:, None]
-    target_N = _over(jax.lax.psum, jnp.sum(jnp.where(is_target_NV, logits_NV, 0), -1, dtype=jnp.float32), vocab_axes)
+    target_N = _over(
+        jax.lax.psum, jnp.sum(jnp.where(is_target_NV, logits_NV, 0), -1, dtype=jnp.float32), vocab_axes
+    )
     return _Logits(capped_NV, exp_NV, is_target_NV, sum_N, jnp.log(sum_N) + top_N, target_N)
 
 
@@ -139,7 +156,9 @@ def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weight
         d_NV = d_NV.astype(x_ND.dtype)
         dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
         dx_ND = _over(jax.lax.psum, dx_ND, vocab_axes).astype(x_ND.dtype)
-        dw_DV += jnp.einsum("ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32)  # see `weights.project` on the order
+        dw_DV += jnp.einsum(
+            "ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32
+        )  # see `weights.project` on the order
         return (loss, entropy, dw_DV), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
@@ -153,20 +172,33 @@ def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weight
 
 
 def linear_logprobs(
-    x_BTD: jax.Array, head: Weight, targets_BT: jax.Array, config: ModelConfig, place: Placement | None = None, *, chunk: int = 1024
+    x_BTD: jax.Array,
+    head: Weight,
+    targets_BT: jax.Array,
+    config: ModelConfig,
+    place: Placement | None = None,
+    *,
+    chunk: int = 1024,
 ) -> jax.Array:
-    """log p(target) in nats of every position, float32 [B, T]; `head` has dims [V, D]. Differentiable in x_BTD and the head.
+    """log p(target) in nats of every position, float32 [B, T]; `head` has dims [V, D].
 
-    The log-softmax is in float32, over the whole vocabulary, of soft-capped logits. The backward pass computes a chunk's logits again:
-    it is that of `linear_cross_entropy`, with the incoming gradient in place of the weights. `chunk`: as there.
+    Differentiable in x_BTD and the head.
+
+    The log-softmax is in float32, over the whole vocabulary, of soft-capped logits. The backward pass
+    computes a chunk's logits again: it is that of `linear_cross_entropy`, with the incoming gradient in place
+    of the weights. `chunk`: as there.
     """
     how, master, stored = weight_use(head, config, place or Placement())
-    return _logprobs(_Static(how, config.logit_softcap, 0.0, chunk, config.logits_dtype), master, stored, x_BTD, targets_BT)
+    return _logprobs(
+        _Static(how, config.logit_softcap, 0.0, chunk, config.logits_dtype), master, stored, x_BTD, targets_BT
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logprobs(static: _Static, master, stored, x_BTD, targets_BT):
-    run = static.how.place.local(functools.partial(_local_logprobs, static), (X_DIMS, W_DIMS, TARGET_DIMS), TARGET_DIMS)
+    run = static.how.place.local(
+        functools.partial(_local_logprobs, static), (X_DIMS, W_DIMS, TARGET_DIMS), TARGET_DIMS
+    )
     return run(x_BTD, static.how.gather(stored), targets_BT)
 
 
@@ -177,7 +209,10 @@ def _logprobs_backward(static: _Static, saved, g_BT):
 
 
 _logprobs.defvjp(
-    lambda static, master, stored, x_BTD, targets_BT: (_logprobs(static, master, stored, x_BTD, targets_BT), (stored, x_BTD, targets_BT)),
+    lambda static, master, stored, x_BTD, targets_BT: (
+        _logprobs(static, master, stored, x_BTD, targets_BT),
+        (stored, x_BTD, targets_BT),
+    ),
     _logprobs_backward,
 )
 

@@ -1,7 +1,9 @@
-"""Building blocks of losses: hidden states, token log-probabilities and cross-entropies, all in one order of positions.
+"""Building blocks of losses: hidden states, token log-probabilities and cross-entropies, all in one order of
+positions.
 
-A layout may keep positions in another order (`attention_context.arrange`); the functions here take and return arrays [B, T] in the
-natural one. Logits of a whole batch never exist: all go through `cross_entropy.py`, in chunks of positions.
+A layout may keep positions in another order (`attention_context.arrange`); the functions here take and return
+arrays [B, T] in the natural one. Logits of a whole batch never exist: all go through `cross_entropy.py`, in
+chunks of positions.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ CHUNK = 1024
 
 
 class Hidden(NamedTuple):
-    """The last hidden states of a model. To be given to the functions below, which know its order of positions."""
+    """The last hidden states of a model.
+
+    To be given to the functions below, which know its order of positions.
+    """
 
     x_BTD: jax.Array
     """After the final norm, in the compute dtype and in the layout's order of positions."""
@@ -30,7 +35,10 @@ class Hidden(NamedTuple):
 
 
 def join_parts(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Arrays [B, P, T], such as the pairs of a preference, as [B x P, T]: one batch for `hidden_states`. Others are left out."""
+    """Arrays [B, P, T], such as the pairs of a preference, as [B x P, T]: one batch for `hidden_states`.
+
+    Others are left out.
+    """
     return {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items() if value.ndim == 3}
 
 
@@ -44,28 +52,52 @@ def hidden_states(model: Transformer, batch: Mapping[str, jax.Array]) -> Hidden:
 
     Routers count a row's tokens by `weights` [B, T], the tokens' weights in the loss.
     """
-    tokens, positions, weights = (arrange(batch[name], model.place) for name in ("tokens", "positions", "weights"))
+    tokens, positions, weights = (
+        arrange(batch[name], model.place) for name in ("tokens", "positions", "weights")
+    )
     return Hidden(*model.stream(tokens, positions, batch["segments"], weights))
 
 
-def token_logprobs(model: Transformer, hidden: Hidden, targets_BT: jax.Array, *, chunk: int = CHUNK) -> jax.Array:
-    """log p(target | tokens before it) in nats, float32 [B, T], differentiable with respect to the model and hidden states.
+def token_logprobs(
+    model: Transformer, hidden: Hidden, targets_BT: jax.Array, *, chunk: int = CHUNK
+) -> jax.Array:
+    """log p(target | tokens before it) in nats, float32 [B, T], differentiable with respect to the model and
+    hidden states.
 
-    The logits are soft-capped first where the model does that. The log-softmax is in float32. The backward pass computes each chunk's
-    logits again, so neither pass holds more than a chunk of them.
+    The logits are soft-capped first where the model does that. The log-softmax is in float32. The backward
+    pass computes each chunk's logits again, so neither pass holds more than a chunk of them.
     """
     arranged = arrange(targets_BT, model.place)
-    logprobs_BT = linear_logprobs(hidden.x_BTD, model.output, arranged, model.config, model.place, chunk=chunk)
+    logprobs_BT = linear_logprobs(
+        hidden.x_BTD, model.output, arranged, model.config, model.place, chunk=chunk
+    )
     return restore(logprobs_BT, model.place)
 
 
 def cross_entropy(
-    model: Transformer, hidden: Hidden, targets_BT: jax.Array, weights_BT: jax.Array, *, z_loss: float = 0.0, chunk: int = CHUNK
+    model: Transformer,
+    hidden: Hidden,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-    """(weighted sum of cross-entropies plus z-losses, weighted sum of cross-entropies), float32 []; only the first has a gradient.
+    """(weighted sum of cross-entropies plus z-losses, weighted sum of cross-entropies), float32 []; only the
+    first has a gradient.
 
-    The weights are constants, so gradients are computed in the forward pass while a chunk's logits are there: this costs less than
-    differentiating `token_logprobs`, which is for losses that aren't linear in the log-probabilities.
+    The weights are constants, so gradients are computed in the forward pass while a chunk's logits are there:
+    this costs less than differentiating `token_logprobs`, which is for losses that aren't linear in the
+    log-probabilities.
     """
     targets_BT, weights_BT = (arrange(x, model.place) for x in (targets_BT, weights_BT))
-    return linear_cross_entropy(hidden.x_BTD, model.output, targets_BT, weights_BT, model.config, model.place, z_loss=z_loss, chunk=chunk)
+    return linear_cross_entropy(
+        hidden.x_BTD,
+        model.output,
+        targets_BT,
+        weights_BT,
+        model.config,
+        model.place,
+        z_loss=z_loss,
+        chunk=chunk,
+    )

@@ -25,7 +25,9 @@ class NextToken(Objective):
     name: str = "next_token"
     """Which objective; its file is objective/NAME.py."""
     z_loss: float = 0.0
-    """Coefficient of log(Z)^2, which keeps logits from drifting (1e-4 in PaLM, Chowdhery et al. 2022); 0: off."""
+    """Coefficient of log(Z)^2, which keeps logits from drifting (1e-4 in PaLM, Chowdhery et al. 2022); 0:
+    off.
+    """
     chunk: int = 1024
     """Positions whose logits exist at once on a device."""
 
@@ -35,12 +37,18 @@ class NextToken(Objective):
         require(self.chunk >= 1, "objective.chunk", self.chunk, "at least 1 position")
 
     def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
-        """The weighted sum of cross-entropies (and z-loss), over batches of tokens, targets, weights, segments and positions, each [B, T]."""
+        """The weighted sum of cross-entropies (and z-loss), over batches of tokens, targets, weights,
+        segments and positions, each [B, T].
+        """
         hidden = hidden_states(policy, batch)
-        total, entropy = cross_entropy(policy, hidden, batch["targets"], batch["weights"], z_loss=self.z_loss, chunk=self.chunk)
+        total, entropy = cross_entropy(
+            policy, hidden, batch["targets"], batch["weights"], z_loss=self.z_loss, chunk=self.chunk
+        )
         return Loss(total, jnp.sum(batch["weights"]), {"cross_entropy": Metric(entropy)}, hidden.routing)
 
-    def evaluate(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array) -> Mapping[str, jax.Array]:
+    def evaluate(
+        self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array
+    ) -> Mapping[str, jax.Array]:
         """Sums of the cross-entropy, the weights, and the bytes of the targets."""
         targets, weights = batch["targets"], batch["weights"]
         _, entropy = cross_entropy(policy, hidden_states(policy, batch), targets, weights)

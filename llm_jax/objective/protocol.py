@@ -1,8 +1,10 @@
-"""The protocol of objectives: the arrays of a batch, the frozen models beside the policy, the loss, and the scores.
+"""The protocol of objectives: the arrays of a batch, the frozen models beside the policy, the loss, and the
+scores.
 
-An objective is a frozen dataclass: its fields are the keys `objective.KEY=VALUE` of an experiment, its `name` is what `objective=NAME`
-chooses it by. One in this package is the file objective/NAME.py; any other is defined by whoever runs it, for instance in the
-experiment file (docs/extending.md). The train loop, checkpoints, grids and the compiler see nothing of an objective but this protocol.
+An objective is a frozen dataclass: its fields are the keys `objective.KEY=VALUE` of an experiment, its `name`
+is what `objective=NAME` chooses it by. One in this package is the file objective/NAME.py; any other is
+defined by whoever runs it, for instance in the experiment file (docs/extending.md). The train loop,
+checkpoints, grids and the compiler see nothing of an objective but this protocol.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class ArraySpec(NamedTuple):
     """One array of a batch: its dims, "batch" first, and its dtype."""
 
     dims: tuple[str | int, ...]
-    """A name ("batch", "sequence") is a dim that the layout may split; a number is the size of one that it never does: pairs of
-    sequences are ("batch", 2, "sequence"), labels ("batch",)."""
+    """A name ("batch", "sequence") is a dim that the layout may split; a number is the size of one that it
+    never does: pairs of sequences are ("batch", 2, "sequence"), labels ("batch",).
+    """
     dtype: str
 
 
@@ -43,7 +46,9 @@ WEIGHTS = ArraySpec(("batch", "sequence"), "float32")
 
 
 class Metric(NamedTuple):
-    """A mean, as its sum and the weight that it is divided by; both are summed over microbatches first. float32 []."""
+    """A mean, as its sum and the weight that it is divided by; both are summed over microbatches first.
+    float32 [].
+    """
 
     total: jax.Array
     weight: jax.Array | None = None
@@ -56,11 +61,16 @@ class Loss(NamedTuple):
     total: jax.Array
     """Weighted sum of the losses, float32 []."""
     weight: jax.Array
-    """Sum of the weights, float32 []. It must come from the batch's own weights, which the host made before any cut: then the mean is
-    the same for every number of microbatches, processes and devices."""
+    """Sum of the weights, float32 [].
+
+    It must come from the batch's own weights, which the host made before any cut: then the mean is the same
+    for every number of microbatches, processes and devices.
+    """
     metrics: Mapping[str, Metric] = {}
     routing: Routing | None = None
-    """The routing statistics of a mixture of experts (`Hidden.routing`); the step adds the router's own losses."""
+    """The routing statistics of a mixture of experts (`Hidden.routing`); the step adds the router's own
+    losses.
+    """
 
 
 class Score(NamedTuple):
@@ -71,26 +81,41 @@ class Score(NamedTuple):
 
 
 class Examples(Protocol):
-    """Where batches come from: the arrays of `Objective.arrays`, as a pure function of the step. `data.Corpus` is one."""
+    """Where batches come from: the arrays of `Objective.arrays`, as a pure function of the step.
+
+    `data.Corpus` is one.
+    """
 
     def batch(self, step: int, rows: range | None = None) -> HostBatch:
         """The global batch at `step` (from 0), or only its `rows`: each array [rows, ...]."""
 
     def held_out_batches(self, batch_size: int, limit: int | None = None) -> Iterator[HostBatch]:
-        """Batches to evaluate on, in a fixed order; at most `limit`. The last one may be filled up with rows of weight 0."""
+        """Batches to evaluate on, in a fixed order; at most `limit`.
+
+        The last one may be filled up with rows of weight 0.
+        """
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The base of all objectives. A subclass sets `name`, and overrides what differs from next-token prediction."""
+    """The base of all objectives.
+
+    A subclass sets `name`, and overrides what differs from next-token prediction.
+    """
 
     name: str = ""
 
     def __init_subclass__(cls) -> None:
         if name := cls.__dict__.get("name"):
             known = OBJECTIVES.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise UserError(f"objective.name={name}: {known.__module__} has an objective of this name; choose another name")
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise UserError(
+                    f"objective.name={name}: {known.__module__} has an objective of this name; choose "
+                    "another name"
+                )
             OBJECTIVES[name] = cls
 
     def check(self) -> None:
@@ -98,15 +123,24 @@ class Objective:
 
     def arrays(self) -> Mapping[str, ArraySpec]:
         """The arrays of a batch, by name."""
-        return {"tokens": TOKENS, "targets": TOKENS, "weights": WEIGHTS, "segments": TOKENS, "positions": TOKENS}
+        return {
+            "tokens": TOKENS,
+            "targets": TOKENS,
+            "weights": WEIGHTS,
+            "segments": TOKENS,
+            "positions": TOKENS,
+        }
 
     def frozen(self) -> Mapping[str, str]:
-        """Models that the loss needs beside the policy and that don't change: role → a run folder or Hugging Face folder;
-        "" for the weights that the run itself starts with (a reference)."""
+        """Models that the loss needs beside the policy and that don't change: role → a run folder or Hugging
+        Face folder; "" for the weights that the run itself starts with (a reference).
+        """
         return {}
 
     rows: ClassVar[Literal["cut", "whole"]] = "cut"
-    """How documents fill rows: packed end to end and cut at the ends of rows, or whole ones only, the rest padding."""
+    """How documents fill rows: packed end to end and cut at the ends of rows, or whole ones only, the rest
+    padding.
+    """
 
     def encoder(self) -> Encoder | None:
         """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained."""
@@ -117,19 +151,30 @@ class Objective:
         return corpus
 
     def source(self, loader: Any) -> Any:
-        """The source of batches (`train.loader.BatchSource`): the loader of `examples`, or one that reads the state of each step."""
+        """The source of batches (`train.loader.BatchSource`): the loader of `examples`, or one that reads the
+        state of each step.
+        """
         return loader
 
     def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
-        """The loss of one microbatch. It is traced, and differentiated with respect to the policy's trainable parameters."""
+        """The loss of one microbatch.
+
+        It is traced, and differentiated with respect to the policy's trainable parameters.
+        """
         raise NotImplementedError
 
-    def evaluate(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array) -> Mapping[str, jax.Array]:
-        """Sums over one held-out batch, each float32 []. token_bytes: float32 [V], the UTF-8 bytes that each token stands for."""
+    def evaluate(
+        self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        """Sums over one held-out batch, each float32 []. token_bytes: float32 [V], the UTF-8 bytes that each
+        token stands for.
+        """
         raise NotImplementedError
 
     def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """The scores of an evaluation, from the sums over all its batches (float64, on the host): rows of metrics.jsonl."""
+        """The scores of an evaluation, from the sums over all its batches (float64, on the host): rows of
+        metrics.jsonl.
+        """
         raise NotImplementedError
 
     shown: ClassVar[tuple[str, ...]] = ()
@@ -148,14 +193,22 @@ class Objective:
         """Tokens that one step reads, for tokens/s and the token counts of a run."""
         return batch_size * sequence_length
 
-    def flops_per_token(self, model: ModelConfig, sequence_length: int, frozen: Mapping[str, ModelConfig]) -> float:
-        """Training FLOPs a token, for MFU: 6 a matrix-product weight for the policy, 2 (a forward pass) for each frozen model."""
-        return train_flops_per_token(model, sequence_length) + sum(train_flops_per_token(config, sequence_length) / 3 for config in frozen.values())
+    def flops_per_token(
+        self, model: ModelConfig, sequence_length: int, frozen: Mapping[str, ModelConfig]
+    ) -> float:
+        """Training FLOPs a token, for MFU: 6 a matrix-product weight for the policy, 2 (a forward pass) for
+        each frozen model.
+        """
+        return train_flops_per_token(model, sequence_length) + sum(
+            train_flops_per_token(config, sequence_length) / 3 for config in frozen.values()
+        )
 
 
 @dataclass(frozen=True)
 class UnknownObjective(Objective):
-    """The objective of a run folder that was defined in a file that isn't imported here: the model can be used, but not trained."""
+    """The objective of a run folder that was defined in a file that isn't imported here: the model can be
+    used, but not trained.
+    """
 
     def check(self) -> None:
         """Raises UserError: there is nothing to train with."""
@@ -167,7 +220,9 @@ OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 def objective_names() -> list[str]:
-    """The names of all objectives: those of this package, and those that were defined elsewhere in this process."""
+    """The names of all objectives: those of this package, and those that were defined elsewhere in this
+    process.
+    """
     import llm_jax.objective as package
 
     for module in pkgutil.iter_modules(package.__path__):
@@ -179,6 +234,7 @@ def objective_class(name: str) -> type[Objective]:
     """The objective of this name. Raises UserError, with the nearest name, where there is none."""
     if name not in OBJECTIVES and name not in objective_names():
         raise UserError(
-            f"objective.name={name}: no such objective; {nearest(name, OBJECTIVES)} (an experiment file can define one, see docs/extending.md)"
+            f"objective.name={name}: no such objective; {nearest(name, OBJECTIVES)} (an experiment file "
+            "can define one, see docs/extending.md)"
         )
     return OBJECTIVES[name]

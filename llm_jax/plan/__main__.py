@@ -77,10 +77,16 @@ class PlanCommand:
             return
         for key in ("trace", "text", "picture"):
             if getattr(self, key):
-                raise UserError(f"{key}={getattr(self, key)}: needs a single layout, and layout=all plans many. Give one layout")
+                raise UserError(
+                    f"{key}={getattr(self, key)}: needs a single layout, and layout=all plans many. Give "
+                    "one layout"
+                )
         for key, value in self.experiment:
             if key.startswith(("mesh", "layout.")):
-                raise UserError(f"{key}={value}: layout=all tries every mesh of every layout. Leave it out, or give one layout")
+                raise UserError(
+                    f"{key}={value}: layout=all tries every mesh of every layout. Leave it out, or give "
+                    "one layout"
+                )
 
 
 OWN = tuple(f.name for f in dataclasses.fields(PlanCommand) if f.name != "experiment")
@@ -115,7 +121,9 @@ def planned_experiment(command: PlanCommand) -> Experiment:
     if not command.hardware and not command.picture:
         raise UserError(f"hardware=NAME is missing; one of: {', '.join(hardware_names())}")
     assert command.device_count
-    return experiment_from_pairs([pair for pair in command.experiment if not (command.all_layouts and pair[0] == "layout")])
+    return experiment_from_pairs(
+        [pair for pair in command.experiment if not (command.all_layouts and pair[0] == "layout")]
+    )
 
 
 def use_absent_devices(command: PlanCommand) -> None:
@@ -137,7 +145,10 @@ def check_keys(pairs: Pairs) -> None:
     for key, value in pairs:
         if "." not in key and key not in fields:
             close = closest(key, (*OWN, *all_keys(Experiment())))
-            raise UserError(f"{key}={value}: there is no key {key!r}; " + (f"did you mean '{close}'?" if close else "--help lists the keys"))
+            raise UserError(
+                f"{key}={value}: there is no key {key!r}; "
+                + (f"did you mean '{close}'?" if close else "--help lists the keys")
+            )
 
 
 def plan_one(command: PlanCommand, experiment: Experiment) -> int:

@@ -79,7 +79,10 @@ def analyse(step: CompiledStep, mesh: jax.sharding.Mesh, hardware: Hardware) -> 
     """Predicts a step compiled for the devices of `mesh`, which count as `hardware` (simulated CPU devices
     too)."""
     program = CostedModule(step.module, mesh, hardware.devices_per_node)
-    walks = {efficiency.name: simulate(program, hardware, efficiency, record_events=efficiency is EXPECTED) for efficiency in SETS}
+    walks = {
+        efficiency.name: simulate(program, hardware, efficiency, record_events=efficiency is EXPECTED)
+        for efficiency in SETS
+    }
     expected = walks[EXPECTED.name]
     return Analysis(
         kernels=kernel_rows(program, expected, hardware),
@@ -103,12 +106,21 @@ def kernel_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -
     rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for kernel, n in kernels(program, timeline):
         row = rows[kernel.kind, kernel.source]
-        for i, value in enumerate((1, kernel.flops, kernel.bytes, kernel.seconds(hardware, timeline.efficiency))):
+        for i, value in enumerate(
+            (1, kernel.flops, kernel.bytes, kernel.seconds(hardware, timeline.efficiency))
+        ):
             row[i] += n * value
-    return tuple(sorted((KernelRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()), key=lambda row: -row.seconds))
+    return tuple(
+        sorted(
+            (KernelRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()),
+            key=lambda row: -row.seconds,
+        )
+    )
 
 
-def collective_rows(program: CostedModule, timeline: Timeline, hardware: Hardware) -> tuple[CollectiveRow, ...]:
+def collective_rows(
+    program: CostedModule, timeline: Timeline, hardware: Hardware
+) -> tuple[CollectiveRow, ...]:
     """Collectives grouped by kind, axes and whether they cross nodes, the most seconds first."""
     rows: dict[tuple[str, str, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for instruction, n in timeline.counts.items():
@@ -116,9 +128,16 @@ def collective_rows(program: CostedModule, timeline: Timeline, hardware: Hardwar
         if isinstance(collective, Collective):
             row = rows[collective.kind, collective.axis, collective.crosses_nodes]
             seconds = n * collective.seconds(hardware, timeline.efficiency)
-            for i, value in enumerate((n, n * collective.bytes, seconds, max(0.0, seconds - timeline.exposed.get(instruction, 0.0)))):
+            for i, value in enumerate(
+                (n, n * collective.bytes, seconds, max(0.0, seconds - timeline.exposed.get(instruction, 0.0)))
+            ):
                 row[i] += value
-    return tuple(sorted((CollectiveRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()), key=lambda row: -row.seconds))
+    return tuple(
+        sorted(
+            (CollectiveRow(*key, int(row[0]), *row[1:]) for key, row in rows.items()),
+            key=lambda row: -row.seconds,
+        )
+    )
 
 
 def attention_kernels(program: CostedModule, timeline: Timeline) -> dict[str, int]:

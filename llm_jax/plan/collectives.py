@@ -27,7 +27,15 @@ from llm_jax.layout.hlo import Computation, Instruction, Module, item_bytes
 from llm_jax.plan.cost import dtype_before_widening, fused_parts
 from llm_jax.plan.efficiency import COLLECTIVE_LAUNCH, Efficiency
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
+KINDS = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Collective:
         near, far = hardware.node_bandwidth * efficiency.node, hardware.network_bandwidth * efficiency.network
         hop, far_hop = hardware.node_latency, hardware.network_latency
         if self.kind == "collective-permute":
-            return COLLECTIVE_LAUNCH + (far_hop + self.bytes / far if self.crosses_nodes else hop + self.bytes / near)
+            return COLLECTIVE_LAUNCH + (
+                far_hop + self.bytes / far if self.crosses_nodes else hop + self.bytes / near
+            )
         if self.kind in ("all-to-all", "ragged-all-to-all"):
             part = self.array_bytes / n
             within, across = part * (per_node - 1) / near, part * (n - per_node) / far
@@ -66,10 +76,16 @@ class Collective:
         ring = (n - nodes) * hop + (nodes - 1) * far_hop
         if self.kind == "all-reduce":
             ring = 2 * min(ring, (per_node - 1) * hop + math.ceil(math.log2(nodes)) * far_hop)
-        return COLLECTIVE_LAUNCH + ring + self.bytes / (min(near, per_node * far) if self.crosses_nodes else near)
+        return (
+            COLLECTIVE_LAUNCH
+            + ring
+            + self.bytes / (min(near, per_node * far) if self.crosses_nodes else near)
+        )
 
 
-def collective_of(module: Module, computation: Computation, instruction: Instruction) -> tuple[Computation, Instruction, str] | None:
+def collective_of(
+    module: Module, computation: Computation, instruction: Instruction
+) -> tuple[Computation, Instruction, str] | None:
     """(computation, instruction, kind) of the collective that an instruction is, starts or contains; None if
     there is none."""
     if instruction.opcode.endswith(("-done", "-update")):
@@ -81,7 +97,12 @@ def collective_of(module: Module, computation: Computation, instruction: Instruc
     return None
 
 
-def read_collective(found: tuple[Computation, Instruction, str], module: Module, mesh: jax.sharding.Mesh, devices_per_node: int) -> Collective:
+def read_collective(
+    found: tuple[Computation, Instruction, str],
+    module: Module,
+    mesh: jax.sharding.Mesh,
+    devices_per_node: int,
+) -> Collective:
     """The groups, mesh axes and bytes of a collective found by `collective_of`.
 
     The program numbers devices in the order of `mesh.devices`. Node i has the devices with ids from i *
@@ -95,7 +116,9 @@ def read_collective(found: tuple[Computation, Instruction, str], module: Module,
         operands = operands[:1]  # the others are the output and the tables of offsets and sizes
     sent = float(sum(_sent_bytes(module, mesh, computation, operand) for operand in operands))
     if kind == "collective-permute":
-        pairs = np.array([pair for pair in instruction.source_target_pairs if pair[0] != pair[1]], int).reshape(-1, 2)
+        pairs = np.array(
+            [pair for pair in instruction.source_target_pairs if pair[0] != pair[1]], int
+        ).reshape(-1, 2)
         spread = int(np.any(nodes[pairs[:, 0]] != nodes[pairs[:, 1]])) + 1
         return Collective(kind, axes_of(pairs, mesh), 2, spread, sent if len(pairs) else 0.0, sent)
     groups = instruction.replica_groups(size)
@@ -106,7 +129,9 @@ def read_collective(found: tuple[Computation, Instruction, str], module: Module,
     return Collective(kind, axes_of(groups, mesh), n, spread, whole * times * (n - 1) / n, whole)
 
 
-def _sent_bytes(module: Module, mesh: jax.sharding.Mesh, computation: Computation, operand: Instruction) -> float:
+def _sent_bytes(
+    module: Module, mesh: jax.sharding.Mesh, computation: Computation, operand: Instruction
+) -> float:
     """Bytes of an operand. On simulated devices, in the dtype that it had before XLA's CPU compiler widened
     it."""
     if mesh.devices.flat[0].platform != "cpu":

@@ -61,12 +61,24 @@ class KernelCost:
         """Predicted duration of one run."""
         if self.kind == "host copy":
             return self.bytes / HOST_BANDWIDTH + efficiency.launch
-        share = {FORWARD: efficiency.attention_forward, BACKWARD: efficiency.attention_backward}.get(self.kind, efficiency.matmul)
-        peak = hardware.peak_flops.get(self.rate) or hardware.peak_flops["bfloat16"]  # a device without 8-bit products runs them at its bfloat16 rate
-        return max(self.flops * self.passes / (peak * share), self.bytes / (hardware.memory_bandwidth * efficiency.memory)) + efficiency.launch
+        share = {FORWARD: efficiency.attention_forward, BACKWARD: efficiency.attention_backward}.get(
+            self.kind, efficiency.matmul
+        )
+        peak = (
+            hardware.peak_flops.get(self.rate) or hardware.peak_flops["bfloat16"]
+        )  # a device without 8-bit products runs them at its bfloat16 rate
+        return (
+            max(
+                self.flops * self.passes / (peak * share),
+                self.bytes / (hardware.memory_bandwidth * efficiency.memory),
+            )
+            + efficiency.launch
+        )
 
 
-def read_kernel(module: Module, computation: Computation, instruction: Instruction, widened: bool = False) -> KernelCost:
+def read_kernel(
+    module: Module, computation: Computation, instruction: Instruction, widened: bool = False
+) -> KernelCost:
     """The cost of an instruction that is a kernel: its opcode is not in NO_KERNEL, and it is no loop and no
     collective.
 
@@ -74,10 +86,14 @@ def read_kernel(module: Module, computation: Computation, instruction: Instructi
     dtype that they had before.
     """
     kind, flops, rate, passes = _products(module, computation, instruction, widened)
-    read, written = read_bytes(module, computation, instruction), written_bytes(module, computation, instruction)
+    read, written = (
+        read_bytes(module, computation, instruction),
+        written_bytes(module, computation, instruction),
+    )
     traffic = read + written
     if kind == "copy" and (
-        HOST_MEMORY in instruction.type_text or any(HOST_MEMORY in operand.type_text for operand in computation.operands_of(instruction))
+        HOST_MEMORY in instruction.type_text
+        or any(HOST_MEMORY in operand.type_text for operand in computation.operands_of(instruction))
     ):
         kind, traffic = "host copy", min(read, written)  # over the bus once
     return KernelCost(instruction.name, kind, instruction.op_name, flops, traffic, rate, passes)
@@ -86,11 +102,18 @@ def read_kernel(module: Module, computation: Computation, instruction: Instructi
 # --- FLOPs ---
 
 
-def _products(module: Module, computation: Computation, instruction: Instruction, widened: bool) -> tuple[str, float, str, float]:
+def _products(
+    module: Module, computation: Computation, instruction: Instruction, widened: bool
+) -> tuple[str, float, str, float]:
     """(kind, FLOPs, rate, passes) of a kernel."""
     if instruction.target.startswith("__cudnn$fmha"):
         kind = BACKWARD if "Backward" in instruction.target else FORWARD
-        return kind, attention_flops(computation, instruction), rate_name(computation.operands_of(instruction)[0].shape.dtype), 1.0
+        return (
+            kind,
+            attention_flops(computation, instruction),
+            rate_name(computation.operands_of(instruction)[0].shape.dtype),
+            1.0,
+        )
     flops, rate, passes, kind = 0.0, "bfloat16", 1.0, ""
     opcodes = set()
     for inside, part in fused_parts(module, computation, instruction):
@@ -99,7 +122,9 @@ def _products(module: Module, computation: Computation, instruction: Instruction
         if product:
             flops += product
             operand = inside.operands_of(part)[0]
-            rate = rate_name(dtype_before_widening(module, inside, operand) if widened else operand.shape.dtype)
+            rate = rate_name(
+                dtype_before_widening(module, inside, operand) if widened else operand.shape.dtype
+            )
             passes = _passes(part)
             kind = "convolution" if part.opcode == "convolution" or "conv" in part.target else "matmul"
     if not kind:
@@ -114,7 +139,9 @@ def _kind(opcodes: set[str]) -> str:
     return "copy" if opcodes <= DATA_MOVEMENT | NO_KERNEL | WRAPPERS else "elementwise"
 
 
-def fused_parts(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+def fused_parts(
+    module: Module, computation: Computation, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
     """Yields the instruction and all that it fuses, each with its computation."""
     yield computation, instruction
     if instruction.opcode in WRAPPERS:
@@ -128,7 +155,11 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
     """FLOPs of a matrix product or convolution, from its shapes; 0 for any other instruction."""
     if instruction.opcode == "dot":
         lhs = computation.operands_of(instruction)[0].shape
-        return 2.0 * instruction.shape.elements * math.prod(lhs.dims[d] for d in instruction.numbers("lhs_contracting_dims"))
+        return (
+            2.0
+            * instruction.shape.elements
+            * math.prod(lhs.dims[d] for d in instruction.numbers("lhs_contracting_dims"))
+        )
     if instruction.opcode == "ragged-dot" or instruction.target.endswith("groupedMatmul"):
         return (
             2.0 * computation.operands_of(instruction)[0].shape.elements * instruction.shape.dims[-1]
@@ -136,12 +167,21 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
     if instruction.target.startswith("__cublas$"):
         config = instruction.backend_config["gemm_backend_config"]["dot_dimension_numbers"]
         lhs = computation.operands_of(instruction)[0].shape
-        return 2.0 * instruction.shape.elements * math.prod(lhs.dims[int(d)] for d in config["lhs_contracting_dimensions"])
+        return (
+            2.0
+            * instruction.shape.elements
+            * math.prod(lhs.dims[int(d)] for d in config["lhs_contracting_dimensions"])
+        )
     if instruction.opcode == "convolution" or instruction.target.startswith("__cudnn$conv"):
         labels = instruction.attribute("dim_labels")
         assert labels
         filters = computation.operands_of(instruction)[1].shape
-        return 2.0 * instruction.shape.elements * filters.elements / filters.dims[labels.split("_")[1].split("->")[0].index("o")]
+        return (
+            2.0
+            * instruction.shape.elements
+            * filters.elements
+            / filters.dims[labels.split("_")[1].split("->")[0].index("o")]
+        )
     return 0.0
 
 
@@ -219,7 +259,10 @@ def read_bytes(module: Module, computation: Computation, instruction: Instructio
     if instruction.opcode not in WRAPPERS:
         return sum(operand.bytes for operand in operands)
     fused = module.computations[instruction.called[0]]
-    return sum(min(float(operand.bytes), _bytes_read_through(fused, fused.parameters[i], operand)) for i, operand in enumerate(operands))
+    return sum(
+        min(float(operand.bytes), _bytes_read_through(fused, fused.parameters[i], operand))
+        for i, operand in enumerate(operands)
+    )
 
 
 def _bytes_read_through(fused: Computation, value: Instruction, operand: Instruction) -> float:
@@ -234,7 +277,11 @@ def _bytes_read_through(fused: Computation, value: Instruction, operand: Instruc
         elif user.opcode in ("dynamic-update-slice", "scatter") and first:
             total += 0.0
         elif user.opcode in SAME_ELEMENTS:
-            total += _bytes_read_through(fused, user, operand) if fused.users[user.name] else user.shape.elements * item
+            total += (
+                _bytes_read_through(fused, user, operand)
+                if fused.users[user.name]
+                else user.shape.elements * item
+            )
         else:
             return operand.bytes
     return total if fused.users[value.name] else (operand.bytes if value.root else 0.0)

@@ -44,7 +44,10 @@ GB/s."""
 def step_efficiency(name: str, share: float, **others: float) -> Efficiency:
     """The rates of a whole train step, on hot devices that all run at once: those of BEST's kernels, times
     `share`."""
-    kernels = {rate: share * getattr(BEST, rate) for rate in ("matmul", "attention_forward", "attention_backward", "memory")}
+    kernels = {
+        rate: share * getattr(BEST, rate)
+        for rate in ("matmul", "attention_forward", "attention_backward", "memory")
+    }
     return dataclasses.replace(BEST, name=name, **kernels, **others)
 
 

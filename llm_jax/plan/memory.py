@@ -28,9 +28,13 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     | `batch`       | the batch, counters and metrics, and XLA's padding of arguments                     |
     | `activations` | other temporaries at the peak: for the backward pass, gathered weights, logits |
     | `workspace`   | the maximum that cuDNN's backward kernel allocates at run time (attention=cudnn)    |
-    """
+    """  # noqa: E501
     state, xla = program.abstract_state(), step.memory_bytes()
-    kinds = {"parameters": bytes_per_device(state.parameters), "moments": bytes_per_device(state.moments), "average": bytes_per_device(state.average)}
+    kinds = {
+        "parameters": bytes_per_device(state.parameters),
+        "moments": bytes_per_device(state.moments),
+        "average": bytes_per_device(state.average),
+    }
     gradients = min(bytes_per_device(abstract_gradients(program)), xla["temporaries"])
     kinds["batch"] = xla["total"] - xla["temporaries"] - sum(kinds.values())
     kinds["gradients"], kinds["activations"] = gradients, xla["temporaries"] - gradients
@@ -48,7 +52,9 @@ def lower_bound_bytes(program: TrainModel, experiment: Experiment) -> int:
     bound = bytes_per_device((state.parameters, state.moments, state.average, abstract_gradients(program)))
     if not place.axes("layers"):
         shape = (t.batch_size // t.microbatches, t.sequence_length, m.embed)
-        stream = jax.ShapeDtypeStruct(shape, m.compute_dtype, sharding=place.sharding(("batch", "sequence", "embed"), "residual", shape))
+        stream = jax.ShapeDtypeStruct(
+            shape, m.compute_dtype, sharding=place.sharding(("batch", "sequence", "embed"), "residual", shape)
+        )
         bound += m.layers * bytes_per_device(stream)
     return bound
 
@@ -77,4 +83,6 @@ def workspace_bytes(experiment: Experiment, place: MeshPlacement) -> int:
 
     assert m.head_dim
     rows = local("batch", t.batch_size // t.microbatches)
-    return backward_workspace_bytes(rows, local("sequence", t.sequence_length), local("heads", m.heads), m.head_dim, m.max_segments)
+    return backward_workspace_bytes(
+        rows, local("sequence", t.sequence_length), local("heads", m.heads), m.head_dim, m.max_segments
+    )

@@ -24,7 +24,11 @@ from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.dims import Dims, Table
 from llm_jax.train.state import TrainModel
 
-WEIGHT_TABLES: dict[str, Table] = {"at rest": "stored", "while multiplied": "compute", "moments and update": "optimizer"}
+WEIGHT_TABLES: dict[str, Table] = {
+    "at rest": "stored",
+    "while multiplied": "compute",
+    "moments and update": "optimizer",
+}
 MAX_CELLS_WITH_TEXT = 16
 """Maximum parts in a row that are labelled with devices; more would be unreadable."""
 
@@ -52,7 +56,10 @@ class PlacedArray:
     def caption(self) -> str:
         """The dims with their sizes and splits: "batch 16/8 x embed 64"."""
         local = self.sharding.shard_shape(self.shape)
-        cut = [f"{size}/{size // part}" if part != size else str(size) for size, part in zip(self.shape, local, strict=True)]
+        cut = [
+            f"{size}/{size // part}" if part != size else str(size)
+            for size, part in zip(self.shape, local, strict=True)
+        ]
         return " x ".join(f"{dim or '-'} {size}" for dim, size in zip(self.dims, cut, strict=True))
 
 
@@ -61,11 +68,16 @@ def weights(program: TrainModel) -> list[list[PlacedArray]]:
     multiplied, in the update."""
     rows: dict[tuple[Dims, tuple[int, ...]], list[str]] = {}
     dims_of = jax.tree_util.tree_leaves(program.dims)
-    for (path, leaf), dims in zip(jax.tree_util.tree_leaves_with_path(program.abstract), dims_of, strict=True):
+    for (path, leaf), dims in zip(
+        jax.tree_util.tree_leaves_with_path(program.abstract), dims_of, strict=True
+    ):
         if sum(dim not in (None, "layers") for dim in dims.value) > 1:
             rows.setdefault((dims.value, leaf.shape), []).append(str(getattr(path[-1], "key", path[-1])))
     return [
-        [PlacedArray(f"{', '.join(names)}: {way}", dims, shape, program.place.sharding(dims, table, shape)) for way, table in WEIGHT_TABLES.items()]
+        [
+            PlacedArray(f"{', '.join(names)}: {way}", dims, shape, program.place.sharding(dims, table, shape))
+            for way, table in WEIGHT_TABLES.items()
+        ]
         for (dims, shape), names in rows.items()
     ]
 
@@ -107,7 +119,8 @@ def draw(experiment: Experiment, program: TrainModel, path: Path) -> None:
             draw_array(figure.add_subplot(grid[i, j]), array, down, across, mesh.size)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     figure.suptitle(
-        f"{experiment.name}: layout {experiment.layout.name}, {axes}\nsame colour: same first device; paler: held by more; grey: held by all"
+        f"{experiment.name}: layout {experiment.layout.name}, {axes}\nsame colour: same first device; "
+        "paler: held by more; grey: held by all"
     )
     figure.savefig(path, dpi=110)
 
@@ -118,14 +131,24 @@ def draw_mesh(ax: Any, mesh: jax.sharding.Mesh) -> None:
     across = mesh.shape[last]
     down = mesh.size // across
     for device in range(mesh.size):
-        draw_part(ax, device % across, down - 1 - device // across, [device], mesh.size, text=across <= 64 and down <= MAX_CELLS_WITH_TEXT)
+        draw_part(
+            ax,
+            device % across,
+            down - 1 - device // across,
+            [device],
+            mesh.size,
+            text=across <= 64 and down <= MAX_CELLS_WITH_TEXT,
+        )
     finish_axes(ax, across, down, "the devices, in the order of the mesh", ", ".join(others), last)
 
 
 def down_and_across(row: list[PlacedArray]) -> tuple[int, list[int]]:
     """(the dim drawn down, the dims drawn across) for arrays of equal dims. Dims that any of the arrays
     splits come first."""
-    counts = [[whole // part for whole, part in zip(a.shape, a.sharding.shard_shape(a.shape), strict=True)] for a in row]
+    counts = [
+        [whole // part for whole, part in zip(a.shape, a.sharding.shard_shape(a.shape), strict=True)]
+        for a in row
+    ]
     cut = [i for i in range(len(row[0].dims)) if any(n[i] > 1 for n in counts)]
     others = [i for i, dim in enumerate(row[0].dims) if i not in cut and dim not in (None, "layers")]
     down, *across = [*cut, *others][: max(2, len(cut))]
@@ -144,13 +167,20 @@ def draw_array(ax: Any, array: PlacedArray, down_dim: int, across_dims: list[int
             x = x * counts[i] + part[i]
         draw_part(ax, x, down - 1 - part[down_dim], held_by, devices, text)
     finish_axes(
-        ax, across, down, f"{array.title}\n{array.caption()}", array.dims[down_dim] or "", ", ".join(array.dims[i] or "" for i in across_dims)
+        ax,
+        across,
+        down,
+        f"{array.title}\n{array.caption()}",
+        array.dims[down_dim] or "",
+        ", ".join(array.dims[i] or "" for i in across_dims),
     )
 
 
 def draw_part(ax: Any, x: int, y: int, held_by: list[int], devices: int, text: bool) -> None:
     """Draws one part, coloured and labelled by the devices that hold it."""
-    ax.add_patch(Rectangle((x, y), 1, 1, facecolor=part_colour(held_by, devices), edgecolor="white", linewidth=0.8))
+    ax.add_patch(
+        Rectangle((x, y), 1, 1, facecolor=part_colour(held_by, devices), edgecolor="white", linewidth=0.8)
+    )
     if text:
         ax.text(x + 0.5, y + 0.5, device_text(held_by, devices), ha="center", va="center", fontsize=7)
 

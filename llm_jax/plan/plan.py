@@ -69,7 +69,9 @@ class Plan:
     @property
     def model_flops(self) -> float:
         """FLOPs that the model needs for a step (`model.accounting`)."""
-        return self.tokens * train_flops_per_token(self.experiment.model, self.experiment.train.sequence_length)
+        return self.tokens * train_flops_per_token(
+            self.experiment.model, self.experiment.train.sequence_length
+        )
 
     @property
     def hardware_flops(self) -> float:
@@ -104,7 +106,10 @@ class Plan:
             "memory_bytes": self.memory,
             "memory_usable_bytes": self.usable_bytes,
             "fits": self.fits,
-            "largest_arrays": [{"bytes": size, "count": n, "dtype": dtype, "shape": shape} for size, n, dtype, shape in self.largest],
+            "largest_arrays": [
+                {"bytes": size, "count": n, "dtype": dtype, "shape": shape}
+                for size, n, dtype, shape in self.largest
+            ],
             "model_flops": self.model_flops,
             "hardware_flops": self.hardware_flops,
             "step_seconds": self.analysis.step_seconds,
@@ -118,7 +123,9 @@ class Plan:
         }
 
 
-def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler = "gpu") -> tuple[Plan, gpu_compile.CompiledStep]:
+def make_plan(
+    experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler = "gpu"
+) -> tuple[Plan, gpu_compile.CompiledStep]:
     """Compiles a resolved experiment's train step for absent devices and analyses it: (plan, compiled step).
 
     Raises UserError if the layout doesn't fit the model or the number of devices, or the compiler is missing.
@@ -145,7 +152,11 @@ def make_plan(experiment: Experiment, hardware: Hardware, devices: int, compiler
         parameters=program.parameter_count(),
         memory=memory_by_kind(step, program, experiment),
         analysis=analysis,
-        largest=max((loop.largest(9) for loop in step.loops()), key=lambda rows: sum(row[0] for row in rows), default=[]),
+        largest=max(
+            (loop.largest(9) for loop in step.loops()),
+            key=lambda rows: sum(row[0] for row in rows),
+            default=[],
+        ),
         assumptions=[*assumptions, *analysis.notes],
         seconds_to_plan=time.perf_counter() - started,
     )
@@ -159,7 +170,8 @@ def plan_program(experiment: Experiment, devices: list[Any]) -> TrainModel:
     if program.place.mesh.size != len(devices):
         used = ", ".join(f"mesh.{axis}={size}" for axis, size in program.place.mesh.shape.items())
         raise UserError(
-            f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses {program.place.mesh.size} of them. Change mesh sizes or devices"
+            f"devices={len(devices)}: layout {experiment.layout.name} ({used}) uses "
+            f"{program.place.mesh.size} of them. Change mesh sizes or devices"
         )
     check_layout(experiment, program.place)
     transformer.check(experiment.model, program.place, experiment.train.sequence_length)
@@ -177,7 +189,10 @@ def absent_devices(hardware: Hardware, devices: int, compiler: Compiler) -> list
         return gpu_compile.topology_devices(hardware.name, devices)
     here = jax.devices("cpu")
     if len(here) < devices:
-        raise UserError(f"devices={devices}: only {len(here)} are simulated here. Set XLA_FLAGS=--xla_force_host_platform_device_count={devices}")
+        raise UserError(
+            f"devices={devices}: only {len(here)} are simulated here. Set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={devices}"
+        )
     return here[:devices]
 
 
@@ -187,16 +202,21 @@ def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experi
     model, assumptions = experiment.model, []
     if compiler == "cpu":
         assumptions.append(
-            "compiler=cpu: memory, kernels and schedule are those of XLA's CPU compiler, which fuses less, widens bfloat16 to float32 and runs "
+            "compiler=cpu: memory, kernels and schedule are those of XLA's CPU compiler, which fuses "
+            "less, widens bfloat16 to float32 and runs "
             "collectives one after the other: activations are too large, and nothing is hidden"
         )
         if model.attention == "cudnn":
             model = dataclasses.replace(model, attention="blocked")
-            assumptions.append("model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are in memory a block at a time")
+            assumptions.append(
+                "model.attention=blocked stands in for cudnn, which a CPU does not have: its scores are "
+                "in memory a block at a time"
+            )
         if model.offload:
             model = dataclasses.replace(model, offload="")
             assumptions.append(
-                f"model.offload={experiment.model.offload}: left out, a CPU's devices have no other memory; these tensors are computed again"
+                f"model.offload={experiment.model.offload}: left out, a CPU's devices have no other "
+                "memory; these tensors are computed again"
             )
     if model.vocab is None:
         model = dataclasses.replace(model, vocab=experiment.tokenizer.vocab)
@@ -205,7 +225,8 @@ def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experi
         most = max(1, experiment.train.sequence_length // TOKENS_PER_DOCUMENT)
         model = dataclasses.replace(model, max_segments=most)
         assumptions.append(
-            f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's workspace, a run counts its own"
+            f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's "
+            "workspace, a run counts its own"
         )
     experiment = dataclasses.replace(experiment, model=model)
     check_complete(experiment)

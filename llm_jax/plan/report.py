@@ -26,7 +26,13 @@ def print_plan(plan: Plan) -> None:
     """Prints a plan: memory, largest arrays, kernels, collectives, prediction and assumptions."""
     console = make_console()
     console.print(header(plan))
-    for title, made in (memory_table(plan), array_table(plan), kernel_table(plan), collective_table(plan), prediction(plan)):
+    for title, made in (
+        memory_table(plan),
+        array_table(plan),
+        kernel_table(plan),
+        collective_table(plan),
+        prediction(plan),
+    ):
         show(console, title, made)
     console.print()
     for assumption in plan.assumptions:
@@ -36,7 +42,9 @@ def print_plan(plan: Plan) -> None:
 def print_ranking(ranking: Ranking) -> None:
     """Prints the layouts that fit, the fastest first, then those left out with the reason."""
     console = make_console()
-    made = table("", "layout", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others")
+    made = table(
+        "", "layout", ">tokens/s a device", ">MFU", ">step", ">best to worst", ">memory", ">waits for others"
+    )
     for place, plan in enumerate(ranking.plans, 1):
         seconds = plan["step_seconds"]
         waits = sum(row["seconds"] - row["hidden_seconds"] for row in plan["collectives"])
@@ -60,7 +68,10 @@ def print_ranking(ranking: Ranking) -> None:
             made.add_row(", ".join(names), why)
         show(console, "Left out", made)
     if ranking.same:
-        console.print(f"Not listed: {ranking.same} meshes that are equivalent to one of these (with an axis of one device, for example).")
+        console.print(
+            f"Not listed: {ranking.same} meshes that are equivalent to one of these (with an axis of one "
+            "device, for example)."
+        )
     for assumption in ranking.plans[0]["assumptions"] if ranking.plans else []:
         console.print(f"assumed: {assumption}")
 
@@ -69,7 +80,8 @@ def header(plan: Plan) -> str:
     """Two lines that name what was planned."""
     e = plan.experiment
     return (
-        f"{e.name}: {parameter_count(plan.parameters)} parameters on {plan.devices} x {plan.hardware.description}, "
+        f"{e.name}: {parameter_count(plan.parameters)} parameters on {plan.devices} x "
+        f"{plan.hardware.description}, "
         f"layout {e.layout.name} ({mesh_text(plan.mesh)})\n"
         f"a step: {e.train.batch_size:,} rows of {e.train.sequence_length:,} tokens; "
         f"planned with XLA's {plan.compiler.upper()} compiler in {plan.seconds_to_plan:.1f} s"
@@ -92,7 +104,11 @@ def memory_table(plan: Plan) -> tuple[str, Table]:
             made.add_row(kind, byte_size(plan.memory[kind]), what)
     made.add_row("total", byte_size(plan.memory["total"]), f"of {byte_size(plan.hardware.memory_bytes)}")
     part = plan.memory["total"] / plan.usable_bytes
-    return f"Memory of one device: {verdict}, {part:.0%} of the {byte_size(plan.usable_bytes)} that a program can use", made
+    return (
+        f"Memory of one device: {verdict}, {part:.0%} of the {byte_size(plan.usable_bytes)} that a "
+        "program can use",
+        made,
+    )
 
 
 def array_table(plan: Plan) -> tuple[str, Table]:
@@ -124,10 +140,18 @@ def collective_table(plan: Plan) -> tuple[str, Table]:
     for row in plan.analysis.collectives:
         share = f"{row.hidden_seconds / row.seconds:.0%}" if row.seconds else ""
         made.add_row(
-            row.kind, row.axis, "network" if row.crosses_nodes else "node", f"{row.count:,}", byte_size(row.bytes), duration(row.seconds), share
+            row.kind,
+            row.axis,
+            "network" if row.crosses_nodes else "node",
+            f"{row.count:,}",
+            byte_size(row.bytes),
+            duration(row.seconds),
+            share,
         )
     return (
-        "Collectives: bytes that one device sends, and the share of their time hidden behind kernels" if made.row_count else "No collectives.",
+        "Collectives: bytes that one device sends, and the share of their time hidden behind kernels"
+        if made.row_count
+        else "No collectives.",
         made,
     )
 
@@ -137,8 +161,24 @@ def prediction(plan: Plan) -> tuple[str, Table]:
     seconds = plan.analysis.step_seconds
     made = table("", "")
     more = plan.hardware_flops / plan.model_flops
-    made.add_row("step", f"{duration(seconds['expected'])} (best {duration(seconds['best'])}, worst {duration(seconds['worst'])})")
-    made.add_row("speed", f"{plan.tokens_per_second_per_device:,.0f} tokens/s a device, {plan.tokens / seconds['expected']:,.0f} in all")
-    made.add_row("MFU", f"{plan.mfu:.1%} of {plan.hardware.peak_flops[plan.experiment.model.compute_dtype] / 1e12:,.0f} TFLOP/s")
-    made.add_row("FLOPs", f"{plan.model_flops:.3g} needed by the model, {plan.hardware_flops:.3g} executed by the devices ({more:.2f} times)")
+    made.add_row(
+        "step",
+        f"{duration(seconds['expected'])} (best {duration(seconds['best'])}, worst "
+        f"{duration(seconds['worst'])})",
+    )
+    made.add_row(
+        "speed",
+        f"{plan.tokens_per_second_per_device:,.0f} tokens/s a device, "
+        f"{plan.tokens / seconds['expected']:,.0f} in all",
+    )
+    made.add_row(
+        "MFU",
+        f"{plan.mfu:.1%} of {plan.hardware.peak_flops[plan.experiment.model.compute_dtype] / 1e12:,.0f} "
+        "TFLOP/s",
+    )
+    made.add_row(
+        "FLOPs",
+        f"{plan.model_flops:.3g} needed by the model, {plan.hardware_flops:.3g} executed by the devices "
+        f"({more:.2f} times)",
+    )
     return "Prediction", made

@@ -60,11 +60,21 @@ class Ranking:
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as plain data."""
-        left_out = [{"layout": out.candidate.layout.name, "mesh": out.candidate.mesh, "why": out.why} for out in self.left_out]
+        left_out = [
+            {"layout": out.candidate.layout.name, "mesh": out.candidate.mesh, "why": out.why}
+            for out in self.left_out
+        ]
         return {"plans": self.plans, "left_out": left_out, "same": self.same}
 
 
-def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: Compiler, log: Log, workers: int | None = None) -> Ranking:
+def search(
+    experiment: Experiment,
+    hardware: Hardware,
+    devices: int,
+    compiler: Compiler,
+    log: Log,
+    workers: int | None = None,
+) -> Ranking:
     """Plans every preset, and the experiment's own layout, on every factorisation of the devices.
 
     Candidates that don't divide or can't fit (`memory.lower_bound_bytes`) are not compiled. log: called with
@@ -85,16 +95,24 @@ def search(experiment: Experiment, hardware: Hardware, devices: int, compiler: C
 
     plans = []
     with process_map(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
-        made = run(plan_candidate, [(experiment, candidate, hardware, devices, compiler) for candidate in to_compile])
+        made = run(
+            plan_candidate, [(experiment, candidate, hardware, devices, compiler) for candidate in to_compile]
+        )
         for number, (candidate, result) in enumerate(zip(to_compile, made, strict=True), 1):
             if isinstance(result, str):
                 left_out.append(LeftOut(candidate, result))
             elif not result["fits"]:
                 needed, usable = result["memory_bytes"]["total"], result["memory_usable_bytes"]
-                left_out.append(LeftOut(candidate, f"does not fit: needs {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"))
+                left_out.append(
+                    LeftOut(candidate, f"does not fit: needs {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}")
+                )
             else:
                 plans.append(result)
-            outcome = left_out[-1].why if not plans or plans[-1] is not result else f"{result['tokens_per_second_per_device']:,.0f} tokens/s a device"
+            outcome = (
+                left_out[-1].why
+                if not plans or plans[-1] is not result
+                else f"{result['tokens_per_second_per_device']:,.0f} tokens/s a device"
+            )
             log(f"{number}/{len(to_compile)} {candidate.name}: {outcome}")
     plans.sort(key=lambda plan: -plan["tokens_per_second_per_device"])
     return Ranking(plans, left_out, same)
@@ -136,7 +154,9 @@ def without_axes_of_one(layout: Layout, mesh: dict[str, int]) -> Candidate:
     def entry(axes: str) -> str:
         return ",".join(axis for axis in split_axes(axes) if axis in kept)
 
-    tables: dict[str, Any] = {table: {dim: entry(axes) for dim, axes in getattr(layout, table).items()} for table in TABLES}
+    tables: dict[str, Any] = {
+        table: {dim: entry(axes) for dim, axes in getattr(layout, table).items()} for table in TABLES
+    }
     if not tables["compute"].get("layers"):
         tables["pipeline"] = PipelineConfig()
     return Candidate(dataclasses.replace(layout, mesh=kept, **tables), kept)
@@ -161,7 +181,11 @@ def canonical_form(candidate: Candidate, dims: Collection[str] = DIMS) -> str:
             entries = {key: [one for one in axes if one != axis] for key, axes in entries.items()}
     number = {axis: i for i, axis in enumerate(sizes)}
     placed = [[*key, [number[axis] for axis in axes]] for key, axes in entries.items()]
-    others = {f.name: str(getattr(candidate.layout, f.name)) for f in dataclasses.fields(Layout) if f.name not in ("name", "mesh", *TABLES)}
+    others = {
+        f.name: str(getattr(candidate.layout, f.name))
+        for f in dataclasses.fields(Layout)
+        if f.name not in ("name", "mesh", *TABLES)
+    }
     return json.dumps([list(sizes.values()), placed, others])
 
 
@@ -176,9 +200,13 @@ def with_candidate(experiment: Experiment, candidate: Candidate) -> Experiment:
     return dataclasses.replace(experiment, layout=candidate.layout, mesh=candidate.mesh)
 
 
-def reason_to_skip(candidate: Candidate, experiment: Experiment, hardware: Hardware, absent: list[Any]) -> str:
+def reason_to_skip(
+    candidate: Candidate, experiment: Experiment, hardware: Hardware, absent: list[Any]
+) -> str:
     """Why a candidate is not compiled; "" if it is."""
-    idle = [axis for axis in candidate.mesh if not uses_axis(candidate.layout, axis) and candidate.mesh[axis] > 1]
+    idle = [
+        axis for axis in candidate.mesh if not uses_axis(candidate.layout, axis) and candidate.mesh[axis] > 1
+    ]
     if idle:
         return f"splits nothing over {idle[0]}: its devices would all do the same"
     try:
@@ -188,7 +216,10 @@ def reason_to_skip(candidate: Candidate, experiment: Experiment, hardware: Hardw
         return str(error)
     needed, usable = lower_bound_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
-        return f"does not fit: weights, gradients, moments and the stream that enters the layers need {needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
+        return (
+            "does not fit: weights, gradients, moments and the stream that enters the layers need "
+            f"{needed / 1e9:,.1f} GB of {usable / 1e9:,.1f}"
+        )
     return ""
 
 

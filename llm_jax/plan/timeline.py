@@ -26,7 +26,12 @@ from llm_jax.plan.collectives import Collective, collective_of, read_collective
 from llm_jax.plan.cost import NO_KERNEL, KernelCost, read_kernel
 from llm_jax.plan.efficiency import HOST_SYNC, Efficiency
 
-COMPUTE, NODE, NETWORK, TRANSFER = "compute", "communication within a node", "communication across nodes", "host transfers"
+COMPUTE, NODE, NETWORK, TRANSFER = (
+    "compute",
+    "communication within a node",
+    "communication across nodes",
+    "host transfers",
+)
 ROWS = (COMPUTE, NODE, NETWORK, TRANSFER)
 
 _EXPECTED_TRIPS = re.compile(r"\btrips=(\d+)")
@@ -69,15 +74,28 @@ class Timeline:
 
     def chrome_trace(self) -> dict[str, Any]:
         """The events as JSON that Perfetto and chrome://tracing open; times in microseconds."""
-        named: list[dict[str, Any]] = [{"name": "process_name", "args": {"name": f"one device, predicted ({self.efficiency.name})"}}]
+        named: list[dict[str, Any]] = [
+            {"name": "process_name", "args": {"name": f"one device, predicted ({self.efficiency.name})"}}
+        ]
         for number, row in enumerate(ROWS):
             named.append({"name": "thread_name", "tid": number, "args": {"name": row}})
             named.append({"name": "thread_sort_index", "tid": number, "args": {"sort_index": number}})
         events = [
-            {"name": e.name, "ph": "X", "pid": 0, "tid": ROWS.index(e.row), "ts": e.start * 1e6, "dur": e.seconds * 1e6, "args": e.details}
+            {
+                "name": e.name,
+                "ph": "X",
+                "pid": 0,
+                "tid": ROWS.index(e.row),
+                "ts": e.start * 1e6,
+                "dur": e.seconds * 1e6,
+                "args": e.details,
+            }
             for e in self.events
         ]
-        return {"traceEvents": [{"ph": "M", "pid": 0, **name} for name in named] + events, "displayTimeUnit": "ms"}
+        return {
+            "traceEvents": [{"ph": "M", "pid": 0, **name} for name in named] + events,
+            "displayTimeUnit": "ms",
+        }
 
 
 class CostedModule:
@@ -94,7 +112,10 @@ class CostedModule:
     def cost_of(self, computation: Computation, instruction: Instruction) -> Cost | None:
         """The cost of an instruction, a kernel or a collective; None where nothing runs."""
         if instruction not in self.costs:
-            self.costs[instruction], self.computation_of[instruction] = self._read(computation, instruction), computation
+            self.costs[instruction], self.computation_of[instruction] = (
+                self._read(computation, instruction),
+                computation,
+            )
         return self.costs[instruction]
 
     def _read(self, computation: Computation, instruction: Instruction) -> Cost | None:
@@ -104,7 +125,9 @@ class CostedModule:
         if found:
             collective = read_collective(found, self.module, self._mesh, self._devices_per_node)
             return collective if collective.axis else None
-        return read_kernel(self.module, computation, instruction, widened=self._mesh.devices.flat[0].platform == "cpu")
+        return read_kernel(
+            self.module, computation, instruction, widened=self._mesh.devices.flat[0].platform == "cpu"
+        )
 
 
 @dataclass
@@ -170,7 +193,9 @@ class _Simulation:
 
     def communicate(self, instruction: Instruction, collective: Collective) -> None:
         """Starts a collective; waits for it if it is synchronous."""
-        self.start_async(instruction, "collectives", NETWORK if collective.crosses_nodes else NODE, collective)
+        self.start_async(
+            instruction, "collectives", NETWORK if collective.crosses_nodes else NODE, collective
+        )
         config = instruction.backend_config.get("collective_backend_config", {})
         if not instruction.opcode.endswith("-start") or config.get("is_sync"):
             self.wait(instruction)
@@ -190,7 +215,9 @@ class _Simulation:
             return
         for other in self.in_flight:
             if other.stream == operation.stream:
-                self.exposed[other.instruction] += max(0.0, min(other.end, operation.end) - max(other.start, self.now))
+                self.exposed[other.instruction] += max(
+                    0.0, min(other.end, operation.end) - max(other.start, self.now)
+                )
         self.now = operation.end
         self.in_flight = [f for f in self.in_flight if f.end > self.now]
 
@@ -202,19 +229,32 @@ class _Simulation:
             sync = HOST_SYNC  # the host reads the loop condition from the device
             expected_trips = _EXPECTED_TRIPS.findall(instruction.op_name)
             trips = int(expected_trips[-1]) if expected_trips else 1
-            self.unknowns["loops whose trips the data decides: counted " + ("as the model expects" if expected_trips else "once")].add(instruction)
+            self.unknowns[
+                "loops whose trips the data decides: counted "
+                + ("as the model expects" if expected_trips else "once")
+            ].add(instruction)
         before = None
         for trip in range(trips):
             start, counts, exposed = self.now, dict(self.counts), dict(self.exposed)
             self.now += sync
             self.run(body)
-            state = (self.now - start, *(max(0.0, busy_until - self.now) for busy_until in self.busy_until.values()))
+            state = (
+                self.now - start,
+                *(max(0.0, busy_until - self.now) for busy_until in self.busy_until.values()),
+            )
             if before and all(abs(a - b) <= 1e-9 + 1e-6 * b for a, b in zip(state, before, strict=True)):
                 self.repeat(instruction, trips - trip - 1, self.now - start, counts, exposed)
                 break
             before = state
 
-    def repeat(self, loop: Instruction, trips: int, seconds: float, counts: dict[Instruction, int], exposed: dict[Instruction, float]) -> None:
+    def repeat(
+        self,
+        loop: Instruction,
+        trips: int,
+        seconds: float,
+        counts: dict[Instruction, int],
+        exposed: dict[Instruction, float],
+    ) -> None:
         """Adds `trips` more trips like the last one, before which the totals were `counts` and `exposed`."""
         if not trips:
             return
@@ -246,9 +286,15 @@ class _Simulation:
             return
         details: dict[str, Any] = {}
         if isinstance(cost, KernelCost):
-            name, details = f"{cost.kind}: {name}", {"source": cost.source, "flops": cost.flops, "bytes": cost.bytes}
+            name, details = (
+                f"{cost.kind}: {name}",
+                {"source": cost.source, "flops": cost.flops, "bytes": cost.bytes},
+            )
         elif isinstance(cost, Collective):
-            name, details = f"{cost.kind} over {cost.axis}", {"instruction": name, "bytes": cost.bytes, "devices": cost.devices, "nodes": cost.nodes}
+            name, details = (
+                f"{cost.kind} over {cost.axis}",
+                {"instruction": name, "bytes": cost.bytes, "devices": cost.devices, "nodes": cost.nodes},
+            )
         self.events.append(TimelineEvent(name, row, start, seconds, details))
 
 
@@ -259,11 +305,15 @@ def _start_of(computation: Computation, done: Instruction) -> Instruction:
     return done
 
 
-def simulate(program: CostedModule, hardware: Hardware, efficiency: Efficiency, record_events: bool = False) -> Timeline:
+def simulate(
+    program: CostedModule, hardware: Hardware, efficiency: Efficiency, record_events: bool = False
+) -> Timeline:
     """Predicts one step. record_events: keeps `Timeline.events`. Raises ValueError for a program without a
     schedule."""
     if not program.module.scheduled:
-        raise ValueError("the program is not scheduled: the order of its instructions is not the order in which they run")
+        raise ValueError(
+            "the program is not scheduled: the order of its instructions is not the order in which they run"
+        )
     state = _Simulation(program, hardware, efficiency, record_events)
     state.run(program.module.entry)
     seconds = max(state.now, *state.busy_until.values())

@@ -28,7 +28,9 @@ def load_model(
     `jax.set_mesh(model.place.mesh)`. `leave_out`: names of tensors to exclude, with * for any characters. The
     tokenizer is not read. Raises UserError for a folder that can't be read.
     """
-    pretrained = open_model(folder, layout=layout, mesh=mesh, dtype=dtype, leave_out=leave_out, tokenizer=False)
+    pretrained = open_model(
+        folder, layout=layout, mesh=mesh, dtype=dtype, leave_out=leave_out, tokenizer=False
+    )
     if layout is not None:
         return pretrained.model
     graph, weights = nnx.split(nnx.eval_shape(lambda: Transformer(pretrained.config, rngs=nnx.Rngs(0))))

@@ -40,4 +40,9 @@ class ModelArguments:
         """The keyword arguments of `open_model` that these keys stand for."""
         from llm_jax.layout.presets import preset  # imports JAX, which is set up first
 
-        return {"layout": preset(self.layout) if self.layout else None, "mesh": self.mesh, "dtype": self.dtype, "step": self.step}
+        return {
+            "layout": preset(self.layout) if self.layout else None,
+            "mesh": self.mesh,
+            "dtype": self.dtype,
+            "step": self.step,
+        }

@@ -58,7 +58,10 @@ def load(arguments: list[str]) -> int:
 
     leave_out = tuple(pattern.strip() for pattern in command.leave_out.split(",") if pattern.strip())
     if (command.folder / "config.yaml").is_file():
-        raise UserError(f"{command.folder}: is a run folder already; give a Hugging Face folder, with a config.json and safetensors")
+        raise UserError(
+            f"{command.folder}: is a run folder already; give a Hugging Face folder, with a config.json "
+            "and safetensors"
+        )
     check_new_folder(command.run_dir, "run_dir")
     write_run(open_model(command.folder, **command.model.options(), leave_out=leave_out), command.run_dir)
     return 0
@@ -77,7 +80,9 @@ def write_run(pretrained: PretrainedModel, run_dir: Path) -> None:
 
     folder, tokenizer = pretrained.folder, pretrained.tokenizer_if_any
     assert folder is not None, "a model that was trained here has a run folder"
-    experiment = dataclasses.replace(pretrained.experiment, run_dir=str(run_dir), layout=preset("data_parallel"), mesh={})
+    experiment = dataclasses.replace(
+        pretrained.experiment, run_dir=str(run_dir), layout=preset("data_parallel"), mesh={}
+    )
     if tokenizer is not None:
         settings = dataclasses.replace(experiment.tokenizer, file=str(run_dir / "tokenizer"))
         experiment = dataclasses.replace(experiment, tokenizer=settings)

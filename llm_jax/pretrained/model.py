@@ -29,7 +29,10 @@ from llm_jax.train.state import TrainModel
 
 Dtype = Literal["float32", "bfloat16"]
 
-OUTPUTS_NAN = "the model outputs NaN: training diverged or the weights are corrupt; try an earlier checkpoint with step=N"
+OUTPUTS_NAN = (
+    "the model outputs NaN: training diverged or the weights are corrupt; try an earlier checkpoint with "
+    "step=N"
+)
 """Follows the name of a model or of a key in an error."""
 
 
@@ -105,14 +108,19 @@ def open_model(
     """
     source = source if isinstance(source, ModelSource) else open_source(source, leave_out)
     path, experiment = source.path, source.experiment
-    experiment = dataclasses.replace(experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {})
+    experiment = dataclasses.replace(
+        experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}
+    )
     experiment = dataclasses.replace(experiment, model=config_for_use(experiment.model.resolved(), dtype))
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     experiment = without_cudnn(experiment, place.platform(), log)
     read = read_tokenizer(path, log) if tokenizer or experiment.model.vocab is None else None
     if experiment.model.vocab is None:
         if read is None:
-            raise UserError(f"{path}: has neither a tokenizer nor model.vocab in its configuration; put the {JSON_NAME} there")
+            raise UserError(
+                f"{path}: has neither a tokenizer nor model.vocab in its configuration; put the "
+                f"{JSON_NAME} there"
+            )
         experiment = dataclasses.replace(experiment, model=experiment.model.resolved(read.vocab_size))
     check_model(experiment.model, place)
     program = TrainModel(experiment.model, experiment.optimizer, place)
@@ -136,7 +144,10 @@ def read_tokenizer(path: Path, log: Callable[[str], None]) -> Tokenizer | None:
     if (folder / JSON_NAME).is_file() or (folder / MODEL_NAME).is_file():
         return load_tokenizer(folder, "tokenizer")
     if found := ", ".join(name for name in UNSUPPORTED_TOKENIZERS if (folder / name).is_file()):
-        log(f"{folder}: the tokenizer in {found} is not read; put a {JSON_NAME} there (transformers' AutoTokenizer writes one)")
+        log(
+            f"{folder}: the tokenizer in {found} is not read; put a {JSON_NAME} there (transformers' "
+            "AutoTokenizer writes one)"
+        )
     return None
 
 
@@ -157,5 +168,8 @@ def without_cudnn(experiment: Experiment, platform: str, log: Callable[[str], No
     """
     if experiment.model.attention != "cudnn":
         return experiment
-    log(f"model.attention=cudnn: the model was trained with it; it is opened with model.attention=xla (devices: {platform})")
+    log(
+        "model.attention=cudnn: the model was trained with it; it is opened with model.attention=xla "
+        f"(devices: {platform})"
+    )
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="xla"))

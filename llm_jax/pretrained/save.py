@@ -78,7 +78,9 @@ def save(arguments: list[str]) -> int:
     pretrained = open_model(command.run, **command.model.options())
     save_model(pretrained, command.folder, command.dtype, command.shard_size, command.family)
     written = sorted(path.name for path in command.folder.iterdir())
-    print(f"written: {command.folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})")
+    print(
+        f"written: {command.folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})"
+    )
     return 0
 
 
@@ -104,13 +106,20 @@ def save_model(
     check_new_folder(folder, "FOLDER")
     source = pretrained.folder
     model = pretrained.config
-    if source is None and model.position == "rope":  # has no effect here, but other programs take it for the length of training
-        model = dataclasses.replace(model, positions=max(model.positions, pretrained.experiment.train.sequence_length))
+    if (
+        source is None and model.position == "rope"
+    ):  # has no effect here, but other programs take it for the length of training
+        model = dataclasses.replace(
+            model, positions=max(model.positions, pretrained.experiment.train.sequence_length)
+        )
     target = family_for(model, family, preferred=source.tree.get("model_type", "") if source else "")
     dtype = dtype or model.parameter_dtype
     ids = token_ids(pretrained)
     tree = {**target.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
-    log(f"{pretrained.path}: {tree['architectures'][0]}, {pretrained.program.parameter_count():,} parameters in {dtype}")
+    log(
+        f"{pretrained.path}: {tree['architectures'][0]}, {pretrained.program.parameter_count():,} "
+        f"parameters in {dtype}"
+    )
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
         if source and (source.path / GENERATION).is_file():
@@ -122,7 +131,14 @@ def save_model(
             export_tokenizer(pretrained.tokenizer_if_any, partial)
 
 
-def write_weights(pretrained: PretrainedModel, family: Family, tree: dict[str, Any], folder: Path, dtype: str, shard_bytes: int) -> None:
+def write_weights(
+    pretrained: PretrainedModel,
+    family: Family,
+    tree: dict[str, Any],
+    folder: Path,
+    dtype: str,
+    shard_bytes: int,
+) -> None:
     """Writes the safetensors files and their index; `tree` is the config.json that was written."""
     import numpy as np
 
@@ -140,7 +156,9 @@ def write_weights(pretrained: PretrainedModel, family: Family, tree: dict[str, A
     # Arrays that stay float32 in a bfloat16 model (routers' biases) stay float32 in files of any dtype.
     wide = {path for path, w in flat_paths(narrow.abstract).items() if w.dtype == np.float32}
     planned = [
-        safetensors.PlannedTensor(name, "float32" if slices[0].path in wide else dtype, slices[0].pattern.tensor_shape)
+        safetensors.PlannedTensor(
+            name, "float32" if slices[0].path in wide else dtype, slices[0].pattern.tensor_shape
+        )
         for name, slices in tensor_map.tensors.items()
     ]
     planned.sort(key=lambda tensor: natural_order(tensor.name))
@@ -155,7 +173,9 @@ def write_weights(pretrained: PretrainedModel, family: Family, tree: dict[str, A
         safetensors.write_index(folder, files, names)
 
 
-def write_tensor(file: BinaryIO, tensor: PlannedTensor, arrays: dict[str, Any], slices: list[ArraySlice]) -> None:
+def write_tensor(
+    file: BinaryIO, tensor: PlannedTensor, arrays: dict[str, Any], slices: list[ArraySlice]
+) -> None:
     """Writes the bytes of one tensor from the array slices in it. Raises UserError for a number too large for
     its dtype."""
     import numpy as np
@@ -170,9 +190,13 @@ def write_tensor(file: BinaryIO, tensor: PlannedTensor, arrays: dict[str, Any], 
         for array_slice, (pattern, box) in zip(slices, restricted, strict=True):
             try:
                 with np.errstate(over="raise"):
-                    pattern.write(fetch(arrays[array_slice.path], array_slice.prefix, box, pattern.permutation), chunk)
+                    pattern.write(
+                        fetch(arrays[array_slice.path], array_slice.prefix, box, pattern.permutation), chunk
+                    )
             except FloatingPointError:
-                raise UserError(f"dtype={tensor.dtype}: {tensor.name} has numbers that are too large for it; use bfloat16") from None
+                raise UserError(
+                    f"dtype={tensor.dtype}: {tensor.name} has numbers that are too large for it; use bfloat16"
+                ) from None
         chunk.reshape(-1).view(np.uint8).tofile(file)
 
 

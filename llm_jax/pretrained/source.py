@@ -38,13 +38,17 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a run folder, or one with a config.json and safetensors")
+        raise UserError(
+            f"{path}: no such folder; give a run folder, or one with a config.json and safetensors"
+        )
     if is_folder(path):
         folder = open_folder(path, leave_out)
         return ModelSource(path, folder_experiment(folder), (), folder)
     experiment, steps = read_experiment(path), checkpoint_steps(path)
     loaded = None if steps else weights_folder(path)
-    return ModelSource(path, experiment, tuple(steps), None if loaded is None else _open_checked(loaded, leave_out))
+    return ModelSource(
+        path, experiment, tuple(steps), None if loaded is None else _open_checked(loaded, leave_out)
+    )
 
 
 def _open_checked(path: Path, leave_out: Sequence[str]) -> Folder:

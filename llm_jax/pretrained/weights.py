@@ -20,7 +20,9 @@ from llm_jax.train.config import EVERYTHING
 from llm_jax.train.state import TrainModel, join, pick, trained_names
 
 
-def read_weights(source: ModelSource, program: TrainModel, step: int | None, log: Callable[[str], None]) -> tuple[Any, int]:
+def read_weights(
+    source: ModelSource, program: TrainModel, step: int | None, log: Callable[[str], None]
+) -> tuple[Any, int]:
     """(parameters, step): nested dicts of arrays, placed as the model's layout stores them, in its parameter
     dtype.
 
@@ -33,12 +35,16 @@ def read_weights(source: ModelSource, program: TrainModel, step: int | None, log
     path, steps = source.path, source.steps
     if source.folder is not None:
         if step:
-            raise UserError(f"step={step}: {path} has no checkpoints, only loaded weights (step 0). Leave step= out")
+            raise UserError(
+                f"step={step}: {path} has no checkpoints, only loaded weights (step 0). Leave step= out"
+            )
         return read_folder(source.folder, program), 0
     if not steps:
         raise UserError(f"{path}: has no checkpoint yet; let the run reach its first one (checkpoint.every)")
     if step is not None and step not in steps:
-        raise UserError(f"step={step}: {path} has no checkpoint of that step; there are {', '.join(map(str, steps))}")
+        raise UserError(
+            f"step={step}: {path} has no checkpoint of that step; there are {', '.join(map(str, steps))}"
+        )
     problem = ""
     for candidate in [step] if step is not None else reversed(steps):
         checkpoint = path / "checkpoints" / str(candidate)
@@ -54,7 +60,9 @@ def read_weights(source: ModelSource, program: TrainModel, step: int | None, log
     raise UserError(f"step={step}: {path}: {problem}")
 
 
-def read_checkpoint(experiment: Experiment, checkpoint: Path, program: TrainModel, log: Callable[[str], None]) -> Any:
+def read_checkpoint(
+    experiment: Experiment, checkpoint: Path, program: TrainModel, log: Callable[[str], None]
+) -> Any:
     """All parameters of a run: the trained ones from one of its checkpoints, the others as the run
     initialised them.
     """
@@ -102,13 +110,20 @@ def read_arrays(folder: Path, program: TrainModel, where: str, names: frozenset[
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
         tree = reader.metadata(folder.absolute()).item_metadata.tree
         name = "average" if tree.get("average") else "parameters"
-        wanted = program.abstract_parameters() if names is None else pick(program.abstract_parameters(), names)
+        wanted = (
+            program.abstract_parameters() if names is None else pick(program.abstract_parameters(), names)
+        )
         compare(tree[name], wanted, where)
         placed = jax.tree.map(
-            lambda w: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=w.sharding, dtype=w.dtype, global_shape=w.shape), wanted
+            lambda w: ocp.ArrayRestoreArgs(
+                restore_type=jax.Array, sharding=w.sharding, dtype=w.dtype, global_shape=w.shape
+            ),
+            wanted,
         )
         shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), wanted)
-        restore = ocp.args.PyTreeRestore(item={name: shapes}, restore_args={name: placed}, partial_restore=True)
+        restore = ocp.args.PyTreeRestore(
+            item={name: shapes}, restore_args={name: placed}, partial_restore=True
+        )
         return jax.block_until_ready(reader.restore(folder.absolute(), args=restore)[name])
 
 
@@ -117,8 +132,12 @@ def compare(found: Any, wanted: Any, where: str) -> None:
 
     Dtypes may differ.
     """
-    shapes = [{name: text.partition(" ")[2] for name, text in described(tree).items()} for tree in (found, wanted)]
+    shapes = [
+        {name: text.partition(" ")[2] for name, text in described(tree).items()} for tree in (found, wanted)
+    ]
     for name in sorted({*shapes[0], *shapes[1]}):
         there, here = (tree.get(name, "not there") for tree in shapes)
         if there != here:
-            raise UserError(f"{where}: is of another model ({name} is {there}, and the configuration's is {here})")
+            raise UserError(
+                f"{where}: is of another model ({name} is {there}, and the configuration's is {here})"
+            )

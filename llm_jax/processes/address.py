@@ -23,7 +23,9 @@ def coordinator_address(task: Task) -> str:
     if len(task.hosts) <= 1 and task.launcher != "environment":
         return "127.0.0.1"
     try:
-        found = [str(info[4][0]) for info in socket.getaddrinfo(task.coordinator, None, type=socket.SOCK_STREAM)]
+        found = [
+            str(info[4][0]) for info in socket.getaddrinfo(task.coordinator, None, type=socket.SOCK_STREAM)
+        ]
     except OSError:
         found, unknown = [], True
     else:
@@ -34,8 +36,14 @@ def coordinator_address(task: Task) -> str:
     from_slurm = slurm_address(task.coordinator)
     if from_slurm and from_slurm != task.coordinator:
         return from_slurm
-    why = "is not a name that this host knows (DNS, /etc/hosts)" if unknown else "is a loopback address here, which no other host can reach"
-    raise OSError(f"{task.coordinator} {why}, and Slurm has no address for it (scontrol show node {task.coordinator})")
+    why = (
+        "is not a name that this host knows (DNS, /etc/hosts)"
+        if unknown
+        else "is a loopback address here, which no other host can reach"
+    )
+    raise OSError(
+        f"{task.coordinator} {why}, and Slurm has no address for it (scontrol show node {task.coordinator})"
+    )
 
 
 def slurm_address(node: str) -> str | None:
@@ -62,7 +70,9 @@ def slurm_field(kind: str, name: str, field: str) -> str | None:
     """A field that `scontrol show KIND NAME` prints; None where scontrol isn't there (as in a container) or
     doesn't answer."""
     try:
-        shown = subprocess.run(["scontrol", "show", kind, name], capture_output=True, text=True, timeout=10, check=False).stdout
+        shown = subprocess.run(
+            ["scontrol", "show", kind, name], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(rf"\b{field}=(\S+)", shown)

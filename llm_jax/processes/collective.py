@@ -26,7 +26,11 @@ def run_on_all(group: Group, name: str, body: Callable[[], T], runs: bool = True
             result = body()
     except Exception as raised:
         error = raised
-    mine = None if error is None else {"text": one_line(error), "user": isinstance(error, UserError), "host": group.task.name}
+    mine = (
+        None
+        if error is None
+        else {"text": one_line(error), "user": isinstance(error, UserError), "host": group.task.name}
+    )
     failed = next((theirs for theirs in group.exchange(name, mine) if theirs), None)
     if error is not None:
         raise error
@@ -45,7 +49,9 @@ def broadcast_from_first(group: Group, name: str, body: Callable[[], Any]) -> An
 def first_error(group: Group, name: str, problem: str) -> str:
     """The problem of the first process that has one, with that process's name; "" where all gave ""."""
     problems = group.exchange(name, [problem, group.task.name])
-    return next((text + (f" ({where})" if group.task.size > 1 else "") for text, where in problems if text), "")
+    return next(
+        (text + (f" ({where})" if group.task.size > 1 else "") for text, where in problems if text), ""
+    )
 
 
 def one_line(error: BaseException) -> str:

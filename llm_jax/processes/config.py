@@ -29,9 +29,16 @@ class ClusterConfig:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         for key in ("start_seconds", "beat_seconds", "hang_seconds", "compile_seconds"):
-            require(0 < getattr(self, key) < math.inf, f"cluster.{key}", getattr(self, key), "more than 0 seconds")
+            require(
+                0 < getattr(self, key) < math.inf, f"cluster.{key}", getattr(self, key), "more than 0 seconds"
+            )
         value = self.stop_before_end_seconds
-        require(0 <= value < math.inf, "cluster.stop_before_end_seconds", value, "0 (only a signal stops the run) or more seconds")
+        require(
+            0 <= value < math.inf,
+            "cluster.stop_before_end_seconds",
+            value,
+            "0 (only a signal stops the run) or more seconds",
+        )
 
     def limit(self, phase: str) -> float:
         """The seconds for which a process may make no progress in a phase.

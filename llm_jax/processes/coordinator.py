@@ -132,7 +132,11 @@ class Coordinator:
         match message:
             case Beat():
                 process.phase, process.step, process.batch = message.phase, message.step, message.batch
-                process.progress, process.idle_seconds, process.location = message.progress, message.idle_seconds, message.location
+                process.progress, process.idle_seconds, process.location = (
+                    message.progress,
+                    message.idle_seconds,
+                    message.location,
+                )
             case Exchange():
                 self.on_exchange(process, message, now)
             case StopRequested():
@@ -144,7 +148,10 @@ class Coordinator:
             case ReportFault():
                 if not self.reported:
                     fault = message.fault
-                    self.reported = now, {**fault, **self.job_fields, "batch": fault["batch"] or self.batch_of(fault["step"])}
+                    self.reported = (
+                        now,
+                        {**fault, **self.job_fields, "batch": fault["batch"] or self.batch_of(fault["step"])},
+                    )
             case ReportUserError():
                 self.first_user_error = self.first_user_error if self.user_errors else now
                 self.user_errors[rank] = message.text
@@ -179,7 +186,9 @@ class Coordinator:
             gone = next((p for p in self.processes if not p.running and p.rank not in exchange.values), None)
             if gone and not self.leaving:
                 waiting = self.processes[exchange.first].name
-                return self.end_naming("apart", gone, f"has reached its end, while {waiting} waits for it at {exchange.name!r}")
+                return self.end_naming(
+                    "apart", gone, f"has reached its end, while {waiting} waits for it at {exchange.name!r}"
+                )
         self.check_hang(now)
 
     def shift_clock(self, seconds: float) -> None:
@@ -197,7 +206,10 @@ class Coordinator:
         if running and all(idle[process.rank] > self.config.limit(process.phase) for process in running):
             # The processes that wait for the culprit wait at one place.
             locations = collections.Counter(process.location for process in running)
-            culprit = min(running, key=lambda process: (process.progress, locations[process.location], -idle[process.rank]))
+            culprit = min(
+                running,
+                key=lambda process: (process.progress, locations[process.location], -idle[process.rank]),
+            )
             others = ", while the others wait for it" if len(running) > 1 else ""
             key = "compile_seconds" if culprit.phase == "compile" else "hang_seconds"
             limit = f"cluster.{key}={self.config.limit(culprit.phase):g}"
@@ -210,8 +222,21 @@ class Coordinator:
 
     def end_naming(self, kind: str, process: ProcessState, message: str) -> None:
         """Ends the run with a fault that the coordinator found in a process."""
-        where = {"phase": process.phase, "step": process.step, "batch": process.batch or self.batch_of(process.step)}
-        self.end({"kind": kind, "rank": process.rank, "host": process.host, **self.job_fields, **where, "message": message})
+        where = {
+            "phase": process.phase,
+            "step": process.step,
+            "batch": process.batch or self.batch_of(process.step),
+        }
+        self.end(
+            {
+                "kind": kind,
+                "rank": process.rank,
+                "host": process.host,
+                **self.job_fields,
+                **where,
+                "message": message,
+            }
+        )
 
     def end(self, fault: Record) -> None:
         """Records the fault, sends it to all processes, and ends the run."""
@@ -231,7 +256,12 @@ class Coordinator:
         missing."""
         missing = [process for process in self.processes if process.rank not in exchange.values]
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        self.end_naming("late", missing[0], f"did not reach {exchange.name!r} within {now - exchange.begun:.0f} s{more}; the others wait there")
+        self.end_naming(
+            "late",
+            missing[0],
+            f"did not reach {exchange.name!r} within {now - exchange.begun:.0f} s{more}; the others wait "
+            "there",
+        )
 
     def on_goodbye(self, process: ProcessState) -> None:
         """A process has reached its end; after the last one, all monitor threads end."""
@@ -247,10 +277,14 @@ class Coordinator:
     def on_exchange(self, process: ProcessState, message: Exchange, now: float) -> None:
         """Adds a process's value, and sends all values once they are complete. Ends the run where its name
         differs from the others'."""
-        exchange = self.exchanges.setdefault(message.number, PendingExchange(message.name, process.rank, now, message.seconds))
+        exchange = self.exchanges.setdefault(
+            message.number, PendingExchange(message.name, process.rank, now, message.seconds)
+        )
         if exchange.name != message.name:
             other = f"{self.processes[exchange.first].name} is at {exchange.name!r}"
-            return self.end_naming("apart", process, f"is at {message.name!r} while {other}: they run different programs")
+            return self.end_naming(
+                "apart", process, f"is at {message.name!r} while {other}: they run different programs"
+            )
         exchange.values[process.rank] = message.value
         if len(exchange.values) == len(self.processes):
             del self.exchanges[message.number]
@@ -280,6 +314,7 @@ class Coordinator:
 def silence(seconds: float, config: ClusterConfig) -> str:
     """The message about a process that sends no beats."""
     return (
-        f"was not heard of for {seconds:.0f} s (cluster.beat_seconds={config.beat_seconds:g}): its host is down or can't be reached, "
+        f"was not heard of for {seconds:.0f} s (cluster.beat_seconds={config.beat_seconds:g}): its host "
+        "is down or can't be reached, "
         "or the process is suspended or stuck in a library"
     )

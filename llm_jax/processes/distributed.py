@@ -33,7 +33,9 @@ def started(group: Group, config: ClusterConfig) -> Iterator[None]:
     import jax  # after the group has installed its signal handlers
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the group
-    address = group.exchange("JAX's service", f"{coordinator_address(group.task)}:{free_port()}" if group.task.rank == 0 else None)[0]
+    address = group.exchange(
+        "JAX's service", f"{coordinator_address(group.task)}:{free_port()}" if group.task.rank == 0 else None
+    )[0]
     jax.distributed.initialize(
         address,
         group.task.size,

@@ -53,7 +53,9 @@ def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
         file = os.open(run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             if once:
-                with contextlib.suppress(OSError):  # a file system without locks: rather twice than not at all
+                with contextlib.suppress(
+                    OSError
+                ):  # a file system without locks: rather twice than not at all
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if any(same_fault(fault, other) for other in read(run_dir)[-4:]):
                     return
@@ -67,7 +69,10 @@ def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
 def same_fault(one: Record, other: Record) -> bool:
     """Whether two records are of one fault that two processes found: one culprit and one start of the job,
     within a minute."""
-    return all(one.get(key) == other.get(key) for key in ("rank", "job", "restart")) and abs(one["time"] - other["time"]) < 60
+    return (
+        all(one.get(key) == other.get(key) for key in ("rank", "job", "restart"))
+        and abs(one["time"] - other["time"]) < 60
+    )
 
 
 def read(run_dir: Path) -> list[Record]:

@@ -173,7 +173,9 @@ class Group:
 
     # The end:
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self.monitor and self.monitor.thread.is_alive():
                 if error is None or isinstance(error, Stopped):
@@ -193,7 +195,9 @@ class Group:
         """Waits until all processes have reached their end, and closes the connections."""
         assert self.monitor
         self.say_goodbye()
-        if self.task.size > 1 and self.barrier.leaving:  # without JAX's barrier at a normal exit, which some never reach
+        if (
+            self.task.size > 1 and self.barrier.leaving
+        ):  # without JAX's barrier at a normal exit, which some never reach
             if error and self.task.rank == 0:
                 write_stderr(error.early)
             self.monitor.end_with(Stopped(self.barrier.signal).code)
@@ -223,7 +227,11 @@ class Group:
             monitor.error = f"error: {error}"
             monitor.post(ReportUserError(str(error)))
         else:
-            monitor.error = f"error: {error}" if isinstance(error, Fault) else "".join(traceback.format_exception(error)).rstrip()
+            monitor.error = (
+                f"error: {error}"
+                if isinstance(error, Fault)
+                else "".join(traceback.format_exception(error)).rstrip()
+            )
             monitor.post(ReportFault(self.fault_of(error)))
         # The monitor thread ends this process, when all know of its failure or of one that came first.
         time.sleep(REPORT_SECONDS)

@@ -61,7 +61,17 @@ class Task:
     def token(self) -> str:
         """Equal in all processes of this start of the run, and in no other program that may listen at its
         ports."""
-        return ":".join((self.launcher, self.job, self.step, str(self.restart), str(self.size), str(os.getuid()), ",".join(map(str, self.ports))))
+        return ":".join(
+            (
+                self.launcher,
+                self.job,
+                self.step,
+                str(self.restart),
+                str(self.size),
+                str(os.getuid()),
+                ",".join(map(str, self.ports)),
+            )
+        )
 
     @property
     def name(self) -> str:
@@ -83,7 +93,16 @@ def read_task(environ: Mapping[str, str]) -> Task:
     if "LLM_JAX_SIZE" in environ or "LLM_JAX_RANK" in environ:
         return from_own(environ)
     if number(environ, "OMPI_COMM_WORLD_SIZE", 1) > 1:
-        return from_mpi(environ, "mpi", ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"))
+        return from_mpi(
+            environ,
+            "mpi",
+            (
+                "OMPI_COMM_WORLD_RANK",
+                "OMPI_COMM_WORLD_SIZE",
+                "OMPI_COMM_WORLD_LOCAL_RANK",
+                "OMPI_COMM_WORLD_LOCAL_SIZE",
+            ),
+        )
     if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
         return from_slurm(environ)
     if number(environ, "PMI_SIZE", 1) > 1:
@@ -91,10 +110,16 @@ def read_task(environ: Mapping[str, str]) -> Task:
     asked = number(environ, "SLURM_NTASKS", 1)
     if asked > 1:
         raise UserError(
-            f"SLURM_NTASKS={asked}: the job has {asked} tasks, and this process was started without srun, as one; "
-            "write srun before the command (in the job script too), or srun --ntasks=1 for a run of one process"
+            f"SLURM_NTASKS={asked}: the job has {asked} tasks, and this process was started without srun, "
+            "as one; "
+            "write srun before the command (in the job script too), or srun --ntasks=1 for a run of one "
+            "process"
         )
-    return Task(host=host_name(environ), job=environ.get("SLURM_JOB_ID", ""), restart=number(environ, "SLURM_RESTART_COUNT", 0))
+    return Task(
+        host=host_name(environ),
+        job=environ.get("SLURM_JOB_ID", ""),
+        restart=number(environ, "SLURM_RESTART_COUNT", 0),
+    )
 
 
 def number(environ: Mapping[str, str], key: str, default: int | None = None) -> int:
@@ -104,7 +129,9 @@ def number(environ: Mapping[str, str], key: str, default: int | None = None) -> 
     if text == "" and default is not None:
         return default
     if not text.isdigit():
-        raise UserError(f"{key}={text}: must be a whole number" + ("" if key in environ else "; it is not set"))
+        raise UserError(
+            f"{key}={text}: must be a whole number" + ("" if key in environ else "; it is not set")
+        )
     return int(text)
 
 
@@ -138,7 +165,9 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     text = environ.get("LLM_JAX_COORDINATOR", "")
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"LLM_JAX_COORDINATOR={text}: must be host:port, the host of rank 0 and a free port there")
+        raise UserError(
+            f"LLM_JAX_COORDINATOR={text}: must be host:port, the host of rank 0 and a free port there"
+        )
     return host.strip("[]"), (int(port),)
 
 
@@ -157,12 +186,23 @@ def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, st
         coordinator, ports = "127.0.0.1", hashed_ports(f"{launcher}.{job}.{session}.{restart}")
     else:
         raise UserError(
-            f"{keys[1]}={size}: on several hosts the launcher doesn't tell where rank 0 is; set LLM_JAX_COORDINATOR=host:port for all processes "
+            f"{keys[1]}={size}: on several hosts the launcher doesn't tell where rank 0 is; set "
+            "LLM_JAX_COORDINATOR=host:port for all processes "
             "(the host of rank 0, and a free port there), or start with srun"
         )
     host = host_name(environ)
     return Task(
-        rank, size, local_rank, local_size, host, coordinator=coordinator, ports=ports, job=job, step=session, restart=restart, launcher=launcher
+        rank,
+        size,
+        local_rank,
+        local_size,
+        host,
+        coordinator=coordinator,
+        ports=ports,
+        job=job,
+        step=session,
+        restart=restart,
+        launcher=launcher,
     )
 
 
@@ -170,7 +210,11 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
     """The task that the variables of a Slurm step (one `srun`) describe."""
     rank, size = number(environ, "SLURM_PROCID"), number(environ, "SLURM_STEP_NUM_TASKS")
     check_rank(rank, size, "SLURM_PROCID, SLURM_STEP_NUM_TASKS")
-    job, step, restart = environ.get("SLURM_JOB_ID", ""), environ["SLURM_STEP_ID"], number(environ, "SLURM_RESTART_COUNT", 0)
+    job, step, restart = (
+        environ.get("SLURM_JOB_ID", ""),
+        environ["SLURM_STEP_ID"],
+        number(environ, "SLURM_RESTART_COUNT", 0),
+    )
     hosts = expand_hosts(environ.get("SLURM_STEP_NODELIST", ""))
     sizes = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = number(environ, "SLURM_NODEID", 0)
@@ -194,7 +238,10 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     """
     names: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        choices = [expand_range(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)]
+        choices = [
+            expand_range(p[1:-1]) if p.startswith("[") else [p]
+            for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)
+        ]
         names += ["".join(chosen) for chosen in product(*choices)]
     return tuple(names)
 

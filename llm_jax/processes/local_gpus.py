@@ -51,7 +51,8 @@ def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | N
         return None
     if count % task.local_size:
         raise UserError(
-            f"{task.host}: {task.local_size} tasks share {count} GPUs, which doesn't divide. Start a task per GPU (srun --ntasks-per-node={count}) "
+            f"{task.host}: {task.local_size} tasks share {count} GPUs, which doesn't divide. Start a task "
+            f"per GPU (srun --ntasks-per-node={count}) "
             "or a task per node (srun --ntasks-per-node=1)"
         )
     share = count // task.local_size
@@ -62,7 +63,11 @@ def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
     """The names of the GPUs that this process uses: UUIDs where nvidia-smi lists them, else as in
     CUDA_VISIBLE_DEVICES."""
     visible = visible_devices(environ)
-    names = visible if visible is not None else [str(i) for i in range(given_devices(environ) or present_devices())]
+    names = (
+        visible
+        if visible is not None
+        else [str(i) for i in range(given_devices(environ) or present_devices())]
+    )
     uuids = list_uuids()
     if all(name.isdigit() and int(name) < len(uuids) for name in names):
         names = [uuids[int(name)] for name in names]
@@ -73,7 +78,9 @@ def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
 def list_uuids() -> list[str]:
     """The UUIDs of the GPUs that this process may open; empty where there is no driver."""
     try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+        shown = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     return re.findall(r"UUID: (GPU-[\w-]+)", shown)

@@ -76,7 +76,9 @@ class Progress:
     phase: str = "start"
     step: int = 0
     batch: str | None = None
-    batches: collections.deque[tuple[int, str | None]] = field(default_factory=lambda: collections.deque(maxlen=8))
+    batches: collections.deque[tuple[int, str | None]] = field(
+        default_factory=lambda: collections.deque(maxlen=8)
+    )
     """The last steps with their batches: other processes may not know theirs."""
     count: int = 0
     """How many marks, polls and exchanges it has passed."""
@@ -98,7 +100,9 @@ def main_thread_location() -> str:
     or of its innermost if none is."""
     frame = innermost = sys._current_frames().get(threading.main_thread().ident or 0)
     ours, own = str(Path(__file__).parents[1]), str(Path(__file__).parent)
-    while frame and (not frame.f_code.co_filename.startswith(ours) or frame.f_code.co_filename.startswith(own)):
+    while frame and (
+        not frame.f_code.co_filename.startswith(ours) or frame.f_code.co_filename.startswith(own)
+    ):
         frame = frame.f_back
     frame = frame or innermost
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
@@ -118,7 +122,13 @@ class Monitor:
     ):
         """wake: a socket that the thread reads, and its other end: a byte there wakes the thread; it is a
         signal's number, or 0."""
-        self.task, self.config, self.barrier, self.handlers, self.progress = task, config, barrier, handlers, progress
+        self.task, self.config, self.barrier, self.handlers, self.progress = (
+            task,
+            config,
+            barrier,
+            handlers,
+            progress,
+        )
         self.wake_read, self.wake_write = wake
         self.run_dir: Path | None = None
         self.hosts: list[str] = []
@@ -155,7 +165,14 @@ class Monitor:
         self.hosts, self.connections = hosts, connections
         if self.task.rank == 0:
             now, batch_of = time.monotonic(), self.progress.batch_of
-            self.coordinator = Coordinator(hosts, self.config, self.job_fields, lambda fault: fault_log.append(self.run_dir, fault), now, batch_of)
+            self.coordinator = Coordinator(
+                hosts,
+                self.config,
+                self.job_fields,
+                lambda fault: fault_log.append(self.run_dir, fault),
+                now,
+                batch_of,
+            )
             self.limit = self.stop_time()
         self.progress.at = self.last_heard = time.monotonic()
         self.thread.start()
@@ -285,14 +302,16 @@ class Monitor:
         if self.coordinator:
             for connection in self.connections.values():
                 connection.send(beat)
-        # Prints the stacks (of several processes: and ends this one) where a library holds Python's lock and this
-        # thread can't run any more.
+        # Prints the stacks (of several processes: and ends this one) where a library holds Python's lock and
+        # this thread can't run any more.
         if self.task.size > 1:
             faulthandler.dump_traceback_later(self.config.beat_seconds + STACKS_SECONDS, exit=True, file=2)
         elif self.config.hang_seconds < threading.TIMEOUT_MAX:
             faulthandler.dump_traceback_later(self.config.hang_seconds + STACKS_SECONDS, file=2)
         if now > self.limit:  # unless it was extended
-            self.limit = time.monotonic() + (end_of_job(self.task.job) or math.inf) - time.time() - self.margin
+            self.limit = (
+                time.monotonic() + (end_of_job(self.task.job) or math.inf) - time.time() - self.margin
+            )
             if now > self.limit:
                 self.limit = math.inf
                 self.send(StopRequested(int(signal.SIGUSR1), "the end of the job's time limit"))
@@ -345,7 +364,11 @@ class Monitor:
     def stop_reason(self, message: StopAt | LeaveNow) -> str:
         """Why the run stops: a signal's name, with the process that received it where this one didn't; or the
         time limit."""
-        own = message.signal in self.handlers.received or not message.reason.startswith("SIG") or self.task.size == 1
+        own = (
+            message.signal in self.handlers.received
+            or not message.reason.startswith("SIG")
+            or self.task.size == 1
+        )
         return message.reason + ("" if own else f" at {process_name(message.rank, message.host)}")
 
     # The end:
@@ -364,7 +387,9 @@ class Monitor:
     def end_after_suspension(self) -> None:
         """Ends rank 0, because another process has not heard of it and has ended the run: it was
         suspended."""
-        write_stderr(f"error: this process ({self.task.name}) was suspended, and the run has ended without it")
+        write_stderr(
+            f"error: this process ({self.task.name}) was suspended, and the run has ended without it"
+        )
         end_process(EXIT_FAULT)
 
     def end_for_fault(self, fault: Record) -> None:
@@ -373,7 +398,9 @@ class Monitor:
         if fault["kind"] == "hang":
             fault_log.dump_stacks(self.run_dir, self.task.rank)
         mine = fault["rank"] == self.task.rank
-        write_stderr(self.error if mine and self.error else f"error: the run stops: {fault_log.describe(fault)}")
+        write_stderr(
+            self.error if mine and self.error else f"error: the run stops: {fault_log.describe(fault)}"
+        )
         self.end_with(EXIT_FAULT if mine else EXIT_PEER)
 
     def force_leave(self) -> None:

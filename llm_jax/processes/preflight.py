@@ -34,7 +34,13 @@ PACKAGES = (
     "flax", "optax", "orbax-checkpoint",
     "numpy",
 )  # fmt: skip
-MAY_DIFFER = ("JAX_LOCAL_DEVICE_IDS", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COMPILATION_CACHE_DIR")
+MAY_DIFFER = (
+    "JAX_LOCAL_DEVICE_IDS",
+    "JAX_PROCESS_ID",
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_COORDINATOR_BIND_ADDRESS",
+    "JAX_COMPILATION_CACHE_DIR",
+)
 """Environment variables of JAX that may differ between processes."""
 
 Facts = dict[str, Any]
@@ -55,7 +61,11 @@ def facts(group: Group, experiment: str, environ: Mapping[str, str]) -> Facts:
     same: dict[str, str | None] = {"python": platform.python_version(), "llm_jax (its code)": code_hash()}
     same["the experiment"] = short_hash(experiment.encode())
     same |= {name: version(name) for name in PACKAGES}
-    same |= {name: value for name, value in environ.items() if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in MAY_DIFFER)}
+    same |= {
+        name: value
+        for name, value in environ.items()
+        if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in MAY_DIFFER)
+    }
     devices = device_names(group.task, environ)
     return {
         "host": group.task.host,
@@ -85,7 +95,9 @@ def code_hash() -> str:
     """A hash of the names and contents of all Python files of this package."""
     root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
-    return short_hash(b"".join(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() for path in files))
+    return short_hash(
+        b"".join(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() for path in files)
+    )
 
 
 # Equal on all processes:
@@ -103,8 +115,14 @@ def differing(key: str, values: Sequence[str | None], hosts: Sequence[str]) -> s
     """A line about a fact that differs between hosts, with the few hosts that differ from most."""
     usual = collections.Counter(values).most_common(1)[0][0]
     odd = {host: value for host, value in zip(hosts, values, strict=True) if value != usual}
-    others = "; ".join(f"{shown(value)} on {host}" for host, value in list(odd.items())[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
-    where = "Set it on all hosts." if key.startswith(("JAX_", "XLA_")) else "Use one environment and one copy of the code on all hosts."
+    others = "; ".join(f"{shown(value)} on {host}" for host, value in list(odd.items())[:4]) + (
+        f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+    )
+    where = (
+        "Set it on all hosts."
+        if key.startswith(("JAX_", "XLA_"))
+        else "Use one environment and one copy of the code on all hosts."
+    )
     if key == "the experiment":
         where = "Give all processes one command and one experiment file."
     return f"{key}: differs between hosts: {shown(usual)} on most, but {others}. {where}"
@@ -129,22 +147,30 @@ def check_devices(everyone: Sequence[Facts]) -> None:
         given, count = tasks[0]["given"], len(tasks)
         some = f"{count} tasks see" if count > 1 else "its task sees"
         if given is not None and len(used) < given:
-            visible = " and ".join(sorted({f"CUDA_VISIBLE_DEVICES={shown(task['visible'])}" for task in tasks})[:4])
+            visible = " and ".join(
+                sorted({f"CUDA_VISIBLE_DEVICES={shown(task['visible'])}" for task in tasks})[:4]
+            )
             raise UserError(
-                f"{host}: Slurm allocated {given} GPUs, and {some} {len(used)} of them ({visible}). Allocate them with "
-                f"--gpus-per-node={given}, without --gpus-per-task and --gpu-bind, start a task per node or per GPU, and set no CUDA_VISIBLE_DEVICES."
+                f"{host}: Slurm allocated {given} GPUs, and {some} {len(used)} of them ({visible}). "
+                "Allocate them with "
+                f"--gpus-per-node={given}, without --gpus-per-task and --gpu-bind, start a task per node "
+                "or per GPU, and set no CUDA_VISIBLE_DEVICES."
             )
         if all(task["driver"] for task in tasks) and len(set(used)) < len(used):
             twice = next(name for name, times in collections.Counter(used).items() if times > 1)
             raise UserError(
-                f"{host}: its {count} tasks use one GPU twice ({twice}). Start them with srun, or set CUDA_VISIBLE_DEVICES for each task."
+                f"{host}: its {count} tasks use one GPU twice ({twice}). Start them with srun, or set "
+                "CUDA_VISIBLE_DEVICES for each task."
             )
     numbers = {host: sum(len(task["devices"]) for task in tasks) for host, tasks in hosts.items()}
     per_task = {len(their["devices"]) for their in everyone}
     if len(per_task) > 1:
-        counts_text = ", ".join(f"{host} has {number} for {len(hosts[host])} tasks" for host, number in list(numbers.items())[:6])
+        counts_text = ", ".join(
+            f"{host} has {number} for {len(hosts[host])} tasks" for host, number in list(numbers.items())[:6]
+        )
         raise UserError(
-            f"GPUs: the number per process differs ({counts_text}). Allocate equal numbers on each node (--gpus-per-node, --ntasks-per-node)."
+            f"GPUs: the number per process differs ({counts_text}). Allocate equal numbers on each node "
+            "(--gpus-per-node, --ntasks-per-node)."
         )
 
 
@@ -174,7 +200,12 @@ def check_folder(group: Group, run_dir: Path) -> None:
     hosts = group.hosts
     for rank, result in enumerate(results):
         if result:
-            more = "" if result.startswith("can't") else f" as on {hosts[0]}. Choose a folder on a file system that all hosts share (home, scratch)."
+            more = (
+                ""
+                if result.startswith("can't")
+                else f" as on {hosts[0]}. Choose a folder on a file system that all hosts share (home, "
+                "scratch)."
+            )
             raise UserError(f"run_dir={run_dir}: on {hosts[rank]} it {result}{more}")
 
 
@@ -198,9 +229,12 @@ def appears(path: Path) -> bool:
 def check_room(group: Group, run_dir: Path, needed: int) -> None:
     """Raises UserError where the run folder's file system has fewer than `needed` bytes left, as rank 0 sees
     it. (Not all quotas are visible.)"""
-    free = group.exchange("preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS)[0]
+    free = group.exchange(
+        "preflight: room", shutil.disk_usage(nearest_folder(run_dir.absolute())).free, SECONDS
+    )[0]
     if free < needed:
         raise UserError(
-            f"run_dir={run_dir}: {byte_size(needed)} are needed for checkpoints, and its file system has {byte_size(free)} left. "
+            f"run_dir={run_dir}: {byte_size(needed)} are needed for checkpoints, and its file system has "
+            f"{byte_size(free)} left. "
             "Free some space, choose another folder, or keep fewer checkpoints (checkpoint.keep)."
         )

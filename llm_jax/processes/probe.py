@@ -31,7 +31,10 @@ MATRIX = 8192
 SLOW = {"link_gbps": 1 / 3, "matmul_tflops": 1 / 2}
 """A speed below this fraction of the median of all is a fault. Healthy links differ more than healthy
 devices."""
-DESCRIPTIONS = {"link_gbps": "its link to the next host carries {:.3g} Gbit/s", "matmul_tflops": "its slowest device multiplies {:.3g} TFLOP/s"}
+DESCRIPTIONS = {
+    "link_gbps": "its link to the next host carries {:.3g} Gbit/s",
+    "matmul_tflops": "its slowest device multiplies {:.3g} TFLOP/s",
+}
 REPEATS = 3
 
 
@@ -44,20 +47,35 @@ def check(group: Group, environ: Mapping[str, str] = os.environ) -> dict[str, fl
     missing.
     """
     devices = jax.local_devices()
-    mine = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices), "expected": expected_devices(group, environ)}
+    mine = {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "expected": expected_devices(group, environ),
+    }
     check_devices(group.exchange("preflight: JAX's devices", mine, SECONDS), group.hosts, environ)
     check_sum(group, contributions())
     if devices[0].platform == "cpu":
         return {}
-    speeds = {"matmul_tflops": matmul_speed(), **({"link_gbps": link_speed(group)} if group.task.size > 1 else {})}
+    speeds = {
+        "matmul_tflops": matmul_speed(),
+        **({"link_gbps": link_speed(group)} if group.task.size > 1 else {}),
+    }
     everyone = group.exchange("preflight: speeds", speeds, SECONDS)
     for name in speeds:
         slow = slowest_rank([their[name] for their in everyone], SLOW[name])
         if slow is not None:
             median = statistics.median(their[name] for their in everyone)
             description = DESCRIPTIONS[name].format(everyone[slow][name])
-            end_naming(group, slow, f"{description}, and the median of all is {median:.3g}. Leave the host out (sbatch --exclude).")
-    return speeds | {f"median_{name}": statistics.median(their[name] for their in everyone) for name in speeds}
+            end_naming(
+                group,
+                slow,
+                f"{description}, and the median of all is {median:.3g}. Leave the host out (sbatch "
+                "--exclude).",
+            )
+    return speeds | {
+        f"median_{name}": statistics.median(their[name] for their in everyone) for name in speeds
+    }
 
 
 def end_naming(group: Group, rank: int, message: str) -> None:
@@ -73,23 +91,30 @@ def expected_devices(group: Group, environ: Mapping[str, str]) -> int | None:
     return len(mine) if mine is not None else len(visible) if visible else given_devices(environ)
 
 
-def check_devices(everyone: Sequence[dict[str, Any]], hosts: Sequence[str], environ: Mapping[str, str]) -> None:
+def check_devices(
+    everyone: Sequence[dict[str, Any]], hosts: Sequence[str], environ: Mapping[str, str]
+) -> None:
     """Raises UserError, naming the host, where JAX doesn't find the expected devices, or hosts differ in kind
     or number."""
     for their, host in zip(everyone, hosts, strict=True):
         if their["platform"] == "cpu" and their["expected"] and environ.get("JAX_PLATFORMS") != "cpu":
             raise UserError(
-                f"{host}: Slurm allocated {their['expected']} GPUs, and JAX finds only the CPU. Install JAX for them (pip install 'llm_jax[cuda]'), "
+                f"{host}: Slurm allocated {their['expected']} GPUs, and JAX finds only the CPU. Install "
+                "JAX for them (pip install 'llm_jax[cuda]'), "
                 "run nvidia-smi there, or set JAX_PLATFORMS=cpu to run without"
             )
         if their["platform"] != "cpu" and their["expected"] and their["count"] != their["expected"]:
-            raise UserError(f"{host}: a process should have {their['expected']} GPUs, and JAX finds {their['count']}. Run nvidia-smi there.")
+            raise UserError(
+                f"{host}: a process should have {their['expected']} GPUs, and JAX finds {their['count']}. "
+                "Run nvidia-smi there."
+            )
         first = everyone[0]
         for key in ("platform", "kind", "count"):
             if their[key] != first[key]:
                 what = "the number of devices per process is" if key == "count" else "the devices are"
                 raise UserError(
-                    f"{host}: {what} not as on {hosts[0]} ({their[key]}, not {first[key]}); ask for one kind of node (--constraint, --gpus-per-node)"
+                    f"{host}: {what} not as on {hosts[0]} ({their[key]}, not {first[key]}); ask for one "
+                    "kind of node (--constraint, --gpus-per-node)"
                 )
 
 
@@ -99,7 +124,11 @@ def check_devices(everyone: Sequence[dict[str, Any]], hosts: Sequence[str], envi
 def all_devices_mesh() -> Mesh:
     """The mesh [process, device] of all devices of all processes."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(jax.process_count(), -1), ("process", "device"), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(
+        np.array(devices).reshape(jax.process_count(), -1),
+        ("process", "device"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
 
 
 def contributions() -> np.ndarray:
@@ -145,7 +174,8 @@ def check_sum(group: Group, found: np.ndarray) -> None:
     end_naming(
         group,
         rank,
-        f"a sum over all devices is wrong in {len(given)} places{which}, the first by what this host sends or receives. Test its memory and links "
+        f"a sum over all devices is wrong in {len(given)} places{which}, the first by what this host "
+        "sends or receives. Test its memory and links "
         "(dcgmi diag, nccl-tests), or leave it out (sbatch --exclude).",
     )
 
@@ -180,7 +210,9 @@ def matmul_speed(side: int = MATRIX) -> float:
     for device in jax.local_devices():
         matrix = jax.device_put(jnp.ones((side, side), jnp.bfloat16), device)
         multiply(matrix, matrix).block_until_ready()
-        seconds = min(timed(lambda matrix=matrix: multiply(matrix, matrix).block_until_ready()) for _ in range(REPEATS))
+        seconds = min(
+            timed(lambda matrix=matrix: multiply(matrix, matrix).block_until_ready()) for _ in range(REPEATS)
+        )
         slowest = min(slowest, 2 * side**3 / seconds / 1e12)
     return slowest
 
@@ -192,7 +224,9 @@ def link_speed(group: Group, size: int = LINK_BYTES) -> float:
     processes = mesh.shape["process"]
     sharding = NamedSharding(mesh, P("process", "device"))
     shape = (processes, mesh.shape["device"], size // 4)
-    values = jax.make_array_from_callback(shape, sharding, lambda index: np.zeros((1, 1, size // 4), np.float32))
+    values = jax.make_array_from_callback(
+        shape, sharding, lambda index: np.zeros((1, 1, size // 4), np.float32)
+    )
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=P("process", "device"), out_specs=P("process", "device"))

@@ -45,12 +45,17 @@ def open_listener(task: Task) -> socket.socket:
     for port in task.ports:
         try:
             if socket.has_dualstack_ipv6():
-                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+                return socket.create_server(
+                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+                )
             return socket.create_server(("", port), backlog=1024)
         except OSError as error:
             reason = error.strerror
     ports = ", ".join(map(str, task.ports))
-    raise Fault(f"{task.name}: can't listen at any of the ports {ports} ({reason}): other programs use them. Start the run again.")
+    raise Fault(
+        f"{task.name}: can't listen at any of the ports {ports} ({reason}): other programs use them. "
+        "Start the run again."
+    )
 
 
 def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
@@ -63,7 +68,12 @@ def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connect
         while len(accepted) < task.size - 1:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                fail(task, accepted, f"did not connect within {seconds:g} s (cluster.start_seconds); see its output and its host")
+                fail(
+                    task,
+                    accepted,
+                    f"did not connect within {seconds:g} s (cluster.start_seconds); see its output and "
+                    "its host",
+                )
             for key, _ in ready:
                 if key.fileobj is server:
                     connection = Connection(server.accept()[0])
@@ -85,7 +95,12 @@ def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connect
                     lost = [rank for rank, (its, _) in accepted.items() if its is connection]
                     if lost:
                         host = accepted.pop(lost[0])[1]
-                        fail(task, accepted, "ended before all processes had connected; its own output may have the reason", (lost[0], host))
+                        fail(
+                            task,
+                            accepted,
+                            "ended before all processes had connected; its own output may have the reason",
+                            (lost[0], host),
+                        )
     hosts = [task.host, *(accepted[rank][1] for rank in range(1, task.size))]
     for connection, _ in accepted.values():
         connection.send(AllConnected(hosts))
@@ -98,11 +113,16 @@ def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]
     if hello.token != task.token:
         return Refused("")
     if hello.rank in accepted or not 0 < hello.rank < task.size:
-        return Refused(f"rank {hello.rank} connected twice: two processes were started with this rank. Start each with a rank of its own.")
+        return Refused(
+            f"rank {hello.rank} connected twice: two processes were started with this rank. Start each "
+            "with a rank of its own."
+        )
     return None
 
 
-def fail(task: Task, accepted: dict[int, tuple[Connection, str]], what: str, who: tuple[int, str] | None = None) -> NoReturn:
+def fail(
+    task: Task, accepted: dict[int, tuple[Connection, str]], what: str, who: tuple[int, str] | None = None
+) -> NoReturn:
     """Sends the failure to all processes that have connected, and raises it as Fault.
 
     who: rank and host of the culprit; None: the first process that is missing.
@@ -123,7 +143,11 @@ def missing_host(task: Task, rank: int, present: list[str]) -> str:
     """The host where a process that didn't connect should run, as far as the launcher's environment tells:
     one with processes missing."""
     here = collections.Counter(present)
-    short = [host for host, size in zip(task.hosts, task.host_sizes, strict=True) if here[host] < size] if task.host_sizes else []
+    short = (
+        [host for host, size in zip(task.hosts, task.host_sizes, strict=True) if here[host] < size]
+        if task.host_sizes
+        else []
+    )
     if set(task.host_sizes) == {1}:
         return task.hosts[rank]  # a process a host: in order
     return " or ".join(short[:3])
@@ -149,7 +173,8 @@ def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, C
             reason = str(error)
         time.sleep(PAUSE_SECONDS)
     raise Fault(
-        f"{task.name}: {process_name(0, task.coordinator)} was not found within {seconds:g} s (cluster.start_seconds): {reason}; "
+        f"{task.name}: {process_name(0, task.coordinator)} was not found within {seconds:g} s "
+        f"(cluster.start_seconds): {reason}; "
         "check that it was started, and that hosts can reach each other at these ports"
     )
 
@@ -172,7 +197,9 @@ def try_port(task: Task, address: str, port: int) -> Connection | str:
     return OTHER_PROGRAM
 
 
-def wait_for_others(task: Task, connection: Connection, deadline: float) -> tuple[list[str], dict[int, Connection]]:
+def wait_for_others(
+    task: Task, connection: Connection, deadline: float
+) -> tuple[list[str], dict[int, Connection]]:
     """Waits until rank 0 reports that all processes have connected. Raises Fault when it reports a failure,
     or doesn't report in time."""
     connection.socket.settimeout(max(0.1, deadline - time.monotonic()))
@@ -182,4 +209,7 @@ def wait_for_others(task: Task, connection: Connection, deadline: float) -> tupl
         return message.hosts, {0: connection}
     if isinstance(message, RendezvousFailed):
         raise Fault(message.text)
-    raise Fault(f"{process_name(0, task.coordinator)} ended before all processes had connected; its own output may have the reason")
+    raise Fault(
+        f"{process_name(0, task.coordinator)} ended before all processes had connected; its own output "
+        "may have the reason"
+    )

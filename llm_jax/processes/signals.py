@@ -136,7 +136,11 @@ class SignalHandlers:
         sets no handlers."""
         if threading.current_thread() is not threading.main_thread():
             return
-        ours = [number for number in HANDLED if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        ours = [
+            number
+            for number in HANDLED
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+        ]
         self.old = {number: signal.signal(number, self.handle) for number in ours}
         self.old_fd = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self.old_hook, sys.unraisablehook = sys.unraisablehook, self.on_unraisable

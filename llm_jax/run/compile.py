@@ -17,18 +17,25 @@ from llm_jax.train.state import Frozen, TrainModel
 
 
 def check_complete(experiment: Experiment) -> None:
-    """Raises UserError for what only a corpus could tell: `model.vocab`, and `model.max_segments` for attention=cudnn."""
+    """Raises UserError for what only a corpus could tell: `model.vocab`, and `model.max_segments` for
+    attention=cudnn.
+    """
     for key in ("vocab", *(("max_segments",) if experiment.model.attention == "cudnn" else ())):
         if getattr(experiment.model, key) is None:
             raise UserError(f"model.{key}=null: must be a number to compile without the corpus")
 
 
 def absent_model(experiment: Experiment, devices: Sequence[jax.Device]) -> TrainModel:
-    """The experiment's model on devices that may be absent. Raises UserError for what doesn't fit their number."""
+    """The experiment's model on devices that may be absent.
+
+    Raises UserError for what doesn't fit their number.
+    """
     check_complete(experiment)
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh, devices))
     train = experiment.train
-    return TrainModel(experiment.model.resolved(), experiment.optimizer, place, train.ema_decay, train.trainable)
+    return TrainModel(
+        experiment.model.resolved(), experiment.optimizer, place, train.ema_decay, train.trainable
+    )
 
 
 def compile_step(model: TrainModel, experiment: Experiment) -> gpu_compile.CompiledStep:

@@ -1,4 +1,6 @@
-"""Frozen parameters of a run: those of its model that are not trained, and the frozen models of its objective."""
+"""Frozen parameters of a run: those of its model that are not trained, and the frozen models of its
+objective.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ OWN_START = ""
 
 
 def frozen_models(experiment: Experiment, model: TrainModel) -> dict[str, TrainModel]:
-    """The models of the objective's frozen roles, placed by the run's layout. Raises UserError where a folder has none that fits.
+    """The models of the objective's frozen roles, placed by the run's layout.
+
+    Raises UserError where a folder has none that fits.
 
     experiment: with its vocabulary.
     """
@@ -31,19 +35,25 @@ def frozen_models(experiment: Experiment, model: TrainModel) -> dict[str, TrainM
             config = open_source(folder).experiment.model.resolved(experiment.model.vocab)
             if config.vocab != experiment.model.vocab:
                 raise UserError(
-                    f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the trained model one of "
+                    f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the "
+                    "trained model one of "
                     f"{experiment.model.vocab}; both must have the same tokenizer"
                 )
             config = dataclasses.replace(
-                config, attention=experiment.model.attention, max_segments=experiment.model.max_segments,
-                parameter_dtype=experiment.model.parameter_dtype, compute_dtype=experiment.model.compute_dtype,
+                config,
+                attention=experiment.model.attention,
+                max_segments=experiment.model.max_segments,
+                parameter_dtype=experiment.model.parameter_dtype,
+                compute_dtype=experiment.model.compute_dtype,
                 scan_layers=experiment.model.scan_layers,
-            )  # fmt: skip
+            )
         found[role] = TrainModel(config, experiment.optimizer, model.place)
     return found
 
 
-def read_frozen(experiment: Experiment, model: TrainModel, models: Mapping[str, TrainModel], log: Callable[[str], None]) -> Frozen:
+def read_frozen(
+    experiment: Experiment, model: TrainModel, models: Mapping[str, TrainModel], log: Callable[[str], None]
+) -> Frozen:
     """The frozen parameters on the devices: read from their folders, or initialised as the run's own were."""
     rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, silent))
     parameters = {}
@@ -57,7 +67,9 @@ def read_frozen(experiment: Experiment, model: TrainModel, models: Mapping[str, 
 
 
 def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Role → path and sha256 of each frozen model, as every checkpoint records them; both empty for weights drawn from the run's seed."""
+    """Role → path and sha256 of each frozen model, as every checkpoint records them; both empty for weights
+    drawn from the run's seed.
+    """
     return {
         role: {"path": path, "sha256": weights_sha256(Path(path).expanduser()) if path else ""}
         for role, folder in experiment.objective.frozen().items()
@@ -71,21 +83,29 @@ def check_frozen(recorded: Mapping[str, Mapping[str, Any]], experiment: Experime
         before = recorded.get(role, {})
         if before.get("sha256") != now["sha256"]:
             raise UserError(
-                f"objective.{role}={now['path']}: its weights are not those that this run was trained beside (sha256 "
-                f"{str(now['sha256'])[:12]}, the checkpoint's is {str(before.get('sha256'))[:12]} of {before.get('path')}); "
+                f"objective.{role}={now['path']}: its weights are not those that this run was trained "
+                "beside (sha256 "
+                f"{str(now['sha256'])[:12]}, the checkpoint's is {str(before.get('sha256'))[:12]} of "
+                f"{before.get('path')}); "
                 "bring them back, or choose another run_dir"
             )
 
 
 def weights_sha256(folder: Path) -> str:
-    """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its safetensors files."""
+    """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its
+    safetensors files.
+    """
     steps = checkpoint_steps(folder)
     weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
     if weights is None:
-        raise UserError(f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors")
+        raise UserError(
+            f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors"
+        )
     if (weights / checksums.NAME).is_file():
         return checksums.file_sum(weights / checksums.NAME)
-    sums = "".join(f"{checksums.file_sum(path)}  {path.name}\n" for path in sorted(weights.glob("*.safetensors")))
+    sums = "".join(
+        f"{checksums.file_sum(path)}  {path.name}\n" for path in sorted(weights.glob("*.safetensors"))
+    )
     return hashlib.sha256(sums.encode()).hexdigest()
 
 

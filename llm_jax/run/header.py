@@ -26,19 +26,24 @@ def header(plan: RunPlan, peak: float | None) -> str:
     epochs = plan.corpus.epoch(t.steps - 1)
     lines = {
         "experiment": experiment.name,
-        "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, {m.activation} {m.mlp}, "
+        "model": f"{m.layers} layers, embed {m.embed}, {m.heads} heads ({m.kv_heads} kv) of {m.head_dim}, "
+        f"{m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
-        "layout": f"{experiment.layout.name} on mesh {describe_mesh(mesh)} ({mesh.size} of {jax.device_count()} devices: {device.device_kind})",
+        "layout": f"{experiment.layout.name} on mesh {describe_mesh(mesh)} ({mesh.size} of "
+        f"{jax.device_count()} devices: {device.device_kind})",
         **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
-        "FLOPs": f"{short(total)} planned ({short(flops_per_token)} a token: 6 per matmul weight, causal attention)",
-        "peak": f"{short(peak)}FLOP/s a device" + (" (measured, float32)" if device.platform == "cpu" else " (datasheet)")
+        "FLOPs": f"{short(total)} planned ({short(flops_per_token)} a token: 6 per matmul weight, causal "
+        "attention)",
+        "peak": f"{short(peak)}FLOP/s a device"
+        + (" (measured, float32)" if device.platform == "cpu" else " (datasheet)")
         if peak
         else f"unknown for {device.device_kind}: no MFU",
-        "optimizer": f"{experiment.optimizer.name}, learning rate {experiment.optimizer.learning_rate:g}, {experiment.optimizer.schedule}",
+        "optimizer": f"{experiment.optimizer.name}, learning rate {experiment.optimizer.learning_rate:g}, "
+        f"{experiment.optimizer.schedule}",
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
@@ -50,7 +55,8 @@ def experts_line(model: ModelConfig, parameters: int) -> str:
     shared = f" and a shared one of {moe.shared_mlp}" if moe.shared_mlp else ""
     form = moe.dispatch if moe.dispatch == "dropless" else f"capacity {moe.capacity_factor:g}"
     return (
-        f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, {moe.scores} router, {form}: "
+        f"{moe.top_k} of {moe.experts} of {moe.mlp}{shared} in {len(model.sparse_layers)} layers, "
+        f"{moe.scores} router, {form}: "
         f"{short(active_parameters(model, parameters))} parameters active"
     )
 
@@ -58,9 +64,12 @@ def experts_line(model: ModelConfig, parameters: int) -> str:
 def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
     """The header's line about the pipeline: stages, microbatches, rounds and idle time."""
     t, config, stages = experiment.train, place.pipeline, place.size(place.axes("layers"))
-    microbatches = stages * config.per_stage(t.batch_size // t.microbatches // place.size(place.axes("batch")), stages)
+    microbatches = stages * config.per_stage(
+        t.batch_size // t.microbatches // place.size(place.axes("batch")), stages
+    )
     return (
-        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, {config.rounds} rounds: "
+        f"{stages} stages of {experiment.model.layers // stages} layers, {microbatches} microbatches, "
+        f"{config.rounds} rounds: "
         f"a stage idles in {config.idle(microbatches, stages):.0%} of the ticks"
     )
 
@@ -69,7 +78,8 @@ def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
     """The log lines after the last step: losses, speed, and where the results are."""
     speed = summary["tokens_per_second"]
     return (
-        f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in {clock(summary['wall_seconds'])}"
+        f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in "
+        f"{clock(summary['wall_seconds'])}"
         + (f" at {short(speed)} tokens/s" if speed else "")
         + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
         + f": training loss {four(summary['train_loss'])}, held-out loss {four(summary['eval_loss'])}, "

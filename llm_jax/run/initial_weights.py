@@ -11,7 +11,14 @@ import jax
 from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
-from llm_jax.experiment import Experiment, experiment_name, load_experiment, override, read_experiment, resolved
+from llm_jax.experiment import (
+    Experiment,
+    experiment_name,
+    load_experiment,
+    override,
+    read_experiment,
+    resolved,
+)
 from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import initial_parameters
 from llm_jax.train.state import TrainModel, TrainState
@@ -21,10 +28,12 @@ TOKENIZER = "tokenizer"
 
 
 def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
-    """The experiment with the model shape, tokenizer and initial weights of a folder (`from=path` on a command line).
+    """The experiment with the model shape, tokenizer and initial weights of a folder (`from=path` on a
+    command line).
 
-    pairs: the overrides of the command line. A run that has started already finds all three in its own folder if the other is gone.
-    Raises UserError where there is no model, and for overrides that would have no effect.
+    pairs: the overrides of the command line. A run that has started already finds all three in its own folder
+    if the other is gone. Raises UserError where there is no model, and for overrides that would have no
+    effect.
     """
     for key, value in pairs:
         if key == "train.start_from":
@@ -33,10 +42,17 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
             raise UserError(f"{key}={value}: from={path} sets the tokenizer. Leave this key out")
     folder = Path(path).expanduser()
     run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
-    if not folder.exists() and has_begun(run_dir) and (own := read_experiment(run_dir)).train.start_from == path:
+    if (
+        not folder.exists()
+        and has_begun(run_dir)
+        and (own := read_experiment(run_dir)).train.start_from == path
+    ):
         model, tokenizer = own.model, own.tokenizer
     else:
-        model, tokenizer = open_source(folder).experiment.model, TokenizerConfig(file=str(tokenizer_folder(folder)))
+        model, tokenizer = (
+            open_source(folder).experiment.model,
+            TokenizerConfig(file=str(tokenizer_folder(folder))),
+        )
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
 
@@ -49,45 +65,66 @@ def has_begun(run_dir: Path) -> bool:
 def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     """The run's tokenizer: where its file is gone since the run began, the copy in the run folder."""
     own = Path(experiment.run_dir) / TOKENIZER
-    moved = experiment.tokenizer.file and not Path(experiment.tokenizer.file).expanduser().exists() and own.is_dir()
+    moved = (
+        experiment.tokenizer.file
+        and not Path(experiment.tokenizer.file).expanduser().exists()
+        and own.is_dir()
+    )
     return dataclasses.replace(experiment.tokenizer, file=str(own)) if moved else experiment.tokenizer
 
 
 def check_start(experiment: Experiment, program: TrainModel) -> None:
-    """Raises UserError, before anything is written, where the weights that the run starts from are missing or of other shapes."""
+    """Raises UserError, before anything is written, where the weights that the run starts from are missing or
+    of other shapes.
+    """
     path = experiment.train.start_from
     source = open_source(path).experiment.model
     model = source.resolved(experiment.model.vocab if source.vocab is None else None)
     there = TrainModel(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
     if shapes[0] != shapes[1]:
-        changed = differences(*(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model)))
-        raise UserError(f"train.start_from={path}: its weights have other shapes than this model's; undo one of: {'; '.join(changed)}")
+        changed = differences(
+            *(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model))
+        )
+        raise UserError(
+            f"train.start_from={path}: its weights have other shapes than this model's; undo one of: "
+            f"{'; '.join(changed)}"
+        )
 
 
 def check_folder(experiment: Experiment) -> None:
-    """Raises UserError for a run folder that has the weights of a loaded model: a run in it would not begin with them, and hide them."""
+    """Raises UserError for a run folder that has the weights of a loaded model: a run in it would not begin
+    with them, and hide them.
+    """
     run_dir = Path(experiment.run_dir)
     if (run_dir / "weights").exists():
         raise UserError(
-            f"run_dir={run_dir}: holds a loaded model; train it further with experiment=continue_pretraining from={run_dir} run_dir=ANOTHER"
+            f"run_dir={run_dir}: holds a loaded model; train it further with "
+            f"experiment=continue_pretraining from={run_dir} run_dir=ANOTHER"
         )
 
 
 def initial_state(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> TrainState:
-    """The state at step 0: weights drawn at random, or read from `train.start_from`; the optimizer begins anew."""
+    """The state at step 0: weights drawn at random, or read from `train.start_from`; the optimizer begins
+    anew.
+    """
     if not experiment.train.start_from and model.trained == model.names:
         return model.new_state(experiment.train.seed)
     return model.state_with(model.trainable(initial_parameters(experiment, model, log)))
 
 
 def experiment_from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs override it."""
+    """The experiment of a command line, resolved: `experiment=NAME` names it, the other key=value pairs
+    override it.
+    """
     return with_command_line(load_experiment(experiment_name(pairs)), pairs)
 
 
 def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
-    """The experiment with the overrides of a command line, resolved. `from=FOLDER` sets model shape, tokenizer and weights."""
+    """The experiment with the overrides of a command line, resolved.
+
+    `from=FOLDER` sets model shape, tokenizer and weights.
+    """
     froms = [value for key, value in pairs if key == "from"]
     pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
     if len(froms) > 1:

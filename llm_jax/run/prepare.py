@@ -1,4 +1,6 @@
-"""Before a run trains: its devices, its corpus and its model, checked in the order of what each check costs."""
+"""Before a run trains: its devices, its corpus and its model, checked in the order of what each
+check costs.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +65,15 @@ class RunPlan:
 
 
 def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus, label: str = "") -> RunPlan:
-    """The plan of an experiment whose vocabulary is known. Raises UserError for a model that the layout can't split."""
+    """The plan of an experiment whose vocabulary is known.
+
+    Raises UserError for a model that the layout can't split.
+    """
     check_layout(experiment, place)
     experiment = with_max_segments(experiment, corpus, place)
-    model = TrainModel(experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable)
+    model = TrainModel(
+        experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable
+    )
     return RunPlan(experiment, model, corpus, frozen_models(experiment, model), label)
 
 
@@ -75,9 +82,13 @@ def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experimen
     return dataclasses.replace(experiment, model=experiment.model.resolved(corpus.tokenizer.vocab_size))
 
 
-def prepare_corpus(experiment: Experiment, caches: RunCaches, group: Group, log: Callable[[str], None]) -> data.Corpus:
-    """The corpus that the experiment asks for. The first process builds what the cache doesn't have yet; then one on every other host does,
-    where the cache is another one; and the rest find all of it.
+def prepare_corpus(
+    experiment: Experiment, caches: RunCaches, group: Group, log: Callable[[str], None]
+) -> data.Corpus:
+    """The corpus that the experiment asks for.
+
+    The first process builds what the cache doesn't have yet; then one on every other host does, where the
+    cache is another one; and the rest find all of it.
 
     Raises UserError, naming a host, where it has other documents than the first.
     """
@@ -110,20 +121,28 @@ def prepare_corpus(experiment: Experiment, caches: RunCaches, group: Group, log:
     for fingerprint, other in others:
         if fingerprint != first:
             raise UserError(
-                f"data.source={experiment.data.source}: {other} has other documents (fingerprint {fingerprint[:12]}) than {name} ({first[:12]}); "
+                f"data.source={experiment.data.source}: {other} has other documents (fingerprint "
+                f"{fingerprint[:12]}) than {name} ({first[:12]}); "
                 "give all hosts the same"
             )
     return corpus
 
 
 def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
-    """The summary of the last start in the run folder (empty if there was none). Raises UserError where this run can't live there."""
+    """The summary of the last start in the run folder (empty if there was none).
+
+    Raises UserError where this run can't live there.
+    """
 
     def check() -> dict[str, Any]:
         run_dir = Path(experiment.run_dir)
         check_writable(run_dir)
         initial_weights.check_folder(experiment)
-        run_folder.check_same_run(run_dir, experiments.to_yaml(experiment), open_keys=("model.vocab",) if experiment.model.vocab is None else ())
+        run_folder.check_same_run(
+            run_dir,
+            experiments.to_yaml(experiment),
+            open_keys=("model.vocab",) if experiment.model.vocab is None else (),
+        )
         return run_folder.last_summary(run_dir)
 
     return broadcast_from_first(group, "run folder", check)
@@ -135,14 +154,19 @@ def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
 
 
 def use_compilation_cache(experiment: Experiment) -> None:
-    """Keeps compiled programs beside the token cache, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+    """Keeps compiled programs beside the token cache, unless JAX_COMPILATION_CACHE_DIR names
+    another folder.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def place_of(experiment: Experiment) -> MeshPlacement:
-    """Where arrays live on the devices that are here. Raises UserError for what can't run on them, before anything is read or compiled."""
+    """Where arrays live on the devices that are here.
+
+    Raises UserError for what can't run on them, before anything is read or compiled.
+    """
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
     check_layout(experiment, place)
     transformer.check(experiment.model, place, experiment.train.sequence_length)
@@ -154,7 +178,11 @@ def check_layout(experiment: Experiment, place: MeshPlacement) -> None:
     train = experiment.train
     batch_key = "train.batch_size" + ("/train.microbatches" if train.microbatches > 1 else "")
     length = (train.sequence_length, "train.sequence_length")
-    check_model(experiment.model, place, {"batch": (train.batch_size // train.microbatches, batch_key), "sequence": length, "keys": length})
+    check_model(
+        experiment.model,
+        place,
+        {"batch": (train.batch_size // train.microbatches, batch_key), "sequence": length, "keys": length},
+    )
 
 
 def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPlacement) -> Experiment:
@@ -170,7 +198,10 @@ def with_max_segments(experiment: Experiment, corpus: data.Corpus, place: MeshPl
     needed = corpus.max_documents_per_row(steps=steps, group=rows // train.microbatches, held_out_group=rows)
     if model.max_segments is not None and model.max_segments < needed:
         raise UserError(
-            f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} documents each, on average over a device's "
+            f"model.max_segments={model.max_segments}: the packed rows of this run hold up to {needed} "
+            "documents each, on average over a device's "
             f"rows; use model.max_segments={needed}, or null to have them counted"
         )
-    return dataclasses.replace(experiment, model=dataclasses.replace(model, max_segments=model.max_segments or needed))
+    return dataclasses.replace(
+        experiment, model=dataclasses.replace(model, max_segments=model.max_segments or needed)
+    )

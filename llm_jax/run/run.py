@@ -68,10 +68,14 @@ def one_run(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, 
     """Trains one run by itself, under any layout."""
     (plan,), (running,) = plans, runs
     e, objective = plan.experiment, plan.experiment.objective
-    held_out = HeldOut(plan.model, objective, running.examples, plan.corpus.tokenizer, e.train.batch_size, plan.frozen)
+    held_out = HeldOut(
+        plan.model, objective, running.examples, plan.corpus.tokenizer, e.train.batch_size, plan.frozen
+    )
     return Stepper(
         step=jit_step(plan.model, objective, e.optimizer, e.train.steps, plan.frozen),
-        source=objective.source(Loader(running.examples, objective, plan.place, e.train, running.rollbacks.batch)),
+        source=objective.source(
+            Loader(running.examples, objective, plan.place, e.train, running.rollbacks.batch)
+        ),
         evaluate=Evaluator(held_out, e.train, e.evaluate, group, frozen),
         join=lambda states: states[0],
         parts=only,
@@ -93,12 +97,17 @@ def run(experiment: Experiment, group: Group, begun: float) -> int:
             return stopped.code
 
 
-def prepare_and_train(experiment: Experiment, console: Console, group: Group, begun: float, caches: RunCaches = NO_CACHES) -> int:
+def prepare_and_train(
+    experiment: Experiment, console: Console, group: Group, begun: float, caches: RunCaches = NO_CACHES
+) -> int:
     """Checks everything in the order of what it costs, then makes the run folder and trains in it."""
     place = place_of(experiment)
     last = check_folder(experiment, group)
     if is_finished(experiment, last):
-        console.log(f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of {experiment.train.steps}")
+        console.log(
+            f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of "
+            f"{experiment.train.steps}"
+        )
         return 0
     corpus = prepare_corpus(experiment, caches, group, console.log)
     experiment = with_vocabulary_of(experiment, corpus)
@@ -119,25 +128,43 @@ def train(
     note: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Trains runs in their folders, from their newest common checkpoint or the start to their summaries; returns their exit codes.
+    """Trains runs in their folders, from their newest common checkpoint or the start to their summaries;
+    returns their exit codes.
 
-    Several runs are trained in lockstep, by the stepper. note: a line below the header. more: keys of every summary.json.
+    Several runs are trained in lockstep, by the stepper. note: a line below the header. more: keys of every
+    summary.json.
     """
     first, count = plans[0], len(plans)
     e, place = first.experiment, first.place
     with contextlib.ExitStack() as life:  # closes what is open, in turn, even where one of them fails
         score, reach = e.objective.score, e.train.rollback.reach
-        checkpoints = [Checkpoints(plan.run_dir, plan.experiment.checkpoint, group, reach=reach, score=score) for plan in plans]
+        checkpoints = [
+            Checkpoints(plan.run_dir, plan.experiment.checkpoint, group, reach=reach, score=score)
+            for plan in plans
+        ]
         for kept in checkpoints:
             life.callback(kept.close)
-        preflight.check_room(group, first.run_dir, sum(kept.room(plan.model.abstract_state()) for kept, plan in zip(checkpoints, plans, strict=True)))
+        preflight.check_room(
+            group,
+            first.run_dir,
+            sum(
+                kept.room(plan.model.abstract_state()) for kept, plan in zip(checkpoints, plans, strict=True)
+            ),
+        )
         rollbacks = [Rollbacks(plan.run_dir, group) for plan in plans]
-        frozen = run_on_all(group, "frozen models", lambda: read_frozen(e, first.model, first.frozen, console.log))
+        frozen = run_on_all(
+            group, "frozen models", lambda: read_frozen(e, first.model, first.frozen, console.log)
+        )
         states, infos = start_or_resume(plans, checkpoints, rollbacks, group, console)
-        peak = broadcast_from_first(group, "peak", lambda: (caches.peak or device_peak)(place.mesh, e.model.compute_dtype, group.task.local_size))
+        peak = broadcast_from_first(
+            group,
+            "peak",
+            lambda: (caches.peak or device_peak)(place.mesh, e.model.compute_dtype, group.task.local_size),
+        )
         console.log(header(first, peak) + (f"\n{note}" if note else ""))
         runs = [
-            make_run_state(life, *parts, begun, peak and peak * place.mesh.size) for parts in zip(plans, checkpoints, rollbacks, infos, strict=True)
+            make_run_state(life, *parts, begun, peak and peak * place.mesh.size)
+            for parts in zip(plans, checkpoints, rollbacks, infos, strict=True)
         ]
         for running in runs:
             if running.goodput.notice:
@@ -169,7 +196,9 @@ def train(
             with jax.set_mesh(place.mesh):
                 state = stepper.join(states)
                 del states
-                state = loop.run(state, infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos))
+                state = loop.run(
+                    state, infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos)
+                )
                 loop.spend("sample")
                 for plan, own, running in zip(plans, stepper.parts(state), runs, strict=True):
                     if plan.experiment.sample.tokens and not running.diverged:
@@ -178,7 +207,9 @@ def train(
             if not group.armed:  # no step was done
                 raise
             stopped_code = stopped.code
-            stopped_line = f"{stopped} at step {loop.live()[0].latest['step']}; checkpoint{'s' * (count > 1)} saved"
+            stopped_line = (
+                f"{stopped} at step {loop.live()[0].latest['step']}; checkpoint{'s' * (count > 1)} saved"
+            )
         except Diverged as error:
             console.log(f"the run diverged: {error}" if count == 1 else f"all {count} runs diverged")
         wait_for_saves(runs, group)
@@ -199,13 +230,23 @@ def start_or_resume(
     console: Console,
     newest: float = math.inf,
 ) -> tuple[list[TrainState], list[dict[str, Any]]]:
-    """Each run's state and checkpoint info at the newest step, up to `newest`, of which all have a readable checkpoint, or at the start."""
-    while common := set.intersection(*({step for step in kept.steps() if step <= newest} for kept in checkpoints)):
-        found = [restore_latest(plan, kept, console, max(common)) for plan, kept in zip(plans, checkpoints, strict=True)]
+    """Each run's state and checkpoint info at the newest step, up to `newest`, of which all have a readable
+    checkpoint, or at the start.
+    """
+    while common := set.intersection(
+        *({step for step in kept.steps() if step <= newest} for kept in checkpoints)
+    ):
+        found = [
+            restore_latest(plan, kept, console, max(common))
+            for plan, kept in zip(plans, checkpoints, strict=True)
+        ]
         restored = [pair for pair in found if pair is not None]
         if len(restored) == len(found) and len({info["step"] for _, info in restored}) == 1:
             before = len(rollbacks[0].list)
-            console.log(f"resuming at step {restored[0][1]['step']}" + (f"; roll-backs before: {before}" if before else ""))
+            console.log(
+                f"resuming at step {restored[0][1]['step']}"
+                + (f"; roll-backs before: {before}" if before else "")
+            )
             return [state for state, _ in restored], [info for _, info in restored]
         # A checkpoint was damaged, and has been set aside.
     if len(plans) > 1 and any(kept.steps() for kept in checkpoints):
@@ -217,7 +258,9 @@ def start_or_resume(
     return states, [{"step": 0}] * len(plans)
 
 
-def restore_latest(plan: RunPlan, checkpoints: Checkpoints, console: Console, newest: float) -> tuple[TrainState, dict[str, Any]] | None:
+def restore_latest(
+    plan: RunPlan, checkpoints: Checkpoints, console: Console, newest: float
+) -> tuple[TrainState, dict[str, Any]] | None:
     """The state and info of the newest readable checkpoint up to the step `newest`; None where there is none.
 
     Raises UserError for a checkpoint that was trained on other data, or beside other frozen models.
@@ -228,7 +271,8 @@ def restore_latest(plan: RunPlan, checkpoints: Checkpoints, console: Console, ne
     state, info = found
     if info["corpus"] != plan.corpus.fingerprint:
         raise UserError(
-            f"data.source={plan.experiment.data.source}: is not what this run was trained on (fingerprint {plan.corpus.fingerprint[:12]}, "
+            f"data.source={plan.experiment.data.source}: is not what this run was trained on (fingerprint "
+            f"{plan.corpus.fingerprint[:12]}, "
             f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
         )
     check_frozen(info.get("frozen", {}), plan.experiment)
@@ -236,8 +280,13 @@ def restore_latest(plan: RunPlan, checkpoints: Checkpoints, console: Console, ne
 
 
 @contextlib.contextmanager
-def open_run_folder(experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any], group: Group, console: Console) -> Iterator[None]:
-    """The run folder, made and held for the group, with its configuration, its tokenizer and a log. `last`: of `check_folder`."""
+def open_run_folder(
+    experiment: Experiment, corpus: data.Corpus, last: Mapping[str, Any], group: Group, console: Console
+) -> Iterator[None]:
+    """The run folder, made and held for the group, with its configuration, its tokenizer and a log.
+
+    `last`: of `check_folder`.
+    """
     run_dir, yaml = Path(experiment.run_dir), experiments.to_yaml(experiment)
 
     def open_folder() -> list[str]:
@@ -256,9 +305,15 @@ def open_run_folder(experiment: Experiment, corpus: data.Corpus, last: Mapping[s
             console.log(f"differs from the last start in this run folder: {change}")
             if change.startswith("train.steps:") and experiment.optimizer.schedule != "constant":
                 steps, schedule = experiment.train.steps, experiment.optimizer.schedule
-                console.log(f"the learning-rate schedule ({schedule}) now ends at step {steps}: the rate may jump here")
+                console.log(
+                    f"the learning-rate schedule ({schedule}) now ends at step {steps}: the rate may jump "
+                    "here"
+                )
         if last.get("state") == "diverged":
-            console.log(f"the last start diverged at step {last['step']}; this one takes the same steps again, and is likely to diverge again")
+            console.log(
+                f"the last start diverged at step {last['step']}; this one takes the same steps again, "
+                "and is likely to diverge again"
+            )
         yield
 
 
@@ -271,7 +326,9 @@ def make_run_state(
     begun: float,
     peak_flops: float | None,
 ) -> RunState:
-    """A run that resumes from a checkpoint with this `info`; the files that it writes to are closed with `life`."""
+    """A run that resumes from a checkpoint with this `info`; the files that it writes to are closed with
+    `life`.
+    """
     e, objective, t = plan.experiment, plan.experiment.objective, plan.experiment.train
     writes = checkpoints.group.task.rank == 0
     writer = metrics.MetricsWriter(plan.run_dir) if writes else None
@@ -310,7 +367,9 @@ def write_samples(plan: RunPlan, state: TrainState, frozen: Frozen, console: Con
         group.check()
 
     window, seed = experiment.train.sequence_length, experiment.train.seed
-    texts = sample_texts(plan.model, parameters, plan.corpus.tokenizer, experiment.sample, window, seed, between)
+    texts = sample_texts(
+        plan.model, parameters, plan.corpus.tokenizer, experiment.sample, window, seed, between
+    )
     shown = [
         f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
         for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))

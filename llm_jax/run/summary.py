@@ -20,14 +20,23 @@ from llm_jax.train import metrics
 from llm_jax.train.run_state import RunState
 
 
-def write_summary(plan: RunPlan, running: RunState, peak: float | None, code: int, console: Console, more: Mapping[str, Any] | None = None) -> None:
+def write_summary(
+    plan: RunPlan,
+    running: RunState,
+    peak: float | None,
+    code: int,
+    console: Console,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Writes summary.json, with `more` in it, and the loss curve; logs the results of a finished run."""
     run_dir = plan.run_dir
     summary = summarise(plan, running, peak) | dict(more or {})
     summary["state"] = {0: "finished", EXIT_DIVERGED: "diverged"}.get(code, "stopped")
     if running.diverged:
         summary["reason"] = running.diverged.partition(";")[0]
-    curve = metrics.draw_loss_curve(run_dir, f"{plan.experiment.name}: {short(summary['parameters'])} parameters")
+    curve = metrics.draw_loss_curve(
+        run_dir, f"{plan.experiment.name}: {short(summary['parameters'])} parameters"
+    )
     summary |= running.goodput.summary()  # to the very end
     write_json(run_dir / "summary.json", summary)
     if code == 0:
@@ -61,7 +70,8 @@ def summarise(plan: RunPlan, running: RunState, peak: float | None) -> dict[str,
         "batches_skipped": running.rollbacks.skipped,
         "tokens_per_second": running.tokens_per_step / seconds if seconds else None,
         "mfu": running.mfu(seconds) if seconds else None,
-        "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over peak_flops_per_second of all devices",
+        "mfu_convention": "6 FLOPs per matmul weight and token, causal attention, over "
+        "peak_flops_per_second of all devices",
         "peak_flops_per_second": peak,
         "first_step_seconds": clock.first_step_seconds,
         **running.goodput.summary(),

@@ -61,7 +61,9 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
         "name": note.get("name") or run_dir.name,
         "hash": run_folder.configuration_hash(experiment),
         "status": status,
-        "reason": given_up or note.get("reason") or (summary.get("reason", "loss or gradient not finite") if status == "diverged" else ""),
+        "reason": given_up
+        or note.get("reason")
+        or (summary.get("reason", "loss or gradient not finite") if status == "diverged" else ""),
         "run_dir": str(run_dir),
         "flops_budget": note.get("flops_budget"),
         "convention": note.get("convention") or "",
@@ -80,7 +82,11 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
 def slurm_failure(run_dir: Path) -> str:
     """Why a run's Slurm job was given up after its restarts; empty if it wasn't."""
     decisions = job.decisions_since_submission(run_dir)
-    ended = decisions and decisions[-1]["decision"] == "end" and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
+    ended = (
+        decisions
+        and decisions[-1]["decision"] == "end"
+        and decisions[-1]["code"] not in (0, EXIT_INTERRUPTED)
+    )
     return decisions[-1]["reason"] if ended else ""
 
 
@@ -92,7 +98,11 @@ def read_note(run_dir: Path) -> dict[str, Any]:
 def last_train_loss(run_dir: Path) -> float | None:
     """The mean training loss of the last steps, nats a token; None without steps, or if one of these losses
     is not finite."""
-    losses = {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
+    losses = {
+        line["step"]: line["train_loss"]
+        for line in read_json_lines(run_dir / "metrics.jsonl")
+        if "train_loss" in line
+    }
     last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_PART * len(losses))) :]]
     return sum(last) / len(last) if last and None not in last else None
 
@@ -103,10 +113,19 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder. Give a run folder, or one above run folders.")
-        runs = [folder] if (folder / "config.yaml").is_file() else sorted(path.parent for path in folder.rglob("config.yaml"))
+            raise UserError(
+                f"{folder}: there is no such folder. Give a run folder, or one above run folders."
+            )
+        runs = (
+            [folder]
+            if (folder / "config.yaml").is_file()
+            else sorted(path.parent for path in folder.rglob("config.yaml"))
+        )
         if not runs:
-            raise UserError(f"{folder}: has no run folder in it. Give a folder that has config.yaml, or one above such folders.")
+            raise UserError(
+                f"{folder}: has no run folder in it. Give a folder that has config.yaml, or one above "
+                "such folders."
+            )
         found += [run for run in runs if run not in found]
     return found
 
@@ -118,9 +137,23 @@ def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["held_out"] = table["held_out"].fillna(False).astype(bool)
-    texts = ("name", "hash", "status", "reason", "run_dir", "convention", "schedule", "optimizer", "parametrization")
+    texts = (
+        "name",
+        "hash",
+        "status",
+        "reason",
+        "run_dir",
+        "convention",
+        "schedule",
+        "optimizer",
+        "parametrization",
+    )
     for name in COLUMNS[:-1]:
-        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in texts else pd.to_numeric(table[name])
+        table[name] = (
+            table[name].astype(object).where(table[name].notna(), "").astype(str)
+            if name in texts
+            else pd.to_numeric(table[name])
+        )
     return table
 
 
@@ -146,13 +179,22 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     mapped = {}
     for our_name, their_name in (columns or {}).items():
         if our_name not in COLUMNS:
-            raise UserError(f"columns.{our_name}={their_name}: there is no column {our_name!r}; {nearest(our_name, COLUMNS)}")
+            raise UserError(
+                f"columns.{our_name}={their_name}: there is no column {our_name!r}; "
+                f"{nearest(our_name, COLUMNS)}"
+            )
         if their_name not in theirs:
-            raise UserError(f"columns.{our_name}={their_name}: {path} has no such column; {nearest(their_name, map(str, theirs.columns))}")
+            raise UserError(
+                f"columns.{our_name}={their_name}: {path} has no such column; "
+                f"{nearest(their_name, map(str, theirs.columns))}"
+            )
         mapped[our_name] = theirs[their_name]
     mapped |= {name: theirs[name] for name in COLUMNS if name in theirs and name not in mapped}
     if not mapped:
-        raise UserError(f"{path}: has none of our columns. Map its columns ({', '.join(map(str, theirs.columns))}) with columns.OURS=THEIRS.")
+        raise UserError(
+            f"{path}: has none of our columns. Map its columns ({', '.join(map(str, theirs.columns))}) "
+            "with columns.OURS=THEIRS."
+        )
     return pd.DataFrame({name: mapped[name] for name in COLUMNS if name in mapped})
 
 
@@ -170,7 +212,7 @@ class CollectCommand:
     fits and predicted by them. docs/scaling.md has the meaning of all columns.
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
-    """
+    """  # noqa: E501
 
     folders: tuple[Path, ...] = positional("FOLDERS...", default=())
     """Run folders, or folders with run folders below them."""
@@ -190,10 +232,16 @@ class CollectCommand:
     def check(self) -> None:
         """Raises UserError unless either folders or a table are given, and columns only with a table."""
         if bool(self.folders) == bool(self.table):
-            raise UserError("folders: give either folders with runs in them, or table=PATH" + (", not both" if self.folders else ""))
+            raise UserError(
+                "folders: give either folders with runs in them, or table=PATH"
+                + (", not both" if self.folders else "")
+            )
         if self.columns and self.folders:
             ours, theirs = next(iter(self.columns.items()))
-            raise UserError(f"columns.{ours}={theirs}: applies to table=PATH only; run folders have our columns. Leave it out.")
+            raise UserError(
+                f"columns.{ours}={theirs}: applies to table=PATH only; run folders have our columns. "
+                "Leave it out."
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,14 @@ from llm_jax.slurm.submit import Submission
 from llm_jax.train.peak_flops import device_peak
 
 
-def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, str]], group: Group, submission: Submission | None = None) -> int:
+def launch_grid(
+    grid: Grid,
+    name: str,
+    flags: list[str],
+    pairs: list[tuple[str, str]],
+    group: Group,
+    submission: Submission | None = None,
+) -> int:
     """Runs a grid's command line and returns the exit code. Raises UserError for a mistake that all points
     share.
 
@@ -40,7 +47,8 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
 
     if group.task.size > 1:
         raise UserError(
-            f"experiment={name}: is a grid, which one process runs, but {group.task.size} processes were started. "
+            f"experiment={name}: is a grid, which one process runs, but {group.task.size} processes were "
+            "started. "
             "Start one (srun --ntasks=1), or run a point by its own config.yaml on all of them."
         )
     group.join(grid.base.cluster)
@@ -50,11 +58,19 @@ def launch_grid(grid: Grid, name: str, flags: list[str], pairs: list[tuple[str, 
 def show(grid: Grid) -> str:
     """The text of --show: the base as YAML, and each point as a comment."""
     lines = [
-        f"# {point.number} {point.name}: {point.error or ', '.join(f'{k}={v}' for k, v in point.overrides.items())}" for point in grid.points([])
+        f"# {point.number} {point.name}: "
+        f"{point.error or ', '.join(f'{k}={v}' for k, v in point.overrides.items())}"
+        for point in grid.points([])
     ]
-    settings = [f"# grid.{f.name}={getattr(grid.settings, f.name)}" for f in dataclasses.fields(grid.settings)]
+    settings = [
+        f"# grid.{f.name}={getattr(grid.settings, f.name)}" for f in dataclasses.fields(grid.settings)
+    ]
     base = dataclasses.replace(grid.base, run_dir=folder_of(grid.base))
-    return experiments.to_yaml(base) + "\n".join(["# points, each with its overrides:", *lines, *settings]) + "\n"
+    return (
+        experiments.to_yaml(base)
+        + "\n".join(["# points, each with its overrides:", *lines, *settings])
+        + "\n"
+    )
 
 
 def dry_run(grid: Grid, submission: Submission | None = None) -> int:
@@ -64,7 +80,22 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     chosen = grid.settings.selected_numbers(len(points))
     speed, assumed = assumed_speed(grid)
     n_column, c_column = accounting.columns(grid.convention)
-    titles = ("", "point", "layers", "embed", "N", "all weights", "tokens", "tokens/N", "FLOPs", "exact", "steps", "batch", "rate", "hours")
+    titles = (
+        "",
+        "point",
+        "layers",
+        "embed",
+        "N",
+        "all weights",
+        "tokens",
+        "tokens/N",
+        "FLOPs",
+        "exact",
+        "steps",
+        "batch",
+        "rate",
+        "hours",
+    )
     made = table(*(title if title == "point" else f">{title}" for title in titles), keep=titles)
     for point in points:
         if point.number not in chosen:
@@ -84,7 +115,10 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
             hours(point.own_cost / speed if speed else None),
         )  # fmt: skip
     console = make_console()
-    console.print(f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; exact: by layer, causal attention")
+    console.print(
+        f"{grid.base.name}: {made.row_count} points, N and FLOPs by the convention {grid.convention}; "
+        "exact: by layer, causal attention"
+    )
     console.print(made)
     for point in points:
         if point.number in chosen and point.error:
@@ -93,14 +127,19 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         console.print(f"{name}: trains the same configuration as another point, so the two are merged")
     total = sum(p.own_cost for p in points if p.number in chosen)
     time = hours(total / speed if speed else None)
-    console.print(f"total: {short(total)} FLOPs{' (branches without their trunk)' * grid.trunks}, {time} hours of {assumed}")
+    console.print(
+        f"total: {short(total)} FLOPs{' (branches without their trunk)' * grid.trunks}, {time} hours of "
+        f"{assumed}"
+    )
     console.print(f"run folder: {folder_of(grid.base)}")
     if submission:
         from llm_jax.scaling.submit import array_script
 
         listed = Path(folder_of(grid.base)) / "slurm" / "runs_1.txt"
         # the others are submitted after these
-        first = [p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited]
+        first = [
+            p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited
+        ]
         print("", array_script(grid, submission, listed, len(first)), sep="\n", end="")
     return 0
 
@@ -112,11 +151,19 @@ def assumed_speed(grid: Grid) -> tuple[float | None, str]:
     if settings.hardware:
         known = hardware(settings.hardware)
         peak: float | None = known.peak_flops[dtype] * settings.devices
-        devices = f"{settings.devices} x {known.description} ({short(known.peak_flops[dtype])}FLOP/s each, {dtype}, datasheet)"
+        devices = (
+            f"{settings.devices} x {known.description} ({short(known.peak_flops[dtype])}FLOP/s each, "
+            f"{dtype}, datasheet)"
+        )
     else:
         mesh = make_mesh(grid.base.layout, grid.base.mesh)
         one = device_peak(mesh, dtype)
         peak, kind = one * mesh.size if one else None, mesh.devices.flat[0]
-        devices = f"this machine ({mesh.size} x {kind.device_kind}, {f'{short(peak)}FLOP/s, ' if peak else 'peak not known: give grid.hardware='}"
+        devices = (
+            f"this machine ({mesh.size} x {kind.device_kind}, "
+            f"{f'{short(peak)}FLOP/s, ' if peak else 'peak not known: give grid.hardware='}"
+        )
         devices += ("measured" if kind.platform == "cpu" else "datasheet") + ")" if peak else ")"
-    return (peak * settings.mfu if peak else None), f"{devices} at an assumed MFU of {settings.mfu:.0%} (grid.mfu=)"
+    return (
+        peak * settings.mfu if peak else None
+    ), f"{devices} at an assumed MFU of {settings.mfu:.0%} (grid.mfu=)"

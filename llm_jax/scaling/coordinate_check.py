@@ -66,14 +66,23 @@ class CoordinateCheck:
         by_size = self.changes[parametrization]
         logs_S = np.log([float(size) for size in self.sizes])
         return {
-            place: [float(np.polyfit(logs_S, np.log(step), 1)[0]) for step in zip(*(by_size[size][place] for size in self.sizes), strict=True)]
+            place: [
+                float(np.polyfit(logs_S, np.log(step), 1)[0])
+                for step in zip(*(by_size[size][place] for size in self.sizes), strict=True)
+            ]
             for place in PLACES
         }
 
     def as_json(self) -> dict[str, Any]:
         """The content of coordinate_check.json: changes and slopes."""
         slopes = {name: self.slopes(name) for name in self.changes}
-        return {"of": self.of, "base": self.base, "sizes": self.sizes, "changes": self.changes, "slopes": slopes}
+        return {
+            "of": self.of,
+            "base": self.base,
+            "sizes": self.sizes,
+            "changes": self.changes,
+            "slopes": slopes,
+        }
 
 
 def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
@@ -82,7 +91,9 @@ def activations(model: Transformer, batch: Batch) -> dict[str, jax.Array]:
     result = {"embedding": x_BTD}
     for _, block, _ in model.layers_in_order():
         rope = block.attention.rope(batch["positions"])
-        attention_BTD = block.attention_branch(x_BTD, functools.partial(block.attention, rope=rope, segments_BT=batch["segments"]))
+        attention_BTD = block.attention_branch(
+            x_BTD, functools.partial(block.attention, rope=rope, segments_BT=batch["segments"])
+        )
         attended_BTD = x_BTD + attention_BTD
         mlp_BTD, _ = block.mlp_branch(x_BTD if model.config.parallel_blocks else attended_BTD)
         x_BTD = attended_BTD + mlp_BTD
@@ -103,7 +114,11 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
     step_of = make_step(program, NextToken(), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
     step = jax.jit(step_of, donate_argnums=0, compiler_options=program_options(program) or None)
     take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
-    change = jax.jit(lambda now, start: jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start))
+    change = jax.jit(
+        lambda now, start: jax.tree.map(
+            lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start
+        )
+    )
     put = functools.partial(on_device, program.place)
     result: Changes = {place: [] for place in PLACES}
     with jax.set_mesh(program.place.mesh):
@@ -119,14 +134,20 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
 def on_device(place: MeshPlacement, batch: Any, first: tuple[None, ...]) -> Any:
     """A batch [B, T] on the device, with a leading dim of 1 for each entry of `first`."""
     sharding = place.sharding((*first, "batch", "sequence"), "compute")
-    return {name: jax.device_put(np.asarray(value)[(None,) * len(first)], sharding) for name, value in batch.items()}
+    return {
+        name: jax.device_put(np.asarray(value)[(None,) * len(first)], sharding)
+        for name, value in batch.items()
+    }
 
 
 def models_by_width(model: ModelConfig, widths: list[int]) -> Models:
     """The models of several widths that are compared: standard and muP, or the resolved model's own
     parametrisation."""
     name = "mup" if model.parametrization == "standard" else model.parametrization
-    base: dict[str, Any] = {"base_embed": model.base_embed or widths[0], "base_layers": model.base_layers or model.layers}
+    base: dict[str, Any] = {
+        "base_embed": model.base_embed or widths[0],
+        "base_layers": model.base_layers or model.layers,
+    }
     made = {width: dataclasses.replace(of_width(model, width), **base) for width in widths}
     return {name: with_parametrization(made, name) for name in ("standard", name)}
 
@@ -136,9 +157,13 @@ def models_by_depth(model: ModelConfig, depths: list[int]) -> Models:
     scales widths only."""
     if model.parametrization == "mup":
         raise UserError(
-            "model.parametrization=mup: scales widths only, but depths= compares standard and completep. Use model.parametrization=completep."
+            "model.parametrization=mup: scales widths only, but depths= compares standard and completep. "
+            "Use model.parametrization=completep."
         )
-    base: dict[str, Any] = {"base_embed": model.base_embed or model.embed, "base_layers": model.base_layers or depths[0]}
+    base: dict[str, Any] = {
+        "base_embed": model.base_embed or model.embed,
+        "base_layers": model.base_layers or depths[0],
+    }
     made = {depth: dataclasses.replace(model, layers=depth, **base) for depth in depths}
     return {name: with_parametrization(made, name) for name in ("standard", "completep")}
 
@@ -148,10 +173,15 @@ def with_parametrization(models: dict[int, ModelConfig], name: Any) -> dict[int,
     return {size: dataclasses.replace(model, parametrization=name) for size, model in models.items()}
 
 
-def check(of: str, models: Models, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch) -> CoordinateCheck:
+def check(
+    of: str, models: Models, optimizer: OptimizerConfig, batches: list[Batch], probe: Batch
+) -> CoordinateCheck:
     """Measures all models; the learning rate is constant, without warm-up. of: "width" or "depth"."""
     optimizer = dataclasses.replace(optimizer, schedule="constant", warmup_steps=0)
-    changes = {name: {size: measure(model, optimizer, batches, probe) for size, model in by_size.items()} for name, by_size in models.items()}
+    changes = {
+        name: {size: measure(model, optimizer, batches, probe) for size, model in by_size.items()}
+        for name, by_size in models.items()
+    }
     some = next(iter(models["standard"].values()))
     base = some.base_embed if of == "width" else some.base_layers
     assert base
@@ -173,7 +203,14 @@ def draw(result: CoordinateCheck, path: Path, title: str) -> None:
             for step in range(steps):
                 values = [result.changes[name][size][place][step] for size in result.sizes]
                 shade = 0.25 + 0.75 * (step + 1) / steps
-                axes.plot(result.sizes, values, "o-", markersize=3, color=(0.12, 0.31, 0.47, shade), label=f"step {step + 1}")
+                axes.plot(
+                    result.sizes,
+                    values,
+                    "o-",
+                    markersize=3,
+                    color=(0.12, 0.31, 0.47, shade),
+                    label=f"step {step + 1}",
+                )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
             axes.set_xticks(result.sizes, [str(size) for size in result.sizes])
@@ -183,7 +220,13 @@ def draw(result: CoordinateCheck, path: Path, title: str) -> None:
         row[0].set_ylabel(f"{name}\nchange (RMS)")
     for axes in grid[-1]:
         axes.set_xlabel(result.of)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=steps, frameon=False, fontsize=8)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=steps,
+        frameon=False,
+        fontsize=8,
+    )
     figure.savefig(path, dpi=130)
 
 
@@ -237,16 +280,27 @@ def run(arguments: list[str]) -> int:
     out, rest = output_folder("out", str(command.out)), list(command.experiment)
     name = experiments.experiment_name(rest)
     made = experiments.load_file(name)
-    made = experiments.named(made.base, name) if isinstance(made, Grid) else experiments.as_experiment(made, name)
+    made = (
+        experiments.named(made.base, name)
+        if isinstance(made, Grid)
+        else experiments.as_experiment(made, name)
+    )
     experiment = with_command_line(made, rest)
     if experiment.train.start_from:
-        raise UserError(f"train.start_from={experiment.train.start_from}: a coordinate check trains models from random weights. Leave it out.")
+        raise UserError(
+            f"train.start_from={experiment.train.start_from}: a coordinate check trains models from "
+            "random weights. Leave it out."
+        )
     of, sizes = ("width", command.widths) if command.widths else ("depth", command.depths)
     assert sizes
     result = check_experiment(experiment, of, list(sizes), command.steps)
     out.mkdir(parents=True, exist_ok=True)
     (out / "coordinate_check.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
-    draw(result, out / "coordinate_check.png", f"Change of activations after each step against {result.of} ({experiment.name})")
+    draw(
+        result,
+        out / "coordinate_check.png",
+        f"Change of activations after each step against {result.of} ({experiment.name})",
+    )
     for name in result.changes:
         slopes = ", ".join(f"{place} {steps[-1]:+.2f}" for place, steps in result.slopes(name).items())
         print(f"{name:<10} slopes against {of} after step {command.steps}: {slopes}")
@@ -267,7 +321,13 @@ def check_experiment(experiment: Experiment, of: str, sizes: list[int], steps: i
         run_dir=None, log=print,
     )  # fmt: skip
     batches: list[Any] = [corpus.batch(step) for step in range(steps + 1)]
-    return check(of, make(experiment.model.resolved(corpus.tokenizer.vocab_size), sizes), experiment.optimizer, batches[:-1], batches[-1])
+    return check(
+        of,
+        make(experiment.model.resolved(corpus.tokenizer.vocab_size), sizes),
+        experiment.optimizer,
+        batches[:-1],
+        batches[-1],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,7 +29,8 @@ Shape = Callable[[int], Overrides]
 Sizes = Sequence[Overrides] | Callable[[Experiment], list[Overrides]]
 
 
-# ---------------------------------------------------------------------------------------------------------------- sizes
+# ----------------------------------------------------------------------------------------------------
+# sizes
 
 
 def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp: float = 8 / 3) -> Shape:
@@ -43,13 +44,21 @@ def aspect(ratio: float = 32, head_dim: int = 16, layers: int | None = None, mlp
     def shape(embed: int) -> Overrides:
         depth = layers or max(1, round(embed / ratio))
         hidden = max(8, round(embed * mlp / 8) * 8)
-        return {"model.embed": embed, "model.layers": depth, "model.heads": embed // head_dim, "model.head_dim": head_dim, "model.mlp": hidden}
+        return {
+            "model.embed": embed,
+            "model.layers": depth,
+            "model.heads": embed // head_dim,
+            "model.head_dim": head_dim,
+            "model.mlp": hidden,
+        }
 
     shape.step = head_dim  # type: ignore[attr-defined]
     return shape
 
 
-def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head") -> Callable[[Experiment], list[Overrides]]:
+def sizes(
+    shape: Shape, parameters: Sequence[float], convention: str = "6nd_with_head"
+) -> Callable[[Experiment], list[Overrides]]:
     """A function from the base to the sizes nearest to `parameters`, each once, among those that `shape`
     (`aspect`) makes from widths."""
 
@@ -62,7 +71,9 @@ def sizes(shape: Shape, parameters: Sequence[float], convention: str = "6nd_with
             width += step
             counted.append((accounting.size(model_of_size(base, shape(width)), convention), shape(width)))
         nearest = [min(counted, key=lambda c: abs(math.log(c[0] / n))) for n in parameters]
-        return [size for i, (_, size) in enumerate(nearest) if size not in [other for _, other in nearest[:i]]]
+        return [
+            size for i, (_, size) in enumerate(nearest) if size not in [other for _, other in nearest[:i]]
+        ]
 
     return make
 
@@ -92,18 +103,26 @@ def resolve_sizes(of: Sizes, base: Experiment) -> list[Overrides]:
 
 def check_positive(what: str, values: Sequence[float]) -> None:
     """Raises UserError unless there is at least one value and all are finite and above 0."""
-    require(len(values) > 0 and all(0 < value < math.inf for value in values), what, list(values), "one or more numbers above 0")
+    require(
+        len(values) > 0 and all(0 < value < math.inf for value in values),
+        what,
+        list(values),
+        "one or more numbers above 0",
+    )
 
 
 def model_of_size(base: Experiment, size: Overrides) -> ModelConfig:
     """The base's model with the overrides of a size, resolved and with vocabulary."""
     if all(key.count(".") == 1 and key.startswith("model.") for key in size):  # fast path: `sizes` tries many
-        changed = dataclasses.replace(base.model, **{key.removeprefix("model."): value for key, value in size.items()})
+        changed = dataclasses.replace(
+            base.model, **{key.removeprefix("model."): value for key, value in size.items()}
+        )
         return with_vocabulary(dataclasses.replace(base, model=changed)).model
     return with_vocabulary(resolved(override(base, list(size.items())))).model
 
 
-# -------------------------------------------------------------------------------------------------------------- designs
+# ----------------------------------------------------------------------------------------------------
+# designs
 
 
 def isoflop(
@@ -131,7 +150,12 @@ def isoflop(
         all_sizes = resolve_sizes(of, base)
         models = [model_of_size(base, size) for size in all_sizes]
         counts = [accounting.size(model, convention) for model in models]
-        require(counts == sorted(counts), f"grid {base.name}: sizes", [short(n) for n in counts], "in order, from small to large")
+        require(
+            counts == sorted(counts),
+            f"grid {base.name}: sizes",
+            [short(n) for n in counts],
+            "in order, from small to large",
+        )
         costs = [accounting.cost_per_token(model, base.train.sequence_length, convention) for model in models]
         first_round, later = [], []
         for budget in budgets:
@@ -141,26 +165,54 @@ def isoflop(
                 steps = max(1, round(paid))
                 if not paid / SAME_BUDGET <= steps <= paid * SAME_BUDGET:
                     raise UserError(
-                        f"grid {base.name}: {short(budget)} FLOPs pay for {paid:.2g} steps of N = {short(counts[i])}, and whole steps miss the "
-                        "budget by more than 25 %. Use larger budgets, smaller sizes, or a smaller train.batch_size."
+                        f"grid {base.name}: {short(budget)} FLOPs pay for {paid:.2g} steps of N = "
+                        f"{short(counts[i])}, and whole steps miss the "
+                        "budget by more than 25 %. Use larger budgets, smaller sizes, or a smaller "
+                        "train.batch_size."
                     )
                 name = f"C{short(budget)}-N{short(counts[i])}"
-                return {**all_sizes[i], "train.steps": steps, "point.name": name, "point.budget": budget, "point.convention": convention}
+                return {
+                    **all_sizes[i],
+                    "train.steps": steps,
+                    "point.name": name,
+                    "point.budget": budget,
+                    "point.convention": convention,
+                }
 
-            ratios = [abs(math.log(budget / cost / n / tokens_per_parameter)) for cost, n in zip(costs, counts, strict=True)]
+            ratios = [
+                abs(math.log(budget / cost / n / tokens_per_parameter))
+                for cost, n in zip(costs, counts, strict=True)
+            ]
             low, high = neighbours(ratios.index(min(ratios)), per_curve or len(counts), len(counts))
             first_round += [point(i) for i in range(low, high + 1)]
             losses = losses_at_budget(table, budget, accounting.columns(convention)[0])
-            later += [point(i) for i in refill_sizes(low, high, {i: losses[n] for i, n in enumerate(counts) if n in losses}, len(counts), refills)]
+            later += [
+                point(i)
+                for i in refill_sizes(
+                    low,
+                    high,
+                    {i: losses[n] for i, n in enumerate(counts) if n in losses},
+                    len(counts),
+                    refills,
+                )
+            ]
         return first_round + later
 
     return design
 
 
-def compute_optimal(budgets: Sequence[float], of: Sizes, *, convention: str = "6nd_with_head", tokens_per_parameter: float = 20.0) -> Design:
+def compute_optimal(
+    budgets: Sequence[float],
+    of: Sizes,
+    *,
+    convention: str = "6nd_with_head",
+    tokens_per_parameter: float = 20.0,
+) -> Design:
     """One run for each budget in FLOPs: the size whose tokens a parameter are nearest to
     `tokens_per_parameter`."""
-    return isoflop(budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0)
+    return isoflop(
+        budgets, of, convention=convention, per_curve=1, tokens_per_parameter=tokens_per_parameter, refills=0
+    )
 
 
 def neighbours(centre: int, count: int, among: int) -> tuple[int, int]:
@@ -172,8 +224,17 @@ def neighbours(centre: int, count: int, among: int) -> tuple[int, int]:
 def losses_at_budget(table: list[Row], budget: float, column: str) -> dict[int, float]:
     """N → loss of the runs with this budget that ended; infinite for those that failed or diverged. column:
     that of N."""
-    ended = [row for row in table if row["flops_budget"] == budget and row["status"] != "unfinished" and row[column]]
-    return {row[column]: row["eval_loss"] if row["status"] == "finished" and row["eval_loss"] is not None else math.inf for row in ended}
+    ended = [
+        row
+        for row in table
+        if row["flops_budget"] == budget and row["status"] != "unfinished" and row[column]
+    ]
+    return {
+        row[column]: row["eval_loss"]
+        if row["status"] == "finished" and row["eval_loss"] is not None
+        else math.inf
+        for row in ended
+    }
 
 
 def refill_sizes(low: int, high: int, losses: dict[int, float], among: int, refills: int) -> list[int]:
@@ -203,7 +264,9 @@ def horizons(of: Sizes, tokens: Sequence[float]) -> Design:
     """Approach 1 of Hoffmann et al. 2022: each size on each number of tokens, with a schedule that ends
     there. With schedule=wsd and `Grid.trunks` the runs of a size share the prefix of its longest run."""
     check_positive("horizons: tokens", tokens)
-    return lambda base, table: product(resolve_sizes(of, base), over("train.steps", [steps_for(base, n) for n in tokens]))
+    return lambda base, table: product(
+        resolve_sizes(of, base), over("train.steps", [steps_for(base, n) for n in tokens])
+    )
 
 
 def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "6nd_with_head") -> Design:
@@ -216,13 +279,24 @@ def ladder(of: Sizes, tokens_per_parameter: Sequence[float], convention: str = "
         for size in resolve_sizes(of, base):
             n = accounting.size(model_of_size(base, size), convention)
             for ratio in tokens_per_parameter:
-                points.append({**size, "train.steps": steps_for(base, ratio * n), "point.name": f"N{short(n)}-{ratio:g}x"})
+                points.append(
+                    {
+                        **size,
+                        "train.steps": steps_for(base, ratio * n),
+                        "point.name": f"N{short(n)}-{ratio:g}x",
+                    }
+                )
         return points
 
     return design
 
 
-def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), tokens: float | None = None, of: Sizes = ({},)) -> Design:
+def sweep(
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int] = (),
+    tokens: float | None = None,
+    of: Sizes = ({},),
+) -> Design:
     """Each learning rate with each batch size for each size, all over one number of tokens (None: the
     base's)."""
     check_positive("sweep: batch_sizes", batch_sizes or [1])
@@ -239,7 +313,11 @@ def sweep(learning_rates: Sequence[float], batch_sizes: Sequence[int] = (), toke
     return design
 
 
-def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], parametrizations: Sequence[str] = ("standard", "mup")) -> Design:
+def mup_transfer(
+    widths: Sequence[int],
+    learning_rates: Sequence[float],
+    parametrizations: Sequence[str] = ("standard", "mup"),
+) -> Design:
     """The base at each width (`parametrization.of_width`), learning rate and parametrisation: under muP the
     best rate is the same at all widths."""
 
@@ -247,11 +325,19 @@ def mup_transfer(widths: Sequence[int], learning_rates: Sequence[float], paramet
         model = base.model.resolved()
         shapes = []
         for wide in (of_width(model, width) for width in widths):
-            shape = {f"model.{key}": getattr(wide, key) for key in ("embed", "heads", "kv_heads", "head_dim", "mlp")}
+            shape = {
+                f"model.{key}": getattr(wide, key)
+                for key in ("embed", "heads", "kv_heads", "head_dim", "mlp")
+            }
             experts = {f"model.moe.{key}": getattr(wide.moe, key) for key in ("mlp", "shared_mlp")}
             shapes.append(shape | (experts if wide.moe.experts else {}))
         return [
-            {"model.parametrization": name, **shape, "optimizer.learning_rate": rate, "point.name": f"{name}-{shape['model.embed']}-{rate:.3g}"}
+            {
+                "model.parametrization": name,
+                **shape,
+                "optimizer.learning_rate": rate,
+                "point.name": f"{name}-{shape['model.embed']}-{rate:.3g}",
+            }
             for name, shape, rate in itertools.product(parametrizations, shapes, learning_rates)
         ]
 
@@ -263,7 +349,8 @@ def steps_for(base: Experiment, tokens: float) -> int:
     return max(1, round(tokens / tokens_per_step(base)))
 
 
-# ---------------------------------------------------------------------------------------------------------------- rules
+# ----------------------------------------------------------------------------------------------------
+# rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +363,9 @@ class PowerRule:
 
     def __call__(self, model: ModelConfig) -> float:
         """The value for a resolved model with vocabulary, to three digits."""
-        return float(f"{self.at_million * (accounting.size(model, self.convention) / 1e6) ** self.exponent:.3g}")
+        return float(
+            f"{self.at_million * (accounting.size(model, self.convention) / 1e6) ** self.exponent:.3g}"
+        )
 
 
 def learning_rate(rule: PowerRule) -> Rule:
@@ -316,25 +405,38 @@ def fit_rule(table: Sequence[dict[str, Any]], convention: str = "6nd_with_head")
     column = accounting.columns(convention)[0]
     if len(batches := {row.get("batch_size") for row in table}) > 1:
         raise UserError(
-            f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each with its own best rate. Give runs "
+            f"fit_rule: the table has runs of several batch sizes ({', '.join(map(str, batches))}), each "
+            "with its own best rate. Give runs "
             "of one batch size."
         )
     losses: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in table:
         losses[int(row[column])][float(row["learning_rate"])].append(loss_of(row))
     if len(losses) < 2:
-        raise UserError(f"fit_rule: the table has {len(losses)} size(s), but a rule over N needs at least two. Add runs of another size.")
-    best = {n: best_rate(n, {rate: sum(of_seeds) / len(of_seeds) for rate, of_seeds in of_size.items()}) for n, of_size in sorted(losses.items())}
+        raise UserError(
+            f"fit_rule: the table has {len(losses)} size(s), but a rule over N needs at least two. Add "
+            "runs of another size."
+        )
+    best = {
+        n: best_rate(n, {rate: sum(of_seeds) / len(of_seeds) for rate, of_seeds in of_size.items()})
+        for n, of_size in sorted(losses.items())
+    }
     x, y = [math.log(n / 1e6) for n in best], [math.log(rate) for rate in best.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mean_x) ** 2 for a in x
+    )
     return PowerRule(math.exp(mean_y - exponent * mean_x), exponent, convention)
 
 
 def loss_of(row: dict[str, Any]) -> float:
     """The held-out loss of a row, nats a token; infinite where the run did not finish."""
     loss = row.get("eval_loss")
-    return float(loss) if row.get("status", "finished") == "finished" and loss is not None and math.isfinite(loss) else math.inf
+    return (
+        float(loss)
+        if row.get("status", "finished") == "finished" and loss is not None and math.isfinite(loss)
+        else math.inf
+    )
 
 
 def best_rate(size: int, curve: dict[float, float]) -> float:
@@ -345,7 +447,8 @@ def best_rate(size: int, curve: dict[float, float]) -> float:
     around = rates[max(0, at - 1) : at + 2]
     if at in (0, len(rates) - 1) or not all(math.isfinite(curve[rate]) for rate in around):
         raise UserError(
-            f"fit_rule: the lowest loss for N = {size:,} is at the edge of its learning rates ({rates[at]:g}). Sweep further in that direction."
+            f"fit_rule: the lowest loss for N = {size:,} is at the edge of its learning rates "
+            f"({rates[at]:g}). Sweep further in that direction."
         )
     (x0, x1, x2), (y0, y1, y2) = [math.log(rate) for rate in around], [curve[rate] for rate in around]
     down, up = (x1 - x0) ** 2 * (y1 - y2), (x1 - x2) ** 2 * (y1 - y0)

@@ -56,11 +56,15 @@ def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
     """The fit of runs.csv by the grid's method and convention, without held-out runs, and notes about the
     data."""
     method = METHODS[grid.method]
-    columns, convention, notes = read_columns(folder / "runs.csv", {}, grid.convention, method.needs, method.may)
+    columns, convention, notes = read_columns(
+        folder / "runs.csv", {}, grid.convention, method.needs, method.may
+    )
     return method.fit(**columns, convention=convention), notes
 
 
-def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[Row], log: Callable[[str], None]) -> None:
+def predict_held_out(
+    grid: Grid, folder: Path, points: list[Point], rows: list[Row], log: Callable[[str], None]
+) -> None:
     """Predicts the losses of held-out points from the finished runs and writes prediction.json.
 
     The law is L = E + A/N^alpha + B/D^beta, fitted to all finished runs (`rows`). The 95 % interval is that
@@ -68,15 +72,28 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
     prediction, or have begun to train, are left as they are.
     """
     hashes = {point.name: point.hash for point in points}
-    # A prediction for another configuration of this name, from before the experiment was changed, belongs to no run any more.
-    predictions = {name: entry for name, entry in read_predictions(folder).items() if hashes.get(name, entry["hash"]) == entry["hash"]}
-    new = [p for p in points if p.name not in predictions and p.experiment and not (Path(p.experiment.run_dir) / "metrics.jsonl").exists()]
+    # A prediction for another configuration of this name, from before the experiment was changed, belongs to
+    # no run any more.
+    predictions = {
+        name: entry
+        for name, entry in read_predictions(folder).items()
+        if hashes.get(name, entry["hash"]) == entry["hash"]
+    }
+    new = [
+        p
+        for p in points
+        if p.name not in predictions
+        and p.experiment
+        and not (Path(p.experiment.run_dir) / "metrics.jsonl").exists()
+    ]
     if not new:
         return
     used = [row for row in rows if row["status"] == "finished" and row["eval_loss"] is not None]
     column = accounting.columns(grid.convention)[0]
     try:
-        law = parametric([row[column] for row in used], [row["tokens"] for row in used], [row["eval_loss"] for row in used])
+        law = parametric(
+            [row[column] for row in used], [row["tokens"] for row in used], [row["eval_loss"] for row in used]
+        )
     except UserError as error:
         log(f"held-out runs can't be predicted: {error}")
         return
@@ -94,7 +111,8 @@ def predict_held_out(grid: Grid, folder: Path, points: list[Point], rows: list[R
             "predicted": expected, "interval_95": [low, high], "law": law.parameters,
         }  # fmt: skip
         log(
-            f"predicted: {point.name}, {short(n)} parameters, {short(d)} tokens, {point.cost / largest:.1f} times the FLOPs of the largest run: "
+            f"predicted: {point.name}, {short(n)} parameters, {short(d)} tokens, "
+            f"{point.cost / largest:.1f} times the FLOPs of the largest run: "
             f"held-out loss {expected:.4f} ({low:.4f} to {high:.4f})"
         )
     write_predictions(folder, predictions)
@@ -113,6 +131,9 @@ def compare_predictions(folder: Path, rows: list[Row], log: Callable[[str], None
                 "error": entry["predicted"] - loss,
                 "relative_error": entry["predicted"] / loss - 1,
             }
-            log(f"held-out run: {name}: predicted {entry['predicted']:.4f}, measured {loss:.4f}: {entry['relative_error']:+.2%}")
+            log(
+                f"held-out run: {name}: predicted {entry['predicted']:.4f}, measured {loss:.4f}: "
+                f"{entry['relative_error']:+.2%}"
+            )
     if predictions:
         write_predictions(folder, predictions)

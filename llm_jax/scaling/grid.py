@@ -68,7 +68,10 @@ def zipped(*parts: Iterable[Overrides]) -> list[Overrides]:
     """
     listed = [list(part) for part in parts]
     if len({len(part) for part in listed}) > 1:
-        raise UserError(f"zipped: parts of {', '.join(str(len(part)) for part in listed)} overrides, but they must have equally many.")
+        raise UserError(
+            f"zipped: parts of {', '.join(str(len(part)) for part in listed)} overrides, but they must "
+            "have equally many."
+        )
     return [_merge(chosen) for chosen in zip(*listed, strict=True)]
 
 
@@ -87,7 +90,10 @@ def _merge(chosen: Iterable[Overrides]) -> Overrides:
     for overrides in chosen:
         for key in overrides:
             if key in joined:
-                raise UserError(f"{key}: is set by two parts of a product or zip, to {joined[key]} and to {overrides[key]}. Leave it out of one.")
+                raise UserError(
+                    f"{key}: is set by two parts of a product or zip, to {joined[key]} and to "
+                    f"{overrides[key]}. Leave it out of one."
+                )
         joined |= overrides
     return joined
 
@@ -117,7 +123,12 @@ class GridConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        require(re.fullmatch(r"|\d+|\d*:\d*", self.points) is not None, "grid.points", self.points, "a range as 3:7, 3: or :7, or one number")
+        require(
+            re.fullmatch(r"|\d+|\d*:\d*", self.points) is not None,
+            "grid.points",
+            self.points,
+            "a range as 3:7, 3: or :7, or one number",
+        )
         require(self.at_once >= 1, "grid.at_once", self.at_once, "at least 1")
         require(0 < self.mfu <= 1, "grid.mfu", self.mfu, "above 0 and at most 1")
         require(self.devices >= 1, "grid.devices", self.devices, "at least 1")
@@ -129,9 +140,14 @@ class GridConfig:
         if not self.points:
             return range(count)
         first, colon, end = self.points.partition(":")
-        chosen = range(int(first or 0), min(int(end or count), count) if colon else min(int(first) + 1, count))
+        chosen = range(
+            int(first or 0), min(int(end or count), count) if colon else min(int(first) + 1, count)
+        )
         if not chosen:
-            raise UserError(f"grid.points={self.points}: selects none of the {count} points, which are numbered 0 to {count - 1}")
+            raise UserError(
+                f"grid.points={self.points}: selects none of the {count} points, which are numbered 0 to "
+                f"{count - 1}"
+            )
         return chosen
 
 
@@ -167,7 +183,8 @@ class Grid:
             check_choice("method", self.method, METHODS)
         if self.trunks and self.base.optimizer.schedule != "wsd":
             raise UserError(
-                f"optimizer.schedule={self.base.optimizer.schedule}: a grid with trunks needs a schedule whose decay begins late. Use "
+                f"optimizer.schedule={self.base.optimizer.schedule}: a grid with trunks needs a schedule "
+                "whose decay begins late. Use "
                 "optimizer.schedule=wsd."
             )
 
@@ -184,7 +201,10 @@ class Grid:
                 key = f"{held_out} {sorted(overrides.items())}"
                 point = self.made[key] = self.made.get(key) or make_point(self, overrides, held_out)
                 if found.setdefault(point.hash, point).held_out != held_out:
-                    raise UserError(f"grid {self.base.name}: {point.name} is held out and also a point of the design. Leave it out of one of them.")
+                    raise UserError(
+                        f"grid {self.base.name}: {point.name} is held out and also a point of the design. "
+                        "Leave it out of one of them."
+                    )
         points = [dataclasses.replace(point, number=number) for number, point in enumerate(found.values())]
         if not points:
             raise UserError(f"grid {self.base.name}: has no points")
@@ -197,7 +217,8 @@ class Grid:
         made = call_experiment_code(part, self.base, table) if callable(part) else part
         if not isinstance(made, list | tuple) or not all(isinstance(overrides, dict) for overrides in made):
             raise UserError(
-                f"grid {self.base.name}: a design must be a list of overrides such as {{'train.seed': 1}}, or a function that returns one, "
+                f"grid {self.base.name}: a design must be a list of overrides such as {{'train.seed': "
+                f"1}}, or a function that returns one, "
                 f"not {made!r:.80}"
             )
         return list(made)
@@ -205,7 +226,9 @@ class Grid:
     def merged(self) -> list[str]:
         """Names of points that are merged with an earlier one, since both train the same configuration."""
         first: dict[str, Point] = {}
-        return [point.name for point in self.made.values() if first.setdefault(point.hash, point) is not point]
+        return [
+            point.name for point in self.made.values() if first.setdefault(point.hash, point) is not point
+        ]
 
 
 @dataclass(frozen=True)
@@ -242,7 +265,9 @@ class Point:
     def cost(self) -> float:
         """FLOPs of training from the first step, counted exactly by layer."""
         e = self.experiment
-        return accounting.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
+        return (
+            accounting.cost_per_token(e.model, e.train.sequence_length, "exact") * self.tokens if e else 0.0
+        )
 
     @property
     def own_cost(self) -> float:
@@ -261,8 +286,14 @@ def call_experiment_code(function: Callable[..., Any], *arguments: Any) -> Any:
         module = sys.modules.get(function.__module__)
         if module is None or function.__module__.startswith("llm_jax."):
             raise
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
-        raise UserError(f"{module.__file__}:{lines[-1] if lines else '?'}: {type(error).__name__}: {error}") from error
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == module.__file__
+        ]
+        raise UserError(
+            f"{module.__file__}:{lines[-1] if lines else '?'}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
@@ -281,7 +312,10 @@ def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
         for rule in grid.rules:
             more = call_experiment_code(rule, experiment)
             if wrong := next((key for key in more if key in OF_DESIGNS or key in settings), None):
-                raise UserError(f"grid {grid.base.name}: a rule sets {wrong}, which the design sets. Remove it from one of them.")
+                raise UserError(
+                    f"grid {grid.base.name}: a rule sets {wrong}, which the design sets. Remove it from "
+                    "one of them."
+                )
             settings |= more
             experiment = with_vocabulary(resolved(override(experiment, list(more.items()))))
     except UserError as error:
@@ -303,7 +337,13 @@ def tokens_per_step(experiment: Experiment) -> int:
 
 def name_from_overrides(settings: Overrides) -> str:
     """A point's name from its overrides, with the last parts of the keys: "embed128-learning_rate0.003"."""
-    return "-".join(f"{key.rsplit('.', 1)[-1]}{short(v) if isinstance(v, float) and v >= 1000 else v}" for key, v in settings.items()) or "base"
+    return (
+        "-".join(
+            f"{key.rsplit('.', 1)[-1]}{short(v) if isinstance(v, float) and v >= 1000 else v}"
+            for key, v in settings.items()
+        )
+        or "base"
+    )
 
 
 def as_folder_name(name: str) -> str:
@@ -321,7 +361,9 @@ def with_command_line(grid: Grid, pairs: list[tuple[str, str]]) -> Grid:
     known = [f"grid.{f.name}" for f in dataclasses.fields(GridConfig)]
     for key, value in own:
         if key not in known:
-            raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?")
+            raise UserError(
+                f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?"
+            )
     for key, value in rest:  # a key of grid.* without its prefix
         near = None if "." in key or key in all_keys(grid.base) else closest(f"grid.{key}", known)
         if near and near.removeprefix("grid.") == key:
@@ -329,7 +371,9 @@ def with_command_line(grid: Grid, pairs: list[tuple[str, str]]) -> Grid:
     if ("grid.executor", "together") in own:
         raise UserError("grid.executor=together: this executor is named vmap now. Use grid.executor=vmap.")
     settings = with_values(GridKeys(grid.settings), own).grid
-    quiet = dataclasses.replace(grid.base, sample=dataclasses.replace(grid.base.sample, tokens=0))  # nobody reads the samples of many runs
+    quiet = dataclasses.replace(
+        grid.base, sample=dataclasses.replace(grid.base.sample, tokens=0)
+    )  # nobody reads the samples of many runs
     grid = dataclasses.replace(grid, base=override(quiet, rest), settings=settings)
     grid.check()
     check_parts(grid.base)

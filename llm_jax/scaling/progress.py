@@ -43,7 +43,9 @@ class PointConsole(Console):
 class GridProgress:
     """Progress of a whole grid, measured in FLOPs because points differ in cost by orders of magnitude."""
 
-    def __init__(self, console: Console, points: int, done: int, flops: float, flops_done: float, every: float = 10.0):
+    def __init__(
+        self, console: Console, points: int, done: int, flops: float, flops_done: float, every: float = 10.0
+    ):
         """points, flops: of the selected points; done, flops_done: of those that ended before. every: seconds
         between two lines."""
         self.console, self.every = console, every
@@ -77,7 +79,12 @@ class GridProgress:
 
     def point_ended(self, flops: float, text: str) -> None:
         """Counts a point as ended and prints `text` behind the progress; flops: the point's total."""
-        self.done, self.flops_done, self.flops_of_point, self.last = self.done + 1, self.flops_done + flops, 0.0, time.monotonic()
+        self.done, self.flops_done, self.flops_of_point, self.last = (
+            self.done + 1,
+            self.flops_done + flops,
+            0.0,
+            time.monotonic(),
+        )
         self.console.log(f"{self.line()}  {text}")
 
     def part(self) -> float:
@@ -88,8 +95,13 @@ class GridProgress:
         """The progress line: "points 7/20  1.2T of 5T FLOPs (24 %)  ETA 3:20"."""
         done, elapsed = self.flops_done + self.flops_of_point, time.monotonic() - self.started
         fresh = done - self.flops_before
-        eta = f"  ETA {clock((self.flops - done) * elapsed / fresh)}" if fresh > 0 and done < self.flops else ""
-        return f"points {self.done}/{self.points}  {short(done)} of {short(self.flops)} FLOPs ({self.part():.0%}){eta}"
+        eta = (
+            f"  ETA {clock((self.flops - done) * elapsed / fresh)}" if fresh > 0 and done < self.flops else ""
+        )
+        return (
+            f"points {self.done}/{self.points}  {short(done)} of {short(self.flops)} FLOPs "
+            f"({self.part():.0%}){eta}"
+        )
 
     def stop(self) -> None:
         """Removes the bar."""

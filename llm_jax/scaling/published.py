@@ -34,7 +34,9 @@ def exponents() -> tuple[Exponents, ...]:
     """All published exponents, the oldest first."""
     rows = []
     for row in _table()["exponents"]:
-        intervals: dict[str, Any] = {key: tuple(row[key]) for key in ("a_interval", "b_interval") if key in row}
+        intervals: dict[str, Any] = {
+            key: tuple(row[key]) for key in ("a_interval", "b_interval") if key in row
+        }
         rows.append(Exponents(**{**row, **intervals}))
     return tuple(rows)
 

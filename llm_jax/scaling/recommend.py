@@ -80,7 +80,10 @@ def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
     method = fit.get("method")
     warnings, scatter = [], 0.0
     if method == "parametric":
-        law, draws = Law(*(fit["parameters"][name] for name in NAMES)), np.asarray(fit["draws"], float).reshape(-1, 5)
+        law, draws = (
+            Law(*(fit["parameters"][name] for name in NAMES)),
+            np.asarray(fit["draws"], float).reshape(-1, 5),
+        )
         parameters, tokens = law.optimal(flops)
         many = Law(*draws.T)
         stars = many.optimal(flops)
@@ -91,22 +94,30 @@ def recommend(fit: dict[str, Any], flops: float) -> Recommendation:
     elif method in ("isoflop", "envelope"):
         p, draws = fit["parameters"], np.asarray(fit["draws"], float).reshape(-1, 4)
         parameters, tokens = p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
-        stars = (np.exp(draws[:, 0] + draws[:, 1] * np.log(flops)), np.exp(draws[:, 2] + draws[:, 3] * np.log(flops)))
+        stars = (
+            np.exp(draws[:, 0] + draws[:, 1] * np.log(flops)),
+            np.exp(draws[:, 2] + draws[:, 3] * np.log(flops)),
+        )
         losses, loss, flat, smaller = np.zeros(0), None, None, ()
         if method == "isoflop":
             scatter = log_half_interval_of_minima(fit, flops)
     else:
-        raise UserError(f"fit: method={method} gives no sizes. Use the fit.json of method=parametric, isoflop or envelope.")
+        raise UserError(
+            f"fit: method={method} gives no sizes. Use the fit.json of method=parametric, isoflop or "
+            "envelope."
+        )
     widen = float(fit["settings"]["widening"])
     smallest, fitted = fitted_flops(fit)
     if flops < smallest / FAR:
         warnings.append(
-            f"{smallest / flops:.3g} times less compute than the smallest run that was fitted: the intervals do not cover a change of the "
+            f"{smallest / flops:.3g} times less compute than the smallest run that was fitted: the "
+            "intervals do not cover a change of the "
             "law below it"
         )
     if flops > FAR * fitted:
         warnings.append(
-            f"{flops / fitted:.3g} times the compute of the largest run that was fitted: the intervals do not cover a change of the law beyond it"
+            f"{flops / fitted:.3g} times the compute of the largest run that was fitted: the intervals do "
+            "not cover a change of the law beyond it"
         )
     return Recommendation(
         flops=flops,
@@ -143,12 +154,19 @@ def log_half_interval_of_minima(fit: dict[str, Any], flops: float) -> float:
     """
     at = np.array([1.0, math.log(flops)])
     variance = float(at @ np.asarray(fit["covariance"], float) @ at)
-    return float(stats.t.ppf((1 + LEVEL) / 2, fit["settings"]["budgets_used"] - 2)) * math.sqrt(max(variance, 0.0))
+    return float(stats.t.ppf((1 + LEVEL) / 2, fit["settings"]["budgets_used"] - 2)) * math.sqrt(
+        max(variance, 0.0)
+    )
 
 
-def widen_interval(estimate: float, interval: tuple[float, float] | None, half: float) -> tuple[float, float] | None:
+def widen_interval(
+    estimate: float, interval: tuple[float, float] | None, half: float
+) -> tuple[float, float] | None:
     """The interval, widened to at least `half` in the logarithm on both sides of the estimate."""
-    return interval and (min(interval[0], estimate * math.exp(-half)), max(interval[1], estimate * math.exp(half)))
+    return interval and (
+        min(interval[0], estimate * math.exp(-half)),
+        max(interval[1], estimate * math.exp(half)),
+    )
 
 
 def fitted_flops(fit: dict[str, Any]) -> tuple[float, float]:
@@ -205,13 +223,18 @@ def smaller_model(law: Law, flops: float, part: float) -> Smaller:
 def read_fit(path: Path) -> dict[str, Any]:
     """The content of a fit.json. Raises UserError for a file that isn't one."""
     if not path.is_file():
-        raise UserError(f"fit={path}: there is no such file" + (f"; did you mean {path / 'fit.json'}?" if path.is_dir() else ""))
+        raise UserError(
+            f"fit={path}: there is no such file"
+            + (f"; did you mean {path / 'fit.json'}?" if path.is_dir() else "")
+        )
     try:
         fit = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"fit={path}: is not JSON ({error})") from error
     if not isinstance(fit, dict) or not {"method", "parameters", "settings", "draws"} <= set(fit):
-        raise UserError(f"fit={path}: is not a file that llm_jax.scaling.fit writes. Give the path of a fit.json.")
+        raise UserError(
+            f"fit={path}: is not a file that llm_jax.scaling.fit writes. Give the path of a fit.json."
+        )
     return fit
 
 
@@ -250,7 +273,10 @@ class RecommendCommand:
         in_time = {key: getattr(self, key) for key in ("gpus", "hours", "hardware", "mfu")}
         given = [key for key, value in in_time.items() if value]
         if self.flops and given:
-            raise UserError(f"{given[0]}={in_time[given[0]]}: flops= is given too. Give one budget: flops=, or gpus= hours= hardware= mfu=.")
+            raise UserError(
+                f"{given[0]}={in_time[given[0]]}: flops= is given too. Give one budget: flops=, or gpus= "
+                "hours= hardware= mfu=."
+            )
         if not self.flops and not given:
             raise UserError("flops=C is missing. Give it, or gpus= hours= hardware= mfu=.")
         for key, value in in_time.items():
@@ -291,7 +317,9 @@ def show_recommendation(found: Recommendation) -> None:
     rows = table("", ">best", ">from", ">to")
 
     def row(name: str, value: float, interval: tuple[float, float] | None, form: str) -> None:
-        rows.add_row(name, format(value, form), *((format(end, form) for end in interval) if interval else ("", "")))
+        rows.add_row(
+            name, format(value, form), *((format(end, form) for end in interval) if interval else ("", ""))
+        )
 
     row("parameters N*", found.parameters, found.parameters_95, ".4g")
     row("tokens D*", found.tokens, found.tokens_95, ".4g")
@@ -302,11 +330,20 @@ def show_recommendation(found: Recommendation) -> None:
         row("N with a loss within 1 %", found.parameters, found.flat, ".4g")
     show(
         console,
-        f"{found.flops:.4g} FLOPs ({found.extrapolation:.3g} times the largest run fitted); N and FLOPs: {found.convention}; 95 % intervals",
+        f"{found.flops:.4g} FLOPs ({found.extrapolation:.3g} times the largest run fitted); N and FLOPs: "
+        f"{found.convention}; 95 % intervals",
         rows,
     )
     if found.smaller:
-        rows = table(">N", ">part of N*", ">tokens", ">training FLOPs", ">times the optimum's", ">FLOPs a token served", ">pays back after tokens")
+        rows = table(
+            ">N",
+            ">part of N*",
+            ">tokens",
+            ">training FLOPs",
+            ">times the optimum's",
+            ">FLOPs a token served",
+            ">pays back after tokens",
+        )
         for s in found.smaller:
             rows.add_row(
                 f"{s.parameters:.3g}", f"{s.less_serving:.0%}", f"{s.tokens:.3g}", f"{s.flops:.3g}",

@@ -49,7 +49,8 @@ def run_grid(grid: Grid, group: Group) -> int:
     grid.settings.selected_numbers(len(points))
     with contextlib.closing(console):
         run_folder.make_folder(folder)
-        # Parts of a grid (grid.points) may run side by side, as in an array of jobs; the whole grid takes the folder for itself.
+        # Parts of a grid (grid.points) may run side by side, as in an array of jobs; the whole grid takes the
+        # folder for itself.
         with locked(folder, console.log, shared=bool(grid.settings.points)):
             console.log_to(folder / "log.txt")
             try:
@@ -89,7 +90,9 @@ class Session:
         if done:
             self.console.log(f"{len(done)} of {len(selected)} points ended before: skipped")
         cost, cost_done = sum(p.own_cost for p in selected), sum(p.own_cost for p in done)
-        self.progress = GridProgress(self.console, len(selected), len(done), cost, cost_done, self.grid.base.train.progress_every)
+        self.progress = GridProgress(
+            self.console, len(selected), len(done), cost, cost_done, self.grid.base.train.progress_every
+        )
         gc.freeze()  # the collection after every run then skips all objects that exist by now
         try:
             while pending := [p for p in self.selected(points) if p.hash not in self.ended]:
@@ -129,9 +132,12 @@ class Session:
         fitted = [point for point in pending if not point.held_out]
         if fitted:
             return fitted
-        if missing := [point.number for point in points if not point.held_out and point.hash not in self.ended]:
+        if missing := [
+            point.number for point in points if not point.held_out and point.hash not in self.ended
+        ]:
             raise UserError(
-                f"grid.points={self.grid.settings.points}: point {pending[0].number} is held out and predicted from the other points. "
+                f"grid.points={self.grid.settings.points}: point {pending[0].number} is held out and "
+                "predicted from the other points. "
                 f"Run these first: {', '.join(map(str, missing))}"
             )
         rows = [self.ended[p.hash] for p in points if p.hash in self.ended]
@@ -149,8 +155,12 @@ class Session:
             for point in fresh:
                 self.seen.add(point.hash)
                 row = self.row(point)
-                again = row["status"] == "failed" or (row["status"] == "diverged" and self.grid.settings.retry)
-                again = (again and point.number in self.grid.settings.selected_numbers(len(points))) or row["status"] == "unfinished"
+                again = row["status"] == "failed" or (
+                    row["status"] == "diverged" and self.grid.settings.retry
+                )
+                again = (again and point.number in self.grid.settings.selected_numbers(len(points))) or row[
+                    "status"
+                ] == "unfinished"
                 if point.hash in self.tried or not again:
                     self.ended[point.hash] = row
 
@@ -163,9 +173,16 @@ class Session:
         """A point's row of the table of runs, read from its run folder where there is one."""
         if point.experiment and (Path(point.experiment.run_dir) / "config.yaml").exists():
             return collect.read_row(Path(point.experiment.run_dir), point.experiment)
-        known = {"name": point.name, "hash": point.hash, "flops_budget": point.budget, "convention": point.convention}
+        known = {
+            "name": point.name,
+            "hash": point.hash,
+            "flops_budget": point.budget,
+            "convention": point.convention,
+        }
         known |= {"reason": point.error, "held_out": point.held_out}
-        return {name: known.get(name) for name in collect.COLUMNS} | {"status": "failed" if point.error else "unfinished"}
+        return {name: known.get(name) for name in collect.COLUMNS} | {
+            "status": "failed" if point.error else "unfinished"
+        }
 
     def write_table(self) -> None:
         """Writes runs.csv and runs.parquet: every point that has a run folder or failed, in the grid's
@@ -193,7 +210,10 @@ class Session:
         exit code."""
         selected = self.selected(points)
         bad = [p for p in selected if self.ended[p.hash]["status"] != "finished"]
-        self.console.log(f"{len(selected) - len(bad)} of {len(selected)} points finished; table: {self.folder / 'runs.csv'}")
+        self.console.log(
+            f"{len(selected) - len(bad)} of {len(selected)} points finished; table: "
+            f"{self.folder / 'runs.csv'}"
+        )
         for point in bad:
             row = self.ended[point.hash]
             self.console.log(f"point {point.number} {point.name}: {row['status']}: {row['reason']}")
@@ -268,7 +288,11 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
             raise  # another process has the folder: the points have not failed
         except Exception as error:
             reason = failure_reason(error)
-            console.log(reason if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip())
+            console.log(
+                reason
+                if isinstance(error, UserError)
+                else "".join(traceback.format_exception(error)).rstrip()
+            )
             failed = {"status": "failed", "reason": reason}
     for point, experiment in zip(points, experiments, strict=True):
         write_json(Path(experiment.run_dir) / collect.NOTE, point_note(point) | failed)
@@ -290,7 +314,12 @@ def prepare_run_folder(point: Point, session: Session) -> None:
 
 def point_note(point: Point) -> dict[str, Any]:
     """The content of point.json: the grid's facts about a run that its configuration doesn't hold."""
-    return {"name": point.name, "flops_budget": point.budget, "convention": point.convention, "held_out": point.held_out}
+    return {
+        "name": point.name,
+        "flops_budget": point.budget,
+        "convention": point.convention,
+        "held_out": point.held_out,
+    }
 
 
 def failure_reason(error: Exception) -> str:
@@ -307,7 +336,12 @@ def corpus_cache() -> Callable[..., data.Corpus]:
     kept: dict[Any, data.Corpus] = {}
 
     def prepare(
-        config: data.DataConfig, tokenizer: data.TokenizerConfig, *, log: Callable[[str], None], run_dir: Path | None, **shape: Any
+        config: data.DataConfig,
+        tokenizer: data.TokenizerConfig,
+        *,
+        log: Callable[[str], None],
+        run_dir: Path | None,
+        **shape: Any,
     ) -> data.Corpus:
         key = (repr(config), repr(tokenizer), repr(sorted(shape.items())))
         if key not in kept:

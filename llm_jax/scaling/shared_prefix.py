@@ -35,7 +35,8 @@ def group_by_trunk(points: list[Point]) -> list[list[Point]]:
         if point.experiment and not point.held_out:
             if spike := point.experiment.train.rollback.spike:
                 raise UserError(
-                    f"train.rollback.spike={spike:g}: a trunk that was rolled back differs from runs trained from scratch. "
+                    f"train.rollback.spike={spike:g}: a trunk that was rolled back differs from runs "
+                    "trained from scratch. "
                     "Use 0, or a grid without trunks."
                 )
             train = dataclasses.replace(point.experiment.train, steps=1)
@@ -49,12 +50,28 @@ def with_trunks(points: list[Point]) -> list[Point]:
     trunks: dict[str, Point] = {}
     inherited: dict[str, float] = {}
     for trunk, *branches in group_by_trunk(points):
-        inherited |= {b.hash: b.cost * branching_step(b.experiment) / b.experiment.train.steps for b in branches if b.experiment}
-        also = tuple(sorted({branching_step(b.experiment) for b in branches if b.experiment and branching_step(b.experiment)}))
+        inherited |= {
+            b.hash: b.cost * branching_step(b.experiment) / b.experiment.train.steps
+            for b in branches
+            if b.experiment
+        }
+        also = tuple(
+            sorted(
+                {
+                    branching_step(b.experiment)
+                    for b in branches
+                    if b.experiment and branching_step(b.experiment)
+                }
+            )
+        )
         assert trunk.experiment
         checkpoint = dataclasses.replace(trunk.experiment.checkpoint, also=also)
-        trunks[trunk.hash] = dataclasses.replace(trunk, experiment=dataclasses.replace(trunk.experiment, checkpoint=checkpoint))
-    changed = [trunks.get(p.hash) or dataclasses.replace(p, inherited=inherited.get(p.hash, 0.0)) for p in points]
+        trunks[trunk.hash] = dataclasses.replace(
+            trunk, experiment=dataclasses.replace(trunk.experiment, checkpoint=checkpoint)
+        )
+    changed = [
+        trunks.get(p.hash) or dataclasses.replace(p, inherited=inherited.get(p.hash, 0.0)) for p in points
+    ]
     return sorted(changed, key=lambda p: p.hash not in trunks)
 
 
@@ -65,17 +82,26 @@ def copy_trunk_checkpoint(point: Point, points: list[Point], log: Callable[[str]
     Does nothing for points that are no branch. Logs a line where the trunk has no such checkpoint: the branch
     then trains from scratch.
     """
-    trunk = next((group[0] for group in group_by_trunk(points) if point.hash in [p.hash for p in group[1:]]), None)
+    trunk = next(
+        (group[0] for group in group_by_trunk(points) if point.hash in [p.hash for p in group[1:]]), None
+    )
     if trunk is None:
         return
     assert point.experiment
     assert trunk.experiment
-    run_dir, trunk_dir, step = Path(point.experiment.run_dir), Path(trunk.experiment.run_dir), branching_step(point.experiment)
+    run_dir, trunk_dir, step = (
+        Path(point.experiment.run_dir),
+        Path(trunk.experiment.run_dir),
+        branching_step(point.experiment),
+    )
     if (run_dir / "checkpoints").exists() or not step:
         return
     source = trunk_dir / "checkpoints" / str(step)
     if not source.exists():
-        log(f"point {point.number} {point.name}: trunk {trunk.name} has no checkpoint of step {step}; training from the start")
+        log(
+            f"point {point.number} {point.name}: trunk {trunk.name} has no checkpoint of step {step}; "
+            "training from the start"
+        )
         return
     lines = [line for line in read_json_lines(trunk_dir / "metrics.jsonl") if line["step"] <= step]
     write_atomic(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

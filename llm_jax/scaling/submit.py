@@ -37,7 +37,10 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool
     under way already.
     """
     if grid.settings.executor != "one_by_one":
-        raise UserError(f"grid.executor={grid.settings.executor}: submit=slurm gives each run its own job. Leave one of the two keys out.")
+        raise UserError(
+            f"grid.executor={grid.settings.executor}: submit=slurm gives each run its own job. Leave one "
+            "of the two keys out."
+        )
     folder, console = Path(folder_of(grid.base)), Console()
     check_writable(folder)
     submitting.check_slurm()
@@ -48,7 +51,9 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool
             if not resuming:
                 check_not_submitted(folder, last)
             console.log_to(folder / "log.txt")
-            session = Session(grid, folder, console, group, tried=frozenset(last["tried"]) if resuming else frozenset())
+            session = Session(
+                grid, folder, console, group, tried=frozenset(last["tried"]) if resuming else frozenset()
+            )
             points = session.points()
             note_lost_runs(session, points)
             pending = [p for p in session.selected(points) if p.hash not in session.ended]
@@ -67,7 +72,11 @@ def runnable_now(session: Session, points: list[Point], pending: list[Point]) ->
         for trunk, *branches in group_by_trunk(points):
             if trunk.hash not in session.ended:
                 waiting |= {branch.hash for branch in branches}
-    return [point for point in session.runnable(points, pending) if point.hash not in waiting or point.hash in session.tried]
+    return [
+        point
+        for point in session.runnable(points, pending)
+        if point.hash not in waiting or point.hash in session.tried
+    ]
 
 
 def note_lost_runs(session: Session, points: list[Point]) -> None:
@@ -97,8 +106,13 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
         raise UserError(f"grid {session.grid.base.name}: {points[0].error}")
     slurm, last = job.job_folder(folder), read_state(folder)
     number = last["round"] + 1
-    state = {"round": number, "tried": [*(session.tried & set(session.ended)), *(point.hash for point in points)]}
-    write_json(slurm / "grid.json", state)  # before sbatch: a kill in between must not submit the points twice
+    state = {
+        "round": number,
+        "tried": [*(session.tried & set(session.ended)), *(point.hash for point in points)],
+    }
+    write_json(
+        slurm / "grid.json", state
+    )  # before sbatch: a kill in between must not submit the points twice
     listed, script = slurm / f"runs_{number}.txt", slurm / f"array_{number}.sh"
     listed.write_text("".join(f"{run}\n" for run in runs))
     script.write_text(array_script(session.grid, submission, listed, len(runs)))
@@ -112,7 +126,10 @@ def submit_points(session: Session, submission: Submission, points: list[Point])
     for i, run in enumerate(runs):
         submitting.record_number(run, f"{array}_{i}")
     write_json(slurm / "grid.json", state | {"array": array, "job": waiting})
-    log(f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each on {submission.resources()}")
+    log(
+        f"submitted array {array}: {len(runs)} runs, at most {submission.settings.at_once} at once, each "
+        f"on {submission.resources()}"
+    )
     log(f"job {waiting} waits for them and resumes the grid; its log: {slurm / 'go_on.log'}")
     if session.tried:  # the waiting job: nobody reads the lines below
         return
@@ -150,5 +167,6 @@ def check_not_submitted(folder: Path, last: dict[str, Any]) -> None:
     if last["job"] in job.queued_jobs([last["job"]]):
         where = shlex.quote(str(folder))
         raise UserError(
-            f"run_dir={folder}: its job {last['job']} is still queued or running. Wait for it, or cancel it: python -m llm_jax.slurm.cancel {where}"
+            f"run_dir={folder}: its job {last['job']} is still queued or running. Wait for it, or cancel "
+            f"it: python -m llm_jax.slurm.cancel {where}"
         )

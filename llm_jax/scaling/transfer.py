@@ -46,7 +46,8 @@ class Curve:
         if self.at_edge or not math.isfinite(self.losses[self.best + 1]):
             return self.rates[self.best]
         (x0, x1, x2), (y0, y1, y2) = (
-            [f(v) for v in values[self.best - 1 : self.best + 2]] for f, values in ((math.log, self.rates), (float, self.losses))
+            [f(v) for v in values[self.best - 1 : self.best + 2]]
+            for f, values in ((math.log, self.rates), (float, self.losses))
         )
         left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
         bend = (right - left) / (x2 - x0)
@@ -63,16 +64,24 @@ def curves(table: pd.DataFrame, against: str = "embed") -> Curves:
     for column in (against, "learning_rate", "parametrization", "eval_loss", "status"):
         if column not in table:
             key = f"against={against}" if column == against else "data"
-            raise UserError(f"{key}: the table of runs has no column {column!r}; {nearest(column, map(str, table.columns))}")
+            raise UserError(
+                f"{key}: the table of runs has no column {column!r}; "
+                f"{nearest(column, map(str, table.columns))}"
+            )
     table = table[table["status"].isin(["finished", "diverged"])].copy()
     table["eval_loss"] = table["eval_loss"].astype(float).where(table["status"] == "finished", math.inf)
     found: Curves = {}
     for (name, size), runs in table.groupby(["parametrization", against]):
         by_rate = runs.groupby("learning_rate")["eval_loss"].mean().sort_index()
         if len(by_rate) > 1:
-            found.setdefault(str(name), []).append(Curve(int(size), tuple(map(float, by_rate.index)), tuple(map(float, by_rate))))
+            found.setdefault(str(name), []).append(
+                Curve(int(size), tuple(map(float, by_rate.index)), tuple(map(float, by_rate)))
+            )
     if not any(len(by_size) > 1 for by_size in found.values()):
-        raise UserError(f"against={against}: the table has no parametrization with two learning rates at each of two sizes. Add runs.")
+        raise UserError(
+            f"against={against}: the table has no parametrization with two learning rates at each of two "
+            "sizes. Add runs."
+        )
     return found
 
 
@@ -92,12 +101,30 @@ def draw(found: Curves, against: str, path: Path) -> None:
     for axes, (name, by_size) in zip(row, found.items(), strict=True):
         for i, curve in enumerate(by_size):
             shade = (0.12, 0.31, 0.47, 0.35 + 0.65 * (i + 1) / len(by_size))
-            axes.plot(curve.rates, curve.losses, "o-", markersize=3.5, linewidth=1 + 0.3 * i, color=shade, label=f"{against} {curve.size}")
-            axes.plot(curve.optimum, curve.losses[curve.best], "D" if not curve.at_edge else "x", markersize=6, color="#c0504d", zorder=3)
+            axes.plot(
+                curve.rates,
+                curve.losses,
+                "o-",
+                markersize=3.5,
+                linewidth=1 + 0.3 * i,
+                color=shade,
+                label=f"{against} {curve.size}",
+            )
+            axes.plot(
+                curve.optimum,
+                curve.losses[curve.best],
+                "D" if not curve.at_edge else "x",
+                markersize=6,
+                color="#c0504d",
+                zorder=3,
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(rates)
         axes.minorticks_off()
-        axes.set(xlabel="learning rate", title=f"{name}: the best rate moves by a factor of {rate_shift(by_size):.1f}")
+        axes.set(
+            xlabel="learning rate",
+            title=f"{name}: the best rate moves by a factor of {rate_shift(by_size):.1f}",
+        )
         axes.grid(alpha=0.25)
     row[0].set_ylabel("held-out loss (nats per token)")
     row[0].legend(frameon=False)
@@ -110,7 +137,10 @@ def describe(found: Curves, against: str) -> str:
     for name, by_size in found.items():
         for curve in by_size:
             edge = " (at the edge: the best may be beyond)" if curve.at_edge else ""
-            lines.append(f"{name:<10} {against} {curve.size:>5}: best rate {curve.optimum:.5f}, loss {curve.losses[curve.best]:.4f}{edge}")
+            lines.append(
+                f"{name:<10} {against} {curve.size:>5}: best rate {curve.optimum:.5f}, loss "
+                f"{curve.losses[curve.best]:.4f}{edge}"
+            )
         lines.append(f"{name:<10} the best rate moves by a factor of {rate_shift(by_size):.2f}")
     return "\n".join(lines)
 
@@ -134,7 +164,9 @@ class TransferCommand:
     worst."""
     against: str = argument("embed", shown="COLUMN")
     """The column that is the size: embed, layers or another."""
-    out: Path = argument(Path("transfer.png"), shown="FILE", read=functools.partial(output_file, endings=PICTURES))
+    out: Path = argument(
+        Path("transfer.png"), shown="FILE", read=functools.partial(output_file, endings=PICTURES)
+    )
     """The figure."""
 
 

@@ -26,7 +26,9 @@ def cancel_run(run_dir: Path, queue: dict[str, job.Queued]) -> str:
         if pid := lock_holder(run_dir):
             os.kill(pid, signal.SIGTERM)
             return f"process {pid} on this machine received SIGTERM: it saves and ends"
-        return "nothing to do: it is neither queued nor running" + (f" (job {number} has ended)" if number else "")
+        return "nothing to do: it is neither queued nor running" + (
+            f" (job {number} has ended)" if number else ""
+        )
     job.cancel_mark(run_dir).touch()  # first: the job may end at any moment, and must find it
     if waiting.state == "RUNNING":
         # The signal goes to the run's processes, and not to the script, which decides about the requeue.

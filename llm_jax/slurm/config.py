@@ -30,7 +30,9 @@ from yaml import YAMLError
 from llm_jax.core.config_tree import from_tree, read_yaml_text, with_values
 from llm_jax.core.errors import UserError, closest, require
 
-TIME = re.compile(r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)")
+TIME = re.compile(
+    r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)"
+)
 SIGNAL_SECONDS = 180
 UNITS = ((60,), (60, 1), (3600, 60, 1), (86400, 3600), (86400, 3600, 60), (86400, 3600, 60, 1))
 """Seconds of the parts of each of Slurm's ways to write a time."""
@@ -98,22 +100,57 @@ class SlurmConfig:
         for key, least in (("nodes", 1), ("gpus_per_node", 0), ("at_once", 1), ("max_restarts", 0)):
             require(getattr(self, key) >= least, f"slurm.{key}", getattr(self, key), f"at least {least}")
         for key in ("tasks_per_node", "cpus_per_task"):
-            require(getattr(self, key) is None or getattr(self, key) >= 1, f"slurm.{key}", getattr(self, key), "at least 1, or null")
+            require(
+                getattr(self, key) is None or getattr(self, key) >= 1,
+                f"slurm.{key}",
+                getattr(self, key),
+                "at least 1, or null",
+            )
         # A job that starts in the second in which it was requeued is refused by the node ("Job credential
         # revoked") and is lost.
         right = self.backoff_seconds == 0 or self.backoff_seconds >= 5
         require(right, "slurm.backoff_seconds", self.backoff_seconds, "0, or at least 5")
         gpus = self.gpus_per_node
         if gpus:
-            require(gpus % self.tasks == 0, "slurm.tasks_per_node", self.tasks, f"a divisor of slurm.gpus_per_node={gpus}: processes share no GPU")
-        require(not self.gpu_type or gpus > 0, "slurm.gpu_type", self.gpu_type, "left out where slurm.gpus_per_node=0")
-        require(not self.memory or re.fullmatch(r"\d+[KMGT]?", self.memory) is not None, "slurm.memory", self.memory, "as 500G, or 0 for all")
-        require(1 <= self.signal_early <= 65535, "slurm.signal_seconds", self.signal_seconds, "from 1 to 65535 seconds")
+            require(
+                gpus % self.tasks == 0,
+                "slurm.tasks_per_node",
+                self.tasks,
+                f"a divisor of slurm.gpus_per_node={gpus}: processes share no GPU",
+            )
+        require(
+            not self.gpu_type or gpus > 0,
+            "slurm.gpu_type",
+            self.gpu_type,
+            "left out where slurm.gpus_per_node=0",
+        )
+        require(
+            not self.memory or re.fullmatch(r"\d+[KMGT]?", self.memory) is not None,
+            "slurm.memory",
+            self.memory,
+            "as 500G, or 0 for all",
+        )
+        require(
+            1 <= self.signal_early <= 65535,
+            "slurm.signal_seconds",
+            self.signal_seconds,
+            "from 1 to 65535 seconds",
+        )
         if self.time:
             limit = seconds(self.time)
-            require(limit is not None and limit > 0, "slurm.time", self.time, "a time as Slurm writes it: 90 (minutes), 24:00:00 or 2-12:00:00")
+            require(
+                limit is not None and limit > 0,
+                "slurm.time",
+                self.time,
+                "a time as Slurm writes it: 90 (minutes), 24:00:00 or 2-12:00:00",
+            )
             right = self.signal_early < (limit or 0)
-            require(right, "slurm.signal_seconds", self.signal_seconds, f"less than slurm.time={self.time}, which is {limit} seconds")
+            require(
+                right,
+                "slurm.signal_seconds",
+                self.signal_seconds,
+                f"less than slurm.time={self.time}, which is {limit} seconds",
+            )
 
 
 @dataclass(frozen=True)
@@ -147,7 +184,11 @@ def seconds(text: str) -> int | None:
     if not match:
         return None
     parts = [int(part) for part in match.groups() if part is not None]
-    units = next(units for units in UNITS if len(units) == len(parts) and (len(parts) == 1 or ("-" in text) == (units[0] == 86400)))
+    units = next(
+        units
+        for units in UNITS
+        if len(units) == len(parts) and (len(parts) == 1 or ("-" in text) == (units[0] == 86400))
+    )
     return sum(part * unit for part, unit in zip(parts, units, strict=True))
 
 
@@ -161,7 +202,9 @@ def read_settings(pairs: list[tuple[str, str]]) -> tuple[SlurmConfig, SiteConfig
     known = [f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig)]
     for key, value in pairs:
         if key not in known:
-            raise UserError(f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?")
+            raise UserError(
+                f"{key}={value}: there is no key {key!r}; did you mean '{closest(key, known) or known[0]}'?"
+            )
     path = site_path(dict(pairs).get("slurm.site", ""))
     site = read_site(path) if path else SiteConfig()
     settings = with_values(SlurmKeys(site.slurm), pairs).slurm

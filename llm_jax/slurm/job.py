@@ -81,7 +81,9 @@ def queued_jobs(jobs: Iterable[str]) -> dict[str, Queued]:
             values.append(line[:width].strip())
             line = line[width:]
         job, state, restarts, start, reason = values
-        found[job] = Queued(state, int(restarts) if restarts.isdigit() else 0, start, "" if reason == "None" else reason)
+        found[job] = Queued(
+            state, int(restarts) if restarts.isdigit() else 0, start, "" if reason == "None" else reason
+        )
     return found
 
 
@@ -93,7 +95,11 @@ def slurm(*command: object, environment: Mapping[str, str] | None = None) -> sub
     """Runs one of Slurm's commands. Inside a job it doesn't see that job's variables, whose settings must not
     apply to other jobs."""
     own = dict(os.environ if environment is None else environment)
-    clean = {name: value for name, value in own.items() if not name.startswith(("SLURM_", "SRUN_")) or name == "SLURM_CONF"}
+    clean = {
+        name: value
+        for name, value in own.items()
+        if not name.startswith(("SLURM_", "SRUN_")) or name == "SLURM_CONF"
+    }
     return subprocess.run(list(map(str, command)), env=clean, capture_output=True, text=True)
 
 

@@ -78,7 +78,14 @@ def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) ->
 
 
 def decide_from(
-    run_dir: Path, code: int, step: int, idle_restarts: int, fault: Record | None, earlier: list[Record], max_restarts: int, backoff_seconds: int
+    run_dir: Path,
+    code: int,
+    step: int,
+    idle_restarts: int,
+    fault: Record | None,
+    earlier: list[Record],
+    max_restarts: int,
+    backoff_seconds: int,
 ) -> Decision:
     """The decision about a job.
 
@@ -93,20 +100,34 @@ def decide_from(
     if code in ends and not locked:
         return Decision(code, ends[code])
     if job.cancel_mark(run_dir).exists():
-        return Decision(EXIT_INTERRUPTED, f"cancelled, with a checkpoint of step {step}" if step else "cancelled, before there was a checkpoint")
+        return Decision(
+            EXIT_INTERRUPTED,
+            f"cancelled, with a checkpoint of step {step}"
+            if step
+            else "cancelled, before there was a checkpoint",
+        )
     if code in (EXIT_INTERRUPTED, EXIT_REPEATED):
         return Decision(code, "interrupted" if code == EXIT_INTERRUPTED else "given up by the run")
     if code != EXIT_STOPPED and fault and (again := repeated(fault, [record["fault"] for record in earlier])):
         return Decision(EXIT_REPEATED, f"given up: {again}")
     if idle_restarts >= max_restarts:
         return Decision(
-            EXIT_REPEATED, f"given up: no checkpoint newer than step {step} in {idle_restarts} restarts (slurm.max_restarts={max_restarts})"
+            EXIT_REPEATED,
+            f"given up: no checkpoint newer than step {step} in {idle_restarts} restarts "
+            f"(slurm.max_restarts={max_restarts})",
         )
     if code == EXIT_STOPPED or (code in STOPPED_BY_SIGNAL and not fault):
         how = "stopped" if code == EXIT_STOPPED else f"ended by {signal.Signals(code - 128).name}"
-        return Decision(EXIT_STOPPED, f"{how} with a checkpoint of step {step}: resumes from there" if step else f"{how}: starts again")
+        return Decision(
+            EXIT_STOPPED,
+            f"{how} with a checkpoint of step {step}: resumes from there" if step else f"{how}: starts again",
+        )
     delay = min(LONGEST_WAIT, backoff_seconds * 2**idle_restarts)
-    return Decision(EXIT_STOPPED, f"{error or describe_failure(code, fault)}; resumes at step {step} in {delay} s at the earliest", delay)
+    return Decision(
+        EXIT_STOPPED,
+        f"{error or describe_failure(code, fault)}; resumes at step {step} in {delay} s at the earliest",
+        delay,
+    )
 
 
 def user_error_line(run_dir: Path) -> str:
@@ -122,7 +143,9 @@ def repeated(fault: Record, earlier: list[Record | None]) -> str:
     didn't."""
     same = [one for one in earlier if one and fingerprint(one) == fingerprint(fault)]
     count = 1 + len(same)
-    if fault["kind"] not in (*RUN_FAULTS, *MACHINE_FAULTS) or count < (2 if fault["kind"] in RUN_FAULTS else 3):
+    if fault["kind"] not in (*RUN_FAULTS, *MACHINE_FAULTS) or count < (
+        2 if fault["kind"] in RUN_FAULTS else 3
+    ):
         return ""
     batch = f", batch {fault['batch']}" if fault.get("batch") else ""
     where = f"step {fault['step']}{batch}" if fault.get("step") else f"phase {fault['phase']}"
@@ -165,14 +188,26 @@ def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
     if code in (EXIT_FAULT, EXIT_PEER):
         step = newest_checkpoint(run_dir)
         message = f"exit code {code} after the checkpoint of step {step}, with no fault recorded; see the log"
-        return {"kind": "exception", "rank": 0, "host": "", "phase": "unknown", "step": 0, "batch": None, "message": message}
+        return {
+            "kind": "exception",
+            "rank": 0,
+            "host": "",
+            "phase": "unknown",
+            "step": 0,
+            "batch": None,
+            "message": message,
+        }
     return None
 
 
 def newest_checkpoint(run_dir: Path) -> int:
     """The step of the newest complete checkpoint; 0 if there is none."""
     folder = run_dir / "checkpoints"
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.is_dir() else 0
+    return (
+        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        if folder.is_dir()
+        else 0
+    )
 
 
 def append_decision(run_dir: Path, record: Mapping[str, Any]) -> None:
@@ -225,7 +260,10 @@ def requeue(arguments: list[str]) -> int:
     run_dir = command.run_dir
     decision, record = decide(run_dir, command.code, command.max_restarts, command.backoff_seconds)
     append_decision(run_dir, record)
-    print(f"{'requeue' if decision.code == EXIT_STOPPED else 'the job ends'}: {decision.reason}", file=sys.stderr)
+    print(
+        f"{'requeue' if decision.code == EXIT_STOPPED else 'the job ends'}: {decision.reason}",
+        file=sys.stderr,
+    )
     print(decision.delay)
     return decision.code
 

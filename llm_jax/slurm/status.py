@@ -28,7 +28,14 @@ TAIL = 1 << 16
 """How many bytes at the end of metrics.jsonl are read: a long run's file is large."""
 WIDTH = 160
 """Columns of the table where the output is no terminal."""
-COLORS = {"finished": "green", "running": "cyan", "queued": "yellow", "stopped": "yellow", "failed": "red", "diverged": "red"}
+COLORS = {
+    "finished": "green",
+    "running": "cyan",
+    "queued": "yellow",
+    "stopped": "yellow",
+    "failed": "red",
+    "diverged": "red",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,9 @@ def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
         loss=newest.get("train_loss"),
         eval_loss=newest.get("eval_loss", summary.get("eval_loss")),
         tokens_per_second=statistics.median(line["tokens_per_second"] for line in recent) if recent else None,
-        mfu=statistics.median(line["mfu"] for line in recent) if recent and all(line.get("mfu") for line in recent) else None,
+        mfu=statistics.median(line["mfu"] for line in recent)
+        if recent and all(line.get("mfu") for line in recent)
+        else None,
         eta_seconds=(steps - step) * seconds if state == "running" and steps and seconds else None,
         restarts=waiting.restarts if waiting else decisions[-1]["start"] - 1 if decisions else 0,
         goodput=summary.get("goodput"),
@@ -85,7 +94,9 @@ def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
     )
 
 
-def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any], decisions: list[dict[str, Any]]) -> tuple[str, str]:
+def state_of(
+    run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any], decisions: list[dict[str, Any]]
+) -> tuple[str, str]:
     """A run's state, and its last error or why it waits in the queue."""
     last = decisions[-1] if decisions else None
     failure = last["reason"] if last and last["exit"] not in (0, EXIT_STOPPED, EXIT_INTERRUPTED) else ""
@@ -105,7 +116,9 @@ def state_of(run_dir: Path, waiting: job.Queued | None, summary: dict[str, Any],
         return "stopped", last["reason"] if last else "cancelled before it started"
     if summary.get("state") == "stopped":
         return "stopped", ""
-    return "failed", fault or failure or (job.LOST_JOB if job.job_number(run_dir) else "ended without a result")
+    return "failed", fault or failure or (
+        job.LOST_JOB if job.job_number(run_dir) else "ended without a result"
+    )
 
 
 def steps_of(run_dir: Path) -> int | None:
@@ -140,7 +153,11 @@ def find_runs(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder.")
-        runs = [folder] if is_run(folder) else sorted({path.parent for path in folder.rglob("config.yaml")} | submitted_below(folder))
+        runs = (
+            [folder]
+            if is_run(folder)
+            else sorted({path.parent for path in folder.rglob("config.yaml")} | submitted_below(folder))
+        )
         if not runs:
             raise UserError(f"{folder}: has no run in it. Give a run folder, or one above some.")
         found += [run for run in runs if run not in found]
@@ -159,10 +176,31 @@ def submitted_below(folder: Path) -> set[Path]:
 
 def show(found: list[Status]) -> None:
     """Prints the table of runs. The column of goodput is left out where no run has one."""
-    goodput, common = any(one.goodput is not None for one in found), os.path.commonpath([one.run for one in found]) if len(found) > 1 else ""
+    goodput, common = (
+        any(one.goodput is not None for one in found),
+        os.path.commonpath([one.run for one in found]) if len(found) > 1 else "",
+    )
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("run", "state", "job", "step", "loss", "held out", "tokens/s", "MFU", "ETA", "restarts", *["goodput"] * goodput, "last error"):
-        table.add_column(title, justify="left" if title in ("run", "state", "last error") else "right", overflow="fold", no_wrap=title == "state")
+    for title in (
+        "run",
+        "state",
+        "job",
+        "step",
+        "loss",
+        "held out",
+        "tokens/s",
+        "MFU",
+        "ETA",
+        "restarts",
+        *["goodput"] * goodput,
+        "last error",
+    ):
+        table.add_column(
+            title,
+            justify="left" if title in ("run", "state", "last error") else "right",
+            overflow="fold",
+            no_wrap=title == "state",
+        )
     for one in found:
         name = os.path.relpath(one.run, common) if common else one.run
         of = f"{one.step}/{one.steps}" if one.steps else str(one.step)
@@ -214,7 +252,10 @@ def status(arguments: list[str]) -> int:
     try:
         queue, unknown = job.queued_jobs(job.job_number(run) for run in runs), ""
     except job.SlurmError as error:  # the table is useful without
-        queue, unknown = {}, f"squeue: {error}: queued runs, and those on other machines, are shown without their jobs"
+        queue, unknown = (
+            {},
+            f"squeue: {error}: queued runs, and those on other machines, are shown without their jobs",
+        )
     found = [status_of(run, queue) for run in runs]
     show(found)
     if unknown:

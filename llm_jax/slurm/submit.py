@@ -50,7 +50,12 @@ class Submission:
             made.append(f"--cpus-per-task={s.cpus_per_task}")
         made += [f"--mem={s.memory}"] * bool(s.memory)
         made += [f"--{key}={getattr(s, key)}" for key in ("constraint", "reservation") if getattr(s, key)]
-        return [*map(quoted, made), *self.common_options(log), quoted(f"--signal=USR1@{s.signal_early}"), *map(quoted, self.site.sbatch)]
+        return [
+            *map(quoted, made),
+            *self.common_options(log),
+            quoted(f"--signal=USR1@{s.signal_early}"),
+            *map(quoted, self.site.sbatch),
+        ]
 
     def light_options(self, name: str, log: Path) -> list[str]:
         """The sbatch options of a job that trains nothing."""
@@ -59,8 +64,20 @@ class Submission:
     def common_options(self, log: Path) -> list[str]:
         """The sbatch options of all jobs. Logs are appended to after a requeue; a % in a path is escaped,
         since Slurm replaces such patterns."""
-        given = [f"--{key}={getattr(self.settings, key)}" for key in ("time", "partition", "account", "qos") if getattr(self.settings, key)]
-        return [quoted(option) for option in (*given, "--requeue", "--open-mode=append", f"--output={str(log).replace('%', '%%')}")]
+        given = [
+            f"--{key}={getattr(self.settings, key)}"
+            for key in ("time", "partition", "account", "qos")
+            if getattr(self.settings, key)
+        ]
+        return [
+            quoted(option)
+            for option in (
+                *given,
+                "--requeue",
+                "--open-mode=append",
+                f"--output={str(log).replace('%', '%%')}",
+            )
+        ]
 
     def srun(self) -> str:
         """The options of srun.
@@ -76,7 +93,11 @@ class Submission:
     def setup(self) -> list[str]:
         """The site's shell lines, before the run: modules, environment variables, setup."""
         modules = [f"module load {shlex.join(self.site.modules)}"] * bool(self.site.modules)
-        return [*modules, *(f"export {name}={shlex.quote(value)}" for name, value in self.site.environment.items()), *self.site.setup]
+        return [
+            *modules,
+            *(f"export {name}={shlex.quote(value)}" for name, value in self.site.environment.items()),
+            *self.site.setup,
+        ]
 
     def template_values(self) -> dict[str, object]:
         """The template values that all scripts share: the command, the folder, the setup and Python."""
@@ -106,7 +127,9 @@ class Submission:
     def resources(self) -> str:
         """The resources of a run, as a sentence prints them."""
         s = self.settings
-        what = f"{s.gpus_per_node} {s.gpu_type + ' ' if s.gpu_type else ''}GPUs" if s.gpus_per_node else "CPUs"
+        what = (
+            f"{s.gpus_per_node} {s.gpu_type + ' ' if s.gpu_type else ''}GPUs" if s.gpus_per_node else "CPUs"
+        )
         processes = f"{s.tasks} process{'es' * (s.tasks > 1)}"
         until = f", {s.time}{' minutes' * s.time.isdigit()} until it is requeued" if s.time else ""
         return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each{until}"
@@ -122,7 +145,9 @@ def split_pairs(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], li
     if own and not any(key == "submit" for key, _ in pairs):
         key, value = own[0]
         raise UserError(f"{key}={value}: has an effect only with submit=slurm. Add submit=slurm.")
-    return [pair for pair in pairs if pair in own or pair[0] == "submit"], [pair for pair in pairs if pair not in own and pair[0] != "submit"]
+    return [pair for pair in pairs if pair in own or pair[0] == "submit"], [
+        pair for pair in pairs if pair not in own and pair[0] != "submit"
+    ]
 
 
 def make_submission(pairs: list[tuple[str, str]], command: list[str]) -> Submission:
@@ -141,7 +166,9 @@ def submit_run(experiment: Experiment, submission: Submission, dry_run: bool) ->
     open_keys = ("model.vocab",) if experiment.model.vocab is None else ()
     run_folder.check_same_run(run_dir, to_yaml(experiment), open_keys=open_keys)
     folder = job.job_folder(run_dir)
-    script = submission.script(submission.options(experiment.name, (folder / "job.log").absolute()), run=run_dir)
+    script = submission.script(
+        submission.options(experiment.name, (folder / "job.log").absolute()), run=run_dir
+    )
     if dry_run:
         print(script, end="")
         return 0
@@ -177,12 +204,15 @@ def check_fits(experiment: Experiment, settings: SlurmConfig) -> None:
         try:
             sizes = mesh_sizes(experiment.layout, experiment.mesh, devices)
         except UserError as error:
-            raise UserError(f"slurm.nodes={settings.nodes} slurm.gpus_per_node={settings.gpus_per_node}: {error}") from error
+            raise UserError(
+                f"slurm.nodes={settings.nodes} slurm.gpus_per_node={settings.gpus_per_node}: {error}"
+            ) from error
         used = math.prod(sizes.values())
         if used < devices:
             mesh = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise UserError(
-                f"slurm.nodes={settings.nodes} slurm.gpus_per_node={settings.gpus_per_node}: layout {experiment.layout.name} with {mesh} "
+                f"slurm.nodes={settings.nodes} slurm.gpus_per_node={settings.gpus_per_node}: layout "
+                f"{experiment.layout.name} with {mesh} "
                 f"uses {used} of {devices} GPUs. Submit with {used} GPUs, or set mesh.AXIS=-1."
             )
 
@@ -190,7 +220,10 @@ def check_fits(experiment: Experiment, settings: SlurmConfig) -> None:
 def check_slurm() -> None:
     """Raises UserError where sbatch isn't found."""
     if not shutil.which("sbatch"):
-        raise UserError("submit=slurm: sbatch isn't found. Submit from a login node of the cluster, or add --dry-run to print the script.")
+        raise UserError(
+            "submit=slurm: sbatch isn't found. Submit from a login node of the cluster, or add --dry-run "
+            "to print the script."
+        )
 
 
 def check_not_queued(run_dirs: list[Path]) -> None:
@@ -199,7 +232,8 @@ def check_not_queued(run_dirs: list[Path]) -> None:
     for run_dir in run_dirs:
         if (number := job.job_number(run_dir)) in alive:
             raise UserError(
-                f"run_dir={run_dir}: its job {number} is {alive[number].state.lower()}. Wait for it, or cancel it: "
+                f"run_dir={run_dir}: its job {number} is {alive[number].state.lower()}. Wait for it, or "
+                "cancel it: "
                 f"python -m llm_jax.slurm.cancel {shlex.quote(str(run_dir))}"
             )
 

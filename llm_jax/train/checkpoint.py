@@ -1,8 +1,9 @@
-"""Checkpoints: written by Orbax in the background, atomically, with checksums, and read onto any layout, mesh and number of processes.
+"""Checkpoints: written by Orbax in the background, atomically, with checksums, and read onto any layout, mesh
+and number of processes.
 
-A checkpoint is written as checkpoints/saving.<step>, by all processes. When all have written their part, the first one takes the checksums
-of all files, waits until they are on the disk, and renames the folder to checkpoints/<step>: from then on there is this checkpoint, and
-only then are older ones removed.
+A checkpoint is written as checkpoints/saving.<step>, by all processes. When all have written their part, the
+first one takes the checksums of all files, waits until they are on the disk, and renames the folder to
+checkpoints/<step>: from then on there is this checkpoint, and only then are older ones removed.
 """
 
 from __future__ import annotations
@@ -36,19 +37,41 @@ SAVING, REMOVING = "saving.", "removing."
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, in <run_dir>/checkpoints/<step>. All processes of the run call the same methods in the same order.
+    """The checkpoints of one run folder, in <run_dir>/checkpoints/<step>.
 
-    Each has the train state, and a small JSON of what else a resumed run needs (`info`), its held-out loss if there is one among it.
+    All processes of the run call the same methods in the same order.
+
+    Each has the train state, and a small JSON of what else a resumed run needs (`info`), its held-out loss if
+    there is one among it.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, group: Group, read_only: bool = False, reach: int = 0, score: Score = LOSS):
-        """reach: a checkpoint of so many steps before the newest is always kept, if there ever was one, and all those after it.
-        score: which evaluation score makes a checkpoint the best."""
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig,
+        group: Group,
+        read_only: bool = False,
+        reach: int = 0,
+        score: Score = LOSS,
+    ):
+        """reach: a checkpoint of so many steps before the newest is always kept, if there ever was one, and
+        all those after it. score: which evaluation score makes a checkpoint the best.
+        """
         import orbax.checkpoint as ocp
 
-        for library in ("absl", "asyncio"):  # Orbax logs every call, and errors as pages of tracebacks beside the exception
+        for library in (
+            "absl",
+            "asyncio",
+        ):  # Orbax logs every call, and errors as pages of tracebacks beside the exception
             logging.getLogger(library).setLevel(logging.CRITICAL)
-        self.ocp, self.run_dir, self.config, self.group, self.reach, self.score = ocp, run_dir, config, group, reach, score
+        self.ocp, self.run_dir, self.config, self.group, self.reach, self.score = (
+            ocp,
+            run_dir,
+            config,
+            group,
+            reach,
+            score,
+        )
         self.folder = (run_dir / "checkpoints").absolute()
         found = broadcast_from_first(group, "checkpoints", lambda: list(self.look(read_only).items()))
         self.scores: dict[int, float | None] = dict(found)
@@ -61,7 +84,9 @@ class Checkpoints:
         self.writing: tuple[int, Future[None]] | None = None
 
     def look(self, read_only: bool) -> dict[int, float | None]:
-        """The steps and scores of all checkpoints; removes what an interrupted save or removal left behind."""
+        """The steps and scores of all checkpoints; removes what an interrupted save or removal
+        left behind.
+        """
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -71,7 +96,8 @@ class Checkpoints:
         return {step: read_score(self.folder / str(step), self.score.name) for step in steps}
 
     def save(self, state: TrainState, step: int, info: dict[str, Any], score: float | None) -> None:
-        """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be donated.
+        """Starts to write a checkpoint; the arrays are copied before this returns, so the state may be
+        donated.
 
         score: the evaluation score of this state, if it was evaluated.
         """
@@ -82,13 +108,17 @@ class Checkpoints:
         self.best = min(self.best, self.as_loss(score))
         self.begun.add(step)
         args = self.ocp.args
-        items = args.Composite(state=args.StandardSave(as_dict(state)), info=args.JsonSave({**info, self.score.name: score}))
+        items = args.Composite(
+            state=args.StandardSave(as_dict(state)), info=args.JsonSave({**info, self.score.name: score})
+        )
         with self.failing(step):
             self.checkpointer.save(self.folder / f"{SAVING}{step}", args=items)
         self.writing = step, self.thread.submit(self.finish, step, score)
 
     def finish(self, step: int, score: float | None) -> None:
-        """Completes a checkpoint in the background, once all processes have written their part, and removes those that it replaces."""
+        """Completes a checkpoint in the background, once all processes have written their part, and removes
+        those that it replaces.
+        """
         self.checkpointer.wait_until_finished()
         if self.group.task.rank == 0:
             part = self.folder / f"{SAVING}{step}"
@@ -108,7 +138,10 @@ class Checkpoints:
         shutil.rmtree(rest)
 
     def remove_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps, so that these can be saved again. There are none of them on the disk when this returns."""
+        """Removes the checkpoints of later steps, so that these can be saved again.
+
+        There are none of them on the disk when this returns.
+        """
 
         def remove() -> None:
             for later in later_ones:
@@ -179,7 +212,9 @@ class Checkpoints:
         """Bytes that future checkpoints need at the same time, beside the existing ones."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
         reached = -(-self.reach // self.config.every) + 1
-        at_once = max(self.config.keep, reached) + len(self.config.also) + self.config.keep_best + 1  # one is being written
+        at_once = (
+            max(self.config.keep, reached) + len(self.config.also) + self.config.keep_best + 1
+        )  # one is being written
         return size * max(1, at_once - len(self.scores))
 
     def steps(self) -> list[int]:
@@ -196,13 +231,17 @@ class Checkpoints:
         self.check_same_arrays(step, abstract)
         items = args.Composite(state=args.StandardRestore(as_dict(abstract)), info=args.JsonRestore())
         # By the handler: the checkpointer would then wait for processes that may have failed.
-        restored = self.checkpointer.handler.restore(self.ocp.path.Path(folder) if hasattr(self.ocp.path, "Path") else folder, args=items)
+        restored = self.checkpointer.handler.restore(
+            self.ocp.path.Path(folder) if hasattr(self.ocp.path, "Path") else folder, args=items
+        )
         state = TrainState(**restored["state"])
         jax.block_until_ready(state)
         return state, restored["info"]
 
     def check_same_arrays(self, step: int, abstract: TrainState) -> None:
-        """Raises UserError, naming the first difference, where the checkpoint holds other arrays than `abstract`."""
+        """Raises UserError, naming the first difference, where the checkpoint holds other arrays than
+        `abstract`.
+        """
         there = described(self.checkpointer.metadata(self.folder / str(step)).item_metadata["state"])
         if not there:
             raise FileNotFoundError(f"checkpoint {step} has no metadata")
@@ -210,15 +249,19 @@ class Checkpoints:
         for name in sorted({*there, *here}):
             if there.get(name) != here.get(name):
                 raise UserError(
-                    f"run_dir={self.run_dir}: checkpoint {step} is of another model or optimizer ({name} is {there.get(name, 'not there')}, "
+                    f"run_dir={self.run_dir}: checkpoint {step} is of another model or optimizer ({name} "
+                    f"is {there.get(name, 'not there')}, "
                     f"and this experiment's is {here.get(name, 'not there')}); choose another run_dir"
                 )
 
-    def restore_latest(self, abstract: TrainState, log: Callable[[str], None], newest: float = math.inf) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that all processes can read, of those up to the step `newest`; None where there is none.
+    def restore_latest(
+        self, abstract: TrainState, log: Callable[[str], None], newest: float = math.inf
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that all processes can read, of those up to the step `newest`; None where
+        there is none.
 
-        Those after it, which can't be read, are reported and moved to <run_dir>/damaged. Where no checkpoint can be
-        read the cause is more likely elsewhere: that is a UserError, and nothing is moved.
+        Those after it, which can't be read, are reported and moved to <run_dir>/damaged. Where no checkpoint
+        can be read the cause is more likely elsewhere: that is a UserError, and nothing is moved.
         """
         failed: dict[int, str] = {}
         for step in reversed([step for step in self.steps() if step <= newest]):
@@ -233,12 +276,15 @@ class Checkpoints:
         if failed:
             step, reason = next(iter(failed.items()))
             raise UserError(
-                f"run_dir={self.run_dir}: has {len(failed)} checkpoints and none can be read; {step}: {reason}; "
+                f"run_dir={self.run_dir}: has {len(failed)} checkpoints and none can be read; {step}: "
+                f"{reason}; "
                 "nothing was changed: mend them, or choose another run_dir"
             )
         return None
 
-    def try_restore(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+    def try_restore(
+        self, step: int, abstract: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
         """(state and info, "") as `restore` reads them; (None, the reason) for a damaged checkpoint."""
         try:
             return self.restore(step, abstract), ""
@@ -269,10 +315,14 @@ class Checkpoints:
 def is_damage(error: Exception) -> bool:
     """True if the error indicates a corrupt checkpoint, rather than lack of memory, permissions or I/O."""
     if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
+        isinstance(error, OSError)
+        and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
     ):
         return False
-    return not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory"))
+    return not any(
+        word in str(error)
+        for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
+    )
 
 
 def read_score(folder: Path, name: str) -> float | None:
@@ -293,6 +343,8 @@ def described(tree: Any) -> dict[str, str]:
     """Each array of a tree of arrays, shapes or Orbax's metadata: its path → its dtype and shape."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        name = ".".join(
+            str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+        )
         found[name] = f"{jax.numpy.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
     return found

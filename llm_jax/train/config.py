@@ -16,7 +16,9 @@ EVERYTHING = ("*",)
 
 @dataclass(frozen=True)
 class RollbackConfig:
-    """Roll-back after a loss spike: the run returns to a checkpoint from before it and skips the batches that led to it."""
+    """Roll-back after a loss spike: the run returns to a checkpoint from before it and skips the batches that
+    led to it.
+    """
 
     spike: float = 0.0
     """A loss above this multiple of the median of the last losses is a spike, e.g. 1.5; 0: no roll-backs."""
@@ -43,12 +45,20 @@ class RollbackConfig:
         """Raises UserError for a value out of range."""
         spike = self.spike
         require(
-            spike == 0 or 1 < spike < math.inf, "train.rollback.spike", spike, "above 1 (times the median loss), e.g. 1.5, or 0 for no roll-backs"
+            spike == 0 or 1 < spike < math.inf,
+            "train.rollback.spike",
+            spike,
+            "above 1 (times the median loss), e.g. 1.5, or 0 for no roll-backs",
         )
         for key in ("window", "most"):
             require(getattr(self, key) >= 1, f"train.rollback.{key}", getattr(self, key), "at least 1")
         for key in ("before", "after"):
-            require(getattr(self, key) >= 0, f"train.rollback.{key}", getattr(self, key), "a number of batches, 0 or more")
+            require(
+                getattr(self, key) >= 0,
+                f"train.rollback.{key}",
+                getattr(self, key),
+                "a number of batches, 0 or more",
+            )
 
 
 @dataclass(frozen=True)
@@ -62,13 +72,18 @@ class TrainConfig:
     sequence_length: int = 256
     """Tokens per sequence."""
     microbatches: int = 1
-    """Number of parts of a batch whose gradients are computed one after another and summed (gradient accumulation)."""
+    """Number of parts of a batch whose gradients are computed one after another and summed (gradient
+    accumulation).
+    """
     start_from: str = ""
-    """A run folder, or a Hugging Face model folder, whose (latest) weights initialise the run in place of random ones; its model must have the same
-    shapes, and its tokenizer must be used. `from=FOLDER` on a command line sets all three."""
+    """A run folder, or a Hugging Face model folder, whose (latest) weights initialise the run in place of
+    random ones; its model must have the same shapes, and its tokenizer must be used. `from=FOLDER` on a
+    command line sets all three.
+    """
     trainable: tuple[str, ...] = EVERYTHING
-    """Names of the parameters that are trained, dotted, `*` for anything, e.g. ["blocks.attention.*"]; the others keep the values that
-    the run starts with, and have no gradients, moments or checkpoints."""
+    """Names of the parameters that are trained, dotted, `*` for anything, e.g. ["blocks.attention.*"]; the
+    others keep the values that the run starts with, and have no gradients, moments or checkpoints.
+    """
     seed: int = 0
     """Seeds the weights and the order of the data."""
     ema_decay: float = 0.0
@@ -85,16 +100,37 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        for key in ("steps", "batch_size", "sequence_length", "microbatches", "stop_after_bad_steps", "log_every"):
+        for key in (
+            "steps",
+            "batch_size",
+            "sequence_length",
+            "microbatches",
+            "stop_after_bad_steps",
+            "log_every",
+        ):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        require(self.batch_size % self.microbatches == 0, "train.microbatches", self.microbatches, f"a divisor of train.batch_size={self.batch_size}")
+        require(
+            self.batch_size % self.microbatches == 0,
+            "train.microbatches",
+            self.microbatches,
+            f"a divisor of train.batch_size={self.batch_size}",
+        )
         if self.start_from == TO_BE_GIVEN:
-            raise UserError("from= is missing: this experiment continues from a trained model. Add from=RUN_OR_FOLDER")
+            raise UserError(
+                "from= is missing: this experiment continues from a trained model. Add from=RUN_OR_FOLDER"
+            )
         require(bool(self.trainable), "train.trainable", "[]", 'a list of names of parameters, ["*"] for all')
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295 (32 bits)")
-        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999")
+        require(
+            0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "from 0 (none) to below 1, e.g. 0.999"
+        )
         self.rollback.check()
-        require(0 <= self.progress_every < math.inf, "train.progress_every", self.progress_every, "0 or more seconds")
+        require(
+            0 <= self.progress_every < math.inf,
+            "train.progress_every",
+            self.progress_every,
+            "0 or more seconds",
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +149,12 @@ class EvaluateConfig:
         require(self.every >= 0, "evaluate.every", self.every, "a number of steps, or 0 for only at the end")
         for key in ("batches", "final_batches"):
             value = getattr(self, key)
-            require(value is None or value >= 1, f"evaluate.{key}", value, "at least 1, or null for all held-out documents")
+            require(
+                value is None or value >= 1,
+                f"evaluate.{key}",
+                value,
+                "at least 1, or null for all held-out documents",
+            )
 
 
 @dataclass(frozen=True)
@@ -127,13 +168,24 @@ class CheckpointConfig:
     also: tuple[int, ...] = ()
     """Steps whose checkpoints are saved and kept in any case, for other runs to start from."""
     keep_best: bool = True
-    """Whether the checkpoint with the best evaluation score is kept too; an evaluation with a new best score saves one."""
+    """Whether the checkpoint with the best evaluation score is kept too; an evaluation with a new best score
+    saves one.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        require(self.every >= 1, "checkpoint.every", self.every, "at least 1 step (a large number saves only at the end)")
-        require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, since a run resumes from the newest")
-        require(all(step >= 1 for step in self.also), "checkpoint.also", list(self.also), "steps, each at least 1")
+        require(
+            self.every >= 1,
+            "checkpoint.every",
+            self.every,
+            "at least 1 step (a large number saves only at the end)",
+        )
+        require(
+            self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, since a run resumes from the newest"
+        )
+        require(
+            all(step >= 1 for step in self.also), "checkpoint.also", list(self.also), "steps, each at least 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -152,5 +204,10 @@ class SampleConfig:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(self.tokens >= 0, "sample.tokens", self.tokens, "a number of tokens, or 0 for no samples")
-        require(0 <= self.temperature < math.inf, "sample.temperature", self.temperature, "0 (always the most likely token) or more")
+        require(
+            0 <= self.temperature < math.inf,
+            "sample.temperature",
+            self.temperature,
+            "0 (always the most likely token) or more",
+        )
         require(self.top_k >= 0, "sample.top_k", self.top_k, "a number of tokens, or 0 for all")

@@ -38,7 +38,11 @@ class HeldOut:
         self.token_bytes = pad_to(tokenizer.token_bytes.astype(np.float32), model.config.vocab or 0)
 
     def scores(
-        self, parameters: Any, limit: int | None, stopped: Callable[[], bool] = lambda: False, frozen: Frozen | None = None
+        self,
+        parameters: Any,
+        limit: int | None,
+        stopped: Callable[[], bool] = lambda: False,
+        frozen: Frozen | None = None,
     ) -> dict[str, Any] | None:
         """The objective's scores, float64 [] or [R], of at most `limit` batches.
 
@@ -50,15 +54,30 @@ class HeldOut:
                 return None
             arrays = on_devices(batch, self.objective, self.model.place)
             found = jax.device_get(self.evaluate(parameters, arrays, self.token_bytes, frozen or Frozen()))
-            sums = {name: sums.get(name, 0.0) + np.asarray(value, np.float64) for name, value in found.items()}
+            sums = {
+                name: sums.get(name, 0.0) + np.asarray(value, np.float64) for name, value in found.items()
+            }
         return self.objective.scores(sums)
 
 
 class Evaluator:
     """The evaluations of a run, or of several."""
 
-    def __init__(self, held_out: HeldOut, train: TrainConfig, config: EvaluateConfig, group: Group, frozen: Frozen | None = None):
-        self.held_out, self.train, self.config, self.group, self.frozen = held_out, train, config, group, frozen
+    def __init__(
+        self,
+        held_out: HeldOut,
+        train: TrainConfig,
+        config: EvaluateConfig,
+        group: Group,
+        frozen: Frozen | None = None,
+    ):
+        self.held_out, self.train, self.config, self.group, self.frozen = (
+            held_out,
+            train,
+            config,
+            group,
+            frozen,
+        )
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:
         """The scores of a state, or of its average where it has one; None if a signal ended it."""
@@ -69,7 +88,9 @@ class Evaluator:
             self.group.mark("evaluate", done)
             return self.group.poll() is not None
 
-        return self.held_out.scores(state.parameters if state.average is None else state.average, limit, stopped, self.frozen)
+        return self.held_out.scores(
+            state.parameters if state.average is None else state.average, limit, stopped, self.frozen
+        )
 
 
 def pad_to(values: np.ndarray, size: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Where the time of a run goes, over all its starts: how much of it was training.
 
-Every second from the start of the process on is spent on one of PARTS, so they add up to the wall time. <run_dir>/time.json has them, and
-the count of starts, at most a few seconds behind; a process that is killed takes so much of its account with it.
+Every second from the start of the process on is spent on one of PARTS, so they add up to the wall time.
+<run_dir>/time.json has them, and the count of starts, at most a few seconds behind; a process that is killed
+takes so much of its account with it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from llm_jax.core.errors import UserError
 from llm_jax.core.files import read_json, write_json
 
 PARTS = ("start", "compile", "data", "step", "evaluation", "checkpoint", "sample", "lost")
-"""start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting for steps. checkpoint: while
-training stands still for one. lost: steps, and what belongs to them, that were done again after a restart or a roll-back."""
+"""start: imports, the corpus, restoring. compile: of the train step. data: waiting for batches. step: waiting
+for steps. checkpoint: while training stands still for one. lost: steps, and what belongs to them, that were
+done again after a restart or a roll-back.
+"""
 DONE_AGAIN = ("compile", "data", "step", "evaluation")
 """Parts that count as lost when they follow the checkpoint that a restart resumes from."""
 EVERY = 5.0
@@ -37,7 +40,9 @@ class Goodput:
         """A line for the log where the times of earlier starts could not be read."""
 
     def resume(self, run_dir: Path, at_checkpoint: Mapping[str, float], writes: bool = True) -> None:
-        """Adds the times of earlier starts from the run folder. `at_checkpoint`: the `seconds` in the checkpoint that the run resumes from.
+        """Adds the times of earlier starts from the run folder.
+
+        `at_checkpoint`: the `seconds` in the checkpoint that the run resumes from.
 
         writes: whether this process writes time.json.
         """
@@ -57,7 +62,9 @@ class Goodput:
             self.write()
 
     def lose(self, at_checkpoint: Mapping[str, float], parts: Sequence[str]) -> None:
-        """Counts the time that was spent on these parts since a checkpoint with these `seconds` as lost: the work is repeated."""
+        """Counts the time that was spent on these parts since a checkpoint with these `seconds` as lost: the
+        work is repeated.
+        """
         self.spend(self.part)
         for part in parts:
             again = max(0.0, self.parts[part] - at_checkpoint.get(part, 0.0))
@@ -96,7 +103,12 @@ class Goodput:
         """For summary.json: `goodput` is the share of the wall time that was spent on steps which counted."""
         seconds = self.seconds()
         wall = sum(seconds.values())
-        return {"wall_seconds": wall, "seconds": seconds, "goodput": seconds["step"] / wall if wall else None, "starts": self.starts}
+        return {
+            "wall_seconds": wall,
+            "seconds": seconds,
+            "goodput": seconds["step"] / wall if wall else None,
+            "starts": self.starts,
+        }
 
     def write(self) -> None:
         """Writes time.json atomically."""

@@ -32,7 +32,9 @@ def only(tree: Any) -> list[Any]:
 
 @dataclass
 class Loop:
-    """Everything that the loop works with. `run` goes from the state's step to the last and returns the last state.
+    """Everything that the loop works with.
+
+    `run` goes from the state's step to the last and returns the last state.
 
     Its step may train several runs at once, in lockstep: state, metrics and scores are then of all of them.
     """
@@ -56,9 +58,12 @@ class Loop:
     """Rolls the run back after a loss spike: the state and checkpoint info to resume from."""
 
     def run(self, state: TrainState | None, first: int, evaluation_due: bool = False) -> TrainState:
-        """Trains from step `first` to `train.steps`, through roll-backs. Raises Diverged, or Stopped with the state saved.
+        """Trains from step `first` to `train.steps`, through roll-backs.
 
-        All processes do the same, and decide by what is the same on all: they poll for a signal in the same places (`Group.poll`).
+        Raises Diverged, or Stopped with the state saved.
+
+        All processes do the same, and decide by what is the same on all: they poll for a signal in the same
+        places (`Group.poll`).
 
         `evaluation_due`: whether the run was stopped before the evaluation that belongs to step `first`.
         """
@@ -69,13 +74,18 @@ class Loop:
             except Spike as raised:
                 if self.recover is None:
                     raise
-                spike = raised.with_traceback(None)  # its frames hold the state, and there may not be room for two
+                spike = raised.with_traceback(
+                    None
+                )  # its frames hold the state, and there may not be room for two
             state = None
             state, info = self.recover(spike)
             first, evaluation_due = info["step"], bool(info.get("evaluation_due"))
 
     def train_from(self, state: TrainState, first: int, evaluation_due: bool) -> TrainState:
-        """Trains from step `first` to `train.steps`. Raises Spike after a loss spike, and what `run` raises."""
+        """Trains from step `first` to `train.steps`.
+
+        Raises Spike after a loss spike, and what `run` raises.
+        """
         last = self.train.steps
         self.console.start(last, first)
         pending: tuple[int, dict[str, jax.Array], Sequence[str | None], float] | None = None
@@ -107,7 +117,8 @@ class Loop:
                 if evaluate or save or stopped:
                     self.read(*pending)
                     pending = None
-                    # In a row of bad steps nothing was learned since the last checkpoint, which is better kept.
+                    # In a row of bad steps nothing was learned since the last checkpoint, which is better
+                    # kept.
                     good = not any(run.bad_in_a_row for run in self.live())
                     self.pause(state, done, bool(evaluate), save and (good or done == last))
                     self.leave_if_stopped()
@@ -129,7 +140,9 @@ class Loop:
         """The runs that have not diverged yet."""
         return [run for run in self.runs if not run.diverged]
 
-    def read(self, done: int, metrics: dict[str, jax.Array], shas: Sequence[str | None], waited: float) -> None:
+    def read(
+        self, done: int, metrics: dict[str, jax.Array], shas: Sequence[str | None], waited: float
+    ) -> None:
         """Waits for a step's metrics, writes them, and checks them for divergence and spikes."""
         read = jax.device_get(metrics)
         self.group.arm()
@@ -149,7 +162,10 @@ class Loop:
             raise Diverged(live[-1].diverged)
 
     def pause(self, state: TrainState, done: int, evaluate: bool, save: bool) -> None:
-        """Evaluates and saves between two steps. A signal ends the evaluation early: it is then due on resuming."""
+        """Evaluates and saves between two steps.
+
+        A signal ends the evaluation early: it is then due on resuming.
+        """
         self.spend("evaluation")
         scores = None
         if evaluate and self.group.received is None:
@@ -160,9 +176,18 @@ class Loop:
                 if not run.diverged:
                     run.score(done, {name: float(value) for name, value in own.items()}, self.console.log)
         every = save or self.group.received is not None
-        wanted = [run for run in self.live() if every or (scores is not None and run.checkpoints.is_best(run.latest[self.objective.score.name]))]
-        if scores is not None and not every:  # the processes compute the same, but if they didn't, they would wait for each other for ever
-            kept = [self.runs[i] for i in self.group.exchange("kept", [self.runs.index(run) for run in wanted])[0]]
+        wanted = [
+            run
+            for run in self.live()
+            if every
+            or (scores is not None and run.checkpoints.is_best(run.latest[self.objective.score.name]))
+        ]
+        if (
+            scores is not None and not every
+        ):  # the processes compute the same, but if they didn't, they would wait for each other for ever
+            kept = [
+                self.runs[i] for i in self.group.exchange("kept", [self.runs.index(run) for run in wanted])[0]
+            ]
         else:
             kept = wanted
         if kept:
@@ -179,11 +204,18 @@ class Loop:
         """The progress line: loss, expert load, tokens/s, MFU and the time that is left."""
         runs = self.live()
         first, losses = runs[0], [run.latest["train_loss"] for run in runs]
-        parts = [f"loss {losses[0]:.4f}" if len(self.runs) == 1 else f"{len(runs)} runs, losses {min(losses):.4f} to {max(losses):.4f}"]
+        parts = [
+            f"loss {losses[0]:.4f}"
+            if len(self.runs) == 1
+            else f"{len(runs)} runs, losses {min(losses):.4f} to {max(losses):.4f}"
+        ]
         parts += [f"{name} {first.latest[name]:.4g}" for name in self.objective.shown if name in first.latest]
         if "expert_load_max" in first.latest:
             dropped = first.latest["expert_dropped"]
-            parts.append(f"load {first.latest['expert_load_max']:.2f}x" + (f", {dropped:.1%} dropped" if dropped else ""))
+            parts.append(
+                f"load {first.latest['expert_load_max']:.2f}x"
+                + (f", {dropped:.1%} dropped" if dropped else "")
+            )
         if first.clock.steps:
             seconds = first.clock.step_seconds()
             parts.append(f"{short(len(self.runs) * first.tokens_per_step / seconds)} tokens/s")

@@ -22,7 +22,9 @@ def latest_values(path: Path, step: int) -> dict[str, Any]:
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl (a line is there as soon as it is written) and to TensorBoard's event files."""
+    """Appends to metrics.jsonl (a line is there as soon as it is written) and to TensorBoard's
+    event files.
+    """
 
     def __init__(self, run_dir: Path):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -38,8 +40,14 @@ class MetricsWriter:
 
         self.jsonl.write(json.dumps({k: finite(v) for k, v in values.items()}, allow_nan=False) + "\n")
         self.jsonl.flush()
-        scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items() if key != "step" and isinstance(value, (int, float))]
-        self.events.add_event(Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars)))
+        scalars = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in values.items()
+            if key != "step" and isinstance(value, (int, float))
+        ]
+        self.events.add_event(
+            Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars))
+        )
 
     def close(self) -> None:
         self.jsonl.close()
@@ -57,7 +65,12 @@ def draw_loss_curve(run_dir: Path, title: str) -> Path:
     axes = figure.subplots()
     axes.plot(list(train), list(train.values()), linewidth=0.8, color="#9bb7d4", label="training, each step")
     if len(train) >= 20:
-        axes.plot(list(train), smooth(list(train.values()), len(train) // 50 + 1), color="#1f4e79", label="training, smoothed")
+        axes.plot(
+            list(train),
+            smooth(list(train.values()), len(train) // 50 + 1),
+            color="#1f4e79",
+            label="training, smoothed",
+        )
     axes.plot(list(held_out), list(held_out.values()), "o-", color="#c0504d", markersize=4, label="held out")
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))

@@ -1,11 +1,12 @@
 """Optimizers and learning-rate schedules, from Optax.
 
-An optimizer is built with a learning rate of one; the train step multiplies its updates by the schedule at the
-step's own number. So a skipped step does not shift the schedule, and decay is multiplied by the learning rate
-for every optimizer alike. An experiment file adds one with `@register("name")`.
+An optimizer is built with a learning rate of one; the train step multiplies its updates by the schedule at
+the step's own number. So a skipped step does not shift the schedule, and decay is multiplied by the learning
+rate for every optimizer alike. An experiment file adds one with `@register("name")`.
 
-A parametrisation (`model/parametrization.py`) gives each weight its own multiple of the learning rate, and of Adam's epsilon.
-Optimizers registered with `rates=True` heed them; the others run in the standard parametrisation only.
+A parametrisation (`model/parametrization.py`) gives each weight its own multiple of the learning rate, and of
+Adam's epsilon. Optimizers registered with `rates=True` heed them; the others run in the standard
+parametrisation only.
 """
 
 from __future__ import annotations
@@ -71,30 +72,49 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: off."""
     matrix_learning_rate: float | None = None
-    """name=muon: the peak for the matrices that Muon updates. None: `learning_rate` for all, with updates scaled
-    to the size of Adam's (consistent RMS 0.2, Liu et al. 2025)."""
+    """name=muon: the peak for the matrices that Muon updates.
+
+    None: `learning_rate` for all, with updates scaled to the size of Adam's (consistent RMS 0.2, Liu et al.
+    2025).
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range, or an optimizer that nobody registered."""
         if self.name not in BUILDERS:
-            raise UserError(f"optimizer.name={self.name}: no such optimizer; {nearest(self.name, BUILDERS)} (an experiment file can register one)")
+            raise UserError(
+                f"optimizer.name={self.name}: no such optimizer; {nearest(self.name, BUILDERS)} (an "
+                "experiment file can register one)"
+            )
         positive = "above 0, e.g. {}".format
-        require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, positive("1e-3"))
+        require(
+            0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, positive("1e-3")
+        )
         require(0 < self.epsilon < math.inf, "optimizer.epsilon", self.epsilon, positive("1e-8"))
         if self.matrix_learning_rate is not None:
-            require(0 < self.matrix_learning_rate < math.inf, "optimizer.matrix_learning_rate", self.matrix_learning_rate, positive("0.02"))
+            require(
+                0 < self.matrix_learning_rate < math.inf,
+                "optimizer.matrix_learning_rate",
+                self.matrix_learning_rate,
+                positive("0.02"),
+            )
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more steps")
         for key in ("beta1", "beta2", "momentum"):
-            require(0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "at least 0 and below 1")
+            require(
+                0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "at least 0 and below 1"
+            )
         for key in ("decay_fraction", "final_fraction"):
             require(0 <= getattr(self, key) <= 1, f"optimizer.{key}", getattr(self, key), "from 0 to 1")
         for key in ("weight_decay", "clip_norm"):
-            require(0 <= getattr(self, key) < math.inf, f"optimizer.{key}", getattr(self, key), "0 (off) or more")
+            require(
+                0 <= getattr(self, key) < math.inf, f"optimizer.{key}", getattr(self, key), "0 (off) or more"
+            )
 
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """The facts about a parameter that an optimizer may use: the names of its dims (without the stacked `layers`), and its own multipliers."""
+    """The facts about a parameter that an optimizer may use: the names of its dims (without the stacked
+    `layers`), and its own multipliers.
+    """
 
     dims: Dims
     stacked: bool
@@ -118,7 +138,8 @@ WITH_RATES: set[str] = set()
 
 
 def register(name: str, rates: bool = False) -> Callable[[Builder], Builder]:
-    """Adds an optimizer: a function of (config, tree of ParameterInfo) to a transformation with learning rate one.
+    """Adds an optimizer: a function of (config, tree of ParameterInfo) to a transformation with learning rate
+    one.
 
     rates: whether it heeds the multipliers in ParameterInfo, as `rescaled` does.
     """
@@ -134,8 +155,8 @@ def register(name: str, rates: bool = False) -> Callable[[Builder], Builder]:
 def make_optimizer(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
     """The transformation of gradients into updates for a learning rate of one.
 
-    `info` is a tree of ParameterInfo with the structure of the parameters. Clipping is not in it: the train step
-    clips, since it has the norm anyway.
+    `info` is a tree of ParameterInfo with the structure of the parameters. Clipping is not in it: the train
+    step clips, since it has the norm anyway.
     """
     return BUILDERS[config.name](config, info)
 
@@ -144,7 +165,8 @@ def check_parametrization(config: OptimizerConfig, model: ModelConfig) -> None:
     """Raises UserError for a parametrisation of the model that the optimizer would not heed."""
     if model.parametrization != "standard" and config.name not in WITH_RATES:
         raise UserError(
-            f"optimizer.name={config.name}: has one learning rate for all weights, and model.parametrization={model.parametrization} wants "
+            f"optimizer.name={config.name}: has one learning rate for all weights, and "
+            f"model.parametrization={model.parametrization} wants "
             f"one for each; use {' or '.join(sorted(WITH_RATES))}, or model.parametrization=standard"
         )
 
@@ -152,9 +174,12 @@ def check_parametrization(config: OptimizerConfig, model: ModelConfig) -> None:
 def rescaled(transformation: optax.GradientTransformation, info: Any) -> optax.GradientTransformation:
     """Adam's or Lion's updates, each weight's with its own multiples of the learning rate and of epsilon.
 
-    An epsilon n times as large is a gradient divided by n, as m / (sqrt(v) + n epsilon) = (m / n) / (sqrt(v) / n + epsilon).
+    An epsilon n times as large is a gradient divided by n, as m / (sqrt(v) + n epsilon) = (m / n) / (sqrt(v)
+    / n + epsilon).
     """
-    epsilons, rates = (jax.tree.map(lambda i, of=of: getattr(i.multipliers, of), info) for of in ("epsilon", "rate"))
+    epsilons, rates = (
+        jax.tree.map(lambda i, of=of: getattr(i.multipliers, of), info) for of in ("epsilon", "rate")
+    )
 
     def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
         gradients = jax.tree.map(lambda g, n: times(g, 1 / n), gradients, epsilons)
@@ -164,9 +189,12 @@ def rescaled(transformation: optax.GradientTransformation, info: Any) -> optax.G
     return optax.GradientTransformation(transformation.init, update)
 
 
-def with_decay(config: OptimizerConfig, info: Any, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Updates against the gradient, rescaled, with decoupled decay: that is of the learning rate as it is, whatever a weight's own multiple
-    (see `parametrization`)."""
+def with_decay(
+    config: OptimizerConfig, info: Any, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Updates against the gradient, rescaled, with decoupled decay: that is of the learning rate as it is,
+    whatever a weight's own multiple (see `parametrization`).
+    """
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays(config, info))
     return optax.chain(rescaled(transformation, info), decay, optax.scale_by_learning_rate(1.0))
 
@@ -200,14 +228,22 @@ def lion(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
 
 @register("muon")
 def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices of the blocks; AdamW, with Optax's Nesterov momentum, on everything else."""
+    """Muon (Jordan et al. 2024) on the matrices of the blocks; AdamW, with Optax's Nesterov momentum, on
+    everything else.
+    """
 
     def sides(i: ParameterInfo) -> MuonDimensionNumbers | None:
         if not i.is_matrix:
             return None
         stacked = int(i.stacked)
-        first, end, cut = stacked + (i.dims[0] == "experts"), stacked + len(i.dims), stacked + MATRIX_SIDES[i.dims]
-        return MuonDimensionNumbers(reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end)))
+        first, end, cut = (
+            stacked + (i.dims[0] == "experts"),
+            stacked + len(i.dims),
+            stacked + MATRIX_SIDES[i.dims],
+        )
+        return MuonDimensionNumbers(
+            reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end))
+        )
 
     ratio = 1.0 if config.matrix_learning_rate is None else config.matrix_learning_rate / config.learning_rate
     updates = muon(
@@ -230,7 +266,11 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
 
 def decay_begins(config: OptimizerConfig, steps: int) -> int:
     """How many steps are done when the decay begins (with schedule=constant: would begin)."""
-    return max(config.warmup_steps, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else config.warmup_steps
+    return (
+        max(config.warmup_steps, round(steps * (1 - config.decay_fraction)))
+        if config.schedule == "wsd"
+        else config.warmup_steps
+    )
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:

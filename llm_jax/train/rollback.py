@@ -6,7 +6,7 @@ it leaves a run that comes to the same spike again, or one that has been rolled 
   1. the newest checkpoint is restored that has not seen a batch which is to be skipped;
   2. those that have are removed, and that is on the disk;
   3. the roll-back is recorded, and that is on the disk; then training resumes.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -57,15 +57,24 @@ class Rollbacks:
         self.list = [Rollback(**line) for line in broadcast_from_first(group, "roll-backs", self.read)]
 
     def read(self) -> list[dict[str, Any]]:
-        """The lines of the file. A last one without its end is of a roll-back that was not finished, and is removed."""
+        """The lines of the file.
+
+        A last one without its end is of a roll-back that was not finished, and is removed.
+        """
         drop_torn_line(self.path)
         try:
             return read_json_lines(self.path, strict=True)
         except ValueError as error:
-            raise UserError(f"{self.path}: is damaged ({error}), so the batches that this run skips are unknown. Choose another run_dir") from error
+            raise UserError(
+                f"{self.path}: is damaged ({error}), so the batches that this run skips are unknown. "
+                "Choose another run_dir"
+            ) from error
 
     def batch(self, step: int) -> int:
-        """The batch of a step; both from 0. Each roll-back took batches out of the order that those before it had left."""
+        """The batch of a step; both from 0.
+
+        Each roll-back took batches out of the order that those before it had left.
+        """
         for rollback in reversed(self.list):
             if step >= rollback.kept_steps:
                 step += len(rollback.batches)
@@ -94,12 +103,16 @@ class Spike(Exception):
     """A loss far above the losses before it; the run resumes after a roll-back."""
 
     def __init__(self, step: int, loss: float, median: float):
-        super().__init__(f"step {step}: loss {loss:.4f} is {loss / median:.2f} times the median before it ({median:.4f})")
+        super().__init__(
+            f"step {step}: loss {loss:.4f} is {loss / median:.2f} times the median before it ({median:.4f})"
+        )
         self.step, self.loss, self.median = step, loss, median
 
 
 class SpikeWatch:
-    """Keeps the last losses and detects a spike: a function of the run's losses alone, equal on all processes."""
+    """Keeps the last losses and detects a spike: a function of the run's losses alone, equal on all
+    processes.
+    """
 
     def __init__(self, config: RollbackConfig, losses: Iterable[float] = ()):
         """losses: of the steps before, oldest first, as `losses` of another one had them."""

@@ -1,4 +1,6 @@
-"""The state of one run on the host: its newest metrics, its checkpoints, its losses, and whether it diverged."""
+"""The state of one run on the host: its newest metrics, its checkpoints, its losses, and whether
+it diverged.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from llm_jax.train.metrics import MetricsWriter, latest_values
 from llm_jax.train.rollback import Rollback, Rollbacks, Spike, SpikeWatch
 from llm_jax.train.state import TrainState
 
-CALMER = "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, in another run_dir"
+CALMER = (
+    "try a smaller optimizer.learning_rate, more optimizer.warmup_steps or a smaller optimizer.clip_norm, "
+    "in another run_dir"
+)
 
 
 @dataclass
@@ -52,7 +57,9 @@ class RunState:
     goodput: Goodput
     rollbacks: Rollbacks
     info: dict[str, Any]
-    """Entries of every checkpoint's info, beside the train state: what identifies the corpus and the frozen models."""
+    """Entries of every checkpoint's info, beside the train state: what identifies the corpus and the frozen
+    models.
+    """
     corpus: Corpus
     examples: Examples
     objective: Objective
@@ -71,22 +78,38 @@ class RunState:
     def begin(self, info: Mapping[str, Any]) -> None:
         """Resumes from a checkpoint with this `info`, or starts (step 0)."""
         first = int(info["step"])
-        self.latest = (latest_values(self.checkpoints.run_dir / "metrics.jsonl", first) if first and self.writer else {}) | {"step": first}
+        self.latest = (
+            latest_values(self.checkpoints.run_dir / "metrics.jsonl", first) if first and self.writer else {}
+        ) | {"step": first}
         self.bad_in_a_row = 0
         self.watch = SpikeWatch(self.train.rollback, info.get("losses", ()))
 
     def go_back(self, info: Mapping[str, Any], since: int) -> None:
-        """Resumes before the step `since`, counts the time of the steps in between as lost, and records that in metrics.jsonl."""
+        """Resumes before the step `since`, counts the time of the steps in between as lost, and records that
+        in metrics.jsonl.
+        """
         self.goodput.lose(info.get("seconds", {}), ("data", "step", "evaluation"))
         self.begin(info)
         if self.writer:
             first, count = int(info["step"]), len(self.rollbacks.list)
-            self.writer.write({"step": first, "rolled_back_from": since, "rollbacks": count, "batches_skipped": self.rollbacks.skipped})
+            self.writer.write(
+                {
+                    "step": first,
+                    "rolled_back_from": since,
+                    "rollbacks": count,
+                    "batches_skipped": self.rollbacks.skipped,
+                }
+            )
 
     def roll_back(
-        self, spike: Spike, restore: Callable[[int], tuple[TrainState, dict[str, Any]]], log: Callable[[str], None]
+        self,
+        spike: Spike,
+        restore: Callable[[int], tuple[TrainState, dict[str, Any]]],
+        log: Callable[[str], None],
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Rolls the run back to a checkpoint from before a loss spike: the state and info to resume from. All processes call it.
+        """Rolls the run back to a checkpoint from before a loss spike: the state and info to resume from.
+
+        All processes call it.
 
         restore: reads the newest checkpoint up to a step, or makes the initial state.
         """
@@ -99,13 +122,20 @@ class RunState:
         state, info = restore(kept)
         self.checkpoints.remove_after(kept)
         hashed = self.train.batch_sha
-        shas = broadcast_from_first(group, "skipped", lambda: [self.sha_of(batch) for batch in batches] if hashed else [])
+        shas = broadcast_from_first(
+            group, "skipped", lambda: [self.sha_of(batch) for batch in batches] if hashed else []
+        )
         self.rollbacks.add(Rollback(spike.step, spike.loss, spike.median, info["step"], kept, batches, shas))
         self.go_back(info, spike.step)
-        named = [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)] if shas else [str(batch) for batch in batches]
+        named = (
+            [f"{batch} ({sha[:12]})" for batch, sha in zip(batches, shas, strict=True)]
+            if shas
+            else [str(batch) for batch in batches]
+        )
         shown = named if len(named) <= 3 else [named[0], "...", named[-1]]
         log(
-            f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step {kept + 1} on {len(batches)} batches "
+            f"{spike}, with batch {named[spike.step - 1 - kept]}: back to step {info['step']}; from step "
+            f"{kept + 1} on {len(batches)} batches "
             f"are skipped: {', '.join(shown)} (roll-back {len(self.rollbacks.list)} of at most {config.most})"
         )
         return state, info
@@ -118,8 +148,20 @@ class RunState:
     def tokens_per_step(self) -> int:
         return self.objective.tokens_per_step(self.train.batch_size, self.train.sequence_length)
 
-    def add(self, done: int, metrics: dict[str, Any], *, seconds: float, fresh: bool, waited: float, sha: str | None) -> None:
-        """Writes a step's metrics. `fresh`: whether the seconds hold more than the step itself (compiling, an evaluation)."""
+    def add(
+        self,
+        done: int,
+        metrics: dict[str, Any],
+        *,
+        seconds: float,
+        fresh: bool,
+        waited: float,
+        sha: str | None,
+    ) -> None:
+        """Writes a step's metrics.
+
+        `fresh`: whether the seconds hold more than the step itself (compiling, an evaluation).
+        """
         values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
         if fresh:
             self.clock.first_step_seconds = self.clock.first_step_seconds or seconds
@@ -128,7 +170,12 @@ class RunState:
         for name in ("bad_steps", "bad_in_a_row"):
             values[name] = int(values[name])
         self.bad_in_a_row = values.pop("bad_in_a_row")
-        values |= {"tokens": done * self.tokens_per_step, "epoch": self.corpus.epoch(done - 1), "step_seconds": seconds, "data_seconds": waited}
+        values |= {
+            "tokens": done * self.tokens_per_step,
+            "epoch": self.corpus.epoch(done - 1),
+            "step_seconds": seconds,
+            "data_seconds": waited,
+        }
         if not fresh:
             values["tokens_per_second"] = self.tokens_per_step / seconds
             values["mfu"] = self.mfu(seconds)
@@ -147,7 +194,10 @@ class RunState:
         """
         if self.bad_in_a_row:
             loss, norm = self.latest["train_loss"], self.latest["gradient_norm"]
-            log(f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped ({self.bad_in_a_row} in a row)")
+            log(
+                f"{self.label}step {done}: loss {loss}, gradient norm {norm}: update skipped "
+                f"({self.bad_in_a_row} in a row)"
+            )
         if self.bad_in_a_row >= self.train.stop_after_bad_steps:
             self.checkpoints.wait()
             self.diverged = (
@@ -158,7 +208,10 @@ class RunState:
             if len(self.rollbacks.list) < self.train.rollback.most:
                 raise spike
             self.checkpoints.wait()
-            self.diverged = f"{spike}, after as many roll-backs as train.rollback.most={self.train.rollback.most} allows; {CALMER}"
+            self.diverged = (
+                f"{spike}, after as many roll-backs as train.rollback.most={self.train.rollback.most} "
+                f"allows; {CALMER}"
+            )
 
     def score(self, done: int, scores: dict[str, float], log: Callable[[str], None]) -> None:
         """Writes and logs the scores of an evaluation."""
@@ -175,7 +228,9 @@ class RunState:
         self.goodput.write()
 
     def mfu(self, seconds: float) -> float | None:
-        """Model FLOPs utilisation (Chowdhery et al. 2022) of a step that took these seconds; None where the peak is unknown."""
+        """Model FLOPs utilisation (Chowdhery et al. 2022) of a step that took these seconds; None where the
+        peak is unknown.
+        """
         return self.flops_per_step / seconds / self.peak_flops if self.peak_flops else None
 
 

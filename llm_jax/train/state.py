@@ -31,7 +31,10 @@ from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimiz
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """All that changes from step to step, and all that a checkpoint holds. Parameters that aren't trained are not in it."""
+    """All that changes from step to step, and all that a checkpoint holds.
+
+    Parameters that aren't trained are not in it.
+    """
 
     step: jax.Array
     """Steps done, int32 []."""
@@ -40,7 +43,9 @@ class TrainState:
     moments: Any
     """The optimizer's state, float32 for any parameter dtype."""
     average: Any
-    """Exponential moving average of the parameters, in float32 (in bfloat16 it would stand still), or None."""
+    """Exponential moving average of the parameters, in float32 (in bfloat16 it would stand
+    still), or None.
+    """
     bad_steps: jax.Array
     """Updates skipped so far because loss or gradient was not finite, int32 []."""
     bad_in_a_row: jax.Array
@@ -50,23 +55,30 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """What a step reads and never changes: no gradients, master parameters, moments or checkpoints of it exist."""
+    """What a step reads and never changes: no gradients, master parameters, moments or checkpoints of it
+    exist.
+    """
 
     rest: Any = dataclasses.field(default_factory=dict)
-    """The policy's parameters that aren't trained: nested dicts of arrays, stored as the layout says; {} where all are trained."""
+    """The policy's parameters that aren't trained: nested dicts of arrays, stored as the layout says; {}
+    where all are trained.
+    """
     models: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The parameters of each model beside the policy, by role (`Objective.frozen`)."""
 
 
 class TrainModel:
-    """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made of.
+    """The model's graph, the placement of its weights and its optimizer: what the jitted functions are made
+    of.
 
-    Trees of parameters are nested dicts. `abstract`, `dims` and `info` are of the whole model; `trainable` selects the part of such a
-    tree that is trained.
+    Trees of parameters are nested dicts. `abstract`, `dims` and `info` are of the whole model; `trainable`
+    selects the part of such a tree that is trained.
     """
 
     numbers: Mapping[str, jax.Array] = MappingProxyType({})
-    """Values of the optimizer's configuration, by key, that are arrays of the traced program and not its constants."""
+    """Values of the optimizer's configuration, by key, that are arrays of the traced program and not its
+    constants.
+    """
 
     def __init__(
         self,
@@ -92,7 +104,9 @@ class TrainModel:
         self.optimizer = optimizer
         self.names = frozenset(flat(self.abstract))
         """The dotted names of all parameters."""
-        self.trained = self.names if tuple(trainable) == EVERYTHING else trained_names(sorted(self.names), trainable)
+        self.trained = (
+            self.names if tuple(trainable) == EVERYTHING else trained_names(sorted(self.names), trainable)
+        )
         """The names of those that are trained."""
 
     def trainable(self, tree: Any) -> Any:
@@ -108,14 +122,18 @@ class TrainModel:
         return join(parameters, rest) if rest else parameters
 
     def model(self, parameters: Any, masters: Any = None, rest: Any = None) -> Transformer:
-        """The model with these parameters. With `masters` it is these that get the gradients (see `master_params`).
+        """The model with these parameters.
+
+        With `masters` it is these that get the gradients (see `master_params`).
 
         rest: the parameters that `parameters` lacks, as in `Frozen`.
         """
         values = parameters
         if masters is not None:
             values = jax.tree.map(
-                lambda master, stored: master if jax.typeof(master) == jax.typeof(stored) else ShardedParam(master, stored),
+                lambda master, stored: (
+                    master if jax.typeof(master) == jax.typeof(stored) else ShardedParam(master, stored)
+                ),
                 masters,
                 parameters,
             )
@@ -123,12 +141,16 @@ class TrainModel:
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
 
     def master_params(self, parameters: Any) -> Any:
-        """The trained parameters in float32 where their gradients, moments and updates are: the table `optimizer`."""
+        """The trained parameters in float32 where their gradients, moments and updates are: the table
+        `optimizer`.
+        """
         return in_float32(self.reshard_to(parameters, "optimizer"))
 
     def shardings(self, table: Table) -> Any:
         """Where each parameter of the whole model lives according to one of the layout's tables."""
-        return jax.tree.map(lambda leaf, w: self.place.sharding(leaf.value, table, w.shape), self.dims, self.abstract)
+        return jax.tree.map(
+            lambda leaf, w: self.place.sharding(leaf.value, table, w.shape), self.dims, self.abstract
+        )
 
     def reshard_to(self, parameters: Any, table: Table) -> Any:
         """Arrays shaped like the parameters, or like those that are trained, moved to where a table says."""
@@ -151,7 +173,9 @@ class TrainModel:
             return update(dict(self.numbers), grads, moments, masters)
         at_home = jax.tree.map(lambda s: s.spec, self.trainable(self.shardings("optimizer")))
         moment_specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, moments)
-        anywhere = jax.sharding.auto_axes(update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs))
+        anywhere = jax.sharding.auto_axes(
+            update, axes=self.place.mesh.axis_names, out_sharding=(at_home, moment_specs)
+        )
         return anywhere(dict(self.numbers), grads, moments, masters)
 
     def with_numbers(self, numbers: Mapping[str, jax.Array]) -> TrainModel:
@@ -161,7 +185,9 @@ class TrainModel:
         return copied
 
     def balanced(self, updates: Any, load_LE: jax.Array) -> Any:
-        """The updates, with those of the routers' biases replaced as the experts' loads require: the optimizer does not train them."""
+        """The updates, with those of the routers' biases replaced as the experts' loads require: the
+        optimizer does not train them.
+        """
         moe = self.config.moe
         if not (moe.experts and moe.bias) or "blocks.mlp.bias" not in self.trained:
             return updates
@@ -174,7 +200,9 @@ class TrainModel:
 
     def init_parameters(self, seed: jax.Array) -> Any:
         """The whole model's initial parameters, where the layout stores them. To be jitted."""
-        _, weights = nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place))
+        _, weights = nnx.split(
+            Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place)
+        )
         return self.reshard_to(pure(weights), "stored")
 
     def init_with(self, parameters: Any) -> TrainState:
@@ -183,7 +211,9 @@ class TrainModel:
         return TrainState(
             step=zero,
             parameters=parameters,
-            moments=make_optimizer(self.optimizer, self.trainable(self.info)).init(self.master_params(parameters)),
+            moments=make_optimizer(self.optimizer, self.trainable(self.info)).init(
+                self.master_params(parameters)
+            ),
             average=in_float32(jax.tree.map(jnp.copy, parameters)) if self.ema_decay else None,
             bad_steps=zero,
             bad_in_a_row=zero,
@@ -212,17 +242,27 @@ class TrainModel:
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""
         with jax.set_mesh(self.place.mesh):
-            shapes = jax.eval_shape(self.init, jax.ShapeDtypeStruct((), jnp.uint32))  # the devices may be absent
+            shapes = jax.eval_shape(
+                self.init, jax.ShapeDtypeStruct((), jnp.uint32)
+            )  # the devices may be absent
         return jax.tree.map(self.on_mesh, shapes)
 
     def abstract_parameters(self) -> Any:
         """The shapes, dtypes and shardings of the whole model's parameters, as the layout stores them."""
-        return jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), self.abstract, self.shardings("stored"))
+        return jax.tree.map(
+            lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s),
+            self.abstract,
+            self.shardings("stored"),
+        )
 
     def on_mesh(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """A traced shape with its sharding on the concrete mesh; counters, which are on none, are on every device."""
+        """A traced shape with its sharding on the concrete mesh; counters, which are on none, are on every
+        device.
+        """
         spec = x.sharding.spec if x.sharding else jax.sharding.PartitionSpec()
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(self.place.mesh, spec))
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.NamedSharding(self.place.mesh, spec)
+        )
 
     def parameter_count(self) -> int:
         """Numbers in all weights, trained or not."""
@@ -233,8 +273,12 @@ def trained_names(names: Sequence[str], patterns: Sequence[str]) -> frozenset[st
     """The names that match any of the patterns. Raises UserError for a pattern that matches none."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise UserError(f"train.trainable={pattern}: no parameter has this name; {nearest(pattern, names)}")
-    return frozenset(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+            raise UserError(
+                f"train.trainable={pattern}: no parameter has this name; {nearest(pattern, names)}"
+            )
+    return frozenset(
+        name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
 
 
 def pick(tree: Any, names: Collection[str], prefix: str = "") -> Any:
@@ -252,7 +296,9 @@ def pick(tree: Any, names: Collection[str], prefix: str = "") -> Any:
 def join(one: Any, other: Any) -> Any:
     """Two nested dicts without a common leaf as one, keys sorted as JAX sorts them."""
     both = {**one, **other}
-    return {key: join(one[key], other[key]) if key in one and key in other else both[key] for key in sorted(both)}
+    return {
+        key: join(one[key], other[key]) if key in one and key in other else both[key] for key in sorted(both)
+    }
 
 
 @dataclasses.dataclass(frozen=True)

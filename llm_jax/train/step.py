@@ -21,13 +21,17 @@ NO_MODELS: Models = MappingProxyType({})
 
 
 def make_step(
-    model: TrainModel, objective: Objective, schedule: Callable[[jax.Array], jax.Array], clip_norm: float, frozen_models: Models = NO_MODELS
+    model: TrainModel,
+    objective: Objective,
+    schedule: Callable[[jax.Array], jax.Array],
+    clip_norm: float,
+    frozen_models: Models = NO_MODELS,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """step(state, batch, frozen) -> (state, metrics), to be jitted with the state donated.
 
-    Each array of the batch has a leading dim of microbatches, [A, B / A, ...]: their gradients are summed in a scan. Losses are sums and
-    are divided by the sum of all weights, so the mean is the same however the batch is cut. frozen: a `Frozen` with the parameters of
-    `frozen_models`; nothing in it is differentiated.
+    Each array of the batch has a leading dim of microbatches, [A, B / A, ...]: their gradients are summed in
+    a scan. Losses are sums and are divided by the sum of all weights, so the mean is the same however the
+    batch is cut. frozen: a `Frozen` with the parameters of `frozen_models`; nothing in it is differentiated.
     """
 
     def loss_sum(masters: Any, parameters: Any, frozen: Frozen, microbatch: Any):
@@ -42,7 +46,9 @@ def make_step(
         return total, (loss.weight, metrics, loads)
 
     def gradients(masters: Any, parameters: Any, frozen: Frozen, batch: Any):
-        """Sums over the microbatches: ((loss, weight, metrics, expert loads), gradients in float32 where the moments are)."""
+        """Sums over the microbatches: ((loss, weight, metrics, expert loads), gradients in float32 where the
+        moments are).
+        """
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
 
         def of(microbatch: Any):
@@ -53,7 +59,9 @@ def make_step(
         if jax.tree.leaves(batch)[0].shape[0] == 1:
             return first
         rest = jax.tree.map(lambda x: x[1:], batch)
-        return jax.lax.scan(lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest)[0]
+        return jax.lax.scan(
+            lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest
+        )[0]
 
     def step(state: TrainState, batch: Any, frozen: Frozen | None = None) -> tuple[TrainState, Metrics]:
         masters = model.master_params(state.parameters)
@@ -69,7 +77,9 @@ def make_step(
         update_norm = optax.tree.norm(updates)
         if loads:
             updates = model.balanced(updates, loads["expert_load"])
-        updated = jax.tree.map(lambda master, u, p: (master + u).astype(p.dtype), masters, updates, state.parameters)
+        updated = jax.tree.map(
+            lambda master, u, p: (master + u).astype(p.dtype), masters, updates, state.parameters
+        )
 
         good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         bad = 1 - good.astype(jnp.int32)
@@ -78,7 +88,11 @@ def make_step(
         average = state.average
         if average is not None:
             decay = model.ema_decay
-            average = jax.tree.map(lambda a, p: jnp.where(good, decay * a + (1 - decay) * p, a).astype(a.dtype), average, parameters)
+            average = jax.tree.map(
+                lambda a, p: jnp.where(good, decay * a + (1 - decay) * p, a).astype(a.dtype),
+                average,
+                parameters,
+            )
         new = TrainState(
             step=state.step + 1,
             parameters=parameters,
@@ -89,7 +103,10 @@ def make_step(
         )
         metrics = {
             "train_loss": total * mean,
-            **{name: value * mean if own is None else value / jnp.where(own > 0, own, 1.0) for name, (value, own) in sums.items()},
+            **{
+                name: value * mean if own is None else value / jnp.where(own > 0, own, 1.0)
+                for name, (value, own) in sums.items()
+            },
             **(router.load_metrics(loads) if loads else {}),
             "gradient_norm": norm,
             "update_norm": update_norm,
@@ -103,10 +120,14 @@ def make_step(
     return step
 
 
-def make_evaluation(model: TrainModel, objective: Objective, frozen_models: Models = NO_MODELS) -> Callable[..., Metrics]:
+def make_evaluation(
+    model: TrainModel, objective: Objective, frozen_models: Models = NO_MODELS
+) -> Callable[..., Metrics]:
     """evaluate(parameters, batch, token_bytes, frozen) -> the sums of `Objective.evaluate`, to be jitted."""
 
-    def evaluate(parameters: Any, batch: Any, token_bytes: jax.Array, frozen: Frozen | None = None) -> Metrics:
+    def evaluate(
+        parameters: Any, batch: Any, token_bytes: jax.Array, frozen: Frozen | None = None
+    ) -> Metrics:
         frozen = frozen or Frozen()
         policy = model.model(parameters, rest=frozen.rest)
         return dict(objective.evaluate(policy, frozen_policies(frozen_models, frozen), batch, token_bytes))

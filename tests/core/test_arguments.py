@@ -79,12 +79,38 @@ def test_defaults():
 
 def test_every_kind_of_argument():
     made = read(
-        "tokens=5e9", "stop=b", "mfu=0.5", "data.source=b=c", "stop=a,b", "layers=0,5", "--dry-run", "data.x=1", "layout=fsdp", "mesh.data=-1"
+        "tokens=5e9",
+        "stop=b",
+        "mfu=0.5",
+        "data.source=b=c",
+        "stop=a,b",
+        "layers=0,5",
+        "--dry-run",
+        "data.x=1",
+        "layout=fsdp",
+        "mesh.data=-1",
     )
-    assert (made.tokens, made.mfu, made.stop, made.layers, made.dry_run) == (5_000_000_000, 0.5, ("b", "a,b"), (0, 5), True)
+    assert (made.tokens, made.mfu, made.stop, made.layers, made.dry_run) == (
+        5_000_000_000,
+        0.5,
+        ("b", "a,b"),
+        (0, 5),
+        True,
+    )
     assert made.data == (("data.source", "b=c"), ("data.x", "1"))
     assert made.place == Place(layout="fsdp", mesh={"data": -1})
-    assert [name for name, _ in made.given] == ["out", "tokens", "stop", "mfu", "data.source", "stop", "layers", "data.x", "layout", "mesh.data"]
+    assert [name for name, _ in made.given] == [
+        "out",
+        "tokens",
+        "stop",
+        "mfu",
+        "data.source",
+        "stop",
+        "layers",
+        "data.x",
+        "layout",
+        "mesh.data",
+    ]
 
 
 MISTAKES = {

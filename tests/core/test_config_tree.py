@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
-from llm_jax.core.config_tree import CLASS_OF, WrongType, coerce, from_tree, read_yaml_text, typed, with_values, write_yaml_text
+from llm_jax.core.config_tree import (
+    CLASS_OF,
+    WrongType,
+    coerce,
+    from_tree,
+    read_yaml_text,
+    typed,
+    with_values,
+    write_yaml_text,
+)
 from llm_jax.core.errors import UserError
 
 
@@ -55,8 +64,20 @@ def test_value_of_another_type(value, kind, says):
 
 
 def test_yaml_scalars_stay_text():
-    tree = read_yaml_text("a: 1e-3\nb: 010\nc: 24:00:00\nd: no\ne: null\nf:\ng: 'null'\nh: [1, x]\ni: 2026-01-01\n")
-    assert tree == {"a": "1e-3", "b": "010", "c": "24:00:00", "d": "no", "e": None, "f": None, "g": "null", "h": ["1", "x"], "i": "2026-01-01"}
+    tree = read_yaml_text(
+        "a: 1e-3\nb: 010\nc: 24:00:00\nd: no\ne: null\nf:\ng: 'null'\nh: [1, x]\ni: 2026-01-01\n"
+    )
+    assert tree == {
+        "a": "1e-3",
+        "b": "010",
+        "c": "24:00:00",
+        "d": "no",
+        "e": None,
+        "f": None,
+        "g": "null",
+        "h": ["1", "x"],
+        "i": "2026-01-01",
+    }
 
 
 def test_yaml_key_twice():

@@ -13,7 +13,21 @@ import pytest
 from llm_jax.data import Corpus, DataConfig, TokenizerConfig, prepare
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["the", "model", "reads\ta", "row", "of", "tokens", "and", "counts", "42", "naïve", "日本", "ends.\n", "def f(x):\n    return x\n"]
+WORDS = [
+    "the",
+    "model",
+    "reads\ta",
+    "row",
+    "of",
+    "tokens",
+    "and",
+    "counts",
+    "42",
+    "naïve",
+    "日本",
+    "ends.\n",
+    "def f(x):\n    return x\n",
+]
 
 
 @pytest.fixture(scope="session")

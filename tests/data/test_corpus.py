@@ -55,7 +55,8 @@ def test_batches_are_the_same_in_another_process(corpus, small, cache):
         "import sys; from llm_jax.data import *\n"
         "c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2]), TokenizerConfig(vocab=320), "
         "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None)\n"
-        "print(c.fingerprint, batch_sha(c.batch(77)), *[m for m in ('tensorflow', 'torch') if m in sys.modules])"
+        "print(c.fingerprint, batch_sha(c.batch(77)), *[m for m in ('tensorflow', 'torch') if m in "
+        "sys.modules])"
     )
     command = [sys.executable, "-c", code, str(small), str(cache)]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -72,7 +73,14 @@ def test_golden_batch():
     rows = PackedRows(tokens, np.array([0, 30, 37]), np.array([30, 7, 63]), length=16, seed=3)
     # The order of three epochs at seed 3 is 0 2 1, 2 0 1, 2 0 1: written out and cut by hand.
     assert [int(rows.row(i)["tokens"].sum()) for i in range(8)] == [136, 406, 760, 1016, 1272, 1318, 664, 920]
-    assert rows.row_order(0).tolist() == [1, 0, 2, 3, 5, 4]  # by a reference in Python's integers, as in test_packing
+    assert rows.row_order(0).tolist() == [
+        1,
+        0,
+        2,
+        3,
+        5,
+        4,
+    ]  # by a reference in Python's integers, as in test_packing
 
 
 def test_seed_changes_the_order_and_not_the_documents(make, small):
@@ -85,8 +93,15 @@ def test_all_tokens_of_an_epoch_are_seen_once(make, small):
     corpus = make(small, sequence_length=32, batch_size=1)
     part = corpus._parts[0].train
     rows = corpus.train_tokens // 32
-    seen = np.concatenate([*(corpus.batch(s)["tokens"][0] for s in range(rows)), part.row(rows)["tokens"][: corpus.train_tokens % 32]])
-    all_tokens = np.concatenate([part.tokens[s : s + n] for s, n in zip(part.starts_N, part.lengths_N, strict=True)])
+    seen = np.concatenate(
+        [
+            *(corpus.batch(s)["tokens"][0] for s in range(rows)),
+            part.row(rows)["tokens"][: corpus.train_tokens % 32],
+        ]
+    )
+    all_tokens = np.concatenate(
+        [part.tokens[s : s + n] for s, n in zip(part.starts_N, part.lengths_N, strict=True)]
+    )
     assert np.array_equal(np.bincount(seen, minlength=320), np.bincount(all_tokens, minlength=320))
     assert corpus.epoch(0) == pytest.approx(32 / corpus.train_tokens)
 
@@ -106,7 +121,10 @@ def test_held_out_documents_are_never_trained_on(corpus):
 
 def test_held_out_set_is_the_same_for_another_tokenizer(make, small, corpus):
     other = make(small, vocab=400)
-    ids = [np.flatnonzero(np.isin(c._parts[0].train.starts_N, c._parts[0].held_out.starts_N)) for c in (corpus, other)]
+    ids = [
+        np.flatnonzero(np.isin(c._parts[0].train.starts_N, c._parts[0].held_out.starts_N))
+        for c in (corpus, other)
+    ]
     assert not any(map(len, ids))
     hashes = [c.held_out_documents for c in (corpus, other)]
     assert hashes[0] == hashes[1] > 0
@@ -119,7 +137,9 @@ def test_held_out_batches_have_every_token_once_and_end_with_padding(corpus):
     assert kept.sum() == corpus.held_out_tokens
     assert batches[-1]["tokens"].shape == (4, 32)
     targets = sum(float(batch["weights"].sum()) for batch in batches)
-    assert targets == corpus.held_out_tokens - corpus.held_out_documents  # every token but each document's first
+    assert (
+        targets == corpus.held_out_tokens - corpus.held_out_documents
+    )  # every token but each document's first
     assert len(list(corpus.held_out_batches(4, limit=1))) == 1
     again = [batch_sha(batch) for batch in corpus.held_out_batches(4)]
     assert again == [batch_sha(batch) for batch in batches]
@@ -129,7 +149,9 @@ def test_weighted_target_bytes_are_the_bytes_of_the_text(corpus):
     """Bits per byte are divided by this sum."""
     sizes = corpus.tokenizer.token_bytes
     counted = sum(int(sizes[b["targets"][b["weights"] > 0]].sum()) for b in corpus.held_out_batches(4))
-    text = "".join(corpus.tokenizer.decode(b["tokens"][r]) for b in corpus.held_out_batches(4) for r in range(4))
+    text = "".join(
+        corpus.tokenizer.decode(b["tokens"][r]) for b in corpus.held_out_batches(4) for r in range(4)
+    )
     assert counted == len(text.encode())
 
 
@@ -152,7 +174,10 @@ def test_a_batch_is_what_a_naive_reading_of_the_whole_stream_gives(corpus):
     from llm_jax.data.packing import shuffled
 
     part = corpus._parts[0].train
-    texts = [part.tokens[start:][:length].tolist() for start, length in zip(part.starts_N.tolist(), part.lengths_N.tolist(), strict=True)]
+    texts = [
+        part.tokens[start:][:length].tolist()
+        for start, length in zip(part.starts_N.tolist(), part.lengths_N.tolist(), strict=True)
+    ]
     stream = [token for epoch in range(3) for n in shuffled(len(texts), 0, epoch) for token in texts[n]]
     a_round = len(stream) // 3 // 32
     rows = [stream[i * 32 : i * 32 + 32] for i in range(3 * a_round)]
@@ -163,7 +188,9 @@ def test_a_batch_is_what_a_naive_reading_of_the_whole_stream_gives(corpus):
 
 
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 1.0), (0.3, 0.2), (1e6, 1.0), (1.0, 1e-3)])
-def test_a_mixture_takes_every_row_of_each_source_in_order_wherever_it_is_read(make, small, tmp_path, weights):
+def test_a_mixture_takes_every_row_of_each_source_in_order_wherever_it_is_read(
+    make, small, tmp_path, weights
+):
     """So no row is lost or seen twice, and each source's share holds for every beginning of the run."""
     other = write_jsonl(tmp_path / "other.jsonl", ["ZZZ " * 30 + str(i) for i in range(20)])
     mixed = make("unused", mixture=dict(zip((str(small), str(other)), weights, strict=True)), batch_size=10)
@@ -189,7 +216,11 @@ def test_the_same_document_is_on_one_side_of_the_split_only(make, small, tmp_pat
 
     def starts(which: str) -> set[str]:
         rows = (part for parts in mixed._parts for part in [getattr(parts, which)])
-        return {mixed.tokenizer.decode(r.tokens[s : s + n]) for r in rows for s, n in zip(r.starts_N, r.lengths_N, strict=True)}
+        return {
+            mixed.tokenizer.decode(r.tokens[s : s + n])
+            for r in rows
+            for s, n in zip(r.starts_N, r.lengths_N, strict=True)
+        }
 
     train, held_out = starts("train"), starts("held_out")
     assert held_out & set(texts[7:27])
@@ -200,7 +231,9 @@ def test_the_same_document_is_on_one_side_of_the_split_only(make, small, tmp_pat
 def test_the_same_documents_twice_in_a_mixture_are_refused(make, small, tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(small.read_bytes())
-    with pytest.raises(UserError, match=r"data\.mixture: '.*small\.jsonl' and '.*copy\.jsonl' are the same documents"):
+    with pytest.raises(
+        UserError, match=r"data\.mixture: '.*small\.jsonl' and '.*copy\.jsonl' are the same documents"
+    ):
         make("unused", mixture={str(small): 1.0, str(copy): 2.0})
 
 
@@ -215,7 +248,9 @@ def test_corpus_smaller_than_a_batch_is_repeated(make, tmp_path):
 
 def test_corpus_smaller_than_a_sequence_is_refused_with_the_numbers(make, tmp_path):
     source = write_jsonl(tmp_path / "tiny.jsonl", documents(20))
-    with pytest.raises(UserError, match=r"tokens to train on, and one sequence needs 100,000; give more text"):
+    with pytest.raises(
+        UserError, match=r"tokens to train on, and one sequence needs 100,000; give more text"
+    ):
         make(source, sequence_length=100_000, vocab=300)
 
 
@@ -235,7 +270,12 @@ def test_run_folder_gets_the_tokenizer(make, small, corpus, tmp_path):
 def test_importing_the_package_imports_nothing_heavy():
     heavy = "('tensorflow', 'tensorflow_datasets', 'sentencepiece', 'pandas', 'pyarrow', 'grain', 'jax')"
     code = f"import sys, llm_jax.data; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_stdlib_is_prepared_without_any_file_or_network(make):
@@ -246,7 +286,10 @@ def test_stdlib_is_prepared_without_any_file_or_network(make):
     assert "import" in "".join(corpus.tokenizer.decode(row) for row in corpus.batch(0)["tokens"])
 
 
-@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "tinystories_238.txt", "de_eltec_7_novels.jsonl", "de_ud_gsd_sentences.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["tinyshakespeare.txt", "tinystories_238.txt", "de_eltec_7_novels.jsonl", "de_ud_gsd_sentences.txt"],
+)
 def test_real_texts_are_prepared_with_a_sensible_held_out_set(make, texts: Path, name):
     corpus = make(texts / name, vocab=1000, sequence_length=128)
     assert 0.002 < corpus.held_out_tokens / corpus.train_tokens < 0.2

@@ -19,12 +19,17 @@ def runs(segments_BT: np.ndarray) -> np.ndarray:
 def brute_force(corpus, steps: int, group: int, held_out_group: int) -> int:
     """`Corpus.max_documents_per_row` by counting the documents of every batch."""
     sums = [runs(corpus.batch(s)["segments"]).reshape(-1, group).sum(1).max() for s in range(steps)]
-    held_out = [runs(b["segments"]).reshape(-1, held_out_group).sum(1).max() for b in corpus.held_out_batches(corpus.batch_size)]
+    held_out = [
+        runs(b["segments"]).reshape(-1, held_out_group).sum(1).max()
+        for b in corpus.held_out_batches(corpus.batch_size)
+    ]
     return max(-(-max(sums) // group), -(-max(held_out) // held_out_group))
 
 
 @pytest.mark.parametrize(("group", "held_out_group"), [(1, 1), (2, 4), (8, 8)])
-@pytest.mark.parametrize("length", [16, 100, 2000])  # rows shorter than most documents, longer, and longer than an epoch's share
+@pytest.mark.parametrize(
+    "length", [16, 100, 2000]
+)  # rows shorter than most documents, longer, and longer than an epoch's share
 def test_room_is_exactly_what_the_batches_need(make, small, length, group, held_out_group):
     corpus = make(small, sequence_length=length)
     computed = corpus.max_documents_per_row(steps=30, group=group, held_out_group=held_out_group)
@@ -37,7 +42,9 @@ def test_room_for_a_mixture_is_exactly_what_the_batches_need(make, small, tmp_pa
     for weights in ((3.0, 1.0, 0.35), (0.2, 5.0, 1.0)):
         mixture = dict(zip(map(str, (small, short, other)), weights, strict=True))
         corpus = make("unused", mixture=mixture, sequence_length=100)
-        assert corpus.max_documents_per_row(steps=40, group=2, held_out_group=4) == brute_force(corpus, 40, 2, 4)
+        assert corpus.max_documents_per_row(steps=40, group=2, held_out_group=4) == brute_force(
+            corpus, 40, 2, 4
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 1 << 18])  # rows that are counted at once

@@ -15,9 +15,8 @@ from llm_jax.data.sentencepiece_tokenizer import train
 from .conftest import documents
 from .test_sentencepiece_tokenizer import HARD
 
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # also Qwen's, but digits
-)
+# also Qwen's, but digits
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|eot_id|>"]
 
 
@@ -30,30 +29,45 @@ def make_folder(kind: str, folder: Path, **config: Any) -> Path:
 
     if kind == "gpt2":  # also Pythia, OLMo 2
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        backend.pre_tokenizer, backend.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
     elif kind == "llama3":
         backend = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
         split = pre_tokenizers.Split(tokenizers.Regex(LLAMA_3), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
         backend.decoder = decoders.ByteLevel()
     else:  # SentencePiece's BPE converted, as Llama 2, Mistral 7B and Gemma have it
         backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
         steps = [normalizers.Replace(" ", "▁")]
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *steps] if kind == "llama2" else steps)
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), *steps] if kind == "llama2" else steps
+        )
         strip = [decoders.Strip(" ", 1, 0)] if kind == "llama2" else []
-        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        )
     fallback = [] if kind in ("gpt2", "llama3") else ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     alphabet = [] if fallback else pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=fallback, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=fallback, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(documents(300), trainer)
     tree = json.loads(backend.to_str())
-    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] == "<unk>"]  # byte pieces are none
+    tree["added_tokens"] = [
+        token for token in tree["added_tokens"] if token["content"] == "<unk>"
+    ]  # byte pieces are none
     backend = tokenizers.Tokenizer.from_str(json.dumps(tree))
     backend.add_special_tokens(SPECIAL)
     backend.add_tokens(["        "])  # Pythia's tokens of many spaces: added, and not special
     folder.mkdir(exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config or {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1]}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config or {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1]})
+    )
     return folder
 
 
@@ -88,7 +102,9 @@ def test_a_normalizer_is_reported_as_not_lossless(folders, tmp_path):
     """Qwen's NFC: an e and an accent become one character."""
     tree = json.loads((folders["llama3"] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**tree, "normalizer": {"type": "NFC"}}))
-    (tmp_path / "tokenizer_config.json").write_bytes((folders["llama3"] / "tokenizer_config.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(
+        (folders["llama3"] / "tokenizer_config.json").read_bytes()
+    )
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "\u00e9"
     assert not tokenizer.lossless
@@ -110,7 +126,12 @@ def test_control_tokens_are_silent_and_have_no_bytes(folders):
     tokenizer = load_tokenizer(folders["llama3"])
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("hello"), tokenizer.eos_id]) == "hello"
     assert tokenizer.token_bytes[[tokenizer.bos_id, tokenizer.eos_id]].tolist() == [0, 0]
-    assert tokenizer.vocab_size == len(tokenizer.token_bytes) == len(tokenizer.vocabulary()) == max(tokenizer.encode("        ")) + 1
+    assert (
+        tokenizer.vocab_size
+        == len(tokenizer.token_bytes)
+        == len(tokenizer.vocabulary())
+        == max(tokenizer.encode("        ")) + 1
+    )
     assert tokenizer.vocabulary()[tokenizer.bos_id] == SPECIAL[0]
 
 
@@ -181,7 +202,9 @@ def test_what_a_folder_has_decides(folders, tmp_path):
         assert load_tokenizer(path).vocabulary()[-1] == "        "
     (tmp_path / "tokenizer.json").write_bytes((folders["gpt2"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": SPECIAL[1]}))
-    assert load_tokenizer(tmp_path).vocabulary()[-1] == "        "  # beside a tokenizer.model, as in Llama 2's folder
+    assert (
+        load_tokenizer(tmp_path).vocabulary()[-1] == "        "
+    )  # beside a tokenizer.model, as in Llama 2's folder
 
 
 @pytest.mark.parametrize(
@@ -194,7 +217,10 @@ def test_what_a_folder_has_decides(folders, tmp_path):
             {"tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'},
             "model.type=WordLevel: must be one of BPE, Unigram",
         ),
-        ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'}, "name eos_token in a tokenizer_config.json"),
+        (
+            {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'},
+            "name eos_token in a tokenizer_config.json",
+        ),
     ],
 )
 def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path, files, message):
@@ -218,7 +244,12 @@ def test_a_corpus_is_tokenised_with_it(folders, make, tmp_path, workers):
 
     texts = [f"{i} the model, <|end_of_text|> and 日本" for i in range(300)]
     path = write_jsonl(tmp_path / "texts.jsonl", texts)
-    corpus = make(path, tokenizer=TokenizerConfig(file=str(folders["llama3"])), workers=workers, cache_dir=str(tmp_path / "cache"))
+    corpus = make(
+        path,
+        tokenizer=TokenizerConfig(file=str(folders["llama3"])),
+        workers=workers,
+        cache_dir=str(tmp_path / "cache"),
+    )
     tokenizer = corpus.tokenizer
     tokens = corpus.batch(0)["tokens"].reshape(-1).tolist()
     begin = tokens.index(tokenizer.bos_id)

@@ -27,7 +27,8 @@ def reference(shares: tuple[float, ...], row: int) -> tuple[int, int]:
     raise AssertionError("no source takes the row")
 
 
-# sha256 of the (source, row) pairs that grain.MapDataset.mix of Grain 0.2.18 gave for rows 12345.. and 10^12..
+# sha256 of the (source, row) pairs that grain.MapDataset.mix of Grain 0.2.18 gave for rows 12345.. and
+# 10^12..
 GRAIN = {
     (0.5, 0.5): "73b46d69054ad267",
     (0.9, 0.1): "bdd1b8d25caf3c81",

@@ -39,7 +39,9 @@ def test_any_text_comes_back_whole(tokenizer, text):
 def test_random_unicode_comes_back_whole(tokenizer):
     rng = random.Random(0)
     for _ in range(50):
-        text = "".join(c for c in (chr(rng.randrange(0x110000)) for _ in range(40)) if unicodedata.category(c) != "Cs")
+        text = "".join(
+            c for c in (chr(rng.randrange(0x110000)) for _ in range(40)) if unicodedata.category(c) != "Cs"
+        )
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
@@ -65,7 +67,10 @@ def test_control_pieces_are_where_they_are_promised(tokenizer):
 
 def test_code_gets_whitespace_pieces():
     """Indents, and a line's end with the next line's indent, are single pieces: half of code is such."""
-    code = [f"class A{i}:\n    def f(self):\n        return self.x\n\n    def g(self):\n        return self.y\n" for i in range(50)]
+    code = [
+        f"class A{i}:\n    def f(self):\n        return self.x\n\n    def g(self):\n        return self.y\n"
+        for i in range(50)
+    ]
     pieces = train(code, TokenizerConfig(vocab=330)).vocabulary()  # room for 40 merges
     assert "\u2581" * 8 in pieces
     assert any("\n\u2581\u2581\u2581\u2581" in piece for piece in pieces)
@@ -86,14 +91,18 @@ def test_save_and_load(tokenizer, tmp_path):
 
 
 def test_a_vocabulary_that_is_too_large_raises_with_the_limit():
-    with pytest.raises(UserError, match=r"tokenizer\.vocab=5000: too large for this text; at most (\d+)") as error:
+    with pytest.raises(
+        UserError, match=r"tokenizer\.vocab=5000: too large for this text; at most (\d+)"
+    ) as error:
         train(["a few words only"] * 3, TokenizerConfig(vocab=5000))
     most = int(str(error.value).rsplit(" ", 1)[1])
     assert train(["a few words only"] * 3, TokenizerConfig(vocab=most)).vocab_size == most
 
 
 def test_a_vocabulary_that_is_too_small_raises_with_the_limit():
-    with pytest.raises(UserError, match=r"tokenizer\.vocab=262: too small for the characters of this text; at least (\d+)") as error:
+    with pytest.raises(
+        UserError, match=r"tokenizer\.vocab=262: too small for the characters of this text; at least (\d+)"
+    ) as error:
         train(documents(50), TokenizerConfig(vocab=262))
     least = int(str(error.value).rsplit(" ", 1)[1])
     assert train(documents(50), TokenizerConfig(vocab=least)).vocab_size == least
@@ -128,7 +137,11 @@ def test_a_file_that_normalises_is_used_unchanged_with_a_warning(make, small, tm
 
     prefix = str(tmp_path / "plain")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(documents(200)), model_prefix=prefix, vocab_size=120, hard_vocab_limit=False, minloglevel=3
+        sentence_iterator=iter(documents(200)),
+        model_prefix=prefix,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        minloglevel=3,
     )
     corpus = make(small, tokenizer=TokenizerConfig(file=f"{prefix}.model"))
     assert not corpus.tokenizer.lossless

@@ -57,13 +57,18 @@ def test_documents_do_not_depend_on_how_a_file_comes_in_blocks(separator):
     stream = separator.join(text.encode() for text in ["long " * 300, *documents(20), "x" * 700, ""])
     whole = list(split_documents([stream], separator, 100))
     for size in (1, 7, 99, 1000):
-        assert list(split_documents([stream[i : i + size] for i in range(0, len(stream), size)], separator, 100)) == whole
+        assert (
+            list(split_documents([stream[i : i + size] for i in range(0, len(stream), size)], separator, 100))
+            == whole
+        )
     assert max(map(len, whole)) <= 100
 
 
 def test_separator_may_be_written_out_as_a_shell_gives_it(make, tmp_path):
     (tmp_path / "s.txt").write_text("\n\n".join(documents(40)))
-    typed, real = (make(tmp_path / "s.txt", vocab=300, document_separator=separator) for separator in (r"\n\n", "\n\n"))
+    typed, real = (
+        make(tmp_path / "s.txt", vocab=300, document_separator=separator) for separator in (r"\n\n", "\n\n")
+    )
     assert typed.fingerprint == real.fingerprint
     assert typed.train_documents + typed.held_out_documents >= 40
     with pytest.raises(UserError, match=r"data\.document_separator=<\|end\|>: is nowhere in the \.txt files"):
@@ -112,7 +117,9 @@ def test_a_gigantic_line_is_read_in_bounded_memory(tmp_path):
             file.write(b"x" * (1 << 20))
     for separator in ("", "|"):
         tracemalloc.start()
-        size = sum(len(d) for d in read_documents(path, text_key="", document_bytes=4096, separator=separator))
+        size = sum(
+            len(d) for d in read_documents(path, text_key="", document_bytes=4096, separator=separator)
+        )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert size == 40 << 20
@@ -136,7 +143,11 @@ def test_every_format_gives_the_same_documents(tmp_path, suffix):
 
     expected = documents(40)
     path = tmp_path / f"docs.{suffix}"
-    plain = "".join(json.dumps({"text": t, "n": 1}) + "\n" for t in expected) if "jsonl" in suffix else "<|d|>".join(expected)
+    plain = (
+        "".join(json.dumps({"text": t, "n": 1}) + "\n" for t in expected)
+        if "jsonl" in suffix
+        else "<|d|>".join(expected)
+    )
     if suffix == "parquet":
         pandas.DataFrame({"text": expected, "n": 1}).to_parquet(path)
     elif suffix.endswith("gz"):
@@ -157,18 +168,34 @@ def test_folders_and_globs_are_read_in_path_order(make, tmp_path):
     (tmp_path / "all.jsonl").unlink()
     (tmp_path / "README.md").write_text("not a document")
     folder, pattern = make(tmp_path, vocab=300), make(tmp_path / "part*.jsonl", vocab=300)
-    assert folder.batch(0)["tokens"].tolist() == pattern.batch(0)["tokens"].tolist() == whole.batch(0)["tokens"].tolist()
+    assert (
+        folder.batch(0)["tokens"].tolist()
+        == pattern.batch(0)["tokens"].tolist()
+        == whole.batch(0)["tokens"].tolist()
+    )
 
 
 def test_invalid_utf8_is_replaced_counted_and_reported(make, tmp_path, cache):
     from llm_jax.data import DataConfig, TokenizerConfig, prepare
 
-    (tmp_path / "bad.txt").write_bytes(b"|".join([f"story {i} of some length".encode() for i in range(80)] + [b"bad \xff\xfe end"] * 2))
+    (tmp_path / "bad.txt").write_bytes(
+        b"|".join([f"story {i} of some length".encode() for i in range(80)] + [b"bad \xff\xfe end"] * 2)
+    )
     lines: list[str] = []
     data = DataConfig(source=str(tmp_path / "bad.txt"), document_separator="|", cache_dir=str(cache))
-    corpus = prepare(data, TokenizerConfig(vocab=290), sequence_length=16, batch_size=2, seed=0, run_dir=None, log=lines.append)
+    corpus = prepare(
+        data,
+        TokenizerConfig(vocab=290),
+        sequence_length=16,
+        batch_size=2,
+        seed=0,
+        run_dir=None,
+        log=lines.append,
+    )
     assert any("2 documents are not valid UTF-8" in line for line in lines)
-    everything = "".join(corpus.tokenizer.decode(row) for s in range(100) for row in corpus.batch(s)["tokens"])
+    everything = "".join(
+        corpus.tokenizer.decode(row) for s in range(100) for row in corpus.batch(s)["tokens"]
+    )
     assert "bad \ufffd\ufffd end" in everything
 
 
@@ -197,14 +224,18 @@ def test_a_tfds_name_without_a_network_is_one_line_and_leaves_nothing(make, tmp_
     (tmp_path / "downloads" / "mine").write_text("of an earlier download")
     before = sorted(tmp_path.rglob("*"))
     for name in ("tiny_shakespeare", "tfds:lm1b", "wikipedia"):  # new and old style of TFDS's own code
-        with pytest.raises(UserError, match=rf"data\.source={name}: TFDS could not prepare it: \w+Error") as error:
+        with pytest.raises(
+            UserError, match=rf"data\.source={name}: TFDS could not prepare it: \w+Error"
+        ) as error:
             make(name, tfds_dir=str(tmp_path))
         assert "\n" not in str(error.value)
         assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_text_of_a_tfds_dataset_is_looked_for_before_it_is_downloaded(make, tmp_path):
-    with pytest.raises(UserError, match=r"data\.text_key=text: tfds:mnist has no such field; valid: image, label"):
+    with pytest.raises(
+        UserError, match=r"data\.text_key=text: tfds:mnist has no such field; valid: image, label"
+    ):
         make("tfds:mnist", tfds_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"data\.text_key=label: tfds:mnist has no text there"):
         make("tfds:mnist", text_key="label", tfds_dir=str(tmp_path))
@@ -274,7 +305,9 @@ def test_values_out_of_range_are_refused(make, small):
         make(small, mixture={"stdlib": 0})
     with pytest.raises(UserError, match=r"data\.mixture: weight inf of 'stdlib' must be above 0 and finite"):
         make(small, mixture={"stdlib": float("inf")})
-    with pytest.raises(UserError, match=r"tokenizer\.kind=bpee: must be one of bpe, unigram; did you mean 'bpe'"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.kind=bpee: must be one of bpe, unigram; did you mean 'bpe'"
+    ):
         make(small, tokenizer=TokenizerConfig(kind="bpee"))
     with pytest.raises(UserError, match=r"tokenizer\.vocab=100: must be at least 261"):
         make(small, vocab=100)

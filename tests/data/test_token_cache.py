@@ -45,7 +45,9 @@ def test_a_killed_build_resumes_its_finished_shards(make, small, corpus, tmp_pat
     assert partial.name.endswith(".partial")
 
     again = []
-    monkeypatch.setattr(token_cache, "_write_shard", lambda folder, **job: (again.append(job["begin"]), whole(folder, **job)))
+    monkeypatch.setattr(
+        token_cache, "_write_shard", lambda folder, **job: (again.append(job["begin"]), whole(folder, **job))
+    )
     resumed = make(small, cache_dir=str(tmp_path))
     assert again
     assert not set(again) & set(written)
@@ -56,13 +58,17 @@ def test_a_killed_build_resumes_its_finished_shards(make, small, corpus, tmp_pat
 PREPARE = (
     "import sys; from llm_jax.data import *; import llm_jax.data.token_cache as t; t._SHARD_BYTES = 9000\n"
     "from llm_jax.core.errors import UserError\n"
-    "try: c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], workers=2), TokenizerConfig(vocab=320), "
-    "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None); print(batch_sha(c.batch(5)))\n"
+    "try: c = prepare(DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], workers=2), "
+    "TokenizerConfig(vocab=320), "
+    "sequence_length=32, batch_size=8, seed=0, run_dir=None, log=lambda s: None); "
+    "print(batch_sha(c.batch(5)))\n"
     "except UserError as error: sys.exit(f'error: {error}')"
 )
 
 
-def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shards(make, tmp_path, monkeypatch):
+def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shards(
+    make, tmp_path, monkeypatch
+):
     monkeypatch.setattr("llm_jax.data.token_cache._SHARD_BYTES", 9_000)  # as in PREPARE
     source = write_jsonl(tmp_path / "many.jsonl", documents(4000))
     cache = tmp_path / "cache"
@@ -77,7 +83,9 @@ def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shard
         time.sleep(0.005)
     process.kill()  # SIGKILL: no handler, no clean-up
     assert process.wait() == -signal.SIGKILL
-    while subprocess.run(["pgrep", "-f", f"tokenize_worker {cache}"], stdout=subprocess.DEVNULL).returncode == 0:
+    while (
+        subprocess.run(["pgrep", "-f", f"tokenize_worker {cache}"], stdout=subprocess.DEVNULL).returncode == 0
+    ):
         time.sleep(0.05)  # its workers notice between two shards
     left = shards()
     assert 3 <= len(left) < 90
@@ -94,7 +102,9 @@ def test_a_build_killed_with_its_workers_at_work_goes_on_from_its_finished_shard
 
     resumed, fresh = make(source, cache_dir=str(kept)), make(source, cache_dir=str(tmp_path / "fresh"))
     assert np.array_equal(resumed._parts[0].train.tokens, fresh._parts[0].train.tokens)
-    assert not [path for folder in (cache, kept) for path in tree(folder) if ".partial" in path or ".tmp-" in path]
+    assert not [
+        path for folder in (cache, kept) for path in tree(folder) if ".partial" in path or ".tmp-" in path
+    ]
 
 
 @pytest.mark.parametrize("limit", [2_000, 30_000, 100_000])
@@ -103,15 +113,27 @@ def test_a_cache_that_takes_no_more_is_one_line_and_the_next_start_goes_on(corpu
     are written.
     """
     command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
-    limited = subprocess.run(["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command], cwd=ROOT, capture_output=True, text=True)
+    limited = subprocess.run(
+        ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert limited.returncode == 1
-    assert re.fullmatch(rf"error: data\.cache_dir={tmp_path}: cannot be written: File too large; make room.*\n", limited.stderr)
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == batch_sha(corpus.batch(5))
+    assert re.fullmatch(
+        rf"error: data\.cache_dir={tmp_path}: cannot be written: File too large; make room.*\n",
+        limited.stderr,
+    )
+    assert subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip() == batch_sha(corpus.batch(5))
 
 
 def test_more_workers_than_documents_are_no_harm(make, tmp_path, monkeypatch):
     monkeypatch.setattr("llm_jax.data.token_cache._SHARD_BYTES", 100)
-    source = write_jsonl(tmp_path / "few.jsonl", ["some words of text, and some more"[i:] * 9 for i in range(3)])
+    source = write_jsonl(
+        tmp_path / "few.jsonl", ["some words of text, and some more"[i:] * 9 for i in range(3)]
+    )
     assert make(source, vocab=285, workers=64, cache_dir=str(tmp_path)).train_documents == 2
 
 
@@ -126,7 +148,10 @@ def test_a_second_preparation_only_reads(make, small, cache, corpus, monkeypatch
 
 def test_two_processes_may_build_at_once(corpus, small, tmp_path):
     command = [sys.executable, "-c", PREPARE, str(small), str(tmp_path)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for process in both:
         out, err = process.communicate()
         assert process.returncode == 0, err

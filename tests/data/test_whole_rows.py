@@ -45,7 +45,9 @@ def test_every_epoch_has_every_example_once_in_one_piece_with_its_weights():
                 np.testing.assert_array_equal(targets, [*own[1:], 0])
                 np.testing.assert_array_equal(trained, [*weights[begin + 1 : end], 0])
         assert sorted(seen) == list(range(len(lengths_N)))
-    orders = [[int(rows[e * rows.round_rows + i]["tokens"][0]) for i in range(rows.round_rows)] for e in range(2)]
+    orders = [
+        [int(rows[e * rows.round_rows + i]["tokens"][0]) for i in range(rows.round_rows)] for e in range(2)
+    ]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
 
@@ -59,7 +61,9 @@ def test_the_plan_is_a_function_of_lengths_and_seed_and_wastes_little():
 
 
 def test_an_example_longer_than_a_row_is_refused_by_name():
-    with pytest.raises(UserError, match=r"train.sequence_length=8: example 1 has 9 tokens, and examples aren't cut"):
+    with pytest.raises(
+        UserError, match=r"train.sequence_length=8: example 1 has 9 tokens, and examples aren't cut"
+    ):
         WholeRows(np.arange(12), np.array([0, 3]), np.array([3, 9]), length=8, seed=0)
 
 
@@ -68,5 +72,7 @@ def test_rows_that_cut_documents_keep_the_weights_of_every_token():
     cut = PackedRows(tokens, starts_N, lengths_N, length=7, seed=None, weights=weights)
     count = cut.epoch_tokens // 7
     trained = np.concatenate([cut.row(i)["weights"] for i in range(count)])
-    expected = np.concatenate([[*weights[s + 1 : s + n], 0] for s, n in zip(starts_N, lengths_N, strict=True)])
+    expected = np.concatenate(
+        [[*weights[s + 1 : s + n], 0] for s, n in zip(starts_N, lengths_N, strict=True)]
+    )
     np.testing.assert_array_equal(trained, expected[: count * 7])

@@ -1,4 +1,6 @@
-"""docs/architecture.md is the code's structure of today: its picture has the contract's rooms, its table classes that there are."""
+"""docs/architecture.md is the code's structure of today: its picture has the contract's rooms, its table
+classes that there are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every command of README.md and docs/*.md is run by a test or by tools/check_docs.py, which names the one that does."""
+"""Every command of README.md and docs/*.md is run by a test or by tools/check_docs.py, which names the one
+that does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The commands of README.md and docs/*.md are real: each names an experiment, a module, a tool and keys that there are."""
+"""The commands of README.md and docs/*.md are real: each names an experiment, a module, a tool and keys that
+there are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from tests.conftest import ROOT
 from tools.check_docs import PAGES, blocks_of, lines_of
 
 LINES = sorted({line for page in PAGES for line in lines_of(page.read_text())})
-LINES = [line for line in LINES if not re.search(r"experiment=\S*\.py", line)]  # files of a reader's own: test_extending.py
+LINES = [
+    line for line in LINES if not re.search(r"experiment=\S*\.py", line)
+]  # files of a reader's own: test_extending.py
 LAUNCHES = [line.split("llm_jax.launch", 1)[1] for line in LINES if "llm_jax.launch" in line]
 PLANS = [line.split("llm_jax.plan", 1)[1] for line in LINES if "llm_jax.plan experiment=" in line]
 
@@ -22,12 +26,16 @@ PLANS = [line.split("llm_jax.plan", 1)[1] for line in LINES if "llm_jax.plan exp
 def test_a_launch_line_is_accepted(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
-    if source := next((word.removeprefix("from=") for word in words if word.startswith("from=")), None):  # a run that another line makes
+    if source := next(
+        (word.removeprefix("from=") for word in words if word.startswith("from=")), None
+    ):  # a run that another line makes
         assert main(["experiment=quickstart", "--show"]) == 0
         monkeypatch.chdir(tmp_path)
         Path(source).mkdir(parents=True)
         (Path(source) / "config.yaml").write_text(capsys.readouterr().out)
-    words = [word for word in words if not word.startswith(("submit=", "slurm.")) and word != "--dry-run"]  # tests/slurm/test_docs.py
+    words = [
+        word for word in words if not word.startswith(("submit=", "slurm.")) and word != "--dry-run"
+    ]  # tests/slurm/test_docs.py
     assert main(words if words[0].startswith("--") else [*words, "--show"]) == 0
 
 

@@ -59,7 +59,9 @@ def follow(section: str, folder: Path) -> list[str]:
             assert importlib.import_module(MAINS.get(words[1], words[1])).main(words[2:]) == 0, line
         else:
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
             printed.append(done.stdout)
     return printed
@@ -83,7 +85,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made, before = tmp_path_factory.mktemp("extending"), Path.cwd()
     known = dict(OBJECTIVES), dict(BUILDERS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)  # measuring it takes a second
+        patch.setattr(
+            run, "device_peak", lambda mesh, dtype, processes=1: 1e11
+        )  # measuring it takes a second
         patch.syspath_prepend(str(made))
         os.chdir(made)
         try:
@@ -117,12 +121,16 @@ def test_a_data_source_is_trained_on(folder):
 
 def test_a_layout_gives_the_losses_of_one_device(folder):
     follow("A layout", folder)
-    np.testing.assert_allclose(losses_of(folder / "runs/context_fsdp"), losses_of(folder / "runs/small"), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses_of(folder / "runs/context_fsdp"), losses_of(folder / "runs/small"), rtol=1e-5
+    )
 
 
 def test_an_objective_agrees_with_cross_entropy_at_0_and_with_one_device(folder):
     follow("An objective", folder)
-    focal, zero, many, plain = (losses_of(folder / "runs" / name) for name in ("focal", "focal_0", "focal_8", "small"))
+    focal, zero, many, plain = (
+        losses_of(folder / "runs" / name) for name in ("focal", "focal_0", "focal_8", "small")
+    )
     np.testing.assert_allclose(zero, plain, rtol=1e-5)
     np.testing.assert_allclose(many, focal, rtol=1e-5)
     assert (focal < plain).all()
@@ -130,17 +138,29 @@ def test_an_objective_agrees_with_cross_entropy_at_0_and_with_one_device(folder)
 
 def test_a_record_format_trains_the_results_only(folder):
     follow("A record format", folder)
-    weights = [line["loss_weight"] for line in read_json_lines(folder / "runs/answers/metrics.jsonl") if "loss_weight" in line]
+    weights = [
+        line["loss_weight"]
+        for line in read_json_lines(folder / "runs/answers/metrics.jsonl")
+        if "loss_weight" in line
+    ]
     assert len(weights) == 8
-    assert all(0 < weight < 0.1 * 8 * 512 for weight in weights)  # three of the 50 tokens of a sentence are its result
+    assert all(
+        0 < weight < 0.1 * 8 * 512 for weight in weights
+    )  # three of the 50 tokens of a sentence are its result
 
 
 def test_a_score_is_in_the_metrics_and_the_summary(folder):
     follow("An evaluation score", folder)
-    scores = [line["eval_confident"] for line in read_json_lines(folder / "runs/confident/metrics.jsonl") if "eval_confident" in line]
+    scores = [
+        line["eval_confident"]
+        for line in read_json_lines(folder / "runs/confident/metrics.jsonl")
+        if "eval_confident" in line
+    ]
     assert len(scores) == 2
     assert json.loads((folder / "runs/confident/summary.json").read_text())["eval_confident"] == scores[-1]
-    np.testing.assert_allclose(losses_of(folder / "runs/confident"), losses_of(folder / "runs/small"), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses_of(folder / "runs/confident"), losses_of(folder / "runs/small"), rtol=1e-6
+    )
 
 
 def test_an_optimizer_trains(folder):
@@ -161,7 +181,9 @@ def test_a_family_alias_is_written_and_read_again(folder):
     summary = json.loads((folder / "runs/small/summary.json").read_text())
     loss = re.search(r"loss +([\d.]+) nats", printed)
     assert loss is not None
-    assert float(loss[1]) == pytest.approx(summary["eval_loss"], abs=0.05)  # on all held-out documents, not one batch
+    assert float(loss[1]) == pytest.approx(
+        summary["eval_loss"], abs=0.05
+    )  # on all held-out documents, not one batch
 
 
 def test_a_command_prints_help_and_its_result(folder):

@@ -1,4 +1,6 @@
-"""No page of the documentation uses words of the old dialect: the field's terms, and plain verbs, are in their place."""
+"""No page of the documentation uses words of the old dialect: the field's terms, and plain verbs, are in
+their place.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from tools.check_docs import PAGES
 DIALECT = {
     # terms of our own, where the field has one
     r"\b(fore|un)?(foretold|foretells?|foretelling)\b": "predicted, predict",
-    r"\bpieces?\b(?! of (code|text|hardware))": "tokens (pieces are SentencePiece's only: allowed in docs/tokenizers.md)",
+    r"\bpieces?\b(?! of (code|text|hardware))": "tokens (pieces are SentencePiece's only: allowed in "
+    "docs/tokenizers.md)",
     r"\bhomes?\b(?!/)": "master parameters, or where arrays are stored",
     r"\bdoubts?\b": "caveats",
     r"(?-i:\bhubs?\b)": "coordinator (the Hub is Hugging Face's)",
@@ -52,7 +55,9 @@ def test_a_page_has_no_word_of_the_old_dialect(page):
         for pattern, instead in DIALECT.items():
             for word in re.finditer(pattern, line, re.I):
                 if not re.fullmatch(ALLOWED.get(page.name, "(?!)"), word[0], re.I):
-                    found.append(f"{page.name}:{number}: {word[0]!r} in {line.strip()[:100]!r}; write: {instead}")
+                    found.append(
+                        f"{page.name}:{number}: {word[0]!r} in {line.strip()[:100]!r}; write: {instead}"
+                    )
     assert not found, "\n".join(found)
 
 

@@ -22,7 +22,16 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     write_jsonl(folder / "other.jsonl", documents(60, seed=7))
     run = (f"experiment={write_experiment(folder)}", f"run_dir={folder / 'run'}")
-    assert launch(*run, "train.steps=4", "evaluate.final_batches=null", "data.held_out_fraction=0.1", "optimizer.learning_rate=1e-2") == 0
+    assert (
+        launch(
+            *run,
+            "train.steps=4",
+            "evaluate.final_batches=null",
+            "data.held_out_fraction=0.1",
+            "optimizer.learning_rate=1e-2",
+        )
+        == 0
+    )
     return folder
 
 
@@ -56,14 +65,20 @@ def test_another_corpus_is_scored_as_by_hand(trained):
     import jax.numpy as jnp
 
     found = scored(
-        trained, f"data.source={trained / 'other.jsonl'}", "data.held_out_fraction=0.2", "train.sequence_length=2048", "train.batch_size=1"
+        trained,
+        f"data.source={trained / 'other.jsonl'}",
+        "data.held_out_fraction=0.2",
+        "train.sequence_length=2048",
+        "train.batch_size=1",
     )
     assert found["held_out_tokens"] <= 2048
     opened, tokenizer = open_model(trained / "run"), load_tokenizer(trained / "run" / "tokenizer")
     texts = documents(60, seed=7)
     held_out = held_out_mask(np.array([document_hash(text.encode()) for text in texts], np.uint64), 0.2)
     total, count, size = 0.0, 0, 0
-    log_p_of = jax.jit(lambda parameters, tokens: jax.nn.log_softmax(opened.program.model(parameters)(tokens)))
+    log_p_of = jax.jit(
+        lambda parameters, tokens: jax.nn.log_softmax(opened.program.model(parameters)(tokens))
+    )
     for text in (text for text, held in zip(texts, held_out, strict=True) if held):
         ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         row = jnp.zeros((1, 512), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
@@ -80,7 +95,9 @@ def test_another_corpus_is_scored_as_by_hand(trained):
 def test_the_batch_size_can_differ_from_the_runs(trained):
     """A layout may need another batch size than the run's."""
     assert scored(trained, "train.batch_size=2", "batches=1")["batch_size"] == 2
-    assert scored(trained, "train.batch_size=16", "layout=fsdp")["eval_loss"] == pytest.approx(summary(trained / "run")["eval_loss"], rel=1e-6)
+    assert scored(trained, "train.batch_size=16", "layout=fsdp")["eval_loss"] == pytest.approx(
+        summary(trained / "run")["eval_loss"], rel=1e-6
+    )
 
 
 def test_tokens_and_batches_limit_what_is_scored(trained, capsys):

@@ -21,7 +21,16 @@ from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import TrainModel
-from tests.tiny_run import checkpoint, launch, launch_process, losses, shas, steps_saved, summary, write_experiment
+from tests.tiny_run import (
+    checkpoint,
+    launch,
+    launch_process,
+    losses,
+    shas,
+    steps_saved,
+    summary,
+    write_experiment,
+)
 from tests.training import SMALL
 
 
@@ -36,12 +45,16 @@ def largest_file(step: Path) -> Path:
 
 
 DAMAGE = {
-    "weights cut short": lambda step: largest_file(step).write_bytes(largest_file(step).read_bytes()[: largest_file(step).stat().st_size // 2]),
+    "weights cut short": lambda step: largest_file(step).write_bytes(
+        largest_file(step).read_bytes()[: largest_file(step).stat().st_size // 2]
+    ),
     "weights removed": lambda step: largest_file(step).unlink(),
     "state removed": lambda step: shutil.rmtree(step / "state"),
     "index emptied": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
     "metadata removed": lambda step: (step / "state" / "_METADATA").unlink(),
-    "metadata cut short": lambda step: (step / "state" / "_METADATA").write_text((step / "state" / "_METADATA").read_text()[:99]),
+    "metadata cut short": lambda step: (step / "state" / "_METADATA").write_text(
+        (step / "state" / "_METADATA").read_text()[:99]
+    ),
     "info removed": lambda step: (step / "info" / "metadata").unlink(),
     "checksums removed": lambda step: (step / "SHA256SUMS").unlink(),
     "a bit flipped": lambda step: flip(largest_file(step)),
@@ -67,7 +80,9 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_the_file_named(r
         with pytest.raises(checksums.Damaged, match=f"^{path.relative_to(folder)} is not what was written"):
             checksums.check(folder)
         path.write_bytes(content)
-    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -102,7 +117,9 @@ Checkpoints.save = on_a_full_disk
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_is_kept(tmp_path):
     run_dir = tmp_path / "run"
     arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "evaluate.every=0")
-    done = launch_process(*arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8)  # as here: else sums are taken in another order
+    done = launch_process(
+        *arguments, patch=NO_ROOM_FOR_CHECKPOINTS, devices=8
+    )  # as here: else sums are taken in another order
     assert done.returncode == 1, done.stderr
     # A thread of TensorStore's may print that asyncio's loop, which it failed in, is closed: beside the line,
     # and within it.
@@ -131,8 +148,14 @@ def test_an_older_checkpoint_goes_only_after_the_new_one_has_its_checksums(run, 
 def test_a_checkpoint_that_can_not_be_made_durable_does_not_count(run, tmp_path, monkeypatch, capsys):
     write = checksums.write
     with monkeypatch.context() as patch:
-        patch.setattr(checksums, "write", lambda folder: write(folder) if folder.name != "saving.4" else os.fsync(-1))
-        patch.setattr(os, "fsync", lambda descriptor, sync=os.fsync: sync(descriptor) if descriptor >= 0 else disk_is_full())
+        patch.setattr(
+            checksums, "write", lambda folder: write(folder) if folder.name != "saving.4" else os.fsync(-1)
+        )
+        patch.setattr(
+            os,
+            "fsync",
+            lambda descriptor, sync=os.fsync: sync(descriptor) if descriptor >= 0 else disk_is_full(),
+        )
         assert launch(*run) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert steps_saved(tmp_path / "run") == [2]
@@ -144,7 +167,9 @@ def disk_is_full() -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_reported_and_set_aside_and_the_one_before_is_used(run, tmp_path, capsys, damage):
+def test_a_damaged_newest_checkpoint_is_reported_and_set_aside_and_the_one_before_is_used(
+    run, tmp_path, capsys, damage
+):
     assert launch(*run, "train.steps=4") == 0
     reference = losses(tmp_path / "run")
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "4").rglob("*"))
@@ -195,8 +220,10 @@ def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, c
                 launch(*run, "train.steps=6")
         else:
             assert launch(*run, "train.steps=6") == 1
-            assert capsys.readouterr().err == f"error: run_dir={tmp_path / 'run'}: {said}. Once this is fixed, " + (
-                "run the same command again to resume from step 4\n"
+            assert (
+                capsys.readouterr().err
+                == f"error: run_dir={tmp_path / 'run'}: {said}. Once this is fixed, "
+                + ("run the same command again to resume from step 4\n")
             )
     assert steps_saved(tmp_path / "run") == [2, 4]
     assert launch(*run, "train.steps=6") == 0
@@ -205,7 +232,9 @@ def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, c
 def test_checkpoint_of_another_model_is_refused_by_the_first_difference(run, tmp_path, capsys):
     assert launch(*run, "train.steps=2") == 0
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("mlp: 64", "mlp: 96"))  # as if the program had changed, not the configuration
+    config.write_text(
+        config.read_text().replace("mlp: 64", "mlp: 96")
+    )  # as if the program had changed, not the configuration
     assert launch(*run, "train.steps=4", "model.mlp=96") == 2
     error = capsys.readouterr().err
     assert "checkpoint 2 is of another model or optimizer" in error
@@ -217,10 +246,24 @@ def test_the_last_k_and_the_best_are_kept(tiny, tmp_path, monkeypatch):
     from llm_jax.run import run as runs
 
     scores = iter([5.0, 3.0, 4.0, float("nan"), 6.0, 3.5, 3.2, 3.1])
-    monkeypatch.setattr(runs.Evaluator, "__call__", lambda self, state: {"eval_loss": next(scores), "eval_bits_per_byte": 1.0, "eval_tokens": 1.0})
-    arguments = (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", "evaluate.every=1", "checkpoint.every=3", "checkpoint.keep=2")
+    monkeypatch.setattr(
+        runs.Evaluator,
+        "__call__",
+        lambda self, state: {"eval_loss": next(scores), "eval_bits_per_byte": 1.0, "eval_tokens": 1.0},
+    )
+    arguments = (
+        f"experiment={tiny}",
+        f"run_dir={tmp_path / 'run'}",
+        "evaluate.every=1",
+        "checkpoint.every=3",
+        "checkpoint.keep=2",
+    )
     assert launch(*arguments) == 0
-    assert steps_saved(tmp_path / "run") == [2, 6, 8]  # step 2 is no multiple of 3: the new best is saved for its own sake
+    assert steps_saved(tmp_path / "run") == [
+        2,
+        6,
+        8,
+    ]  # step 2 is no multiple of 3: the new best is saved for its own sake
 
 
 def test_without_best_only_the_last_k_are_kept(tiny, tmp_path):
@@ -255,14 +298,23 @@ def test_wall_seconds_add_up_over_starts_and_speed_is_that_of_the_last(run, tmp_
     first = summary(tmp_path / "run")
     assert launch(*run, "train.steps=8") == 0
     second = summary(tmp_path / "run")
-    assert second["wall_seconds"] > first["wall_seconds"] * 0.5  # the checkpoint's own time is a little before the end's
+    assert (
+        second["wall_seconds"] > first["wall_seconds"] * 0.5
+    )  # the checkpoint's own time is a little before the end's
     assert second["tokens_per_second"] > 256 / second["wall_seconds"]
 
 
 @pytest.mark.parametrize(
-    "other", [("layout=single",), ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"), ("layout=data_parallel", "mesh.data=2")]
+    "other",
+    [
+        ("layout=single",),
+        ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"),
+        ("layout=data_parallel", "mesh.data=2"),
+    ],
 )
-def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens_and_losses(run, tmp_path, other):
+def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens_and_losses(
+    run, tmp_path, other
+):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run = (run[0], run[2])
     assert launch(*run, f"run_dir={whole}", "layout=fsdp", "checkpoint.every=4") == 0
@@ -274,7 +326,9 @@ def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens
     assert list(losses(moved)) == [5, 6, 7, 8]
     assert shas(moved) == {step: sha for step, sha in shas(whole).items() if step > 4}
     # float32 sums are taken in another order on another mesh: 1e-7 to 2e-6 was measured (tests/parity)
-    np.testing.assert_allclose(list(losses(moved).values()), [losses(whole)[s] for s in (5, 6, 7, 8)], rtol=1e-5)
+    np.testing.assert_allclose(
+        list(losses(moved).values()), [losses(whole)[s] for s in (5, 6, 7, 8)], rtol=1e-5
+    )
     for name, values in checkpoint(moved, 8).items():
         if ".parameters" in name or "'parameters'" in name:
             # Adam divides by a gradient's own size, so where it is nearly 0 rounding becomes a part of the
@@ -288,7 +342,9 @@ def test_the_abstract_state_of_a_restore_equals_a_new_state(layout, optimizer):
     place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], {}))
     program = TrainModel(SMALL.resolved(), OptimizerConfig(name=optimizer), place, 0.9)
     expected, state = program.abstract_state(), program.new_state(0)
-    for (path, there), here in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True):
+    for (path, there), here in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True
+    ):
         assert (there.shape, there.dtype) == (here.shape, here.dtype), path
         assert there.sharding.is_equivalent_to(here.sharding, here.ndim), path
 

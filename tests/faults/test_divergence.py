@@ -61,7 +61,9 @@ def test_every_loss_nan_stops_the_run_with_3_and_valid_json(tiny, tmp_path, caps
     assert "step 3: loss nan" in out.out
     assert "the run diverged: 3 updates in a row skipped at step 3" in out.out
     assert "last good checkpoint: none" in out.out
-    assert summary(run_dir) | {"state": "diverged", "step": 3, "train_loss": None, "bad_steps": 3} == summary(run_dir)
+    assert summary(run_dir) | {"state": "diverged", "step": 3, "train_loss": None, "bad_steps": 3} == summary(
+        run_dir
+    )
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert [line["bad_steps"] for line in read_json_lines(run_dir / "metrics.jsonl")] == [1, 2, 3]
@@ -69,7 +71,9 @@ def test_every_loss_nan_stops_the_run_with_3_and_valid_json(tiny, tmp_path, caps
 
 
 def test_the_last_good_checkpoint_is_kept_and_a_restart_warns(tiny, tmp_path, capsys):
-    path = write_experiment(tmp_path, "bad", BAD, optimizer="dataclasses.replace(base_.optimizer, name='bad_forever')")
+    path = write_experiment(
+        tmp_path, "bad", BAD, optimizer="dataclasses.replace(base_.optimizer, name='bad_forever')"
+    )
     run_dir = tmp_path / "run"
     arguments = (
         f"experiment={path}",
@@ -116,7 +120,9 @@ def test_one_bad_step_changes_nothing_but_the_counters():
         strict=True,
     ):
         if jnp.issubdtype(ours.dtype, jnp.floating):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)  # 3 and 2 steps have schedules of another length
+            np.testing.assert_allclose(
+                ours, theirs, rtol=1e-4, atol=1e-6
+            )  # 3 and 2 steps have schedules of another length
     history, state, _ = train(PRESETS["single"], {}, steps=4, batches=batches)
     assert (int(state.bad_steps), int(state.bad_in_a_row)) == (1, 0)
     assert np.isfinite(history[-1]["train_loss"])

@@ -32,14 +32,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 30 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "none", folder], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=30m", "none", folder], capture_output=True
+        ).returncode
+    ):
         pytest.skip("only root can mount a file system, and not in every container")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes_when_there_is_room_again(tmp_path, small_disk):
-    experiment, run_dir, filler = f"experiment={write_experiment(tmp_path)}", small_disk / "run", small_disk / "filler"
+    experiment, run_dir, filler = (
+        f"experiment={write_experiment(tmp_path)}",
+        small_disk / "run",
+        small_disk / "filler",
+    )
     full = launch_process(experiment, f"run_dir={run_dir}", patch=FILL_AT_STEP_5.format(filler=str(filler)))
     assert full.returncode == 1
     errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
@@ -51,7 +60,10 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes_when_there_is_room
     assert f"resume from step {saved}" in errors[0]
 
     filler.unlink()
-    again, whole = launch_process(experiment, f"run_dir={run_dir}"), launch_process(experiment, f"run_dir={tmp_path / 'whole'}")
+    again, whole = (
+        launch_process(experiment, f"run_dir={run_dir}"),
+        launch_process(experiment, f"run_dir={tmp_path / 'whole'}"),
+    )
     assert (again.returncode, whole.returncode) == (0, 0), again.stderr
     assert f"resuming at step {saved}" in again.stdout
     assert losses(run_dir) == losses(tmp_path / "whole")

@@ -63,7 +63,9 @@ def test_killed_at_every_kind_of_moment_and_restarted_is_bit_identical(tmp_path)
         assert done.returncode == -9, done.stderr
         if saved is not None:
             found = steps_saved(b)
-            assert found == saved or (saved == [2] and found == [2, 4]), found  # the writer may have been faster than the kill
+            assert found == saved or (saved == [2] and found == [2, 4]), (
+                found
+            )  # the writer may have been faster than the kill
         assert not (b / "summary.json").exists()
     done = launch_process(experiment, f"run_dir={b}")
     assert done.returncode == 0, done.stderr
@@ -76,9 +78,20 @@ def test_killed_at_every_kind_of_moment_and_restarted_is_bit_identical(tmp_path)
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name], err_msg=name)
-    keys = ("step", "tokens", "train_flops", "train_loss", "eval_loss", "eval_bits_per_byte", "parameters", "state")
+    keys = (
+        "step",
+        "tokens",
+        "train_flops",
+        "train_loss",
+        "eval_loss",
+        "eval_bits_per_byte",
+        "parameters",
+        "state",
+    )
     assert {k: summary(a)[k] for k in keys} == {k: summary(b)[k] for k in keys}
-    assert not [p for p in (b / "checkpoints").iterdir() if not p.name.isdigit()]  # what the interrupted save left
+    assert not [
+        p for p in (b / "checkpoints").iterdir() if not p.name.isdigit()
+    ]  # what the interrupted save left
 
 
 def test_sigterm_from_outside_ends_with_85_and_a_checkpoint(tmp_path):

@@ -21,7 +21,16 @@ from llm_jax.scaling.vmapped_runs import placement_for
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.config import CheckpointConfig, RollbackConfig, TrainConfig
 from llm_jax.train.rollback import Rollback, Rollbacks, SpikeWatch
-from tests.tiny_run import checkpoint, launch, launch_process, launch_processes, shas, steps_saved, summary, write_experiment
+from tests.tiny_run import (
+    checkpoint,
+    launch,
+    launch_process,
+    launch_processes,
+    shas,
+    steps_saved,
+    summary,
+    write_experiment,
+)
 
 POISON = """
 import numpy as np
@@ -41,7 +50,13 @@ Corpus.batch = poisoned
 """
 # A poisoned batch's loss is 1.13 times that of the steps before, and every other one's is lower than theirs.
 SHORT = ("train.steps=16", "evaluate.every=4")
-WATCHED = (*SHORT, "train.rollback.spike=1.08", "train.rollback.window=4", "train.rollback.before=2", "train.rollback.after=3")
+WATCHED = (
+    *SHORT,
+    "train.rollback.spike=1.08",
+    "train.rollback.window=4",
+    "train.rollback.before=2",
+    "train.rollback.after=3",
+)
 # Step 14 has batch 13, the first poisoned one: steps 12 to 14 lose theirs, and three more go. Then step 13
 # has batch 18, and so on.
 SKIPPED = [[11, 12, 13, 14, 15, 16], [10, 17, 18, 19, 20, 21]]
@@ -57,7 +72,11 @@ def poisoned(monkeypatch):
 
 def last_losses(run_dir: Path) -> dict[int, float]:
     """The train loss of each step, the last time that it was done."""
-    return {line["step"]: line["train_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "train_loss" in line}
+    return {
+        line["step"]: line["train_loss"]
+        for line in read_json_lines(run_dir / "metrics.jsonl")
+        if "train_loss" in line
+    }
 
 
 def recorded(run_dir: Path) -> list[dict]:
@@ -88,9 +107,20 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [2, 1000])
-def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(tiny, tmp_path, poisoned, without, capsys, every):
+def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(
+    tiny, tmp_path, poisoned, without, capsys, every
+):
     run_dir = tmp_path / "run"
-    assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *WATCHED, f"checkpoint.every={every}", "checkpoint.keep_best=false") == 0
+    assert (
+        launch(
+            f"experiment={tiny}",
+            f"run_dir={run_dir}",
+            *WATCHED,
+            f"checkpoint.every={every}",
+            "checkpoint.keep_best=false",
+        )
+        == 0
+    )
     assert_same_run(run_dir, without)
     first, second = recorded(run_dir)
     assert [first["batches"], second["batches"]] == SKIPPED
@@ -101,15 +131,20 @@ def test_a_run_that_was_rolled_back_is_the_run_that_never_had_those_batches(tiny
     # What was done again is in metrics.jsonl, with what led to it.
     lines = read_json_lines(run_dir / "metrics.jsonl")
     at = next(i for i, line in enumerate(lines) if "rolled_back_from" in line)
-    assert lines[at] == {"step": first["restored_step"], "rolled_back_from": 14, "rollbacks": 1, "batches_skipped": 6}
+    assert lines[at] == {
+        "step": first["restored_step"],
+        "rolled_back_from": 14,
+        "rollbacks": 1,
+        "batches_skipped": 6,
+    }
     trained = [line for line in lines if "train_loss" in line]
     assert trained[13]["batch_sha"] == first["batch_shas"][2]  # the spike's
     assert [line["step"] for line in trained[13:15]] == [14, first["restored_step"] + 1]
     assert not set(shas(run_dir).values()) & {*first["batch_shas"], *second["batch_shas"]}
     out = capsys.readouterr().out
     assert (
-        f"with batch 13 ({first['batch_shas'][2][:12]}): back to step {first['restored_step']}; from step 12 on 6 batches are skipped: 11 ("
-        in " ".join(out.split())
+        f"with batch 13 ({first['batch_shas'][2][:12]}): back to step {first['restored_step']}; from step "
+        "12 on 6 batches are skipped: 11 (" in " ".join(out.split())
     )
     assert "(roll-back 2 of at most 3)" in " ".join(out.split())
     found = summary(run_dir)
@@ -154,14 +189,21 @@ MetricsWriter.write = and_stop
 
 def test_a_run_that_is_killed_or_stopped_anywhere_in_a_roll_back_ends_the_same(tmp_path, without):
     run_dir = tmp_path / "run"
-    arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", *WATCHED, "checkpoint.every=3")
+    arguments = (
+        f"experiment={write_experiment(tmp_path)}",
+        f"run_dir={run_dir}",
+        *WATCHED,
+        "checkpoint.every=3",
+    )
     for patch, code, count in (
         (KILL_AFTER_REMOVING, -9, 0),
         (KILL_WITHIN_THE_RECORD, -9, 0),
         (KILL_AFTER_THE_RECORD, -9, 1),  # of the first roll-back
         (TERM_WITH_THE_SPIKE, EXIT_STOPPED, 2),  # of the second one, which is still done
     ):
-        done = launch_process(*arguments, patch=POISON + patch, devices=8)  # as in this process: else sums are taken in another order
+        done = launch_process(
+            *arguments, patch=POISON + patch, devices=8
+        )  # as in this process: else sums are taken in another order
         assert done.returncode == code, done.stdout + done.stderr
         if patch is not KILL_WITHIN_THE_RECORD:
             assert (len(recorded(run_dir)) if count else (run_dir / "rollbacks.jsonl").exists()) == count
@@ -176,27 +218,38 @@ def test_two_processes_roll_back_as_one_does(tmp_path, without):
     run_dir = tmp_path / "run"
     experiment = write_experiment(tmp_path, layout="preset('data_parallel')")
     patches = dict.fromkeys((0, 1), POISON)
-    for done in launch_processes(2, f"experiment={experiment}", f"run_dir={run_dir}", *WATCHED, patches=patches, devices=1):
+    for done in launch_processes(
+        2, f"experiment={experiment}", f"run_dir={run_dir}", *WATCHED, patches=patches, devices=1
+    ):
         assert done.returncode == 0, done.stdout + done.stderr
     assert [line["batches"] for line in recorded(run_dir)] == SKIPPED
     assert shas(run_dir) == shas(without)
     ours, theirs = last_losses(run_dir), last_losses(without)
     # The order of sums over the batch differs: float32, 16 steps.
-    np.testing.assert_allclose([ours[step] for step in range(1, 17)], [theirs[step] for step in range(1, 17)], rtol=1e-4)
+    np.testing.assert_allclose(
+        [ours[step] for step in range(1, 17)], [theirs[step] for step in range(1, 17)], rtol=1e-4
+    )
 
 
 def test_one_spike_too_many_ends_the_run_with_its_reason(tiny, tmp_path, poisoned, capsys):
     run_dir = tmp_path / "run"
-    assert launch(f"experiment={tiny}", f"run_dir={run_dir}", *WATCHED, "train.rollback.most=1") == EXIT_DIVERGED
+    assert (
+        launch(f"experiment={tiny}", f"run_dir={run_dir}", *WATCHED, "train.rollback.most=1") == EXIT_DIVERGED
+    )
     out = " ".join(capsys.readouterr().out.split())
     assert "the run diverged: step 13: loss 5." in out
-    assert "after as many roll-backs as train.rollback.most=1 allows; try a smaller optimizer.learning_rate" in out
+    assert (
+        "after as many roll-backs as train.rollback.most=1 allows; try a smaller optimizer.learning_rate"
+        in out
+    )
     found = summary(run_dir)
     assert (found["state"], found["step"], found["rollbacks"]) == ("diverged", 13, 1)
     assert found["reason"].startswith("step 13: loss 5.")
     assert steps_saved(run_dir)[-1] == 12  # of before the spike
     info = json.loads((run_dir / "checkpoints" / "12" / "info" / "metadata").read_text())
-    assert info["losses"][-1] == last_losses(run_dir)[12]  # saved anew after the roll-back, which removed the first one
+    assert (
+        info["losses"][-1] == last_losses(run_dir)[12]
+    )  # saved anew after the roll-back, which removed the first one
 
 
 def test_without_the_key_a_spike_changes_nothing(tiny, tmp_path, poisoned):

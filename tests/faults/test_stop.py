@@ -15,7 +15,11 @@ from tests.tiny_run import launch, losses, steps_saved, summary
 
 
 def evaluations(run_dir):
-    return {line["step"]: line["eval_loss"] for line in read_json_lines(run_dir / "metrics.jsonl") if "eval_loss" in line}
+    return {
+        line["step"]: line["eval_loss"]
+        for line in read_json_lines(run_dir / "metrics.jsonl")
+        if "eval_loss" in line
+    }
 
 
 @pytest.fixture
@@ -51,9 +55,16 @@ PHASES = {
 
 
 @pytest.mark.parametrize(
-    ("phase", "number"), [*((phase, signal.SIGTERM) for phase in PHASES), ("starting", signal.SIGINT), ("training", signal.SIGINT)]
+    ("phase", "number"),
+    [
+        *((phase, signal.SIGTERM) for phase in PHASES),
+        ("starting", signal.SIGINT),
+        ("training", signal.SIGINT),
+    ],
 )
-def test_a_stopped_run_resumes_as_an_uninterrupted_one(tiny, tmp_path, monkeypatch, capsys, whole, phase, number):
+def test_a_stopped_run_resumes_as_an_uninterrupted_one(
+    tiny, tmp_path, monkeypatch, capsys, whole, phase, number
+):
     owner, name, before, saved = PHASES[phase]
     run_dir = tmp_path / "run"
     arguments = (f"experiment={tiny}", f"run_dir={run_dir}", "sample.tokens=4")

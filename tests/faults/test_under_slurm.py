@@ -47,7 +47,12 @@ def problems_after(folder, unbroken, *cases):
 
 
 def test_signals_and_crashes_in_one_run_lose_nothing_that_was_saved(tmp_path, unbroken):
-    cases = Case("TERM to one process", "train"), Case("kill -9 one process", "evaluate"), Case("scontrol requeue", "save"), Case("USR1", "sample")
+    cases = (
+        Case("TERM to one process", "train"),
+        Case("kill -9 one process", "evaluate"),
+        Case("scontrol requeue", "save"),
+        Case("USR1", "sample"),
+    )
     assert problems_after(tmp_path, unbroken, *cases) == []
 
 
@@ -87,20 +92,29 @@ def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
         "experiment=quickstart",
         *SMALL,
     ]
-    command += [f"checkpoint.every={2 * STEPS}", "sample.tokens=0", f"train.steps={job.steps}", f"run_dir={job.run_dir}"]
+    command += [
+        f"checkpoint.every={2 * STEPS}",
+        "sample.tokens=0",
+        f"train.steps={job.steps}",
+        f"run_dir={job.run_dir}",
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated(devices)}
     started = subprocess.Popen(command, cwd=ROOT, env=environment)
     while until and job.last_step() < until:
         time.sleep(0.05)
         assert started.poll() is None
     if until:
-        number = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()[0]
+        number = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()[
+            0
+        ]
         subprocess.run(["scancel", "--signal=TERM", number], check=True)
     return started.wait()
 
 
 @pytest.mark.slow
-def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_same_tokens(tmp_path, slurm_cluster):
+def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_same_tokens(
+    tmp_path, slurm_cluster
+):
     moved, whole = Job(tmp_path / "moved", steps=45), Job(tmp_path / "whole", steps=45)
     assert [srun(moved, 2, 4, until=15), srun(moved, 1, 4, until=30), srun(moved, 1, 8)] == [85, 85, 0]
     assert srun(whole, 2, 4) == 0
@@ -108,4 +122,6 @@ def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_sa
     assert list(ours) == list(theirs) == list(range(1, 46))
     for step, line in theirs.items():
         assert ours[step]["batch_sha"] == line["batch_sha"], step
-        assert ours[step]["train_loss"] == pytest.approx(line["train_loss"], rel=1e-5), step  # float32 sums in another order: 2e-7 was measured
+        assert ours[step]["train_loss"] == pytest.approx(line["train_loss"], rel=1e-5), (
+            step
+        )  # float32 sums in another order: 2e-7 was measured

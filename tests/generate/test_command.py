@@ -36,11 +36,15 @@ def test_prompts_are_continued_in_order_and_written_as_json(run_dir, tmp_path, c
     assert f"--- 2 of 2\n{results[1]['text']}\n" in printed
     for result in results:
         assert len(result["tokens"]) == len(result["logprobs"]) == len(result["top"]) == 12
-        assert all(logprob <= top[0][1] for logprob, top in zip(result["logprobs"], result["top"], strict=True))
+        assert all(
+            logprob <= top[0][1] for logprob, top in zip(result["logprobs"], result["top"], strict=True)
+        )
     assert "compiled prefill: 1 x 16 positions" in stderr
     assert "tokens/s; first token after" in stderr.splitlines()[-1]
 
-    assert main([str(run_dir), "prompt=", "seed=4", *settings[:3], "slots=1"]) == 0  # alone: the text it had beside the other
+    assert (
+        main([str(run_dir), "prompt=", "seed=4", *settings[:3], "slots=1"]) == 0
+    )  # alone: the text it had beside the other
     assert capsys.readouterr().out == results[1]["text"] + "\n"
 
 
@@ -53,12 +57,20 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(run_dir, tmp_path, capsys)
 
 
 def test_each_prompt_of_a_file_can_have_its_own_settings(run_dir, tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"ids": [1, 30, 31], "temperature": 0, "stop": ["q"]}\n')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"prompt": "x\xe2\x80\xa8y", "max_tokens": 2}\r\n{"ids": [1, 30, 31], "temperature": 0, "stop": '
+        b'["q"]}\n'
+    )
     out = tmp_path / "out.jsonl"
     assert main([str(run_dir), f"prompts={tmp_path / 'a.jsonl'}", "max_tokens=3", f"json={out}"]) == 0
     first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert first["prompt"] == "x\u2028y"
-    assert (len(first["tokens"]), second["ids"], second["temperature"], second["stop"]) == (2, [1, 30, 31], 0, ["q"])
+    assert (len(first["tokens"]), second["ids"], second["temperature"], second["stop"]) == (
+        2,
+        [1, 30, 31],
+        0,
+        ["q"],
+    )
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     assert main([str(run_dir), f"prompts={tmp_path / 'latin.txt'}"]) == 2
     assert "latin.txt: is no text in UTF-8 (byte 0)" in capsys.readouterr().err
@@ -75,19 +87,27 @@ def test_a_model_without_a_tokenizer_takes_ids_and_writes_ids(tmp_path, capsys):
     folder, eos = tmp_path / "model", int(expected["left_greedy_new_tokens"][1, 5])
     shutil.copytree(fixture, folder)
     for name in ("config.json", "generation_config.json"):
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": [eos]}))
-    prompts = [ids[mask == 1].tolist() for ids, mask in zip(expected["left_input_ids"], expected["left_mask"], strict=True)]
+        (folder / name).write_text(
+            json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": [eos]})
+        )
+    prompts = [
+        ids[mask == 1].tolist()
+        for ids, mask in zip(expected["left_input_ids"], expected["left_mask"], strict=True)
+    ]
     given = ["ids=" + ",".join(map(str, prompt)) for prompt in prompts]
     out = tmp_path / "out.jsonl"
     assert main([str(folder), *given, "temperature=0", "max_tokens=32", "dtype=float32", f"json={out}"]) == 0
     printed = capsys.readouterr().out
-    for line, prompt, theirs in zip(out.read_text().splitlines(), prompts, expected["left_greedy_new_tokens"].tolist(), strict=True):
+    for line, prompt, theirs in zip(
+        out.read_text().splitlines(), prompts, expected["left_greedy_new_tokens"].tolist(), strict=True
+    ):
         tokens, length = json.loads(line)["tokens"], theirs.index(eos) + 1 if eos in theirs else 32
         assert tokens == theirs[:length]
         assert " ".join(map(str, [*prompt, *(i for i in tokens if i != eos)])) in printed
     assert json.loads(line)["finished"] == "eos"
     for arguments, expected_error in {
-        "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's tokenizer.model) there, or give ids=1,2,3",
+        "prompt=x": "prompt=x: {}: has no tokenizer; put its tokenizer.json (or SentencePiece's "
+        "tokenizer.model) there, or give ids=1,2,3",
         "ids=5,83": "ids=83: must be from 0 to 82",
         "ids=5;6": "ids=5;6: must be token ids with commas between them",
     }.items():

@@ -12,7 +12,13 @@ from llm_jax.data.sentencepiece_tokenizer import train
 from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from tests.data.conftest import documents
 
-TEXTS = (" a  b\t\n\n    if x_1:\r\n é 日本 😀 \u00a0ﬁ  ", "😀😀é\ufffd!", "\ufffd\ufffd\ufffd\ufffd\ufffd", "plain", "")
+TEXTS = (
+    " a  b\t\n\n    if x_1:\r\n é 日本 😀 \u00a0ﬁ  ",
+    "😀😀é\ufffd!",
+    "\ufffd\ufffd\ufffd\ufffd\ufffd",
+    "plain",
+    "",
+)
 
 
 @pytest.fixture(scope="module")

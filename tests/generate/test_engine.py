@@ -80,13 +80,17 @@ class Letters:
         return "".join(f"<{i}>" for i in ids)
 
 
-def opened(layout: Layout | None = None, mesh: dict[str, int] | None = None, **changes: Any) -> PretrainedModel:
+def opened(
+    layout: Layout | None = None, mesh: dict[str, int] | None = None, **changes: Any
+) -> PretrainedModel:
     """A model with random weights, norms and biases too."""
     config = dataclasses.replace(BASE, **changes).resolved()
     layout = layout or preset("single")
     program = TrainModel(config, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, mesh or {})))
     random = np.random.default_rng(3)
-    parameters = jax.tree.map(lambda w: (0.2 * random.standard_normal(w.shape)).astype(w.dtype), program.abstract)
+    parameters = jax.tree.map(
+        lambda w: (0.2 * random.standard_normal(w.shape)).astype(w.dtype), program.abstract
+    )
     parameters = jax.device_put(parameters, program.shardings("stored"))
     return PretrainedModel(Path(), Experiment(model=config), program, parameters, Letters(), 0)  # type: ignore[arg-type]
 
@@ -128,10 +132,15 @@ def test_decoding_gives_the_distribution_of_the_training_forward_pass(name):
     model = opened(**MODELS[name])
     engine = Engine.of(model, slots=2, max_tokens=48)  # the third request takes over a used slot
     prompts = (*PROMPTS, *([LONG] if model.config.window else []))
-    requests = [Request(p, max_tokens=min(30, 47 - len(p)), temperature=float(i % 2), seed=i, logprobs=5) for i, p in enumerate(prompts)]
+    requests = [
+        Request(p, max_tokens=min(30, 47 - len(p)), temperature=float(i % 2), seed=i, logprobs=5)
+        for i, p in enumerate(prompts)
+    ]
     results = engine.generate(requests)
     ids = [[1, *Letters().encode(request.prompt)] for request in requests]
-    expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)])
+    expected = forward(
+        model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)]
+    )
     for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
         assert len(result.tokens) == result.request.max_tokens or result.finished == "eos"
         compare(result, prompt, logprobs_TV, 1e-4)
@@ -143,13 +152,21 @@ def test_long_texts_are_read_in_blocks(name):
     one, for which more of the cache is read."""
     model = opened(**MODELS[name])
     engine = Engine.of(model, slots=2, max_tokens=300)
-    long = Request(ids=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()), max_tokens=95, temperature=1, seed=2, logprobs=5)
+    long = Request(
+        ids=(1, *np.random.default_rng(0).integers(3, VOCAB, 200).tolist()),
+        max_tokens=95,
+        temperature=1,
+        seed=2,
+        logprobs=5,
+    )
     short = Request("short", max_tokens=130, temperature=1, seed=1, logprobs=5)
     (alone,) = engine.generate([short])
     results = engine.generate([short, long])
     assert (results[0].tokens, results[0].logprobs) == (alone.tokens, alone.logprobs)
     ids = [[1, *Letters().encode("short")], list(long.ids)]
-    expected = forward(model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)], 300)
+    expected = forward(
+        model, [[*prompt, *result.tokens] for prompt, result in zip(ids, results, strict=True)], 300
+    )
     for prompt, result, logprobs_TV in zip(ids, results, expected, strict=True):
         compare(result, prompt, logprobs_TV, 1e-4)
     assert len(results[1].tokens) > 60  # past position 256, where a block begins
@@ -167,7 +184,12 @@ REQUESTS = [
 
 @pytest.mark.parametrize(
     ("name", "slots"),
-    [("blocked, grouped-query heads", 8), ("a window", 3), ("DeepSeek", 5), pytest.param("DeepSeek", 8, marks=pytest.mark.slow)],
+    [
+        ("blocked, grouped-query heads", 8),
+        ("a window", 3),
+        ("DeepSeek", 5),
+        pytest.param("DeepSeek", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
     """In any slot, whichever request used it before, whatever joins and leaves meanwhile."""
@@ -184,26 +206,41 @@ def test_a_request_gives_the_same_bits_alone_and_beside_others(name, slots):
             engine.step()
         for number, i in submitted.items():
             result = engine.results.pop(number)
-            assert (result.tokens, result.logprobs, result.text) == (alone[i].tokens, alone[i].logprobs, alone[i].text), i
+            assert (result.tokens, result.logprobs, result.text) == (
+                alone[i].tokens,
+                alone[i].logprobs,
+                alone[i].text,
+            ), i
 
 
 LAYOUTS = {
     "tensor": (None, {}),  # 8 over 2 key heads: each device has those that its queries need
     "fsdp_tensor": ({"data": 4, "tensor": 2}, {}),
-    "pipeline_tensor": ({"stage": 2, "data": 2, "tensor": 2}, {"layers": 4, "window": 9, "window_layers": (1, 3)}),
+    "pipeline_tensor": (
+        {"stage": 2, "data": 2, "tensor": 2},
+        {"layers": 4, "window": 9, "window_layers": (1, 3)},
+    ),
     "context_ulysses": ({"data": 2, "context": 4}, {}),
-    "expert_tensor": ({"data": 2, "expert": 2, "tensor": 2}, MODELS["DeepSeek"] | {"latent": LatentConfig(8, 16, 6, 4, 6)}),
+    "expert_tensor": (
+        {"data": 2, "expert": 2, "tensor": 2},
+        MODELS["DeepSeek"] | {"latent": LatentConfig(8, 16, 6, 4, 6)},
+    ),
 }
 
 
-@pytest.mark.parametrize("name", [n if "_tensor" in n else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS])
+@pytest.mark.parametrize(
+    "name", [n if "_tensor" in n else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS]
+)
 def test_layouts_decode_what_one_device_does(name):
     """On eight simulated devices. Tolerance 2e-4 nats: sums over devices are in yet another order. Greedy
     tokens are equal."""
     mesh, changes = LAYOUTS[name]
     changes = {"heads": 8, "kv_heads": 2, **changes} if "latent" not in changes else {"heads": 8, **changes}
     requests = [Request(p, max_tokens=14, temperature=0, logprobs=3) for p in PROMPTS]
-    one, many = (Engine.of(opened(layout, sizes, **changes), slots=2, max_tokens=48) for layout, sizes in ((None, None), (preset(name), mesh)))
+    one, many = (
+        Engine.of(opened(layout, sizes, **changes), slots=2, max_tokens=48)
+        for layout, sizes in ((None, None), (preset(name), mesh))
+    )
     for expected, result in zip(one.generate(requests), many.generate(requests), strict=True):
         assert result.tokens == expected.tokens
         np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=2e-4)
@@ -230,7 +267,10 @@ def test_learned_positions_end_the_text():
 
 def test_requests_that_do_not_fit_are_refused_and_running_ones_can_be_ended():
     engine = Engine.of(opened(), slots=1, max_tokens=32)
-    with pytest.raises(UserError, match=r"max_tokens=40: after 2 tokens of the prompt, max_tokens=32 of the engine has room for 30"):
+    with pytest.raises(
+        UserError,
+        match=r"max_tokens=40: after 2 tokens of the prompt, max_tokens=32 of the engine has room for 30",
+    ):
         engine.submit(Request("x", max_tokens=40))
     with pytest.raises(UserError, match="ids=96: must be from 0 to 95"):
         engine.submit(Request(ids=(1, 96)))
@@ -254,7 +294,11 @@ def test_the_time_to_the_first_token_is_without_that_of_compiling():
     first, second = engine.generate([Request("x", max_tokens=3, logprobs=2), Request("y", max_tokens=3)])
     seconds = time.perf_counter() - begun - engine.programs.compile_seconds
     assert first.seconds_to_first < second.seconds_to_first < seconds
-    assert [line.split(":")[0] for line in logged] == ["compiled prefill", "compiled log-probabilities", "compiled decode"]
+    assert [line.split(":")[0] for line in logged] == [
+        "compiled prefill",
+        "compiled log-probabilities",
+        "compiled decode",
+    ]
 
 
 @pytest.mark.parametrize(("slots", "name"), [(1, "plain"), (2, "a window"), (1, "a window"), (1, "DeepSeek")])
@@ -264,7 +308,11 @@ def test_a_step_copies_no_cache(slots, name):
     engine.generate([Request(ids=tuple(range(3, 90)) * 2, max_tokens=3)])
     (program,) = [compiled for (kind, _), compiled in engine.programs.compiled.items() if kind == "decode"]
     shapes = {"f32[{}]".format(",".join(map(str, x.shape))) for x in jax.tree.leaves(engine.state.caches)}
-    copies = [line for line in program.as_text().splitlines() if any(f"= {shape}" in line for shape in shapes) and " copy(" in line]
+    copies = [
+        line
+        for line in program.as_text().splitlines()
+        if any(f"= {shape}" in line for shape in shapes) and " copy(" in line
+    ]
     assert copies == []
 
 
@@ -285,9 +333,14 @@ def test_a_model_that_outputs_nan_writes_no_text(capsys):
 def test_no_text_is_broken_by_log_lines_of_the_engine(capsys):
     """Programs are compiled while texts are printed; the lines about that come before or after a text."""
     engine = Engine.of(opened(), slots=1, max_tokens=200, log=print)
-    results, _ = run_and_print(engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)])
+    results, _ = run_and_print(
+        engine, [Request("a", max_tokens=180, temperature=1, seed=i) for i in range(2)]
+    )
     printed = capsys.readouterr().out
-    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("compiled")] == ["compiled prefill", *["compiled decode"] * 2]
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("compiled")] == [
+        "compiled prefill",
+        *["compiled decode"] * 2,
+    ]
     for result in results:
         assert f"\na{result.text}\n" in printed
 

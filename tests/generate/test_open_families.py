@@ -26,13 +26,26 @@ class Ids:
         return ""
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_greedy_continuations_are_those_of_transformers(name):
     e = np.load(FIXTURES / name / "expected.npz")
     model = open_model(FIXTURES / name, dtype="float32")
     tokenizer = Ids(model.config.vocab)
     new = e["left_greedy_new_tokens"]
-    prompts = [tuple(row[mask > 0].tolist()) for row, mask in zip(e["left_input_ids"], e["left_mask"], strict=True)]
-    engine = Engine(model.program, model.parameters, tokenizer, name, slots=2, max_tokens=max(map(len, prompts)) + new.shape[1])
-    results = engine.generate([Request(ids=prompt, max_tokens=new.shape[1], temperature=0) for prompt in prompts])
+    prompts = [
+        tuple(row[mask > 0].tolist()) for row, mask in zip(e["left_input_ids"], e["left_mask"], strict=True)
+    ]
+    engine = Engine(
+        model.program,
+        model.parameters,
+        tokenizer,
+        name,
+        slots=2,
+        max_tokens=max(map(len, prompts)) + new.shape[1],
+    )
+    results = engine.generate(
+        [Request(ids=prompt, max_tokens=new.shape[1], temperature=0) for prompt in prompts]
+    )
     assert [result.tokens for result in results] == new.tolist()

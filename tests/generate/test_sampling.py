@@ -15,18 +15,35 @@ from llm_jax.generate.sampling import Settings, draw
 V = 50
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 3, (4, V)).astype(np.float32)
-NONE: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
+NONE: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+}
 TYPES = {"top_k": np.int32, "seed": np.uint32}
 
 
 def settings(rows: int = 4, **values: Any) -> Settings:
     """Settings of `rows` rows; each value is one for all rows, or an array."""
-    return Settings(*(np.broadcast_to(np.asarray({**NONE, **values}[n], TYPES.get(n, np.float32)), rows) for n in Settings._fields))
+    return Settings(
+        *(
+            np.broadcast_to(np.asarray({**NONE, **values}[n], TYPES.get(n, np.float32)), rows)
+            for n in Settings._fields
+        )
+    )
 
 
-def allowed(x: np.ndarray, seen: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0) -> np.ndarray:
+def allowed(
+    x: np.ndarray, seen: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+) -> np.ndarray:
     """The probabilities [V] that a row is drawn with, in transformers' order of steps, by sorting."""
-    x = np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x).astype(np.float64) / temperature
+    x = (
+        np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x).astype(np.float64)
+        / temperature
+    )
     order = np.argsort(-x)
     keep = np.ones(len(x), bool)
     if top_k:
@@ -53,7 +70,9 @@ def test_tokens_are_drawn_with_their_probabilities_and_cut_ones_never(case):
     """6,000 draws of each row, at as many positions: within 4.5 standard deviations of each frequency (one
     false alarm in 700 runs of all)."""
     draws, seen = 6000, RANDOM.random((4, V)) < 0.3
-    rows = jax.jit(jax.vmap(lambda position: draw(LOGITS, seen, jnp.full(4, position), settings(seed=7, **case))[0]))(jnp.arange(draws))
+    rows = jax.jit(
+        jax.vmap(lambda position: draw(LOGITS, seen, jnp.full(4, position), settings(seed=7, **case))[0])
+    )(jnp.arange(draws))
     for row in range(4):
         p = allowed(LOGITS[row], seen[row], **case)
         frequency = np.bincount(np.asarray(rows)[:, row], minlength=V) / draws
@@ -80,23 +99,39 @@ def test_the_lower_the_temperature_the_surer_is_the_most_likely_token(temperatur
 
 
 def test_a_row_depends_on_its_own_logits_seed_and_position_alone():
-    mixed = settings(temperature=np.array([0, 0.7, 1, 1.3]), top_k=np.array([0, 9, 0, 0]), top_p=np.array([1, 1, 0.8, 1]), seed=np.arange(4))
+    mixed = settings(
+        temperature=np.array([0, 0.7, 1, 1.3]),
+        top_k=np.array([0, 9, 0, 0]),
+        top_p=np.array([1, 1, 0.8, 1]),
+        seed=np.arange(4),
+    )
     seen, position = RANDOM.random((4, V)) < 0.2, np.array([3, 900, 5, 0])
     together = draw(LOGITS, seen, position, mixed)
     for row in range(4):
-        one = draw(LOGITS[row : row + 1], seen[row : row + 1], position[row : row + 1], Settings(*(a[row : row + 1] for a in mixed)))
+        one = draw(
+            LOGITS[row : row + 1],
+            seen[row : row + 1],
+            position[row : row + 1],
+            Settings(*(a[row : row + 1] for a in mixed)),
+        )
         assert [a.tolist()[0] for a in one] == [a.tolist()[row] for a in together]
 
 
 def test_other_seeds_and_positions_give_other_noise():
-    noise = {tuple(np.asarray(sampling.noise(jnp.uint32(s), jnp.int32(p), 3)).tolist()) for s in (0, 1, 2**32 - 1) for p in range(5)}
+    noise = {
+        tuple(np.asarray(sampling.noise(jnp.uint32(s), jnp.int32(p), 3)).tolist())
+        for s in (0, 1, 2**32 - 1)
+        for p in range(5)
+    }
     assert len(noise) == 15
 
 
 def test_ties_are_kept_together():
     """Sorting would let token ids decide which of the equally likely tokens stays."""
     x = jnp.array([[2.0, 1.0, 1.0, -0.0, 0.0, -5.0]])
-    assert (sampling.top_k(x, jnp.array([2])) > -jnp.inf).tolist() == [[True, True, True, False, False, False]]
+    assert (sampling.top_k(x, jnp.array([2])) > -jnp.inf).tolist() == [
+        [True, True, True, False, False, False]
+    ]
     assert (sampling.top_k(x, jnp.array([4])) > -jnp.inf).tolist() == [[True, True, True, True, True, False]]
 
 
@@ -104,5 +139,11 @@ def test_ids_that_the_tokenizer_does_not_have_are_never_drawn():
     logits = np.full((1, V), -20, np.float32)
     logits[0, 40:] = 20
     for temperature in (0.0, 1.0):
-        token, _ = draw(logits, np.zeros((1, V), bool), np.zeros(1, np.int32), settings(1, temperature=temperature), vocab=40)
+        token, _ = draw(
+            logits,
+            np.zeros((1, V), bool),
+            np.zeros(1, np.int32),
+            settings(1, temperature=temperature),
+            vocab=40,
+        )
         assert token[0] < 40

@@ -110,13 +110,20 @@ def arrays(dtype=jnp.bfloat16, t=T, h=H, g=G, k=K):
 )
 def test_unsupported_arrays_are_refused_by_key(changed, options, names):
     with pytest.raises(UserError, match=re.escape(names)):
-        cudnn.fused_attention(*arrays(**changed), **{"segments_BT": None, "scale": 0.1, "window": None} | options)
+        cudnn.fused_attention(
+            *arrays(**changed), **{"segments_BT": None, "scale": 0.1, "window": None} | options
+        )
 
 
 def test_offsets_that_would_not_fit_int32_are_refused():
-    q, k = jax.ShapeDtypeStruct((64, 8192, 64, 64), jnp.bfloat16), jax.ShapeDtypeStruct((64, 8192, 8, 64), jnp.bfloat16)
+    q, k = (
+        jax.ShapeDtypeStruct((64, 8192, 64, 64), jnp.bfloat16),
+        jax.ShapeDtypeStruct((64, 8192, 8, 64), jnp.bfloat16),
+    )
     with pytest.raises(UserError, match=re.escape("2**31")):
-        jax.eval_shape(lambda q, k, v: cudnn.fused_attention(q, k, v, segments_BT=None, scale=0.1, window=None), q, k, k)
+        jax.eval_shape(
+            lambda q, k, v: cudnn.fused_attention(q, k, v, segments_BT=None, scale=0.1, window=None), q, k, k
+        )
 
 
 def test_another_jax_is_refused(monkeypatch):
@@ -148,7 +155,9 @@ def test_options_that_the_user_sets_are_left_alone():
     theirs = gpu_options.compiler_options(8, layer, environment=flags)
     assert set(mine) - set(theirs) == {"xla_gpu_enable_latency_hiding_scheduler"}
     assert mine["xla_gpu_all_gather_combine_threshold_bytes"] == 2**28 // gpu_options.COLLECTIVES_PER_LAYER
-    assert "xla_gpu_all_gather_combine_threshold_bytes" not in gpu_options.compiler_options(1, layer, environment={})
+    assert "xla_gpu_all_gather_combine_threshold_bytes" not in gpu_options.compiler_options(
+        1, layer, environment={}
+    )
 
 
 # --- the compiled step, without a GPU ---
@@ -159,11 +168,23 @@ def absent_gpus(hardware: str, axes: dict[str, int]) -> jax.sharding.Mesh:
     return gpu_compile.topology_mesh(hardware, axes)
 
 
-def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor", remat=None, layers=0, kernel=None, **options):
+def compiled(
+    mesh,
+    *,
+    segments=True,
+    window=None,
+    kv_axis: str | None = "tensor",
+    remat=None,
+    layers=0,
+    kernel=None,
+    **options,
+):
     """A loss and its gradients with attention inside `shard_map`, optionally in a scan over layers and
     remat."""
     kernel = kernel or (
-        lambda q, k, v, s: cudnn.fused_attention(q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS)
+        lambda q, k, v, s: cudnn.fused_attention(
+            q, k, v, segments_BT=s if segments else None, scale=K**-0.5, window=window, max_segments=SLOTS
+        )
     )
     q_spec, kv_spec = P("data", None, "tensor"), P("data", None, kv_axis)
     local = jax.shard_map(kernel, mesh=mesh, in_specs=(q_spec, kv_spec, kv_spec, P("data")), out_specs=q_spec)
@@ -172,7 +193,11 @@ def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor"
         block = local if remat is None else jax.checkpoint(local, policy=remat)
         if not layers:
             return block(q, k, v, s).astype(jnp.float32).sum()
-        return jax.lax.scan(lambda x, _: (jnp.sin(block(x, k, v, s)), None), q, length=layers)[0].astype(jnp.float32).sum()
+        return (
+            jax.lax.scan(lambda x, _: (jnp.sin(block(x, k, v, s)), None), q, length=layers)[0]
+            .astype(jnp.float32)
+            .sum()
+        )
 
     def abstract(shape, dtype, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec))
@@ -187,12 +212,17 @@ def compiled(mesh, *, segments=True, window=None, kv_axis: str | None = "tensor"
 @pytest.mark.parametrize("hardware", ["h100", "h200"])
 @pytest.mark.parametrize("window", [None, 128])
 @pytest.mark.parametrize("segments", [False, True])
-def test_the_fused_kernel_runs_forward_and_backward_and_no_array_is_sequence_squared(hardware, window, segments):
+def test_the_fused_kernel_runs_forward_and_backward_and_no_array_is_sequence_squared(
+    hardware, window, segments
+):
     step = compiled(absent_gpus(hardware, {"data": 2, "tensor": 2}), segments=segments, window=window)
     assert [c for c in step.custom_calls() if "cudnn" in c] == [FORWARD, BACKWARD]
     assert not step.buffers_with(T, T)
     for call in (line for line in step.text.splitlines() if 'custom_call_target="__cudnn' in line):
-        assert f'"sliding_window_length": {window or 0}' in call or f'"sliding_window_length":{window or 0}' in call
+        assert (
+            f'"sliding_window_length": {window or 0}' in call
+            or f'"sliding_window_length":{window or 0}' in call
+        )
         assert re.search(rf'"max_seg_per_batch": ?{SLOTS if segments else 1}\b', call)
         assert re.search(r'"mask_type": ?"PADDING_CAUSAL"' if segments else r'"mask_type": ?"CAUSAL"', call)
 
@@ -200,7 +230,9 @@ def test_the_fused_kernel_runs_forward_and_backward_and_no_array_is_sequence_squ
 @pytest.mark.gpu_compile
 def test_a_sequence_squared_buffer_would_be_seen():
     def scores(q, k, v, s):
-        return jax.nn.dot_product_attention(q, k, v, mask=s[:, None, :, None] == s[:, None, None, :], implementation="xla")
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=s[:, None, :, None] == s[:, None, None, :], implementation="xla"
+        )
 
     for layers in (0, 3):  # also inside the loop of a scan
         step = compiled(absent_gpus("h100", {"data": 2, "tensor": 2}), kernel=scores, layers=layers)
@@ -232,7 +264,9 @@ def test_keys_shared_by_the_tensor_axis_get_the_sum_of_its_gradients():
 @pytest.mark.gpu_compile
 def test_every_training_option_is_known_to_this_xla():
     mesh = absent_gpus("h200", {"data": 2, "tensor": 4})
-    options = gpu_options.compiler_options(8, layer_bytes=dict.fromkeys(gpu_options.COLLECTIVES, 2**28), deterministic=True, environment={})
+    options = gpu_options.compiler_options(
+        8, layer_bytes=dict.fromkeys(gpu_options.COLLECTIVES, 2**28), deterministic=True, environment={}
+    )
     compiled(mesh, kv_axis=None, **options)
 
 
@@ -251,11 +285,21 @@ def reference(q, k, v, segments, window):
 
 
 def agree_with_float32(packed: bool, window: int | None) -> None:
-    q, k, v, dout = (jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H)))
+    q, k, v, dout = (
+        jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H))
+    )
     segments = jnp.asarray(random_segments(3)) if packed else jnp.ones((B, T), jnp.int32)
 
     def fused(q, k, v):
-        return cudnn.fused_attention(q, k, v, segments_BT=segments if packed else None, scale=K**-0.5, window=window, max_segments=SLOTS)
+        return cudnn.fused_attention(
+            q,
+            k,
+            v,
+            segments_BT=segments if packed else None,
+            scale=K**-0.5,
+            window=window,
+            max_segments=SLOTS,
+        )
 
     out, pull = jax.vjp(jax.jit(fused), q, k, v)
     out_ref, pull_ref = jax.vjp(lambda *x: reference(*x, segments, window), q, k, v)
@@ -266,7 +310,9 @@ def agree_with_float32(packed: bool, window: int | None) -> None:
         assert np.linalg.norm(x - ref) < 0.01 * np.linalg.norm(ref)
 
 
-GPU = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU (Hopper or newer) and the extra `cuda`")
+GPU = pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="needs an NVIDIA GPU (Hopper or newer) and the extra `cuda`"
+)
 
 
 @pytest.mark.gpu
@@ -280,8 +326,17 @@ def test_output_and_gradients_agree_with_float32(packed, window):
 @pytest.mark.gpu
 @GPU
 def test_too_many_documents_give_nothing_but_nan():
-    q, k, v, dout = (jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H)))
+    q, k, v, dout = (
+        jax.random.normal(jax.random.key(i), (B, T, n, K), jnp.bfloat16) for i, n in enumerate((H, G, G, H))
+    )
     segments = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // 8, (B, T))
-    out, pull = jax.vjp(lambda *x: cudnn.fused_attention(*x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=SLOTS), q, k, v)
+    out, pull = jax.vjp(
+        lambda *x: cudnn.fused_attention(
+            *x, segments_BT=segments, scale=K**-0.5, window=None, max_segments=SLOTS
+        ),
+        q,
+        k,
+        v,
+    )
     assert jnp.isnan(out).all()
     assert jnp.isnan(pull(dout)[0]).all()

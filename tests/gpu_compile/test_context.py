@@ -73,7 +73,11 @@ def test_the_ring_never_has_all_keys_anywhere():
 @pytest.mark.parametrize("layout", CONTEXT)
 def test_no_other_collective_uses_the_context_axis(layout):
     """Besides attention's: the batch's integers, and rows of the embedding, which both axes split at rest."""
-    kinds = {"context_gather": {"reduce-scatter"}, "context_ring": {"collective-permute"}, "context_ulysses": set()}[layout]
+    kinds = {
+        "context_gather": {"reduce-scatter"},
+        "context_ring": {"collective-permute"},
+        "context_ulysses": set(),
+    }[layout]
     assert set(travels(layout, "context")) == kinds | {"all-gather", "all-to-all"}
     assert {row.axis for row in compiled(layout)[1].collectives} == {"data", "context", "data+context"}
 
@@ -106,7 +110,10 @@ def test_heads_are_exchanged_for_positions_and_back():
     assert travels("context_ulysses", "context")["all-to-all"].bytes == pytest.approx(expected, abs=EMBEDDED)
 
 
-@pytest.mark.parametrize(("layout", "kinds"), [("context_ring", ["collective-permute"]), ("context_gather", ["all-gather", "reduce-scatter"])])
+@pytest.mark.parametrize(
+    ("layout", "kinds"),
+    [("context_ring", ["collective-permute"]), ("context_gather", ["all-gather", "reduce-scatter"])],
+)
 def test_keys_travel_beside_kernels(layout, kinds):
     for kind in kinds:
         row = travels(layout, "context")[kind]

@@ -28,11 +28,15 @@ LENGTH = 4096
 
 
 @pytest.mark.parametrize(
-    ("layout", "mesh", "slots"), [("data_parallel", {}, 1), ("tensor", {"tensor": 2}, 8)], ids=["one GPU, one slot", "tensor, 8 slots"]
+    ("layout", "mesh", "slots"),
+    [("data_parallel", {}, 1), ("tensor", {"tensor": 2}, 8)],
+    ids=["one GPU, one slot", "tensor, 8 slots"],
 )
 def test_no_cache_is_copied(layout, mesh, slots):
     train = TrainConfig(batch_size=8, sequence_length=LENGTH)
-    experiment = resolved(Experiment(name="decode", model=MODEL, layout=PRESETS[layout], mesh=mesh, train=train))
+    experiment = resolved(
+        Experiment(name="decode", model=MODEL, layout=PRESETS[layout], mesh=mesh, train=train)
+    )
     devices = gpu_compile.topology_devices("h100", mesh.get("tensor", 1))
     programs = DecodePrograms(absent_model(experiment, devices), slots, LENGTH, 1, 8192, print)
 
@@ -55,7 +59,12 @@ def test_no_cache_is_copied(layout, mesh, slots):
     step = jax.jit(functools.partial(programs.step_program, LENGTH), donate_argnums=1)
     compiled = gpu_compile.compile_for(programs.place.mesh, step, (weights, state, settings))
     one_cache = slots * (MODEL.kv_heads or 0) // len(devices) * LENGTH * (MODEL.embed // MODEL.heads) * 2
-    of_caches = [i for c in compiled.module.allocating() for i in c if f"[{slots},{4 // len(devices)},{LENGTH},64]" in i.type_text]
+    of_caches = [
+        i
+        for c in compiled.module.allocating()
+        for i in c
+        if f"[{slots},{4 // len(devices)},{LENGTH},64]" in i.type_text
+    ]
     made = [i for i in of_caches if i.opcode not in ("parameter", "get-tuple-element", "bitcast", "tuple")]
     assert len(made) == 2 * MODEL.layers  # the writes
     assert all(re.search("scatter|dynamic_update_slice", i.name) for i in made), [i.name for i in made]

@@ -29,8 +29,20 @@ DEVICES, GROUP, B, T, D, F, E, K = 8, 4, 2, 512, 512, 1536, 8, 2
 def step(dispatch: str) -> gpu_compile.CompiledStep:
     """The step of a small model on data=2 x expert=4, with B rows per device."""
     moe = MoEConfig(experts=E, top_k=K, dispatch=dispatch)  # type: ignore[arg-type]
-    model = ModelConfig(layers=3, embed=D, heads=8, kv_heads=4, mlp=F, vocab=6144, compute_dtype="bfloat16", remat="full", moe=moe)
-    experiment = Experiment(model=model, layout=preset("expert"), train=TrainConfig(batch_size=B * DEVICES, sequence_length=T))
+    model = ModelConfig(
+        layers=3,
+        embed=D,
+        heads=8,
+        kv_heads=4,
+        mlp=F,
+        vocab=6144,
+        compute_dtype="bfloat16",
+        remat="full",
+        moe=moe,
+    )
+    experiment = Experiment(
+        model=model, layout=preset("expert"), train=TrainConfig(batch_size=B * DEVICES, sequence_length=T)
+    )
     return compile_absent(experiment, "h100", DEVICES)
 
 
@@ -74,9 +86,15 @@ def test_ragged_dot_is_dense_in_these_versions_and_the_loop_is_not(how, dense):
     """If this fails for ragged_dot, JAX has a kernel for GPUs: measure it, and make it the default of
     model.moe.product there."""
     mesh = gpu_compile.topology_mesh("h100", {"data": 1})
-    on = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))  # noqa: E731
+    on = lambda shape, dtype: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())
+    )
     product = jax.shard_map(
-        functools.partial(grouped_product, how=how), mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+        functools.partial(grouped_product, how=how),
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        check_vma=False,
     )
     arguments = (on((4096, D), jnp.bfloat16), on((E, D, F), jnp.bfloat16), on((E,), jnp.int32))
     compiled = gpu_compile.compile_for(mesh, jax.jit(product), arguments)

@@ -26,9 +26,19 @@ MODEL = ModelConfig(
 
 def test_a_period_of_layers_has_a_fused_kernel_for_each_kind():
     train = TrainConfig(batch_size=4, sequence_length=LENGTH)
-    step = compile_absent(resolved(Experiment(name="families", model=MODEL, layout=PRESETS["fsdp"], mesh={"data": 2}, train=train)), "h100", 2)
+    step = compile_absent(
+        resolved(
+            Experiment(name="families", model=MODEL, layout=PRESETS["fsdp"], mesh={"data": 2}, train=train)
+        ),
+        "h100",
+        2,
+    )
     kernels = re.findall(r'custom_call_target="__cudnn\$(\w+)".*"sliding_window_length": ?(\d+)', step.text)
     counts = Counter(kernels)
-    assert set(counts) == {(name, window) for name in ("fmhaSoftmax", "fmhaSoftmaxBackward") for window in ("0", "256")}
+    assert set(counts) == {
+        (name, window) for name in ("fmhaSoftmax", "fmhaSoftmaxBackward") for window in ("0", "256")
+    }
     assert len(set(counts.values())) == 1  # XLA may unroll the scan, all kinds alike
-    assert all(math.prod(shape) < 4 * LENGTH**2 for _, shape in step.buffer_shapes() if shape.count(LENGTH) == 2)
+    assert all(
+        math.prod(shape) < 4 * LENGTH**2 for _, shape in step.buffer_shapes() if shape.count(LENGTH) == 2
+    )

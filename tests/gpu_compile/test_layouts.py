@@ -148,7 +148,9 @@ GOLDEN: dict[str, tuple[int, Sent]] = {
 
 def experiment(layout: str) -> Experiment:
     train, objective = TrainConfig(batch_size=BATCH, sequence_length=T), NextToken(chunk=CHUNK)
-    return resolved(Experiment(name=layout, model=MODEL, layout=PRESETS[layout], train=train, objective=objective))
+    return resolved(
+        Experiment(name=layout, model=MODEL, layout=PRESETS[layout], train=train, objective=objective)
+    )
 
 
 @functools.cache
@@ -174,7 +176,9 @@ def sent(layout: str) -> Sent:
         computation, start, kind = inside
         for operand in computation.operands_of(start):
             for shape in operand.shapes:
-                found[kind, collective.axis, shape.dtype] += n * shape.elements * (collective.devices if kind == "all-gather" else 1)
+                found[kind, collective.axis, shape.dtype] += (
+                    n * shape.elements * (collective.devices if kind == "all-gather" else 1)
+                )
     return found
 
 
@@ -194,5 +198,11 @@ def test_weights_and_gradients_of_the_layer_scan_travel_asynchronously(layout):
     _, program, timeline = compiled(layout)
     for i in timeline.counts:
         collective = program.costs[i]
-        if isinstance(collective, Collective) and collective.axis != "tensor" and program.computation_of[i] is not program.module.entry:
-            assert i.opcode.endswith("-start") or all(shape.elements <= CHUNK for shape in i.shapes), i.type_text
+        if (
+            isinstance(collective, Collective)
+            and collective.axis != "tensor"
+            and program.computation_of[i] is not program.module.entry
+        ):
+            assert i.opcode.endswith("-start") or all(shape.elements <= CHUNK for shape in i.shapes), (
+                i.type_text
+            )

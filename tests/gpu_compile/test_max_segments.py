@@ -20,7 +20,9 @@ from llm_jax.train.config import RollbackConfig, TrainConfig
 NEEDED = 7
 
 
-def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp_tensor", spike: float = 0.0) -> tuple[int | None, dict]:
+def room(
+    max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp_tensor", spike: float = 0.0
+) -> tuple[int | None, dict]:
     """The resolved value for 16 rows in 2 microbatches on 4 x 2 devices, and what the corpus was asked."""
     asked: dict = {}
 
@@ -30,7 +32,12 @@ def room(max_segments: int | None, attention: str = "cudnn", layout: str = "fsdp
 
     experiment = Experiment(
         model=ModelConfig(attention=attention, max_segments=max_segments),  # type: ignore[arg-type]
-        train=TrainConfig(steps=30, batch_size=16, microbatches=2, rollback=RollbackConfig(spike=spike, before=2, after=1, most=5)),
+        train=TrainConfig(
+            steps=30,
+            batch_size=16,
+            microbatches=2,
+            rollback=RollbackConfig(spike=spike, before=2, after=1, most=5),
+        ),
     )
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), {}))
     found = with_max_segments(experiment, SimpleNamespace(max_documents_per_row=max_documents_per_row), place)  # type: ignore[arg-type]

@@ -21,7 +21,11 @@ HOST = "S(5)"  # XLA's memory space of the host
 
 @functools.cache
 def compiled(offload: bool) -> CompiledStep:
-    model = dataclasses.replace(MODEL, remat=KEPT, offload=OFFLOADED) if offload else dataclasses.replace(MODEL, remat=f"{KEPT},{OFFLOADED}")
+    model = (
+        dataclasses.replace(MODEL, remat=KEPT, offload=OFFLOADED)
+        if offload
+        else dataclasses.replace(MODEL, remat=f"{KEPT},{OFFLOADED}")
+    )
     return compile_absent(dataclasses.replace(experiment("fsdp"), model=model), "h100", DEVICES)
 
 
@@ -42,8 +46,15 @@ def test_copies_run_beside_kernels():
     started = 0
     for computation in compiled(True).module.allocating():
         for instruction in computation:
-            touches = HOST in instruction.type_text or any(HOST in operand.type_text for operand in computation.operands_of(instruction))
-            assert not touches or instruction.opcode not in ("copy", "fusion", "dynamic-slice", "dynamic-update-slice"), instruction.name
+            touches = HOST in instruction.type_text or any(
+                HOST in operand.type_text for operand in computation.operands_of(instruction)
+            )
+            assert not touches or instruction.opcode not in (
+                "copy",
+                "fusion",
+                "dynamic-slice",
+                "dynamic-update-slice",
+            ), instruction.name
             started += touches and instruction.opcode.endswith("-start")
     assert started >= 4
 

@@ -23,7 +23,16 @@ from llm_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.gpu_compile
 MODEL = ModelConfig(
-    layers=8, embed=512, heads=8, kv_heads=4, mlp=1024, vocab=4096, attention="cudnn", max_segments=4, compute_dtype="bfloat16", remat="full"
+    layers=8,
+    embed=512,
+    heads=8,
+    kv_heads=4,
+    mlp=1024,
+    vocab=4096,
+    attention="cudnn",
+    max_segments=4,
+    compute_dtype="bfloat16",
+    remat="full",
 )
 BATCH, LENGTH, STAGES = 64, 2048, 4
 
@@ -33,7 +42,11 @@ def compiled(microbatches: int) -> tuple[Experiment, CompiledStep]:
     """The step of the preset on 4 stages x 2, for one size of batch."""
     layout = dataclasses.replace(PRESETS["pipeline"], pipeline=PipelineConfig(microbatches=microbatches))
     train = TrainConfig(batch_size=BATCH, sequence_length=LENGTH)
-    experiment = resolved(Experiment(name="pipeline", model=MODEL, layout=layout, mesh={"stage": STAGES, "data": 2}, train=train))
+    experiment = resolved(
+        Experiment(
+            name="pipeline", model=MODEL, layout=layout, mesh={"stage": STAGES, "data": 2}, train=train
+        )
+    )
     return experiment, compile_absent(experiment, "h100", 8)
 
 
@@ -63,6 +76,11 @@ def test_memory_does_not_grow_with_microbatches_and_is_what_enters_each_tick():
     assert temporaries[32] < temporaries[8]
     rows = BATCH // 2  # on a stage's devices, all ticks together
     inputs = {m: 2 * rows * LENGTH * MODEL.embed * (m + STAGES - 1) / m for m in temporaries}
-    kept = [math.prod(shape) * 2 for m in temporaries for _, shape in compiled(m)[1].buffer_shapes() if shape[:1] == (m + STAGES - 1,)]
+    kept = [
+        math.prod(shape) * 2
+        for m in temporaries
+        for _, shape in compiled(m)[1].buffer_shapes()
+        if shape[:1] == (m + STAGES - 1,)
+    ]
     # one row of inputs a tick, not one for each layer
     assert sorted(set(kept))[-2:] == sorted(inputs.values())

@@ -38,7 +38,10 @@ needs_compiler = pytest.mark.gpu_compile
 
 def w3(**overrides: object) -> Experiment:
     """The experiment; `train__steps=3` overrides train.steps."""
-    pairs = [(key.replace("__", "."), str(value)) for key, value in {"model__max_segments": SEGMENTS, **overrides}.items()]
+    pairs = [
+        (key.replace("__", "."), str(value))
+        for key, value in {"model__max_segments": SEGMENTS, **overrides}.items()
+    ]
     return resolved(override(load_experiment("bench/w3"), pairs))
 
 
@@ -89,7 +92,10 @@ def test_layers_keep_what_remat_names_once_and_nothing_else(devices):
         ("bf16", (m.layers, B, T, m.kv_heads, m.head_dim)): 2,  # keys, values
         ("f32", (m.layers, B, m.heads, T)): 1,  # softmax statistics
     }
-    stacks = [{a: n for a, n in loop.carried.items() if a[1][:2] == (m.layers, B)} for loop in step_on(devices).loops()]
+    stacks = [
+        {a: n for a, n in loop.carried.items() if a[1][:2] == (m.layers, B)}
+        for loop in step_on(devices).loops()
+    ]
     assert [s for s in stacks if s] == [kept, kept]  # the forward loop and the backward one
 
 
@@ -103,7 +109,9 @@ def test_the_step_fits_an_h200_with_what_the_compiler_cannot_see():
     pool = 0.92
     assert memory["total"] + workspace < pool * hardware("h200").memory_bytes
     # what is kept for the backward pass, the gradients in float32, and a tenth of that to work with
-    a_token = m.layers * (2 * (2 * m.mlp + 2 * m.embed + 2 * m.heads * 64 + 2 * m.kv_heads * 64) + 4 * m.heads)
+    a_token = m.layers * (
+        2 * (2 * m.mlp + 2 * m.embed + 2 * m.heads * 64 + 2 * m.kv_heads * 64) + 4 * m.heads
+    )
     gradients = 4 * sum(x.size for x in jax.tree.leaves(absent(experiment).abstract))
     assert memory["temporaries"] < 1.1 * (t.batch_size * t.sequence_length * a_token + gradients)
 
@@ -161,11 +169,15 @@ def test_evaluation_and_rows_without_segments_use_the_kernel_too():
     place, mesh = program.place, program.place.mesh
     parameters = program.abstract_state().parameters
     batch = {
-        k: jax.ShapeDtypeStruct((4, 4096), spec.dtype, sharding=place.sharding(("batch", "sequence"), "compute"))
+        k: jax.ShapeDtypeStruct(
+            (4, 4096), spec.dtype, sharding=place.sharding(("batch", "sequence"), "compute")
+        )
         for k, spec in NextToken().arrays().items()
     }
     sizes = jax.ShapeDtypeStruct((experiment.model.vocab,), jnp.float32)
-    assert compile_for(mesh, jax.jit(make_evaluation(program, NextToken())), (parameters, batch, sizes)).custom_calls() == [FORWARD]
+    assert compile_for(
+        mesh, jax.jit(make_evaluation(program, NextToken())), (parameters, batch, sizes)
+    ).custom_calls() == [FORWARD]
     # as the sampler calls it
     hidden = jax.jit(lambda parameters, tokens: program.model(parameters).hidden(tokens))
     step = compile_for(mesh, hidden, (parameters, batch["tokens"]))
@@ -194,7 +206,9 @@ def test_on_a_cpu_the_step_has_no_gpu_options():
     assert not [name for name in options if "gpu" in name]
 
 
-@pytest.mark.parametrize(("key", "others"), [("model.vocab", {}), ("model.max_segments", {"model__vocab": 100})])
+@pytest.mark.parametrize(
+    ("key", "others"), [("model.vocab", {}), ("model.max_segments", {"model__vocab": 100})]
+)
 def test_values_that_need_a_corpus_must_be_given(key, others):
     experiment = w3(**others)
     model = dataclasses.replace(experiment.model, **{key.split(".")[1]: None})

@@ -74,7 +74,9 @@ def run(model, batch: Batch) -> np.ndarray:
     place = model.place
     inputs = [jnp.asarray(a) for a in (batch.tokens_BT, batch.positions_BT, batch.segments_BT)]
     graph, state = nnx.split(model)
-    forward = jax.jit(lambda state, tokens, positions, segments: nnx.merge(graph, state)(tokens, positions, segments))
+    forward = jax.jit(
+        lambda state, tokens, positions, segments: nnx.merge(graph, state)(tokens, positions, segments)
+    )
     if getattr(place, "mesh", None) is None:
         return np.asarray(forward(state, *inputs))
     with jax.set_mesh(place.mesh):
@@ -94,4 +96,6 @@ def continues(batch: Batch, logits_BTV: np.ndarray) -> np.ndarray:
     """The model's own most likely token at each place of the greedy continuation, given the tokens before it:
     [2, N].
     """
-    return logits_BTV[batch.rows["greedy"], batch.prompt - 1 : batch.prompt - 1 + batch.new.shape[1]].argmax(-1)
+    return logits_BTV[batch.rows["greedy"], batch.prompt - 1 : batch.prompt - 1 + batch.new.shape[1]].argmax(
+        -1
+    )

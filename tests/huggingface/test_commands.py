@@ -27,11 +27,16 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def arrays(folder: Path, **more) -> dict[str, np.ndarray]:
     """The weights of a folder or run, by path."""
-    return {path: np.asarray(array) for path, array in transfer.flat_paths(open_model(folder, **more).parameters).items()}
+    return {
+        path: np.asarray(array)
+        for path, array in transfer.flat_paths(open_model(folder, **more).parameters).items()
+    }
 
 
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(a[path].dtype == b[path].dtype and a[path].tobytes() == b[path].tobytes() for path in a)
+    return a.keys() == b.keys() and all(
+        a[path].dtype == b[path].dtype and a[path].tobytes() == b[path].tobytes() for path in a
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +57,20 @@ def test_a_loaded_folder_is_a_run_and_goes_back_as_it_was(tmp_path, capsys):
     assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 1
     assert same_bits(arrays(source), arrays(tmp_path / "run"))
     assert same_bits(arrays(source), arrays(tmp_path / "back"))
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "back"))
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "back")
+    )
     assert after["torch_dtype"] == after["dtype"] == before.get("torch_dtype", before.get("dtype"))
     assert after["eos_token_id"] == before["eos_token_id"]
-    assert (tmp_path / "back" / "generation_config.json").read_text() == (source / "generation_config.json").read_text()
+    assert (tmp_path / "back" / "generation_config.json").read_text() == (
+        source / "generation_config.json"
+    ).read_text()
 
 
 def test_a_run_goes_out_from_any_layout_with_its_tokenizer_and_comes_back(run_dir, tmp_path):
-    assert save([str(run_dir), str(tmp_path / "out"), "layout=fsdp_tensor", "mesh.data=2", "mesh.tensor=2"]) == 0
+    assert (
+        save([str(run_dir), str(tmp_path / "out"), "layout=fsdp_tensor", "mesh.data=2", "mesh.tensor=2"]) == 0
+    )
     assert load([str(tmp_path / "out"), f"run_dir={tmp_path / 'again'}"]) == 0
     assert same_bits(arrays(run_dir), arrays(tmp_path / "again"))
     one, two = open_model(run_dir), open_model(tmp_path / "again")
@@ -85,8 +96,13 @@ def test_saved_in_bfloat16_each_number_is_the_nearest(run_dir, tmp_path):
 
 def test_what_float16_cannot_hold_is_refused(tmp_path):
     opened = open_model(FIXTURES / "olmo2", dtype="float32")
-    large = dataclasses.replace(opened, parameters={**opened.parameters, "embedding": opened.parameters["embedding"].at[0, 0].set(1e6)})
-    with pytest.raises(UserError, match=r"dtype=float16: model.embed_tokens.weight has numbers that are too large for it"):
+    large = dataclasses.replace(
+        opened,
+        parameters={**opened.parameters, "embedding": opened.parameters["embedding"].at[0, 0].set(1e6)},
+    )
+    with pytest.raises(
+        UserError, match=r"dtype=float16: model.embed_tokens.weight has numbers that are too large for it"
+    ):
         pretrained.save_model(large, tmp_path / "out", dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +112,9 @@ def test_however_small_the_chunks_what_is_written_is_the_same(tmp_path, monkeypa
     pretrained.save_model(opened, tmp_path / "whole")
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
     pretrained.save_model(opened, tmp_path / "chunks")
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "chunks" / "model.safetensors").read_bytes()
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "chunks" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_as_a_library_a_model_is_called_with_tokens(run_dir):
@@ -118,10 +136,16 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
     [
         (["{fixture}"], "run_dir=RUN is missing: The run folder that is made"),
         (["run_dir={new}"], "FOLDER is missing"),
-        (["{fixture}", "{fixture}", "run_dir={new}"], "olmo2: unexpected extra word; this command takes FOLDER"),
+        (
+            ["{fixture}", "{fixture}", "run_dir={new}"],
+            "olmo2: unexpected extra word; this command takes FOLDER",
+        ),
         (["{fixture}", "run_dir={full}"], "full: exists and is not empty"),
         (["{fixture}", "run_dir={new}", "dtype=float64"], "dtype=float64: must be one of float32, bfloat16"),
-        (["{fixture}", "run_dir={new}", "mesh.data=2"], "mesh.data=2: must be given together with a layout; add layout=NAME"),
+        (
+            ["{fixture}", "run_dir={new}", "mesh.data=2"],
+            "mesh.data=2: must be given together with a layout; add layout=NAME",
+        ),
         (["{fixture}", "run_dir={new}", "dtypes=float32"], "there is no key 'dtypes'; did you mean 'dtype'?"),
         (["{nowhere}", "run_dir={new}"], "nowhere: no such folder"),
         (["{full}", "run_dir={new}"], "is no run folder"),
@@ -131,7 +155,11 @@ def test_weights_of_a_run_that_are_not_what_was_written_are_refused(tmp_path):
 def test_a_mistake_in_the_command_line_of_load_is_one_line(run_dir, tmp_path, capsys, arguments, message):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    names = {"fixture": FIXTURES / "olmo2", "run": run_dir, **{name: tmp_path / name for name in ("new", "full", "nowhere")}}
+    names = {
+        "fixture": FIXTURES / "olmo2",
+        "run": run_dir,
+        **{name: tmp_path / name for name in ("new", "full", "nowhere")},
+    }
     assert load([argument.format(**names) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -142,13 +170,31 @@ def test_a_mistake_in_the_command_line_of_load_is_one_line(run_dir, tmp_path, ca
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"logit_softcap": 30.0}, "model.logit_softcap=30.0: no supported family can express this model; llama is closest"),
-        ({"activation": "gelu"}, "model.activation=gelu: no supported family can express this model; llama is closest"),
-        ({"attention_softcap": 20.0}, "model.attention_softcap=20.0: no supported family can express this model; llama is closest"),
-        ({"attention_scale": 0.3}, "model.attention_scale=0.3: no supported family can express this model; llama is closest"),
+        (
+            {"logit_softcap": 30.0},
+            "model.logit_softcap=30.0: no supported family can express this model; llama is closest",
+        ),
+        (
+            {"activation": "gelu"},
+            "model.activation=gelu: no supported family can express this model; llama is closest",
+        ),
+        (
+            {"attention_softcap": 20.0},
+            "model.attention_softcap=20.0: no supported family can express this model; llama is closest",
+        ),
+        (
+            {"attention_scale": 0.3},
+            "model.attention_scale=0.3: no supported family can express this model; llama is closest",
+        ),
         ({"norm": "layer", "position": "learned"}, "model."),
-        ({"parametrization": "mup", "base_embed": 32}, "model.parametrization=mup: no family has its multipliers"),
-        ({"moe": MoEConfig(experts=4, dispatch="capacity")}, "model.moe.dispatch=capacity: families send tokens to experts without a limit"),
+        (
+            {"parametrization": "mup", "base_embed": 32},
+            "model.parametrization=mup: no family has its multipliers",
+        ),
+        (
+            {"moe": MoEConfig(experts=4, dispatch="capacity")},
+            "model.moe.dispatch=capacity: families send tokens to experts without a limit",
+        ),
         ({"moe": MoEConfig(experts=4, shared_mlp=64)}, "model.moe.shared_mlp=64: "),
     ],
 )
@@ -163,7 +209,10 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, message)
         ({}, "llama"),
         ({"window": 16}, "mistral"),
         ({"attention_scale": 64**-0.5}, "llama"),  # its default
-        ({"embed": 100, "heads": 3, "head_dim": 32}, "mistral"),  # transformers 5 has no Llama of 3 heads that is 100 wide
+        (
+            {"embed": 100, "heads": 3, "head_dim": 32},
+            "mistral",
+        ),  # transformers 5 has no Llama of 3 heads that is 100 wide
         ({"bias_qkv": True}, "qwen2"),
         ({"qk_norm": "head", "window": 16, "window_layers": (2, 3)}, "qwen3"),
         ({"moe": MoEConfig(experts=4)}, "mixtral"),
@@ -171,7 +220,14 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changed, message)
         ({"moe": MoEConfig(experts=4, normalise=False, dense_layers=(0,)), "qk_norm": "head"}, "qwen3_moe"),
         ({"qk_norm": "projection", "norm_placement": "after"}, "olmo2"),
         (
-            {"norm": "layer", "position": "learned", "activation": "gelu", "bias_qkv": True, "bias_out": True, "bias_mlp": True},
+            {
+                "norm": "layer",
+                "position": "learned",
+                "activation": "gelu",
+                "bias_qkv": True,
+                "bias_out": True,
+                "bias_mlp": True,
+            },
             "gpt2",
         ),
     ],
@@ -196,6 +252,7 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
 
     write_random(tmp_path / "model", 300_000_000)
     found = measure(tmp_path / "model")
-    # The promise is the largest tensor and 1 GiB. A stacked copy on the host would be as large as the weights, which are 0.3 GB here.
+    # The promise is the largest tensor and 1 GiB. A stacked copy on the host would be as large as the
+    # weights, which are 0.3 GB here.
     assert found["weights"] > 250e6
     assert found["peak"] - found["before"] - found["weights"] < 200e6

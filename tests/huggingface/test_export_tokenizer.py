@@ -32,7 +32,10 @@ def code() -> list[str]:
 
 def texts() -> list[str]:
     rng = random.Random(0)
-    anything = ["".join(c for c in map(chr, rng.choices(range(0x110000), k=60)) if unicodedata.category(c) != "Cs") for _ in range(100)]
+    anything = [
+        "".join(c for c in map(chr, rng.choices(range(0x110000), k=60)) if unicodedata.category(c) != "Cs")
+        for _ in range(100)
+    ]
     return [*HARD, *KINDS, *anything, *documents(100, seed=3), *code()]
 
 
@@ -55,7 +58,9 @@ def test_every_text_becomes_the_same_tokens_and_comes_back(kind, tmp_path):
     if kind == "bpe":
         assert not differ
     else:
-        logprob = [value for _, value in json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]]
+        logprob = [
+            value for _, value in json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+        ]
     assert all(theirs.token_bytes[theirs.encode(text)].sum() == len(text.encode()) for text in texts())
     for text in differ:
         as_likely = [sum(logprob[i] for i in tokenizer.encode(text)) for tokenizer in (ours, theirs)]
@@ -64,7 +69,12 @@ def test_every_text_becomes_the_same_tokens_and_comes_back(kind, tmp_path):
     assert all(theirs.decode(ours.encode(text)) == text for text in texts())
     assert theirs.lossless
     assert (theirs.token_bytes == ours.token_bytes).all()
-    assert (theirs.bos_id, theirs.eos_id, theirs.pad_id, theirs.vocab_size) == (ours.bos_id, ours.eos_id, ours.pad_id, ours.vocab_size)
+    assert (theirs.bos_id, theirs.eos_id, theirs.pad_id, theirs.vocab_size) == (
+        ours.bos_id,
+        ours.eos_id,
+        ours.pad_id,
+        ours.vocab_size,
+    )
 
 
 def test_real_texts_become_the_same_tokens(shared, tmp_path):
@@ -84,7 +94,10 @@ def test_a_text_begins_as_documents_do(tmp_path):
 
     ours = train(documents(100), TokenizerConfig(vocab=310))
     export_tokenizer(ours, tmp_path)
-    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("the model").ids == [ours.bos_id, *ours.encode("the model")]
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("the model").ids == [
+        ours.bos_id,
+        *ours.encode("the model"),
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
@@ -123,7 +136,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 
     prefix = str(tmp_path / "plain")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(documents(200)), model_prefix=prefix, vocab_size=120, hard_vocab_limit=False, minloglevel=3
+        sentence_iterator=iter(documents(200)),
+        model_prefix=prefix,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        minloglevel=3,
     )
     with pytest.raises(UserError, match=r"normalises text \(nmt_nfkc\) and drops spaces") as error:
         export_tokenizer(load_tokenizer(f"{prefix}.model"), tmp_path / "out")

@@ -32,13 +32,19 @@ def copied(name: str, folder: Path, **config) -> Path:
     """A fixture with other keys in its config.json; a key that is ... is taken out."""
     copy = Path(shutil.copytree(FIXTURES / name, folder / name))
     tree = json.loads((copy / "config.json").read_text()) | config
-    (copy / "config.json").write_text(json.dumps({key: value for key, value in tree.items() if value is not ...}))
+    (copy / "config.json").write_text(
+        json.dumps({key: value for key, value in tree.items() if value is not ...})
+    )
     return copy
 
 
 def with_tensors(folder: Path, change) -> Path:
     """The folder with other tensors, in one file."""
-    tensors = {name: array for path in folder.glob("*.safetensors") for name, array in library.load_file(path).items()}
+    tensors = {
+        name: array
+        for path in folder.glob("*.safetensors")
+        for name, array in library.load_file(path).items()
+    }
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     change(tensors)
@@ -48,7 +54,10 @@ def with_tensors(folder: Path, change) -> Path:
 
 def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
     """The parameters that are read, by path."""
-    return {path: np.asarray(array) for path, array in transfer.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()}
+    return {
+        path: np.asarray(array)
+        for path, array in transfer.flat_paths(open_model(folder, dtype="float32", **more).parameters).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,43 +66,128 @@ def parameters(folder: Path, **more) -> dict[str, np.ndarray]:
         ("llama", "attention_chunk_size", 64, "attention_chunk_size=64: is unknown, and may change"),
         ("llama", "num_atention_heads", 8, "did you mean num_attention_heads?"),
         ("llama", "hidden_act", "relu", "hidden_act=relu: is not supported; must be one of silu"),
-        ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 8.0}, "rope_type=longrope: is not supported"),
-        ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type=llama3: needs low_freq_factor"),
-        ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "llama3"}, "rope_theta of the rotary embedding is 5.0 in one place"),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "longrope", "factor": 8.0},
+            "rope_type=longrope: is not supported",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "llama3", "factor": 8.0},
+            "rope_type=llama3: needs low_freq_factor",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            {"rope_theta": 5.0, "rope_type": "llama3"},
+            "rope_theta of the rotary embedding is 5.0 in one place",
+        ),
         ("llama", "vocab_size", "many", "vocab_size='many': must be a number"),
         ("llama", "num_key_value_heads", "2", "num_key_value_heads='2': must be a whole number, or null"),
-        ("deepseek_v3", "num_key_value_heads", 2, "num_key_value_heads=2: must be num_attention_heads=4 in latent"),
+        (
+            "deepseek_v3",
+            "num_key_value_heads",
+            2,
+            "num_key_value_heads=2: must be num_attention_heads=4 in latent",
+        ),
         ("deepseek_v3", "topk_method", "greedy", "topk_method=greedy: is not supported; must be noaux_tc"),
-        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "truncate=1 in the rotary embedding: must be true or false"),
-        ("gemma2", "layer_types", ["full_attention"], "layer_types=.*: must be full_attention or sliding_attention for each of"),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "yarn", "factor": 2.0, "truncate": 1},
+            "truncate=1 in the rotary embedding: must be true or false",
+        ),
+        (
+            "gemma2",
+            "layer_types",
+            ["full_attention"],
+            "layer_types=.*: must be full_attention or sliding_attention for each of",
+        ),
         ("llama", "rms_norm_eps", -1.0, "model.norm_epsilon=-1.0: must be above 0"),
         ("llama", "is_encoder_decoder", True, "is_encoder_decoder=True: is not supported; must be False"),
-        ("llama", "quantization_config", {"quant_method": "gptq"}, "quantization_config=.*: is not supported; must have quant_method=fp8"),
-        ("llama", "model_type", "lama", "model_type=lama: there is no such family here; did you mean 'llama'?"),
+        (
+            "llama",
+            "quantization_config",
+            {"quant_method": "gptq"},
+            "quantization_config=.*: is not supported; must have quant_method=fp8",
+        ),
+        (
+            "llama",
+            "model_type",
+            "lama",
+            "model_type=lama: there is no such family here; did you mean 'llama'?",
+        ),
         ("llama", "model_type", ..., "model_type is missing"),
-        ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx=True: is not supported"),
-        ("gpt2", "hidden_size", 99, "n_embd=32 and hidden_size=99: two spellings of one key must have one value"),
+        (
+            "gpt2",
+            "scale_attn_by_inverse_layer_idx",
+            True,
+            "scale_attn_by_inverse_layer_idx=True: is not supported",
+        ),
+        (
+            "gpt2",
+            "hidden_size",
+            99,
+            "n_embd=32 and hidden_size=99: two spellings of one key must have one value",
+        ),
         ("qwen3_moe", "num_experts", 99, "two spellings of one key must have one value"),
         ("mixtral", "num_local_experts", 0, "num_local_experts=0: must be above 0"),
         ("mixtral", "sliding_window", "8", "sliding_window='8': must be a whole number, or null"),
-        ("gemma3", "attn_logit_softcapping", 3.0, "attn_logit_softcapping=3.0: is not supported; must be null"),
+        (
+            "gemma3",
+            "attn_logit_softcapping",
+            3.0,
+            "attn_logit_softcapping=3.0: is not supported; must be null",
+        ),
         ("gemma3", "final_logit_softcapping", "3", "final_logit_softcapping='3': must be a number, or null"),
-        ("gemma3", "rope_parameters", {"full_attention": 5}, "rope_parameters.full_attention: must be full_attention or"),
-        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1.5}, "=1.5: must be a whole number"),
+        (
+            "gemma3",
+            "rope_parameters",
+            {"full_attention": 5},
+            "rope_parameters.full_attention: must be full_attention or",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1.5},
+            "=1.5: must be a whole number",
+        ),
         ("qwen3_moe", "decoder_sparse_step", 0, "decoder_sparse_step=0: must be above 0"),
         ("qwen3_moe", "mlp_only_layers", 3, "mlp_only_layers=3: must be an array, or null"),
         ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar=0.0: must be above 0"),
-        ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 in the rotary embedding: is not supported for this family"),
+        (
+            "llama",
+            "partial_rotary_factor",
+            0.5,
+            "partial_rotary_factor=0.5 in the rotary embedding: is not supported for this family",
+        ),
         ("llama", "rotary_emb_base", 500.0, "rotary_emb_base=500.0: is unknown"),
-        ("llama", "rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}, "rope_type of the rotary embedding is linear in one place"),
+        (
+            "llama",
+            "rope_scaling",
+            {"type": "linear", "rope_type": "yarn", "factor": 2.0},
+            "rope_type of the rotary embedding is linear in one place",
+        ),
         (
             "llama",
             "rope_scaling",
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
             "high_frequency_factor=4.0: must be above low_frequency_factor=4",
         ),
-        ("llama", "rope_scaling", {"rope_type": "linear", "factor": "2"}, "factor=2 in the rotary embedding: must be a number"),
-        ("llama", "original_max_position_embeddings", 99, "original_max_position_embeddings=99: is 16 in the rotary embedding"),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "linear", "factor": "2"},
+            "factor=2 in the rotary embedding: must be a number",
+        ),
+        (
+            "llama",
+            "original_max_position_embeddings",
+            99,
+            "original_max_position_embeddings=99: is 16 in the rotary embedding",
+        ),
     ],
 )
 def test_a_key_that_changes_the_model_and_is_not_supported_is_named(tmp_path, name, key, value, message):
@@ -103,35 +197,63 @@ def test_a_key_that_changes_the_model_and_is_not_supported_is_named(tmp_path, na
 
 
 def test_keys_without_effect_are_accepted(tmp_path):
-    folder = copied("llama", tmp_path, attention_dropout=0.1, use_cache=False, auto_map={}, some_new_key=None, is_decoder=True, temperature=0.7)
+    folder = copied(
+        "llama",
+        tmp_path,
+        attention_dropout=0.1,
+        use_cache=False,
+        auto_map={},
+        some_new_key=None,
+        is_decoder=True,
+        temperature=0.7,
+    )
     assert open_folder(folder).model == open_folder(FIXTURES / "llama").model
 
 
 def test_a_number_that_happens_to_be_whole_is_written_as_transformers_takes_it(tmp_path):
-    one, model = family.read_model(json.loads((copied("deepseek_v3", tmp_path, routed_scaling_factor=2) / "config.json").read_text()), tmp_path)
+    one, model = family.read_model(
+        json.loads((copied("deepseek_v3", tmp_path, routed_scaling_factor=2) / "config.json").read_text()),
+        tmp_path,
+    )
     assert repr(one.write_config(model)["routed_scaling_factor"]) == "2.0"
-    one, model = family.read_model(json.loads((copied("gemma2", tmp_path, final_logit_softcapping=30) / "config.json").read_text()), tmp_path)
+    one, model = family.read_model(
+        json.loads((copied("gemma2", tmp_path, final_logit_softcapping=30) / "config.json").read_text()),
+        tmp_path,
+    )
     assert repr(one.write_config(model)["final_logit_softcapping"]) == "30.0"
 
 
 def test_keys_that_are_missing_have_the_classs_defaults(tmp_path):
     folder = copied(
-        "mistral", tmp_path, **dict.fromkeys(("sliding_window", "rms_norm_eps", "rope_theta", "rope_parameters", "tie_word_embeddings"), ...)
+        "mistral",
+        tmp_path,
+        **dict.fromkeys(
+            ("sliding_window", "rms_norm_eps", "rope_theta", "rope_parameters", "tie_word_embeddings"), ...
+        ),
     )
     model = open_folder(folder).model
-    assert (model.window, model.norm_epsilon, model.rope_theta, model.tied_embeddings) == (4096, 1e-6, 10000.0, False)
+    assert (model.window, model.norm_epsilon, model.rope_theta, model.tied_embeddings) == (
+        4096,
+        1e-6,
+        10000.0,
+        False,
+    )
 
 
 def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(tmp_path):
     cases = {
-        "the tensor model.norm.weight, which its config.json requires, is missing": lambda tensors: tensors.pop("model.norm.weight"),
-        "the model that its config.json describes has no tensor model.extra.weight": lambda tensors: tensors.update(
-            {"model.extra.weight": np.ones(3, np.float32)}
+        "the tensor model.norm.weight, which its config.json requires, is missing": lambda tensors: (
+            tensors.pop("model.norm.weight")
         ),
-        r"model.norm.weight has shape \[3\], but its config.json requires \[32\]": lambda tensors: tensors.update(
-            {"model.norm.weight": np.ones(3, np.float32)}
+        "the model that its config.json describes has no tensor model.extra.weight": lambda tensors: (
+            tensors.update({"model.extra.weight": np.ones(3, np.float32)})
         ),
-        "model.norm.weight is I32; must be one of": lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int32)}),
+        r"model.norm.weight has shape \[3\], but its config.json requires \[32\]": lambda tensors: (
+            tensors.update({"model.norm.weight": np.ones(3, np.float32)})
+        ),
+        "model.norm.weight is I32; must be one of": lambda tensors: tensors.update(
+            {"model.norm.weight": np.ones(32, np.int32)}
+        ),
     }
     for i, (message, change) in enumerate(cases.items()):
         with pytest.raises(UserError, match=message):
@@ -144,13 +266,18 @@ def test_buffers_of_old_files_are_passed_over_and_other_tensors_only_by_name(tmp
         tensors["model.layers.9.eh_proj.weight"] = np.ones(4, np.float32)
 
     folder = with_tensors(copied("mistral", tmp_path), change)
-    with pytest.raises(UserError, match=r"has no tensor model.layers.9.eh_proj.weight\. To load it without, give leave_out="):
+    with pytest.raises(
+        UserError, match=r"has no tensor model.layers.9.eh_proj.weight\. To load it without, give leave_out="
+    ):
         open_model(folder)
     assert open_model(folder, leave_out=["model.layers.9.*"]).step == 0
     assert open_folder(folder, ["model.layers.9.*"]).left_out == ("model.layers.9.eh_proj.weight",)
     with pytest.raises(UserError, match=r"leave_out=model.layers.8.\*: .* has no such tensor"):
         open_folder(folder, ["model.layers.9.*", "model.layers.8.*"])
-    with pytest.raises(UserError, match=r"the tensor model.layers.0.input_layernorm.weight, which its config.json requires, is missing"):
+    with pytest.raises(
+        UserError,
+        match=r"the tensor model.layers.0.input_layernorm.weight, which its config.json requires, is missing",
+    ):
         open_model(folder, leave_out=["model.layers.*norm.weight", "model.layers.9.*"])
 
 
@@ -169,8 +296,13 @@ def test_a_tied_head_that_is_in_the_file_too_must_be_the_embedding(tmp_path):
 
     for change in twice, only_as_head:
         folder = with_tensors(copied(name, tmp_path / change.__name__), change)
-        np.testing.assert_array_equal(parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"])
-    with pytest.raises(UserError, match=r"tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight"):
+        np.testing.assert_array_equal(
+            parameters(folder)["embedding"], parameters(FIXTURES / name)["embedding"]
+        )
+    with pytest.raises(
+        UserError,
+        match=r"tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight",
+    ):
         open_model(with_tensors(copied(name, tmp_path / "other"), other))
 
 
@@ -182,16 +314,30 @@ def test_truncated_and_missing_files_are_refused_with_the_reason(tmp_path):
         (whole_file[:-5], "is shorter than its header says"),
         (whole_file + b"more", "is longer than its header says"),
         (b"hello", "is not a safetensors file"),
-        (with_header(whole_file, "model.norm.weight", shape=[16]), r"model.norm.weight has 128 bytes, but \[16\] in F32 takes 64"),
-        (with_header(whole_file, "model.norm.weight", data_offsets=[0, 128]), "begins at byte .*, but the tensor before it ends at"),
-        (with_header(whole_file, "model.norm.weight", data_offsets=[128]), "model.norm.weight is not a tensor in its header"),
-        (with_header(whole_file, "model.norm.weight", shape="32"), "model.norm.weight is not a tensor in its header"),
+        (
+            with_header(whole_file, "model.norm.weight", shape=[16]),
+            r"model.norm.weight has 128 bytes, but \[16\] in F32 takes 64",
+        ),
+        (
+            with_header(whole_file, "model.norm.weight", data_offsets=[0, 128]),
+            "begins at byte .*, but the tensor before it ends at",
+        ),
+        (
+            with_header(whole_file, "model.norm.weight", data_offsets=[128]),
+            "model.norm.weight is not a tensor in its header",
+        ),
+        (
+            with_header(whole_file, "model.norm.weight", shape="32"),
+            "model.norm.weight is not a tensor in its header",
+        ),
     ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=message):
             open_folder(folder)
     file.rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"has no model.safetensors and no .*; there is pytorch_model.bin, which is not read"):
+    with pytest.raises(
+        UserError, match=r"has no model.safetensors and no .*; there is pytorch_model.bin, which is not read"
+    ):
         open_folder(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no run folder"):
@@ -210,7 +356,9 @@ def with_header(content: bytes, name: str, **about) -> bytes:
 def test_of_one_file_and_an_index_of_others_none_is_taken_in_silence(tmp_path):
     folder = copied("llama", tmp_path)
     shutil.copy(FIXTURES / "mistral" / "model.safetensors", folder)
-    with pytest.raises(UserError, match=r"has model.safetensors, but model.safetensors.index.json names other files"):
+    with pytest.raises(
+        UserError, match=r"has model.safetensors, but model.safetensors.index.json names other files"
+    ):
         open_folder(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match=r"model.safetensors.index.json: has no weight_map"):
@@ -242,7 +390,10 @@ def test_weights_of_any_float_dtype_are_read_as_they_are(tmp_path, kind):
         for name, array in tensors.items():
             tensors[name] = array.astype(kind)
 
-    read, before = parameters(with_tensors(copied("mistral", tmp_path), change)), parameters(FIXTURES / "mistral")
+    read, before = (
+        parameters(with_tensors(copied("mistral", tmp_path), change)),
+        parameters(FIXTURES / "mistral"),
+    )
     for path, array in read.items():
         np.testing.assert_array_equal(array, before[path].astype(kind).astype(np.float32), err_msg=path)
 
@@ -257,12 +408,16 @@ def test_8_bit_weights_are_multiplied_by_the_scales_of_their_blocks(tmp_path):
         "w_scale_inv": {"dtype": "F32", "shape": [2, 3], "data_offsets": [60000, 60000 + planned[0].nbytes]},
     }
     text = json.dumps(header).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + weight.tobytes() + scale.tobytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + weight.tobytes() + scale.tobytes()
+    )
     tensors = safetensors.read_folder(tmp_path)
     assert list(tensors) == ["w"]
     expected = weight.astype(np.float32) * np.kron(scale, np.ones((128, 128), np.float32))[:200, :300]
     np.testing.assert_array_equal(tensors["w"].rows(0, 200), expected)
-    np.testing.assert_array_equal(tensors["w"].rows(100, 150), expected[100:150])  # across the boundary of two blocks
+    np.testing.assert_array_equal(
+        tensors["w"].rows(100, 150), expected[100:150]
+    )  # across the boundary of two blocks
 
 
 SIZES = {"single": {}, "fsdp_tensor": {"data": 2, "tensor": 2}, "pipeline": {"stage": 3, "data": 1}}
@@ -296,7 +451,9 @@ def test_however_small_the_chunks_the_weights_are_the_same_on_any_layout(layout)
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), SIZES[layout]))
     program = TrainModel(folder.model, OptimizerConfig(), place)
     tensor_map = folder.tensor_map(program)
-    read = transfer.flat_paths(transfer.read_parameters(tensor_map, folder.tensors, program, chunk_bytes=3000))
+    read = transfer.flat_paths(
+        transfer.read_parameters(tensor_map, folder.tensors, program, chunk_bytes=3000)
+    )
     shardings = transfer.flat_paths(program.shardings("stored"))
     for path, expected in parameters(FIXTURES / "mixtral").items():
         assert read[path].sharding == shardings[path]

@@ -24,11 +24,18 @@ def computed(folder: Path, expectation: Path) -> tuple[Batch, np.ndarray]:
     return batch, expected.run(pretrained.load_model(folder, dtype="float32"), batch)
 
 
-@pytest.fixture(params=[*CASES, *(f"shared/{name}" for name in ("gpt2", "llama", "mistral", "olmo2", "qwen3", "qwen3_moe"))])
+@pytest.fixture(
+    params=[
+        *CASES,
+        *(f"shared/{name}" for name in ("gpt2", "llama", "mistral", "olmo2", "qwen3", "qwen3_moe")),
+    ]
+)
 def case(request) -> tuple[Batch, np.ndarray]:
     name: str = request.param
     if name.startswith("shared/"):
-        folder = request.getfixturevalue("shared") / "huggingface" / "reference" / name.removeprefix("shared/")
+        folder = (
+            request.getfixturevalue("shared") / "huggingface" / "reference" / name.removeprefix("shared/")
+        )
         return computed(folder, folder / "ref.npz")
     return computed(FIXTURES / name, FIXTURES / name / "expected.npz")
 
@@ -50,20 +57,33 @@ def test_greedy_continuation_is_the_same(case):
     np.testing.assert_array_equal(expected.continues(batch, logits_BTV), batch.new)
 
 
-SECOND = ("gpt2_hub", "gpt_neox_hub", "llama_bias_tied", "qwen2_tied", "qwen3_moe_step", "deepseek_v3_noqlora")  # further cases of a family
+SECOND = (
+    "gpt2_hub",
+    "gpt_neox_hub",
+    "llama_bias_tied",
+    "qwen2_tied",
+    "qwen3_moe_step",
+    "deepseek_v3_noqlora",
+)  # further cases of a family
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SECOND else n for n in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SECOND else n for n in CASES]
+)
 def test_split_over_eight_devices_it_computes_the_same(name):
     batch = expected.read(FIXTURES / name / "expected.npz")
-    model = pretrained.load_model(FIXTURES / name, dtype="float32", layout=preset("fsdp_tensor"), mesh={"data": 4, "tensor": 2})
+    model = pretrained.load_model(
+        FIXTURES / name, dtype="float32", layout=preset("fsdp_tensor"), mesh={"data": 4, "tensor": 2}
+    )
     assert model.place.mesh.size == 8
     assert expected.furthest(batch, expected.run(model, batch), "full", "left", "packed") < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_spellings_of_a_configuration_are_the_same_model(name):
-    trees = [json.loads((FIXTURES / name / file).read_text()) for file in ("config.json", "config.other.json")]
+    trees = [
+        json.loads((FIXTURES / name / file).read_text()) for file in ("config.json", "config.other.json")
+    ]
     (one, first), (other, second) = (family.read_model(tree, FIXTURES / name) for tree in trees)
     assert one is other
     assert first == second
@@ -76,7 +96,11 @@ def test_both_spellings_of_a_configuration_are_the_same_model(name):
         ("gemma3", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar=null: must be a number"),
         ("gpt_neox", {"use_parallel_residual": None}, "use_parallel_residual=null: must be true or false"),
         ("qwen2", {"rope_scaling": 4}, "rope_scaling=4: must be an object, or null"),
-        ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=null in the rotary embedding: must be a number"),
+        (
+            "mistral",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+            "rope_theta=null in the rotary embedding: must be a number",
+        ),
         ("gemma2", {"sliding_window": None}, "layers .0, 2. are sliding_attention, but no sliding_window"),
     ],
 )

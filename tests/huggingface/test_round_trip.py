@@ -17,7 +17,10 @@ from tests.huggingface.expected import CASES, FIXTURES, TOLERANCE
 
 def bits(parameters) -> dict[str, bytes]:
     """The bytes of each array, by its path."""
-    return {jax.tree_util.keystr(path): np.asarray(array).tobytes() for path, array in jax.tree_util.tree_leaves_with_path(parameters)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(array).tobytes()
+        for path, array in jax.tree_util.tree_leaves_with_path(parameters)
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,10 +40,18 @@ def test_saved_in_the_files_own_dtype_it_holds_the_same_tensors(name, tmp_path):
     dtype = kind.get("dtype", kind.get("torch_dtype"))
     pretrained.save_model(open_model(FIXTURES / name, dtype="float32"), tmp_path / "saved", dtype=dtype)
     before, after = (
-        {key: value for file in folder.glob("*.safetensors") for key, value in safetensors.load_file(file).items()}
+        {
+            key: value
+            for file in folder.glob("*.safetensors")
+            for key, value in safetensors.load_file(file).items()
+        }
         for folder in (FIXTURES / name, tmp_path / "saved")
     )
-    weights = {key: value for key, value in before.items() if not key.endswith((".attn.bias", ".attention.bias", "masked_bias", "inv_freq"))}
+    weights = {
+        key: value
+        for key, value in before.items()
+        if not key.endswith((".attn.bias", ".attention.bias", "masked_bias", "inv_freq"))
+    }
     if name == "gpt2_hub":
         weights = {f"transformer.{key}": value for key, value in weights.items()}
     assert sorted(weights) == sorted(after)

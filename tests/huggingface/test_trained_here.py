@@ -45,7 +45,12 @@ def test_auto_tokenizer_tokenises_as_the_file_says(transformers, tmp_path, kind)
         assert kind == "unigram" or ids == ours.encode(text)
         assert theirs.decode(ids) == text
     assert theirs("the model")["input_ids"] == [ours.bos_id, *read.encode("the model")]
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (1, 2, 0, ours.vocab_size)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (
+        1,
+        2,
+        0,
+        ours.vocab_size,
+    )
     theirs.save_pretrained(tmp_path / "again")  # what they write of it
     again = load_tokenizer(tmp_path / "again")
     assert [again.encode(text) for text in HARD] == [read.encode(text) for text in HARD]
@@ -54,10 +59,14 @@ def test_auto_tokenizer_tokenises_as_the_file_says(transformers, tmp_path, kind)
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama2"])
 def test_folders_of_theirs_are_tokenised_as_they_do(transformers, tmp_path, kind):
-    folder = make_folder(kind, tmp_path, bos_token=SPECIAL[0], eos_token=SPECIAL[1], tokenizer_class="PreTrainedTokenizerFast")
+    folder = make_folder(
+        kind, tmp_path, bos_token=SPECIAL[0], eos_token=SPECIAL[1], tokenizer_class="PreTrainedTokenizerFast"
+    )
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     for text in [*texts(), f"a {SPECIAL[1]} in a text"]:
-        assert theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ours.encode(text)
+        assert theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ours.encode(
+            text
+        )
     assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
 
 
@@ -72,9 +81,27 @@ def test_the_held_out_loss_is_the_same(transformers, tmp_path, model):
     held-out document by itself.
     """
     torch = pytest.importorskip("torch", reason=REASON)
-    run, exported, other = tmp_path / "run", tmp_path / "exported", write_jsonl(tmp_path / "other.jsonl", documents(60, seed=7))
-    assert launch(f"experiment={write_experiment(tmp_path)}", f"run_dir={run}", "train.steps=30", "optimizer.learning_rate=1e-2", *model) == 0
-    changes = {"data.source": str(other), "data.held_out_fraction": "0.2", "train.sequence_length": "2048", "train.batch_size": "1"}
+    run, exported, other = (
+        tmp_path / "run",
+        tmp_path / "exported",
+        write_jsonl(tmp_path / "other.jsonl", documents(60, seed=7)),
+    )
+    assert (
+        launch(
+            f"experiment={write_experiment(tmp_path)}",
+            f"run_dir={run}",
+            "train.steps=30",
+            "optimizer.learning_rate=1e-2",
+            *model,
+        )
+        == 0
+    )
+    changes = {
+        "data.source": str(other),
+        "data.held_out_fraction": "0.2",
+        "train.sequence_length": "2048",
+        "train.batch_size": "1",
+    }
     here = score(run, list(changes.items()))
     assert here.held_out_tokens <= 2048  # so every document is whole in one row
     assert save([str(run), str(exported)]) == 0
@@ -83,7 +110,11 @@ def test_the_held_out_loss_is_the_same(transformers, tmp_path, model):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     total, count, size = 0.0, 0, 0
     for text in held_out(other, 0.2):
-        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = [
+            tokenizer.bos_token_id,
+            *tokenizer(text, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
         with torch.no_grad():
             total += (len(ids) - 1) * float(theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss)
         count += len(ids) - 1

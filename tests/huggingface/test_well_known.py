@@ -22,14 +22,18 @@ BILLIONS = {
 @pytest.mark.parametrize("name", TREES)
 def test_its_config_is_read_and_written_and_its_size_is_right(name):
     family, model = read_model(TREES[name], Path(name))
-    assert parameter_count(model) / 1e9 == pytest.approx(BILLIONS[name], rel=1e-2)  # published figures are rounded
+    assert parameter_count(model) / 1e9 == pytest.approx(
+        BILLIONS[name], rel=1e-2
+    )  # published figures are rounded
     assert inexpressible(family, model) == []
     assert family_for(model, preferred=family.model_type) is family
 
 
 def test_families_are_found_by_their_files_and_ordered_by_rank():
     names = family_names()
-    assert sorted(names) == sorted(path.stem for path in Path(families.__path__[0]).glob("*.py") if path.stem != "__init__")
+    assert sorted(names) == sorted(
+        path.stem for path in Path(families.__path__[0]).glob("*.py") if path.stem != "__init__"
+    )
     assert [load_family(name, "test").model_type for name in names] == list(names)
     assert names == (
         "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "gemma2",

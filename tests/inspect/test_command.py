@@ -26,14 +26,29 @@ TEXT = "the model reads\ta row of tokens and counts 42 naïve 日本 ends."
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inspect")
     run = folder / "run"
-    assert launch(f"experiment={write_experiment(folder)}", f"run_dir={run}", "checkpoint.keep=4", "checkpoint.keep_best=false") == 0
+    assert (
+        launch(
+            f"experiment={write_experiment(folder)}",
+            f"run_dir={run}",
+            "checkpoint.keep=4",
+            "checkpoint.keep_best=false",
+        )
+        == 0
+    )
     return run
 
 
 @pytest.fixture(scope="module")
 def folder(run) -> Path:
     out = run.parent / "page"
-    arguments = [f"text={TEXT}", "word=model", "contexts=the model reads|of a model and", f"tokenizers={run}", f"diff={run}@4", f"out={out}"]
+    arguments = [
+        f"text={TEXT}",
+        "word=model",
+        "contexts=the model reads|of a model and",
+        f"tokenizers={run}",
+        f"diff={run}@4",
+        f"out={out}",
+    ]
     assert main([str(run), *arguments]) == 0
     return out
 
@@ -56,8 +71,20 @@ def test_the_page_needs_nothing_from_outside_and_its_links_have_targets(folder):
     ids = set(re.findall(r'id="([\w-]+)"', page))
     assert {link for link in re.findall(r'href="#([\w-]+)"', page) if not link.startswith("head-")} <= ids
     pictures = re.findall(r"figures/(\w+)\.png", page)
-    assert sorted(f"{name}.png" for name in pictures) == sorted(path.name for path in (folder / "figures").iterdir())
-    assert set(pictures) == {"loss", "attention", "heads", "lens", "word_cosine", "word_path", "tokenizers", "weight_difference", "divergence"}
+    assert sorted(f"{name}.png" for name in pictures) == sorted(
+        path.name for path in (folder / "figures").iterdir()
+    )
+    assert set(pictures) == {
+        "loss",
+        "attention",
+        "heads",
+        "lens",
+        "word_cosine",
+        "word_path",
+        "tokenizers",
+        "weight_difference",
+        "divergence",
+    }
     assert page.count("<img ") == page.count('alt="')
 
 
@@ -71,7 +98,9 @@ def test_the_numbers_are_those_of_the_models_forward_pass(run, folder):
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = -log_p[np.arange(len(ids) - 1), ids[1:]]
     np.testing.assert_allclose([t["loss"] for t in found["tokens"][1:]], losses, atol=1e-4)
-    assert found["loss"]["bits_per_byte"] == pytest.approx(losses.sum() / np.log(2) / len(TEXT.encode()), rel=1e-4)
+    assert found["loss"]["bits_per_byte"] == pytest.approx(
+        losses.sum() / np.log(2) / len(TEXT.encode()), rel=1e-4
+    )
     assert found["predictions"][3]["top"][0][0] == int(logits[3].argmax())
     assert "next" not in found["predictions"][-1]
     lens = found["logit_lens"]
@@ -92,7 +121,9 @@ def test_the_maps_on_the_page_unpack_to_rows_that_sum_to_one(folder):
         np.testing.assert_allclose(rows.sum(-1), 1, atol=0.5 / 255 * T)
 
 
-def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(run, folder, tmp_path, without_figures):
+def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(
+    run, folder, tmp_path, without_figures
+):
     _, found = read(folder)
     assert max(found["comparison"]["kl"]) > 0
     assert all(w["relative"] > 0 for w in found["comparison"]["weights"] if w["kind"] == "attention.query")
@@ -100,7 +131,10 @@ def test_two_checkpoints_differ_and_a_checkpoint_does_not_differ_from_itself(run
     page, found = read(tmp_path)
     assert found["comparison"]["top_1_changes_at"] == []
     assert not any(found["comparison"]["kl"])
-    assert {(w["relative"], round(w["cosine"], 5)) for w in found["comparison"]["weights"]} <= {(0.0, 1.0), (0.0, 0.0)}
+    assert {(w["relative"], round(w["cosine"], 5)) for w in found["comparison"]["weights"]} <= {
+        (0.0, 1.0),
+        (0.0, 0.0),
+    }
     assert "Nowhere." in page
 
 
@@ -198,13 +232,20 @@ def test_only_figures_of_an_earlier_page_are_removed(run, tmp_path):
         (tmp_path / "figures" / name).write_bytes(b"")
     assert main([str(run), "text=a b", f"out={tmp_path}"]) == 0
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        f"{n}.png" for n in ("mine", "loss", "attention", "heads", "lens", "word_cosine", "word_path", "tokenizers")
+        f"{n}.png"
+        for n in ("mine", "loss", "attention", "heads", "lens", "word_cosine", "word_path", "tokenizers")
     }
 
 
 @pytest.mark.parametrize(
     ("path", "title"),
-    [("runs/quickstart/default", "quickstart"), ("/home/me/runs/a/b/", "b"), ("../x/a", "x/a"), ("/runs/default", "default"), (".", Path.cwd().name)],
+    [
+        ("runs/quickstart/default", "quickstart"),
+        ("/home/me/runs/a/b/", "b"),
+        ("../x/a", "x/a"),
+        ("/runs/default", "default"),
+        (".", Path.cwd().name),
+    ],
 )
 def test_a_page_has_a_title_whatever_the_folder_is_called(path, title):
     assert title_of(path) == title
@@ -214,7 +255,9 @@ def test_a_text_that_is_too_long_is_refused_not_cut(run, capsys, tmp_path):
     (tmp_path / "long.txt").write_text(TEXT * 60)
     assert main([str(run), f"file={tmp_path / 'long.txt'}"]) == 2
     stderr = capsys.readouterr().err
-    assert re.search(r"is \d,\d{3} tokens, more than the 1,024 that a page holds; tokens=1024 takes the first ones", stderr)
+    assert re.search(
+        r"is \d,\d{3} tokens, more than the 1,024 that a page holds; tokens=1024 takes the first ones", stderr
+    )
 
 
 def test_no_run_is_one_line(tmp_path, capsys):

@@ -69,7 +69,9 @@ def test_what_is_recorded_is_what_the_model_computes(name, monkeypatch):
         def attend(q, k, v, segments):
             out = kernel(q, k, v, segments)
             mine = apply_weights(attention_weights(q, k, block.attention.config, block.attention.window), v)
-            jax.debug.callback(lambda e: errors.append(float(e)), jnp.abs(mine - out).max() / jnp.abs(out).max())
+            jax.debug.callback(
+                lambda e: errors.append(float(e)), jnp.abs(mine - out).max() / jnp.abs(out).max()
+            )
             return out
 
         block.attention.attend = attend
@@ -85,7 +87,9 @@ def test_what_is_recorded_is_what_the_model_computes(name, monkeypatch):
     assert max(errors) < 1e-5  # float32, sums in another order
     logits = np.stack([Readout(opened).all_logits(row) for row in layers[-1].stream])
     want = logits_of(opened, TOKENS)
-    np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want).max(), rtol=0)  # float32, compiled in other parts
+    np.testing.assert_allclose(
+        logits, want, atol=2e-5 * np.abs(want).max(), rtol=0
+    )  # float32, compiled in other parts
 
 
 LAYOUTS = {
@@ -107,7 +111,9 @@ def test_every_layout_records_what_one_device_does(layout):
         np.testing.assert_allclose(b.stream, a.stream, atol=1e-4, rtol=0)  # float32, sums in another order
         if a.attention is not None:
             np.testing.assert_allclose(b.attention[:, :21, :21], a.attention, atol=1e-4, rtol=0)
-    a, b = (Readout(opened).all_logits(list(LayerByLayer(opened)(tokens))[-1].stream[0]) for opened in (one, many))
+    a, b = (
+        Readout(opened).all_logits(list(LayerByLayer(opened)(tokens))[-1].stream[0]) for opened in (one, many)
+    )
     np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max(), rtol=0)
 
 
@@ -117,11 +123,16 @@ def test_recorded_experts_are_those_the_router_chose():
     assert [layer.experts is not None for layer in layers] == [False, True, True]
     with jax.set_mesh(opened.place.mesh):
         batch = [
-            jax.device_put(a.astype(np.int32), opened.place.sharding(("batch", "sequence"), "compute")) for a in (TOKENS, np.arange(24) + 0 * TOKENS)
+            jax.device_put(a.astype(np.int32), opened.place.sharding(("batch", "sequence"), "compute"))
+            for a in (TOKENS, np.arange(24) + 0 * TOKENS)
         ]
-        _, routing = jax.jit(lambda p, t, at: opened.program.model(p).stream(t, at, None))(opened.parameters, *batch)
+        _, routing = jax.jit(lambda p, t, at: opened.program.model(p).stream(t, at, None))(
+            opened.parameters, *batch
+        )
     for layer, load_E in zip(layers[1:], np.asarray(routing.load_PE).sum(1), strict=True):
-        np.testing.assert_array_equal(np.bincount(layer.experts.reshape(-1), minlength=4), load_E)  # as the model itself counts them
+        np.testing.assert_array_equal(
+            np.bincount(layer.experts.reshape(-1), minlength=4), load_E
+        )  # as the model itself counts them
         np.testing.assert_allclose(layer.shares.sum(-1), 1, atol=1e-6)
 
 
@@ -137,7 +148,9 @@ def test_attention_weights_sum_to_one_and_give_the_kernels_output(kernel, window
     weights = attention_weights(q, k, config, window, segments)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=2e-6)
     assert float(jnp.triu(weights, 1).max()) == 0
-    np.testing.assert_allclose(apply_weights(weights, v), find_kernel(kernel).attend(q, k, v, segments, config), atol=2e-6)
+    np.testing.assert_allclose(
+        apply_weights(weights, v), find_kernel(kernel).attend(q, k, v, segments, config), atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])

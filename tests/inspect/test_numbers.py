@@ -17,7 +17,13 @@ from llm_jax.core.errors import UserError
 from llm_jax.inspect import figures, logit_lens
 from llm_jax.inspect.analysis import analyse_model
 from llm_jax.inspect.arguments import InspectArguments
-from llm_jax.inspect.attention import attention_weights, head_scores, induction_score, quantise, uniform_scores
+from llm_jax.inspect.attention import (
+    attention_weights,
+    head_scores,
+    induction_score,
+    quantise,
+    uniform_scores,
+)
 from llm_jax.inspect.checkpoint_diff import check_alike, stack_layers, weight_differences
 from llm_jax.inspect.contexts import WordInContexts, mean_pair_cosine, principal_axes
 from llm_jax.inspect.logit_lens import Readout, divergence
@@ -65,7 +71,12 @@ def test_a_hand_built_induction_head_scores_one_a_previous_token_head_does_not()
     (Olsson et al. 2022)."""
     vocab, repeated, start = 24, 10, 1
     random = np.random.default_rng(3)
-    rows = np.array([[0, *row, *row] for row in (random.choice(np.arange(1, vocab), repeated, replace=False) for _ in range(3))])
+    rows = np.array(
+        [
+            [0, *row, *row]
+            for row in (random.choice(np.arange(1, vocab), repeated, replace=False) for _ in range(3))
+        ]
+    )
     one_hot = jax.nn.one_hot(rows, vocab)
     before = jnp.pad(one_hot[:, :-1], ((0, 0), (1, 0), (0, 0)))
     here = jax.nn.one_hot(jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape), vocab)
@@ -148,9 +159,14 @@ def test_cosines_are_those_of_numpy():
 
 def test_a_legend_names_contexts_that_begin_with_an_underscore():
     vectors = np.random.default_rng(0).normal(0, 1, (2, 4, 6)).astype(np.float32)
-    word = WordInContexts("init", ("__init__ of $a$", "_init"), ([1], [2]), True, vectors, np.zeros(4, np.float32))
+    word = WordInContexts(
+        "init", ("__init__ of $a$", "_init"), ([1], [2]), True, vectors, np.zeros(4, np.float32)
+    )
     drawn = figures.word_path(SimpleNamespace(word=word))
-    assert [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()] == [r"“__init__ of \$a\$”", "“_init”"]
+    assert [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()] == [
+        r"“__init__ of \$a\$”",
+        "“_init”",
+    ]
 
 
 def test_a_model_that_outputs_nan_has_no_page():
@@ -183,12 +199,23 @@ def test_weight_differences_are_of_the_layer_and_kind_that_changed():
 
 
 def test_layers_of_mixed_stacks_keep_their_numbers():
-    opened = opened_with(ModelConfig(layers=4, embed=16, heads=2, mlp=16, vocab=32, moe=MoEConfig(experts=2, top_k=1, dense_layers=(0, 2))))
+    opened = opened_with(
+        ModelConfig(
+            layers=4,
+            embed=16,
+            heads=2,
+            mlp=16,
+            vocab=32,
+            moe=MoEConfig(experts=2, top_k=1, dense_layers=(0, 2)),
+        )
+    )
     assert stack_layers(opened.model) == {"blocks": [1, 3], "dense_blocks": [0, 2]}
 
 
 def test_other_kinds_of_models_are_not_compared():
-    with pytest.raises(UserError, match=r"diff=x: is another kind of model: model\.mlp is 64 there and 48 here"):
+    with pytest.raises(
+        UserError, match=r"diff=x: is another kind of model: model\.mlp is 64 there and 48 here"
+    ):
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, mlp=64)), "diff=x")
     with pytest.raises(
         UserError, match=r"model\.attention_softcap is 2\.0 there and 0\.0 here"
@@ -196,6 +223,9 @@ def test_other_kinds_of_models_are_not_compared():
         check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, attention_softcap=2.0)), "diff=x")
 
 
-@pytest.mark.parametrize(("key", "value"), [("attention", "blocked"), ("scan_layers", False), ("init_std", 0.01), ("softmax_dtype", "bfloat16")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention", "blocked"), ("scan_layers", False), ("init_std", 0.01), ("softmax_dtype", "bfloat16")],
+)
 def test_settings_of_computation_do_not_make_another_kind_of_model(key, value):
     check_alike(opened_with(), opened_with(dataclasses.replace(SMALL, **{key: value})), "diff=x")

@@ -29,7 +29,9 @@ def test_bytes_of_byte_level_tokens_are_found_too():
     tokenizers = pytest.importorskip("tokenizers")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator(documents(100), trainer)
     written = [bpe.id_to_token(i) for i in bpe.encode(TEXT).ids]
     assert b"".join(token_bytes(w, len(w)) for w in written).decode() == TEXT
@@ -70,12 +72,21 @@ def test_measures_are_those_by_hand():
     assert m.fertility == 5 / 3
     assert m.digits_per_token == 5 / 3  # " 1", "2", "345"
     assert m.blank_per_token == 2
-    assert SampleTokens(Sample("zh", "language", "计算", spaced=False), tokens_of("计算"), True).fertility is None
+    assert (
+        SampleTokens(Sample("zh", "language", "计算", spaced=False), tokens_of("计算"), True).fertility
+        is None
+    )
 
 
 def test_the_samples_are_measured_and_are_lossless(tokenizer):
     found = measure("mine", tokenizer)
-    assert {m.sample.name for m in found.measured} >= {"English", "German", "Numbers", "Python", "White space"}
+    assert {m.sample.name for m in found.measured} >= {
+        "English",
+        "German",
+        "Numbers",
+        "Python",
+        "White space",
+    }
     assert all(m.lossless for m in found.measured)
     assert [p.label for p in found.numbers["1984"]] == ["1", "9", "8", "4"]  # our tokenizers split digits
     assert all(sample.text.strip() for sample in samples())

@@ -1,4 +1,6 @@
-"""A run that begins with the weights of another: its model, its tokenizer, its loss; and then a run as others."""
+"""A run that begins with the weights of another: its model, its tokenizer, its loss; and then a run as
+others.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,15 @@ def trained(tmp_path_factory) -> Path:
     first = write_experiment(folder)
     other = write_jsonl(folder / "other.jsonl", documents(400, seed=7))
     (folder / "more.py").write_text(CONTINUE.format(source=str(other)))
-    assert launch(f"experiment={first}", f"run_dir={folder / 'run'}", "train.steps=40", "optimizer.learning_rate=1e-2") == 0
+    assert (
+        launch(
+            f"experiment={first}",
+            f"run_dir={folder / 'run'}",
+            "train.steps=40",
+            "optimizer.learning_rate=1e-2",
+        )
+        == 0
+    )
     return folder
 
 
@@ -67,7 +77,10 @@ def test_the_loss_goes_on_where_it_was(trained, command, tmp_path):
     experiment = read_experiment(tmp_path / "run")
     assert experiment.train.start_from == str(trained / "run")
     assert experiment.model == read_experiment(trained / "run").model
-    assert load_tokenizer(tmp_path / "run" / "tokenizer").fingerprint == load_tokenizer(trained / "run" / "tokenizer").fingerprint
+    assert (
+        load_tokenizer(tmp_path / "run" / "tokenizer").fingerprint
+        == load_tokenizer(trained / "run" / "tokenizer").fingerprint
+    )
 
 
 def test_the_first_weights_are_those_of_the_source_bit_for_bit(trained, command, tmp_path):
@@ -88,7 +101,9 @@ def test_it_goes_on_from_its_own_checkpoint_when_the_source_is_gone(trained, tmp
     assert launch(*parts, f"run_dir={tmp_path / 'run'}", "optimizer.schedule=constant") == 0
     assert "resuming at step 2" in capsys.readouterr().out
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
-    assert launch(f"experiment={tmp_path / 'run' / 'config.yaml'}", "train.steps=5") == 0  # by its own configuration, too
+    assert (
+        launch(f"experiment={tmp_path / 'run' / 'config.yaml'}", "train.steps=5") == 0
+    )  # by its own configuration, too
     assert launch(*parts, f"run_dir={tmp_path / 'new'}") == 2
     assert f"{tmp_path / 'source'}: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -97,7 +112,8 @@ def test_it_goes_on_from_its_own_checkpoint_when_the_source_is_gone(trained, tmp
 def test_two_starts_are_two_configurations(trained, command, tmp_path, capsys):
     shutil.copytree(trained / "run", tmp_path / "twin")
     one, other = (
-        experiment_from_pairs([("experiment", str(trained / "more.py")), ("from", str(path))]) for path in (trained / "run", tmp_path / "twin")
+        experiment_from_pairs([("experiment", str(trained / "more.py")), ("from", str(path))])
+        for path in (trained / "run", tmp_path / "twin")
     )
     same_tokenizer = dataclasses.replace(other, tokenizer=one.tokenizer)
     assert configuration_hash(one) != configuration_hash(same_tokenizer)
@@ -108,13 +124,22 @@ def test_two_starts_are_two_configurations(trained, command, tmp_path, capsys):
 
 def test_a_run_that_starts_from_nothing_has_the_hash_that_it_had():
     """Grids find their points by it."""
-    assert configuration_hash(experiment_from_pairs([("experiment", "quickstart")])) == "70dce6ebad72"  # before there was a start_from
+    assert (
+        configuration_hash(experiment_from_pairs([("experiment", "quickstart")])) == "70dce6ebad72"
+    )  # before there was a start_from
 
 
 def test_on_a_layout_that_splits_the_weights(trained, command, tmp_path):
     assert launch(*command, "train.steps=2") == 0
-    assert launch(*command, "train.steps=2", f"run_dir={tmp_path / 'split'}", "layout=fsdp_tensor", "mesh.tensor=2") == 0
-    assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "run"), abs=1e-5)  # float32 sums in another order
+    assert (
+        launch(
+            *command, "train.steps=2", f"run_dir={tmp_path / 'split'}", "layout=fsdp_tensor", "mesh.tensor=2"
+        )
+        == 0
+    )
+    assert losses(tmp_path / "split") == pytest.approx(
+        losses(tmp_path / "run"), abs=1e-5
+    )  # float32 sums in another order
 
 
 def test_under_two_processes(trained, command, tmp_path):
@@ -125,7 +150,16 @@ def test_under_two_processes(trained, command, tmp_path):
 
 
 def test_what_does_not_change_the_shapes_may_differ(command):
-    assert launch(*command, "train.steps=1", "model.attention=blocked", "model.rope_theta=20000", "model.compute_dtype=bfloat16") == 0
+    assert (
+        launch(
+            *command,
+            "train.steps=1",
+            "model.attention=blocked",
+            "model.rope_theta=20000",
+            "model.compute_dtype=bfloat16",
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,8 +185,15 @@ def test_a_folder_of_hugging_faces_is_gone_on_with_as_the_run_that_it_was_made_o
 
     assert save([str(trained / "run"), str(tmp_path / "exported")]) == 0
     assert launch(*command, "train.steps=2") == 0
-    assert launch(*command[:2], f"from={tmp_path / 'exported'}", f"run_dir={tmp_path / 'theirs'}", "train.steps=2") == 0
-    assert losses(tmp_path / "theirs") == pytest.approx(losses(tmp_path / "run"), abs=1e-6)  # one compiled program, the same bits of weights
+    assert (
+        launch(
+            *command[:2], f"from={tmp_path / 'exported'}", f"run_dir={tmp_path / 'theirs'}", "train.steps=2"
+        )
+        == 0
+    )
+    assert losses(tmp_path / "theirs") == pytest.approx(
+        losses(tmp_path / "run"), abs=1e-6
+    )  # one compiled program, the same bits of weights
     ours, theirs = (load_tokenizer(tmp_path / name / "tokenizer") for name in ("run", "theirs"))
     assert [theirs.encode(text) for text in documents(20)] == [ours.encode(text) for text in documents(20)]
     assert (tmp_path / "theirs" / "tokenizer" / "tokenizer_config.json").exists()
@@ -161,7 +202,12 @@ def test_a_folder_of_hugging_faces_is_gone_on_with_as_the_run_that_it_was_made_o
 def test_points_of_a_grid_may_start_from_it_one_by_one(trained, tmp_path, capsys):
     fields = f"train=dataclasses.replace(base().train, start_from={str(trained / 'run')!r}, steps=2), "
     fields += f"tokenizer=dataclasses.replace(base().tokenizer, file={str(trained / 'run' / 'tokenizer')!r})"
-    grid = write_grid(tmp_path, "over('optimizer.learning_rate', [1e-3, 2e-3])", more="\n\nimport dataclasses\n", fields=fields)
+    grid = write_grid(
+        tmp_path,
+        "over('optimizer.learning_rate', [1e-3, 2e-3])",
+        more="\n\nimport dataclasses\n",
+        fields=fields,
+    )
     command = (f"experiment={grid}", f"run_dir={tmp_path / 'grid'}")
     assert launch(*command) == 0
     first = [losses(folder)[1] for folder in (tmp_path / "grid" / "points").iterdir()]
@@ -181,7 +227,11 @@ def test_a_folder_of_a_loaded_model_is_no_run_folder_to_train_in(trained, comman
 
 def test_what_is_no_model_is_refused(trained, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for source, says in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "is no run folder"), ("", "from= is missing")):
+    for source, says in (
+        (tmp_path / "none", "no such folder"),
+        (tmp_path / "empty", "is no run folder"),
+        ("", "from= is missing"),
+    ):
         pairs = [f"from={source}"] if source else []
         assert launch(f"experiment={trained / 'more.py'}", f"run_dir={tmp_path / 'run'}", *pairs) == 2
         assert says in capsys.readouterr().err

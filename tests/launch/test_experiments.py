@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.experiment import Experiment, list_experiments, load_experiment, override, read_yaml, resolved, to_yaml
+from llm_jax.experiment import (
+    Experiment,
+    list_experiments,
+    load_experiment,
+    override,
+    read_yaml,
+    resolved,
+    to_yaml,
+)
 from llm_jax.layout.presets import PRESETS
 from tests.tiny_run import launch, losses, summary, write_experiment
 
@@ -32,7 +40,16 @@ def test_help_teaches_by_examples_and_says_the_exit_codes(capsys):
     for arguments in ([], ["--help"], ["-h", "experiment=quickstart"]):
         assert launch(*arguments) == 0
         text = capsys.readouterr().out
-        for word in ("experiment=quickstart", "train.steps=100", "layout=NAME", "run_dir=", "--list", "--show", "XLA_FLAGS", "85"):
+        for word in (
+            "experiment=quickstart",
+            "train.steps=100",
+            "layout=NAME",
+            "run_dir=",
+            "--list",
+            "--show",
+            "XLA_FLAGS",
+            "85",
+        ):
             assert word in text
         assert all(name in text for name in PRESETS)
 
@@ -121,15 +138,20 @@ def sign(config, info):
         (
             {"model": "ModelConfig(layers=1, embed=24, heads=3, kv_heads=1, mlp=40, norm='layer')"},
             "parameters",
-            24 * 320 + 24 * 24 * 2 + 24 * 8 * 2 + 3 * 24 * 40 + 6 * 24,  # embedding; query, out; key, value; mlp; 3 norms with biases
+            # embedding; query, out; key, value; mlp; 3 norms with biases
+            24 * 320 + 24 * 24 * 2 + 24 * 8 * 2 + 3 * 24 * 40 + 6 * 24,
         ),
-        ({"layout": "Layout('mine', mesh={'rows': 2, 'columns': 4}, compute={'batch': 'rows', 'mlp': 'columns'})"}, "mesh", "rows=2, columns=4"),
+        ({"layout": "Layout('mine', mesh={'rows': 2, 'columns': 4}, compute={'batch': 'rows', 'mlp': "
+        "'columns'})"}, "mesh", "rows=2, columns=4"),
         ({"optimizer": "OptimizerConfig(name='sign', learning_rate=1e-3)"}, "step", 2),
-        ({"data": "dataclasses.replace(base_.data, mixture={base_.data.source: 1.0, __file__.replace('.py', '.txt'): 3.0})"}, "step", 2),
+        ({"data": "dataclasses.replace(base_.data, mixture={base_.data.source: 1.0, "
+        "__file__.replace('.py', '.txt'): 3.0})"}, "step", 2),
     ],
     ids=["model", "layout", "optimizer", "mixture"],
 )  # fmt: skip
-def test_an_experiment_file_defines_a_new_part_without_touching_the_package(tiny, tmp_path, fields, key, value):
+def test_an_experiment_file_defines_a_new_part_without_touching_the_package(
+    tiny, tmp_path, fields, key, value
+):
     (tmp_path / "mine.txt").write_text("A text of our own, said again and again. " * 400)
     path = write_experiment(tmp_path, "mine", OPTIMIZER, **fields)
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=2") == 0

@@ -1,4 +1,6 @@
-"""What a user can get wrong is one line that names the key, the value and what is right; exit 2, and nothing is written."""
+"""What a user can get wrong is one line that names the key, the value and what is right; exit 2, and nothing
+is written.
+"""
 
 from __future__ import annotations
 
@@ -45,25 +47,38 @@ MISTAKES = {
     "layout.compute.btach=data": "did you mean 'batch'?",
     "layout.stored.batch=data": "this table places embed, heads,",
     "layout.attention.head_dim=data": "this table places batch, sequence, keys,",
-    "layout=tensor layout.compute.head_dim=tensor": "products sum over head_dim, which must be whole; layout.stored.head_dim",
-    "layout=tensor layout.compute.embed=tensor": "products sum over embed, which must be whole; layout.stored.embed",
-    "layout=data_parallel mesh.data=3": "train.batch_size=8: layout data_parallel (compute) splits dim 'batch' over data=3",
+    "layout=tensor layout.compute.head_dim=tensor": "products sum over head_dim, which must be whole; "
+    "layout.stored.head_dim",
+    "layout=tensor layout.compute.embed=tensor": "products sum over embed, which must be whole; "
+    "layout.stored.embed",
+    "layout=data_parallel mesh.data=3": "train.batch_size=8: layout data_parallel (compute) splits dim "
+    "'batch' over data=3",
     "layout=data_parallel train.batch_size=9": "9 is not a multiple of 8",
-    "layout=fsdp_tensor mesh.tensor=8": "model.heads=4: layout fsdp_tensor (compute) splits dim 'heads' over tensor=8",
-    "layout=context_ring mesh.context=8 train.sequence_length=24": "each device has two chunks of it, and 24 is not a multiple of 16",
-    "layout=context_ring layout.attention.keys=data": "layout.attention.keys=data: the sequence is split over context=2 while it attends",
-    "layout=context_ulysses mesh.context=8": "model.heads=4: layout context_ulysses (attention) splits dim 'heads' over context=8",
-    "layout=tensor mesh.tensor=4 model.heads=12 model.kv_heads=6 model.head_dim=8": "4 must divide 6 or be a multiple of it, as with 1, 2, 4, 12",
+    "layout=fsdp_tensor mesh.tensor=8": "model.heads=4: layout fsdp_tensor (compute) splits dim 'heads' "
+    "over tensor=8",
+    "layout=context_ring mesh.context=8 train.sequence_length=24": "each device has two chunks of it, and "
+    "24 is not a multiple of 16",
+    "layout=context_ring layout.attention.keys=data": "layout.attention.keys=data: the sequence is split "
+    "over context=2 while it attends",
+    "layout=context_ulysses mesh.context=8": "model.heads=4: layout context_ulysses (attention) splits "
+    "dim 'heads' over context=8",
+    "layout=tensor mesh.tensor=4 model.heads=12 model.kv_heads=6 model.head_dim=8": "4 must divide 6 or "
+    "be a multiple of it, as with 1, 2, 4, 12",
     "layout=pipeline": "model.layers=2: layout pipeline (compute) splits dim 'layers' over stage=4",
-    "layout=pipeline mesh.stage=2 layout.pipeline.microbatches=3": "has 2 stages (stage=2), and 3 is not a multiple of 2",
-    "layout=pipeline mesh.stage=2 layout.pipeline.microbatches=4": "layout.pipeline.microbatches=4, each over data=4, and 8 is not a multiple of 16",
-    "layout=pipeline mesh.stage=2 layout.pipeline.rounds=2": 'layout.stored.layers=stage: must be "" with layout.pipeline.rounds=2',
+    "layout=pipeline mesh.stage=2 layout.pipeline.microbatches=3": "has 2 stages (stage=2), and 3 is not "
+    "a multiple of 2",
+    "layout=pipeline mesh.stage=2 layout.pipeline.microbatches=4": "layout.pipeline.microbatches=4, each "
+    "over data=4, and 8 is not a multiple of 16",
+    "layout=pipeline mesh.stage=2 layout.pipeline.rounds=2": 'layout.stored.layers=stage: must be "" with '
+    "layout.pipeline.rounds=2",
     "layout=pipeline mesh.stage=2 layout.pipeline.rounds=2 layout.stored.layers= layout.stored.embed=stage": "2 is not a multiple of 4",
-    "layout=pipeline layout.pipeline.rounds=2 layout.pipeline.remat=false": "layout.pipeline.remat=False: must be true with rounds=2",
+    "layout=pipeline layout.pipeline.rounds=2 layout.pipeline.remat=false": "layout.pipeline.remat=False: "
+    "must be true with rounds=2",
     "layout.pipeline.microbatches=4": "layout single has no pipeline; layout.compute.layers=AXIS makes one",
     "layout.compute.layers=data": "layout.compute.batch=: must be 'data'",
     "layout.stored.layers=data": "layout.stored.layers=data: must be split in layout.compute too",
-    "layout=pipeline layout.compute.batch=data,stage": "layout.compute.batch=data, stage: must be 'stage, data'",
+    "layout=pipeline layout.compute.batch=data,stage": "layout.compute.batch=data, stage: must be 'stage, "
+    "data'",
     "train.batch_size=8 train.microbatches=3": "must be a divisor of train.batch_size=8",
     "model.heads=3": "does not divide model.embed=32",
     "model.attention=cudnn": "needs an NVIDIA GPU, the devices here are cpu",
@@ -75,9 +90,12 @@ MISTAKES = {
     "model.position=learned model.positions=8": "more than the model's learned positions",
     "optimizer.name=adamv": "did you mean 'adamw'?",
     "model.parametrization=mup": "model.base_embed=null: model.parametrization=mup needs it",
-    "model.parametrization=completep model.base_embed=32": "model.base_layers=null: model.parametrization=completep needs it",
-    "model.parametrization=mup model.base_embed=32 optimizer.name=muon": "optimizer.name=muon: has one learning rate for all weights",
-    "model.parametrization=mup model.base_embed=32 optimizer.name=adafactor": "use adamw or lion, or model.parametrization=standard",
+    "model.parametrization=completep model.base_embed=32": "model.base_layers=null: "
+    "model.parametrization=completep needs it",
+    "model.parametrization=mup model.base_embed=32 optimizer.name=muon": "optimizer.name=muon: has one "
+    "learning rate for all weights",
+    "model.parametrization=mup model.base_embed=32 optimizer.name=adafactor": "use adamw or lion, or "
+    "model.parametrization=standard",
     "objective.name=nexttoken": "did you mean 'next_token'?",
     "data.source=/no/such.txt": "/no/such.txt: no such file or folder",
     "tokenizer.vocab=100000": "too large for this text; at most",
@@ -86,14 +104,19 @@ MISTAKES = {
     "model.moe.experts=4 model.moe.top_k=5": "model.moe.top_k=5: must be at most model.moe.experts=4",
     "model.moe.experts=8 model.moe.groups=3": "model.moe.groups=3: must be a divisor of model.moe.experts=8",
     "model.moe.experts=8 model.moe.groups=8": "must be at most half of model.moe.experts=8",
-    "model.moe.experts=8 model.moe.groups=4 model.moe.top_k=3": "at most 2, the experts of model.moe.top_groups=1 groups",
-    "model.moe.experts=8 model.moe.dense_layers=[2]": "model.moe.dense_layers=(2,): must be layers from 0 to 1",
+    "model.moe.experts=8 model.moe.groups=4 model.moe.top_k=3": "at most 2, the experts of "
+    "model.moe.top_groups=1 groups",
+    "model.moe.experts=8 model.moe.dense_layers=[2]": "model.moe.dense_layers=(2,): must be layers from 0 "
+    "to 1",
     "model.moe.experts=8 model.moe.dense_layers=[0,1]": "must be some layers, each once",
     "model.moe.experts=8 model.moe.dispatch=dropping": "must be one of dropless, capacity",
     "model.moe.experts=8 model.bias_mlp=true": "experts have no biases",
-    "layout=expert model.moe.experts=6": "model.moe.experts=6: layout expert (compute) splits dim 'experts' over expert=4",
-    "layout=expert_tensor model.moe.experts=8 model.moe.mlp=15": "model.moe.mlp=15: layout expert_tensor (compute) splits dim 'mlp' over tensor=2",
-    "layout=expert_tensor model.moe.experts=8 model.moe.shared_mlp=15": "model.moe.shared_mlp=15: layout expert_tensor",
+    "layout=expert model.moe.experts=6": "model.moe.experts=6: layout expert (compute) splits dim "
+    "'experts' over expert=4",
+    "layout=expert_tensor model.moe.experts=8 model.moe.mlp=15": "model.moe.mlp=15: layout expert_tensor "
+    "(compute) splits dim 'mlp' over tensor=2",
+    "layout=expert_tensor model.moe.experts=8 model.moe.shared_mlp=15": "model.moe.shared_mlp=15: layout "
+    "expert_tensor",
     "layout=context_ring mesh.context=2 model.moe.experts=4 model.moe.dispatch=capacity": "use model.moe.dispatch=dropless",
     "data.mixture.a.txt=0": "weight 0.0 of 'a.txt' must be above 0",
 }
@@ -139,13 +162,22 @@ def assert_refused(capsys, run_dir: Path, says: str, *arguments: object) -> None
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_mistake_is_one_line_and_leaves_nothing(tiny, tmp_path, capsys, arguments):
     run_dir = tmp_path / "run"
-    assert_refused(capsys, run_dir, MISTAKES[arguments], f"experiment={tiny}", f"run_dir={run_dir}", *arguments.split())
+    assert_refused(
+        capsys, run_dir, MISTAKES[arguments], f"experiment={tiny}", f"run_dir={run_dir}", *arguments.split()
+    )
 
 
 @pytest.mark.parametrize("key", OUT_OF_RANGE)
 def test_number_out_of_range_is_refused_by_its_key(tiny, tmp_path, capsys, key):
     for value in OUT_OF_RANGE[key]:
-        assert_refused(capsys, tmp_path / "run", f"{key}=", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", f"{key}={value}")
+        assert_refused(
+            capsys,
+            tmp_path / "run",
+            f"{key}=",
+            f"experiment={tiny}",
+            f"run_dir={tmp_path / 'run'}",
+            f"{key}={value}",
+        )
 
 
 def numbers(config: object, prefix: str = "") -> set[str]:
@@ -187,10 +219,16 @@ def test_mistake_on_the_command_line(tmp_path, capsys, arguments, says):
         ("def experiment(:\n", "broken.py:1: invalid syntax"),
         ("import not_there\n", "broken.py:1: ModuleNotFoundError: No module named 'not_there'"),
         ("\n\ndef experiment():\n    return 1 / 0\n", "broken.py:4: ZeroDivisionError: division by zero"),
-        ("from llm_jax.experiment import Experiment\ndef experiment():\n    return Experiment(modle=3)\n", "broken.py:3: TypeError"),
+        (
+            "from llm_jax.experiment import Experiment\ndef experiment():\n    return Experiment(modle=3)\n",
+            "broken.py:3: TypeError",
+        ),
         ("def experiment():\n    return {}\n", "returns dict, not an Experiment"),
         ("def experimnet():\n    pass\n", "has no function experiment()"),
-        ("from llm_jax.layout.presets import preset\ndef experiment():\n    return preset('fdsp')\n", "did you mean 'fsdp'?"),
+        (
+            "from llm_jax.layout.presets import preset\ndef experiment():\n    return preset('fdsp')\n",
+            "did you mean 'fsdp'?",
+        ),
         (
             "from llm_jax.experiment import Experiment\nfrom llm_jax.train.config import TrainConfig\n"
             "def experiment():\n    return Experiment(train=TrainConfig(steps='many'))\n",
@@ -205,7 +243,12 @@ def test_mistake_in_an_experiment_file_names_its_line(tmp_path, capsys, text, sa
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("train: {stepz: 3}\n", "stepz"), ("train: [\n", "not a configuration"), ("- 1\n", "not a configuration")]
+    ("text", "says"),
+    [
+        ("train: {stepz: 3}\n", "stepz"),
+        ("train: [\n", "not a configuration"),
+        ("- 1\n", "not a configuration"),
+    ],
 )
 def test_mistake_in_a_config_yaml(tmp_path, capsys, text, says):
     path = tmp_path / "config.yaml"
@@ -215,8 +258,19 @@ def test_mistake_in_a_config_yaml(tmp_path, capsys, text, says):
 
 def test_run_dir_that_cannot_be_is_told_before_the_corpus_is_read(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for run_dir, says in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "below", "is a file"), ("/proc/none", "can't be")):
-        assert launch(f"experiment={tiny}", f"run_dir={run_dir}", "data.source=/no/such.txt" if "proc" not in str(run_dir) else "train.steps=1") == 2
+    for run_dir, says in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "is a file"),
+        ("/proc/none", "can't be"),
+    ):
+        assert (
+            launch(
+                f"experiment={tiny}",
+                f"run_dir={run_dir}",
+                "data.source=/no/such.txt" if "proc" not in str(run_dir) else "train.steps=1",
+            )
+            == 2
+        )
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
@@ -225,10 +279,18 @@ def test_run_dir_that_cannot_be_is_told_before_the_corpus_is_read(tiny, tmp_path
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_run_dir_that_is_not_writable_is_told_before_the_corpus_is_read(tiny, tmp_path, capsys):
     (tmp_path / "closed").mkdir(mode=0o500)
-    assert_refused(capsys, tmp_path / "closed" / "run", "can't be written to", f"experiment={tiny}", f"run_dir={tmp_path / 'closed' / 'run'}")
+    assert_refused(
+        capsys,
+        tmp_path / "closed" / "run",
+        "can't be written to",
+        f"experiment={tiny}",
+        f"run_dir={tmp_path / 'closed' / 'run'}",
+    )
 
 
-def test_another_configuration_in_the_same_folder_is_refused_before_the_corpus_is_read(tiny, tmp_path, capsys):
+def test_another_configuration_in_the_same_folder_is_refused_before_the_corpus_is_read(
+    tiny, tmp_path, capsys
+):
     run = (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
     assert launch(*run, "train.steps=2") == 0
     before = (tmp_path / "run" / "config.yaml").read_text()
@@ -265,7 +327,13 @@ def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
 
 def test_a_job_of_several_tasks_without_srun_is_refused(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert_refused(capsys, tmp_path / "run", "was started without srun", f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+    assert_refused(
+        capsys,
+        tmp_path / "run",
+        "was started without srun",
+        f"experiment={tiny}",
+        f"run_dir={tmp_path / 'run'}",
+    )
 
 
 def test_the_process_itself_exits_with_2_and_one_line(tmp_path):

@@ -1,4 +1,6 @@
-"""An experiment file anywhere may define a layout that no preset has: it trains, and it plans, by its tables alone."""
+"""An experiment file anywhere may define a layout that no preset has: it trains, and it plans, by its tables
+alone.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,28 @@ def test_a_layout_that_no_preset_has_trains_like_one_device(tmp_path):
     ours, theirs = losses(tmp_path / "mine_run"), losses(tmp_path / "one_run")
     assert len(ours) == 8
     # float32 sums in another order: 1e-5, as in tests/parity
-    np.testing.assert_allclose([ours[s] for s in sorted(ours)], [theirs[s] for s in sorted(theirs)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [ours[s] for s in sorted(ours)], [theirs[s] for s in sorted(theirs)], rtol=1e-5
+    )
 
 
 def test_a_layout_that_no_preset_has_plans(tmp_path):
     mine = write_experiment(tmp_path, "mine", LAYOUT, layout="LAYOUT")
-    arguments = [f"experiment={mine}", "model.vocab=320", "devices=8", "hardware=h100", "compiler=cpu", f"json={tmp_path / 'plan.json'}"]
+    arguments = [
+        f"experiment={mine}",
+        "model.vocab=320",
+        "devices=8",
+        "hardware=h100",
+        "compiler=cpu",
+        f"json={tmp_path / 'plan.json'}",
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-m", "llm_jax.plan", *arguments], cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, "-m", "llm_jax.plan", *arguments],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())

@@ -1,4 +1,6 @@
-"""A whole run under a layout that splits sequences: training, evaluation and samples are those of one device."""
+"""A whole run under a layout that splits sequences: training, evaluation and samples are those of
+one device.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ def test_losses_evaluation_and_samples_are_those_of_one_device(tiny, tmp_path, l
     runs = {}
     for name in ("single", layout):
         runs[name] = run = tmp_path / name
-        assert launch(f"experiment={tiny}", f"layout={name}", f"run_dir={run}", "train.steps=4", *SAMPLES) == 0
+        assert (
+            launch(f"experiment={tiny}", f"layout={name}", f"run_dir={run}", "train.steps=4", *SAMPLES) == 0
+        )
     ours, theirs = runs[layout], runs["single"]
     # float32 sums in another order: 1e-7 a step, see tests/parity
     assert losses(ours) == pytest.approx(losses(theirs), rel=1e-5)
-    assert summary(ours)["eval_bits_per_byte"] == pytest.approx(summary(theirs)["eval_bits_per_byte"], rel=1e-5)
+    assert summary(ours)["eval_bits_per_byte"] == pytest.approx(
+        summary(theirs)["eval_bits_per_byte"], rel=1e-5
+    )
     assert (ours / "samples.txt").read_text() == (theirs / "samples.txt").read_text()

@@ -24,7 +24,9 @@ MODEL = dataclasses.replace(SMALL, kv_heads=2)
 @pytest.mark.parametrize("name", ["hybrid_fsdp", "context_ring"])
 def test_a_preset_with_all_axes_at_one_is_one_device(name):
     layout = PRESETS[name]
-    (history, _, _), (reference, _, _) = (train(PRESETS[n], dict.fromkeys(PRESETS[n].mesh, 1), steps=2, model=MODEL) for n in (name, "single"))
+    (history, _, _), (reference, _, _) = (
+        train(PRESETS[n], dict.fromkeys(PRESETS[n].mesh, 1), steps=2, model=MODEL) for n in (name, "single")
+    )
     for ours, theirs in zip(history, reference, strict=True):
         # kernels may be fused in another way
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
@@ -32,7 +34,9 @@ def test_a_preset_with_all_axes_at_one_is_one_device(name):
     assert len(layout.mesh) > 1
 
 
-@pytest.mark.parametrize(("name", "axis"), [(name, axis) for name, layout in PRESETS.items() for axis in layout.mesh])
+@pytest.mark.parametrize(
+    ("name", "axis"), [(name, axis) for name, layout in PRESETS.items() for axis in layout.mesh]
+)
 def test_each_axis_of_a_preset_may_be_one(name, axis):
     layout = PRESETS[name]
     sizes = {a: 1 if a == axis else 2 for a in layout.mesh}
@@ -43,7 +47,11 @@ def test_each_axis_of_a_preset_may_be_one(name, axis):
     step = make_step(program, NextToken(chunk=64), make_schedule(optimizer, 10), optimizer.clip_norm)
     sharding = place.sharding((None, "batch", "sequence"), "compute")
     arrays = NextToken().arrays().items()
-    batch = {key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), spec.dtype, sharding=sharding) for key, spec in arrays}
+    batch = {
+        key: jax.ShapeDtypeStruct((1, BATCH, LENGTH), spec.dtype, sharding=sharding) for key, spec in arrays
+    }
     with jax.set_mesh(place.mesh):
         state, _ = jax.eval_shape(step, program.abstract_state(), batch)
-    assert jax.tree.map(lambda x: x.shape, state.parameters) == jax.tree.map(lambda x: x.shape, program.abstract)
+    assert jax.tree.map(lambda x: x.shape, state.parameters) == jax.tree.map(
+        lambda x: x.shape, program.abstract
+    )

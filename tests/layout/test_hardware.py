@@ -29,7 +29,11 @@ def test_figures_are_in_their_units(name):
 
 def test_every_figure_has_its_source_beside_it():
     figures = re.compile(r"^(peak_flops|memory_\w+|devices_per_node|\w+_bandwidth) =")
-    without = [line for line in TABLE.read_text().split("[[peak_only]]")[0].splitlines() if figures.match(line) and "#" not in line]
+    without = [
+        line
+        for line in TABLE.read_text().split("[[peak_only]]")[0].splitlines()
+        if figures.match(line) and "#" not in line
+    ]
     assert not without
 
 

@@ -1,6 +1,6 @@
 """The parser of XLA's compiled text, on small programs written by hand and on one that XLA prints."""
 
-# ruff: noqa: E501  # lines as XLA prints them
+# lines as XLA prints them
 
 from __future__ import annotations
 
@@ -106,12 +106,18 @@ def test_other_text_is_refused():
     ],
 )
 def test_replica_groups_are_read_in_every_form(groups, expected):
-    line = f"HloModule m\nENTRY %e (p: f32[]) -> f32[] {{\n  ROOT %r = f32[] all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add\n}}"
+    line = (
+        f"HloModule m\nENTRY %e (p: f32[]) -> f32[] {{\n  ROOT %r = f32[] all-reduce(%p), channel_id=1, "
+        f"replica_groups={groups}, to_apply=%add\n}}"
+    )
     assert hlo.parse(line).entry.root.replica_groups(8).tolist() == expected
 
 
 def test_pairs_of_a_permute_are_read():
-    line = "HloModule m\nENTRY %e (p: f32[]) -> f32[] {\n  ROOT %r = f32[] collective-permute(%p), source_target_pairs={{0,1},{1,0}}, channel_id=2\n}"
+    line = (
+        "HloModule m\nENTRY %e (p: f32[]) -> f32[] {\n  ROOT %r = f32[] collective-permute(%p), "
+        "source_target_pairs={{0,1},{1,0}}, channel_id=2\n}"
+    )
     assert hlo.parse(line).entry.root.source_target_pairs == [(0, 1), (1, 0)]
 
 
@@ -125,7 +131,11 @@ def test_a_program_of_this_xla_is_read():
     with jax.set_mesh(mesh):
         spec = jax.P("a", "b")
         step = jax.jit(jax.shard_map(f, in_specs=spec, out_specs=spec, check_vma=False))
-        program = hlo.parse(step.lower(jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=jax.NamedSharding(mesh, spec))).compile().as_text())
+        program = hlo.parse(
+            step.lower(jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=jax.NamedSharding(mesh, spec)))
+            .compile()
+            .as_text()
+        )
     instructions = [i for computation in program.computations.values() for i in computation]
     assert [i.trips for i in instructions if i.opcode == "while"] == [7]
     (reduce,) = [i for i in instructions if i.opcode == "all-reduce"]

@@ -24,18 +24,27 @@ class Device:
 
 def mesh(devices, **axes):
     """The attributes of a mesh that are read; a real mesh needs real devices."""
-    return SimpleNamespace(devices=np.array(sorted_by_node(devices), object).reshape(tuple(axes.values())), axis_names=tuple(axes), shape=axes)
+    return SimpleNamespace(
+        devices=np.array(sorted_by_node(devices), object).reshape(tuple(axes.values())),
+        axis_names=tuple(axes),
+        shape=axes,
+    )
 
 
 def cluster(nodes: int, each: int, *, process_of) -> list[Device]:
     """GPUs in the order of `jax.devices()`, by process. A node's devices have one `slice_index`."""
     devices = [(process_of(node, i), node) for node in range(nodes) for i in range(each)]
-    return [Device(id=k, process_index=process, slice_index=node) for k, (process, node) in enumerate(sorted(devices))]
+    return [
+        Device(id=k, process_index=process, slice_index=node)
+        for k, (process, node) in enumerate(sorted(devices))
+    ]
 
 
 BY_NODE = {
     "a process to each GPU, node by node": cluster(4, 8, process_of=lambda node, i: 8 * node + i),
-    "a process to each GPU, dealt out over the nodes in turn": cluster(4, 8, process_of=lambda node, i: 4 * i + node),
+    "a process to each GPU, dealt out over the nodes in turn": cluster(
+        4, 8, process_of=lambda node, i: 4 * i + node
+    ),
     "a process to each node": cluster(4, 8, process_of=lambda node, i: node),
 }
 
@@ -55,7 +64,9 @@ def test_the_first_axis_is_the_network_whatever_the_order_of_devices(order):
 def test_an_inner_axis_larger_than_a_node_is_seen_to_cross():
     devices = BY_NODE["a process to each node"]
     assert network_axes(mesh(devices, data=2, tensor=16)) == ("data", "tensor")
-    assert describe_mesh(mesh(devices, data=2, tensor=16)) == "data=2 (across nodes) x tensor=16 (across nodes)"
+    assert (
+        describe_mesh(mesh(devices, data=2, tensor=16)) == "data=2 (across nodes) x tensor=16 (across nodes)"
+    )
 
 
 def test_axes_of_size_one_cross_nothing():
@@ -82,4 +93,7 @@ def test_absent_gpus_have_their_nodes():
         devices = topology_devices("h100", 16)
     except UserError as error:
         pytest.skip(str(error))
-    assert describe_mesh(make_mesh(PRESETS["hybrid_fsdp"], {}, devices[::-1])) == "node=2 (across nodes) x data=8"
+    assert (
+        describe_mesh(make_mesh(PRESETS["hybrid_fsdp"], {}, devices[::-1]))
+        == "node=2 (across nodes) x data=8"
+    )

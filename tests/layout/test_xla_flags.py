@@ -26,9 +26,13 @@ def test_simulated_devices_meet_in_the_same_order():
 
 def test_every_command_and_the_tests_keep_them_in_order():
     assert "xla_cpu_enable_concurrency_optimized_scheduler" in os.environ["XLA_FLAGS"]  # tests/conftest.py
-    told = "import os; from llm_jax.core.command import before_jax; before_jax(); print(os.environ['XLA_FLAGS'])"
+    told = (
+        "import os; from llm_jax.core.command import before_jax; before_jax(); print(os.environ['XLA_FLAGS'])"
+    )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    said = subprocess.run([sys.executable, "-c", told], env={**os.environ, **flags}, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, **flags}, capture_output=True, text=True, check=True
+    )
     assert "xla_cpu_enable_concurrency_optimized_scheduler=false" in said.stdout
 
 

@@ -47,7 +47,9 @@ def test_counted_parameters_are_those_of_the_model_that_is_built(name):
 
 
 def test_conventions_of_a_model_by_hand():
-    config = ModelConfig(layers=2, embed=8, heads=2, kv_heads=1, head_dim=6, mlp=20, vocab=30, tied_embeddings=False).resolved()
+    config = ModelConfig(
+        layers=2, embed=8, heads=2, kv_heads=1, head_dim=6, mlp=20, vocab=30, tied_embeddings=False
+    ).resolved()
     block = 8 * 6 * (2 * 2 + 2 * 1) + 3 * 8 * 20 + 2 * 8  # query, out, key, value; gate, up, down; two norms
     non_embedding, T, D = 2 * block + 8, 16, 160.0
     counted = accounting.account(config, T, D)
@@ -60,13 +62,21 @@ def test_conventions_of_a_model_by_hand():
     assert counted["flops_attention_full"] == 3 * 4 * 2 * (2 * 6) * T * D
     assert counted["flops_attention_causal"] == 3 * 4 * 2 * (2 * 6) * (T + 1) / 2 * D
     norms = 2 * 2 * 8 + 8  # no matrices: they are in N and not in exact FLOPs
-    assert counted["flops_exact"] == 6 * D * (non_embedding - norms + 30 * 8) + counted["flops_attention_causal"]
+    assert (
+        counted["flops_exact"] == 6 * D * (non_embedding - norms + 30 * 8) + counted["flops_attention_causal"]
+    )
 
 
 def test_a_sliding_window_and_experts_cost_only_what_a_token_uses():
-    dense, windowed = (ModelConfig(layers=1, embed=32, heads=4, vocab=50, window=w).resolved() for w in (None, 4))
+    dense, windowed = (
+        ModelConfig(layers=1, embed=32, heads=4, vocab=50, window=w).resolved() for w in (None, 4)
+    )
     one, other = accounting.flops_per_token(dense, 64), accounting.flops_per_token(windowed, 64)
-    assert other["flops_attention_causal"] < 4 * one["flops_attention_full"] / 64 < other["flops_attention_causal"] * 1.1
+    assert (
+        other["flops_attention_causal"]
+        < 4 * one["flops_attention_full"] / 64
+        < other["flops_attention_causal"] * 1.1
+    )
     assert one["flops_attention_full"] == other["flops_attention_full"]
     six, two = (accounting.account(MODELS["experts"].resolved(), 32, 1.0), MODELS["experts"].resolved())
     missed = 2 * 4 * 3 * 32 * 24  # layers, experts that a token is not sent to, their matrices
@@ -76,11 +86,19 @@ def test_a_sliding_window_and_experts_cost_only_what_a_token_uses():
 
 def test_windows_by_layer_and_latents_are_counted():
     T, heads = 64, {"layers": 3, "embed": 32, "heads": 4, "vocab": 50}
-    every, some, none = (ModelConfig(**heads, **more).resolved() for more in ({"window": 4}, {"window": 4, "window_layers": (0, 2)}, {}))  # type: ignore[arg-type]
-    windowed, mixed, full = (accounting.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none))
+    every, some, none = (
+        ModelConfig(**heads, **more).resolved()
+        for more in ({"window": 4}, {"window": 4, "window_layers": (0, 2)}, {})
+    )  # type: ignore[arg-type]
+    windowed, mixed, full = (
+        accounting.flops_per_token(c, T)["flops_attention_causal"] for c in (every, some, none)
+    )
     assert mixed == pytest.approx(2 / 3 * windowed + 1 / 3 * full)
     config = MODELS["deepseek"].resolved()
-    matrices = 2 * (32 * 12 + 12 * 4 * 10 + 32 * (10 + 4) + 10 * 4 * (6 + 5) + 4 * 5 * 32 + 3 * 32 * config.mlp) + 50 * 32  # type: ignore[operator]
+    matrices = (
+        2 * (32 * 12 + 12 * 4 * 10 + 32 * (10 + 4) + 10 * 4 * (6 + 5) + 4 * 5 * 32 + 3 * 32 * config.mlp)
+        + 50 * 32
+    )  # type: ignore[operator]
     counted = accounting.flops_per_token(config, T)
     # layers; forward and backward; keys of 10, values of 5 in 4 heads
     assert counted["flops_attention_full"] == 2 * 3 * 2 * 4 * (10 + 5) * T
@@ -111,18 +129,36 @@ def published(shared_tables: Path | None, name: str, rows: list, columns: dict[s
 
 @pytest.fixture
 def tables() -> Path:
-    folder = Path(os.environ.get("LLM_JAX_SHARED_DATA", ROOT.parent / "shared" / "data")) / "scaling" / "tables"
+    folder = (
+        Path(os.environ.get("LLM_JAX_SHARED_DATA", ROOT.parent / "shared" / "data")) / "scaling" / "tables"
+    )
     if not folder.is_dir():
-        pytest.skip(f"no reference data: {folder} is not there (LLM_JAX_SHARED_DATA names the folder above scaling)")
+        pytest.skip(
+            f"no reference data: {folder} is not there (LLM_JAX_SHARED_DATA names the folder above scaling)"
+        )
     return folder
 
 
 def test_the_project_carries_the_published_tables_unchanged(tables):
     ours = accounting.published_shapes()
-    names = {"parameters": "params", "embed": "d_model", "mlp": "ffw_size", "head_dim": "kv_size", "heads": "n_heads", "layers": "n_layers"}
+    names = {
+        "parameters": "params",
+        "embed": "d_model",
+        "mlp": "ffw_size",
+        "head_dim": "kv_size",
+        "heads": "n_heads",
+        "layers": "n_layers",
+    }
     assert list(names) == ours["chinchilla"]["columns"]
     published(tables, "chinchilla_table_a9_shapes.csv", ours["chinchilla"]["shapes"], names)
-    names = {"embed": "d_model", "heads": "n_heads", "layers": "n_layers", "mlp": "ffw_size", "parameters": "params", "flops": "exact_flops_per_seq"}
+    names = {
+        "embed": "d_model",
+        "heads": "n_heads",
+        "layers": "n_layers",
+        "mlp": "ffw_size",
+        "parameters": "params",
+        "flops": "exact_flops_per_seq",
+    }
     names["exact_over_6nd"] = "ratio"
     published(tables, "chinchilla_exact_vs_6nd_flops.csv", ours["chinchilla_exact"]["shapes"], names)
 
@@ -143,7 +179,9 @@ def test_the_fifty_chinchilla_shapes_to_eight_in_a_thousand():
         config = chinchilla(embed, mlp, head_dim, heads, layers)
         # a matrix of relative positions in each layer, which ours do not have
         relative = layers * embed * heads * head_dim
-        assert accounting.parameters(config)["parameters_with_head"] + relative == pytest.approx(parameters, rel=0.008), parameters
+        assert accounting.parameters(config)["parameters_with_head"] + relative == pytest.approx(
+            parameters, rel=0.008
+        ), parameters
 
 
 def test_exact_over_6nd_is_the_published_ratio():
@@ -156,7 +194,13 @@ def test_exact_over_6nd_is_the_published_ratio():
         # twice back
         head = 6 * 32000 * embed
         softmax = 3 * 3 * layers * heads * T
-        exact = counted["flops_exact"] - head - counted["flops_attention_causal"] + counted["flops_attention_full"] + softmax
+        exact = (
+            counted["flops_exact"]
+            - head
+            - counted["flops_attention_causal"]
+            + counted["flops_attention_full"]
+            + softmax
+        )
         assert exact * T == pytest.approx(per_sequence, rel=1e-12)
         assert exact / (6 * parameters) == pytest.approx(ratio, abs=1e-6)  # six decimals are given
 

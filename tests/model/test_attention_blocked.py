@@ -56,7 +56,11 @@ def test_the_scores_of_later_keys_are_not_computed():
     flops = []
     for window in (None, 100):
         x = jnp.ones((1, 2048, 1, 16))
-        step = jax.jit(lambda q, window=window: blocked.blocked_attention(q, q, q, None, window)).lower(x).compile()
+        step = (
+            jax.jit(lambda q, window=window: blocked.blocked_attention(q, q, q, None, window))
+            .lower(x)
+            .compile()
+        )
         flops.append(step.cost_analysis()["flops"])
     full = 2 * 2 * 2048**2 * 16
     assert flops[0] < 0.75 * full  # 56 % of the products, and the softmax's own operations

@@ -35,8 +35,15 @@ LAYOUTS = {
     "ring": Layout("ring", {"data": 2, "context": 4}, SPLIT, attention=RING),
     "ring of two": Layout("ring of two", {"data": 2, "context": 2}, SPLIT, attention=RING),
     "ring of eight": Layout("ring of eight", {"context": 8}, {"sequence": "context"}, attention=RING),
-    "all-to-all": Layout("all-to-all", {"data": 2, "context": 4}, SPLIT, attention={"sequence": "", "heads": "context", "kv_heads": "context"}),
-    "ring over tensor": Layout("ring over tensor", {"context": 2, "tensor": 4}, {"sequence": "context"} | TENSOR, attention=RING),
+    "all-to-all": Layout(
+        "all-to-all",
+        {"data": 2, "context": 4},
+        SPLIT,
+        attention={"sequence": "", "heads": "context", "kv_heads": "context"},
+    ),
+    "ring over tensor": Layout(
+        "ring over tensor", {"context": 2, "tensor": 4}, {"sequence": "context"} | TENSOR, attention=RING
+    ),
     "ring and all-to-all": Layout(
         "ring and all-to-all",
         {"ring": 2, "all": 2, "tensor": 2},
@@ -69,7 +76,9 @@ def split_attention(place: MeshPlacement, config: ModelConfig, q, k, v, dout, se
     module = nnx.eval_shape(lambda: Attention(config, nnx.Rngs(0), None, place))
 
     def attend(q, k, v):
-        return context.restore(module.attend(*(context.arrange(x, place) for x in (q, k, v)), segments), place)
+        return context.restore(
+            module.attend(*(context.arrange(x, place) for x in (q, k, v)), segments), place
+        )
 
     @jax.jit
     def run(q, k, v, dout):
@@ -82,14 +91,26 @@ def split_attention(place: MeshPlacement, config: ModelConfig, q, k, v, dout, se
 
 
 def settings(kernel: str, window: int | None, heads: int = 4, kv_heads: int = 2, **more) -> ModelConfig:
-    return ModelConfig(embed=8, heads=heads, kv_heads=kv_heads, head_dim=K, mlp=8, vocab=8, attention=kernel, window=window, **more).resolved()  # type: ignore[arg-type]
+    return ModelConfig(
+        embed=8,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=K,
+        mlp=8,
+        vocab=8,
+        attention=kernel,
+        window=window,
+        **more,
+    ).resolved()  # type: ignore[arg-type]
 
 
 def compare(name: str, kernel: str, packed: bool, window: int | None) -> None:
     heads, kv_heads = (8, 2) if name in UNEQUAL else (4, 2)
     q, k, v, dout, segments = inputs(heads, kv_heads, packed)
     expected = dense_float64(q, k, v, dout, segments, window)
-    found = split_attention(placement(LAYOUTS[name]), settings(kernel, window, heads, kv_heads), q, k, v, dout, segments)
+    found = split_attention(
+        placement(LAYOUTS[name]), settings(kernel, window, heads, kv_heads), q, k, v, dout, segments
+    )
     for which, ours, theirs in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE, err_msg=which)
 
@@ -114,7 +135,9 @@ def test_operands_for_cudnn_give_the_right_attention(monkeypatch, name, packed):
     kernel_by_contract(monkeypatch)
     monkeypatch.setattr(cudnn, "check_platform", lambda *_: None)
     q, k, v, dout, segments = inputs(4, 2, packed)
-    expected = dense_float64(*(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v, dout)), segments, None)
+    expected = dense_float64(
+        *(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v, dout)), segments, None
+    )
     config = settings("cudnn", None, compute_dtype="bfloat16", max_segments=6)
     found = split_attention(placement(LAYOUTS[name]), config, q, k, v, dout, segments)
     # bfloat16 has 8 bits: 2**-8 of each tensor's scale, times a few for sums of rounded products
@@ -150,7 +173,11 @@ def test_the_library_takes_and_gives_the_natural_order(name):
 def lowered(name: str, gradient: bool, length: int = 1024):
     """One device's attention over a sequence without documents, compiled alone, with 2 heads of 64."""
     place, config = placement(LAYOUTS[name]), dataclasses.replace(settings("xla", None, 2, 2), head_dim=64)
-    q = jax.ShapeDtypeStruct((2, length, 2, 64), jnp.float32, sharding=place.sharding(("batch", "sequence", "heads", "head_dim"), "compute"))
+    q = jax.ShapeDtypeStruct(
+        (2, length, 2, 64),
+        jnp.float32,
+        sharding=place.sharding(("batch", "sequence", "heads", "head_dim"), "compute"),
+    )
     module = nnx.eval_shape(lambda: Attention(config, nnx.Rngs(0), None, place))
 
     def attend(q, k, v):
@@ -181,13 +208,38 @@ NOT_SPLIT = {"sequence": "", "heads": "context"}
     ("layout", "model", "length", "said"),
     [
         ({"attention": {"keys": "data"}}, {}, T, r"layout\.attention\.keys=data: .* split over context=4"),
-        ({"compute": {}, "attention": {"keys": "context"}}, {}, T, r"layout\.attention\.keys=context: .* split over nothing"),
-        ({"compute": {}, "attention": {"sequence": "context"}}, {}, T, r"layout\.attention\.sequence=context: layout\.compute\.sequence is empty"),
+        (
+            {"compute": {}, "attention": {"keys": "context"}},
+            {},
+            T,
+            r"layout\.attention\.keys=context: .* split over nothing",
+        ),
+        (
+            {"compute": {}, "attention": {"sequence": "context"}},
+            {},
+            T,
+            r"layout\.attention\.sequence=context: layout\.compute\.sequence is empty",
+        ),
         ({}, {}, 60, r"train\.sequence_length=60: .* 'sequence' over context=4.* not a multiple of 8"),
         ({}, {"softmax_dtype": "bfloat16"}, T, r"model\.softmax_dtype=bfloat16: .*context_ulysses"),
-        ({"attention": NOT_SPLIT}, {"heads": 6}, T, r"model\.heads=6: .* 'heads' over context=4, and 6 is not a multiple of 4"),
-        ({"attention": NOT_SPLIT}, {"heads": 12, "kv_heads": 6}, T, r"model\.kv_heads=6: .*context=4.* as with 1, 2, 4, 12$"),
-        ({"attention": {"kv_heads": "context"}, "compute": {}}, {}, T, r"layout\.attention\.kv_heads=context: .* split over nothing"),
+        (
+            {"attention": NOT_SPLIT},
+            {"heads": 6},
+            T,
+            r"model\.heads=6: .* 'heads' over context=4, and 6 is not a multiple of 4",
+        ),
+        (
+            {"attention": NOT_SPLIT},
+            {"heads": 12, "kv_heads": 6},
+            T,
+            r"model\.kv_heads=6: .*context=4.* as with 1, 2, 4, 12$",
+        ),
+        (
+            {"attention": {"kv_heads": "context"}, "compute": {}},
+            {},
+            T,
+            r"layout\.attention\.kv_heads=context: .* split over nothing",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(layout, model, length, said):

@@ -67,7 +67,9 @@ def random_weights(model: Transformer) -> dict:
     """Random weights of the model, norms and biases too, so that each has an effect."""
     leaves, structure = jax.tree.flatten(nnx.to_pure_dict(nnx.state(model)))
     rng = np.random.default_rng(1)
-    return jax.tree.unflatten(structure, [0.3 * rng.normal(size=x.shape).astype(np.float32) + (x == 1) for x in leaves])
+    return jax.tree.unflatten(
+        structure, [0.3 * rng.normal(size=x.shape).astype(np.float32) + (x == 1) for x in leaves]
+    )
 
 
 def with_weights(model: Transformer, weights: dict) -> Transformer:
@@ -140,7 +142,9 @@ def test_each_feature_changes_the_logits(key):
 
 
 def test_layers_in_order_are_the_model():
-    config = dataclasses.replace(SMALL, **{**GEMMA3, "moe": MoEConfig(experts=4, dense_layers=(0, 1))}).resolved()
+    config = dataclasses.replace(
+        SMALL, **{**GEMMA3, "moe": MoEConfig(experts=4, dense_layers=(0, 1))}
+    ).resolved()
     tokens, segments = tokens_and_segments()
     model = Transformer(config, rngs=nnx.Rngs(0))
     model = with_weights(model, random_weights(model))
@@ -165,11 +169,19 @@ def test_a_scan_over_periods_computes_and_counts_what_unrolled_layers_do():
     tokens, segments = tokens_and_segments()
     found = []
     for scan in (True, False):
-        more = {"layers": 5, "window": 4, "window_layers": (0, 2, 4), "scan_layers": scan, "moe": MoEConfig(experts=4)}
+        more = {
+            "layers": 5,
+            "window": 4,
+            "window_layers": (0, 2, 4),
+            "scan_layers": scan,
+            "moe": MoEConfig(experts=4),
+        }
         model = Transformer(dataclasses.replace(SMALL, **more).resolved(), rngs=nnx.Rngs(0))
         model = with_weights(model, random_weights(model))
         positions = jnp.broadcast_to(jnp.arange(24), (2, 24))
-        found.append(jax.jit(lambda m=model, p=positions: m.stream(jnp.asarray(tokens), p, jnp.asarray(segments)))())
+        found.append(
+            jax.jit(lambda m=model, p=positions: m.stream(jnp.asarray(tokens), p, jnp.asarray(segments)))()
+        )
     assert found[0][1].load_PE.shape[0] == 5
     assert_close(found[0], found[1])
 
@@ -198,31 +210,73 @@ def test_a_sequence_of_kinds_as_scans(kinds, scans):
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "window_layers": ({"window_layers": (0,)}, "model.window_layers=(0,): must be null where model.window is null"),
-    "no such layer": ({"window": 4, "window_layers": (2,)}, "model.window_layers=(2,): must be layers from 0 to 1"),
-    "rope_theta_window": ({"rope_theta_window": 1e4}, "model.rope_theta_window=10000.0: must be null where model.window is null"),
-    "norm_centred": ({"norm": "layer", "norm_centred": True}, "model.norm_centred=True: must be false with model.norm=layer"),
-    "rope_fraction": ({"rope_fraction": 0.4}, "model.rope_fraction=0.4: must be a part of model.head_dim=8 that is an even number"),
-    "attention_factor": ({"rope_scaling": RopeScaling(attention_factor=1.0)}, "model.rope_scaling.attention_factor=1.0: must be null with kind=none"),
-    "truncate": ({"rope_scaling": RopeScaling(truncate=False)}, "model.rope_scaling.truncate=False: must be true with kind=none"),
-    "latent without a rank": ({"latent": LatentConfig(rope_dim=4)}, "model.latent.rope_dim=4: must be 0 where model.latent.kv_rank=0"),
+    "window_layers": (
+        {"window_layers": (0,)},
+        "model.window_layers=(0,): must be null where model.window is null",
+    ),
+    "no such layer": (
+        {"window": 4, "window_layers": (2,)},
+        "model.window_layers=(2,): must be layers from 0 to 1",
+    ),
+    "rope_theta_window": (
+        {"rope_theta_window": 1e4},
+        "model.rope_theta_window=10000.0: must be null where model.window is null",
+    ),
+    "norm_centred": (
+        {"norm": "layer", "norm_centred": True},
+        "model.norm_centred=True: must be false with model.norm=layer",
+    ),
+    "rope_fraction": (
+        {"rope_fraction": 0.4},
+        "model.rope_fraction=0.4: must be a part of model.head_dim=8 that is an even number",
+    ),
+    "attention_factor": (
+        {"rope_scaling": RopeScaling(attention_factor=1.0)},
+        "model.rope_scaling.attention_factor=1.0: must be null with kind=none",
+    ),
+    "truncate": (
+        {"rope_scaling": RopeScaling(truncate=False)},
+        "model.rope_scaling.truncate=False: must be true with kind=none",
+    ),
+    "latent without a rank": (
+        {"latent": LatentConfig(rope_dim=4)},
+        "model.latent.rope_dim=4: must be 0 where model.latent.kv_rank=0",
+    ),
     "latent, grouped": ({**MLA, "kv_heads": 2}, "model.kv_heads=2: must be model.heads=4 with model.latent"),
-    "latent, head_dim": ({**MLA, "head_dim": 8}, "model.head_dim=8: must be model.latent's nope_dim + rope_dim = 10"),
+    "latent, head_dim": (
+        {**MLA, "head_dim": 8},
+        "model.head_dim=8: must be model.latent's nope_dim + rope_dim = 10",
+    ),
     "latent, norms": ({**MLA, "qk_norm": "head"}, "model.qk_norm=head: must be none with model.latent"),
-    "wide values": ({**MLA, "latent": dataclasses.replace(LATENT, value_dim=11)}, "model.latent.value_dim=11: must be at most"),
+    "wide values": (
+        {**MLA, "latent": dataclasses.replace(LATENT, value_dim=11)},
+        "model.latent.value_dim=11: must be at most",
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_an_impossible_model_is_refused_in_a_line(mistake):
     change, line = MISTAKES[mistake]
-    with pytest.raises(UserError, match="^" + line.replace("(", r"\(").replace(")", r"\)").replace("+", r"\+")):
+    with pytest.raises(
+        UserError, match="^" + line.replace("(", r"\(").replace(")", r"\)").replace("+", r"\+")
+    ):
         dataclasses.replace(SMALL, **change).resolved()
 
 
 REFUSED: dict[str, tuple[str, dict[str, int], dict[str, Any], str]] = {
-    "soft cap, split sequence": ("context_ring", {}, {"attention_softcap": 5.0}, "model.attention_softcap=5: there is none over a sequence"),
-    "windows, stages": ("pipeline", {"stage": 2}, {"layers": 4, "window": 4, "window_layers": (0, 1)}, r"model.window_layers=\(0, 1\): the layout's"),
+    "soft cap, split sequence": (
+        "context_ring",
+        {},
+        {"attention_softcap": 5.0},
+        "model.attention_softcap=5: there is none over a sequence",
+    ),
+    "windows, stages": (
+        "pipeline",
+        {"stage": 2},
+        {"layers": 4, "window": 4, "window_layers": (0, 1)},
+        r"model.window_layers=\(0, 1\): the layout's",
+    ),
 }
 
 
@@ -231,10 +285,20 @@ def test_a_model_that_a_layout_cannot_run_is_refused_in_a_line(case):
     name, mesh, change, line = REFUSED[case]
     layout = preset(name)
     with pytest.raises(UserError, match="^" + line):
-        transformer.check(dataclasses.replace(SMALL, **change).resolved(), MeshPlacement(layout, make_mesh(layout, mesh)), 32)
+        transformer.check(
+            dataclasses.replace(SMALL, **change).resolved(),
+            MeshPlacement(layout, make_mesh(layout, mesh)),
+            32,
+        )
 
 
 def test_the_fused_kernel_has_no_soft_cap(monkeypatch):
     monkeypatch.setattr("llm_jax.model.kernels.cudnn.check_platform", lambda *_: None)
-    with pytest.raises(UserError, match=r"^model.attention_softcap=5: attention=cudnn has none; use model.attention=blocked"):
-        transformer.check(dataclasses.replace(SMALL, attention="cudnn", attention_softcap=5.0).resolved(), transformer.Placement(), 32)
+    with pytest.raises(
+        UserError, match=r"^model.attention_softcap=5: attention=cudnn has none; use model.attention=blocked"
+    ):
+        transformer.check(
+            dataclasses.replace(SMALL, attention="cudnn", attention_softcap=5.0).resolved(),
+            transformer.Placement(),
+            32,
+        )

@@ -29,7 +29,9 @@ TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def config_of(**moe: object) -> ModelConfig:
-    return ModelConfig(layers=1, embed=D, heads=2, vocab=8, init_std=0.5, moe=MoEConfig(experts=E, top_k=K, mlp=F, **moe)).resolved()  # type: ignore[arg-type]
+    return ModelConfig(
+        layers=1, embed=D, heads=2, vocab=8, init_std=0.5, moe=MoEConfig(experts=E, top_k=K, mlp=F, **moe)
+    ).resolved()  # type: ignore[arg-type]
 
 
 def block_of(config: ModelConfig) -> MoE:
@@ -41,7 +43,9 @@ def _applied(graph, state, x, segments, weights):
     return nnx.merge(graph, state)(x, segments > 0, weights)
 
 
-def applied(block: MoE, x: np.ndarray, segments: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, router.Routing]:
+def applied(
+    block: MoE, x: np.ndarray, segments: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, router.Routing]:
     """The outputs of a block, jitted."""
     y, routing = _applied(*nnx.split(block), x, segments, weights)
     return np.asarray(y), routing
@@ -87,7 +91,9 @@ def by_loops(block: MoE, x: np.ndarray, room: int | None = None) -> np.ndarray:
         taken = dict.fromkeys(range(E), 0)
         for t in range(T):
             token = x[b, t].astype(np.float64)
-            for e, weight in zip(*route_one(token @ np.asarray(block.router[...], np.float64), bias, moe), strict=True):
+            for e, weight in zip(
+                *route_one(token @ np.asarray(block.router[...], np.float64), bias, moe), strict=True
+            ):
                 taken[e] += 1
                 if room is None or taken[e] <= room:
                     y[b, t] += weight * expert(block, e, token)
@@ -124,13 +130,17 @@ def test_softmax_over_the_chosen_is_softmax_over_all_divided_by_its_sum():
 def dense_form(block: MoE, x: jax.Array, real_BT: jax.Array) -> jax.Array:
     """Every expert on every token, with weight zero if it was not chosen: a form whose gradients autodiff
     gets right."""
-    weights, experts, _ = router.choose(jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe)
+    weights, experts, _ = router.choose(
+        jnp.einsum("BTD,DE->BTE", x, block.router[...]), None, block.config.moe
+    )
     weights_BTE = jnp.sum(jnp.where(experts[..., None] == jnp.arange(E), weights[..., None], 0), 2)
     up, gate = (jnp.einsum("BTD,EDF->BTEF", x, w[...]) for w in (block.up, block.gate))
     return jnp.einsum("BTEF,EFD,BTE->BTD", jax.nn.silu(gate) * up, block.down[...], weights_BTE)
 
 
-@pytest.mark.parametrize("moe", [{}, {"product": "ragged_dot"}, {"dispatch": "capacity", "capacity_factor": 8.0}], ids=str)
+@pytest.mark.parametrize(
+    "moe", [{}, {"product": "ragged_dot"}, {"dispatch": "capacity", "capacity_factor": 8.0}], ids=str
+)
 def test_gradients_equal_those_of_the_dense_form(moe):
     graph, weights = nnx.split(block_of(config_of(**moe)))
     x, segments = (jnp.asarray(a) for a in some_input())
@@ -193,7 +203,11 @@ def test_grouped_products_equal_each_groups_product(sizes):
     expected = {"y": np.zeros_like(dy), "dx": np.zeros_like(x), "dw": np.zeros_like(w)}
     for e, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
         rows = slice(end - size, end)
-        expected["y"][rows], expected["dx"][rows], expected["dw"][e] = x[rows] @ w[e], dy[rows] @ w[e].T, x[rows].T @ dy[rows]
+        expected["y"][rows], expected["dx"][rows], expected["dw"][e] = (
+            x[rows] @ w[e],
+            dy[rows] @ w[e].T,
+            x[rows].T @ dy[rows],
+        )
     for name, found in (("y", y), ("dx", dx), ("dw", dw)):
         # sums of up to 300 products near 1
         np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
@@ -213,12 +227,23 @@ def test_router_losses_are_the_papers(over):
     def balance(rows: list[int]) -> float:
         keep = counts[rows]
         p = softmax(logits[rows])[keep]
-        f = np.mean([np.isin(np.arange(E), route_one(token, np.zeros(E), config.moe)[0]) for token in logits[rows][keep]], 0) / K
+        f = (
+            np.mean(
+                [
+                    np.isin(np.arange(E), route_one(token, np.zeros(E), config.moe)[0])
+                    for token in logits[rows][keep]
+                ],
+                0,
+            )
+            / K
+        )
         return E * float(f @ p.mean(0))
 
     z = [np.mean(np.log(np.exp(logits[b][counts[b]]).sum(-1)) ** 2) for b in range(B)]
     row = weights.sum(-1)
-    expected_balance = balance([0, 1]) * row.sum() if over == "batch" else sum(balance([b]) * row[b] for b in range(B))
+    expected_balance = (
+        balance([0, 1]) * row.sum() if over == "batch" else sum(balance([b]) * row[b] for b in range(B))
+    )
     np.testing.assert_allclose(sums["balance_loss"], expected_balance, rtol=1e-5)
     np.testing.assert_allclose(sums["router_z_loss"], z @ row, rtol=1e-5)
     np.testing.assert_allclose(loss, 0.3 * expected_balance + 0.2 * (z @ row), rtol=1e-5)
@@ -232,16 +257,26 @@ def test_a_balanced_router_has_a_balance_loss_of_one():
     assert float(sums["balance_loss"]) / 7 == pytest.approx(1, rel=1e-6)
 
 
-def run(steps: int = 20, microbatches: int = 1, ema_decay: float = 0.0, model: ModelConfig = SMALL_MOE, **moe: object):
+def run(
+    steps: int = 20,
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+    model: ModelConfig = SMALL_MOE,
+    **moe: object,
+):
     model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, **moe))  # type: ignore[arg-type]
-    return train(PRESETS["single"], {}, steps=steps, microbatches=microbatches, ema_decay=ema_decay, model=model)
+    return train(
+        PRESETS["single"], {}, steps=steps, microbatches=microbatches, ema_decay=ema_decay, model=model
+    )
 
 
 def test_biases_even_out_the_loads():
     """All tokens prefer the first experts: biases bring the largest load from over twice the mean to near
     it."""
     config = config_of(scores="sigmoid", bias=True, bias_rate=0.005).moe
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2000, E)) + np.linspace(4, 0, E), jnp.float32)
+    logits = jnp.asarray(
+        np.random.default_rng(0).normal(size=(1, 2000, E)) + np.linspace(4, 0, E), jnp.float32
+    )
 
     @jax.jit
     def step(bias_E):
@@ -274,18 +309,24 @@ def test_microbatches_agree_with_the_whole_batch_where_balance_is_of_each_sequen
     whole, parts = (run(8, n, bias=True, balance_over="sequence")[0] for n in (1, 4))
     for name in ("train_loss", "gradient_norm", "balance_loss", "router_z_loss", "expert_load_max"):
         # as tests/parity
-        np.testing.assert_allclose([m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            [m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name
+        )
 
 
 def test_dense_layers_among_sparse_ones_run_in_their_order():
-    model = dataclasses.replace(SMALL_MOE, layers=4, moe=dataclasses.replace(SMALL_MOE.moe, dense_layers=(0, 2)))
+    model = dataclasses.replace(
+        SMALL_MOE, layers=4, moe=dataclasses.replace(SMALL_MOE.moe, dense_layers=(0, 2))
+    )
     scanned, state, _ = run(4, model=model)
     unrolled, _, _ = run(4, model=dataclasses.replace(model, scan_layers=False, remat="full"))
     blocks, dense = state.parameters["blocks"], state.parameters["dense_blocks"]
     assert blocks["mlp"]["up"].shape == (2, 8, 32, 16)
     assert dense["mlp"]["up"].shape == (2, 32, 64)
     # other order of sums
-    np.testing.assert_allclose([m["train_loss"] for m in scanned], [m["train_loss"] for m in unrolled], rtol=1e-5)
+    np.testing.assert_allclose(
+        [m["train_loss"] for m in scanned], [m["train_loss"] for m in unrolled], rtol=1e-5
+    )
 
 
 def test_flops_and_active_parameters_count_the_experts_that_a_token_is_sent_to():
@@ -293,7 +334,14 @@ def test_flops_and_active_parameters_count_the_experts_that_a_token_is_sent_to()
     model = ModelConfig(layers=3, embed=32, heads=4, mlp=64, vocab=100, moe=moe).resolved()
     _, weights = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
     total = sum(w.size for w in jax.tree.leaves(weights))
-    attention, dense, expert_, shared, router_, table = 4 * 32 * 32, 3 * 32 * 64, 3 * 32 * 16, 3 * 32 * 24, 32 * 8, 100 * 32
+    attention, dense, expert_, shared, router_, table = (
+        4 * 32 * 32,
+        3 * 32 * 64,
+        3 * 32 * 16,
+        3 * 32 * 24,
+        32 * 8,
+        100 * 32,
+    )
     # and the norms
     assert total == 3 * attention + dense + 2 * (8 * expert_ + shared + router_) + table + 7 * 32
     matmul = 3 * attention + dense + 2 * (2 * expert_ + shared + router_) + table

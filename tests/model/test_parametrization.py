@@ -32,7 +32,15 @@ NARROW = ModelConfig(
     layers=1, embed=16, heads=4, kv_heads=2, head_dim=4, mlp=24, vocab=64, init_std=0.25, qk_norm="projection",
     bias_qkv=True, bias_out=True, bias_mlp=True, parametrization="mup", base_embed=16, scan_layers=False,
 ).resolved()  # fmt: skip
-LEARNED = dataclasses.replace(NARROW, position="learned", positions=32, qk_norm="none", base_head_dim=4, norm="layer", tied_embeddings=False)
+LEARNED = dataclasses.replace(
+    NARROW,
+    position="learned",
+    positions=32,
+    qk_norm="none",
+    base_head_dim=4,
+    norm="layer",
+    tied_embeddings=False,
+)
 EXPERTS = dataclasses.replace(NARROW, bias_mlp=False, moe=MoEConfig(experts=4, top_k=2, mlp=8, shared_mlp=8))
 SCALED = dataclasses.replace(LEARNED, attention_scale=0.7, embedding_scale=2.0)
 LATENT = dataclasses.replace(
@@ -55,18 +63,24 @@ def narrow_run(model: ModelConfig, optimizer: OptimizerConfig) -> tuple[list[flo
     return trained(model, optimizer)
 
 
-def trained(model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = None) -> tuple[list[float], Any, Any]:
+def trained(
+    model: ModelConfig, optimizer: OptimizerConfig, parameters: Any = None
+) -> tuple[list[float], Any, Any]:
     """(losses, the initial parameters, their dims)."""
     program = TrainModel(model, optimizer, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
     step = jax.jit(make_step(program, NextToken(), make_schedule(optimizer, STEPS), optimizer.clip_norm))
     state = program.new_state(0)
     if parameters is not None:
-        placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), parameters, state.parameters)
+        placed = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding), parameters, state.parameters
+        )
         state = dataclasses.replace(state, parameters=placed)
     start, losses = jax.device_get(state.parameters), []
     with jax.set_mesh(program.place.mesh):
         for i in range(STEPS):
-            state, metrics = step(state, {name: value[None] for name, value in packed_batch(i, vocab=64).items()})
+            state, metrics = step(
+                state, {name: value[None] for name, value in packed_batch(i, vocab=64).items()}
+            )
             losses.append(float(metrics["train_loss"]))
     return losses, start, program.dims
 
@@ -86,7 +100,9 @@ def twice(w: np.ndarray, dims: tuple[str | None, ...], grows: tuple[str, ...], l
     return w / 2 if role(inside) in ("hidden", "router") else w
 
 
-def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str) -> tuple[list[float], list[float]]:
+def narrow_and_wide(
+    narrow: ModelConfig, optimizer: OptimizerConfig, heads: str
+) -> tuple[list[float], list[float]]:
     """Losses of the narrow and of the wide model. heads: the dim of attention that doubles, "heads" or
     "head_dim"."""
     wide = of_width(narrow, 32)
@@ -95,7 +111,9 @@ def narrow_and_wide(narrow: ModelConfig, optimizer: OptimizerConfig, heads: str)
     grows = ("embed", "mlp", "latent", *(("heads", "kv_heads") if heads == "heads" else ("head_dim",)))
     losses, start, dims = narrow_run(narrow, optimizer)
     fixed = lambda path: narrow.latent.rope_dim if path[-1].key == "kv_down" else 0  # noqa: E731
-    doubled = jax.tree_util.tree_map_with_path(lambda path, w, leaf: twice(w, leaf.value, grows, fixed(path)), start, dims)
+    doubled = jax.tree_util.tree_map_with_path(
+        lambda path, w, leaf: twice(w, leaf.value, grows, fixed(path)), start, dims
+    )
     return losses, trained(wide, optimizer, doubled)[0]
 
 
@@ -124,7 +142,9 @@ def test_a_model_with_every_unit_twice_learns_as_the_narrow_one(narrow, optimize
 @pytest.mark.parametrize("power", ["rate", "epsilon"])
 @pytest.mark.parametrize("kind", ["hidden", "table", "vector", "router"])
 def test_with_another_power_in_the_table_it_does_not(kind, power, monkeypatch):
-    row = dataclasses.replace(parametrization.WEIGHTS[kind], **{power: getattr(parametrization.WEIGHTS[kind], power) + 0.5})
+    row = dataclasses.replace(
+        parametrization.WEIGHTS[kind], **{power: getattr(parametrization.WEIGHTS[kind], power) + 0.5}
+    )
     monkeypatch.setitem(parametrization.WEIGHTS, kind, row)
     losses, wide = narrow_and_wide(EXPERTS if kind == "router" else NARROW, ADAMW, "heads")
     assert np.max(np.abs(np.subtract(wide, losses) / losses)) > 10 * SAME
@@ -134,7 +154,9 @@ def test_with_another_power_in_the_table_it_does_not(kind, power, monkeypatch):
 @pytest.mark.parametrize("model", [NARROW, EXPERTS], ids=["dense", "experts"])
 def test_at_the_base_shape_every_parametrization_is_the_standard_one(model, name):
     based = dataclasses.replace(model, parametrization=name, base_embed=16, base_layers=1, base_head_dim=4)
-    assert trained(based, ADAMW)[0] == trained(dataclasses.replace(model, parametrization="standard"), ADAMW)[0]
+    assert (
+        trained(based, ADAMW)[0] == trained(dataclasses.replace(model, parametrization="standard"), ADAMW)[0]
+    )
 
 
 def test_rates_and_epsilons_are_those_of_completeps_table():
@@ -142,7 +164,12 @@ def test_rates_and_epsilons_are_those_of_completeps_table():
     model = dataclasses.replace(of_width(NARROW, 64), layers=6, parametrization="completep", base_layers=2)
     of = lambda *dims, block=True: dataclasses.astuple(multipliers(model, dims, block))  # noqa: E731
     assert of("vocab", "embed", block=False) == of("embed", block=False) == (1, 1 / 4)
-    assert of("embed", "heads", "head_dim") == of("mlp", "embed") == of("experts", "embed", "mlp") == (1 / 4, 1 / 4 / 3)
+    assert (
+        of("embed", "heads", "head_dim")
+        == of("mlp", "embed")
+        == of("experts", "embed", "mlp")
+        == (1 / 4, 1 / 4 / 3)
+    )
     assert of("embed") == of("mlp") == of("heads", "head_dim") == (1, 1 / 4 / 3)
     assert parametrization.residual_multiplier(model) == 1 / 3
     assert parametrization.readout_multiplier(model) == 1 / 4
@@ -152,10 +179,18 @@ def test_rates_and_epsilons_are_those_of_completeps_table():
 def test_initial_scales_are_those_of_the_table():
     """Hidden matrices shrink with the root of the width, projections into the stream by no more in a deeper
     model; tables stay."""
-    model = dataclasses.replace(of_width(NARROW, 256), layers=8, parametrization="completep", base_layers=2, scan_layers=True)
-    start = TrainModel(model, ADAMW, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))).new_state(0).parameters
+    model = dataclasses.replace(
+        of_width(NARROW, 256), layers=8, parametrization="completep", base_layers=2, scan_layers=True
+    )
+    start = (
+        TrainModel(model, ADAMW, MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {})))
+        .new_state(0)
+        .parameters
+    )
     std = (
-        {"embedding": start["embedding"]} | {k: start["blocks"]["attention"][k] for k in ("query", "out")} | {"down": start["blocks"]["mlp"]["down"]}
+        {"embedding": start["embedding"]}
+        | {k: start["blocks"]["attention"][k] for k in ("query", "out")}
+        | {"down": start["blocks"]["mlp"]["down"]}
     )
     expected = {"embedding": 0.25, "query": 0.25 / 4, "out": 0.25 / 4 / 2, "down": 0.25 / 4 / 2}
     for name, w in std.items():
@@ -163,7 +198,9 @@ def test_initial_scales_are_those_of_the_table():
         assert np.std(w) == pytest.approx(expected[name], rel=0.02), name
 
 
-@pytest.mark.parametrize(("layout", "mesh"), [("fsdp_tensor_sequence", {"data": 2, "tensor": 4}), ("zero1", {"data": 8})])
+@pytest.mark.parametrize(
+    ("layout", "mesh"), [("fsdp_tensor_sequence", {"data": 2, "tensor": 4}), ("zero1", {"data": 8})]
+)
 def test_layouts_agree_in_mup(layout, mesh):
     model = ModelConfig(layers=2, embed=64, heads=8, kv_heads=8, head_dim=8, mlp=64, vocab=128, parametrization="completep",
                         base_embed=32, base_layers=1, base_head_dim=16)  # fmt: skip
@@ -174,5 +211,8 @@ def test_layouts_agree_in_mup(layout, mesh):
 
 
 def test_a_proportion_that_is_not_whole_is_refused():
-    with pytest.raises(UserError, match=r"model.heads=3: is for model.embed=16, and for a width of 24 it would be 4.5, not whole"):
+    with pytest.raises(
+        UserError,
+        match=r"model.heads=3: is for model.embed=16, and for a width of 24 it would be 4.5, not whole",
+    ):
         of_width(dataclasses.replace(NARROW, heads=3, kv_heads=3), 24)

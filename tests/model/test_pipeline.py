@@ -34,10 +34,18 @@ TOLERANCE = 1e-5
 def pipeline(*, rounds: int = 1, **config: object) -> Layout:
     """A layout with stages and data; with several rounds, weights at rest are split by `embed`."""
     at_rest = {"layers": "", "embed": "stage"} if rounds > 1 else {}
-    return Layout("pipeline", {"stage": 2, "data": 1}, compute=STAGES, stored=at_rest, pipeline=PipelineConfig(rounds=rounds, **config))
+    return Layout(
+        "pipeline",
+        {"stage": 2, "data": 1},
+        compute=STAGES,
+        stored=at_rest,
+        pipeline=PipelineConfig(rounds=rounds, **config),
+    )
 
 
-def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig) -> tuple[float, dict[str, np.ndarray]]:
+def loss_and_gradients(
+    layout: Layout, mesh: dict[str, int], model: ModelConfig
+) -> tuple[float, dict[str, np.ndarray]]:
     """(the sum of losses of the first batch under a new model, the gradient of each parameter by its
     path)."""
     layout.check()
@@ -46,9 +54,16 @@ def loss_and_gradients(layout: Layout, mesh: dict[str, int], model: ModelConfig)
     sharding = program.place.sharding(("batch", "sequence"), "compute")
     batch = {name: jax.device_put(value, sharding) for name, value in packed_batch(0).items()}
     with jax.set_mesh(program.place.mesh):
-        run = jax.jit(jax.value_and_grad(lambda parameters, batch: objective.loss(program.model(parameters), {}, batch).total))
+        run = jax.jit(
+            jax.value_and_grad(
+                lambda parameters, batch: objective.loss(program.model(parameters), {}, batch).total
+            )
+        )
         loss, gradients = run(program.new_state(0).parameters, batch)
-    return float(loss), {jax.tree_util.keystr(path): np.asarray(g) for path, g in jax.tree_util.tree_leaves_with_path(gradients)}
+    return float(loss), {
+        jax.tree_util.keystr(path): np.asarray(g)
+        for path, g in jax.tree_util.tree_leaves_with_path(gradients)
+    }
 
 
 @functools.cache
@@ -63,11 +78,24 @@ def assert_agrees(layout: Layout, mesh: dict[str, int], model: ModelConfig = DEE
     assert gradients.keys() == theirs.keys()
     largest = {name: np.abs(g).max() for name, g in theirs.items()}
     for name, g in gradients.items():
-        np.testing.assert_allclose(g, theirs[name], rtol=0, atol=TOLERANCE * max(largest[name], 1e-3 * max(largest.values())), err_msg=name)
+        np.testing.assert_allclose(
+            g,
+            theirs[name],
+            rtol=0,
+            atol=TOLERANCE * max(largest[name], 1e-3 * max(largest.values())),
+            err_msg=name,
+        )
 
 
 @pytest.mark.parametrize(
-    ("mesh", "microbatches"), [({"stage": 2}, 2), ({"stage": 2}, 4), ({"stage": 2}, 8), ({"stage": 4, "data": 2}, 4), ({"stage": 1, "data": 2}, 1)]
+    ("mesh", "microbatches"),
+    [
+        ({"stage": 2}, 2),
+        ({"stage": 2}, 4),
+        ({"stage": 2}, 8),
+        ({"stage": 4, "data": 2}, 4),
+        ({"stage": 1, "data": 2}, 1),
+    ],
 )
 def test_stages_and_microbatches_change_nothing(mesh, microbatches):
     assert_agrees(pipeline(microbatches=microbatches), mesh)
@@ -105,12 +133,20 @@ def test_model_variants_in_stages_change_nothing(variant):
 def test_idle_stages_put_no_nan_into_gradients():
     # on a stream of zeros a norm without epsilon (1e-60 is 0 in float32) is 0 / 0, and a cotangent of zero
     # times its slope is still NaN
-    assert_agrees(pipeline(microbatches=4), {"stage": 4, "data": 1}, dataclasses.replace(DEEP, norm_epsilon=1e-60))
+    assert_agrees(
+        pipeline(microbatches=4), {"stage": 4, "data": 1}, dataclasses.replace(DEEP, norm_epsilon=1e-60)
+    )
 
 
 def test_stages_beside_tensor_sequence_and_fsdp_axes_change_nothing():
-    tables = {"compute": {**STAGES, **TENSOR}, "stored": {"embed": "data"}, "residual": {"sequence": "tensor"}}
-    layout = Layout("4d", {"stage": 2, "data": 2, "tensor": 2}, **tables, pipeline=PipelineConfig(microbatches=4))
+    tables = {
+        "compute": {**STAGES, **TENSOR},
+        "stored": {"embed": "data"},
+        "residual": {"sequence": "tensor"},
+    }
+    layout = Layout(
+        "4d", {"stage": 2, "data": 2, "tensor": 2}, **tables, pipeline=PipelineConfig(microbatches=4)
+    )
     assert_agrees(layout, {}, dataclasses.replace(DEEP, remat="full"))
 
 
@@ -124,9 +160,22 @@ def test_a_run_in_a_pipeline_trains_evaluates_and_samples_like_one_device(tiny, 
     ends = {}
     for name, settings in {"single": [], "pipeline": ["mesh.stage=2", "mesh.data=2"]}.items():
         run_dir = tmp_path / name
-        assert launch(f"experiment={tiny}", f"layout={name}", *settings, "sample.tokens=2", "train.steps=4", f"run_dir={run_dir}") == 0
+        assert (
+            launch(
+                f"experiment={tiny}",
+                f"layout={name}",
+                *settings,
+                "sample.tokens=2",
+                "train.steps=4",
+                f"run_dir={run_dir}",
+            )
+            == 0
+        )
         ends[name] = summary(run_dir), (run_dir / "samples.txt").read_text()
     for key in ("train_loss", "eval_loss"):
         assert ends["pipeline"][0][key] == pytest.approx(ends["single"][0][key], rel=TOLERANCE)
     assert ends["pipeline"][1] == ends["single"][1]
-    assert "2 stages of 1 layers, 4 microbatches, 1 rounds: a stage idles in 20% of the ticks" in (tmp_path / "pipeline" / "log.txt").read_text()
+    assert (
+        "2 stages of 1 layers, 4 microbatches, 1 rounds: a stage idles in 20% of the ticks"
+        in (tmp_path / "pipeline" / "log.txt").read_text()
+    )

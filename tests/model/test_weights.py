@@ -38,7 +38,9 @@ def test_project_has_the_gradients_of_einsum(equation, x, w):
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x, w))
     config, place = ModelConfig(), Placement()
-    y, pull = jax.vjp(lambda x, w: project(equation, x, Weight(w, dims=(None,) * w.ndim), config, place), x, w)
+    y, pull = jax.vjp(
+        lambda x, w: project(equation, x, Weight(w, dims=(None,) * w.ndim), config, place), x, w
+    )
     expected, expected_pull = jax.vjp(lambda x, w: jnp.einsum(equation, x, w), x, w)
     dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
     for ours, theirs in zip((y, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
@@ -61,13 +63,24 @@ def gradients(place: Placement, table: Table = "stored", **config: str) -> dict[
     ones = place.move(jnp.ones((8, ROWS // 8, 8), jnp.bfloat16), STREAM)
     ids = place.move(jnp.ones((8, ROWS // 8), jnp.int32), STREAM[:2])
     uses = {
-        "matrix": (jnp.ones((8, 16)), ("embed", "mlp"), lambda w: project("BTD,DF->BTF", ones, w, model, place)),
+        "matrix": (
+            jnp.ones((8, 16)),
+            ("embed", "mlp"),
+            lambda w: project("BTD,DF->BTF", ones, w, model, place),
+        ),
         "bias": (jnp.zeros(8), ("embed",), lambda w: add_bias(ones, w, model, place)),
-        "table": (jnp.ones((16, 8)), ("vocab", "embed"), lambda w: lookup(w, ids, model, place, place.spec(STREAM, "residual"))),
+        "table": (
+            jnp.ones((16, 8)),
+            ("vocab", "embed"),
+            lambda w: lookup(w, ids, model, place, place.spec(STREAM, "residual")),
+        ),
     }
 
     def total(master, stored, dims, use):
-        return jnp.sum(use(Weight(ShardedParam(master, stored), dims=dims, stacked=False)).astype(jnp.float32) * jnp.float32(EACH))
+        return jnp.sum(
+            use(Weight(ShardedParam(master, stored), dims=dims, stacked=False)).astype(jnp.float32)
+            * jnp.float32(EACH)
+        )
 
     found = {}
     for name, (value, dims, use) in uses.items():
@@ -87,7 +100,10 @@ def test_gradients_are_summed_in_float32():
         np.testing.assert_array_equal(dw, np.full(dw.shape, ROWS * EACH), err_msg=name)
 
 
-@pytest.mark.parametrize(("layout", "table"), [("fsdp", "stored"), ("zero1", "optimizer"), ("hybrid_fsdp", "stored"), ("fsdp_tensor", "stored")])
+@pytest.mark.parametrize(
+    ("layout", "table"),
+    [("fsdp", "stored"), ("zero1", "optimizer"), ("hybrid_fsdp", "stored"), ("fsdp_tensor", "stored")],
+)
 def test_gradients_are_summed_over_devices_in_float32_and_placed_as_masters(layout, table):
     place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], MESHES.get(layout, {})))
     with jax.set_mesh(place.mesh):
@@ -130,9 +146,13 @@ def test_an_uneven_vocabulary_has_the_logits_and_losses_of_one_device(tied):
         place = MeshPlacement(PRESETS[layout], make_mesh(PRESETS[layout], mesh))
         program = TrainModel(model, OptimizerConfig(), place)
         with jax.set_mesh(place.mesh):
-            arrays = {name: jax.device_put(x, place.sharding(STREAM[:2], "compute")) for name, x in batch.items()}
+            arrays = {
+                name: jax.device_put(x, place.sharding(STREAM[:2], "compute")) for name, x in batch.items()
+            }
             parameters = jax.jit(lambda program=program: program.init(jnp.uint32(0)).parameters)()
-            logits = jax.jit(lambda p, tokens, program=program: program.model(p)(tokens))(parameters, arrays["tokens"])
+            logits = jax.jit(lambda p, tokens, program=program: program.model(p)(tokens))(
+                parameters, arrays["tokens"]
+            )
             losses = jax.jit(make_evaluation(program, NextToken()))(parameters, arrays, jnp.ones(131))
         assert parameters["embedding"].addressable_shards[0].data.shape[0] == 131  # whole at rest
         found.append((logits, losses["cross_entropy"]))

@@ -36,7 +36,9 @@ def compiled(trainable: tuple[str, ...], layout: str, mesh: dict[str, int]) -> t
 def test_there_is_no_gradient_product_master_or_moment_of_frozen_parameters():
     whole, all_trained = compiled(EVERYTHING, "single", {})
     half, attention = compiled(("blocks.attention.*",), "single", {})
-    assert len(GRADIENT_OF_MLP.findall(whole)) >= 3, "the pattern finds the gradients of gate, up and down where they are trained"
+    assert len(GRADIENT_OF_MLP.findall(whole)) >= 3, (
+        "the pattern finds the gradients of gate, up and down where they are trained"
+    )
     assert GRADIENT_OF_MLP.findall(half) == []
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     trained = count(attention.trainable(attention.abstract))
@@ -48,7 +50,11 @@ def test_there_is_no_gradient_product_master_or_moment_of_frozen_parameters():
 def test_there_is_no_sum_over_devices_of_frozen_parameters_gradients():
     whole, _ = compiled(EVERYTHING, "fsdp", {"data": 8})
     half, _ = compiled(("blocks.attention.*",), "fsdp", {"data": 8})
-    sums = re.compile(r"^.* = (.*?) (?:reduce-scatter|all-reduce)(?:-start)?\(", re.M)  # what comes out of each
+    sums = re.compile(
+        r"^.* = (.*?) (?:reduce-scatter|all-reduce)(?:-start)?\(", re.M
+    )  # what comes out of each
     of_mlp = re.compile(r"\[(?:32,48|48,32|4,48|48,4|32,6|6,32)\]")
-    assert any(of_mlp.search(out) for out in sums.findall(whole)), "the pattern finds the sums of gate, up and down where they are trained"
+    assert any(of_mlp.search(out) for out in sums.findall(whole)), (
+        "the pattern finds the sums of gate, up and down where they are trained"
+    )
     assert not any(of_mlp.search(out) for out in sums.findall(half))

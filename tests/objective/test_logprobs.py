@@ -79,7 +79,11 @@ def test_cross_entropy_is_minus_the_weighted_sum_of_log_probabilities():
         policy = model.model(parameters)
         hidden = hidden_states(policy, batch)
         total, entropy = cross_entropy(policy, hidden, batch["targets"], batch["weights"], chunk=8)
-        return total, entropy, -jnp.sum(token_logprobs(policy, hidden, batch["targets"], chunk=8) * batch["weights"])
+        return (
+            total,
+            entropy,
+            -jnp.sum(token_logprobs(policy, hidden, batch["targets"], chunk=8) * batch["weights"]),
+        )
 
     with jax.set_mesh(place.mesh):
         total, entropy, summed = both(model.new_state(0).parameters, packed_batch(0))

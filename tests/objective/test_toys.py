@@ -1,4 +1,6 @@
-"""Objectives that are one file outside the package: they train under a layout as on one device, resume, and keep frozen models frozen."""
+"""Objectives that are one file outside the package: they train under a layout as on one device, resume, and
+keep frozen models frozen.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,34 @@ def values(metrics: list[dict], name: str) -> np.ndarray:
 def test_a_preference_objective_agrees_with_one_device(run, tmp_path, microbatches):
     one = run("toy_preference", "one")
     many = run("toy_preference", "many", *FSDP_TENSOR, f"train.microbatches={microbatches}")
-    assert values(one, "train_loss")[0] == pytest.approx(0.7, abs=0.2)  # log 2 and the margins: the policy is the reference
+    assert values(one, "train_loss")[0] == pytest.approx(
+        0.7, abs=0.2
+    )  # log 2 and the margins: the policy is the reference
     assert values(one, "train_loss")[-1] < values(one, "train_loss")[0]
     np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
     np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
     assert (values(many, "accuracy") == values(one, "accuracy")).all()
     assert next(line["tokens"] for line in one if "batch_sha" in line) == 2 * 8 * 32
-    assert [line["batch_sha"] for line in one if "batch_sha" in line] == [line["batch_sha"] for line in many if "batch_sha" in line]
-    assert json.loads((tmp_path / "one" / "summary.json").read_text())["eval_accuracy"] == values(one, "eval_accuracy")[-1]
+    assert [line["batch_sha"] for line in one if "batch_sha" in line] == [
+        line["batch_sha"] for line in many if "batch_sha" in line
+    ]
+    assert (
+        json.loads((tmp_path / "one" / "summary.json").read_text())["eval_accuracy"]
+        == values(one, "eval_accuracy")[-1]
+    )
 
 
 def test_a_distillation_objective_agrees_with_one_device_and_knows_its_teacher(run, tmp_path, capsys):
     teacher = tmp_path / "teacher"
-    run("toy_source", "teacher", "objective=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=4")
+    run(
+        "toy_source",
+        "teacher",
+        "objective=next_token",
+        "model.layers=3",
+        "model.embed=40",
+        "model.heads=4",
+        "train.steps=4",
+    )
     one = run("toy_distillation", "one", f"objective.teacher={teacher}")
     many = run("toy_distillation", "many", f"objective.teacher={teacher}", *FSDP_TENSOR)
     np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
@@ -56,9 +73,20 @@ def test_a_distillation_objective_agrees_with_one_device_and_knows_its_teacher(r
     assert info["frozen"]["teacher"]["path"] == str(teacher)
     assert len(info["frozen"]["teacher"]["sha256"]) == 64
     capsys.readouterr()
-    run("toy_source", "teacher", "objective=next_token", "model.layers=3", "model.embed=40", "model.heads=4", "train.steps=6")
+    run(
+        "toy_source",
+        "teacher",
+        "objective=next_token",
+        "model.layers=3",
+        "model.embed=40",
+        "model.heads=4",
+        "train.steps=6",
+    )
     run("toy_distillation", "one", f"objective.teacher={teacher}", "train.steps=10", code=2)
-    assert f"objective.teacher={teacher}: its weights are not those that this run was trained beside" in capsys.readouterr().err
+    assert (
+        f"objective.teacher={teacher}: its weights are not those that this run was trained beside"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_source_that_reads_the_state_resumes_to_the_same_losses(run, tmp_path):
@@ -74,7 +102,9 @@ def test_a_source_that_reads_the_state_resumes_to_the_same_losses(run, tmp_path)
     by_step = {line["step"]: line["train_loss"] for line in resumed if "train_loss" in line}
     assert list(by_step.values()) == values(whole, "train_loss").tolist()
     plain = run("toy_source", "plain", "objective=next_token")
-    assert values(plain, "loss_weight").tolist() != values(whole, "loss_weight").tolist()  # the state was read
+    assert (
+        values(plain, "loss_weight").tolist() != values(whole, "loss_weight").tolist()
+    )  # the state was read
 
 
 def test_frozen_parameters_stay_as_they_started_and_are_in_no_checkpoint(run, tmp_path):
@@ -91,7 +121,9 @@ def test_frozen_parameters_stay_as_they_started_and_are_in_no_checkpoint(run, tm
     start, end = open_model(tmp_path / "start").parameters, open_model(tmp_path / "one").parameters
     np.testing.assert_array_equal(end["embedding"], start["embedding"])
     np.testing.assert_array_equal(end["blocks"]["mlp"]["up"], start["blocks"]["mlp"]["up"])
-    assert (np.asarray(end["blocks"]["attention"]["query"]) != np.asarray(start["blocks"]["attention"]["query"])).any()
+    assert (
+        np.asarray(end["blocks"]["attention"]["query"]) != np.asarray(start["blocks"]["attention"]["query"])
+    ).any()
     assert launch(f"experiment={HERE / 'toy_source'}.py", "train.trainable=[blocks.atention.query]", f"run_dir={tmp_path / 'x'}",
                   f"data.source={tmp_path / 'small.jsonl'}") == 2  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Per-token weights in one file: only what follows the first space of a document is trained; whole documents, none cut.
+"""Per-token weights in one file: only what follows the first space of a document is trained; whole documents,
+none cut.
 
 python -m llm_jax.launch experiment=tests/objective/toy_completion.py
 """

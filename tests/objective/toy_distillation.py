@@ -1,4 +1,5 @@
-"""A distillation objective in one file: the policy learns the next-token distribution of a teacher of another shape.
+"""A distillation objective in one file: the policy learns the next-token distribution of a teacher of another
+shape.
 
 python -m llm_jax.launch experiment=tests/objective/toy_distillation.py objective.teacher=RUN
 """
@@ -22,10 +23,15 @@ class ToyDistillation(NextToken):
         return {"teacher": self.teacher}
 
     def loss(self, policy, frozen, batch):
-        """The weighted sum over tokens of KL(teacher || policy), Hinton et al. 2015. Whole logits: this is a toy."""
+        """The weighted sum over tokens of KL(teacher || policy), Hinton et al. 2015.
+
+        Whole logits: this is a toy.
+        """
 
         def log_p(model):
-            return jax.nn.log_softmax(model(batch["tokens"], batch["positions"], batch["segments"]).astype(jnp.float32))
+            return jax.nn.log_softmax(
+                model(batch["tokens"], batch["positions"], batch["segments"]).astype(jnp.float32)
+            )
 
         teacher_BTV = jax.lax.stop_gradient(log_p(frozen["teacher"]))
         divergence_BT = jnp.sum(jnp.exp(teacher_BTV) * (teacher_BTV - log_p(policy)), -1)

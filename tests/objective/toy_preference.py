@@ -1,4 +1,5 @@
-"""A preference objective in one file: the row as it is should be likelier than with its tokens in another order (DPO, Rafailov 2023).
+"""A preference objective in one file: the row as it is should be likelier than with its tokens in another
+order (DPO, Rafailov 2023).
 
 python -m llm_jax.launch experiment=tests/objective/toy_preference.py
 """
@@ -18,7 +19,9 @@ PAIRS = ("batch", 2, "sequence")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Chosen and rejected sequences from the rows of a corpus: a row, and the same row with its tokens reversed."""
+    """Chosen and rejected sequences from the rows of a corpus: a row, and the same row with its tokens
+    reversed.
+    """
 
     corpus: object
 
@@ -58,7 +61,9 @@ class ToyPreference(Objective):
         return 2 * batch_size * sequence_length
 
     def losses(self, policy, frozen, batch):
-        """Of each pair, [B]: -log sigmoid(beta (how much more the policy prefers the chosen one than the reference does) - margin)."""
+        """Of each pair, [B]: -log sigmoid(beta (how much more the policy prefers the chosen one than the
+        reference does) - margin).
+        """
         joined = join_parts(batch)
 
         def sums(model):
@@ -78,7 +83,11 @@ class ToyPreference(Objective):
     def evaluate(self, policy, frozen, batch, token_bytes):
         losses, preference = self.losses(policy, frozen, batch)
         weights = batch["pair_weights"]
-        return {"loss": jnp.sum(losses * weights), "right": jnp.sum((preference > 0) * weights), "pairs": jnp.sum(weights)}
+        return {
+            "loss": jnp.sum(losses * weights),
+            "right": jnp.sum((preference > 0) * weights),
+            "pairs": jnp.sum(weights),
+        }
 
     def scores(self, sums):
         return {"eval_loss": sums["loss"] / sums["pairs"], "eval_accuracy": sums["right"] / sums["pairs"]}

@@ -1,4 +1,5 @@
-"""A source of batches that reads the state in one file: the tokens' weights depend on the weights of the model at each step.
+"""A source of batches that reads the state in one file: the tokens' weights depend on the weights of the
+model at each step.
 
 python -m llm_jax.launch experiment=tests/objective/toy_source.py
 """
@@ -13,7 +14,9 @@ from llm_jax.objective.next_token import NextToken
 
 
 class Reading:
-    """The batches of a loader, each token's weight scaled by a number that follows from the parameters at that step."""
+    """The batches of a loader, each token's weight scaled by a number that follows from the parameters at
+    that step.
+    """
 
     def __init__(self, loader):
         self.loader = loader

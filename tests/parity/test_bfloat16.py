@@ -35,7 +35,12 @@ def losses(layout: str = "single", seed: int = 0, **model: str) -> np.ndarray:
 
     exact = {"xla_allow_excess_precision": False}
     history, _, _ = train(
-        PRESETS[layout], MESHES.get(layout, {}), steps=20, model=dataclasses.replace(MODEL, **model), batches=batches, options=exact
+        PRESETS[layout],
+        MESHES.get(layout, {}),
+        steps=20,
+        model=dataclasses.replace(MODEL, **model),
+        batches=batches,
+        options=exact,
     )
     return np.array([metrics["train_loss"] for metrics in history])
 
@@ -55,4 +60,8 @@ def test_where_the_batch_is_split_bfloat16_differs_as_a_permuted_batch_does(layo
 
 
 def test_where_products_are_split_bfloat16_differs_as_from_float32():
-    assert 0 < distance(losses("fsdp_tensor"), losses()) < FACTOR * distance(losses(compute_dtype="float32"), losses())
+    assert (
+        0
+        < distance(losses("fsdp_tensor"), losses())
+        < FACTOR * distance(losses(compute_dtype="float32"), losses())
+    )

@@ -27,9 +27,13 @@ from tests.training import train
 
 MOE = MoEConfig(experts=8, top_k=2, mlp=16, shared_mlp=16, bias=True, bias_rate=0.01)
 DROPLESS = dataclasses.replace(GROUPED, moe=MOE)
-CAPACITY = dataclasses.replace(GROUPED, moe=dataclasses.replace(MOE, dispatch="capacity", balance_over="sequence"))
+CAPACITY = dataclasses.replace(
+    GROUPED, moe=dataclasses.replace(MOE, dispatch="capacity", balance_over="sequence")
+)
 
-OVER_CONTEXT = dataclasses.replace(PRESETS["context_ring"], name="over_context", compute={**CONTEXT, "experts": "context"})
+OVER_CONTEXT = dataclasses.replace(
+    PRESETS["context_ring"], name="over_context", compute={**CONTEXT, "experts": "context"}
+)
 WITHOUT_MLP = {dim: axes for dim, axes in TENSOR.items() if dim != "mlp"}
 LAYOUTS = {
     "expert": (PRESETS["expert"], {}),
@@ -40,16 +44,31 @@ LAYOUTS = {
     "pipeline_tensor": (PRESETS["pipeline_tensor"], {}),
     "experts within a pipeline's stages": (
         dataclasses.replace(
-            PRESETS["pipeline"], mesh={"stage": 2, "data": 2, "expert": 2}, compute={**STAGES, "batch": "stage, data, expert", "experts": "expert"}
+            PRESETS["pipeline"],
+            mesh={"stage": 2, "data": 2, "expert": 2},
+            compute={**STAGES, "batch": "stage, data, expert", "experts": "expert"},
         ),
         {},
     ),
     "experts where tokens are whole": (
-        Layout("whole", {"data": -1, "tensor": 2}, compute={"batch": "data", "experts": "tensor", **WITHOUT_MLP}, stored={"embed": "data"}),
+        Layout(
+            "whole",
+            {"data": -1, "tensor": 2},
+            compute={"batch": "data", "experts": "tensor", **WITHOUT_MLP},
+            stored={"embed": "data"},
+        ),
         {},
     ),
 }
-NAMES = ("train_loss", "gradient_norm", "cross_entropy", "balance_loss", "router_z_loss", "expert_load_max", "expert_dropped")
+NAMES = (
+    "train_loss",
+    "gradient_norm",
+    "cross_entropy",
+    "balance_loss",
+    "router_z_loss",
+    "expert_load_max",
+    "expert_dropped",
+)
 
 
 @functools.cache
@@ -62,7 +81,9 @@ def run(layout: str, model: ModelConfig, steps: int = STEPS, optimizer: str = "a
 
 def assert_same(ours, theirs):
     for name in NAMES:
-        np.testing.assert_allclose([m[name] for m in ours[0]], [m[name] for m in theirs[0]], rtol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(
+            [m[name] for m in ours[0]], [m[name] for m in theirs[0]], rtol=TOLERANCE, err_msg=name
+        )
     biases = (np.asarray(state.parameters["blocks"]["mlp"]["bias"]) for _, state in (ours, theirs))
     np.testing.assert_allclose(*biases, atol=1e-6)  # sums of 20 steps of 0.01
 
@@ -96,7 +117,13 @@ def test_muon_agrees_with_one_device():
 
 
 def test_dense_layers_unrolled_and_recomputed_agree_with_one_device():
-    model = dataclasses.replace(DROPLESS, layers=3, moe=dataclasses.replace(MOE, dense_layers=(1,)), scan_layers=False, remat="mlp_up,attention")
+    model = dataclasses.replace(
+        DROPLESS,
+        layers=3,
+        moe=dataclasses.replace(MOE, dense_layers=(1,)),
+        scan_layers=False,
+        remat="mlp_up,attention",
+    )
     assert_same(run("expert_tensor", model, 4), run("single", model, 4))
 
 
@@ -109,7 +136,11 @@ def test_experts_are_really_split():
 
 
 def test_layouts_under_which_experts_cannot_run_are_refused():
-    sequence = Layout("split", {"data": -1, "expert": 2}, compute={"batch": "data", "sequence": "expert", "experts": "expert"})
+    sequence = Layout(
+        "split",
+        {"data": -1, "expert": 2},
+        compute={"batch": "data", "sequence": "expert", "experts": "expert"},
+    )
     both = Layout("both", {"data": -1, "tensor": 2}, compute={"batch": "data", "experts": "data, tensor"})
     embed = Layout("embed", {"data": -1, "tensor": 2}, compute={"batch": "data", "embed": "tensor"})
     dense = dataclasses.replace(DROPLESS, moe=dataclasses.replace(MOE, dense_layers=(0,)))
@@ -117,7 +148,11 @@ def test_layouts_under_which_experts_cannot_run_are_refused():
         (sequence, CAPACITY, "model.moe.dispatch=capacity: .* splits dim 'sequence' over expert"),
         (both, DROPLESS, "layout.compute.experts=data, tensor: either all of these axes"),
         (embed, DROPLESS, "layout.compute.embed=tensor"),
-        (PRESETS["pipeline"], dense, r"model.moe.dense_layers=\(0,\): the layout splits dim 'layers' over stage"),
+        (
+            PRESETS["pipeline"],
+            dense,
+            r"model.moe.dense_layers=\(0,\): the layout splits dim 'layers' over stage",
+        ),
     ):
         with pytest.raises(UserError, match=says):
             moe.check(model.resolved(), MeshPlacement(layout, make_mesh(layout, {})))

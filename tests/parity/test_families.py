@@ -66,17 +66,27 @@ SLOW = ("gemma on context_ulysses", "latent, experts on expert_tensor")
 
 @pytest.mark.parametrize(
     ("model", "layout", "mesh"),
-    [pytest.param(*case, id=(name := f"{case[0]} on {case[1]}"), marks=[pytest.mark.slow] if name in SLOW else []) for case in RUNS],
+    [
+        pytest.param(
+            *case, id=(name := f"{case[0]} on {case[1]}"), marks=[pytest.mark.slow] if name in SLOW else []
+        )
+        for case in RUNS
+    ],
 )
 def test_layouts_agree_with_one_device(model, layout, mesh):
     assert_same(run(MODELS[model], layout, mesh), one_device(model))
 
 
-@pytest.mark.parametrize(("data", "parts"), [(8, {"query_down": 8, "query_up": 8, "kv_down": 8, "kv_up": 8}), (3, {"query_up": 3, "kv_up": 1})])
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [(8, {"query_down": 8, "query_up": 8, "kv_down": 8, "kv_up": 8}), (3, {"query_up": 3, "kv_up": 1})],
+)
 def test_latents_are_split_at_rest_as_the_stream_is_where_they_divide(data, parts):
     layout = PRESETS["fsdp"]
     model = dataclasses.replace(LATENT, embed=48, heads=6).resolved()
-    state = TrainModel(model, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, {"data": data}))).abstract_state()
+    state = TrainModel(
+        model, OptimizerConfig(), MeshPlacement(layout, make_mesh(layout, {"data": data}))
+    ).abstract_state()
     for name, number in parts.items():
         w = state.parameters["blocks"]["attention"][name]
         assert w.sharding.shard_shape(w.shape)[1] * number == w.shape[1], name

@@ -41,7 +41,10 @@ LAYOUTS = {
     "context_ulysses": (PRESETS["context_ulysses"], {"context": 4}),
     # layouts that an experiment file would define: the five tables do more than the presets
     # axes that split the batch may be given to weights too: they are gathered over them for use
-    "vocab_over_batch": (Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}), {}),
+    "vocab_over_batch": (
+        Layout("vocab_over_batch", {"data": -1}, compute={"batch": "data", "vocab": "data", "mlp": "data"}),
+        {},
+    ),
     "ring_fsdp_tensor_sequence": (
         Layout(
             "ring_fsdp_tensor_sequence",
@@ -88,7 +91,10 @@ LAYOUTS = {
         {},
     ),
     "ring_of_one": (PRESETS["context_ring"], {"data": 8, "context": 1}),
-    "only_mlp": (Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}), {}),
+    "only_mlp": (
+        Layout("only_mlp", {"data": -1, "tensor": 2}, compute={"batch": "data", "mlp": "tensor"}),
+        {},
+    ),
 }
 
 
@@ -115,7 +121,16 @@ def test_layout_agrees_with_one_device(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["zero1", "hybrid_fsdp", "fsdp_tensor_sequence", "context_ring", "expert_tensor", "vocab_over_batch", "pipeline_fsdp_tensor"]
+    "name",
+    [
+        "zero1",
+        "hybrid_fsdp",
+        "fsdp_tensor_sequence",
+        "context_ring",
+        "expert_tensor",
+        "vocab_over_batch",
+        "pipeline_fsdp_tensor",
+    ],
 )
 def test_a_run_begins_with_the_state_of_one_device_bit_for_bit(name):
     """One layout of each family; the other tests here begin with the state of one device, put onto the layout."""
@@ -139,14 +154,20 @@ def test_microbatches_agree_with_the_whole_batch():
 
 
 def test_microbatches_on_a_mesh_agree_with_one_device():
-    history, _, _ = train(PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}, steps=STEPS, model=GROUPED, microbatches=2)
+    history, _, _ = train(
+        PRESETS["fsdp_tensor"], {"data": 4, "tensor": 2}, steps=STEPS, model=GROUPED, microbatches=2
+    )
     assert_same(history, single(GROUPED))
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adafactor", "lion"])
 def test_other_optimizers_agree_with_one_device(optimizer):
-    config = OptimizerConfig(name=optimizer, learning_rate=3e-3 if optimizer != "lion" else 3e-4, warmup_steps=2)
-    runs = [train(PRESETS[n], {}, steps=8, model=GROUPED, optimizer=config)[0] for n in ("single", "fsdp_tensor")]
+    config = OptimizerConfig(
+        name=optimizer, learning_rate=3e-3 if optimizer != "lion" else 3e-4, warmup_steps=2
+    )
+    runs = [
+        train(PRESETS[n], {}, steps=8, model=GROUPED, optimizer=config)[0] for n in ("single", "fsdp_tensor")
+    ]
     assert_same(*runs)
 
 
@@ -174,7 +195,13 @@ def test_model_variants_agree_with_one_device_on_fsdp_tensor(variant):
 
 @pytest.mark.parametrize(
     ("layout", "weight", "parts"),
-    [("data_parallel", "query", 1), ("fsdp", "query", 8), ("tensor", "query", 2), ("fsdp_tensor", "query", 8), ("pipeline_fsdp_tensor", "query", 8)],
+    [
+        ("data_parallel", "query", 1),
+        ("fsdp", "query", 8),
+        ("tensor", "query", 2),
+        ("fsdp_tensor", "query", 8),
+        ("pipeline_fsdp_tensor", "query", 8),
+    ],
 )
 def test_weights_and_moments_are_really_split(layout, weight, parts):
     tables, mesh = LAYOUTS[layout]

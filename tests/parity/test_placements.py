@@ -42,7 +42,10 @@ def placements(layout: Layout, mesh: dict[str, int]) -> dict[str, str]:
     def said(dims: Dims, table: Table) -> str:
         return " ".join("+".join(axes) or "-" for axes in place.split(dims, table))
 
-    weights = {name: " / ".join(said(dims, table) for table in ("stored", "compute", "optimizer")) for name, dims in WEIGHTS.items()}
+    weights = {
+        name: " / ".join(said(dims, table) for table in ("stored", "compute", "optimizer"))
+        for name, dims in WEIGHTS.items()
+    }
     return weights | {name: said(dims, table) for name, (dims, table) in FLOW.items()}
 
 
@@ -224,4 +227,6 @@ def test_every_entry_of_a_table_has_an_effect(name):
     for table in TABLES:
         for dim in getattr(layout, table):
             less = {key: axes for key, axes in getattr(layout, table).items() if key != dim}
-            assert placements(dataclasses.replace(layout, **{table: less}), MESHES.get(name, {})) != found, f"{table}.{dim}"
+            assert placements(dataclasses.replace(layout, **{table: less}), MESHES.get(name, {})) != found, (
+                f"{table}.{dim}"
+            )

@@ -37,13 +37,31 @@ checksums.check = check_most
 def whole(tiny, tmp_path):
     """The run of one process with 4 devices, never stopped."""
     folder = tmp_path / "whole"
-    assert launch(f"experiment={tiny}", f"run_dir={folder}", "layout=fsdp", "mesh.data=4", "sample.tokens=3", "train.steps=9") == 0
+    assert (
+        launch(
+            f"experiment={tiny}",
+            f"run_dir={folder}",
+            "layout=fsdp",
+            "mesh.data=4",
+            "sample.tokens=3",
+            "train.steps=9",
+        )
+        == 0
+    )
     return folder
 
 
-def test_two_processes_with_2_devices_each_and_then_one_with_2_are_the_run_of_one_with_4(tiny, whole, tmp_path):
+def test_two_processes_with_2_devices_each_and_then_one_with_2_are_the_run_of_one_with_4(
+    tiny, whole, tmp_path
+):
     run_dir = tmp_path / "run"
-    arguments = (f"experiment={tiny}", f"run_dir={run_dir}", "layout=fsdp", "sample.tokens=3", "train.steps=9")
+    arguments = (
+        f"experiment={tiny}",
+        f"run_dir={run_dir}",
+        "layout=fsdp",
+        "sample.tokens=3",
+        "train.steps=9",
+    )
 
     first = launch_processes(2, *arguments, patches={1: STOP.format(step=3, signal="SIGTERM")})
     assert [done.returncode for done in first] == [85, 85], [done.stderr for done in first]

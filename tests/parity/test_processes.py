@@ -40,7 +40,13 @@ def tables_of(name: str) -> dict:
 def run_processes(count: int, names: tuple[str, ...]) -> dict[str, list[dict[str, float]]]:
     """The history of each layout on `count` processes which share 8 devices."""
     layouts = {name: {k: v for k, v in tables_of(name).items() if k != "name"} for name in names}
-    asked = json.dumps({"steps": STEPS, "layouts": layouts, "model": {f.name: getattr(GROUPED, f.name) for f in simple_fields()}})
+    asked = json.dumps(
+        {
+            "steps": STEPS,
+            "layouts": layouts,
+            "model": {f.name: getattr(GROUPED, f.name) for f in simple_fields()},
+        }
+    )
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "XLA_FLAGS": simulated(8 // count), "JAX_PLATFORMS": "cpu"}
     processes = [

@@ -25,7 +25,9 @@ def main(address: str, count: int, rank: int) -> None:
     found = {}
     for name, tables in asked["layouts"].items():
         tables["pipeline"] = PipelineConfig(**tables["pipeline"])
-        found[name] = train(Layout(name, **tables), {}, steps=asked["steps"], model=ModelConfig(**asked["model"]))[0]
+        found[name] = train(
+            Layout(name, **tables), {}, steps=asked["steps"], model=ModelConfig(**asked["model"])
+        )[0]
     if rank == 0:
         print("\n" + json.dumps(found))
 

@@ -50,9 +50,19 @@ def planned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
     def run(*arguments: str, compiler: str = "cpu") -> dict[str, Any]:
         if (arguments, compiler) not in _plans:
             files = {name: tmp_path / name for name in ("json", "trace", "text")}
-            line = [f"experiment={small}", "devices=8", "hardware=h100", *(f"{name}={path}" for name, path in files.items()), *arguments]
+            line = [
+                f"experiment={small}",
+                "devices=8",
+                "hardware=h100",
+                *(f"{name}={path}" for name, path in files.items()),
+                *arguments,
+            ]
             assert main([*line, *([f"compiler={compiler}"] if compiler != "gpu" else [])]) == 0
-            more = {"printed": capsys.readouterr().out, "trace": json.loads(files["trace"].read_text()), "text": files["text"].read_text()}
+            more = {
+                "printed": capsys.readouterr().out,
+                "trace": json.loads(files["trace"].read_text()),
+                "text": files["text"].read_text(),
+            }
             _plans[arguments, compiler] = json.loads(files["json"].read_text()) | more
         return _plans[arguments, compiler]
 

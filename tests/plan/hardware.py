@@ -28,8 +28,13 @@ def program(entry: str, others: str = "", parameters: str = "p: f32[1]") -> hlo.
     def indented(lines: str) -> str:
         return "\n".join("  " + line.strip() for line in lines.strip().splitlines())
 
-    computations = "".join(_computation(text, indented) for text in others.strip().split("\n\n") if text.strip())
-    return hlo.parse(f"HloModule by_hand, is_scheduled=true\n\n{computations}ENTRY %main ({parameters}) -> f32[1] {{\n{indented(entry)}\n}}\n")
+    computations = "".join(
+        _computation(text, indented) for text in others.strip().split("\n\n") if text.strip()
+    )
+    return hlo.parse(
+        f"HloModule by_hand, is_scheduled=true\n\n{computations}ENTRY %main ({parameters}) -> f32[1] "
+        f"{{\n{indented(entry)}\n}}\n"
+    )
 
 
 def _computation(text: str, indented) -> str:

@@ -32,7 +32,9 @@ TOKENS = 16 * 64
 def small(**changed: object) -> Experiment:
     """A small version of W3; `model__layers=3` changes model.layers."""
     pairs = {**SMALL, **{key.replace("__", "."): value for key, value in changed.items()}}
-    return resolved(override(load_experiment("bench/w3"), [(key, str(value)) for key, value in pairs.items()]))
+    return resolved(
+        override(load_experiment("bench/w3"), [(key, str(value)) for key, value in pairs.items()])
+    )
 
 
 def on_simulated_devices(experiment: Experiment) -> Analysis:
@@ -40,7 +42,9 @@ def on_simulated_devices(experiment: Experiment) -> Analysis:
     mesh = make_mesh(experiment.layout, experiment.mesh)
     program = TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
     step = jit_step(program, experiment.objective, experiment.optimizer, experiment.train.steps)
-    compiled = gpu_compile.compile_for(mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place)))
+    compiled = gpu_compile.compile_for(
+        mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place))
+    )
     return analyse(compiled, mesh, dataclasses.replace(hardware("h100"), devices_per_node=4))
 
 
@@ -70,7 +74,9 @@ def rows(analysis: Analysis, kind: str) -> list[CollectiveRow]:
 def test_flops_are_six_a_weight_and_token_and_those_of_attention():
     experiment = small()
     weights = 6 * matmul_parameters(experiment.model) * TOKENS
-    scores = attention_flops(experiment, products=6, keys=64)  # this kernel computes them all, hidden or not; forward 2, backward 4
+    scores = attention_flops(
+        experiment, products=6, keys=64
+    )  # this kernel computes them all, hidden or not; forward 2, backward 4
     assert simulated("fsdp").hardware_flops * 8 == pytest.approx(weights + scores)
 
 
@@ -78,8 +84,12 @@ def test_remat_adds_the_forward_pass_of_the_blocks():
     experiment = small()
     extra = simulated("fsdp, remat, bfloat16").hardware_flops - simulated("fsdp").hardware_flops
     m = experiment.model
-    again = 2 * (matmul_parameters(m) - m.vocab * m.embed) * TOKENS + attention_flops(experiment, products=2, keys=64)
-    last = 2 * m.layers * m.mlp * m.embed * TOKENS  # the block's last product, whose result the backward pass does not need
+    again = 2 * (matmul_parameters(m) - m.vocab * m.embed) * TOKENS + attention_flops(
+        experiment, products=2, keys=64
+    )
+    last = (
+        2 * m.layers * m.mlp * m.embed * TOKENS
+    )  # the block's last product, whose result the backward pass does not need
     assert extra * 8 == pytest.approx(again - last)
 
 
@@ -101,16 +111,26 @@ def test_tensor_parallelism_sums_activations_within_a_node():
     activations = TOKENS // 2 * m.embed * 4  # of one device's rows
     over_tensor = [row for row in rows(analysis, "all-reduce") if row.axis == "tensor"]
     assert not any(row.crosses_nodes for row in over_tensor)
-    assert "data" in {row.axis for row in analysis.collectives if row.crosses_nodes} <= {"data", "data+tensor"}
-    sums = 2 + 5  # forward; and backward one for each projection of a block's input (the GPU compiler adds those up first)
+    assert (
+        "data" in {row.axis for row in analysis.collectives if row.crosses_nodes} <= {"data", "data+tensor"}
+    )
+    sums = (
+        2 + 5
+    )  # forward; and backward one for each projection of a block's input (the GPU compiler adds those up first)
     sent = sums * m.layers * activations * 2 * 3 / 4
-    assert sum(row.bytes for row in over_tensor) == pytest.approx(sent, rel=0.1)  # and the loss: maxima and sums over the vocabulary
+    assert sum(row.bytes for row in over_tensor) == pytest.approx(
+        sent, rel=0.1
+    )  # and the loss: maxima and sums over the vocabulary
 
 
 def test_attention_without_a_fused_kernel_is_named():
     layers = small().model.layers
-    assert simulated("fsdp").attention_kernels == {"xla: scores of shape f32[2,4,128,64]": layers}  # 2 rows, 4 groups of 2 x 64 queries
-    assert simulated("fsdp, remat, bfloat16").attention_kernels == {"xla: scores of shape f32[2,4,128,64]": 2 * layers}
+    assert simulated("fsdp").attention_kernels == {
+        "xla: scores of shape f32[2,4,128,64]": layers
+    }  # 2 rows, 4 groups of 2 x 64 queries
+    assert simulated("fsdp, remat, bfloat16").attention_kernels == {
+        "xla: scores of shape f32[2,4,128,64]": 2 * layers
+    }
 
 
 def test_predictions_are_ordered_and_add_up():
@@ -119,7 +139,9 @@ def test_predictions_are_ordered_and_add_up():
     assert 0 < seconds["best"] < seconds["expected"] < seconds["worst"]
     busy = sum(kernel.seconds for kernel in analysis.kernels)
     exposed = sum(row.seconds - row.hidden_seconds for row in analysis.collectives)
-    assert analysis.timeline.seconds == seconds["expected"] == pytest.approx(busy + exposed)  # nothing is asynchronous here
+    assert (
+        analysis.timeline.seconds == seconds["expected"] == pytest.approx(busy + exposed)
+    )  # nothing is asynchronous here
     assert sum(kernel.flops for kernel in analysis.kernels) == pytest.approx(analysis.hardware_flops)
 
 
@@ -132,7 +154,12 @@ ROWS = 16
 @functools.cache
 def on_absent_gpus(devices: int) -> tuple[Experiment, Analysis]:
     """W3 on absent H200s."""
-    experiment = resolved(override(load_experiment("bench/w3"), [("model.max_segments", "5"), ("train.batch_size", str(ROWS * devices))]))
+    experiment = resolved(
+        override(
+            load_experiment("bench/w3"),
+            [("model.max_segments", "5"), ("train.batch_size", str(ROWS * devices))],
+        )
+    )
     step = compile_absent(experiment, "h200", devices)
     mesh = make_mesh(experiment.layout, experiment.mesh, gpu_compile.topology_devices("h200", devices))
     return experiment, analyse(step, mesh, hardware("h200"))
@@ -160,7 +187,9 @@ def test_collectives_on_gpus_are_those_of_fsdp_and_mostly_hidden():
     norms = 4 * m.layers * m.embed * 4
     beside_blocks = by_kind["all-gather"].bytes - 2 * 2 * block * share  # bfloat16, forward and backward
     assert 0 < beside_blocks <= 2 * 2 * table * share + norms
-    hidden = sum(row.hidden_seconds for row in analysis.collectives) / sum(row.seconds for row in analysis.collectives)
+    hidden = sum(row.hidden_seconds for row in analysis.collectives) / sum(
+        row.seconds for row in analysis.collectives
+    )
     assert hidden > 0.5
     assert math.isclose(analysis.timeline.seconds, analysis.step_seconds["expected"])
     assert {event.row for event in analysis.timeline.events} == {"compute", "communication across nodes"}

@@ -1,6 +1,6 @@
 """Groups, bytes and seconds of collectives."""
 
-# ruff: noqa: E501  # lines as XLA prints them
+# lines as XLA prints them
 
 from __future__ import annotations
 
@@ -37,8 +37,13 @@ def test_axes_are_those_along_which_a_group_differs(groups, axis):
 
 def test_a_mesh_in_another_order_of_devices_has_other_nodes():
     turned = mesh(data=2, tensor=4)
-    turned = type(turned)(turned.devices.reshape(4, 2).T, ("data", "tensor"), axis_types=turned.axis_types)  # tensor: every other device
-    line = "ROOT %r = f32[8,100] all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add"
+    turned = type(turned)(
+        turned.devices.reshape(4, 2).T, ("data", "tensor"), axis_types=turned.axis_types
+    )  # tensor: every other device
+    line = (
+        "ROOT %r = f32[8,100] all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, "
+        "to_apply=%add"
+    )
     assert not read(line, mesh(data=2, tensor=4)).crosses_nodes
     assert read(line, turned).crosses_nodes
     assert read(line, turned).axis == "tensor"
@@ -52,13 +57,18 @@ def test_a_mesh_in_another_order_of_devices_has_other_nodes():
         ("ROOT %r = f32[8,100] all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add", "all-reduce", 2 * 3200 * 3 / 4),
         ("ROOT %r = f32[8,100] all-to-all(%x), replica_groups=[2,4]<=[8], dimensions={0}", "all-to-all", 3200 * 3 / 4),
         ("ROOT %r = f32[8,100] collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", "collective-permute", 3200),
-        ("ROOT %r = (f32[8,100], f32[32,100]) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}", "all-gather", 3200 * 3),
-        ("ROOT %r = ((f32[8,100], f32[8,100]), (f32[2,100], f32[2,100])) reduce-scatter-start(%x, %x), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add", "reduce-scatter", 2 * 3200 * 3 / 4),
+        ("ROOT %r = (f32[8,100], f32[32,100]) all-gather-start(%x), replica_groups=[2,4]<=[8], "
+        "dimensions={0}", "all-gather", 3200 * 3),
+        ("ROOT %r = ((f32[8,100], f32[8,100]), (f32[2,100], f32[2,100])) reduce-scatter-start(%x, %x), "
+        "replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add", "reduce-scatter", 2 * 3200 * 3 / 4),
         ("ROOT %r = ((f32[8,100]), f32[8,100], u32[]) async-start(%x), calls=%wrapped", "all-to-all", 3200 * 3 / 4),
     ],
 )  # fmt: skip
 def test_bytes_are_what_one_device_sends(line, kind, sent):
-    wrapped = "wrapped:\n%y = f32[8,100] parameter(0)\nROOT %a = f32[8,100] all-to-all(%y), replica_groups=[2,4]<=[8], dimensions={0}"
+    wrapped = (
+        "wrapped:\n%y = f32[8,100] parameter(0)\nROOT %a = f32[8,100] all-to-all(%y), "
+        "replica_groups=[2,4]<=[8], dimensions={0}"
+    )
     found = read(line, mesh(data=2, tensor=4), wrapped)
     assert (found.kind, found.axis, found.crosses_nodes, found.bytes) == (kind, "tensor", False, sent)
 
@@ -82,11 +92,15 @@ def test_a_small_all_reduce_over_many_nodes_takes_the_tree():
 
 def test_all_to_all_across_nodes_sends_on_both_networks_at_once():
     exchange = Collective("all-to-all", "data", devices=8, nodes=2, bytes=7e9, array_bytes=8e9)
-    assert exchange.seconds(ROUND, PERFECT) == pytest.approx(COLLECTIVE_LAUNCH + 1e-5 + 4e9 / 1e10)  # three parts within, four across
+    assert exchange.seconds(ROUND, PERFECT) == pytest.approx(
+        COLLECTIVE_LAUNCH + 1e-5 + 4e9 / 1e10
+    )  # three parts within, four across
 
 
 def test_a_permute_is_as_slow_as_its_slowest_link():
-    near = read("ROOT %r = f32[8,100] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", mesh(data=8))
+    near = read(
+        "ROOT %r = f32[8,100] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", mesh(data=8)
+    )
     far = read("ROOT %r = f32[8,100] collective-permute(%x), source_target_pairs={{0,1},{3,4}}", mesh(data=8))
     assert (near.crosses_nodes, far.crosses_nodes) == (False, True)
     assert near.seconds(ROUND, PERFECT) == pytest.approx(COLLECTIVE_LAUNCH + 1e-6 + 3200 / 1e11)

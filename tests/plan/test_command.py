@@ -30,24 +30,44 @@ def test_memory_by_kind_equals_arithmetic_and_sums_to_the_total(planned):
     assert memory["total"] == sum(size for kind, size in memory.items() if kind != "total")
 
 
-@pytest.mark.parametrize("arguments", [(), ("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")]
+)
 def test_no_plan_needs_less_than_the_lower_bound(planned, small, arguments):
-    experiment, _ = with_assumptions(experiment_from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]), "cpu")
+    experiment, _ = with_assumptions(
+        experiment_from_pairs([("experiment", str(small)), *(tuple(pair.split("=")) for pair in arguments)]),
+        "cpu",
+    )
     program = plan_program(experiment, jax.devices()[:8])
     memory = planned(*arguments)["memory_bytes"]
     state = memory["total"] - memory["batch"] - memory["activations"]
-    assert memory["total"] > lower_bound_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8  # two layers' stream
+    assert (
+        memory["total"] > lower_bound_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8
+    )  # two layers' stream
 
 
 def test_weights_that_no_axis_splits_are_whole_on_every_device(planned):
-    memory = planned("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")["memory_bytes"]
+    memory = planned("layout=data_parallel", "train.ema_decay=0.9", "model.parameter_dtype=bfloat16")[
+        "memory_bytes"
+    ]
     assert memory["parameters"] == 2 * PARAMETERS
     assert memory["average"] == memory["gradients"] == 4 * PARAMETERS
 
 
 def test_json_has_the_keys_that_programs_read(planned):
     plan = planned()
-    assert {"experiment", "layout", "mesh", "hardware", "devices", "compiler", "memory_bytes", "fits", "model_flops", "assumptions"} <= set(plan)
+    assert {
+        "experiment",
+        "layout",
+        "mesh",
+        "hardware",
+        "devices",
+        "compiler",
+        "memory_bytes",
+        "fits",
+        "model_flops",
+        "assumptions",
+    } <= set(plan)
     assert plan["mesh"] == {"data": 8}
     assert plan["fits"] is True
     # 6 FLOPs a multiplied weight and token; 12 layers heads head_dim a visible pair of positions
@@ -102,19 +122,40 @@ def test_the_verdict_is_against_what_a_program_can_use(planned):
     ("arguments", "says"),
     [
         (["devices=8", "hardware=h10"], r"hardware=h10: must be one of .*did you mean 'h100'\?"),
-        (["devices=8", "hardwar=h100"], r"hardwar=h100: there is no key 'hardwar'; did you mean 'hardware'\?"),
-        (["devices=8", "hardware=h100", "batch_size=4"], r"batch_size=4: .*did you mean 'train.batch_size'\?"),
+        (
+            ["devices=8", "hardwar=h100"],
+            r"hardwar=h100: there is no key 'hardwar'; did you mean 'hardware'\?",
+        ),
+        (
+            ["devices=8", "hardware=h100", "batch_size=4"],
+            r"batch_size=4: .*did you mean 'train.batch_size'\?",
+        ),
         (["hardware=h100"], "devices=N is missing"),
         (["devices=8"], "hardware=NAME is missing; one of: a40, "),
         (["devices=eight", "hardware=h100"], "devices=eight: must be a whole number"),
         (["devices=0", "hardware=h100"], "devices=0: must be a whole number, at least 1"),
         (["devices=8", "hardware=h100", "compiler=gcc"], "compiler=gcc: must be one of gpu, cpu"),
-        (["devices=8", "hardware=h100", "json=no/such/plan.json"], "json=no/such/plan.json: there is no folder no/such"),
+        (
+            ["devices=8", "hardware=h100", "json=no/such/plan.json"],
+            "json=no/such/plan.json: there is no folder no/such",
+        ),
         (["devices=8", "hardware=h100", "--trace"], "--trace: no such option"),
-        (["devices=8", "hardware=h100", "compiler=cpu", "layout=single"], "devices=8: layout single .mesh.data=1. uses 1 of them"),
-        (["devices=8", "hardware=h100", "compiler=cpu", "layout=fsdb"], r"layout=fsdb: no such layout; did you mean 'fsdp'\?"),
-        (["devices=8", "hardware=h100", "compiler=cpu", "train.batch_size=12"], "train.batch_size=12: layout fsdp .* not a multiple of 8"),
-        (["devices=8", "hardware=h100", "compiler=cpu", "layout=fsdp_tensor", "mesh.tensor=3"], "8 devices can't be divided by 3"),
+        (
+            ["devices=8", "hardware=h100", "compiler=cpu", "layout=single"],
+            "devices=8: layout single .mesh.data=1. uses 1 of them",
+        ),
+        (
+            ["devices=8", "hardware=h100", "compiler=cpu", "layout=fsdb"],
+            r"layout=fsdb: no such layout; did you mean 'fsdp'\?",
+        ),
+        (
+            ["devices=8", "hardware=h100", "compiler=cpu", "train.batch_size=12"],
+            "train.batch_size=12: layout fsdp .* not a multiple of 8",
+        ),
+        (
+            ["devices=8", "hardware=h100", "compiler=cpu", "layout=fsdp_tensor", "mesh.tensor=3"],
+            "8 devices can't be divided by 3",
+        ),
         (["devices=64", "hardware=h100", "compiler=cpu"], "devices=64: only 8 are simulated here"),
     ],
 )
@@ -130,7 +171,17 @@ def test_a_mistake_is_one_line_that_names_the_fix(small, capsys, arguments, says
 def test_help_lists_the_keys(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("experiment=", "devices=", "hardware=", "layout=all", "json=", "trace=", "picture=", "text=", "compiler=cpu"):
+    for word in (
+        "experiment=",
+        "devices=",
+        "hardware=",
+        "layout=all",
+        "json=",
+        "trace=",
+        "picture=",
+        "text=",
+        "compiler=cpu",
+    ):
         assert word in out
 
 
@@ -146,7 +197,9 @@ def test_the_gpu_compiler_plans_the_same_state(planned, gpu_compiler):
 def test_a_kernel_that_a_gpu_does_not_have_is_refused(small, capsys, gpu_compiler):
     line = [f"experiment={small}", "devices=8", "model.attention=cudnn", "model.compute_dtype=bfloat16"]
     assert main([*line, "hardware=a100_80"]) == 2
-    assert re.search(r"error: model.attention=cudnn: .* have 8.0; use model.attention=xla", capsys.readouterr().err)
+    assert re.search(
+        r"error: model.attention=cudnn: .* have 8.0; use model.attention=xla", capsys.readouterr().err
+    )
 
 
 @pytest.mark.gpu_compile

@@ -1,6 +1,6 @@
 """FLOPs and bytes of kernels equal arithmetic."""
 
-# ruff: noqa: E501  # lines as XLA prints them
+# lines as XLA prints them
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def test_a_product_costs_two_flops_a_multiply_add_and_its_operands_and_result():
 
 @pytest.mark.parametrize(
     ("attributes", "rate", "passes"),
-    [("", "float32", 1), ("operand_precision={highest,highest}", "float32", 8), ("algorithm=dot_bf16_bf16_f32_x3", "float32", 3)],
+    [
+        ("", "float32", 1),
+        ("operand_precision={highest,highest}", "float32", 8),
+        ("algorithm=dot_bf16_bf16_f32_x3", "float32", 3),
+    ],
 )
 def test_precision_costs_passes(attributes, rate, passes):
     module = program(
@@ -61,7 +65,14 @@ def test_a_product_inside_a_fusion_is_found_with_its_own_dtype():
 
 def test_cublas_ragged_and_convolution_are_counted():
     config = json.dumps(
-        {"gemm_backend_config": {"dot_dimension_numbers": {"lhs_contracting_dimensions": ["0"], "rhs_contracting_dimensions": ["0"]}}}
+        {
+            "gemm_backend_config": {
+                "dot_dimension_numbers": {
+                    "lhs_contracting_dimensions": ["0"],
+                    "rhs_contracting_dimensions": ["0"],
+                }
+            }
+        }
     )
     module = program(
         f"""%a = bf16[128,64] parameter(0)
@@ -102,16 +113,28 @@ def attention(backward: bool, mask: str, window: int) -> KernelCost:
     )
 
 
-@pytest.mark.parametrize(("mask", "window", "keys"), [("CAUSAL", 0, (T + 1) / 2), ("PADDING_CAUSAL", 10, keys_per_query(T, 10)), ("NO_MASK", 0, T)])
+@pytest.mark.parametrize(
+    ("mask", "window", "keys"),
+    [("CAUSAL", 0, (T + 1) / 2), ("PADDING_CAUSAL", 10, keys_per_query(T, 10)), ("NO_MASK", 0, T)],
+)
 def test_attention_counts_the_keys_that_the_mask_lets_a_query_see(mask, window, keys):
     assert attention(False, mask, window).flops == pytest.approx(4 * B * H * T * keys * K)
-    assert attention(True, mask, window).flops == pytest.approx(10 * B * H * T * keys * K)  # five products for two
-    assert (attention(False, mask, window).kind, attention(True, mask, window).kind) == ("attention forward", "attention backward")
+    assert attention(True, mask, window).flops == pytest.approx(
+        10 * B * H * T * keys * K
+    )  # five products for two
+    assert (attention(False, mask, window).kind, attention(True, mask, window).kind) == (
+        "attention forward",
+        "attention backward",
+    )
 
 
-@pytest.mark.parametrize(("queries", "keys", "window"), [(5, 5, None), (5, 5, 2), (7, 4, None), (7, 4, 3), (4, 7, None), (4, 7, 9)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"), [(5, 5, None), (5, 5, 2), (7, 4, None), (7, 4, 3), (4, 7, None), (4, 7, 9)]
+)
 def test_visible_pairs_are_those_of_the_mask(queries, keys, window):
-    mask = [(i, j) for i in range(queries) for j in range(keys) if j <= i and (window is None or i - j < window)]
+    mask = [
+        (i, j) for i in range(queries) for j in range(keys) if j <= i and (window is None or i - j < window)
+    ]
     assert visible_pairs(queries, keys, True, window) == len(mask)
 
 
@@ -137,12 +160,18 @@ def test_a_slice_of_a_stack_of_layers_is_read_and_written_alone():
         %one = f32[1,8,16] bitcast(%wide)
         ROOT %put = f32[10,8,16] dynamic-update-slice(%s.1, %one, %n.1, %n.1, %n.1)""",
     )
-    assert kernel(module, "read").bytes == 4 * 128 + 4 + 2 * 128  # a slice in float32, the index, the slice in bfloat16
+    assert (
+        kernel(module, "read").bytes == 4 * 128 + 4 + 2 * 128
+    )  # a slice in float32, the index, the slice in bfloat16
     assert kernel(module, "write").bytes == 4 + 2 * 128 + 4 * 128  # nothing of the stack
     assert kernel(module, "read").kind == "copy"
 
 
 def test_seconds_are_those_of_flops_or_of_bytes_whichever_are_more():
-    assert KernelCost("k", "matmul", "", flops=2e15, bytes=1e12, rate="bfloat16").seconds(ROUND, PERFECT) == 2.0
-    assert KernelCost("k", "matmul", "", flops=2e15, bytes=3e12, rate="bfloat16").seconds(ROUND, PERFECT) == 3.0
+    assert (
+        KernelCost("k", "matmul", "", flops=2e15, bytes=1e12, rate="bfloat16").seconds(ROUND, PERFECT) == 2.0
+    )
+    assert (
+        KernelCost("k", "matmul", "", flops=2e15, bytes=3e12, rate="bfloat16").seconds(ROUND, PERFECT) == 3.0
+    )
     assert KernelCost("k", "matmul", "", flops=2e15, bytes=0, rate="float32").seconds(ROUND, PERFECT) == 4.0

@@ -21,7 +21,15 @@ from tests.tiny_run import checkpoint, launch, write_experiment
 def run_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("opened")
     path = folder / "run"
-    assert launch(f"experiment={write_experiment(folder)}", f"run_dir={path}", "checkpoint.keep=3", "checkpoint.keep_best=false") == 0
+    assert (
+        launch(
+            f"experiment={write_experiment(folder)}",
+            f"run_dir={path}",
+            "checkpoint.keep=3",
+            "checkpoint.keep_best=false",
+        )
+        == 0
+    )
     return path
 
 
@@ -34,8 +42,15 @@ def logits_of(opened) -> np.ndarray:
 
 def test_the_newest_weights_are_those_of_the_checkpoint_and_nothing_else_is_read(run_dir):
     opened = open_model(run_dir)
-    saved = {name.removeprefix("['parameters']"): a for name, a in checkpoint(run_dir, 8).items() if name.startswith("['parameters']")}
-    read = {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(opened.parameters)}
+    saved = {
+        name.removeprefix("['parameters']"): a
+        for name, a in checkpoint(run_dir, 8).items()
+        if name.startswith("['parameters']")
+    }
+    read = {
+        jax.tree_util.keystr(path): np.asarray(a)
+        for path, a in jax.tree_util.tree_leaves_with_path(opened.parameters)
+    }
     assert opened.step == 8
     assert sorted(saved) == sorted(read)
     assert all(np.array_equal(saved[name], read[name]) for name in saved)
@@ -43,9 +58,14 @@ def test_the_newest_weights_are_those_of_the_checkpoint_and_nothing_else_is_read
 
 
 def test_it_computes_the_same_under_another_layout(run_dir):
-    one, many = open_model(run_dir), open_model(run_dir, layout=preset("fsdp_tensor"), mesh={"data": 2, "tensor": 2})
+    one, many = (
+        open_model(run_dir),
+        open_model(run_dir, layout=preset("fsdp_tensor"), mesh={"data": 2, "tensor": 2}),
+    )
     assert many.place.mesh.size == 4
-    np.testing.assert_allclose(logits_of(many), logits_of(one), atol=1e-5, rtol=0)  # float32, sums in another order
+    np.testing.assert_allclose(
+        logits_of(many), logits_of(one), atol=1e-5, rtol=0
+    )  # float32, sums in another order
 
 
 def test_a_dtype_is_of_weights_and_of_what_is_computed(run_dir):
@@ -60,9 +80,15 @@ def test_an_earlier_step_can_be_given(run_dir):
         open_model(run_dir, step=5)
 
 
-def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_read_unless_its_step_was_given(run_dir, tmp_path):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_read_unless_its_step_was_given(
+    run_dir, tmp_path
+):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
-    victim = next(path for path in sorted((copy / "checkpoints" / "8").rglob("*")) if path.is_file() and path.stat().st_size > 100)
+    victim = next(
+        path
+        for path in sorted((copy / "checkpoints" / "8").rglob("*"))
+        if path.is_file() and path.stat().st_size > 100
+    )
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0\0")
     lines: list[str] = []
     assert open_model(copy, log=lines.append).step == 6
@@ -74,7 +100,9 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_read_unless_its
 
 def test_the_moving_average_is_what_evaluation_sees(tmp_path):
     run_dir = tmp_path / "run"
-    assert launch(f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "train.ema_decay=0.5") == 0
+    assert (
+        launch(f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "train.ema_decay=0.5") == 0
+    )
     opened, saved = open_model(run_dir), checkpoint(run_dir, 8)
     np.testing.assert_array_equal(opened.parameters["embedding"], saved["['average']['embedding']"])
 
@@ -96,7 +124,11 @@ def test_weights_of_another_model_are_refused_by_name(run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("mlp: 64", "mlp: 96"))
-    with pytest.raises(UserError, match=r"is of another model \(blocks.mlp.down is \(2, 64, 32\), and the configuration's is \(2, 96, 32\)\)"):
+    with pytest.raises(
+        UserError,
+        match=r"is of another model \(blocks.mlp.down is \(2, 64, 32\), and the configuration's is \(2, "
+        r"96, 32\)\)",
+    ):
         open_model(copy)
 
 

@@ -62,22 +62,36 @@ def indented(text: str) -> str:
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """The environment variables that a launcher without Slurm sets."""
-    ours = {"LLM_JAX_RANK": str(rank), "LLM_JAX_SIZE": str(size), "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}", "PYTHONUNBUFFERED": "1"}
+    ours = {
+        "LLM_JAX_RANK": str(rank),
+        "LLM_JAX_SIZE": str(size),
+        "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
+        "PYTHONUNBUFFERED": "1",
+    }
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | ours
 
 
 @contextlib.contextmanager
-def started(size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float) -> Iterator[list[subprocess.Popen[str]]]:
+def started(
+    size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that run `before` before the rendezvous and `body` after it, with the names group, rank, size
     and report.
 
     They are killed at the end of the context.
     """
     port = free_port()
-    program = PRELUDE.format(before=indented(before), body=indented(body), config={"start_seconds": 20.0, **config})
+    program = PRELUDE.format(
+        before=indented(before), body=indented(body), config={"start_seconds": 20.0, **config}
+    )
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment(rank, size, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment(rank, size, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (range(size) if ranks is None else ranks)
     ]
@@ -103,7 +117,9 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[Ended]:
     return found
 
 
-def ran(size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float) -> list[Ended]:
+def ran(
+    size: int, body: str, before: str = "pass", ranks: list[int] | None = None, **config: float
+) -> list[Ended]:
     """Starts processes (see `started`), and waits until all have ended."""
     with started(size, body, before, ranks, **config) as processes:
         return ended(processes)

@@ -39,10 +39,18 @@ def check(processes: list[Ended], folder, who: int, kind: str, message: str, cod
     for rank, process in enumerate(processes):
         assert process.code == (code if rank == who else 86), (rank, process)
         if rank != who:
-            assert process.err.splitlines()[-1].startswith(f"error: the run stops: rank {who} on "), process.err
+            assert process.err.splitlines()[-1].startswith(f"error: the run stops: rank {who} on "), (
+                process.err
+            )
             assert message in process.err, process.err
     (fault,) = fault_log.read(folder)
-    assert (fault["kind"], fault["rank"], fault["phase"], fault["step"], fault["batch"]) == (kind, who, "train", 5, "batch5-0123456789")
+    assert (fault["kind"], fault["rank"], fault["phase"], fault["step"], fault["batch"]) == (
+        kind,
+        who,
+        "train",
+        5,
+        "batch5-0123456789",
+    )
     assert message in fault["message"]
     assert fault["time"] == pytest.approx(time.time(), abs=60)
     return fault
@@ -65,7 +73,10 @@ def test_an_exception_is_a_traceback_there_and_a_line_elsewhere(tmp_path):
 
 
 def test_an_exception_in_a_thread_ends_the_run_too(tmp_path):
-    processes = ran(2, steps(tmp_path, 1, "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"))
+    processes = ran(
+        2,
+        steps(tmp_path, 1, "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"),
+    )
     check(processes, tmp_path, 1, "exception", "ZeroDivisionError", 1)
 
 
@@ -82,20 +93,29 @@ raise RuntimeError("connection reset by peer")
 """
     processes = ran(3, body)
     assert [process.code for process in processes] == [86, 86, -9]
-    assert all(process.err.startswith("error: the run stops: rank 2 on") and process.err.count("\n") == 1 for process in processes[:2])
+    assert all(
+        process.err.startswith("error: the run stops: rank 2 on") and process.err.count("\n") == 1
+        for process in processes[:2]
+    )
     (fault,) = fault_log.read(tmp_path)
     assert (fault["kind"], fault["rank"]) == ("killed", 2)
 
 
 def test_of_two_exceptions_the_first_is_the_culprit(tmp_path):
-    processes = ran(2, f"group.record_faults_in({str(tmp_path)!r})\ntime.sleep(0.3 * (rank == 0))\nraise ValueError(f'I am {{rank}}')")
+    processes = ran(
+        2,
+        f"group.record_faults_in({str(tmp_path)!r})\ntime.sleep(0.3 * (rank == 0))\nraise ValueError(f'I "
+        f"am {{rank}}')",
+    )
     assert [process.code for process in processes] == [86, 1]
     assert "ValueError: I am 1" in processes[0].err
 
 
 @pytest.mark.parametrize("who", [0, 2])
 def test_a_suspended_process_is_missed_and_named(tmp_path, who):
-    with started(3, steps(tmp_path, who, "os.kill(os.getpid(), signal.SIGSTOP)"), beat_seconds=2.0) as processes:
+    with started(
+        3, steps(tmp_path, who, "os.kill(os.getpid(), signal.SIGSTOP)"), beat_seconds=2.0
+    ) as processes:
         others = ended([process for rank, process in enumerate(processes) if rank != who])
         assert processes[who].poll() is None
         processes[who].send_signal(signal.SIGCONT)  # it learns that the run went on without it
@@ -119,7 +139,14 @@ def test_a_process_that_holds_pythons_lock_is_missed_and_shows_its_stacks(tmp_pa
 def test_a_hang_is_ended_with_everyones_stacks_and_who_is_behind_is_named(tmp_path):
     who = 2
     processes = ran(3, steps(tmp_path, who, "time.sleep(100)"), hang_seconds=2.0)
-    check(processes, tmp_path, who, "hang", "(cluster.hang_seconds=2), while the others wait for it; it is at ", 1)
+    check(
+        processes,
+        tmp_path,
+        who,
+        "hang",
+        "(cluster.hang_seconds=2), while the others wait for it; it is at ",
+        1,
+    )
     for rank, process in enumerate(processes):
         stacks = (tmp_path / "faults" / f"rank_{rank}.txt").read_text()
         for place in (stacks, process.err):

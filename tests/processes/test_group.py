@@ -32,7 +32,9 @@ report("done")
 def test_a_process_that_never_connects_is_named():
     for process in ran(3, "pass", ranks=[0, 2], start_seconds=1.5):
         assert process.code == 1
-        assert process.err.startswith("error: rank 1 did not connect within 1.5 s (cluster.start_seconds)"), process.err
+        assert process.err.startswith("error: rank 1 did not connect within 1.5 s (cluster.start_seconds)"), (
+            process.err
+        )
         assert process.err.count("\n") == 1
 
 
@@ -142,7 +144,12 @@ def test_a_port_that_another_program_uses_is_skipped(monkeypatch):
     monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.3)
     tasks = [Task(rank, 2, host=f"node{rank}", ports=(mute, free), launcher="slurm") for rank in range(2)]
     connected = {}
-    threads = [threading.Thread(target=lambda task=task: connected.update({task.rank: rendezvous.connect_all(task, 10)})) for task in tasks]
+    threads = [
+        threading.Thread(
+            target=lambda task=task: connected.update({task.rank: rendezvous.connect_all(task, 10)})
+        )
+        for task in tasks
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -170,7 +177,15 @@ def test_messages_that_came_before_a_connection_broke_are_read():
 
 def example(kind: type[Message]) -> Message:
     """A message with a value for each field."""
-    values = {"int": 3, "str": "x", "bool": True, "float": 0.5, "str | None": None, "float | None": 1.0, "Any": [1, {"a": None}]}
+    values = {
+        "int": 3,
+        "str": "x",
+        "bool": True,
+        "float": 0.5,
+        "str | None": None,
+        "float | None": 1.0,
+        "Any": [1, {"a": None}],
+    }
     values |= {"list[str]": ["a", "b"], "list[Any]": [1, "b"], "Record": {"kind": "killed", "rank": 2}}
     return kind(**{field.name: values[str(field.type)] for field in dataclasses.fields(kind)})
 
@@ -186,7 +201,17 @@ def test_every_message_is_a_line_of_json_that_decodes_to_itself(kind):
 
 
 @pytest.mark.parametrize(
-    "line", [b"GET / HTTP/1.1", b"[1]", b"3", b"{}", b'{"kind": "Nothing"}', b'{"kind": "Goodbye", "x": 1}', b'{"kind": "Hello"}', b"\xff"]
+    "line",
+    [
+        b"GET / HTTP/1.1",
+        b"[1]",
+        b"3",
+        b"{}",
+        b'{"kind": "Nothing"}',
+        b'{"kind": "Goodbye", "x": 1}',
+        b'{"kind": "Hello"}',
+        b"\xff",
+    ],
 )
 def test_what_is_no_message_closes_the_connection(line):
     ours, theirs = map(Connection, socket.socketpair())

@@ -31,7 +31,12 @@ def test_a_process_without_a_launcher_is_alone():
 def test_a_step_of_slurm():
     task = read_task(slurm())
     assert (task.rank, task.size, task.local_rank, task.local_size) == (5, 6, 1, 2)
-    assert (task.host, task.hosts, task.host_sizes, task.coordinator) == ("node10", ("node09", "node10"), (4, 2), "node09")
+    assert (task.host, task.hosts, task.host_sizes, task.coordinator) == (
+        "node10",
+        ("node09", "node10"),
+        (4, 2),
+        "node09",
+    )
     assert (task.job, task.step, task.restart, task.launcher) == ("123", "0", 0, "slurm")
     assert read_task(slurm(SLURM_RESTART_COUNT=2)).restart == 2
 
@@ -40,7 +45,9 @@ def test_all_processes_of_a_step_come_to_the_same_ports_and_other_steps_and_rest
     first = read_task(slurm())
     again = read_task(slurm(SLURM_PROCID=0, SLURM_NODEID=0, SLURM_LOCALID=0, SLURMD_NODENAME="node09"))
     assert (first.ports, first.token) == (again.ports, again.token)
-    others = [read_task(slurm(**{name: 1})) for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_ID")]
+    others = [
+        read_task(slurm(**{name: 1})) for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_ID")
+    ]
     for other in others:
         assert not set(first.ports) & set(other.ports)
         assert first.token != other.token
@@ -55,15 +62,27 @@ def test_ports_that_slurm_reserves_are_used():
 
 
 def test_tasks_without_srun_are_a_user_error():
-    with pytest.raises(UserError, match="SLURM_NTASKS=8: the job has 8 tasks, and this process was started without srun"):
+    with pytest.raises(
+        UserError, match="SLURM_NTASKS=8: the job has 8 tasks, and this process was started without srun"
+    ):
         read_task({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"})
-    task = read_task({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": "3"})  # a batch script's own process
+    task = read_task(
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": "3"}
+    )  # a batch script's own process
     assert (task.size, task.job, task.restart) == (1, "1", 3)
 
 
 def test_one_task_of_a_larger_job():
     """As in srun --ntasks=1, or a shell that srun --pty opened."""
-    task = read_task(slurm(SLURM_PROCID=0, SLURM_STEP_NUM_TASKS=1, SLURM_LOCALID=0, SLURM_NODEID=0, SLURM_STEP_TASKS_PER_NODE="1"))
+    task = read_task(
+        slurm(
+            SLURM_PROCID=0,
+            SLURM_STEP_NUM_TASKS=1,
+            SLURM_LOCALID=0,
+            SLURM_NODEID=0,
+            SLURM_STEP_TASKS_PER_NODE="1",
+        )
+    )
     assert (task.rank, task.size) == (0, 1)
 
 
@@ -73,7 +92,10 @@ def test_one_task_of_a_larger_job():
         ("node1", ("node1",)),
         ("a[1-3],b", ("a1", "a2", "a3", "b")),
         ("rack[1-2]n[03-04]", ("rack1n03", "rack1n04", "rack2n03", "rack2n04")),
-        ("gpu-[008-011,20]-x,login-1.site.org", ("gpu-008-x", "gpu-009-x", "gpu-010-x", "gpu-011-x", "gpu-20-x", "login-1.site.org")),
+        (
+            "gpu-[008-011,20]-x,login-1.site.org",
+            ("gpu-008-x", "gpu-009-x", "gpu-010-x", "gpu-011-x", "gpu-20-x", "login-1.site.org"),
+        ),
         ("", ()),
     ],
 )
@@ -92,7 +114,13 @@ def own(**changed: str) -> dict[str, str]:
 
 def test_our_own_variables_are_for_any_other_launcher():
     task = read_task(own())
-    assert (task.rank, task.size, task.coordinator, task.ports, task.launcher) == (1, 2, "node1", (5000,), "environment")
+    assert (task.rank, task.size, task.coordinator, task.ports, task.launcher) == (
+        1,
+        2,
+        "node1",
+        (5000,),
+        "environment",
+    )
     assert read_task(own(LLM_JAX_COORDINATOR="[fe80::1]:77")).coordinator == "fe80::1"
     assert read_task({**slurm(), **own()}).size == 2  # they were set on purpose
 
@@ -125,7 +153,9 @@ def test_mpi_on_one_host_needs_nothing_more_and_on_several_a_coordinator():
     assert read_task({**mpi, **slurm()}).launcher == "mpi"  # mpirun inside a job
     with pytest.raises(UserError, match="set LLM_JAX_COORDINATOR=host:port"):
         read_task({**mpi, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    assert read_task({**mpi, "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "LLM_JAX_COORDINATOR": "a:1"}).coordinator == "a"
+    assert (
+        read_task({**mpi, "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "LLM_JAX_COORDINATOR": "a:1"}).coordinator == "a"
+    )
     assert read_task({"PMI_RANK": "0", "PMI_SIZE": "2"}).launcher == "pmi"
 
 
@@ -150,7 +180,11 @@ def test_over_several_hosts_the_address_is_never_a_loopback_one(monkeypatch):
         monkeypatch.setattr(address, "slurm_address", lambda node: "10.1.1.1" if node == "node09" else None)
         assert coordinator_address(task) == "10.1.1.1"
     monkeypatch.setattr(address, "slurm_address", lambda node: None)
-    with pytest.raises(OSError, match=r"node09 is not a name that this host knows \(DNS, /etc/hosts\), and Slurm has no address for it"):
+    with pytest.raises(
+        OSError,
+        match=r"node09 is not a name that this host knows \(DNS, /etc/hosts\), and Slurm has no address "
+        r"for it",
+    ):
         coordinator_address(task)
     resolving(monkeypatch, "127.0.1.1")
     with pytest.raises(OSError, match="node09 is a loopback address here"):
@@ -158,4 +192,7 @@ def test_over_several_hosts_the_address_is_never_a_loopback_one(monkeypatch):
 
 
 def test_on_one_host_it_is():
-    assert coordinator_address(Task(1, 2, hosts=("node1",), coordinator="node1", launcher="slurm")) == "127.0.0.1"
+    assert (
+        coordinator_address(Task(1, 2, hosts=("node1",), coordinator="node1", launcher="slurm"))
+        == "127.0.0.1"
+    )

@@ -18,7 +18,9 @@ def no_gpus(monkeypatch):
 
 
 def environ(visible: str | None, given: int | None) -> dict[str, str]:
-    return ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) | ({} if given is None else {"SLURM_GPUS_ON_NODE": str(given)})
+    return ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) | (
+        {} if given is None else {"SLURM_GPUS_ON_NODE": str(given)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,11 @@ def test_the_devices_of_a_task(what, visible, given, local, expected):
 
 
 def test_tasks_that_cannot_share_evenly_are_a_user_error():
-    with pytest.raises(UserError, match=r"node1: 3 tasks share 4 GPUs, which doesn't divide\. Start a task per GPU \(srun --ntasks-per-node=4\)"):
+    with pytest.raises(
+        UserError,
+        match=r"node1: 3 tasks share 4 GPUs, which doesn't divide\. Start a task per GPU \(srun "
+        r"--ntasks-per-node=4\)",
+    ):
         local_gpus.local_devices(Task(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4))
 
 
@@ -57,25 +63,38 @@ def test_names_are_those_of_the_driver_where_there_is_one(monkeypatch):
     assert local_gpus.device_names(Task(), environ(None, 4)) == ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 
 
-def facts(host: str, names: list[str], given: int | None = 4, visible: str | None = "0", driver: bool = False) -> dict:
+def facts(
+    host: str, names: list[str], given: int | None = 4, visible: str | None = "0", driver: bool = False
+) -> dict:
     return {"host": host, "devices": names, "given": given, "visible": visible, "driver": driver}
 
 
 def test_all_gpus_in_use_are_fine():
     preflight.check_devices([facts("a", ["0", "1", "2", "3"]), facts("b", ["0", "1", "2", "3"])])
     preflight.check_devices([facts(host, [str(i)]) for host in "ab" for i in range(4)])
-    preflight.check_devices([facts("a", ["0"], given=4) for _ in range(4)])  # numbered from 0 in cgroups: different GPUs
+    preflight.check_devices(
+        [facts("a", ["0"], given=4) for _ in range(4)]
+    )  # numbered from 0 in cgroups: different GPUs
     preflight.check_devices([facts("a", [], given=None), facts("b", [], given=None)])
 
 
 @pytest.mark.parametrize(
     ("everyone", "message"),
     [
-        ([facts("a", list("0123")), facts("b", ["0"])], "b: Slurm allocated 4 GPUs, and its task sees 1 of them (CUDA_VISIBLE_DEVICES=0)"),
-        ([facts("a", ["0"]), facts("a", ["1"], visible="1")], "a: Slurm allocated 4 GPUs, and 2 tasks see 2 of them"),
+        (
+            [facts("a", list("0123")), facts("b", ["0"])],
+            "b: Slurm allocated 4 GPUs, and its task sees 1 of them (CUDA_VISIBLE_DEVICES=0)",
+        ),
+        (
+            [facts("a", ["0"]), facts("a", ["1"], visible="1")],
+            "a: Slurm allocated 4 GPUs, and 2 tasks see 2 of them",
+        ),
         ([facts("a", [], visible="")], "a: Slurm allocated 4 GPUs, and its task sees 0 of them"),
         ([facts("a", ["GPU-x"], given=2, driver=True)] * 2, "a: its 2 tasks use one GPU twice (GPU-x)"),
-        ([facts("a", ["0", "1"], given=2), facts("b", ["0"], given=1)], "GPUs: the number per process differs (a has 2 for 1 tasks, b has 1"),
+        (
+            [facts("a", ["0", "1"], given=2), facts("b", ["0"], given=1)],
+            "GPUs: the number per process differs (a has 2 for 1 tasks, b has 1",
+        ),
     ],
 )
 def test_gpus_that_are_idle_missing_or_used_twice_are_named_by_host(everyone, message):

@@ -46,9 +46,18 @@ def test_processes_that_are_alike_pass_and_leave_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ("preflight.version = lambda name: '0.9' if rank and name == 'jax' else '0.10'", ("jax: differs between hosts", "0.9 on ")),
-        ("preflight.code_hash = lambda: str(rank)", ("llm_jax (its code): differs between hosts", "one copy of the code")),
-        ("if rank: os.environ['XLA_FLAGS'] = '--xla_x'", ("XLA_FLAGS: differs between hosts", "--xla_x on ", "Set it on all hosts.")),
+        (
+            "preflight.version = lambda name: '0.9' if rank and name == 'jax' else '0.10'",
+            ("jax: differs between hosts", "0.9 on "),
+        ),
+        (
+            "preflight.code_hash = lambda: str(rank)",
+            ("llm_jax (its code): differs between hosts", "one copy of the code"),
+        ),
+        (
+            "if rank: os.environ['XLA_FLAGS'] = '--xla_x'",
+            ("XLA_FLAGS: differs between hosts", "--xla_x on ", "Set it on all hosts."),
+        ),
     ],
     ids=["package", "code", "variable"],
 )
@@ -62,7 +71,12 @@ preflight.SEEN_SECONDS = 0.5
 real = Path.exists
 Path.exists = lambda self: not (".preflight" in self.name and rank) and real(self)
 """
-    failed(check(tmp_path, other), f"run_dir={tmp_path}: on ", "it is not the same folder as on", "a file system that all hosts share")
+    failed(
+        check(tmp_path, other),
+        f"run_dir={tmp_path}: on ",
+        "it is not the same folder as on",
+        "a file system that all hosts share",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -75,7 +89,9 @@ def write(self, text):
     real(self, text)
 Path.write_text = write
 """
-    failed(check(tmp_path, other), f"run_dir={tmp_path}: on ", "it can't be written to (Read-only file system)")
+    failed(
+        check(tmp_path, other), f"run_dir={tmp_path}: on ", "it can't be written to (Read-only file system)"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -84,7 +100,9 @@ def test_a_disk_without_room_is_a_user_error_before_the_first_checkpoint(tmp_pat
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(3_000_000_000))
     with alone() as group:
         preflight.check_room(group, tmp_path / "run", 2_000_000_000)
-        with pytest.raises(UserError, match=r"4.00 GB are needed for checkpoints, and its file system has 3.00 GB left"):
+        with pytest.raises(
+            UserError, match=r"4.00 GB are needed for checkpoints, and its file system has 3.00 GB left"
+        ):
             preflight.check_room(group, tmp_path / "run", 4_000_000_000)
 
 
@@ -92,7 +110,9 @@ def test_the_few_hosts_that_differ_are_named():
     hosts = [f"node{i}" for i in range(8)]
     line = preflight.differing("jax", ["0.10"] * 6 + ["0.9", None], hosts)
     assert "0.10 on most, but 0.9 on node6; absent on node7" in line
-    assert "and 3 more" in preflight.differing("jax", ["1"] * 8 + [str(i) for i in range(2, 9)], [f"n{i}" for i in range(15)])
+    assert "and 3 more" in preflight.differing(
+        "jax", ["1"] * 8 + [str(i) for i in range(2, 9)], [f"n{i}" for i in range(15)]
+    )
 
 
 def test_the_code_is_hashed_by_names_and_contents(tmp_path, monkeypatch):
@@ -130,7 +150,10 @@ def test_a_wrong_sum_ends_the_run():
 
     found = probe.expected((1, 8)).copy()
     found[0, 5] += 1
-    with alone() as group, pytest.raises(Fault, match=r"a sum over all devices is wrong in 1 places \(device 5\)"):
+    with (
+        alone() as group,
+        pytest.raises(Fault, match=r"a sum over all devices is wrong in 1 places \(device 5\)"),
+    ):
         probe.check_sum(group, found)
 
 
@@ -182,7 +205,10 @@ def jax_facts(**changed) -> dict:
     [
         (jax_facts(count=3), "b: a process should have 4 GPUs, and JAX finds 3. Run nvidia-smi there."),
         (jax_facts(kind="NVIDIA A100"), "b: the devices are not as on a (NVIDIA A100, not NVIDIA H100)"),
-        (jax_facts(platform="cpu", kind="cpu", count=1), "b: Slurm allocated 4 GPUs, and JAX finds only the CPU"),
+        (
+            jax_facts(platform="cpu", kind="cpu", count=1),
+            "b: Slurm allocated 4 GPUs, and JAX finds only the CPU",
+        ),
         (jax_facts(count=2, expected=None), "b: the number of devices per process is not as on a (2, not 4)"),
     ],
 )

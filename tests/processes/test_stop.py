@@ -85,7 +85,9 @@ def test_the_others_name_the_process_that_received_the_signal():
 # Like a compiler: Python's lock is free, and no signal reaches Python.
 LIBRARY = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock"
 LIBRARY += "; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
-STUCK = pytest.mark.parametrize("stuck", ["time.sleep(60)", "while True: pass", LIBRARY], ids=["sleep", "python", "library"])
+STUCK = pytest.mark.parametrize(
+    "stuck", ["time.sleep(60)", "while True: pass", LIBRARY], ids=["sleep", "python", "library"]
+)
 
 
 @STUCK
@@ -146,7 +148,9 @@ while True:
 
 
 def test_a_signal_before_the_rendezvous_ends_that_process():
-    with started(2, "pass", before="if rank == 1:\n    report('going')\n    time.sleep(60)", start_seconds=3.0) as processes:
+    with started(
+        2, "pass", before="if rank == 1:\n    report('going')\n    time.sleep(60)", start_seconds=3.0
+    ) as processes:
         wait_for(processes[1], "going")
         processes[1].send_signal(signal.SIGUSR1)
         found = ended(processes)
@@ -325,7 +329,9 @@ def test_agreement_over_any_order_of_messages(seed):
                     assert isinstance(message, StopAt)
                     barrier.stop_at(message.tick, message.signal, message.reason)
             elif rank not in stopped and (barrier.decided or not barrier.blocked):
-                in_step = barrier.ticks <= min(b.ticks for b in barriers)  # at most one tick ahead of another, as in collectives
+                in_step = barrier.ticks <= min(
+                    b.ticks for b in barriers
+                )  # at most one tick ahead of another, as in collectives
                 if in_step and barrier.poll():
                     stopped[rank] = barrier.ticks
         assert len(stopped) == size, "a process waits for ever"

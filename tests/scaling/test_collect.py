@@ -11,7 +11,12 @@ from tests.tiny_run import launch, summary
 
 def test_run_folders_become_rows_wherever_they_lie(tiny, tmp_path, capsys):
     for name, steps in (("a", 2), ("b", 3)):
-        assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'runs' / 'deep' / name}", f"train.steps={steps}") == 0
+        assert (
+            launch(
+                f"experiment={tiny}", f"run_dir={tmp_path / 'runs' / 'deep' / name}", f"train.steps={steps}"
+            )
+            == 0
+        )
     (tmp_path / "runs" / "deep" / "b" / "summary.json").unlink()  # as of a run that was killed
     capsys.readouterr()
     assert main([str(tmp_path / "runs"), f"out={tmp_path / 'runs.csv'}"]) == 0
@@ -22,7 +27,16 @@ def test_run_folders_become_rows_wherever_they_lie(tiny, tmp_path, capsys):
     recorded = summary(tmp_path / "runs" / "deep" / "a")
     assert found.loc["a"]["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-12)
     assert found.loc["a"]["tokens"] == recorded["tokens"] == recorded["unique_tokens"]
-    assert main([str(tmp_path / "runs" / "deep" / "a"), str(tmp_path / "runs"), f"out={tmp_path / 'runs.parquet'}"]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "runs" / "deep" / "a"),
+                str(tmp_path / "runs"),
+                f"out={tmp_path / 'runs.parquet'}",
+            ]
+        )
+        == 0
+    )
     assert list(pd.read_parquet(tmp_path / "runs.parquet")["name"]) == ["a", "b"]  # no run twice
     assert main([str(tmp_path / "runs" / "deep" / "a")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("a,")
@@ -45,7 +59,12 @@ def test_a_table_of_others_is_mapped_by_the_command_line(tmp_path, capsys):
     columns = ("columns.parameters=Model Size", "columns.flops_6nd=Training FLOP", "columns.eval_loss=loss")
     assert main([f"table={theirs}", *columns, f"out={out}"]) == 0
     found = pd.read_csv(out)
-    assert list(found.columns) == ["parameters", "flops_6nd", "eval_loss", "seed"]  # a column of ours needs no mapping
+    assert list(found.columns) == [
+        "parameters",
+        "flops_6nd",
+        "eval_loss",
+        "seed",
+    ]  # a column of ours needs no mapping
     assert list(found["parameters"]) == [1e6, 2e6]
     assert list(read_table(theirs, {"eval_loss": "loss"}).columns) == ["eval_loss", "seed"]
     for arguments, message in (

@@ -16,11 +16,27 @@ from llm_jax.model import parametrization
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
 from llm_jax.scaling import coordinate_check
-from llm_jax.scaling.coordinate_check import PLACES, CoordinateCheck, activations, models_by_depth, models_by_width
+from llm_jax.scaling.coordinate_check import (
+    PLACES,
+    CoordinateCheck,
+    activations,
+    models_by_depth,
+    models_by_width,
+)
 from llm_jax.train.optimizer import OptimizerConfig
 from tests.training import packed_batch
 
-MODEL = ModelConfig(layers=1, embed=32, heads=2, head_dim=16, mlp=64, vocab=128, init_std=0.1, activation="gelu", scan_layers=False).resolved()
+MODEL = ModelConfig(
+    layers=1,
+    embed=32,
+    heads=2,
+    head_dim=16,
+    mlp=64,
+    vocab=128,
+    init_std=0.1,
+    activation="gelu",
+    scan_layers=False,
+).resolved()
 OPTIMIZER = OptimizerConfig(learning_rate=4e-3)
 STEPS = 4
 FLAT = 0.35
@@ -33,7 +49,11 @@ about 1, a wrong scale of about 0.5."""
 @functools.cache
 def widths(sizes: tuple[int, ...] = (32, 64, 256)) -> CoordinateCheck:
     return coordinate_check.check(
-        "width", models_by_width(MODEL, list(sizes)), OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS)
+        "width",
+        models_by_width(MODEL, list(sizes)),
+        OPTIMIZER,
+        [packed_batch(s) for s in range(STEPS)],
+        packed_batch(STEPS),
     )
 
 
@@ -56,7 +76,11 @@ def test_in_the_standard_parametrization_wider_models_change_more():
 @pytest.mark.parametrize("broken", ["hidden", "READOUT"])
 def test_a_wrong_power_in_the_table_is_seen(broken, monkeypatch):
     if broken == "hidden":
-        monkeypatch.setitem(parametrization.WEIGHTS, "hidden", dataclasses.replace(parametrization.WEIGHTS["hidden"], rate=0.0))
+        monkeypatch.setitem(
+            parametrization.WEIGHTS,
+            "hidden",
+            dataclasses.replace(parametrization.WEIGHTS["hidden"], rate=0.0),
+        )
     else:
         monkeypatch.setattr(parametrization, "READOUT", 0.0)
     models = {"standard": {}, "mup": models_by_width(MODEL, [32, 256])["mup"]}
@@ -70,7 +94,9 @@ def test_a_wrong_power_in_the_table_is_seen(broken, monkeypatch):
 
 def test_in_completep_activations_change_by_as_much_at_every_depth():
     models = models_by_depth(dataclasses.replace(MODEL, scan_layers=True), [1, 4, 16])
-    found = coordinate_check.check("depth", models, OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS))
+    found = coordinate_check.check(
+        "depth", models, OPTIMIZER, [packed_batch(s) for s in range(STEPS)], packed_batch(STEPS)
+    )
     slopes = last(found, "completep")
     assert all(abs(slope) < FLAT for slope in slopes.values()), slopes
     assert last(found, "standard")["residual"] > FLAT + 0.15
@@ -80,10 +106,20 @@ def test_the_activations_are_those_of_the_model_itself():
     """Of every kind of block order, norm and multiplier: the logits are those of the model's own forward
     pass."""
     for changed in ({}, {"norm_placement": "after", "position": "learned", "tied_embeddings": False}):
-        config = dataclasses.replace(MODEL, layers=2, parametrization="completep", base_embed=16, base_layers=1, scan_layers=True, **changed)
+        config = dataclasses.replace(
+            MODEL,
+            layers=2,
+            parametrization="completep",
+            base_embed=16,
+            base_layers=1,
+            scan_layers=True,
+            **changed,
+        )
         model = Transformer(config, rngs=nnx.Rngs(0))
         batch = packed_batch(0)
-        logits = jax.jit(lambda tokens, m=model, b=batch: m(tokens, b["positions"], b["segments"]))(batch["tokens"])
+        logits = jax.jit(lambda tokens, m=model, b=batch: m(tokens, b["positions"], b["segments"]))(
+            batch["tokens"]
+        )
         found = activations(model, batch)
         np.testing.assert_allclose(found["logits"], logits, atol=1e-6)  # float32, logits of about 1
         assert set(found) == set(PLACES)
@@ -91,7 +127,10 @@ def test_the_activations_are_those_of_the_model_itself():
 
 def test_the_figure_and_the_file_have_every_place(tmp_path):
     rng = np.random.default_rng(0)
-    changes = {name: {size: {p: list(rng.uniform(1, 2, 2)) for p in PLACES} for size in (8, 16)} for name in ("standard", "mup")}
+    changes = {
+        name: {size: {p: list(rng.uniform(1, 2, 2)) for p in PLACES} for size in (8, 16)}
+        for name in ("standard", "mup")
+    }
     found = CoordinateCheck("width", 8, changes)
     coordinate_check.draw(found, tmp_path / "figure.png", "a title")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -111,7 +150,11 @@ def test_the_figure_and_the_file_have_every_place(tmp_path):
             "experiment=quickstart optimizer.name=adamw widths=64,100",
             "for a width of 100 it would be 6.25, not whole",
         ),
-        ("experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion depths=2,4", "scales widths only"),
+        (
+            "experiment=quickstart model.parametrization=mup model.base_embed=64 optimizer.name=lion "
+            "depths=2,4",
+            "scales widths only",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):

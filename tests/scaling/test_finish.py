@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 LAW = Law(1.5, 40.0, 120.0, 0.35, 0.4)
 SIZES = "[{'model.embed': w} for w in (8, 16, 24, 32, 48, 64, 96, 128, 256)]"
 GRID = (
-    f"isoflop([1e10, 4e10, 16e10], {SIZES}, per_curve=6, tokens_per_parameter=3, refills=3), method='isoflop', "
+    f"isoflop([1e10, 4e10, 16e10], {SIZES}, per_curve=6, tokens_per_parameter=3, refills=3), "
+    "method='isoflop', "
     f"held_out=compute_optimal([8e12], [{{'model.embed': 512}}])"
 )
 
@@ -33,7 +34,9 @@ def arguments(tiny, tmp_path):
     return (f"experiment={write_grid(tmp_path, GRID)}", f"run_dir={tmp_path / 'run'}", "model.heads=2")
 
 
-def test_a_held_out_run_is_predicted_before_its_first_step_and_compared_after_it(arguments, tmp_path, monkeypatch, capsys):
+def test_a_held_out_run_is_predicted_before_its_first_step_and_compared_after_it(
+    arguments, tmp_path, monkeypatch, capsys
+):
     train, before = trained_at_once(law_of), []
 
     def check_prediction(experiment, *rest):
@@ -51,7 +54,9 @@ def test_a_held_out_run_is_predicted_before_its_first_step_and_compared_after_it
     row = table(tmp_path / "run").loc[name]
     assert row["held_out"]
     assert entry["measured"] == row["eval_loss"]
-    assert entry["predicted"] == predicted["predicted"] == pytest.approx(row["eval_loss"], rel=1e-3)  # without noise the law is found again
+    assert (
+        entry["predicted"] == predicted["predicted"] == pytest.approx(row["eval_loss"], rel=1e-3)
+    )  # without noise the law is found again
     assert entry["interval_95"][0] <= entry["predicted"] <= entry["interval_95"][1]
     assert entry["flops_exact"] > 10 * entry["largest_flops_of_them"]
     assert entry["from_runs"] == len(table(tmp_path / "run")) - 1
@@ -81,7 +86,10 @@ def test_a_changed_experiment_is_predicted_anew(arguments, tmp_path, monkeypatch
 def test_a_held_out_run_waits_for_the_others(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
     assert launch(*arguments, "grid.points=18") == 2
-    assert "point 18 is held out and predicted from the other points. Run these first: 0, 1, 2" in capsys.readouterr().err
+    assert (
+        "point 18 is held out and predicted from the other points. Run these first: 0, 1, 2"
+        in capsys.readouterr().err
+    )
     assert launch(*arguments, "grid.points=:18") == 0
     assert not (tmp_path / "run" / "fit.json").exists()  # only a part was asked for
     assert launch(*arguments, "grid.points=18") == 0
@@ -90,7 +98,9 @@ def test_a_held_out_run_waits_for_the_others(arguments, tmp_path, monkeypatch, c
 
 def test_runs_that_cannot_be_fitted_are_kept_and_the_reason_is_printed(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "prepare_and_train", trained_at_once(law_of))
-    path = write_grid(tmp_path, f"isoflop([1e10, 4e10], {SIZES}, per_curve=3, refills=0), method='isoflop'")  # two budgets are no line
+    path = write_grid(
+        tmp_path, f"isoflop([1e10, 4e10], {SIZES}, per_curve=3, refills=0), method='isoflop'"
+    )  # two budgets are no line
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", "model.heads=2") == 0
     assert "no fit (method=isoflop): " in capsys.readouterr().out
     assert len(table(tmp_path / "run")) == 6

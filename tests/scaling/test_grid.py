@@ -36,7 +36,11 @@ from llm_jax.train.config import TrainConfig
 from tests.scaling.tiny_grid import write_grid
 from tests.tiny_run import launch
 
-BASE = Experiment(name="base", model=ModelConfig(layers=2, embed=32, heads=4, vocab=512), train=TrainConfig(batch_size=4, sequence_length=32))
+BASE = Experiment(
+    name="base",
+    model=ModelConfig(layers=2, embed=32, heads=4, vocab=512),
+    train=TrainConfig(batch_size=4, sequence_length=32),
+)
 SIZES = [{"model.embed": width} for width in (16, 32, 64, 128, 256)]
 
 
@@ -83,24 +87,42 @@ def test_isoflop_curves_are_centred_where_tokens_a_parameter_are_as_told():
 
 def run_of(point, loss, status="finished"):
     """A row of a point that has run."""
-    return {**accounting.account(point.experiment.model, 32, point.tokens), "flops_budget": point.budget, "status": status, "eval_loss": loss}
+    return {
+        **accounting.account(point.experiment.model, 32, point.tokens),
+        "flops_budget": point.budget,
+        "status": status,
+        "eval_loss": loss,
+    }
 
 
 def test_a_minimum_at_the_edge_is_refilled_until_it_is_inside_or_the_rounds_are_over():
-    grid = Grid(BASE, isoflop([1e11], SIZES, per_curve=3, tokens_per_parameter=1e9, refills=2))  # so much too small a centre
+    grid = Grid(
+        BASE, isoflop([1e11], SIZES, per_curve=3, tokens_per_parameter=1e9, refills=2)
+    )  # so much too small a centre
     table, losses = [], {16: 5.0, 32: 4.0, 64: 3.0, 128: 3.5, 256: 9.0}
     rounds = []
     while len(points := grid.points(table)) > len(table):
         rounds.append([p.experiment.model.embed for p in points[len(table) :]])
         table += [run_of(p, losses[p.experiment.model.embed]) for p in points[len(table) :]]
     assert rounds == [[16, 32, 64], [128]]
-    losses = {16: 5.0, 32: 4.0, 64: 3.0, 128: 2.0, 256: 1.0}  # no minimum at all: bounded by the rounds, and by the sizes
-    assert [p.experiment.model.embed for p in grid.points([run_of(p, losses[p.experiment.model.embed]) for p in points])] == [16, 32, 64, 128, 256]
+    losses = {
+        16: 5.0,
+        32: 4.0,
+        64: 3.0,
+        128: 2.0,
+        256: 1.0,
+    }  # no minimum at all: bounded by the rounds, and by the sizes
+    assert [
+        p.experiment.model.embed
+        for p in grid.points([run_of(p, losses[p.experiment.model.embed]) for p in points])
+    ] == [16, 32, 64, 128, 256]
     assert refill_sizes(2, 3, {2: 1.0, 3: 2.0}, among=5, refills=1) == [1]
     assert refill_sizes(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=1) == [1]
     assert refill_sizes(2, 3, {2: 1.0, 3: 2.0, 1: 0.5}, among=5, refills=9) == [1, 0]
     assert refill_sizes(2, 3, {2: 1.0}, among=5, refills=9) == []  # not all have run
-    assert refill_sizes(2, 4, {2: math.inf, 3: 2.0, 4: 3.0}, among=5, refills=9) == []  # a diverged edge is no minimum
+    assert (
+        refill_sizes(2, 4, {2: math.inf, 3: 2.0, 4: 3.0}, among=5, refills=9) == []
+    )  # a diverged edge is no minimum
     assert refill_sizes(2, 3, {2: math.inf, 3: math.inf}, among=5, refills=9) == []
 
 
@@ -113,7 +135,12 @@ def test_an_unfinished_curve_is_not_refilled():
 def test_ready_made_designs():
     per_step = 4 * 32
     of_sizes = Grid(BASE, horizons(SIZES[:2], [1280, 2560])).points([])
-    assert [(p.experiment.model.embed, p.experiment.train.steps) for p in of_sizes] == [(16, 10), (16, 20), (32, 10), (32, 20)]
+    assert [(p.experiment.model.embed, p.experiment.train.steps) for p in of_sizes] == [
+        (16, 10),
+        (16, 20),
+        (32, 10),
+        (32, 20),
+    ]
     for point in Grid(BASE, ladder(SIZES[:2], [5, 20], "6nd_non_embedding")).points([]):
         n = accounting.size(point.experiment.model, "6nd_non_embedding")
         assert min(abs(point.tokens - ratio * n) for ratio in (5, 20)) <= per_step / 2
@@ -135,9 +162,13 @@ def test_ready_made_designs():
 
 def test_sizes_of_a_function_are_near_what_was_asked_for():
     made = sizes(aspect(ratio=32, head_dim=16), geometric(1e5, 1e7, 5))(BASE)
-    counts = [accounting.size(Grid(BASE, [size]).points([])[0].experiment.model, "6nd_with_head") for size in made]
+    counts = [
+        accounting.size(Grid(BASE, [size]).points([])[0].experiment.model, "6nd_with_head") for size in made
+    ]
     # widths are multiples of 16, so the smallest sizes are a quarter apart
-    assert all(abs(math.log(n / m)) < 0.25 for n, m in zip(counts, geometric(1e5, 1e7, 5), strict=True)), counts
+    assert all(abs(math.log(n / m)) < 0.25 for n, m in zip(counts, geometric(1e5, 1e7, 5), strict=True)), (
+        counts
+    )
     assert all(size["model.heads"] * 16 == size["model.embed"] for size in made)
 
 
@@ -146,9 +177,18 @@ def test_rules_set_what_follows_from_a_point():
     for point in Grid(BASE, isoflop([1e11], SIZES), rules).points([]):
         n = accounting.size(point.experiment.model, "6nd_with_head")
         assert point.experiment.optimizer.warmup_steps == math.ceil(n / 128)
-        assert point.experiment.optimizer.learning_rate == pytest.approx(3e-3 * (n / 1e6) ** -0.5, rel=5e-3)  # three digits
-    assert {p.experiment.optimizer.warmup_steps for p in Grid(BASE, SIZES, (warmup_tokens(1280),)).points([])} == {10}
-    assert Grid(BASE, [{"train.steps": 50}], (warmup_fraction(0.1),)).points([])[0].experiment.optimizer.warmup_steps == 5
+        assert point.experiment.optimizer.learning_rate == pytest.approx(
+            3e-3 * (n / 1e6) ** -0.5, rel=5e-3
+        )  # three digits
+    assert {
+        p.experiment.optimizer.warmup_steps for p in Grid(BASE, SIZES, (warmup_tokens(1280),)).points([])
+    } == {10}
+    assert (
+        Grid(BASE, [{"train.steps": 50}], (warmup_fraction(0.1),))
+        .points([])[0]
+        .experiment.optimizer.warmup_steps
+        == 5
+    )
     with pytest.raises(UserError, match=r"a rule sets train\.steps, which the design sets"):
         Grid(BASE, SIZES, (lambda e: {"train.steps": 5},)).points([])
 
@@ -162,21 +202,37 @@ def test_a_rule_is_fitted_from_a_sweep():
         best = 2e-3 * (n / 1e6) ** -0.4
         for factor in (-2, -1, 0, 1, 2):
             rate = best * 2**factor * 1.2
-            rows.append({"parameters_with_head": n, "learning_rate": rate, "status": "finished", "eval_loss": 3 + math.log(rate / best) ** 2})
+            rows.append(
+                {
+                    "parameters_with_head": n,
+                    "learning_rate": rate,
+                    "status": "finished",
+                    "eval_loss": 3 + math.log(rate / best) ** 2,
+                }
+            )
     found = fit_rule(rows)
     assert (found.at_million, found.exponent) == pytest.approx((true.at_million, true.exponent), rel=1e-9)
     with pytest.raises(UserError, match="at the edge of its learning rates"):
         fit_rule([row for row in rows if row["learning_rate"] > 1e-2])
     with pytest.raises(UserError, match=r"1 size\(s\)"):
         fit_rule(rows[:5])
-    lucky = [{**row, "eval_loss": row["eval_loss"] - 2 * (i % 5 == 0)} for i, row in enumerate(rows)]  # one seed's luck, at the lowest rate
+    lucky = [
+        {**row, "eval_loss": row["eval_loss"] - 2 * (i % 5 == 0)} for i, row in enumerate(rows)
+    ]  # one seed's luck, at the lowest rate
     assert fit_rule([*rows, *rows, *rows, *lucky]).exponent == pytest.approx(true.exponent, rel=0.1)
     with pytest.raises(UserError, match=r"several batch sizes \(8, 16\)"):
         fit_rule([{**row, "batch_size": 8 * (1 + i % 2)} for i, row in enumerate(rows)])
 
 
 def test_points_that_are_the_same_run_are_one():
-    assert len(Grid(BASE, [{"model.embed": 64}, {"model.embed": 64, "point.name": "again"}, {"model.embed": 32}]).points([])) == 2
+    assert (
+        len(
+            Grid(
+                BASE, [{"model.embed": 64}, {"model.embed": 64, "point.name": "again"}, {"model.embed": 32}]
+            ).points([])
+        )
+        == 2
+    )
 
 
 def test_hash_tells_apart_what_trains_differently_and_nothing_else():
@@ -188,11 +244,18 @@ def test_hash_tells_apart_what_trains_differently_and_nothing_else():
     assert base == configuration_hash(changed("checkpoint", every=7))
     assert base == configuration_hash(changed("train", microbatches=2))
     assert base == configuration_hash(changed("optimizer", weight_decay=0.1))
-    for other in (changed("train", steps=7), changed("train", seed=1), changed("optimizer", learning_rate=1.0), changed("model", vocab=513)):
+    for other in (
+        changed("train", steps=7),
+        changed("train", seed=1),
+        changed("optimizer", learning_rate=1.0),
+        changed("model", vocab=513),
+    ):
         assert base != configuration_hash(other)
     open_ = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, vocab=None))
     closed = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, vocab=8192))
-    assert configuration_hash(open_) == configuration_hash(closed)  # the tokenizer's size, which the run folder's config.yaml has
+    assert configuration_hash(open_) == configuration_hash(
+        closed
+    )  # the tokenizer's size, which the run folder's config.yaml has
 
 
 def test_a_grid_that_does_not_fit_together_is_refused():
@@ -249,7 +312,13 @@ def test_points_that_are_one_run_are_named():
 
 
 def test_part_of_the_points():
-    for text, numbers in (("", range(5)), ("1:3", range(1, 3)), ("3:", range(3, 5)), (":9", range(5)), ("4", range(4, 5))):
+    for text, numbers in (
+        ("", range(5)),
+        ("1:3", range(1, 3)),
+        ("3:", range(3, 5)),
+        (":9", range(5)),
+        ("4", range(4, 5)),
+    ):
         assert GridConfig(points=text).selected_numbers(5) == numbers
     with pytest.raises(UserError, match="selects none of the 5 points, which are numbered 0 to 4"):
         GridConfig(points="5").selected_numbers(5)
@@ -278,7 +347,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("argument", MISTAKES)
 def test_a_mistake_common_to_all_points_is_one_line_before_anything_runs(tiny, tmp_path, capsys, argument):
-    path = write_grid(tmp_path, "isoflop([1e9], [{'model.embed': 16}, {'model.embed': 32}]), rules=(warmup_fraction(0.1),)")
+    path = write_grid(
+        tmp_path, "isoflop([1e9], [{'model.embed': 16}, {'model.embed': 32}]), rules=(warmup_fraction(0.1),)"
+    )
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}", argument) == 2
     out = capsys.readouterr()
     assert MISTAKES[argument] in out.err
@@ -288,7 +359,14 @@ def test_a_mistake_common_to_all_points_is_one_line_before_anything_runs(tiny, t
 
 def test_dry_run_says_what_each_point_is_and_takes_and_writes_nothing(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, "isoflop([1e9, 2e9], [{'model.embed': 16}, {'model.embed': 32}])")
-    arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "--dry-run", "grid.hardware=h100", "grid.devices=8", "grid.mfu=0.5")
+    arguments = (
+        f"experiment={path}",
+        f"run_dir={tmp_path / 'run'}",
+        "--dry-run",
+        "grid.hardware=h100",
+        "grid.devices=8",
+        "grid.mfu=0.5",
+    )
     assert launch(*arguments) == 0
     out = capsys.readouterr().out
     for word in ("4 points", "C2G-N13.4k", "8 x NVIDIA H100", "assumed MFU of 50%", "6nd_with_head"):

@@ -43,7 +43,11 @@ def test_optimum_is_the_lowest_loss_of_all_sizes_at_the_budget(made):
 def test_intervals_hold_the_truth(made):
     got = recommend(made, 3e21)
     best, tokens = TRUTH.optimal(3e21)
-    for interval, truth in ((got.parameters_95, best), (got.tokens_95, tokens), (got.loss_95, TRUTH.loss(best, tokens))):
+    for interval, truth in (
+        (got.parameters_95, best),
+        (got.tokens_95, tokens),
+        (got.loss_95, TRUTH.loss(best, tokens)),
+    ):
         low, high = interval
         more = (high - low) / 4  # one interval in twenty misses; none by half its width
         assert low - more < truth < high + more
@@ -77,32 +81,49 @@ def test_intervals_of_isoflop_hold_the_truth_where_budgets_scatter_more_than_see
     for seed in range(40):
         flops = np.repeat(np.geomspace(1e18, 1e21, 6), 7)
         parameters = TRUTH.optimal(flops)[0] * np.tile(2.0 ** np.arange(-3, 4), 6)
-        moved = parameters * np.repeat(np.exp(0.3 * rng.standard_normal(6)), 7)  # each budget's minimum is elsewhere
+        moved = parameters * np.repeat(
+            np.exp(0.3 * rng.standard_normal(6)), 7
+        )  # each budget's minimum is elsewhere
         loss = TRUTH.loss(moved, flops / 6 / moved)
-        low, high = recommend(fit.isoflop(flops, parameters, loss, bootstrap=100, seed=seed).to_json(), 1e22).parameters_95
+        low, high = recommend(
+            fit.isoflop(flops, parameters, loss, bootstrap=100, seed=seed).to_json(), 1e22
+        ).parameters_95
         held.append(low < best < high)
     assert np.mean(held) > 0.85  # 0.95, less three of its errors; the noise of seeds alone gives half
 
 
 def test_a_budget_far_below_the_runs_is_warned_of(made):
-    assert any("times less compute than the smallest run" in warning for warning in recommend(made, 1e12).warnings)
+    assert any(
+        "times less compute than the smallest run" in warning for warning in recommend(made, 1e12).warnings
+    )
 
 
 def test_gpus_and_hours_are_flops(path, capsys, tmp_path):
-    assert main([f"fit={path}", "gpus=8", "hours=10", "hardware=h100", "mfu=0.4", f"json={tmp_path / 'out.json'}"]) == 0
-    assert json.loads((tmp_path / "out.json").read_text())["flops"] == pytest.approx(8 * 36000 * 0.4 * 989.4e12)
+    assert (
+        main(
+            [f"fit={path}", "gpus=8", "hours=10", "hardware=h100", "mfu=0.4", f"json={tmp_path / 'out.json'}"]
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "out.json").read_text())["flops"] == pytest.approx(
+        8 * 36000 * 0.4 * 989.4e12
+    )
     assert "parameters N*" in capsys.readouterr().out
 
 
 def test_a_budget_far_beyond_the_runs_is_warned_of(made):
-    assert any("times the compute of the largest run" in warning for warning in recommend(made, 1e24).warnings)
+    assert any(
+        "times the compute of the largest run" in warning for warning in recommend(made, 1e24).warnings
+    )
     near = recommend(made, 2e21)
     assert not any("times the compute" in warning for warning in near.warnings)
     assert near.extrapolation == pytest.approx(2e21 / 1e21)
 
 
 def test_a_size_that_never_gets_there_has_no_price():
-    law = fit.Law(E=1.0, A=100.0, B=1e4, alpha=1.0, beta=0.5)  # size matters little: a quarter of the optimum still gets there
+    law = fit.Law(
+        E=1.0, A=100.0, B=1e4, alpha=1.0, beta=0.5
+    )  # size matters little: a quarter of the optimum still gets there
     from llm_jax.scaling.recommend import smaller_model
 
     assert math.isinf(smaller_model(law, 1e12, 1e-6).tokens)
@@ -118,7 +139,10 @@ def test_a_size_that_never_gets_there_has_no_price():
         (["fit={path}", "flops=1e21", "gpus=8"], "gpus=8.0: flops= is given too"),
         (["fit={path}", "gpus=8", "hours=3", "hardware=h100"], "mfu= is missing"),
         (["fit={path}", "gpus=8", "hours=3", "hardware=h1000", "mfu=0.4"], "hardware=h1000: must be one of"),
-        (["fit={path}", "gpus=8", "hours=3", "hardware=h100", "mfu=40"], "mfu=40: must be a number, above 0 and at most 1"),
+        (
+            ["fit={path}", "gpus=8", "hours=3", "hardware=h100", "mfu=40"],
+            "mfu=40: must be a number, above 0 and at most 1",
+        ),
         (["fit={path}", "flop=1e21"], "flop=1e21: there is no key 'flop'"),
         (["fit={path}", "flops=1e21", "json="], "json=: must be a file"),
         (["fit={path}", "flops=1e21", "json=."], "json=.: is a folder; must be a file"),

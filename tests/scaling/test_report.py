@@ -50,19 +50,49 @@ def runs_of_a_grid() -> pd.DataFrame:
     for column in ("", "_non_embedding", "_with_head"):
         table[f"flops_6nd{column}"] = 6 * table[f"parameters{column}"] * table.tokens
     best, _ = TRUTH.optimal(top)
-    table = table[~((table.flops_budget == top) & (table.parameters_with_head > 0.9 * best))].reset_index(drop=True)
-    table.loc[6, ["status", "reason", "eval_loss"]] = ["diverged", "loss or gradient not finite at step 17", np.nan]
+    table = table[~((table.flops_budget == top) & (table.parameters_with_head > 0.9 * best))].reset_index(
+        drop=True
+    )
+    table.loc[6, ["status", "reason", "eval_loss"]] = [
+        "diverged",
+        "loss or gradient not finite at step 17",
+        np.nan,
+    ]
     n, d = TRUTH.optimal(HELD_OUT_FLOPS)
-    held_out = {"name": "held-out", "parameters": 1.1 * n, "parameters_with_head": n, "parameters_non_embedding": 0.85 * n - 1e6, "tokens": d}
-    held_out |= {"flops_budget": HELD_OUT_FLOPS, "flops_6nd_with_head": HELD_OUT_FLOPS, "eval_loss": 1.01 * TRUTH.loss(n, d), "held_out": True}
+    held_out = {
+        "name": "held-out",
+        "parameters": 1.1 * n,
+        "parameters_with_head": n,
+        "parameters_non_embedding": 0.85 * n - 1e6,
+        "tokens": d,
+    }
+    held_out |= {
+        "flops_budget": HELD_OUT_FLOPS,
+        "flops_6nd_with_head": HELD_OUT_FLOPS,
+        "eval_loss": 1.01 * TRUTH.loss(n, d),
+        "held_out": True,
+    }
     return pd.concat([table, pd.DataFrame([table.iloc[-1].to_dict() | held_out])], ignore_index=True)
 
 
 def prediction_of(measured: float, predicted: float) -> dict:
     """A grid's prediction.json for the held-out run."""
     n, d = TRUTH.optimal(HELD_OUT_FLOPS)
-    one = {"parameters": n, "tokens": d, "predicted": predicted, "interval_95": [predicted - 0.004, predicted + 0.004], "measured": measured}
-    return {"held-out": {**one, "relative_error": predicted / measured - 1, "flops_exact": 1.033e22, "largest_flops_of_them": 1.033e21}}
+    one = {
+        "parameters": n,
+        "tokens": d,
+        "predicted": predicted,
+        "interval_95": [predicted - 0.004, predicted + 0.004],
+        "measured": measured,
+    }
+    return {
+        "held-out": {
+            **one,
+            "relative_error": predicted / measured - 1,
+            "flops_exact": 1.033e22,
+            "largest_flops_of_them": 1.033e21,
+        }
+    }
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +120,10 @@ def page(folder) -> str:
 
 @pytest.fixture(scope="module")
 def fits(folder) -> dict[str, dict]:
-    return {name: json.loads((folder / file).read_text()) for name, file in (("isoflop", "fit.json"), ("parametric", "fit_parametric.json"))}
+    return {
+        name: json.loads((folder / file).read_text())
+        for name, file in (("isoflop", "fit.json"), ("parametric", "fit_parametric.json"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +146,16 @@ def test_every_section_that_the_table_allows_is_there_and_the_reasons_for_missin
         "What would make this wrong",
         "Training curves", "The runs", "Settings", "What this table does not show",
     ]  # fmt: skip
-    assert "No map of learning rate and batch: no model of the table was trained at three learning rates" in page
+    assert (
+        "No map of learning rate and batch: no model of the table was trained at three learning rates" in page
+    )
 
 
 def test_every_figure_is_in_the_page_and_beside_it_with_a_caption_that_has_numbers(page, folder):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
-    assert len(captions) == page.count('<img src="data:image/svg+xml;base64,') == len(FIGURES) - 1  # all but the sweep
+    assert (
+        len(captions) == page.count('<img src="data:image/svg+xml;base64,') == len(FIGURES) - 1
+    )  # all but the sweep
     for i, caption in enumerate(captions, 1):
         assert f"<b>Figure {i}.</b>" in caption
         assert len(re.findall(r"\d", caption)) > 5
@@ -137,7 +174,9 @@ def test_numbers_in_the_page_are_those_of_its_json(page, fits, method):
     fit, shown = fits[method], text_of(page)
     for name, value in fit["parameters"].items():
         low, high = fit["intervals_95"][name]
-        assert f" {name} {value:.5g} {fit['standard_errors'][name]:.3g} {low:.5g} {high:.5g} ".replace(" ", "") in shown.replace(" ", "")
+        assert f" {name} {value:.5g} {fit['standard_errors'][name]:.3g} {low:.5g} {high:.5g} ".replace(
+            " ", ""
+        ) in shown.replace(" ", "")
     assert f"Objective {fit['objective']:.6e}" in shown
 
 
@@ -171,7 +210,9 @@ def test_a_held_out_run_is_compared_with_its_prediction(page, folder):
     assert f"measured {entry['measured']:.3f}" in shown
     assert "−1.00 %" in shown
     assert "10 times the FLOPs of the largest run fitted" in shown
-    assert re.search(r"CAVEAT\s+Held-out run\s+held-out was predicted before its training.*outside of the interval", shown)
+    assert re.search(
+        r"CAVEAT\s+Held-out run\s+held-out was predicted before its training.*outside of the interval", shown
+    )
 
 
 def test_a_measurement_inside_the_interval_holds(study):
@@ -189,18 +230,28 @@ def test_the_effect_of_a_convention_is_refitted_and_shown(page, study):
 
 @pytest.mark.parametrize(
     ("column", "value", "about"),
-    [("schedule", "constant", "Schedules"), ("warmup_steps", 400, "Warm-up"), ("epochs", 3.0, "Repeated text")],
+    [
+        ("schedule", "constant", "Schedules"),
+        ("warmup_steps", 400, "Warm-up"),
+        ("epochs", 3.0, "Repeated text"),
+    ],
 )
 def test_runs_that_are_not_what_a_law_assumes_are_a_caveat(study, column, value, about):
     assert about not in [check.about for check in check_assumptions(study) if check.verdict == "caveat"]
     table = study.table.assign(**{column: value})
-    assert about in [check.about for check in check_assumptions(dataclasses.replace(study, table=table)) if check.verdict == "caveat"]
+    assert about in [
+        check.about
+        for check in check_assumptions(dataclasses.replace(study, table=table))
+        if check.verdict == "caveat"
+    ]
 
 
 def test_seeds_that_differ_more_than_the_fit_assumes_are_a_caveat(study):
     again = study.table.assign(seed=1), study.runs.assign(loss=study.runs.loss + 0.05)
     both = dataclasses.replace(
-        study, table=pd.concat([study.table, again[0]], ignore_index=True), runs=pd.concat([study.runs, again[1]], ignore_index=True)
+        study,
+        table=pd.concat([study.table, again[0]], ignore_index=True),
+        runs=pd.concat([study.runs, again[1]], ignore_index=True),
     )
     (check,) = (check for check in check_assumptions(both) if check.about == "Noise between seeds")
     assert check.verdict == "caveat"
@@ -208,16 +259,25 @@ def test_seeds_that_differ_more_than_the_fit_assumes_are_a_caveat(study):
 
 def test_a_floor_above_a_measured_loss_is_a_caveat(study):
     fit = study.parametric
-    high = dataclasses.replace(fit, parameters={**fit.parameters, "E": float(fit.points["loss"].min()) + 0.01})
+    high = dataclasses.replace(
+        fit, parameters={**fit.parameters, "E": float(fit.points["loss"].min()) + 0.01}
+    )
     floors = [
-        [c.verdict for c in check_assumptions(dataclasses.replace(study, fits={"parametric": f})) if c.about == "The law's floor"]
+        [
+            c.verdict
+            for c in check_assumptions(dataclasses.replace(study, fits={"parametric": f}))
+            if c.about == "The law's floor"
+        ]
         for f in (fit, high)
     ]
     assert floors == [[], ["caveat"]]
 
 
 def test_training_curves_come_from_run_folders_that_were_moved_with_the_table(page):
-    assert "of 3 runs; dots are the losses that the fits use; 1 run that diverged or failed in red" in text_of(page)
+    assert (
+        "of 3 runs; dots are the losses that the fits use; 1 run that diverged or failed in red"
+        in text_of(page)
+    )
 
 
 def sweep_of(folder: Path) -> Path:
@@ -228,7 +288,16 @@ def sweep_of(folder: Path) -> Path:
             for rate in (1e-3, 3e-3, 1e-2, 3e-2):
                 best = {1e6: 3e-3, 4e6: 1e-3}[n]
                 loss = 3.0 + 0.1 * np.log(rate / best) ** 2 + 0.002 * batch
-                rows.append({"parameters": n, "tokens": 1e8, "batch_size": batch, "sequence_length": 128, "learning_rate": rate, "eval_loss": loss})
+                rows.append(
+                    {
+                        "parameters": n,
+                        "tokens": 1e8,
+                        "batch_size": batch,
+                        "sequence_length": 128,
+                        "learning_rate": rate,
+                        "eval_loss": loss,
+                    }
+                )
     table = pd.DataFrame(rows).assign(status="finished")
     table.loc[3, ["status", "eval_loss"]] = ["diverged", np.nan]
     table.to_csv(folder / SWEEP, index=False)
@@ -241,7 +310,9 @@ def test_a_sweep_has_a_heat_map_and_no_fit(tmp_path, capsys):
     assert "1M parameters, 100M tokens: best 3.032 at learning rate 0.003 with 2.05k tokens a batch" in shown
     assert "it is at the lowest learning rate and smallest batch: the optimum may be beyond" in shown
     assert "1 run lost (crosses)" in shown
-    assert re.search(r"CAVEAT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown)
+    assert re.search(
+        r"CAVEAT\s+Sweep's best run\s+With 4M parameters the best run is at the lowest learning rate", shown
+    )
     assert (tmp_path / "out" / "figures" / "sweep.png").exists()
     assert not list((tmp_path / "out").glob("fit*.json"))
 
@@ -252,7 +323,9 @@ def test_names_and_reasons_are_text_whatever_is_in_them(tmp_path):
     table = pd.read_csv(sweep_of(tmp_path)).assign(name="run", reason=reason)
     table.loc[3, "name"] = table.loc[4, "name"] = name
     table.to_csv(tmp_path / "<i>.csv", index=False)
-    (tmp_path / "prediction.json").write_text(json.dumps({name: prediction_of(2.0, 2.1)["held-out"]}))  # it is in a card and among the checks
+    (tmp_path / "prediction.json").write_text(
+        json.dumps({name: prediction_of(2.0, 2.1)["held-out"]})
+    )  # it is in a card and among the checks
     write_report(tmp_path / "<i>.csv", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<title>Scaling report: Scaling of &lt;i&gt;</title>" in page
@@ -262,8 +335,14 @@ def test_names_and_reasons_are_text_whatever_is_in_them(tmp_path):
 
 
 def test_curves_with_their_minima_on_edges_are_shown_although_no_line_goes_through_them(tmp_path):
-    rows = [(c, n, c / 6 / n, 3.0 + 1e-9 * n - 0.1 * np.log10(c)) for c in (1e15, 1e16, 1e17) for n in (1e6, 2e6, 4e6)]
-    pd.DataFrame(rows, columns=["flops", "parameters", "tokens", "loss"]).to_csv(tmp_path / "edges.csv", index=False)
+    rows = [
+        (c, n, c / 6 / n, 3.0 + 1e-9 * n - 0.1 * np.log10(c))
+        for c in (1e15, 1e16, 1e17)
+        for n in (1e6, 2e6, 4e6)
+    ]
+    pd.DataFrame(rows, columns=["flops", "parameters", "tokens", "loss"]).to_csv(
+        tmp_path / "edges.csv", index=False
+    )
     with pytest.raises(UserError, match="0 of 3 budgets have a minimum inside"):
         write_report(tmp_path / "edges.csv", tmp_path / "out", method="isoflop")
     assert not (tmp_path / "out").exists()
@@ -271,15 +350,26 @@ def test_curves_with_their_minima_on_edges_are_shown_although_no_line_goes_throu
     shown = text_of((tmp_path / "out" / "report.html").read_text())
     assert "3 of 3 minima lie on an edge (ringed, dashed)" in shown
     assert "has no fit: flops: 0 of 3 budgets have a minimum inside" in shown
-    assert not (tmp_path / "out" / "fit.json").exists()  # which would be of another method than the one asked for
+    assert not (
+        tmp_path / "out" / "fit.json"
+    ).exists()  # which would be of another method than the one asked for
 
 
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        ({"parameters": [1e6, 2e6], "tokens": [1e8, 1e8]}, "has no column of this name. Add columns.loss=NAME"),
-        ({"parameters": [1e6, 2e6], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]}, "nothing to report: isoflop: "),
-        ({"parameters": [1e6, "big"], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]}, "something else than numbers"),
+        (
+            {"parameters": [1e6, 2e6], "tokens": [1e8, 1e8]},
+            "has no column of this name. Add columns.loss=NAME",
+        ),
+        (
+            {"parameters": [1e6, 2e6], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]},
+            "nothing to report: isoflop: ",
+        ),
+        (
+            {"parameters": [1e6, "big"], "tokens": [1e8, 1e8], "loss": [3.0, 2.9]},
+            "something else than numbers",
+        ),
     ],
 )
 def test_a_table_without_what_a_report_needs_is_one_line_and_exit_2(tmp_path, capsys, columns, line):
@@ -314,7 +404,9 @@ def test_the_users_own_style_of_figures_is_left_alone(folder):
 def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
     table = pd.read_csv(folder / "runs.csv")
     used = table[(table.status == "finished") & ~table.held_out]
-    fit = isoflop(used.flops_budget, used.parameters_with_head, used.eval_loss, curve="parabola", bootstrap=50)
+    fit = isoflop(
+        used.flops_budget, used.parameters_with_head, used.eval_loss, curve="parabola", bootstrap=50
+    )
     write_report(folder / "runs.csv", tmp_path, fit=fit, notes=["as we like it"])
     written = json.loads((tmp_path / "fit.json").read_text())
     assert written["settings"]["curve"] == "parabola"
@@ -324,8 +416,14 @@ def test_a_fit_that_is_there_is_reported_as_it_is(folder, tmp_path):
 
 def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the_page(tmp_path):
     made_runs(noise=0.001, budgets=5, sizes=5).to_csv(tmp_path / "table.csv", index=False)
-    assert fit_command([f"data={tmp_path / 'table.csv'}", "method=compute", "bootstrap=50", f"out={tmp_path}"]) == 0
-    shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
+    assert (
+        fit_command([f"data={tmp_path / 'table.csv'}", "method=compute", "bootstrap=50", f"out={tmp_path}"])
+        == 0
+    )
+    shown, fit = (
+        text_of((tmp_path / "report.html").read_text()),
+        json.loads((tmp_path / "fit.json").read_text()),
+    )
     assert f"gamma{fit['parameters']['gamma']:.5g}" in shown.replace(" ", "")
     assert "largest compute left out and predicted" in shown
     assert "No contours of loss: no law of N and D was fitted" in shown
@@ -334,9 +432,26 @@ def test_a_law_of_another_kind_has_its_numbers_and_its_extrapolation_test_in_the
 def test_training_curves_are_shown_with_their_envelope_and_the_sizes_on_it(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "FIGURES", ())
     sizes = np.geomspace(2e7, 5e9, 12)
-    rows = [(f"run {i}", n, d, 6 * n * d, TRUTH.loss(n, d)) for i, n in enumerate(sizes) for d in np.geomspace(0.5, 800, 60) * n]
-    pd.DataFrame(rows, columns=["run", "parameters", "tokens", "flops", "loss"]).to_csv(tmp_path / "curves.csv", index=False)
-    assert main([f"data={tmp_path / 'curves.csv'}", f"out={tmp_path}", "method=envelope", "bootstrap=50", "computes=300"]) == 0
+    rows = [
+        (f"run {i}", n, d, 6 * n * d, TRUTH.loss(n, d))
+        for i, n in enumerate(sizes)
+        for d in np.geomspace(0.5, 800, 60) * n
+    ]
+    pd.DataFrame(rows, columns=["run", "parameters", "tokens", "flops", "loss"]).to_csv(
+        tmp_path / "curves.csv", index=False
+    )
+    assert (
+        main(
+            [
+                f"data={tmp_path / 'curves.csv'}",
+                f"out={tmp_path}",
+                "method=envelope",
+                "bootstrap=50",
+                "computes=300",
+            ]
+        )
+        == 0
+    )
     page, fit = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "fit.json").read_text())
     shown, frontier = text_of(page), pd.DataFrame(fit["frontier"])
     inside = frontier[frontier.used]
@@ -345,7 +460,10 @@ def test_training_curves_are_shown_with_their_envelope_and_the_sizes_on_it(tmp_p
     assert f"{len(rows)} points of 12 training curves" in shown  # and not so many runs
     assert f"{len(rows)} run" not in shown
     assert f"from {inside.loss.iloc[0]:.3f} at " in shown
-    assert f"{inside.parameters.nunique()} sizes from {short(inside.parameters.min())} to {short(inside.parameters.max())} are best" in shown
+    assert (
+        f"{inside.parameters.nunique()} sizes from {short(inside.parameters.min())} to "
+        f"{short(inside.parameters.max())} are best" in shown
+    )
     assert f"N* ∝ C{fit['a']:.3f}" in shown
     assert f"{100 * (1 - frontier.used.mean()):.0f} % have the smallest or the largest size" in shown
     assert (tmp_path / "figures" / "envelope.png").read_bytes().startswith(b"\x89PNG")
@@ -355,24 +473,51 @@ def test_training_curves_are_shown_with_their_envelope_and_the_sizes_on_it(tmp_p
 def test_repeated_runs_are_shown_beside_what_new_tokens_would_give(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "FIGURES", ())
     pd.DataFrame(repeated_runs(1e-3)).to_csv(tmp_path / "repeated.csv", index=False)
-    assert main([f"data={tmp_path / 'repeated.csv'}", f"out={tmp_path}", "method=repetition", "base=muennighoff", "bootstrap=50"]) == 0
+    assert (
+        main(
+            [
+                f"data={tmp_path / 'repeated.csv'}",
+                f"out={tmp_path}",
+                "method=repetition",
+                "base=muennighoff",
+                "bootstrap=50",
+            ]
+        )
+        == 0
+    )
     page, fit = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "fit.json").read_text())
     shown, (law, _, _) = text_of(page), published_repetition()
     constants = fit["parameters"]["R_D"], fit["parameters"]["R_N"]
-    repeated, new = (float(repeated_loss(law, 2e6, 50 * 3e8, unique, *constants)) for unique in (3e8, 50 * 3e8))
+    repeated, new = (
+        float(repeated_loss(law, 2e6, 50 * 3e8, unique, *constants)) for unique in (3e8, 50 * 3e8)
+    )
     assert "<h2>Loss against epochs</h2>" in page
-    assert "that repeat tokens, 100 of them drawn" in shown  # five sizes of eight, on four texts, at five numbers of epochs
-    assert f"After 50 epochs of 300M tokens a model of 2M parameters has a loss of {repeated:.3f} by the law" in shown
+    assert (
+        "that repeat tokens, 100 of them drawn" in shown
+    )  # five sizes of eight, on four texts, at five numbers of epochs
+    assert (
+        f"After 50 epochs of 300M tokens a model of 2M parameters has a loss of {repeated:.3f} by the law"
+        in shown
+    )
     assert f"it would have {new:.3f}, so repeating costs {repeated - new:.3f} nats" in shown
     assert (tmp_path / "figures" / "repetition.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_path, capsys):
     data = published / "chinchilla_epoch" / "svg_extracted_data.csv"
-    arguments = [f"data={data}", "columns.parameters=Model Size", "columns.flops=Training FLOP", "columns.loss=loss", "method=parametric"]
+    arguments = [
+        f"data={data}",
+        "columns.parameters=Model Size",
+        "columns.flops=Training FLOP",
+        "columns.loss=loss",
+        "method=parametric",
+    ]
     assert fit_command([*arguments, "drop_highest_losses=5", "bootstrap=100", f"out={tmp_path}"]) == 0
     assert "report.html" in capsys.readouterr().out
-    shown, fit = text_of((tmp_path / "report.html").read_text()), json.loads((tmp_path / "fit.json").read_text())
+    shown, fit = (
+        text_of((tmp_path / "report.html").read_text()),
+        json.loads((tmp_path / "fit.json").read_text()),
+    )
     assert f"beta{fit['parameters']['beta']:.5g}" in shown.replace(" ", "")
     assert "they are no IsoFLOP budgets" in shown
     assert re.search(r"β goes from 0\.453 with 0 losses dropped to 0\.33[89] with 15", shown)

@@ -40,7 +40,9 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
     out = capsys.readouterr().out
     assert "points 2/2" in out
     assert "2 of 2 points finished" in out
-    assert "loss" not in (run_dir / "log.txt").read_text().split("held-out loss")[0]  # a run's own lines are in its own log
+    assert (
+        "loss" not in (run_dir / "log.txt").read_text().split("held-out loss")[0]
+    )  # a run's own lines are in its own log
     found = table(run_dir)
     assert list(found.index) == ["seed1", "seed2"]
     assert tuple(found.reset_index().columns) == collect.COLUMNS
@@ -50,7 +52,16 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
         assert folder.name.endswith(row["hash"])
         assert {k: row[k] for k in ("status", "steps", "seed", "batch_size", "embed", "vocab")} == {
             "status": "finished", "steps": 4, "seed": int(name[-1]), "batch_size": 8, "embed": 32, "vocab": 320}  # fmt: skip
-        for key in ("parameters", "tokens", "flops_exact", "flops_6nd_with_head", "eval_loss", "unique_tokens", "epochs", "devices"):
+        for key in (
+            "parameters",
+            "tokens",
+            "flops_exact",
+            "flops_6nd_with_head",
+            "eval_loss",
+            "unique_tokens",
+            "epochs",
+            "devices",
+        ):
             assert row[key] == pytest.approx(recorded[key], rel=1e-12), key
             assert parquet.loc[name][key] == pytest.approx(recorded[key], rel=1e-12), key
         assert row["train_loss"] == pytest.approx(sum(losses(folder).values()) / 4)
@@ -64,7 +75,9 @@ def test_a_grid_is_its_runs_and_a_table_and_is_not_run_twice(grid, tmp_path, cap
     before = {path: path.stat().st_mtime_ns for path in (run_dir / "points").rglob("*") if path.is_file()}
     assert launch(*grid, "train.steps=4") == 0
     assert "2 of 2 points ended before: skipped" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "points").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (run_dir / "points").rglob("*") if path.is_file()
+    }
     assert launch(*grid, "train.steps=4", "grid.points=1") == 0
     assert "1 of 1 points" in capsys.readouterr().out
 
@@ -116,7 +129,9 @@ MetricsWriter.write = and_die
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_whole_grid_with_a_checkpoint_of_the_point(grid, tmp_path, monkeypatch, capsys, number):
+def test_a_signal_stops_the_whole_grid_with_a_checkpoint_of_the_point(
+    grid, tmp_path, monkeypatch, capsys, number
+):
     write, sent = MetricsWriter.write, []
 
     def with_signal(self, values):
@@ -160,7 +175,12 @@ FOUR = """chain(over('objective.z_loss', [0.0, 2.0]), [{'model.layers': 3}, {'mo
 def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_path, monkeypatch, capsys):
     """One point diverges, one runs out of memory, one has an invalid configuration."""
     path = write_grid(tmp_path, FOUR, more=DIVERGES, fields="objective=NanIfLarge()")
-    arguments = (f"experiment={path}", f"run_dir={tmp_path / 'run'}", "train.steps=4", "train.stop_after_bad_steps=2")
+    arguments = (
+        f"experiment={path}",
+        f"run_dir={tmp_path / 'run'}",
+        "train.steps=4",
+        "train.stop_after_bad_steps=2",
+    )
     real = prepare.TrainModel
 
     def out_of_memory(model, *rest):
@@ -173,17 +193,33 @@ def test_failed_and_diverged_points_are_recorded_and_the_others_run(tiny, tmp_pa
         assert launch(*arguments) == 1
     out = capsys.readouterr().out
     found = table(tmp_path / "run")
-    assert dict(found["status"]) == {"z_loss0.0": "finished", "z_loss2.0": "diverged", "layers3": "failed", "heads3": "failed"}
-    assert found.loc["layers3"]["reason"].startswith("out of memory: RuntimeError: RESOURCE_EXHAUSTED: Out of memory")
+    assert dict(found["status"]) == {
+        "z_loss0.0": "finished",
+        "z_loss2.0": "diverged",
+        "layers3": "failed",
+        "heads3": "failed",
+    }
+    assert found.loc["layers3"]["reason"].startswith(
+        "out of memory: RuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    )
     assert "model.heads=3: does not divide model.embed=32" in found.loc["heads3"]["reason"]
     assert "not finite" in found.loc["z_loss2.0"]["reason"]
     assert "1 of 4 points finished" in out
-    for name, reason in (("layers3", "failed: out of memory"), ("heads3", "failed: model.heads=3"), ("z_loss2.0", "diverged")):
+    for name, reason in (
+        ("layers3", "failed: out of memory"),
+        ("heads3", "failed: model.heads=3"),
+        ("z_loss2.0", "diverged"),
+    ):
         assert f"{name}: {reason}" in out.split("points finished")[1]
     assert "Traceback" in (folders(tmp_path / "run")["layers3"] / "log.txt").read_text()
 
     assert launch(*arguments) == 1  # the failed one is tried again, the diverged one is not
-    assert dict(table(tmp_path / "run")["status"]) == {"z_loss0.0": "finished", "z_loss2.0": "diverged", "layers3": "finished", "heads3": "failed"}
+    assert dict(table(tmp_path / "run")["status"]) == {
+        "z_loss0.0": "finished",
+        "z_loss2.0": "diverged",
+        "layers3": "finished",
+        "heads3": "failed",
+    }
     assert "the last start diverged" not in (folders(tmp_path / "run")["z_loss2.0"] / "log.txt").read_text()
     assert launch(*arguments, "grid.retry=true") == 1
     assert "the last start diverged" in (folders(tmp_path / "run")["z_loss2.0"] / "log.txt").read_text()
@@ -211,7 +247,13 @@ def trained_at_once(loss_of):
     def prepare_and_train(experiment, console, stop, started, shared):
         tokens = experiment.train.steps * 256
         counted = accounting.account(experiment.model, experiment.train.sequence_length, tokens)
-        values = {"state": "finished", "step": experiment.train.steps, "tokens": tokens, **counted, "eval_loss": loss_of(experiment)}
+        values = {
+            "state": "finished",
+            "step": experiment.train.steps,
+            "tokens": tokens,
+            **counted,
+            "eval_loss": loss_of(experiment),
+        }
         write_json(Path(experiment.run_dir) / "summary.json", values)
         return 0
 

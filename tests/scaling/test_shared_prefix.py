@@ -41,24 +41,40 @@ def test_a_branch_is_bit_identical_to_the_whole_run_and_costs_only_its_decay(arg
     assert ours.keys() == theirs.keys()
     for key, values in ours.items():
         np.testing.assert_array_equal(values, theirs[key], err_msg=key)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "points").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "points").rglob("*") if path.is_file()
+    }
     assert launch(*arguments, "checkpoint.every=1000", "checkpoint.keep=1") == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "points").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "points").rglob("*") if path.is_file()
+    }
 
 
-def test_without_its_trunk_a_branch_is_trained_from_the_start_and_the_log_names_it(arguments, tmp_path, monkeypatch, capsys):
+def test_without_its_trunk_a_branch_is_trained_from_the_start_and_the_log_names_it(
+    arguments, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(run, "prepare_and_train", lambda experiment, *rest: 1 / 0)
     assert launch(*arguments) == 1
     out = capsys.readouterr().out
     assert "trunk steps20 has no checkpoint of step 4; training from the start" in out
-    assert dict(table(tmp_path / "run")["status"]) == {"steps20": "failed", "steps6": "failed", "steps10": "failed"}
-    assert json.loads((folders(tmp_path / "run")["steps6"] / "point.json").read_text())["reason"] == "ZeroDivisionError: division by zero"
+    assert dict(table(tmp_path / "run")["status"]) == {
+        "steps20": "failed",
+        "steps6": "failed",
+        "steps10": "failed",
+    }
+    assert (
+        json.loads((folders(tmp_path / "run")["steps6"] / "point.json").read_text())["reason"]
+        == "ZeroDivisionError: division by zero"
+    )
 
 
 def test_trunks_need_a_schedule_that_decays_late(tiny, tmp_path, capsys):
     path = write_grid(tmp_path, GRID)
     assert launch(f"experiment={path}", f"run_dir={tmp_path / 'run'}") == 2
-    assert "optimizer.schedule=cosine: a grid with trunks needs a schedule whose decay begins late" in capsys.readouterr().err
+    assert (
+        "optimizer.schedule=cosine: a grid with trunks needs a schedule whose decay begins late"
+        in capsys.readouterr().err
+    )
 
 
 def test_trunks_and_roll_backs_exclude_each_other(arguments, capsys):

@@ -45,11 +45,16 @@ def alone(experiment) -> int:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "devices", "chosen"), [("adamw", 1, tuple(DIFFERENT)), ("adamw", 2, ("base", "seed")), ("muon", 1, ("base", "decay"))]
+    ("optimizer", "devices", "chosen"),
+    [("adamw", 1, tuple(DIFFERENT)), ("adamw", 2, ("base", "seed")), ("muon", 1, ("base", "decay"))],
 )
-def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(tiny, tmp_path, optimizer, devices, chosen):
+def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(
+    tiny, tmp_path, optimizer, devices, chosen
+):
     more, mesh = [("optimizer.name", optimizer), *SETTINGS], ("mesh.data", devices)
-    experiments = {name: make(tiny, tmp_path / "vmapped", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen}
+    experiments = {
+        name: make(tiny, tmp_path / "vmapped", name, *more, mesh, *DIFFERENT[name].items()) for name in chosen
+    }
     assert train(list(experiments.values())) == [0] * len(chosen)
     ended = {}
     for name in chosen:
@@ -75,7 +80,9 @@ def assert_same_folder(ours, theirs):
     assert set(summary(ours)) - set(summary(theirs)) == {"vmapped_runs"}
     assert set(summary(theirs)) <= set(summary(ours))
     lines = [read_json_lines(folder / "metrics.jsonl") for folder in (ours, theirs)]
-    assert [(line["step"], set(line)) for line in lines[0]] == [(line["step"], set(line)) for line in lines[1]]
+    assert [(line["step"], set(line)) for line in lines[0]] == [
+        (line["step"], set(line)) for line in lines[1]
+    ]
     same = ("steps", "tokens", "parameters", "train_flops", "devices", "mesh", "state", "epochs")
     assert {key: summary(ours).get(key) for key in same} == {key: summary(theirs).get(key) for key in same}
     configs = [(folder / "config.yaml").read_text().replace(str(folder), "") for folder in (ours, theirs)]
@@ -84,9 +91,16 @@ def assert_same_folder(ours, theirs):
 
 def test_a_vmapped_run_starts_from_the_weights_of_the_run_trained_alone_bit_for_bit(tiny, tmp_path):
     # a learning rate of next to nothing, without decay: after a step the weights are those of the beginning
-    still = [("train.steps", 1), ("optimizer.learning_rate", 1e-30), ("optimizer.weight_decay", 0.0), ("evaluate.batches", 1)]
+    still = [
+        ("train.steps", 1),
+        ("optimizer.learning_rate", 1e-30),
+        ("optimizer.weight_decay", 0.0),
+        ("evaluate.batches", 1),
+    ]
     different = {"a": [("train.seed", 1)], "b": [("train.seed", 2), ("model.init_std", 0.05)]}
-    assert train([make(tiny, tmp_path / "vmapped", name, *still, *more) for name, more in different.items()]) == [0, 0]
+    assert train(
+        [make(tiny, tmp_path / "vmapped", name, *still, *more) for name, more in different.items()]
+    ) == [0, 0]
     for name, more in different.items():
         assert alone(make(tiny, tmp_path / "alone", name, *still, *more)) == 0
         ours, theirs = (checkpoint(tmp_path / how / name, 1) for how in ("vmapped", "alone"))
@@ -96,9 +110,16 @@ def test_a_vmapped_run_starts_from_the_weights_of_the_run_trained_alone_bit_for_
 
 
 def test_a_run_that_diverges_is_recorded_and_the_others_continue(tiny, tmp_path, capsys):
-    more = [("train.steps", 12), ("train.stop_after_bad_steps", 3), ("optimizer.clip_norm", 0.0), ("optimizer.warmup_steps", 0)]
+    more = [
+        ("train.steps", 12),
+        ("train.stop_after_bad_steps", 3),
+        ("optimizer.clip_norm", 0.0),
+        ("optimizer.warmup_steps", 0),
+    ]
     rates = {"low": 1e-3, "high": 1e38}  # the first update makes weights whose products are infinite
-    codes = train([make(tiny, tmp_path, name, *more, ("optimizer.learning_rate", rate)) for name, rate in rates.items()])
+    codes = train(
+        [make(tiny, tmp_path, name, *more, ("optimizer.learning_rate", rate)) for name, rate in rates.items()]
+    )
     assert codes == [0, run.EXIT_DIVERGED]
     low, high = (summary(tmp_path / name) for name in rates)
     assert (low["state"], low["step"], low["bad_steps"]) == ("finished", 12, 0)
@@ -125,11 +146,18 @@ Checkpoints.save = and_die
 """
 
 
-def test_a_group_killed_between_two_checkpoints_resumes_from_the_newest_common_one_and_is_not_run_again(tiny, tmp_path, capsys):
+def test_a_group_killed_between_two_checkpoints_resumes_from_the_newest_common_one_and_is_not_run_again(
+    tiny, tmp_path, capsys
+):
     grid = write_grid(tmp_path, "product(over('train.seed', range(3)))")
     command = f"experiment={grid}", "grid.executor=vmap"
     assert launch_process(*command, f"run_dir={tmp_path / 'unbroken'}").returncode == 0
-    assert launch_process(*command, f"run_dir={tmp_path / 'killed'}", patch=KILL_WHILE_STEP_4_IS_SAVED).returncode == -9
+    assert (
+        launch_process(
+            *command, f"run_dir={tmp_path / 'killed'}", patch=KILL_WHILE_STEP_4_IS_SAVED
+        ).returncode
+        == -9
+    )
     folders = sorted((tmp_path / "killed" / "points").iterdir())
     assert [steps_saved(folder) for folder in folders] == [[2, 4], [2, 4], [2]]
     assert launch_process(*command, f"run_dir={tmp_path / 'killed'}").returncode == 0
@@ -149,7 +177,15 @@ def test_a_group_killed_between_two_checkpoints_resumes_from_the_newest_common_o
 def test_a_vmapped_grid_has_the_table_of_one_that_runs_one_by_one(tiny, tmp_path, capsys):
     grid = write_grid(tmp_path, "over('optimizer.learning_rate', [1e-3, 3e-3, 1e-2])")
     for executor in ("vmap", "one_by_one"):
-        assert launch(f"experiment={grid}", f"grid.executor={executor}", "grid.at_once=2", f"run_dir={tmp_path / executor}") == 0
+        assert (
+            launch(
+                f"experiment={grid}",
+                f"grid.executor={executor}",
+                "grid.at_once=2",
+                f"run_dir={tmp_path / executor}",
+            )
+            == 0
+        )
     ours, theirs = table(tmp_path / "vmap"), table(tmp_path / "one_by_one")
     assert ours.index.tolist() == theirs.index.tolist()
     for name in ours.columns.difference(["run_dir", "tokens_per_second", "mfu", "wall_seconds"]):
@@ -164,10 +200,18 @@ def test_a_vmapped_grid_has_the_table_of_one_that_runs_one_by_one(tiny, tmp_path
 
 def test_runs_of_a_group_differ_only_in_what_may_vary():
     def of(**values):
-        return resolved(override(Experiment(name="x"), [(key.replace("__", "."), value) for key, value in values.items()]))
+        return resolved(
+            override(Experiment(name="x"), [(key.replace("__", "."), value) for key, value in values.items()])
+        )
 
     seeds = [of(train__seed=seed) for seed in range(5)]
-    mixed = [of(model__embed=64), *seeds, of(optimizer__weight_decay=0.3, model__init_std=0.1), of(train__steps=7), of(optimizer__beta2=0.9)]
+    mixed = [
+        of(model__embed=64),
+        *seeds,
+        of(optimizer__weight_decay=0.3, model__init_std=0.1),
+        of(train__steps=7),
+        of(optimizer__beta2=0.9),
+    ]
     assert group_by_shape(mixed, 4) == [[mixed[0]], mixed[1:5], mixed[5:7], [mixed[7]], [mixed[8]]]
     assert group_by_shape([], 4) == []
 
@@ -175,8 +219,14 @@ def test_runs_of_a_group_differ_only_in_what_may_vary():
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        (("layout", "data_parallel"), "layout.name=data_parallel: splits arrays over devices, but grid.executor=vmap"),
-        (("optimizer.name", "deciding"), "optimizer.name=deciding: branches on optimizer.weight_decay, so grid.executor=vmap"),
+        (
+            ("layout", "data_parallel"),
+            "layout.name=data_parallel: splits arrays over devices, but grid.executor=vmap",
+        ),
+        (
+            ("optimizer.name", "deciding"),
+            "optimizer.name=deciding: branches on optimizer.weight_decay, so grid.executor=vmap",
+        ),
     ],
 )
 def test_what_cannot_be_vmapped_is_refused_with_the_key(tiny, tmp_path, setting, line):
@@ -186,6 +236,11 @@ def test_what_cannot_be_vmapped_is_refused_with_the_key(tiny, tmp_path, setting,
 
     try:
         with pytest.raises(UserError, match=line):
-            train([make(tiny, tmp_path, name, setting, ("optimizer.weight_decay", decay)) for name, decay in (("a", 0.1), ("b", 0.2))])
+            train(
+                [
+                    make(tiny, tmp_path, name, setting, ("optimizer.weight_decay", decay))
+                    for name, decay in (("a", 0.1), ("b", 0.2))
+                ]
+            )
     finally:
         del BUILDERS["deciding"]

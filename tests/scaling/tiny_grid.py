@@ -28,7 +28,11 @@ def base_with(**fields):
 def write_grid(folder: Path, grid: str, name: str = "tinygrid", more: str = "", fields: str = "") -> Path:
     """An experiment file that returns Grid(base, <grid>)."""
     path = write_experiment(folder, name)
-    text = path.read_text().replace("def experiment()", "def base()") + GRID.replace("{grid}", grid).replace("{fields}", fields) + more
+    text = (
+        path.read_text().replace("def experiment()", "def base()")
+        + GRID.replace("{grid}", grid).replace("{fields}", fields)
+        + more
+    )
     path.write_text(text)
     return path
 

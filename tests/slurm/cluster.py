@@ -24,7 +24,9 @@ GPUS = 4 if os.geteuid() == 0 else 0
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     """tools/slurm_cluster.py in a process of its own."""
-    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,14 @@ class SlurmCluster:
 
     def run(self, *command: object, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command with more environment variables, and captures its output as text."""
-        return subprocess.run(list(map(str, command)), env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, **more},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     def ask(self, *command: object) -> str:
         """The output of a command, which must not fail."""
@@ -48,15 +57,23 @@ class SlurmCluster:
 
     def state(self, job: int | str) -> dict[str, str]:
         """The fields that `scontrol show job` prints, by name: JobState, Restarts, ExitCode ..."""
-        return dict(word.split("=", 1) for word in self.ask("scontrol", "-o", "show", "job", job).split() if "=" in word)
+        return dict(
+            word.split("=", 1)
+            for word in self.ask("scontrol", "-o", "show", "job", job).split()
+            if "=" in word
+        )
 
     def wait(self, job: int | str, *states: str, seconds: float = 120.0) -> dict[str, str]:
         """Waits until a job is in one of the states (COMPLETED, RUNNING ...). Fails where it ends in another,
         and after `seconds`."""
         end = time.monotonic() + seconds
         while (found := self.state(job))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {job} is still {found['JobState']} ({found['Reason']}) after {seconds:.0f} s"
-            ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"} - set(states)
+            assert time.monotonic() < end, (
+                f"job {job} is still {found['JobState']} ({found['Reason']}) after {seconds:.0f} s"
+            )
+            ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"} - set(
+                states
+            )
             assert found["JobState"] not in ended or found["Restarts"] != self.state(job)["Restarts"], found
             time.sleep(0.1)
         return found

@@ -36,7 +36,9 @@ def test_a_step_has_a_task_on_each_node(slurm_cluster):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make device nodes")
 def test_each_task_is_bound_to_fake_gpus_of_its_own(slurm_cluster):
     line = "echo $SLURM_NODEID $CUDA_VISIBLE_DEVICES"
-    bound = slurm_cluster.ask("srun", "-N2", "-n4", "--ntasks-per-node=2", "--gpus-per-task=2", "bash", "-c", line).splitlines()
+    bound = slurm_cluster.ask(
+        "srun", "-N2", "-n4", "--ntasks-per-node=2", "--gpus-per-task=2", "bash", "-c", line
+    ).splitlines()
     assert sorted(bound) == ["0 0,1", "0 2,3", "1 0,1", "1 2,3"]
 
 
@@ -47,8 +49,18 @@ def test_two_clusters_at_once_and_stopping_one_leaves_nothing_of_it(slurm_cluste
     assert again.returncode == 2
     assert "a cluster is running in it" in again.stderr
     environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
-    subprocess.run(["sbatch", "--output=/dev/null", "--wrap", "srun sleep 1000"], env=environment, check=True, capture_output=True)
-    assert subprocess.run(["srun", "-n1", "printenv", "SLURM_JOB_ID"], env=environment, capture_output=True, text=True).stdout == "2\n"
+    subprocess.run(
+        ["sbatch", "--output=/dev/null", "--wrap", "srun sleep 1000"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    assert (
+        subprocess.run(
+            ["srun", "-n1", "printenv", "SLURM_JOB_ID"], env=environment, capture_output=True, text=True
+        ).stdout
+        == "2\n"
+    )
     assert processes_with(str(folder))
     assert "node1" in tool("status", f"folder={folder}").stdout
     assert tool("stop", f"folder={folder}").returncode == 0

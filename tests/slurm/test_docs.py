@@ -15,7 +15,14 @@ from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "cluster.md").read_text()
 BASH = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
-LAUNCHES = sorted({line.split("llm_jax.launch", 1)[1] for block in BASH for line in block.splitlines() if "submit=slurm" in line})
+LAUNCHES = sorted(
+    {
+        line.split("llm_jax.launch", 1)[1]
+        for block in BASH
+        for line in block.splitlines()
+        if "submit=slurm" in line
+    }
+)
 
 
 @pytest.mark.parametrize("arguments", LAUNCHES)
@@ -24,7 +31,16 @@ def test_a_submitting_line_prints_a_script(arguments, tmp_path, monkeypatch, cap
     monkeypatch.delenv("LLM_JAX_SITE", raising=False)
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
-    assert main([*words, *["--dry-run"] * ("--dry-run" not in words), *["grid.hardware=h100"] * ("scaling/" in arguments)]) == 0
+    assert (
+        main(
+            [
+                *words,
+                *["--dry-run"] * ("--dry-run" not in words),
+                *["grid.hardware=h100"] * ("scaling/" in arguments),
+            ]
+        )
+        == 0
+    )
     assert "#SBATCH --requeue" in capsys.readouterr().out
 
 
@@ -51,7 +67,9 @@ def test_settings_of_a_site_are_accepted_and_every_key_is_documented(tmp_path):
 def fragments(message: str) -> list[str]:
     """The parts of a documented message that don't depend on the run: between numbers, paths, names and
     "..."."""
-    parts = re.split(r"\.\.\.|\d+\S*|'\w+'|\b\w+=\S*|\bnode\b|\b[A-Z_]{2,}\b|\b(?:train|pending|step)\b|[(),:;]", message)
+    parts = re.split(
+        r"\.\.\.|\d+\S*|'\w+'|\b\w+=\S*|\bnode\b|\b[A-Z_]{2,}\b|\b(?:train|pending|step)\b|[(),:;]", message
+    )
     return [part.strip(" .") for part in parts if len(part.strip(" .")) >= 12]
 
 
@@ -62,4 +80,7 @@ def test_the_error_messages_of_the_table_are_those_of_the_code():
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts of several lines
     found = [fragment for cell in cells for fragment in fragments(re.findall(r"`([^`]*)`", cell)[0])]
     assert len(found) > 30
-    assert {fragment for fragment in found if fragment not in source} == {"invalid partition specified", "No space left on device"}  # not ours
+    assert {fragment for fragment in found if fragment not in source} == {
+        "invalid partition specified",
+        "No space left on device",
+    }  # not ours

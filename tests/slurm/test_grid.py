@@ -30,7 +30,9 @@ def wait_until_quiet(cluster: SlurmCluster, seconds: float = 120.0) -> None:
         time.sleep(0.2)
 
 
-def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_held_out_comes_last(slurm_cluster, tiny, tmp_path, site, capsys):
+def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_held_out_comes_last(
+    slurm_cluster, tiny, tmp_path, site, capsys
+):
     plans = {
         "seed1": "0 8\n",
         "seed2": "-9 0\n0 8\n",  # killed, and resumes
@@ -43,7 +45,13 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
         (tmp_path / "plans" / name).write_text(plan)
     run_dir = tmp_path / "run"
     path = write_grid(tmp_path, "over('train.seed', [1, 2, 3, 4, 5]), held_out=[{'train.seed': 9}]")
-    command = (f"experiment={path}", f"run_dir={run_dir}", "submit=slurm", "slurm.at_once=2", f"slurm.site={site}")
+    command = (
+        f"experiment={path}",
+        f"run_dir={run_dir}",
+        "submit=slurm",
+        "slurm.at_once=2",
+        f"slurm.site={site}",
+    )
     assert launch(*command) == 0
     assert "5 runs, at most 2 at once" in capsys.readouterr().out
     assert launch(*command) == 2
@@ -71,10 +79,16 @@ def test_what_is_killed_and_what_fails_is_in_the_table_as_it_was_and_what_is_hel
         "seed1": 1, "seed2": 2, "seed3": 1, "seed4": 2, "seed5": 1, "seed9": 1,
     }  # fmt: skip
     log = (run_dir / "log.txt").read_text()
-    assert "held-out runs can't be predicted" in log  # two runs are too few, which is logged before the held-out one runs
+    assert (
+        "held-out runs can't be predicted" in log
+    )  # two runs are too few, which is logged before the held-out one runs
     assert log.index("held-out runs can't") < log.index("1 runs, at most 2")
     assert "3 of 6 points finished" in log
-    assert [status.status_of(folder, {}).state for folder in folders(run_dir).values()] == [*["finished"] * 2, *["failed"] * 3, "finished"]
+    assert [status.status_of(folder, {}).state for folder in folders(run_dir).values()] == [
+        *["finished"] * 2,
+        *["failed"] * 3,
+        "finished",
+    ]
 
     (tmp_path / "plans" / "seed3").write_text("\n0 8\n")  # mended
     (tmp_path / "plans" / "seed4").write_text("\n\n0 8\n")
@@ -90,7 +104,16 @@ def test_a_grid_is_cancelled_with_the_job_that_waits(slurm_cluster, tiny, tmp_pa
     for seed in (1, 2):
         (tmp_path / "plans" / f"seed{seed}").write_text("85 3 wait\n")
     path = write_grid(tmp_path, "over('train.seed', [1, 2])")
-    assert launch(f"experiment={path}", f"run_dir={run_dir}", "submit=slurm", "slurm.at_once=1", f"slurm.site={site}") == 0
+    assert (
+        launch(
+            f"experiment={path}",
+            f"run_dir={run_dir}",
+            "submit=slurm",
+            "slurm.at_once=1",
+            f"slurm.site={site}",
+        )
+        == 0
+    )
     end = time.monotonic() + 60
     while not (folders(run_dir)["seed1"] / "starts").exists():
         assert time.monotonic() < end

@@ -44,7 +44,9 @@ for step in range(1, 2000):
 
 def program(body: str, **config: float) -> list[str]:
     """A command that runs the body as one process of a group."""
-    text = PRELUDE.format(before=indented("pass"), body=indented(body), config={"start_seconds": 30.0, **config})
+    text = PRELUDE.format(
+        before=indented("pass"), body=indented(body), config={"start_seconds": 30.0, **config}
+    )
     return [sys.executable, "-u", "-c", text]
 
 
@@ -74,21 +76,27 @@ NODES = ("node1", "node2")
         ("-N1 -n1 --gpus-per-task=3", [("node1", 0, 1, "012", None)]),
         ("-N2 -n2", [("node1", 0, 1, "", None), ("node2", 0, 1, "", None)]),
     ],
-    ids=["a task per node", "a task per GPU", "two tasks for four", "--gpus-per-task=1", "one task with some", "no GPUs"],
+    ids=["a task per node", "a task per GPU", "two tasks for four", "--gpus-per-task=1", "one task with "
+    "some", "no GPUs"],
 )  # fmt: skip
 def test_every_task_knows_its_place_and_its_gpus(slurm_cluster, options, expected):
     if "gpus" in options and not slurm_cluster.gpus:
         pytest.skip("fake GPUs are device files, which only root can make")
     done = srun(slurm_cluster, options, FACTS)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[host, rank, size, list(devices), share] for host, rank, size, devices, share in expected]
+    assert json.loads(done.stdout) == [
+        [host, rank, size, list(devices), share] for host, rank, size, devices, share in expected
+    ]
 
 
 def test_gpus_that_slurm_allocated_and_no_process_uses_are_a_user_error(slurm_cluster):
     if not slurm_cluster.gpus:
         pytest.skip("fake GPUs are device files, which only root can make")
     done = srun(slurm_cluster, "-N1 -n2 --gpus-per-node=4 --gpu-bind=single:1", FACTS)
-    assert "node1: Slurm allocated 4 GPUs, and 2 tasks see 2 of them (CUDA_VISIBLE_DEVICES=0 and CUDA_VISIBLE_DEVICES=1)" in done.stderr
+    assert (
+        "node1: Slurm allocated 4 GPUs, and 2 tasks see 2 of them (CUDA_VISIBLE_DEVICES=0 and "
+        "CUDA_VISIBLE_DEVICES=1)" in done.stderr
+    )
     assert done.returncode == 2
     done = srun(slurm_cluster, "-N1 -n3 --gpus-per-node=4", FACTS)
     assert "node1: 3 tasks share 4 GPUs, which doesn't divide. Start a task per GPU" in done.stderr
@@ -102,11 +110,17 @@ import subprocess, sys
 steps = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]
 sys.exit(sum(step.wait() for step in steps))
 """
-    done = slurm_cluster.run("salloc", "-Q", "-w", "node1,node2", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1")
+    done = slurm_cluster.run(
+        "salloc", "-Q", "-w", "node1,node2", "-N2", "-n3", sys.executable, "-c", script, *step, NAP="1"
+    )
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first == second
-    assert [(host, rank, size) for host, rank, size, _, _ in first] == [("node1", 0, 2), ("node1", 1, 2), ("node2", 0, 1)]
+    assert [(host, rank, size) for host, rank, size, _, _ in first] == [
+        ("node1", 0, 2),
+        ("node1", 1, 2),
+        ("node2", 0, 1),
+    ]
 
 
 def test_a_batch_script_without_srun_is_a_user_error(slurm_cluster, tmp_path):
@@ -122,14 +136,18 @@ def test_a_batch_script_without_srun_is_a_user_error(slurm_cluster, tmp_path):
 def test_kill_9_of_one_task_ends_the_step_soon_and_is_named(slurm_cluster):
     done = srun(slurm_cluster, "-N2 -n4", STEPS, WHO="3")
     assert done.returncode == 137
-    assert done.stderr.count("error: the run stops: rank 3 on node2 in phase ") == 3  # the phase it was in a second before, at the earliest
+    assert (
+        done.stderr.count("error: the run stops: rank 3 on node2 in phase ") == 3
+    )  # the phase it was in a second before, at the earliest
 
 
 def test_a_signal_of_scancel_stops_all_tasks_at_one_step(slurm_cluster, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text('#!/bin/bash\nsrun "$@"\nexit $?\n')
     out = tmp_path / "out.txt"
-    job = slurm_cluster.ask("sbatch", "--parsable", "-N2", "-n4", "--no-requeue", "-o", out, script, *program(STEPS)).strip()
+    job = slurm_cluster.ask(
+        "sbatch", "--parsable", "-N2", "-n4", "--no-requeue", "-o", out, script, *program(STEPS)
+    ).strip()
     end = time.monotonic() + 60
     while not (out.exists() and "going" in out.read_text()):
         assert time.monotonic() < end

@@ -26,8 +26,22 @@ def script(capsys, *arguments: object) -> str:
 
 def test_dry_run_prints_a_script_that_bash_takes_and_writes_nothing(tiny, tmp_path, capsys):
     run_dir = tmp_path / "a run; of 100%"
-    keys = ("slurm.nodes=2", "slurm.gpus_per_node=4", "slurm.cpus_per_task=9", "slurm.time=24:00:00", "slurm.partition=gpu", "slurm.account=me")
-    printed = script(capsys, f"experiment={tiny}", f"run_dir={run_dir}", "layout=data_parallel", "train.batch_size=16", *keys)
+    keys = (
+        "slurm.nodes=2",
+        "slurm.gpus_per_node=4",
+        "slurm.cpus_per_task=9",
+        "slurm.time=24:00:00",
+        "slurm.partition=gpu",
+        "slurm.account=me",
+    )
+    printed = script(
+        capsys,
+        f"experiment={tiny}",
+        f"run_dir={run_dir}",
+        "layout=data_parallel",
+        "train.batch_size=16",
+        *keys,
+    )
     assert not run_dir.exists()
     assert subprocess.run(["bash", "-n"], input=printed, text=True, capture_output=True).stderr == ""
     options = [line.removeprefix("#SBATCH ") for line in printed.splitlines() if line.startswith("#SBATCH")]
@@ -48,7 +62,9 @@ def test_a_task_per_node_has_all_of_its_gpus(tiny, capsys):
     assert "gpus-per-task" not in printed
 
 
-def test_settings_of_a_site_are_defaults_and_the_command_line_overrides_them(tiny, tmp_path, capsys, monkeypatch):
+def test_settings_of_a_site_are_defaults_and_the_command_line_overrides_them(
+    tiny, tmp_path, capsys, monkeypatch
+):
     site = tmp_path / "config" / "llm_jax" / "site.yaml"
     site.parent.mkdir(parents=True)
     site.write_text(
@@ -85,9 +101,20 @@ def test_grid_is_an_array_with_a_limit_and_without_what_comes_later(tiny, tmp_pa
     assert not run_dir.exists()
 
 
-@pytest.mark.parametrize(("limit", "early"), [("2", 30), ("00:20:00", 180), ("24:00:00", 180), ("2 slurm.signal_seconds=50", 50)])
+@pytest.mark.parametrize(
+    ("limit", "early"), [("2", 30), ("00:20:00", 180), ("24:00:00", 180), ("2 slurm.signal_seconds=50", 50)]
+)
 def test_the_signal_leaves_a_short_job_most_of_its_time(tiny, tmp_path, capsys, limit, early):
-    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", "submit=slurm", *f"slurm.time={limit}".split(), "--dry-run") == 0
+    assert (
+        launch(
+            f"experiment={tiny}",
+            f"run_dir={tmp_path / 'run'}",
+            "submit=slurm",
+            *f"slurm.time={limit}".split(),
+            "--dry-run",
+        )
+        == 0
+    )
     assert f"#SBATCH --signal=USR1@{early}\n" in capsys.readouterr().out
 
 
@@ -157,7 +184,9 @@ def test_a_user_error_in_the_site_file_names_it(tiny, tmp_path, capsys, text, sa
 
 @pytest.mark.parametrize("time", ["24:00:00", '"24:00:00"', "90", "2-12"])
 def test_a_time_in_the_site_file_is_text_however_it_is_written(tmp_path, time):
-    (tmp_path / "site.yaml").write_text(f"slurm:\n  time: {time}\n  memory: 0\nenvironment: {{OMP_NUM_THREADS: 08}}\n")
+    (tmp_path / "site.yaml").write_text(
+        f"slurm:\n  time: {time}\n  memory: 0\nenvironment: {{OMP_NUM_THREADS: 08}}\n"
+    )
     site = read_site(tmp_path / "site.yaml")
     assert site.slurm.time == time.strip('"')
     assert site.slurm.memory == "0"

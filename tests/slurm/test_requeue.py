@@ -20,13 +20,23 @@ def run_dir(tmp_path):
     return tmp_path
 
 
-def end(run_dir: Path, code: int, step: int = 0, fault: dict | None = None, **settings: int) -> requeue.Decision:
+def end(
+    run_dir: Path, code: int, step: int = 0, fault: dict | None = None, **settings: int
+) -> requeue.Decision:
     """A start of the run ends: with a checkpoint of this step, perhaps with a fault."""
     (run_dir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
     (run_dir / "checkpoints" / f"{step + 1}.tmp").mkdir(exist_ok=True)  # one that was being written
     if fault:
         with (run_dir / "faults.jsonl").open("a") as file:
-            line = {"time": time.time(), "kind": "exception", "rank": 3, "host": "node7", "phase": "train", "batch": None, "message": "boom"}
+            line = {
+                "time": time.time(),
+                "kind": "exception",
+                "rank": 3,
+                "host": "node7",
+                "phase": "train",
+                "batch": None,
+                "message": "boom",
+            }
             file.write(json.dumps(line | fault) + "\n")
     decision, record = requeue.decide(run_dir, code, **{"max_restarts": 3, "backoff_seconds": 10} | settings)
     requeue.append_decision(run_dir, record)
@@ -64,11 +74,19 @@ def test_restarts_without_progress_are_counted_and_progress_counts_them_anew(run
 
 
 def test_after_crashes_the_wait_doubles_until_there_is_progress(run_dir):
-    kills = [{"kind": "killed", "step": step, "message": "its connection closed"} for step in (11, 12, 13, 24)]
-    assert [end(run_dir, 137, step=10, fault=kill, max_restarts=9).delay for kill in kills[:3]] == [10, 20, 40]
+    kills = [
+        {"kind": "killed", "step": step, "message": "its connection closed"} for step in (11, 12, 13, 24)
+    ]
+    assert [end(run_dir, 137, step=10, fault=kill, max_restarts=9).delay for kill in kills[:3]] == [
+        10,
+        20,
+        40,
+    ]
     decision = end(run_dir, 137, step=20, fault=kills[3], max_restarts=9)
     assert decision.delay == 10
-    assert decision.reason.startswith("rank 3 on node7 in phase train, step 24: its connection closed; resumes at step 20")
+    assert decision.reason.startswith(
+        "rank 3 on node7 in phase train, step 24: its connection closed; resumes at step 20"
+    )
     assert end(run_dir, 137, step=20, max_restarts=99, backoff_seconds=1700).delay == requeue.LONGEST_WAIT
 
 
@@ -85,8 +103,26 @@ def test_different_steps_and_different_faults_are_not_the_same(run_dir):
     assert end(run_dir, 86, step=10, fault={"step": 17}, max_restarts=9).code == 85
     assert end(run_dir, 86, step=10, fault={"step": 18}, max_restarts=9).code == 85
     assert end(run_dir, 86, step=10, fault={"step": 17, "kind": "hang"}, max_restarts=9).code == 85
-    assert end(run_dir, 86, step=10, fault={"step": 0, "phase": "start", "message": "no route to host"}, max_restarts=9).code == 85
-    assert end(run_dir, 86, step=10, fault={"step": 0, "phase": "start", "message": "disk is full"}, max_restarts=9).code == 85
+    assert (
+        end(
+            run_dir,
+            86,
+            step=10,
+            fault={"step": 0, "phase": "start", "message": "no route to host"},
+            max_restarts=9,
+        ).code
+        == 85
+    )
+    assert (
+        end(
+            run_dir,
+            86,
+            step=10,
+            fault={"step": 0, "phase": "start", "message": "disk is full"},
+            max_restarts=9,
+        ).code
+        == 85
+    )
 
 
 def test_a_kill_may_hit_the_same_step_twice_by_chance_but_not_three_times(run_dir):

@@ -27,8 +27,13 @@ def run_of(folder: Path, state: str | None, step: int = 30, **more: object) -> P
     """A run folder of 40 steps as a run leaves it."""
     (folder / "slurm").mkdir(parents=True)
     (folder / "config.yaml").write_text("train:\n  steps: 40\n")
-    lines = [{"step": i, "train_loss": 5.0 - i / 10, "step_seconds": 0.5, "tokens_per_second": 2e6, "mfu": 0.5} for i in range(1, step + 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "train_l')
+    lines = [
+        {"step": i, "train_loss": 5.0 - i / 10, "step_seconds": 0.5, "tokens_per_second": 2e6, "mfu": 0.5}
+        for i in range(1, step + 1)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "train_l'
+    )
     if state:
         (folder / "summary.json").write_text(json.dumps({"state": state, "step": step, "goodput": 0.875}))
     for name, content in more.items():
@@ -37,8 +42,25 @@ def run_of(folder: Path, state: str | None, step: int = 30, **more: object) -> P
 
 
 def test_the_table_has_each_state_and_its_reason(tmp_path, capsys):
-    fault = {"time": time.time(), "kind": "exception", "rank": 3, "host": "n7", "phase": "train", "step": 30, "batch": None, "message": "boom [x]"}
-    given_up = {"time": time.time(), "exit": 1, "code": 87, "decision": "end", "start": 3, "step": 20, "reason": "given up: the same fault"}
+    fault = {
+        "time": time.time(),
+        "kind": "exception",
+        "rank": 3,
+        "host": "n7",
+        "phase": "train",
+        "step": 30,
+        "batch": None,
+        "message": "boom [x]",
+    }
+    given_up = {
+        "time": time.time(),
+        "exit": 1,
+        "code": 87,
+        "decision": "end",
+        "start": 3,
+        "step": 20,
+        "reason": "given up: the same fault",
+    }
     run_of(tmp_path / "runs" / "done", "finished", 40)
     run_of(tmp_path / "runs" / "longer", "finished", 30)  # of 40 by now: train.steps has grown
     run_of(tmp_path / "runs" / "nan", "diverged")
@@ -55,7 +77,13 @@ def test_the_table_has_each_state_and_its_reason(tmp_path, capsys):
     assert table["crashed"]["error"] == "rank 3 on n7 in phase train, step 30: boom [x]"
     assert (table["hopeless"]["error"], table["hopeless"]["restarts"]) == ("given up: the same fault", 2)
     done = table["done"]
-    assert (done["step"], done["steps"], done["loss"], done["tokens_per_second"], done["mfu"]) == (40, 40, 1.0, 2e6, 0.5)
+    assert (done["step"], done["steps"], done["loss"], done["tokens_per_second"], done["mfu"]) == (
+        40,
+        40,
+        1.0,
+        2e6,
+        0.5,
+    )
     assert (done["eta_seconds"], done["goodput"]) == (None, 0.875)
     printed = capsys.readouterr().out
     for word in ("40/40", "30/40", "1.0000", "2M", "50.0%", "88%", "boom [x]", "given up: the same fault"):
@@ -64,8 +92,17 @@ def test_the_table_has_each_state_and_its_reason(tmp_path, capsys):
 
 def test_run_on_this_machine_is_seen_and_cancelled_with_a_checkpoint(tmp_path, capsys):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "llm_jax.launch", f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "train.steps=100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "XLA_FLAGS": ""})
+    command = [
+        sys.executable,
+        "-m",
+        "llm_jax.launch",
+        f"experiment={write_experiment(tmp_path)}",
+        f"run_dir={run_dir}",
+        "train.steps=100000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "XLA_FLAGS": ""}
+    )
     try:
         end = time.monotonic() + 120
         while not read_json_lines(run_dir / "metrics.jsonl"):
@@ -82,7 +119,9 @@ def test_run_on_this_machine_is_seen_and_cancelled_with_a_checkpoint(tmp_path, c
         process.send_signal(signal.SIGKILL)
     shown = status.status_of(run_dir, {})
     assert shown.state == "stopped"
-    assert shown.step == max(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+    assert shown.step == max(
+        int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()
+    )
     assert cancel.main([str(run_dir)]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
@@ -97,7 +136,12 @@ def test_real_run_has_what_the_table_shows(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["/no/such"], "there is no such folder"), (["."], "has no run in it"), ([".", "jsn=a"], "did you mean 'json'?")]
+    ("arguments", "says"),
+    [
+        (["/no/such"], "there is no such folder"),
+        (["."], "has no run in it"),
+        ([".", "jsn=a"], "did you mean 'json'?"),
+    ],
 )
 def test_user_errors(tmp_path, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)

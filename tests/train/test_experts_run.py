@@ -1,4 +1,6 @@
-"""Runs of a mixture of experts by the launcher: what they say, and that the routers' biases are part of their state."""
+"""Runs of a mixture of experts by the launcher: what they say, and that the routers' biases are part of their
+state.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ MOE = ("model.moe.experts=4", "model.moe.mlp=16", "model.moe.bias=true", "model.
 BIAS = "['parameters']['blocks']['mlp']['bias']"
 
 
-def test_a_run_says_what_its_experts_do_and_goes_on_with_its_biases_here_and_on_another_layout(tiny, tmp_path, capsys):
+def test_a_run_says_what_its_experts_do_and_goes_on_with_its_biases_here_and_on_another_layout(
+    tiny, tmp_path, capsys
+):
     run = (f"experiment={tiny}", "train.steps=6", "evaluate.every=0", *MOE)
     whole = tmp_path / "whole"
     assert launch(*run, f"run_dir={whole}") == 0
@@ -24,7 +28,9 @@ def test_a_run_says_what_its_experts_do_and_goes_on_with_its_biases_here_and_on_
     assert "experts     2 of 4 of 16 in 2 layers, softmax router, dropless: " in out
     assert "  load " in out
     found = summary(whole)
-    assert found["parameters"] - found["parameters_active"] == 2 * 2 * 3 * 32 * 16  # of each layer two experts of three matrices
+    assert (
+        found["parameters"] - found["parameters_active"] == 2 * 2 * 3 * 32 * 16
+    )  # of each layer two experts of three matrices
     bias = checkpoint(whole, 6)[BIAS]
     assert np.abs(bias).max() >= 0.02
     for name, layout in (("here", ()), ("there", ("layout=expert", "mesh.data=2", "mesh.expert=2"))):
@@ -37,7 +43,9 @@ def test_a_run_says_what_its_experts_do_and_goes_on_with_its_biases_here_and_on_
         ours = losses(moved)
         assert list(ours) == [5, 6]
         # the same numbers here; there float32 sums are in another order (tests/parity)
-        np.testing.assert_allclose(list(ours.values()), [losses(whole)[s] for s in ours], rtol=1e-5 if layout else 0)
+        np.testing.assert_allclose(
+            list(ours.values()), [losses(whole)[s] for s in ours], rtol=1e-5 if layout else 0
+        )
         np.testing.assert_allclose(checkpoint(moved, 6)[BIAS], bias, atol=1e-7)
 
 

@@ -50,7 +50,16 @@ def test_every_second_is_in_one_part_and_steps_done_again_are_lost(tmp_path, clo
     second.resume(tmp_path, at_checkpoint)
     spend(second, clock, step=10)
     told = second.summary()
-    expected = {"start": 14, "compile": 5, "data": 1, "step": 30, "evaluation": 0, "checkpoint": 2, "sample": 0, "lost": 10}
+    expected = {
+        "start": 14,
+        "compile": 5,
+        "data": 1,
+        "step": 30,
+        "evaluation": 0,
+        "checkpoint": 2,
+        "sample": 0,
+        "lost": 10,
+    }
     assert told["seconds"] == pytest.approx(expected)
     assert told["wall_seconds"] == pytest.approx(clock.now - 90)
     assert (told["goodput"], told["starts"]) == (pytest.approx(30 / 62), 2)
@@ -89,9 +98,16 @@ begun = time.monotonic()
 
 def test_the_parts_of_a_run_that_was_killed_add_up_to_the_time_that_it_took(tmp_path):
     run_dir, killed_after = tmp_path / "run", tmp_path / "seconds"
-    arguments = (f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", "sample.tokens=2", "evaluate.every=2")
+    arguments = (
+        f"experiment={write_experiment(tmp_path)}",
+        f"run_dir={run_dir}",
+        "sample.tokens=2",
+        "evaluate.every=2",
+    )
     patch = KILL.format(path=str(killed_after))
-    assert launch_process(*arguments, patch=patch, devices=8).returncode == -9  # as here: else sums are taken in another order
+    assert (
+        launch_process(*arguments, patch=patch, devices=8).returncode == -9
+    )  # as here: else sums are taken in another order
     begun = time.time()
     assert launch(*arguments) == 0
     took = float(killed_after.read_text()) + (run_dir / "summary.json").stat().st_mtime - begun

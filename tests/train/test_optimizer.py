@@ -38,12 +38,16 @@ def ours(config: OptimizerConfig, steps: int) -> dict[str, np.ndarray]:
 
 def assert_close(found, expected):
     for name in SHAPES:
-        np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-6, err_msg=name)  # float32 over 5 steps
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=2e-5, atol=2e-6, err_msg=name
+        )  # float32 over 5 steps
 
 
 @pytest.mark.parametrize("decay_embeddings", [True, False])
 def test_adamw_is_the_papers(decay_embeddings):
-    config = OptimizerConfig(beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3, decay_embeddings=decay_embeddings)
+    config = OptimizerConfig(
+        beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3, decay_embeddings=decay_embeddings
+    )
     p = values(0)
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
     for t in range(1, 6):
@@ -102,12 +106,16 @@ def test_muon_updates_each_expert_as_if_it_were_alone():
 
 def test_muon_gives_matrices_their_own_learning_rate():
     info = ParameterInfo(("embed", "mlp"), False)
-    one, two = (muon_update(info, (16, 24), matrix_learning_rate=rate, learning_rate=1e-2) for rate in (1e-2, 2e-2))
+    one, two = (
+        muon_update(info, (16, 24), matrix_learning_rate=rate, learning_rate=1e-2) for rate in (1e-2, 2e-2)
+    )
     np.testing.assert_allclose(two, 2 * one, rtol=1e-5)
 
 
 def test_muon_leaves_the_rest_to_adam_with_nesterov_momentum():
-    """Dozat 2016, as Optax has it: the momentum of the next step, bias-corrected, and this step's gradient."""
+    """Dozat 2016, as Optax has it: the momentum of the next step, bias-corrected, and this step's
+    gradient.
+    """
     found = ours(OptimizerConfig(name="muon", weight_decay=0.3), 3)
     p = values(0)
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
@@ -115,7 +123,9 @@ def test_muon_leaves_the_rest_to_adam_with_nesterov_momentum():
         for k, g in values(t).items():
             m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.95 * v[k] + 0.05 * g**2
             ahead = 0.9 * m[k] / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
-            p[k] = p[k] - 0.01 * (ahead / (np.sqrt(v[k] / (1 - 0.95**t)) + 1e-8) + (0.3 if k == "table" else 0) * p[k])
+            p[k] = p[k] - 0.01 * (
+                ahead / (np.sqrt(v[k] / (1 - 0.95**t)) + 1e-8) + (0.3 if k == "table" else 0) * p[k]
+            )
     for name in ("table", "scale"):
         np.testing.assert_allclose(found[name], p[name], rtol=2e-5, atol=2e-6)
     assert np.abs(found["matrix"] - p["matrix"]).max() > 1e-3
@@ -123,8 +133,15 @@ def test_muon_leaves_the_rest_to_adam_with_nesterov_momentum():
 
 @pytest.mark.parametrize("name", ["adafactor", "muon", "lion"])
 def test_optimizer_learns(name):
-    rate = {"lion": 3e-4, "adafactor": 3e-2}.get(name, 3e-3)  # Adafactor's updates are of the parameters' size, 0.02 at first
-    history, _, _ = train(PRESETS["single"], {}, steps=20, optimizer=OptimizerConfig(name=name, learning_rate=rate, warmup_steps=2))
+    rate = {"lion": 3e-4, "adafactor": 3e-2}.get(
+        name, 3e-3
+    )  # Adafactor's updates are of the parameters' size, 0.02 at first
+    history, _, _ = train(
+        PRESETS["single"],
+        {},
+        steps=20,
+        optimizer=OptimizerConfig(name=name, learning_rate=rate, warmup_steps=2),
+    )
     assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.1
 
 
@@ -132,7 +149,10 @@ def test_norms_and_biases_never_decay():
     config = OptimizerConfig()
     assert decays(config, INFO) == {"matrix": True, "table": True, "scale": False}
     bias = ParameterInfo(("heads", "head_dim"), True)
-    assert decays(config, {"bias": bias, "positions": ParameterInfo((None, "embed"), False)}) == {"bias": False, "positions": True}
+    assert decays(config, {"bias": bias, "positions": ParameterInfo((None, "embed"), False)}) == {
+        "bias": False,
+        "positions": True,
+    }
 
 
 def rates(steps: int, **config: object) -> list[float]:
@@ -147,7 +167,9 @@ def test_schedules_at_their_corners():
         assert found[9] == pytest.approx(1.0)
         assert found[99] == pytest.approx(0.1 if name != "constant" else 1.0)
         assert found[101] == found[99]  # and nothing happens after the end
-    assert rates(100, schedule="cosine", warmup_steps=10, final_fraction=0.1)[54] == pytest.approx(0.55)  # half way
+    assert rates(100, schedule="cosine", warmup_steps=10, final_fraction=0.1)[54] == pytest.approx(
+        0.55
+    )  # half way
     assert rates(100, schedule="linear", warmup_steps=10, final_fraction=0.1)[54] == pytest.approx(0.55)
     wsd = rates(100, schedule="wsd", warmup_steps=10, decay_fraction=0.2, final_fraction=0.0)
     assert wsd[79] == 1.0
@@ -156,7 +178,13 @@ def test_schedules_at_their_corners():
 
 
 @pytest.mark.parametrize(
-    "config", [{"warmup_steps": 0}, {"warmup_steps": 500}, {"schedule": "wsd", "decay_fraction": 0.0}, {"schedule": "wsd", "decay_fraction": 1.0}]
+    "config",
+    [
+        {"warmup_steps": 0},
+        {"warmup_steps": 500},
+        {"schedule": "wsd", "decay_fraction": 0.0},
+        {"schedule": "wsd", "decay_fraction": 1.0},
+    ],
 )
 def test_schedules_are_finite_at_their_edges(config):
     found = rates(4, **config)
@@ -172,21 +200,30 @@ def test_clipping_scales_gradients_to_the_norm():
     free = train(PRESETS["single"], {}, steps=1, optimizer=dataclasses.replace(sgd_free, clip_norm=0.0))
     clipped = train(PRESETS["single"], {}, steps=1, optimizer=dataclasses.replace(sgd_free, clip_norm=0.01))
     norm = free[0][0]["gradient_norm"]
-    assert clipped[0][0]["gradient_norm"] == pytest.approx(norm, rel=1e-6)  # the norm that is logged is the one before
+    assert clipped[0][0]["gradient_norm"] == pytest.approx(
+        norm, rel=1e-6
+    )  # the norm that is logged is the one before
     first_moment = lambda state: state.moments[0].mu["embedding"]  # noqa: E731
-    np.testing.assert_allclose(first_moment(clipped[1]), first_moment(free[1]) * (0.01 / norm), rtol=1e-3, atol=1e-12)  # 1e-6 is added to the norm
+    np.testing.assert_allclose(
+        first_moment(clipped[1]), first_moment(free[1]) * (0.01 / norm), rtol=1e-3, atol=1e-12
+    )  # 1e-6 is added to the norm
 
 
 def test_moving_average_follows_its_formula():
     decay, steps = 0.8, 4
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant")
-    history = [train(PRESETS["single"], {}, steps=n, optimizer=config, ema_decay=decay)[1] for n in range(1, steps + 1)]
+    history = [
+        train(PRESETS["single"], {}, steps=n, optimizer=config, ema_decay=decay)[1]
+        for n in range(1, steps + 1)
+    ]
     from llm_jax.layout.layout import MeshPlacement
     from llm_jax.layout.mesh import make_mesh
     from llm_jax.train.state import TrainModel
 
     place = MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))
-    average = np.asarray(TrainModel(SMALL.resolved(), config, place).new_state(0).parameters["embedding"], np.float64)
+    average = np.asarray(
+        TrainModel(SMALL.resolved(), config, place).new_state(0).parameters["embedding"], np.float64
+    )
     for state in history:
         average = decay * average + (1 - decay) * np.asarray(state.parameters["embedding"], np.float64)
     np.testing.assert_allclose(history[-1].average["embedding"], average, rtol=1e-5, atol=1e-7)

@@ -22,7 +22,16 @@ def run_dir(tiny, tmp_path, capsys):
     """A run of 6 steps in two starts."""
     folder = tmp_path / "run"
     for steps in (4, 6):
-        assert launch(f"experiment={tiny}", f"run_dir={folder}", f"train.steps={steps}", "sample.tokens=3", 'sample.prompts=["", "the"]') == 0
+        assert (
+            launch(
+                f"experiment={tiny}",
+                f"run_dir={folder}",
+                f"train.steps={steps}",
+                "sample.tokens=3",
+                'sample.prompts=["", "the"]',
+            )
+            == 0
+        )
     return folder
 
 
@@ -32,12 +41,22 @@ def test_run_folder_has_all_that_is_promised(run_dir, capsys):
     assert set(SUMMARY_KEYS) <= set(found)
     assert (found["step"], found["tokens"], found["devices"], found["mesh"]) == (6, 6 * 256, 1, "data=1")
     assert found["train_flops"] / found["tokens"] > 6 * found["parameters_non_embedding"]
-    for name in ("config.yaml", "metrics.jsonl", "tokenizer/tokenizer.model", "checkpoints", "tensorboard", "log.txt", "samples.txt", "loss.png"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "tokenizer/tokenizer.model",
+        "checkpoints",
+        "tensorboard",
+        "log.txt",
+        "samples.txt",
+        "loss.png",
+    ):
         assert (run_dir / name).exists(), name
     assert (run_dir / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "--- sample 2, prompt 'the'\nthe" in (run_dir / "samples.txt").read_text()
     log = (run_dir / "log.txt").read_text()
-    for line in ("model       2 layers", "layout      single on mesh data=1", "batch       8 sequences of 32 = 256 tokens", "FLOPs",
+    for line in ("model       2 layers", "layout      single on mesh data=1", "batch       8 sequences of "
+    "32 = 256 tokens", "FLOPs",
                  "resuming at step 4", "step 6/6  loss", "tokens/s", "MFU", "ETA", "held-out loss", "finished 6 steps"):  # fmt: skip
         assert line in out, line
         assert line in log, line
@@ -73,7 +92,9 @@ def test_tensorboard_reads_the_same_values(run_dir):
         written = [(line["step"], line[name]) for line in lines if name in line]
         read = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in read] == [step for step, _ in written]
-        assert [v for _, v in read] == pytest.approx([v for _, v in written], rel=1e-6)  # event files hold float32
+        assert [v for _, v in read] == pytest.approx(
+            [v for _, v in written], rel=1e-6
+        )  # event files hold float32
 
 
 def test_progress_lines_come_by_the_clock_where_there_is_no_terminal(tiny, tmp_path, capsys):
@@ -94,7 +115,11 @@ def test_torn_last_line_is_not_read_and_is_cut_off_by_the_next_writer(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.write({"step": 3, "a": math.nan})
     writer.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "a": 2}, {"step": 2, "a": 3}, {"step": 3, "a": None}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "a": 2},
+        {"step": 2, "a": 3},
+        {"step": 3, "a": None},
+    ]
     assert not drop_torn_line(path)
     path.write_text('{"step"')
     assert drop_torn_line(path)

@@ -31,7 +31,12 @@ KEYS = (
     *(
         key
         for key in llama_keys(
-            vocab_size=129280, hidden_size=7168, intermediate_size=18432, num_hidden_layers=61, num_attention_heads=128, max_position_embeddings=4096
+            vocab_size=129280,
+            hidden_size=7168,
+            intermediate_size=18432,
+            num_hidden_layers=61,
+            num_attention_heads=128,
+            max_position_embeddings=4096,
         )
         if key.field != "head_dim"
     ),
@@ -51,17 +56,27 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
     rope = read_rope(reader, positions=values["positions"])
     rope_dim = values["latent.rope_dim"]
     head_dim = values["latent.nope_dim"] + rope_dim
-    reader.require("head_dim", rope_dim, head_dim, None)  # in files of transformers 5; both follow from other keys
+    reader.require(
+        "head_dim", rope_dim, head_dim, None
+    )  # in files of transformers 5; both follow from other keys
     reader.require("qk_head_dim", head_dim, None)
     reader.require("topk_method", "noaux_tc")
     reader.require("scoring_func", "sigmoid")
     reader.require("moe_layer_freq", 1)
     reader.take("rope_interleave", True)  # used in `tensors`
-    reader.take("num_nextn_predict_layers", None, "num_mtp_layers")  # their tensors are refused unless leave_out= names them
+    reader.take(
+        "num_nextn_predict_layers", None, "num_mtp_layers"
+    )  # their tensors are refused unless leave_out= names them
     if values["kv_heads"] not in (None, values["heads"]):
         heads = values["heads"]
-        raise reader.error(f"num_key_value_heads={values['kv_heads']}: must be num_attention_heads={heads} in latent attention")
-    shared, dense = reader.take("n_shared_experts", 1) or 0, min(reader.take("first_k_dense_replace", 3) or 0, values["layers"])
+        raise reader.error(
+            f"num_key_value_heads={values['kv_heads']}: must be num_attention_heads={heads} in latent "
+            "attention"
+        )
+    shared, dense = (
+        reader.take("n_shared_experts", 1) or 0,
+        min(reader.take("first_k_dense_replace", 3) or 0, values["layers"]),
+    )
     groups, top_groups = reader.take("n_group", 8) or 1, reader.take("topk_group", 4) or 1
     sparse: dict[str, Any] = {
         "moe.shared_mlp": shared * (values["moe.mlp"] or 0),
@@ -72,7 +87,11 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
         "moe.bias": True,
     }
     scaling, mscale = rope["rope_scaling"], rope_parameters(reader, {}).get("mscale_all_dim")
-    scale = yarn_mscale(scaling.factor, mscale) ** 2 * head_dim**-0.5 if mscale and scaling.kind == "yarn" else None
+    scale = (
+        yarn_mscale(scaling.factor, mscale) ** 2 * head_dim**-0.5
+        if mscale and scaling.kind == "yarn"
+        else None
+    )
     return {
         **rope,
         **attention_bias(reader),
@@ -149,4 +168,14 @@ def unchanged_order(kept: int, rotated: int) -> tuple[int, ...]:
     return tuple(range(kept + rotated))
 
 
-FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", KEYS, read, write, tensors, rank=120, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=120,
+    buffers=BUFFERS,
+    prefix="model.",
+)

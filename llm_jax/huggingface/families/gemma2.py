@@ -61,7 +61,11 @@ def read_gemma(reader: ConfigReader, values: dict[str, Any], logit_softcap: floa
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), **write_gemma(model), "attn_logit_softcapping": model.attention_softcap or None}
+    return {
+        **write_rope(model),
+        **write_gemma(model),
+        "attn_logit_softcapping": model.attention_softcap or None,
+    }
 
 
 def write_gemma(model: ModelConfig) -> dict[str, Any]:
@@ -88,4 +92,15 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 KEYS = llama_keys(**SIZES, vocab_size=256000, max_position_embeddings=8192)
-FAMILY = Family("gemma2", "Gemma2ForCausalLM", KEYS, read, write, tensors, rank=100, buffers=BUFFERS, prefix="model.", heads_divide=True)
+FAMILY = Family(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=100,
+    buffers=BUFFERS,
+    prefix="model.",
+    heads_divide=True,
+)

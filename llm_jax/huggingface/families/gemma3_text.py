@@ -36,7 +36,9 @@ def read_ropes(reader: ConfigReader, positions: int, window: int | None) -> dict
     given = reader.group("rope_parameters")
     for name, value in given.items():
         if name not in (FULL, SLIDING) or not isinstance(value, dict | None):
-            raise reader.error(f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values")
+            raise reader.error(
+                f"rope_parameters.{name}: must be {FULL} or {SLIDING}, each with its own values"
+            )
     parts = {name: dict(given.get(name) or {}) for name in (FULL, SLIDING)}
     scaling = reader.group("rope_scaling")
     if "type" in scaling:
@@ -48,11 +50,16 @@ def read_ropes(reader: ConfigReader, positions: int, window: int | None) -> dict
     for name, values in top_level.items():
         for key, value in values.items():
             if value is not None and parts[name].setdefault(key, value) != value:
-                raise reader.error(f"{key} of {name} is {parts[name][key]} in rope_parameters and {value} outside")
+                raise reader.error(
+                    f"{key} of {name} is {parts[name][key]} in rope_parameters and {value} outside"
+                )
     rope = rope_fields(reader, parts[FULL], THETA, 1.0, positions)
     local = rope_fields(reader, parts[SLIDING], THETA_WINDOW, 1.0, positions)
     if local["rope_scaling"].kind != "none":
-        raise reader.error(f"rope_parameters.{SLIDING}: rope_type={parts[SLIDING]['rope_type']} is not supported; must be default")
+        raise reader.error(
+            f"rope_parameters.{SLIDING}: rope_type={parts[SLIDING]['rope_type']} is not supported; must "
+            "be default"
+        )
     return {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": rope["rope_scaling"],
@@ -66,7 +73,10 @@ def write(model: ModelConfig) -> dict[str, Any]:
     return {
         **write_gemma(model),
         "attn_logit_softcapping": None,
-        "rope_parameters": {FULL: {**scaling, "rope_theta": model.rope_theta}, SLIDING: {"rope_type": "default", "rope_theta": local}},
+        "rope_parameters": {
+            FULL: {**scaling, "rope_theta": model.rope_theta},
+            SLIDING: {"rope_type": "default", "rope_theta": local},
+        },
         "rope_theta": model.rope_theta,
         "rope_local_base_freq": local,
         "rope_scaling": None if model.rope_scaling.kind == "none" else scaling,
@@ -74,4 +84,15 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 KEYS = llama_keys(**SIZES, vocab_size=262208, max_position_embeddings=131072)
-FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", KEYS, read, write, tensors, rank=110, buffers=BUFFERS, prefix="model.", heads_divide=True)
+FAMILY = Family(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=110,
+    buffers=BUFFERS,
+    prefix="model.",
+    heads_divide=True,
+)

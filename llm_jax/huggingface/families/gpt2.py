@@ -56,4 +56,6 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 BUFFERS = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
-FAMILY = Family("gpt2", "GPT2LMHeadModel", KEYS, read, write, tensors, rank=10, buffers=BUFFERS, prefix="transformer.")
+FAMILY = Family(
+    "gpt2", "GPT2LMHeadModel", KEYS, read, write, tensors, rank=10, buffers=BUFFERS, prefix="transformer."
+)

@@ -41,7 +41,23 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
-    return [*embedding_and_head(), *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"), *attention(), *feed_forward()]
+    return [
+        *embedding_and_head(),
+        *block_norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        *attention(),
+        *feed_forward(),
+    ]
 
 
-FAMILY = Family("llama", "LlamaForCausalLM", llama_keys(), read, write, tensors, rank=30, buffers=BUFFERS, prefix="model.", heads_divide=True)
+FAMILY = Family(
+    "llama",
+    "LlamaForCausalLM",
+    llama_keys(),
+    read,
+    write,
+    tensors,
+    rank=30,
+    buffers=BUFFERS,
+    prefix="model.",
+    heads_divide=True,
+)

@@ -23,7 +23,13 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), "sliding_window": model.window, "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
+    return {
+        **write_rope(model),
+        "sliding_window": model.window,
+        "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu"),
+    }
 
 
-FAMILY = Family("mistral", "MistralForCausalLM", KEYS, read, write, tensors, rank=40, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "mistral", "MistralForCausalLM", KEYS, read, write, tensors, rank=40, buffers=BUFFERS, prefix="model."
+)

@@ -21,7 +21,11 @@ from llm_jax.huggingface.tensor_map import Entry
 from llm_jax.model.config import ModelConfig
 
 KEYS = (
-    *(key for key in llama_keys(num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5) if key.field != "mlp"),
+    *(
+        key
+        for key in llama_keys(num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5)
+        if key.field != "mlp"
+    ),
     Key("intermediate_size", "moe.mlp", 14336),
     Key("num_local_experts", "moe.experts", 8, aliases=("num_experts",)),
     Key("num_experts_per_tok", "moe.top_k", 2),
@@ -40,7 +44,11 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), "sliding_window": model.window, "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
+    return {
+        **write_rope(model),
+        "sliding_window": model.window,
+        "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu"),
+    }
 
 
 def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
@@ -52,4 +60,6 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     ]
 
 
-FAMILY = Family("mixtral", "MixtralForCausalLM", KEYS, read, write, tensors, rank=80, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "mixtral", "MixtralForCausalLM", KEYS, read, write, tensors, rank=80, buffers=BUFFERS, prefix="model."
+)

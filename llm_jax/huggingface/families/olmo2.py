@@ -33,7 +33,11 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), "attention_bias": model.bias_qkv, "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
+    return {
+        **write_rope(model),
+        "attention_bias": model.bias_qkv,
+        "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu"),
+    }
 
 
 def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
@@ -46,4 +50,6 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 KEYS = llama_keys(vocab_size=50304, rms_norm_eps=1e-5)
-FAMILY = Family("olmo2", "Olmo2ForCausalLM", KEYS, read, write, tensors, rank=90, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "olmo2", "Olmo2ForCausalLM", KEYS, read, write, tensors, rank=90, buffers=BUFFERS, prefix="model."
+)

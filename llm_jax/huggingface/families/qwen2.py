@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.huggingface.common import BUFFERS, GATED_ACTIVATION_NAMES, GATED_ACTIVATIONS, llama_keys, qwen_window_fields, qwen_window_keys
+from llm_jax.huggingface.common import (
+    BUFFERS,
+    GATED_ACTIVATION_NAMES,
+    GATED_ACTIVATIONS,
+    llama_keys,
+    qwen_window_fields,
+    qwen_window_keys,
+)
 from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.families.llama import tensors
 from llm_jax.huggingface.family import Family
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.model.config import ModelConfig
 
-KEYS = llama_keys(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768)
+KEYS = llama_keys(
+    vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768
+)
 
 
 def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +33,13 @@ def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(model), **qwen_window_keys(model), "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu")}
+    return {
+        **write_rope(model),
+        **qwen_window_keys(model),
+        "hidden_act": GATED_ACTIVATION_NAMES.get(model.activation, "silu"),
+    }
 
 
-FAMILY = Family("qwen2", "Qwen2ForCausalLM", KEYS, read, write, tensors, rank=50, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "qwen2", "Qwen2ForCausalLM", KEYS, read, write, tensors, rank=50, buffers=BUFFERS, prefix="model."
+)

@@ -19,7 +19,13 @@ from llm_jax.huggingface.family import Family
 from llm_jax.huggingface.rope import read_rope, write_rope
 from llm_jax.model.config import ModelConfig
 
-KEYS = llama_keys(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768)
+KEYS = llama_keys(
+    vocab_size=151936,
+    intermediate_size=22016,
+    num_key_value_heads=32,
+    head_dim=128,
+    max_position_embeddings=32768,
+)
 
 
 def read(reader: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
@@ -41,4 +47,6 @@ def write(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("qwen3", "Qwen3ForCausalLM", KEYS, read, write, tensors, rank=60, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "qwen3", "Qwen3ForCausalLM", KEYS, read, write, tensors, rank=60, buffers=BUFFERS, prefix="model."
+)

@@ -24,7 +24,12 @@ from llm_jax.model.config import ModelConfig
 
 KEYS = (
     *llama_keys(
-        vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_key_value_heads=4, max_position_embeddings=32768
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=24,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
     ),
     Key("num_experts", "moe.experts", 128, aliases=("num_local_experts",)),
     Key("num_experts_per_tok", "moe.top_k", 8),
@@ -72,4 +77,6 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
     ]
 
 
-FAMILY = Family("qwen3_moe", "Qwen3MoeForCausalLM", KEYS, read, write, tensors, rank=70, buffers=BUFFERS, prefix="model.")
+FAMILY = Family(
+    "qwen3_moe", "Qwen3MoeForCausalLM", KEYS, read, write, tensors, rank=70, buffers=BUFFERS, prefix="model."
+)

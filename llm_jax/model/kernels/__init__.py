@@ -42,7 +42,14 @@ class ChunkKernel(NamedTuple):
 class AttentionKernel(Protocol):
     """The functions that a kernel's file defines."""
 
-    def attend(self, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+    def attend(
+        self,
+        q_BTHK: jax.Array,
+        k_BSGK: jax.Array,
+        v_BSGK: jax.Array,
+        segments_BT: jax.Array | None,
+        config: ModelConfig,
+    ) -> jax.Array:
         """Causal attention of one device's rows and heads: out_BTHK in q's dtype. Scores are q k
         head_dim^-0.5.
 

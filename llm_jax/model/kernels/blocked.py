@@ -30,7 +30,13 @@ Block = tuple[slice, slice]
 """Positions of some queries, and of the keys that any of them may see."""
 
 
-def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+def attend(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BT: jax.Array | None,
+    config: ModelConfig,
+) -> jax.Array:
     """Blocked attention of one device's rows and heads: out_BTHK (`AttentionKernel.attend`)."""
     return blocked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, config.window, config.attention_softcap)
 
@@ -51,7 +57,12 @@ def plain_chunk_kernel(most: int) -> ChunkKernel:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def blocked_attention(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, window: int | None, cap: float = 0.0
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BT: jax.Array | None,
+    window: int | None,
+    cap: float = 0.0,
 ) -> jax.Array:
     """Attention of one device's rows and heads (H a multiple of G) -> out_BTHK in q's dtype; softmax in
     float32.
@@ -75,11 +86,19 @@ def blocks(length: int, window: int | None, keys: int | None = None, most: int =
     edges = [*range(0, length, size), length]
     if keys is not None:
         return [(slice(start, stop), slice(0, keys)) for start, stop in itertools.pairwise(edges)]
-    return [(slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)) for start, stop in itertools.pairwise(edges)]
+    return [
+        (slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop))
+        for start, stop in itertools.pairwise(edges)
+    ]
 
 
 def forward(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, most: int = MOST_BLOCKS, cap: float = 0.0
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    most: int = MOST_BLOCKS,
+    cap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention and its statistics, both float32: out_BTHK, and lse_BHT, the logarithm of each query's sum of
     exp(scores).
@@ -95,7 +114,12 @@ def forward(
         top_BGRT = jnp.max(s_BGRTS, -1)
         exp_BGRTS = jnp.exp(s_BGRTS - top_BGRT[..., None])
         sum_BGRT = jnp.sum(exp_BGRTS, -1)
-        out_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", exp_BGRTS.astype(v_BGSK.dtype), v_BGSK[..., block[1], :], preferred_element_type=jnp.float32)
+        out_BGRTK = jnp.einsum(
+            "BGRTS,BGSK->BGRTK",
+            exp_BGRTS.astype(v_BGSK.dtype),
+            v_BGSK[..., block[1], :],
+            preferred_element_type=jnp.float32,
+        )
         outs.append(out_BGRTK / sum_BGRT[..., None])
         logs.append(top_BGRT + jnp.log(sum_BGRT))
     out_BTHK = jnp.einsum("BGRTK->BTGRK", jnp.concatenate(outs, 3)).reshape(q_BTHK.shape)
@@ -103,9 +127,16 @@ def forward(
 
 
 def backward(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
-    dout_BTHK: jax.Array, most: int = MOST_BLOCKS, cap: float = 0.0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    out_BTHK: jax.Array,
+    lse_BHT: jax.Array,
+    dout_BTHK: jax.Array,
+    most: int = MOST_BLOCKS,
+    cap: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q, k and v in float32. If `out` and `lse` are over more keys than these, the terms that
     come from these keys."""
     dtype = q_BTHK.dtype
@@ -122,15 +153,31 @@ def backward(
         queries, keys = block
         s_BGRTS = _scores(q_BGRTK, k_BGSK, mask, block, cap)
         p_BGRTS = jnp.exp(s_BGRTS - log_BGRT[..., queries, None])
-        dp_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", dout_BGRTK[..., queries, :], v_BGSK[..., keys, :], preferred_element_type=jnp.float32)
+        dp_BGRTS = jnp.einsum(
+            "BGRTK,BGSK->BGRTS",
+            dout_BGRTK[..., queries, :],
+            v_BGSK[..., keys, :],
+            preferred_element_type=jnp.float32,
+        )
         ds_BGRTS = p_BGRTS * (dp_BGRTS - lost_BGRT[..., queries, None])
         if cap:  # tanh's slope from its output; a finite one for masked scores
             ds_BGRTS *= 1 - jnp.square(jnp.maximum(s_BGRTS / cap, -1.0))
         ds_BGRTS = ds_BGRTS.astype(dtype)
-        dq.append(jnp.einsum("BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32))
+        dq.append(
+            jnp.einsum(
+                "BGRTS,BGSK->BGRTK", ds_BGRTS, k_BGSK[..., keys, :], preferred_element_type=jnp.float32
+            )
+        )
         # the small operand goes left, where it is copied transposed: see `weights.project`
-        dk_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32)
-        dv_BGKS = jnp.einsum("BGRTK,BGRTS->BGKS", dout_BGRTK[..., queries, :], p_BGRTS.astype(dtype), preferred_element_type=jnp.float32)
+        dk_BGKS = jnp.einsum(
+            "BGRTK,BGRTS->BGKS", q_BGRTK[..., queries, :], ds_BGRTS, preferred_element_type=jnp.float32
+        )
+        dv_BGKS = jnp.einsum(
+            "BGRTK,BGRTS->BGKS",
+            dout_BGRTK[..., queries, :],
+            p_BGRTS.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
         # padded, as .at[].add() inside shard_map crashes the compiler of JAX 0.11
         around = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
         dk, dv = dk + jnp.pad(dk_BGKS, around), dv + jnp.pad(dv_BGKS, around)
@@ -147,11 +194,18 @@ def _scores(q_BGRTK: jax.Array, k_BGSK: jax.Array, mask: Mask, block: Block, cap
     """Scaled and capped scores of one block, float32 [B, G, R, T, S]; the least number where a query doesn't
     see a key."""
     queries, keys = block
-    s_BGRTS = jnp.einsum("BGRTK,BGSK->BGRTS", q_BGRTK[..., queries, :], k_BGSK[..., keys, :], preferred_element_type=jnp.float32)
+    s_BGRTS = jnp.einsum(
+        "BGRTK,BGSK->BGRTS",
+        q_BGRTK[..., queries, :],
+        k_BGSK[..., keys, :],
+        preferred_element_type=jnp.float32,
+    )
     return jnp.where(mask(queries, keys)[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min)
 
 
-def _by_head(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _by_head(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Heads before positions, queries scaled and in groups of R that share their keys: BGRTK, BGSK, BGSK."""
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
@@ -167,7 +221,9 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segments_BT, window, cap):
 
 def _backward(window, cap, saved, dout_BTHK):
     q_BTHK, k_BSGK, v_BSGK, segments_BT, out_BTHK, lse_BHT = saved
-    gradients = backward(q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), out_BTHK, lse_BHT, dout_BTHK, cap=cap)
+    gradients = backward(
+        q_BTHK, k_BSGK, v_BSGK, causal(segments_BT, window), out_BTHK, lse_BHT, dout_BTHK, cap=cap
+    )
     return (*(g.astype(q_BTHK.dtype) for g in gradients), None)
 
 

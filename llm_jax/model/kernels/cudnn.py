@@ -76,10 +76,18 @@ class Options(NamedTuple):
     causal: bool
 
 
-def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+def attend(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BT: jax.Array | None,
+    config: ModelConfig,
+) -> jax.Array:
     """cuDNN's attention of one device's rows and heads: out_BTHK (`AttentionKernel.attend`)."""
     scale, window, slots = q_BTHK.shape[-1] ** -0.5, config.window, config.max_segments
-    return fused_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=slots)
+    return fused_attention(
+        q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, scale=scale, window=window, max_segments=slots
+    )
 
 
 def check(config: ModelConfig, parts: int, platform: str, capability: float) -> None:
@@ -87,21 +95,27 @@ def check(config: ModelConfig, parts: int, platform: str, capability: float) -> 
     check_platform(platform, capability)
     if config.attention_softcap:
         raise UserError(
-            f"model.attention_softcap={config.attention_softcap:g}: attention=cudnn has none; use model.attention=blocked or model.attention=xla"
+            f"model.attention_softcap={config.attention_softcap:g}: attention=cudnn has none; use "
+            "model.attention=blocked or model.attention=xla"
         )
     if parts > 1 and config.window is not None:
-        raise UserError(f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout splits; {WHOLE_SEQUENCE}")
+        raise UserError(
+            f"model.window={config.window}: attention=cudnn has no window over a sequence that the layout "
+            f"splits; {WHOLE_SEQUENCE}"
+        )
 
 
 def check_platform(platform: str, capability: float) -> None:
     """Raises UserError where devices of this platform and CUDA compute capability can't run the kernel."""
     if platform != "gpu":
         raise UserError(
-            f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use model.attention=blocked or model.attention=xla"
+            f"model.attention=cudnn: needs an NVIDIA GPU, the devices here are {platform}; use "
+            "model.attention=blocked or model.attention=xla"
         )
     if capability < 9:
         raise UserError(
-            f"model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or newer, the devices here have {capability}; "
+            "model.attention=cudnn: keeps packed documents apart on Hopper (compute capability 9.0) or "
+            f"newer, the devices here have {capability}; "
             "use model.attention=xla or model.attention=blocked"
         )
 
@@ -183,10 +197,17 @@ def find_documents(segments_BT: jax.Array, slots: int | None) -> Documents:
     # scatter would not
     starts = jnp.sum(slot_BT.reshape(-1) < jnp.arange(B * slots + 1)[:, None], axis=1, dtype=jnp.int32)
     unread = jnp.full(B - 1, B * T, jnp.int32)  # JAX's shape is [B, M + 1]; cuDNN reads B M + 1 of it
-    return Documents(jnp.concatenate([starts, unread]).reshape(B, slots + 1), jnp.diff(starts).reshape(B, slots), slot_BT, overflow)
+    return Documents(
+        jnp.concatenate([starts, unread]).reshape(B, slots + 1),
+        jnp.diff(starts).reshape(B, slots),
+        slot_BT,
+        overflow,
+    )
 
 
-def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, options: Options
+) -> tuple[jax.Array, jax.Array]:
     """The kernel's results: out_BTHK, and lse_BHT (float32), the logarithm of each query's sum of
     exp(scores)."""
     rows = documents.ragged() if documents is not None else None
@@ -195,9 +216,15 @@ def forward(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: 
 
 
 def backward(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, documents: Documents | None, lse_BHT: jax.Array,
-    out_BTHK: jax.Array, dout_BTHK: jax.Array, options: Options,
-) -> list[jax.Array]:  # fmt: skip
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    documents: Documents | None,
+    lse_BHT: jax.Array,
+    out_BTHK: jax.Array,
+    dout_BTHK: jax.Array,
+    options: Options,
+) -> list[jax.Array]:
     """Gradients of q, k and v. If `out` and `lse` are over more keys than these (a ring), the terms that come
     from these keys."""
     rows = documents.ragged() if documents is not None else None
@@ -227,7 +254,9 @@ class SharedDocuments(NamedTuple):
         def listed(first_B: jax.Array, length_B: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
             B = length_B.shape[0]
             start_B = jnp.arange(B, dtype=jnp.int32) * size + first_B
-            starts = jnp.concatenate([jnp.stack([start_B, start_B + length_B], 1).reshape(-1), jnp.full(B, B * size, jnp.int32)])
+            starts = jnp.concatenate(
+                [jnp.stack([start_B, start_B + length_B], 1).reshape(-1), jnp.full(B, B * size, jnp.int32)]
+            )
             return starts.reshape(B, 3), jnp.stack([length_B, jnp.zeros_like(length_B)], 1)
 
         queries = listed(jnp.zeros_like(self.queries_B), self.queries_B, T)
@@ -249,7 +278,9 @@ def find_shared_documents(mask: Mask, T: int, S: int) -> SharedDocuments:
     return SharedDocuments(queries_B, keys_B, jnp.argmax(key_BS, 1).astype(jnp.int32))
 
 
-def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, options: Options) -> tuple[jax.Array, jax.Array]:
+def forward_before(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, options: Options
+) -> tuple[jax.Array, jax.Array]:
     """Attention to the keys before the queries of each row: out_BTHK, and lse_BHT (float32), -inf where a
     query sees none."""
     (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
@@ -261,14 +292,22 @@ def forward_before(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask
 
 
 def backward_before(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, out_BTHK: jax.Array, lse_BHT: jax.Array,
-    dout_BTHK: jax.Array, options: Options,
-) -> list[jax.Array]:  # fmt: skip
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    out_BTHK: jax.Array,
+    lse_BHT: jax.Array,
+    dout_BTHK: jax.Array,
+    options: Options,
+) -> list[jax.Array]:
     """Gradients of q, k and v through `forward_before`, given `out` and `lse` over all keys."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     shared = find_shared_documents(mask, T, S)
     lse = jnp.stack([lse_BHT, jnp.zeros_like(lse_BHT)], 1).reshape(-1, *lse_BHT.shape[1:])
-    gradients = _bind("bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), shared.ragged(T, S), options)
+    gradients = _bind(
+        "bwd", (q_BTHK, k_BSGK, v_BSGK), (lse, out_BTHK, dout_BTHK), shared.ragged(T, S), options
+    )
     after_BS = jnp.arange(S) - shared.first_key_B[:, None]
     key_BS = (after_BS >= 0) & (after_BS < shared.keys_B[:, None])
     written = (jnp.arange(T) < shared.queries_B[:, None], key_BS, key_BS)
@@ -282,7 +321,9 @@ def _attend(q_BTHK, k_BSGK, v_BSGK, documents, options):
 
 
 def _attend_fwd(q_BTHK, k_BSGK, v_BSGK, documents, options):
-    out_BTHK, lse_BHT = (checkpoint_name(x, SAVED) for x in forward(q_BTHK, k_BSGK, v_BSGK, documents, options))
+    out_BTHK, lse_BHT = (
+        checkpoint_name(x, SAVED) for x in forward(q_BTHK, k_BSGK, v_BSGK, documents, options)
+    )
     return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, documents, lse_BHT, out_BTHK)
 
 
@@ -306,12 +347,28 @@ def _bind(direction: str, qkv, residuals, rows: Ragged | None, options: Options,
         lengths_q, lengths_k = rows.lengths_q_BM, rows.lengths_k_BM
         starts = ((rows.starts_q_BM1, q_BTHK), (rows.starts_k_BM1, k_BSGK))
         starts_q, starts_k = (start * (x.shape[2] * x.shape[3]) for start, x in starts)  # in elements
-    primitive = fused._dot_product_attention_fwd_p if direction == "fwd" else fused._dot_product_attention_bwd_p
+    primitive = (
+        fused._dot_product_attention_fwd_p if direction == "fwd" else fused._dot_product_attention_bwd_p
+    )
     return primitive.bind(
-        *qkv, none, lengths_q, lengths_k, starts_q, starts_k, none, none, *residuals,
-        scale=options.scale, seed=42, dropout_rate=0.0, variadic_args=(False, False), mask_type=mask,
-        layout=fused.AttentionLayout.BTNH.value, sliding_window_length=options.window, **static,
-    )  # fmt: skip
+        *qkv,
+        none,
+        lengths_q,
+        lengths_k,
+        starts_q,
+        starts_k,
+        none,
+        none,
+        *residuals,
+        scale=options.scale,
+        seed=42,
+        dropout_rate=0.0,
+        variadic_args=(False, False),
+        mask_type=mask,
+        layout=fused.AttentionLayout.BTNH.value,
+        sliding_window_length=options.window,
+        **static,
+    )
 
 
 def _by_token(stats_NHT: jax.Array, documents: Documents) -> jax.Array:
@@ -330,7 +387,9 @@ def _by_document(stats_BHT: jax.Array, documents: Documents) -> jax.Array:
     return stats_BHT.at[row_N11, jnp.arange(H)[:, None], token_N1T - row_N11 * T].get(mode="clip")
 
 
-def backward_workspace_bytes(batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None) -> int:
+def backward_workspace_bytes(
+    batch: int, sequence: int, heads: int, head_dim: int, max_segments: int | None
+) -> int:
     """An upper bound on the memory that cuDNN's backward kernel allocates: a float32 dQ and row sums for each
     slot."""
     return batch * (max_segments or 1) * sequence * heads * (head_dim + 1) * 4
@@ -341,26 +400,48 @@ def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
     the sum of their gradients."""
     varying = [jax.typeof(x).mat.varying for x in arrays]
     axes = frozenset().union(*varying)
-    return [jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x for x, has in zip(arrays, varying, strict=True)]
+    return [
+        jax.lax.pcast(x, tuple(axes - has), to="varying") if axes - has else x
+        for x, has in zip(arrays, varying, strict=True)
+    ]
 
 
-def check_arrays(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool) -> None:
+def check_arrays(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, window: int | None, causal: bool
+) -> None:
     """Raises UserError, naming the key, for arrays that the kernel or this module can't take; ValueError for
     a wrong call."""
     B, T, H, K = q_BTHK.shape
     if jax.__version_info__[:2] not in CHECKED_JAX:
         valid = " or ".join(".".join(map(str, v)) for v in CHECKED_JAX)
-        raise UserError(f"model.attention=cudnn: not checked with JAX {jax.__version__}; install JAX {valid}, or use model.attention=xla")
+        raise UserError(
+            f"model.attention=cudnn: not checked with JAX {jax.__version__}; install JAX {valid}, or use "
+            "model.attention=xla"
+        )
     if q_BTHK.dtype not in (jnp.bfloat16, jnp.float16):
-        raise UserError(f"model.compute_dtype={q_BTHK.dtype}: attention=cudnn computes in bfloat16; use that, or model.attention=xla")
+        raise UserError(
+            f"model.compute_dtype={q_BTHK.dtype}: attention=cudnn computes in bfloat16; use that, or "
+            "model.attention=xla"
+        )
     if K % 8 or K > 128:
-        raise UserError(f"model.head_dim={K}: attention=cudnn needs a multiple of 8, at most 128; or use model.attention=xla")
+        raise UserError(
+            f"model.head_dim={K}: attention=cudnn needs a multiple of 8, at most 128; or use "
+            "model.attention=xla"
+        )
     if window is not None and (window < 1 or not causal):
         raise UserError(f"model.window={window}: attention=cudnn has causal windows of at least 1 only")
     if T < 2 or B * T * H * K >= 2**31:
         asked = f"train.batch_size: {B} rows of {T} tokens, {H} heads of {K} on one device"
-        raise UserError(f"{asked}: attention=cudnn needs at least 2 tokens, and fewer than 2**31 elements; use smaller microbatches")
-    if k_BSGK.shape != v_BSGK.shape or k_BSGK.shape[:2] != (B, T) or k_BSGK.shape[3] != K or H % k_BSGK.shape[2]:
+        raise UserError(
+            f"{asked}: attention=cudnn needs at least 2 tokens, and fewer than 2**31 elements; use "
+            "smaller microbatches"
+        )
+    if (
+        k_BSGK.shape != v_BSGK.shape
+        or k_BSGK.shape[:2] != (B, T)
+        or k_BSGK.shape[3] != K
+        or H % k_BSGK.shape[2]
+    ):
         raise ValueError(f"shapes don't fit: q {q_BTHK.shape}, k {k_BSGK.shape}, v {v_BSGK.shape}")
     if not q_BTHK.dtype == k_BSGK.dtype == v_BSGK.dtype:
         raise ValueError(f"dtypes differ: q {q_BTHK.dtype}, k {k_BSGK.dtype}, v {v_BSGK.dtype}")

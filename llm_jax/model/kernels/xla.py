@@ -13,7 +13,13 @@ from llm_jax.model.kernels import WHOLE_SEQUENCE, ChunkKernel, blocked
 from llm_jax.model.norm_and_rope import softcap
 
 
-def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, config: ModelConfig) -> jax.Array:
+def attend(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BT: jax.Array | None,
+    config: ModelConfig,
+) -> jax.Array:
     """`jax.nn.dot_product_attention` of one device's rows and heads: out_BTHK (`AttentionKernel.attend`).
     Scores and softmax are in `config.softmax_dtype`."""
     T = q_BTHK.shape[1]
@@ -30,13 +36,17 @@ def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT:
     return checkpoint_name(out_BTHK.astype(q_BTHK.dtype), "attention")
 
 
-def soft_capped_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, cap: float) -> jax.Array:
+def soft_capped_attention(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, cap: float
+) -> jax.Array:
     """out_BTHK with scores cap * tanh(scores / cap), for which `jax.nn.dot_product_attention` has no
     argument."""
     K = q_BTHK.shape[-1]
     q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, K)
     s_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
-    p_BGRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min))
+    p_BGRTS = jax.nn.softmax(
+        jnp.where(mask_BTS[:, None, None], softcap(s_BGRTS, cap), jnp.finfo(jnp.float32).min)
+    )
     return jnp.einsum("BGRTS,BSGK->BTGRK", p_BGRTS.astype(v_BSGK.dtype), v_BSGK).reshape(q_BTHK.shape)
 
 
@@ -44,7 +54,8 @@ def check(config: ModelConfig, parts: int, platform: str, capability: float) -> 
     """Raises UserError for a softmax dtype over a split sequence (`AttentionKernel.check`)."""
     if parts > 1 and config.softmax_dtype != "float32":
         raise UserError(
-            f"model.softmax_dtype={config.softmax_dtype}: attention over a sequence that the layout splits has its softmax in float32; "
+            f"model.softmax_dtype={config.softmax_dtype}: attention over a sequence that the layout "
+            "splits has its softmax in float32; "
             f"use that, or {WHOLE_SEQUENCE}"
         )
 

@@ -48,7 +48,9 @@ def fit(arguments: list[str]) -> int:
     from llm_jax.scaling.report import write_report
 
     method, study = METHODS[command.method], command.study_options()
-    columns, convention, notes = read_columns(command.data, command.columns, command.convention, method.needs, method.may)
+    columns, convention, notes = read_columns(
+        command.data, command.columns, command.convention, method.needs, method.may
+    )
     made = method.fit(**columns, **study["options"], convention=convention)
     print_fit(made, notes)
     if command.out:
@@ -66,7 +68,11 @@ def describe() -> str:
         optional = f" ({', '.join(method.may)})" if method.may else ""
         lines.append(f"  {name:<15} {method.purpose}; from {', '.join(method.needs)}{optional}")
         lines.append(
-            " " * 18 + " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in method.options().items())
+            " " * 18
+            + " ".join(
+                f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+                for key, value in method.options().items()
+            )
         )
     return "\n".join(lines)
 

@@ -35,14 +35,19 @@ def _predict_fn(free: tuple[bool, bool]) -> Any:
 
     def predict(theta: Any, data: Any) -> Any:
         rest = list(theta[2:])
-        low, high = (rest.pop(0) if is_free else data[name] for is_free, name in zip(free, ("low", "high"), strict=True))
+        low, high = (
+            rest.pop(0) if is_free else data[name]
+            for is_free, name in zip(free, ("low", "high"), strict=True)
+        )
         return low + (high - low) * jax.nn.sigmoid(jnp.exp(theta[0]) * (theta[1] - data["loss"]))
 
     return predict
 
 
 PREDICT_FNS = {(low, high): _predict_fn((low, high)) for low in (False, True) for high in (False, True)}
-RESIDUAL_FNS = {free: residual_function(predict, "accuracy", log=False) for free, predict in PREDICT_FNS.items()}
+RESIDUAL_FNS = {
+    free: residual_function(predict, "accuracy", log=False) for free, predict in PREDICT_FNS.items()
+}
 
 
 def accuracy(

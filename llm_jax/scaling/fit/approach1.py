@@ -82,16 +82,28 @@ def envelope(
     sizes = np.array([table["parameters"][rows[0]] for rows in curves])
     for rows in curves:
         if np.ptp(table["parameters"][rows]) > 0:
-            raise UserError(f"run={run[rows[0]]}: has points of several sizes, but a curve is of one model. Give each model its own run name.")
+            raise UserError(
+                f"run={run[rows[0]]}: has points of several sizes, but a curve is of one model. Give each "
+                "model its own run name."
+            )
     if len(np.unique(sizes)) < 3:
-        raise UserError(f"parameters: {len(np.unique(sizes))} different sizes, but an envelope needs at least three. Add curves of other sizes.")
+        raise UserError(
+            f"parameters: {len(np.unique(sizes))} different sizes, but an envelope needs at least three. "
+            "Add curves of other sizes."
+        )
     log_c = np.linspace(np.log(table["flops"].min()), np.log(table["flops"].max()), computes)
-    log_loss = np.stack([interpolate_curve(np.log(table["flops"][rows]), np.log(table["loss"][rows]), log_c) for rows in curves])
+    log_loss = np.stack(
+        [
+            interpolate_curve(np.log(table["flops"][rows]), np.log(table["loss"][rows]), log_c)
+            for rows in curves
+        ]
+    )
     log_n = np.log(sizes)
     best, used = (array[0] for array in find_envelopes(log_loss, log_n, np.ones((1, len(curves)), bool)))
     if len(np.unique(sizes[best[used]])) < 3:
         raise UserError(
-            f"parameters: {len(np.unique(sizes[best[used]]))} sizes are best at a compute between the smallest and the largest size, but the "
+            f"parameters: {len(np.unique(sizes[best[used]]))} sizes are best at a compute between the "
+            "smallest and the largest size, but the "
             "envelope needs at least three. Vary the sizes more."
         )
     log_d = log_c - np.log(FLOPS_A_WEIGHT) - log_n[best]
@@ -103,7 +115,10 @@ def envelope(
     best_many, used_many = find_envelopes(log_loss, log_n, present)
     has_line = np.array([len(np.unique(log_n[b[i]])) >= 3 for b, i in zip(best_many, used_many, strict=True)])
     if has_line.sum() < 20:
-        raise UserError(f"run: {has_line.sum()} of {bootstrap} resamples have an envelope of three sizes, and 20 must. Train more curves.")
+        raise UserError(
+            f"run: {has_line.sum()} of {bootstrap} resamples have an envelope of three sizes, and 20 "
+            "must. Train more curves."
+        )
     weights = used_many[has_line].astype(float)
     stars = log_n[best_many[has_line]]
     draws = np.concatenate(
@@ -114,9 +129,14 @@ def envelope(
     covariance, objective = line_covariance(log_c[used], log_n[best][used], np.ones(used.sum()), line_n)
     warnings = []
     if not used.all():
-        warnings.append(f"{(~used).sum()} of {computes} computes left out: the best run there is of the smallest or the largest size")
+        warnings.append(
+            f"{(~used).sum()} of {computes} computes left out: the best run there is of the smallest or "
+            "the largest size"
+        )
     if not has_line.all():
-        warnings.append(f"{(~has_line).sum()} of {bootstrap} resamples had fewer than three sizes and are left out")
+        warnings.append(
+            f"{(~has_line).sum()} of {bootstrap} resamples had fewer than three sizes and are left out"
+        )
     return EnvelopeFit(
         **estimates(line_n, line_d, draws),
         objective=objective,
@@ -163,7 +183,9 @@ def _find_envelope(log_loss: Any, log_n: Any, present: Any) -> tuple[Any, Any]:
     return best, (log_n[best] > smallest) & (log_n[best] < largest)
 
 
-def find_envelopes(log_loss: np.ndarray, log_n: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_envelopes(
+    log_loss: np.ndarray, log_n: np.ndarray, present: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The envelopes of resamples, each of the curves that are `present` in it [k, runs], with log losses
     [runs, m] and log sizes [runs].
 

@@ -120,24 +120,31 @@ def isoflop(
     require(loss_noise > 0, "loss_noise", loss_noise, "above 0, in nats: how much seeds differ")
     if resampling == "residual" and curve != "parabola":
         raise UserError(
-            f"resampling=residual: curve={curve} interpolates the points and leaves no residuals. Use resampling=noise or curve=parabola."
+            f"resampling=residual: curve={curve} interpolates the points and leaves no residuals. Use "
+            "resampling=noise or curve=parabola."
         )
     table = columns(flops=flops, parameters=parameters, loss=loss, tokens=tokens)
     table.setdefault("tokens", table["flops"] / FLOPS_A_WEIGHT / table["parameters"])
     numbers = budget_numbers(table["flops"])
     budgets = [make_budget(table, numbers == i) for i in range(numbers.max() + 1)]
     rng = np.random.default_rng(seed)
-    found = [find_minimum(budget, curve, points_per_interval, loss_noise, bootstrap, resampling, rng) for budget in budgets]
+    found = [
+        find_minimum(budget, curve, points_per_interval, loss_noise, bootstrap, resampling, rng)
+        for budget in budgets
+    ]
     minima = tuple(minimum for minimum, _ in found)
     inside = [i for i, minimum in enumerate(minima) if not minimum.left_out]
     if len(inside) < 3:
         why = "; ".join(f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out)
         raise UserError(
-            f"flops: {len(inside)} of {len(minima)} budgets have a minimum inside of their sizes, but a line needs at least three "
+            f"flops: {len(inside)} of {len(minima)} budgets have a minimum inside of their sizes, but a "
+            "line needs at least three "
             f"({why or 'train more budgets'})"
         )
     log_c = np.log([minima[i].flops for i in inside])
-    log_n, log_d = (np.log(np.array([getattr(minima[i], name) for i in inside])) for name in ("parameters", "tokens"))
+    log_n, log_d = (
+        np.log(np.array([getattr(minima[i], name) for i in inside])) for name in ("parameters", "tokens")
+    )
     error = np.array([minima[i].log_error for i in inside])
     weights = error**-2 if weighted else np.ones_like(error)
     line_n, line_d = fit_lines(log_c, np.stack([log_n, log_d]), np.stack([weights] * 2))
@@ -211,7 +218,8 @@ def budget_numbers(flops: np.ndarray) -> np.ndarray:
         own = flops[numbers == i]
         if own.max() > SAME_BUDGET * own.min():
             raise UserError(
-                f"flops: {len(own)} runs from {own.min():.3g} to {own.max():.3g} FLOPs run into each other, so they are no IsoFLOP budgets. "
+                f"flops: {len(own)} runs from {own.min():.3g} to {own.max():.3g} FLOPs run into each "
+                "other, so they are no IsoFLOP budgets. "
                 "Use method=parametric, or give each run its budget's FLOPs."
             )
     return numbers
@@ -226,7 +234,9 @@ def make_budget(table: dict[str, np.ndarray], own: np.ndarray) -> Budget:
             best[size] = int(i)
     rows = [best[size] for size in sorted(best)]
     flops = float(np.exp(np.log(table["flops"][own]).mean()))
-    return Budget(flops, np.log(table["parameters"][rows]), np.log(table["tokens"][rows]), table["loss"][rows])
+    return Budget(
+        flops, np.log(table["parameters"][rows]), np.log(table["tokens"][rows]), table["loss"][rows]
+    )
 
 
 def find_minimum(
@@ -243,7 +253,9 @@ def find_minimum(
     x, loss, n = budget.log_n, budget.loss, len(budget.log_n)
 
     def left_out(why: str, on_edge: bool = False) -> tuple[Minimum, np.ndarray]:
-        return Minimum(budget.flops, n, None, None, None, None, on_edge, why, np.exp(x), loss), np.zeros((0, 2))
+        return Minimum(budget.flops, n, None, None, None, None, on_edge, why, np.exp(x), loss), np.zeros(
+            (0, 2)
+        )
 
     if n < 3:
         return left_out(f"{n} size{'s' * (n > 1)}, a minimum needs at least three")
@@ -253,12 +265,15 @@ def find_minimum(
     if smooth.argmin() in (0, len(at) - 1):
         side = "smallest" if smooth.argmin() == 0 else "largest"
         return left_out(
-            f"minimum on the edge, at the {side} size of {n}: train {'smaller' if side == 'smallest' else 'larger'} ones",
+            f"minimum on the edge, at the {side} size of {n}: train "
+            f"{'smaller' if side == 'smallest' else 'larger'} ones",
             True,
         )
     if resampling == "residual":
         fitted = np.interp(x, at, smooth)
-        noisy = fitted + boot.resampled_residuals(loss - fitted, np.ones(n, bool), 3, count, int(rng.integers(2**31)))
+        noisy = fitted + boot.resampled_residuals(
+            loss - fitted, np.ones(n, bool), 3, count, int(rng.integers(2**31))
+        )
     else:
         noisy = loss + noise * rng.standard_normal((count, n))
     lowest = curve_through(x, noisy, at).argmin(-1)
@@ -323,7 +338,9 @@ def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray)
     return {"budgets": 1, **predicted_optimum(line, log_c[-1], log_n[-1])}
 
 
-def sensitivity(budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int) -> list[dict[str, Any]]:
+def sensitivity(
+    budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int
+) -> list[dict[str, Any]]:
     """The exponent from the minima of each kind of curve without noise or weights, and from the fit's minima
     with other weights or budgets."""
     found = []
@@ -373,13 +390,24 @@ def caveats(
     span, too narrow intervals."""
     found = [f"{m.flops:.3g} FLOPs left out: {m.left_out}" for m in minima if m.left_out]
     far = abs(log_n - line[0] - line[1] * log_c) / error
-    found += [f"{np.exp(log_c[i]):.3g} FLOPs: N* is {far[i]:.1f} errors from the line" for i in np.flatnonzero(far > 3)]
+    found += [
+        f"{np.exp(log_c[i]):.3g} FLOPs: N* is {far[i]:.1f} errors from the line"
+        for i in np.flatnonzero(far > 3)
+    ]
     if "refused" in held_out:
         found.append(f"no extrapolation test: {held_out['refused']}")
     elif abs(np.log1p(held_out["relative_error"])) > 2 * error[-1]:
-        found.append(f"the smaller budgets' line misses the largest budget's N* by {held_out['relative_error']:+.0%}, more than twice its error")
+        found.append(
+            "the smaller budgets' line misses the largest budget's N* by "
+            f"{held_out['relative_error']:+.0%}, more than twice its error"
+        )
     if np.ptp(log_c) < np.log(10):
-        found.append(f"budgets span a factor of {np.exp(np.ptp(log_c)):.1f} only: the exponent is uncertain beyond it")
+        found.append(
+            f"budgets span a factor of {np.exp(np.ptp(log_c)):.1f} only: the exponent is uncertain beyond it"
+        )
     if interval_delta[1] - interval_delta[0] > 2 * (interval[1] - interval[0]):
-        found.append("the minima scatter about the line more than the noise of each explains: use the wider interval (a_interval_95_delta)")
+        found.append(
+            "the minima scatter about the line more than the noise of each explains: use the wider "
+            "interval (a_interval_95_delta)"
+        )
     return found

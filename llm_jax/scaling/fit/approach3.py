@@ -131,15 +131,23 @@ def parametric(
         refits = problem.resampled(theta, used, resampling, bootstrap, seed)
         good = refits.converged & np.isfinite(refits.objective)
         if (failed := int(bootstrap - good.sum())) > 0.02 * bootstrap:
-            warnings.append(f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are too narrow")
+            warnings.append(
+                f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are "
+                "too narrow"
+            )
         draws = np.stack(as_tuple(from_theta(refits.theta[good], tied)), -1)
 
     values = values_by_name(law)
     errors_delta = delta_errors(law, covariance)
-    intervals_delta = {name: (values[name] - Z * error, values[name] + Z * error) for name, error in errors_delta.items()}
+    intervals_delta = {
+        name: (values[name] - Z * error, values[name] + Z * error) for name, error in errors_delta.items()
+    }
     errors, intervals = dict(errors_delta), dict(intervals_delta)
     if bootstrap:
-        spreads = {name: boot.spread(values[name], resampled, widen) for name, resampled in values_by_name(Law(*draws.T)).items()}
+        spreads = {
+            name: boot.spread(values[name], resampled, widen)
+            for name, resampled in values_by_name(Law(*draws.T)).items()
+        }
         errors = {name: error for name, (error, _) in spreads.items()}
         intervals = {name: interval for name, (_, interval) in spreads.items()}
     held_out = leave_largest_out(problem, theta, used)
@@ -161,7 +169,9 @@ def parametric(
             "delta": delta,
             "objective": "sum",
             "solver": solver,
-            "starts": len(EXPONENTS) ** (1 if tied else 2) if solver == "variable_projection" else len(solutions.objective),
+            "starts": len(EXPONENTS) ** (1 if tied else 2)
+            if solver == "variable_projection"
+            else len(solutions.objective),
             "optimizer": "damped Gauss-Newton, float64",
             "tied": tied,
             "drop_highest_losses": drop_highest_losses,
@@ -199,7 +209,9 @@ class Problem:
         """The values [n] that the law is fitted to: log losses, or losses with linear residuals."""
         return np.log(loss) if self.scale == "log" else loss
 
-    def fit(self, starts: np.ndarray, weights: np.ndarray, own: dict[str, np.ndarray] | None = None) -> Solutions:
+    def fit(
+        self, starts: np.ndarray, weights: np.ndarray, own: dict[str, np.ndarray] | None = None
+    ) -> Solutions:
         """Fits all parameters from each start [S, P]; `own` are data that differ between starts, with a
         leading dim S."""
         shared = {name: values for name, values in self.data.items() if name not in (own or {})}
@@ -207,7 +219,11 @@ class Problem:
 
     def projected(self, used: np.ndarray) -> Solutions:
         """Fits all parameters from the best cells of variable projection."""
-        exponents = [(alpha, alpha) for alpha in EXPONENTS] if self.tied else [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
+        exponents = (
+            [(alpha, alpha) for alpha in EXPONENTS]
+            if self.tied
+            else [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
+        )
         alpha, beta = np.asarray(exponents).T
         loss, middle = (
             self.table["loss"][used],
@@ -223,22 +239,33 @@ class Problem:
             -1,
         )
         own = {"alpha": alpha, "beta": beta}
-        cells = minimise(law_residuals(self.scale, "projected"), starts, self.data, used.astype(float), self.delta, own)
+        cells = minimise(
+            law_residuals(self.scale, "projected"), starts, self.data, used.astype(float), self.delta, own
+        )
         best = np.argsort(np.where(np.isfinite(cells.objective), cells.objective, np.inf))[:CELLS]
-        joint = np.concatenate([cells.theta, alpha[:, None], *([] if self.tied else [beta[:, None]])], -1)[best]
+        joint = np.concatenate([cells.theta, alpha[:, None], *([] if self.tied else [beta[:, None]])], -1)[
+            best
+        ]
         return self.fit(joint, used.astype(float))
 
     def from_starts(self, used: np.ndarray) -> Solutions:
         """Fits all parameters from Hoffmann et al.'s starts."""
         return self.fit(hoffmann_starts(self.tied), used.astype(float))
 
-    def resampled(self, theta: np.ndarray, used: np.ndarray, resampling: str, count: int, seed: int) -> Solutions:
+    def resampled(
+        self, theta: np.ndarray, used: np.ndarray, resampling: str, count: int, seed: int
+    ) -> Solutions:
         """Refits `count` resamples, each from the fit `theta` [P] of all runs."""
         weights = boot.resampled_weights(resampling, used, count, seed)
         own = None
         if resampling == "residual":
-            prediction = self.target(from_theta(theta, self.tied).loss(self.table["parameters"], self.table["tokens"]))
-            own = {"target": prediction + boot.resampled_residuals(self.data["target"] - prediction, used, len(theta), count, seed)}
+            prediction = self.target(
+                from_theta(theta, self.tied).loss(self.table["parameters"], self.table["tokens"])
+            )
+            own = {
+                "target": prediction
+                + boot.resampled_residuals(self.data["target"] - prediction, used, len(theta), count, seed)
+            }
         return self.fit(np.repeat(theta[None], count, 0), weights, own)
 
     def covariance(self, theta: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -257,7 +284,8 @@ class Problem:
         drops = [k for k in sorted({*DROPS, dropped}) if k < len(loss) / 2]
         weights = np.stack([without_highest(loss, k) for k in drops]).astype(float)
         found: list[tuple[dict[str, Any], Law | None]] = [
-            ({"drop_highest_losses": k}, best_law(self.fit(theta, w), self.tied)) for k, w in zip(drops, weights, strict=True)
+            ({"drop_highest_losses": k}, best_law(self.fit(theta, w), self.tied))
+            for k, w in zip(drops, weights, strict=True)
         ]
         own = without_highest(loss, dropped).astype(float)
         for delta in (self.delta / 10, self.delta * 10, np.inf):
@@ -327,12 +355,18 @@ def check_points(table: dict[str, np.ndarray], used: np.ndarray, tied: bool) -> 
     """Raises UserError where the table has too few runs, sizes or numbers of tokens for the fit."""
     need = 5 + (not tied)
     if used.sum() < need:
-        raise UserError(f"runs={used.sum()}: a fit of {need - 1} parameters needs at least {need}. Add runs, or use another method.")
+        raise UserError(
+            f"runs={used.sum()}: a fit of {need - 1} parameters needs at least {need}. Add runs, or use "
+            "another method."
+        )
     for name, what in (("parameters", "sizes"), ("tokens", "numbers of tokens")):
         values = np.log(np.sort(table[name][used]))
         different = 1 + int((np.diff(values) > 0.01).sum())
         if different < 3:
-            raise UserError(f"{name}: {different} different {what}, but a power law with a floor needs at least three. Add runs that differ.")
+            raise UserError(
+                f"{name}: {different} different {what}, but a power law with a floor needs at least "
+                "three. Add runs that differ."
+            )
 
 
 def check_solution(solutions: Solutions, problem: Problem, used: np.ndarray) -> np.ndarray:
@@ -344,18 +378,21 @@ def check_solution(solutions: Solutions, problem: Problem, used: np.ndarray) -> 
     theta, law = solutions.theta[best], from_theta(solutions.theta[best], problem.tied)
     terms = {
         "E": law.E / problem.table["loss"][used].min(),
-        "A": (law.A / problem.table["parameters"][used] ** law.alpha).max() / problem.table["loss"][used].max(),
+        "A": (law.A / problem.table["parameters"][used] ** law.alpha).max()
+        / problem.table["loss"][used].max(),
         "B": (law.B / problem.table["tokens"][used] ** law.beta).max() / problem.table["loss"][used].max(),
     }
     for name, part in terms.items():
         if not part > VISIBLE:
             raise UserError(
-                f"{name}={getattr(law, name):.3g}: at its bound, 0: the runs do not determine this term. Vary it more, or use another method."
+                f"{name}={getattr(law, name):.3g}: at its bound, 0: the runs do not determine this term. "
+                "Vary it more, or use another method."
             )
     for name in ("alpha", "beta"):
         if not LEAST_EXPONENT < getattr(law, name) < GREATEST_EXPONENT:
             raise UserError(
-                f"{name}={getattr(law, name):.4g}: at a bound ({LEAST_EXPONENT} to {GREATEST_EXPONENT}): the runs do not determine it. "
+                f"{name}={getattr(law, name):.4g}: at a bound ({LEAST_EXPONENT} to {GREATEST_EXPONENT}): "
+                "the runs do not determine it. "
                 "Add runs of other sizes and tokens."
             )
     equal = solutions.converged & (solutions.objective <= (1 + SAME_OBJECTIVE) * solutions.objective[best])
@@ -363,11 +400,15 @@ def check_solution(solutions: Solutions, problem: Problem, used: np.ndarray) -> 
         ends = solutions.theta[equal, i]
         if len(ends) and np.ptp(ends) > 0.05:
             raise UserError(
-                f"{name}: starts reach one objective with values {np.ptp(ends):.2g} apart: each stays where its start put it, so the runs do "
+                f"{name}: starts reach one objective with values {np.ptp(ends):.2g} apart: each stays "
+                "where its start put it, so the runs do "
                 "not determine it. Add runs of other sizes and tokens."
             )
     if not solutions.converged[best]:
-        raise UserError("parameters: the best fit did not converge, so the runs do not determine all parameters. Use tied=true, or more runs.")
+        raise UserError(
+            "parameters: the best fit did not converge, so the runs do not determine all parameters. Use "
+            "tied=true, or more runs."
+        )
     return theta
 
 
@@ -438,28 +479,42 @@ def caveats(fit: ParametricFit) -> list[str]:
         value, error = fit.parameters[name], fit.standard_errors[name]
         if error > 0.2 * value:
             warnings.append(
-                f"{name} is known to {error / value:.0%} only: its interval is {fit.intervals_95[name][0]:.3f} to {fit.intervals_95[name][1]:.3f}"
+                f"{name} is known to {error / value:.0%} only: its interval is "
+                f"{fit.intervals_95[name][0]:.3f} to {fit.intervals_95[name][1]:.3f}"
             )
     for name in ("A", "B"):
         low, high = fit.intervals_95[name]
         if fit.draws.size and high > 4 * max(low, 1e-300):
-            warnings.append(f"{name} is known to a factor of {high / low:.1f}: it is correlated with its exponent; use both together (covariance)")
+            warnings.append(
+                f"{name} is known to a factor of {high / low:.1f}: it is correlated with its exponent; "
+                "use both together (covariance)"
+            )
     drops = [row for row in fit.sensitivity if "drop_highest_losses" in row]
     for name in ("alpha", "beta"):
         found = [row[name] for row in drops]
         if found and max(found) - min(found) > 2 * fit.standard_errors[name]:
             warnings.append(
-                f"{name} goes from {min(found):.3f} to {max(found):.3f} with the number of highest losses dropped: more than twice its error"
+                f"{name} goes from {min(found):.3f} to {max(found):.3f} with the number of highest losses "
+                "dropped: more than twice its error"
             )
     held = fit.leave_largest_out
     if "refused" in held:
         warnings.append(f"no extrapolation test: without the largest {held['runs']} runs, {held['refused']}")
     elif held["largest_relative_error"] > 0.02:
-        warnings.append(f"the law of the smaller runs misses the largest by up to {held['largest_relative_error']:.1%} in loss")
+        warnings.append(
+            "the law of the smaller runs misses the largest by up to "
+            f"{held['largest_relative_error']:.1%} in loss"
+        )
     times = fit.points["flops"] / (FLOPS_A_WEIGHT * fit.points["parameters"] * fit.points["tokens"])
     if abs(np.log(times)).max() > np.log(1.05):
-        warnings.append(f"flops are {times.min():.2f} to {times.max():.2f} times 6 N D, but a, b and recommendations assume C = 6 N D")
+        warnings.append(
+            f"flops are {times.min():.2f} to {times.max():.2f} times 6 N D, but a, b and recommendations "
+            "assume C = 6 N D"
+        )
     ratio = fit.points["tokens"] / fit.points["parameters"]
     if fit.points["used"].any() and np.ptp(np.log(ratio[fit.points["used"]])) < np.log(4):
-        warnings.append("tokens a parameter hardly vary: alpha and beta are not determined separately, and a, b rest on the form of the law alone")
+        warnings.append(
+            "tokens a parameter hardly vary: alpha and beta are not determined separately, and a, b rest "
+            "on the form of the law alone"
+        )
     return warnings

@@ -41,7 +41,8 @@ class FitArguments:
         if self.options and not self.method:
             key, value = self.options[0]
             raise UserError(
-                f"{key}={value}: is an option of a method, or no key at all; give method=NAME with it (one of {', '.join(method_names())})"
+                f"{key}={value}: is an option of a method, or no key at all; give method=NAME with it "
+                f"(one of {', '.join(method_names())})"
             )
 
     def study_options(self) -> dict[str, Any]:
@@ -50,4 +51,9 @@ class FitArguments:
         from llm_jax.scaling.fit.methods import read_option
 
         options = {key: read_option(self.method, key, value) for key, value in self.options}
-        return {"method": self.method, "mapping": self.columns, "convention": self.convention, "options": options}
+        return {
+            "method": self.method,
+            "mapping": self.columns,
+            "convention": self.convention,
+            "options": options,
+        }

@@ -37,7 +37,10 @@ def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) 
     (indices,) = np.nonzero(used)
     weights = np.zeros((count, len(used)))
     if resampling == "case":
-        rows = indices[rng.integers(len(indices), size=(count, len(indices)))] + len(used) * np.arange(count)[:, None]
+        rows = (
+            indices[rng.integers(len(indices), size=(count, len(indices)))]
+            + len(used) * np.arange(count)[:, None]
+        )
         weights = np.bincount(rows.ravel(), minlength=weights.size).reshape(weights.shape).astype(float)
     elif resampling == "subsample":
         kept = max(1, round(PART * len(indices)))
@@ -48,7 +51,9 @@ def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) 
     return weights
 
 
-def resampled_residuals(residuals: np.ndarray, used: np.ndarray, unknown: int, count: int, seed: int) -> np.ndarray:
+def resampled_residuals(
+    residuals: np.ndarray, used: np.ndarray, unknown: int, count: int, seed: int
+) -> np.ndarray:
     """[count, n] residuals, sampled with replacement from those of the points `used` [n], less their mean.
 
     They are scaled by the root of n/(n - unknown): a fit of that many parameters is nearer to its points than

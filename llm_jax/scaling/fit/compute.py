@@ -68,7 +68,11 @@ def compute_law(
     lowest, middle, at = table["loss"][used].min(), np.median(table["loss"][used]), np.median(log_c[used])
     gammas = np.geomspace(0.01, 0.8, 12)
     if irreducible:
-        starts = [[np.log(part * lowest), np.log(middle - part * lowest + 1e-3) + g * at, g] for part in (0.2, 0.5, 0.8, 0.95) for g in gammas]
+        starts = [
+            [np.log(part * lowest), np.log(middle - part * lowest + 1e-3) + g * at, g]
+            for part in (0.2, 0.5, 0.8, 0.95)
+            for g in gammas
+        ]
     else:
         starts = [[np.log(middle) + g * at, g] for g in gammas]
     names = ("E", "K", "gamma") if irreducible else ("K", "gamma")

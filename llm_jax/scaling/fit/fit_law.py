@@ -101,17 +101,25 @@ def fit_law(
     require(delta > 0, "delta", delta, "above 0 (inf: least squares)")
     unknown = len(law.names)
     if used.sum() < unknown + 1:
-        raise UserError(f"runs={used.sum()}: a fit of {unknown} parameters needs at least {unknown + 1}. Add runs.")
+        raise UserError(
+            f"runs={used.sum()}: a fit of {unknown} parameters needs at least {unknown + 1}. Add runs."
+        )
     target = np.log(table[law.target]) if log else table[law.target]
 
     def fit(starts: np.ndarray, weights: np.ndarray, own: dict[str, np.ndarray] | None = None) -> Solutions:
-        return minimise(law.residual_fn, starts, data if own else {**data, "target": target}, weights, delta, own)
+        return minimise(
+            law.residual_fn, starts, data if own else {**data, "target": target}, weights, delta, own
+        )
 
     solutions = fit(law.starts, used.astype(float))
     theta = check_solution(law, solutions)
     values = law.natural(theta)
     scale = np.where(law.positive, values, 1.0)
-    covariance = scale[:, None] * sandwich(law.residual_fn, theta, {**data, "target": target}, used.astype(float), delta) * scale
+    covariance = (
+        scale[:, None]
+        * sandwich(law.residual_fn, theta, {**data, "target": target}, used.astype(float), delta)
+        * scale
+    )
     with np.errstate(invalid="ignore"):
         errors_delta = np.sqrt(np.diag(covariance))
     predicted = np.asarray(evaluate_law(law, theta, data))
@@ -126,21 +134,31 @@ def fit_law(
         own = None
         if resampling == "residual":
             centre = np.log(predicted) if log else predicted
-            own = {"target": centre + boot.resampled_residuals(target - centre, used, unknown, bootstrap, seed)}
+            own = {
+                "target": centre + boot.resampled_residuals(target - centre, used, unknown, bootstrap, seed)
+            }
         refits = fit(
             np.repeat(theta[None], bootstrap, 0),
             boot.resampled_weights(resampling, used, bootstrap, seed),
             own,
         )
         if (failed := int((~refits.converged).sum())) > 0.02 * bootstrap:
-            warnings.append(f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are too narrow")
+            warnings.append(
+                f"{failed} of {bootstrap} resamples did not converge and are left out: the intervals are "
+                "too narrow"
+            )
         draws = law.natural(refits.theta[refits.converged])
         if len(draws) < bootstrap / 2:
             raise UserError(
                 f"bootstrap={bootstrap}: {failed} resamples have no fit, so the runs do not determine "
                 f"{', '.join(law.names)}. Add runs that differ more."
             )
-        errors, intervals = (list(part) for part in zip(*(boot.spread(values[i], draws[:, i], widen) for i in range(unknown)), strict=True))
+        errors, intervals = (
+            list(part)
+            for part in zip(
+                *(boot.spread(values[i], draws[:, i], widen) for i in range(unknown)), strict=True
+            )
+        )
     for name, value, (low, high) in zip(law.names, values, intervals, strict=True):
         if high - low > abs(value):
             warnings.append(f"{name} is hardly determined: {low:.4g} to {high:.4g}")
@@ -183,14 +201,22 @@ def evaluate_law(law: SmallLaw, theta: np.ndarray, data: dict[str, np.ndarray]) 
 def check_solution(law: SmallLaw, solutions: Solutions) -> np.ndarray:
     """The best theta [P]. Raises UserError where a parameter is at a bound or no start converged."""
     if not np.isfinite(solutions.objective).any():
-        raise UserError(f"{law.target}: no start has a finite objective. Check the units of the table's columns.")
+        raise UserError(
+            f"{law.target}: no start has a finite objective. Check the units of the table's columns."
+        )
     best = solutions.best
     for name, value in zip(law.names, law.natural(solutions.theta[best]), strict=True):
         low, high = law.bounds.get(name, (-np.inf, np.inf))
         if not low < value < high:
-            raise UserError(f"{name}={value:.4g}: at a bound ({low:g} to {high:g}): the runs do not determine it. Add runs that differ more.")
+            raise UserError(
+                f"{name}={value:.4g}: at a bound ({low:g} to {high:g}): the runs do not determine it. Add "
+                "runs that differ more."
+            )
     if not solutions.converged[best]:
-        raise UserError(f"parameters: the best fit did not converge, so the runs do not determine all of {', '.join(law.names)}. Add runs.")
+        raise UserError(
+            "parameters: the best fit did not converge, so the runs do not determine all of "
+            f"{', '.join(law.names)}. Add runs."
+        )
     return solutions.theta[best]
 
 
@@ -216,7 +242,9 @@ def leave_largest_out(
     predicted, measured = evaluate_law(law, refit.theta[0], data)[out], table[law.target][out]
     error = predicted / measured - 1
     if abs(error).max() > 0.02:
-        warnings.append(f"the law of the other runs misses the largest by up to {abs(error).max():.1%} in {law.target}")
+        warnings.append(
+            f"the law of the other runs misses the largest by up to {abs(error).max():.1%} in {law.target}"
+        )
     return {
         "runs": int(out.sum()),
         "measured": measured,

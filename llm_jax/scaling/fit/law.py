@@ -57,5 +57,7 @@ class Law:
 
 def from_theta(theta: np.ndarray, tied: bool = False) -> Law:
     """The law of theta [..., 5]: log E, log A, log B, alpha, beta; tied: [..., 4], with beta = alpha."""
-    e, a, b, alpha, beta = np.moveaxis(theta, -1, 0) if not tied else np.moveaxis(theta[..., [0, 1, 2, 3, 3]], -1, 0)
+    e, a, b, alpha, beta = (
+        np.moveaxis(theta, -1, 0) if not tied else np.moveaxis(theta[..., [0, 1, 2, 3, 3]], -1, 0)
+    )
     return Law(np.exp(e), np.exp(a), np.exp(b), alpha, beta)

@@ -33,7 +33,11 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The method's options and their defaults."""
         arguments = inspect.signature(self.fit).parameters
-        return {name: p.default for name, p in arguments.items() if name not in (*self.needs, *self.may, "convention")}
+        return {
+            name: p.default
+            for name, p in arguments.items()
+            if name not in (*self.needs, *self.may, "convention")
+        }
 
 
 METHODS = {
@@ -49,7 +53,9 @@ METHODS = {
         ("flops", "parameters", "loss"),
         ("tokens",),
     ),
-    "envelope": Method(envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")),
+    "envelope": Method(
+        envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")
+    ),
     "compute": Method(compute_law, "E + K C^-gamma through the best runs", ("flops", "loss")),
     "overtraining": Method(
         overtraining,

@@ -31,7 +31,9 @@ class OptimumFit(FitResult):
         return p["N_coefficient"] * flops ** p["a"], p["D_coefficient"] * flops ** p["b"]
 
 
-def estimates(line_n: np.ndarray, line_d: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> dict[str, Any]:
+def estimates(
+    line_n: np.ndarray, line_d: np.ndarray, draws: np.ndarray, widen: float = 1.0
+) -> dict[str, Any]:
     """The fields `a`, `b`, `a_interval_95`, `parameters`, `standard_errors`, `intervals_95` of two lines [2]
     (constant, slope).
 
@@ -39,7 +41,9 @@ def estimates(line_n: np.ndarray, line_d: np.ndarray, draws: np.ndarray, widen: 
     times itself.
     """
     parameters, errors, intervals = {}, {}, {}
-    for (name, is_log), estimate, resampled in zip(LINES, np.concatenate([line_n, line_d]), draws.T, strict=True):
+    for (name, is_log), estimate, resampled in zip(
+        LINES, np.concatenate([line_n, line_d]), draws.T, strict=True
+    ):
         error, interval = boot.spread(float(estimate), resampled, widen)
         parameters[name] = float(np.exp(estimate)) if is_log else float(estimate)
         errors[name] = parameters[name] * error if is_log else error
@@ -50,7 +54,9 @@ def estimates(line_n: np.ndarray, line_d: np.ndarray, draws: np.ndarray, widen: 
     }  # fmt: skip
 
 
-def line_covariance(x: np.ndarray, y: np.ndarray, weights: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, float]:
+def line_covariance(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, line: np.ndarray
+) -> tuple[np.ndarray, float]:
     """The covariance [2, 2] of a weighted line's constant and slope, scaled by its residuals; and the
     weighted mean of their squares."""
     basis = np.stack([np.ones_like(x), x], -1)

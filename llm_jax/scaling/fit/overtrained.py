@@ -53,14 +53,19 @@ def overtraining(
     table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss))
     ratio = table["tokens"] / table["parameters"]
     if ratio.max() < 2 * ratio.min():
-        raise UserError(f"tokens/parameters: from {ratio.min():.3g} to {ratio.max():.3g} only. Train some runs for at least twice as long.")
+        raise UserError(
+            f"tokens/parameters: from {ratio.min():.3g} to {ratio.max():.3g} only. Train some runs for at "
+            "least twice as long."
+        )
     log_m, log_c = np.log(ratio), np.log(table["flops"])
     lowest, middle = table["loss"].min(), np.median(table["loss"])
     starts = []
     for part in (0.3, 0.6, 0.9):
         for eta in np.geomspace(0.03, 0.6, 8):
             half = np.log(max(middle - part * lowest, 1e-3) / 2) + eta * np.median(log_c)
-            starts.append([np.log(part * lowest), half - eta * np.median(log_m), half + eta * np.median(log_m), eta])
+            starts.append(
+                [np.log(part * lowest), half - eta * np.median(log_m), half + eta * np.median(log_m), eta]
+            )
     law = SmallLaw(
         method="overtraining",
         text="E + (a M^eta + b M^-eta) C^-eta, M = D/N, C = 6 N D",

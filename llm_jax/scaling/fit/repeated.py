@@ -41,8 +41,14 @@ def effective(unique: Any, seen: Any, half: Any) -> Any:
 def repeated_loss(law: Law, parameters: Any, tokens: Any, unique_tokens: Any, R_D: Any, R_N: Any) -> Any:
     """The loss after `tokens` with `unique_tokens` different ones, given the law for fresh data, R_D and R_N.
     Arrays broadcast."""
-    enough = law.G * (law.G * unique_tokens) ** (law.a / law.b)  # the size that is optimal for the unique tokens
-    unique_parameters = np.minimum(parameters, enough) if isinstance(enough, np.ndarray | float) else jnp.minimum(parameters, enough)
+    enough = law.G * (law.G * unique_tokens) ** (
+        law.a / law.b
+    )  # the size that is optimal for the unique tokens
+    unique_parameters = (
+        np.minimum(parameters, enough)
+        if isinstance(enough, np.ndarray | float)
+        else jnp.minimum(parameters, enough)
+    )
     return law.loss(effective(unique_parameters, parameters, R_N), effective(unique_tokens, tokens, R_D))
 
 
@@ -69,12 +75,16 @@ def read_base(base: str) -> Law:
         return published_repetition()[0]
     path = Path(base)
     if not path.is_file():
-        raise UserError(f"base={base}: must be fresh, muennighoff, or the path of a fit.json of method=parametric")
+        raise UserError(
+            f"base={base}: must be fresh, muennighoff, or the path of a fit.json of method=parametric"
+        )
     try:
         parameters = json.loads(path.read_text())["parameters"]
         return Law(*(float(parameters[name]) for name in NAMES))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"base={base}: is not the fit.json of method=parametric ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"base={base}: is not the fit.json of method=parametric ({type(error).__name__}: {error})"
+        ) from error
 
 
 def repetition(
@@ -99,11 +109,15 @@ def repetition(
     table = with_flops(columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss))
     repeats = table["tokens"] > 1.01 * table["unique_tokens"]
     if repeats.sum() < 3:
-        raise UserError(f"unique_tokens: {repeats.sum()} runs repeat tokens, but a fit of two constants needs at least three. Add runs that repeat.")
+        raise UserError(
+            f"unique_tokens: {repeats.sum()} runs repeat tokens, but a fit of two constants needs at "
+            "least three. Add runs that repeat."
+        )
     if base == "fresh":
         if repeats.all():
             raise UserError(
-                "base=fresh: every run repeats tokens, but the law for fresh data is fitted to runs that do not. "
+                "base=fresh: every run repeats tokens, but the law for fresh data is fitted to runs that "
+                "do not. "
                 "Use base=FIT.json of method=parametric, or base=muennighoff."
             )
         fresh = {name: values[~repeats] for name, values in table.items()}

@@ -59,24 +59,36 @@ def columns(*, others: Mapping[str, Any] | None = None, **positive: Any) -> dict
     A column that is None is left out. Raises UserError unless all columns have one length, which is not 0,
     and those of `positive` are finite and above 0.
     """
-    arrays = {name: np.asarray(values, np.float64).reshape(-1) for name, values in positive.items() if values is not None}
+    arrays = {
+        name: np.asarray(values, np.float64).reshape(-1)
+        for name, values in positive.items()
+        if values is not None
+    }
     every = {**{name: np.asarray(values).reshape(-1) for name, values in (others or {}).items()}, **arrays}
     lengths = {name: len(values) for name, values in every.items()}
     if len(set(lengths.values())) > 1:
-        raise UserError(f"columns of different lengths: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+        raise UserError(
+            f"columns of different lengths: {', '.join(f'{name} {n}' for name, n in lengths.items())}"
+        )
     if not any(lengths.values()):
         raise UserError(f"{', '.join(every)}: the table has no runs")
     for name, values in arrays.items():
         wrong = ~(np.isfinite(values) & (values > 0))
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise UserError(f"{name}={values[row]} in row {row + 1} of {len(values)}: must be a number above 0")
+            raise UserError(
+                f"{name}={values[row]} in row {row + 1} of {len(values)}: must be a number above 0"
+            )
     return every
 
 
 def with_flops(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns with flops = 6 N D [n] where they have none."""
-    return table if "flops" in table else {**table, "flops": FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]}
+    return (
+        table
+        if "flops" in table
+        else {**table, "flops": FLOPS_A_WEIGHT * table["parameters"] * table["tokens"]}
+    )
 
 
 def largest_runs(flops: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -22,7 +22,10 @@ def print_fit(fit: Any, notes: list[str]) -> None:
     for line in notes:
         console.print(f"data: {line}")
     s = fit.settings
-    console.print(f"{fit.method}: {s['law']}; {s.get('runs_used', s['runs'])} of {s['runs']} runs; objective {fit.objective:.6e}")
+    console.print(
+        f"{fit.method}: {s['law']}; {s.get('runs_used', s['runs'])} of {s['runs']} runs; objective "
+        f"{fit.objective:.6e}"
+    )
     show(console, f"Parameters, 95 % intervals ({interval_source(s)})", parameter_table(fit))
     if hasattr(fit, "minima"):
         show(console, "Minima", minima_table(fit))
@@ -43,7 +46,11 @@ def print_fit(fit: Any, notes: list[str]) -> None:
 
 def interval_source(settings: dict[str, Any]) -> str:
     """The origin of the intervals, as text."""
-    return f"{settings['bootstrap']} {settings['resampling']} resamples" if settings["bootstrap"] else "delta method"
+    return (
+        f"{settings['bootstrap']} {settings['resampling']} resamples"
+        if settings["bootstrap"]
+        else "delta method"
+    )
 
 
 def parameter_table(fit: Any) -> Any:
@@ -95,7 +102,9 @@ def sensitivity_table(fit: Any) -> Any:
     shown = [name for name in SENSITIVE if name in fit.sensitivity[0]]
     made = table("choice", *(f">{name}" for name in shown))
     for row in fit.sensitivity:
-        choice = ", ".join(f"{key}={number(value)}" for key, value in row.items() if key not in fit.parameters)
+        choice = ", ".join(
+            f"{key}={number(value)}" for key, value in row.items() if key not in fit.parameters
+        )
         made.add_row(choice, *(number(row[name]) for name in shown))
     return made
 

@@ -126,10 +126,14 @@ def minimise(
     waiting = np.arange(len(starts))
 
     def advance(chosen: np.ndarray) -> None:
-        rows = np.concatenate([chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))])  # padded with copies of the last fit
+        rows = np.concatenate(
+            [chosen, np.repeat(chosen[-1:], CHUNK - len(chosen))]
+        )  # padded with copies of the last fit
         with float64():
             own_rows = {name: values[rows] for name, values in own.items()}
-            advanced = _advance(residual_fn, jax.tree.map(lambda leaf: leaf[rows], state), shared, own_rows, delta)
+            advanced = _advance(
+                residual_fn, jax.tree.map(lambda leaf: leaf[rows], state), shared, own_rows, delta
+            )
         for leaf, new in zip(state, advanced, strict=True):
             leaf[chosen] = np.asarray(new)[: len(chosen)]
 
@@ -172,7 +176,9 @@ def _advance(residual_fn: ResidualFn, state: _State, shared: Any, own: Any, delt
         r, jacobian = residual_fn(theta, data)
         size, weights = abs(r), data["weights"]
         value = jnp.sum(weights * huber(r, delta))
-        share = weights * jnp.minimum(1.0, delta / jnp.maximum(size, 1e-300))  # the slope of Huber's loss is share times r
+        share = weights * jnp.minimum(
+            1.0, delta / jnp.maximum(size, 1e-300)
+        )  # the slope of Huber's loss is share times r
         counted = jnp.where(final, weights * (size <= delta), share)
         rows = jnp.concatenate([counted[:, None] * jacobian, (share * r)[:, None]], -1)
         products = jnp.einsum("np,nq->pq", rows, jacobian)  # the curvature, and the gradient as last row
@@ -188,11 +194,18 @@ def _advance(residual_fn: ResidualFn, state: _State, shared: Any, own: Any, delt
         gentler = jnp.where(s.steps == 0, 1.0, jnp.clip(1 - (2 * ratio - 1) ** 3, 1 / 9, 2.0))
         damping = jnp.maximum(s.damping * jnp.where(better, gentler, 8.0), 1e-16)
         theta, value = jnp.where(better, s.theta + s.move, s.theta), jnp.where(better, value, s.value)
-        gradient, curvature, scale = (jnp.where(better, new, old) for new, old in zip(quadratic, (s.gradient, s.curvature, s.scale), strict=True))
+        gradient, curvature, scale = (
+            jnp.where(better, new, old)
+            for new, old in zip(quadratic, (s.gradient, s.curvature, s.scale), strict=True)
+        )
         damped = curvature + jnp.diag(damping * scale)
         move = -jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), gradient)
         predicted_decrease = -(gradient @ move + move @ curvature @ move / 2)
-        ended = (predicted_decrease <= jnp.where(s.final, FINE, COARSE) * value + ROUNDING) | (damping > MAX_DAMPING) | ~jnp.isfinite(value)
+        ended = (
+            (predicted_decrease <= jnp.where(s.final, FINE, COARSE) * value + ROUNDING)
+            | (damping > MAX_DAMPING)
+            | ~jnp.isfinite(value)
+        )
         new = _State(
             theta,
             move,
@@ -248,7 +261,12 @@ def sandwich(
     deviation (as Powell 1991 does for quantiles). NaN where the points do not determine theta.
     """
     with float64():
-        hessian, gradients = (np.asarray(part) for part in _sandwich_terms(residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta))
+        hessian, gradients = (
+            np.asarray(part)
+            for part in _sandwich_terms(
+                residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta
+            )
+        )
     points, unknown = int((np.asarray(weights) > 0).sum()), len(theta)
     try:
         inverse = np.linalg.inv(hessian)

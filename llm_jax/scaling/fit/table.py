@@ -34,17 +34,24 @@ def read_columns(
         if ours not in NAMES:
             raise UserError(f"columns.{ours}={theirs}: there is no column {ours!r}; {nearest(ours, NAMES)}")
         if theirs not in table:
-            raise UserError(f"columns.{ours}={theirs}: {path.name} has no such column; {nearest(theirs, map(str, table.columns))}")
+            raise UserError(
+                f"columns.{ours}={theirs}: {path.name} has no such column; "
+                f"{nearest(theirs, map(str, table.columns))}"
+            )
     table = select_finished(table, notes)
     names, convention = column_names(table, convention, notes)
     names |= mapping
     wanted = [name for name in (*needs, *may) if name in names]
-    found = {name: table[names[name]] for name in {*wanted, *(name for name in ("parameters", "tokens", "flops") if name in names)}}
+    found = {
+        name: table[names[name]]
+        for name in {*wanted, *(name for name in ("parameters", "tokens", "flops") if name in names)}
+    }
     derive_columns(found, (*needs, *may), notes)
     for name in needs:
         if name not in found:
             raise UserError(
-                f"columns.{name}: is missing, {path.name} has no column of this name. Add columns.{name}=NAME, one of "
+                f"columns.{name}: is missing, {path.name} has no column of this name. Add "
+                f"columns.{name}=NAME, one of "
                 f"{', '.join(map(str, table.columns))}."
             )
     return (
@@ -80,7 +87,10 @@ def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         if not done.all():
             notes.append(f"{(~done).sum()} of {len(table)} runs left out: " + counts(table["status"][~done]))
         if not done.any():
-            raise UserError(f"status: the table has no finished run, but {counts(table['status'].fillna('without a status'))}")
+            raise UserError(
+                "status: the table has no finished run, but "
+                f"{counts(table['status'].fillna('without a status'))}"
+            )
         table = table[done]
     if "held_out" in table:
         out = table["held_out"].astype(str).str.lower().isin(("true", "1", "1.0"))
@@ -88,7 +98,9 @@ def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
             notes.append(f"left out: {out.sum()} held out by the grid, to be predicted")
         table = table[~out]
         if table.empty:
-            raise UserError("held_out: every finished run of the table is held out of fits. Add runs with held_out=false")
+            raise UserError(
+                "held_out: every finished run of the table is held out of fits. Add runs with held_out=false"
+            )
     return table
 
 
@@ -106,7 +118,11 @@ def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tupl
     """
     if convention:
         check_choice("convention", convention, CONVENTIONS)
-    named = sorted({str(c) for c in table["convention"].dropna()} & set(CONVENTIONS)) if "convention" in table else []
+    named = (
+        sorted({str(c) for c in table["convention"].dropna()} & set(CONVENTIONS))
+        if "convention" in table
+        else []
+    )
     ours = "parameters_with_head" in table
     if not convention and ours:
         convention = named[0] if len(named) == 1 else "6nd_with_head"
@@ -116,11 +132,15 @@ def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tupl
         for column in (parameters, flops):
             if column not in table:
                 raise UserError(
-                    f"convention={convention}: the table has no column {column}. Leave convention= out and map columns with columns.NAME=."
+                    f"convention={convention}: the table has no column {column}. Leave convention= out "
+                    "and map columns with columns.NAME=."
                 )
         names |= {"parameters": parameters, "flops": flops}
         if named == [convention] and "flops_budget" in table and table["flops_budget"].notna().all():
-            names["flops"] = "flops_budget"  # the design's FLOPs: equal for all runs of a budget, unlike those of whole steps
+            names["flops"] = (
+                # the design's FLOPs: equal for all runs of a budget, unlike those of whole steps
+                "flops_budget"
+            )
         notes.append(f"convention {convention}: N is {names['parameters']}, C is {names['flops']}")
     if "loss" not in names:
         for column in ("eval_loss", "train_loss"):
@@ -136,7 +156,11 @@ def derive_columns(found: dict[str, pd.Series], wanted: tuple[str, ...], notes: 
     NaN: `to_numbers` raises for them."""
     import pandas as pd
 
-    number = {name: pd.to_numeric(values, errors="coerce") for name, values in found.items() if name in ("parameters", "tokens", "flops")}
+    number = {
+        name: pd.to_numeric(values, errors="coerce")
+        for name, values in found.items()
+        if name in ("parameters", "tokens", "flops")
+    }
     if "tokens" in wanted and "tokens" not in found and {"flops", "parameters"} <= set(found):
         found["tokens"] = number["flops"] / FLOPS_A_WEIGHT / number["parameters"]
         notes.append("tokens are flops/(6 N): the table has no column of them")
@@ -158,8 +182,13 @@ def to_numbers(found: dict[str, pd.Series], path: Path, notes: list[str]) -> dic
         try:
             arrays[name] = pd.to_numeric(values).to_numpy(np.float64)
         except (ValueError, TypeError) as error:
-            raise UserError(f"columns.{name}={values.name}: {path.name} has something else than numbers in this column ({error})") from error
-    gaps = np.any([values == "" if name == "run" else np.isnan(values) for name, values in arrays.items()], axis=0)
+            raise UserError(
+                f"columns.{name}={values.name}: {path.name} has something else than numbers in this "
+                f"column ({error})"
+            ) from error
+    gaps = np.any(
+        [values == "" if name == "run" else np.isnan(values) for name, values in arrays.items()], axis=0
+    )
     if gaps.any():
         notes.append(f"{gaps.sum()} of {len(gaps)} rows left out: a value is missing")
     if gaps.all():

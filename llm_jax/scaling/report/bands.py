@@ -24,7 +24,9 @@ class ReportFigure:
     """What the figure shows, with numbers."""
 
 
-def interval_band(estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def interval_band(
+    estimate: np.ndarray, draws: np.ndarray, widen: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % band, lower and upper end [m], of a positive curve [m] from its resamples [k, m]; quantiles
     and `widen` act on logarithms."""
     log = np.log(estimate)

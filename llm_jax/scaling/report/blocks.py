@@ -58,7 +58,10 @@ class TextTable:
     @property
     def body(self) -> list[tuple[list[tuple[object, bool]], str]]:
         """Every row's cells, marked like the header's, and its style."""
-        return [(self.marked(row), style) for row, style in zip(self.rows, self.row_styles or [""] * len(self.rows), strict=True)]
+        return [
+            (self.marked(row), style)
+            for row, style in zip(self.rows, self.row_styles or [""] * len(self.rows), strict=True)
+        ]
 
     def marked(self, cells: Iterable[object]) -> list[tuple[object, bool]]:
         """Cells with whether each is in a column of numbers."""

@@ -63,9 +63,11 @@ def edges(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat",
             "Minima on an edge",
-            f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}) have their lowest loss at the smallest or "
+            f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}) "
+            "have their lowest loss at the smallest or "
             f"largest size "
-            "trained. They are left out; if they are the largest budgets, the exponent rests on the small ones alone.",
+            "trained. They are left out; if they are the largest budgets, the exponent rests on the small "
+            "ones alone.",
         )
     else:
         yield Assumption(
@@ -83,10 +85,16 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "holds" if inside else "caveat",
             "Held-out run",
-            f"{row['name']} was predicted {'before' if row['before'] else 'after'} its training: {row['predicted']:.3f} "
+            f"{row['name']} was predicted {'before' if row['before'] else 'after'} its training: "
+            f"{row['predicted']:.3f} "
             f"({interval(row['interval'])}), measured "
             f"{row['measured']:.3f}, {signed_percent(row['relative_error'])}. "
-            + ("" if inside else "The measured loss is outside of the interval, which covers the law's error, not a seed's."),
+            + (
+                ""
+                if inside
+                else "The measured loss is outside of the interval, which covers the law's error, not a "
+                "seed's."
+            ),
         )
     if fit := study.parametric:
         out = fit.leave_largest_out
@@ -94,7 +102,8 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
             yield Assumption(
                 "holds",
                 "Largest runs left out",
-                f"The law of the smaller runs predicts {largest_text(out['runs'])} to {100 * out['largest_relative_error']:.2f} % or better.",
+                f"The law of the smaller runs predicts {largest_text(out['runs'])} to "
+                f"{100 * out['largest_relative_error']:.2f} % or better.",
             )
     if curves := study.isoflop:
         out = curves.leave_largest_out
@@ -102,7 +111,8 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
             yield Assumption(
                 "holds" if abs(out["relative_error"]) < 0.2 else "caveat",
                 "Largest budget left out",
-                f"The line through the other budgets misses the measured N* of the largest by {signed_percent(out['relative_error'], 1)}, "
+                "The line through the other budgets misses the measured N* of the largest by "
+                f"{signed_percent(out['relative_error'], 1)}, "
                 f"with an exponent of {out['a']:.3f} in place "
                 f"of {curves.a:.3f}.",
             )
@@ -126,7 +136,8 @@ def choices(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "holds" if inside else "caveat",
             "Other readings of the curves",
-            f"Other curves, weights and budgets give an exponent of {min(values):.3f} to {max(values):.3f}, {'within' if inside else 'beyond'} "
+            f"Other curves, weights and budgets give an exponent of {min(values):.3f} to "
+            f"{max(values):.3f}, {'within' if inside else 'beyond'} "
             f"the wider "
             f"interval ({interval(ends)}).",
         )
@@ -140,9 +151,11 @@ def choices(study: Study) -> Iterator[Assumption]:
     yield Assumption(
         "holds" if inside else "caveat",
         "Other choices in the fit",
-        f"Over outlier rules, δ and residuals the exponent a spans {min(values):.3f} to {max(values):.3f}, {wide / max(high - low, 1e-12):.1f} "
+        f"Over outlier rules, δ and residuals the exponent a spans {min(values):.3f} to "
+        f"{max(values):.3f}, {wide / max(high - low, 1e-12):.1f} "
         f"times the width of its "
-        f"interval ({interval((low, high))})" + ("." if inside else ": the interval covers noise, not these choices."),
+        f"interval ({interval((low, high))})"
+        + ("." if inside else ": the interval covers noise, not these choices."),
     )
 
 
@@ -150,13 +163,16 @@ def conventions(study: Study) -> Iterator[Assumption]:
     """How far another convention of N moves the exponent."""
     fit = study.parametric
     if study.other_conventions and fit:
-        exponents = {study.convention: fit.parameters["a"]} | {name: other.parameters["a"] for name, other in study.other_conventions.items()}
+        exponents = {study.convention: fit.parameters["a"]} | {
+            name: other.parameters["a"] for name, other in study.other_conventions.items()
+        }
         wide = max(exponents.values()) - min(exponents.values())
         big = wide > fit.intervals_95["a"][1] - fit.intervals_95["a"][0]
         yield Assumption(
             "caveat" if big else "holds",
             "Convention of N",
-            f"The same runs give a = {listed([f'{a:.3f} ({name})' for name, a in exponents.items()])}: the convention changes it by {wide:.3f}. "
+            f"The same runs give a = {listed([f'{a:.3f} ({name})' for name, a in exponents.items()])}: "
+            f"the convention changes it by {wide:.3f}. "
             f"Compare it with exponents of "
             "the same convention only.",
         )
@@ -164,7 +180,8 @@ def conventions(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "unknown",
             "Convention of N",
-            f"The table has N in one convention ({study.convention}), so the effect of another is unknown; for small models it is large.",
+            f"The table has N in one convention ({study.convention}), so the effect of another is "
+            "unknown; for small models it is large.",
         )
 
 
@@ -179,15 +196,23 @@ def law(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat",
             "The law's floor",
-            f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law is wrong there.",
+            f"E = {floor:.3f} is above the lowest loss that was measured, {lowest:.3f}: the law is wrong "
+            "there.",
         )
-    trends = {what: (rank, chance) for what, (rank, chance) in residual_trends(fit).items() if chance < TREND_P_VALUE}
+    trends = {
+        what: (rank, chance)
+        for what, (rank, chance) in residual_trends(fit).items()
+        if chance < TREND_P_VALUE
+    }
     if trends:
-        text = listed([f"{what} (rank correlation {rank:+.2f})".replace("-", "−") for what, (rank, _) in trends.items()])
+        text = listed(
+            [f"{what} (rank correlation {rank:+.2f})".replace("-", "−") for what, (rank, _) in trends.items()]
+        )
         yield Assumption(
             "caveat",
             "Trend of residuals",
-            f"Measured over predicted loss is correlated with {text}: the law has another curvature than the runs.",
+            f"Measured over predicted loss is correlated with {text}: the law has another curvature than "
+            "the runs.",
         )
     else:
         yield Assumption(
@@ -211,7 +236,8 @@ def approaches(study: Study) -> Iterator[Assumption]:
     yield Assumption(
         "holds" if agree else "caveat",
         "Two approaches",
-        f"Exponents: {curves.a:.3f} from the minima, {fit.parameters['a']:.3f} from the law, {difference / max(spread, 1e-12):.1f} joint "
+        f"Exponents: {curves.a:.3f} from the minima, {fit.parameters['a']:.3f} from the law, "
+        f"{difference / max(spread, 1e-12):.1f} joint "
         f"standard errors apart. "
         f"N* at the largest budget: {short(first)} and {short(second)}.",
     )
@@ -225,7 +251,8 @@ def points(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat" if few else "holds",
             "Number of runs",
-            f"{used} runs determine {free} parameters" + (": few, the fit may follow their noise." if few else "."),
+            f"{used} runs determine {free} parameters"
+            + (": few, the fit may follow their noise." if few else "."),
         )
     if curves := study.isoflop:
         used = curves.settings["budgets_used"]
@@ -233,7 +260,8 @@ def points(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat" if few else "holds",
             "Number of budgets",
-            f"The exponent is a line through {used} minima" + (": few, one of them can change it." if few else "."),
+            f"The exponent is a line through {used} minima"
+            + (": few, one of them can change it." if few else "."),
         )
     if study.fits and len(study.fitted):
         span = study.fitted.flops.max() / study.fitted.flops.min()
@@ -241,7 +269,8 @@ def points(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat" if short_span else "holds",
             "Span of compute",
-            f"The runs span a factor of {factor(span)}" + (": little to extrapolate from." if short_span else "."),
+            f"The runs span a factor of {factor(span)}"
+            + (": little to extrapolate from." if short_span else "."),
         )
 
 
@@ -249,14 +278,21 @@ def noise(study: Study) -> Iterator[Assumption]:
     """Checks whether the spread of loss between seeds was measured, and is as small as the fit assumes."""
     if not study.fits or "seed" not in study.table:
         return
-    same = [name for name in ("parameters", "tokens", "learning_rate", "batch_size", "layers", "embed") if name in study.table]
+    same = [
+        name
+        for name in ("parameters", "tokens", "learning_rate", "batch_size", "layers", "embed")
+        if name in study.table
+    ]
     done = study.table[study.runs.status == "finished"].assign(loss=study.runs.loss)
     repeated = [group.loss.std() for _, group in done.groupby(same) if group.seed.nunique() > 1]
     assumed = study.isoflop.settings["loss_noise"] if study.isoflop else None
     if repeated:
         spread = float(np.sqrt(np.mean(np.square(repeated))))
         more = assumed is not None and spread > 1.5 * assumed
-        text = f"{counted(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats (standard deviation)"
+        text = (
+            f"{counted(len(repeated), 'configuration')} with several seeds differ by {spread:.4f} nats "
+            "(standard deviation)"
+        )
         yield Assumption(
             "caveat" if more else "holds",
             "Noise between seeds",
@@ -279,7 +315,8 @@ def schedules(study: Study) -> Iterator[Assumption]:
             yield Assumption(
                 "unknown",
                 "Schedules",
-                "The table has no schedules; a run that was stopped before its decay ended has too high a loss.",
+                "The table has no schedules; a run that was stopped before its decay ended has too high a "
+                "loss.",
             )
         return
     named = done.schedule.dropna().astype(str)
@@ -288,13 +325,15 @@ def schedules(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat",
             "Schedules",
-            f"{constant} of {len(done)} runs have a constant learning rate: their losses are not those of a run decayed to its end.",
+            f"{constant} of {len(done)} runs have a constant learning rate: their losses are not those of "
+            "a run decayed to its end.",
         )
     if named.nunique() > 1:
         yield Assumption(
             "caveat",
             "Schedules",
-            f"Runs of different schedules in one fit: {', '.join(f'{count} {name}' for name, count in named.value_counts().items())}.",
+            "Runs of different schedules in one fit: "
+            f"{', '.join(f'{count} {name}' for name, count in named.value_counts().items())}.",
         )
     if {"warmup_steps", "steps"} <= set(done):
         share = pd.to_numeric(done.warmup_steps) / pd.to_numeric(done.steps)
@@ -303,14 +342,16 @@ def schedules(study: Study) -> Iterator[Assumption]:
             yield Assumption(
                 "caveat",
                 "Warm-up",
-                f"In {long} of {len(done)} runs more than {100 * LONG_WARMUP:.0f} % of the steps are warm-up (up to {100 * share.max():.0f} %): "
+                f"In {long} of {len(done)} runs more than {100 * LONG_WARMUP:.0f} % of the steps are "
+                f"warm-up (up to {100 * share.max():.0f} %): "
                 f"short runs have too high a loss.",
             )
         elif not constant and named.nunique() == 1:
             yield Assumption(
                 "holds",
                 "Schedules",
-                f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most {100 * share.max():.0f} % of the steps.",
+                f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most "
+                f"{100 * share.max():.0f} % of the steps.",
             )
 
 
@@ -322,11 +363,14 @@ def tuning(study: Study) -> Iterator[Assumption]:
             yield Assumption(
                 "caveat",
                 "Sweep's best run",
-                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: a better one "
+                f"With {short(sweep.parameters)} parameters the best run is at the {listed(sweep.edges)}: "
+                "a better one "
                 "may be beyond it, and runs tuned by this sweep are not at their best.",
             )
     if found and not any(sweep.edges for sweep in found):
-        yield Assumption("holds", "Sweep's best run", "The best learning rates and batches are inside of the sweeps.")
+        yield Assumption(
+            "holds", "Sweep's best run", "The best learning rates and batches are inside of the sweeps."
+        )
 
 
 def data(study: Study) -> Iterator[Assumption]:
@@ -335,11 +379,16 @@ def data(study: Study) -> Iterator[Assumption]:
         epochs = pd.to_numeric(study.table.epochs[study.runs.status == "finished"], errors="coerce").dropna()
         if len(epochs):
             again = int((epochs > 1).sum())
-            text = f"{again} of {len(epochs)} runs repeat text, up to {epochs.max():.3g} times: the law counts every token as a fresh one."
+            text = (
+                f"{again} of {len(epochs)} runs repeat text, up to {epochs.max():.3g} times: the law counts "
+                "every token as a fresh one."
+            )
             yield (
                 Assumption("caveat", "Repeated text", text)
                 if again
-                else Assumption("holds", "Fresh text", f"No run saw more than {100 * epochs.max():.0f} % of its corpus.")
+                else Assumption(
+                    "holds", "Fresh text", f"No run saw more than {100 * epochs.max():.0f} % of its corpus."
+                )
             )
 
 
@@ -351,7 +400,8 @@ def lost(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat",
             "Runs lost",
-            f"{counts} of {len(study.runs)} runs (listed with the runs): if these were the hardest ones, the others are biased.",
+            f"{counts} of {len(study.runs)} runs (listed with the runs): if these were the hardest ones, "
+            "the others are biased.",
         )
 
 

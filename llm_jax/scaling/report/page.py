@@ -52,7 +52,9 @@ def make_page(study: Study, figures: Figures) -> str:
             "Sensitivity to curves, outliers, δ and the largest runs",
             pictures("sensitivity.curve_choices", "sensitivity.choices"),
         ),
-        Section("published", "Published exponents", [*pictures("sensitivity.published"), *published_table(study)]),
+        Section(
+            "published", "Published exponents", [*pictures("sensitivity.published"), *published_table(study)]
+        ),
         Section("sweep", "Learning rate and batch", pictures("runs.sweep_figure")),
         Section("wrong", "What would make this wrong", assumptions_table(found)),
         Section("training", "Training curves", pictures("runs.training")),

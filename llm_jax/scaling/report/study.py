@@ -34,7 +34,9 @@ WHAT_N_COUNTS = {
     "6nd_with_head": "all weights that a token is multiplied with: no embeddings, but the head, tied or not",
     "exact": "all weights that a token is multiplied with: no embeddings, but the head, tied or not",
 }
-WHAT_C_COUNTS = {"exact": "6 FLOPs for each weight of a matrix product, head included, and causal attention's products"}
+WHAT_C_COUNTS = {
+    "exact": "6 FLOPs for each weight of a matrix product, head included, and causal attention's products"
+}
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,16 @@ def make_study(data: Path, how: StudyOptions) -> Study:
     fits = {requested: how.fit} if how.fit else {}
     refusals: dict[str, str] = {}
     fit_notes = list(how.notes)
-    for name in dict.fromkeys([requested or PAIRED_METHODS[0], *(PAIRED_METHODS if requested in ("", *PAIRED_METHODS) else ())]):
+    for name in dict.fromkeys(
+        [requested or PAIRED_METHODS[0], *(PAIRED_METHODS if requested in ("", *PAIRED_METHODS) else ())]
+    ):
         if name in fits:
             continue
-        own = how.options if name == requested else {key: how.options[key] for key in SHARED_OPTIONS if key in how.options}
+        own = (
+            how.options
+            if name == requested
+            else {key: how.options[key] for key in SHARED_OPTIONS if key in how.options}
+        )
         try:
             fits[name], more = fit_table(data, name, mapping, convention, own)
         except UserError as error:
@@ -171,7 +179,9 @@ def make_study(data: Path, how: StudyOptions) -> Study:
     )
 
 
-def fit_table(data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def fit_table(
+    data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
     """Fits the table by a method; also returns notes on the data. Raises UserError where the method has no
     fit."""
     method = METHODS[name]
@@ -188,13 +198,21 @@ def numeric_runs(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     derive_columns(found, NUMBERS, [])
     runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in NUMBERS})
     for name, default in (("status", "finished"), ("reason", ""), ("run_dir", ""), ("held_out", "")):
-        runs[name] = table[name].astype(object).where(table[name].notna(), default).astype(str) if name in table else default
-    runs["name"] = table["name"].astype(str) if "name" in table else [f"row {i + 1}" for i in range(len(table))]
+        runs[name] = (
+            table[name].astype(object).where(table[name].notna(), default).astype(str)
+            if name in table
+            else default
+        )
+    runs["name"] = (
+        table["name"].astype(str) if "name" in table else [f"row {i + 1}" for i in range(len(table))]
+    )
     runs["held_out"] = runs.held_out.str.lower().isin(("true", "1", "1.0"))
     return runs
 
 
-def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Minimum, ...], Mapping[str, np.ndarray]]:
+def budget_curves(
+    fit: IsoflopFit | None, runs: pd.DataFrame
+) -> tuple[tuple[Minimum, ...], Mapping[str, np.ndarray]]:
     """The minima and points of the IsoFLOP curves: the fit's, or without a fit (e.g. too many minima on an
     edge) those that there are."""
     if fit:
@@ -211,7 +229,9 @@ def budget_curves(fit: IsoflopFit | None, runs: pd.DataFrame) -> tuple[tuple[Min
     if sum(len(budget.loss) >= 3 for budget in budgets) < 2:
         return (), {}
     rng = np.random.default_rng(0)
-    minima = tuple(approach2.find_minimum(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets)
+    minima = tuple(
+        approach2.find_minimum(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets
+    )
     return minima, {**table, "budget": numbers}
 
 
@@ -229,7 +249,9 @@ def refit_conventions(
             continue
         counted.add(parameters)
         try:
-            found[name], _ = fit_table(data, "parametric", mapping, name, {**settings, "bootstrap": REFIT_BOOTSTRAP})
+            found[name], _ = fit_table(
+                data, "parametric", mapping, name, {**settings, "bootstrap": REFIT_BOOTSTRAP}
+            )
         except UserError:
             continue  # the page has no row of this convention
     return found

@@ -37,7 +37,9 @@ def size_colour_bar(figure: Figure, ax: Axes | list[Axes], shown: Any) -> None:
 
     bar = figure.colorbar(shown, ax=ax, pad=0.01, aspect=30)
     decades = math.log10(shown.norm.vmax / shown.norm.vmin)
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_locator(
+        LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0))
+    )
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label("N, parameters")
@@ -56,5 +58,7 @@ def log_axes(ax: Axes, x: bool = True, y: bool = False, flops: bool = False) -> 
         decades = math.log10(max(high / max(low, 1e-300), 1.0))
         subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=subs, numticks=9))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: format_flops(value, unit="") if flops else short(value)))
+        axis.set_major_formatter(
+            FuncFormatter(lambda value, _: format_flops(value, unit="") if flops else short(value))
+        )
         axis.set_minor_formatter(NullFormatter())

@@ -32,7 +32,8 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
     if len(runs):
         sentences.append(
             f"{study.rows(len(runs))} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
-            f"{span(runs.tokens.min(), runs.tokens.max())} tokens, {flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
+            f"{span(runs.tokens.min(), runs.tokens.max())} tokens, "
+            f"{flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
     main = study.main
     if main is not None and main.method in EXPONENTS:
@@ -41,11 +42,17 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
         if len(runs):
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
-            about = f"tokens a parameter at the largest budget, {format_flops(c[0])}: N* = {short(n[0])}, D* = {short(d[0])}"
+            about = (
+                f"tokens a parameter at the largest budget, {format_flops(c[0])}: N* = {short(n[0])}, D* = "
+                f"{short(d[0])}"
+            )
             cards.append(Card(f"{d[0] / n[0]:.3g}", about))
-            faster = "faster than" if ends[0] > 0.5 else "slower than" if ends[1] < 0.5 else "about as fast as"
+            faster = (
+                "faster than" if ends[0] > 0.5 else "slower than" if ends[1] < 0.5 else "about as fast as"
+            )
             sentences.append(
-                f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. At {format_flops(c[0])} the best has "
+                f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. "
+                f"At {format_flops(c[0])} the best has "
                 f"{short(n[0])} parameters and {short(d[0])} tokens."
             )
     if main is not None and main.method not in APPROACHES:
@@ -53,11 +60,17 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
         sentences.append(f"{main.settings['law']}, with {numbers}.")
     if fit := study.parametric:
         p = fit.parameters
-        sentences.append(f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}.")
+        sentences.append(
+            f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}."
+        )
     measured = [row for row in held_out_rows(study) if row["measured"] is not None]
     if measured:
         largest = max(measured, key=lambda row: row["flops"])
-        ahead = f", {factor(largest['cost'] / largest['largest'])} times the FLOPs of the largest run fitted" if largest["cost"] else ""
+        ahead = (
+            f", {factor(largest['cost'] / largest['largest'])} times the FLOPs of the largest run fitted"
+            if largest["cost"]
+            else ""
+        )
         cards.append(
             Card(
                 signed_percent(largest["relative_error"]),
@@ -65,22 +78,33 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
             )
         )
         sentences.append(
-            f"A held-out run{ahead} was predicted to reach a loss of {largest['predicted']:.3f} ({interval(largest['interval'])}); measured: "
+            f"A held-out run{ahead} was predicted to reach a loss of {largest['predicted']:.3f} "
+            f"({interval(largest['interval'])}); measured: "
             f"{largest['measured']:.3f}."
         )
     elif fit and "refused" not in fit.leave_largest_out:
         out = fit.leave_largest_out
-        about = f"error of loss on {largest_text(out['runs'])}{' (mean)' if out['runs'] > 1 else ''}, left out of the fit for this"
+        about = (
+            f"error of loss on {largest_text(out['runs'])}{' (mean)' if out['runs'] > 1 else ''}, left out "
+            "of the fit for this"
+        )
         cards.append(Card(signed_percent(out["mean_relative_error"]), about))
     if main is None:
         sentences.append("No scaling law could be fitted, for the reasons below.")
-    caveats, unknown = (sum(assumption.verdict == verdict for assumption in found) for verdict in ("caveat", "unknown"))
+    caveats, unknown = (
+        sum(assumption.verdict == verdict for assumption in found) for verdict in ("caveat", "unknown")
+    )
     if found:
-        about = f"and {unknown} unknown, of {counted(len(found), 'assumption')} that the conclusion rests on: see “What would make this wrong”"
+        about = (
+            f"and {unknown} unknown, of {counted(len(found), 'assumption')} that the conclusion rests on: "
+            "see “What would make this wrong”"
+        )
         cards.append(Card(counted(caveats, "caveat"), about))
     lost = study.runs[study.runs.status != "finished"]
     if len(lost):
-        sentences.append(f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below.")
+        sentences.append(
+            f"{study.rows(len(lost))} did not finish and {'is' if len(lost) == 1 else 'are'} listed below."
+        )
     return " ".join(sentences), cards
 
 

@@ -75,8 +75,15 @@ def fit_tables(study: Study) -> list[Block]:
             rows, header = [row[:5] + row[6:] for row in rows], header[:5] + header[6:]
         made += [Heading(title_of_method(method)), Paragraph(text), TextTable(header, rows)]
         if method not in APPROACHES:
-            made.append(TextTable(["largest compute left out and predicted", ">"], left_out_rows(fit.leave_largest_out)))
-    made += [Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True) for method, why in study.refusals.items()]
+            made.append(
+                TextTable(
+                    ["largest compute left out and predicted", ">"], left_out_rows(fit.leave_largest_out)
+                )
+            )
+    made += [
+        Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True)
+        for method, why in study.refusals.items()
+    ]
     if study.notes:
         made += [Heading("The data"), Listing([f"{note}." for note in study.notes])]
     return made
@@ -85,7 +92,10 @@ def fit_tables(study: Study) -> list[Block]:
 def left_out_rows(out: dict[str, Any]) -> list[tuple[str, str]]:
     """The rows (name, value) of an extrapolation test, without its arrays."""
     values = {name: value for name, value in out.items() if isinstance(value, str | int | float)}
-    return [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in values.items()]
+    return [
+        (name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else str(value))
+        for name, value in values.items()
+    ]
 
 
 def title_of_method(method: str) -> str:
@@ -121,7 +131,9 @@ def minima_table(study: Study) -> list[Block]:
             )
         )
         styles.append("caveat" if m.left_out else "")
-    return [TextTable([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)]
+    return [
+        TextTable([">FLOPs", ">sizes", ">N*", ">± log N*", ">D*", ">D*/N*", ">loss", "minimum"], rows, styles)
+    ]
 
 
 def held_out_table(study: Study) -> list[Block]:
@@ -193,7 +205,8 @@ def assumptions_table(found: list[Assumption]) -> list[Block]:
         return [Paragraph("The report has no conclusion, hence no caveats.", absent=True)]
     counts = Counter(assumption.verdict for assumption in found)
     text = (
-        f"Of {counted(len(found), 'assumption')} that the conclusion rests on, {counts['caveat']} are caveats, {counts['unknown']} unknown from "
+        f"Of {counted(len(found), 'assumption')} that the conclusion rests on, {counts['caveat']} are "
+        f"caveats, {counts['unknown']} unknown from "
         f"this table, and {counts['holds']} hold. Caveats come first."
     )
     return [Paragraph(text), AssumptionList(found)]
@@ -201,7 +214,9 @@ def assumptions_table(found: list[Assumption]) -> list[Block]:
 
 def runs_table(study: Study) -> list[Block]:
     """Every run, including those that no fit uses."""
-    runs = study.runs.assign(**{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs})
+    runs = study.runs.assign(
+        **{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs}
+    )
     shown = [name for name in RUN_COLUMNS if name in runs]
     formats: dict[str, Any] = {
         "flops": lambda v: format_flops(v, ""),
@@ -219,7 +234,11 @@ def runs_table(study: Study) -> list[Block]:
             value = status if name == "status" else run[name]
             number = not isinstance(value, str)
             cells.append(
-                value if not number else "" if value is None or not np.isfinite(float(value)) else formats.get(name, lambda v: f"{v:.4g}")(value)
+                value
+                if not number
+                else ""
+                if value is None or not np.isfinite(float(value))
+                else formats.get(name, lambda v: f"{v:.4g}")(value)
             )
         rows.append(cells)
         styles.append("gone" if run.status != "finished" else "aside" if run.held_out else "")
@@ -241,6 +260,9 @@ def settings_table(study: Study) -> list[Block]:
     """The settings of each fit, a table for each method."""
     made: list[Block] = []
     for method, fit in study.fits.items():
-        rows = [(name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value) for name, value in fit.settings.items()]
+        rows = [
+            (name.replace("_", " "), f"{value:.5g}" if isinstance(value, float) else value)
+            for name, value in fit.settings.items()
+        ]
         made += [Heading(f"{title_of_method(method)} ({study.file_of(method)})"), TextTable(["", ""], rows)]
     return made

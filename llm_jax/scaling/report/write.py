@@ -47,7 +47,9 @@ def write_report(
     study = make_study(data, StudyOptions(**options))
     if not (study.fits or study.minima or runs.sweeps(study.table, study.runs)):
         whys = (
-            dict.fromkeys(study.refusals.values()) if len(set(study.refusals.values())) == 1 else (f"{n}: {why}" for n, why in study.refusals.items())
+            dict.fromkeys(study.refusals.values())
+            if len(set(study.refusals.values())) == 1
+            else (f"{n}: {why}" for n, why in study.refusals.items())
         )
         raise UserError(f"data={data}: nothing to report: {'; '.join(whys)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,9 @@ def draw(study: Study, folder: Path) -> Figures:
                 made[key] = figure
                 continue
             kept.add(f"{figure.name}.png")
-            made[key] = Picture(len(kept), figure.name, save(figure.figure, folder / f"{figure.name}.png"), figure.caption)
+            made[key] = Picture(
+                len(kept), figure.name, save(figure.figure, folder / f"{figure.name}.png"), figure.caption
+            )
     for path in folder.glob("*.png"):
         if path.name not in kept:  # left by an earlier report
             path.unlink()

@@ -21,7 +21,9 @@ def published() -> Path:
     """The folder of published points that are not part of the project."""
     folder = Path(os.environ.get("LLM_JAX_SHARED_DATA", ROOT.parent / "shared" / "data")) / "scaling"
     if not folder.is_dir():
-        pytest.skip(f"no published points: {folder} is not there (LLM_JAX_SHARED_DATA names the folder above it)")
+        pytest.skip(
+            f"no published points: {folder} is not there (LLM_JAX_SHARED_DATA names the folder above it)"
+        )
     return folder
 
 
@@ -29,7 +31,9 @@ def published() -> Path:
 def epoch(published: Path) -> pd.DataFrame:
     """Epoch AI's 245 points of Hoffmann et al.'s figure 4: parameters, tokens, flops, loss."""
     table = pd.read_csv(published / "chinchilla_epoch" / "svg_extracted_data.csv")
-    made = table.rename(columns={"Model Size": "parameters", "Training FLOP": "flops"})[["parameters", "flops", "loss"]]
+    made = table.rename(columns={"Model Size": "parameters", "Training FLOP": "flops"})[
+        ["parameters", "flops", "loss"]
+    ]
     return made.assign(tokens=made.flops / 6 / made.parameters)
 
 
@@ -39,5 +43,7 @@ def made_runs(noise: float = 0.0, seed: int = 0, budgets: int = 6, sizes: int = 
     best, _ = TRUTH.optimal(flops)
     parameters = best * np.tile(np.geomspace(1 / 8, 8, sizes), budgets)
     tokens = flops / 6 / parameters
-    loss = TRUTH.loss(parameters, tokens) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(flops)))
+    loss = TRUTH.loss(parameters, tokens) * np.exp(
+        noise * np.random.default_rng(seed).standard_normal(len(flops))
+    )
     return pd.DataFrame({"parameters": parameters, "tokens": tokens, "flops": flops, "loss": loss})

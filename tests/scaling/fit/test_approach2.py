@@ -67,9 +67,13 @@ def test_minima_of_each_budget_are_porians(published):
             assert minimum.left_out
             assert minimum.parameters is None
         else:
-            step = theirs.n_star_logstd / 0.33 / 25  # a step of the grid or more; the median of noisy minima may fall on another one
+            step = (
+                theirs.n_star_logstd / 0.33 / 25
+            )  # a step of the grid or more; the median of noisy minima may fall on another one
             assert np.log(minimum.parameters) == pytest.approx(np.log(theirs.n_star), abs=4 * step)
-            assert minimum.log_error == pytest.approx(theirs.n_star_logstd, rel=0.08)  # the spread of 1,000 noisy minima
+            assert minimum.log_error == pytest.approx(
+                theirs.n_star_logstd, rel=0.08
+            )  # the spread of 1,000 noisy minima
             assert minimum.loss == pytest.approx(theirs.loss_star, rel=0.002)
 
 
@@ -86,10 +90,16 @@ def test_every_curve_finds_a_known_exponent(curve):
         assert minimum.loss == pytest.approx(TRUTH.loss(best, tokens), rel=1e-2)
     assert abs(got.leave_largest_out["relative_error"]) < 0.15
     assert all(row["a"] == pytest.approx(TRUTH.a, abs=0.02) for row in got.sensitivity)
-    assert {row.get("curve", row.get("weights")) for row in got.sensitivity} >= {"parabola, no noise", "without the largest budget"}
+    assert {row.get("curve", row.get("weights")) for row in got.sensitivity} >= {
+        "parabola, no noise",
+        "without the largest budget",
+    }
 
 
-@pytest.mark.parametrize(("curve", "resampling"), [("parabola", "residual"), ("akima", "case"), ("akima", "subsample"), ("parabola", "noise")])
+@pytest.mark.parametrize(
+    ("curve", "resampling"),
+    [("parabola", "residual"), ("akima", "case"), ("akima", "subsample"), ("parabola", "noise")],
+)
 def test_every_interval_holds_a_known_exponent(curve, resampling):
     runs = made_runs(noise=0.0005)
     got = fit.isoflop(runs.flops, runs.parameters, runs.loss, curve=curve, resampling=resampling)
@@ -113,7 +123,10 @@ def test_a_minimum_on_the_edge_is_left_out_with_the_reason():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t[t.parameters <= 1.01 * TRUTH.optimal(t.flops)[0]], "0 of 6 budgets.*minimum on the edge"),
+        (
+            lambda t: t[t.parameters <= 1.01 * TRUTH.optimal(t.flops)[0]],
+            "0 of 6 budgets.*minimum on the edge",
+        ),
         (lambda t: t[t.flops < 1e19], "2 of 2 budgets"),
         (lambda t: t.groupby("flops").head(2), "2 sizes, a minimum needs at least three"),
         (lambda t: t.assign(flops=t.flops * np.linspace(1, 500, len(t))), "run into each other"),

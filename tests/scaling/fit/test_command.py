@@ -78,7 +78,9 @@ def test_epochs_line_of_the_readme_gives_epochs_table(published, tmp_path, capsy
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_own_runs_need_no_columns_and_unfinished_ones_stay_out(own, tmp_path, capsys, suffix):
-    assert main([f"data={own.with_suffix(suffix)}", "method=isoflop", "bootstrap=100", f"out={tmp_path}"]) == 0
+    assert (
+        main([f"data={own.with_suffix(suffix)}", "method=isoflop", "bootstrap=100", f"out={tmp_path}"]) == 0
+    )
     fit = read(tmp_path)
     assert fit["a"] == fit["parameters"]["a"] == pytest.approx(TRUTH.a, abs=0.02)
     assert fit["a_interval_95"] == fit["intervals_95"]["a"]
@@ -93,10 +95,23 @@ def test_own_runs_need_no_columns_and_unfinished_ones_stay_out(own, tmp_path, ca
 
 def test_every_method_runs_from_a_table_and_writes_its_parameters(tmp_path, capsys):
     runs = made_runs(noise=0.0005)
-    many = pd.concat([runs.assign(epochs=e, tokens=runs.tokens * e, unique_tokens=runs.tokens) for e in (1, 4, 16)])
+    many = pd.concat(
+        [runs.assign(epochs=e, tokens=runs.tokens * e, unique_tokens=runs.tokens) for e in (1, 4, 16)]
+    )
     law, r_d, r_n = published_repetition()
-    repeated = many.assign(loss=repeated_loss(law, many.parameters.to_numpy(), many.tokens.to_numpy(), many.unique_tokens.to_numpy(), r_d, r_n))
-    curves = pd.concat([runs.assign(run="r" + runs.index.astype(str), flops=runs.flops * t, loss=runs.loss - 0.1 * np.log(t)) for t in (0.5, 1, 2)])
+    repeated = many.assign(
+        loss=repeated_loss(
+            law, many.parameters.to_numpy(), many.tokens.to_numpy(), many.unique_tokens.to_numpy(), r_d, r_n
+        )
+    )
+    curves = pd.concat(
+        [
+            runs.assign(
+                run="r" + runs.index.astype(str), flops=runs.flops * t, loss=runs.loss - 0.1 * np.log(t)
+            )
+            for t in (0.5, 1, 2)
+        ]
+    )
     tables = {
         "compute": runs,
         "overtraining": runs,
@@ -108,22 +123,46 @@ def test_every_method_runs_from_a_table_and_writes_its_parameters(tmp_path, caps
     assert set(METHODS) == {*tables, "parametric", "isoflop"}
     for method, table in tables.items():
         table.to_csv(tmp_path / "t.csv", index=False)
-        assert main([f"data={tmp_path / 't.csv'}", f"method={method}", "bootstrap=40", f"out={tmp_path}", *extra.get(method, [])]) == 0, (
-            capsys.readouterr().err
-        )
+        assert (
+            main(
+                [
+                    f"data={tmp_path / 't.csv'}",
+                    f"method={method}",
+                    "bootstrap=40",
+                    f"out={tmp_path}",
+                    *extra.get(method, []),
+                ]
+            )
+            == 0
+        ), capsys.readouterr().err
         written = read(tmp_path)
         assert written["method"] == method
         assert set(written["intervals_95"]) == set(written["parameters"])
         shown = capsys.readouterr().out
         assert all(name in shown for name in written["parameters"])
-        assert ("Kaplan et al. 2020" in shown) == (method == "envelope")  # the others' a, if any, is no exponent of N*(C)
+        assert ("Kaplan et al. 2020" in shown) == (
+            method == "envelope"
+        )  # the others' a, if any, is no exponent of N*(C)
 
 
 def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
     for convention, factor in (("6nd_with_head", 1.0), ("6nd_non_embedding", 0.9), ("6nd", 1.1)):
-        assert main([f"data={own}", "method=isoflop", "bootstrap=100", f"out={tmp_path}", f"convention={convention}"]) == 0
+        assert (
+            main(
+                [
+                    f"data={own}",
+                    "method=isoflop",
+                    "bootstrap=100",
+                    f"out={tmp_path}",
+                    f"convention={convention}",
+                ]
+            )
+            == 0
+        )
         minimum = read(tmp_path)["minima"][2]
-        assert minimum["parameters"] == pytest.approx(factor * TRUTH.optimal(minimum["flops"] / factor)[0], rel=0.15)
+        assert minimum["parameters"] == pytest.approx(
+            factor * TRUTH.optimal(minimum["flops"] / factor)[0], rel=0.15
+        )
 
 
 @pytest.mark.parametrize(
@@ -135,20 +174,26 @@ def test_convention_chooses_the_columns_of_n_and_flops(own, tmp_path):
         (["data={own}", "method=isoflop", "delta=3"], "delta=3: there is no key 'delta' with method=isoflop"),
         (["data={own}", "method=isoflop", "curve=spline"], "curve=spline: must be one of akima"),
         (["data={own}", "method=parametric", "bootstrap=many"], "bootstrap=many: must be a whole number"),
-        (["data={own}", "method=parametric", "bootstrap=3"], "bootstrap=3: must be 0 for none, or at least 20"),
+        (["data={own}", "method=parametric", "bootstrap=3"], "bootstrap=3: must be 0 for none, or at "
+        "least 20"),
         (["data={own}", "method=parametric", "tied=maybe"], "tied=maybe: must be true or false"),
         (["data={own}", "method=parametric", "columns.size=N"], "columns.size=N: there is no column 'size'"),
-        (["data={own}", "method=parametric", "columns.loss=los"], "columns.loss=los: runs.csv has no such column"),
-        (["data={own}", "method=parametric", "columns.loss=name"], "columns.loss=name: runs.csv has something else than numbers"),
-        (["data={own}", "method=parametric", "convention=chinchilla"], "convention=chinchilla: must be one of 6nd"),
+        (["data={own}", "method=parametric", "columns.loss=los"], "columns.loss=los: runs.csv has no such "
+        "column"),
+        (["data={own}", "method=parametric", "columns.loss=name"], "columns.loss=name: runs.csv has "
+        "something else than numbers"),
+        (["data={own}", "method=parametric", "convention=chinchilla"], "convention=chinchilla: must be "
+        "one of 6nd"),
         (["data={own}", "method=parametric", "delta=-1"], "delta=-1.0: must be above 0"),
         (["data={own}", "method=parametric", "--out"], "--out: no such option"),
         (["data={own}", "method=parametric", "seed=-1"], "seed=-1: must be 0 or more"),
         (["data={own}", "method=isoflop", "seed=-1"], "seed=-1: must be 0 or more"),
         (["data={own}", "method=parametric", "out="], "out=: must be a folder"),
         (["data={own}", "method=parametric", "out={own}"], "out={own}: "),
-        (["data={own}", "method=repetition", "columns.unique_tokens=flops_exact"], "unique_tokens: 0 runs repeat tokens"),
-        (["data={own}", "method=repetition", "columns.unique_tokens=eval_loss"], "base=fresh: every run repeats tokens"),
+        (["data={own}", "method=repetition", "columns.unique_tokens=flops_exact"], "unique_tokens: 0 runs "
+        "repeat tokens"),
+        (["data={own}", "method=repetition", "columns.unique_tokens=eval_loss"], "base=fresh: every run "
+        "repeats tokens"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_2(own, capsys, arguments, message):
@@ -159,7 +204,14 @@ def test_mistakes_are_one_line_and_exit_2(own, capsys, arguments, message):
 
 
 def test_runs_of_an_envelope_are_grouped_by_name_and_rows_without_one_left_out(tmp_path, capsys):
-    rows = pd.DataFrame({"run": ["x", "x", None], "flops": [1e18, 2e18, 1e18], "parameters": [1e8, 2e8, 1e8], "loss": [3.0, 2.9, 3.0]})
+    rows = pd.DataFrame(
+        {
+            "run": ["x", "x", None],
+            "flops": [1e18, 2e18, 1e18],
+            "parameters": [1e8, 2e8, 1e8],
+            "loss": [3.0, 2.9, 3.0],
+        }
+    )
     rows.to_csv(tmp_path / "curves.csv")
     assert main([f"data={tmp_path / 'curves.csv'}", "method=envelope"]) == 2
     assert "run=x: has points of several sizes" in capsys.readouterr().err
@@ -181,7 +233,10 @@ def test_help_names_every_method_with_its_columns_and_options(capsys):
 
 def test_commands_of_the_docs_have_known_keys():
     text = (ROOT / "docs" / "scaling_fits.md").read_text()
-    lines = [shlex.split(line.split("llm_jax.scaling.", 1)[1]) for line in re.findall(r"^(?:\$ )?python -m llm_jax\.scaling.*=.*$", text, re.M)]
+    lines = [
+        shlex.split(line.split("llm_jax.scaling.", 1)[1])
+        for line in re.findall(r"^(?:\$ )?python -m llm_jax\.scaling.*=.*$", text, re.M)
+    ]
     assert len(lines) >= 5
     for program, *arguments in lines:
         pairs = dict(argument.split("=", 1) for argument in arguments)

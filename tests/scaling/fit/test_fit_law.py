@@ -25,7 +25,12 @@ def repeated_runs(size: float = 0.0) -> dict[str, np.ndarray]:
     tokens are enough: parameters in excess bend the paper's law even without repetition, and a law fitted to
     them would be another."""
     law, r_d, r_n = fit.published_repetition()
-    n, u, epochs = (a.ravel() for a in np.meshgrid(np.geomspace(2e6, 1e9, 8), [3e8, 1e9, 3e9, 1e10], [1.0, 2, 4, 8, 20, 50], indexing="ij"))
+    n, u, epochs = (
+        a.ravel()
+        for a in np.meshgrid(
+            np.geomspace(2e6, 1e9, 8), [3e8, 1e9, 3e9, 1e10], [1.0, 2, 4, 8, 20, 50], indexing="ij"
+        )
+    )
     kept = (epochs > 1) | (n < law.G * (law.G * u) ** (law.a / law.b))
     n, u, epochs = n[kept], u[kept], epochs[kept]
     loss = fit.repeated_loss(law, n, u * epochs, u, r_d, r_n)
@@ -37,7 +42,9 @@ def test_the_compute_law_is_recovered_from_the_best_runs_alone():
     loss = 1.7 + 1.1 * (c / 1e18) ** -0.15
     worse = np.concatenate([loss, 1.05 * loss])  # as many runs that are no best ones
     got = fit.compute_law(np.concatenate([c, c]), worse, bootstrap=50)
-    assert got.parameters == {name: pytest.approx(value, rel=1e-4) for name, value in (("E", 1.7), ("K", 1.1), ("gamma", 0.15))}
+    assert got.parameters == {
+        name: pytest.approx(value, rel=1e-4) for name, value in (("E", 1.7), ("K", 1.1), ("gamma", 0.15))
+    }
     assert got.settings["runs_used"] == 25
     assert got.leave_largest_out["largest_relative_error"] < 1e-5
     pure = fit.compute_law(c, 1.1 * (c / 1e18) ** -0.15, irreducible=False, bootstrap=50)
@@ -47,7 +54,9 @@ def test_the_compute_law_is_recovered_from_the_best_runs_alone():
 def test_the_frontier_are_the_runs_that_no_cheaper_run_beats():
     rng = np.random.default_rng(0)
     flops, loss = rng.uniform(1, 2, 60), rng.uniform(1, 2, 60)
-    expected = [not any(loss[j] <= loss[i] and flops[j] <= flops[i] and j != i for j in range(60)) for i in range(60)]
+    expected = [
+        not any(loss[j] <= loss[i] and flops[j] <= flops[i] and j != i for j in range(60)) for i in range(60)
+    ]
     assert frontier(flops, loss).tolist() == expected
 
 
@@ -74,7 +83,9 @@ def test_repeated_tokens_count_as_in_the_paper():
     assert effective(u, u * 1e6, 15.0) == pytest.approx(16 * u)
     law, r_d, r_n = fit.published_repetition()
     best, tokens = law.optimal(1e20)
-    assert fit.repeated_loss(law, best, tokens, tokens, r_d, r_n) == pytest.approx(law.loss(best, tokens), rel=1e-12)
+    assert fit.repeated_loss(law, best, tokens, tokens, r_d, r_n) == pytest.approx(
+        law.loss(best, tokens), rel=1e-12
+    )
     four, fresh = fit.repeated_loss(law, best, tokens, tokens / 4, r_d, r_n), law.loss(best, tokens)
     assert fresh < four < 1.02 * fresh  # "up to 4 epochs ... negligible changes to loss" (abstract)
 
@@ -85,7 +96,9 @@ def test_constants_of_repetition_come_back_with_a_law_that_is_given_or_fitted():
     given = fit.repetition(**runs, base="muennighoff", bootstrap=0)
     assert given.parameters == {"R_D": pytest.approx(r_d, rel=1e-4), "R_N": pytest.approx(r_n, rel=1e-4)}
     noisy = fit.repetition(**repeated_runs(1e-3), base="muennighoff", bootstrap=100)
-    assert all(low < truth < high for truth, (low, high) in zip((r_d, r_n), noisy.intervals_95.values(), strict=True))
+    assert all(
+        low < truth < high for truth, (low, high) in zip((r_d, r_n), noisy.intervals_95.values(), strict=True)
+    )
     fitted = fit.repetition(**runs, bootstrap=0)
     assert fitted.settings["base_law"]["alpha"] == pytest.approx(law.alpha, rel=1e-3)
     assert fitted.parameters == {"R_D": pytest.approx(r_d, rel=0.01), "R_N": pytest.approx(r_n, rel=0.01)}
@@ -103,7 +116,9 @@ def test_sigmoid_from_loss_to_accuracy_comes_back():
     loss = np.linspace(1.8, 3.6, 40)
     exact = fit.sigmoid_link(LINK, loss)
     got = fit.accuracy(loss, exact, bootstrap=50)
-    assert got.parameters == {name: pytest.approx(LINK[name], rel=1e-5) for name in ("k", "middle", "low", "high")}
+    assert got.parameters == {
+        name: pytest.approx(LINK[name], rel=1e-5) for name in ("k", "middle", "low", "high")
+    }
     fixed = fit.accuracy(loss, exact, chance=0.25, bootstrap=50)
     assert set(fixed.parameters) == {"k", "middle", "high"}
     noisy = np.clip(exact + 0.01 * np.random.default_rng(0).standard_normal(40), 0, 1)
@@ -117,7 +132,9 @@ def test_a_link_that_shows_neither_end_is_refused():
     rising = 0.25 + 0.5 * (2.7 - loss) + 0.005 * np.random.default_rng(0).standard_normal(30)
     with pytest.raises(UserError, match="do not determine"):
         fit.accuracy(loss, rising, bootstrap=50)
-    assert fit.accuracy(loss, rising, chance=0.2, ceiling=1.0, bootstrap=50).parameters["middle"] < 2.4  # with both ends known, it is
+    assert (
+        fit.accuracy(loss, rising, chance=0.2, ceiling=1.0, bootstrap=50).parameters["middle"] < 2.4
+    )  # with both ends known, it is
 
 
 def test_an_accuracy_out_of_range_is_refused():
@@ -145,6 +162,8 @@ def test_envelope_of_training_curves_finds_a_known_exponent():
     inside = got.frontier["used"]
     best, _ = TRUTH.optimal(got.frontier["flops"][inside])
     assert np.abs(np.log(got.frontier["parameters"][inside] / best)).max() < np.log(1.5)
-    assert 0 < inside.sum() < 400  # the smallest and the largest size are best somewhere, and the optimum beyond is not known there
+    assert (
+        0 < inside.sum() < 400
+    )  # the smallest and the largest size are best somewhere, and the optimum beyond is not known there
     with pytest.raises(UserError, match="2 different sizes"):
         fit.envelope(run[:400], flops[:400], parameters[:400], loss[:400])

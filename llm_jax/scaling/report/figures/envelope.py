@@ -29,7 +29,9 @@ def curves(study: Study) -> ReportFigure:
     figure, (left, right) = new_figure(3.5, columns=2)
     norm, colours = LogNorm(sizes.min(), sizes.max()), ordered_colours()
     numbers = np.unique(points["run"])
-    for number in numbers[np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_CURVES)).round().astype(int))]:
+    for number in numbers[
+        np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_CURVES)).round().astype(int))
+    ]:
         rows = np.flatnonzero(points["run"] == number)
         rows = rows[np.argsort(points["flops"][rows])]
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_POINTS)).round().astype(int))]
@@ -40,7 +42,9 @@ def curves(study: Study) -> ReportFigure:
             linewidth=0.8,
             alpha=0.8,
         )
-    left.plot(front["flops"], np.where(used, front["loss"], np.nan), color=INK, linewidth=1.3, label="envelope")
+    left.plot(
+        front["flops"], np.where(used, front["loss"], np.nan), color=INK, linewidth=1.3, label="envelope"
+    )
     if not used.all():
         outside = np.where(used, np.nan, front["loss"])
         left.plot(
@@ -69,7 +73,9 @@ def curves(study: Study) -> ReportFigure:
         zorder=3,
         label="best size",
     )
-    right.scatter(front["flops"][~used], front["parameters"][~used], s=7, color=ORANGE, linewidths=0, zorder=3)
+    right.scatter(
+        front["flops"][~used], front["parameters"][~used], s=7, color=ORANGE, linewidths=0, zorder=3
+    )
     line = optimum(fit, front["flops"])[0]
     right.plot(front["flops"], line, color=BLUE, label=f"line through them, a = {fit.a:.3f}")
     right.fill_between(
@@ -95,16 +101,21 @@ def caption(fit: EnvelopeFit, count: int, sizes: np.ndarray) -> str:
     c, loss, best = (front[name][used] for name in ("flops", "loss", "parameters"))
     inside = np.unique(best)
     sentences = [
-        f"{counted(count, 'training curve')} of {counted(len(sizes), 'size')}, {span(sizes.min(), sizes.max())} parameters"
+        f"{counted(count, 'training curve')} of {counted(len(sizes), 'size')}, "
+        f"{span(sizes.min(), sizes.max())} parameters"
         + (f" ({MOST_CURVES} of them drawn)" if count > MOST_CURVES else "")
-        + f", and the lowest loss at each compute: from {loss[0]:.3f} at {format_flops(c[0], '')} to {loss[-1]:.3f} at {format_flops(c[-1])}.",
-        f"{counted(len(inside), 'size')} from {short(inside[0])} to {short(inside[-1])} are best somewhere on it; N* ∝ C^{fit.a:.3f} "
+        + f", and the lowest loss at each compute: from {loss[0]:.3f} at {format_flops(c[0], '')} to "
+        f"{loss[-1]:.3f} at {format_flops(c[-1])}.",
+        f"{counted(len(inside), 'size')} from {short(inside[0])} to {short(inside[-1])} are best "
+        f"somewhere on it; N* ∝ C^{fit.a:.3f} "
         f"({interval(fit.a_interval_95)}; band 95 %, from curves resampled with replacement).",
-        f"Sizes on it are up to a factor of {factor(float((inside[1:] / inside[:-1]).max()))} apart, which limits the resolution of N*.",
+        f"Sizes on it are up to a factor of {factor(float((inside[1:] / inside[:-1]).max()))} apart, "
+        "which limits the resolution of N*.",
     ]
     if not used.all():
         sentences.append(
-            f"Of the computes {100 * np.mean(~used):.0f} % have the smallest or the largest size of those present as the best (orange): the optimum "
+            f"Of the computes {100 * np.mean(~used):.0f} % have the smallest or the largest size of those "
+            "present as the best (orange): the optimum "
             "may be beyond, and they are left out of the line."
         )
     return " ".join(sentences)

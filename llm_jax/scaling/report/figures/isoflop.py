@@ -44,7 +44,9 @@ def curves(study: Study) -> ReportFigure | str:
             linewidth=1.2,
         )
         ax.scatter(n, loss, s=16, color=colour, linewidths=0, zorder=3)
-        beyond = minimum.on_edge and loss.argmin() == n.argmax()  # the label is then at the other end, clear of the arrow
+        beyond = (
+            minimum.on_edge and loss.argmin() == n.argmax()
+        )  # the label is then at the other end, clear of the arrow
         seen = np.flatnonzero(loss <= top)
         end, shift, side = (n.argmin(), -5, "right") if beyond else (seen[n[seen].argmax()], 5, "left")
         ax.annotate(
@@ -62,7 +64,9 @@ def curves(study: Study) -> ReportFigure | str:
                 [minimum.parameters * (1 - np.exp(-minimum.log_error))],
                 [minimum.parameters * (np.exp(minimum.log_error) - 1)],
             ]
-            ax.errorbar(minimum.parameters, minimum.loss, xerr=ends, color=colour, elinewidth=1, capsize=2.5, zorder=4)
+            ax.errorbar(
+                minimum.parameters, minimum.loss, xerr=ends, color=colour, elinewidth=1, capsize=2.5, zorder=4
+            )
             ax.scatter(
                 minimum.parameters,
                 minimum.loss,
@@ -83,7 +87,9 @@ def curves(study: Study) -> ReportFigure | str:
             )  # fmt: skip
     inside = [m for m in study.minima if m.parameters is not None]
     if len(inside) > 1:
-        ax.plot([m.parameters for m in inside], [m.loss for m in inside], ":", color=MUTED, linewidth=1, zorder=2)
+        ax.plot(
+            [m.parameters for m in inside], [m.loss for m in inside], ":", color=MUTED, linewidth=1, zorder=2
+        )
     lost = study.runs[~study.runs.status.isin(("finished", "unfinished")) & study.runs.parameters.notna()]
     for status, those in lost.groupby("status"):
         ax.plot(
@@ -110,35 +116,50 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     total = len(study.minima)
     first, last = study.minima[0], study.minima[-1]
     sentences = [
-        f"Loss against model size at {counted(total, 'budget')} from {format_flops(first.flops, '')} to {format_flops(last.flops)}; "
+        f"Loss against model size at {counted(total, 'budget')} from {format_flops(first.flops, '')} to "
+        f"{format_flops(last.flops)}; "
         "stars are minima, with one standard error of log N."
     ]
     if inside:
         low, high = inside[0], inside[-1]
         sentences.append(
-            f"The best size is {short(low.parameters)} at {format_flops(low.flops)}, with a loss of {low.loss:.3f}."
+            f"The best size is {short(low.parameters)} at {format_flops(low.flops)}, with a loss of "
+            f"{low.loss:.3f}."
             if len(inside) == 1
-            else f"The best size goes from {short(low.parameters)} at {format_flops(low.flops, '')} to {short(high.parameters)} at "
+            else f"The best size goes from {short(low.parameters)} at {format_flops(low.flops, '')} to "
+            f"{short(high.parameters)} at "
             f"{format_flops(high.flops)}, "
             f"where the loss is {high.loss:.3f}."
         )
         if rises := [rise for m in inside if (rise := cost_of_twice(m)) is not None]:
-            text = f"{min(rises):.3f}" if f"{min(rises):.3f}" == f"{max(rises):.3f}" else f"{min(rises):.3f} to {max(rises):.3f}"
-            sentences.append(f"A model of half or twice the best size costs {text} nats on average of the two, which is the sharpness of the minima.")
+            text = (
+                f"{min(rises):.3f}"
+                if f"{min(rises):.3f}" == f"{max(rises):.3f}"
+                else f"{min(rises):.3f} to {max(rises):.3f}"
+            )
+            sentences.append(
+                f"A model of half or twice the best size costs {text} nats on average of the two, which "
+                "is the sharpness of the minima."
+            )
     if beyond := int((study.points["loss"] > highest_shown(study)).sum()):
-        sentences.append(f"{counted(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure.")
+        sentences.append(
+            f"{counted(beyond, 'run')} of higher loss {'is' if beyond == 1 else 'are'} above the figure."
+        )
     out = [m for m in study.minima if m.left_out]
     edges = [m for m in out if m.on_edge]
     if edges:
         sentences.append(
-            f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, dashed), and left out of the fit: "
+            f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, "
+            "dashed), and left out of the fit: "
             + "; ".join(f"{format_flops(m.flops)}: {m.left_out}" for m in edges)
             + "."
         )
     elif not out:
         sentences.append("All minima are inside their curves.")
     if few := [m for m in out if not m.on_edge]:
-        sentences.append("Also left out: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + ".")
+        sentences.append(
+            "Also left out: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + "."
+        )
     return " ".join(sentences)
 
 
@@ -175,11 +196,18 @@ def optima(study: Study) -> ReportFigure | str:
             ax.plot(at[at <= high], line[at <= high], color=colour, label=NAMES[name])
             ax.plot(at[at >= high * 0.97], line[at >= high * 0.97], "--", color=colour, linewidth=1.1)
             if len(draws) > 1:
-                ax.fill_between(at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
+                ax.fill_between(
+                    at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0
+                )
     if study.isoflop:
         used = [m for m in study.isoflop.minima if not m.left_out]
-        c, n, d, e = (np.array([getattr(m, name) for m in used]) for name in ("flops", "parameters", "tokens", "log_error"))
-        for ax, y, error in zip(axes, (n, d, d / n), (e, e, 2 * e), strict=True):  # D is C/(6 N): their errors are opposite
+        c, n, d, e = (
+            np.array([getattr(m, name) for m in used])
+            for name in ("flops", "parameters", "tokens", "log_error")
+        )
+        for ax, y, error in zip(
+            axes, (n, d, d / n), (e, e, 2 * e), strict=True
+        ):  # D is C/(6 N): their errors are opposite
             ax.errorbar(
                 c,
                 y,
@@ -212,7 +240,9 @@ def optima(study: Study) -> ReportFigure | str:
 def optima_caption(study: Study, fits: dict, largest: float) -> str:
     """The caption of the optima: the exponents, the optimum at the largest budget and at ten times it, and
     whether two fits agree."""
-    sentences = ["Compute-optimal size, tokens and tokens a parameter; bands are 95 %, dashed beyond the largest run."]
+    sentences = [
+        "Compute-optimal size, tokens and tokens a parameter; bands are 95 %, dashed beyond the largest run."
+    ]
     for name, fit in fits.items():
         n, d = optimum(fit, np.array([largest, EXTRAPOLATE * largest]))
         draws_n, draws_d = optimum_draws(fit, np.array([largest, EXTRAPOLATE * largest]))
@@ -222,8 +252,10 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
             low, high = interval_band(n, draws_n, widening(fit))
             low_r, high_r = interval_band(d / n, draws_d / draws_n, widening(fit))
             text += (
-                f"; at the largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to {short(high[0])}) with {d[0] / n[0]:.3g} "
-                f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} ({short(low[1])} to {short(high[1])}) "
+                f"; at the largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} "
+                f"to {short(high[0])}) with {d[0] / n[0]:.3g} "
+                f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} "
+                f"({short(low[1])} to {short(high[1])}) "
                 f"with {d[1] / n[1]:.3g}"
             )
         sentences.append(text + ".")
@@ -232,7 +264,8 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
         spread = float(np.hypot(*(fit.standard_errors["a"] for fit in fits.values())))
         same = "agree" if abs(difference) < 2 * spread else "do not agree"
         sentences.append(
-            f"The two {same}: their exponents differ by {abs(difference):.3f}, {abs(difference) / max(spread, 1e-12):.1f} of their joint "
+            f"The two {same}: their exponents differ by {abs(difference):.3f}, "
+            f"{abs(difference) / max(spread, 1e-12):.1f} of their joint "
             f"standard errors."
         )
     sentences.append("The dotted line is Chinchilla's 20 tokens a parameter.")

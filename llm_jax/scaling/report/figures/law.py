@@ -71,7 +71,9 @@ def against_compute(study: Study) -> ReportFigure | str:
     if study.main is not None and study.main.method == "compute":
         points = study.main.points
         order = np.argsort(points["flops"])
-        ax.plot(points["flops"][order], points["predicted"][order], color=PURPLE, label="law of compute alone")
+        ax.plot(
+            points["flops"][order], points["predicted"][order], color=PURPLE, label="law of compute alone"
+        )
     stars = [m for m in study.minima if m.parameters is not None]
     if stars:
         ax.scatter(
@@ -106,7 +108,9 @@ def against_compute(study: Study) -> ReportFigure | str:
                 label=label,
             )
     if fit and fit.settings["drop_highest_losses"]:  # they would take most of the height
-        ax.set_ylim(top=runs.loss[runs.loss < np.sort(runs.loss)[-fit.settings["drop_highest_losses"]]].max() * 1.03)
+        ax.set_ylim(
+            top=runs.loss[runs.loss < np.sort(runs.loss)[-fit.settings["drop_highest_losses"]]].max() * 1.03
+        )
     ax.set(xlabel="C, FLOPs", ylabel="loss (nats a token)")
     log_axes(ax, flops=True)
     if ax.get_legend_handles_labels()[0]:
@@ -126,7 +130,11 @@ def held_out_rows(study: Study) -> list[dict]:
     found = []
     for name, entry in study.predictions.items():
         row = study.runs[study.runs.name == name]
-        flops = float(row.flops.iloc[0]) if len(row) and np.isfinite(row.flops.iloc[0]) else FLOPS_A_WEIGHT * entry["parameters"] * entry["tokens"]
+        flops = (
+            float(row.flops.iloc[0])
+            if len(row) and np.isfinite(row.flops.iloc[0])
+            else FLOPS_A_WEIGHT * entry["parameters"] * entry["tokens"]
+        )
         found.append(
             {"name": name, "flops": flops, "parameters": entry["parameters"], "tokens": entry["tokens"],
              "predicted": entry["predicted"],
@@ -135,13 +143,17 @@ def held_out_rows(study: Study) -> list[dict]:
              "largest": entry.get("largest_flops_of_them"), "cost": entry.get("flops_exact")}
         )  # fmt: skip
     fit = study.parametric
-    for _, row in study.finished[study.finished.held_out & ~study.finished.name.isin(study.predictions)].iterrows():
+    for _, row in study.finished[
+        study.finished.held_out & ~study.finished.name.isin(study.predictions)
+    ].iterrows():
         if fit is None:
             continue
         expected = float(fit.law.loss(row.parameters, row.tokens))
         ends = [expected, expected]
         if len(fit.draws) > 1:
-            low, high = interval_band(np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit))
+            low, high = interval_band(
+                np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit)
+            )
             ends = [float(low[0]), float(high[0])]
         found.append(
             {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens,
@@ -156,32 +168,46 @@ def compute_caption(study: Study, held: list[dict]) -> str:
     """The caption of loss against compute: the span, the frontier, and the errors of extrapolation."""
     runs, fit = study.fitted, study.parametric
     sentences = [
-        f"{counted(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in compute; the lowest loss is "
+        f"{counted(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in "
+        "compute; the lowest loss is "
         f"{runs.loss.min():.3f}, of "
         f"{short(runs.parameters[runs.loss.idxmin()])} parameters."
     ]
     if fit:
-        now, then = (float(fit.law.loss(*fit.law.optimal(c))) for c in (runs.flops.max(), EXTRAPOLATE * runs.flops.max()))
+        now, then = (
+            float(fit.law.loss(*fit.law.optimal(c)))
+            for c in (runs.flops.max(), EXTRAPOLATE * runs.flops.max())
+        )
         sentences.append(
-            f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} at ten times it; the limit E for "
+            f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} "
+            "at ten times it; the limit E for "
             f"models of this kind is {fit.parameters['E']:.3f}."
         )
         out = fit.leave_largest_out
         if "refused" not in out:
             sentences.append(
-                f"Fitted without {largest_text(out['runs'])}, of {format_flops(out['flops_from'])} and more, the law is "
+                f"Fitted without {largest_text(out['runs'])}, of {format_flops(out['flops_from'])} and "
+                "more, the law is "
                 f"{signed_percent(out['mean_relative_error'])} off there"
-                + ("." if out["runs"] == 1 else f" on average and {100 * out['largest_relative_error']:.2f} % at most.")
+                + (
+                    "."
+                    if out["runs"] == 1
+                    else f" on average and {100 * out['largest_relative_error']:.2f} % at most."
+                )
             )
     for row in held:
         if row["measured"] is not None:
             inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
             sentences.append(
-                f"Held-out run {row['name']}: predicted {row['predicted']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f}), measured "
-                f"{row['measured']:.3f}, an error of {signed_percent(row['relative_error'])}, {'inside' if inside else 'outside'} the interval."
+                f"Held-out run {row['name']}: predicted {row['predicted']:.3f} ({row['interval'][0]:.3f} "
+                f"to {row['interval'][1]:.3f}), measured "
+                f"{row['measured']:.3f}, an error of {signed_percent(row['relative_error'])}, "
+                f"{'inside' if inside else 'outside'} the interval."
             )
     if fit and (dropped := fit.settings["drop_highest_losses"]):
-        sentences.append(f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure.")
+        sentences.append(
+            f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure."
+        )
     return " ".join(sentences)
 
 
@@ -234,7 +260,9 @@ def contours(study: Study) -> ReportFigure | str:
     best_n, best_d = fit.law.optimal(at)
     ax.plot(best_n, best_d, color=INK, zorder=3, label="compute-optimal")
     if len(fit.draws) > 1:
-        low, high = interval_band(best_n, optimum_draws(fit, at)[0], widening(fit))  # at one C each: D follows from N
+        low, high = interval_band(
+            best_n, optimum_draws(fit, at)[0], widening(fit)
+        )  # at one C each: D follows from N
         each = at / FLOPS_A_WEIGHT
         edge = np.concatenate([np.stack([low, each / low], -1), np.stack([high, each / high], -1)[::-1]])
         ax.fill(edge[:, 0], edge[:, 1], color=INK, alpha=0.13, linewidth=0, zorder=2)
@@ -250,8 +278,10 @@ def contours(study: Study) -> ReportFigure | str:
     at_middle = float(np.median(n[used])), float(np.median(d[used]))
     from_n, from_d = p["A"] / at_middle[0] ** p["alpha"], p["B"] / at_middle[1] ** p["beta"]
     caption = (
-        f"The fitted law over N and D (contours), the runs by their measured loss, and the compute-optimal line with its 95 % band. The runs have "
-        f"{factor(ratio.min())} to {factor(ratio.max())} tokens a parameter. At their median, {short(at_middle[0])} parameters and "
+        "The fitted law over N and D (contours), the runs by their measured loss, and the "
+        "compute-optimal line with its 95 % band. The runs have "
+        f"{factor(ratio.min())} to {factor(ratio.max())} tokens a parameter. At their median, "
+        f"{short(at_middle[0])} parameters and "
         f"{short(at_middle[1])} tokens, "
         f"the model's size costs {from_n:.3f} nats and the finite data {from_d:.3f}, above E = {p['E']:.3f}."
     )
@@ -293,14 +323,22 @@ def residuals(study: Study) -> ReportFigure | str:
     axes[0].set_ylabel("measured over predicted, %")
     worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
     sentences = [
-        f"Measured over predicted loss. Half of the runs in the fit are within {np.median(abs(off[used])):.2g} % of the law; the root mean square is "
-        f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {signed_percent(off[worst] / 100)} ({short(points['parameters'][worst])} parameters, "
-        f"{short(points['tokens'][worst])} tokens). {counted(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
+        "Measured over predicted loss. Half of the runs in the fit are within "
+        f"{np.median(abs(off[used])):.2g} % of the law; the root mean square is "
+        f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {signed_percent(off[worst] / 100)} "
+        f"({short(points['parameters'][worst])} parameters, "
+        f"{short(points['tokens'][worst])} tokens). "
+        f"{counted(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
         f"three robust standard deviations ({spread:.2g} % each; grey: two)."
     ]
     for what, (rank, chance) in residual_trends(fit).items():
-        trend = "a trend that the law does not explain" if chance < TREND_P_VALUE else "no trend beyond chance"
-        sentences.append(f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = {chance:.2g}).")
+        trend = (
+            "a trend that the law does not explain" if chance < TREND_P_VALUE else "no trend beyond chance"
+        )
+        sentences.append(
+            f"Against {what} there is {trend} (rank correlation {f'{rank:+.2f}'.replace('-', '−')}, p = "
+            f"{chance:.2g})."
+        )
     if used.sum() >= 20:
         sentences.append("The line is a running median.")
     if (~used).any():
@@ -308,7 +346,8 @@ def residuals(study: Study) -> ReportFigure | str:
     if beyond:
         ours = int((abs(off[used]) > limit).sum())
         sentences.append(
-            f"Beyond the figure's edge: {counted(ours, 'run')} of the fit" + (f" and {beyond - ours} left out of it." if beyond > ours else ".")
+            f"Beyond the figure's edge: {counted(ours, 'run')} of the fit"
+            + (f" and {beyond - ours} left out of it." if beyond > ours else ".")
         )
     return ReportFigure("residuals", figure, " ".join(sentences))
 
@@ -317,11 +356,15 @@ def residual_trends(fit: ParametricFit) -> dict[str, tuple[float, float]]:
     """Spearman's rank correlation of the residuals with N and with D, each with its p-value."""
     points, used = fit.points, fit.points["used"]
     off = points["loss"][used] / points["predicted"][used]
-    found = {what: stats.spearmanr(points[key][used], off) for what, key in (("N", "parameters"), ("D", "tokens"))}
+    found = {
+        what: stats.spearmanr(points[key][used], off) for what, key in (("N", "parameters"), ("D", "tokens"))
+    }
     return {what: (float(test.statistic), float(test.pvalue)) for what, test in found.items()}
 
 
 def running_median(x: np.ndarray, y: np.ndarray, parts: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Medians of y over `parts` groups of points of rising x: (geometric means of x, medians of y)."""
     groups = [g for g in np.array_split(np.argsort(x, kind="stable"), parts) if len(g)]
-    return np.array([np.exp(np.log(x[g]).mean()) for g in groups]), np.array([np.median(y[g]) for g in groups])
+    return np.array([np.exp(np.log(x[g]).mean()) for g in groups]), np.array(
+        [np.median(y[g]) for g in groups]
+    )

@@ -26,7 +26,9 @@ def epochs(study: Study) -> ReportFigure:
     fit: LawFit = study.fits["repetition"]
     law, points = Law(**fit.settings["base_law"]), fit.points
     n, used, times = points["parameters"], points["used"], points["tokens"] / points["unique_tokens"]
-    unique = np.array([float(f"{text:.3g}") for text in points["unique_tokens"]])  # batches that don't divide it leave it a little off
+    unique = np.array(
+        [float(f"{text:.3g}") for text in points["unique_tokens"]]
+    )  # batches that don't divide it leave it a little off
     panels = spread_out(np.unique(unique[used]), MOST_PANELS)
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -46,9 +48,15 @@ def epochs(study: Study) -> ReportFigure:
             ax.plot(at, line, color=colour)
             ax.plot(at, loss_of(fit, law, size, text * at, text * at), "--", color=colour, linewidth=1)
             if len(fit.draws) > 1:
-                draws = repeated_loss(law, size, text * at[None], text, *(column[:, None] for column in fit.draws.T))
-                ax.fill_between(at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0)
-            ax.scatter(times[own & used], points["loss"][own & used], s=16, color=colour, linewidths=0, zorder=3)
+                draws = repeated_loss(
+                    law, size, text * at[None], text, *(column[:, None] for column in fit.draws.T)
+                )
+                ax.fill_between(
+                    at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0
+                )
+            ax.scatter(
+                times[own & used], points["loss"][own & used], s=16, color=colour, linewidths=0, zorder=3
+            )
             ax.scatter(
                 times[own & ~used],
                 points["loss"][own & ~used],
@@ -100,14 +108,19 @@ def caption(fit: LawFit, law: Law, shown: int) -> str:
     repeated, fresh = float(loss_of(fit, law, n, tokens, unique)), float(loss_of(fit, law, n, tokens, tokens))
     off = 100 * (points["loss"][used] / points["predicted"][used] - 1)
     sentences = [
-        "Loss against epochs: the fitted law (lines" + (", bands 95 %" if len(fit.draws) > 1 else "") + "), the same law with every token new "
+        "Loss against epochs: the fitted law (lines"
+        + (", bands 95 %" if len(fit.draws) > 1 else "")
+        + "), the same law with every token new "
         f"(dashed), and the {counted(int(used.sum()), 'run')} that repeat tokens"
         + (f", {shown} of them drawn" if shown < used.sum() else "")
         + ("; rings are runs that do not." if (~used).any() else "."),
-        f"R_D is {r_d:.3g} ({interval(fit.intervals_95['R_D'], 2)}), so that repeated tokens are worth no more than {r_d:.3g} times the unique "
+        f"R_D is {r_d:.3g} ({interval(fit.intervals_95['R_D'], 2)}), so that repeated tokens are worth no "
+        f"more than {r_d:.3g} times the unique "
         f"ones; R_N is {r_n:.3g} ({interval(fit.intervals_95['R_N'], 2)}).",
-        f"After {times[most]:.3g} epochs of {short(unique)} tokens a model of {short(n)} parameters has a loss of {repeated:.3f} by the law; with "
+        f"After {times[most]:.3g} epochs of {short(unique)} tokens a model of {short(n)} parameters has a "
+        f"loss of {repeated:.3f} by the law; with "
         f"as many new tokens it would have {fresh:.3f}, so repeating costs {repeated - fresh:.3f} nats.",
-        f"Half of the runs are within {np.median(abs(off)):.2g} % of the law, the farthest is {abs(off).max():.2g} % off.",
+        f"Half of the runs are within {np.median(abs(off)):.2g} % of the law, the farthest is "
+        f"{abs(off).max():.2g} % off.",
     ]
     return " ".join(sentences)

@@ -106,7 +106,10 @@ def sweep_figure(study: Study) -> ReportFigure | str:
     batch sizes."""
     found = sweeps(study.table, study.runs)
     if not found:
-        return "No map of learning rate and batch: no model of the table was trained at three learning rates or more, all else equal."
+        return (
+            "No map of learning rate and batch: no model of the table was trained at three learning rates "
+            "or more, all else equal."
+        )
     maps = [sweep for sweep in found if len(sweep.batches) >= LEAST_BATCHES][:MOST_PANELS]
     drawn = heat_maps(maps) if maps else rate_curves(found)
     sentences = []
@@ -115,18 +118,25 @@ def sweep_figure(study: Study) -> ReportFigure | str:
         good = sweep.loss <= np.nanmin(sweep.loss) + AS_GOOD
         good_rates = sweep.rates[good.any(0)]
         text = (
-            f"{short(sweep.parameters)} parameters, {short(sweep.tokens)} tokens: best {sweep.loss[i, j]:.3f} at learning rate {sweep.rates[j]:.3g}"
+            f"{short(sweep.parameters)} parameters, {short(sweep.tokens)} tokens: best "
+            f"{sweep.loss[i, j]:.3f} at learning rate {sweep.rates[j]:.3g}"
         )
         if len(sweep.batches) > 1:
             text += f" with {short(sweep.batches[i])} tokens a batch"
         rates = span(float(good_rates.min()), float(good_rates.max()), "{:.3g}".format)
-        text += f"; {good.sum()} of {np.isfinite(sweep.loss).sum()} runs are within {AS_GOOD} nats, at {rates}"
+        text += (
+            f"; {good.sum()} of {np.isfinite(sweep.loss).sum()} runs are within {AS_GOOD} nats, at {rates}"
+        )
         if sweep.edges:
             text += f"; it is at the {listed(sweep.edges)}: the optimum may be beyond"
         if sweep.lost.any():
             text += f"; {counted(int(sweep.lost.sum()), 'run')} lost (crosses)"
         sentences.append(text + ".")
-    what = "Loss above the best run's, by learning rate and batch. " if maps else "Loss against the learning rate; rings are each size's best. "
+    what = (
+        "Loss above the best run's, by learning rate and batch. "
+        if maps
+        else "Loss against the learning rate; rings are each size's best. "
+    )
     return ReportFigure("sweep", drawn, what + " ".join(sentences))
 
 
@@ -226,7 +236,11 @@ def training(study: Study) -> ReportFigure | str:
     found = []
     for _, run in study.runs.iterrows():
         if run.run_dir and run.parameters > 0 and (folder := folder_of(study.data, run.run_dir)) is not None:
-            lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line.get("train_loss") is not None]
+            lines = [
+                line
+                for line in read_json_lines(folder / "metrics.jsonl")
+                if line.get("train_loss") is not None
+            ]
             if len(lines) >= 2:
                 found.append((run, lines))
     if not found:
@@ -239,7 +253,9 @@ def training(study: Study) -> ReportFigure | str:
     sizes = [run.parameters for run, _ in found]
     norm = LogNorm(min(sizes), max(max(sizes), 1.01 * min(sizes)))
     for run, lines in found:
-        by_tokens = {line["tokens"]: line["train_loss"] for line in lines}  # steps done again after a restart count once
+        by_tokens = {
+            line["tokens"]: line["train_loss"] for line in lines
+        }  # steps done again after a restart count once
         tokens, losses = (
             np.array(list(by_tokens)),
             np.array(smooth(list(by_tokens.values()), max(1, len(by_tokens) // 50))),
@@ -262,11 +278,15 @@ def training(study: Study) -> ReportFigure | str:
     if (gone := sum(run.status in ("diverged", "failed") for run, _ in found)) > 0:
         caption += f"; {counted(gone, 'run')} that diverged or failed in red"
     gaps = [
-        run.loss - np.mean([line["train_loss"] for line in lines[-max(10, len(lines) // 20) :]]) for run, lines in found if run.status == "finished"
+        run.loss - np.mean([line["train_loss"] for line in lines[-max(10, len(lines) // 20) :]])
+        for run, lines in found
+        if run.status == "finished"
     ]
     gaps = [gap for gap in gaps if np.isfinite(gap)]
     if gaps:
-        caption += f". At the end the fitted loss is {min(gaps):+.3f} to {max(gaps):+.3f} nats from that of the last training steps".replace("-", "−")
+        caption += f". At the end the fitted loss is {min(gaps):+.3f} to {max(gaps):+.3f} nats from that of the last training steps".replace(  # noqa: E501
+            "-", "−"
+        )
     return ReportFigure("training_curves", figure, caption + ".")
 
 

@@ -22,19 +22,26 @@ COLOURS = {"6nd": BLUE, "6nd_non_embedding": ORANGE, "6nd_with_head": GREEN, "ex
 def choice_text(row: dict[str, Any]) -> str:
     """The choice in which a row of a sensitivity table differs from the fit, as text."""
     if "drop_highest_losses" in row:
-        return f"{row['drop_highest_losses']} highest loss{'' if row['drop_highest_losses'] == 1 else 'es'} dropped"
+        return (
+            f"{row['drop_highest_losses']} highest loss{'' if row['drop_highest_losses'] == 1 else 'es'} "
+            "dropped"
+        )
     if "delta" in row:
         return "δ = ∞, least squares" if np.isinf(row["delta"]) else f"δ = {row['delta']:g}"
     if "residuals" in row:
         return f"residuals of {'log loss' if row['residuals'] == 'log' else 'loss'}"
-    return ", ".join(f"{key} = {value}" for key, value in row.items() if key not in (*SHOWN, "A", "B", "b", "G"))
+    return ", ".join(
+        f"{key} = {value}" for key, value in row.items() if key not in (*SHOWN, "A", "B", "b", "G")
+    )
 
 
 def choices(study: Study) -> ReportFigure | str:
     """The law's parameters under other choices, with the 95 % intervals of the fit."""
     fit = study.parametric
     if fit is None or not fit.sensitivity:
-        return f"No table of other choices: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
+        return (
+            f"No table of other choices: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
+        )
     rows = list(fit.sensitivity)
     labels = [choice_text(row) for row in rows]
     if "parameters" in fit.leave_largest_out:
@@ -43,7 +50,11 @@ def choices(study: Study) -> ReportFigure | str:
     from matplotlib.ticker import MaxNLocator
 
     own = next(
-        (i for i, row in enumerate(rows) if row.get("drop_highest_losses") == fit.settings["drop_highest_losses"]),
+        (
+            i
+            for i, row in enumerate(rows)
+            if row.get("drop_highest_losses") == fit.settings["drop_highest_losses"]
+        ),
         None,
     )
     figure, axes = new_figure(0.9 + 0.21 * len(rows), columns=len(SHOWN), sharey=True)
@@ -62,21 +73,34 @@ def choices(study: Study) -> ReportFigure | str:
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(y, [label + (" (this fit)" if i == own else "") for i, label in enumerate(labels)])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
-    sentences = ["The same fit under other choices; the line and the band are this fit and its 95 % interval, diamonds lie outside of it."]
+    sentences = [
+        "The same fit under other choices; the line and the band are this fit and its 95 % interval, "
+        "diamonds lie outside of it."
+    ]
     drops = [row for row in rows if "drop_highest_losses" in row]
     for name in ("beta", "alpha", "a"):
         values = np.array([row[name] for row in drops])
         if len(values):
             sentences.append(
-                f"{ {'alpha': 'α', 'beta': 'β'}.get(name, name) } goes from {values[0]:.3f} with {drops[0]['drop_highest_losses']} losses dropped to "
-                f"{values[-1]:.3f} with {drops[-1]['drop_highest_losses']}, {abs(values[-1] - values[0]) / fit.standard_errors[name]:.1f} "
+                f"{ {'alpha': 'α', 'beta': 'β'}.get(name, name) } goes from {values[0]:.3f} with "
+                f"{drops[0]['drop_highest_losses']} losses dropped to "
+                f"{values[-1]:.3f} with {drops[-1]['drop_highest_losses']}, "
+                f"{abs(values[-1] - values[0]) / fit.standard_errors[name]:.1f} "
                 f"standard errors" + (";" if name != "a" else ".")
             )
     deltas = [row["a"] for row in rows if "delta" in row]
     if deltas:
         sentences.append(f"With other δ, a lies between {min(deltas):.3f} and {max(deltas):.3f}.")
-    outside = [label for label, row in zip(labels, rows, strict=True) if not fit.intervals_95["a"][0] <= row["a"] <= fit.intervals_95["a"][1]]
-    sentences.append(f"Outside of a's interval: {', '.join(outside)}." if outside else "No choice moves a out of its interval.")
+    outside = [
+        label
+        for label, row in zip(labels, rows, strict=True)
+        if not fit.intervals_95["a"][0] <= row["a"] <= fit.intervals_95["a"][1]
+    ]
+    sentences.append(
+        f"Outside of a's interval: {', '.join(outside)}."
+        if outside
+        else "No choice moves a out of its interval."
+    )
     return ReportFigure("sensitivity", figure, " ".join(sentences))
 
 
@@ -84,10 +108,18 @@ def curve_choices(study: Study) -> ReportFigure | str:
     """The exponent of the IsoFLOP minima under other curves, weights and budgets."""
     fit = study.isoflop
     if fit is None or not fit.sensitivity:
-        return f"No other readings of the IsoFLOP curves: {study.refusals.get('isoflop', 'the runs were not fitted by budgets')}."
+        return (
+            "No other readings of the IsoFLOP curves: "
+            f"{study.refusals.get('isoflop', 'the runs were not fitted by budgets')}."
+        )
     total = fit.settings["budgets"]
-    names = [row["curve"] if "curve" in row else row["weights"].replace("all alike", "all budgets weighted alike") for row in fit.sensitivity]
-    labels = [f"{text} ({row['budgets']} of {total})" for text, row in zip(names, fit.sensitivity, strict=True)]
+    names = [
+        row["curve"] if "curve" in row else row["weights"].replace("all alike", "all budgets weighted alike")
+        for row in fit.sensitivity
+    ]
+    labels = [
+        f"{text} ({row['budgets']} of {total})" for text, row in zip(names, fit.sensitivity, strict=True)
+    ]
     values = np.array([row["a"] for row in fit.sensitivity])
     low, high = fit.a_interval_95
     wide_low, wide_high = fit.a_interval_95_delta
@@ -103,13 +135,19 @@ def curve_choices(study: Study) -> ReportFigure | str:
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="a, the exponent of N* ∝ Cᵃ", ylim=(-0.7, len(labels) - 0.3))
     caption = (
-        f"The exponent of the minima with other curves and weights: {values.min():.3f} to {values.max():.3f}, where the fit has {fit.a:.3f}. The "
+        f"The exponent of the minima with other curves and weights: {values.min():.3f} to "
+        f"{values.max():.3f}, where the fit has {fit.a:.3f}. The "
         f"inner band is "
-        f"its interval from the noise of each minimum ({interval((low, high))}), the outer one from how the minima scatter about their line "
+        f"its interval from the noise of each minimum ({interval((low, high))}), the outer one from how "
+        "the minima scatter about their line "
         f"({interval((wide_low, wide_high))}). "
     )
     outside = [label for label, present in zip(labels, inside, strict=True) if not present]
-    caption += f"Outside of the inner band (diamonds): {'; '.join(outside)}." if outside else "All are in the inner band."
+    caption += (
+        f"Outside of the inner band (diamonds): {'; '.join(outside)}."
+        if outside
+        else "All are in the inner band."
+    )
     return ReportFigure("sensitivity_isoflop", figure, caption)
 
 
@@ -119,10 +157,12 @@ def published(study: Study) -> ReportFigure | str:
     if not fits:
         return "No comparison with published exponents: no exponent of N* was fitted."
     rows: list[tuple[str, float, Any, str, bool]] = [
-        (f"this table, {NAMES[method]}", fit.parameters["a"], fit.intervals_95["a"], study.convention, True) for method, fit in fits.items()
+        (f"this table, {NAMES[method]}", fit.parameters["a"], fit.intervals_95["a"], study.convention, True)
+        for method, fit in fits.items()
     ]
     rows += [
-        (f"this table, law, N as in {name}", fit.parameters["a"], fit.intervals_95["a"], name, True) for name, fit in study.other_conventions.items()
+        (f"this table, law, N as in {name}", fit.parameters["a"], fit.intervals_95["a"], name, True)
+        for name, fit in study.other_conventions.items()
     ]
     mine = len(rows)
     rows += [(row.name, row.a, row.a_interval, row.convention, False) for row in exponents()]
@@ -153,16 +193,28 @@ def published_caption(study: Study, rows: list[tuple[str, float, Any, str, bool]
     near = min(others, key=lambda row: abs(row[1] - a))
     inside = [row[0] for row in others if low <= row[1] <= high]
     sentences = [
-        f"Our exponent, {a:.3f} ({interval((low, high))}), among published ones (intervals as printed there). Nearest is {near[0]}, {near[1]:.3f}."
+        f"Our exponent, {a:.3f} ({interval((low, high))}), among published ones (intervals as printed "
+        f"there). Nearest is {near[0]}, {near[1]:.3f}."
     ]
-    sentences.append(f"{len(inside)} of the {len(others)} lie in our interval" + (f": {'; '.join(inside)}." if inside else "."))
+    sentences.append(
+        f"{len(inside)} of the {len(others)} lie in our interval"
+        + (f": {'; '.join(inside)}." if inside else ".")
+    )
     same = [row for row in others if row[3] == convention]
     if same:
-        sentences.append(f"Published in our convention, {convention}: {min(row[1] for row in same):.2f} to {max(row[1] for row in same):.2f}.")
+        sentences.append(
+            f"Published in our convention, {convention}: {min(row[1] for row in same):.2f} to "
+            f"{max(row[1] for row in same):.2f}."
+        )
     elif convention == "as given":
-        sentences.append("The table's convention of N is unknown; exponents are comparable within one convention only.")
+        sentences.append(
+            "The table's convention of N is unknown; exponents are comparable within one convention only."
+        )
     if study.other_conventions and study.parametric:
         base = study.parametric.parameters["a"]
-        moved = [f"{fit.parameters['a'] - base:+.3f} ({name})".replace("-", "−") for name, fit in study.other_conventions.items()]
+        moved = [
+            f"{fit.parameters['a'] - base:+.3f} ({name})".replace("-", "−")
+            for name, fit in study.other_conventions.items()
+        ]
         sentences.append(f"Another convention of N moves the exponent of the law by {', '.join(moved)}.")
     return " ".join(sentences)
