@@ -24,8 +24,9 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from llm_jax.scaling.fit import Law
-from llm_jax.scaling.fit.approach3 import Problem, hoffmann_starts, without_highest
+from llm_jax.scaling.fit.approach3 import Problem, without_highest
 from llm_jax.scaling.fit.bootstrap import resampled_weights
+from llm_jax.scaling.fit.law_residuals import hoffmann_starts
 from llm_jax.scaling.fit.result import columns
 
 DELTA = 1e-3

@@ -117,7 +117,8 @@ def find_word(tokens: list[Token], word: str, context: str) -> list[int]:
         found = list(re.finditer(pattern, text))
     if not found:
         raise UserError(
-            f"word={word}: is no word of the context {context!r}. Give a word that both contexts contain, spelled alike"
+            f"word={word}: is no word of the context {context!r}. "
+            "Give a word that both contexts contain, spelled alike"
         )
     start, end = (len(text[:at].encode(errors="surrogateescape")) for at in found[-1].span())
     ends, at = [], 0

@@ -327,11 +327,10 @@ def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
     Only then it is summed over devices, once, and placed like the master parameter.
     """
     master, stored = master_and_stored(w)
-    return (
-        w
-        if master is stored
-        else w.replace(_sum_uses_first(place, w.dims, sharding_spec(master), master, stored))
-    )  # type: ignore[return-value]
+    if master is stored:
+        return w
+    summed = _sum_uses_first(place, w.dims, sharding_spec(master), master, stored)
+    return w.replace(summed)  # type: ignore[return-value]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

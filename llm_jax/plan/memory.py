@@ -28,7 +28,7 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     | `batch`       | the batch, counters and metrics, and XLA's padding of arguments                     |
     | `activations` | other temporaries at the peak: for the backward pass, gathered weights, logits |
     | `workspace`   | the maximum that cuDNN's backward kernel allocates at run time (attention=cudnn)    |
-    """  # noqa: E501
+    """
     state, xla = program.abstract_state(), step.memory_bytes()
     kinds = {
         "parameters": bytes_per_device(state.parameters),

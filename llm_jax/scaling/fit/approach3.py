@@ -8,19 +8,17 @@ et al.'s 4,500 starts.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.errors import UserError, check_choice, require
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law, from_theta
+from llm_jax.scaling.fit.law_residuals import hoffmann_starts, law_residuals
 from llm_jax.scaling.fit.result import FitResult, columns, largest_runs, with_flops
-from llm_jax.scaling.fit.solve import ResidualFn, Solutions, minimise, sandwich
+from llm_jax.scaling.fit.solve import Solutions, minimise, sandwich
 
 Scale = Literal["log", "linear"]
 Solver = Literal["variable_projection", "starts"]
@@ -28,10 +26,6 @@ EXPONENTS = np.geomspace(0.04, 1.6, 22)
 """The grid of alpha and of beta in variable projection."""
 CELLS = 16
 """Number of best cells of the grid from which all five parameters are fitted."""
-START_A = START_B = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
-START_E = (-1.0, -0.5, 0.0, 0.5, 1.0)
-START_EXPONENT = (0.0, 0.5, 1.0, 1.5, 2.0)
-"""Hoffmann et al.'s starts (section D.2): of log A, log B, log E, alpha and beta; 4,500 in all."""
 DROPS = (0, 1, 3, 5, 10, 15)
 """Numbers of highest losses that are dropped in turn, to see how far the exponents depend on them."""
 LEAST_EXPONENT, GREATEST_EXPONENT = 0.01, 3.0
@@ -295,49 +289,6 @@ class Problem:
         other_scale = Problem(self.table, "linear" if self.scale == "log" else "log", self.delta, self.tied)
         found.append(({"residuals": other_scale.scale}, best_law(other_scale.fit(theta, own), self.tied)))
         return [{**choice, **values_by_name(law)} for choice, law in found if law is not None]
-
-
-@functools.cache
-def law_residuals(scale: str, form: str) -> ResidualFn:
-    """The residual function of the law: predicted less measured (log) loss [n], and derivatives [n, P] by
-    theta.
-
-    form: "free" (P = 5), "tied" (P = 4, beta = alpha) or "projected" (P = 3, exponents are data).
-    """
-
-    def residuals(theta: Any, data: Any) -> tuple[Any, Any]:
-        log_n, log_d = data["log_n"], data["log_d"]
-        alpha = data["alpha"] if form == "projected" else theta[3]
-        beta = data["beta"] if form == "projected" else theta[-1]
-        terms = jnp.stack([jnp.full_like(log_n, theta[0]), theta[1] - alpha * log_n, theta[2] - beta * log_d])
-        highest = jax.lax.stop_gradient(terms.max(0))  # log-sum-exp: no start overflows
-        parts = jnp.exp(terms - highest)
-        whole = parts.sum(0)
-        predicted, (e, a, b) = highest + jnp.log(whole), parts / whole
-        slopes = {
-            "projected": [e, a, b],
-            "free": [e, a, b, -log_n * a, -log_d * b],
-            "tied": [e, a, b, -log_n * a - log_d * b],
-        }[form]
-        jacobian = jnp.stack(slopes, -1)
-        if scale == "linear":
-            predicted = jnp.exp(predicted)
-            jacobian = predicted[:, None] * jacobian
-        return predicted - data["target"], jacobian
-
-    return residuals
-
-
-@functools.cache
-def hoffmann_starts(tied: bool = False) -> np.ndarray:
-    """Hoffmann et al.'s starts [4500, 5] of log E, log A, log B, alpha, beta; [900, 4] where beta is tied to
-    alpha.
-
-    >>> hoffmann_starts().shape
-    (4500, 5)
-    """
-    axes = [START_E, START_A, START_B, START_EXPONENT] + ([] if tied else [START_EXPONENT])
-    return np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], -1)
 
 
 def without_highest(loss: np.ndarray, count: int) -> np.ndarray:

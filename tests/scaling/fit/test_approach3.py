@@ -11,6 +11,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.scaling import fit
 from llm_jax.scaling.fit import approach3
 from llm_jax.scaling.fit.law import NAMES
+from llm_jax.scaling.fit.law_residuals import law_residuals
 from llm_jax.scaling.fit.result import columns
 from llm_jax.scaling.fit.solve import huber
 from tests.scaling.fit.conftest import TRUTH, made_runs
@@ -130,7 +131,7 @@ def test_derivatives_by_hand_are_jaxs(scale, form):
         "beta": 0.2,
     }
     theta = np.array([0.5, 6.0, 6.2, 0.33, 0.29])[: {"free": 5, "tied": 4, "projected": 3}[form]]
-    residuals = approach3.law_residuals(scale, form)
+    residuals = law_residuals(scale, form)
     with jax.enable_x64(True):
         values, slopes = residuals(theta, data)
         np.testing.assert_allclose(slopes, jax.jacfwd(lambda t: residuals(t, data)[0])(theta), rtol=1e-12)
