@@ -61,7 +61,7 @@ RULES = (
     Rule(r"slurm\.(status|cancel) runs/", "needs a job", test="tests/slurm/test_status.py"),
     Rule(r"scaling/.* submit=slurm", "needs Slurm", add="--dry-run grid.hardware=h100"),
     Rule(r"submit=slurm", "needs Slurm", add="--dry-run"),
-    Rule(r"--(show|dry-run|list|help)$"),
+    Rule(r"(--show|--dry-run|--list|--help|compiler=cpu)$"),
     Rule(r"llm_jax\.launch experiment=scaling/", "takes minutes", add="--dry-run"),
     Rule(r"llm_jax\.launch experiment=(quickstart|continue_pretraining)", "takes minutes", add=SHORT),
     Rule(r"llm_jax\.plan experiment=", "needs the extra cuda", test="tests/docs/test_commands.py"),
