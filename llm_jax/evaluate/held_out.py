@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import jax
 from llm_jax import data
 from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
-from llm_jax.experiment import override, resolved
+from llm_jax.experiment import Experiment, override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
 from llm_jax.objective.next_token import NextToken
@@ -65,11 +66,9 @@ def score(
     as for `open_model`. Raises UserError.
     """
     source = open_source(path)
-    resolved(
-        override(source.experiment, changes)
-    )  # raises for mistakes in `changes` before the weights are read
+    with_changes(source.experiment, changes)  # raises for mistakes in `changes` before the weights are read
     opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step)
-    experiment = resolved(override(opened.experiment, changes))
+    experiment = with_changes(opened.experiment, changes)
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches
     transformer.check(experiment.model, opened.place, train.sequence_length)
@@ -115,6 +114,14 @@ def score(
         mesh=dict(opened.place.mesh.shape),
         dtype=experiment.model.compute_dtype,
     )
+
+
+def with_changes(experiment: Experiment, changes: list[tuple[str, str]]) -> Experiment:
+    """A run's experiment with overrides, resolved, its objective replaced by the next-token loss that is scored.
+
+    So the file that defines the objective is not needed.
+    """
+    return resolved(override(dataclasses.replace(experiment, objective=NextToken()), changes))
 
 
 def table(scores: Scores) -> str:

@@ -74,16 +74,15 @@ def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
     )
 
 
-def closing(summary: dict[str, Any], run_dir: Path, curve: Path) -> str:
-    """The log lines after the last step: losses, speed, and where the results are."""
+def closing(summary: dict[str, Any], run_dir: Path, curve: Path, scores: str) -> str:
+    """The log lines after the last step: losses, speed, and where the results are. scores: of the last evaluation."""
     speed = summary["tokens_per_second"]
     return (
         f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in "
         f"{clock(summary['wall_seconds'])}"
         + (f" at {short(speed)} tokens/s" if speed else "")
         + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
-        + f": training loss {four(summary['train_loss'])}, held-out loss {four(summary['eval_loss'])}, "
-        f"{four(summary['eval_bits_per_byte'])} bits per byte\n"
+        + f": training loss {four(summary['train_loss'])}, {scores}\n"
         f"loss curve: {curve}; everything else: {run_dir}"
     )
 

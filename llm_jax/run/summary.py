@@ -40,7 +40,8 @@ def write_summary(
     summary |= running.goodput.summary()  # to the very end
     write_json(run_dir / "summary.json", summary)
     if code == 0:
-        console.log(running.label + closing(summary, run_dir, curve))
+        scores = plan.experiment.objective.line({name: running.latest[name] for name in running.scores})
+        console.log(running.label + closing(summary, run_dir, curve, scores))
 
 
 def summarise(plan: RunPlan, running: RunState, peak: float | None) -> dict[str, Any]:

@@ -135,3 +135,22 @@ def test_weights_of_tokens_come_from_the_data_to_the_loss(run, tmp_path):
     assert values(cut, "loss_weight").tolist() == values(one, "loss_weight").tolist()
     plain = run("toy_completion", "plain", "objective=next_token")
     assert values(one, "loss_weight").mean() < values(plain, "loss_weight").mean()
+
+
+def test_a_run_of_an_objective_from_a_file_is_evaluated_and_opened_without_the_file(run, tmp_path, capsys):
+    """Other commands read the run's config.yaml in a process that has never imported the objective."""
+    import subprocess
+    import sys
+
+    run("toy_preference", "one", "train.steps=1")
+    script = (
+        "import sys; from llm_jax.evaluate.__main__ import main; code = main([sys.argv[1]]); "
+        "from llm_jax.launch import main; sys.exit(10 * code + main(['experiment=' + sys.argv[1] + '/config.yaml', '--show']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "one")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "bits/byte" in done.stdout
+    assert "error: objective.name=toy_preference: no such objective" in done.stderr
+    assert done.stderr.count("\n") == 1
