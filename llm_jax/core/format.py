@@ -167,3 +167,12 @@ def listed(words: Sequence[str]) -> str:
     'a, b and c'
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def format_loss(value: float | None) -> str:
+    """A loss or a score with four decimals; "not finite" for None, JSON's NaN and infinity.
+
+    >>> format_loss(4.52154), format_loss(None)
+    ('4.5215', 'not finite')
+    """
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -117,7 +117,7 @@ def score(
 
 
 def with_changes(experiment: Experiment, changes: list[tuple[str, str]]) -> Experiment:
-    """A run's experiment with overrides, resolved, its objective replaced by the next-token loss that is scored.
+    """A run's experiment with overrides, resolved; the next-token loss, which is scored, is its objective.
 
     So the file that defines the objective is not needed.
     """

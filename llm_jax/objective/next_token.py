@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.errors import require
+from llm_jax.core.format import format_loss
 from llm_jax.core.renamed import raise_renamed
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.logprobs import cross_entropy, hidden_states
@@ -65,7 +66,8 @@ class NextToken(Objective):
 
     def line(self, scores: Mapping[str, float]) -> str:
         """The scores of an evaluation as one line of the log."""
-        return f"held-out loss {scores['eval_loss']:.4f}, {scores['eval_bits_per_byte']:.4f} bits per byte"
+        loss, bits = (format_loss(scores[name]) for name in ("eval_loss", "eval_bits_per_byte"))
+        return f"held-out loss {loss}, {bits} bits per byte"
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.format import format_loss
 from llm_jax.data.encoder import Encoder
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.model.config import ModelConfig
@@ -172,8 +173,9 @@ class Objective:
         raise NotImplementedError
 
     def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """The scores of an evaluation, from the sums over all its batches (float64, on the host): rows of
-        metrics.jsonl.
+        """The scores of an evaluation, from the sums over all its batches (float64, on the host).
+
+        They are written to metrics.jsonl; their names begin with "eval_".
         """
         raise NotImplementedError
 
@@ -182,7 +184,7 @@ class Objective:
 
     def line(self, scores: Mapping[str, float]) -> str:
         """The scores of an evaluation as one line of the log."""
-        return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        return ", ".join(f"{name} {format_loss(value)}" for name, value in scores.items())
 
     @property
     def score(self) -> Score:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.format import clock, short
+from llm_jax.core.format import clock, format_loss, short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import describe_mesh
@@ -75,18 +75,13 @@ def pipeline_line(experiment: Experiment, place: MeshPlacement) -> str:
 
 
 def closing(summary: dict[str, Any], run_dir: Path, curve: Path, scores: str) -> str:
-    """The log lines after the last step: losses, speed, and where the results are. scores: of the last evaluation."""
+    """The log lines after the last step: speed, losses, the last `scores`, and where the results are."""
     speed = summary["tokens_per_second"]
     return (
         f"finished {summary['step']} steps, {short(summary['tokens'])} tokens in "
         f"{clock(summary['wall_seconds'])}"
         + (f" at {short(speed)} tokens/s" if speed else "")
         + (f", MFU {summary['mfu']:.1%}" if summary["mfu"] else "")
-        + f": training loss {four(summary['train_loss'])}, {scores}\n"
+        + f": training loss {format_loss(summary['train_loss'])}, {scores}\n"
         f"loss curve: {curve}; everything else: {run_dir}"
     )
-
-
-def four(value: float | None) -> str:
-    """A loss with four decimals; "not finite" where metrics.jsonl has null."""
-    return "not finite" if value is None else f"{value:.4f}"

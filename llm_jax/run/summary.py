@@ -40,8 +40,9 @@ def write_summary(
     summary |= running.goodput.summary()  # to the very end
     write_json(run_dir / "summary.json", summary)
     if code == 0:
-        scores = plan.experiment.objective.line({name: running.latest[name] for name in running.scores})
-        console.log(running.label + closing(summary, run_dir, curve, scores))
+        scores = {name: value for name, value in running.latest.items() if name.startswith("eval_")}
+        line = plan.experiment.objective.line(scores)
+        console.log(running.label + closing(summary, run_dir, curve, line))
 
 
 def summarise(plan: RunPlan, running: RunState, peak: float | None) -> dict[str, Any]:

@@ -21,11 +21,10 @@ from llm_jax import data
 from llm_jax.core.console import Console
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UserError
 from llm_jax.core.files import Busy, check_writable, locked, write_json
-from llm_jax.core.format import clock
+from llm_jax.core.format import clock, format_loss
 from llm_jax.experiment import Experiment, to_yaml
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
-from llm_jax.run.header import four
 from llm_jax.run.prepare import RunCaches, place_of, prepare_corpus, use_compilation_cache
 from llm_jax.scaling import collect
 from llm_jax.scaling.finish import finish_grid, predict_held_out
@@ -200,7 +199,7 @@ class Session:
         self.write_table()
         text = f"point {point.number} {point.name}: {row['status']}"
         if row["status"] == "finished":
-            text += f", held-out loss {four(row['eval_loss'])}, {clock(seconds)}"
+            text += f", held-out loss {format_loss(row['eval_loss'])}, {clock(seconds)}"
         elif row["reason"]:
             text += f": {row['reason']}"
         self.progress.point_ended(point.own_cost, text)

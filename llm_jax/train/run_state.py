@@ -70,8 +70,6 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
     latest: dict[str, Any] = field(default_factory=dict)
     """The newest value of every metric."""
-    scores: tuple[str, ...] = ()
-    """The names of the objective's scores in `latest`."""
     bad_in_a_row: int = 0
     diverged: str = ""
     """The reason why the run diverged; empty while it has not."""
@@ -218,7 +216,6 @@ class RunState:
     def score(self, done: int, scores: dict[str, float], log: Callable[[str], None]) -> None:
         """Writes and logs the scores of an evaluation."""
         self.latest |= scores
-        self.scores = tuple(scores)
         if self.writer:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})
         log(f"{self.label}step {done}: {self.objective.line(scores)}")

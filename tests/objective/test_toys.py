@@ -153,4 +153,4 @@ def test_a_run_of_an_objective_from_a_file_is_evaluated_and_opened_without_the_f
     assert done.returncode == 2, done.stderr
     assert "bits/byte" in done.stdout
     assert "error: objective.name=toy_preference: no such objective" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
