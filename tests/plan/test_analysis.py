@@ -43,7 +43,9 @@ def on_simulated_devices(experiment: Experiment) -> Analysis:
     program = TrainModel(experiment.model, experiment.optimizer, MeshPlacement(experiment.layout, mesh))
     step = jit_step(program, experiment.objective, experiment.optimizer, experiment.train.steps)
     compiled = gpu_compile.compile_for(
-        mesh, step, (program.abstract_state(), abstract_batch(experiment.train, program.place))
+        mesh,
+        step,
+        (program.abstract_state(), abstract_batch(experiment.objective, experiment.train, program.place)),
     )
     return analyse(compiled, mesh, dataclasses.replace(hardware("h100"), devices_per_node=4))
 

@@ -80,7 +80,5 @@ def test_the_error_messages_of_the_table_are_those_of_the_code():
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts of several lines
     found = [fragment for cell in cells for fragment in fragments(re.findall(r"`([^`]*)`", cell)[0])]
     assert len(found) > 30
-    assert {fragment for fragment in found if fragment not in source} == {
-        "invalid partition specified",
-        "No space left on device",
-    }  # not ours
+    not_ours = {"invalid partition specified", "No space left on device"}  # Slurm's and the system's
+    assert {fragment for fragment in found if fragment not in source} <= not_ours
