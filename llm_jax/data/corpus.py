@@ -154,7 +154,7 @@ class Corpus:
         tokens once.
         """
         seen = self.epochs(steps - 1)
-        return round(sum(min(seen[part.name], 1.0) * part.train.epoch_tokens for part in self._parts))
+        return round(sum(min(seen[part.name], 1.0) * int(part.train.lengths_N.sum()) for part in self._parts))
 
     def epoch(self, step: int) -> float:
         """The epochs seen at the end of `step` of the source that is repeated most."""
@@ -307,7 +307,13 @@ def _split(
         raise all_held_out_error(name, fraction, len(held_out_N))
 
     def rows_of(mask_N: np.ndarray, seed: int | None) -> PackedRows | WholeRows:
-        chosen_N = np.flatnonzero(mask_N)
+        chosen_N = np.flatnonzero(mask_N & (store.lengths_N > 0))  # an encoder may skip a document
+        if kind == "whole" and (long_N := chosen_N[store.lengths_N[chosen_N] > length]).size:
+            raise UserError(
+                f"train.sequence_length={length}: document {long_N[0]} of {name} has "
+                f"{int(store.lengths_N[long_N[0]]):,} tokens ({long_N.size:,} documents are too long), "
+                "and whole documents aren't cut. Use longer sequences, or leave out long documents"
+            )
         rows = PackedRows if kind == "cut" else WholeRows
         return rows(
             store.tokens,
@@ -319,7 +325,7 @@ def _split(
         )
 
     rows = rows_of(~held_out_N, seed)
-    if to_train and rows.epoch_tokens < length:
+    if to_train and (rows.epoch_tokens < length or not len(rows.lengths_N)):
         raise UserError(
             f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs "
             f"{length:,}; "

@@ -33,4 +33,7 @@ class Encoder(Protocol):
     """
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        """The document's tokens and weights. Raises UserError for a text that can't be encoded."""
+        """The document's tokens and weights; none at all to skip it.
+
+        Raises UserError for a text that can't be encoded.
+        """

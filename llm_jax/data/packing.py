@@ -80,12 +80,13 @@ class PackedRows:
 
     def row_order(self, round_index: int) -> np.ndarray:
         """int64 [round_rows]: the rows of a round, as numbers from 0, in the order of training."""
-        if self._round is None or self._round[0] != round_index:
+        found = self._round
+        if found is None or found[0] != round_index:
             order_N = np.arange(self.round_rows)
             if self.seed is not None:
                 order_N = shuffled(self.round_rows, self.seed, _ROUNDS + round_index)
-            self._round = round_index, order_N
-        return self._round[1]
+            self._round = found = round_index, order_N
+        return found[1]  # not the attribute: another thread may have replaced it
 
     def offsets(self, epoch: int) -> np.ndarray:
         """int64 [N], increasing: the offset of each document in the stream of an epoch, in tokens."""
@@ -119,7 +120,7 @@ def place_document(row: Row, at: int, segment: int, tokens: np.ndarray, weights:
     `weights`: of each token (as a target); None: 1.
     """
     take = min(len(tokens), len(row["tokens"]) - at)
-    targets = min(len(tokens) - 1, take)
+    targets = max(0, min(len(tokens) - 1, take))
     row["tokens"][at : at + take] = tokens[:take]
     row["targets"][at : at + targets] = tokens[1 : 1 + targets]
     row["weights"][at : at + targets] = 1 if weights is None else weights[1 : 1 + targets]

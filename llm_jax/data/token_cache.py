@@ -108,7 +108,7 @@ def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int, enc
     ranges = list(itertools.pairwise(bounds))
     missing = [(begin, end) for begin, end in ranges if not _shard(partial, begin, end).exists()]
     try:
-        if encoder:
+        if encoder is not None:
             tokenize_shards(partial, missing, encoder=encoder)
         else:
             _run(partial, missing, min(workers or _cores(), len(missing)))
@@ -206,14 +206,15 @@ def _write_shard(
     lengths, sizes, hashes, invalid = [], [], [], 0
     with contextlib.ExitStack() as files:
         file = files.enter_context((folder / "tokens").open("wb"))
-        weights_file = files.enter_context((folder / WEIGHTS).open("wb")) if encoder else None
+        weights_file = files.enter_context((folder / WEIGHTS).open("wb")) if encoder is not None else None
         for i in range(begin, end):
             raw: bytes = records[i][source.text_key]
             text = raw.decode("utf-8", "replace")
             invalid += "\ufffd" in text and not _is_utf8(raw)
             start = file.tell()
-            if encoder and weights_file:
+            if encoder is not None and weights_file is not None:
                 tokens, weights = encoder.encode(text, tokenizer)
+                check_encoded(tokens, weights, tokenizer, f"{source.name}, document {i}")
                 file.write(np.asarray(tokens, dtype).tobytes())
                 weights_file.write(np.asarray(weights, np.uint8).tobytes())
             else:
@@ -228,6 +229,22 @@ def _write_shard(
     np.save(folder / "bytes.npy", np.array(sizes, np.int64))
     np.save(folder / "hashes.npy", np.array(hashes, np.uint64))
     (folder / "about.json").write_text(json.dumps({"dtype": np.dtype(dtype).name, "invalid": invalid}))
+
+
+def check_encoded(tokens: Any, weights: Any, tokenizer: Tokenizer, where: str) -> None:
+    """Raises UserError for the result of an encoder that can't be stored as it is."""
+    ids, trained = np.asarray(tokens), np.asarray(weights)
+    if ids.shape != trained.shape or ids.ndim != 1:
+        raise UserError(
+            f"{where}: the encoder returned {ids.size} tokens and {trained.size} weights. "
+            "Give a weight a token"
+        )
+    if ids.size and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
+        raise UserError(
+            f"{where}: the encoder returned ids from {ids.min()} to {ids.max()}, outside the vocabulary"
+        )
+    if not np.isin(trained, (0, 1)).all():
+        raise UserError(f"{where}: the encoder returned weights other than 0 and 1")
 
 
 def _is_utf8(raw: bytes) -> bool:

@@ -73,12 +73,13 @@ class WholeRows:
 
     def row_order(self, epoch: int) -> np.ndarray:
         """int64 [round_rows]: the rows of an epoch, as numbers from 0, in the order of training."""
-        if self._round is None or self._round[0] != epoch:
+        found = self._round
+        if found is None or found[0] != epoch:
             order_N = np.arange(self.round_rows)
             if self.seed is not None:
                 order_N = shuffled(self.round_rows, self.seed, _ROWS + epoch)
-            self._round = epoch, order_N
-        return self._round[1]
+            self._round = found = epoch, order_N
+        return found[1]  # not the attribute: another thread may have replaced it
 
     def documents_in_rows(self, first: int, stop: int) -> np.ndarray:
         """int64 [stop - first]: the examples in each row of the plan, its padding counted as one."""

@@ -66,7 +66,7 @@ class NextToken(Objective):
 
     def line(self, scores: Mapping[str, float]) -> str:
         """The scores of an evaluation as one line of the log."""
-        loss, bits = (format_loss(scores[name]) for name in ("eval_loss", "eval_bits_per_byte"))
+        loss, bits = (format_loss(scores.get(name)) for name in ("eval_loss", "eval_bits_per_byte"))
         return f"held-out loss {loss}, {bits} bits per byte"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
-from llm_jax.pretrained.source import ModelSource, check_sums, open_source
+from llm_jax.pretrained.source import ModelSource, check_sums, checkpoint_steps, open_source, weights_folder
 from llm_jax.train.checkpoint import described
 from llm_jax.train.config import EVERYTHING
 from llm_jax.train.state import TrainModel, join, pick, trained_names
@@ -69,9 +71,32 @@ def read_checkpoint(
     state = checkpoint / "state"
     if experiment.train.trainable == EVERYTHING:
         return read_arrays(state, program, str(checkpoint))
+    if experiment.train.start_from:
+        check_start_unchanged(experiment.train.start_from, recorded_frozen(checkpoint), str(checkpoint))
     trained = trained_names(sorted(program.names), experiment.train.trainable)
     rest = pick(initial_parameters(experiment, program, log), program.names - trained)
     return join(read_arrays(state, program, str(checkpoint), trained), rest)
+
+
+START = "start"
+"""The role, in a checkpoint's `frozen`, of the weights that a partly trained run started from."""
+
+
+def recorded_frozen(checkpoint: Path) -> dict[str, Any]:
+    """Role → path and sha256 of the frozen weights that a checkpoint was trained beside."""
+    return json.loads((checkpoint / "info" / "metadata").read_text()).get("frozen", {})
+
+
+def check_start_unchanged(start_from: str, recorded: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where the weights in `train.start_from`, of which a partly trained run keeps the
+    untrained ones, are no longer those that it started from.
+    """
+    before = recorded.get(START, {}).get("sha256")
+    if before != (now := weights_sha256(Path(start_from).expanduser())):
+        raise UserError(
+            f"train.start_from={start_from}: has other weights (sha256 {now[:12]}) than {where} was trained "
+            f"beside ({str(before)[:12]}). Bring them back: only the parameters of train.trainable are in it."
+        )
 
 
 def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> Any:
@@ -141,3 +166,21 @@ def compare(found: Any, wanted: Any, where: str) -> None:
             raise UserError(
                 f"{where}: is of another model ({name} is {there}, and the configuration's is {here})"
             )
+
+
+def weights_sha256(folder: Path) -> str:
+    """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its
+    safetensors files.
+    """
+    steps = checkpoint_steps(folder)
+    weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
+    if weights is None:
+        raise UserError(
+            f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors"
+        )
+    if (weights / checksums.NAME).is_file():
+        return checksums.file_sum(weights / checksums.NAME)
+    sums = "".join(
+        f"{checksums.file_sum(path)}  {path.name}\n" for path in sorted(weights.glob("*.safetensors"))
+    )
+    return hashlib.sha256(sums.encode()).hexdigest()

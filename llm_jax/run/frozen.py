@@ -5,28 +5,33 @@ objective.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
+from llm_jax.data import Tokenizer
 from llm_jax.experiment import Experiment
-from llm_jax.pretrained.source import checkpoint_steps, open_source, weights_folder
-from llm_jax.pretrained.weights import initial_parameters, read_weights
+from llm_jax.layout.check import check_model
+from llm_jax.model import transformer
+from llm_jax.pretrained.model import read_tokenizer
+from llm_jax.pretrained.source import open_source
+from llm_jax.pretrained.weights import START, initial_parameters, read_weights, weights_sha256
+from llm_jax.train.config import EVERYTHING
 from llm_jax.train.state import Frozen, TrainModel
 
 OWN_START = ""
 """The folder of a frozen model that is the run's own initial weights."""
 
 
-def frozen_models(experiment: Experiment, model: TrainModel) -> dict[str, TrainModel]:
+def frozen_models(
+    experiment: Experiment, model: TrainModel, tokenizer: Tokenizer | None = None
+) -> dict[str, TrainModel]:
     """The models of the objective's frozen roles, placed by the run's layout.
 
     Raises UserError where a folder has none that fits.
 
-    experiment: with its vocabulary.
+    experiment: with its vocabulary. tokenizer: the run's; None where it isn't known.
     """
     found = {}
     for role, folder in experiment.objective.frozen().items():
@@ -47,8 +52,24 @@ def frozen_models(experiment: Experiment, model: TrainModel) -> dict[str, TrainM
                 compute_dtype=experiment.model.compute_dtype,
                 scan_layers=experiment.model.scan_layers,
             )
+            check_same_tokenizer(role, folder, tokenizer)
+            try:
+                check_model(config, model.place)
+                transformer.check(config, model.place, experiment.train.sequence_length)
+            except UserError as error:
+                raise UserError(f"objective.{role}={folder}: {error}") from error
         found[role] = TrainModel(config, experiment.optimizer, model.place)
     return found
+
+
+def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where a frozen model has another tokenizer than the run: its ids mean other tokens."""
+    theirs = read_tokenizer(Path(folder).expanduser(), silent)
+    if tokenizer and theirs and theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"objective.{role}={folder}: has another tokenizer than the run. Use tokenizer.file={folder}, "
+            "or another model"
+        )
 
 
 def read_frozen(
@@ -70,43 +91,32 @@ def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Role → path and sha256 of each frozen model, as every checkpoint records them; both empty for weights
     drawn from the run's seed.
     """
+    start = experiment.train.start_from
+    folders = {role: folder or start for role, folder in experiment.objective.frozen().items()}
+    if start and experiment.train.trainable != EVERYTHING:
+        folders[START] = start
     return {
         role: {"path": path, "sha256": weights_sha256(Path(path).expanduser()) if path else ""}
-        for role, folder in experiment.objective.frozen().items()
-        for path in [folder or experiment.train.start_from]
+        for role, path in folders.items()
     }
 
 
-def check_frozen(recorded: Mapping[str, Mapping[str, Any]], experiment: Experiment) -> None:
-    """Raises UserError where a checkpoint was trained beside other frozen models than the run has now."""
-    for role, now in frozen_identities(experiment).items():
+def check_frozen(
+    recorded: Mapping[str, Mapping[str, Any]], identities: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raises UserError where a checkpoint was trained beside other frozen weights than those of now.
+
+    recorded: of the checkpoint, identities: `frozen_identities` of now.
+    """
+    for role, now in identities.items():
         before = recorded.get(role, {})
         if before.get("sha256") != now["sha256"]:
+            key = "train.start_from" if role == START else f"objective.{role}"
             raise UserError(
-                f"objective.{role}={now['path']}: its weights are not those that this run was trained "
-                "beside (sha256 "
+                f"{key}={now['path']}: its weights are not those that this run was trained beside (sha256 "
                 f"{str(now['sha256'])[:12]}, the checkpoint's is {str(before.get('sha256'))[:12]} of "
-                f"{before.get('path')}); "
-                "bring them back, or choose another run_dir"
+                f"{before.get('path')}). Bring them back, or choose another run_dir"
             )
-
-
-def weights_sha256(folder: Path) -> str:
-    """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its
-    safetensors files.
-    """
-    steps = checkpoint_steps(folder)
-    weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
-    if weights is None:
-        raise UserError(
-            f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors"
-        )
-    if (weights / checksums.NAME).is_file():
-        return checksums.file_sum(weights / checksums.NAME)
-    sums = "".join(
-        f"{checksums.file_sum(path)}  {path.name}\n" for path in sorted(weights.glob("*.safetensors"))
-    )
-    return hashlib.sha256(sums.encode()).hexdigest()
 
 
 def silent(line: str) -> None:

@@ -11,7 +11,7 @@ from llm_jax.core.format import clock, format_loss, short
 from llm_jax.experiment import Experiment
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import describe_mesh
-from llm_jax.model.accounting import active_parameters, train_flops_per_token
+from llm_jax.model.accounting import active_parameters
 from llm_jax.model.config import ModelConfig
 from llm_jax.run.prepare import RunPlan
 
@@ -20,8 +20,10 @@ def header(plan: RunPlan, peak: float | None) -> str:
     """The header of a run: model, layout, precision, batch, FLOPs, peak, optimizer."""
     experiment, program = plan.experiment, plan.model
     m, t, mesh = experiment.model, experiment.train, program.place.mesh
-    tokens = t.batch_size * t.sequence_length
-    device, flops_per_token = mesh.devices.flat[0], train_flops_per_token(m, t.sequence_length)
+    objective, device = experiment.objective, mesh.devices.flat[0]
+    tokens = objective.tokens_per_step(t.batch_size, t.sequence_length)
+    frozen = {role: model.config for role, model in plan.frozen.items()}
+    flops_per_token = objective.flops_per_token(m, t.sequence_length, frozen)
     total = flops_per_token * tokens * t.steps
     epochs = plan.corpus.epoch(t.steps - 1)
     lines = {

@@ -74,7 +74,7 @@ def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus,
     model = TrainModel(
         experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable
     )
-    return RunPlan(experiment, model, corpus, frozen_models(experiment, model), label)
+    return RunPlan(experiment, model, corpus, frozen_models(experiment, model, corpus.tokenizer), label)
 
 
 def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experiment:
@@ -95,7 +95,7 @@ def prepare_corpus(
 
     objective = experiment.objective
     own: dict[str, Any] = {}  # keys that only some objectives have
-    if encoder := objective.encoder():
+    if (encoder := objective.encoder()) is not None:
         own["encoder"] = encoder
     if objective.rows != "cut":
         own["rows"] = objective.rows

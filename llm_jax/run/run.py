@@ -155,7 +155,9 @@ def train(
         frozen = run_on_all(
             group, "frozen models", lambda: read_frozen(e, first.model, first.frozen, console.log)
         )
-        states, infos = start_or_resume(plans, checkpoints, rollbacks, group, console)
+        identities = run_on_all(group, "frozen identities", lambda: frozen_identities(e))
+        start = functools.partial(start_or_resume, plans, checkpoints, rollbacks, identities, group, console)
+        states, infos = start()
         peak = broadcast_from_first(
             group,
             "peak",
@@ -163,7 +165,7 @@ def train(
         )
         console.log(header(first, peak) + (f"\n{note}" if note else ""))
         runs = [
-            make_run_state(life, *parts, begun, peak and peak * place.mesh.size)
+            make_run_state(life, *parts, identities, begun, peak and peak * place.mesh.size)
             for parts in zip(plans, checkpoints, rollbacks, infos, strict=True)
         ]
         for running in runs:
@@ -173,7 +175,7 @@ def train(
         life.callback(stepper.source.close)
 
         def restore(newest: int) -> tuple[TrainState, dict[str, Any]]:
-            states, infos = start_or_resume(plans, checkpoints, rollbacks, group, console, newest)
+            states, infos = start(newest)
             return stepper.join(states), infos[0]
 
         loop = Loop(
@@ -226,6 +228,7 @@ def start_or_resume(
     plans: Sequence[RunPlan],
     checkpoints: Sequence[Checkpoints],
     rollbacks: Sequence[Rollbacks],
+    identities: Mapping[str, Mapping[str, Any]],
     group: Group,
     console: Console,
     newest: float = math.inf,
@@ -237,7 +240,7 @@ def start_or_resume(
         *({step for step in kept.steps() if step <= newest} for kept in checkpoints)
     ):
         found = [
-            restore_latest(plan, kept, console, max(common))
+            restore_latest(plan, kept, identities, console, max(common))
             for plan, kept in zip(plans, checkpoints, strict=True)
         ]
         restored = [pair for pair in found if pair is not None]
@@ -259,7 +262,11 @@ def start_or_resume(
 
 
 def restore_latest(
-    plan: RunPlan, checkpoints: Checkpoints, console: Console, newest: float
+    plan: RunPlan,
+    checkpoints: Checkpoints,
+    identities: Mapping[str, Mapping[str, Any]],
+    console: Console,
+    newest: float,
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The state and info of the newest readable checkpoint up to the step `newest`; None where there is none.
 
@@ -275,7 +282,7 @@ def restore_latest(
             f"{plan.corpus.fingerprint[:12]}, "
             f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
         )
-    check_frozen(info.get("frozen", {}), plan.experiment)
+    check_frozen(info.get("frozen", {}), identities)
     return state, {**info, "step": int(state.step)}
 
 
@@ -323,6 +330,7 @@ def make_run_state(
     checkpoints: Checkpoints,
     rollbacks: Rollbacks,
     info: Mapping[str, Any],
+    identities: Mapping[str, Mapping[str, Any]],
     begun: float,
     peak_flops: float | None,
 ) -> RunState:
@@ -345,7 +353,7 @@ def make_run_state(
         writer=writer,
         goodput=goodput,
         rollbacks=rollbacks,
-        info={"corpus": plan.corpus.fingerprint, **({"frozen": frozen_identities(e)} if frozen else {})},
+        info={"corpus": plan.corpus.fingerprint, **({"frozen": dict(identities)} if identities else {})},
         corpus=plan.corpus,
         examples=objective.examples(plan.corpus, t),
         objective=objective,

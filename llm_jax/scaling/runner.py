@@ -342,7 +342,11 @@ def corpus_cache() -> Callable[..., data.Corpus]:
         run_dir: Path | None,
         **shape: Any,
     ) -> data.Corpus:
-        key = (repr(config), repr(tokenizer), repr(sorted(shape.items())))
+        key = (
+            repr(config),
+            repr(tokenizer),
+            repr(sorted((k, getattr(v, "fingerprint", v)) for k, v in shape.items())),
+        )
         if key not in kept:
             while len(kept) >= MAX_CORPORA:
                 del kept[next(iter(kept))]

@@ -162,6 +162,11 @@ def placement_for(experiment: Experiment, count: int) -> MeshPlacement:
             f"train.start_from={experiment.train.start_from}: grid.executor=vmap starts runs from random "
             "weights. Use grid.executor=one_by_one."
         )
+    if type(experiment.objective).source is not Objective.source:
+        raise UserError(
+            f"objective.name={experiment.objective.name}: grid.executor=vmap can't train "
+            "with its own source of batches. Use grid.executor=one_by_one."
+        )
     if experiment.objective.frozen() or experiment.train.trainable != EVERYTHING:
         raise UserError(
             f"objective.name={experiment.objective.name}: grid.executor=vmap can't train runs with frozen "

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from llm_jax.core.errors import UserError
 from llm_jax.data import Corpus, batch_sha
 from llm_jax.objective.protocol import Examples, Objective
 from llm_jax.processes.collective import broadcast_from_first
@@ -214,7 +215,12 @@ class RunState:
             )
 
     def score(self, done: int, scores: dict[str, float], log: Callable[[str], None]) -> None:
-        """Writes and logs the scores of an evaluation."""
+        """Writes and logs an evaluation's scores. Raises UserError where the deciding one is missing."""
+        if (name := self.objective.score.name) not in scores:
+            raise UserError(
+                f"objective.name={self.objective.name}: its score is {name}, and its scores() returns "
+                f"{', '.join(scores)}. Return {name} too, or let `score` name one of them"
+            )
         self.latest |= scores
         if self.writer:
             self.writer.write({"step": done, "tokens": done * self.tokens_per_step, **scores})

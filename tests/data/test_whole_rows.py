@@ -7,6 +7,7 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.data.packing import PackedRows
+from llm_jax.data.token_cache import check_encoded
 from llm_jax.data.whole_rows import WholeRows, best_fit
 
 T = 16
@@ -76,3 +77,27 @@ def test_rows_that_cut_documents_keep_the_weights_of_every_token():
         [[*weights[s + 1 : s + n], 0] for s, n in zip(starts_N, lengths_N, strict=True)]
     )
     np.testing.assert_array_equal(trained, expected[: count * 7])
+
+
+def test_an_example_without_tokens_is_skipped_in_rows_of_either_kind():
+    starts_N, lengths_N = np.array([0, 3, 3]), np.array([3, 0, 4])
+    for rows in (WholeRows, PackedRows):
+        row = rows(np.arange(7), starts_N, lengths_N, length=7, seed=None).row(0)
+        assert sorted(row["tokens"].tolist()) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights", "problem"),
+    [
+        ([1, 2, 3, 4], [1, 0, 1], "4 tokens and 3 weights"),
+        ([1, 70000], [1, 1], "ids from 1 to 70000"),
+        ([-1, 2], [1, 1], "ids from -1 to 2"),
+        ([1, 2], [1, 0.5], "weights other than 0 and 1"),
+    ],
+)
+def test_what_an_encoder_must_not_return_is_refused_with_the_document(tokens, weights, problem):
+    class Vocabulary:
+        vocab_size = 320
+
+    with pytest.raises(UserError, match=f"corpus, document 7: the encoder returned {problem}"):
+        check_encoded(tokens, weights, Vocabulary(), "corpus, document 7")

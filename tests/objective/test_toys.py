@@ -154,3 +154,22 @@ def test_a_run_of_an_objective_from_a_file_is_evaluated_and_opened_without_the_f
     assert "bits/byte" in done.stdout
     assert "error: objective.name=toy_preference: no such objective" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_partly_trained_run_needs_the_weights_that_it_started_from(run, tmp_path, capsys):
+    """Its checkpoints hold the trained parameters alone: with other weights for the rest it would be another model."""
+    from llm_jax.core.errors import UserError
+    from llm_jax.pretrained.model import open_model
+
+    base = tmp_path / "base"
+    run("toy_source", "base", "objective=next_token", "train.steps=1")
+    part = (f"from={base}", 'train.trainable=["blocks.mlp.*"]', "objective=next_token")
+    run("toy_source", "part", *part, "train.steps=2")
+    whole = open_model(tmp_path / "part").parameters
+    np.testing.assert_array_equal(whole["embedding"], open_model(base).parameters["embedding"])
+    run("toy_source", "base", "objective=next_token", "train.steps=2")
+    with pytest.raises(UserError, match=r"train.start_from=.*base: has other weights"):
+        open_model(tmp_path / "part")
+    capsys.readouterr()
+    run("toy_source", "part", *part, "train.steps=3", code=2)
+    assert "its weights are not those that this run was trained beside" in capsys.readouterr().err

@@ -25,14 +25,14 @@ class Pairs:
 
     corpus: object
 
-    def pair(self, batch):
+    def pair(self, batch, first=0):
         swapped = {name: batch[name][:, ::-1].copy() for name in ("tokens", "targets")}
         pairs = {name: np.stack([batch[name], swapped.get(name, batch[name])], 1) for name in batch}
-        margin = np.linspace(0, 0.5, len(batch["tokens"]), dtype=np.float32)
+        margin = np.float32(0.1) * (first + np.arange(len(batch["tokens"]), dtype=np.float32)) / 2
         return {**pairs, "margin": margin, "pair_weights": (batch["weights"].sum(1) > 0).astype(np.float32)}
 
     def batch(self, step, rows=None):
-        return self.pair(self.corpus.batch(step, rows))
+        return self.pair(self.corpus.batch(step, rows), rows.start if rows else 0)
 
     def held_out_batches(self, batch_size, limit=None):
         return map(self.pair, self.corpus.held_out_batches(batch_size, limit))
