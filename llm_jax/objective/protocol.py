@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -109,13 +110,13 @@ class Objective:
     def __init_subclass__(cls) -> None:
         if name := cls.__dict__.get("name"):
             known = OBJECTIVES.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
+            if (
+                known is not None
+                and cls.__module__ != known.__module__
+                and source_file(cls) != source_file(known)
             ):
                 raise UserError(
-                    f"objective.name={name}: {known.__module__} has an objective of this name; choose "
-                    "another name"
+                    f"objective.name={name}: {source_file(known)} has an objective of this name. Choose another name"
                 )
             OBJECTIVES[name] = cls
 
@@ -215,6 +216,12 @@ class UnknownObjective(Objective):
     def check(self) -> None:
         """Raises UserError: there is nothing to train with."""
         objective_class(self.name)
+
+
+def source_file(kind: type) -> str:
+    """The file that defines a class: it may be imported twice, as an experiment and as a module."""
+    module = sys.modules.get(kind.__module__)
+    return str(getattr(module, "__file__", kind.__module__))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {}
