@@ -116,7 +116,8 @@ class Objective:
                 and source_file(cls) != source_file(known)
             ):
                 raise UserError(
-                    f"objective.name={name}: {source_file(known)} has an objective of this name. Choose another name"
+                    f"objective.name={name}: {source_file(known)} has an objective of this name. "
+                    "Choose another name"
                 )
             OBJECTIVES[name] = cls
 

@@ -30,8 +30,8 @@ def effective(unique: Any, seen: Any, half: Any) -> Any:
     """The amount of unique tokens (or parameters) that `seen` tokens with `unique` different ones are worth;
     `half` is R_D (or R_N).
 
-    >>> print(f"{effective(1.0, 1.0, 15.4):.3f} {effective(1.0, 4.0, 15.4):.3f} {effective(1.0, 1e9,
-    15.4):.3f}") 1.000 3.726 16.400
+    >>> [round(float(effective(1.0, seen, 15.4)), 3) for seen in (1.0, 4.0, 1e9)]
+    [1.0, 3.726, 16.4]
     """
     xp = jnp if isinstance(half, jax.Array) or isinstance(unique, jax.Array) else np
     repetitions = xp.maximum(seen / unique - 1, 0.0)
