@@ -1,5 +1,6 @@
-"""A ladder for a Slurm cluster: Hoffmann et al.'s shapes from 44 M to 724 M, each with 10, 20, 40 and 80
-tokens a parameter. Planned.
+"""A ladder for a Slurm cluster: Hoffmann et al.'s shapes, 44 M to 724 M, 10 to 80 tokens a parameter.
+
+Planned, not yet run. Each shape is trained with 10, 20, 40 and 80 tokens a parameter.
 
     python -m llm_jax.launch experiment=scaling/chinchilla_ladder --dry-run
     python -m llm_jax.launch experiment=scaling/chinchilla_ladder submit=slurm slurm.gpus_per_node=8 \\

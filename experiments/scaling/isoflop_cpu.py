@@ -1,5 +1,6 @@
-"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, five sizes or more each, and a larger
-run predicted.
+"""IsoFLOP curves on two CPU cores in under 20 minutes: four budgets, and a larger run predicted.
+
+Each budget has five sizes or more.
 
     python -m llm_jax.launch experiment=scaling/isoflop_cpu --dry-run
     python -m llm_jax.launch experiment=scaling/isoflop_cpu

@@ -1,5 +1,4 @@
-"""Does the best learning rate transfer to wider models? Widths 64 to 512 in the standard parametrisation and
-in muP.
+"""Does the best learning rate transfer to wider models? Widths 64 to 512, standard and muP.
 
     python -m llm_jax.launch experiment=scaling/mup_transfer --dry-run
     python -m llm_jax.launch experiment=scaling/mup_transfer grid.points=4     # one of them
