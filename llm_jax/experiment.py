@@ -31,6 +31,7 @@ from llm_jax.core.config_tree import (
     write_yaml_text,
 )
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.files import text_of
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
@@ -183,7 +184,7 @@ def read_yaml(path: Path) -> Experiment:
     """The experiment of a config.yaml; keys that it has not keep their defaults. Raises UserError, naming
     file and key, where it isn't one."""
     try:
-        tree = read_yaml_text(path.read_text())
+        tree = read_yaml_text(text_of(path.read_bytes(), str(path)))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):

@@ -18,7 +18,7 @@ from llm_jax.core.errors import (
     UserError,
     require,
 )
-from llm_jax.core.files import check_writable
+from llm_jax.core.files import check_writable, text_of
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -75,14 +75,13 @@ def before_jax() -> None:
 
 
 def input_text(key: str, value: str) -> str:
-    """The text of the file that key=value names. Raises UserError if it can't be read, or is no UTF-8."""
+    """The text of the file that key=value names. Raises UserError if it can't be read, or is no UTF-8. A byte
+    order mark before it is no text."""
     path = Path(value).expanduser()
     if not path.is_file():
         raise UserError(f"{key}={value}: no such file")
     try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}={value}: is no text in UTF-8 (byte {error.start})") from error
+        return text_of(path.read_bytes(), f"{key}={value}")
     except OSError as error:
         raise UserError(f"{key}={value}: can't be read ({error.strerror})") from error
 

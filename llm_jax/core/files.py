@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -148,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no file. Raises UserError, naming the file, for a damaged
     one."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(text_of(path.read_bytes(), str(path))) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path}: is damaged, not JSON ({error}); remove it") from error
 
@@ -185,3 +186,54 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The first bytes of what Git leaves in place of a file that Git LFS keeps."""
+BOM = codecs.BOM_UTF8
+"""The byte order mark that Windows editors put before UTF-8."""
+
+
+def lfs_problem(start: bytes) -> str:
+    """The end of an error line where a file, by its first bytes, is a pointer of Git LFS; "" if it isn't."""
+    return "is a pointer of Git LFS, not the file; fetch it with `git lfs pull`" * start.startswith(
+        LFS_POINTER
+    )
+
+
+def text_problem(start: bytes) -> str:
+    """What a file is, by its first bytes, if it is no text in UTF-8, and what to do: the end of an error
+    line; "" for text.
+
+    >>> text_problem("hi".encode("utf-32"))
+    'is UTF-32; convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)'
+    """
+    if problem := lfs_problem(start):
+        return problem
+    for magic, kind in (
+        (b"\x1f\x8b", "compressed by gzip; its name must end in .gz"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd; its name must end in .zst"),
+        (b"PK\x03\x04", "a zip archive; unpack it"),
+        (b"PAR1", "Parquet; its name must end in .parquet"),
+    ):
+        if start.startswith(magic):
+            return f"is {kind}"
+    if start and not start.strip(b"\0"):
+        return "begins with zero bytes, as a file that wasn't written to its end; copy it again"
+    coding = json.detect_encoding(start).upper()
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if coding.startswith("UTF-8") or not (marked or 3 * start.count(0) >= len(start)):
+        return ""
+    coding = coding[:6] + coding[6:].replace("-", "")
+    return f"is {coding}; convert it to UTF-8 (iconv -f {coding} -t UTF-8)"
+
+
+def text_of(content: bytes, where: str) -> str:
+    """The text in UTF-8 of a file's bytes, without a byte order mark. Raises UserError that begins with
+    `where` for anything else."""
+    if problem := text_problem(content[:64]):
+        raise UserError(f"{where}: {problem}")
+    try:
+        return content.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: is no text in UTF-8 (byte {error.start})") from error

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import lfs_problem, text_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -117,6 +118,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
+            if problem := lfs_problem(file.read(64)):
+                raise UserError(f"{path}: {problem}")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
             header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
@@ -200,7 +204,7 @@ def join_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if the file is missing or holds no object."""
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(text_of(path.read_bytes(), str(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except ValueError as error:
