@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.files import BOM, lfs_problem, text_problem
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 RECORD_BYTES = (
@@ -17,37 +20,48 @@ RECORD_BYTES = (
 )  # a longer JSONL or Parquet document is stored as several, so that a record fits in memory
 LINE_BYTES = 1 << 30  # parsing a JSONL line takes several times its size in memory
 _BLOCK_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors put before UTF-8
 
 
 def read_documents(path: Path, *, text_key: str, document_bytes: int, separator: str) -> Iterator[bytes]:
-    """The documents of one file in order, except those that are empty or only whitespace.
+    """The documents of one file in order, those of `read_records` that have text."""
+    records = read_records(path, text_key=text_key, document_bytes=document_bytes, separator=separator)
+    return (text for text in records if text is not None)
 
+
+def read_records(path: Path, *, text_key: str, document_bytes: int, separator: str) -> Iterator[bytes | None]:
+    """The records of one file in order: a document's text, or None for a record without text, which is null,
+    empty or only whitespace.
+
+    A .txt file without a separator is one text, divided into documents, and has no records without text.
     Bytes that are not valid UTF-8 are kept; tokenising replaces them. Raises UserError, naming the file (and
-    line), for a record without text under `text_key`, and for UTF-16.
+    line), for a record that has no field `text_key` or no string in it, and for a file that is no text in
+    UTF-8.
     """
+    kind = "parquet" if path.suffix == ".parquet" else "jsonl" if ".jsonl" in path.suffixes[-2:] else "txt"
     try:
-        if path.suffix == ".parquet":
-            chunks = (
-                chunk for text in _parquet(path, text_key) for chunk in split_chunks([text], RECORD_BYTES)
-            )
-        elif ".jsonl" in path.suffixes[-2:]:
-            chunks = (
-                chunk for text in _jsonl(path, text_key) for chunk in split_chunks([text], RECORD_BYTES)
-            )
-        else:
+        if kind == "txt":
             with _open(path) as file:
                 blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK_BYTES), b"")
-                texts = (
-                    split_documents(blocks, separator.encode(), document_bytes)
-                    if separator
-                    else split_chunks(blocks, document_bytes)
-                )
-                yield from (text for text in texts if text.strip())
+                if separator:
+                    texts = split_documents(blocks, separator.encode(), document_bytes)
+                    yield from (text if text.strip() else None for text in texts)
+                else:
+                    yield from (text for text in split_chunks(blocks, document_bytes) if text.strip())
             return
-        yield from (chunk for chunk in chunks if chunk.strip())
+        for text in _parquet(path, text_key) if kind == "parquet" else _jsonl(path, text_key):
+            if text is None or not text.strip():
+                yield None
+            else:
+                yield from (chunk for chunk in split_chunks([text], RECORD_BYTES) if chunk.strip())
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"data.source: {path} cannot be read: {error}") from error
+
+
+def check_pointer(path: Path) -> None:
+    """Raises UserError for a pointer of Git LFS, which stands in place of a file."""
+    with path.open("rb") as file:
+        if problem := lfs_problem(file.read(64)):
+            raise UserError(f"data.source: {path} {problem}")
 
 
 def split_chunks(blocks: Iterable[bytes], limit: int) -> Iterator[bytes]:
@@ -116,8 +130,9 @@ def contains(path: Path, separator: bytes) -> bool:
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """A file's text, decompressed, after its byte order mark.
 
-    Raises UserError if the mark is that of UTF-16.
+    Raises UserError if it is a pointer of Git LFS, or no text in UTF-8 by its first bytes.
     """
+    check_pointer(path)
     file: io.BufferedReader | gzip.GzipFile
     if path.suffix == ".gz":
         file = gzip.open(path)  # noqa: SIM115
@@ -127,33 +142,80 @@ def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
         file = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _BLOCK_BYTES)
     else:
         file = path.open("rb")
-    start = file.peek(len(_BOM))
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+    try:
+        start = file.peek(64)[:64]
+        if problem := text_problem(start):
+            raise UserError(f"data.source: {path} {problem}")
+        if start.startswith(BOM):
+            file.read(len(BOM))
+    except BaseException:
         file.close()
-        raise UserError(f"data.source: {path} is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    if start.startswith(_BOM):
-        file.read(len(_BOM))
+        raise
     return file
 
 
-def _jsonl(path: Path, text_key: str) -> Iterator[bytes]:
+def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
+    first = text_key.partition(".")[0]
+    quoted = json.dumps(first).encode()
     with _open(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
             where = f"{path}:{number}"
             if len(line) >= LINE_BYTES:
                 raise UserError(
-                    f"data.source: {where}: a line of more than {LINE_BYTES:,} bytes; JSONL has one "
-                    "object a line"
+                    f"data.source: {where}: a line of more than {LINE_BYTES:,} bytes; JSONL has one object "
+                    "a line"
                 )
+            line = line.removeprefix(BOM)  # of a file that was joined to the one before
             if not line.strip():
                 continue
             try:  # bytes that are not UTF-8 are kept, and counted when tokenising
-                record = json.loads(line.decode("utf-8", "surrogateescape"))
+                text = line.decode("utf-8", "surrogateescape")
+                record = json.loads(text)
+                if line.count(quoted) > 1:
+                    json.loads(text, object_pairs_hook=functools.partial(_once, first))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"data.source: {where}: is not a JSON object: {error}") from None
-            if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-                raise UserError(f"data.text_key={text_key}: {where}: {_why_not(record, text_key)}")
-            yield _bytes(record[text_key])
+                raise UserError(
+                    f"data.source: {where}: is not a JSON object: {_json_problem(line, error, path)}"
+                ) from None
+            value = _field(record, text_key)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key)}")
+            yield None if value is None else _bytes(value)
+
+
+_MISSING = object()
+
+
+def _field(record: Any, text_key: str) -> Any:
+    """The value of a field by its name, or by a path of names with dots; `_MISSING` if there is none, None in
+    an object that is null."""
+    if not isinstance(record, dict):
+        return _MISSING
+    if text_key in record:
+        return record[text_key]
+    name, _, rest = text_key.partition(".")
+    inner = record.get(name) if rest else _MISSING
+    return None if inner is None and name in record else _field(inner, rest)
+
+
+def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError if several of its fields have this name."""
+    if sum(key == name for key, _ in pairs) > 1:
+        raise ValueError(f"several of its fields are named {name}; keep one of them")
+    return dict(pairs)
+
+
+def _json_problem(line: bytes, error: Exception, path: Path) -> str:
+    """What is wrong with a line that is no JSON, and what makes lines of the file."""
+    if line.lstrip().startswith(b"["):
+        return f"it begins an array; jq -c '.[]' {path} writes an object a line"
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    what = f"{error.msg} (column {error.colno})"
+    goes_on = error.pos >= len(line.decode("utf-8", "surrogateescape").rstrip())
+    if goes_on or error.msg == "Extra data":
+        return f"{what}; each line must hold one object: jq -c . {path} writes it so"
+    return what
 
 
 def _bytes(text: str) -> bytes:
@@ -165,42 +227,108 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _why_not(record: object, text_key: str) -> str:
+def _why_not(record: Any, value: Any, text_key: str) -> str:
+    """Why the value of a record's field is no text."""
+    if isinstance(record, list):
+        return (
+            f'must be an object like {{"{text_key}": "..."}}, but is a list; jq -c \'.[]\' writes an object '
+            "a line"
+        )
     if not isinstance(record, dict):
         return f'must be an object like {{"{text_key}": "..."}}, but is a {type(record).__name__}'
-    if text_key not in record:
-        return f"no such field; {nearest(text_key, [str(key) for key in record])}"
-    return f"the text must be a string, but is {type(record[text_key]).__name__}"
+    if value is _MISSING:
+        return f"no such field; {nearest(text_key, _names(record))}"
+    return f"the text must be a string, but is {type(value).__name__}"
 
 
-def _parquet(path: Path, text_key: str) -> Iterator[bytes]:
+def _names(record: dict[str, Any]) -> Iterator[str]:
+    """The names of a record's fields; those in objects as paths with dots."""
+    for name, value in record.items():
+        yield name
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in value)
+
+
+def _parquet(path: Path, text_key: str) -> Iterator[bytes | None]:
     import pyarrow
     import pyarrow.parquet
 
+    check_pointer(path)
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = _column_path(file.schema_arrow, text_key, path)
+            for batch in file.iter_batches(batch_size=256, columns=[text_key]):
+                column = batch.column(batch.schema.get_field_index(names[0]))
+                yield from _as_bytes(column, names[1:]).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"data.source: {path} is not a Parquet file: {error}") from error
-    with file:
-        if text_key not in file.schema_arrow.names:
-            raise UserError(
-                f"data.text_key={text_key}: {path}: no such column; "
-                f"{nearest(text_key, file.schema_arrow.names)}"
-            )
-        kind = file.schema_arrow.field(text_key).type
-        if pyarrow.types.is_dictionary(kind):  # pandas writes a column of categories like this
-            kind = kind.value_type
-        binary = (
-            pyarrow.types.is_string,
-            pyarrow.types.is_large_string,
-            pyarrow.types.is_binary,
-            pyarrow.types.is_large_binary,
-        )
-        if not any(is_kind(kind) for is_kind in binary):
-            raise UserError(
-                f"data.text_key={text_key}: {path}: the column must hold strings, but holds {kind}"
-            )
-        for batch in file.iter_batches(batch_size=256, columns=[text_key]):
-            for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()):
-                if value.is_valid:  # a null is a document without text
-                    yield value.as_py()
+    except pyarrow.ArrowException as error:  # a codec or an encoding that this pyarrow hasn't
+        raise UserError(f"data.source: {path} cannot be read: {error}") from error
+
+
+def _column_path(schema: Any, text_key: str, path: Path) -> list[str]:
+    """The name of a column of text, or with those of structs' fields below it.
+
+    Raises UserError if there is none or more than one of that name, or if it holds something else.
+    """
+    where = f"data.text_key={text_key}: {path}:"
+    if schema.names.count(text_key) > 1:
+        raise UserError(f"{where} {schema.names.count(text_key)} columns have this name; rename all but one")
+    import pyarrow
+
+    names = [text_key] if text_key in schema.names else text_key.split(".")
+    field: Any = schema
+    for name in names:
+        fields = field.type if isinstance(field, pyarrow.Field) else field
+        at = -1
+        if isinstance(fields, pyarrow.Schema) or pyarrow.types.is_struct(fields):
+            at = fields.get_field_index(name)
+        if at < 0:
+            known = _column_names(schema)
+            raise UserError(f"{where} no such column; {nearest(text_key, known)}")
+        field = fields.field(at)
+    if not _holds_text(field.type):
+        raise UserError(f"{where} the column must hold strings, but holds {field.type}")
+    return names
+
+
+def _column_names(fields: Iterable[Any]) -> Iterator[str]:
+    """The names of columns; those of structs' fields as paths with dots."""
+    import pyarrow
+
+    for field in fields:
+        yield field.name
+        if pyarrow.types.is_struct(field.type):
+            yield from (f"{field.name}.{inner.name}" for inner in field.type)
+
+
+def _holds_text(kind: Any) -> bool:
+    """True for a type whose values are strings or bytes, in any of Arrow's layouts, and for that of a column
+    of nulls."""
+    import pyarrow
+
+    types = pyarrow.types
+    if isinstance(kind, pyarrow.BaseExtensionType):  # such as arrow.json; a UUID's 16 bytes are no text
+        return _holds_text(kind.storage_type) and not types.is_fixed_size_binary(kind.storage_type)
+    if types.is_dictionary(kind):  # pandas writes a column of categories like this
+        return _holds_text(kind.value_type)
+    layouts = (
+        types.is_string, types.is_large_string, types.is_string_view,
+        types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary,
+        types.is_null,
+    )  # fmt: skip
+    return any(is_layout(kind) for is_layout in layouts)
+
+
+def _as_bytes(column: Any, names: list[str]) -> Any:
+    """The text of a column, or of the field at a path in its structs, as an array of bytes."""
+    import pyarrow
+    import pyarrow.compute
+
+    if names:
+        column = pyarrow.compute.struct_field(column, names)
+    if isinstance(column, pyarrow.ExtensionArray):
+        column = column.storage
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pyarrow.large_binary())

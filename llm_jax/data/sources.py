@@ -6,6 +6,7 @@ import contextlib
 import glob
 import importlib
 import io
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -16,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.files import read_json
+from llm_jax.core.format import counted
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
-from llm_jax.data.documents import SUFFIXES, contains, read_documents
+from llm_jax.data.documents import SUFFIXES, check_pointer, contains, read_records
+from llm_jax.data.text_files import find_text_files, same_content
 
 _LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when they change
 _DOCUMENTS_PER_FILE = 100_000
+_COUNTS = "counts.json"
+"""The file beside a dataset of local files with counts of what was left out."""
 # TFDS finds the datasets in these modules (such as wikipedia and c4) only once they are imported.
 _OLD_TFDS_MODULES = ("question_answering", "summarization", "text", "translate")
 _DOWNLOAD_RETRIES = (
@@ -86,7 +92,8 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.source={name}: cannot be read: {error.strerror}") from error
+        where = f" ({error.filename})" if error.filename not in (None, name) else ""
+        raise UserError(f"data.source={name}: cannot be read: {error.strerror}{where}") from error
 
 
 @contextlib.contextmanager
@@ -226,52 +233,51 @@ def _first_line(error: Exception) -> str:
 
 def _local(name: str, path: Path, data: DataConfig, log: Callable[[str], None]) -> Source:
     with readable(name):
-        files = _files(name, path)
+        files = _files(name, path, log)
         for file in files:
-            file.open("rb").close()
+            check_pointer(file)
+        sums = [cache.file_sha256(file, data.cache_path()) for file in files]
+    if twice := same_content(files, sums):
+        (file, earlier), *more = twice
+        also = f" and {len(more):,} more" if more else ""
+        log(f"corpus {name}: documents come twice: {file.name} is {earlier.name} again{also}")
     rules = [_LOCAL_VERSION, data.text_key, data.document_bytes, data.separator()]
-    content = cache.fingerprint(
-        "local", rules, [[_kind(file), cache.file_sha256(file, data.cache_path())] for file in files]
-    )
+    kinds = [_kind(file) for file in files]
+    content = cache.fingerprint("local", rules, [[kind, one] for kind, one in zip(kinds, sums, strict=True)])
     target = data.cache_path() / "datasets" / f"local-{content[:16]}"
     if not target.exists():
-        log(f"corpus {name}: reading {len(files):,} file{'s'[: len(files) != 1]}")
+        log(f"corpus {name}: reading {counted(len(files), 'file')}")
     cache.build_once(target, lambda folder: _write_dataset(folder, name, files, data))
+    for line in _without_text(target, files):
+        log(f"corpus {name}: {line}")
     return Source(name, target, "train", "text", content)
+
+
+def _without_text(target: Path, files: list[Path]) -> list[str]:
+    """What was left out of a dataset when it was built, for lines; nothing for datasets of older versions,
+    which didn't count it."""
+    counts = read_json(target / _COUNTS)
+    lines = []
+    if count := counts.get("without_text"):
+        lines.append(
+            f"{count:,} of {counts['records']:,} records have no text (null, empty or only white space) and "
+            "are left out"
+        )
+    if empty := [files[i].name for i in counts.get("files_without_documents", [])]:
+        lines.append(f"{counted(len(empty), 'file')} without documents: {', '.join(empty[:3])}")
+    return lines
 
 
 def _kind(file: Path) -> str:
     return next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(suffix))
 
 
-def _files(name: str, path: Path) -> list[Path]:
-    """The text files of a path, folder or glob pattern, ordered by path.
-
-    Raises UserError if there are none.
-    """
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
-        return [path]
-    found = (
-        sorted(path.rglob("*"))
-        if path.is_dir()
-        else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    )
-    files = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
-    if not files:
-        if not found and not path.is_dir():
-            hint = "nothing matches the pattern" if glob.has_magic(name) else _near_path(path)
-            raise UserError(f"data.source={name}: no such file or folder; {hint}")
-        raise UserError(f"data.source={name}: no files that end in one of {', '.join(SUFFIXES)}")
-    return files
-
-
-def _near_path(path: Path) -> str:
-    """A hint for a path that does not exist: the name nearest to its first missing part."""
-    missing = next(part for part in (*reversed(path.parents), path) if not part.exists())
-    hint = nearest(str(missing), [str(beside) for beside in missing.parent.iterdir()])
-    return hint if hint.startswith("did you") else f"{missing.parent} has no '{missing.name}'"
+def _files(name: str, path: Path, log: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """The text files of a path, folder or glob pattern, ordered by path. Logs what is there and not read."""
+    found = find_text_files(name, path)
+    if left_out := found.left_out():
+        log(f"corpus {name}: {counted(len(found.read), 'file')} read; not read: {left_out}")
+    return found.read
 
 
 def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig) -> None:
@@ -297,12 +303,17 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
         )
         writer.initialize_splits(["train"])
         pending: list[dict[str, bytes]] = []
-        pending_bytes = documents = 0
-        for file in files:
-            texts = read_documents(
+        pending_bytes = documents = without_text = 0
+        empty_files = []
+        for i, file in enumerate(files):
+            before = documents
+            texts = read_records(
                 file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.separator()
             )
             for text in texts:
+                if text is None:
+                    without_text += 1
+                    continue
                 pending.append({"text": text})
                 pending_bytes += len(text)
                 documents += 1
@@ -311,8 +322,15 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
                 ):  # each call rewrites the metadata, so documents are written in batches
                     writer.add_examples({"train": pending})
                     pending, pending_bytes = [], 0
+            empty_files += [i] if documents == before else []
         if not documents:
             what = files[0] if len(files) == 1 else "every file"
-            raise UserError(f"data.source={name}: no documents: {what} is empty or only white space")
+            raise UserError(f"data.source={name}: no documents: {what} is empty or only white space or null")
         writer.add_examples({"train": pending})
         writer.close_all()
+    counts = {
+        "records": documents + without_text,
+        "without_text": without_text,
+        "files_without_documents": empty_files,
+    }
+    (folder / _COUNTS).write_text(json.dumps(counts))

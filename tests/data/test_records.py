@@ -1,0 +1,201 @@
+"""Records of JSONL and Parquet as other programs write them: which have text, which have none, and what is
+said of a file that is something else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from llm_jax.core.errors import UserError
+from llm_jax.data import DataConfig
+from llm_jax.data.documents import read_documents, read_records
+from llm_jax.data.sources import resolve
+
+
+def read(path, text_key="text", separator=""):
+    return list(read_documents(path, text_key=text_key, document_bytes=4096, separator=separator))
+
+
+def write_parquet(path, column, name="text"):
+    pa.parquet.write_table(pa.table({name: column}), path)
+    return path
+
+
+def write_lines(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n\t"])
+def test_a_record_without_text_is_left_out_of_every_format_and_counted(tmp_path, cache, nothing):
+    texts = ["a", nothing, "b", nothing]
+    paths = [write_lines(tmp_path / "x.jsonl", texts), write_parquet(tmp_path / "x.parquet", texts)]
+    for path in paths:
+        found = list(read_records(path, text_key="text", document_bytes=4096, separator=""))
+        assert found == [b"a", None, b"b", None]
+        assert read(path) == [b"a", b"b"]
+        lines: list[str] = []
+        for _ in range(2):  # the second time from the cache
+            resolve(str(path), DataConfig(cache_dir=str(cache)), lines.append)
+        said = "2 of 4 records have no text (null, empty or only white space) and are left out"
+        assert lines.count(f"corpus {path}: {said}") == 2
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_a_file_of_nulls_has_no_documents(tmp_path, cache, name):
+    """pandas writes a column of None as a column of nulls."""
+    path = tmp_path / name
+    write_lines(path, [None] * 3) if name.endswith("l") else write_parquet(path, pa.nulls(3))
+    assert read(path) == []
+    with pytest.raises(UserError, match=r"no documents: .* is empty or only white space or null"):
+        resolve(str(path), DataConfig(cache_dir=str(cache)), print)
+
+
+def test_documents_between_separators_may_be_empty(tmp_path):
+    (tmp_path / "s.txt").write_text("a|\n|b|")
+    assert read(tmp_path / "s.txt", separator="|") == [b"a", b"b"]
+
+
+STRINGS = {
+    "string": pa.string(),
+    "large_string": pa.large_string(),  # Polars, pandas 3
+    "string_view": pa.string_view(),  # Polars
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "binary_view": pa.binary_view(),
+    "categories": pa.dictionary(pa.int32(), pa.string()),
+    "large categories": pa.dictionary(pa.uint16(), pa.large_string()),
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_a_column_of_strings_is_read_in_each_of_arrows_layouts(tmp_path, kind):
+    texts = ["naïve", "日本", None, "a" * 100, "naïve"]
+    values = [text and text.encode() for text in texts] if "binary" in kind else texts
+    path = write_parquet(tmp_path / "x.parquet", pa.array(values).cast(STRINGS[kind]))
+    assert read(path) == [text.encode() for text in texts if text]
+    struct = pa.StructArray.from_arrays([pa.array(values).cast(STRINGS[kind])], names=["text"])
+    assert read(write_parquet(tmp_path / "y.parquet", struct, "doc"), "doc.text") == read(path)
+
+
+def test_other_columns_of_bytes_are_text_or_refused(tmp_path):
+    fixed = pa.array([b"abc", b"def"], pa.binary(3))
+    assert read(write_parquet(tmp_path / "fixed.parquet", fixed)) == [b"abc", b"def"]
+    assert read(write_parquet(tmp_path / "json.parquet", pa.array(['{"a": 1}'], pa.json_()))) == [b'{"a": 1}']
+    for column in (pa.array([b"0" * 16], pa.uuid()), pa.array([["a"]]), pa.array([{"a": "b"}]), np.arange(3)):
+        path = write_parquet(tmp_path / "no.parquet", column)
+        with pytest.raises(
+            UserError, match=r"data\.text_key=text: .*: the column must hold strings, but holds"
+        ):
+            read(path)
+
+
+def test_bytes_of_a_string_column_that_are_no_utf8_are_kept(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a\xff"]).buffers())
+    assert read(write_parquet(tmp_path / "x.parquet", broken)) == [b"a\xff"]
+
+
+def test_a_field_of_a_field_is_named_with_a_dot_in_every_format(tmp_path):
+    records = [{"meta": {"doc": {"text": "a"}}}, {"meta": None}, {"meta": {"doc": {"text": "b"}}}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    pa.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "x.parquet")
+    for path in (tmp_path / "x.jsonl", tmp_path / "x.parquet"):
+        found = list(read_records(path, text_key="meta.doc.text", document_bytes=4096, separator=""))
+        assert found == [b"a", None, b"b"]
+        for key, hint in (("doc.text", "valid: meta, meta.doc"), ("meta.docs", r"did you mean 'meta\.doc'")):
+            with pytest.raises(UserError, match=rf"data\.text_key={key}: .*no such .*; {hint}"):
+                read(path, key)
+
+
+@pytest.mark.parametrize("beside", [{}, {"doc": {"text": "inner"}}])
+def test_a_name_that_has_a_dot_itself_comes_first(tmp_path, beside):
+    record = {**beside, "doc.text": "flat"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(record))
+    pa.parquet.write_table(pa.Table.from_pylist([record]), tmp_path / "x.parquet")
+    for path in (tmp_path / "x.jsonl", tmp_path / "x.parquet"):
+        assert read(path, "doc.text") == [b"flat"]
+
+
+def test_two_fields_of_one_name_are_refused(tmp_path):
+    two = pa.Table.from_arrays(
+        [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "n"]
+    )
+    pa.parquet.write_table(two, tmp_path / "x.parquet")
+    with pytest.raises(
+        UserError, match=r"data\.text_key=text: .*: 2 columns have this name; rename all but one"
+    ):
+        read(tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet", "n") == [b"c"]
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "n": 1, "text": "b"}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:1: .* several of its fields are named text; keep one"):
+        read(tmp_path / "x.jsonl")
+    (tmp_path / "y.jsonl").write_text('{"text": "a", "meta": {"text": "text"}, "n": 1, "n": 2}\n')
+    assert read(tmp_path / "y.jsonl") == [b"a"]
+
+
+OTHER_THINGS = {
+    "array.jsonl": (b'[{"text": "a"},\n{"text": "b"}]\n', r"array.jsonl:1: is not a JSON object: it begins an array; jq -c '\.\[\]'"),
+    "one.jsonl": (b'[{"text": "a"}]', r"one.jsonl:1: must be an object .* is a list; jq -c '\.\[\]' writes an object a line"),
+    "pretty.jsonl": (b'{\n  "text": "a"\n}\n', r"pretty.jsonl:1: is not .*each line must hold one object: jq -c \. .*pretty.jsonl"),
+    "joined.jsonl": (b'{"text": "a"}{"text": "b"}\n', r"joined.jsonl:1: is not .*each line must hold one object"),
+    "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
+    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
+    "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
+    "pointer.txt.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
+    "wide.txt": ("hi there".encode("utf-32"), r"is UTF-32; convert it to UTF-8 \(iconv -f UTF-32 -t UTF-8\)"),
+    "unmarked.txt": ("hi there".encode("utf-32-be"), "is UTF-32BE; convert it to UTF-8 .iconv -f UTF-32BE"),
+    "half.jsonl": ('{"text": "a"}'.encode("utf-16-le"), "is UTF-16LE; convert it to UTF-8 .iconv -f UTF-16LE"),
+    "gzip.txt": (b"\x1f\x8b\x08\x00", "is compressed by gzip; its name must end in .gz"),
+    "zip.jsonl": (b"PK\x03\x04", "is a zip archive; unpack it"),
+    "parquet.txt": (b"PAR1....", "is Parquet; its name must end in .parquet"),
+    "zeros.txt": (bytes(5000), "begins with zero bytes"),
+    "html.jsonl": (b"<!DOCTYPE html>\n", r"html.jsonl:1: is not a JSON object: Expecting value \(column 1\)$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_THINGS)
+def test_a_file_that_is_something_else_is_named_with_the_way_on(tmp_path, cache, name):
+    content, message = OTHER_THINGS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        resolve(str(tmp_path / name), DataConfig(cache_dir=str(cache)), print)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("blank", ["", "\r\n"])
+def test_marks_of_files_that_were_joined_are_no_text(tmp_path, blank):
+    part = '\ufeff{"text": "a"}\r\n'
+    (tmp_path / "x.jsonl").write_bytes((part + blank + part).encode())
+    assert read(tmp_path / "x.jsonl") == [b"a", b"a"]
+
+
+def test_a_damaged_parquet_file_is_one_line(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", ["a" * 1000, "b" * 1000])
+    content = bytearray(path.read_bytes())
+    for at in range(8, len(content), 97):
+        damaged = bytearray(content)
+        damaged[at : at + 8] = b"\xff" * 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_compressed_files_that_were_joined_are_read_to_the_end(tmp_path, suffix):
+    """As `cat a.gz b.gz` joins them; a part that is cut off is refused."""
+    texts = [f"document {i}" for i in range(2000)]
+    path, joined = tmp_path / f"part.jsonl.{suffix}", b""
+    for part in (texts[:1500], texts[1500:]):
+        with pa.CompressedOutputStream(str(path), {"gz": "gzip", "zst": "zstd"}[suffix]) as out:
+            out.write("".join(json.dumps({"text": text}) + "\n" for text in part).encode())
+        joined += path.read_bytes()
+    path.write_bytes(joined)
+    assert [text.decode() for text in read(path)] == texts
+    path.write_bytes(joined[:-200])
+    with pytest.raises(UserError, match=r"part\.jsonl\."):
+        read(path)
