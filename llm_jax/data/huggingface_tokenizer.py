@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, one_of
-from llm_jax.core.files import write_atomic
+from llm_jax.core.files import text_of, write_atomic
 from llm_jax.data.cache import fingerprint
-from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, is_lossless
+from llm_jax.data.plain_text import BYTE, as_plain_text, control_names, dropout, vocabulary
+from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, text_changes
 
 MODELS = ("BPE", "Unigram")
 FILES = (
@@ -22,7 +22,6 @@ FILES = (
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files of a tokenizer in a Hugging Face folder. They are kept, and written back unchanged."""
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceTokenizer:
@@ -33,27 +32,26 @@ class HuggingFaceTokenizer:
     only the pre-tokenizer knows where a text may be divided.
     """
 
-    def __init__(
-        self, files: Mapping[str, bytes], ids: Mapping[str, Any], origin: str = "tokenizer.file"
-    ) -> None:
-        """`files` by name, with tokenizer.json; `ids`: "bos_id", "eos_ids" and "pad_id", as `special_ids`
-        returns them.
+    def __init__(self, file: Path, origin: str = "tokenizer.file") -> None:
+        """`file` is a tokenizer.json; the files beside it name its control tokens.
 
         Raises UserError if tokenizer.json can't be read or is of another kind, and if there is no EOS.
         """
-        import tokenizers
-
-        self.files = dict(files)
-        try:
-            self._backend = tokenizers.Tokenizer.from_str(files[JSON_NAME].decode())
-        except Exception as error:  # the library raises no narrower type
-            raise UserError(
-                f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})"
-            ) from error
-        self._tree = json.loads(files[JSON_NAME])
+        self.files = {JSON_NAME: file.read_bytes()}
+        self.files |= {
+            name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()
+        }
+        text = text_of(self.files[JSON_NAME], f"{origin}: {JSON_NAME}")
+        self._backend = _backend(text, origin)
+        self._tree = json.loads(text)
         kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
         if kind not in MODELS:
             raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
+        ids = special_ids(self._tree, file.parent, origin)
+        plain = as_plain_text(self._tree, ids["named"])
+        own = [] if plain == self._tree else [fingerprint(_without_vocabulary(plain))]
+        if own:
+            self._backend = _backend(json.dumps(plain), origin)
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -73,18 +71,11 @@ class HuggingFaceTokenizer:
         self.pad_id = (
             ids["pad_id"] if ids["pad_id"] in self._token_strings else 0
         )  # padding has segment 0, so any id would do
-        self.fingerprint = fingerprint("huggingface", files[JSON_NAME].decode(), self.bos_id, self.eos_id)
-        self.lossless = is_lossless(self)
-
-    @classmethod
-    def read(cls, file: Path, origin: str = "tokenizer.file") -> HuggingFaceTokenizer:
-        """The tokenizer of a tokenizer.json and the files beside it.
-
-        Raises UserError if it can't be read or has no EOS.
-        """
-        files = {JSON_NAME: file.read_bytes()}
-        files |= {name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()}
-        return cls(files, special_ids(file, origin), origin)
+        self.fingerprint = fingerprint("huggingface", text, self.bos_id, self.eos_id, *own)
+        changed = text_changes(self, control_names(plain))
+        self.lossless = not changed
+        rate = dropout(self._tree)
+        self.remarks: tuple[str, ...] = (*([f"dropout={rate} is off"] if rate else []), *changed)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
@@ -123,7 +114,7 @@ class HuggingFaceTokenizer:
                 continue
             elif "ByteLevel" in kinds:  # each byte is written as one character (GPT-2)
                 sizes[i] = len(piece)
-            elif "ByteFallback" in kinds and _BYTE.fullmatch(piece):
+            elif "ByteFallback" in kinds and BYTE.fullmatch(piece):
                 sizes[i] = 1
             else:
                 for space in spaces:
@@ -166,9 +157,9 @@ class HuggingFaceTokenizer:
             write_atomic(Path(folder) / name, content)
 
 
-def special_ids(file: Path, origin: str) -> dict[str, Any]:
+def special_ids(tree: Mapping[str, Any], folder: Path, origin: str) -> dict[str, Any]:
     """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside
-    it.
+    it in `folder`, and as "named" the ids of BOS and EOS whose tokens these files name.
 
     An `about.json` that `save` wrote comes first, then the tokens that tokenizer_config.json and
     special_tokens_map.json name, then the ids in config.json and generation_config.json. Of several EOS the
@@ -176,25 +167,27 @@ def special_ids(file: Path, origin: str) -> dict[str, Any]:
     """
 
     def beside(name: str) -> dict[str, Any]:
-        return tree_of(file.parent / name, origin)
+        return tree_of(folder / name, origin)
 
-    about = beside(ABOUT_NAME)
-    if about.get("format") == "huggingface":
-        return about
-    tree = json.loads(file.read_bytes())
-    known = _vocabulary(tree)
+    known = vocabulary(tree)
 
-    def found(name: str) -> tuple[int, ...]:
+    def named(name: str) -> list[int]:
         tokens = [
             beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")
         ]
         texts = [
             token.get("content") if isinstance(token, dict) else token for token in tokens
         ]  # a token, or an object that describes one
-        ids = [known[text] for text in texts if isinstance(text, str) and text in known]
-        return tuple(dict.fromkeys([*ids, *ids_in_configs(file.parent, name, origin)]))
+        return [known[text] for text in texts if isinstance(text, str) and text in known]
 
+    def found(name: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([*named(name), *ids_in_configs(folder, name, origin)]))
+
+    both, about = [*named("bos"), *named("eos")], beside(ABOUT_NAME)
+    if about.get("format") == "huggingface":
+        return {**about, "named": both}
     return {
+        "named": both,
         "bos_id": next(iter(found("bos")), None),
         "eos_ids": found("eos"),
         "pad_id": next(iter(found("pad")), None),
@@ -218,17 +211,28 @@ def tree_of(path: Path, origin: str) -> dict[str, Any]:
     Raises UserError for invalid JSON.
     """
     try:
-        tree = json.loads(path.read_bytes()) if path.is_file() else {}
+        tree = json.loads(text_of(path.read_bytes(), f"{origin}: {path}")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{origin}: {path} is not valid JSON ({error})") from error
     return tree if isinstance(tree, dict) else {}
 
 
-def _vocabulary(tree: Mapping[str, Any]) -> dict[str, int]:
-    """The string of a token → its id, of a tokenizer.json's model and of its added tokens."""
-    vocab = tree["model"].get("vocab", {})
-    pieces = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-    return pieces | {token["content"]: token["id"] for token in tree.get("added_tokens") or []}
+def _backend(text: str, origin: str) -> Any:
+    """The library's tokenizer of a tokenizer.json. Raises UserError if it can't be read."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(
+            f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})"
+        ) from error
+
+
+def _without_vocabulary(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a tokenizer.json that `as_plain_text` changes."""
+    model = {key: value for key, value in tree["model"].items() if key not in ("vocab", "merges")}
+    return {**tree, "model": model}
 
 
 def _steps(part: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:

@@ -10,15 +10,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_atomic
 from llm_jax.data.config import TokenizerConfig
-from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, is_lossless
+from llm_jax.data.tokenizer import ABOUT_NAME, MODEL_NAME, text_changes
 
-TRAINER_VERSION = 1  # of the options below: raise it when they change, so that no cached tokenizer is used
+TRAINER_VERSION = 2  # of the options below: raise it when they change, so that no cached tokenizer is used
 SPACE = "\u2581"  # SentencePiece's character for a space; the character itself is encoded as bytes
 _CHUNK_CHARS = 1 << 16  # longer text is encoded in chunks, so that memory and time stay linear
 _SENTENCE_CHARS = 4096
@@ -50,7 +51,9 @@ class SentencePieceTokenizer:
         self.bos_id = bos_id if bos_id >= 0 else self.eos_id
         self.pad_id: int = max(self._processor.pad_id(), 0)  # padding has segment 0, so any id would do
         self.eos_ids: tuple[int, ...] = (self.eos_id,)
-        self.lossless = is_lossless(self)
+        controls = (i for i in range(self.vocab_size) if self._processor.is_control(i))
+        self.remarks = text_changes(self, [self._processor.id_to_piece(i) for i in controls])
+        self.lossless = not self.remarks
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
@@ -144,7 +147,25 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokeniz
         )
     except RuntimeError as error:
         raise _training_error(str(error), config) from error
-    return SentencePieceTokenizer(model.getvalue(), "tokenizer")
+    return SentencePieceTokenizer(with_space(model.getvalue()), "tokenizer")
+
+
+def with_space(model: bytes) -> bytes:
+    """A trained model that has a piece for a space. SentencePiece leaves it out where fewer than 1 in 2,000
+    characters are spaces: each would be the three bytes of U+2581, and decode to that.
+
+    The piece takes the place of the last one of several characters, which is BPE's last merge and unigram's
+    least likely piece; without any, that of the rarest character, which then is bytes.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    protocol: Any = sentencepiece_model_pb2
+    proto = protocol.ModelProto.FromString(model)
+    normal = [piece for piece in proto.pieces if piece.type == protocol.ModelProto.SentencePiece.NORMAL]
+    if any(piece.piece == SPACE for piece in normal):
+        return model
+    ([piece for piece in normal if len(piece.piece) > 1] or normal)[-1].piece = SPACE
+    return proto.SerializeToString()
 
 
 def _training_error(message: str, config: TokenizerConfig) -> Exception:

@@ -17,7 +17,12 @@ In old run folders a file of this name describes a SentencePiece model instead.
 """
 ABOUT_NAME = "about.json"
 """The description of a tokenizer that `save` writes beside its files."""
-_PROBE = " a  b\t\n\n    if x_1:\r\n é e\u0301 日本 😀 \u00a0\ufb01 \u2581 <s>  "
+_PROBES = (
+    " a  b\t\n\n    if x_1:\r\n é e\u0301 日本 😀 \u00a0\ufb01 \u2581 <s>  ",
+    "the model", " the", "two  spaces", "the end ", "A", "é", "e\u0301", "日本", "😀", "\ufb01", "\u2581",
+    "\u00a0", "\t", "\n", "\r\n",
+)  # fmt: skip
+"""Texts that a lossless tokenizer returns: all at once, and the kinds that tokenizers change one by one."""
 
 
 class Tokenizer(Protocol):
@@ -39,9 +44,12 @@ class Tokenizer(Protocol):
     pad_id: int
     """The token of padding, where segments are 0."""
     lossless: bool
-    """True if decoding returns every encoded text, and its `token_bytes` sum to its bytes (tested with one
-    text).
+    """True if decoding returns every encoded text, and its `token_bytes` sum to its bytes, as tested with a
+    few texts.
     """
+    remarks: tuple[str, ...]
+    """What it does to text, and what its file asks for that isn't done, for a log line: empty for a lossless
+    tokenizer that is used as its file is."""
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -68,9 +76,31 @@ class Tokenizer(Protocol):
         """
 
 
-def is_lossless(tokenizer: Tokenizer) -> bool:
-    """True if a text with spaces, controls and many scripts is decoded unchanged, and its `token_bytes` sum
-    to its bytes.
+def text_changes(tokenizer: Tokenizer, control_names: Iterable[str]) -> tuple[str, ...]:
+    """The texts of a few that a tokenizer changes, or whose bytes its `token_bytes` don't sum to, in words.
+
+    They have spaces, controls and many scripts; `control_names`, the names of control tokens, in a text are
+    text too.
     """
-    ids = tokenizer.encode(_PROBE)
-    return tokenizer.decode(ids) == _PROBE and int(tokenizer.token_bytes[ids].sum()) == len(_PROBE.encode())
+    whole, *parts = _PROBES
+    names = [f"a{name}b" for name in sorted(control_names)]
+    found = [change for text in [*parts, *names] if (change := _change(tokenizer, text))]
+    if not found and (change := _change(tokenizer, " ".join([whole, *names]))):
+        found = [change]
+    return tuple(found)
+
+
+def _change(tokenizer: Tokenizer, text: str) -> str:
+    ids = tokenizer.encode(text)
+    if (decoded := tokenizer.decode(ids)) != text:
+        return f"{text!a} becomes {decoded!a}"
+    size, right = int(tokenizer.token_bytes[ids].sum()), len(text.encode())
+    return f"{text!a} counts as {size} bytes for {right}" if size != right else ""
+
+
+def remark_line(remarks: tuple[str, ...]) -> str:
+    """The end of a line about a tokenizer: its remarks, the first few in full."""
+    more = f" and {len(remarks) - 3} more" if len(remarks) > 3 else ""
+    return (
+        f"; it changes text or isn't used as its file asks: {', '.join(remarks[:3])}{more}" if remarks else ""
+    )

@@ -15,7 +15,7 @@ from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import TRAINER_VERSION, train
 from llm_jax.data.sources import Source
 from llm_jax.data.token_cache import all_held_out_error, document_hash, held_out_mask
-from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizer import Tokenizer, remark_line
 
 
 def tokenizer_for(
@@ -32,12 +32,7 @@ def tokenizer_for(
     """
     if config.file:
         loaded = load_tokenizer(config.file)
-        warning = (
-            ""
-            if loaded.lossless
-            else "; it changes some text (normalises it, puts a space before it, or has no tokens for bytes)"
-        )
-        log(f"tokenizer: {config.file}, {loaded.vocab_size:,} tokens{warning}")
+        log(f"tokenizer: {config.file}, {loaded.vocab_size:,} tokens{remark_line(loaded.remarks)}")
         return loaded
     settings = [TRAINER_VERSION, config.kind, config.vocab, config.sample_bytes, held_out_fraction]
     key = cache.fingerprint(

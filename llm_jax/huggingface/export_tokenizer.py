@@ -9,6 +9,7 @@ from typing import Any
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_atomic
 from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from llm_jax.data.plain_text import added_token, names_cut
 from llm_jax.data.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from llm_jax.data.tokenizer import JSON_NAME, Tokenizer
 
@@ -75,17 +76,20 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             "vocab": list(zip(pieces, scores, strict=True)),
         }
     bos, prefix = pieces[tokenizer.bos_id], model.normalizer_spec.add_dummy_prefix
+    normalizers: list[dict[str, Any]] = [{"type": "Prepend", "prepend": " "}] if prefix else []
+    if " " not in pieces:  # SentencePiece takes a space for U+2581 then, and encodes the bytes of that
+        normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    return {
+    tree = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            control_token(i, pieces[i])
+            added_token(i, pieces[i])
             for i, piece in enumerate(model.pieces)
             if piece.type in (UNKNOWN, CONTROL)
         ],
-        "normalizer": {"type": "Prepend", "prepend": " "} if prefix else None,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
         "pre_tokenizer": None,
         "post_processor": {  # BOS, with which documents begin
             "type": "TemplateProcessing",
@@ -102,6 +106,7 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         },
         "model": tokens,
     }
+    return names_cut(tree)
 
 
 def check_convertible(model: Any) -> None:
@@ -135,19 +140,6 @@ def merges(ranks: dict[str, Any]) -> list[tuple[str, str]]:
             if left in ranks and right in ranks
         ]
     return [(left, right) for *_, left, right in found]
-
-
-def control_token(i: int, piece: str) -> dict[str, Any]:
-    """The entry of a control piece in `added_tokens`."""
-    return {
-        "id": i,
-        "content": piece,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
 
 
 def tokenizer_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

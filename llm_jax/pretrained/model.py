@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from llm_jax.core.errors import UserError, one_of
 from llm_jax.data import Tokenizer, load_tokenizer
-from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME
+from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, remark_line
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
 from llm_jax.layout.check import check_model
@@ -138,11 +138,17 @@ UNSUPPORTED_TOKENIZERS = (
 def read_tokenizer(path: Path, log: Callable[[str], None]) -> Tokenizer | None:
     """The tokenizer of a run folder or a Hugging Face folder; None if it has none.
 
-    `log` is called if the folder has only tokenizer files that are not supported.
+    `log` is called if the folder has only tokenizer files that are not supported, and for a tokenizer that
+    changes text.
     """
     folder = tokenizer_folder(path)
     if (folder / JSON_NAME).is_file() or (folder / MODEL_NAME).is_file():
-        return load_tokenizer(folder, "tokenizer")
+        tokenizer = load_tokenizer(folder, "tokenizer")
+        if tokenizer.remarks:
+            log(
+                f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens{remark_line(tokenizer.remarks)}"
+            )
+        return tokenizer
     if found := ", ".join(name for name in UNSUPPORTED_TOKENIZERS if (folder / name).is_file()):
         log(
             f"{folder}: the tokenizer in {found} is not read; put a {JSON_NAME} there (transformers' "

@@ -63,14 +63,17 @@ def has_begun(run_dir: Path) -> bool:
 
 
 def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
-    """The run's tokenizer: where its file is gone since the run began, the copy in the run folder."""
+    """The run's tokenizer: once it has begun the copy in the run folder, with which its weights were trained.
+
+    The file may be gone since, and training the tokenizer anew, after its data or this program changed, may
+    give other tokens.
+    """
     own = Path(experiment.run_dir) / TOKENIZER
-    moved = (
-        experiment.tokenizer.file
-        and not Path(experiment.tokenizer.file).expanduser().exists()
-        and own.is_dir()
-    )
-    return dataclasses.replace(experiment.tokenizer, file=str(own)) if moved else experiment.tokenizer
+    file = experiment.tokenizer.file
+    gone = bool(file) and not Path(file).expanduser().exists()
+    if own.is_dir() and (gone or has_begun(Path(experiment.run_dir))):
+        return dataclasses.replace(experiment.tokenizer, file=str(own))
+    return experiment.tokenizer
 
 
 def check_start(experiment: Experiment, program: TrainModel) -> None:

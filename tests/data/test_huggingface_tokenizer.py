@@ -256,3 +256,30 @@ def test_a_corpus_is_tokenised_with_it(folders, make, tmp_path, workers):
     document = tokens[begin : tokens.index(tokenizer.eos_id, begin) + 1]
     assert tokenizer.decode(document) in texts
     assert document == [tokenizer.bos_id, *tokenizer.encode(tokenizer.decode(document)), tokenizer.eos_id]
+
+
+def test_a_byte_order_mark_before_its_files_is_no_part_of_them(folders, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (folders["gpt2"] / name).read_bytes())
+    marked = load_tokenizer(tmp_path)
+    assert marked.fingerprint == load_tokenizer(folders["gpt2"]).fingerprint
+    marked.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved" / "tokenizer.json").fingerprint == marked.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"\xef\xbb\xbf{}", "is JSON, but no tokenizer.json: it has no model"),
+        ("tokenizer_config.json", b'{"eos_token": "a"}', "is JSON, but no tokenizer.json: it has no model"),
+        ("tokenizer.json", '{"model": {}}'.encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+        ("tokenizer.json", b"<!DOCTYPE html>", "is not valid JSON"),
+        ("tokenizer.json", b"{'model': 1}", "is not valid JSON"),
+        ("tokenizer.model", b"<!DOCTYPE html>", "is not a SentencePiece model"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_named_for_what_it_is(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(tmp_path / name)
+    assert str(error.value).startswith(f"tokenizer.file={tmp_path / name}: ")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import random
 import unicodedata
 
 import pytest
+import sentencepiece
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer, TokenizerConfig, load_tokenizer
-from llm_jax.data.sentencepiece_tokenizer import train
+from llm_jax.data.sentencepiece_tokenizer import train, with_space
 
 from .conftest import documents
 
@@ -19,6 +21,31 @@ HARD = [
     "<s></s><unk><pad><0x41>", "\u2028\u00a0\u3000", "1234567890", "def f(x):\n\treturn  x\n",
     "\U0010ffff\ue000", "x" * 5000, "\ufffd",
 ]  # fmt: skip
+
+
+HAN = [chr(0x4E00 + i) for i in range(120)]
+RNG = random.Random(0)
+CHINESE = ["".join(RNG.choices(HAN, k=400)) for _ in range(60)]
+DNA = ["".join(RNG.choices("ACGT\n", k=4000)) for _ in range(10)]
+NUMBERS = ["\t".join(map(str, range(200)))] * 5
+SPACELESS = {
+    "3 spaces": {"bpe": ([*CHINESE, "see page 12"], 420), "unigram": ([*CHINESE, "see page 12"], 385)},
+    "letters": {"bpe": (DNA, 280), "unigram": (DNA, 266)},
+    "no room for a merge": {"bpe": (NUMBERS, 271), "unigram": (NUMBERS, 271)},
+}
+"""Texts of few spaces or none, with vocabularies that they have enough pieces for."""
+
+
+def without_space(kind: str) -> bytes:
+    """A model of letters as SentencePiece trains it, which has no space."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["".join(RNG.choices("abcdefth", k=400)) for _ in range(20)]),
+        model_writer=model, model_type=kind, vocab_size=270, byte_fallback=True, add_dummy_prefix=False,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=3,
+    )  # fmt: skip
+    return model.getvalue()
 
 
 VOCAB = 310  # about what unigram finds in these 13 words: its pieces end where words do
@@ -109,6 +136,39 @@ def test_a_vocabulary_that_is_too_small_raises_with_the_limit():
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("name", SPACELESS)
+def test_a_space_is_in_the_vocabulary_of_every_text(name, kind):
+    """Also where SentencePiece leaves it out, for fewer than 1 in 2,000 characters."""
+    texts, vocab = SPACELESS[name][kind]
+    trained = train(texts, TokenizerConfig(vocab=vocab, kind=kind))
+    assert trained.vocab_size == vocab
+    assert trained.lossless
+    for text in ("see page 12", " ", "  a\t b ", texts[0][:50], "▁ ▁"):
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text
+        assert int(trained.token_bytes[ids].sum()) == len(text.encode())
+    assert trained.encode(" ") == [trained.vocabulary().index("▁")]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_model_of_texts_with_spaces_is_as_sentencepiece_trained_it(kind):
+    """So that the ids of tokenizers that were trained before stay as they are."""
+    model = train(documents(100), TokenizerConfig(vocab=305, kind=kind)).model
+    assert with_space(model) is model
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_tokenizer_that_has_no_space_keeps_its_ids_and_says_what_it_does(tmp_path, kind):
+    """As they were trained before: spaces are the bytes of U+2581."""
+    (tmp_path / "tokenizer.model").write_bytes(without_space(kind))
+    loaded = load_tokenizer(tmp_path)
+    names = loaded.vocabulary()
+    assert [names[i] for i in loaded.encode("a b")] == ["a", "<0xE2>", "<0x96>", "<0x81>", "b"]
+    assert not loaded.lossless
+    assert "' the' becomes '\\u2581the'" in loaded.remarks
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_real_texts_come_back_whole(texts, kind):
     """Every real text at hand, German and English, through a tokenizer trained on one of them."""
     trained = train([(texts / "tinystories_238.txt").read_text()], TokenizerConfig(vocab=700, kind=kind))
@@ -133,8 +193,6 @@ def test_missing_or_wrong_tokenizer_file_is_refused(tmp_path):
 
 
 def test_a_file_that_normalises_is_used_unchanged_with_a_warning(make, small, tmp_path):
-    import sentencepiece
-
     prefix = str(tmp_path / "plain")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents(200)),

@@ -14,7 +14,7 @@ from llm_jax.data import TokenizerConfig, load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer, train
 from llm_jax.huggingface.export_tokenizer import export_tokenizer
 from tests.data.conftest import documents
-from tests.data.test_sentencepiece_tokenizer import HARD
+from tests.data.test_sentencepiece_tokenizer import HARD, SPACELESS, without_space
 
 ROOT = Path(__file__).parents[2]
 KINDS = [
@@ -75,6 +75,60 @@ def test_every_text_becomes_the_same_tokens_and_comes_back(kind, tmp_path):
         ours.pad_id,
         ours.vocab_size,
     )
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("name", SPACELESS)
+def test_tokenizers_of_texts_with_few_spaces_and_without_are_exported(name, kind, tmp_path):
+    sample, vocab = SPACELESS[name][kind]
+    ours = train(sample, TokenizerConfig(vocab=vocab, kind=kind))
+    export_tokenizer(ours, tmp_path)
+    theirs = load_tokenizer(tmp_path)
+    for text in (*HARD, *KINDS, sample[0], "see page 12"):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(theirs.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_tokenizer_that_has_no_space_is_exported_with_its_ids(kind, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(without_space(kind))
+    ours = load_tokenizer(tmp_path)
+    export_tokenizer(ours, tmp_path / "out")
+    theirs = load_tokenizer(tmp_path / "out")
+    for text in ("a b", "  the\tcab ", "▁ a", "abcdef" * 20):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(theirs.encode(text)) == ours.decode(ours.encode(text))
+
+
+NAMES = ("</s>", "a</s>b", "<s>", "x <unk> y", "<pad>", "<0x41>", "<0x0A>", "<0xZZ>", "<s></s><<pad>>", "</s")
+
+
+@pytest.mark.parametrize("letters", ["", "<", "</s> <pad> unk 0x4A", "</s </ a< s> <0 x4 d> k>"])
+def test_names_of_control_tokens_in_a_text_are_text_in_the_export(letters, tmp_path):
+    """Whatever letters and pieces of the names the unigram vocabulary has."""
+    words = f"some plain words of a small text that is long enough to learn from {letters}".split()
+    rng = random.Random(0)
+    sample = [" ".join(rng.choices(words, k=80)) + "\n" for _ in range(100)]
+    ours = train(sample, TokenizerConfig(vocab=300, kind="unigram"))
+    export_tokenizer(ours, tmp_path / "first")
+    theirs = load_tokenizer(tmp_path / "first")
+    for text in (*NAMES, *(f"{a}{b}" for a in NAMES for b in NAMES), sample[0]):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(theirs.encode(text)) == text
+    export_tokenizer(theirs, tmp_path / "second")
+    assert load_tokenizer(tmp_path / "second").fingerprint == theirs.fingerprint
+
+
+def test_an_export_of_before_is_read_with_the_tokens_of_its_model(tmp_path):
+    """It had no step that cuts names of control tokens."""
+    ours = train(documents(100), TokenizerConfig(vocab=305, kind="unigram"))
+    export_tokenizer(ours, tmp_path)
+    tree = json.loads((tmp_path / "tokenizer.json").read_text())
+    now, tree["pre_tokenizer"] = load_tokenizer(tmp_path), None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    before = load_tokenizer(tmp_path)
+    for text in NAMES:
+        assert before.encode(text) == now.encode(text) == ours.encode(text)
 
 
 def test_real_texts_become_the_same_tokens(shared, tmp_path):

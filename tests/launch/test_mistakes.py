@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.data import sentencepiece_tokenizer
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
 from tests.tiny_run import launch, launch_process, write_experiment
@@ -303,6 +304,25 @@ def test_another_configuration_in_the_same_folder_is_refused_before_the_corpus_i
     assert launch(*run, "train.steps=4", "model.vocab=640") == 2
     assert "model.vocab: 320 → 640" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_that_has_begun_keeps_its_tokenizer(tiny, tmp_path, capsys, monkeypatch, own):
+    """Also where training it anew gives another, as an empty cache and a later version of the trainer do."""
+    run = (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}")
+    assert launch(*run, "train.steps=2") == 0
+    before = (tmp_path / "run" / "tokenizer" / "tokenizer.model").read_bytes()
+    monkeypatch.setattr("llm_jax.data.train_tokenizer.TRAINER_VERSION", 99)
+    monkeypatch.setattr("llm_jax.data.train_tokenizer.train", trained_otherwise)
+    if not own:
+        (tmp_path / "run").rename(tmp_path / "before")
+    assert launch(*run, "train.steps=3") == 0
+    after = (tmp_path / "run" / "tokenizer" / "tokenizer.model").read_bytes()
+    assert (after == before) == own
+
+
+def trained_otherwise(texts, config):
+    return sentencepiece_tokenizer.train([*texts, "zq" * 500], config)
 
 
 def test_text_that_changed_under_the_same_name_is_refused_on_resuming(tiny, tmp_path, capsys):
