@@ -18,13 +18,14 @@ class DataConfig:
 
     source: str = "stdlib"
     """`stdlib`, `tfds:NAME[/CONFIG][:VERSION]`, a prepared TFDS folder, or a file, glob or folder of
-    .txt, .jsonl and .parquet (the first two also .gz or .zst)."""
+    .txt, .jsonl and .parquet (the first two also .gz or .zst). Hidden files of a folder are not read."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Source -> weight, its share of rows (weights need not sum to one); if not empty, it
     replaces `source`.
     """
     text_key: str = "text"
-    """The field of JSONL, Parquet or TFDS records that holds the text."""
+    """The field of JSONL, Parquet or TFDS records that holds the text; in JSONL and Parquet `meta.text` is the
+    field `text` of the field `meta`. Records without text (null, empty) are left out, and counted."""
     split: str = "train"
     """The TFDS split to read, in TFDS's slicing notation: `train`, `train[:10%]`."""
     tfds_dir: str = ""
