@@ -24,8 +24,8 @@ class DataConfig:
     replaces `source`.
     """
     text_key: str = "text"
-    """The field of JSONL, Parquet or TFDS records that holds the text; in JSONL and Parquet `meta.text` is the
-    field `text` of the field `meta`. Records without text (null, empty) are left out, and counted."""
+    """The field of JSONL, Parquet or TFDS records that holds the text; in JSONL and Parquet `meta.text` is
+    the field `text` of the field `meta`. Records without text (null, empty) are left out, and counted."""
     split: str = "train"
     """The TFDS split to read, in TFDS's slicing notation: `train`, `train[:10%]`."""
     tfds_dir: str = ""
