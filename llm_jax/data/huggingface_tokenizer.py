@@ -49,7 +49,7 @@ class HuggingFaceTokenizer:
             raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
         ids = special_ids(self._tree, file.parent, origin)
         plain = as_plain_text(self._tree, ids["named"])
-        own = [] if plain == self._tree else [fingerprint(_without_vocabulary(plain))]
+        own = [] if plain is self._tree else [fingerprint(_without_vocabulary(plain))]
         if own:
             self._backend = _backend(json.dumps(plain), origin)
         self._backend.encode_special_tokens = True
@@ -72,10 +72,11 @@ class HuggingFaceTokenizer:
             ids["pad_id"] if ids["pad_id"] in self._token_strings else 0
         )  # padding has segment 0, so any id would do
         self.fingerprint = fingerprint("huggingface", text, self.bos_id, self.eos_id, *own)
-        changed = text_changes(self, control_names(plain))
+        stripping = {token.content for token in self._added.values() if token.lstrip or token.rstrip}
+        changed = text_changes(self, control_names(plain) | stripping)
         self.lossless = not changed
-        rate = dropout(self._tree)
-        self.remarks: tuple[str, ...] = (*([f"dropout={rate} is off"] if rate else []), *changed)
+        asked = {"dropout": dropout(self._tree), **{k: self._tree.get(k) for k in ("truncation", "padding")}}
+        self.remarks: tuple[str, ...] = (*(f"{key} is off" for key in asked if asked[key]), *changed)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""

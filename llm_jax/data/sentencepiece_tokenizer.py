@@ -23,6 +23,7 @@ TRAINER_VERSION = 2  # of the options below: raise it when they change, so that 
 SPACE = "\u2581"  # SentencePiece's character for a space; the character itself is encoded as bytes
 _CHUNK_CHARS = 1 << 16  # longer text is encoded in chunks, so that memory and time stay linear
 _SENTENCE_CHARS = 4096
+_RESERVED = "\u2585"  # SentencePiece skips a sentence with its sign for the unknown; it is encoded as bytes
 
 
 class SentencePieceTokenizer:
@@ -54,6 +55,8 @@ class SentencePieceTokenizer:
         controls = (i for i in range(self.vocab_size) if self._processor.is_control(i))
         self.remarks = text_changes(self, [self._processor.id_to_piece(i) for i in controls])
         self.lossless = not self.remarks
+        if " " in self.decode(self.encode("a" * (_CHUNK_CHARS + 1))):
+            self.remarks += (f"a space comes before each {_CHUNK_CHARS:,} characters of a text",)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
@@ -122,7 +125,12 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokeniz
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(part for text in texts for part in _chunks(text, _SENTENCE_CHARS)),
+            sentence_iterator=(
+                part
+                for text in texts
+                for usable in text.split(_RESERVED)
+                for part in _chunks(usable, _SENTENCE_CHARS)
+            ),
             model_writer=model,
             model_type=config.kind,
             vocab_size=config.vocab,

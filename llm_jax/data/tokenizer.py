@@ -76,16 +76,16 @@ class Tokenizer(Protocol):
         """
 
 
-def text_changes(tokenizer: Tokenizer, control_names: Iterable[str]) -> tuple[str, ...]:
+def text_changes(tokenizer: Tokenizer, names: Iterable[str]) -> tuple[str, ...]:
     """The texts of a few that a tokenizer changes, or whose bytes its `token_bytes` don't sum to, in words.
 
-    They have spaces, controls and many scripts; `control_names`, the names of control tokens, in a text are
-    text too.
+    They have spaces, controls and many scripts, and `names`: of control tokens, which are text in a text, and
+    of tokens that may take the spaces around them.
     """
     whole, *parts = _PROBES
-    names = [f"a{name}b" for name in sorted(control_names)]
-    found = [change for text in [*parts, *names] if (change := _change(tokenizer, text))]
-    if not found and (change := _change(tokenizer, " ".join([whole, *names]))):
+    named = [f"a{name}b {name} c" for name in sorted(names)]
+    found = [change for text in [*parts, *named] if (change := _change(tokenizer, text))]
+    if not found and (change := _change(tokenizer, " ".join([whole, *named]))):
         found = [change]
     return tuple(found)
 

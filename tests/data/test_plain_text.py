@@ -180,8 +180,31 @@ def test_dropout_is_off_and_named(tmp_path, rate):
     tokenizer = make(tmp_path / "random", bpe(["ab", "cd", "abcd"], merges, dropout=rate))
     assert {tuple(tokenizer.encode("abcd" * 50)) for _ in range(5)} == {tuple(plain.encode("abcd" * 50))}
     assert tokenizer.lossless == plain.lossless
-    assert f"dropout={rate} is off" in tokenizer.remarks
+    assert "dropout is off" in tokenizer.remarks
     assert tokenizer.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}},
+        {"padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "<pad>"}},
+    ],
+)  # fmt: skip
+def test_lengths_that_a_file_asks_for_are_off_and_named(tmp_path, asked):
+    tokenizer = make(tmp_path, {**bpe([], []), **asked})
+    assert len(tokenizer.encode("abcdef")) == 6
+    assert tokenizer.remarks[0] == f"{next(iter(asked))} is off"
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_token_that_takes_the_spaces_around_it_is_named(tmp_path, side):
+    tree = bpe([], [])
+    tree["added_tokens"].append({**added(len(tree["model"]["vocab"]), "<sep>", special=False), side: True})
+    tokenizer = make(tmp_path, tree)
+    assert tokenizer.decode(tokenizer.encode("a <sep> b")) != "a <sep> b"
+    assert any(remark.startswith("'a<sep>b <sep> c' becomes") for remark in tokenizer.remarks)
 
 
 CHANGES = {

@@ -150,6 +150,15 @@ def test_a_space_is_in_the_vocabulary_of_every_text(name, kind):
     assert trained.encode(" ") == [trained.vocabulary().index("▁")]
 
 
+def test_text_beside_a_character_that_sentencepiece_reserves_is_learned_from():
+    """It would skip each text with U+2585, of which bars on a terminal are made."""
+    texts = [f"{text} \u2585\u2585\u2585 {text}" for text in documents(100)]
+    trained = train(texts, TokenizerConfig(vocab=360))
+    assert any("model" in piece for piece in trained.vocabulary())
+    assert trained.lossless
+    assert trained.decode(trained.encode(texts[0])) == texts[0]
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_model_of_texts_with_spaces_is_as_sentencepiece_trained_it(kind):
     """So that the ids of tokenizers that were trained before stay as they are."""
@@ -203,4 +212,5 @@ def test_a_file_that_normalises_is_used_unchanged_with_a_warning(make, small, tm
     )
     corpus = make(small, tokenizer=TokenizerConfig(file=f"{prefix}.model"))
     assert not corpus.tokenizer.lossless
+    assert "a space comes before each 65,536 characters of a text" in corpus.tokenizer.remarks
     assert corpus.batch(0)["tokens"].max() < corpus.tokenizer.vocab_size
