@@ -252,6 +252,8 @@ def _prepare(
         store, cached = tokenize(source, trained, folder, data.workers, encoder)
         all_cached &= cached
         parts.append((source.name, weight, store))
+        for line in _without_text(store, encoder):
+            log(f"corpus {source.name}: {line}")
         if store.invalid:
             log(
                 f"corpus {source.name}: {store.invalid:,} documents are not valid UTF-8; the bad bytes "
@@ -283,6 +285,14 @@ def _prepare(
         f"bytes/token{' (cached)' * all_cached}"
     )
     return corpus
+
+
+def _without_text(store: TokenStore, encoder: Encoder | None) -> list[str]:
+    """Lines about documents that are trained without text, or not at all."""
+    whole = f"of {len(store.lengths_N):,} documents"
+    skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
+    lines = [f"{skipped:,} {whole} were skipped by the objective's encoder"] if skipped else []
+    return [*lines, f"{empty:,} {whole} are empty, BOS and EOS alone"] if empty and not encoder else lines
 
 
 def _count(tokens: int) -> str:

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,25 +177,26 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
                 raise UserError(
                     f"data.source: {where}: is not a JSON object: {_json_problem(line, error, path)}"
                 ) from None
-            value = _field(record, text_key)
+            value = field_of(record, text_key)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key)}")
             yield None if value is None else _bytes(value)
 
 
-_MISSING = object()
+MISSING = object()
+"""In place of the value of a field that a record hasn't."""
 
 
-def _field(record: Any, text_key: str) -> Any:
-    """The value of a field by its name, or by a path of names with dots; `_MISSING` if there is none, None in
+def field_of(record: Any, text_key: str) -> Any:
+    """The value of a field by its name, or by a path of names with dots; `MISSING` if there is none, None in
     an object that is null."""
-    if not isinstance(record, dict):
-        return _MISSING
+    if not isinstance(record, Mapping):
+        return MISSING
     if text_key in record:
         return record[text_key]
     name, _, rest = text_key.partition(".")
-    inner = record.get(name) if rest else _MISSING
-    return None if inner is None and name in record else _field(inner, rest)
+    inner = record.get(name) if rest else MISSING
+    return None if inner is None and name in record else field_of(inner, rest)
 
 
 def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -236,16 +237,16 @@ def _why_not(record: Any, value: Any, text_key: str) -> str:
         )
     if not isinstance(record, dict):
         return f'must be an object like {{"{text_key}": "..."}}, but is a {type(record).__name__}'
-    if value is _MISSING:
-        return f"no such field; {nearest(text_key, _names(record))}"
+    if value is MISSING:
+        return f"no such field; {nearest(text_key, field_names(record))}"
     return f"the text must be a string, but is {type(value).__name__}"
 
 
-def _names(record: dict[str, Any]) -> Iterator[str]:
+def field_names(record: Mapping[str, Any]) -> Iterator[str]:
     """The names of a record's fields; those in objects as paths with dots."""
     for name, value in record.items():
         yield name
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in value)
 
 

@@ -21,7 +21,15 @@ from llm_jax.core.files import read_json
 from llm_jax.core.format import counted
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
-from llm_jax.data.documents import SUFFIXES, check_pointer, contains, read_records
+from llm_jax.data.documents import (
+    MISSING,
+    SUFFIXES,
+    check_pointer,
+    contains,
+    field_names,
+    field_of,
+    read_records,
+)
 from llm_jax.data.text_files import find_text_files, same_content
 
 _LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when they change
@@ -56,6 +64,19 @@ class Source:
         """
         with quiet_tfds() as tfds:
             return tfds.builder_from_directory(self.path).as_data_source(self.split)
+
+    def text(self, records: Any, i: int) -> bytes:
+        """The text of record `i` of `records()`. Raises UserError if its file is damaged."""
+        try:
+            found, problem = field_of(records[i], self.text_key), "has no text"
+        except RuntimeError as error:  # array_record raises no narrower type
+            found, problem = None, f"cannot be read: {_first_line(error)}"
+        if not isinstance(found, bytes):  # array_record returns empty records of a file that is cut off
+            raise UserError(
+                f"data.source={self.name}: record {i:,} in {self.path} {problem}; its files are damaged: "
+                "remove them and prepare them again"
+            )
+        return found
 
     def size(self) -> tuple[int, int]:
         """(documents, bytes) of the split; the bytes are those of the records, slightly more than
@@ -147,6 +168,9 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
                 f"data.split={data.split}: {name} has no such split; "
                 f"{nearest(data.split, builder.info.splits)}"
             ) from None
+        for shard in map(Path, info.filepaths):
+            with readable(name):
+                check_pointer(shard)
         shards = [[s.name, s.shard_lengths, s.num_bytes] for s in builder.info.splits.values()]
         content = cache.fingerprint("tfds", builder.info.full_name, shards, data.split, data.text_key)
         if info.num_examples == 0:
@@ -156,15 +180,22 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
 
 def _check_text(name: str, builder: Any, data: DataConfig) -> None:
     """Raises UserError unless the records of a TFDS dataset have text under `data.text_key`."""
-    features = builder.info.features
-    if data.text_key not in features:
+    features = _as_dict(builder.info.features)
+    feature = field_of(features, data.text_key)
+    if feature is MISSING:
         raise UserError(
-            f"data.text_key={data.text_key}: {name} has no such field; {nearest(data.text_key, features)}"
+            f"data.text_key={data.text_key}: {name} has no such field; "
+            f"{nearest(data.text_key, field_names(features))}"
         )
-    if not (features[data.text_key].np_dtype is np.dtype(object) and features[data.text_key].shape == ()):
-        raise UserError(
-            f"data.text_key={data.text_key}: {name} has no text there, but {features[data.text_key]}"
-        )
+    if isinstance(feature, dict) or feature.np_dtype is not np.dtype(object) or feature.shape != ():
+        raise UserError(f"data.text_key={data.text_key}: {name} has no text there, but {feature}")
+
+
+def _as_dict(features: Any) -> Any:
+    """The features of a TFDS dataset, those that have fields as dicts."""
+    if not hasattr(features, "items"):
+        return features
+    return {name: _as_dict(inner) for name, inner in features.items()}
 
 
 def _tfds(name: str, dataset: str, data: DataConfig, log: Callable[[str], None]) -> Source:

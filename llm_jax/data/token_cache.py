@@ -208,7 +208,7 @@ def _write_shard(
         file = files.enter_context((folder / "tokens").open("wb"))
         weights_file = files.enter_context((folder / WEIGHTS).open("wb")) if encoder is not None else None
         for i in range(begin, end):
-            raw: bytes = records[i][source.text_key]
+            raw = source.text(records, i)
             text = raw.decode("utf-8", "replace")
             invalid += "\ufffd" in text and not _is_utf8(raw)
             start = file.tell()

@@ -72,7 +72,7 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
     for i in _spread(len(records)):
         if room <= 0:
             break
-        raw: bytes = records[i][source.text_key]
+        raw = source.text(records, i)
         start = raw[: min(room, max(limit // 8, 1))]
         room -= len(start)
         # Drops a character that is cut in two, and bytes that are not UTF-8.

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import DataConfig
+from llm_jax.data import DataConfig, TokenizerConfig, prepare
 from llm_jax.data.documents import read_documents, read_records
 from llm_jax.data.sources import resolve
 
@@ -199,3 +199,58 @@ def test_compressed_files_that_were_joined_are_read_to_the_end(tmp_path, suffix)
     path.write_bytes(joined[:-200])
     with pytest.raises(UserError, match=r"part\.jsonl\."):
         read(path)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A TFDS dataset of records with a field in a field, of 10 records a shard; one text is empty."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({"meta": {"text": tfds.features.Text(), "n": np.int32}})
+    identity = tfds.core.dataset_info.DatasetIdentity("x", tfds.core.Version("1.0.0"), str(tmp_path), "here")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10, file_format="array_record")
+    writer.initialize_splits(["train"])
+    texts = [f"document {i} has some text" if i != 7 else "" for i in range(25)]
+    writer.add_examples({"train": [{"meta": {"text": text, "n": 1}} for text in texts]})
+    writer.close_all()
+    return tmp_path
+
+
+def test_a_field_of_a_field_of_a_prepared_dataset_is_text(prepared, make):
+    corpus = make(prepared, text_key="meta.text", vocab=290)
+    assert corpus.train_documents + corpus.held_out_documents == 25
+    for key, message in (
+        ("meta.txt", r"no such field; did you mean 'meta\.text'"),
+        ("text", r"no such field; did you mean 'meta\.text'"),
+        ("meta", "has no text there"),
+        ("meta.n", "has no text there"),
+    ):
+        with pytest.raises(UserError, match=rf"data\.text_key={key}: .*{message}"):
+            make(prepared, text_key=key)
+
+
+def test_empty_documents_of_a_prepared_dataset_are_counted(prepared, cache):
+    lines: list[str] = []
+    data = DataConfig(source=str(prepared), text_key="meta.text", cache_dir=str(cache), workers=1)
+    prepare(
+        data, TokenizerConfig(vocab=290), sequence_length=32, batch_size=2, seed=0, run_dir=None, log=lines.append
+    )  # fmt: skip
+    assert f"corpus {prepared}: 1 of 25 documents are empty, BOS and EOS alone" in lines
+
+
+@pytest.mark.parametrize("damage", ["gone", "pointer", "cut"])
+def test_a_shard_of_a_prepared_dataset_that_is_missing_or_damaged_is_one_line(prepared, make, damage):
+    shard = sorted(path for path in prepared.iterdir() if "array_record" in path.name)[1]
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage != "gone":
+        shard.write_bytes(
+            OTHER_THINGS["pointer.txt"][0] if damage == "pointer" else content[: len(content) // 2]
+        )
+    message = {"gone": "No such file", "pointer": "is a pointer of Git LFS", "cut": "its files are damaged"}[
+        damage
+    ]
+    with pytest.raises(UserError, match=rf"data\.source.*{message}") as error:
+        make(prepared, text_key="meta.text", vocab=290)
+    assert "\n" not in str(error.value)
