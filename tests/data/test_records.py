@@ -240,7 +240,9 @@ def test_empty_documents_of_a_prepared_dataset_are_counted(prepared, cache):
 
 
 @pytest.mark.parametrize("damage", ["gone", "pointer", "cut"])
-def test_a_shard_of_a_prepared_dataset_that_is_missing_or_damaged_is_one_line(prepared, make, damage):
+def test_a_shard_of_a_prepared_dataset_that_is_missing_or_damaged_is_one_line(
+    prepared, make, damage, tmp_path_factory
+):
     shard = sorted(path for path in prepared.iterdir() if "array_record" in path.name)[1]
     content = shard.read_bytes()
     shard.unlink()
@@ -252,5 +254,5 @@ def test_a_shard_of_a_prepared_dataset_that_is_missing_or_damaged_is_one_line(pr
         damage
     ]
     with pytest.raises(UserError, match=rf"data\.source.*{message}") as error:
-        make(prepared, text_key="meta.text", vocab=290)
+        make(prepared, text_key="meta.text", vocab=290, cache_dir=str(tmp_path_factory.mktemp("c")))
     assert "\n" not in str(error.value)
