@@ -211,10 +211,10 @@ def text_problem(start: bytes) -> str:
     if problem := lfs_problem(start):
         return problem
     for magic, kind in (
-        (b"\x1f\x8b", "compressed by gzip; its name must end in .gz"),
-        (b"\x28\xb5\x2f\xfd", "compressed by zstd; its name must end in .zst"),
+        (b"\x1f\x8b", "compressed by gzip; unpack it, or name it .gz if it is data"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it, or name it .zst if it is data"),
         (b"PK\x03\x04", "a zip archive; unpack it"),
-        (b"PAR1", "Parquet; its name must end in .parquet"),
+        (b"PAR1", "a Parquet file, not text; its name must end in .parquet"),
     ):
         if start.startswith(magic):
             return f"is {kind}"
@@ -237,3 +237,24 @@ def text_of(content: bytes, where: str) -> str:
         return content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: is no text in UTF-8 (byte {error.start})") from error
+
+
+def json_line(line: str, path: object) -> Any:
+    """The value of a line of JSONL. Raises ValueError, with the command that writes lines where `path` is
+    something else: an array, or objects over several lines.
+
+    >>> json_line('[{"a": 1},', "x.jsonl")
+    Traceback (most recent call last):
+    ValueError: it begins an array; jq -c '.[]' x.jsonl writes an object a line
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if line.lstrip().startswith("["):
+            raise ValueError(f"it begins an array; jq -c '.[]' {path} writes an object a line") from None
+        if not isinstance(error, json.JSONDecodeError):
+            raise ValueError(str(error)) from None
+        problem = f"{error.msg} (column {error.colno})"
+        if error.pos >= len(line.rstrip()) or error.msg == "Extra data":
+            problem += f"; each line must hold one object: jq -c . {path} writes it so"
+        raise ValueError(problem) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.core.files import BOM, lfs_problem, text_problem
+from llm_jax.core.files import BOM, json_line, lfs_problem, text_problem
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 RECORD_BYTES = (
@@ -170,13 +170,11 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
                 continue
             try:  # bytes that are not UTF-8 are kept, and counted when tokenising
                 text = line.decode("utf-8", "surrogateescape")
-                record = json.loads(text)
+                record = json_line(text, path)
                 if line.count(quoted) > 1:
                     json.loads(text, object_pairs_hook=functools.partial(_once, first))
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"data.source: {where}: is not a JSON object: {_json_problem(line, error, path)}"
-                ) from None
+            except ValueError as error:
+                raise UserError(f"data.source: {where}: is not a JSON object: {error}") from None
             value = field_of(record, text_key)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key)}")
@@ -204,19 +202,6 @@ def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if sum(key == name for key, _ in pairs) > 1:
         raise ValueError(f"several of its fields are named {name}; keep one of them")
     return dict(pairs)
-
-
-def _json_problem(line: bytes, error: Exception, path: Path) -> str:
-    """What is wrong with a line that is no JSON, and what makes lines of the file."""
-    if line.lstrip().startswith(b"["):
-        return f"it begins an array; jq -c '.[]' {path} writes an object a line"
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error)
-    what = f"{error.msg} (column {error.colno})"
-    goes_on = error.pos >= len(line.decode("utf-8", "surrogateescape").rstrip())
-    if goes_on or error.msg == "Extra data":
-        return f"{what}; each line must hold one object: jq -c . {path} writes it so"
-    return what
 
 
 def _bytes(text: str) -> bytes:

@@ -13,6 +13,7 @@ from llm_jax.core.arguments import Pairs, argument, in_order, part, positional, 
 from llm_jax.core.command import input_text, output_file, run_command
 from llm_jax.core.config_tree import coerced
 from llm_jax.core.errors import UserError, nearest, require
+from llm_jax.core.files import json_line
 from llm_jax.generate.request import Request, Result
 from llm_jax.pretrained.arguments import ModelArguments
 
@@ -136,15 +137,19 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     lines = [
         line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")
     ]  # not splitlines: JSON strings may hold other line separators
+    if path.endswith((".json", ".csv", ".tsv")):
+        raise UserError(f"prompts={path}: must be text with a prompt a line, or .jsonl with an object a line")
     if not path.endswith(".jsonl"):
         return [{"prompt": line} for line in lines]
     hints, found = get_type_hints(Request), []
     for i, line in enumerate(lines):
         where = f"prompts={path}: line {i + 1}"
+        if not line.strip():
+            continue
         try:
-            own = json.loads(line)
+            own = json_line(line, path)
         except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
+            raise UserError(f"{where}: not JSON: {error}") from error
         if not isinstance(own, dict) or not isinstance(own.get("prompt", ""), str):
             raise UserError(f'{where}: must be an object with "prompt", {{"prompt": "text"}}')
         for key, value in own.items():
@@ -164,6 +169,7 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         found.append(own)
+    require(bool(found), "prompts", path, "a file with a prompt a line")
     return found
 
 

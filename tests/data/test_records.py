@@ -150,9 +150,9 @@ OTHER_THINGS = {
     "wide.txt": ("hi there".encode("utf-32"), r"is UTF-32; convert it to UTF-8 \(iconv -f UTF-32 -t UTF-8\)"),
     "unmarked.txt": ("hi there".encode("utf-32-be"), "is UTF-32BE; convert it to UTF-8 .iconv -f UTF-32BE"),
     "half.jsonl": ('{"text": "a"}'.encode("utf-16-le"), "is UTF-16LE; convert it to UTF-8 .iconv -f UTF-16LE"),
-    "gzip.txt": (b"\x1f\x8b\x08\x00", "is compressed by gzip; its name must end in .gz"),
+    "gzip.txt": (b"\x1f\x8b\x08\x00", "is compressed by gzip; unpack it, or name it .gz"),
     "zip.jsonl": (b"PK\x03\x04", "is a zip archive; unpack it"),
-    "parquet.txt": (b"PAR1....", "is Parquet; its name must end in .parquet"),
+    "parquet.txt": (b"PAR1....", "is a Parquet file, not text; its name must end in .parquet"),
     "zeros.txt": (bytes(5000), "begins with zero bytes"),
     "html.jsonl": (b"<!DOCTYPE html>\n", r"html.jsonl:1: is not a JSON object: Expecting value \(column 1\)$"),
 }  # fmt: skip

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.generate.__main__ import main
+from llm_jax.core.errors import UserError
+from llm_jax.generate.__main__ import main, read_prompts
 from llm_jax.run import run
 from tests.tiny_run import launch, write_experiment
 
@@ -22,6 +23,33 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(run, "device_peak", lambda mesh, dtype, processes=1: 1e11)
         assert launch(f"experiment={path}", f"run_dir={folder / 'run'}", "train.steps=2") == 0
     return folder / "run"
+
+
+PROMPT_FILES = {
+    "mark.txt": (b"\xef\xbb\xbfone\r\ntwo\r\n", [{"prompt": "one"}, {"prompt": "two"}]),
+    "mark.jsonl": (b'\xef\xbb\xbf{"prompt": "one"}\n\n{"prompt": "two"}\n', [{"prompt": "one"}, {"prompt": "two"}]),
+    "array.jsonl": (b'[{"prompt": "one"},\n{"prompt": "two"}]\n', r"line 1: not JSON: it begins an array; jq -c '\.\[\]'"),
+    "pretty.jsonl": (b'{\n"prompt": "one"}\n', r"line 1: not JSON: .*each line must hold one object: jq -c \."),
+    "list.jsonl": (b'["one"]\n', r'line 1: must be an object with "prompt"'),
+    "prompts.json": (b'["one",\n"two"]\n', r"prompts\.json: must be text with a prompt a line, or \.jsonl"),
+    "prompts.csv": (b"prompt\none\n", r"prompts\.csv: must be text with a prompt a line, or \.jsonl"),
+    "blank.jsonl": (b"\n\n", r"blank\.jsonl: must be a file with a prompt a line"),
+    "wide.txt": ("one\n".encode("utf-16"), r"wide\.txt: is UTF-16; convert it to UTF-8"),
+    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\n", r"pointer\.txt: is a pointer of Git LFS"),
+    "prompts.txt.gz": (b"\x1f\x8b\x08\x00", r"prompts\.txt\.gz: is compressed by gzip; unpack it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_files_of_prompts_as_other_programs_write_them_are_read_or_named(tmp_path, name):
+    content, expected = PROMPT_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    if isinstance(expected, list):
+        assert read_prompts(str(tmp_path / name)) == expected
+        return
+    with pytest.raises(UserError, match=expected) as error:
+        read_prompts(str(tmp_path / name))
+    assert "\n" not in str(error.value)
 
 
 def test_prompts_are_continued_in_order_and_written_as_json(run_dir, tmp_path, capsys):
