@@ -22,7 +22,7 @@ from llm_jax.experiment import Experiment, override, resolved, with_vocabulary
 from llm_jax.model import accounting
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.parametrization import of_width
-from llm_jax.scaling.fit.approach2 import SAME_BUDGET
+from llm_jax.scaling.fit.minima import SAME_BUDGET
 from llm_jax.scaling.grid import Design, Overrides, Row, Rule, over, product, tokens_per_step
 
 Shape = Callable[[int], Overrides]

@@ -57,7 +57,7 @@ def fit_runs(grid: Grid, folder: Path) -> tuple[Any, list[str]]:
     data."""
     method = METHODS[grid.method]
     columns, convention, notes = read_columns(
-        folder / "runs.csv", {}, grid.convention, method.needs, method.may
+        folder / "runs.csv", {}, grid.convention, method.needs, method.may, method.spare
     )
     return method.fit(**columns, convention=convention), notes
 

@@ -49,7 +49,13 @@ def fit(arguments: list[str]) -> int:
 
     method, study = METHODS[command.method], command.study_options()
     columns, convention, notes = read_columns(
-        command.data, command.columns, command.convention, method.needs, method.may
+        command.data,
+        command.columns,
+        command.convention,
+        method.needs,
+        method.may,
+        method.spare,
+        study["best_of"],
     )
     made = method.fit(**columns, **study["options"], convention=convention)
     print_fit(made, notes)
@@ -57,6 +63,10 @@ def fit(arguments: list[str]) -> int:
         page = write_report(command.data, command.out, fit=made, notes=notes, **study)
         print(f"written: {command.out / 'fit.json'}, {page}")
     return 0
+
+
+SHOWN = {None: "null", True: "true", False: "false"}
+"""Values of options as the command line has them."""
 
 
 def describe() -> str:
@@ -70,7 +80,7 @@ def describe() -> str:
         lines.append(
             " " * 18
             + " ".join(
-                f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+                f"{key}={SHOWN.get(value, value) if isinstance(value, bool | None) else value}"
                 for key, value in method.options().items()
             )
         )

@@ -15,7 +15,10 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function, start_grid
+from llm_jax.scaling.fit.bounded import Limit
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_functions, start_grid
+from llm_jax.scaling.fit.law_residuals import Scale
+from llm_jax.scaling.fit.outliers import Outliers
 from llm_jax.scaling.fit.result import columns
 
 FREE = -1.0
@@ -45,18 +48,19 @@ def _predict_fn(free: tuple[bool, bool]) -> Any:
 
 
 PREDICT_FNS = {(low, high): _predict_fn((low, high)) for low in (False, True) for high in (False, True)}
-RESIDUAL_FNS = {
-    free: residual_function(predict, "accuracy", log=False) for free, predict in PREDICT_FNS.items()
-}
+RESIDUAL_FNS = {free: residual_functions(predict) for free, predict in PREDICT_FNS.items()}
 
 
 def accuracy(
     loss: Any,
     accuracy: Any,
     *,
+    name: Any = None,
     chance: float = FREE,
     ceiling: float = FREE,
+    residuals: Scale = "linear",
     delta: float = float("inf"),
+    outliers: Outliers = "leave_out",
     bootstrap: int = 1000,
     resampling: boot.Resampling = "case",
     seed: int = 0,
@@ -64,11 +68,12 @@ def accuracy(
 ) -> LawFit:
     """Fits the sigmoid to the losses [n] and accuracies [n], from 0 to 1, of n runs.
 
-    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, which needs
-    runs that are flat there. `delta` is Huber's, of accuracy. Raises UserError where the runs do not
-    determine the link.
+    `chance` and `ceiling` fix the two ends (a four-way choice has chance=0.25); -1 fits them, between 0 and
+    1, which needs runs that are flat there. `residuals` are those of accuracy, or of its "log"; `delta` is
+    Huber's. `outliers`: "leave_out" or "keep" a run that is grossly off the link of the others; `name` [n] is
+    what warnings call the runs. Raises UserError where the runs do not determine the link.
     """
-    table = columns(loss=loss, others={"accuracy": np.asarray(accuracy, np.float64)})
+    table = columns(loss=loss, others={"accuracy": np.asarray(accuracy, np.float64), "name": name})
     wrong = ~((table["accuracy"] >= 0) & (table["accuracy"] <= 1))
     if wrong.any():
         raise UserError(f"accuracy={table['accuracy'][wrong][0]}: must be from 0 to 1")
@@ -92,17 +97,43 @@ def accuracy(
         names=names,
         positive=tuple(name == "k" for name in names),
         target="accuracy",
-        residual_fn=RESIDUAL_FNS[free],
+        residual_fns=RESIDUAL_FNS[free],
         predict=PREDICT_FNS[free],
         starts=starts,
-        bounds={"k": (0.05 / span, 1e3 / span), "middle": (0, 20), "low": (-0.25, 1), "high": (0, 1.25)},
+        bounds={"k": (0.05 / span, 1e3 / span), "middle": (0, 20)},
+        limits=tuple(
+            Limit(names.index(name), low=0.0, at_low=0.0, high=1.0, at_high=1.0)
+            for name in ("low", "high")
+            if name in names
+        ),
+        same=("loss",),
+        extreme="the runs of the lowest losses",
     )
     data = {"loss": table["loss"], "low": np.asarray(chance), "high": np.asarray(ceiling)}
     used = np.ones(len(table["loss"]), bool)
     held_out = table["loss"] <= np.quantile(table["loss"], HELD_OUT)
-    return fit_law(
+    fit = fit_law(
         law, table, data, used, held_out,
-        log=False, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed,
+        residuals=residuals, delta=delta, outliers=outliers, bootstrap=bootstrap, resampling=resampling,
+        seed=seed,
         settings={"chance": "fitted" if free[0] else chance, "ceiling": "fitted" if free[1] else ceiling,
         "convention": convention},
     )  # fmt: skip
+    check_ends(fit)
+    return fit
+
+
+def check_ends(fit: LawFit) -> None:
+    """Raises UserError where an end of the link is at 0 or 1, and no run is on that side of its middle."""
+    p, s = fit.parameters, fit.settings
+    low, high = (p[end] if end in p else s[given] for end, given in (("low", "chance"), ("high", "ceiling")))
+    measured, middle = fit.points["accuracy"][fit.points["used"]], (low + high) / 2
+    for end, key, shown in (
+        ("high", "ceiling", (measured > middle).any()),
+        ("low", "chance", (measured < middle).any()),
+    ):
+        if p.get(end) in (0.0, 1.0) and not shown:
+            raise UserError(
+                f"{end}={p[end]:g}: at a bound (0 to 1), and every run is beyond the middle of the link: the "
+                f"runs do not determine it. Give {key}=, or add runs of other losses."
+            )

@@ -9,20 +9,24 @@ their end: use it with a constant learning rate, or with several training length
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.errors import UserError, require
+from llm_jax.core.errors import UserError, check_choice, require
+from llm_jax.core.format import counted, listed, short
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.curves import fit_lines
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
 from llm_jax.scaling.fit.optimum import OptimumFit, estimates, line_covariance, predicted_optimum
+from llm_jax.scaling.fit.outliers import MISTYPED, SHOWN, Outliers
 from llm_jax.scaling.fit.result import columns
 from llm_jax.scaling.fit.solve import float64
 
+DIP = 0.2
+"""A point of a curve that is lower by this part than both neighbours is a mistake."""
 BATCH = 64
 """Resamples whose envelopes are found in one call, each from an array [runs, computes]."""
 
@@ -54,6 +58,7 @@ def envelope(
     loss: Any,
     *,
     computes: int = 1500,
+    outliers: Outliers = "leave_out",
     bootstrap: int = 1000,
     seed: int = 0,
     convention: str = "as given",
@@ -63,9 +68,10 @@ def envelope(
     Columns are [n], one entry for each point of a curve: `run` names the curve, `flops` is the run's compute
     up to the point, `loss` its loss there, which the caller has smoothed. The envelope is evaluated at
     `computes` points, spaced evenly in log C (Hoffmann et al. take 1,500). A compute at which the best run
-    has the smallest or largest size is left out, since the optimum may be beyond. Intervals come from
-    resamples of whole curves with replacement. Raises UserError for columns that don't fit together, fewer
-    than three sizes, or an envelope or resamples with fewer than three.
+    has the smallest or largest size is left out, since the optimum may be beyond. `outliers`: "leave_out" or
+    "keep" a point that dips far below its neighbours, and a curve whose size is far off the line of the
+    others. Intervals come from resamples of whole curves with replacement. Raises UserError for columns that
+    don't fit together, fewer than three sizes, or an envelope or resamples with fewer than three.
     """
     run = np.asarray(run).reshape(-1)
     require(computes >= 10, "computes", computes, "at least 10")
@@ -76,8 +82,9 @@ def envelope(
         bootstrap,
         "at least 20: the points of one curve are not independent, so only resamples give an error",
     )
+    check_choice("outliers", outliers, get_args(Outliers))
     table = columns(flops=flops, parameters=parameters, loss=loss, others={"run": run})
-    _, numbers = np.unique(table.pop("run"), return_inverse=True)
+    names, numbers = np.unique(table.pop("run"), return_inverse=True)
     curves = [np.flatnonzero(numbers == i) for i in range(numbers.max() + 1)]
     sizes = np.array([table["parameters"][rows[0]] for rows in curves])
     for rows in curves:
@@ -91,6 +98,14 @@ def envelope(
             f"parameters: {len(np.unique(sizes))} different sizes, but an envelope needs at least three. "
             "Add curves of other sizes."
         )
+    warnings = []
+    if outliers == "leave_out" and len(dips := find_dips(table, curves)):
+        curves = [np.setdiff1d(rows, dips) for rows in curves]
+        warnings.append(
+            f"left out: {counted(len(dips), 'point')} more than {DIP:.0%} below both neighbours, of the "
+            f"curves {listed([str(name) for name in np.unique(names[numbers[dips]])[:SHOWN]])}. To keep: "
+            "outliers=keep"
+        )
     log_c = np.linspace(np.log(table["flops"].min()), np.log(table["flops"].max()), computes)
     log_loss = np.stack(
         [
@@ -99,7 +114,16 @@ def envelope(
         ]
     )
     log_n = np.log(sizes)
-    best, used = (array[0] for array in find_envelopes(log_loss, log_n, np.ones((1, len(curves)), bool)))
+    kept = np.ones(len(curves), bool)
+    if outliers == "leave_out":
+        for i in off_the_line(log_c, log_loss, log_n):
+            kept[i] = False
+            warnings.append(
+                f"left out: curve {names[i]} of {short(sizes[i])} parameters, which is the lowest where the "
+                "other curves' line has a size more than "
+                f"{MISTYPED:g} times as large or small. Correct its rows, or keep it with outliers=keep"
+            )
+    best, used = (array[0] for array in find_envelopes(log_loss, log_n, kept[None]))
     if len(np.unique(sizes[best[used]])) < 3:
         raise UserError(
             f"parameters: {len(np.unique(sizes[best[used]]))} sizes are best at a compute between the "
@@ -109,7 +133,8 @@ def envelope(
     log_d = log_c - np.log(FLOPS_A_WEIGHT) - log_n[best]
     line_n, line_d = fit_lines(log_c, np.stack([log_n[best], log_d]), np.stack([used.astype(float)] * 2))
 
-    chosen = np.random.default_rng(seed).integers(len(curves), size=(bootstrap, len(curves)))
+    there = np.flatnonzero(kept)
+    chosen = there[np.random.default_rng(seed).integers(len(there), size=(bootstrap, len(there)))]
     present = np.zeros((bootstrap, len(curves)), bool)
     present[np.arange(bootstrap)[:, None], chosen] = True
     best_many, used_many = find_envelopes(log_loss, log_n, present)
@@ -127,7 +152,6 @@ def envelope(
     )
 
     covariance, objective = line_covariance(log_c[used], log_n[best][used], np.ones(used.sum()), line_n)
-    warnings = []
     if not used.all():
         warnings.append(
             f"{(~used).sum()} of {computes} computes left out: the best run there is of the smallest or "
@@ -146,7 +170,9 @@ def envelope(
             "law": "N* = N_coefficient C^a",
             "computes": computes,
             "computes_used": int(used.sum()),
+            "outliers": outliers,
             "runs": len(curves),
+            "runs_used": int(kept.sum()),
             "points": len(run),
             "convention": convention,
             "bootstrap": bootstrap,
@@ -162,6 +188,38 @@ def envelope(
         points={"run": numbers, **table},
         draws=draws,
     )  # fmt: skip
+
+
+def find_dips(table: dict[str, np.ndarray], curves: list[np.ndarray]) -> np.ndarray:
+    """The points that are far below both of their neighbours on their curve: their numbers in the table."""
+    found = []
+    for rows in curves:
+        rows = rows[np.argsort(table["flops"][rows], kind="stable")]
+        loss = table["loss"][rows]
+        low = loss[1:-1] < (1 - DIP) * np.minimum(loss[:-2], loss[2:])
+        found.append(rows[1:-1][low])
+    return np.concatenate(found) if found else np.zeros(0, int)
+
+
+def off_the_line(log_c: np.ndarray, log_loss: np.ndarray, log_n: np.ndarray) -> list[int]:
+    """The curves that are the lowest at computes where the line through the sizes of the others has a far
+    larger or smaller one; log losses [runs, m] at log computes [m], log sizes [runs]."""
+    found: list[int] = []
+    present = np.ones(len(log_n), bool)
+    for _ in range(max(1, len(log_n) // 10)):
+        best, used = (array[0] for array in find_envelopes(log_loss, log_n, present[None]))
+        off = np.zeros(len(log_n))
+        for i in np.unique(best[used]):
+            others = used & (best != i)
+            if len(np.unique(log_n[best[others]])) >= 3:
+                line = fit_lines(log_c, log_n[best][None], others.astype(float)[None])[0]
+                off[i] = np.median(log_n[i] - line[0] - line[1] * log_c[used & (best == i)])
+        worst = int(abs(off).argmax())
+        if abs(off[worst]) <= np.log(MISTYPED):
+            break
+        present[worst] = False
+        found.append(worst)
+    return found
 
 
 def interpolate_curve(log_c: np.ndarray, log_loss: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -2,69 +2,51 @@
 al. 2022).
 
 The losses of a budget form a curve in log N whose minimum is N*. The slope of a weighted line through log N*
-against log C is the exponent. The defaults follow Porian et al. (2024): Akima's curve through the points,
-evaluated at 25 points per interval between sizes; resamples of its minimum with noise on the losses (their
-seeds differ by 0.002 in loss); N* is the median of the minima, its error their spread, but at least 0.33 of
-an interval; a budget whose minimum is at the smallest or largest size is left out.
+against log C is the exponent. The defaults follow Porian et al. (2024): Akima's curve through the points;
+resamples of its minimum with noise on the losses (their seeds differ by 0.002 in loss); N* is the median of
+the minima, its error their spread, but at least 0.33 of an interval; a budget whose minimum is at the
+smallest or largest size is left out. A run off the curve of its budget's other runs is left out too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import stats
 
 from llm_jax.core.errors import UserError, check_choice, require
+from llm_jax.core.format import counted
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.curves import akima_curves, fit_lines, fit_parabolas
+from llm_jax.scaling.fit.curves import CURVES, fit_lines
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.fit.minima import (
+    LEAST_ERROR,
+    Budget,
+    Minimum,
+    budget_numbers,
+    find_minimum,
+    leave_out_outliers,
+    make_budget,
+)
 from llm_jax.scaling.fit.optimum import OptimumFit, estimates, line_covariance, predicted_optimum
-from llm_jax.scaling.fit.result import columns
+from llm_jax.scaling.fit.outliers import Outliers, mistyped
+from llm_jax.scaling.fit.repeats import seed_noise
+from llm_jax.scaling.fit.result import columns, run_text
 
 Curve = Literal["akima", "parabola", "parabola_local"]
 Resampling = Literal["noise", "case", "residual", "subsample"]
-LEAST_ERROR = 0.33
-"""The error of log N* is at least this part of the distance between sizes (Porian et al. 2024,
-`min_std_factor`)."""
-SAME_BUDGET = 1.25
-"""Runs sorted by FLOPs belong to one budget if neighbours differ by less than this factor."""
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """The loss curve of one budget and its minimum. Logarithms are natural."""
-
-    flops: float
-    """FLOPs of the budget: the geometric mean of its runs'."""
-    sizes: int
-    """Number of different model sizes that were trained."""
-    parameters: float | None
-    """N*; None if the budget is left out."""
-    tokens: float | None
-    """D*; None if the budget is left out."""
-    loss: float | None
-    """The curve's loss at N*, nats a token; None if the budget is left out."""
-    log_error: float | None
-    """Standard error of log N*; None if the budget is left out."""
-    on_edge: bool
-    """Whether the lowest loss is at the smallest or largest size, so that the minimum lies outside of the
-    sizes."""
-    left_out: str
-    """Why the budget is not in the fit; empty if it is."""
-    curve_parameters: np.ndarray = field(repr=False)
-    """N [m] of the curve's points."""
-    curve_loss: np.ndarray = field(repr=False)
-    """Loss [m] of the curve's points."""
+LOSS_NOISE = 0.002
+"""The standard deviation of loss between seeds, in nats, where runs don't show it (Porian et al. 2024)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFit(OptimumFit):
     """Result of approach 2. `objective` is the weighted mean of the squared residuals of log N*.
 
-    `covariance` [2, 2] is that of log N_coefficient and a; `points` has flops, parameters, tokens, loss and
-    budget (the number of the run's budget among the minima).
+    `covariance` [2, 2] is that of log N_coefficient and a; `points` has flops, parameters, tokens, loss,
+    budget (the number of the run's budget among the minima) and used (in the curves).
     """
 
     method: str = "isoflop"
@@ -76,27 +58,19 @@ class IsoflopFit(OptimumFit):
     """The exponent under other choices: curves without noise, other weights, budgets left out."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The best run of each size of one budget, arrays [sizes] by rising size."""
-
-    flops: float
-    """The geometric mean of the runs' FLOPs."""
-    log_n: np.ndarray
-    log_d: np.ndarray
-    loss: np.ndarray
-
-
 def isoflop(
     flops: Any,
     parameters: Any,
     loss: Any,
     *,
     tokens: Any = None,
+    seeds: Any = None,
+    name: Any = None,
     curve: Curve = "akima",
     points_per_interval: int = 25,
-    loss_noise: float = 0.002,
+    loss_noise: float | None = None,
     weighted: bool = True,
+    outliers: Outliers = "leave_out",
     bootstrap: int = 1000,
     resampling: Resampling = "noise",
     seed: int = 0,
@@ -105,37 +79,73 @@ def isoflop(
     """Finds each budget's best size N* and fits `N* = k C^a`.
 
     `flops`, `parameters`, `loss` are [n], one entry a run; `tokens` [n] are flops/(6 parameters) if None.
-    Runs whose FLOPs differ by less than 25 % form one budget. `curve` is "akima", a "parabola" of loss
-    against log N through all sizes, or "parabola_local" through the lowest three. `loss_noise` is the
-    standard deviation of loss between seeds, in nats. `weighted` weights each minimum by 1/error².
-    `resampling`: "noise" on the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
+    Runs whose FLOPs differ by less than 25 %, or are one number, form one budget. Of several runs of one size
+    the one of lowest loss counts; with `seeds` [n], those that differ in it alone are averaged. `name` [n] is
+    what warnings call the runs. `curve` is "akima", a "parabola" of loss against log N through all sizes, or
+    "parabola_local" through the lowest three. `loss_noise` is the standard deviation of loss between seeds,
+    in nats; None: that of repeated seeds, or else 0.002. `weighted` weights each minimum by 1/error².
+    `outliers`: "leave_out" or "keep" a run far off the curve of its budget's others. `resampling`: "noise" on
+    the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
 
     Raises UserError where fewer than three budgets have a minimum between their smallest and largest size.
     """
     check_choice("curve", curve, get_args(Curve))
     check_choice("resampling", resampling, get_args(Resampling))
+    check_choice("outliers", outliers, get_args(Outliers))
     boot.check_seed(seed)
     require(bootstrap >= 20, "bootstrap", bootstrap, "at least 20: the errors of the minima come from it")
     require(points_per_interval >= 2, "points_per_interval", points_per_interval, "at least 2")
-    require(loss_noise > 0, "loss_noise", loss_noise, "above 0, in nats: how much seeds differ")
+    require(
+        loss_noise is None or loss_noise > 0,
+        "loss_noise",
+        loss_noise,
+        "above 0, in nats: how much seeds differ",
+    )
     if resampling == "residual" and curve != "parabola":
         raise UserError(
             f"resampling=residual: curve={curve} interpolates the points and leaves no residuals. Use "
             "resampling=noise or curve=parabola."
         )
-    table = columns(flops=flops, parameters=parameters, loss=loss, tokens=tokens)
+    table = columns(
+        flops=flops, parameters=parameters, loss=loss, tokens=tokens, others={"seeds": seeds, "name": name}
+    )
     table.setdefault("tokens", table["flops"] / FLOPS_A_WEIGHT / table["parameters"])
+    right, warnings = mistyped(table, outliers)
     numbers = budget_numbers(table["flops"])
-    budgets = [make_budget(table, numbers == i) for i in range(numbers.max() + 1)]
+    measured = seed_noise({**table, "budget": numbers}, ("budget", "parameters"))
+    noise = loss_noise or (measured.noise if measured else LOSS_NOISE)
+    budgets = [
+        make_budget(table, right & (numbers == i), measured is not None) for i in range(numbers.max() + 1)
+    ]
+    rows = np.concatenate([budget.rows for budget in budgets])
+    averaged = noise / np.sqrt(right.sum() / len(rows)) if measured else noise  # that of a mean over seeds
+    out: list[tuple[int, float]] = []
+    if outliers == "leave_out":
+        budgets, out = leave_out_outliers(budgets, averaged)
+    warnings += [
+        f"left out: {run_text(table, row)}, where the curve of its budget's other runs has "
+        f"{expected:.4f}. Correct its row, or keep it with outliers=keep"
+        for row, expected in out
+    ]
+    if repeated := int(right.sum()) - len(rows):
+        warnings.append(
+            f"{counted(repeated, 'run')} of {len(table['loss'])} repeat a size of their budget: "
+            + ("seeds are averaged" if measured else "the lowest loss of each size is used")
+        )
+    used = right if measured else np.isin(np.arange(len(table["loss"])), rows)
+    for row, _ in out:
+        used[(numbers == numbers[row]) & (table["parameters"] == table["parameters"][row])] = False
     rng = np.random.default_rng(seed)
     found = [
-        find_minimum(budget, curve, points_per_interval, loss_noise, bootstrap, resampling, rng)
+        find_minimum(budget, curve, points_per_interval, averaged, bootstrap, resampling, rng)
         for budget in budgets
     ]
     minima = tuple(minimum for minimum, _ in found)
     inside = [i for i, minimum in enumerate(minima) if not minimum.left_out]
     if len(inside) < 3:
-        why = "; ".join(f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out)
+        whys = [f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out]
+        whys += [line for line in warnings if line.startswith("left out: ")]
+        why = "; ".join(whys)
         raise UserError(
             f"flops: {len(inside)} of {len(minima)} budgets have a minimum inside of their sizes, but a "
             "line needs at least three "
@@ -164,6 +174,7 @@ def isoflop(
     covariance, objective = line_covariance(log_c, log_n, weights, line_n)
     half = stats.t.ppf((1 + boot.LEVEL) / 2, len(inside) - 2) * np.sqrt(covariance[1, 1])
     held_out = leave_largest_out(log_c, log_n, weights)
+    deep = [b for b, m in zip(budgets, minima, strict=True) if m.on_edge or not m.left_out]
     return IsoflopFit(
         **summary,
         b_interval_95=summary["intervals_95"]["b"],
@@ -172,15 +183,18 @@ def isoflop(
         covariance=covariance,
         minima=minima,
         leave_largest_out=held_out,
-        sensitivity=sensitivity(budgets, log_c, log_n, weights, points_per_interval),
+        sensitivity=sensitivity(deep, log_c, log_n, weights),
         settings={
             "law": "N* = N_coefficient C^a",
             "curve": curve,
             "points_per_interval": points_per_interval,
-            "loss_noise": loss_noise,
+            "loss_noise": noise,
+            "loss_noise_from": "given" if loss_noise else "repeated seeds" if measured else "Porian et al.",
             "least_error_of_log_N": f"{LEAST_ERROR} of the distance between sizes",
             "weighted": weighted,
+            "outliers": outliers,
             "runs": len(table["loss"]),
+            "runs_used": int(used.sum()),
             "budgets": len(minima),
             "budgets_used": len(inside),
             "convention": convention,
@@ -189,7 +203,8 @@ def isoflop(
             "widening": widen,
             "seed": seed,
         },
-        warnings=caveats(
+        warnings=warnings
+        + caveats(
             minima,
             line_n,
             log_c,
@@ -199,135 +214,9 @@ def isoflop(
             summary["a_interval_95"],
             (line_n[1] - half, line_n[1] + half),
         ),
-        points={**table, "budget": numbers},
+        points={**table, "budget": numbers, "used": used},
         draws=draws,
     )
-
-
-def budget_numbers(flops: np.ndarray) -> np.ndarray:
-    """The number [n] of each run's budget, counted from the smallest. Raises UserError where the FLOPs form
-    no separate budgets.
-
-    >>> budget_numbers(np.array([1e18, 3e18, 1.02e18])).tolist()
-    [0, 1, 0]
-    """
-    order = np.argsort(flops, kind="stable")
-    numbers = np.empty(len(flops), int)
-    numbers[order] = np.concatenate([[0], np.cumsum(np.diff(np.log(flops[order])) > np.log(SAME_BUDGET))])
-    for i in range(numbers.max() + 1):
-        own = flops[numbers == i]
-        if own.max() > SAME_BUDGET * own.min():
-            raise UserError(
-                f"flops: {len(own)} runs from {own.min():.3g} to {own.max():.3g} FLOPs run into each "
-                "other, so they are no IsoFLOP budgets. "
-                "Use method=parametric, or give each run its budget's FLOPs."
-            )
-    return numbers
-
-
-def make_budget(table: dict[str, np.ndarray], own: np.ndarray) -> Budget:
-    """The budget of the runs `own` [n], bool; where several runs have one size, the one of lowest loss."""
-    best: dict[float, int] = {}
-    for i in np.flatnonzero(own):
-        size = table["parameters"][i]
-        if size not in best or table["loss"][i] < table["loss"][best[size]]:
-            best[size] = int(i)
-    rows = [best[size] for size in sorted(best)]
-    flops = float(np.exp(np.log(table["flops"][own]).mean()))
-    return Budget(
-        flops, np.log(table["parameters"][rows]), np.log(table["tokens"][rows]), table["loss"][rows]
-    )
-
-
-def find_minimum(
-    budget: Budget,
-    curve: str,
-    per_interval: int,
-    noise: float,
-    count: int,
-    resampling: str,
-    rng: np.random.Generator,
-) -> tuple[Minimum, np.ndarray]:
-    """A budget's minimum, and log N* and log D* [k, 2] of its resamples (k of `count`: those with a minimum
-    inside of the sizes)."""
-    x, loss, n = budget.log_n, budget.loss, len(budget.log_n)
-
-    def left_out(why: str, on_edge: bool = False) -> tuple[Minimum, np.ndarray]:
-        return Minimum(budget.flops, n, None, None, None, None, on_edge, why, np.exp(x), loss), np.zeros(
-            (0, 2)
-        )
-
-    if n < 3:
-        return left_out(f"{n} size{'s' * (n > 1)}, a minimum needs at least three")
-    at = np.linspace(x[0], x[-1], (n - 1) * per_interval)
-    curve_through = CURVES[curve]
-    smooth = curve_through(x, loss[None], at)[0]
-    if smooth.argmin() in (0, len(at) - 1):
-        side = "smallest" if smooth.argmin() == 0 else "largest"
-        return left_out(
-            f"minimum on the edge, at the {side} size of {n}: train "
-            f"{'smaller' if side == 'smallest' else 'larger'} ones",
-            True,
-        )
-    if resampling == "residual":
-        fitted = np.interp(x, at, smooth)
-        noisy = fitted + boot.resampled_residuals(
-            loss - fitted, np.ones(n, bool), 3, count, int(rng.integers(2**31))
-        )
-    else:
-        noisy = loss + noise * rng.standard_normal((count, n))
-    lowest = curve_through(x, noisy, at).argmin(-1)
-    lowest = lowest[(lowest > 0) & (lowest < len(at) - 1)]
-    if len(lowest) < count // 2:
-        return left_out(f"with noise of {noise} in loss most minima are on an edge", True)
-    stars = at[lowest]
-    error = max(float(stars.std()), LEAST_ERROR * per_interval * (at[1] - at[0])) * count / len(stars)
-    star = float(np.median(stars))
-    log_d = np.interp(np.concatenate([[star], stars]), x, budget.log_d)
-    minimum = Minimum(
-        flops=budget.flops,
-        sizes=n,
-        parameters=float(np.exp(star)),
-        tokens=float(np.exp(log_d[0])),
-        loss=float(np.interp(star, at, smooth)),
-        log_error=error,
-        on_edge=False,
-        left_out="",
-        curve_parameters=np.exp(at),
-        curve_loss=smooth,
-    )
-    return minimum, np.stack([stars, log_d[1:]], -1)
-
-
-def akima_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Akima's curves of log loss, as loss: log N [n], loss [k, n], at [m] -> [k, m]."""
-    return np.exp(akima_curves(x, np.log(loss), at))
-
-
-def parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Least-squares parabolas of loss against log N: log N [n], loss [k, n], at [m] -> [k, m]."""
-    middle = x.mean()
-    coefficients = fit_parabolas(x - middle, loss, np.ones_like(loss))
-    return np.einsum("kp,mp->km", coefficients, (at[:, None] - middle) ** np.arange(3))
-
-
-def local_parabola_curve(x: np.ndarray, loss: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Parabolas through the lowest size and its two neighbours, straight lines beyond these: log N [n], loss
-    [k, n], at [m] -> [k, m]."""
-    lowest_size = np.clip(loss.argmin(-1), 1, len(x) - 2)
-    rows = np.arange(len(loss))[:, None]
-    near = lowest_size[:, None] + np.array([-1, 0, 1])
-    weights = np.zeros_like(loss)
-    weights[rows, near] = 1
-    middle = x.mean()
-    coefficients = fit_parabolas(x - middle, loss, weights)
-    curve = np.einsum("kp,mp->km", coefficients, (at[:, None] - middle) ** np.arange(3))
-    beyond = (at < x[near[:, :1]]) | (at > x[near[:, 2:]])
-    straight = np.stack([np.interp(at, x, row) for row in loss])
-    return np.where(beyond, straight, curve)
-
-
-CURVES = {"akima": akima_curve, "parabola": parabola_curve, "parabola_local": local_parabola_curve}
 
 
 def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -339,7 +228,7 @@ def leave_largest_out(log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray)
 
 
 def sensitivity(
-    budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray, per_interval: int
+    budgets: list[Budget], log_c: np.ndarray, log_n: np.ndarray, weights: np.ndarray
 ) -> list[dict[str, Any]]:
     """The exponent from the minima of each kind of curve without noise or weights, and from the fit's minima
     with other weights or budgets."""
@@ -347,13 +236,9 @@ def sensitivity(
     for name, curve_through in CURVES.items():
         stars = []
         for budget in budgets:
-            x = budget.log_n
-            if len(x) < 3:
-                continue
-            at = np.linspace(x[0], x[-1], (len(x) - 1) * per_interval)
-            lowest = curve_through(x, budget.loss[None], at)[0].argmin()
-            if 0 < lowest < len(at) - 1:
-                stars.append((np.log(budget.flops), at[lowest]))
+            (star,) = curve_through(budget.log_n, budget.loss[None]).minima()
+            if budget.log_n[0] < star < budget.log_n[-1]:
+                stars.append((np.log(budget.flops), star))
         if len(stars) >= 3:
             x, y = np.array(stars).T
             found.append(

@@ -23,10 +23,15 @@ class FitArguments:
     """A table of runs, and how it is read and fitted."""
 
     data: Path = argument(shown="TABLE.csv")
-    """A .csv or .parquet with one run a row; a runs.csv of a grid needs no columns.*."""
+    """A .csv, .tsv, .jsonl (each also as .gz) or .parquet with one run a row; a runs.csv of a grid needs no
+    columns.*. Numbers may be written 31M, 1.3B or 1,234."""
     columns: dict[str, str] = argument({}, entry="X", shown="NAME")
-    """The column that is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run.
-    Tokens are flops/(6 N) where the table has none."""
+    """The column that is X: parameters, tokens, flops, loss (nats a token), unique_tokens, accuracy, run;
+    held_out (yes/no: not fitted but predicted), name, seeds. Tokens are flops/(6 N) where the table has
+    none."""
+    best_of: str = argument("", shown="COLUMN,...")
+    """Keeps the run of lowest loss of those that differ in these columns alone: best_of=learning_rate of a
+    sweep."""
     convention: str = argument("", shown="NAME")
     """Which N and which FLOPs of a runs.csv are fitted: 6nd, 6nd_non_embedding, 6nd_with_head, exact."""
     method: str = argument("", shown="NAME", choices=method_names)
@@ -56,4 +61,5 @@ class FitArguments:
             "mapping": self.columns,
             "convention": self.convention,
             "options": options,
+            "best_of": tuple(name.strip() for name in self.best_of.split(",") if name.strip()),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
+from scipy import stats
 
 from llm_jax.core.errors import check_choice, require
 
@@ -13,6 +14,8 @@ PART = 0.8
 """The part of the points that a subsample keeps (Hoffmann et al. 2022, section 3)."""
 LEVEL = 0.95
 """The probability that an interval covers."""
+LOG_LARGEST = 300.0
+"""Intervals end at this logarithm of a factor, before they are infinite."""
 
 
 def check_resampling(resampling: str, bootstrap: int, seed: int) -> None:
@@ -27,41 +30,51 @@ def check_seed(seed: int) -> None:
     require(seed >= 0, "seed", seed, "0 or more")
 
 
-def resampled_weights(resampling: str, used: np.ndarray, count: int, seed: int) -> np.ndarray:
+def resampled_weights(
+    resampling: str, used: np.ndarray, count: int, seed: int, cells: np.ndarray | None = None
+) -> np.ndarray:
     """[count, n]: how often each point is in each resample; points that are not `used` [n] are in none.
 
     "case" samples as many points as are used, with replacement; "subsample" keeps 80 % of them; "residual"
-    has every point once.
+    has every point once. `cells` [n] numbers the points that are not independent, runs of one size and number
+    of tokens: these are sampled together.
     """
     rng = np.random.default_rng(seed)
-    (indices,) = np.nonzero(used)
-    weights = np.zeros((count, len(used)))
+    cells = np.arange(len(used)) if cells is None else cells
+    chosen = np.unique(cells[used])  # the cells that have points
+    times = np.zeros((count, cells.max() + 1))
     if resampling == "case":
         rows = (
-            indices[rng.integers(len(indices), size=(count, len(indices)))]
-            + len(used) * np.arange(count)[:, None]
+            chosen[rng.integers(len(chosen), size=(count, len(chosen)))]
+            + times.shape[1] * np.arange(count)[:, None]
         )
-        weights = np.bincount(rows.ravel(), minlength=weights.size).reshape(weights.shape).astype(float)
+        times = np.bincount(rows.ravel(), minlength=times.size).reshape(times.shape).astype(float)
     elif resampling == "subsample":
-        kept = max(1, round(PART * len(indices)))
-        for row in weights:
-            row[rng.permutation(indices)[:kept]] = 1
+        kept = max(1, round(PART * len(chosen)))
+        for row in times:
+            row[rng.permutation(chosen)[:kept]] = 1
     else:
-        weights[:, indices] = 1
-    return weights
+        times[:, chosen] = 1
+    return times[:, cells] * used
 
 
 def resampled_residuals(
-    residuals: np.ndarray, used: np.ndarray, unknown: int, count: int, seed: int
+    residuals: np.ndarray,
+    used: np.ndarray,
+    unknown: int,
+    count: int,
+    seed: int,
+    cells: np.ndarray | None = None,
 ) -> np.ndarray:
     """[count, n] residuals, sampled with replacement from those of the points `used` [n], less their mean.
 
     They are scaled by the root of n/(n - unknown): a fit of that many parameters is nearer to its points than
-    the true law is.
+    the true law is. The points of a cell, by `cells` [n], have one residual.
     """
-    pool = residuals[used]
-    pool = (pool - pool.mean()) * np.sqrt(len(pool) / max(len(pool) - unknown, 1))
-    return np.random.default_rng(seed).choice(pool, size=(count, len(residuals)))
+    cells = np.arange(len(used)) if cells is None else cells
+    pool, points = residuals[used], len(np.unique(cells[used]))
+    pool = (pool - pool.mean()) * np.sqrt(points / max(points - unknown, 1))
+    return np.random.default_rng(seed).choice(pool, size=(count, cells.max() + 1))[:, cells]
 
 
 def widening(resampling: str, points: int) -> float:
@@ -89,4 +102,23 @@ def spread(estimate: float, draws: np.ndarray, widen: float = 1.0) -> tuple[floa
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if widen != 1.0:
         low, high = estimate + widen * (low - estimate), estimate + widen * (high - estimate)
-    return float(widen * draws.std(ddof=1)), (float(low), float(high))
+    with np.errstate(over="ignore"):  # a coefficient beyond all numbers has an infinite error
+        return float(widen * draws.std(ddof=1)), (float(low), float(high))
+
+
+def delta_interval(
+    estimate: float, error: float, freedom: int, positive: bool = False
+) -> tuple[float, float]:
+    """The 95 % interval of an estimate with a standard error by the delta method, by Student's t with so many
+    degrees of freedom; that of a positive constant is symmetric in its logarithm.
+
+    >>> print("{:.2f} {:.2f}".format(*delta_interval(2.0, 0.1, 1000)))
+    1.80 2.20
+    >>> print("{:.2f} {:.1f}".format(*delta_interval(2.0, 0.2, 1, positive=True)))
+    0.56 7.1
+    """
+    half = float(stats.t.ppf((1 + LEVEL) / 2, max(freedom, 1))) * error
+    if positive and estimate > 0:
+        ends = np.clip(np.array([-half, half]) / estimate, -LOG_LARGEST, LOG_LARGEST)
+        return float(estimate * np.exp(ends[0])), float(estimate * np.exp(ends[1]))
+    return float(estimate - half), float(estimate + half)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.scaling.fit.bounded import from_log
+
 NAMES = ("E", "A", "B", "alpha", "beta")
 FLOPS_A_WEIGHT = 6.0
 """FLOPs per weight and token, forward and backward: C = 6 N D."""
@@ -60,4 +62,4 @@ def from_theta(theta: np.ndarray, tied: bool = False) -> Law:
     e, a, b, alpha, beta = (
         np.moveaxis(theta, -1, 0) if not tied else np.moveaxis(theta[..., [0, 1, 2, 3, 3]], -1, 0)
     )
-    return Law(np.exp(e), np.exp(a), np.exp(b), alpha, beta)
+    return Law(from_log(e), np.exp(a), np.exp(b), alpha, beta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 
 from llm_jax.scaling.fit.solve import ResidualFn
 
+Scale = Literal["log", "linear"]
+"""The residuals of a law: of logarithms, or of the values themselves."""
 START_A = START_B = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 

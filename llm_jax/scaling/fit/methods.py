@@ -29,6 +29,8 @@ class Method:
     """Columns that the table must have."""
     may: tuple[str, ...] = ()
     """Columns that the method uses where the table has them."""
+    spare: tuple[str, ...] = ("name",)
+    """Columns that the method uses where the table has them without a gap."""
 
     def options(self) -> dict[str, Any]:
         """The method's options and their defaults."""
@@ -36,7 +38,7 @@ class Method:
         return {
             name: p.default
             for name, p in arguments.items()
-            if name not in (*self.needs, *self.may, "convention")
+            if name not in (*self.needs, *self.may, *self.spare, "convention")
         }
 
 
@@ -52,11 +54,20 @@ METHODS = {
         "approach 2: the best size at each of several budgets",
         ("flops", "parameters", "loss"),
         ("tokens",),
+        ("name", "seeds"),
     ),
     "envelope": Method(
-        envelope, "approach 1: the best size along training curves", ("run", "flops", "parameters", "loss")
+        envelope,
+        "approach 1: the best size along training curves",
+        ("run", "flops", "parameters", "loss"),
+        spare=(),
     ),
-    "compute": Method(compute_law, "E + K C^-gamma through the best runs", ("flops", "loss")),
+    "compute": Method(
+        compute_law,
+        "E + K C^-gamma through the best runs",
+        ("flops", "loss"),
+        spare=("name", "parameters", "tokens"),
+    ),
     "overtraining": Method(
         overtraining,
         "Gadre et al.: E + (a M^eta + b M^-eta) C^-eta, M = D/N",

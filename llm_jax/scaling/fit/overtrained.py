@@ -14,7 +14,10 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function
+from llm_jax.scaling.fit.bounded import Floor, check_floor, floor_limit
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_functions
+from llm_jax.scaling.fit.law_residuals import Scale
+from llm_jax.scaling.fit.outliers import Outliers
 from llm_jax.scaling.fit.result import columns, largest_runs, with_flops
 
 
@@ -24,7 +27,7 @@ def _predict(theta: Any, data: Any) -> Any:
     return jnp.exp(log_e) + (jnp.exp(more - eta * data["log_c"]) + jnp.exp(less - eta * data["log_c"]))
 
 
-RESIDUAL_FN = residual_function(_predict, "loss", log=True)
+RESIDUAL_FNS = residual_functions(_predict)
 
 
 def overtrained_loss(parameters: dict[str, float], flops: Any, tokens_per_parameter: Any) -> Any:
@@ -38,19 +41,27 @@ def overtraining(
     tokens: Any,
     loss: Any,
     *,
+    name: Any = None,
+    floor: Floor = "free",
+    residuals: Scale = "log",
     delta: float = 1e-3,
+    outliers: Outliers = "leave_out",
     bootstrap: int = 1000,
     resampling: boot.Resampling = "case",
     seed: int = 0,
     convention: str = "as given",
 ) -> LawFit:
-    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n],
-    `delta` is Huber's, of log loss.
+    """Fits Gadre et al.'s law to runs of several sizes and several tokens a parameter; columns are [n].
+
+    `name` is what warnings call the runs; `floor` is E: "free", or a loss (0: none); `residuals` are those of
+    "log" loss, or "linear"; `delta` is Huber's. `outliers`: "leave_out" or "keep" a run that is grossly off
+    the law of the others.
 
     Raises UserError where tokens a parameter vary by less than a factor of 2, or the runs do not determine
     the law.
     """
-    table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss))
+    table = with_flops(columns(parameters=parameters, tokens=tokens, loss=loss, others={"name": name}))
+    check_floor(floor, table["loss"].min())
     ratio = table["tokens"] / table["parameters"]
     if ratio.max() < 2 * ratio.min():
         raise UserError(
@@ -72,14 +83,16 @@ def overtraining(
         names=("E", "a", "b", "eta"),
         positive=(True, True, True, False),
         target="loss",
-        residual_fn=RESIDUAL_FN,
+        residual_fns=RESIDUAL_FNS,
         predict=_predict,
         starts=np.asarray(starts),
-        bounds={"E": (1e-3 * lowest, np.inf), "a": (1e-6, np.inf), "b": (1e-6, np.inf), "eta": (5e-3, 1.5)},
+        bounds={"a": (1e-6, np.inf), "b": (1e-6, np.inf), "eta": (5e-3, 15.0)},
+        limits=(floor_limit(0, lowest),) if floor == "free" else (),
+        held={} if floor == "free" else {"E": float(floor)},
     )
     used = np.ones(len(ratio), bool)
     return fit_law(
         law, table, {"log_m": log_m, "log_c": log_c}, used, largest_runs(table["flops"], used),
-        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed,
-        settings={"convention": convention},
+        residuals=residuals, delta=delta, outliers=outliers, bootstrap=bootstrap, resampling=resampling,
+        seed=seed, settings={"floor": floor, "convention": convention},
     )  # fmt: skip

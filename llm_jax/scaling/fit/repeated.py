@@ -18,8 +18,11 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.approach3 import parametric
-from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_function, start_grid
+from llm_jax.scaling.fit.bounded import Floor
+from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_functions, start_grid
 from llm_jax.scaling.fit.law import NAMES, Law
+from llm_jax.scaling.fit.law_residuals import Scale
+from llm_jax.scaling.fit.outliers import Outliers
 from llm_jax.scaling.fit.result import columns, largest_runs, with_flops
 from llm_jax.scaling.published import constants
 
@@ -65,7 +68,7 @@ def _predict(theta: Any, data: Any) -> Any:
     return e + a / parameters**alpha + b / tokens**beta
 
 
-RESIDUAL_FN = residual_function(_predict, "loss", log=True)
+RESIDUAL_FNS = residual_functions(_predict)
 
 
 def read_base(base: str) -> Law:
@@ -93,8 +96,12 @@ def repetition(
     unique_tokens: Any,
     loss: Any,
     *,
+    name: Any = None,
     base: str = "fresh",
+    floor: Floor = "free",
+    residuals: Scale = "log",
     delta: float = 1e-3,
+    outliers: Outliers = "leave_out",
     bootstrap: int = 1000,
     resampling: boot.Resampling = "case",
     seed: int = 0,
@@ -103,10 +110,24 @@ def repetition(
     """Fits R_D and R_N to runs with repeated data; columns are [n].
 
     `base` is the law for fresh data: "fresh" fits it to the runs without repetition, a path reads the
-    fit.json of method=parametric, and "muennighoff" takes the paper's. `delta` is Huber's, of log loss.
+    fit.json of method=parametric, and "muennighoff" takes the paper's. `floor` is the fitted base's E:
+    "free", or a loss (0: none). `residuals` are those of "log" loss, or "linear"; `delta` is Huber's.
+    `outliers`: "leave_out" or "keep" a run that is grossly off the law of the others; `name` [n] is what
+    warnings call the runs.
+
     Raises UserError where fewer than three runs repeat data, or the runs do not determine R_D and R_N.
     """
-    table = with_flops(columns(parameters=parameters, tokens=tokens, unique_tokens=unique_tokens, loss=loss))
+    table = with_flops(
+        columns(
+            parameters=parameters,
+            tokens=tokens,
+            unique_tokens=unique_tokens,
+            loss=loss,
+            others={"name": name},
+        )
+    )
+    if floor != "free" and base != "fresh":
+        raise UserError(f"floor={floor}: is that of base=fresh, but base={base} has its own. Leave it out.")
     repeats = table["tokens"] > 1.01 * table["unique_tokens"]
     if repeats.sum() < 3:
         raise UserError(
@@ -121,9 +142,13 @@ def repetition(
                 "Use base=FIT.json of method=parametric, or base=muennighoff."
             )
         fresh = {name: values[~repeats] for name, values in table.items()}
-        law = parametric(fresh["parameters"], fresh["tokens"], fresh["loss"], delta=delta, bootstrap=0).law
+        fitted = parametric(
+            fresh["parameters"], fresh["tokens"], fresh["loss"], name=fresh.get("name"), floor=floor,
+            residuals=residuals, delta=delta, outliers=outliers, bootstrap=0,
+        )  # fmt: skip
+        law, warnings = fitted.law, [f"law for fresh data: {line}" for line in fitted.warnings]
     else:
-        law = read_base(base)
+        law, warnings = read_base(base), []
     five = np.array([getattr(law, name) for name in NAMES])
     enough = law.G * (law.G * table["unique_tokens"]) ** (law.a / law.b)
     small = SmallLaw(
@@ -132,10 +157,11 @@ def repetition(
         names=("R_D", "R_N"),
         positive=(True, True),
         target="loss",
-        residual_fn=RESIDUAL_FN,
+        residual_fns=RESIDUAL_FNS,
         predict=_predict,
         starts=start_grid(np.log([0.5, 2, 6, 15, 40]), np.log([0.5, 2, 6, 15, 40])),
         bounds={"R_D": (0.02, 1e4), "R_N": (0.02, 1e4)},
+        same=("parameters", "tokens", "unique_tokens"),
     )
     data = {
         "parameters": table["parameters"], "tokens": table["tokens"], "law": five,
@@ -144,10 +170,12 @@ def repetition(
     }  # fmt: skip
     settings = {
         "base": base,
+        "floor": floor,
         "base_law": dict(zip(NAMES, map(float, five), strict=True)),
         "convention": convention,
     }
     return fit_law(
         small, table, data, repeats, largest_runs(table["flops"], repeats),
-        log=True, delta=delta, bootstrap=bootstrap, resampling=resampling, seed=seed, settings=settings,
+        residuals=residuals, delta=delta, outliers=outliers, bootstrap=bootstrap, resampling=resampling,
+        seed=seed, settings=settings, warnings=warnings,
     )  # fmt: skip

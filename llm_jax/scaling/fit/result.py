@@ -14,6 +14,7 @@ import numpy as np
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_atomic
+from llm_jax.core.format import format_flops, short
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
 
 SEPARATE = 1.5
@@ -64,7 +65,10 @@ def columns(*, others: Mapping[str, Any] | None = None, **positive: Any) -> dict
         for name, values in positive.items()
         if values is not None
     }
-    every = {**{name: np.asarray(values).reshape(-1) for name, values in (others or {}).items()}, **arrays}
+    every = {
+        **{name: np.asarray(v).reshape(-1) for name, v in (others or {}).items() if v is not None},
+        **arrays,
+    }
     lengths = {name: len(values) for name, values in every.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(
@@ -80,6 +84,24 @@ def columns(*, others: Mapping[str, Any] | None = None, **positive: Any) -> dict
                 f"{name}={values[row]} in row {row + 1} of {len(values)}: must be a number above 0"
             )
     return every
+
+
+def run_text(table: Mapping[str, np.ndarray], row: int) -> str:
+    """What a run of a table is called in messages: its name, if the table has names, and its numbers.
+
+    >>> run_text({"parameters": np.array([8e7]), "tokens": np.array([2e9]), "loss": np.array([11.0])}, 0)
+    'run of 80M parameters, 2G tokens, loss 11'
+    """
+    numbers = [
+        f"{short(table[name][row])} {text}"
+        for name, text in (("parameters", "parameters"), ("tokens", "tokens"))
+        if name in table
+    ]
+    if "flops" in table and "tokens" not in table:
+        numbers.append(format_flops(table["flops"][row]))
+    numbers += [f"{name} {table[name][row]:.5g}" for name in ("loss", "accuracy") if name in table]
+    named = f"run {table['name'][row]} (" if "name" in table else "run of "
+    return named + ", ".join(numbers) + (")" if "name" in table else "")
 
 
 def with_flops(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -232,9 +232,36 @@ def residuals_and_jacobian(residuals: Residuals) -> ResidualFn:
     return lambda theta, data: (residuals(theta, data), jax.jacfwd(residuals)(theta, data))
 
 
+@functools.cache
+def with_fixed(residual_fn: ResidualFn, fixed: tuple[int, ...]) -> ResidualFn:
+    """A residual function in which the parameters of these numbers stay where they start."""
+
+    def residuals(theta: Any, data: Any) -> tuple[Any, Any]:
+        values, slopes = residual_fn(theta, data)
+        return values, slopes.at[:, jnp.array(fixed)].set(0.0)
+
+    return residuals if fixed else residual_fn
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _sandwich_terms(residual_fn: ResidualFn, theta: Any, data: Any, weights: Any, delta: Any) -> Any:
-    """The Hessian H and the sum of outer products of the points' gradients, [P, P] each: the two factors of
+def _evaluate(residual_fn: ResidualFn, theta: Any, data: Any) -> Any:
+    return residual_fn(theta, data)
+
+
+def evaluate(
+    residual_fn: ResidualFn, theta: np.ndarray, data: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The residuals [n] at theta [P] and their derivatives [n, P], in float64."""
+    with float64():
+        values, slopes = _evaluate(residual_fn, np.asarray(theta, np.float64), dict(data))
+        return np.asarray(values), np.asarray(slopes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sandwich_terms(
+    residual_fn: ResidualFn, theta: Any, data: Any, weights: Any, delta: Any, cells: Any
+) -> Any:
+    """The Hessian H and the sum of outer products of the cells' gradients, [P, P] each: the two factors of
     `sandwich`."""
     r, jacobian = residual_fn(theta, data)
     slope = weights * jnp.clip(r, -delta, delta)
@@ -243,7 +270,8 @@ def _sandwich_terms(residual_fn: ResidualFn, theta: Any, data: Any, weights: Any
     width = jnp.maximum(spread, delta)
     inside = weights * (abs(r) <= width) * jnp.where(jnp.isinf(delta), 1.0, delta / width)
     hessian = jnp.einsum("np,n,nq->pq", jacobian, inside, jacobian) + bend
-    return hessian, jnp.einsum("np,n,nq->pq", jacobian, slope**2, jacobian)
+    gradients = jax.ops.segment_sum(slope[:, None] * jacobian, cells, len(cells))
+    return hessian, gradients.T @ gradients
 
 
 def sandwich(
@@ -252,6 +280,8 @@ def sandwich(
     data: Mapping[str, np.ndarray],
     weights: np.ndarray,
     delta: float,
+    cells: np.ndarray | None = None,
+    fixed: tuple[int, ...] = (),
 ) -> np.ndarray:
     """The covariance [P, P] of an M-estimate, H^-1 (sum psi² J J') H^-1 times n/(n - P) (Huber 1967; White
     1980).
@@ -259,17 +289,26 @@ def sandwich(
     Where `delta` is less than the residuals' spread, few points are within it, and H, a sum over them, would
     be noise. The density of residuals at 0 is then estimated from the points within one robust standard
     deviation (as Powell 1991 does for quantiles). NaN where the points do not determine theta.
+
+    `cells` [n] numbers the points that are not independent: psi J is summed over each cell, and n counts the
+    cells (Liang and Zeger 1986). Parameters of the numbers `fixed` have no variance.
     """
+    weights = np.asarray(weights, float)
+    cells = np.arange(len(weights)) if cells is None else cells
     with float64():
         hessian, gradients = (
             np.asarray(part)
             for part in _sandwich_terms(
-                residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta
+                residual_fn, np.asarray(theta, np.float64), dict(data), weights, delta, cells
             )
         )
-    points, unknown = int((np.asarray(weights) > 0).sum()), len(theta)
+    free = np.setdiff1d(np.arange(len(theta)), fixed)
+    points, unknown = len(np.unique(cells[weights > 0])), len(free)
+    covariance, part = np.zeros_like(hessian), np.ix_(free, free)
     try:
-        inverse = np.linalg.inv(hessian)
+        inverse = np.linalg.inv(hessian[part])
     except np.linalg.LinAlgError:
-        return np.full_like(hessian, np.nan)
-    return inverse @ gradients @ inverse * points / max(points - unknown, 1)
+        covariance[part] = np.nan
+        return covariance
+    covariance[part] = inverse @ gradients[part] @ inverse * points / max(points - unknown, 1)
+    return covariance

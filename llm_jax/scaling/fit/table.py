@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_jax.core.config_tree import BOOLS
 from llm_jax.core.errors import UserError, check_choice, nearest
+from llm_jax.core.format import counted
 from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.fit.table_checks import check_units, keep_best, note_repeats, note_schedules, questions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = ("parameters", "tokens", "flops", "loss", "unique_tokens", "accuracy", "run")
+NAMES = (
+    "parameters",
+    "tokens",
+    "flops",
+    "loss",
+    "unique_tokens",
+    "accuracy",
+    "run",
+    "name",
+    "seeds",
+    "held_out",
+)
 """Names that columns of a table can be mapped to."""
+TEXTS = ("run", "name", "seeds")
+"""Those that are no numbers."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*SEPARATORS, ".jsonl", ".parquet", *(f"{kind}.gz" for kind in (*SEPARATORS, ".jsonl")))
+"""The kinds of files that are read, by the end of their name."""
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21}
+NUMBER = re.compile(r"([+-]?(?:\d{1,3}(?:[,_]\d{3})+|\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([kmgbtpez]?)", re.I)
+YES = {
+    **BOOLS,
+    "y": True,
+    "t": True,
+    "1.0": True,
+    "n": False,
+    "f": False,
+    "0.0": False,
+    "": False,
+    "nan": False,
+}
+"""The spellings of yes and no in a table; a gap is no."""
 
 
 def read_columns(
-    path: Path, mapping: Mapping[str, str], convention: str, needs: tuple[str, ...], may: tuple[str, ...]
+    path: Path,
+    mapping: Mapping[str, str],
+    convention: str,
+    needs: tuple[str, ...],
+    may: tuple[str, ...],
+    spare: tuple[str, ...] = (),
+    best_of: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], str, list[str]]:
     """The columns [n] by our names, the convention of N and FLOPs, and notes on what was assumed or left out.
 
     `mapping` is {our name: the table's name}; other columns are found by their names in a table of our runs.
-    `needs` and `may` are the columns that a method needs, and those it can use. Raises UserError for a column
-    that is missing.
+    `needs` and `may` are the columns that a method needs, and those it can use; `spare` are those it uses
+    where they have no gap. `best_of` are columns of the table, over which the run of lowest loss is kept.
+    Raises UserError for a column that is missing.
     """
     table = load_table(path)
     notes: list[str] = []
-    for ours, theirs in mapping.items():
-        if ours not in NAMES:
-            raise UserError(f"columns.{ours}={theirs}: there is no column {ours!r}; {nearest(ours, NAMES)}")
-        if theirs not in table:
-            raise UserError(
-                f"columns.{ours}={theirs}: {path.name} has no such column; "
-                f"{nearest(theirs, map(str, table.columns))}"
-            )
-    table = select_finished(table, notes)
+    check_mapping(mapping, table, path)
+    table = select_finished(table, notes, mapping.get("held_out", "held_out"))
     names, convention = column_names(table, convention, notes)
     names |= mapping
-    wanted = [name for name in (*needs, *may) if name in names]
-    found = {
-        name: table[names[name]]
-        for name in {*wanted, *(name for name in ("parameters", "tokens", "flops") if name in names)}
-    }
+    if "seeds" not in names and "seed" in table:
+        names["seeds"] = "seed"
+    wanted = [*needs, *may, "parameters", "tokens", "flops", "unique_tokens", "loss"]
+    found = {name: table[names[name]] for name in dict.fromkeys(wanted) if name in names}
     derive_columns(found, (*needs, *may), notes)
     for name in needs:
         if name not in found:
@@ -54,34 +87,67 @@ def read_columns(
                 f"columns.{name}=NAME, one of "
                 f"{', '.join(map(str, table.columns))}."
             )
-    return (
-        to_numbers({name: found[name] for name in (*needs, *may) if name in found}, path, notes),
-        convention,
-        notes,
-    )
+    arrays, whole = to_numbers(found, (*needs, *may), path, notes)
+    table = table[whole]
+    read = {name: arrays[name] for name in arrays if name in (*needs, *may)}
+    check_units(read, names, table)
+    notes += questions(read, names)
+    if best_of:
+        kept = keep_best(arrays, table, best_of, names, needs, notes)
+        arrays, table = {name: values[kept] for name, values in arrays.items()}, table[kept]
+    settings = note_repeats(arrays, table, names, needs, notes)
+    note_schedules(table, notes)
+    used = {name: arrays[name] for name in (*needs, *may) if name in arrays}
+    for name in spare:
+        if name == "name":
+            used[name] = np.array(run_names(table, names.get(name, "name")))
+        elif name == "seeds":
+            if name in names and not settings and table[names[name]].notna().all():
+                used[name] = table[names[name]].astype(str).to_numpy(str)
+        elif name in arrays and np.isfinite(arrays[name]).all():
+            used[name] = arrays[name]
+    return used, convention, notes
+
+
+def check_mapping(mapping: Mapping[str, str], table: pd.DataFrame, path: Path) -> None:
+    """Raises UserError for a mapping of or to a column that there is not."""
+    for ours, theirs in mapping.items():
+        if ours not in NAMES:
+            raise UserError(f"columns.{ours}={theirs}: there is no column {ours!r}; {nearest(ours, NAMES)}")
+        if theirs not in table:
+            raise UserError(
+                f"columns.{ours}={theirs}: {path.name} has no such column; "
+                f"{nearest(theirs, map(str, table.columns))}"
+            )
 
 
 def load_table(path: Path, key: str = "data") -> pd.DataFrame:
-    """A .csv or .parquet as a data frame. Raises UserError, naming the key that gave the path, for a file
-    that can't be read or is empty."""
+    """A table of one of the kinds `TABLES` as a data frame. Raises UserError, naming the key that gave the
+    path, for a file that can't be read or is empty."""
     import pandas as pd
 
     if not path.is_file():
-        raise UserError(f"{key}={path}: there is no such file. Give the path of a .csv or .parquet.")
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{key}={path}: must be a .csv or a .parquet")
+        raise UserError(f"{key}={path}: there is no such file. Give the path of a {' or '.join(TABLES)}.")
+    if not path.name.endswith(TABLES):
+        raise UserError(f"{key}={path}: must be one of {', '.join(TABLES)}")
+    kind = next(suffix for suffix in path.suffixes[::-1] if suffix != ".gz")
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        if kind == ".parquet":
+            table = pd.read_parquet(path)
+        elif kind == ".jsonl":
+            table = pd.read_json(path, lines=True, dtype=False, precise_float=True)
+        else:
+            table = pd.read_csv(path, sep=SEPARATORS[kind])
     except Exception as error:
         raise UserError(f"{key}={path}: not a table ({' '.join(str(error).split())[:200]})") from error
     if table.empty:
         raise UserError(f"{key}={path}: has no rows")
-    return table
+    return table.reset_index(drop=True)
 
 
-def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The table without runs that did not finish and without held-out runs; appends to `notes` what was left
-    out."""
+def select_finished(table: pd.DataFrame, notes: list[str], held_out: str = "held_out") -> pd.DataFrame:
+    """The table without runs that did not finish and without held-out runs, by the column of that name;
+    appends to `notes` what was left out."""
     if "status" in table:
         done = table["status"] == "finished"
         if not done.all():
@@ -92,10 +158,11 @@ def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
                 f"{counts(table['status'].fillna('without a status'))}"
             )
         table = table[done]
-    if "held_out" in table:
-        out = table["held_out"].astype(str).str.lower().isin(("true", "1", "1.0"))
+    if held_out in table:
+        out = yes_or_no(table[held_out], held_out)
         if out.any():
-            notes.append(f"left out: {out.sum()} held out by the grid, to be predicted")
+            by = "by the grid" if "parameters_with_head" in table else f"by the column {held_out}"
+            notes.append(f"left out: {counted(int(out.sum()), 'run')} held out {by}, to be predicted")
         table = table[~out]
         if table.empty:
             raise UserError(
@@ -104,9 +171,34 @@ def select_finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return table
 
 
+def yes_or_no(values: pd.Series, column: str) -> pd.Series:
+    """A column of booleans in any of the usual spellings, a gap as False. Raises UserError for another
+    value."""
+    texts = values.astype(object).where(values.notna(), "").astype(str).str.strip().str.lower()
+    found = texts.map(YES)
+    if found.isna().any():
+        wrong = values[found.isna()].iloc[0]
+        raise UserError(
+            f"columns.held_out={column}: a value is {wrong!r}. Write true or false (or yes/no, 1/0); an "
+            "empty cell is false."
+        )
+    return found.astype(bool)
+
+
 def counts(values: pd.Series) -> str:
     """Counts of the values as text: "3 diverged, 1 failed"."""
     return ", ".join(f"{count} {value}" for value, count in values.value_counts().items())
+
+
+def run_names(table: pd.DataFrame, column: str) -> list[str]:
+    """What each run of a table is called: by a column of names, or by the number of its row in the file."""
+    rows = [f"row {i + 1}" for i in table.index]
+    if column not in table:
+        return rows
+    return [
+        str(name) if (isinstance(name, str) and name) or (name == name and name is not None) else row
+        for name, row in zip(table[column], rows, strict=True)
+    ]
 
 
 def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tuple[dict[str, str], str]:
@@ -154,10 +246,8 @@ def column_names(table: pd.DataFrame, convention: str, notes: list[str]) -> tupl
 def derive_columns(found: dict[str, pd.Series], wanted: tuple[str, ...], notes: list[str]) -> None:
     """Adds missing tokens or flops to `found` by C = 6 N D, with a note. Cells that are no numbers become
     NaN: `to_numbers` raises for them."""
-    import pandas as pd
-
     number = {
-        name: pd.to_numeric(values, errors="coerce")
+        name: as_numbers(values)
         for name, values in found.items()
         if name in ("parameters", "tokens", "flops")
     }
@@ -169,28 +259,63 @@ def derive_columns(found: dict[str, pd.Series], wanted: tuple[str, ...], notes: 
         notes.append("flops are 6 N D: the table has no column of them")
 
 
-def to_numbers(found: dict[str, pd.Series], path: Path, notes: list[str]) -> dict[str, np.ndarray]:
-    """The columns as float64 [n] (run: as text), without rows that have a gap. Raises UserError for a column
-    that isn't numeric."""
+def as_numbers(values: pd.Series) -> pd.Series:
+    """A column as float64, also of texts such as 31M, 1.3B, 1,234 or 2e9; what is no number is NaN."""
     import pandas as pd
 
-    arrays = {}
+    found = pd.to_numeric(values, errors="coerce").astype(np.float64)
+    rest = found.isna() & values.notna()
+    if rest.any():
+        found = found.where(~rest, values.where(rest).map(number_of, na_action="ignore").astype(np.float64))
+    return found
+
+
+def number_of(text: Any) -> float:
+    """A number as people write it; NaN if it is none.
+
+    >>> number_of("31M"), number_of("1,234"), number_of("1.3 B"), number_of("12,5"), number_of("big")
+    (31000000.0, 1234.0, 1300000000.0, nan, nan)
+    """
+    matched = NUMBER.fullmatch(str(text).strip())
+    try:
+        return float(re.sub("[,_]", "", matched[1])) * UNITS[matched[2].lower()] if matched else np.nan
+    except ValueError:
+        return np.nan
+
+
+def to_numbers(
+    found: dict[str, pd.Series], needed: tuple[str, ...], path: Path, notes: list[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The columns as float64 [n] (run: as text), without rows that have a gap in a needed one; and which rows
+    of the table these are, bool. Raises UserError for a column that isn't numeric."""
+    arrays: dict[str, np.ndarray] = {}
     for name, values in found.items():
-        if name == "run":
+        if name in TEXTS:
             arrays[name] = values.astype(object).where(values.notna(), "").astype(str).to_numpy(str)
             continue
-        try:
-            arrays[name] = pd.to_numeric(values).to_numpy(np.float64)
-        except (ValueError, TypeError) as error:
+        numbers = as_numbers(values)
+        wrong = (
+            numbers.isna() & values.notna() & ~values.astype(str).str.strip().str.lower().isin(("", "nan"))
+        )
+        if wrong.any() and name in needed:
+            row = wrong.idxmax()
             raise UserError(
                 f"columns.{name}={values.name}: {path.name} has something else than numbers in this "
-                f"column ({error})"
-            ) from error
+                f"column ({values[row]!r} in row {row + 1})"
+            )
+        arrays[name] = numbers.to_numpy(np.float64)
     gaps = np.any(
-        [values == "" if name == "run" else np.isnan(values) for name, values in arrays.items()], axis=0
+        [
+            values == "" if name in TEXTS else ~np.isfinite(values)
+            for name, values in arrays.items()
+            if name in needed
+        ],
+        axis=0,
     )
     if gaps.any():
-        notes.append(f"{gaps.sum()} of {len(gaps)} rows left out: a value is missing")
+        notes.append(f"{gaps.sum()} of {len(gaps)} rows left out: a value is missing, or not finite")
     if gaps.all():
-        raise UserError(f"data={path}: no row has a value in each of {', '.join(arrays)}")
-    return {name: values[~gaps] for name, values in arrays.items()}
+        raise UserError(
+            f"data={path}: no row has a value in each of {', '.join(n for n in arrays if n in needed)}"
+        )
+    return {name: values[~gaps] for name, values in arrays.items()}, ~gaps

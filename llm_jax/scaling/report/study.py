@@ -12,10 +12,23 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.core.format import counted
 from llm_jax.model.accounting import CONVENTIONS
-from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit, approach2
+from llm_jax.scaling.fit import IsoflopFit, Minimum, ParametricFit
+from llm_jax.scaling.fit.approach2 import LOSS_NOISE
 from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.fit.minima import budget_numbers, find_minimum, leave_out_outliers, make_budget
 from llm_jax.scaling.fit.result import columns as check_columns
-from llm_jax.scaling.fit.table import column_names, derive_columns, load_table, read_columns, select_finished
+from llm_jax.scaling.fit.table import (
+    as_numbers,
+    check_mapping,
+    column_names,
+    derive_columns,
+    load_table,
+    read_columns,
+    run_names,
+    select_finished,
+    yes_or_no,
+)
+from llm_jax.scaling.fit.table_checks import keep_best
 from llm_jax.scaling.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -49,7 +62,7 @@ class Study:
     """The table of runs, unchanged."""
     runs: pd.DataFrame
     """A row for each row of the table: parameters, tokens, flops, loss (in `convention`; NaN where unknown),
-    name, status, reason, held_out, run_dir."""
+    name, status, reason, held_out, run_dir, aside (worse than another by `best_of`)."""
     convention: str
     """The convention of N and FLOPs."""
     notes: list[str]
@@ -105,7 +118,7 @@ class Study:
     @property
     def fitted(self) -> pd.DataFrame:
         """The finished runs that fits use: without held-out ones."""
-        return self.finished[~self.finished.held_out]
+        return self.finished[~self.finished.held_out & ~self.finished.aside]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,8 @@ class StudyOptions:
     """The convention of N and FLOPs (as in `llm_jax.scaling.fit`); empty: the table's."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
+    best_of: tuple[str, ...] = ()
+    """Columns over which the run of lowest loss is kept."""
     strict: bool = True
     """Whether an error of the requested method is raised; if not, the report has it as the reason why there
     is no fit."""
@@ -138,8 +153,10 @@ def make_study(data: Path, how: StudyOptions) -> Study:
     mapping, convention = dict(how.mapping), how.convention
     table = load_table(data)
     table_notes: list[str] = []
-    names, known = column_names(select_finished(table, table_notes), convention, table_notes)
-    runs = numeric_runs(table, names | mapping)
+    check_mapping(mapping, table, data)
+    held_out = mapping.get("held_out", "held_out")
+    names, known = column_names(select_finished(table, table_notes, held_out), convention, table_notes)
+    runs = numeric_runs(table, names | mapping, how.best_of)
     requested = how.fit.method if how.fit else how.method
     fits = {requested: how.fit} if how.fit else {}
     refusals: dict[str, str] = {}
@@ -155,7 +172,7 @@ def make_study(data: Path, how: StudyOptions) -> Study:
             else {key: how.options[key] for key in SHARED_OPTIONS if key in how.options}
         )
         try:
-            fits[name], more = fit_table(data, name, mapping, convention, own)
+            fits[name], more = fit_table(data, name, mapping, convention, own, how.best_of)
         except UserError as error:
             if name == requested and how.strict:
                 raise
@@ -175,38 +192,51 @@ def make_study(data: Path, how: StudyOptions) -> Study:
         minima=minima,
         points=points,
         predictions=read_predictions(data.parent),
-        other_conventions=refit_conventions(data, table, mapping, known, fits.get("parametric")),
+        other_conventions=refit_conventions(data, table, mapping, known, fits.get("parametric"), how.best_of),
     )
 
 
 def fit_table(
-    data: Path, name: str, mapping: Mapping[str, str], convention: str, options: Mapping[str, Any]
+    data: Path,
+    name: str,
+    mapping: Mapping[str, str],
+    convention: str,
+    options: Mapping[str, Any],
+    best_of: tuple[str, ...] = (),
 ) -> tuple[Any, list[str]]:
     """Fits the table by a method; also returns notes on the data. Raises UserError where the method has no
     fit."""
     method = METHODS[name]
-    columns, convention, notes = read_columns(data, mapping, convention, method.needs, method.may)
+    columns, convention, notes = read_columns(
+        data, mapping, convention, method.needs, method.may, method.spare, best_of
+    )
     return method.fit(**columns, **options, convention=convention), notes
 
 
-def numeric_runs(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+def numeric_runs(
+    table: pd.DataFrame, names: Mapping[str, str], best_of: tuple[str, ...] = ()
+) -> pd.DataFrame:
     """Every run of the table with its numbers for fits (NaN where unknown), including runs that no fit uses;
     as `Study.runs`."""
     import pandas as pd
 
-    found = {name: pd.to_numeric(table[names[name]], errors="coerce") for name in NUMBERS if name in names}
+    found = {name: as_numbers(table[names[name]]) for name in NUMBERS if name in names}
     derive_columns(found, NUMBERS, [])
     runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in NUMBERS})
-    for name, default in (("status", "finished"), ("reason", ""), ("run_dir", ""), ("held_out", "")):
+    for name, default in (("status", "finished"), ("reason", ""), ("run_dir", "")):
         runs[name] = (
             table[name].astype(object).where(table[name].notna(), default).astype(str)
             if name in table
             else default
         )
-    runs["name"] = (
-        table["name"].astype(str) if "name" in table else [f"row {i + 1}" for i in range(len(table))]
-    )
-    runs["held_out"] = runs.held_out.str.lower().isin(("true", "1", "1.0"))
+    runs["name"] = run_names(table, names.get("name", "name"))
+    held_out = names.get("held_out", "held_out")
+    runs["held_out"] = yes_or_no(table[held_out], held_out) if held_out in table else False
+    runs["aside"] = False
+    if best_of:
+        there = ((runs.status == "finished") & ~runs.held_out & runs.loss.notna()).to_numpy()
+        arrays = {name: runs[name].to_numpy()[there] for name in NUMBERS if runs[name][there].notna().all()}
+        runs.loc[there, "aside"] = ~keep_best(arrays, table[there], best_of, names, (), [])
     return runs
 
 
@@ -217,32 +247,38 @@ def budget_curves(
     edge) those that there are."""
     if fit:
         return fit.minima, fit.points
-    used = runs[(runs.status == "finished") & ~runs.held_out].dropna(subset=list(NUMBERS))
+    used = runs[(runs.status == "finished") & ~runs.held_out & ~runs.aside].dropna(subset=list(NUMBERS))
     try:
         table = check_columns(**{name: used[name] for name in NUMBERS})
         if not len(used):
             return (), {}
-        numbers = approach2.budget_numbers(table["flops"])
+        numbers = budget_numbers(table["flops"])
     except UserError:
         return (), {}
-    budgets = [approach2.make_budget(table, numbers == i) for i in range(numbers.max() + 1)]
+    budgets = [make_budget(table, numbers == i) for i in range(numbers.max() + 1)]
     if sum(len(budget.loss) >= 3 for budget in budgets) < 2:
         return (), {}
+    budgets, out = leave_out_outliers(budgets, LOSS_NOISE)
     rng = np.random.default_rng(0)
-    minima = tuple(
-        approach2.find_minimum(budget, "akima", 25, 0.002, 1000, "noise", rng)[0] for budget in budgets
-    )
-    return minima, {**table, "budget": numbers}
+    minima = tuple(find_minimum(budget, "akima", 25, LOSS_NOISE, 1000, "noise", rng)[0] for budget in budgets)
+    kept = ~np.isin(np.arange(len(numbers)), [row for row, _ in out])
+    return minima, {**table, "budget": numbers, "used": kept}
 
 
 def refit_conventions(
-    data: Path, table: pd.DataFrame, mapping: Mapping[str, str], convention: str, fit: ParametricFit | None
+    data: Path,
+    table: pd.DataFrame,
+    mapping: Mapping[str, str],
+    convention: str,
+    fit: ParametricFit | None,
+    best_of: tuple[str, ...],
 ) -> dict[str, ParametricFit]:
     """Convention → the law fitted with N and C = 6 N D by that convention, for the other conventions whose
     columns the table has."""
     if fit is None or convention not in CONVENTIONS or {"parameters", "flops"} & set(mapping):
         return {}
-    settings = {key: fit.settings[key] for key in ("residuals", "delta", "tied", "drop_highest_losses")}
+    kept = ("residuals", "delta", "tied", "drop_highest_losses", "floor", "outliers")
+    settings = {key: fit.settings[key] for key in kept}
     counted, found = {CONVENTIONS[convention][0]}, {}
     for name, (parameters, flops) in CONVENTIONS.items():
         if parameters in counted or parameters not in table or flops not in table:
@@ -250,7 +286,7 @@ def refit_conventions(
         counted.add(parameters)
         try:
             found[name], _ = fit_table(
-                data, "parametric", mapping, name, {**settings, "bootstrap": REFIT_BOOTSTRAP}
+                data, "parametric", mapping, name, {**settings, "bootstrap": REFIT_BOOTSTRAP}, best_of
             )
         except UserError:
             continue  # the page has no row of this convention

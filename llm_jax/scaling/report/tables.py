@@ -228,7 +228,7 @@ def runs_table(study: Study) -> list[Block]:
     }
     rows, styles = [], []
     for _, run in runs.iterrows():
-        status = run.status + (", held out" if run.held_out else "")
+        status = run.status + (", held out" if run.held_out else "") + (", not the best" if run.aside else "")
         cells = []
         for name in shown:
             value = status if name == "status" else run[name]
@@ -241,13 +241,14 @@ def runs_table(study: Study) -> list[Block]:
                 else formats.get(name, lambda v: f"{v:.4g}")(value)
             )
         rows.append(cells)
-        styles.append("gone" if run.status != "finished" else "aside" if run.held_out else "")
+        styles.append("gone" if run.status != "finished" else "aside" if run.held_out or run.aside else "")
     texts = ("name", "status")
     header = [name.replace("_", " ") if name in texts else f">{name.replace('_', ' ')}" for name in shown]
     gone = study.runs[study.runs.status != "finished"]
     counts = [f"{count} {status}" for status, count in study.runs.status.value_counts().items()]
     text = f"{study.rows(len(runs))}: {listed(counts)}"
     text += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
+    text += f"; {int(study.runs.aside.sum())} left aside by best_of" if study.runs.aside.any() else ""
     made: list[Block] = [Paragraph(text + ". N, D and FLOPs as in the fit.")]
     if len(gone):
         lost = [(run["name"], run.status, run.reason) for _, run in gone.iterrows()]
