@@ -11,7 +11,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llm_jax.core.files import sync_folder
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import inside, sync_folder
 
 NAME = "SHA256SUMS"
 THREADS = 4
@@ -50,11 +51,13 @@ def check(folder: Path, share: int = 0, shares: int = 1) -> None:
         try:
             return (
                 ""
-                if file_sum(folder / name) == value
+                if file_sum(inside(folder, name, folder / NAME)) == value
                 else f"{name} is not what was written: its checksum differs"
             )
         except FileNotFoundError:
             return f"{name} is missing"
+        except UserError as error:
+            return str(error)
 
     with ThreadPoolExecutor(THREADS, "checksums") as pool:
         for found in pool.map(problem, expected):

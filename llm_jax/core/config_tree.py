@@ -162,6 +162,8 @@ def expected(kind: Any, value: str) -> str:
     return f"must be {names}" + (", or null for none" if NoneType in union_members(kind) else "")
 
 
+MOST_NESTED = 100
+"""Tables and lists within each other in YAML that is read."""
 NULL = ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"))
 
 
@@ -179,7 +181,18 @@ class TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
 
 
 def read_yaml_text(text: str) -> Any:
-    """YAML as dicts, lists, None and text. Raises yaml.YAMLError."""
+    """YAML as dicts, lists, None and text.
+
+    Raises yaml.YAMLError: also for a tag (which could make an object), for an alias (a few lines of them
+    stand for a tree of any size), and for what is nested too deeply.
+    """
+    depth = 0
+    for event in yaml.parse(text, TextLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTED:  # PyYAML recurses, and would end the process
+            raise yaml.YAMLError("it is nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*NAME) is not read; write its value out")
     return yaml.load(text, TextLoader)
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llm_jax.core.arithmetic import finite
@@ -51,6 +51,55 @@ def disk_problem(error: BaseException | None) -> str:
                 return os.strerror(code) + (f" ({name})" if name else "")
         error = error.__cause__ or error.__context__
     return ""
+
+
+def inside(folder: Path, name: str, where: object) -> Path:
+    """The path of a file of `folder` whose name comes from elsewhere: from an index, a list of checksums, or
+    an archive that the folder was unpacked from.
+
+    Raises UserError, which names `where` first, for a path that leaves the folder: absolute, by "..", or by a
+    symbolic link. The links of a Hugging Face Hub cache are followed, from snapshots/REVISION to the blobs
+    beside it.
+    """
+    pure = PurePosixPath(name)
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in name:
+        raise UserError(
+            f"{where}: names the file {name!r}; only files inside of {folder} are read. Mend the name"
+        )
+    root, real = (Path(os.path.realpath(path)) for path in (folder, folder / name))
+    blobs = [
+        above.parent.parent / "blobs" for above in (root, *root.parents) if above.parent.name == "snapshots"
+    ]
+    if not any(real.is_relative_to(allowed) for allowed in (root, *blobs)):
+        raise UserError(
+            f"{folder / name}: is a symbolic link to {real}, outside of its folder, and is not followed. If "
+            "that "
+            "file is meant, copy it here"
+        )
+    return folder / name
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """The value that a JSON text from elsewhere holds.
+
+    Raises UserError, which names `where` first, for invalid JSON, values nested too deeply, and an object
+    with two values for one key; and for bytes that are no text in UTF-8.
+    """
+    text = text_of(text, str(where)) if isinstance(text, bytes) else text
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not valid JSON ({error})") from error
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of pairs. Raises ValueError where a key has two values."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for key, value in pairs:
+            if made[key] != value:
+                raise ValueError(f"{key!r} is given twice")
+    return made
 
 
 BUSY = "another process is running in this folder"
@@ -148,10 +197,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no file. Raises UserError, naming the file, for a damaged
     one."""
+    if not path.exists():
+        return {}
+    text = text_of(path.read_bytes(), str(path))
     try:
-        return json.loads(text_of(path.read_bytes(), str(path))) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged, not JSON ({error}); remove it") from error
+        found = parse_json(text, path)
+    except UserError as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error.__cause__}); remove it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged, no JSON object; remove it")
+    return found
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, one_of
-from llm_jax.core.files import text_of, write_atomic
+from llm_jax.core.files import inside, parse_json, text_of, write_atomic
 from llm_jax.data.cache import fingerprint
 from llm_jax.data.plain_text import BYTE, as_plain_text, control_names, dropout, vocabulary
 from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, text_changes
@@ -39,11 +40,13 @@ class HuggingFaceTokenizer:
         """
         self.files = {JSON_NAME: file.read_bytes()}
         self.files |= {
-            name: path.read_bytes() for name in FILES[1:] if (path := file.parent / name).is_file()
+            name: inside(file.parent, name, origin).read_bytes()
+            for name in FILES[1:]
+            if (file.parent / name).is_file()
         }
         text = text_of(self.files[JSON_NAME], f"{origin}: {JSON_NAME}")
         self._backend = _backend(text, origin)
-        self._tree = json.loads(text)
+        self._tree = parse_json(text, f"{origin}: {JSON_NAME}")
         kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
         if kind not in MODELS:
             raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
@@ -80,18 +83,53 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
+        return self._encode(self._backend, text)
+
+    def _encode(self, backend: Any, text: str) -> list[int]:
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
+
+    def encode_with_control(self, text: str) -> list[int]:
+        """The ids of `encode`, but names of control tokens are these tokens."""
+        return self._encode(self._control_backend, text)
+
+    @functools.cached_property
+    def _control_backend(self) -> Any:
+        """A second tokenizer: to switch the first one would change what other threads encode."""
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    @functools.cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """The ids of the control tokens, by name."""
+        return {token.content: i for i, token in self._added.items() if token.special}
+
+    @functools.cached_property
+    def _byte_fallback(self) -> bool:
+        return any(step["type"] == "ByteFallback" for step in _steps(self._tree.get("decoder"), "decoders"))
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """The ids of `encode`, as a single chunk."""
         yield self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        """The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD, one each.
+
+        The library's own decoder of byte pieces gives up a whole run of them, with the characters in it, for
+        one byte that is not UTF-8.
+        """
+        ids = [int(i) for i in ids]
+        text = self._backend.decode(ids, skip_special_tokens=True)
+        if not self._byte_fallback or "\ufffd" not in text:
+            return text
+        control = set(self.control_tokens.values())
+        pieces = [self._token_strings[i] for i in ids if i in self._token_strings and i not in control]
+        return self._backend.decoder.decode(_broken_bytes_apart(pieces))
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
@@ -101,9 +139,11 @@ class HuggingFaceTokenizer:
         steps = _steps(self._tree.get("decoder"), "decoders")
         kinds = {step["type"] for step in steps}
         spaces = [
-            step["pattern"]["String"]
+            text
             for step in steps
-            if step["type"] == "Replace" and step["content"] == " "
+            if step["type"] == "Replace"
+            and step["content"] == " "
+            and (text := step["pattern"].get("String"))
         ]
         spaces += [step["replacement"] for step in steps if step["type"] == "Metaspace"]
         unknown = self._unknown_id
@@ -158,6 +198,25 @@ class HuggingFaceTokenizer:
             write_atomic(Path(folder) / name, content)
 
 
+def _broken_bytes_apart(pieces: list[str]) -> list[str]:
+    """Pieces with U+FFFD for each byte piece that is part of no character, so that each run of byte pieces
+    that is left is UTF-8.
+    """
+    made: list[str] = []
+    for are_bytes, group in itertools.groupby(pieces, lambda piece: bool(BYTE.fullmatch(piece))):
+        run = list(group)
+        raw = bytes(int(piece[3:5], 16) for piece in run) if are_bytes else b""
+        while raw:
+            try:
+                raw.decode()
+                break
+            except UnicodeDecodeError as error:
+                made += [*run[: error.start], "\ufffd" * (error.end - error.start)]
+                run, raw = run[error.end :], raw[error.end :]
+        made += run
+    return made
+
+
 def special_ids(tree: Mapping[str, Any], folder: Path, origin: str) -> dict[str, Any]:
     """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside
     it in `folder`, and as "named" the ids of BOS and EOS whose tokens these files name.
@@ -186,7 +245,12 @@ def special_ids(tree: Mapping[str, Any], folder: Path, origin: str) -> dict[str,
 
     both, about = [*named("bos"), *named("eos")], beside(ABOUT_NAME)
     if about.get("format") == "huggingface":
-        return {**about, "named": both}
+        eos_ids = about.get("eos_ids")
+        return {
+            "named": both,
+            **{name: i if type(i := about.get(name)) is int else None for name in ("bos_id", "pad_id")},
+            "eos_ids": [i for i in eos_ids if type(i) is int] if isinstance(eos_ids, list) else [],
+        }
     return {
         "named": both,
         "bos_id": next(iter(found("bos")), None),
@@ -211,10 +275,9 @@ def tree_of(path: Path, origin: str) -> dict[str, Any]:
 
     Raises UserError for invalid JSON.
     """
-    try:
-        tree = json.loads(text_of(path.read_bytes(), f"{origin}: {path}")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{origin}: {path} is not valid JSON ({error})") from error
+    if not path.is_file():
+        return {}
+    tree = parse_json(inside(path.parent, path.name, origin).read_bytes(), f"{origin}: {path}")
     return tree if isinstance(tree, dict) else {}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import BOM, lfs_problem, text_of
+from llm_jax.core.files import BOM, inside, lfs_problem, parse_json, text_of
 from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer
@@ -25,8 +23,8 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
         raise UserError(
             f"{origin}: no such file; give a {MODEL_NAME}, a {JSON_NAME}, or a folder with one of them"
         )
-    names = (JSON_NAME, MODEL_NAME) if path.is_dir() else ("",)
-    for file in (path / name for name in names if (path / name).is_file()):
+    names = [name for name in (JSON_NAME, MODEL_NAME) if (path / name).is_file()]
+    for file in [path] if path.is_file() else [inside(path, name, origin) for name in names]:
         content = file.read_bytes()
         where = f"{origin}: {file.name}" if path.is_dir() else origin
         if problem := lfs_problem(content):
@@ -45,8 +43,5 @@ def is_huggingface(text: str, where: str) -> bool:
 
     Raises UserError, beginning with `where`, if it is not JSON.
     """
-    try:
-        tree: Any = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: is not valid JSON ({error})") from error
+    tree = parse_json(text, where)
     return isinstance(tree, dict) and isinstance(tree.get("model"), dict)

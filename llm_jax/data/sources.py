@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.core.files import read_json
+from llm_jax.core.files import inside, parse_json, read_json
 from llm_jax.core.format import counted
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
@@ -152,6 +152,7 @@ def _stdlib(name: str, data: DataConfig) -> Source:
 
 def _prepared(name: str, path: Path, data: DataConfig) -> Source:
     """A dataset that TFDS has prepared; its fingerprint is that of its name, version and shard sizes."""
+    _check_names(name, path)
     with quiet_tfds() as tfds:
         builder = tfds.builder_from_directory(path)
         if builder.info.file_format.value != "array_record":
@@ -176,6 +177,36 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
         if info.num_examples == 0:
             raise UserError(f"data.source={name}: split {data.split} has no documents")
     return Source(name, path, data.split, data.text_key, content)
+
+
+def _check_names(name: str, path: Path) -> None:
+    """Raises UserError where the files of a prepared dataset name what TFDS would import or read elsewhere: a
+    class that isn't its own (it imports the module of any), or files outside of the folder.
+    """
+    for file, keys in (
+        ("features.json", ("pythonClassName", "python_class_name", "type")),
+        ("dataset_info.json", ("filepathTemplate", "filepath_template")),
+    ):
+        where = f"data.source={name}: {path / file}"
+        found = parse_json(inside(path, file, where).read_bytes(), where) if (path / file).is_file() else None
+        for key, text in _texts(found):
+            own = text.startswith("tensorflow_datasets.") if file == "features.json" else "/" not in text
+            if key in keys and not own:
+                raise UserError(
+                    f"{where}: {key}={text}: is neither a class of TFDS nor a file of this folder"
+                )
+
+
+def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value, with its key."""
+    if isinstance(tree, str):
+        yield key, tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _texts(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value, key)
 
 
 def _check_text(name: str, builder: Any, data: DataConfig) -> None:

@@ -85,11 +85,19 @@ class ConfigReader:
                 raise self.error(
                     f"{name}={value!r}: must be {'true or false' if kind is bool else 'a number'}"
                 )
+        self.check_size(name, value)
         if value is None and (kind in (int, float) or default is True) and name not in NULLABLE_KEYS:
             raise self.error(f"{name}=null: must be {'true or false' if kind is bool else 'a number'}")
         if value is None:
             return False if kind is bool else None
         return float(value) if kind is float else value  # transformers 5 refuses an int where a float is due
+
+    def check_size(self, name: str, value: Any) -> None:
+        """Raises UserError for a whole number that no size of an array can be; checked before anything is
+        made that is so large.
+        """
+        if isinstance(value, int) and not -(2**31) < value < 2**31:
+            raise self.error(f"{name}={value}: must be below 2^31")
 
     def group(self, name: str) -> dict[str, Any]:
         """A copy of the object that is the value of a key; empty if the key is absent or null."""

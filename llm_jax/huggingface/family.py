@@ -25,6 +25,8 @@ from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
 Tree = Mapping[str, Any]
 """The JSON object that a config.json holds."""
+MOST_LAYERS = 10_000
+"""More layers than any model has; a larger number is refused before tables with a row a layer are made."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Family:
                 values[key.field] = reader.number(key.name, None, *key.aliases, whole=True)
             else:
                 values[key.field] = reader.take(key.name, key.default, *key.aliases)
+        if isinstance(layers := values.get("layers"), int) and layers > MOST_LAYERS:
+            raise reader.error(f"{layers} layers: must be at most {MOST_LAYERS:,}")
         reader.check_quantization()
         values |= self.read(reader, values)
         reader.finish()

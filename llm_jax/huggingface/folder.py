@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import inside
 from llm_jax.huggingface.family import Family, read_model
 from llm_jax.huggingface.safetensors import Tensor, read_folder, read_json, row_ranges
-from llm_jax.huggingface.tensor_map import Entry, TensorMap, build_tensor_map
+from llm_jax.huggingface.tensor_map import EXPERT, Entry, TensorMap, build_tensor_map
 from llm_jax.huggingface.transfer import read_parameters, shapes_of
 from llm_jax.model.config import ModelConfig
 from llm_jax.train.state import TrainModel
@@ -75,16 +76,20 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
     `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError, naming the key or
     the file, for anything that is damaged or not supported.
     """
-    tree = read_json(path / CONFIG)
+    tree = read_json(inside(path, CONFIG, path))
     family, model = read_model(tree, path)
-    tensors = with_prefix(read_folder(path), family)
+    found = read_folder(path)
+    check_wrappers(path, found)
+    tensors = with_prefix(found, family)
     left_out = tuple(name for name in tensors if any(fnmatchcase(name, pattern) for pattern in leave_out))
     for pattern in leave_out:
         if not any(fnmatchcase(name, pattern) for name in left_out):
             first = ", ".join([*tensors][:3])
             raise UserError(f"leave_out={pattern}: {path} has no such tensor; its first tensors are {first}")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    head, embedding = head_and_embedding(family.tensors(model, tree))
+    entries = family.tensors(model, tree)
+    check_count(path, model, entries, tensors)
+    head, embedding = head_and_embedding(entries)
     if (
         model.tied_embeddings and head in tensors and embedding not in tensors
     ):  # files may have a tied tensor under either name
@@ -93,6 +98,42 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
     dtype: Any = "bfloat16" if narrow else "float32"
     model = dataclasses.replace(model, parameter_dtype=dtype, compute_dtype=dtype)
     return Folder(path, tree, family, model, tensors, left_out)
+
+
+WRAPPERS = {
+    "_orig_mod.": "torch.compile (save the state_dict of model._orig_mod)",
+    "module.": "DistributedDataParallel (save the state_dict of model.module)",
+    "_fsdp_wrapped_module.": "FSDP (save the full state_dict, which has no such names)",
+    "base_model.model.": "PEFT (save model.merge_and_unload())",
+}
+"""How names of tensors begin that were saved from inside a wrapper of torch → the wrapper, and what to do."""
+
+
+def check_wrappers(path: Path, names: Iterable[str]) -> None:
+    """Raises UserError for tensors whose names a wrapper of torch has changed."""
+    names = list(names)
+    for part, wrapper in WRAPPERS.items():
+        wrapped = [name for name in names if name.startswith(part) or f".{part}" in name]
+        if wrapped:
+            raise UserError(
+                f"{path}: {len(wrapped)} of its {len(names)} tensors have names of {wrapper}: {wrapped[0]}. "
+                "Save the "
+                f"model without the wrapper, or take {part} out of the names"
+            )
+
+
+def check_count(path: Path, model: ModelConfig, entries: Sequence[Entry], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError where config.json has more layers, or experts, than the files have tensors: their
+    table would take memory for each of them.
+    """
+    experts = model.moe.experts if any(EXPERT in entry.tensor for entry in entries) else 1
+    needed = max(model.layers, len(model.sparse_layers) * experts)
+    if needed > len(tensors):
+        raise UserError(
+            f"{path}: the files have {len(tensors)} tensors, too few for the {model.layers} layers"
+            + (f" with {experts} experts" if model.sparse_layers else "")
+            + " of its config.json. Download the missing files"
+        )
 
 
 def head_and_embedding(entries: Sequence[Entry]) -> tuple[str, str]:

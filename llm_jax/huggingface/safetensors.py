@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import lfs_problem, text_of
+from llm_jax.core.files import inside, lfs_problem, parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -29,6 +29,9 @@ FLOATS: dict[str, Any] = {
 """The dtypes of a file that weights may have → NumPy's."""
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """The dtypes that can be written → their names in a file."""
+HEADER_BYTES = 100_000_000
+"""The longest header of a file, as the format limits it: a length is read before anything of it is
+checked."""
 SCALE_BLOCK = 128
 """The rows, and columns, of the blocks that share one number of `weight_scale_inv` (DeepSeek-V3)."""
 
@@ -76,11 +79,11 @@ class Tensor:
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder by name, from one file or from the files of its index.
 
-    Raises UserError for incomplete files.
+    Raises UserError for incomplete files, and for files outside of the folder.
     """
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(inside(folder, INDEX, folder)).get("weight_map")
         if (
             not isinstance(weight_map, dict)
             or not weight_map
@@ -91,7 +94,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{folder}: has {SINGLE}, but {INDEX} names other files. Remove whichever is not the model"
             )
-        headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
+        headers = {
+            file: read_header(inside(folder, file, f"{index}: weight_map"))
+            for file in sorted(set(weight_map.values()))
+        }
         found = {name: tensor for header in headers.values() for name, tensor in header.items()}
         for name, file in weight_map.items():
             if name not in headers[file]:
@@ -99,7 +105,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             found[name] = headers[file][name]
         return join_scales(found)
     if single.is_file():
-        return join_scales(read_header(single))
+        return join_scales(read_header(inside(folder, SINGLE, folder)))
     others = sorted(
         path.name
         for path in folder.glob("*")
@@ -123,10 +129,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
-            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+            text = file.read(length) if 0 < length <= min(size - 8, HEADER_BYTES) else b"null"
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file, although {INDEX} names it") from None
-    except ValueError:
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    try:
+        header = parse_json(text, path)
+    except UserError:
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: is not a safetensors file")
@@ -185,10 +195,15 @@ def join_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if tensor.dtype.startswith("F8"):
             scale = tensors.get(f"{name}_scale_inv")
-            if scale is None or scale.dtype not in FLOATS or scale.dtype.startswith("F8"):
+            if (
+                scale is None
+                or scale.dtype not in FLOATS
+                or scale.dtype.startswith("F8")
+                or len(tensor.shape) != 2
+            ):
                 raise UserError(
                     f"{tensor.path}: {name} is {tensor.dtype} and has no {name}_scale_inv of floats; "
-                    "8-bit weights need scales"
+                    "8-bit weights must be matrices with scales"
                 )
             blocks = tuple(-(-n // SCALE_BLOCK) for n in tensor.shape)
             if scale.shape != blocks:
@@ -204,11 +219,11 @@ def join_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if the file is missing or holds no object."""
     try:
-        tree = json.loads(text_of(path.read_bytes(), str(path)))
+        tree = parse_json(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return tree

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from llm_jax.core.arguments import argument, part, positional, read_command
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import check_new_folder, new_folder
+from llm_jax.core.files import check_new_folder, inside, new_folder
 from llm_jax.pretrained.arguments import ModelArguments
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def save_model(
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
         if source and (source.path / GENERATION).is_file():
-            shutil.copy(source.path / GENERATION, partial / GENERATION)
+            shutil.copy(inside(source.path, GENERATION, source.path), partial / GENERATION)
         else:
             (partial / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
         write_weights(pretrained, target, tree, partial, dtype, shard_bytes)
@@ -202,7 +202,7 @@ def write_tensor(
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """A sort key that orders dotted names with their numbers as numbers."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in name.split(".")]
 
 
 def token_ids(pretrained: PretrainedModel) -> dict[str, Any]:

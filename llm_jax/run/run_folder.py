@@ -59,7 +59,7 @@ def usable(run_dir: Path) -> Iterator[None]:
     except Exception as error:
         if not (reason := disk_problem(error)):
             raise
-        steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+        steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()]
         left = (
             f"run the same command again to resume from step {max(steps)}"
             if steps

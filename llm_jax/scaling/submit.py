@@ -9,14 +9,13 @@ another waiting job, until nothing is left; then it fits and reports.
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from llm_jax.core.console import Console
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import check_writable, locked, write_json
+from llm_jax.core.files import check_writable, locked, read_json, write_json
 from llm_jax.core.templates import render
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
@@ -159,7 +158,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The last submission of a grid: its round, the hashes of the points submitted so far, and the waiting
     job's id."""
     path = job.job_folder(folder) / "grid.json"
-    return {"round": 0, "tried": [], "job": "", **(json.loads(path.read_text()) if path.exists() else {})}
+    return {"round": 0, "tried": [], "job": "", **read_json(path)}
 
 
 def check_not_submitted(folder: Path, last: dict[str, Any]) -> None:

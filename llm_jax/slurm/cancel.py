@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import sys
@@ -47,11 +45,7 @@ def call(*command: str) -> None:
 
 def dependent_jobs(folders: list[Path]) -> list[str]:
     """The numbers of the jobs that wait for a grid's runs in order to continue the grid."""
-    found = []
-    for folder in folders:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            found.append(str(json.loads((job.job_folder(folder) / "grid.json").read_text())["job"]))
-    return found
+    return [number for folder in folders if (number := job.job_number(folder, "grid.json"))]
 
 
 @dataclass(frozen=True)

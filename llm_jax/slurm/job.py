@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import read_json_lines
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import read_json, read_json_lines
 
 FOLDER = "slurm"
 COLUMNS = {"JobArrayID": 40, "State": 20, "RestartCnt": 12, "StartTime": 24, "Reason": 200}
@@ -44,11 +45,15 @@ def job_folder(run_dir: Path) -> Path:
     return run_dir / FOLDER
 
 
-def job_number(run_dir: Path) -> str:
-    """The job's number, as 12 or, in an array, 12_3; "" if the run was not submitted."""
-    path = job_folder(run_dir) / "job.json"
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads(path.read_text())["job"])
+def job_number(run_dir: Path, file: str = "job.json") -> str:
+    """The job's number, as 12 or, in an array, 12_3; "" if the run was not submitted.
+
+    file: "job.json", or "grid.json" for the job that waits for a grid's runs. What is no number is none: it
+    would be an option of squeue or scancel.
+    """
+    with contextlib.suppress(OSError, UserError):
+        found = str(read_json(job_folder(run_dir) / file).get("job"))
+        return found if re.fullmatch(r"[0-9]+(_[0-9]+)?", found) else ""
     return ""
 
 
@@ -82,7 +87,7 @@ def queued_jobs(jobs: Iterable[str]) -> dict[str, Queued]:
             line = line[width:]
         job, state, restarts, start, reason = values
         found[job] = Queued(
-            state, int(restarts) if restarts.isdigit() else 0, start, "" if reason == "None" else reason
+            state, int(restarts) if restarts.isdecimal() else 0, start, "" if reason == "None" else reason
         )
     return found
 
@@ -117,8 +122,8 @@ def read_decisions(run_dir: Path) -> list[dict[str, Any]]:
 def submitted_at(run_dir: Path) -> float:
     """When the run's job was submitted, in seconds since 1970; 0 if it was not submitted with
     submit=slurm."""
-    path = job_folder(run_dir) / "job.json"
-    return float(json.loads(path.read_text())["submitted"]) if path.exists() else 0.0
+    submitted = read_json(job_folder(run_dir) / "job.json").get("submitted")
+    return float(submitted) if isinstance(submitted, (int, float)) else 0.0
 
 
 def decisions_since_submission(run_dir: Path) -> list[dict[str, Any]]:

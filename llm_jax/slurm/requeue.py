@@ -204,7 +204,7 @@ def newest_checkpoint(run_dir: Path) -> int:
     """The step of the newest complete checkpoint; 0 if there is none."""
     folder = run_dir / "checkpoints"
     return (
-        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
         if folder.is_dir()
         else 0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from yaml import YAMLError
 
 from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import output_file, run_command
@@ -122,10 +124,11 @@ def state_of(
 
 
 def steps_of(run_dir: Path) -> int | None:
-    """How many steps a run is to do; None where its configuration isn't there."""
+    """How many steps a run is to do; None where its configuration isn't there, or can't be read."""
     for path in (run_dir / "config.yaml", job.job_folder(run_dir) / "experiment.yaml"):
         if path.exists():
-            return int(flat(read_yaml_text(path.read_text())).get("train.steps", 0)) or None
+            with contextlib.suppress(ValueError, TypeError, AttributeError, YAMLError):
+                return int(flat(read_yaml_text(path.read_text())).get("train.steps", 0)) or None
     return None
 
 

@@ -131,7 +131,7 @@ class Submission:
             f"{s.gpus_per_node} {s.gpu_type + ' ' if s.gpu_type else ''}GPUs" if s.gpus_per_node else "CPUs"
         )
         processes = f"{s.tasks} process{'es' * (s.tasks > 1)}"
-        until = f", {s.time}{' minutes' * s.time.isdigit()} until it is requeued" if s.time else ""
+        until = f", {s.time}{' minutes' * s.time.isdecimal()} until it is requeued" if s.time else ""
         return f"{s.nodes} node{'s' * (s.nodes > 1)} with {what}, {processes} each{until}"
 
 
@@ -264,5 +264,11 @@ def record_number(run_dir: Path, number: str) -> None:
 
 
 def quoted(option: str) -> str:
-    """An option with the quotes that an #SBATCH line needs."""
+    """An option with the quotes that an #SBATCH line needs.
+
+    Raises UserError for an option with a line end (in the name of a foreign experiment, or in a path): what
+    is after it would be a command of the script.
+    """
+    if not option.isprintable():
+        raise UserError(f"submit=slurm: {option!r} has characters that can't be printed; remove them")
     return option if shlex.quote(option) == option else '"' + option.replace('"', '\\"') + '"'
