@@ -13,37 +13,61 @@ end of the text."""
 
 
 class Detokenizer:
-    """The text that each token adds. Joined, it equals the tokenizer's decoding of all tokens at once."""
+    """The text that each token adds. Joined, it equals the tokenizer's decoding of all tokens at once.
+
+    So text that `decode` has returned must not change with later tokens, U+FFFD of an incomplete character at
+    its end aside.
+    """
 
     def __init__(self, decode: Callable[[Iterable[int]], str], before: Sequence[int] = ()):
-        """decode: token ids → text. before: the tokens of the prompt, whose text is not returned."""
+        """decode: token ids → text. before: the tokens of the prompt, whose text is not returned; a character
+        that the prompt begins is, if the first tokens complete it.
+        """
         self.decode = decode
-        self.context = list(before[-CONTEXT:])
+        self.context: list[int] = []
+        self.context_text = ""
         self.pending: list[int] = []
         """Tokens after the last one that ended a character."""
         self.returned = 0
         """Characters of the pending tokens that have been returned."""
+        self.shown = 0
+        """U+FFFD at the end of the prompt: the prompt's, unless they become a character."""
+        self.push(*self.recent(before))
+        self.shown = len(self.text()) - self.returned
 
-    def push(self, token: int) -> str:
-        """Adds a token and returns the new text that later tokens can't change; the bytes of an incomplete
+    def push(self, *tokens: int) -> str:
+        """Adds tokens and returns the new text that later tokens can't change; the bytes of an incomplete
         character wait."""
-        self.pending.append(token)
+        self.pending += tokens
         text = self.text()
         broken = len(text) - len(text.rstrip("\ufffd"))
-        certain = len(text) - min(broken, UNFINISHED)
-        new, self.returned = text[self.returned : certain], max(certain, self.returned)
+        new = self.new(text[: len(text) - min(broken, UNFINISHED)])
         if not broken:
-            self.context, self.pending, self.returned = [*self.context, *self.pending][-CONTEXT:], [], 0
+            self.context, self.pending, self.returned = self.recent([*self.context, *self.pending]), [], 0
+            self.context_text = self.decode(self.context)
         return new
 
     def flush(self) -> str:
         """The rest of the text after the last token: bytes that never became a character, as U+FFFD."""
-        new, self.returned = self.text()[self.returned :], len(self.text())
-        return new
+        return self.new(self.text())
+
+    def new(self, text: str) -> str:
+        """The part of the pending tokens' text that was neither returned nor shown as the prompt's end."""
+        new, self.returned = text[self.returned :], max(len(text), self.returned)
+        of_prompt = min(self.shown, len(new) - len(new.lstrip("\ufffd")))
+        self.shown = self.shown - of_prompt if of_prompt == len(new) else 0
+        return new[of_prompt:]
 
     def text(self) -> str:
         """The text that the pending tokens add to that of the context."""
-        return self.decode([*self.context, *self.pending])[len(self.decode(self.context)) :]
+        return self.decode([*self.context, *self.pending])[len(self.context_text) :]
+
+    def recent(self, tokens: Sequence[int]) -> list[int]:
+        """The last tokens, at least CONTEXT of them and so many that they have text, if any have."""
+        count = CONTEXT
+        while count < len(tokens) and not self.decode(tokens[-count:]):
+            count *= 2
+        return list(tokens[-count:])
 
 
 class StopStrings:
