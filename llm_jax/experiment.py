@@ -47,7 +47,7 @@ from llm_jax.objective.protocol import (
 )
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
-from llm_jax.train.optimizer import OptimizerConfig, check_parametrization
+from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, warmup
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,8 @@ def resolved(experiment: Experiment) -> Experiment:
         )
     model = experiment.model.resolved()
     parametrization.check(model)
-    return dataclasses.replace(experiment, model=model)
+    optimizer = dataclasses.replace(e.optimizer, warmup_steps=warmup(e.optimizer, e.train.steps))
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
 
 
 def check_parts(e: Experiment) -> None:

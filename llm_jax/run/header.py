@@ -14,6 +14,7 @@ from llm_jax.layout.mesh import describe_mesh
 from llm_jax.model.accounting import active_parameters
 from llm_jax.model.config import ModelConfig
 from llm_jax.run.prepare import RunPlan
+from llm_jax.train.optimizer import warmup, warmup_fault
 
 
 def header(plan: RunPlan, peak: float | None) -> str:
@@ -45,7 +46,8 @@ def header(plan: RunPlan, peak: float | None) -> str:
         if peak
         else f"unknown for {device.device_kind}: no MFU",
         "optimizer": f"{experiment.optimizer.name}, learning rate {experiment.optimizer.learning_rate:g}, "
-        f"{experiment.optimizer.schedule}",
+        f"{experiment.optimizer.schedule} after a warm-up of {warmup(experiment.optimizer, t.steps):,} steps"
+        + (f", {fault}" if (fault := warmup_fault(experiment.optimizer, t.steps)) else ""),
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from llm_jax.experiment import (
 )
 from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import initial_parameters
+from llm_jax.train.optimizer import check_warmup, longest_warmup
 from llm_jax.train.state import TrainModel, TrainState
 
 TOKENIZER = "tokenizer"
@@ -134,4 +136,21 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
         raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
-    return resolved(override(experiment, pairs))
+    made = resolved(with_own_warmup(override(experiment, pairs)))
+    check_warmup(made.optimizer, made.train.steps, [key for key, _ in pairs])
+    return made
+
+
+def with_own_warmup(experiment: Experiment) -> Experiment:
+    """The experiment with the warm-up of the run that its folder holds, where none is given and it fits: the
+    default follows from train.steps, and a run that has begun may be made longer.
+    """
+    run_dir = Path(experiment.run_dir or f"runs/{experiment.name}/default")
+    if experiment.optimizer.warmup_steps is not None or not (run_dir / "config.yaml").is_file():
+        return experiment
+    with contextlib.suppress(UserError):  # a damaged file is named when the run starts
+        own = read_experiment(run_dir).optimizer.warmup_steps
+        if own is not None and own <= longest_warmup(experiment.optimizer, experiment.train.steps):
+            optimizer = dataclasses.replace(experiment.optimizer, warmup_steps=own)
+            return dataclasses.replace(experiment, optimizer=optimizer)
+    return experiment

@@ -14,7 +14,7 @@ from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import accounting
 from llm_jax.processes.group import Group
-from llm_jax.scaling.grid import Grid, folder_of, with_command_line
+from llm_jax.scaling.grid import Grid, folder_of, warmup_line, with_command_line
 from llm_jax.scaling.shared_prefix import with_trunks
 from llm_jax.slurm.submit import Submission
 from llm_jax.train.peak_flops import device_peak
@@ -123,6 +123,8 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
     for point in points:
         if point.number in chosen and point.error:
             console.print(f"point {point.number} {point.name} is invalid: {point.error}")
+    if line := warmup_line([point for point in points if point.number in chosen]):
+        console.print(line)
     for name in grid.merged():
         console.print(f"{name}: trains the same configuration as another point, so the two are merged")
     total = sum(p.own_cost for p in points if p.number in chosen)

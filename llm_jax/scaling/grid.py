@@ -27,6 +27,7 @@ from llm_jax.layout.hardware import hardware
 from llm_jax.model import accounting
 from llm_jax.run.run_folder import configuration_hash
 from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.train.optimizer import warmup_fault
 
 Overrides = dict[str, Any]
 Row = dict[str, Any]
@@ -317,12 +318,28 @@ def make_point(grid: Grid, overrides: Overrides, held_out: bool) -> Point:
                     "one of them."
                 )
             settings |= more
-            experiment = with_vocabulary(resolved(override(experiment, list(more.items()))))
+            experiment = with_vocabulary(resolved(override(grid.base, list(settings.items()))))
     except UserError as error:
         return Point(overrides=settings, hash=name, experiment=None, error=str(error), **about)
     point = Point(overrides=settings, hash=configuration_hash(experiment), experiment=experiment, **about)
     folder = Path(folder_of(grid.base)) / "points" / point.folder
     return dataclasses.replace(point, experiment=dataclasses.replace(experiment, run_dir=str(folder)))
+
+
+def warmup_line(points: Sequence[Point]) -> str:
+    """A line about the points whose warm-up doesn't fit into their steps; "" if all fit."""
+    faults = {
+        f"point {p.number} {p.name}": fault
+        for p in points
+        if p.experiment and (fault := warmup_fault(p.experiment.optimizer, p.experiment.train.steps))
+    }
+    if not faults:
+        return ""
+    name, fault = next(iter(faults.items()))
+    return (
+        f"{len(faults)} of {len(points)} points have a warm-up that does not fit: that of {name} is {fault}. "
+        "Without optimizer.warmup_steps, or with the rule warmup_fraction(0.1), all fit"
+    )
 
 
 def folder_of(base: Experiment) -> str:

@@ -28,7 +28,7 @@ from llm_jax.run import run_folder
 from llm_jax.run.prepare import RunCaches, place_of, prepare_corpus, use_compilation_cache
 from llm_jax.scaling import collect
 from llm_jax.scaling.finish import finish_grid, predict_held_out
-from llm_jax.scaling.grid import Grid, Point, Row, folder_of
+from llm_jax.scaling.grid import Grid, Point, Row, folder_of, warmup_line
 from llm_jax.scaling.progress import GridProgress, PointConsole
 from llm_jax.scaling.shared_prefix import copy_trunk_checkpoint, with_trunks
 from llm_jax.scaling.vmapped_runs import group_by_shape, run_vmapped
@@ -86,6 +86,8 @@ class Session:
         selected = self.selected(points)
         done = [p for p in selected if p.hash in self.ended]
         self.check_all([p.experiment for p in selected if p.experiment and p.hash not in self.ended])
+        if line := warmup_line(selected):
+            self.console.log(line)
         if done:
             self.console.log(f"{len(done)} of {len(selected)} points ended before: skipped")
         cost, cost_done = sum(p.own_cost for p in selected), sum(p.own_cost for p in done)

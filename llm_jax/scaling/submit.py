@@ -20,7 +20,7 @@ from llm_jax.core.templates import render
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
 from llm_jax.scaling import collect
-from llm_jax.scaling.grid import Grid, Point, folder_of
+from llm_jax.scaling.grid import Grid, Point, folder_of, warmup_line
 from llm_jax.scaling.runner import Session, point_note, prepare_run_folder
 from llm_jax.scaling.shared_prefix import group_by_trunk
 from llm_jax.slurm import job
@@ -56,6 +56,8 @@ def submit_grid(grid: Grid, group: Group, submission: Submission, resuming: bool
             points = session.points()
             note_lost_runs(session, points)
             pending = [p for p in session.selected(points) if p.hash not in session.ended]
+            if line := warmup_line(pending):
+                console.log(line)
             if not pending:
                 session.write_table()
                 return session.finish(points)

@@ -92,7 +92,7 @@ class Checkpoints:
             for path in self.folder.iterdir():
                 if path.name.startswith((SAVING, REMOVING)):
                     shutil.rmtree(path, ignore_errors=True)
-        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
         return {step: read_score(self.folder / str(step), self.score.name) for step in steps}
 
     def save(self, state: TrainState, step: int, info: dict[str, Any], score: float | None) -> None:

@@ -11,8 +11,9 @@ parametrisation only.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,8 +52,10 @@ class OptimizerConfig:
     """The schedule's peak."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """After warm-up: cosine or linear decay, warm-up-stable-decay (constant, then linear), or constant."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up from zero."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up from zero. None: a tenth of all steps, at most 100; a run that is resumed keeps
+    the warm-up that it began with.
+    """
     decay_fraction: float = 0.2
     """schedule=wsd: the part of all steps that the final decay takes."""
     final_fraction: float = 0.1
@@ -97,7 +100,8 @@ class OptimizerConfig:
                 self.matrix_learning_rate,
                 positive("0.02"),
             )
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more steps")
+        if self.warmup_steps is not None:
+            require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more steps")
         for key in ("beta1", "beta2", "momentum"):
             require(
                 0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "at least 0 and below 1"
@@ -132,6 +136,10 @@ class ParameterInfo:
 
 
 Builder = Callable[[OptimizerConfig, Any], optax.GradientTransformation]
+SCHEDULE_KEYS = {f"optimizer.{name}" for name in ("warmup_steps", "schedule", "decay_fraction")}
+"""The keys on which it depends whether a warm-up fits, beside train.steps."""
+LONGEST_DEFAULT_WARMUP = 100
+"""Steps of the warm-up of a run that is long enough, where none is given."""
 BUILDERS: dict[str, Builder] = {}
 WITH_RATES: set[str] = set()
 """The optimizers that heed a parametrisation's multipliers."""
@@ -264,23 +272,61 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
     return optax.chain(updates, optax.add_decayed_weights(-config.weight_decay, mask=embeddings))
 
 
+def longest_warmup(config: OptimizerConfig, steps: int) -> int:
+    """The most steps of warm-up after which there is still all of the decay."""
+    if config.schedule == "wsd":
+        return round(steps * (1 - config.decay_fraction))
+    return steps if config.schedule == "constant" else steps - 1
+
+
+def warmup(config: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up of a run of so many steps."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return min(LONGEST_DEFAULT_WARMUP, steps // 10, longest_warmup(config, steps))
+
+
+def warmup_fault(config: OptimizerConfig, steps: int) -> str:
+    """What a warm-up that is too long for a run does to its learning rate; "" for one that fits."""
+    given, longest = warmup(config, steps), longest_warmup(config, steps)
+    if given > steps:
+        return f"longer than the run: the learning rate reaches {steps / given:.0%} of its peak"
+    if given <= longest:
+        return ""
+    if config.schedule == "wsd":
+        return f"into the decay: {steps - given} of its {steps - longest} steps are left"
+    return "as long as the run: no step is left for the decay"
+
+
+def check_warmup(config: OptimizerConfig, steps: int, given: Iterable[str]) -> None:
+    """Raises UserError for a warm-up that doesn't fit. given: the keys that a command line or a grid sets.
+
+    Where they only make an experiment shorter (train.steps), its own warm-up is left as it is, and the header
+    of the run has `warmup_fault`.
+    """
+    fault, keys = warmup_fault(config, steps), set(given)
+    if fault and ("train.steps" not in keys or keys & SCHEDULE_KEYS):
+        default = warmup(dataclasses.replace(config, warmup_steps=None), steps)
+        raise UserError(
+            f"optimizer.warmup_steps={config.warmup_steps}: with train.steps={steps} it is {fault}. Use at "
+            f"most {longest_warmup(config, steps)}, or null for {default}"
+        )
+
+
 def decay_begins(config: OptimizerConfig, steps: int) -> int:
     """How many steps are done when the decay begins (with schedule=constant: would begin)."""
-    return (
-        max(config.warmup_steps, round(steps * (1 - config.decay_fraction)))
-        if config.schedule == "wsd"
-        else config.warmup_steps
-    )
+    begins = warmup(config, steps)
+    return max(begins, longest_warmup(config, steps)) if config.schedule == "wsd" else begins
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """step (int, from 0) → learning rate, float32. The first step has 1 / warmup_steps of the peak."""
-    warmup, final = config.warmup_steps, config.final_fraction
+    """step (int, from 0) → learning rate, float32. The first step has 1 / `warmup` of the peak."""
+    warmup_steps, final = warmup(config, steps), config.final_fraction
     decay_from = decay_begins(config, steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         done = jnp.asarray(step, jnp.float32) + 1
-        up = jnp.minimum(done / max(1, warmup), 1.0)
+        up = jnp.minimum(done / max(1, warmup_steps), 1.0)
         progress = jnp.clip((done - decay_from) / max(1, steps - decay_from), 0.0, 1.0)
         if config.schedule == "constant":
             down = jnp.ones(())

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from llm_jax.layout.presets import PRESETS
-from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, decays, make_optimizer, make_schedule
+from llm_jax.train.optimizer import (
+    OptimizerConfig,
+    ParameterInfo,
+    decays,
+    make_optimizer,
+    make_schedule,
+    warmup,
+    warmup_fault,
+)
 from tests.training import SMALL, train
 
 INFO = {
@@ -175,6 +183,46 @@ def test_schedules_at_their_corners():
     assert wsd[79] == 1.0
     assert wsd[89] == pytest.approx(0.5)
     assert wsd[99] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 25, 999, 1000, 5000])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_the_default_warmup_fits_every_run(steps, schedule):
+    """A tenth of the steps, and 100 at most; the learning rate reaches its peak, and decays as it is to."""
+    for fraction in (0.0, 0.2, 0.95, 1.0):
+        config = OptimizerConfig(schedule=schedule, decay_fraction=fraction)
+        left = round(steps * (1 - fraction)) if schedule == "wsd" else steps
+        assert warmup(config, steps) == min(100, steps // 10, left)
+        assert not warmup_fault(config, steps)
+        if steps in (10, 25):
+            found = rates(steps, schedule=schedule, decay_fraction=fraction, final_fraction=0.0)
+            assert max(found) > 0.89
+            assert found[steps - 1] == pytest.approx(
+                1.0 if schedule == "constant" or (not fraction and schedule == "wsd") else 0.0, abs=1e-6
+            )
+
+
+FAULTS = {
+    (100, 10, "cosine", 0.2): "longer than the run: the learning rate reaches 10% of its peak",
+    (11, 10, "constant", 0.2): "longer than the run: the learning rate reaches 91% of its peak",
+    (50, 20, "wsd", 0.2): "longer than the run: the learning rate reaches 40% of its peak",
+    (10, 10, "cosine", 0.2): "as long as the run: no step is left for the decay",
+    (1, 1, "linear", 0.2): "as long as the run: no step is left for the decay",
+    (9, 10, "wsd", 0.5): "into the decay: 1 of its 5 steps are left",
+    (10, 10, "wsd", 0.2): "into the decay: 0 of its 2 steps are left",
+    (9, 10, "cosine", 0.2): "",
+    (10, 10, "constant", 0.2): "",
+    (5, 10, "wsd", 0.5): "",
+    (10, 10, "wsd", 0.0): "",
+    (0, 1, "cosine", 0.2): "",
+}
+
+
+@pytest.mark.parametrize("case", FAULTS, ids=str)
+def test_a_warmup_that_does_not_fit_is_described(case):
+    warmup_steps, steps, schedule, fraction = case
+    config = OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, decay_fraction=fraction)
+    assert warmup_fault(config, steps) == FAULTS[case]
 
 
 @pytest.mark.parametrize(
