@@ -21,6 +21,7 @@ import numpy as np
 
 from llm_jax.core.arithmetic import round_up
 from llm_jax.data import Tokenizer
+from llm_jax.generate.sampling import divide_by_temperature
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.train.compile import program_options
 from llm_jax.train.config import SampleConfig
@@ -66,7 +67,7 @@ def sample_texts(
         if config.top_k:
             least = jax.lax.top_k(logits_BV, min(config.top_k, logits_BV.shape[-1]))[0][:, -1:]
             logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-        return jax.random.categorical(key, logits_BV / config.temperature, axis=-1)
+        return jax.random.categorical(key, divide_by_temperature(logits_BV, config.temperature), axis=-1)
 
     finished = [False] * len(prompts) + [True] * (batch - len(prompts))
     sharding = place.sharding(("batch", None), "compute")

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+FLOAT32 = jnp.finfo(jnp.float32)
+
 
 class Settings(NamedTuple):
     """Sampling settings of each row of a batch, arrays [B]."""
@@ -56,11 +58,9 @@ def draw(
     greedy_B = jnp.argmax(x_BV, -1).astype(jnp.int32)
 
     def sample() -> jax.Array:
-        least = jnp.finfo(jnp.float32).tiny
-        temperature_B = jnp.where(settings.temperature > 0, jnp.maximum(settings.temperature, least), 1)
-        cut_BV = (x_BV - jnp.max(x_BV, -1, keepdims=True)) / temperature_B[
-            :, None
-        ]  # at most 0, so that a small temperature makes no infinities
+        cut_BV = divide_by_temperature(
+            x_BV, jnp.where(settings.temperature > 0, settings.temperature, 1)[:, None]
+        )
         cut_BV = apply_where(settings.top_k > 0, lambda x: top_k(x, settings.top_k), cut_BV)
         cut_BV = apply_where(settings.top_p < 1, lambda x: top_p(x, settings.top_p), cut_BV)
         cut_BV = apply_where(settings.min_p > 0, lambda x: min_p(x, settings.min_p), cut_BV)
@@ -74,6 +74,20 @@ def draw(
     token_B = jax.lax.cond(jnp.any(settings.temperature > 0), sample, lambda: greedy_B)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], -1)[:, 0]
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, -1)
+
+
+def in_range(x: jax.Array | float) -> jax.Array:
+    """A positive float32 of which processors take neither it nor its reciprocal for 0, as they may what is
+    below the smallest normal number.
+    """
+    return jnp.clip(x, FLOAT32.tiny, 1 / FLOAT32.tiny)
+
+
+def divide_by_temperature(x_BV: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """Logits less the largest of their row, so that no temperature above 0 makes infinities of them, divided
+    by it.
+    """
+    return (x_BV - jnp.max(x_BV, -1, keepdims=True)) / in_range(temperature)
 
 
 def apply_where(wanted_B: jax.Array, cut: Callable[[jax.Array], jax.Array], x_BV: jax.Array) -> jax.Array:
@@ -92,8 +106,9 @@ def noise(seed: jax.Array, position: jax.Array, vocab: int) -> jax.Array:
 
 def apply_repetition_penalty(x_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:
     """Logits with those of tokens seen before lowered (for penalties above 1; raised for those below)."""
-    penalty_B1 = penalty_B[:, None]
-    return jnp.where(seen_BV, jnp.where(x_BV > 0, x_BV / penalty_B1, x_BV * penalty_B1), x_BV)
+    penalty_B1 = in_range(penalty_B)[:, None]
+    penalized_BV = jnp.where(x_BV > 0, x_BV / penalty_B1, x_BV * penalty_B1)
+    return jnp.where(seen_BV, jnp.clip(penalized_BV, -FLOAT32.max / 2, FLOAT32.max / 2), x_BV)
 
 
 def top_k(x_BV: jax.Array, k_B: jax.Array) -> jax.Array:
@@ -106,7 +121,7 @@ def top_k(x_BV: jax.Array, k_B: jax.Array) -> jax.Array:
 def top_p(x_BV: jax.Array, p_B: jax.Array) -> jax.Array:
     """Logits with -inf for all but the smallest set of most likely tokens whose probabilities sum to at least
     p."""
-    probability_BV = jax.nn.softmax(x_BV)
+    probability_BV, p_B = jax.nn.softmax(x_BV), in_range(p_B)
     return keep_above_threshold(
         x_BV, probability_BV, lambda kept_BV: jnp.sum(jnp.where(kept_BV, probability_BV, 0), -1) >= p_B
     )

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.generate import sampling
+from llm_jax.generate.request import Request
 from llm_jax.generate.sampling import Settings, draw
 
 V = 50
@@ -147,3 +149,82 @@ def test_ids_that_the_tokenizer_does_not_have_are_never_drawn():
             vocab=40,
         )
         assert token[0] < 40
+
+
+SMALL = [1e-38, 1e-39, 1e-45, 0.0]
+"""Around and below float32's smallest normal number; 0 is what a smaller one is rounded to."""
+
+
+@pytest.mark.parametrize("p", [1e-6, *SMALL])
+def test_the_least_top_p_leaves_the_most_likely_token(p):
+    """Below float32's range no token was kept, and the argmax of nothing is token 0."""
+    for jitted in (draw, jax.jit(draw)):
+        for position in range(5):
+            token_B, _ = jitted(LOGITS, np.zeros((4, V), bool), np.full(4, position), settings(top_p=p))
+            assert token_B.tolist() == LOGITS.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("penalty", [*SMALL, 1e38, 3e38, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1e-3, 1.0])
+def test_the_extreme_repetition_penalties_are_finite(penalty, temperature):
+    """The smallest prefer what was seen, the largest what was not; never a token for its id."""
+    x = np.array([[-1.0, 2.0, 0.5, -3.0, 1.0, 0.1]] * 2, np.float32)
+    seen = np.array([[False, False, True, True, True, False], [True, True, True, True, True, True]])
+    token_B, logprob_B = draw(
+        x, seen, np.zeros(2, int), settings(2, repetition_penalty=penalty, temperature=temperature)
+    )
+    assert token_B[0] in ((2, 4) if penalty < 1 else (1,) if temperature < 1 else (0, 1, 5))
+    assert x[1, token_B[1]] > 0
+    assert np.isfinite(logprob_B).all()
+
+
+@pytest.mark.parametrize("temperature", [1e38, 3e38, np.inf])
+def test_the_highest_temperature_draws_any_token_that_there_is(temperature):
+    """Infinity made NaN of tokens that only pad the vocabulary, and argmax takes NaN."""
+    rows = jax.vmap(
+        lambda i: draw(LOGITS, np.zeros((4, V), bool), jnp.full(4, i), settings(temperature=temperature), 40)[
+            0
+        ]
+    )(jnp.arange(200))
+    assert int(rows.min()) >= 0
+    assert int(rows.max()) < 40
+    assert len(np.unique(rows)) > 35
+
+
+@pytest.mark.parametrize("p", SMALL)
+def test_the_least_min_p_leaves_all_tokens(p):
+    plain = draw(LOGITS, np.zeros((4, V), bool), np.arange(4), settings())
+    for got, wanted in zip(
+        draw(LOGITS, np.zeros((4, V), bool), np.arange(4), settings(min_p=p)), plain, strict=True
+    ):
+        assert got.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-40, 1e40, 5e-324, 1e308])
+def test_samples_of_a_run_take_every_temperature(temperature):
+    scaled = sampling.divide_by_temperature(jnp.asarray(LOGITS), temperature)
+    assert not jnp.isnan(scaled).any()
+    assert jnp.argmax(scaled, -1).tolist() == LOGITS.argmax(-1).tolist() or temperature > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repetition_penalty": 1e-40}, "repetition_penalty=1e-40: must be above 0"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty=1e+39: must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be above 0"),
+        ({"temperature": 1e39}, "temperature=1e+39: must be 0"),
+        ({"top_p": 0.0}, "top_p=0.0: must be above 0"),
+    ],
+)
+def test_what_float32_can_not_hold_is_refused(changes, message):
+    with pytest.raises(UserError) as error:
+        Request(**changes).check()
+    assert message in str(error.value)
+    for accepted in (
+        {"top_p": 1e-50},
+        {"min_p": 1e-50},
+        {"temperature": 1e-50},
+        {"repetition_penalty": 1e-37},
+    ):
+        Request(**accepted).check()
