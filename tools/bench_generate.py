@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,6 +143,9 @@ class Ids:
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError("prompts are ids")
+
+    encode_with_control = encode
+    control_tokens: Mapping[str, int] = {}
 
     def decode(self, ids: object) -> str:
         return ""

@@ -62,6 +62,20 @@ class SentencePieceTokenizer:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
         return list(itertools.chain.from_iterable(self.encode_chunks(text)))
 
+    def encode_with_control(self, text: str) -> list[int]:
+        """The ids of `encode`, but names of control tokens are these tokens."""
+        names = "|".join(re.escape(name) for name in sorted(self.control_tokens, key=len, reverse=True))
+        ids: list[int] = []
+        for i, part in enumerate(re.split(f"({names})", text)):  # every second part is a name
+            ids += [self.control_tokens[part]] if i % 2 else self.encode(part)
+        return ids
+
+    @functools.cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """The ids of the control tokens, by name."""
+        ids = filter(self._processor.is_control, range(self.vocab_size))
+        return {self._processor.id_to_piece(i): i for i in ids}
+
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """The ids of `encode` in order, for a bounded chunk of text at a time."""
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +60,13 @@ class Tokenizer(Protocol):
 
         Raises UserError for half a surrogate pair.
         """
+
+    def encode_with_control(self, text: str) -> list[int]:
+        """The ids of `encode`, but names of control tokens are these tokens: for prompts that ask for it."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """The ids of the control tokens, by name."""
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """The ids of `encode` in order, for a bounded chunk of text at a time if the tokenizer allows it."""

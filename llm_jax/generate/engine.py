@@ -29,7 +29,7 @@ from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from llm_jax.generate.id_tokenizer import GenerationTokenizer, tokenizer_or_ids
 from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
-from llm_jax.pretrained.model import PretrainedModel
+from llm_jax.pretrained.model import PretrainedModel, check_text_ids
 from llm_jax.train.state import TrainModel
 
 
@@ -49,6 +49,8 @@ class ActiveRequest:
     stops: StopStrings
     max_new_tokens: int
     """Tokens that its continuation can have: as many as were requested, or as the model has positions for."""
+    stop_ids: frozenset[int]
+    """Control tokens that end it: those that a stop string names."""
     submitted: float
     """`Engine.clock` when it was submitted."""
     slot: int = -1
@@ -142,6 +144,11 @@ class Engine:
             Detokenizer(self.tokenizer.decode, ids),
             StopStrings(request.stop),
             max_new_tokens,
+            frozenset(
+                self.tokenizer.control_tokens[name]
+                for name in request.stop
+                if name in self.tokenizer.control_tokens
+            ),
             self.clock(),
         )
         self.next_id += 1
@@ -154,13 +161,10 @@ class Engine:
         the engine can't run."""
         request.check()
         ids = request.prompt_ids(self.tokenizer)
-        for token in ids:
-            require(
-                0 <= token < self.programs.vocab_rows,
-                "ids",
-                token,
-                f"from 0 to {self.programs.vocab_rows - 1}",
-            )
+        rows = self.programs.vocab_rows
+        for token in request.ids:
+            require(0 <= token < rows, "ids", token, f"from 0 to {rows - 1}")
+        check_text_ids(ids, rows, f"prompt={str(request.prompt)[:40]!r}", self.name)
         if len(ids) >= self.max_tokens:
             limit = (
                 f"model.positions={self.max_tokens}"
@@ -277,6 +281,8 @@ class Engine:
         text = ""
         if token in self.tokenizer.eos_ids:
             reason = "eos"
+        elif token in active.stop_ids:
+            reason = "stop"
         else:
             text = active.stops.push(active.detokenizer.push(token))
         if active.stops.found is not None:

@@ -3,7 +3,7 @@ ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from llm_jax.core.errors import UserError
@@ -22,8 +22,15 @@ class GenerationTokenizer(Protocol):
     def bos_id(self) -> int:
         """The token that a prompt begins with."""
 
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """The ids of the control tokens, by name."""
+
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without BOS."""
+        """Token ids of `text`, without BOS. The name of a control token is text."""
+
+    def encode_with_control(self, text: str) -> list[int]:
+        """The ids of `encode`, but names of control tokens are these tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""
@@ -45,6 +52,9 @@ class IdTokenizer:
     def encode(self, text: str) -> list[int]:
         """Raises UserError, whatever the text is."""
         raise UserError(f"{self.reason}, or give ids=1,2,3")
+
+    encode_with_control = encode
+    control_tokens: Mapping[str, int] = {}
 
     def decode(self, ids: Iterable[int]) -> str:
         """The ids in decimal, a space after each."""

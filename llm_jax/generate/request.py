@@ -3,7 +3,6 @@ starts."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,8 @@ Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
 learned positions were used up, or `Engine.cancel` was called."""
 
 MAX_LOGPROBS = 20
+FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)
+"""The smallest normal float32, and the largest."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +42,33 @@ class Request:
     repetition_penalty: float = 1.0
     """Above 1: tokens of the prompt and the continuation so far become less likely; 1: off."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings."""
+    """The text ends before the first of these strings; the name of a control token stands for the token
+    too."""
     seed: int = 0
     """Seed of the sampling noise. Equal seeds and prompts give equal text."""
     logprobs: int = 0
     """Number of most likely tokens that are reported with their log-probabilities at each position. (The
     chosen token's is always reported.)"""
+    control: bool = False
+    """Whether names of control tokens in the prompt (<|im_start|>) are these tokens; else they are text."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         require(
-            0 <= self.temperature < math.inf,
+            0 <= self.temperature <= FLOAT32[1],
             "temperature",
             self.temperature,
-            "0 (always the most likely token) or more",
+            f"0 (always the most likely token) or more, up to {FLOAT32[1]:.2g}",
         )
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "a number of tokens, or 0 for all")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (all tokens)")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (all tokens) to 1")
         require(
-            0 < self.repetition_penalty < math.inf,
+            FLOAT32[0] <= self.repetition_penalty <= FLOAT32[1],
             "repetition_penalty",
             self.repetition_penalty,
-            "above 0 (1: off)",
+            "above 0 (1: off), from {:.2g} to {:.2g}".format(*FLOAT32),
         )
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MAX_LOGPROBS}")
@@ -73,10 +77,19 @@ class Request:
             raise UserError(f"prompt={self.prompt}: the request has ids too. Give one of the two")
 
     def prompt_ids(self, tokenizer: GenerationTokenizer) -> list[int]:
-        """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`. Raises UserError for text
-        that has no tokens."""
+        """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`, which may name BOS itself
+        where control tokens are asked for.
+
+        Raises UserError for text that has no tokens.
+        """
+        if self.ids:
+            return list(self.ids)
         try:
-            return list(self.ids) or [tokenizer.bos_id, *tokenizer.encode(self.prompt)]
+            bos = [tokenizer.bos_id]
+            ids = (
+                tokenizer.encode_with_control(self.prompt) if self.control else tokenizer.encode(self.prompt)
+            )
+            return ids if self.control and ids[:1] == bos else bos + ids
         except UserError as error:
             raise UserError(f"prompt={self.prompt[:40]}: {error}") from error
 

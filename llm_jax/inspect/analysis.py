@@ -23,7 +23,7 @@ from llm_jax.inspect.logit_lens import Predictions, Readout
 from llm_jax.inspect.tokenizers import TokenizerMeasurement, measure
 from llm_jax.inspect.tokens import Token, Vocabulary, find_word
 from llm_jax.model.config import ModelConfig
-from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel
+from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel, check_text_ids
 
 MAX_MAP_BYTES = 6 << 20
 """Bytes of all attention maps on a page, at one byte per weight."""
@@ -203,9 +203,12 @@ def encode_with_bos(opened: PretrainedModel, text: str, origin: str) -> list[int
     if opened.tokenizer_if_any is None:
         raise UserError(f"{origin}: {opened.path} has no tokenizer; give ids=1,2,3")
     try:
-        return [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
+        ids = [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)]
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
+    assert opened.config.vocab is not None
+    check_text_ids(ids, opened.config.vocab, origin, opened.path)
+    return ids
 
 
 def analyse_text(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -106,7 +106,10 @@ def open_model(
     open already. `tokenizer`: whether to read it. `log` is called for each difference from the model that was
     trained. Raises UserError if there is no model, or if it can't be opened like this.
     """
-    source = source if isinstance(source, ModelSource) else open_source(source, leave_out)
+    if not isinstance(source, ModelSource):
+        source = open_source(source, leave_out)
+    elif leave_out:
+        raise TypeError("leave_out is for a folder that isn't open yet: give it to open_source")
     path, experiment = source.path, source.experiment
     experiment = dataclasses.replace(
         experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}
@@ -126,6 +129,18 @@ def open_model(
     program = TrainModel(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(source, program, step, log)
     return PretrainedModel(path, experiment, program, parameters, read, at, source.folder)
+
+
+def check_text_ids(ids: Iterable[int], vocab: int, key: str, path: object) -> None:
+    """Raises UserError, which names `key` (prompt=TEXT) first, where a text has token ids that the model at
+    `path` has no row for.
+    """
+    if wrong := [i for i in ids if i >= vocab]:
+        raise UserError(
+            f"{key}: the tokenizer makes the token id {wrong[0]} of it, and the model has the ids below "
+            f"{vocab}: the "
+            f"tokenizer in {path} is another model's. Put the model's own there"
+        )
 
 
 UNSUPPORTED_TOKENIZERS = (

@@ -13,6 +13,8 @@ from llm_jax.experiment import Experiment, read_experiment
 from llm_jax.huggingface.folder import CONFIG, Folder, is_folder, open_folder
 from llm_jax.train.config import TrainConfig
 
+ADAPTER = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -44,7 +46,18 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     if is_folder(path):
         folder = open_folder(path, leave_out)
         return ModelSource(path, folder_experiment(folder), (), folder)
+    if (path / ADAPTER).is_file() and not (path / "config.yaml").is_file():
+        raise UserError(
+            f"{path}: is an adapter (PEFT), without the model that it changes; save the merged model "
+            "(model.merge_and_unload()) and give that folder"
+        )
     experiment, steps = read_experiment(path), checkpoint_steps(path)
+    if steps and leave_out:
+        raise UserError(
+            f"leave_out={','.join(leave_out)}: {path} is a run with checkpoints, which are read whole; only "
+            "tensors "
+            "of safetensors files can be left out"
+        )
     loaded = None if steps else weights_folder(path)
     return ModelSource(
         path, experiment, tuple(steps), None if loaded is None else _open_checked(loaded, leave_out)
@@ -79,7 +92,7 @@ def folder_experiment(folder: Folder) -> Experiment:
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
     """The steps of a run's complete checkpoints, in order."""
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal())
 
 
 def weights_folder(path: Path) -> Path | None:
