@@ -63,7 +63,7 @@ def end_of_job(job: str) -> float | None:
     try:
         return time.mktime(time.strptime(now or "", "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
-        return float(at_start) if at_start.isdigit() and now is None else None
+        return float(at_start) if at_start.isdecimal() and now is None else None
 
 
 def slurm_field(kind: str, name: str, field: str) -> str | None:

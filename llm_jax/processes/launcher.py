@@ -12,18 +12,22 @@ need LLM_JAX_COORDINATOR too.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from llm_jax.core.errors import UserError
 
 PORTS = 8
 """So many ports are tried, one after another, where the first are taken."""
+MOST = 100_000
+"""More hosts than any run has: a longer list is refused before it is made."""
 FIRST_PORT, PORT_COUNT = 20000, 12000
 """Below those that Linux gives to outgoing connections (32768 on)."""
 
@@ -92,6 +96,8 @@ def read_task(environ: Mapping[str, str]) -> Task:
     """
     if "LLM_JAX_SIZE" in environ or "LLM_JAX_RANK" in environ:
         return from_own(environ)
+    if "TORCHELASTIC_RUN_ID" in environ:  # torchrun, perhaps in a step of Slurm: that is one task to Slurm
+        refuse_torchrun(environ)
     if number(environ, "OMPI_COMM_WORLD_SIZE", 1) > 1:
         return from_mpi(
             environ,
@@ -115,11 +121,25 @@ def read_task(environ: Mapping[str, str]) -> Task:
             "write srun before the command (in the job script too), or srun --ntasks=1 for a run of one "
             "process"
         )
+    if "RANK" in environ:
+        refuse_torchrun(environ)
     return Task(
         host=host_name(environ),
         job=environ.get("SLURM_JOB_ID", ""),
         restart=number(environ, "SLURM_RESTART_COUNT", 0),
     )
+
+
+def refuse_torchrun(environ: Mapping[str, str]) -> None:
+    """Raises UserError where torchrun, or what sets its variables, has started several processes: each would
+    be a run by itself, in one folder."""
+    if (size := number(environ, "WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            f"WORLD_SIZE={size}: the variables of torchrun are not read. Start with srun or mpirun; or set, "
+            "for each "
+            "process, LLM_JAX_RANK=$RANK LLM_JAX_SIZE=$WORLD_SIZE LLM_JAX_LOCAL_RANK=$LOCAL_RANK "
+            "LLM_JAX_LOCAL_SIZE=$LOCAL_WORLD_SIZE LLM_JAX_COORDINATOR=$MASTER_ADDR:PORT, a free port there"
+        )
 
 
 def number(environ: Mapping[str, str], key: str, default: int | None = None) -> int:
@@ -128,11 +148,25 @@ def number(environ: Mapping[str, str], key: str, default: int | None = None) -> 
     text = environ.get(key, "")
     if text == "" and default is not None:
         return default
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(
             f"{key}={text}: must be a whole number" + ("" if key in environ else "; it is not set")
         )
     return int(text)
+
+
+def expanded(
+    environ: Mapping[str, str], key: str, expand: Callable[[str], tuple[Any, ...]]
+) -> tuple[Any, ...]:
+    """The list that an environment variable holds in Slurm's short form; empty where it is unset. Raises
+    UserError for anything else."""
+    text = environ.get(key, "")
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise UserError(
+            f"{key}={text[:200]}: is not what Slurm writes ({error}). Start with srun, or unset it"
+        ) from error
 
 
 def host_name(environ: Mapping[str, str]) -> str:
@@ -150,9 +184,16 @@ def from_own(environ: Mapping[str, str]) -> Task:
     """The task that the LLM_JAX_* variables describe."""
     rank, size = number(environ, "LLM_JAX_RANK"), number(environ, "LLM_JAX_SIZE")
     check_rank(rank, size, "LLM_JAX_RANK, LLM_JAX_SIZE")
+    local_rank, local_size = (
+        number(environ, "LLM_JAX_LOCAL_RANK", 0),
+        number(environ, "LLM_JAX_LOCAL_SIZE", 1),
+    )
+    check_rank(local_rank, local_size, "LLM_JAX_LOCAL_RANK, LLM_JAX_LOCAL_SIZE")
+    if local_size > size:
+        raise UserError(f"LLM_JAX_LOCAL_SIZE={local_size}: more than LLM_JAX_SIZE={size}")
     coordinator, ports = own_coordinator(environ) if size > 1 else ("127.0.0.1", ())
     return Task(
-        rank, size, number(environ, "LLM_JAX_LOCAL_RANK", 0), number(environ, "LLM_JAX_LOCAL_SIZE", 1),
+        rank, size, local_rank, local_size,
         host=host_name(environ),
         coordinator=coordinator, ports=ports, job=environ.get("SLURM_JOB_ID", ""),
         restart=number(environ, "SLURM_RESTART_COUNT", 0),
@@ -164,7 +205,7 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     """Host and ports in LLM_JAX_COORDINATOR. Raises UserError unless it is host:port."""
     text = environ.get("LLM_JAX_COORDINATOR", "")
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
             f"LLM_JAX_COORDINATOR={text}: must be host:port, the host of rank 0 and a free port there"
         )
@@ -215,15 +256,23 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
         environ["SLURM_STEP_ID"],
         number(environ, "SLURM_RESTART_COUNT", 0),
     )
-    hosts = expand_hosts(environ.get("SLURM_STEP_NODELIST", ""))
-    sizes = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    node = number(environ, "SLURM_NODEID", 0)
+    hosts = expanded(environ, "SLURM_STEP_NODELIST", expand_hosts)
+    sizes = expanded(environ, "SLURM_STEP_TASKS_PER_NODE", expand_counts)
+    node, local_rank = number(environ, "SLURM_NODEID", 0), number(environ, "SLURM_LOCALID", 0)
+    if sizes and sum(sizes) != size:
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE={environ['SLURM_STEP_TASKS_PER_NODE']}: are {sum(sizes)} tasks, and "
+            f"SLURM_STEP_NUM_TASKS={size}. Start with srun, whose variables agree"
+        )
+    if sizes:
+        check_rank(node, len(sizes), "SLURM_NODEID, SLURM_STEP_TASKS_PER_NODE")
+        check_rank(local_rank, sizes[node], "SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE")
     return Task(
-        rank, size, number(environ, "SLURM_LOCALID", 0), sizes[node] if node < len(sizes) else 1,
+        rank, size, local_rank, sizes[node] if sizes else 1,
         host=host_name(environ),
         hosts=hosts, host_sizes=sizes if len(sizes) == len(hosts) else (),
         coordinator=hosts[0] if hosts else "127.0.0.1",
-        ports=reserved_ports(environ.get("SLURM_STEP_RESV_PORTS", ""))
+        ports=expanded(environ, "SLURM_STEP_RESV_PORTS", reserved_ports)
         or hashed_ports(f"{job}.{step}.{restart}"),
         job=job, step=step, restart=restart, launcher="slurm",
     )  # fmt: skip
@@ -231,43 +280,63 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
 
 def expand_hosts(text: str) -> tuple[str, ...]:
     """The host names in Slurm's short form. (`scontrol show hostnames` prints them too, but a container often
-    has no scontrol.)
+    has no scontrol.) Raises ValueError for anything else.
 
     >>> expand_hosts("login,rack[1-2]n[03-04]")
     ('login', 'rack1n03', 'rack1n04', 'rack2n03', 'rack2n04')
     """
+    part = r"(?:[^,\[\]\s]|\[[0-9,-]+\])+"
+    if text and not re.fullmatch(f"{part}(,{part})*", text):
+        raise ValueError("not a list of hosts, node[1-3],login")
     names: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+    for one in re.findall(part, text):
         choices = [
-            expand_range(p[1:-1]) if p.startswith("[") else [p]
-            for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)
+            expand_range(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", one)
         ]
+        check_count(math.prod(map(len, choices)))
         names += ["".join(chosen) for chosen in product(*choices)]
     return tuple(names)
 
 
 def expand_range(text: str) -> list[str]:
-    """The numbers in a list of ranges: "1,08-10" gives 1, 08, 09, 10."""
+    """The numbers in a list of ranges: "1,08-10" gives 1, 08, 09, 10. Raises ValueError for anything else."""
     numbers = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        numbers += [f"{i:0{len(first)}d}" for i in range(int(first), int(last or first) + 1)]
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise ValueError(f"the range {part} is empty")
+        check_count(high - low)
+        numbers += [f"{i:0{len(first)}d}" for i in range(low, high + 1)]
     return numbers
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
-    """The tasks on each node, from Slurm's short form.
+    """The tasks on each node, from Slurm's short form. Raises ValueError for anything else.
 
     >>> expand_counts("4(x2),1")
     (4, 4, 1)
     """
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return tuple(int(count) for count, times in found for _ in range(int(times or 1)))
+    if text and not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text):
+        raise ValueError("not counts, 4(x2),1")
+    found = [(int(count), int(times or 1)) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)]
+    check_count(sum(times for _, times in found))
+    return tuple(count for count, times in found for _ in range(times))
 
 
 def reserved_ports(text: str) -> tuple[int, ...]:
-    """The ports that Slurm reserved for a step (srun --resv-ports), from text like "12000-12003,12010"."""
-    return tuple(int(port) for port in expand_range(text)) if text else ()
+    """The ports that Slurm reserved for a step (srun --resv-ports), from text like "12000-12003,12010".
+    Raises ValueError for anything else."""
+    ports = tuple(int(port) for port in expand_range(text)) if text else ()
+    if not all(0 < port < 65536 for port in ports):
+        raise ValueError("ports are 1 to 65535")
+    return ports
+
+
+def check_count(count: int) -> None:
+    """Raises ValueError for more hosts, or ports, than there are."""
+    if count > MOST:
+        raise ValueError(f"{count:,} are too many")
 
 
 def hashed_ports(key: str) -> tuple[int, ...]:

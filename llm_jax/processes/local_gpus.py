@@ -27,7 +27,7 @@ def visible_devices(environ: Mapping[str, str]) -> list[str] | None:
 def given_devices(environ: Mapping[str, str]) -> int | None:
     """How many GPUs of this host Slurm allocated to all tasks together; None outside Slurm."""
     text = environ.get("SLURM_GPUS_ON_NODE", "")
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def present_devices() -> int:
@@ -69,7 +69,7 @@ def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
         else [str(i) for i in range(given_devices(environ) or present_devices())]
     )
     uuids = list_uuids()
-    if all(name.isdigit() and int(name) < len(uuids) for name in names):
+    if all(name.isdecimal() and int(name) < len(uuids) for name in names):
         names = [uuids[int(name)] for name in names]
     mine = local_devices(task, environ)
     return names if mine is None else [names[i] for i in mine]
