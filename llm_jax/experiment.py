@@ -13,7 +13,7 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -295,6 +295,37 @@ def check_parts(e: Experiment) -> None:
         e.cluster,
     ):
         part.check()
+
+
+def check_effect(e: Experiment, keys: Iterable[str]) -> None:
+    """Raises UserError for a key of a command line whose value has no effect beside those of other keys.
+
+    In a file such a key may wait for another value of these: base_embed, for a grid over parametrizations.
+    """
+    m, o = e.model, e.optimizer
+    needs = {
+        "model.base_embed": ("model.parametrization=mup or completep", m.parametrization != "standard"),
+        "model.base_head_dim": ("model.parametrization=mup or completep", m.parametrization != "standard"),
+        "model.base_layers": ("model.parametrization=completep", m.parametrization == "completep"),
+        "model.moe.": ("model.moe.experts=N", m.moe.experts > 0),
+        "optimizer.decay_fraction": ("optimizer.schedule=wsd", o.schedule == "wsd"),
+        "optimizer.final_fraction": ("a schedule that decays", o.schedule != "constant"),
+        "optimizer.momentum": ("optimizer.name=muon", o.name not in ("adamw", "adafactor", "lion")),
+        "optimizer.matrix_learning_rate": (
+            "optimizer.name=muon",
+            o.name not in ("adamw", "adafactor", "lion"),
+        ),
+        "tokenizer.vocab": ("a tokenizer that is trained, without tokenizer.file", not e.tokenizer.file),
+        "tokenizer.kind": ("a tokenizer that is trained, without tokenizer.file", not e.tokenizer.file),
+        "train.rollback.": ("train.rollback.spike=1.5", e.train.rollback.spike > 0),
+    }
+    own, usual = flat(dataclasses.asdict(e)), flat(dataclasses.asdict(Experiment()))
+    for key in keys:
+        need, has = next((rule for prefix, rule in needs.items() if key.startswith(prefix)), ("", True))
+        if not has and own.get(key) != usual.get(key):
+            raise UserError(
+                f"{key}={own.get(key)}: has an effect only with {need}. Add that, or leave {key} out"
+            )
 
 
 def with_vocabulary(experiment: Experiment) -> Experiment:

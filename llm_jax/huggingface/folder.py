@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -79,7 +79,7 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
     tree = read_json(inside(path, CONFIG, path))
     family, model = read_model(tree, path)
     found = read_folder(path)
-    check_wrappers(path, found)
+    check_wrappers(path, [*found])
     tensors = with_prefix(found, family)
     left_out = tuple(name for name in tensors if any(fnmatchcase(name, pattern) for pattern in leave_out))
     for pattern in leave_out:
@@ -101,24 +101,22 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
 
 
 WRAPPERS = {
-    "_orig_mod.": "torch.compile (save the state_dict of model._orig_mod)",
-    "module.": "DistributedDataParallel (save the state_dict of model.module)",
-    "_fsdp_wrapped_module.": "FSDP (save the full state_dict, which has no such names)",
-    "base_model.model.": "PEFT (save model.merge_and_unload())",
+    "_orig_mod.": ("torch.compile", "the state_dict of model._orig_mod"),
+    "_fsdp_wrapped_module.": ("FSDP", "the full state_dict"),
+    "module.": ("DistributedDataParallel", "the state_dict of model.module"),
+    "base_model.model.": ("PEFT", "model.merge_and_unload()"),
 }
-"""How names of tensors begin that were saved from inside a wrapper of torch → the wrapper, and what to do."""
+"""What a wrapper of torch puts into the names of tensors → the wrapper, and what to save instead."""
 
 
-def check_wrappers(path: Path, names: Iterable[str]) -> None:
-    """Raises UserError for tensors whose names a wrapper of torch has changed."""
-    names = list(names)
-    for part, wrapper in WRAPPERS.items():
-        wrapped = [name for name in names if name.startswith(part) or f".{part}" in name]
+def check_wrappers(path: Path, names: Sequence[str]) -> None:
+    """Raises UserError for tensors that were saved with their wrapper's names."""
+    for part, (wrapper, instead) in WRAPPERS.items():
+        wrapped = [name for name in names if name.startswith(part) or (part[0] == "_" and part in name)]
         if wrapped:
             raise UserError(
-                f"{path}: {len(wrapped)} of its {len(names)} tensors have names of {wrapper}: {wrapped[0]}. "
-                "Save the "
-                f"model without the wrapper, or take {part} out of the names"
+                f"{path}: {len(wrapped)} of {len(names)} tensors have {wrapper}'s {part} in their names "
+                f"({wrapped[0]}). Save {instead}, or rename them"
             )
 
 

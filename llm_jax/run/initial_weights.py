@@ -14,6 +14,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import (
     Experiment,
+    check_effect,
     experiment_name,
     load_experiment,
     override,
@@ -137,7 +138,9 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
     made = resolved(with_own_warmup(override(experiment, pairs)))
-    check_warmup(made.optimizer, made.train.steps, [key for key, _ in pairs])
+    keys = [key for key, _ in pairs]
+    check_effect(made, keys)
+    check_warmup(made.optimizer, made.train.steps, keys)
     return made
 
 

@@ -362,3 +362,46 @@ def test_the_process_itself_exits_with_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: train.stepz=3: there is no key 'train.stepz'; did you mean 'train.steps'?\n"
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "need"),
+    [
+        (
+            ["model.base_embed=16"],
+            "model.base_embed=16: has an effect only with model.parametrization=mup or completep",
+        ),
+        (
+            ["model.base_layers=1", "model.parametrization=mup", "model.base_embed=16"],
+            "model.parametrization=completep",
+        ),
+        (["model.base_head_dim=4"], "model.parametrization=mup or completep"),
+        (
+            ["optimizer.decay_fraction=0.5"],
+            "optimizer.decay_fraction=0.5: has an effect only with optimizer.schedule=wsd",
+        ),
+        (["optimizer.final_fraction=0.5", "optimizer.schedule=constant"], "a schedule that decays"),
+        (["optimizer.momentum=0.5"], "optimizer.name=muon"),
+        (["optimizer.matrix_learning_rate=0.5", "optimizer.name=lion"], "optimizer.name=muon"),
+        (["model.moe.top_k=1"], "model.moe.experts=N"),
+        (["train.rollback.window=7"], "train.rollback.spike=1.5"),
+    ],
+)
+def test_a_key_without_effect_is_refused_with_what_it_needs(tiny, tmp_path, arguments, need, capsys):
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", *arguments) == 2
+    assert need in (error := capsys.readouterr().err)
+    assert error.endswith(f"leave {arguments[0].partition('=')[0]} out\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.parametrization=mup", "model.base_embed=16"],
+        ["optimizer.schedule=wsd", "optimizer.decay_fraction=0.5"],
+        ["model.base_embed=null"],
+        ["optimizer.momentum=0.95"],
+        ["train.rollback.spike=1.5", "train.rollback.window=7"],
+    ],
+)
+def test_a_key_with_effect_or_at_its_default_is_taken(tiny, arguments, capsys):
+    assert launch(f"experiment={tiny}", *arguments, "--show") == 0

@@ -13,7 +13,9 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.layout.presets import preset
+from llm_jax.pretrained import load_model
 from llm_jax.pretrained.model import open_model
+from llm_jax.pretrained.source import open_source
 from tests.tiny_run import checkpoint, launch, write_experiment
 
 
@@ -141,3 +143,15 @@ def test_a_model_that_was_trained_with_cudnn_is_opened_without_it_and_that_is_lo
     assert opened.config.attention == "xla"
     assert dataclasses.asdict(opened.config)["attention"] == "xla"
     assert "model.attention=cudnn" in lines[0]
+
+
+@pytest.mark.parametrize("leave_out", [("model.layers.1.*",), ("*",), ("a", "b")])
+def test_leave_out_is_refused_where_it_has_no_effect(run_dir, leave_out):
+    """A run's checkpoints are read whole; a source that is open has its tensors already."""
+    for opens in (open_source, load_model, open_model):
+        with pytest.raises(
+            UserError, match=r"leave_out=.*: .* is a run with checkpoints, which are read whole"
+        ):
+            opens(run_dir, leave_out=leave_out)
+    with pytest.raises(TypeError, match="give it to open_source"):
+        open_model(open_source(run_dir), leave_out=leave_out)

@@ -196,3 +196,81 @@ def test_on_one_host_it_is():
         coordinator_address(Task(1, 2, hosts=("node1",), coordinator="node1", launcher="slurm"))
         == "127.0.0.1"
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"SLURM_STEP_NODELIST": "node[1-3"}, "SLURM_STEP_NODELIST=node[1-3: is not what Slurm writes"),
+        ({"SLURM_STEP_NODELIST": "node[a-b]"}, "is not what Slurm writes (not a list of hosts"),
+        ({"SLURM_STEP_NODELIST": "node1,,node2"}, "is not what Slurm writes (not a list of hosts"),
+        ({"SLURM_STEP_NODELIST": "node1 node2"}, "is not what Slurm writes (not a list of hosts"),
+        ({"SLURM_STEP_NODELIST": "node[5-3]"}, "is not what Slurm writes (the range 5-3 is empty)"),
+        (
+            {"SLURM_STEP_NODELIST": "node[1-]x[-2]"},
+            "SLURM_STEP_NODELIST=node[1-]x[-2]: is not what Slurm writes",
+        ),
+        ({"SLURM_STEP_NODELIST": "node[1-999999999999]"}, "999,999,999,998 are too many"),
+        ({"SLURM_STEP_NODELIST": "a[1-999]b[1-999]"}, "998,001 are too many"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4,x"}, "SLURM_STEP_TASKS_PER_NODE=4,x: is not what Slurm writes"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x999999999)"}, "999,999,999 are too many"),
+        (
+            {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
+            "SLURM_STEP_TASKS_PER_NODE=4(x2): are 8 tasks, and SLURM_STEP_NUM_TASKS=6",
+        ),
+        ({"SLURM_NODEID": 2}, "SLURM_NODEID, SLURM_STEP_TASKS_PER_NODE: rank 2 of 2"),
+        ({"SLURM_LOCALID": 2}, "SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE: rank 2 of 2"),
+        ({"SLURM_STEP_RESV_PORTS": "any"}, "SLURM_STEP_RESV_PORTS=any: is not what Slurm writes"),
+        ({"SLURM_STEP_RESV_PORTS": "65530-65540"}, "(ports are 1 to 65535)"),
+        ({"SLURM_PROCID": "²"}, "SLURM_PROCID=²: must be a whole number"),
+        ({"SLURM_PROCID": "-1"}, "SLURM_PROCID=-1: must be a whole number"),
+        ({"SLURM_RESTART_COUNT": "two"}, "SLURM_RESTART_COUNT=two: must be a whole number"),
+    ],
+)
+def test_nonsense_in_slurms_variables_is_one_line_that_names_them(changed, message):
+    with pytest.raises(UserError) as caught:
+        read_task(slurm(**changed))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"LLM_JAX_LOCAL_RANK": "1"}, "LLM_JAX_LOCAL_RANK, LLM_JAX_LOCAL_SIZE: rank 1 of 1"),
+        ({"LLM_JAX_LOCAL_RANK": "2", "LLM_JAX_LOCAL_SIZE": "2"}, "rank 2 of 2 processes"),
+        ({"LLM_JAX_LOCAL_SIZE": "4"}, "LLM_JAX_LOCAL_SIZE=4: more than LLM_JAX_SIZE=2"),
+        ({"LLM_JAX_LOCAL_SIZE": "0"}, "LLM_JAX_LOCAL_RANK, LLM_JAX_LOCAL_SIZE: rank 0 of 0"),
+        ({"LLM_JAX_COORDINATOR": "node1:²"}, "must be host:port"),
+    ],
+)
+def test_our_own_variables_agree(changed, message):
+    with pytest.raises(UserError) as caught:
+        read_task(own(**changed))
+    assert message in str(caught.value)
+
+
+TORCHRUN = {
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none",
+}  # fmt: skip
+
+
+def test_torchrun_would_make_every_process_a_run_of_its_own():
+    """Under srun all of a task's processes would have one rank."""
+    task = slurm(
+        SLURM_STEP_NUM_TASKS=1, SLURM_PROCID=0, SLURM_NODEID=0, SLURM_LOCALID=0, SLURM_STEP_TASKS_PER_NODE=1
+    )
+    without_torchrun = {name: value for name, value in TORCHRUN.items() if name != "TORCHELASTIC_RUN_ID"}
+    for environ in (TORCHRUN, {**task, **TORCHRUN}, without_torchrun):
+        with pytest.raises(
+            UserError,
+            match=r"WORLD_SIZE=4: .* not read\. Start with srun or mpirun; or set, .*LLM_JAX_RANK=\$RANK",
+        ):
+            read_task(environ)
+    assert read_task({**TORCHRUN, **own()}).size == 2
+    assert read_task({**TORCHRUN, "WORLD_SIZE": "1"}).size == 1
+    assert read_task({"WORLD_SIZE": "4"}).size == 1  # some containers set it everywhere
+    assert read_task({**task, **without_torchrun}).launcher == "slurm"
+    with pytest.raises(UserError, match="WORLD_SIZE=all: must be a whole number"):
+        read_task({**TORCHRUN, "WORLD_SIZE": "all"})
