@@ -72,7 +72,7 @@ def score(
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches
     transformer.check(experiment.model, opened.place, train.sequence_length)
-    use_compilation_cache(experiment)
+    use_compilation_cache()
     corpus = data.prepare(
         experiment.data,
         TokenizerConfig(file=str(tokenizer_folder(path))),

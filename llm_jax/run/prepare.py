@@ -153,12 +153,14 @@ def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
     return last.get("state") == "finished" and last["step"] >= experiment.train.steps
 
 
-def use_compilation_cache(experiment: Experiment) -> None:
-    """Keeps compiled programs beside the token cache, unless JAX_COMPILATION_CACHE_DIR names
-    another folder.
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    Not in `data.cache_dir`: a config.yaml from elsewhere may name a folder of its own there, and programs are
+    loaded from the cache and run.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(experiment.data.cache_path() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(data.DataConfig().cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -87,7 +87,7 @@ def run(experiment: Experiment, group: Group, begun: float) -> int:
 
     begun: the `time.monotonic()` from which the run's time is counted.
     """
-    use_compilation_cache(experiment)
+    use_compilation_cache()
     console = Console(is_main_process=group.task.rank == 0)
     with contextlib.closing(console):
         try:

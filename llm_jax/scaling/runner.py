@@ -41,7 +41,7 @@ MAX_CORPORA = 4
 
 def run_grid(grid: Grid, group: Group) -> int:
     """Runs the selected points that have not ended before; returns the process's exit code."""
-    use_compilation_cache(grid.base)
+    use_compilation_cache()
     folder, console = Path(folder_of(grid.base)), Console()
     check_writable(folder)
     points = grid.points([])

@@ -3,6 +3,7 @@ number in them makes us allocate before it is checked."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from llm_jax.experiment import read_yaml
 from llm_jax.huggingface.folder import open_folder
 from llm_jax.huggingface.safetensors import HEADER_BYTES, read_folder
 from llm_jax.pretrained.source import open_source
+from llm_jax.run.prepare import use_compilation_cache
 from llm_jax.slurm import job
 from llm_jax.slurm.submit import quoted
 from tests.data.test_huggingface_tokenizer import make_folder
@@ -186,3 +188,16 @@ def test_no_number_of_a_config_makes_a_table_of_that_size(model, changes, why):
     (model / "config.json").write_text(json.dumps({**tree, **changes}))
     with pytest.raises(UserError, match=why):
         open_source(model)
+
+
+def test_compiled_programs_come_from_the_users_own_cache(tmp_path, monkeypatch):
+    """They are machine code; a config.yaml may name any data.cache_dir."""
+    import jax
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "own"))
+    chosen = {}
+    monkeypatch.setattr(jax.config, "update", lambda name, value: chosen.update({name: value}))
+    use_compilation_cache()
+    assert chosen["jax_compilation_cache_dir"] == str(tmp_path / "own/compiled")
+    assert not inspect.signature(use_compilation_cache).parameters
