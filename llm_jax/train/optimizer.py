@@ -299,13 +299,13 @@ def warmup_fault(config: OptimizerConfig, steps: int) -> str:
 
 
 def check_warmup(config: OptimizerConfig, steps: int, given: Iterable[str]) -> None:
-    """Raises UserError for a warm-up that doesn't fit. given: the keys that a command line or a grid sets.
+    """Raises UserError for a warm-up that doesn't fit and is set by a command line. given: its keys.
 
-    Where they only make an experiment shorter (train.steps), its own warm-up is left as it is, and the header
-    of the run has `warmup_fault`.
+    One of an experiment's file, or of a run's config.yaml, is left as it is: train.steps may have made the
+    run shorter. The header of the run has `warmup_fault`.
     """
-    fault, keys = warmup_fault(config, steps), set(given)
-    if fault and ("train.steps" not in keys or keys & SCHEDULE_KEYS):
+    fault = warmup_fault(config, steps)
+    if fault and SCHEDULE_KEYS & set(given):
         default = warmup(dataclasses.replace(config, warmup_steps=None), steps)
         raise UserError(
             f"optimizer.warmup_steps={config.warmup_steps}: with train.steps={steps} it is {fault}. Use at "

@@ -1,4 +1,4 @@
-"""A warm-up fits its run: refused where it is given and doesn't, said where a run is only made shorter."""
+"""A warm-up fits its run: refused where a command line sets one that doesn't, reported where a file does."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ def test_a_warmup_that_is_given_and_does_not_fit_is_refused(tmp_path, pairs, mes
     )
 
 
-def test_a_file_whose_warmup_does_not_fit_its_own_run_is_refused(tmp_path):
+def test_the_warmup_of_a_file_is_run_and_reported(tmp_path, capsys):
+    """--show of a shorter run, and what submit=slurm writes, are files that are run as they are."""
     path = write_experiment(tmp_path, optimizer="type(base_.optimizer)(warmup_steps=8)")
-    with pytest.raises(
-        UserError, match=r"optimizer.warmup_steps=8: with train.steps=8 it is as long as the run"
-    ):
-        chosen(path)
-    assert chosen(path, "train.steps=9").optimizer.warmup_steps == 8
+    assert chosen(path).optimizer.warmup_steps == 8
+    assert launch("--show", f"experiment={write_experiment(tmp_path)}", "train.steps=1") == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert chosen(tmp_path / "config.yaml").optimizer.warmup_steps == 2
+    with pytest.raises(UserError, match="the learning rate reaches 50%"):
+        chosen(tmp_path / "config.yaml", "optimizer.schedule=linear")
 
 
 def test_a_run_that_is_only_made_shorter_says_how_far_it_comes(tmp_path, capsys):
