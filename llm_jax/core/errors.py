@@ -27,8 +27,12 @@ EXIT_UNREAD = 141
 class UserError(Exception):
     """A mistake of the user. The entry points print it as one line on stderr and exit with 2.
 
-    Every other exception is a bug, and keeps its traceback; or it is a Fault.
+    Every other exception is a bug, and keeps its traceback; or it is a Fault. Its text is one line, whatever
+    messages of libraries are in it.
     """
+
+    def __str__(self) -> str:
+        return " ".join(part for line in super().__str__().splitlines() if (part := line.strip()))
 
 
 class Fault(Exception):

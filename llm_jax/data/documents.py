@@ -248,7 +248,7 @@ def _parquet(path: Path, text_key: str) -> Iterator[bytes | None]:
                 yield from _as_bytes(column, names[1:]).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"data.source: {path} is not a Parquet file: {error}") from error
-    except pyarrow.ArrowException as error:  # a codec or an encoding that this pyarrow hasn't
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # of a damaged file, or another codec
         raise UserError(f"data.source: {path} cannot be read: {error}") from error
 
 

@@ -90,6 +90,8 @@ class HuggingFaceTokenizer:
             return backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
+        except Exception as error:  # the library raises no narrower type
+            raise UserError(f"{JSON_NAME}: cannot encode {text[:40]!r} ({error})") from error
 
     def encode_with_control(self, text: str) -> list[int]:
         """The ids of `encode`, but names of control tokens are these tokens."""
@@ -111,7 +113,7 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _byte_fallback(self) -> bool:
-        return any(step["type"] == "ByteFallback" for step in _steps(self._tree.get("decoder"), "decoders"))
+        return any(step.get("type") == "ByteFallback" for step in _steps(self._tree.get("decoder")))
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """The ids of `encode`, as a single chunk."""
@@ -136,16 +138,9 @@ class HuggingFaceTokenizer:
         """int32 [V]: the UTF-8 bytes of text of each token; 0 for special and unknown tokens, and for unused
         ids.
         """
-        steps = _steps(self._tree.get("decoder"), "decoders")
-        kinds = {step["type"] for step in steps}
-        spaces = [
-            text
-            for step in steps
-            if step["type"] == "Replace"
-            and step["content"] == " "
-            and (text := step["pattern"].get("String"))
-        ]
-        spaces += [step["replacement"] for step in steps if step["type"] == "Metaspace"]
+        steps = _steps(self._tree.get("decoder"))
+        kinds = [step.get("type") for step in steps]
+        written = [_replaced(step) for step in steps if step.get("type") in ("Replace", "Metaspace")]
         unknown = self._unknown_id
         sizes = np.zeros(self.vocab_size, np.int32)
         for i, piece in self._token_strings.items():
@@ -158,8 +153,8 @@ class HuggingFaceTokenizer:
             elif "ByteFallback" in kinds and BYTE.fullmatch(piece):
                 sizes[i] = 1
             else:
-                for space in spaces:
-                    piece = piece.replace(space, " ")
+                for sign, meant in written:
+                    piece = piece.replace(sign, meant)
                 sizes[i] = len(piece.encode())
         return sizes
 
@@ -299,12 +294,20 @@ def _without_vocabulary(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "model": model}
 
 
-def _steps(part: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
-    """The steps of a decoder or other part of tokenizer.json, with nested sequences flattened."""
-    if not part:
+def _steps(decoder: Any) -> list[Mapping[str, Any]]:
+    """The steps of a decoder of tokenizer.json, with nested sequences flattened."""
+    if not isinstance(decoder, dict):
         return []
-    return (
-        [step for inner in part[parts] for step in _steps(inner, parts)]
-        if part["type"] == "Sequence"
-        else [part]
-    )
+    inner = decoder.get("decoders") if decoder.get("type") == "Sequence" else None
+    return [step for part in inner for step in _steps(part)] if isinstance(inner, list) else [decoder]
+
+
+def _replaced(step: Mapping[str, Any]) -> tuple[str, str]:
+    """What a step of a decoder that replaces text looks for, and what it puts there. (Of a regular
+    expression: nothing, so that bytes are off, which `text_changes` finds.)"""
+    if step["type"] == "Metaspace":
+        return step["replacement"], " "
+    pattern = step["pattern"]
+    return (pattern if isinstance(pattern, str) else pattern.get("String", "")) or step["content"], step[
+        "content"
+    ]

@@ -78,3 +78,9 @@ def test_text_in_another_coding_is_named_with_the_command_that_converts_it(codin
 )
 def test_other_bytes_of_text_are_text(content):
     assert text_of(content, "x").encode() == content
+
+
+@pytest.mark.parametrize("message", ["a\nb", "a\r\n\n  b\n", "a\u2028b"])
+def test_an_error_of_the_user_is_one_line_whatever_a_library_wrote(message):
+    assert str(UserError(f"key=value: {message}")) == "key=value: a b"
+    assert str(UserError("two  spaces")) == "two  spaces"

@@ -174,12 +174,16 @@ def test_marks_of_files_that_were_joined_are_no_text(tmp_path, blank):
     assert read(tmp_path / "x.jsonl") == [b"a", b"a"]
 
 
-def test_a_damaged_parquet_file_is_one_line(tmp_path):
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_damaged_parquet_file_is_one_line(tmp_path, size):
+    """Also a name of a column that is no UTF-8."""
     path = write_parquet(tmp_path / "x.parquet", ["a" * 1000, "b" * 1000])
     content = bytearray(path.read_bytes())
-    for at in range(8, len(content), 97):
+    names = [at for at in range(len(content)) if content[at : at + 4] == b"text"]
+    assert names
+    for at in [*range(8, len(content), 97), *names]:
         damaged = bytearray(content)
-        damaged[at : at + 8] = b"\xff" * 8
+        damaged[at : at + size] = b"\xff" * size
         path.write_bytes(damaged)
         with contextlib.suppress(UserError):
             read(path)
