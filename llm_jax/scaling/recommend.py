@@ -16,6 +16,7 @@ from scipy import stats
 from llm_jax.core.arguments import argument, read_command
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import text_of
 from llm_jax.core.tables import make_console, show, table
 from llm_jax.layout.hardware import hardware, hardware_names
 from llm_jax.scaling.fit.bootstrap import LEVEL
@@ -228,7 +229,7 @@ def read_fit(path: Path) -> dict[str, Any]:
             + (f"; did you mean {path / 'fit.json'}?" if path.is_dir() else "")
         )
     try:
-        fit = json.loads(path.read_text())
+        fit = json.loads(text_of(path.read_bytes(), f"fit={path}"))
     except ValueError as error:
         raise UserError(f"fit={path}: is not JSON ({error})") from error
     if not isinstance(fit, dict) or not {"method", "parameters", "settings", "draws"} <= set(fit):

@@ -29,6 +29,7 @@ from yaml import YAMLError
 
 from llm_jax.core.config_tree import from_tree, read_yaml_text, with_values
 from llm_jax.core.errors import UserError, closest, require
+from llm_jax.core.files import text_of
 
 TIME = re.compile(
     r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)"
@@ -228,7 +229,7 @@ def site_path(given: str) -> Path | None:
 def read_site(path: Path) -> SiteConfig:
     """A site's file. Raises UserError, naming file and key, where it isn't one."""
     try:
-        tree = read_yaml_text(path.read_text())
+        tree = read_yaml_text(text_of(path.read_bytes(), str(path)))
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: not a site's settings ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):

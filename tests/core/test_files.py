@@ -12,6 +12,10 @@ from llm_jax.data.documents import read_documents
 from llm_jax.experiment import read_yaml
 from llm_jax.huggingface import safetensors
 from llm_jax.huggingface.folder import open_folder
+from llm_jax.scaling.fit import repeated
+from llm_jax.scaling.fit.table import load_table
+from llm_jax.scaling.recommend import read_fit
+from llm_jax.slurm.config import read_site
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb\nsize 12345\n"
 
@@ -30,6 +34,12 @@ READERS = {
     "folder/tokenizer.model": lambda path: load_tokenizer(path.parent),
     "config.yaml": read_yaml,
     "summary.json": read_json,
+    "site.yaml": read_site,
+    "runs.csv": load_table,
+    "runs.csv.gz": load_table,
+    "runs.parquet": load_table,
+    "fit.json": read_fit,
+    "law.json": lambda path: repeated.read_base(str(path)),
     "prompts.txt": lambda path: input_text("prompts", str(path)),
     "text.txt": documents,
     "text.jsonl.zst": documents,
@@ -84,3 +94,13 @@ def test_other_bytes_of_text_are_text(content):
 def test_an_error_of_the_user_is_one_line_whatever_a_library_wrote(message):
     assert str(UserError(f"key=value: {message}")) == "key=value: a b"
     assert str(UserError("two  spaces")) == "two  spaces"
+
+
+def test_marks_and_titles_of_tables_are_read_or_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"loss": 1}\n{"loss": 2}\n')
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfloss,n\n1,2\n2,3\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert load_table(tmp_path / name)["loss"].tolist() == [1, 2]
+    (tmp_path / "b.csv").write_text("loss,n,loss\n1,2,3\n")
+    with pytest.raises(UserError, match=r"data=.*b\.csv: several columns are named loss; rename all but one"):
+        load_table(tmp_path / "b.csv")

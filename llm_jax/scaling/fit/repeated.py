@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import text_of
 from llm_jax.scaling.fit import bootstrap as boot
 from llm_jax.scaling.fit.approach3 import parametric
 from llm_jax.scaling.fit.bounded import Floor
@@ -82,7 +83,7 @@ def read_base(base: str) -> Law:
             f"base={base}: must be fresh, muennighoff, or the path of a fit.json of method=parametric"
         )
     try:
-        parameters = json.loads(path.read_text())["parameters"]
+        parameters = json.loads(text_of(path.read_bytes(), f"base={base}"))["parameters"]
         return Law(*(float(parameters[name]) for name in NAMES))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.core.config_tree import BOOLS
 from llm_jax.core.errors import UserError, check_choice, nearest
+from llm_jax.core.files import lfs_problem, text_problem
 from llm_jax.core.format import counted
 from llm_jax.model.accounting import CONVENTIONS
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
@@ -131,15 +132,25 @@ def load_table(path: Path, key: str = "data") -> pd.DataFrame:
     if not path.name.endswith(TABLES):
         raise UserError(f"{key}={path}: must be one of {', '.join(TABLES)}")
     kind = next(suffix for suffix in path.suffixes[::-1] if suffix != ".gz")
+    with path.open("rb") as file:
+        start = file.read(64)
+    text = kind != ".parquet" and path.suffix != ".gz"
+    if problem := text_problem(start) if text else lfs_problem(start):
+        raise UserError(f"{key}={path}: {problem}")
+    twice: Any = ()  # titles that pandas would number
     try:
         if kind == ".parquet":
             table = pd.read_parquet(path)
         elif kind == ".jsonl":
-            table = pd.read_json(path, lines=True, dtype=False, precise_float=True)
+            table = pd.read_json(path, lines=True, dtype=False, precise_float=True, encoding="utf-8-sig")
         else:
+            titles = pd.read_csv(path, sep=SEPARATORS[kind], header=None, nrows=1, dtype=str)
+            twice = titles.loc[0][titles.loc[0].duplicated()].dropna()
             table = pd.read_csv(path, sep=SEPARATORS[kind])
     except Exception as error:
         raise UserError(f"{key}={path}: not a table ({' '.join(str(error).split())[:200]})") from error
+    if len(twice):
+        raise UserError(f"{key}={path}: several columns are named {twice.iloc[0]}; rename all but one")
     if table.empty:
         raise UserError(f"{key}={path}: has no rows")
     return table.reset_index(drop=True)
