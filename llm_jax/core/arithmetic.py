@@ -22,3 +22,17 @@ def finite(value: Any) -> Any:
     (None, 1.5, 'nan')
     """
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)
+"""The smallest normal float32 above 0, and the largest. What is smaller may count as 0 on a processor, and
+what is larger is infinite."""
+
+
+def fits_float32(value: float) -> bool:
+    """Whether a number is 0 or, but for rounding, the same in float32.
+
+    >>> fits_float32(1e-30), fits_float32(1e-40), fits_float32(-1e39), fits_float32(0.0)
+    (True, False, False, True)
+    """
+    return value == 0 or FLOAT32[0] <= abs(value) <= FLOAT32[1]

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from llm_jax.core.arithmetic import FLOAT32, fits_float32
 from llm_jax.core.errors import UserError, closest, one_of
 
 Config = TypeVar("Config")
@@ -366,6 +367,17 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + str(key)] = value
     return out
+
+
+def check_floats(config: Any, prefix: str = "") -> None:
+    """Raises UserError for a number of a tree of dataclasses that float32, in which it is computed with, does
+    not hold: it would count as 0, or as infinite.
+    """
+    for key, value in flat(dataclasses.asdict(config), prefix).items():
+        if isinstance(value, float) and not fits_float32(value):
+            raise UserError(
+                f"{key}={value}: must be 0, or from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g} as float32 holds it"
+            )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

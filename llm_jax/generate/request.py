@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from llm_jax.core.arithmetic import FLOAT32
 from llm_jax.core.errors import UserError, require
 
 if TYPE_CHECKING:  # it opens models, with JAX
@@ -16,8 +17,6 @@ Reason = Literal["eos", "stop", "max_tokens", "positions", "cancelled"]
 learned positions were used up, or `Engine.cancel` was called."""
 
 MAX_LOGPROBS = 20
-FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)
-"""The smallest normal float32, and the largest."""
 
 
 @dataclass(frozen=True)

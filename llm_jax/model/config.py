@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_jax.core.arithmetic import round_up
+from llm_jax.core.config_tree import check_floats
 from llm_jax.core.errors import UserError, check_choice, nearest, require
 from llm_jax.model.config_parts import LatentConfig, MoEConfig, RopeScaling
 from llm_jax.model.kernels import KERNELS
@@ -204,6 +205,7 @@ class ModelConfig:
                 f"model.gradient_dtype={self.gradient_dtype}: is narrower than "
                 "model.compute_dtype=float32; use float32"
             )
+        check_floats(self, "model.")
         return dataclasses.replace(self, **values)
 
     def check_layers(self) -> None:

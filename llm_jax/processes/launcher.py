@@ -204,8 +204,8 @@ def from_own(environ: Mapping[str, str]) -> Task:
 def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     """Host and ports in LLM_JAX_COORDINATOR. Raises UserError unless it is host:port."""
     text = environ.get("LLM_JAX_COORDINATOR", "")
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
             f"LLM_JAX_COORDINATOR={text}: must be host:port, the host of rank 0 and a free port there"
         )

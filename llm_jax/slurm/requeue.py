@@ -27,6 +27,7 @@ from llm_jax.core.errors import (
 )
 from llm_jax.core.files import BUSY
 from llm_jax.processes import fault_log
+from llm_jax.processes.launcher import number
 from llm_jax.slurm import job
 
 LONGEST_WAIT = 1800
@@ -65,7 +66,7 @@ def decide(run_dir: Path, code: int, max_restarts: int, backoff_seconds: int) ->
     record = {
         "time": time.time(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
-        "start": int(os.environ.get("SLURM_RESTART_COUNT") or 0) + 1,
+        "start": number(os.environ, "SLURM_RESTART_COUNT", 0) + 1,
         "exit": code,
         "step": step,
         "fault": fault,
@@ -95,7 +96,7 @@ def decide_from(
     error = user_error_line(run_dir) if code == EXIT_USER_ERROR else ""
     # After the loss of a node its processes may live on for a while and keep the folder locked: no user
     # error, if the job has run before.
-    locked = BUSY in error and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    locked = BUSY in error and number(os.environ, "SLURM_RESTART_COUNT", 0) > 0
     ends = {0: "the run is finished", EXIT_USER_ERROR: error, EXIT_DIVERGED: "the run diverged"}
     if code in ends and not locked:
         return Decision(code, ends[code])

@@ -181,6 +181,7 @@ def test_the_length_of_a_header_is_checked_before_it_is_read(tmp_path, length):
         ({"num_hidden_layers": 9_999}, "too few for the 9999 layers of its config.json"),
         ({"vocab_size": 10**30}, "must be below 2\\^31"),
         ({"head_dim": 2**31}, "must be below 2\\^31"),
+        ({"rms_norm_eps": 1e-60}, "model.norm_epsilon=1e-60: must be 0, or from"),
     ],
 )
 def test_no_number_of_a_config_makes_a_table_of_that_size(model, changes, why):

@@ -405,3 +405,18 @@ def test_a_key_without_effect_is_refused_with_what_it_needs(tiny, tmp_path, argu
 )
 def test_a_key_with_effect_or_at_its_default_is_taken(tiny, arguments, capsys):
     assert launch(f"experiment={tiny}", *arguments, "--show") == 0
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "optimizer.epsilon=1e-50", "optimizer.learning_rate=1e-40", "optimizer.weight_decay=1e-39",
+        "optimizer.clip_norm=1e39", "model.norm_epsilon=1e-42", "model.rope_theta=1e39", "model.init_std=1e-45",
+        "model.logit_softcap=1e-40", "sample.temperature=1e308", "train.rollback.spike=1e39",
+    ],
+)  # fmt: skip
+def test_a_number_that_float32_does_not_hold_is_refused(tiny, tmp_path, argument, capsys):
+    """It would be 0, or infinite, where it is multiplied with."""
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", argument) == 2
+    key, _, value = argument.partition("=")
+    assert f"error: {key}={float(value)}: must be 0, or from 1.2e-38 to 3.4e+38" in capsys.readouterr().err
