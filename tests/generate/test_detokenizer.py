@@ -250,3 +250,31 @@ def test_random_bytes_stream_as_they_decode(tokenizers, kind):
         cut = generator.randrange(len(ids))
         ids[cut:cut] = tokenizer.encode(generator.choice(["", "a 日", "\n"]))
         assert "".join(pushed(tokenizer.decode, [], ids)) == tokenizer.decode(ids)
+
+
+DECODERS = {
+    "Metaspace": lambda d: (d.Metaspace(prepend_scheme="always"), "▁the ▁ ▁▁a x 日"),
+    "Metaspace without a first space": lambda d: (d.Metaspace(prepend_scheme="never"), "▁the ▁ ▁▁a x 日"),
+    "bytes in T5": lambda d: (d.Sequence([d.ByteFallback(), d.Metaspace()]), "▁the ▁ x <0x41> <0x20>"),
+    "suffixes": lambda d: (d.BPEDecoder(suffix="</w>"), "the</w> un do</w> </w>"),
+    "Llama 2": lambda d: (
+        d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)]),
+        "▁the ▁ x ▁▁",
+    ),
+    "bytes of GPT-2": lambda d: (d.ByteLevel(), "Ġthe æ Ĺ ¥ x ð Ł"),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_of_a_tokenizer_json_streams_as_it_decodes(name):
+    from tokenizers import decoders
+
+    decoder, words = DECODERS[name](decoders)
+    pieces, generator = words.split(" "), random.Random(2)
+
+    def decode(ids) -> str:
+        return decoder.decode([pieces[i] for i in ids]) if ids else ""
+
+    for _ in range(200):
+        ids = [generator.randrange(len(pieces)) for _ in range(generator.randrange(14))]
+        assert "".join(pushed(decode, [], ids)) == decode(ids)
