@@ -22,7 +22,7 @@ import yaml
 
 from llm_jax.core.config_tree import (
     CLASS_OF,
-    check_floats,
+    check_numbers,
     coerced,
     find_key,
     flat,
@@ -277,7 +277,7 @@ def resolved(experiment: Experiment) -> Experiment:
         )
     model = experiment.model.resolved()
     parametrization.check(model)
-    check_floats(e)
+    check_numbers(e)
     optimizer = dataclasses.replace(e.optimizer, warmup_steps=warmup(e.optimizer, e.train.steps))
     return dataclasses.replace(experiment, model=model, optimizer=optimizer)
 

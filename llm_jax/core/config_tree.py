@@ -369,15 +369,21 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def check_floats(config: Any, prefix: str = "") -> None:
-    """Raises UserError for a number of a tree of dataclasses that float32, in which it is computed with, does
-    not hold: it would count as 0, or as infinite.
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """Raises UserError for a number of a tree of dataclasses that the types of a computation don't hold:
+    beyond float32 it would count as 0 or as infinite, beyond int32 it is an error somewhere. (Seeds have 32
+    bits, and numbers of bytes 64.)
     """
     for key, value in flat(dataclasses.asdict(config), prefix).items():
-        if isinstance(value, float) and not fits_float32(value):
-            raise UserError(
-                f"{key}={value}: must be 0, or from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g} as float32 holds it"
-            )
+        bits = 63 if key.endswith("_bytes") else 32 if key.endswith("seed") else 31
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(number, float) and not fits_float32(number):
+                raise UserError(
+                    f"{key}={number}: must be 0, or from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g} as float32 "
+                    "holds it"
+                )
+            if isinstance(number, int) and abs(number) >= 2**bits:
+                raise UserError(f"{key}={number}: must be below 2^{bits}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

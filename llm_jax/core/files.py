@@ -72,9 +72,8 @@ def inside(folder: Path, name: str, where: object) -> Path:
     ]
     if not any(real.is_relative_to(allowed) for allowed in (root, *blobs)):
         raise UserError(
-            f"{folder / name}: is a symbolic link to {real}, outside of its folder, and is not followed. If "
-            "that "
-            "file is meant, copy it here"
+            f"{folder / name}: is a symbolic link to {real}, outside of its folder, and is not followed. "
+            "Copy that file here, if it is meant"
         )
     return folder / name
 

@@ -18,6 +18,8 @@ from llm_jax.data.plain_text import BYTE, as_plain_text, control_names, dropout,
 from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, text_changes
 
 MODELS = ("BPE", "Unigram")
+MOST_TOKENS = 10_000_000
+"""More tokens than any vocabulary has; a table with a row for each id is made only below it."""
 FILES = (
     JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -63,6 +65,11 @@ class HuggingFaceTokenizer:
             i: piece for piece, i in self._backend.get_vocab(with_added_tokens=True).items()
         }
         self.vocab_size = max(self._token_strings) + 1
+        if self.vocab_size > MOST_TOKENS:
+            raise UserError(
+                f"{origin}: {JSON_NAME} has a token {self.vocab_size - 1:,}; ids must be below "
+                f"{MOST_TOKENS:,}"
+            )
         self.eos_ids: tuple[int, ...] = tuple(i for i in ids["eos_ids"] if i in self._token_strings)
         if not self.eos_ids:
             raise UserError(

@@ -20,13 +20,11 @@ from llm_jax.core.errors import UserError, nearest
 from llm_jax.huggingface import families
 from llm_jax.huggingface.config_reader import ConfigReader
 from llm_jax.huggingface.tensor_map import Entry
-from llm_jax.model.config import ModelConfig
+from llm_jax.model.config import MOST_LAYERS, ModelConfig
 from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
 Tree = Mapping[str, Any]
 """The JSON object that a config.json holds."""
-MOST_LAYERS = 10_000
-"""More layers than any model has; a larger number is refused before tables with a row a layer are made."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_jax.core.arithmetic import round_up
-from llm_jax.core.config_tree import check_floats
+from llm_jax.core.config_tree import check_numbers
 from llm_jax.core.errors import UserError, check_choice, nearest, require
 from llm_jax.model.config_parts import LatentConfig, MoEConfig, RopeScaling
 from llm_jax.model.kernels import KERNELS
@@ -159,6 +159,8 @@ class ModelConfig:
                 raise UserError(
                     f"model.{key}={size}: must be at least 1{' (or null)' if key == 'window' else ''}"
                 )
+            most = MOST_LAYERS if key == "layers" else 2**31 - 1
+            require(size is None or size <= most, f"model.{key}", size, f"at most {most:,}")
         for key in ("norm_epsilon", "rope_theta", "embedding_scale"):
             require(0 < getattr(self, key) < math.inf, f"model.{key}", getattr(self, key), "above 0")
         for key in ("logit_softcap", "attention_softcap", "init_std"):
@@ -205,7 +207,7 @@ class ModelConfig:
                 f"model.gradient_dtype={self.gradient_dtype}: is narrower than "
                 "model.compute_dtype=float32; use float32"
             )
-        check_floats(self, "model.")
+        check_numbers(self, "model.")
         return dataclasses.replace(self, **values)
 
     def check_layers(self) -> None:
@@ -331,6 +333,8 @@ class ModelConfig:
         return tuple(i for i in range(self.layers) if self.moe.experts and i not in self.moe.dense_layers)
 
 
+MOST_LAYERS = 10_000
+"""More layers than any model has; a larger number is refused before anything is made for each of them."""
 BASE_SHAPE = ("base_embed", "base_layers", "base_head_dim")
 """The fields that describe the base model of a parametrization."""
 

@@ -138,8 +138,7 @@ def check_text_ids(ids: Iterable[int], vocab: int, key: str, path: object) -> No
     if wrong := [i for i in ids if i >= vocab]:
         raise UserError(
             f"{key}: the tokenizer makes the token id {wrong[0]} of it, and the model has the ids below "
-            f"{vocab}: the "
-            f"tokenizer in {path} is another model's. Put the model's own there"
+            f"{vocab}: the tokenizer in {path} is another model's. Put the model's own there"
         )
 
 

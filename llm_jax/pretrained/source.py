@@ -54,9 +54,8 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     experiment, steps = read_experiment(path), checkpoint_steps(path)
     if steps and leave_out:
         raise UserError(
-            f"leave_out={','.join(leave_out)}: {path} is a run with checkpoints, which are read whole; only "
-            "tensors "
-            "of safetensors files can be left out"
+            f"leave_out={','.join(leave_out)}: {path} is a run with checkpoints, which are read whole. Leave "
+            "this key out: it is for safetensors files"
         )
     loaded = None if steps else weights_folder(path)
     return ModelSource(

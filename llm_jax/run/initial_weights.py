@@ -137,22 +137,21 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
         raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
-    made = resolved(with_own_warmup(override(experiment, pairs)))
-    keys = [key for key, _ in pairs]
+    chosen, keys = override(experiment, pairs), [key for key, _ in pairs]
+    made = resolved(chosen)
+    if chosen.optimizer.warmup_steps is None:
+        made = with_own_warmup(made)
     check_effect(made, keys)
     check_warmup(made.optimizer, made.train.steps, keys)
     return made
 
 
 def with_own_warmup(experiment: Experiment) -> Experiment:
-    """The experiment with the warm-up of the run that its folder holds, where none is given and it fits: the
+    """The experiment with the warm-up of the run that its folder holds, if there is one and it fits: the
     default follows from train.steps, and a run that has begun may be made longer.
     """
-    run_dir = Path(experiment.run_dir or f"runs/{experiment.name}/default")
-    if experiment.optimizer.warmup_steps is not None or not (run_dir / "config.yaml").is_file():
-        return experiment
-    with contextlib.suppress(UserError):  # a damaged file is named when the run starts
-        own = read_experiment(run_dir).optimizer.warmup_steps
+    with contextlib.suppress(UserError):  # there is no run, or a damaged file, which is named when it starts
+        own = read_experiment(Path(experiment.run_dir)).optimizer.warmup_steps
         if own is not None and own <= longest_warmup(experiment.optimizer, experiment.train.steps):
             optimizer = dataclasses.replace(experiment.optimizer, warmup_steps=own)
             return dataclasses.replace(experiment, optimizer=optimizer)

@@ -128,6 +128,15 @@ def test_a_config_yaml_makes_nothing_but_values(tmp_path, case, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_token_id_makes_no_table_of_that_size(tmp_path):
+    folder = make_folder("gpt2", tmp_path / "tokenizer")
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    tree["model"]["vocab"]["far away"] = 4_000_000_000
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="has a token 4,000,000,000; ids must be below 10,000,000"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("text", ["a\nscancel --me", "a\r", "a\x00", "a\u2028b"])
 def test_no_name_adds_lines_to_a_job_script(text):
     with pytest.raises(UserError, match="can't be printed"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -135,11 +136,11 @@ OUT_OF_RANGE = {
     "objective.z_loss": (-1, "nan"), "objective.chunk": (0,),
     "layout.pipeline.microbatches": (0, -2), "layout.pipeline.rounds": (0,),
     "sample.tokens": (-1,), "sample.temperature": (-1, "nan"), "sample.top_k": (-1,),
-    **{f"model.{k}": (0, -1) for k in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "window", "positions", "max_segments")},
-    **{f"model.{k}": (0, -1) for k in ("base_embed", "base_layers", "base_head_dim")},
+    **{f"model.{k}": (0, -1, 2**31, 10**30) for k in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "window", "positions", "max_segments")},
+    **{f"model.{k}": (0, -1, 2**31, 10**30) for k in ("base_embed", "base_layers", "base_head_dim", "vocab")},
     **{f"model.moe.{k}": (-1,) for k in ("experts", "top_k", "mlp", "shared_mlp", "groups", "top_groups", "balance_loss", "z_loss", "bias_rate")},
     "model.moe.scale": (0, "inf"), "model.moe.capacity_factor": (0, "nan"),
-    "model.vocab": (0,), "model.norm_epsilon": (0, "nan"), "model.rope_theta": (0,), "model.logit_softcap": (-1,), "model.init_std": (-1, "nan"),
+    "model.norm_epsilon": (0, "nan"), "model.rope_theta": (0,), "model.logit_softcap": (-1,), "model.init_std": (-1, "nan"),
     **{f"model.rope_scaling.{k}": (0,) for k in ("factor", "low_frequency_factor", "high_frequency_factor")},
     **{f"model.rope_scaling.{k}": (0,) for k in ("beta_fast", "beta_slow", "original_positions")},
     **{f"model.latent.{k}": (-1,) for k in ("query_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim")},
@@ -420,3 +421,18 @@ def test_a_number_that_float32_does_not_hold_is_refused(tiny, tmp_path, argument
     assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", argument) == 2
     key, _, value = argument.partition("=")
     assert f"error: {key}={float(value)}: must be 0, or from 1.2e-38 to 3.4e+38" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "bits"),
+    [
+        ("train.steps=1e30", 31), ("train.batch_size=1e12", 31), ("tokenizer.vocab=1e12", 31), ("checkpoint.also=5,1e30", 31),
+        ("train.rollback.window=1e30", 31), ("model.moe.experts=1e10", 31), ("sample.top_k=1e30", 31), ("mesh.data=1e30", 31),
+        ("data.document_bytes=1e30", 63), ("tokenizer.sample_bytes=1e19", 63),
+    ],
+)  # fmt: skip
+def test_a_whole_number_that_no_size_can_be_is_refused(tiny, tmp_path, argument, bits, capsys):
+    spike = ["train.rollback.spike=2"] if "rollback" in argument else []
+    assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", argument, *spike) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"error: {argument.partition('=')[0]}=\d+: must be below 2\^{bits}\n$", error), error

@@ -98,6 +98,8 @@ def test_a_run_keeps_its_warmup_when_it_is_made_longer(tmp_path):
         "train.steps: 40 \u2192 400"
     ]
     assert chosen(path, run, "train.steps=400", "optimizer.warmup_steps=7").optimizer.warmup_steps == 7
+    with pytest.raises(UserError, match="decay_fraction=nan"):
+        chosen(path, run, "optimizer.decay_fraction=nan", "optimizer.schedule=wsd")
     (tmp_path / "run/config.yaml").write_text("{")
     assert chosen(path, run, "train.steps=400").optimizer.warmup_steps == 40
 
