@@ -7,6 +7,7 @@ law of the loss.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ HELD_OUT = 0.2
 """The extrapolation test leaves out this part of the runs: those of the lowest losses."""
 
 
-def sigmoid_link(parameters: dict[str, float], loss: Any) -> Any:
+def sigmoid_link(parameters: Mapping[str, Any], loss: Any) -> Any:
     """The accuracies that the link predicts for losses of any shape; parameters: low, high, k, middle."""
     p = parameters
     return p["low"] + (p["high"] - p["low"]) / (1 + np.exp(p["k"] * (np.asarray(loss) - p["middle"])))

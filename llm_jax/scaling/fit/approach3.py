@@ -161,7 +161,7 @@ def parametric(
             )
 
     values = values_by_name(law)
-    errors_delta = delta_errors(law, covariance)
+    errors_delta = delta_errors(law, covariance) | ({"a": 0.0, "b": 0.0} if tied else {})
     freedom = points - len(theta) + len(held)
     intervals_delta = {
         name: boot.delta_interval(values[name], error, freedom, name in POSITIVE)

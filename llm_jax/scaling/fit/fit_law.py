@@ -21,7 +21,16 @@ from llm_jax.scaling.fit.bounded import (
     minimise_within,
 )
 from llm_jax.scaling.fit.law_residuals import Scale
-from llm_jax.scaling.fit.outliers import POINTS, TIMES, FarRuns, Outliers, far_text, find_far, left_out_text
+from llm_jax.scaling.fit.outliers import (
+    POINTS,
+    ROBUST,
+    TIMES,
+    FarRuns,
+    Outliers,
+    far_text,
+    find_far,
+    left_out_text,
+)
 from llm_jax.scaling.fit.repeats import cell_numbers
 from llm_jax.scaling.fit.result import FitResult
 from llm_jax.scaling.fit.solve import (
@@ -109,6 +118,9 @@ class SmallLaw:
         gross: Any = np.log(TIMES)
         if scale == "linear":
             gross = POINTS if self.target == "accuracy" else (1 - 1 / TIMES) * data["target"]
+        if delta > ROBUST:  # runs far off bend least squares
+            solutions, delta = self.solve(scale, self.starts, data, used.astype(float), ROBUST), ROBUST
+            theta = solutions.theta[solutions.best]
         residual_fn = with_fixed(self.residual_fns[scale], self.fixed(theta))
         return find_far(residual_fn, theta, data, used, delta).split(gross)
 

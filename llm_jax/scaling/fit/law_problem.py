@@ -20,7 +20,7 @@ from llm_jax.scaling.fit.bounded import (
 from llm_jax.scaling.fit.law import NAMES, Law, from_theta
 from llm_jax.scaling.fit.law_checks import as_tuple, check_points, values_by_name
 from llm_jax.scaling.fit.law_residuals import hoffmann_starts, law_residuals
-from llm_jax.scaling.fit.outliers import TIMES, FarRuns, find_far
+from llm_jax.scaling.fit.outliers import ROBUST, TIMES, FarRuns, find_far
 from llm_jax.scaling.fit.repeats import cell_numbers
 from llm_jax.scaling.fit.result import largest_runs
 from llm_jax.scaling.fit.solve import Solutions, minimise, sandwich, with_fixed
@@ -76,10 +76,14 @@ class Problem:
 
     def far(self, solutions: Solutions, used: np.ndarray) -> tuple[FarRuns, FarRuns]:
         """The runs far from the law of the others: those that can't be noise, and the others."""
+        problem = self
+        if self.delta > ROBUST:  # runs far off bend least squares
+            problem = Problem(self.table, self.scale, ROBUST, self.tied, self.floor, used)
+            solutions = problem.solve(used)
         theta = solutions.theta[solutions.best]
         residual_fn = with_fixed(self.residual_fn, self.held(theta))
         gross = np.log(TIMES) if self.scale == "log" else (1 - 1 / TIMES) * self.table["loss"]
-        return find_far(residual_fn, theta, self.data, used, self.delta).split(gross)
+        return find_far(residual_fn, theta, self.data, used, problem.delta).split(gross)
 
     def solve(self, used: np.ndarray, solver: str = "variable_projection") -> Solutions:
         """Fits all parameters by a solver."""

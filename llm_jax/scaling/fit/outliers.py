@@ -25,6 +25,8 @@ TIMES = 2.0
 """A loss that differs by more than this factor from the law of the others is no noise, ..."""
 POINTS = 0.2
 """... nor is an accuracy that differs by more than this."""
+ROBUST = 0.01
+"""Far runs are looked for with a fit whose delta is at most this."""
 MOST = 48
 """The most runs that are tried each by a fit without it; the others by their own residual."""
 SHOWN = 5

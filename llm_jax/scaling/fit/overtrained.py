@@ -7,6 +7,7 @@ over-trained models lie on lines of the same slope, so that small runs predict a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def _predict(theta: Any, data: Any) -> Any:
 RESIDUAL_FNS = residual_functions(_predict)
 
 
-def overtrained_loss(parameters: dict[str, float], flops: Any, tokens_per_parameter: Any) -> Any:
+def overtrained_loss(parameters: Mapping[str, Any], flops: Any, tokens_per_parameter: Any) -> Any:
     """The loss that the law predicts for a run of `flops` = 6 N D with D/N tokens a parameter."""
     e, a, b, eta = (parameters[name] for name in ("E", "a", "b", "eta"))
     return e + (a * tokens_per_parameter**eta + b * tokens_per_parameter**-eta) * flops**-eta

@@ -31,7 +31,7 @@ def print_fit(fit: Any, notes: list[str]) -> None:
         show(console, "Minima", minima_table(fit))
     show(
         console,
-        "Extrapolation test: the largest compute left out and predicted",
+        f"Extrapolation test: the {left_out_title(fit.method)}",
         held_out_table(fit.leave_largest_out),
     )
     if getattr(fit, "sensitivity", None):
@@ -49,8 +49,14 @@ def interval_source(settings: dict[str, Any]) -> str:
     return (
         f"{settings['bootstrap']} {settings['resampling']} resamples"
         if settings["bootstrap"]
-        else "delta method"
+        else "the delta method, with Student's t"
     )
+
+
+def left_out_title(method: str) -> str:
+    """What the extrapolation test of a method leaves out, as the title of a table."""
+    what = "lowest losses" if method == "accuracy" else "largest compute"
+    return f"{what} left out and predicted"
 
 
 def parameter_table(fit: Any) -> Any:

@@ -11,8 +11,12 @@ import numpy as np
 import pandas as pd
 
 from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
-from llm_jax.scaling.report.figures.law import TREND_P_VALUE, held_out_rows, largest_text, residual_trends
+from llm_jax.scaling.fit import ParametricFit
+from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.report.bands import is_set
+from llm_jax.scaling.report.figures.law import TREND_P_VALUE, largest_text, residual_trends
 from llm_jax.scaling.report.figures.runs import sweeps
+from llm_jax.scaling.report.held_out import held_out_rows, held_out_runs
 from llm_jax.scaling.report.study import Study
 
 FEW_A_PARAMETER = 5
@@ -56,9 +60,10 @@ def warnings(study: Study) -> Iterator[Assumption]:
 
 def edges(study: Study) -> Iterator[Assumption]:
     """Checks whether every budget's minimum lies between its smallest and largest size."""
-    if not study.minima:
+    if study.isoflop is None:  # then no conclusion rests on the minima
         return
     out = [m for m in study.minima if m.on_edge]
+    there = [m for m in study.minima if not m.left_out]
     if out:
         yield Assumption(
             "caveat",
@@ -73,26 +78,24 @@ def edges(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "holds",
             "Minima inside",
-            f"Each of the {counted(len(study.minima), 'budget')} has sizes on both sides of its minimum.",
+            f"Each of the {counted(len(there), 'budget')} in the fit has sizes on both sides of its minimum.",
         )
 
 
 def extrapolation(study: Study) -> Iterator[Assumption]:
     """The errors of predictions: held-out runs, and the largest runs or budget left out of the fit."""
-    measured = [row for row in held_out_rows(study) if row["measured"] is not None]
-    for row in measured:
-        inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
+    measured = [run for run in held_out_runs(study) if run.measured is not None]
+    for run in measured:
         yield Assumption(
-            "holds" if inside else "caveat",
+            "holds" if run.inside else "caveat",
             "Held-out run",
-            f"{row['name']} was predicted {'before' if row['before'] else 'after'} its training: "
-            f"{row['predicted']:.3f} "
-            f"({interval(row['interval'])}), measured "
-            f"{row['measured']:.3f}, {signed_percent(row['relative_error'])}. "
+            f"{run.name} was predicted {'before' if run.before else 'after'} its training: "
+            f"{run.predicted:.3f} ({interval(run.interval)}), measured {run.measured:.3f}, "
+            f"{signed_percent(run.relative_error or 0)}. "
             + (
                 ""
-                if inside
-                else "The measured loss is outside of the interval, which covers the law's error, not a "
+                if run.inside
+                else "The measured value is outside of the interval, which covers the law's error, not a "
                 "seed's."
             ),
         )
@@ -117,11 +120,22 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
                 f"of {curves.a:.3f}.",
             )
     if study.fits and not measured:
-        yield Assumption(
-            "unknown",
-            "No held-out run",
-            "No larger run was predicted and then trained: extrapolation was tested inside the table only.",
+        held = int(held_out_rows(study).sum())
+        tested = any("refused" not in fit.leave_largest_out for fit in study.fits.values())
+        inside = (
+            "extrapolation was tested inside the table only" if tested else "extrapolation was not tested"
         )
+        if study.law is None and held:
+            text = (
+                f"The table has {counted(held, 'held-out run')}, but no fit here predicts a loss: {inside}."
+            )
+        elif held:
+            text = (
+                f"None of the {counted(held, 'held-out run')} has the numbers that the law needs: {inside}."
+            )
+        else:
+            text = f"The table has no held-out run with a measured loss: {inside}."
+        yield Assumption("unknown", "No held-out run", text)
 
 
 def choices(study: Study) -> Iterator[Assumption]:
@@ -144,25 +158,33 @@ def choices(study: Study) -> Iterator[Assumption]:
     fit = study.parametric
     if fit is None or not fit.sensitivity:
         return
-    values = [row["a"] for row in fit.sensitivity]
-    low, high = fit.intervals_95["a"]
+    name = "alpha" if is_set(fit) else "a"
+    values = [row[name] for row in fit.sensitivity]
+    low, high = fit.intervals_95[name]
     wide = max(values) - min(values)
     inside = low <= min(values) and max(values) <= high
     yield Assumption(
         "holds" if inside else "caveat",
         "Other choices in the fit",
-        f"Over outlier rules, δ and residuals the exponent a spans {min(values):.3f} to "
-        f"{max(values):.3f}, {wide / max(high - low, 1e-12):.1f} "
-        f"times the width of its "
-        f"interval ({interval((low, high))})"
+        f"Over {kinds_of(fit)} the exponent {name} spans {min(values):.3f} to {max(values):.3f}"
+        + (f", {wide / (high - low):.1f} times the width of" if high > low else "; this is")
+        + f" its interval ({interval((low, high))})"
         + ("." if inside else ": the interval covers noise, not these choices."),
     )
+
+
+def kinds_of(fit: ParametricFit) -> str:
+    """The kinds of choices in a law's sensitivity, as text."""
+    kinds = {"drop_highest_losses": "outlier rules", "delta": "δ", "residuals": "residuals"}
+    return listed([text for key, text in kinds.items() if any(key in row for row in fit.sensitivity)])
 
 
 def conventions(study: Study) -> Iterator[Assumption]:
     """How far another convention of N moves the exponent."""
     fit = study.parametric
-    if study.other_conventions and fit:
+    if study.main is None or "parameters" not in METHODS[study.main.method].needs:
+        return
+    if study.other_conventions and fit and not is_set(fit):
         exponents = {study.convention: fit.parameters["a"]} | {
             name: other.parameters["a"] for name, other in study.other_conventions.items()
         }
@@ -176,11 +198,11 @@ def conventions(study: Study) -> Iterator[Assumption]:
             f"Compare it with exponents of "
             "the same convention only.",
         )
-    elif study.fits:
+    elif not study.other_conventions:
         yield Assumption(
             "unknown",
             "Convention of N",
-            f"The table has N in one convention ({study.convention}), so the effect of another is "
+            f"The fit has N in one convention ({study.convention}), so the effect of another is "
             "unknown; for small models it is large.",
         )
 
@@ -225,7 +247,7 @@ def law(study: Study) -> Iterator[Assumption]:
 def approaches(study: Study) -> Iterator[Assumption]:
     """Checks whether approaches 2 and 3 agree on the exponent and on N* at the largest budget."""
     curves, fit = study.isoflop, study.parametric
-    if curves is None or fit is None:
+    if curves is None or fit is None or is_set(fit):
         return
     c = study.fitted.flops.max()
     first, second = float(curves.optimal(c)[0]), float(fit.law.optimal(c)[0])
@@ -246,12 +268,13 @@ def approaches(study: Study) -> Iterator[Assumption]:
 def points(study: Study) -> Iterator[Assumption]:
     """Checks whether there are enough runs and budgets, over a wide enough span of compute."""
     if fit := study.parametric:
-        used, free = fit.settings["runs_used"], 4 if fit.settings["tied"] else 5
+        used = fit.settings["different_runs"]
+        free = used - fit.settings["degrees_of_freedom"]
         few = used < FEW_A_PARAMETER * free
         yield Assumption(
             "caveat" if few else "holds",
             "Number of runs",
-            f"{used} runs determine {free} parameters"
+            f"{used} different runs determine {free} parameters"
             + (": few, the fit may follow their noise." if few else "."),
         )
     if curves := study.isoflop:
@@ -263,13 +286,13 @@ def points(study: Study) -> Iterator[Assumption]:
             f"The exponent is a line through {used} minima"
             + (": few, one of them can change it." if few else "."),
         )
-    if study.fits and len(study.fitted):
+    if study.fits and len(study.fitted) and study.fitted.flops.min() > 0 and study.main.method != "accuracy":
         span = study.fitted.flops.max() / study.fitted.flops.min()
         short_span = span < SHORTEST_SPAN
         yield Assumption(
             "caveat" if short_span else "holds",
             "Span of compute",
-            f"The runs span a factor of {factor(span)}"
+            f"The runs span a factor of {factor(span)} in compute"
             + (": little to extrapolate from." if short_span else "."),
         )
 
@@ -296,14 +319,14 @@ def noise(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat" if more else "holds",
             "Noise between seeds",
-            text + (f"; the IsoFLOP fit assumes {assumed}." if assumed is not None else "."),
+            text + (f"; the IsoFLOP fit takes {assumed:.2g}." if assumed is not None else "."),
         )
     else:
-        text = "Each configuration was trained once: how much a seed changes is not measured"
+        text = "No configuration was trained with several seeds: how much a seed changes is not measured"
         yield Assumption(
             "unknown",
             "Noise between seeds",
-            text + (f"; the IsoFLOP fit assumes {assumed} nats." if assumed is not None else "."),
+            text + (f"; the IsoFLOP fit takes {assumed:.2g} nats." if assumed is not None else "."),
         )
 
 
@@ -311,7 +334,7 @@ def schedules(study: Study) -> Iterator[Assumption]:
     """Checks whether all runs have one schedule that decays to their own end, after a short warm-up."""
     done = study.table[(study.runs.status == "finished").to_numpy()]
     if "schedule" not in done or not study.fits:
-        if study.fits:
+        if study.fits and study.main.method != "accuracy":
             yield Assumption(
                 "unknown",
                 "Schedules",
@@ -346,11 +369,11 @@ def schedules(study: Study) -> Iterator[Assumption]:
                 f"warm-up (up to {100 * share.max():.0f} %): "
                 f"short runs have too high a loss.",
             )
-        elif not constant and named.nunique() == 1:
+        elif not constant and named.nunique() == 1 and len(named) == len(done):
             yield Assumption(
                 "holds",
                 "Schedules",
-                f"All runs have the schedule {named.iloc[0]}, to their own end; warm-up is at most "
+                f"All runs have the schedule {named.iloc[0]}; warm-up is at most "
                 f"{100 * share.max():.0f} % of the steps.",
             )
 
@@ -368,8 +391,9 @@ def tuning(study: Study) -> Iterator[Assumption]:
                 "may be beyond it, and runs tuned by this sweep are not at their best.",
             )
     if found and not any(sweep.edges for sweep in found):
+        batches = " and batches" if any(len(sweep.batches) > 1 for sweep in found) else ""
         yield Assumption(
-            "holds", "Sweep's best run", "The best learning rates and batches are inside of the sweeps."
+            "holds", "Sweep's best run", f"The best learning rates{batches} are inside of the sweeps."
         )
 
 

@@ -33,17 +33,20 @@ def make_page(study: Study, figures: Figures) -> str:
         the others."""
         return [figure for key in keys if isinstance(figure := figures.get(key), Picture)]
 
+    against_compute = pictures("law.against_compute")
     reasons = [why for why in figures.values() if isinstance(why, str)]
     sections = [
         Section("fit", "The fit", fit_tables(study)),
         Section("envelope", "Training curves and their envelope", pictures("envelope.curves")),
         Section("repetition", "Loss against epochs", pictures("repetition.epochs")),
+        Section("overtraining", "Over-training", pictures("other_laws.overtraining")),
+        Section("accuracy", "Accuracy against loss", pictures("other_laws.accuracy")),
         Section("isoflop", "IsoFLOP curves", [*pictures("isoflop.curves"), *minima_table(study)]),
         Section("optimum", "Compute-optimal size and tokens", pictures("isoflop.optima")),
         Section(
             "compute",
-            "Loss against compute, and extrapolation",
-            [*pictures("law.against_compute"), *held_out_table(study)],
+            "Loss against compute, and extrapolation" if against_compute else "Held-out runs",
+            [*against_compute, *held_out_table(study)],
         ),
         Section("contours", "Loss over size and tokens", pictures("law.contours")),
         Section("residuals", "Residuals", pictures("law.residuals")),

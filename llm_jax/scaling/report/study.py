@@ -41,6 +41,7 @@ SHARED_OPTIONS = ("bootstrap", "seed")
 REFIT_BOOTSTRAP = 200
 """Resamples of each refit under another convention of N."""
 NUMBERS = ("parameters", "tokens", "flops", "loss")
+COLUMNS = (*NUMBERS, "unique_tokens", "accuracy")
 WHAT_N_COUNTS = {
     "6nd": "all weights, embeddings included",
     "6nd_non_embedding": "all weights but the embeddings, an untied head among these",
@@ -61,8 +62,9 @@ class Study:
     table: pd.DataFrame
     """The table of runs, unchanged."""
     runs: pd.DataFrame
-    """A row for each row of the table: parameters, tokens, flops, loss (in `convention`; NaN where unknown),
-    name, status, reason, held_out, run_dir, aside (worse than another by `best_of`)."""
+    """A row for each row of the table: parameters, tokens, flops, loss, unique_tokens, accuracy (in
+    `convention`; NaN where unknown), name, status, reason, held_out, run_dir, aside (not the best, by
+    `best_of`)."""
     convention: str
     """The convention of N and FLOPs."""
     notes: list[str]
@@ -110,10 +112,18 @@ class Study:
         return self.fits.get("parametric")
 
     @property
+    def law(self) -> Any:
+        """The fit whose law predicts the loss (or accuracy) of a run: the requested one, or that of N and D;
+        None without."""
+        main = self.main
+        return main if main is not None and main.method not in ("isoflop", "envelope") else self.parametric
+
+    @property
     def finished(self) -> pd.DataFrame:
-        """The finished runs that have all numbers, including held-out ones."""
+        """The finished runs that have all numbers that the fits need, including held-out ones."""
         runs = self.runs[self.runs.status == "finished"]
-        return runs[runs[list(NUMBERS)].notna().all(axis=1)]
+        needed = METHODS[self.main.method].needs if self.main is not None else NUMBERS
+        return runs[runs[[name for name in needed if name in runs]].notna().all(axis=1)]
 
     @property
     def fitted(self) -> pd.DataFrame:
@@ -169,7 +179,7 @@ def make_study(data: Path, how: StudyOptions) -> Study:
         own = (
             how.options
             if name == requested
-            else {key: how.options[key] for key in SHARED_OPTIONS if key in how.options}
+            else {key: how.options[key] for key in SHARED_OPTIONS if how.options.get(key)}
         )
         try:
             fits[name], more = fit_table(data, name, mapping, convention, own, how.best_of)
@@ -220,9 +230,9 @@ def numeric_runs(
     as `Study.runs`."""
     import pandas as pd
 
-    found = {name: as_numbers(table[names[name]]) for name in NUMBERS if name in names}
+    found = {name: as_numbers(table[names[name]]) for name in COLUMNS if name in names}
     derive_columns(found, NUMBERS, [])
-    runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in NUMBERS})
+    runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in COLUMNS})
     for name, default in (("status", "finished"), ("reason", ""), ("run_dir", "")):
         runs[name] = (
             table[name].astype(object).where(table[name].notna(), default).astype(str)

@@ -16,10 +16,11 @@ from llm_jax.core.format import (
     span,
 )
 from llm_jax.scaling.fit.show import EXPONENTS
-from llm_jax.scaling.report.bands import optimum
+from llm_jax.scaling.report.bands import is_set, optimum
 from llm_jax.scaling.report.blocks import Card
 from llm_jax.scaling.report.caveats import Assumption
-from llm_jax.scaling.report.figures.law import held_out_rows, largest_text
+from llm_jax.scaling.report.figures.law import largest_text
+from llm_jax.scaling.report.held_out import held_out_runs
 from llm_jax.scaling.report.study import WHAT_C_COUNTS, WHAT_N_COUNTS, Study
 from llm_jax.scaling.report.tables import APPROACHES, title_of_method
 
@@ -29,16 +30,19 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
     cards: list[Card] = []
     sentences = []
     runs = study.fitted
-    if len(runs):
+    if len(runs) and runs[["parameters", "tokens", "flops"]].notna().all(axis=None):
         sentences.append(
             f"{study.rows(len(runs))} of {span(runs.parameters.min(), runs.parameters.max())} parameters on "
             f"{span(runs.tokens.min(), runs.tokens.max())} tokens, "
             f"{flops_span(runs.flops.min(), runs.flops.max())} each. {conventions_text(study)}"
         )
+    elif len(runs):
+        sentences.append(f"{study.rows(len(runs))}.")
     main = study.main
     if main is not None and main.method in EXPONENTS:
         a, ends = main.parameters["a"], main.intervals_95["a"]
-        cards.append(Card(f"{a:.3f}", f"a of N* ∝ C^a, {interval(ends)}; {title_of_method(main.method)}"))
+        known = "set by tied=true" if is_set(main) else interval(ends)
+        cards.append(Card(f"{a:.3f}", f"a of N* ∝ C^a, {known}; {title_of_method(main.method)}"))
         if len(runs):
             c = np.array([runs.flops.max()])
             n, d = optimum(main, c)
@@ -48,10 +52,17 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
             )
             cards.append(Card(f"{d[0] / n[0]:.3g}", about))
             faster = (
-                "faster than" if ends[0] > 0.5 else "slower than" if ends[1] < 0.5 else "about as fast as"
+                "as tied=true has them, as fast as"
+                if is_set(main)
+                else "faster than"
+                if ends[0] > 0.5
+                else "slower than"
+                if ends[1] < 0.5
+                else "about as fast as"
             )
             sentences.append(
-                f"Compute-optimal models grow as C^{a:.3f} (95 %: {interval(ends)}), {faster} their data. "
+                f"Compute-optimal models grow as C^{a:.3f}"
+                f"{'' if is_set(main) else f' (95 %: {interval(ends)})'}, {faster} their data. "
                 f"At {format_flops(c[0])} the best has "
                 f"{short(n[0])} parameters and {short(d[0])} tokens."
             )
@@ -63,24 +74,21 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
         sentences.append(
             f"The law is L = {p['E']:.4g} + {p['A']:.4g}/N^{p['alpha']:.4f} + {p['B']:.4g}/D^{p['beta']:.4f}."
         )
-    measured = [row for row in held_out_rows(study) if row["measured"] is not None]
+    measured = [run for run in held_out_runs(study) if run.measured is not None]
     if measured:
-        largest = max(measured, key=lambda row: row["flops"])
-        ahead = (
-            f", {factor(largest['cost'] / largest['largest'])} times the FLOPs of the largest run fitted"
-            if largest["cost"]
-            else ""
-        )
+        largest = max(measured, key=lambda run: run.flops if run.flops > 0 else -run.loss)
+        times = largest.times_largest
+        ahead = f", {factor(times)} times the FLOPs of the largest run fitted," if times else ""
+        what = "accuracy" if study.law is not None and study.law.method == "accuracy" else "loss"
         cards.append(
             Card(
-                signed_percent(largest["relative_error"]),
-                f"error of the loss predicted for {largest['name']}{ahead}",
+                signed_percent(largest.relative_error or 0.0),
+                f"error of the {what} predicted for {largest.name}{ahead.removesuffix(',')}",
             )
         )
         sentences.append(
-            f"A held-out run{ahead} was predicted to reach a loss of {largest['predicted']:.3f} "
-            f"({interval(largest['interval'])}); measured: "
-            f"{largest['measured']:.3f}."
+            f"A held-out run{ahead} was predicted to reach {'an' if what == 'accuracy' else 'a'} {what} of "
+            f"{largest.predicted:.3f} ({interval(largest.interval)}); measured: {largest.measured:.3f}."
         )
     elif fit and "refused" not in fit.leave_largest_out:
         out = fit.leave_largest_out

@@ -9,7 +9,9 @@ import numpy as np
 
 from llm_jax.core.format import counted, factor, format_flops, interval, listed, short, signed_percent
 from llm_jax.scaling.fit.methods import METHODS
+from llm_jax.scaling.fit.show import EXPONENTS, interval_source, left_out_title
 from llm_jax.scaling.published import exponents
+from llm_jax.scaling.report.bands import is_set
 from llm_jax.scaling.report.blocks import (
     AssumptionList,
     Block,
@@ -20,7 +22,7 @@ from llm_jax.scaling.report.blocks import (
     TextTable,
 )
 from llm_jax.scaling.report.caveats import Assumption
-from llm_jax.scaling.report.figures.law import held_out_rows
+from llm_jax.scaling.report.held_out import held_out_runs
 from llm_jax.scaling.report.study import Study
 
 APPROACHES = {"isoflop": "Approach 2, IsoFLOP minima", "parametric": "Approach 3, a law of N and D"}
@@ -30,18 +32,29 @@ MEANINGS = {
     "B": "finite text costs B/D^β nats",
     "alpha": "α",
     "beta": "β",
+    "K": "nats above the floor at 10^18 FLOPs",
+    "R_D": "repetitions of tokens that wear off by 1/e",
+    "R_N": "the same of parameters in excess",
+    "k": "steepness, per nat",
+    "middle": "the loss half-way",
+    "low": "accuracy at high losses",
+    "high": "accuracy at low losses",
+}
+OPTIMUM_MEANINGS = {
     "a": "N* ∝ C^a",
     "b": "D* ∝ C^b",
     "G": "N* = G (C/6)^a",
     "N_coefficient": "N* at C = 1",
     "D_coefficient": "D* at C = 1",
 }
+"""Those of the methods whose `a` is the exponent of N*(C)."""
 RUN_COLUMNS = (
     "name",
     "parameters",
     "tokens",
     "flops",
     "loss",
+    "accuracy",
     "learning_rate",
     "batch_size",
     "steps",
@@ -60,14 +73,13 @@ def fit_tables(study: Study) -> list[Block]:
         used = s.get("runs_used", s["runs"])
         text = f"{s['law'].replace('alpha', 'α').replace('beta', 'β')}: {used} of {counted(s['runs'], 'run')}"
         text += f", {s['budgets_used']} of {counted(s['budgets'], 'budget')}" if "budgets" in s else ""
-        text += f". Objective {fit.objective:.6e}. Intervals from " + (
-            f"{s['bootstrap']} {s['resampling']} resamples." if s["bootstrap"] else "the delta method."
-        )
+        text += f". Objective {fit.objective:.6e}. Intervals from {interval_source(s)}."
+        meanings = MEANINGS | (OPTIMUM_MEANINGS if method in EXPONENTS else {})
         delta = getattr(fit, "standard_errors_delta", {})
         rows = [
             (name, f"{value:.5g}", f"{fit.standard_errors[name]:.3g}",
              *(f"{end:.5g}" for end in fit.intervals_95[name]),
-             f"{delta[name]:.3g}" if name in delta else "", MEANINGS.get(name, ""))
+             f"{delta[name]:.3g}" if name in delta else "", meanings.get(name, ""))
             for name, value in fit.parameters.items()
         ]  # fmt: skip
         header = ["", ">estimate", ">standard error", ">95 % from", ">to", ">delta-method error", ""]
@@ -75,11 +87,7 @@ def fit_tables(study: Study) -> list[Block]:
             rows, header = [row[:5] + row[6:] for row in rows], header[:5] + header[6:]
         made += [Heading(title_of_method(method)), Paragraph(text), TextTable(header, rows)]
         if method not in APPROACHES:
-            made.append(
-                TextTable(
-                    ["largest compute left out and predicted", ">"], left_out_rows(fit.leave_largest_out)
-                )
-            )
+            made.append(TextTable([left_out_title(method), ">"], left_out_rows(fit.leave_largest_out)))
     made += [
         Paragraph(f"{APPROACHES[method]}, has no fit: {why}.", absent=True)
         for method, why in study.refusals.items()
@@ -138,7 +146,7 @@ def minima_table(study: Study) -> list[Block]:
 
 def held_out_table(study: Study) -> list[Block]:
     """The predictions of held-out runs, and their measured losses."""
-    rows = held_out_rows(study)
+    rows = held_out_runs(study)
     if not rows:
         return []
     header = [
@@ -155,20 +163,18 @@ def held_out_table(study: Study) -> list[Block]:
         "prediction made",
     ]
     cells = []
-    for row in rows:
-        present = row["measured"] is not None
+    for run in rows:
         cells.append(
             (
-                row["name"],
-                short(row["parameters"]),
-                short(row["tokens"]),
-                format_flops(row["flops"], ""),
-                f"{factor(row['cost'] / row['largest'])} ×" if row["cost"] else "",
-                f"{row['predicted']:.4f}",
-                *(f"{end:.4f}" for end in row["interval"]),
-                f"{row['measured']:.4f}" if present else "not yet",
-                signed_percent(row["relative_error"]) if present else "",
-                "before training" if row["before"] else "after training, by the law above",
+                run.name,
+                *(short(value) if value > 0 else "" for value in (run.parameters, run.tokens)),
+                format_flops(run.flops, "") if run.flops > 0 else "",
+                f"{factor(run.times_largest)} ×" if run.times_largest else "",
+                f"{run.predicted:.4f}",
+                *(f"{end:.4f}" for end in run.interval),
+                "not yet" if run.measured is None else f"{run.measured:.4f}",
+                "" if run.relative_error is None else signed_percent(run.relative_error),
+                "before training" if run.before else "after training, by the law above",
             )
         )
     return [
@@ -179,7 +185,7 @@ def held_out_table(study: Study) -> list[Block]:
 
 def published_table(study: Study) -> list[Block]:
     """The published exponents with conventions and sources."""
-    if not study.fits:
+    if not any(method in EXPONENTS and not is_set(fit) for method, fit in study.fits.items()):
         return []
     rows = [
         (
@@ -205,9 +211,8 @@ def assumptions_table(found: list[Assumption]) -> list[Block]:
         return [Paragraph("The report has no conclusion, hence no caveats.", absent=True)]
     counts = Counter(assumption.verdict for assumption in found)
     text = (
-        f"Of {counted(len(found), 'assumption')} that the conclusion rests on, {counts['caveat']} are "
-        f"caveats, {counts['unknown']} unknown from "
-        f"this table, and {counts['holds']} hold. Caveats come first."
+        f"Assumptions that the conclusion rests on: {len(found)}. Caveats: {counts['caveat']}; unknown from "
+        f"this table: {counts['unknown']}; holding: {counts['holds']}. Caveats come first."
     )
     return [Paragraph(text), AssumptionList(found)]
 
@@ -217,10 +222,11 @@ def runs_table(study: Study) -> list[Block]:
     runs = study.runs.assign(
         **{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs}
     )
-    shown = [name for name in RUN_COLUMNS if name in runs]
+    shown = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
     formats: dict[str, Any] = {
         "flops": lambda v: format_flops(v, ""),
         "loss": "{:.4f}".format,
+        "accuracy": "{:.4f}".format,
         "parameters": short,
         "tokens": short,
         "learning_rate": "{:.3g}".format,
@@ -249,7 +255,7 @@ def runs_table(study: Study) -> list[Block]:
     text = f"{study.rows(len(runs))}: {listed(counts)}"
     text += f"; {int(study.runs.held_out.sum())} held out of the fits" if study.runs.held_out.any() else ""
     text += f"; {int(study.runs.aside.sum())} left aside by best_of" if study.runs.aside.any() else ""
-    made: list[Block] = [Paragraph(text + ". N, D and FLOPs as in the fit.")]
+    made: list[Block] = [Paragraph(text + ". Numbers are as in the fit.")]
     if len(gone):
         lost = [(run["name"], run.status, run.reason) for _, run in gone.iterrows()]
         made.append(TextTable(["not finished", "status", "reason"], lost, ["gone"] * len(lost)))

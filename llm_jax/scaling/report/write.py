@@ -10,7 +10,7 @@ from llm_jax.core.figure_style import save, styled
 from llm_jax.core.files import write_atomic
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
-from llm_jax.scaling.report.figures import envelope, isoflop, law, repetition, runs, sensitivity
+from llm_jax.scaling.report.figures import envelope, isoflop, law, other_laws, repetition, runs, sensitivity
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import PAIRED_METHODS, Study, StudyOptions, make_study
 
@@ -27,7 +27,12 @@ FIGURES = (
     runs.training,
 )
 """The functions that draw figures, in the order in which the page numbers them."""
-FIGURES_OF = {"envelope": envelope.curves, "repetition": repetition.epochs}
+FIGURES_OF = {
+    "envelope": envelope.curves,
+    "repetition": repetition.epochs,
+    "overtraining": other_laws.overtraining,
+    "accuracy": other_laws.accuracy,
+}
 """Method → the figure that only its fits have, which comes before the others."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from llm_jax.core.figure_style import BLUE, INK, ORANGE, new_figure
 from llm_jax.core.format import counted, factor, format_flops, interval, short, span
 from llm_jax.scaling.fit import EnvelopeFit
-from llm_jax.scaling.report.bands import ReportFigure, interval_band, optimum, optimum_draws, widening
+from llm_jax.scaling.report.bands import ReportFigure, optimum, optimum_bands
 from llm_jax.scaling.report.figures.runs import MOST_CURVES, MOST_POINTS
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
@@ -80,7 +80,7 @@ def curves(study: Study) -> ReportFigure:
     right.plot(front["flops"], line, color=BLUE, label=f"line through them, a = {fit.a:.3f}")
     right.fill_between(
         front["flops"],
-        *interval_band(line, optimum_draws(fit, front["flops"])[0], widening(fit)),
+        *optimum_bands(fit, front["flops"])[0],
         color=BLUE,
         alpha=0.16,
         linewidth=0,

@@ -10,7 +10,7 @@ from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, RED, new_figure
 from llm_jax.core.format import counted, format_flops, interval, short
 from llm_jax.scaling.fit import Minimum
 from llm_jax.scaling.fit.show import EXPONENTS
-from llm_jax.scaling.report.bands import ReportFigure, interval_band, optimum, optimum_draws, widening
+from llm_jax.scaling.report.bands import ReportFigure, is_set, optimum, optimum_bands
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_shades
 
@@ -34,8 +34,20 @@ def curves(study: Study) -> ReportFigure | str:
     figure, ax = new_figure(4.3)
     points, colours, top = study.points, ordered_shades(len(study.minima)), highest_shown(study)
     for i, (minimum, colour) in enumerate(zip(study.minima, colours, strict=True)):
-        own = points["budget"] == i
+        own = (points["budget"] == i) & points["used"]
         n, loss = points["parameters"][own], points["loss"][own]
+        if not len(n):
+            continue
+        out = (points["budget"] == i) & ~points["used"] & (points["loss"] <= top)
+        ax.scatter(
+            points["parameters"][out],
+            points["loss"][out],
+            marker="x",
+            s=24,
+            color=colour,
+            linewidths=1.1,
+            zorder=3,
+        )
         ax.plot(
             minimum.curve_parameters,
             minimum.curve_loss,
@@ -47,7 +59,7 @@ def curves(study: Study) -> ReportFigure | str:
         beyond = (
             minimum.on_edge and loss.argmin() == n.argmax()
         )  # the label is then at the other end, clear of the arrow
-        seen = np.flatnonzero(loss <= top)
+        seen = np.flatnonzero(loss <= max(top, loss.min()))
         end, shift, side = (n.argmin(), -5, "right") if beyond else (seen[n[seen].argmax()], 5, "left")
         ax.annotate(
             format_flops(minimum.flops, ""),
@@ -117,8 +129,8 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     first, last = study.minima[0], study.minima[-1]
     sentences = [
         f"Loss against model size at {counted(total, 'budget')} from {format_flops(first.flops, '')} to "
-        f"{format_flops(last.flops)}; "
-        "stars are minima, with one standard error of log N."
+        f"{format_flops(last.flops)}"
+        + ("; stars are minima, with one standard error of log N." if inside else ".")
     ]
     if inside:
         low, high = inside[0], inside[-1]
@@ -150,7 +162,7 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
     if edges:
         sentences.append(
             f"{len(edges)} of {total} minima {'lies' if len(edges) == 1 else 'lie'} on an edge (ringed, "
-            "dashed), and left out of the fit: "
+            f"dashed){', and left out of the fit' if study.isoflop else ''}: "
             + "; ".join(f"{format_flops(m.flops)}: {m.left_out}" for m in edges)
             + "."
         )
@@ -158,8 +170,10 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
         sentences.append("All minima are inside their curves.")
     if few := [m for m in out if not m.on_edge]:
         sentences.append(
-            "Also left out: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + "."
+            "Without a minimum: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + "."
         )
+    if out_of_curves := int((~study.points["used"]).sum()):
+        sentences.append(f"Crosses: {counted(out_of_curves, 'run')} left out of the curves.")
     return " ".join(sentences)
 
 
@@ -191,14 +205,10 @@ def optima(study: Study) -> ReportFigure | str:
     at = np.geomspace(low, high * EXTRAPOLATE, 80)
     for (name, fit), colour in zip(fits.items(), (BLUE, ORANGE), strict=False):
         n, d = optimum(fit, at)
-        many_n, many_d = optimum_draws(fit, at)
-        for ax, line, draws in zip(axes, (n, d, d / n), (many_n, many_d, many_d / many_n), strict=True):
+        for ax, line, ends in zip(axes, (n, d, d / n), optimum_bands(fit, at), strict=True):
             ax.plot(at[at <= high], line[at <= high], color=colour, label=NAMES[name])
             ax.plot(at[at >= high * 0.97], line[at >= high * 0.97], "--", color=colour, linewidth=1.1)
-            if len(draws) > 1:
-                ax.fill_between(
-                    at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0
-                )
+            ax.fill_between(at, *ends, color=colour, alpha=0.16, linewidth=0)
     if study.isoflop:
         used = [m for m in study.isoflop.minima if not m.left_out]
         c, n, d, e = (
@@ -245,21 +255,16 @@ def optima_caption(study: Study, fits: dict, largest: float) -> str:
     ]
     for name, fit in fits.items():
         n, d = optimum(fit, np.array([largest, EXTRAPOLATE * largest]))
-        draws_n, draws_d = optimum_draws(fit, np.array([largest, EXTRAPOLATE * largest]))
+        (low, high), _, (low_r, high_r) = optimum_bands(fit, np.array([largest, EXTRAPOLATE * largest]))
         a, ends = fit.parameters["a"], fit.intervals_95["a"]
-        text = f"By the {NAMES[name]}, N* ∝ C^{a:.3f} ({interval(ends)})"
-        if len(draws_n) > 1:
-            low, high = interval_band(n, draws_n, widening(fit))
-            low_r, high_r = interval_band(d / n, draws_d / draws_n, widening(fit))
-            text += (
-                f"; at the largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} "
-                f"to {short(high[0])}) with {d[0] / n[0]:.3g} "
-                f"tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that {short(n[1])} "
-                f"({short(low[1])} to {short(high[1])}) "
-                f"with {d[1] / n[1]:.3g}"
-            )
-        sentences.append(text + ".")
-    if len(fits) == 2:
+        sentences.append(
+            f"By the {NAMES[name]}, N* ∝ C^{a:.3f} ({'set' if is_set(fit) else interval(ends)}); at the "
+            f"largest budget, {format_flops(largest)}, N* is {short(n[0])} ({short(low[0])} to "
+            f"{short(high[0])}) with "
+            f"{d[0] / n[0]:.3g} tokens a parameter ({low_r[0]:.3g} to {high_r[0]:.3g}), at ten times that "
+            f"{short(n[1])} ({short(low[1])} to {short(high[1])}) with {d[1] / n[1]:.3g}."
+        )
+    if len(fits) == 2 and not is_set(fits["parametric"]):
         difference = fits["isoflop"].parameters["a"] - fits["parametric"].parameters["a"]
         spread = float(np.hypot(*(fit.standard_errors["a"] for fit in fits.values())))
         same = "agree" if abs(difference) < 2 * spread else "do not agree"

@@ -9,11 +9,21 @@ from scipy import stats
 from llm_jax.core.figure_style import BLUE, INK, MUTED, ORANGE, PURPLE, new_figure
 from llm_jax.core.format import counted, factor, format_flops, short, signed_percent
 from llm_jax.scaling.fit import ParametricFit
-from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, Law
-from llm_jax.scaling.report.bands import ReportFigure, interval_band, optimum_draws, widening
+from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT
+from llm_jax.scaling.fit.predict import predict
+from llm_jax.scaling.report.bands import ReportFigure, band, law_of, optimum_bands, predicted_band
+from llm_jax.scaling.report.figures.held_out import draw_held_out, held_out_sentences
+from llm_jax.scaling.report.held_out import HeldOutRun, held_out_runs
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
 
+DRAWN_ELSEWHERE = {
+    "overtraining": "the law is of tokens a parameter too, and is drawn for several of these",
+    "repetition": "the law is of epochs too, and is drawn against these",
+    "accuracy": "the law is of accuracy, and is drawn against loss",
+    "envelope": "the curves are drawn with their envelope",
+}
+"""Method → why its law has no line in the figure of loss against compute."""
 EXTRAPOLATE = 10.0
 """The frontier is drawn up to this many times the largest compute."""
 TREND_P_VALUE = 0.01
@@ -25,40 +35,27 @@ def against_compute(study: Study) -> ReportFigure | str:
     from matplotlib.colors import LogNorm
 
     runs = study.fitted
+    if study.main is not None and study.main.method in DRAWN_ELSEWHERE:
+        return f"No figure of loss against compute alone: {DRAWN_ELSEWHERE[study.main.method]}."
     if runs.empty or not (study.fits or study.minima):
-        return "No figure of loss against compute: there is no fit, and no IsoFLOP curve."
+        return "No figure of loss against compute: the table has neither a law nor an IsoFLOP curve."
     figure, ax = new_figure(4.0)
-    norm = LogNorm(runs.parameters.min(), runs.parameters.max())
-    size_colour_bar(
-        figure,
-        ax,
-        ax.scatter(
-            runs.flops,
-            runs.loss,
-            c=runs.parameters,
-            norm=norm,
-            cmap=ordered_colours(),
-            s=16,
-            linewidths=0,
-            zorder=3,
-        ),
-    )
-    held = held_out_rows(study)
-    last = max([runs.flops.max(), *(row["flops"] for row in held)])
+    if runs.parameters.notna().all():
+        norm = LogNorm(runs.parameters.min(), max(runs.parameters.max(), 1.01 * runs.parameters.min()))
+        style = {"c": runs.parameters, "norm": norm, "cmap": ordered_colours()}
+        size_colour_bar(figure, ax, ax.scatter(runs.flops, runs.loss, s=16, linewidths=0, zorder=3, **style))
+    else:
+        ax.scatter(runs.flops, runs.loss, s=16, linewidths=0, zorder=3, color=BLUE)
+    held = [run for run in held_out_runs(study) if np.isfinite(run.flops)]
+    last = max([runs.flops.max(), *(run.flops for run in held)])
     at = np.geomspace(runs.flops.min(), last * (1.5 if held else EXTRAPOLATE), 100)
     if fit := study.parametric:
         line = fit.law.loss(*fit.law.optimal(at))
         seen = at <= runs.flops.max()
         ax.plot(at[seen], line[seen], color=INK, label="compute-optimal loss of the law")
         ax.plot(at[~seen], line[~seen], "--", color=INK, linewidth=1.1)
-        if len(fit.draws) > 1:
-            ax.fill_between(
-                at,
-                *interval_band(line, frontier_draws(fit, at), widening(fit)),
-                color=INK,
-                alpha=0.14,
-                linewidth=0,
-            )
+        ends = band(fit, lambda p: law_of(p).loss(*law_of(p).optimal(at)))
+        ax.fill_between(at, *ends, color=INK, alpha=0.14, linewidth=0)
         ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
         ax.annotate(
             f"E = {fit.parameters['E']:.3f}",
@@ -68,12 +65,12 @@ def against_compute(study: Study) -> ReportFigure | str:
             color=MUTED,
             fontsize=7.5,
         )
-    if study.main is not None and study.main.method == "compute":
-        points = study.main.points
-        order = np.argsort(points["flops"])
-        ax.plot(
-            points["flops"][order], points["predicted"][order], color=PURPLE, label="law of compute alone"
-        )
+    alone = study.fits.get("compute")
+    if alone is not None:
+        line, seen = predict(alone, {"flops": at}), at <= runs.flops.max()
+        ax.plot(at[seen], line[seen], color=PURPLE, label="law of compute alone, 95 %")
+        ax.plot(at[~seen], line[~seen], "--", color=PURPLE, linewidth=1.1)
+        ax.fill_between(at, *predicted_band(alone, {"flops": at}), color=PURPLE, alpha=0.14, linewidth=0)
     stars = [m for m in study.minima if m.parameters is not None]
     if stars:
         ax.scatter(
@@ -87,30 +84,10 @@ def against_compute(study: Study) -> ReportFigure | str:
             zorder=4,
             label="IsoFLOP minima",
         )
-    for i, row in enumerate(held):
-        below, above = row["predicted"] - row["interval"][0], row["interval"][1] - row["predicted"]
-        ax.errorbar(
-            row["flops"], row["predicted"], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_", color=ORANGE,
-            capsize=4, markersize=11, zorder=5,
-            label="held out: predicted, 95 %" if i == 0 else None,
-        )  # fmt: skip
-        if row["measured"] is not None:
-            label = "held out: measured" if i == 0 else None
-            ax.scatter(
-                row["flops"],
-                row["measured"],
-                marker="D",
-                s=34,
-                facecolors="none",
-                edgecolors=ORANGE,
-                linewidths=1.4,
-                zorder=6,
-                label=label,
-            )
-    if fit and fit.settings["drop_highest_losses"]:  # they would take most of the height
-        ax.set_ylim(
-            top=runs.loss[runs.loss < np.sort(runs.loss)[-fit.settings["drop_highest_losses"]]].max() * 1.03
-        )
+    draw_held_out(ax, held, "flops")
+    top = highest_shown(study)
+    if top < runs.loss.max():
+        ax.set_ylim(top=top)
     ax.set(xlabel="C, FLOPs", ylabel="loss (nats a token)")
     log_axes(ax, flops=True)
     if ax.get_legend_handles_labels()[0]:
@@ -118,60 +95,22 @@ def against_compute(study: Study) -> ReportFigure | str:
     return ReportFigure("loss_against_compute", figure, compute_caption(study, held))
 
 
-def frontier_draws(fit: ParametricFit, at: np.ndarray) -> np.ndarray:
-    """The compute-optimal loss [k, m] at computes `at` [m] from each of k resamples."""
-    laws = Law(*(column[:, None] for column in fit.draws.T))
-    return laws.loss(*laws.optimal(at[None]))
+def highest_shown(study: Study) -> float:
+    """The end of the loss axis: runs that are left out would take most of the height."""
+    fits = [fit for fit in study.fits.values() if "used" in fit.points and "loss" in fit.points]
+    if not fits or study.main.method == "compute":
+        return float(study.fitted.loss.max())
+    return 1.03 * max(float(fit.points["loss"][fit.points["used"]].max()) for fit in fits)
 
 
-def held_out_rows(study: Study) -> list[dict]:
-    """Each held-out run with its prediction, from before its training or else by the law, and its measured
-    loss."""
-    found = []
-    for name, entry in study.predictions.items():
-        row = study.runs[study.runs.name == name]
-        flops = (
-            float(row.flops.iloc[0])
-            if len(row) and np.isfinite(row.flops.iloc[0])
-            else FLOPS_A_WEIGHT * entry["parameters"] * entry["tokens"]
-        )
-        found.append(
-            {"name": name, "flops": flops, "parameters": entry["parameters"], "tokens": entry["tokens"],
-             "predicted": entry["predicted"],
-             "interval": entry["interval_95"], "measured": entry.get("measured"),
-             "relative_error": entry.get("relative_error"), "before": True,
-             "largest": entry.get("largest_flops_of_them"), "cost": entry.get("flops_exact")}
-        )  # fmt: skip
-    fit = study.parametric
-    for _, row in study.finished[
-        study.finished.held_out & ~study.finished.name.isin(study.predictions)
-    ].iterrows():
-        if fit is None:
-            continue
-        expected = float(fit.law.loss(row.parameters, row.tokens))
-        ends = [expected, expected]
-        if len(fit.draws) > 1:
-            low, high = interval_band(
-                np.array([expected]), fit.law_draws.loss(row.parameters, row.tokens)[:, None], widening(fit)
-            )
-            ends = [float(low[0]), float(high[0])]
-        found.append(
-            {"name": row["name"], "flops": row.flops, "parameters": row.parameters, "tokens": row.tokens,
-             "predicted": expected, "interval": ends,
-             "measured": row.loss, "relative_error": expected / row.loss - 1, "before": False,
-             "largest": None, "cost": None}
-        )  # fmt: skip
-    return found
-
-
-def compute_caption(study: Study, held: list[dict]) -> str:
+def compute_caption(study: Study, held: list[HeldOutRun]) -> str:
     """The caption of loss against compute: the span, the frontier, and the errors of extrapolation."""
-    runs, fit = study.fitted, study.parametric
+    runs, fit, alone = study.fitted, study.parametric, study.fits.get("compute")
+    best = runs.loss.idxmin()
     sentences = [
         f"{counted(len(runs), 'run')} over a factor of {factor(runs.flops.max() / runs.flops.min())} in "
-        "compute; the lowest loss is "
-        f"{runs.loss.min():.3f}, of "
-        f"{short(runs.parameters[runs.loss.idxmin()])} parameters."
+        f"compute; the lowest loss is {runs.loss.min():.3f}"
+        + (f", of {short(runs.parameters[best])} parameters." if runs.parameters[best] > 0 else ".")
     ]
     if fit:
         now, then = (
@@ -195,18 +134,19 @@ def compute_caption(study: Study, held: list[dict]) -> str:
                     else f" on average and {100 * out['largest_relative_error']:.2f} % at most."
                 )
             )
-    for row in held:
-        if row["measured"] is not None:
-            inside = row["interval"][0] <= row["measured"] <= row["interval"][1]
-            sentences.append(
-                f"Held-out run {row['name']}: predicted {row['predicted']:.3f} ({row['interval'][0]:.3f} "
-                f"to {row['interval'][1]:.3f}), measured "
-                f"{row['measured']:.3f}, an error of {signed_percent(row['relative_error'])}, "
-                f"{'inside' if inside else 'outside'} the interval."
-            )
-    if fit and (dropped := fit.settings["drop_highest_losses"]):
+    if alone is not None:
+        now, then = (
+            float(predict(alone, {"flops": c})) for c in (runs.flops.max(), EXTRAPOLATE * runs.flops.max())
+        )
         sentences.append(
-            f"The {counted(dropped, 'run')} of highest loss, left out of the fit, are above the figure."
+            f"The law of compute alone (line, band 95 %), of {alone.settings['runs_used']} runs"
+            f"{' on the frontier' if alone.settings['frontier_only'] else ''}, is at {now:.3f} at the "
+            f"largest compute and {then:.3f} at ten times it."
+        )
+    sentences += held_out_sentences(held)
+    if above := int((runs.loss > highest_shown(study)).sum()):
+        sentences.append(
+            f"{counted(above, 'run')} left out of the fit {'is' if above == 1 else 'are'} above the figure."
         )
     return " ".join(sentences)
 
@@ -259,13 +199,10 @@ def contours(study: Study) -> ReportFigure | str:
     at = np.geomspace(FLOPS_A_WEIGHT * wide[0][0] * wide[1][0], FLOPS_A_WEIGHT * wide[0][1] * wide[1][1], 120)
     best_n, best_d = fit.law.optimal(at)
     ax.plot(best_n, best_d, color=INK, zorder=3, label="compute-optimal")
-    if len(fit.draws) > 1:
-        low, high = interval_band(
-            best_n, optimum_draws(fit, at)[0], widening(fit)
-        )  # at one C each: D follows from N
-        each = at / FLOPS_A_WEIGHT
-        edge = np.concatenate([np.stack([low, each / low], -1), np.stack([high, each / high], -1)[::-1]])
-        ax.fill(edge[:, 0], edge[:, 1], color=INK, alpha=0.13, linewidth=0, zorder=2)
+    low, high = optimum_bands(fit, at)[0]  # at one C each: D follows from N
+    each = at / FLOPS_A_WEIGHT
+    edge = np.concatenate([np.stack([low, each / low], -1), np.stack([high, each / high], -1)[::-1]])
+    ax.fill(edge[:, 0], edge[:, 1], color=INK, alpha=0.13, linewidth=0, zorder=2)
     ax.set(xlabel="N, parameters", ylabel="D, tokens")
     log_axes(ax, y=True)
     ax.set(xlim=wide[0], ylim=wide[1])
@@ -286,7 +223,9 @@ def contours(study: Study) -> ReportFigure | str:
         f"the model's size costs {from_n:.3f} nats and the finite data {from_d:.3f}, above E = {p['E']:.3f}."
     )
     if (~used).any():
-        caption += f" Crosses: {counted(int((~used).sum()), 'run')} of highest loss, left out of the fit."
+        dropped = int((~used).sum())
+        highest = " of highest loss," if dropped == fit.settings["drop_highest_losses"] else ""
+        caption += f" Crosses: {counted(dropped, 'run')}{highest} left out of the fit."
     return ReportFigure("loss_contours", figure, caption)
 
 

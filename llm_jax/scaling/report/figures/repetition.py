@@ -9,7 +9,9 @@ import numpy as np
 from llm_jax.core.figure_style import INK, new_figure
 from llm_jax.core.format import counted, interval, short
 from llm_jax.scaling.fit import Law, LawFit, repeated_loss
-from llm_jax.scaling.report.bands import ReportFigure, interval_band, widening
+from llm_jax.scaling.report.bands import ReportFigure, predicted_band
+from llm_jax.scaling.report.figures.held_out import draw_held_out, held_out_sentences
+from llm_jax.scaling.report.held_out import held_out_runs
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, size_colour_bar
 
@@ -35,25 +37,21 @@ def epochs(study: Study) -> ReportFigure:
     figure, axes = new_figure(0.7 + 2.4 * rows, columns=columns, rows=rows, squeeze=False, sharex=True)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
+    held = held_out_runs(study)
     colours, norm, shown = (
         ordered_colours(),
         LogNorm(n[used].min(), max(n[used].max(), 1.01 * n[used].min())),
         0,
     )
-    at = np.geomspace(1, times[used].max(), 80)
+    at = np.geomspace(1, max([times[used].max(), *(run.epochs for run in held if run.epochs > 0)]), 80)
     for ax, text in zip(axes.flat, panels, strict=False):
         for size in spread_out(np.unique(n[used & (unique == text)]), MOST_SIZES):
             own, colour = (unique == text) & (n == size) & (times > 0.99), colours(norm(size))
             line = loss_of(fit, law, size, text * at, text)
             ax.plot(at, line, color=colour)
             ax.plot(at, loss_of(fit, law, size, text * at, text * at), "--", color=colour, linewidth=1)
-            if len(fit.draws) > 1:
-                draws = repeated_loss(
-                    law, size, text * at[None], text, *(column[:, None] for column in fit.draws.T)
-                )
-                ax.fill_between(
-                    at, *interval_band(line, draws, widening(fit)), color=colour, alpha=0.16, linewidth=0
-                )
+            runs = {"parameters": size, "tokens": text * at, "unique_tokens": text}
+            ax.fill_between(at, *predicted_band(fit, runs), color=colour, alpha=0.16, linewidth=0)
             ax.scatter(
                 times[own & used], points["loss"][own & used], s=16, color=colour, linewidths=0, zorder=3
             )
@@ -67,6 +65,7 @@ def epochs(study: Study) -> ReportFigure:
                 zorder=3,
             )
             shown += int((own & used).sum())
+        draw_held_out(ax, [run for run in held if float(f"{run.unique_tokens:.3g}") == text], "epochs")
         ax.set(title=f"{short(text)} unique tokens")
         log_axes(ax)
     for ax in axes[:, 0]:
@@ -80,7 +79,8 @@ def epochs(study: Study) -> ReportFigure:
     )
     if len(np.unique(n[used])) > 1:
         size_colour_bar(figure, [ax for ax in axes.flat if ax.get_visible()], ScalarMappable(norm, colours))
-    return ReportFigure("repetition", figure, caption(fit, law, shown))
+    sentences = [caption(fit, law, shown), *held_out_sentences(held)]
+    return ReportFigure("repetition", figure, " ".join(sentences))
 
 
 def loss_of(fit: LawFit, law: Law, parameters: Any, tokens: Any, unique: Any) -> Any:
@@ -108,9 +108,7 @@ def caption(fit: LawFit, law: Law, shown: int) -> str:
     repeated, fresh = float(loss_of(fit, law, n, tokens, unique)), float(loss_of(fit, law, n, tokens, tokens))
     off = 100 * (points["loss"][used] / points["predicted"][used] - 1)
     sentences = [
-        "Loss against epochs: the fitted law (lines"
-        + (", bands 95 %" if len(fit.draws) > 1 else "")
-        + "), the same law with every token new "
+        "Loss against epochs: the fitted law (lines, bands 95 %), the same law with every token new "
         f"(dashed), and the {counted(int(used.sum()), 'run')} that repeat tokens"
         + (f", {shown} of them drawn" if shown < used.sum() else "")
         + ("; rings are runs that do not." if (~used).any() else "."),

@@ -11,6 +11,7 @@ import numpy as np
 from llm_jax.core.figure_style import INK, RED, new_figure
 from llm_jax.core.files import read_json_lines
 from llm_jax.core.format import counted, listed, short, span
+from llm_jax.scaling.fit.table import as_numbers
 from llm_jax.scaling.report.bands import ReportFigure
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, ordered_shades, size_colour_bar
@@ -39,7 +40,7 @@ class Sweep:
     tokens: float
     rates: np.ndarray
     batches: np.ndarray
-    """Tokens a batch."""
+    """Tokens a batch; sequences where the table has no length of them; one of NaN without a batch size."""
     loss: np.ndarray
     """[batches, rates], the best of several seeds; NaN without a finished run."""
     lost: np.ndarray
@@ -69,11 +70,13 @@ class Sweep:
 def sweeps(table: pd.DataFrame, runs: pd.DataFrame) -> list[Sweep]:
     """The sweeps in a table, smallest model first: runs of equal N and (to 5 %) equal tokens, at three
     learning rates or more."""
-    if not {"learning_rate", "batch_size", "sequence_length"} <= set(table):
+    if "learning_rate" not in table:
         return []
-    both = runs.assign(rate=table.learning_rate, batch=table.batch_size * table.sequence_length).dropna(
-        subset=["rate", "batch", "parameters", "tokens"]
-    )
+    rate = as_numbers(table.learning_rate)
+    batch = as_numbers(table.batch_size) if "batch_size" in table else rate * 0 + 1
+    if "batch_size" in table and "sequence_length" in table:
+        batch = batch * as_numbers(table.sequence_length)
+    both = runs.assign(rate=rate, batch=batch).dropna(subset=["rate", "batch", "parameters", "tokens"])
     both = both[~both.held_out].sort_values(["parameters", "tokens"])
     new = (both.parameters != both.parameters.shift()) | (both.tokens > 1.05 * both.tokens.shift())
     found = []
@@ -106,12 +109,13 @@ def sweep_figure(study: Study) -> ReportFigure | str:
     batch sizes."""
     found = sweeps(study.table, study.runs)
     if not found:
+        missing = "learning_rate" not in study.table
         return (
             "No map of learning rate and batch: no model of the table was trained at three learning rates "
-            "or more, all else equal."
+            + ("that it names: it has no column learning_rate." if missing else "or more, all else equal.")
         )
     maps = [sweep for sweep in found if len(sweep.batches) >= LEAST_BATCHES][:MOST_PANELS]
-    drawn = heat_maps(maps) if maps else rate_curves(found)
+    drawn = heat_maps(maps, batch_unit(study.table)) if maps else rate_curves(found)
     sentences = []
     for sweep in maps or found:
         i, j = sweep.best
@@ -122,7 +126,7 @@ def sweep_figure(study: Study) -> ReportFigure | str:
             f"{sweep.loss[i, j]:.3f} at learning rate {sweep.rates[j]:.3g}"
         )
         if len(sweep.batches) > 1:
-            text += f" with {short(sweep.batches[i])} tokens a batch"
+            text += f" with {short(sweep.batches[i])} {batch_unit(study.table)}"
         rates = span(float(good_rates.min()), float(good_rates.max()), "{:.3g}".format)
         text += (
             f"; {good.sum()} of {np.isfinite(sweep.loss).sum()} runs are within {AS_GOOD} nats, at {rates}"
@@ -140,7 +144,12 @@ def sweep_figure(study: Study) -> ReportFigure | str:
     return ReportFigure("sweep", drawn, what + " ".join(sentences))
 
 
-def heat_maps(maps: list[Sweep]) -> Any:
+def batch_unit(table: pd.DataFrame) -> str:
+    """The unit of a sweep's batches."""
+    return "tokens a batch" if "sequence_length" in table else "sequences a batch"
+
+
+def heat_maps(maps: list[Sweep], unit: str) -> Any:
     """Loss over learning rate and batch, a panel for each sweep."""
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
@@ -192,7 +201,7 @@ def heat_maps(maps: list[Sweep]) -> Any:
         ax.set_yticks(np.arange(len(sweep.batches)) + 0.5, [short(batch) for batch in sweep.batches])
         ax.set(
             xlabel="learning rate",
-            ylabel="tokens a batch",
+            ylabel=unit,
             title=f"{short(sweep.parameters)} parameters, {short(sweep.tokens)} tokens",
         )
     return figure

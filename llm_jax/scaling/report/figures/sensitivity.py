@@ -10,7 +10,7 @@ from llm_jax.core.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, n
 from llm_jax.core.format import interval
 from llm_jax.scaling.fit.show import EXPONENTS
 from llm_jax.scaling.published import exponents
-from llm_jax.scaling.report.bands import ReportFigure
+from llm_jax.scaling.report.bands import ReportFigure, is_set
 from llm_jax.scaling.report.figures.isoflop import NAMES
 from llm_jax.scaling.report.study import Study
 
@@ -57,9 +57,12 @@ def choices(study: Study) -> ReportFigure | str:
         ),
         None,
     )
-    figure, axes = new_figure(0.9 + 0.21 * len(rows), columns=len(SHOWN), sharey=True)
+    set_by_option = {"beta", "a"} if is_set(fit) else set()
+    shown = [name for name in SHOWN if fit.standard_errors[name] > 0 and name not in set_by_option]
+    figure, axes = new_figure(0.9 + 0.21 * len(rows), columns=len(shown), sharey=True, squeeze=False)
+    axes = axes[0]
     y = np.arange(len(rows))[::-1]
-    for ax, name in zip(axes, SHOWN, strict=True):
+    for ax, name in zip(axes, shown, strict=True):
         low, high = fit.intervals_95[name]
         ax.axvspan(low, high, color=BLUE, alpha=0.12, linewidth=0)
         ax.axvline(fit.parameters[name], color=BLUE, linewidth=1)
@@ -80,26 +83,24 @@ def choices(study: Study) -> ReportFigure | str:
     drops = [row for row in rows if "drop_highest_losses" in row]
     for name in ("beta", "alpha", "a"):
         values = np.array([row[name] for row in drops])
-        if len(values):
+        if len(values) > 1 and name in shown:
             sentences.append(
                 f"{ {'alpha': 'α', 'beta': 'β'}.get(name, name) } goes from {values[0]:.3f} with "
                 f"{drops[0]['drop_highest_losses']} losses dropped to "
                 f"{values[-1]:.3f} with {drops[-1]['drop_highest_losses']}, "
                 f"{abs(values[-1] - values[0]) / fit.standard_errors[name]:.1f} "
-                f"standard errors" + (";" if name != "a" else ".")
+                "standard errors."
             )
-    deltas = [row["a"] for row in rows if "delta" in row]
+    main = "a" if "a" in shown else "alpha"
+    deltas = [row[main] for row in rows if "delta" in row]
     if deltas:
-        sentences.append(f"With other δ, a lies between {min(deltas):.3f} and {max(deltas):.3f}.")
-    outside = [
-        label
-        for label, row in zip(labels, rows, strict=True)
-        if not fit.intervals_95["a"][0] <= row["a"] <= fit.intervals_95["a"][1]
-    ]
+        sentences.append(f"With other δ, {main} lies between {min(deltas):.3f} and {max(deltas):.3f}.")
+    low, high = fit.intervals_95[main]
+    outside = [label for label, row in zip(labels, rows, strict=True) if not low <= row[main] <= high]
     sentences.append(
-        f"Outside of a's interval: {', '.join(outside)}."
+        f"Outside of {main}'s interval: {', '.join(outside)}."
         if outside
-        else "No choice moves a out of its interval."
+        else f"No choice moves {main} out of its interval."
     )
     return ReportFigure("sensitivity", figure, " ".join(sentences))
 
@@ -153,7 +154,7 @@ def curve_choices(study: Study) -> ReportFigure | str:
 
 def published(study: Study) -> ReportFigure | str:
     """The exponent of N*(C), under other conventions too, among published ones."""
-    fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS}
+    fits = {name: fit for name, fit in study.fits.items() if name in EXPONENTS and not is_set(fit)}
     if not fits:
         return "No comparison with published exponents: no exponent of N* was fitted."
     rows: list[tuple[str, float, Any, str, bool]] = [
@@ -163,6 +164,7 @@ def published(study: Study) -> ReportFigure | str:
     rows += [
         (f"this table, law, N as in {name}", fit.parameters["a"], fit.intervals_95["a"], name, True)
         for name, fit in study.other_conventions.items()
+        if not is_set(fit)
     ]
     mine = len(rows)
     rows += [(row.name, row.a, row.a_interval, row.convention, False) for row in exponents()]
@@ -210,7 +212,7 @@ def published_caption(study: Study, rows: list[tuple[str, float, Any, str, bool]
         sentences.append(
             "The table's convention of N is unknown; exponents are comparable within one convention only."
         )
-    if study.other_conventions and study.parametric:
+    if study.other_conventions and study.parametric and not is_set(study.parametric):
         base = study.parametric.parameters["a"]
         moved = [
             f"{fit.parameters['a'] - base:+.3f} ({name})".replace("-", "−")
