@@ -252,13 +252,8 @@ def _prepare(
         store, cached = tokenize(source, trained, folder, data.workers, encoder)
         all_cached &= cached
         parts.append((source.name, weight, store))
-        for line in _without_text(store, encoder):
-            log(f"corpus {source.name}: {line}")
-        if store.invalid:
-            log(
-                f"corpus {source.name}: {store.invalid:,} documents are not valid UTF-8; the bad bytes "
-                "became U+FFFD"
-            )
+        for note in _notes(store, encoder):
+            log(f"corpus {source.name}: {note}")
     identity: list[Any] = [
         [[s.name, s.fingerprint, w] for s, w in sources],
         trained.fingerprint,
@@ -287,12 +282,18 @@ def _prepare(
     return corpus
 
 
-def _without_text(store: TokenStore, encoder: Encoder | None) -> list[str]:
-    """Lines about documents that are trained without text, or not at all."""
-    whole = f"of {len(store.lengths_N):,} documents"
+def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
+    """What is said of documents that have no text, come twice, or were changed, with their counts."""
+    of_all = f"of {len(store.lengths_N):,} documents"
     skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
-    lines = [f"{skipped:,} {whole} were skipped by the objective's encoder"] if skipped else []
-    return [*lines, f"{empty:,} {whole} are empty, BOS and EOS alone"] if empty and not encoder else lines
+    many = 100 * store.copies >= len(store.lengths_N)  # a few licences and the like are in every corpus
+    notes = {
+        f"{skipped:,} {of_all} were skipped by the objective's encoder": skipped,
+        f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
+        f"{store.copies:,} {of_all} are copies of others": many,
+        f"{store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD": store.invalid,
+    }
+    return [note for note, true in notes.items() if true]
 
 
 def _count(tokens: int) -> str:

@@ -184,7 +184,7 @@ def with_space(model: bytes) -> bytes:
     protocol: Any = sentencepiece_model_pb2
     proto = protocol.ModelProto.FromString(model)
     normal = [piece for piece in proto.pieces if piece.type == protocol.ModelProto.SentencePiece.NORMAL]
-    if any(piece.piece == SPACE for piece in normal):
+    if not normal or any(piece.piece == SPACE for piece in normal):
         return model
     ([piece for piece in normal if len(piece.piece) > 1] or normal)[-1].piece = SPACE
     return proto.SerializeToString()

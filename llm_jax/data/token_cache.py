@@ -49,6 +49,8 @@ class TokenStore:
     """uint64, a hash of each document's bytes (`document_hash`): it decides between training and held out."""
     invalid: int
     """The number of documents with bytes that are not valid UTF-8."""
+    copies: int
+    """The number of documents that are copies of others, byte for byte; 0 if the cache is older than this."""
     weights: np.ndarray | None = None
     """uint8, 1 for each token whose prediction is trained, else 0; None: all are trained."""
 
@@ -269,7 +271,12 @@ def _join(shards: list[Path], folder: Path) -> None:
     for name in ("lengths", "bytes", "hashes"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
     abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
-    about = {"dtype": abouts[0]["dtype"], "invalid": sum(about["invalid"] for about in abouts)}
+    hashes_N = np.load(folder / "hashes.npy")
+    about = {
+        "dtype": abouts[0]["dtype"],
+        "invalid": sum(about["invalid"] for about in abouts),
+        "copies": len(hashes_N) - len(np.unique(hashes_N)),
+    }
     (folder / "about.json").write_text(json.dumps(about))
 
 
@@ -283,6 +290,7 @@ def _open(folder: Path) -> TokenStore:
         bytes_N=np.load(folder / "bytes.npy", mmap_mode="r"),
         hashes_N=np.load(folder / "hashes.npy", mmap_mode="r"),
         invalid=about["invalid"],
+        copies=about.get("copies", 0),
         weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r")
         if (folder / WEIGHTS).exists()
         else None,

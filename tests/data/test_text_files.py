@@ -6,10 +6,12 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import DataConfig
+from llm_jax.data import DataConfig, Tokenizer, TokenizerConfig, prepare
+from llm_jax.data.encoder import Encoded
 from llm_jax.data.sources import resolve
 from llm_jax.data.text_files import find_text_files
 
@@ -122,6 +124,22 @@ def test_documents_that_come_twice_are_named(tmp_path, cache, twin):
     assert any("documents come twice: " in line and line.endswith("again") for line in lines), lines
 
 
+@pytest.mark.parametrize(("copies", "said"), [(0, False), (1, False), (3, True), (200, True)])
+def test_documents_that_are_copies_are_counted_from_one_in_a_hundred(tmp_path, cache, copies, said):
+    """As an older version of a file beside it gives: no two files have the same bytes."""
+    write_jsonl(tmp_path / "a.jsonl", documents(200))
+    write_jsonl(tmp_path / "b.jsonl", [*documents(200)[:copies], "another"])
+    lines: list[str] = []
+    data = DataConfig(source=str(tmp_path), cache_dir=str(cache), workers=1)
+    for _ in range(2):
+        prepare(
+            data, TokenizerConfig(vocab=310), sequence_length=32, batch_size=2, seed=0, run_dir=None,
+            log=lines.append,
+        )  # fmt: skip
+    line = f"corpus {tmp_path}: {copies} of {201 + copies} documents are copies of others"
+    assert lines.count(line) == 2 * said
+
+
 def test_a_file_without_documents_is_named(tmp_path, cache):
     write(tmp_path, "a.jsonl", "b.jsonl")
     (tmp_path / "b.jsonl").write_text("\n")
@@ -130,3 +148,24 @@ def test_a_file_without_documents_is_named(tmp_path, cache):
     for _ in range(2):
         resolve(str(tmp_path), DataConfig(cache_dir=str(cache)), lines.append)
     assert sum(line.endswith("2 files without documents: b.jsonl, c.txt") for line in lines) == 2
+
+
+class EvenOnly:
+    """An encoder that skips every second document."""
+
+    fingerprint = "even"
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+        ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] if len(text) % 2 == 0 else []
+        return Encoded(np.array(ids, np.int64), np.ones(len(ids), np.uint8))
+
+
+def test_documents_that_an_encoder_skips_are_counted(small, cache):
+    lines: list[str] = []
+    prepare(
+        DataConfig(source=str(small), cache_dir=str(cache), workers=1), TokenizerConfig(vocab=320),
+        sequence_length=32, batch_size=2, seed=0, run_dir=None, log=lines.append, encoder=EvenOnly(),
+    )  # fmt: skip
+    odd = sum(len(text) % 2 for text in documents(400))
+    assert 0 < odd < 400
+    assert f"corpus {small}: {odd} of 400 documents were skipped by the objective's encoder" in lines
