@@ -20,8 +20,9 @@ from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, text_changes
 MODELS = ("BPE", "Unigram")
 MOST_TOKENS = 10_000_000
 """More tokens than any vocabulary has; a table with a row for each id is made only below it."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 FILES = (
-    JSON_NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    JSON_NAME, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files of a tokenizer in a Hugging Face folder. They are kept, and written back unchanged."""
@@ -85,8 +86,8 @@ class HuggingFaceTokenizer:
         stripping = {token.content for token in self._added.values() if token.lstrip or token.rstrip}
         changed = text_changes(self, control_names(plain) | stripping)
         self.lossless = not changed
-        asked = {"dropout": dropout(self._tree), **{k: self._tree.get(k) for k in ("truncation", "padding")}}
-        self.remarks: tuple[str, ...] = (*(f"{key} is off" for key in asked if asked[key]), *changed)
+        config = tree_of(file.parent / TOKENIZER_CONFIG, origin)
+        self.remarks: tuple[str, ...] = (*not_applied(self._tree, config), *changed)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
@@ -120,7 +121,9 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _byte_fallback(self) -> bool:
-        return any(step.get("type") == "ByteFallback" for step in _steps(self._tree.get("decoder")))
+        return any(
+            step.get("type") == "ByteFallback" for step in _steps(self._tree.get("decoder"), "decoders")
+        )
 
     def encode_chunks(self, text: str) -> Iterator[list[int]]:
         """The ids of `encode`, as a single chunk."""
@@ -145,7 +148,7 @@ class HuggingFaceTokenizer:
         """int32 [V]: the UTF-8 bytes of text of each token; 0 for special and unknown tokens, and for unused
         ids.
         """
-        steps = _steps(self._tree.get("decoder"))
+        steps = _steps(self._tree.get("decoder"), "decoders")
         kinds = [step.get("type") for step in steps]
         written = [_replaced(step) for step in steps if step.get("type") in ("Replace", "Metaspace")]
         unknown = self._unknown_id
@@ -219,6 +222,23 @@ def _broken_bytes_apart(pieces: list[str]) -> list[str]:
     return made
 
 
+def not_applied(tree: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """What a tokenizer.json and its tokenizer_config.json ask for that isn't done, in words."""
+    asked = {"dropout": dropout(tree), "truncation": tree.get("truncation"), "padding": tree.get("padding")}
+    yield from (f"{key} is off" for key, value in asked.items() if value)
+    wanted = config.get("add_prefix_space")
+    for step in _steps(tree.get("pre_tokenizer"), "pretokenizers"):
+        own = step.get("add_prefix_space", True)
+        if step.get("type") == "ByteLevel" and wanted in (True, False) and wanted != own:
+            yield f"{TOKENIZER_CONFIG}'s add_prefix_space={str(wanted).lower()} has no effect"
+    known, named = vocabulary(tree), config.get("added_tokens_decoder")
+    tokens = named.values() if isinstance(named, dict) else ()
+    names = [token["content"] for token in tokens if isinstance(token, dict) and "content" in token]
+    if missing := [str(name) for name in names if name not in known]:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        yield f"{JSON_NAME} has no {missing[0]}{more}, which {TOKENIZER_CONFIG} names"
+
+
 def special_ids(tree: Mapping[str, Any], folder: Path, origin: str) -> dict[str, Any]:
     """The "bos_id" and "pad_id" (None for none) and the "eos_ids" of a tokenizer.json, from the files beside
     it in `folder`, and as "named" the ids of BOS and EOS whose tokens these files name.
@@ -234,9 +254,7 @@ def special_ids(tree: Mapping[str, Any], folder: Path, origin: str) -> dict[str,
     known = vocabulary(tree)
 
     def named(name: str) -> list[int]:
-        tokens = [
-            beside(part).get(f"{name}_token") for part in ("tokenizer_config.json", "special_tokens_map.json")
-        ]
+        tokens = [beside(part).get(f"{name}_token") for part in (TOKENIZER_CONFIG, "special_tokens_map.json")]
         texts = [
             token.get("content") if isinstance(token, dict) else token for token in tokens
         ]  # a token, or an object that describes one
@@ -301,12 +319,13 @@ def _without_vocabulary(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "model": model}
 
 
-def _steps(decoder: Any) -> list[Mapping[str, Any]]:
-    """The steps of a decoder of tokenizer.json, with nested sequences flattened."""
-    if not isinstance(decoder, dict):
+def _steps(part: Any, name: str) -> list[Mapping[str, Any]]:
+    """The steps of a decoder or a pre-tokenizer of tokenizer.json, with nested sequences flattened, which have
+    them under `name`."""
+    if not isinstance(part, dict):
         return []
-    inner = decoder.get("decoders") if decoder.get("type") == "Sequence" else None
-    return [step for part in inner for step in _steps(part)] if isinstance(inner, list) else [decoder]
+    inner = part.get(name) if part.get("type") == "Sequence" else None
+    return [step for one in inner for step in _steps(one, name)] if isinstance(inner, list) else [part]
 
 
 def _replaced(step: Mapping[str, Any]) -> tuple[str, str]:

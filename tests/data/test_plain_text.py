@@ -207,6 +207,26 @@ def test_a_token_that_takes_the_spaces_around_it_is_named(tmp_path, side):
     assert any(remark.startswith("'a<sep>b <sep> c' becomes") for remark in tokenizer.remarks)
 
 
+UNUSED = {
+    "a token": ({"added_tokens_decoder": {"400": {"content": "<|im_start|>"}}}, "tokenizer.json has no <|im_start|>, which tokenizer_config.json names"),
+    "tokens": ({"added_tokens_decoder": {"400": {"content": "<a>"}, "2": {"content": "<unk>"}, "401": {"content": "<b>"}}}, "tokenizer.json has no <a> and 1 more, which tokenizer_config.json names"),
+    "a space": ({"add_prefix_space": True}, "tokenizer_config.json's add_prefix_space=true has no effect"),
+    "nothing": ({"add_prefix_space": False, "added_tokens_decoder": {"1": {"content": "</s>"}}}, None),
+    "nonsense": ({"add_prefix_space": 3, "added_tokens_decoder": [1]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_only_tokenizer_config_json_asks_for_is_named(tmp_path, name):
+    asked, remark = UNUSED[name]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    steps = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]}
+    tree = bpe([], [])
+    bare = make(tmp_path / "bare", {**tree, "pre_tokenizer": steps})
+    tokenizer = make(tmp_path / "asked", {**tree, "pre_tokenizer": steps}, **NAMED, **asked)
+    assert [one for one in tokenizer.remarks if one not in bare.remarks] == ([remark] if remark else [])
+
+
 CHANGES = {
     "a space before the text": ({"pre_tokenizer": METASPACE}, "'the model' becomes ' the model'"),
     "lower case": ({"normalizer": {"type": "Sequence", "normalizers": [FALLBACK["normalizer"], {"type": "Lowercase"}]}}, "'A' becomes 'a'"),
