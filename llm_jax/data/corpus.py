@@ -283,7 +283,7 @@ def _prepare(
 
 
 def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
-    """What is said of documents that have no text, come twice, or were changed, with their counts."""
+    """Log lines about documents that have no text, are copies, or were changed, with their counts."""
     of_all = f"of {len(store.lengths_N):,} documents"
     skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
     many = 100 * store.copies >= len(store.lengths_N)  # a few licences and the like are in every corpus

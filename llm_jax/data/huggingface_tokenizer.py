@@ -223,7 +223,7 @@ def _broken_bytes_apart(pieces: list[str]) -> list[str]:
 
 
 def not_applied(tree: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    """What a tokenizer.json and its tokenizer_config.json ask for that isn't done, in words."""
+    """The settings of a tokenizer.json and its tokenizer_config.json that have no effect, in words."""
     asked = {"dropout": dropout(tree), "truncation": tree.get("truncation"), "padding": tree.get("padding")}
     yield from (f"{key} is off" for key, value in asked.items() if value)
     wanted = config.get("add_prefix_space")
@@ -320,8 +320,8 @@ def _without_vocabulary(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(part: Any, name: str) -> list[Mapping[str, Any]]:
-    """The steps of a decoder or a pre-tokenizer of tokenizer.json, with nested sequences flattened, which have
-    them under `name`."""
+    """The steps of a decoder or a pre-tokenizer of a tokenizer.json, with nested sequences flattened. name:
+    the key of a sequence's steps."""
     if not isinstance(part, dict):
         return []
     inner = part.get(name) if part.get("type") == "Sequence" else None

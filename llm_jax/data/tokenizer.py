@@ -48,8 +48,8 @@ class Tokenizer(Protocol):
     few texts.
     """
     remarks: tuple[str, ...]
-    """What it does to text, and what its file asks for that isn't done, for a log line: empty for a lossless
-    tokenizer that is used as its file is."""
+    """Texts that it changes, with what becomes of them, and settings of its files that have no effect, for a
+    log line."""
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -108,6 +108,4 @@ def _change(tokenizer: Tokenizer, text: str) -> str:
 def remark_line(remarks: tuple[str, ...]) -> str:
     """The end of a line about a tokenizer: its remarks, the first few in full."""
     more = f" and {len(remarks) - 3} more" if len(remarks) > 3 else ""
-    return (
-        f"; it changes text or isn't used as its file asks: {', '.join(remarks[:3])}{more}" if remarks else ""
-    )
+    return f"; it changes text or ignores a setting: {', '.join(remarks[:3])}{more}" if remarks else ""
