@@ -56,15 +56,16 @@ def against_compute(study: Study) -> ReportFigure | str:
         ax.plot(at[~seen], line[~seen], "--", color=INK, linewidth=1.1)
         ends = band(fit, lambda p: law_of(p).loss(*law_of(p).optimal(at)))
         ax.fill_between(at, *ends, color=INK, alpha=0.14, linewidth=0)
-        ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
-        ax.annotate(
-            f"E = {fit.parameters['E']:.3f}",
-            (at[0], fit.parameters["E"]),
-            (0, 3),
-            textcoords="offset points",
-            color=MUTED,
-            fontsize=7.5,
-        )
+        if fit.parameters["E"] > 0:
+            ax.axhline(fit.parameters["E"], color=MUTED, linewidth=0.9, linestyle=":")
+            ax.annotate(
+                f"E = {fit.parameters['E']:.3f}",
+                (at[0], fit.parameters["E"]),
+                (0, 3),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=7.5,
+            )
     alone = study.fits.get("compute")
     if alone is not None:
         line, seen = predict(alone, {"flops": at}), at <= runs.flops.max()
@@ -119,8 +120,7 @@ def compute_caption(study: Study, held: list[HeldOutRun]) -> str:
         )
         sentences.append(
             f"The law's frontier (line, band 95 %) is at {now:.3f} at the largest budget and {then:.3f} "
-            "at ten times it; the limit E for "
-            f"models of this kind is {fit.parameters['E']:.3f}."
+            f"at ten times it; {limit_text(fit)}."
         )
         out = fit.leave_largest_out
         if "refused" not in out:
@@ -149,6 +149,14 @@ def compute_caption(study: Study, held: list[HeldOutRun]) -> str:
             f"{counted(above, 'run')} left out of the fit {'is' if above == 1 else 'are'} above the figure."
         )
     return " ".join(sentences)
+
+
+def limit_text(fit: ParametricFit) -> str:
+    """The law's floor as a clause."""
+    if not fit.parameters["E"]:
+        return "the law has no floor"
+    how = "for models of this kind" if fit.settings["floor"] == "free" else "given by floor="
+    return f"the limit E {how} is {fit.parameters['E']:.3f}"
 
 
 def largest_text(runs: int) -> str:
