@@ -14,6 +14,12 @@ from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.format import counted
 from llm_jax.data.documents import SUFFIXES
 
+_OTHER_KINDS = {
+    ".json": "; jq -c '.[]' {0} > {0}l makes JSONL of an array",
+    ".ndjson": "; it is JSONL under another name: rename it",
+    ".csv": "; pandas.read_csv({0!r}).to_parquet(...) makes Parquet of it",
+}
+"""Ends of the error for files of other kinds, by their endings."""
 _NAMED = 3  # of each group that a line counts
 
 
@@ -51,7 +57,8 @@ def find_text_files(name: str, path: Path) -> TextFiles:
     """
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}")
+            hint = _OTHER_KINDS.get(path.suffix.lower(), "").format(str(path))
+            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}{hint}")
         return TextFiles([path])
     found = TextFiles()
     for file in sorted(_below(path, found)) if path.is_dir() else _matched(path, found):
@@ -110,8 +117,11 @@ def _below(folder: Path, found: TextFiles) -> Iterator[Path]:
 
 
 def _matched(pattern: Path, found: TextFiles) -> Iterator[Path]:
-    """The files that a pattern matches. Notes the folders."""
-    for match in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
+    """The files that a pattern matches. Notes folders, and hidden files, which * doesn't match."""
+    matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207
+    every = glob.glob(str(pattern), recursive=True, include_hidden=True)  # noqa: PTH207
+    found.hidden += [name for name in sorted({*every} - {*matches}) if name.endswith(SUFFIXES)]
+    for match in map(Path, sorted(matches)):
         if match.is_dir():
             found.folders.append(str(match))
         else:

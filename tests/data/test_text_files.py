@@ -89,6 +89,29 @@ def test_a_folder_without_text_files_names_what_is_there(tmp_path):
         find_text_files("x", tmp_path)
 
 
+@pytest.mark.parametrize("pattern", ["*", "**/*", "**/*.jsonl"])
+def test_hidden_files_that_a_pattern_leaves_out_are_counted(tmp_path, pattern):
+    write(tmp_path, "a.jsonl", ".b.jsonl", "c/.d/e.jsonl", "c/f.txt~")
+    left_out = find_text_files("x", tmp_path / pattern).left_out()
+    hidden = [tmp_path / ".b.jsonl"] + [tmp_path / "c/.d/e.jsonl"] * ("**" in pattern)
+    assert left_out.startswith(f"{len(hidden)} hidden ({', '.join(map(str, hidden))})")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("x.json", r"; jq -c '\.\[\]' .*x\.json > .*x\.jsonl makes JSONL of an array"),
+        ("x.ndjson", "; it is JSONL under another name: rename it"),
+        ("x.CSV", r"; pandas\.read_csv\('.*x\.CSV'\)\.to_parquet"),
+        ("x.docx", r"\.zst$"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_makes_text_of_it(tmp_path, name, hint):
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match=rf"must end in one of \.txt, .*{hint}"):
+        find_text_files("x", tmp_path / name)
+
+
 @pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*"])
 def test_a_link_to_a_file_that_is_not_there_is_refused(tmp_path, pattern):
     """As a copy of a cache of links has, or git-annex before `get`."""
