@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -155,16 +156,23 @@ def named(experiment: Experiment, name: str) -> Experiment:
     )
 
 
-def run_file(path: Path, origin: str) -> Any:
-    """The return value of experiment() in a Python file. Raises UserError, with the line in the file, for
-    anything that the file raises."""
+def import_file(path: Path) -> ModuleType:
+    """The module of a Python experiment file. It has the same name in every process, so its classes can be
+    sent to others."""
     spec = importlib.util.spec_from_file_location(f"llm_jax_experiment_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_file(path: Path, origin: str) -> Any:
+    """The return value of experiment() in a Python file. Raises UserError, with the line in the file, for
+    anything that the file raises."""
     try:
-        spec.loader.exec_module(module)
+        module = import_file(path)
         if not callable(getattr(module, "experiment", None)):
             raise UserError(f"{origin}: {path} has no function experiment() that returns an Experiment")
         return module.experiment()
@@ -238,6 +246,9 @@ def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experi
     A value is text, as on a command line, or the value itself.
     Raises UserError for keys that there are not (with the nearest one) and values of another type.
     """
+    own_keys = any(key.startswith("objective.") for key, _ in pairs)
+    if isinstance(experiment.objective, UnknownObjective) and own_keys and "objective" not in dict(pairs):
+        experiment.objective.check()
     for key, value in pairs:
         if key == "layout" and value != experiment.layout.name:
             experiment = dataclasses.replace(experiment, layout=preset(value))

@@ -34,7 +34,7 @@ from llm_jax.model.router import Routing, choose, routing_sums
 from llm_jax.model.weights import gathered, project, weight
 
 TOKENS = ("batch", "sequence", None)
-SUMS = (*[("batch", None)] * 3, *[("batch",)] * 3)
+SUMS = (*[("batch", None)] * 3, *[("batch",)] * 4)
 """The dims of the arrays of a `Routing`, while devices hold their own parts."""
 
 

@@ -37,6 +37,8 @@ class Routing(NamedTuple):
     z_P: jax.Array
     """The mean over each row's tokens of log(sum of exp(logits))^2, times the row's weight in the main
     loss."""
+    weight_P: jax.Array
+    """The sum of the rows' weights: what `balance_P` and `z_P` are divided by for their means."""
 
 
 def choose(
@@ -78,7 +80,8 @@ def routing_sums(
     weights_BT: jax.Array,
     over,
 ) -> tuple[jax.Array, ...]:
-    """The fields of `Routing` for one part, without `dropped_PE`: (load, probability, tokens, balance, z).
+    """The fields of `Routing` for one part, without `dropped_PE`: (load, probability, tokens, balance, z,
+    weight).
 
     sent_BTE: 1 where a token that is not padding was sent to an expert. counts_BT: 0 for padding, else 1.
     over(a): the sum over the devices that have other tokens of these rows.
@@ -93,7 +96,7 @@ def routing_sums(
         balance_B = config.experts / config.top_k * jnp.sum(load_BE * probability_BE, -1) / n_B**2
     return tuple(
         jnp.sum(a, 0, keepdims=True)
-        for a in (load_BE, probability_BE, tokens_B, balance_B * row_B, z_B / n_B * row_B)
+        for a in (load_BE, probability_BE, tokens_B, balance_B * row_B, z_B / n_B * row_B, row_B)
     )
 
 
@@ -102,13 +105,15 @@ def losses(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(the router's term of the sum of losses, float32 []; metrics that are sums).
 
-    routing: stacked over layers. weight: the sum of the tokens' weights in the main loss. A mean over a row's
-    tokens is multiplied by the row's weight, a mean over the batch by the batch's, so that coefficients refer
-    to the mean loss whatever the weights are. The metrics balance_loss and router_z_loss are without
-    coefficients, means over layers.
+    routing: stacked over layers. weight: the weight of the main loss (`Loss.weight`), which a step divides
+    by: the number of trained tokens, or of pairs. Means over the batch are multiplied by it, so that
+    coefficients refer to the mean loss whatever its weights are. The metrics balance_loss and router_z_loss
+    are without coefficients, means over layers.
     """
     moe = config.moe
-    load_LE, dropped_LE, probability_LE, tokens_L, balance_L, z_L = (jnp.sum(a, 1) for a in routing)
+    load_LE, dropped_LE, probability_LE, tokens_L, balance_L, z_L, weight_L = (jnp.sum(a, 1) for a in routing)
+    of_rows_L = weight / jnp.where(weight_L > 0, weight_L, 1.0)
+    balance_L, z_L = balance_L * of_rows_L, z_L * of_rows_L
     if moe.balance_over == "batch":
         n_L = jnp.maximum(tokens_L, 1.0)
         balance_L = moe.experts / moe.top_k * jnp.sum(load_LE * probability_LE, -1) / n_L**2 * weight

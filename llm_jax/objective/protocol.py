@@ -156,6 +156,9 @@ class Objective:
     def source(self, loader: Any) -> Any:
         """The source of batches (`train.loader.BatchSource`): the loader of `examples`, or one that reads the
         state of each step.
+
+        One that makes its batches itself asks `loader.batch_of(step)` for the number of a step's batch: a
+        roll-back skips some.
         """
         return loader
 

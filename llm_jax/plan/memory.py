@@ -12,17 +12,22 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout.gpu_compile import CompiledStep
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.model.kernels.cudnn import backward_workspace_bytes
+from llm_jax.run.compile import abstract_frozen
 from llm_jax.train.state import TrainModel
+from llm_jax.train.step import Models
 
 
-def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experiment) -> dict[str, int]:
+def memory_by_kind(
+    step: CompiledStep, program: TrainModel, models: Models, experiment: Experiment
+) -> dict[str, int]:
     """Bytes of one device by kind, and their `total`: XLA's own figure plus the workspace that XLA does not
-    see.
+    see. models: the objective's frozen models.
 
     | kind          | content                                                                             |
     | ------------- | ----------------------------------------------------------------------------------- |
-    | `parameters`  | weights at rest, in their dtype                                                     |
-    | `gradients`   | of all weights, float32, placed as the moments; in XLA's temporaries in any layout  |
+    | `parameters`  | trained weights at rest, in their dtype                                             |
+    | `frozen`      | weights that are not trained: the model's own and those of frozen models            |
+    | `gradients`   | of trained weights, float32, placed as moments; in XLA's temporaries in any layout  |
     | `moments`     | the optimizer's state                                                               |
     | `average`     | the moving average of the weights, with train.ema_decay                             |
     | `batch`       | the batch, counters and metrics, and XLA's padding of arguments                     |
@@ -32,6 +37,7 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     state, xla = program.abstract_state(), step.memory_bytes()
     kinds = {
         "parameters": bytes_per_device(state.parameters),
+        "frozen": bytes_per_device(abstract_frozen(program, models)),
         "moments": bytes_per_device(state.moments),
         "average": bytes_per_device(state.average),
     }
@@ -42,14 +48,17 @@ def memory_by_kind(step: CompiledStep, program: TrainModel, experiment: Experime
     return kinds | {"total": sum(kinds.values())}
 
 
-def lower_bound_bytes(program: TrainModel, experiment: Experiment) -> int:
-    """A lower bound of a step's memory, in bytes: parameters, moments, average, gradients, and the input of
-    each block.
+def lower_bound_bytes(program: TrainModel, models: Models, experiment: Experiment) -> int:
+    """A lower bound of a step's memory, in bytes: parameters, frozen ones too, moments, average, gradients,
+    and the input of each block.
 
     The inputs of blocks don't count for a pipeline, whose stages may keep less of the stream.
     """
     state, place, m, t = program.abstract_state(), program.place, experiment.model, experiment.train
-    bound = bytes_per_device((state.parameters, state.moments, state.average, abstract_gradients(program)))
+    frozen = abstract_frozen(program, models)
+    bound = bytes_per_device(
+        (state.parameters, frozen, state.moments, state.average, abstract_gradients(program))
+    )
     if not place.axes("layers"):
         shape = (t.batch_size // t.microbatches, t.sequence_length, m.embed)
         stream = jax.ShapeDtypeStruct(

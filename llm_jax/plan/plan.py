@@ -15,10 +15,11 @@ from llm_jax.experiment import Experiment
 from llm_jax.layout import gpu_compile
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.model import transformer
-from llm_jax.model.accounting import train_flops_per_token
+from llm_jax.model.config import ModelConfig
 from llm_jax.plan.analysis import Analysis, analyse
 from llm_jax.plan.memory import memory_by_kind
 from llm_jax.run.compile import absent_model, check_complete, compile_step
+from llm_jax.run.frozen import frozen_models
 from llm_jax.run.prepare import check_layout
 from llm_jax.train.state import TrainModel
 
@@ -41,6 +42,8 @@ class Plan:
     devices: int
     compiler: Compiler
     parameters: int
+    frozen: dict[str, ModelConfig]
+    """The objective's frozen models, by role."""
     memory: dict[str, int]
     """Bytes by kind (`memory.memory_by_kind`) and their total."""
     analysis: Analysis
@@ -64,14 +67,15 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens of a step, on all devices together."""
-        return self.experiment.train.batch_size * self.experiment.train.sequence_length
+        train = self.experiment.train
+        return self.experiment.objective.tokens_per_step(train.batch_size, train.sequence_length)
 
     @property
     def model_flops(self) -> float:
-        """FLOPs that the model needs for a step (`model.accounting`)."""
-        return self.tokens * train_flops_per_token(
-            self.experiment.model, self.experiment.train.sequence_length
-        )
+        """FLOPs that the model and the objective's frozen models need for a step
+        (`Objective.flops_per_token`)."""
+        e = self.experiment
+        return self.tokens * e.objective.flops_per_token(e.model, e.train.sequence_length, self.frozen)
 
     @property
     def hardware_flops(self) -> float:
@@ -133,8 +137,9 @@ def make_plan(
     started = time.perf_counter()
     experiment, assumptions = with_assumptions(experiment, compiler)
     program = plan_program(experiment, absent_devices(hardware, devices, compiler))
+    models = frozen_models(experiment, program)
     try:
-        step = compile_step(program, experiment)
+        step = compile_step(program, experiment, models)
     except jax.errors.JaxRuntimeError as error:
         if "Couldn't find output tile sizes" not in str(error):
             raise
@@ -150,7 +155,8 @@ def make_plan(
         devices=program.place.mesh.size,
         compiler=compiler,
         parameters=program.parameter_count(),
-        memory=memory_by_kind(step, program, experiment),
+        frozen={role: model.config for role, model in models.items()},
+        memory=memory_by_kind(step, program, models, experiment),
         analysis=analysis,
         largest=max(
             (loop.largest(9) for loop in step.loops()),

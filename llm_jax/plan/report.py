@@ -12,7 +12,8 @@ from llm_jax.plan.plan import Plan
 from llm_jax.plan.search import Ranking
 
 KINDS = {
-    "parameters": "weights at rest",
+    "parameters": "trained weights at rest",
+    "frozen": "weights that are not trained: the model's own, and frozen models",
     "gradients": "float32, where the moments are",
     "moments": "optimizer state",
     "average": "moving average of the weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -12,16 +13,19 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
-from llm_jax.experiment import Experiment, first_line
+from llm_jax.experiment import Experiment, first_line, import_file
 from llm_jax.layout.hardware import USABLE_MEMORY, Hardware
 from llm_jax.layout.layout import TABLES, Layout, split_axes
 from llm_jax.layout.presets import PRESETS
 from llm_jax.model.dims import DIMS, PipelineConfig
+from llm_jax.objective.protocol import source_file
 from llm_jax.plan.memory import lower_bound_bytes
 from llm_jax.plan.plan import Compiler, absent_devices, make_plan, plan_program, with_assumptions
+from llm_jax.run.frozen import frozen_models
 
 Log = Callable[[str], None]
 
@@ -94,7 +98,7 @@ def search(
     log(f"{len(all_candidates)} layouts and meshes, {len(to_compile)} to compile")
 
     plans = []
-    with process_map(min(workers or os.cpu_count() or 1, len(to_compile))) as run:
+    with process_map(min(workers or os.cpu_count() or 1, len(to_compile)), experiment) as run:
         made = run(
             plan_candidate, [(experiment, candidate, hardware, devices, compiler) for candidate in to_compile]
         )
@@ -211,10 +215,13 @@ def reason_to_skip(
         return f"splits nothing over {idle[0]}: its devices would all do the same"
     try:
         candidate.layout.check()
-        program = plan_program(with_candidate(experiment, candidate), absent)
+        planned = with_candidate(experiment, candidate)
+        program = plan_program(planned, absent)
+        models = frozen_models(planned, program)
     except UserError as error:
         return str(error)
-    needed, usable = lower_bound_bytes(program, experiment), USABLE_MEMORY * hardware.memory_bytes
+    needed = lower_bound_bytes(program, models, experiment)
+    usable = USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
         return (
             "does not fit: weights, gradients, moments and the stream that enters the layers need "
@@ -236,10 +243,24 @@ def plan_candidate(arguments: tuple[Experiment, Candidate, Hardware, int, Compil
 
 
 @contextlib.contextmanager
-def process_map(workers: int) -> Iterator[Callable]:
-    """A `map` that runs in `workers` new processes; for 1, the builtin."""
+def process_map(workers: int, experiment: Experiment) -> Iterator[Callable]:
+    """A `map` that runs in `workers` new processes, which know the experiment's objective; for 1, the
+    builtin."""
     if workers <= 1:
         yield map
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+    kind = type(experiment.objective)
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=import_definition,
+        initargs=(kind.__module__, source_file(kind)),
+    ) as executor:
         yield executor.map
+
+
+def import_definition(module: str, path: str) -> None:
+    """Imports the experiment file that defines an objective, which a new process can't find by its module's
+    name."""
+    if importlib.util.find_spec(module) is None:
+        import_file(Path(path))

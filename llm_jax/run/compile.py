@@ -14,6 +14,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.run.frozen import frozen_models
 from llm_jax.train.compile import abstract_batch, jit_step
 from llm_jax.train.state import Frozen, TrainModel
+from llm_jax.train.step import NO_MODELS, Models
 
 
 def check_complete(experiment: Experiment) -> None:
@@ -38,14 +39,25 @@ def absent_model(experiment: Experiment, devices: Sequence[jax.Device]) -> Train
     )
 
 
-def compile_step(model: TrainModel, experiment: Experiment) -> gpu_compile.CompiledStep:
-    """The train step of the experiment, compiled for its model's devices, which may be absent."""
-    objective, models = experiment.objective, frozen_models(experiment, model)
+def compile_step(
+    model: TrainModel, experiment: Experiment, models: Models = NO_MODELS
+) -> gpu_compile.CompiledStep:
+    """The train step of the experiment, compiled for its model's devices, which may be absent.
+
+    models: the objective's frozen ones (`frozen_models`).
+    """
+    objective = experiment.objective
     step = jit_step(model, objective, experiment.optimizer, experiment.train.steps, models)
-    parameters = {role: frozen.abstract_parameters() for role, frozen in models.items()}
-    frozen = Frozen(model.rest(model.abstract_parameters()), parameters)
-    arguments = (model.abstract_state(), abstract_batch(objective, experiment.train, model.place), frozen)
+    batch = abstract_batch(objective, experiment.train, model.place)
+    arguments = (model.abstract_state(), batch, abstract_frozen(model, models))
     return gpu_compile.compile_for(model.place.mesh, step, arguments)
+
+
+def abstract_frozen(model: TrainModel, models: Models) -> Frozen:
+    """The abstract frozen parameters of a step: those of its model that are not trained, and the frozen
+    models'."""
+    parameters = {role: frozen.abstract_parameters() for role, frozen in models.items()}
+    return Frozen(model.rest(model.abstract_parameters()), parameters)
 
 
 def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_compile.CompiledStep:
@@ -54,4 +66,5 @@ def compile_absent(experiment: Experiment, hardware: str, devices: int) -> gpu_c
     Raises UserError for what doesn't fit their number, and where XLA's GPU compiler is not installed.
     """
     check_complete(experiment)
-    return compile_step(absent_model(experiment, gpu_compile.topology_devices(hardware, devices)), experiment)
+    model = absent_model(experiment, gpu_compile.topology_devices(hardware, devices))
+    return compile_step(model, experiment, frozen_models(experiment, model))

@@ -247,12 +247,15 @@ def test_router_losses_are_the_papers(over):
     np.testing.assert_allclose(sums["balance_loss"], expected_balance, rtol=1e-5)
     np.testing.assert_allclose(sums["router_z_loss"], z @ row, rtol=1e-5)
     np.testing.assert_allclose(loss, 0.3 * expected_balance + 0.2 * (z @ row), rtol=1e-5)
+    # an objective that counts something else than tokens, such as pairs: coefficients refer to its mean too
+    pairs, _ = router.losses(config, jax.tree.map(lambda a: a[None], routing), jnp.float32(3))
+    np.testing.assert_allclose(pairs / 3, loss / weights.sum(), rtol=1e-5)
 
 
 def test_a_balanced_router_has_a_balance_loss_of_one():
     load = jnp.full((1, 2, E), 5.0)
     tokens = jnp.sum(load, -1) / K
-    routing = router.Routing(load, load * 0, load / K, tokens, tokens * 0, tokens * 0)
+    routing = router.Routing(load, load * 0, load / K, tokens, tokens * 0, tokens * 0, tokens)
     _, sums = router.losses(config_of(), routing, jnp.float32(7))
     assert float(sums["balance_loss"]) / 7 == pytest.approx(1, rel=1e-6)
 

@@ -145,14 +145,15 @@ def test_a_run_of_an_objective_from_a_file_is_evaluated_and_opened_without_the_f
     run("toy_preference", "one", "train.steps=1")
     script = (
         "import sys; from llm_jax.evaluate.__main__ import main; code = main([sys.argv[1]]); "
-        "from llm_jax.launch import main; sys.exit(10 * code + main(['experiment=' + sys.argv[1] + '/config.yaml', '--show']))"
+        "from llm_jax.launch import main; line = ['experiment=' + sys.argv[1] + '/config.yaml', '--show']; "
+        "codes = main(line), main([*line, 'objective.beta=0.1']); sys.exit(10 * code + sum(codes) // 2)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "one")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "bits/byte" in done.stdout
-    assert "error: objective.name=toy_preference: no such objective" in done.stderr
+    assert done.stderr.count("error: objective.name=toy_preference: no such objective") == 2
     assert "Traceback" not in done.stderr
 
 
@@ -173,3 +174,41 @@ def test_a_partly_trained_run_needs_the_weights_that_it_started_from(run, tmp_pa
     capsys.readouterr()
     run("toy_source", "part", *part, "train.steps=3", code=2)
     assert "its weights are not those that this run was trained beside" in capsys.readouterr().err
+
+
+def test_a_field_that_an_objective_got_later_counts_as_its_default(run, tmp_path, capsys):
+    run("toy_preference", "one", "train.steps=1")
+    config = tmp_path / "one" / "config.yaml"
+    config.write_text(config.read_text().replace("  beta: 0.5\n", ""))
+    run("toy_preference", "one", "train.steps=2")
+    config.write_text(config.read_text().replace("  beta: 0.5\n", ""))
+    capsys.readouterr()
+    run("toy_preference", "one", "train.steps=3", "objective.beta=0.25", code=2)
+    assert "objective.beta: 0.5 -> 0.25" in capsys.readouterr().err
+
+
+def test_a_plan_counts_what_the_objective_does(tmp_path, capsys, monkeypatch):
+    """Tokens of both sequences, FLOPs of the reference's forward pass, its bytes; and new processes find the
+    objective of a file."""
+    from llm_jax.plan import search
+    from llm_jax.plan.__main__ import main
+
+    def planned(*arguments: str) -> dict:
+        line = [f"experiment={HERE / 'toy_preference.py'}", "model.vocab=320", "devices=2", "hardware=h100",
+                "compiler=cpu", f"json={tmp_path / 'plan.json'}", *arguments]  # fmt: skip
+        assert main(line) == 0
+        return json.loads((tmp_path / "plan.json").read_text())
+
+    pairs = planned("layout=fsdp")
+    plain = planned("layout=fsdp", "objective=next_token")
+    assert pairs["tokens"] == 2 * plain["tokens"]
+    assert pairs["model_flops"] == pytest.approx(2 * (1 + 1 / 3) * plain["model_flops"])
+    assert pairs["memory_bytes"]["frozen"] == pairs["memory_bytes"]["parameters"]
+    assert plain["memory_bytes"]["frozen"] == 0
+    part = planned("layout=fsdp", "objective=next_token", "train.trainable=[blocks.mlp.*]")["memory_bytes"]
+    assert part["frozen"] + part["parameters"] == plain["memory_bytes"]["parameters"]
+    assert part["gradients"] == part["parameters"]
+
+    monkeypatch.setattr(search, "PRESETS", {name: search.PRESETS[name] for name in ("fsdp", "data_parallel")})
+    ranked = planned("layout=all")
+    assert sorted(plan["layout"] for plan in ranked["plans"]) == ["data_parallel", "fsdp"], ranked

@@ -42,7 +42,7 @@ def test_no_plan_needs_less_than_the_lower_bound(planned, small, arguments):
     memory = planned(*arguments)["memory_bytes"]
     state = memory["total"] - memory["batch"] - memory["activations"]
     assert (
-        memory["total"] > lower_bound_bytes(program, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8
+        memory["total"] > lower_bound_bytes(program, {}, experiment) == state + 2 * 4 * 16 * 64 * 64 / 8
     )  # two layers' stream
 
 
