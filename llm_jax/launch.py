@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from llm_jax.core.arguments import Pairs, flag, in_order, passed_on, read_command
 from llm_jax.core.command import run_command
 from llm_jax.core.errors import UserError
+from llm_jax.core.log import no_log
 from llm_jax.pretrained.arguments import preset_names
 from llm_jax.processes.group import Group
 from llm_jax.processes.launcher import Task, read_task
@@ -115,7 +116,7 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     """Runs the command line as one process of the group. begun: this process's start, as `time.monotonic()`
     counts."""
     from llm_jax import experiment as experiments
-    from llm_jax.run.initial_weights import with_command_line
+    from llm_jax.run.initial_weights import with_command_line, with_dtype_for
     from llm_jax.slurm.submit import make_submission, split_pairs, submit_run
 
     if "--list" in flags:
@@ -157,11 +158,15 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     if submission:
         return submit_run(chosen, submission, dry_run="--dry-run" in flags)
 
+    import jax
+
     from llm_jax.processes import distributed
     from llm_jax.run.run import run
 
     group.join(chosen.cluster)
     with distributed.started(group, chosen.cluster):
+        log = print if group.task.rank == 0 else no_log
+        chosen = with_dtype_for(chosen, pairs, jax.default_backend(), log)
         return run(chosen, group, begun)
 
 

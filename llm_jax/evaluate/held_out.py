@@ -19,7 +19,7 @@ from llm_jax.model import transformer
 from llm_jax.objective.next_token import NextToken
 from llm_jax.pretrained.model import open_model
 from llm_jax.pretrained.source import open_source, tokenizer_folder
-from llm_jax.run.prepare import check_layout, use_compilation_cache
+from llm_jax.run.prepare import check_layout
 from llm_jax.train.evaluation import HeldOut
 
 
@@ -72,7 +72,6 @@ def score(
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches
     transformer.check(experiment.model, opened.place, train.sequence_length)
-    use_compilation_cache()
     corpus = data.prepare(
         experiment.data,
         TokenizerConfig(file=str(tokenizer_folder(path))),

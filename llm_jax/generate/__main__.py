@@ -14,6 +14,7 @@ from llm_jax.core.command import input_text, output_file, run_command
 from llm_jax.core.config_tree import coerced
 from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.core.files import json_line
+from llm_jax.core.log import log_to_stderr
 from llm_jax.generate.request import Request, Result
 from llm_jax.pretrained.arguments import ModelArguments
 
@@ -94,7 +95,7 @@ def generate(arguments: list[str]) -> int:
     from llm_jax.generate.engine import Engine  # these import JAX, which `run_command` sets up
     from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import run_and_print
-    from llm_jax.pretrained.model import log_to_stderr, open_model
+    from llm_jax.pretrained.model import open_model
 
     opened = open_model(command.folder, **command.model.options())
     tokenizer = tokenizer_or_ids(opened)

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.errors import UserError, require
+from llm_jax.core.log import no_log
 from llm_jax.generate.decode_step import DecodePrograms
 from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from llm_jax.generate.id_tokenizer import GenerationTokenizer, tokenizer_or_ids
@@ -31,10 +32,6 @@ from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
 from llm_jax.pretrained.model import PretrainedModel, check_text_ids
 from llm_jax.train.state import TrainModel
-
-
-def no_log(line: str) -> None:
-    """The default `log`: discards the line."""
 
 
 @dataclasses.dataclass

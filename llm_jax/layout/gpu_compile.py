@@ -8,23 +8,22 @@ on a device only.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.xla_flags import NO_DRIVER
 from llm_jax.layout import hlo
+from llm_jax.layout.compilation_cache import no_compilation_cache
 from llm_jax.layout.hardware import Hardware, hardware
 
 
@@ -111,20 +110,6 @@ def compile_for(mesh: jax.sharding.Mesh, step: Any, abstract_args: Sequence[Any]
         return CompiledStep(
             step.lower(*abstract_args).compile(compiler_options={"xla_backend_optimization_level": 0})
         )
-
-
-@contextlib.contextmanager
-def no_compilation_cache() -> Iterator[None]:
-    """Turns JAX's compilation cache off. It can write programs for absent devices but not read them: it would
-    warn and recompile."""
-    enabled = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it reads the option only once
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()
 
 
 @dataclass(frozen=True)

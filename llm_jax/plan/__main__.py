@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from llm_jax.core.arguments import Pairs, argument, passed_on, read_command
 from llm_jax.core.command import PICTURES, output_file, run_command
 from llm_jax.core.errors import UserError, closest
+from llm_jax.core.log import log_to_stderr
 from llm_jax.layout.hardware import hardware_names
 
 if TYPE_CHECKING:
@@ -174,10 +175,9 @@ def rank_all(command: PlanCommand, experiment: Experiment) -> int:
     from llm_jax.plan.report import print_ranking
     from llm_jax.plan.search import search
 
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    ranking = search(experiment, hardware(command.hardware), command.device_count, command.compiler, log)
+    ranking = search(
+        experiment, hardware(command.hardware), command.device_count, command.compiler, log_to_stderr
+    )
     if command.json:
         command.json.write_text(json.dumps(ranking.to_json(), indent=2) + "\n")
     print_ranking(ranking)

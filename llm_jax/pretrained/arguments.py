@@ -27,7 +27,8 @@ class ModelArguments:
     mesh: dict[str, int] = argument({}, entry="AXIS", least=-1)
     """The size of one of the layout's mesh axes; -1: all devices that the others leave."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """The dtype of weights and computation; as the model was trained, if not given."""
+    """The dtype of weights and computation; if not given, as the model was trained, but float32 where a CPU
+    would have to emulate bfloat16."""
     step: int | None = argument(None, least=0)
     """The checkpoint of this step; the newest, if not given."""
 

@@ -63,7 +63,8 @@ def load(arguments: list[str]) -> int:
             "and safetensors"
         )
     check_new_folder(command.run_dir, "run_dir")
-    write_run(open_model(command.folder, **command.model.options(), leave_out=leave_out), command.run_dir)
+    opened = open_model(command.folder, **command.model.options(), leave_out=leave_out, to_convert=True)
+    write_run(opened, command.run_dir)
     return 0
 
 

@@ -6,18 +6,19 @@ Commands that generate, evaluate or inspect begin with `open_model`.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from llm_jax.core.errors import UserError, one_of
+from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer, load_tokenizer
 from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, remark_line
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
 from llm_jax.layout.check import check_model
+from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
@@ -34,11 +35,6 @@ OUTPUTS_NAN = (
     "step=N"
 )
 """Follows the name of a model or of a key in an error."""
-
-
-def log_to_stderr(line: str) -> None:
-    """Prints a line that is no part of a command's output."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -96,15 +92,20 @@ def open_model(
     step: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: bool = True,
+    to_convert: bool = False,
     log: Callable[[str], None] = log_to_stderr,
 ) -> PretrainedModel:
     """The model of a run folder or of a Hugging Face folder.
 
     `layout` and `mesh` place its weights; None: on one device. `dtype` is that of weights and computation
-    ("float32", "bfloat16"); None: as it was trained, or as its files are. `step` is that of the checkpoint;
-    None: the newest. `leave_out`: names of tensors to exclude, with * for any characters, unless `source` is
-    open already. `tokenizer`: whether to read it. `log` is called for each difference from the model that was
-    trained. Raises UserError if there is no model, or if it can't be opened like this.
+    ("float32", "bfloat16"); None: as it was trained, or as its files are, but float32 on a CPU, which
+    emulates bfloat16 (`dtype_for`). `step` is that of the checkpoint; None: the newest. `leave_out`: names of
+    tensors to exclude, with * for any characters, unless `source` is open already. `tokenizer`: whether to
+    read it. `to_convert`: nothing is computed with the model, so it keeps its dtype on a CPU too. `log` is
+    called for each difference from the model that was trained. Raises UserError if there is no model, or if
+    it can't be opened like this.
+
+    Programs that are compiled from then on are kept on disk (`use_compilation_cache`).
     """
     if not isinstance(source, ModelSource):
         source = open_source(source, leave_out)
@@ -114,8 +115,11 @@ def open_model(
     experiment = dataclasses.replace(
         experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}
     )
-    experiment = dataclasses.replace(experiment, model=config_for_use(experiment.model.resolved(), dtype))
+    use_compilation_cache()
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh))
+    if dtype is None and not to_convert:
+        dtype = dtype_for(experiment.model, place.platform(), log)
+    experiment = dataclasses.replace(experiment, model=config_for_use(experiment.model.resolved(), dtype))
     experiment = without_cudnn(experiment, place.platform(), log)
     read = read_tokenizer(path, log) if tokenizer or experiment.model.vocab is None else None
     if experiment.model.vocab is None:
@@ -169,6 +173,20 @@ def read_tokenizer(path: Path, log: Callable[[str], None]) -> Tokenizer | None:
             "AutoTokenizer writes one)"
         )
     return None
+
+
+def dtype_for(
+    model: ModelConfig, platform: str, log: Callable[[str], None], key: str = "dtype"
+) -> str | None:
+    """The dtype of a model for which none was chosen: float32 on a CPU, which emulates bfloat16; None: its
+    own. key: what a user chooses it by, for the log."""
+    if platform != "cpu" or model.compute_dtype == "float32":
+        return None
+    log(
+        f"{key}=float32: the model's is {model.compute_dtype}, which a CPU emulates, several times slower; "
+        f"{key}={model.compute_dtype} keeps it"
+    )
+    return "float32"
 
 
 def config_for_use(model: ModelConfig, dtype: str | None) -> ModelConfig:

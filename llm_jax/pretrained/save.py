@@ -75,7 +75,7 @@ def save(arguments: list[str]) -> int:
     from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
 
     check_new_folder(command.folder, "FOLDER")
-    pretrained = open_model(command.run, **command.model.options())
+    pretrained = open_model(command.run, **command.model.options(), to_convert=True)
     save_model(pretrained, command.folder, command.dtype, command.shard_size, command.family)
     written = sorted(path.name for path in command.folder.iterdir())
     print(

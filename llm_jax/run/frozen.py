@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.log import no_log
 from llm_jax.data import Tokenizer
 from llm_jax.experiment import Experiment
 from llm_jax.layout.check import check_model
@@ -64,7 +65,7 @@ def frozen_models(
 
 def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) -> None:
     """Raises UserError where a frozen model has another tokenizer than the run: its ids mean other tokens."""
-    theirs = read_tokenizer(Path(folder).expanduser(), silent)
+    theirs = read_tokenizer(Path(folder).expanduser(), no_log)
     if tokenizer and theirs and theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"objective.{role}={folder}: has another tokenizer than the run. Use tokenizer.file={folder}, "
@@ -76,11 +77,11 @@ def read_frozen(
     experiment: Experiment, model: TrainModel, models: Mapping[str, TrainModel], log: Callable[[str], None]
 ) -> Frozen:
     """The frozen parameters on the devices: read from their folders, or initialised as the run's own were."""
-    rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, silent))
+    rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, no_log))
     parameters = {}
     for role, folder in experiment.objective.frozen().items():
         if folder == OWN_START:
-            parameters[role] = initial_parameters(experiment, models[role], silent)
+            parameters[role] = initial_parameters(experiment, models[role], no_log)
         else:
             parameters[role], step = read_weights(open_source(folder), models[role], None, log)
             log(f"frozen {role}: the weights of {folder}, step {step}")
@@ -117,7 +118,3 @@ def check_frozen(
                 f"{str(now['sha256'])[:12]}, the checkpoint's is {str(before.get('sha256'))[:12]} of "
                 f"{before.get('path')}). Bring them back, or choose another run_dir"
             )
-
-
-def silent(line: str) -> None:
-    """A log for what was logged before."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from llm_jax.core.config_tree import differences, flat
+from llm_jax.core.config_tree import differences, flat, with_values
 from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import (
@@ -21,6 +21,7 @@ from llm_jax.experiment import (
     read_experiment,
     resolved,
 )
+from llm_jax.pretrained.model import dtype_for
 from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import initial_parameters
 from llm_jax.train.optimizer import check_warmup, longest_warmup
@@ -52,10 +53,9 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
     ):
         model, tokenizer = own.model, own.tokenizer
     else:
-        model, tokenizer = (
-            open_source(folder).experiment.model,
-            TokenizerConfig(file=str(tokenizer_folder(folder))),
-        )
+        # A small update of a bfloat16 weight is rounded away: weights are trained in float32.
+        model = dataclasses.replace(open_source(folder).experiment.model, parameter_dtype="float32")
+        tokenizer = TokenizerConfig(file=str(tokenizer_folder(folder)))
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
 
@@ -156,3 +156,15 @@ def with_own_warmup(experiment: Experiment) -> Experiment:
             optimizer = dataclasses.replace(experiment.optimizer, warmup_steps=own)
             return dataclasses.replace(experiment, optimizer=optimizer)
     return experiment
+
+
+def with_dtype_for(
+    experiment: Experiment, pairs: Sequence[tuple[str, str]], platform: str, log: Callable[[str], None]
+) -> Experiment:
+    """The experiment, computing in a dtype that is fast on devices of this platform, where `from=FOLDER` alone
+    has determined another one (`dtype_for`)."""
+    keys = dict(pairs)
+    if "from" not in keys or "model.compute_dtype" in keys or "model.gradient_dtype" in keys:
+        return experiment
+    dtype = dtype_for(experiment.model, platform, log, key="model.compute_dtype")
+    return with_values(experiment, [("model.compute_dtype", dtype)] if dtype else [])

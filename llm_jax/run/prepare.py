@@ -5,13 +5,10 @@ check costs.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from llm_jax import data
 from llm_jax import experiment as experiments
@@ -151,17 +148,6 @@ def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
 def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
     """Whether a last start with this summary did all steps."""
     return last.get("state") == "finished" and last["step"] >= experiment.train.steps
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another folder.
-
-    Not in `data.cache_dir`: a config.yaml from elsewhere may name a folder of its own there, and programs are
-    loaded from the cache and run.
-    """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(data.DataConfig().cache_path() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def place_of(experiment: Experiment) -> MeshPlacement:

@@ -19,6 +19,7 @@ from llm_jax.core.errors import EXIT_DIVERGED, Stopped, UserError
 from llm_jax.core.files import locked
 from llm_jax.experiment import Experiment
 from llm_jax.generate.sample import sample_texts
+from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.processes import preflight
 from llm_jax.processes.collective import broadcast_from_first, run_on_all
 from llm_jax.processes.group import Group
@@ -34,7 +35,6 @@ from llm_jax.run.prepare import (
     make_plan,
     place_of,
     prepare_corpus,
-    use_compilation_cache,
     with_vocabulary_of,
 )
 from llm_jax.run.summary import write_summary

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.layout.gpu_compile import no_compilation_cache
+from llm_jax.layout.compilation_cache import no_compilation_cache
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, STAGES, TENSOR
