@@ -16,7 +16,8 @@ from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.documents_per_row import held_out_row_documents, largest_group_sum, training_row_documents
 from llm_jax.data.encoder import Encoder
 from llm_jax.data.mixture import interleaved
-from llm_jax.data.packing import PackedRows, empty_row
+from llm_jax.data.packing import PackedRows
+from llm_jax.data.rows import EndlessRows, empty_row
 from llm_jax.data.sources import Source, resolve
 from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_mask, tokenize
 from llm_jax.data.tokenizer import Tokenizer
@@ -36,8 +37,8 @@ class _MixturePart:
     name: str
     share: float
     """Its part of all rows, 0 to 1."""
-    train: PackedRows | WholeRows
-    held_out: PackedRows | WholeRows
+    train: EndlessRows
+    held_out: EndlessRows
 
 
 class Corpus:
@@ -309,7 +310,7 @@ def _split(
     seed: int,
     to_train: bool,
     kind: RowKind,
-) -> tuple[PackedRows | WholeRows, PackedRows | WholeRows]:
+) -> tuple[EndlessRows, EndlessRows]:
     """The training rows and the held-out rows of one source; `held_out_H` are the hashes of held-out
     documents.
     """
@@ -317,7 +318,7 @@ def _split(
     if to_train and held_out_N.all():
         raise all_held_out_error(name, fraction, len(held_out_N))
 
-    def rows_of(mask_N: np.ndarray, seed: int | None) -> PackedRows | WholeRows:
+    def rows_of(mask_N: np.ndarray, seed: int | None) -> EndlessRows:
         chosen_N = np.flatnonzero(mask_N & (store.lengths_N > 0))  # an encoder may skip a document
         if kind == "whole" and (long_N := chosen_N[store.lengths_N[chosen_N] > length]).size:
             raise UserError(

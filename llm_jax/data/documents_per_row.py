@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from llm_jax.data.mixture import interleaved
-from llm_jax.data.packing import PackedRows
-from llm_jax.data.whole_rows import WholeRows
+from llm_jax.data.rows import EndlessRows
 
 CHUNK_ROWS = 1 << 18
 """Rows that are counted at once: a bound on memory."""
@@ -27,7 +26,7 @@ def largest_group_sum(counts: Iterator[np.ndarray], group: int) -> int:
 
 
 def training_row_documents(
-    sources: Sequence[PackedRows | WholeRows], shares: Sequence[float], rows: int, group: int
+    sources: Sequence[EndlessRows], shares: Sequence[float], rows: int, group: int
 ) -> Iterator[np.ndarray]:
     """The documents in each of the first `rows` training rows (a multiple of `group`): int64 arrays of whole
     groups.
@@ -48,7 +47,7 @@ def training_row_documents(
 class _SourceCounts:
     """The number of documents in each training row of one source, read in order from row 0."""
 
-    def __init__(self, packed: PackedRows | WholeRows):
+    def __init__(self, packed: EndlessRows):
         self.packed, self.next_round = packed, 0
         self.left = np.zeros(0, np.int64)
 
@@ -57,7 +56,7 @@ class _SourceCounts:
         arrays, missing = [self.left], count - len(self.left)
         while missing > 0:
             first = self.next_round * self.packed.round_rows
-            counts_N = documents_in_rows(self.packed, first, first + self.packed.round_rows)
+            counts_N = self.packed.documents_in_rows(first, first + self.packed.round_rows)
             arrays.append(counts_N[self.packed.row_order(self.next_round)])
             missing -= self.packed.round_rows
             self.next_round += 1
@@ -66,43 +65,11 @@ class _SourceCounts:
         return joined_N[:count]
 
 
-def documents_in_rows(packed: PackedRows | WholeRows, first: int, stop: int) -> np.ndarray:
-    """int64 [stop - first]: the documents in each row of the stream, the one that a row begins inside of
-    included.
-    """
-    if isinstance(packed, WholeRows):
-        return packed.documents_in_rows(first, stop)
-    T = packed.length
-    count_N = np.ones(stop - first, np.int64)
-    at, end = first * T, stop * T
-    while at < end:
-        epoch, offset = divmod(at, packed.epoch_tokens)
-        offsets_N = packed.offsets(epoch)
-        upto = min(offset + end - at, packed.epoch_tokens)
-        inside_N = (
-            offsets_N[np.searchsorted(offsets_N, offset) : np.searchsorted(offsets_N, upto)] - offset + at
-        )
-        count_N += np.bincount(inside_N[inside_N % T > 0] // T - first, minlength=stop - first)
-        at += upto - offset
-    return count_N
-
-
-def held_out_row_documents(sources: Sequence[PackedRows | WholeRows], group: int) -> Iterator[np.ndarray]:
+def held_out_row_documents(sources: Sequence[EndlessRows], group: int) -> Iterator[np.ndarray]:
     """The documents in each held-out row of all sources and in the empty rows that fill the last group: one
     int64 array.
 
     Padding counts as a document.
     """
-    count_N = np.concatenate([_single_epoch(packed) for packed in sources])
+    count_N = np.concatenate([packed.documents_in_epoch() for packed in sources])
     yield np.concatenate([count_N, np.ones(-len(count_N) % group, np.int64)])
-
-
-def _single_epoch(packed: PackedRows | WholeRows) -> np.ndarray:
-    """int64: the documents in each row of epoch 0 alone; padding at its end counts as one."""
-    if isinstance(packed, WholeRows):
-        return packed.documents_in_rows(0, packed.round_rows)
-    T, tokens = packed.length, packed.epoch_tokens
-    offsets_N = packed.offsets(0)
-    count_N = 1 + np.bincount(offsets_N[offsets_N % T > 0] // T, minlength=-(-tokens // T))
-    count_N[-1:] += tokens % T > 0
-    return count_N

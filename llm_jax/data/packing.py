@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, np.ndarray]
-_ROUNDS = 1 << 32
-"""Added to a round's number where a seed needs one, so that the orders of rows and of documents are
-unrelated.
-"""
+from llm_jax.data.rows import EndlessRows, Row, empty_row, place_document, shuffled
 
 
-class PackedRows:
+class PackedRows(EndlessRows):
     """The endless rows of one source: epoch after epoch, each with its documents in a new order.
 
     The stream is epoch 0's documents end to end, then epoch 1's, and so on; its row `i` is the tokens `i * T
@@ -25,40 +21,16 @@ class PackedRows:
     """
 
     def __init__(
-        self,
-        tokens: np.ndarray,
-        starts_N: np.ndarray,
-        lengths_N: np.ndarray,
-        *,
-        length: int,
-        seed: int | None,
-        weights: np.ndarray | None = None,
+        self, tokens: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, *, length: int, **more: Any
     ):
-        """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
-
-        `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each
-        round; with None neither is shuffled. `weights`: uint8, of each token; None: every token is trained.
-        """
-        self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
-        self.length, self.seed = length, seed
+        """The arguments are those of `EndlessRows`."""
+        super().__init__(tokens, starts_N, lengths_N, length=length, **more)
         self.epoch_tokens = int(lengths_N.sum())
         self.round_rows = max(1, self.epoch_tokens // max(length, 1))
-        """The rows of a round, which are shuffled among each other."""
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._round: tuple[int, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return np.iinfo(np.int64).max // max(self.length, 1)
-
-    def __getitem__(self, index: int) -> Row:
-        """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
-        round_index, i = divmod(index, self.round_rows)
-        return self.row(round_index * self.round_rows + int(self.row_order(round_index)[i]))
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
-        """Row `index` of the stream, arrays [T]; whatever lies after `epochs` epochs is padding (segment 0,
-        weight 0).
-        """
+        """Row `index` of the stream, arrays [T]; whatever lies after `epochs` epochs is padding."""
         row = empty_row(self.length)
         filled, segment = 0, 0
         epoch, offset = divmod(index * self.length, self.epoch_tokens)
@@ -78,15 +50,30 @@ class PackedRows:
             epoch, offset = epoch + 1, 0
         return row
 
-    def row_order(self, round_index: int) -> np.ndarray:
-        """int64 [round_rows]: the rows of a round, as numbers from 0, in the order of training."""
-        found = self._round
-        if found is None or found[0] != round_index:
-            order_N = np.arange(self.round_rows)
-            if self.seed is not None:
-                order_N = shuffled(self.round_rows, self.seed, _ROUNDS + round_index)
-            self._round = found = round_index, order_N
-        return found[1]  # not the attribute: another thread may have replaced it
+    def documents_in_rows(self, first: int, stop: int) -> np.ndarray:
+        """int64 [stop - first]: the documents in each row of the stream, the one that a row begins inside of
+        included.
+        """
+        T = self.length
+        count_N = np.ones(stop - first, np.int64)
+        at, end = first * T, stop * T
+        while at < end:
+            epoch, offset = divmod(at, self.epoch_tokens)
+            offsets_N = self.offsets(epoch)
+            upto = min(offset + end - at, self.epoch_tokens)
+            inside = slice(np.searchsorted(offsets_N, offset), np.searchsorted(offsets_N, upto))
+            inside_N = offsets_N[inside] - offset + at
+            count_N += np.bincount(inside_N[inside_N % T > 0] // T - first, minlength=stop - first)
+            at += upto - offset
+        return count_N
+
+    def documents_in_epoch(self) -> np.ndarray:
+        """int64: the documents in each row of epoch 0 alone; padding at its end counts as one."""
+        T, tokens = self.length, self.epoch_tokens
+        offsets_N = self.offsets(0)
+        count_N = 1 + np.bincount(offsets_N[offsets_N % T > 0] // T, minlength=-(-tokens // T))
+        count_N[-1:] += tokens % T > 0
+        return count_N
 
     def offsets(self, epoch: int) -> np.ndarray:
         """int64 [N], increasing: the offset of each document in the stream of an epoch, in tokens."""
@@ -104,44 +91,3 @@ class PackedRows:
             # A row needs two epochs at most; a reader that jumps between epochs computes an order again.
             self._orders = dict([*list(self._orders.items())[-1:], (epoch, found)])
         return found
-
-
-def empty_row(length: int) -> Row:
-    """A row of padding, arrays [length] of zeros: int32, and float32 weights."""
-    row: Row = {key: np.zeros(length, np.int32) for key in ("tokens", "targets", "segments", "positions")}
-    row["weights"] = np.zeros(length, np.float32)
-    return row
-
-
-def place_document(row: Row, at: int, segment: int, tokens: np.ndarray, weights: np.ndarray | None) -> int:
-    """Writes a document's tokens into a row from position `at`; returns how many.
-
-    `tokens` has one token more than fits if the document continues in the next row: it is the last target.
-    `weights`: of each token (as a target); None: 1.
-    """
-    take = min(len(tokens), len(row["tokens"]) - at)
-    targets = max(0, min(len(tokens) - 1, take))
-    row["tokens"][at : at + take] = tokens[:take]
-    row["targets"][at : at + targets] = tokens[1 : 1 + targets]
-    row["weights"][at : at + targets] = 1 if weights is None else weights[1 : 1 + targets]
-    row["segments"][at : at + take] = segment
-    row["positions"][at : at + take] = np.arange(take)
-    return take
-
-
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(count)`, int64, that depends on (seed, epoch) alone, not on NumPy's version or
-    the machine.
-
-    Numbers are sorted by a SplitMix64 hash of (seed, epoch, index); Steele et al., OOPSLA 2014.
-    """
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed % 2**64)) + np.uint64(epoch))
-        return np.argsort(_mix(key + np.arange(count, dtype=np.uint64)), kind="stable")
-
-
-def _mix(x: Any) -> Any:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import bisect
+from typing import Any
 
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.data.packing import Row, empty_row, place_document, shuffled
-
-_ROWS = 1 << 32
-"""Added to an epoch's number where a seed needs one: the orders of rows and of examples are unrelated."""
+from llm_jax.data.rows import EndlessRows, Row, empty_row, place_document, shuffled
 
 
-class WholeRows:
+class WholeRows(EndlessRows):
     """The endless rows of one source, each filled with as many whole examples as fit.
 
     Which examples share a row is a plan that depends on their lengths and the seed alone: each example of a
@@ -29,9 +27,9 @@ class WholeRows:
         *,
         length: int,
         seed: int | None,
-        weights: np.ndarray | None = None,
+        **more: Any,
     ):
-        """The arguments are those of `packing.PackedRows`.
+        """The arguments are those of `EndlessRows`.
 
         Raises UserError for an example that is longer than a row.
         """
@@ -42,23 +40,11 @@ class WholeRows:
                 "tokens, and examples aren't cut. "
                 "Use longer sequences, or leave out long examples."
             )
-        self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
-        self.length, self.seed = length, seed
+        super().__init__(tokens, starts_N, lengths_N, length=length, seed=seed, **more)
         self.plan = best_fit(lengths_N, length, seed)
         """For each row of an epoch, the indices of its examples."""
         self.round_rows = max(1, len(self.plan))
-        """The number of rows of an epoch."""
         self.epoch_tokens = self.round_rows * length
-        """The number of positions of an epoch, padding included."""
-        self._round: tuple[int, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return np.iinfo(np.int64).max // max(self.length, 1)
-
-    def __getitem__(self, index: int) -> Row:
-        """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
-        epoch, i = divmod(index, self.round_rows)
-        return self.row(epoch * self.round_rows + int(self.row_order(epoch)[i]))
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
         """Row `index` in the order of the plan, arrays [T]; a row after `epochs` epochs is padding."""
@@ -71,20 +57,14 @@ class WholeRows:
             filled += place_document(row, filled, segment, self.tokens[begin:end], weights)
         return row
 
-    def row_order(self, epoch: int) -> np.ndarray:
-        """int64 [round_rows]: the rows of an epoch, as numbers from 0, in the order of training."""
-        found = self._round
-        if found is None or found[0] != epoch:
-            order_N = np.arange(self.round_rows)
-            if self.seed is not None:
-                order_N = shuffled(self.round_rows, self.seed, _ROWS + epoch)
-            self._round = found = epoch, order_N
-        return found[1]  # not the attribute: another thread may have replaced it
-
     def documents_in_rows(self, first: int, stop: int) -> np.ndarray:
         """int64 [stop - first]: the examples in each row of the plan, its padding counted as one."""
         counts_N = np.array([len(examples) + 1 for examples in self.plan] or [1])
         return counts_N[np.arange(first, stop) % self.round_rows]
+
+    def documents_in_epoch(self) -> np.ndarray:
+        """int64: the examples in each row of an epoch, its padding counted as one."""
+        return self.documents_in_rows(0, self.round_rows)
 
 
 def best_fit(lengths_N: np.ndarray, length: int, seed: int | None) -> list[list[int]]:

@@ -23,10 +23,11 @@ def load_model(
     """The model of a Hugging Face folder or a run folder: model(tokens_BT, positions=..., segments=...) gives
     logits_BTV.
 
-    `dtype` is that of weights and computation ("float32", "bfloat16"); None: as in the files, but
-    float32 on a CPU, which emulates bfloat16 (a line on stderr says so). Without a layout the model is on one device; with one, call it inside `jax.jit` and
-    `jax.set_mesh(model.place.mesh)`. `leave_out`: names of tensors to exclude, with * for any characters. The
-    tokenizer is not read. Raises UserError for a folder that can't be read.
+    `dtype` is that of weights and computation ("float32", "bfloat16"); None: as in the files, but float32 on
+    a CPU, which emulates bfloat16 (a line on stderr says so). Without a layout the model is on one device;
+    with one, call it inside `jax.jit` and `jax.set_mesh(model.place.mesh)`. `leave_out`: names of tensors to
+    exclude, with * for any characters. The tokenizer is not read. Raises UserError for a folder that can't be
+    read.
     """
     pretrained = open_model(
         folder, layout=layout, mesh=mesh, dtype=dtype, leave_out=leave_out, tokenizer=False

@@ -161,8 +161,8 @@ def with_own_warmup(experiment: Experiment) -> Experiment:
 def with_dtype_for(
     experiment: Experiment, pairs: Sequence[tuple[str, str]], platform: str, log: Callable[[str], None]
 ) -> Experiment:
-    """The experiment, computing in a dtype that is fast on devices of this platform, where `from=FOLDER` alone
-    has determined another one (`dtype_for`)."""
+    """The experiment, computing in a dtype that is fast on devices of this platform, where only `from=FOLDER`
+    has determined one (`dtype_for`)."""
     keys = dict(pairs)
     if "from" not in keys or "model.compute_dtype" in keys or "model.gradient_dtype" in keys:
         return experiment
