@@ -15,8 +15,14 @@ WORTH_KEEPING = 0.2
 
 
 def use_compilation_cache(folder: Path) -> None:
-    """Keeps compiled programs in `folder`/compiled, unless JAX_COMPILATION_CACHE_DIR names another folder."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    """Keeps compiled programs in `folder`/compiled, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    Programs for several CPU devices are compiled in every process: when XLA's CPU compiler reads a program,
+    collectives inside of loops have lost their order among those outside. One device then waits in a
+    collective for another that waits in the next one, until XLA aborts after 40 s (seen under `pipeline`).
+    """
+    several_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if not several_cpus and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 

@@ -60,4 +60,4 @@ def test_every_row_of_a_mixture_is_counted_in_its_place(make, small, tmp_path, m
 def test_an_epoch_shorter_than_a_row_is_counted_as_often_as_it_is_in_it():
     packed = PackedRows(np.arange(1, 11), np.array([0, 4]), np.array([4, 6]), length=32, seed=0)
     expected = [int(packed.row(i)["segments"].max()) for i in range(2, 9)]
-    assert documents_per_row.documents_in_rows(packed, 2, 9).tolist() == expected
+    assert packed.documents_in_rows(2, 9).tolist() == expected

@@ -29,7 +29,7 @@ def arrays(folder: Path, **more) -> dict[str, np.ndarray]:
     """The weights of a folder or run, by path."""
     return {
         path: np.asarray(array)
-        for path, array in transfer.flat_paths(open_model(folder, **more).parameters).items()
+        for path, array in transfer.flat_paths(open_model(folder, to_convert=True, **more).parameters).items()
     }
 
 
