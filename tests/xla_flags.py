@@ -3,7 +3,7 @@
 import os
 
 FAST = os.environ.get(
-    "LLM_JAX_TEST_XLA", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+    "LLM_JAX_TEST_XLA", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 """Less work for the CPU compiler: 60 % of the time of a test that compiles, at level 1 with the older
 emitters (docs/testing.md).
