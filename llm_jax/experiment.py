@@ -222,11 +222,18 @@ def yaml_values(text: str) -> dict[str, Any]:
     tree = read_yaml_text(text)
     if not isinstance(tree, dict):
         raise UserError("must be a table of keys and values")
-    values, default = flat(tree), Experiment()
+    values = flat(tree)
+    default = default_experiment(values.get("objective.name"))
     for key, value in values.items():
         with contextlib.suppress(UserError):
             values[key] = coerced(key, value, find_key(default, key, value)[1])
     return values
+
+
+def default_experiment(objective: Any) -> Experiment:
+    """The default of every key, those of this objective too if it is known here."""
+    known = isinstance(objective, str) and objective in OBJECTIVES
+    return Experiment(objective=objective_class(objective)()) if known else Experiment()
 
 
 def experiment_name(pairs: list[tuple[str, str]]) -> str:

@@ -39,7 +39,7 @@ from llm_jax.pretrained.model import open_model
 folder, layout, save = sys.argv[1:]
 jax.block_until_ready(jax.numpy.zeros(8))
 before, started = status("VmRSS"), time.monotonic()
-loaded = open_model(folder, layout=preset(layout))
+loaded = open_model(folder, layout=preset(layout), to_convert=True)
 weights = sum(shard.data.nbytes for a in flat_paths(loaded.parameters).values() for shard in a.addressable_shards)
 made = {"before": before, "weights": weights, "peak": status("VmHWM"), "seconds": time.monotonic() - started}
 if save == "true":

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from llm_jax.data.config import DataConfig
 
 WORTH_KEEPING = 0.2
 """Seconds: programs that compile faster are not kept."""
 
 
-def use_compilation_cache(folder: Path) -> None:
-    """Keeps compiled programs in `folder`/compiled, unless JAX_COMPILATION_CACHE_DIR names another folder.
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    Not in `data.cache_dir`: a config.yaml from elsewhere may name a folder of its own there, and programs are
+    loaded from the cache and run.
 
     Programs for several CPU devices are compiled in every process: when XLA's CPU compiler reads a program,
     collectives inside of loops have lost their order among those outside. One device then waits in a
@@ -23,7 +27,7 @@ def use_compilation_cache(folder: Path) -> None:
     """
     several_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
     if not several_cpus and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(DataConfig().cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 

@@ -15,8 +15,7 @@ from yaml import YAMLError
 from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import Fault, UserError
 from llm_jax.core.files import disk_problem, read_json, write_atomic
-from llm_jax.experiment import Experiment, with_vocabulary, yaml_values
-from llm_jax.objective.protocol import OBJECTIVES, objective_class
+from llm_jax.experiment import Experiment, default_experiment, with_vocabulary, yaml_values
 
 # Keys that may differ from the last start without changing what is trained: where it runs, what is logged and
 # kept, and how the same numbers are computed. `train.steps` may grow, which also stretches the schedule.
@@ -93,9 +92,7 @@ def check_same_run(run_dir: Path, yaml: str, open_keys: tuple[str, ...] = ()) ->
             f"{path}: not a configuration ({' '.join(str(error).split())}); mend it, or choose another "
             "run_dir"
         ) from error
-    default = flat(dataclasses.asdict(Experiment()))
-    if new.get("objective.name") in OBJECTIVES:
-        default |= flat({"objective": dataclasses.asdict(objective_class(new["objective.name"])())})
+    default = flat(dataclasses.asdict(default_experiment(new.get("objective.name"))))
     old |= {key: default.get(key) for key in new if key not in old}
     changed = [c for c in differences(old, new) if not c.startswith(tuple(f"{key}:" for key in open_keys))]
     fatal = [c for c in changed if not c.startswith(MAY_DIFFER)]

@@ -184,7 +184,7 @@ def test_a_field_that_an_objective_got_later_counts_as_its_default(run, tmp_path
     config.write_text(config.read_text().replace("  beta: 0.5\n", ""))
     capsys.readouterr()
     run("toy_preference", "one", "train.steps=3", "objective.beta=0.25", code=2)
-    assert "objective.beta: 0.5 -> 0.25" in capsys.readouterr().err
+    assert "objective.beta: 0.5 → 0.25" in capsys.readouterr().err
 
 
 def test_a_plan_counts_what_the_objective_does(tmp_path, capsys, monkeypatch):
