@@ -89,7 +89,10 @@ def counts_of(module: str, cache: Path, *arguments: object) -> tuple[int, int]:
     return int(hits), int(misses)
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "inspect", "launch"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "launch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "inspect"))],
+)
 def test_a_second_process_compiles_nothing_again(narrow, tmp_path, command):
     source = f"data.source={narrow.parent / 'small.jsonl'}"
     module, *line = {

@@ -142,6 +142,7 @@ def test_on_a_layout_that_splits_the_weights(trained, command, tmp_path):
     )  # float32 sums in another order
 
 
+@pytest.mark.slow  # of two processes, what tests/parity shows; of from=FOLDER, what the tests above show
 def test_under_two_processes(trained, command, tmp_path):
     assert launch(*command, "train.steps=2") == 0
     done = launch_processes(2, *command, f"run_dir={tmp_path / 'two'}", "train.steps=2", "layout=fsdp")

@@ -46,7 +46,11 @@ def alone(experiment) -> int:
 
 @pytest.mark.parametrize(
     ("optimizer", "devices", "chosen"),
-    [("adamw", 1, tuple(DIFFERENT)), ("adamw", 2, ("base", "seed")), ("muon", 1, ("base", "decay"))],
+    [
+        ("adamw", 1, tuple(DIFFERENT)),
+        pytest.param("adamw", 2, ("base", "seed"), marks=pytest.mark.slow),
+        ("muon", 1, ("base", "decay")),
+    ],
 )
 def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(
     tiny, tmp_path, optimizer, devices, chosen
