@@ -105,15 +105,20 @@ NAMES = ("</s>", "a</s>b", "<s>", "x <unk> y", "<pad>", "<0x41>", "<0x0A>", "<0x
 
 @pytest.mark.parametrize("letters", ["", "<", "</s> <pad> unk 0x4A", "</s </ a< s> <0 x4 d> k>"])
 def test_names_of_control_tokens_in_a_text_are_text_in_the_export(letters, tmp_path):
-    """Whatever letters and pieces of the names the unigram vocabulary has."""
+    """Whatever letters and pieces of the names the unigram vocabulary has, and whoever reads the file."""
+    import tokenizers
+
     words = f"some plain words of a small text that is long enough to learn from {letters}".split()
     rng = random.Random(0)
     sample = [" ".join(rng.choices(words, k=80)) + "\n" for _ in range(100)]
     ours = train(sample, TokenizerConfig(vocab=300, kind="unigram"))
     export_tokenizer(ours, tmp_path / "first")
     theirs = load_tokenizer(tmp_path / "first")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "first" / "tokenizer.json"))
+    library.encode_special_tokens = True  # as transformers does with split_special_tokens
     for text in (*NAMES, *(f"{a}{b}" for a in NAMES for b in NAMES), sample[0]):
         assert theirs.encode(text) == ours.encode(text)
+        assert library.encode(text, add_special_tokens=False).ids == ours.encode(text)
         assert theirs.decode(theirs.encode(text)) == text
     export_tokenizer(theirs, tmp_path / "second")
     assert load_tokenizer(tmp_path / "second").fingerprint == theirs.fingerprint
