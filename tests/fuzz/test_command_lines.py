@@ -19,7 +19,7 @@ from llm_jax.experiment import Experiment, override, read_yaml, resolved, to_yam
 COMMANDS = {
     "llm_jax.generate.__main__": "GenerateCommand",
     "llm_jax.evaluate.__main__": "EvaluateCommand",
-    "llm_jax.inspect.__main__": "InspectCommand",
+    "llm_jax.inspect.__main__": "InspectArguments",
     "llm_jax.plan.__main__": "PlanCommand",
     "llm_jax.launch": "LaunchCommand",
     "llm_jax.pretrained.load": "LoadCommand",

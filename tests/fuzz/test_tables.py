@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_jax.scaling.fit.__main__ import main
 
-METHODS = {"parametric": "tokens", "isoflop": "flops", "kaplan": "tokens"}
+FEW = settings(max_examples=max(12, settings().max_examples // 10))  # each is a fit
 CELLS = st.sampled_from(
     [
         0,
@@ -43,11 +43,20 @@ def law(N: np.ndarray, D: np.ndarray) -> np.ndarray:
 
 def table(sizes: int, lengths: int) -> pd.DataFrame:
     N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e6, 1e8, sizes), np.geomspace(1e8, 1e10, lengths)))
-    return pd.DataFrame({"parameters": N, "tokens": D, "flops": 6 * N * D, "loss": law(N, D)})
+    loss = law(N, D)
+    more = {
+        "unique_tokens": D / 2,
+        "accuracy": 1 / (1 + np.exp(4 * (loss - 2.5))),
+        "run": [f"n{n:.0f}" for n in N],
+    }
+    return pd.DataFrame({"parameters": N, "tokens": D, "flops": 6 * N * D, "loss": loss, **more})
 
 
-@pytest.mark.parametrize("method", ["parametric", "isoflop"])
-@settings(max_examples=12)
+METHODS = ("parametric", "isoflop", "envelope", "compute", "overtraining", "repetition", "accuracy")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@FEW
 @given(data=st.data())
 def test_any_table_is_fitted_or_refused_in_one_line(method, tmp_path_factory, data, capsys):
     runs = table(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))).astype(object)
@@ -71,7 +80,7 @@ def test_any_table_is_fitted_or_refused_in_one_line(method, tmp_path_factory, da
         assert "nan" not in printed.lower().split()
 
 
-@settings(max_examples=40)
+@FEW
 @given(st.binary(max_size=200), st.sampled_from([".csv", ".parquet"]))
 def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, capsys, content, suffix):
     path = Path(tmp_path_factory.getbasetemp()) / f"any{suffix}"
