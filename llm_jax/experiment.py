@@ -203,6 +203,7 @@ def read_yaml(path: Path) -> Experiment:
         if (
             isinstance(objective, dict)
             and (name := objective.get("name"))
+            and isinstance(name, str)
             and name not in OBJECTIVES
             and name not in objective_names()
         ):

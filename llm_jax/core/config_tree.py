@@ -240,7 +240,7 @@ def from_tree(base: Config, tree: Any, prefix: str = "") -> Config:
         part = getattr(base, name)
         if dataclasses.is_dataclass(part):
             if isinstance(value, dict) and value.get("name") and (class_of := chooser(base, name)):
-                part = class_of(value["name"])()
+                part = class_of(str(value["name"]))()
             values[name] = from_tree(part, value, f"{key}.")
         else:
             values[name] = coerced(key, value, kinds[name])

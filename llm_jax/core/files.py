@@ -62,7 +62,8 @@ def inside(folder: Path, name: str, where: object) -> Path:
     beside it.
     """
     pure = PurePosixPath(name)
-    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in name:
+    no_name = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
+    if no_name or not pure.parts or pure.is_absolute() or ".." in pure.parts:
         raise UserError(
             f"{where}: names the file {name!r}; only files inside of {folder} are read. Mend the name"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -54,7 +55,7 @@ class HuggingFaceTokenizer:
         if kind not in MODELS:
             raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
         ids = special_ids(self._tree, file.parent, origin)
-        plain = as_plain_text(self._tree, ids["named"])
+        self._plain = plain = as_plain_text(self._tree, ids["named"])
         own = [] if plain is self._tree else [fingerprint(_without_vocabulary(plain))]
         if own:
             self._backend = _backend(json.dumps(plain), origin)
@@ -95,11 +96,10 @@ class HuggingFaceTokenizer:
 
     def _encode(self, backend: Any, text: str) -> list[int]:
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            with _library(f"{JSON_NAME}: cannot encode {text[:40]!r}"):
+                return backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
-        except Exception as error:  # the library raises no narrower type
-            raise UserError(f"{JSON_NAME}: cannot encode {text[:40]!r} ({error})") from error
 
     def encode_with_control(self, text: str) -> list[int]:
         """The ids of `encode`, but names of control tokens are these tokens."""
@@ -108,10 +108,10 @@ class HuggingFaceTokenizer:
     @functools.cached_property
     def _control_backend(self) -> Any:
         """A second tokenizer: to switch the first one would change what other threads encode."""
-        import tokenizers
-
-        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend = _backend(json.dumps(self._plain), "tokenizer")
         backend.encode_special_tokens = False
+        backend.no_truncation()
+        backend.no_padding()
         return backend
 
     @functools.cached_property
@@ -136,7 +136,8 @@ class HuggingFaceTokenizer:
         one byte that is not UTF-8.
         """
         ids = [int(i) for i in ids]
-        text = self._backend.decode(ids, skip_special_tokens=True)
+        with _library(f"{JSON_NAME}: cannot decode {ids[:8]}"):
+            text = self._backend.decode(ids, skip_special_tokens=True)
         if not self._byte_fallback or "\ufffd" not in text:
             return text
         control = set(self.control_tokens.values())
@@ -305,12 +306,23 @@ def _backend(text: str, origin: str) -> Any:
     """The library's tokenizer of a tokenizer.json. Raises UserError if it can't be read."""
     import tokenizers
 
-    try:
+    with _library(f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__}"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower type
-        raise UserError(
-            f"{origin}: {JSON_NAME} can't be read by tokenizers {tokenizers.__version__} ({error})"
-        ) from error
+
+
+@contextlib.contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """A context that turns what the library raises into a UserError that begins with `problem`: plain
+    exceptions, and its panics, which are none. A TypeError, of a text that is no Unicode, is let through.
+    """
+    try:
+        yield
+    except TypeError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{problem} ({error})") from error
 
 
 def _without_vocabulary(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../private", "sub/../../private", "sub/../own", "/etc/passwd", "", ".", "a\0b"]
+    "name", ["../private", "sub/../../private", "sub/../own", "/etc/passwd", "", ".", "a\0b", "\ud800"]
 )
 def test_a_name_that_leaves_its_folder_is_refused(folder, name):
     with pytest.raises(UserError, match=r"index.json: names the file .*; only files inside of .* are read"):
