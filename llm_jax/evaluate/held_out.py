@@ -67,7 +67,8 @@ def score(
     """
     source = open_source(path)
     with_changes(source.experiment, changes)  # raises for mistakes in `changes` before the weights are read
-    opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step)
+    # The corpus reads the tokenizer.
+    opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step, tokenizer=False)
     experiment = with_changes(opened.experiment, changes)
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from llm_jax.data import load_tokenizer
 from llm_jax.data.token_cache import document_hash, held_out_mask
 from llm_jax.evaluate.__main__ import main
-from llm_jax.pretrained.model import open_model
+from llm_jax.pretrained.model import open_model, read_tokenizer
 from tests.data.conftest import documents, write_jsonl
+from tests.data.test_sentencepiece_tokenizer import without_space
 from tests.tiny_run import launch, summary, write_experiment
 
 
@@ -46,6 +48,20 @@ def test_a_short_text_is_scored_whole(trained, tmp_path):
     (tmp_path / "short.txt").write_text(text)
     found = scored(trained, f"data.source={tmp_path / 'short.txt'}")
     assert found["eval_tokens"] == 1 + len(load_tokenizer(trained / "run" / "tokenizer").encode(text))
+
+
+def test_a_tokenizer_that_changes_text_is_reported_once(trained, tmp_path, capsys):
+    """As the tokenizer of a run folder of before does, which has no space."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / "tokenizer" / "tokenizer.model").write_bytes(without_space("bpe"))
+    scored(tmp_path, f"data.source={write_jsonl(tmp_path / 'x.jsonl', documents(20))}")
+    written = capsys.readouterr()
+    change = "it changes text or ignores a setting: 'the model' becomes 'the\\u2581model'"
+    assert written.err.count(change) == 1
+    assert "this tokenizer is not lossless" in written.out
+    lines: list[str] = []
+    read_tokenizer(tmp_path / "run", lines.append)
+    assert [change in line for line in lines] == [True]
 
 
 @pytest.mark.parametrize("more", [(), ("layout=fsdp",), ("layout=tensor", "mesh.tensor=2")], ids=" ".join)
