@@ -16,8 +16,8 @@ from llm_jax.data.sources import resolve
 from llm_jax.experiment import read_yaml
 from llm_jax.huggingface.folder import open_folder
 from llm_jax.huggingface.safetensors import HEADER_BYTES, read_folder
+from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.pretrained.source import open_source
-from llm_jax.run.prepare import use_compilation_cache
 from llm_jax.slurm import job
 from llm_jax.slurm.submit import quoted
 from tests.data.test_huggingface_tokenizer import make_folder
@@ -207,6 +207,7 @@ def test_compiled_programs_come_from_the_users_own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "own"))
     chosen = {}
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax.config, "update", lambda name, value: chosen.update({name: value}))
     use_compilation_cache()
     assert chosen["jax_compilation_cache_dir"] == str(tmp_path / "own/compiled")
