@@ -280,7 +280,8 @@ def restore_latest(
         raise UserError(
             f"data.source={plan.experiment.data.source}: is not what this run was trained on (fingerprint "
             f"{plan.corpus.fingerprint[:12]}, "
-            f"the checkpoint's is {info['corpus'][:12]}); choose another run_dir, or bring the data back"
+            f"the checkpoint's is {info['corpus'][:12]}): the data changed, or how an updated program "
+            "divides or encodes them. Choose another run_dir, or bring the data back"
         )
     check_frozen(info.get("frozen", {}), identities)
     return state, {**info, "step": int(state.step)}
