@@ -155,7 +155,7 @@ def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
 
 
 def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
-    first = text_key.partition(".")[0]
+    first, found = text_key.partition(".")[0], False
     quoted = json.dumps(first).encode()
     with _open(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
@@ -177,7 +177,10 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
                 raise UserError(f"data.source: {where}: is not a JSON object: {error}") from None
             value = field_of(record, text_key)
             if value is not None and not isinstance(value, str):
-                raise UserError(f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key)}")
+                raise UserError(
+                    f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key, found)}"
+                )
+            found = True
             yield None if value is None else _bytes(value)
 
 
@@ -213,8 +216,8 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _why_not(record: Any, value: Any, text_key: str) -> str:
-    """Why the value of a record's field is no text."""
+def _why_not(record: Any, value: Any, text_key: str, found: bool) -> str:
+    """Why the value of a record's field is no text. found: whether a record before it has the field."""
     if isinstance(record, list):
         return (
             f'must be an object like {{"{text_key}": "..."}}, but is a list; jq -c \'.[]\' writes an object '
@@ -222,8 +225,12 @@ def _why_not(record: Any, value: Any, text_key: str) -> str:
         )
     if not isinstance(record, dict):
         return f'must be an object like {{"{text_key}": "..."}}, but is a {type(record).__name__}'
+    if value is MISSING and found:  # not null: a misspelt name must not take a part of the data away
+        return "no such field, which records before it have; write null for a text that is missing"
     if value is MISSING:
         return f"no such field; {nearest(text_key, field_names(record))}"
+    if value != value:
+        return "the text must be a string, but is NaN; write null for a text that is missing"
     return f"the text must be a string, but is {type(value).__name__}"
 
 

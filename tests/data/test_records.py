@@ -154,6 +154,8 @@ OTHER_THINGS = {
     "zip.jsonl": (b"PK\x03\x04", "is a zip archive; unpack it"),
     "parquet.txt": (b"PAR1....", "is a Parquet file, not text; its name must end in .parquet"),
     "zeros.txt": (bytes(5000), "begins with zero bytes"),
+    "spark.jsonl": (b'{"text": "a"}\n{"n": 1}\n', r"spark.jsonl:2: no such field, which records before it have; write null"),
+    "pandas.jsonl": (b'{"text": "a"}\n{"text": NaN}\n', r"pandas.jsonl:2: the text must be a string, but is NaN; write null"),
     "html.jsonl": (b"<!DOCTYPE html>\n", r"html.jsonl:1: is not a JSON object: Expecting value \(column 1\)$"),
 }  # fmt: skip
 
