@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -42,6 +43,11 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
         return EXIT_UNREAD
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:60]}...: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Fault as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -32,7 +32,7 @@ class Detokenizer:
         """Characters of the pending tokens that have been returned."""
         self.shown = 0
         """U+FFFD at the end of the prompt: the prompt's, unless they become a character."""
-        self.push(*self.recent(before))
+        self.push(*self.recent(before)[0])
         self.shown = len(self.text()) - self.returned
 
     def push(self, *tokens: int) -> str:
@@ -43,8 +43,8 @@ class Detokenizer:
         broken = len(text) - len(text.rstrip("\ufffd"))
         new = self.new(text[: len(text) - min(broken, UNFINISHED)])
         if not broken:
-            self.context, self.pending, self.returned = self.recent([*self.context, *self.pending]), [], 0
-            self.context_text = self.decode(self.context)
+            self.context, self.context_text = self.recent([*self.context, *self.pending])
+            self.pending, self.returned = [], 0
         return new
 
     def flush(self) -> str:
@@ -62,12 +62,13 @@ class Detokenizer:
         """The text that the pending tokens add to that of the context."""
         return self.decode([*self.context, *self.pending])[len(self.context_text) :]
 
-    def recent(self, tokens: Sequence[int]) -> list[int]:
-        """The last tokens, at least CONTEXT of them and so many that they have text, if any have."""
+    def recent(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """The last tokens, at least CONTEXT of them and so many that they have text, if any have; their
+        text."""
         count = CONTEXT
-        while count < len(tokens) and not self.decode(tokens[-count:]):
+        while not (text := self.decode(tokens[-count:])) and count < len(tokens):
             count *= 2
-        return list(tokens[-count:])
+        return list(tokens[-count:]), text
 
 
 class StopStrings:

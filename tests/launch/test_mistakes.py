@@ -423,6 +423,16 @@ def test_a_number_that_float32_does_not_hold_is_refused(tiny, tmp_path, argument
     assert f"error: {key}={float(value)}: must be 0, or from 1.2e-38 to 3.4e+38" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["from", "experiment", "tokenizer.file", "data.source", "run_dir"])
+def test_a_name_that_no_file_can_have_is_refused(tiny, tmp_path, key, capsys):
+    words = {"experiment": f"experiment={tiny}", "run_dir": f"run_dir={tmp_path / 'run'}"}
+    words[key] = f"{key}={'9' * 5000}" + ".py" * (key == "experiment")
+    assert launch(*words.values()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argument", "bits"),
     [
