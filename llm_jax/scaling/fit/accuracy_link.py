@@ -77,7 +77,9 @@ def accuracy(
     table = columns(loss=loss, others={"accuracy": np.asarray(accuracy, np.float64), "name": name})
     wrong = ~((table["accuracy"] >= 0) & (table["accuracy"] <= 1))
     if wrong.any():
-        raise UserError(f"accuracy={table['accuracy'][wrong][0]}: must be from 0 to 1")
+        raise UserError(
+            f"accuracy={table['accuracy'][wrong][0]}: must be from 0 to 1 (a percentage: divide it by 100)"
+        )
     for name, value in (("chance", chance), ("ceiling", ceiling)):
         require(value == FREE or 0 <= value <= 1, name, value, "from 0 to 1, or -1 to fit it")
     free = (chance == FREE, ceiling == FREE)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy import stats
 
 from llm_jax.core.errors import UserError, check_choice, require
 from llm_jax.scaling.fit import bootstrap as boot
@@ -139,9 +140,19 @@ def parametric(
     held = problem.held(theta)
     covariance = problem.covariance(theta, used)
     if held and floor == "free":
+        half = problem.lowest / 2
+        times = Problem(table, residuals, delta, tied, half).refit(theta, used).objective[0] / (
+            solutions.objective[solutions.best] + 1e-300
+        )
+        free = max(points - len(theta) + 1, 1)
+        if times < 1 + float(stats.f.ppf(boot.LEVEL, 1, free)) / free:
+            raise UserError(
+                f"E=0: at its bound, but a floor of {half:.3g} fits as well (its objective is {times:.3g} "
+                "times as high): the runs do not determine it. Give floor=, or add runs of other compute."
+            )
         warnings.append(
             "E: the lowest objective is at its bound, 0: the law has no floor within the runs' compute, and "
-            "is that of floor=0"
+            f"is that of floor=0 (a floor of {half:.3g} has an objective {times:.3g} times as high)"
         )
 
     draws, widen = np.zeros((0, 5)), boot.widening(resampling, points)

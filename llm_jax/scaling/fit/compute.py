@@ -91,6 +91,13 @@ def compute_law(
     used = present.copy()
     if frontier_only:
         used[present] = frontier(table["flops"][present], table["loss"][present])
+    need = 4 if irreducible and floor == "free" else 3
+    if frontier_only and used.sum() < need:
+        raise UserError(
+            f"runs={used.sum()}: so many of {len(used)} runs are on the frontier, where no cheaper run beats "
+            f"them, but a fit of {need - 1} parameters needs at least {need}. Add runs, or use "
+            "frontier_only=false."
+        )
     log_c = np.log(table["flops"] / 1e18)
     lowest, middle, at = table["loss"][used].min(), np.median(table["loss"][used]), np.median(log_c[used])
     gammas = np.geomspace(0.01, 0.8, 12)

@@ -85,7 +85,8 @@ def caveats(fit: Any) -> list[str]:
             )
     held = fit.leave_largest_out
     if "refused" in held:
-        warnings.append(f"no extrapolation test: without the largest {held['runs']} runs, {held['refused']}")
+        largest = "largest run" if held["runs"] == 1 else f"{held['runs']} largest runs"
+        warnings.append(f"no extrapolation test: without the {largest}, {held['refused']}")
     elif held["largest_relative_error"] > 0.02:
         warnings.append(
             "the law of the smaller runs misses the largest by up to "

@@ -146,9 +146,16 @@ def load_table(path: Path, key: str = "data") -> pd.DataFrame:
         else:
             titles = pd.read_csv(path, sep=SEPARATORS[kind], header=None, nrows=1, dtype=str)
             twice = titles.loc[0][titles.loc[0].duplicated()].dropna()
-            table = pd.read_csv(path, sep=SEPARATORS[kind])
+            table = pd.read_csv(path, sep=SEPARATORS[kind], skipinitialspace=True)
+            table.columns = [str(title).strip() for title in table.columns]
     except Exception as error:
         raise UserError(f"{key}={path}: not a table ({' '.join(str(error).split())[:200]})") from error
+    (first, *others) = map(str, table.columns)
+    if not others and (wrong := next((mark for mark in (";", "\t", ",", "|") if mark in first), "")):
+        raise UserError(
+            f"{key}={path}: its first line, {first[:80]!r}, has {wrong!r} between the columns. Write commas "
+            "in a .csv, and tabs in a .tsv."
+        )
     if len(twice):
         raise UserError(f"{key}={path}: several columns are named {twice.iloc[0]}; rename all but one")
     if table.empty:

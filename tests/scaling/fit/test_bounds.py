@@ -207,3 +207,11 @@ def test_no_warning_of_numpy_reaches_the_user(tmp_path, monkeypatch, capsys, met
         main(arguments)
     assert [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)] == []
     assert "RuntimeWarning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", [6, 12])
+def test_a_floor_that_one_budget_can_not_determine_is_refused(sizes):
+    runs = made_runs(0.002, budgets=2, sizes=sizes)
+    one = runs[runs.flops == runs.flops.max()]
+    with pytest.raises(UserError, match="runs do not determine"):
+        fit.parametric(one.parameters, one.tokens, one.loss, bootstrap=0)

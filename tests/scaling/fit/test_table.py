@@ -202,3 +202,27 @@ def test_units_that_can_not_be_are_asked_about_at_once(tmp_path, change, message
 )
 def test_unlikely_units_are_asked_about_before_the_fit(tmp_path, change, mapping, question):
     assert question in read(change(made_runs(budgets=3, sizes=4)), tmp_path, mapping=mapping)[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "mark"), [("t.csv", ";", "';'"), ("t.csv", "\t", "t"), ("t.tsv", ",", "','")]
+)
+def test_another_mark_between_columns_is_named(tmp_path, file, text, mark):
+    made_runs(budgets=3, sizes=4).to_csv(tmp_path / file, index=False, sep=text)
+    with pytest.raises(UserError, match=f"has .*{mark}.* between the columns. Write commas in a .csv"):
+        read_columns(tmp_path / file, {}, "", LAW, ())
+
+
+def test_spaces_around_titles_and_numbers_are_no_part_of_them(tmp_path):
+    runs = made_runs(budgets=3, sizes=4)
+    (tmp_path / "t.csv").write_text(runs.to_csv(index=False).replace(",", " , "))
+    columns, _, _ = read_columns(tmp_path / "t.csv", {}, "", LAW, ())
+    np.testing.assert_allclose(columns["loss"], runs.loss)
+
+
+@pytest.mark.parametrize("method", ["compute_law"])
+def test_a_frontier_of_too_few_runs_is_named(method):
+    with pytest.raises(
+        UserError, match=r"runs=1: so many of 6 runs are on the frontier.*frontier_only=false"
+    ):
+        getattr(fit, method)(np.geomspace(1e18, 1e20, 6), np.full(6, 3.0))
