@@ -233,3 +233,16 @@ def test_the_delta_methods_intervals_cover_with_few_runs():
         k_low, k_high = got.intervals_95["K"]
         assert k_low * k_high == pytest.approx(got.parameters["K"] ** 2, rel=1e-6)  # on the logarithm
     assert np.mean(covered) > 0.85 > np.mean(normal)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("column", ["flops", "parameters", "tokens"])
+def test_a_number_that_the_method_does_not_need_may_be_anything(tmp_path, column):
+    """Found by trying random tables: a run of 0 FLOPs in a table of accuracies ended in a traceback."""
+    runs = made_runs(budgets=4, sizes=5)
+    link = {"low": 0.25, "high": 0.9, "k": 4.0, "middle": 3.0}
+    table = runs.assign(accuracy=fit.sigmoid_link(link, runs.loss))
+    table.loc[3, column] = 0
+    table.to_csv(tmp_path / "t.csv", index=False)
+    arguments = [f"data={tmp_path / 't.csv'}", "method=accuracy", "bootstrap=0", f"out={tmp_path / 'out'}"]
+    assert fit_command(arguments) == 0

@@ -166,14 +166,14 @@ def load_table(path: Path, key: str = "data") -> pd.DataFrame:
 def select_finished(table: pd.DataFrame, notes: list[str], held_out: str = "held_out") -> pd.DataFrame:
     """The table without runs that did not finish and without held-out runs, by the column of that name;
     appends to `notes` what was left out."""
-    if "status" in table:
-        done = table["status"] == "finished"
+    if (status := status_of(table)) is not None:
+        done = status == "finished"
         if not done.all():
-            notes.append(f"{(~done).sum()} of {len(table)} runs left out: " + counts(table["status"][~done]))
+            gone = counts(status[~done].fillna("without a status"))
+            notes.append(f"{(~done).sum()} of {len(table)} runs left out: {gone}")
         if not done.any():
             raise UserError(
-                "status: the table has no finished run, but "
-                f"{counts(table['status'].fillna('without a status'))}"
+                f"status: the table has no finished run, but {counts(status.fillna('without a status'))}"
             )
         table = table[done]
     if held_out in table:
@@ -187,6 +187,18 @@ def select_finished(table: pd.DataFrame, notes: list[str], held_out: str = "held
                 "held_out: every finished run of the table is held out of fits. Add runs with held_out=false"
             )
     return table
+
+
+def status_of(table: pd.DataFrame) -> pd.Series | None:
+    """The status of each run in small letters, from the column `status`, or one called state as other
+    trackers have it, if that has finished runs; None without."""
+    for column in map(str, table.columns):
+        if column.lower() not in ("status", "state"):
+            continue
+        texts = table[column].where(table[column].isna(), table[column].astype(str).str.strip().str.lower())
+        if column == "status" or (texts == "finished").any():
+            return texts
+    return None
 
 
 def yes_or_no(values: pd.Series, column: str) -> pd.Series:

@@ -168,6 +168,7 @@ def note_repeats(
         return []
     cells = cell_numbers(arrays, cell)
     different = int(cells.max()) + 1
+    note_checkpoints(arrays, table, names, notes)
     if different == len(cells):
         return []
     differ = [
@@ -199,6 +200,24 @@ def note_repeats(
             "size and number of tokens"
         )
     return sweep
+
+
+def note_checkpoints(
+    arrays: Mapping[str, np.ndarray], table: pd.DataFrame, names: Mapping[str, str], notes: list[str]
+) -> None:
+    """Appends a note where runs of one name and size have several numbers of tokens."""
+    column = names.get("name", "name")
+    if column not in table or not {"parameters", "tokens"} <= set(arrays):
+        return
+    named = table[column].astype(str).factorize()[0]
+    own = np.unique(np.stack([named, cell_numbers(arrays, ("parameters",))], -1), axis=0)
+    all_tokens = cell_numbers(arrays, ("parameters", "tokens"))
+    different = len(np.unique(np.stack([named, all_tokens], -1), axis=0))
+    if different > len(own):
+        notes.append(
+            f"{len(own)} runs by {column} and size have {different} numbers of tokens: are checkpoints, "
+            "or parts of resumed runs, among the rows? A law is of losses at the end of their schedule"
+        )
 
 
 def note_schedules(table: pd.DataFrame, notes: list[str]) -> None:

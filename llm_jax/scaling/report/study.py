@@ -26,6 +26,7 @@ from llm_jax.scaling.fit.table import (
     read_columns,
     run_names,
     select_finished,
+    status_of,
     yes_or_no,
 )
 from llm_jax.scaling.fit.table_checks import keep_best
@@ -231,9 +232,12 @@ def numeric_runs(
     import pandas as pd
 
     found = {name: as_numbers(table[names[name]]) for name in COLUMNS if name in names}
+    found = {name: v if name == "accuracy" else v.where(v > 0) for name, v in found.items()}
     derive_columns(found, NUMBERS, [])
     runs = pd.DataFrame({name: found.get(name, pd.Series(np.nan, table.index)) for name in COLUMNS})
-    for name, default in (("status", "finished"), ("reason", ""), ("run_dir", "")):
+    status = status_of(table)
+    runs["status"] = "finished" if status is None else status.astype(object).where(status.notna(), "unknown")
+    for name, default in (("reason", ""), ("run_dir", "")):
         runs[name] = (
             table[name].astype(object).where(table[name].notna(), default).astype(str)
             if name in table

@@ -123,6 +123,9 @@ def test_an_accuracy_off_the_link_is_left_out():
     got = fit.accuracy(loss, np.where(np.arange(20) == 15, 0.9, right), bootstrap=0)
     assert got.parameters == {name: pytest.approx(LINK[name], rel=1e-3) for name in got.parameters}
     assert any(line.startswith("left out: run of loss") for line in got.warnings)
+    bent = np.where(np.arange(20) == 15, 0.9, right)[3:]  # least squares to these have no slope
+    got = fit.accuracy(loss[3:], bent, bootstrap=0)
+    assert got.parameters["k"] == pytest.approx(LINK["k"], rel=1e-3)
 
 
 def test_points_and_curves_off_an_envelope_are_left_out():

@@ -226,3 +226,23 @@ def test_a_frontier_of_too_few_runs_is_named(method):
         UserError, match=r"runs=1: so many of 6 runs are on the frontier.*frontier_only=false"
     ):
         getattr(fit, method)(np.geomspace(1e18, 1e20, 6), np.full(6, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("column", "word"), [("status", "Finished"), ("state", "finished"), ("State", "FINISHED")]
+)
+def test_runs_that_another_tracker_calls_crashed_are_left_out(tmp_path, column, word):
+    runs = made_runs(budgets=3, sizes=4).assign(**{column: [word] * 9 + ["crashed", "running", None]})
+    columns, notes = read(runs, tmp_path)
+    assert len(columns["loss"]) == 9
+    assert "3 of 12 runs left out: 1 crashed, 1 running, 1 without a status" in notes
+    other, notes = read(runs.assign(**{column: "Bavaria"}).rename(columns={column: "state"}), tmp_path)
+    assert len(other["loss"]) == 12
+
+
+def test_checkpoints_among_the_rows_are_asked_about(tmp_path):
+    runs = made_runs(budgets=3, sizes=4)
+    names = [f"{n:.3g}" for n in runs.parameters]
+    assert "checkpoints" not in read(runs.assign(name=names), tmp_path)[1]
+    halves = pd.concat([runs.assign(name=names), runs.assign(name=names, tokens=runs.tokens / 2)])
+    assert "12 runs by name and size have 24 numbers of tokens: are checkpoints" in read(halves, tmp_path)[1]
