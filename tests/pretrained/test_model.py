@@ -155,3 +155,24 @@ def test_leave_out_is_refused_where_it_has_no_effect(run_dir, leave_out):
             opens(run_dir, leave_out=leave_out)
     with pytest.raises(TypeError, match="give it to open_source"):
         open_model(open_source(run_dir), leave_out=leave_out)
+
+
+def test_a_run_is_opened_with_what_is_in_its_folder(run_dir, tmp_path):
+    """A config.yaml from elsewhere may name any file: to use the model none of them is read, or written."""
+    copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    lines = (copy / "config.yaml").read_text().splitlines()
+    named = {
+        "  file:": tmp_path / "private.json",
+        "  source:": tmp_path / "private.txt",
+        "  start_from:": tmp_path / "other",
+    }
+    named |= {"  cache_dir:": tmp_path / "cache", "run_dir:": tmp_path / "elsewhere"}
+    for start, path in named.items():
+        assert sum(line.startswith(start) for line in lines) == 1
+        lines = [f"{start} {path}" if line.startswith(start) else line for line in lines]
+    (copy / "config.yaml").write_text("\n".join(lines) + "\n")
+    before = open_model(run_dir)
+    opened = open_model(copy)
+    assert opened.tokenizer.fingerprint == before.tokenizer.fingerprint
+    np.testing.assert_array_equal(logits_of(opened), logits_of(before))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
