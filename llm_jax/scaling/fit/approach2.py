@@ -46,7 +46,7 @@ class IsoflopFit(OptimumFit):
     """Result of approach 2. `objective` is the weighted mean of the squared residuals of log N*.
 
     `covariance` [2, 2] is that of log N_coefficient and a; `points` has flops, parameters, tokens, loss,
-    budget (the number of the run's budget among the minima) and used (in the curves).
+    budget (the number of the run's budget among the minima, -1 without) and used (in the curves).
     """
 
     method: str = "isoflop"
@@ -111,12 +111,11 @@ def isoflop(
     )
     table.setdefault("tokens", table["flops"] / FLOPS_A_WEIGHT / table["parameters"])
     right, warnings = mistyped(table, outliers)
-    numbers = budget_numbers(table["flops"])
+    numbers = np.full(len(right), -1)  # that of a run which is wrong
+    numbers[right] = budget_numbers(table["flops"][right])
     measured = seed_noise({**table, "budget": numbers}, ("budget", "parameters"))
     noise = loss_noise or (measured.noise if measured else LOSS_NOISE)
-    budgets = [
-        make_budget(table, right & (numbers == i), measured is not None) for i in range(numbers.max() + 1)
-    ]
+    budgets = [make_budget(table, numbers == i, measured is not None) for i in range(numbers.max() + 1)]
     rows = np.concatenate([budget.rows for budget in budgets])
     averaged = noise / np.sqrt(right.sum() / len(rows)) if measured else noise  # that of a mean over seeds
     out: list[tuple[int, float]] = []

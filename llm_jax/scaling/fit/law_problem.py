@@ -274,7 +274,8 @@ def leave_largest_out(problem: Problem, theta: np.ndarray, used: np.ndarray) -> 
     except UserError as error:
         return {"runs": int(out.sum()), "refused": str(error)}
     if law is None:
-        return {"runs": int(out.sum()), "refused": "the fit without them does not converge"}
+        why = "the fit without them does not converge, or ends at a bound"
+        return {"runs": int(out.sum()), "refused": why}
     predicted, measured = law.loss(table["parameters"][out], table["tokens"][out]), table["loss"][out]
     errors = predicted / measured - 1
     return {
@@ -290,10 +291,12 @@ def leave_largest_out(problem: Problem, theta: np.ndarray, used: np.ndarray) -> 
 
 
 def best_law(solutions: Solutions, tied: bool) -> Law | None:
-    """The law of a refit's best solution; None if that did not converge."""
+    """The law of a refit's best solution; None if that did not converge, or has an exponent at a bound."""
     if not np.isfinite(solutions.objective).any() or not solutions.converged[solutions.best]:
         return None
-    return from_theta(solutions.theta[solutions.best], tied)
+    law = from_theta(solutions.theta[solutions.best], tied)
+    inside = min(law.alpha, law.beta) > LEAST_EXPONENT and max(law.alpha, law.beta) < GREATEST_EXPONENT
+    return law if inside else None
 
 
 def check_exponents(law: Law, errors: dict[str, float]) -> None:

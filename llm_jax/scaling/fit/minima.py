@@ -25,7 +25,7 @@ OFF_CURVE = 10.0
 """A run is off its curve if it is farther from the curve of the others than so many times the noise, ..."""
 OFF_USUAL = 8.0
 """... than so many times the median of all runs near minima, ..."""
-OFF_LOCAL = 0.5
+OFF_LOCAL = 0.6
 """... and than this part of the range of the losses of its four neighbours."""
 
 

@@ -84,6 +84,17 @@ def test_a_mistyped_size_is_found_by_its_flops(factor):
         assert not got.points["used"][9]
 
 
+def test_a_run_with_mistyped_flops_is_no_budget_of_its_own():
+    """Found by trying random tables: its budget had no run left, and a warning of numpy was printed."""
+    runs = small_grid()
+    wrong = changed(runs, 9, "flops", 1e21)
+    names = ("parameters", "tokens", "loss", "flops", "name")
+    got = fit.isoflop(**columns_of(wrong, *names), bootstrap=50)
+    assert len(got.minima) == 4
+    assert got.points["budget"][9] == -1
+    assert got.a == pytest.approx(TRUTH.a, abs=0.04)
+
+
 @pytest.mark.parametrize("method", ["parametric", "overtraining"])
 def test_a_diverged_run_is_left_out_of_a_law_and_a_bad_one_named(method):
     names = ("parameters", "tokens", "loss", "name")
