@@ -5,12 +5,14 @@ TFDS, SentencePiece, tokenizers and PyArrow are slow to import, and are imported
 
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.corpus import BATCH_KEYS, Corpus, batch_sha, prepare
+from llm_jax.data.documents import WHOLE_RECORD
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import vocabulary_size
 
 __all__ = [
     "BATCH_KEYS",
+    "WHOLE_RECORD",
     "Corpus",
     "DataConfig",
     "Tokenizer",

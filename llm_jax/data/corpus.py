@@ -287,11 +287,16 @@ def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
     """Log lines about documents that have no text, are copies, or were changed, with their counts."""
     of_all = f"of {len(store.lengths_N):,} documents"
     skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
+    skipped -= sum(count for count, _ in store.left_out.values())
     many = 100 * store.copies >= len(store.lengths_N)  # a few licences and the like are in every corpus
     notes = {
         f"{skipped:,} {of_all} were skipped by the objective's encoder": skipped,
         f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
         f"{store.copies:,} {of_all} are copies of others": many,
+        **{
+            f"{count:,} of {len(store.lengths_N):,} examples are left out: {reason} (the first is document {first:,})": True
+            for reason, (count, first) in store.left_out.items()
+        },
         f"{store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD": store.invalid,
     }
     return [note for note, true in notes.items() if true]

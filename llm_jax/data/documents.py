@@ -18,6 +18,8 @@ SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".
 RECORD_BYTES = (
     16 << 20
 )  # a longer JSONL or Parquet document is stored as several, so that a record fits in memory
+WHOLE_RECORD = "*"
+"""In place of a `text_key`: the document is the whole record, as an object in JSON."""
 LINE_BYTES = 1 << 30  # parsing a JSONL line takes several times its size in memory
 _BLOCK_BYTES = 1 << 20
 
@@ -38,6 +40,8 @@ def read_records(path: Path, *, text_key: str, document_bytes: int, separator: s
     UTF-8.
     """
     kind = "parquet" if path.suffix == ".parquet" else "jsonl" if ".jsonl" in path.suffixes[-2:] else "txt"
+    if kind == "txt" and text_key == WHOLE_RECORD:
+        raise UserError(f"data.source: {path} holds text; must be .jsonl or .parquet, with a record an example")
     try:
         if kind == "txt":
             with _open(path) as file:
@@ -175,6 +179,9 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
                     json.loads(text, object_pairs_hook=functools.partial(_once, first))
             except ValueError as error:
                 raise UserError(f"data.source: {where}: is not a JSON object: {error}") from None
+            if text_key == WHOLE_RECORD and isinstance(record, dict):
+                yield line.strip()
+                continue
             value = field_of(record, text_key)
             if value is not None and not isinstance(value, str):
                 raise UserError(
@@ -249,6 +256,10 @@ def _parquet(path: Path, text_key: str) -> Iterator[bytes | None]:
     check_pointer(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if text_key == WHOLE_RECORD:
+                for batch in file.iter_batches(batch_size=256):
+                    yield from (json.dumps(row, ensure_ascii=False).encode() for row in batch.to_pylist())
+                return
             names = _column_path(file.schema_arrow, text_key, path)
             for batch in file.iter_batches(batch_size=256, columns=[text_key]):
                 column = batch.column(batch.schema.get_field_index(names[0]))

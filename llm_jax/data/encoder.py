@@ -19,10 +19,17 @@ class Encoded(NamedTuple):
 
     The first token's is unused.
     """
+    left_out: str = ""
+    """Why it has no tokens; these are counted by reason, and logged."""
+
+
+def left_out(reason: str) -> Encoded:
+    """In place of an example that is left out."""
+    return Encoded(np.zeros(0, np.int32), np.zeros(0, np.uint8), reason)
 
 
 class Encoder(Protocol):
-    """Turns a document's text into tokens and their weights.
+    """Turns a document into tokens and their weights.
 
     Without an encoder a document is BOS + text + EOS, all trained.
     """
@@ -32,8 +39,9 @@ class Encoder(Protocol):
     cache's key.
     """
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        """The document's tokens and weights; none at all to skip it.
+    def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
+        """The examples that a document makes: mostly one. `left_out` stands for one that is not used.
 
-        Raises UserError for a text that can't be encoded.
+        text: the document's text or, for an objective that `reads` records, the record in JSON. Raises
+        UserError for one that can't be encoded.
         """

@@ -12,8 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import numpy as np
 from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 from llm_jax.core.files import write_atomic
 from llm_jax.data import cache
-from llm_jax.data.encoder import Encoder
+from llm_jax.data.encoder import Encoded, Encoder
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sources import Source
 from llm_jax.data.tokenizer import Tokenizer
@@ -51,6 +53,8 @@ class TokenStore:
     """The number of documents with bytes that are not valid UTF-8."""
     copies: int
     """The number of documents that are copies of others, byte for byte; 0 if the cache is older than this."""
+    left_out: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """Why examples were left out → (how many, the number of the first document, from 1)."""
     weights: np.ndarray | None = None
     """uint8, 1 for each token whose prediction is trained, else 0; None: all are trained."""
 
@@ -206,6 +210,7 @@ def _write_shard(
 ) -> None:
     dtype = _dtype(tokenizer)
     lengths, sizes, hashes, invalid = [], [], [], 0
+    left_out: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as files:
         file = files.enter_context((folder / "tokens").open("wb"))
         weights_file = files.enter_context((folder / WEIGHTS).open("wb")) if encoder is not None else None
@@ -215,22 +220,42 @@ def _write_shard(
             invalid += "\ufffd" in text and not _is_utf8(raw)
             start = file.tell()
             if encoder is not None and weights_file is not None:
-                tokens, weights = encoder.encode(text, tokenizer)
-                check_encoded(tokens, weights, tokenizer, f"{source.name}, document {i}")
-                file.write(np.asarray(tokens, dtype).tobytes())
-                weights_file.write(np.asarray(weights, np.uint8).tobytes())
+                where = f"{source.name}, document {i + 1}"
+                for example in encoded_examples(encoder, text, tokenizer, where):
+                    file.write(np.asarray(example.tokens, dtype).tobytes())
+                    weights_file.write(np.asarray(example.weights, np.uint8).tobytes())
+                    lengths.append(len(example.tokens))
+                    if example.left_out:
+                        count, first = left_out.get(example.left_out, (0, i + 1))
+                        left_out[example.left_out] = count + 1, first
             else:
                 for ids in itertools.chain(
                     [[tokenizer.bos_id]], tokenizer.encode_chunks(text), [[tokenizer.eos_id]]
                 ):
                     file.write(np.array(ids, dtype).tobytes())
-            lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
-            sizes.append(len(text.encode()))
-            hashes.append(document_hash(raw))
+                lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
+            # its bytes are counted once, with the first example that it makes
+            sizes += [len(text.encode()), *[0] * (len(lengths) - len(sizes) - 1)]
+            hashes += [document_hash(raw)] * (len(lengths) - len(hashes))
     np.save(folder / "lengths.npy", np.array(lengths, np.int64))
     np.save(folder / "bytes.npy", np.array(sizes, np.int64))
     np.save(folder / "hashes.npy", np.array(hashes, np.uint64))
-    (folder / "about.json").write_text(json.dumps({"dtype": np.dtype(dtype).name, "invalid": invalid}))
+    about = {
+        "dtype": np.dtype(dtype).name, "documents": end - begin, "invalid": invalid, "left_out": left_out
+    }  # fmt: skip
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def encoded_examples(encoder: Encoder, text: str, tokenizer: Tokenizer, where: str) -> list[Encoded]:
+    """The examples of a document, checked. Raises UserError, naming `where`, for a document or an encoder
+    that makes none."""
+    try:
+        examples = encoder.encode(text, tokenizer)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    for tokens, weights, _ in examples:
+        check_encoded(tokens, weights, tokenizer, where)
+    return examples
 
 
 def check_encoded(tokens: Any, weights: Any, tokenizer: Tokenizer, where: str) -> None:
@@ -271,11 +296,16 @@ def _join(shards: list[Path], folder: Path) -> None:
     for name in ("lengths", "bytes", "hashes"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
     abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
+    left_out: dict[str, tuple[int, int]] = {}
+    for reason, (count, first) in (item for about in abouts for item in about["left_out"].items()):
+        before, earliest = left_out.get(reason, (0, first))
+        left_out[reason] = before + count, min(earliest, first)
     hashes_N = np.load(folder / "hashes.npy")
     about = {
         "dtype": abouts[0]["dtype"],
         "invalid": sum(about["invalid"] for about in abouts),
-        "copies": len(hashes_N) - len(np.unique(hashes_N)),
+        "copies": sum(about["documents"] for about in abouts) - len(np.unique(hashes_N)),
+        "left_out": left_out,
     }
     (folder / "about.json").write_text(json.dumps(about))
 
@@ -291,6 +321,7 @@ def _open(folder: Path) -> TokenStore:
         hashes_N=np.load(folder / "hashes.npy", mmap_mode="r"),
         invalid=about["invalid"],
         copies=about.get("copies", 0),
+        left_out=about.get("left_out", {}),
         weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r")
         if (folder / WEIGHTS).exists()
         else None,

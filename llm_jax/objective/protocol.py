@@ -21,6 +21,7 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.format import format_loss
+from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.encoder import Encoder
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.model.config import ModelConfig
@@ -145,8 +146,16 @@ class Objective:
     padding.
     """
 
-    def encoder(self) -> Encoder | None:
-        """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained."""
+    reads: ClassVar[Literal["text", "record"]] = "text"
+    """What the encoder gets of a record of JSONL or Parquet: its text (`data.text_key`), or all of it in
+    JSON.
+    """
+
+    def encoder(self, tokenizer: TokenizerConfig, settings: Any) -> Encoder | None:
+        """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained.
+
+        tokenizer: the run's, whose folder may have a chat template. settings: the run's `TrainConfig`.
+        """
         return None
 
     def examples(self, corpus: Any, settings: Any) -> Examples:

@@ -90,17 +90,20 @@ def prepare_corpus(
     Raises UserError, naming a host, where it has other documents than the first.
     """
 
-    objective = experiment.objective
+    objective, documents = experiment.objective, experiment.data
+    tokenizer = initial_weights.with_own_tokenizer(experiment)
     own: dict[str, Any] = {}  # keys that only some objectives have
-    if (encoder := objective.encoder()) is not None:
+    if (encoder := objective.encoder(tokenizer, experiment.train)) is not None:
         own["encoder"] = encoder
+    if objective.reads == "record":
+        documents = dataclasses.replace(documents, text_key=data.WHOLE_RECORD)
     if objective.rows != "cut":
         own["rows"] = objective.rows
 
     def prepare() -> data.Corpus:
         return (caches.prepare or data.prepare)(
-            experiment.data,
-            initial_weights.with_own_tokenizer(experiment),
+            documents,
+            tokenizer,
             sequence_length=experiment.train.sequence_length,
             batch_size=experiment.train.batch_size,
             seed=experiment.train.seed,

@@ -22,7 +22,7 @@ class AfterTheFirstWord:
         prompt = [tokenizer.bos_id, *tokenizer.encode(head)][:10]
         completion = [*tokenizer.encode(" " + tail)[:20], tokenizer.eos_id]
         weights = np.repeat([0, 1], [len(prompt), len(completion)]).astype(np.uint8)
-        return Encoded(np.array(prompt + completion), weights)
+        return [Encoded(np.array(prompt + completion), weights)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ToyCompletion(NextToken):
     name: str = "toy_completion"
     rows = "whole"
 
-    def encoder(self):
+    def encoder(self, tokenizer, settings):
         return AfterTheFirstWord()
 
 

@@ -1,0 +1,206 @@
+"""Encodes conversations: tokens, and which of them a model is trained to write.
+
+A conversation is encoded as one text, as its template writes it. Control tokens are what the template writes; what looks
+like one in a message stays text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from llm_jax.core.errors import UserError
+from llm_jax.data import cache
+from llm_jax.data.chat_template import PLAIN, ChatTemplate, Message
+from llm_jax.data.conversation import read_example
+from llm_jax.data.encoder import Encoded, left_out
+from llm_jax.data.tokenizer import Tokenizer
+
+TrainOn = Literal["assistant", "completion", "last_turn", "all"]
+"""What is trained: all that the model says; its answer to a prompt (in a conversation without one, its last turn); its
+last turn; every token."""
+TooLong = Literal["drop", "error", "cut"]
+"""What happens to an example that doesn't fit into a row: it is left out, and counted; it is an error; it is cut at its
+end, without its stop token."""
+
+
+class Span(NamedTuple):
+    """A part of a text that the model wrote, in characters."""
+
+    begin: int
+    end: int
+    turn: int
+    """The number of its message in the conversation; -1 where the template doesn't tell."""
+
+
+class Written(NamedTuple):
+    """A conversation as its template writes it."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Turns records (`conversation.read_example`) into tokens and weights."""
+
+    template: ChatTemplate
+    length: int
+    """The most tokens that an example may have: those of a row."""
+    train_on: TrainOn = "assistant"
+    too_long: TooLong = "drop"
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies all that the tokens depend on, beside the record and the tokenizer."""
+        template = self.template
+        return cache.fingerprint(
+            "chat",
+            1,
+            template.source,
+            sorted(template.variables.items()),
+            self.length,
+            self.train_on,
+            self.too_long,
+        )
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
+        """The record's examples: one, or one for each turn of the model where the template writes earlier turns
+        otherwise in the end.
+
+        Raises UserError for a record that is no conversation, and for a template that can't be trained with.
+        """
+        example = read_example(text)
+        if len(example.answers) != 1:
+            raise UserError(f"is a {example.kind}; must have messages, or prompt and completion")
+        messages = (*example.prompt, *example.answers[0])
+        made = []
+        for written in write(self.template, messages, example.tools, tokenizer):
+            spans = self.chosen(written.spans, messages, len(example.prompt))
+            if spans or self.train_on == "all":
+                made.append(self.encoded(written.text, spans, tokenizer))
+        return made or [left_out("nothing of it is trained")]
+
+    def chosen(self, spans: Sequence[Span], messages: Sequence[Message], prompt: int) -> list[Span]:
+        """The spans that are trained. prompt: the number of messages before the answer."""
+        muted = {i for i, m in enumerate(messages) if m.get("train") is False or m.get("weight") == 0}
+        last = max((span.turn for span in spans), default=-1)
+        first = {"completion": prompt or last, "last_turn": last}.get(self.train_on, 0)
+        if (first or muted) and any(span.turn < 0 for span in spans):
+            raise UserError(
+                f"chat template {self.template.name}: it marks {len(spans)} parts of a conversation as the model's, which "
+                "can't be told apart by turns; use train_on=assistant, and no message with train: false"
+            )
+        return [span for span in spans if span.turn >= first and span.turn not in muted]
+
+    def encoded(self, text: str, spans: Sequence[Span], tokenizer: Tokenizer) -> Encoded:
+        """The tokens of a text; those that overlap a span are trained."""
+        ids, begins, ends = encode_plain(text, tokenizer)
+        weights = np.full(len(ids), self.train_on == "all", np.uint8)
+        for span in spans:
+            weights |= ((begins < span.end) & (ends > span.begin)).astype(np.uint8)
+        if spans:
+            check_stop(ids, weights, tokenizer, self.template)
+        if len(ids) > self.length:
+            if self.too_long == "error":
+                raise UserError(
+                    f"has {len(ids):,} tokens, and a row {self.length:,} (train.sequence_length); use longer rows, or "
+                    "objective.too_long=drop"
+                )
+            if self.too_long == "drop":
+                return left_out("longer than a row (train.sequence_length)")
+            ids, weights = ids[: self.length], weights[: self.length]
+        if not weights[1:].any():
+            return left_out("nothing of it is trained")
+        return Encoded(ids, weights)
+
+
+def write(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, tokenizer: Tokenizer
+) -> list[Written]:
+    """A conversation as one text with the spans that the model wrote, or as several texts with one span each.
+
+    Several, where a template writes a turn otherwise once another follows it (some leave out earlier reasoning): the
+    model must be trained on what it sees when it writes. Raises UserError where a template has neither marks nor
+    prefixes.
+    """
+    names = control_names(tokenizer)
+    messages, tools = protect(messages, names), protect(tools, names)
+    whole = template.render(messages, tools=tools)
+    theirs = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if template.marks_generation:
+        told = len(theirs) == len(whole.spans)
+        spans = zip(whole.spans, theirs if told else [-1] * len(whole.spans), strict=True)
+        return [Written(whole.text, tuple(Span(*span, turn) for span, turn in spans))]
+    texts = []
+    for i in theirs:
+        before = template.render(messages[:i], tools=tools, add_generation_prompt=True).text
+        after = template.render(messages[: i + 1], tools=tools).text
+        if not after.startswith(before):
+            raise UserError(
+                f"chat template {template.name}: what it writes before an answer is not how the answer begins, and it has "
+                "no {% generation %}, so what is trained is unknown; mark it there"
+            )
+        texts.append(Written(after, (Span(len(before), end_of_turn(after, len(before), tokenizer), i),)))
+    if all(whole.text.startswith(one.text) for one in texts):
+        return [Written(whole.text, tuple(span for one in texts for span in one.spans))]
+    return texts
+
+
+def end_of_turn(text: str, begin: int, tokenizer: Tokenizer) -> int:
+    """Where a turn ends: after its last stop token, if it has one. What follows (a line end) the model never writes."""
+    ends = [
+        found + len(name)
+        for name, i in tokenizer.control_tokens.items()
+        if i in tokenizer.eos_ids and (found := text.rfind(name, begin)) >= 0
+    ]
+    return max(ends, default=len(text))
+
+
+def check_stop(ids: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """Raises UserError unless the last trained token of the text is one that ends the model's turn."""
+    trained = np.flatnonzero(weights)
+    if trained.size and int(ids[trained[-1]]) not in tokenizer.eos_ids:
+        stops = ", ".join(name for name, i in tokenizer.control_tokens.items() if i in tokenizer.eos_ids)
+        last = tokenizer.decode([int(ids[trained[-1]])]) or next(
+            (name for name, i in tokenizer.control_tokens.items() if i == ids[trained[-1]]), ""
+        )
+        raise UserError(
+            f"chat template {template.name}: a turn of the model ends with {last!r}, and generation stops at {stops}: it "
+            "would never learn to stop. Name the turn's last token in eos_token_id of a generation_config.json, or use a "
+            "template whose turns end with one of these"
+        )
+
+
+def control_names(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Matches the names of control tokens in a text."""
+    names = sorted(tokenizer.control_tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def protect(value: Any, names: re.Pattern[str]) -> Any:
+    """Texts with `PLAIN` inside of whatever looks like a control token. Templates copy it; `encode_plain` takes it out
+    of the tokens."""
+    if isinstance(value, str):
+        return names.sub(lambda found: found[0][0] + PLAIN + found[0][1:], value)
+    if isinstance(value, Mapping):
+        return {key: protect(inner, names) for key, inner in value.items()}
+    if isinstance(value, Iterable):
+        return [protect(inner, names) for inner in value]
+    return value
+
+
+def encode_plain(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, begins, ends) of a text: names of control tokens are these tokens, but for those with `PLAIN` inside.
+
+    begins, ends: of each token in the text, in characters.
+    """
+    ids, spans = tokenizer.encode_spans(text)
+    spans_N2 = np.array(spans, np.int64).reshape(-1, 2)
+    marks = np.array([at for at, character in enumerate(text) if character == PLAIN], np.int64)
+    keep = ~(np.isin(spans_N2[:, 0], marks) & (spans_N2[:, 1] == spans_N2[:, 0] + 1))
+    return np.array(ids, np.int64)[keep], spans_N2[keep, 0], spans_N2[keep, 1]
