@@ -1,7 +1,7 @@
 """Encodes conversations: tokens, and which of them a model is trained to write.
 
-A conversation is encoded as one text, as its template writes it. Control tokens are what the template writes; what looks
-like one in a message stays text.
+A conversation is encoded as one text, as its template writes it. Control tokens are what the template writes;
+what looks like one in a message stays text.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from llm_jax.data.encoder import Encoded, left_out
 from llm_jax.data.tokenizer import Tokenizer
 
 TrainOn = Literal["assistant", "completion", "last_turn", "all"]
-"""What is trained: all that the model says; its answer to a prompt (in a conversation without one, its last turn); its
-last turn; every token."""
+"""What is trained: all that the model says; its answer to a prompt (in a conversation without one, its last
+turn); its last turn; every token."""
 TooLong = Literal["drop", "error", "cut"]
-"""What happens to an example that doesn't fit into a row: it is left out, and counted; it is an error; it is cut at its
-end, without its stop token."""
+"""What happens to an example that doesn't fit into a row: it is left out, and counted; it is an error; it is
+cut at its end, without its stop token."""
 
 
 class Span(NamedTuple):
@@ -69,8 +69,8 @@ class ChatEncoder:
         )
 
     def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
-        """The record's examples: one, or one for each turn of the model where the template writes earlier turns
-        otherwise in the end.
+        """The record's examples: one, or one for each turn of the model where the template writes earlier
+        turns otherwise in the end.
 
         Raises UserError for a record that is no conversation, and for a template that can't be trained with.
         """
@@ -124,9 +124,9 @@ def write(
 ) -> list[Written]:
     """A conversation as one text with the spans that the model wrote, or as several texts with one span each.
 
-    Several, where a template writes a turn otherwise once another follows it (some leave out earlier reasoning): the
-    model must be trained on what it sees when it writes. Raises UserError where a template has neither marks nor
-    prefixes.
+    Several, where a template writes a turn otherwise once another follows it (some leave out earlier
+    reasoning): the model must be trained on what it sees when it writes. Raises UserError where a template
+    has neither marks nor prefixes.
     """
     names = control_names(tokenizer)
     messages, tools = protect(messages, names), protect(tools, names)
@@ -152,7 +152,8 @@ def write(
 
 
 def end_of_turn(text: str, begin: int, tokenizer: Tokenizer) -> int:
-    """Where a turn ends: after its last stop token, if it has one. What follows (a line end) the model never writes."""
+    """Where a turn ends: after its last stop token, if it has one. What follows (a line end) the model never
+    writes."""
     ends = [
         found + len(name)
         for name, i in tokenizer.control_tokens.items()
@@ -183,8 +184,8 @@ def control_names(tokenizer: Tokenizer) -> re.Pattern[str]:
 
 
 def protect(value: Any, names: re.Pattern[str]) -> Any:
-    """Texts with `PLAIN` inside of whatever looks like a control token. Templates copy it; `encode_plain` takes it out
-    of the tokens."""
+    """Texts with `PLAIN` inside of whatever looks like a control token. Templates copy it; `encode_plain`
+    takes it out of the tokens."""
     if isinstance(value, str):
         return names.sub(lambda found: found[0][0] + PLAIN + found[0][1:], value)
     if isinstance(value, Mapping):
@@ -195,7 +196,8 @@ def protect(value: Any, names: re.Pattern[str]) -> Any:
 
 
 def encode_plain(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, begins, ends) of a text: names of control tokens are these tokens, but for those with `PLAIN` inside.
+    """(ids, begins, ends) of a text: names of control tokens are these tokens, but for those with `PLAIN`
+    inside.
 
     begins, ends: of each token in the text, in characters.
     """

@@ -1,8 +1,8 @@
 """Chat templates: a conversation becomes the text that a model is trained on and prompted with.
 
-A template is Jinja2, run in a sandbox. It is data of whoever made the model: it can't change what it is given, or
-reach anything but the conversation. What a model is trained to write is marked by `{% generation %}` ...
-`{% endgeneration %}`.
+A template is Jinja2, run in a sandbox. It is data of whoever made the model: it can't change what it is
+given, or reach anything but the conversation. What a model is trained to write is marked by
+`{% generation %}` ... `{% endgeneration %}`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Message = Mapping[str, Any]
 "reasoning_content", ...)."""
 
 BEGIN, END = "\ufdd0", "\ufdd1"
-"""Mark what the model is trained to write, in the text that a template makes: code points that Unicode reserves for
-such uses, and that no text contains."""
+"""Mark what the model is trained to write, in the text that a template makes: code points that Unicode
+reserves for such uses, and that no text contains."""
 PLAIN = "\ufdd2"
 """Stands inside of what looks like a control token and is text."""
 RESERVED = (BEGIN, END, PLAIN)
@@ -42,8 +42,8 @@ class Rendered(NamedTuple):
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    """(begin, end) in `text`, in characters: what the model is trained to write; empty where the template doesn't mark
-    it."""
+    """(begin, end) in `text`, in characters: what the model is trained to write; empty where the template
+    doesn't mark it."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls
 def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTemplate:
     """The template that `key`=name asks for: one that is built in, a file, or (empty) the tokenizer's own.
 
-    tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. Raises UserError where
-    there is no such template.
+    tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. Raises
+    UserError where there is no such template.
     """
     folder = Path(tokenizer.file).expanduser() if tokenizer.file else None
     folder = folder.parent if folder is not None and folder.is_file() else folder

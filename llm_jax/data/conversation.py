@@ -8,8 +8,8 @@
 | prompt, completion        | completion   | an answer to a prompt                          |
 | prompt                    | prompt       | to be answered                                 |
 
-A prompt or an answer is a text, or messages. `chosen` and `rejected` may each hold the whole conversation; the prompt
-is then what both begin with.
+A prompt or an answer is a text, or messages. `chosen` and `rejected` may each hold the whole conversation;
+the prompt is then what both begin with.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ def read_records(path: Path, *, text_key: str, document_bytes: int, separator: s
     """
     kind = "parquet" if path.suffix == ".parquet" else "jsonl" if ".jsonl" in path.suffixes[-2:] else "txt"
     if kind == "txt" and text_key == WHOLE_RECORD:
-        raise UserError(f"data.source: {path} holds text; must be .jsonl or .parquet, with a record an example")
+        raise UserError(
+            f"data.source: {path} holds text; must be .jsonl or .parquet, with a record an example"
+        )
     try:
         if kind == "txt":
             with _open(path) as file:

@@ -92,18 +92,23 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""
-        return self._encode(self._backend, text)
+        return self._encode(self._backend, text).ids
 
-    def _encode(self, backend: Any, text: str) -> list[int]:
+    def _encode(self, backend: Any, text: str) -> Any:
         try:
             with _library(f"{JSON_NAME}: cannot encode {text[:40]!r}"):
-                return backend.encode(text, add_special_tokens=False).ids
+                return backend.encode(text, add_special_tokens=False)
         except TypeError as error:
             raise UserError(f"cannot encode text that is not valid Unicode: {text[:40]!r}") from error
 
     def encode_with_control(self, text: str) -> list[int]:
         """The ids of `encode`, but names of control tokens are these tokens."""
-        return self._encode(self._control_backend, text)
+        return self._encode(self._control_backend, text).ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(the ids of `encode_with_control`, where each token begins and ends in the text, in characters)."""
+        encoding = self._encode(self._control_backend, text)
+        return encoding.ids, encoding.offsets
 
     @functools.cached_property
     def _control_backend(self) -> Any:

@@ -70,6 +70,34 @@ class SentencePieceTokenizer:
             ids += [self.control_tokens[part]] if i % 2 else self.encode(part)
         return ids
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(the ids of `encode_with_control`, where each token begins and ends in the text, in characters)."""
+        names = "|".join(re.escape(name) for name in sorted(self.control_tokens, key=len, reverse=True))
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for token, (begin, end) in self._spans(re.split(f"({names})", text)):
+            ids.append(token)
+            spans.append((begin, end))
+        return ids, spans
+
+    def _spans(self, parts: list[str]) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The tokens of texts (even) and names of control tokens (odd) end to end, with their places."""
+        at = 0
+        for i, part in enumerate(parts):
+            if i % 2:
+                yield self.control_tokens[part], (at, at + len(part))
+            else:
+                inside = at
+                for chunk in _chunks(part, _CHUNK_CHARS):
+                    for j, text in enumerate(chunk.split(SPACE)):
+                        if j:
+                            yield from ((token, (inside, inside + 1)) for token in self._space_ids)
+                            inside += 1
+                        for piece in self._processor.encode(text, out_type="immutable_proto").pieces:
+                            yield piece.id, (inside + piece.begin, inside + piece.end)
+                        inside += len(text)
+            at += len(part)
+
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens, by name."""

@@ -64,6 +64,9 @@ class Tokenizer(Protocol):
     def encode_with_control(self, text: str) -> list[int]:
         """The ids of `encode`, but names of control tokens are these tokens: for prompts that ask for it."""
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(the ids of `encode_with_control`, where each token begins and ends in the text, in characters)."""
+
     @property
     def control_tokens(self) -> Mapping[str, int]:
         """The ids of the control tokens, by name."""

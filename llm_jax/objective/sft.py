@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: a model learns to answer, from conversations of which only its own turns are trained."""
+"""Supervised fine-tuning: a model learns to answer, from conversations of which only its own turns are
+trained."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ class SFT(NextToken):
 
     name: str = "sft"
     template: str = ""
-    """How a conversation becomes a text: `chatml`, a file with a Jinja2 template, or (empty) the model's own."""
+    """How a conversation becomes a text: `chatml`, a file with a Jinja2 template, or (empty) the model's
+    own."""
     train_on: TrainOn = "assistant"
-    """What is trained: `assistant`, all that the model says; `completion`, its answer to a prompt; `last_turn`; `all`."""
+    """What is trained: `assistant`, all that the model says; `completion`, its answer to a prompt;
+    `last_turn`; `all`."""
     too_long: TooLong = "drop"
     """An example longer than a row is left out and counted (`drop`), an error, or `cut` at its end."""
 
