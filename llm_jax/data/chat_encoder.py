@@ -92,7 +92,8 @@ class ChatEncoder:
         first = {"completion": prompt or last, "last_turn": last}.get(self.train_on, 0)
         if (first or muted) and any(span.turn < 0 for span in spans):
             raise UserError(
-                f"chat template {self.template.name}: it marks {len(spans)} parts of a conversation as the model's, which "
+                f"chat template {self.template.name}: it marks {len(spans)} parts of a conversation as "
+                "the model's, which "
                 "can't be told apart by turns; use train_on=assistant, and no message with train: false"
             )
         return [span for span in spans if span.turn >= first and span.turn not in muted]
@@ -108,7 +109,8 @@ class ChatEncoder:
         if len(ids) > self.length:
             if self.too_long == "error":
                 raise UserError(
-                    f"has {len(ids):,} tokens, and a row {self.length:,} (train.sequence_length); use longer rows, or "
+                    f"has {len(ids):,} tokens, and a row {self.length:,} (train.sequence_length); use "
+                    "longer rows, or "
                     "objective.too_long=drop"
                 )
             if self.too_long == "drop":
@@ -142,7 +144,8 @@ def write(
         after = template.render(messages[: i + 1], tools=tools).text
         if not after.startswith(before):
             raise UserError(
-                f"chat template {template.name}: what it writes before an answer is not how the answer begins, and it has "
+                f"chat template {template.name}: what it writes before an answer is not how the answer "
+                "begins, and it has "
                 "no {% generation %}, so what is trained is unknown; mark it there"
             )
         texts.append(Written(after, (Span(len(before), end_of_turn(after, len(before), tokenizer), i),)))
@@ -171,8 +174,10 @@ def check_stop(ids: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, templ
             (name for name, i in tokenizer.control_tokens.items() if i == ids[trained[-1]]), ""
         )
         raise UserError(
-            f"chat template {template.name}: a turn of the model ends with {last!r}, and generation stops at {stops}: it "
-            "would never learn to stop. Name the turn's last token in eos_token_id of a generation_config.json, or use a "
+            f"chat template {template.name}: a turn of the model ends with {last!r}, and generation stops "
+            f"at {stops}: it "
+            "would never learn to stop. Name the turn's last token in eos_token_id of a "
+            "generation_config.json, or use a "
             "template whose turns end with one of these"
         )
 

@@ -156,12 +156,14 @@ def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTempla
         return ChatTemplate(input_text(key, name), name, variables)
     if folder is None:
         raise UserError(
-            f"{key}=: the tokenizer is trained here and has no chat template; give {key}=chatml, or a file with one"
+            f"{key}=: the tokenizer is trained here and has no chat template; give {key}=chatml, or a "
+            "file with one"
         )
     source = own_template(folder, config)
     if source is None:
         raise UserError(
-            f"{key}=: {folder} has no {FILE}, and no chat_template in its tokenizer_config.json; give {key}=chatml, or a "
+            f"{key}=: {folder} has no {FILE}, and no chat_template in its tokenizer_config.json; give "
+            f"{key}=chatml, or a "
             "file with one"
         )
     return ChatTemplate(source, str(folder), variables)

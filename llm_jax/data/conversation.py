@@ -55,7 +55,8 @@ def kind_of(record: Mapping[str, Any]) -> Kind:
         if all(record.get(key) is not None for key in keys):
             return kind
     raise UserError(
-        f"has the keys {', '.join(map(str, record))}; must have messages, or prompt and completion (and label), or "
+        f"has the keys {', '.join(map(str, record))}; must have messages, or prompt and completion (and "
+        "label), or "
         "prompt, chosen and rejected"
     )
 

@@ -294,7 +294,8 @@ def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
         f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
         f"{store.copies:,} {of_all} are copies of others": many,
         **{
-            f"{count:,} of {len(store.lengths_N):,} examples are left out: {reason} (the first is document {first:,})": True
+            f"{count:,} of {len(store.lengths_N):,} examples are left out: {reason} (the first is "
+            f"document {first:,})": True
             for reason, (count, first) in store.left_out.items()
         },
         f"{store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD": store.invalid,

@@ -34,10 +34,11 @@ class Encoder(Protocol):
     Without an encoder a document is BOS + text + EOS, all trained.
     """
 
-    fingerprint: str
-    """Identifies everything that the result depends on except the text and the tokenizer; part of the token
-    cache's key.
-    """
+    @property
+    def fingerprint(self) -> str:
+        """Identifies everything that the result depends on except the text and the tokenizer; part of the
+        token cache's key.
+        """
 
     def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
         """The examples that a document makes: mostly one. `left_out` stands for one that is not used.

@@ -73,30 +73,27 @@ class SentencePieceTokenizer:
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(the ids of `encode_with_control`, where each token begins and ends in the text, in characters)."""
         names = "|".join(re.escape(name) for name in sorted(self.control_tokens, key=len, reverse=True))
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        for token, (begin, end) in self._spans(re.split(f"({names})", text)):
-            ids.append(token)
-            spans.append((begin, end))
-        return ids, spans
+        found = list(self._spans(re.split(f"({names})", text)))
+        return [token for token, _ in found], [span for _, span in found]
 
     def _spans(self, parts: list[str]) -> Iterator[tuple[int, tuple[int, int]]]:
-        """The tokens of texts (even) and names of control tokens (odd) end to end, with their places."""
+        """The tokens of texts (every first) and names of control tokens (every second) end to end, each with
+        its place."""
         at = 0
         for i, part in enumerate(parts):
             if i % 2:
                 yield self.control_tokens[part], (at, at + len(part))
-            else:
-                inside = at
-                for chunk in _chunks(part, _CHUNK_CHARS):
-                    for j, text in enumerate(chunk.split(SPACE)):
-                        if j:
-                            yield from ((token, (inside, inside + 1)) for token in self._space_ids)
-                            inside += 1
-                        for piece in self._processor.encode(text, out_type="immutable_proto").pieces:
-                            yield piece.id, (inside + piece.begin, inside + piece.end)
-                        inside += len(text)
-            at += len(part)
+                at += len(part)
+                continue
+            for chunk in _chunks(part, _CHUNK_CHARS):
+                for text in re.split(f"({SPACE})", chunk):
+                    if text == SPACE:
+                        yield from ((token, (at, at + 1)) for token in self._space_ids)
+                    else:
+                        made = self._processor.encode(text, out_type="offset_mapping")
+                        for token, (begin, end) in zip(made["ids"], made["offsets"], strict=True):
+                            yield token, (at + begin, at + end)
+                    at += len(text)
 
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:

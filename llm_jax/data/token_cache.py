@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class TokenStore:
     """The number of documents with bytes that are not valid UTF-8."""
     copies: int
     """The number of documents that are copies of others, byte for byte; 0 if the cache is older than this."""
-    left_out: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    left_out: Mapping[str, tuple[int, int]]
     """Why examples were left out → (how many, the number of the first document, from 1)."""
     weights: np.ndarray | None = None
     """uint8, 1 for each token whose prediction is trained, else 0; None: all are trained."""
@@ -209,7 +208,10 @@ def _write_shard(
     encoder: Encoder | None,
 ) -> None:
     dtype = _dtype(tokenizer)
-    lengths, sizes, hashes, invalid = [], [], [], 0
+    lengths: list[int] = []
+    sizes: list[int] = []
+    hashes: list[int] = []
+    invalid = 0
     left_out: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as files:
         file = files.enter_context((folder / "tokens").open("wb"))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from llm_jax.data.chat_encoder import ChatEncoder, TooLong, TrainOn
 from llm_jax.data.chat_template import find_template
 from llm_jax.data.config import TokenizerConfig
+from llm_jax.data.encoder import Encoder
 from llm_jax.objective.next_token import NextToken
 
 
@@ -32,7 +33,7 @@ class SFT(NextToken):
     reads: ClassVar[Literal["text", "record"]] = "record"
     rows: ClassVar[Literal["cut", "whole"]] = "whole"
 
-    def encoder(self, tokenizer: TokenizerConfig, settings: Any) -> ChatEncoder:
+    def encoder(self, tokenizer: TokenizerConfig, settings: Any) -> Encoder:
         """Encodes conversations in the template."""
         template = find_template(self.template, tokenizer, "objective.template")
         return ChatEncoder(template, settings.sequence_length, self.train_on, self.too_long)
