@@ -10,9 +10,10 @@ from llm_jax.core.errors import UserError, closest
 INERT_KEYS = {
     # the file's kind and author
     "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-    "_model_name_or_path", "name_or_path", "_commit_hash", "auto_map", "use_cache", "cache_implementation", "_attn_implementation",
-    "_attn_implementation_autoset", "attn_implementation", "unsloth_version", "unsloth_fixed", "torchscript",
-    "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
+    "_model_name_or_path", "name_or_path", "_commit_hash", "auto_map", "use_cache", "cache_implementation",
+    "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "unsloth_version",
+    "unsloth_fixed", "torchscript", "return_dict", "use_return_dict", "output_attentions",
+    "output_hidden_states", "chunk_size_feed_forward",
     "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id", "pretraining_tp",
     "n_ctx", "reorder_and_upcast_attn", "is_llama_config", "transformers.js_config", "_num_labels",
     # token ids, which the tokenizer and generation_config.json have too
