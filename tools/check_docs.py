@@ -53,8 +53,7 @@ RULES = (
     Rule(r"^make (quickstart|check|test)|^source|^pip install|^apt-get", "installs", test=".ci/run"),
     Rule(r"^(\.venv/bin/)?python -m (pytest|tools\.time_tests)", "takes minutes", test=".ci/run"),
     Rule(r"tools/check_docs\.py", "is this command", test="tests/docs/test_check_docs.py"),
-    Rule(r"experiment=(small|context_fsdp|focal|answers|confident|signum)\.py|runs/(small|acme)|^python "
-    r"(write_sums|count_tokens)",
+    Rule(r"experiment=(small|context_fsdp|focal|answers|confident|signum)\.py|runs/(small|acme)|^python (write_sums|count_tokens)",
          "needs files of the page", test="tests/docs/test_extending.py"),
     Rule(r"experiment=path/to/mine\.py", "needs a file of the reader's", test="tests/launch/test_own_layout.py"),
     Rule(r"^srun ", "needs Slurm", test="tests/slurm/test_real_run.py"),
@@ -140,8 +139,7 @@ def prepare(folder: Path) -> dict[str, str]:
     (folder / "prompts.txt").write_text("def main(\nimport os\n")
     (folder / "prompts.jsonl").write_text('{"prompt": "def main("}\n{"prompt": "import os"}\n')
     (folder / "read_lines.py").write_text(
-        "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in "
-        "file]\n"
+        "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n"
     )
     for name in ("svg_extracted_data.csv", "TABLE.csv", "OTHER.csv"):
         (folder / name).write_text("\n".join(["Model Size,Training FLOP,loss", *law_points()]) + "\n")
@@ -252,8 +250,7 @@ def main(arguments: list[str]) -> int:
                     print(f"{'':<16}{last}")
             else:
                 print(
-                    f"{'test':<7}{'':>7}  {command.page:<16} {command.line}\n{'':<16}{how}; covered by "
-                    f"{command.rule.test if command.rule else ''}"
+                    f"{'test':<7}{'':>7}  {command.page:<16} {command.line}\n{'':<16}{how}; covered by {command.rule.test if command.rule else ''}"
                 )
             if makes_quickstart:
                 after_the_quickstart(folder, environment)

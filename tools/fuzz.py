@@ -62,8 +62,7 @@ def fuzz(arguments: list[str]) -> int:
         begun = time.monotonic()
         code = subprocess.run(line, env=environment, check=False).returncode
         print(
-            f"seed {seed}: {'nothing found' if code == 0 else f'exit code {code}'} in "
-            f"{time.monotonic() - begun:.0f} s",
+            f"seed {seed}: {'nothing found' if code == 0 else f'exit code {code}'} in {time.monotonic() - begun:.0f} s",
             flush=True,
         )
         if code:

@@ -103,9 +103,9 @@ class ChatEncoder:
         ids, begins, ends = encode_plain(text, tokenizer)
         weights = np.full(len(ids), self.train_on == "all", np.uint8)
         for span in spans:
-            weights |= ((begins < span.end) & (ends > span.begin)).astype(np.uint8)
-        if spans:
-            check_stop(ids, weights, tokenizer, self.template)
+            inside = (begins < span.end) & (ends > span.begin)
+            weights |= inside.astype(np.uint8)
+            check_stop(text[span.begin : span.end], ids[inside], tokenizer, self.template)
         if len(ids) > self.length:
             if self.too_long == "error":
                 raise UserError(
@@ -165,21 +165,16 @@ def end_of_turn(text: str, begin: int, tokenizer: Tokenizer) -> int:
     return max(ends, default=len(text))
 
 
-def check_stop(ids: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-    """Raises UserError unless the last trained token of the text is one that ends the model's turn."""
-    trained = np.flatnonzero(weights)
-    if trained.size and int(ids[trained[-1]]) not in tokenizer.eos_ids:
-        stops = ", ".join(name for name, i in tokenizer.control_tokens.items() if i in tokenizer.eos_ids)
-        last = tokenizer.decode([int(ids[trained[-1]])]) or next(
-            (name for name, i in tokenizer.control_tokens.items() if i == ids[trained[-1]]), ""
-        )
-        raise UserError(
-            f"chat template {template.name}: a turn of the model ends with {last!r}, and generation stops "
-            f"at {stops}: it "
-            "would never learn to stop. Name the turn's last token in eos_token_id of a "
-            "generation_config.json, or use a "
-            "template whose turns end with one of these"
-        )
+def check_stop(said: str, ids: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """Raises UserError unless a turn of the model has a token at which generation stops. ids: its tokens."""
+    if np.isin(ids, tokenizer.eos_ids).any():
+        return
+    stops = ", ".join(name for name, i in tokenizer.control_tokens.items() if i in tokenizer.eos_ids)
+    raise UserError(
+        f"chat template {template.name}: what is trained of a turn ends with {said[-12:]!r}, and generation "
+        f"stops at {stops}: the model would never learn to stop. Name the turn's last token in eos_token_id "
+        "of a generation_config.json, or use a template that trains one of these"
+    )
 
 
 def control_names(tokenizer: Tokenizer) -> re.Pattern[str]:

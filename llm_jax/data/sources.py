@@ -24,6 +24,7 @@ from llm_jax.data.config import DataConfig
 from llm_jax.data.documents import (
     MISSING,
     SUFFIXES,
+    WHOLE_RECORD,
     check_pointer,
     contains,
     field_names,
@@ -93,6 +94,11 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
 
     Raises UserError if there is no such file, folder or dataset, or if it is empty.
     """
+    local = glob.has_magic(name) or name.endswith(SUFFIXES) or Path(name).expanduser().exists()
+    if data.text_key == WHOLE_RECORD and not (local and name != "stdlib"):
+        raise UserError(
+            f"data.source={name}: this objective reads records, not texts; give files of .jsonl or .parquet"
+        )
     if name == "stdlib":
         return _stdlib(name, data)
     if name.startswith("tfds:"):

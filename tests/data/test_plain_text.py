@@ -208,8 +208,7 @@ def test_a_token_that_takes_the_spaces_around_it_is_named(tmp_path, side):
 
 
 UNUSED = {
-    "a token": ({"added_tokens_decoder": {"400": {"content": "<|im_start|>"}}}, "tokenizer.json has no "
-    "<|im_start|>, which tokenizer_config.json names"),
+    "a token": ({"added_tokens_decoder": {"400": {"content": "<|im_start|>"}}}, "tokenizer.json has no <|im_start|>, which tokenizer_config.json names"),
     "tokens": ({"added_tokens_decoder": {"400": {"content": "<a>"}, "2": {"content": "<unk>"}, "401": {"content": "<b>"}}}, "tokenizer.json has no <a> and 1 more, which tokenizer_config.json names"),
     "a space": ({"add_prefix_space": True}, "tokenizer_config.json's add_prefix_space=true has no effect"),
     "nothing": ({"add_prefix_space": False, "added_tokens_decoder": {"1": {"content": "</s>"}}}, None),

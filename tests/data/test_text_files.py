@@ -178,9 +178,9 @@ class EvenOnly:
 
     fingerprint = "even"
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+    def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
         ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] if len(text) % 2 == 0 else []
-        return Encoded(np.array(ids, np.int64), np.ones(len(ids), np.uint8))
+        return [Encoded(np.array(ids, np.int64), np.ones(len(ids), np.uint8))]
 
 
 def test_documents_that_an_encoder_skips_are_counted(small, cache):

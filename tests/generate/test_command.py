@@ -28,17 +28,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PROMPT_FILES = {
     "mark.txt": (b"\xef\xbb\xbfone\r\ntwo\r\n", [{"prompt": "one"}, {"prompt": "two"}]),
     "mark.jsonl": (b'\xef\xbb\xbf{"prompt": "one"}\n\n{"prompt": "two"}\n', [{"prompt": "one"}, {"prompt": "two"}]),
-    "array.jsonl": (b'[{"prompt": "one"},\n{"prompt": "two"}]\n', r"line 1: not JSON: it begins an array; "
-    r"jq -c '\.\[\]'"),
-    "pretty.jsonl": (b'{\n"prompt": "one"}\n', r"line 1: not JSON: .*each line must hold one object: jq "
-    r"-c \."),
+    "array.jsonl": (b'[{"prompt": "one"},\n{"prompt": "two"}]\n', r"line 1: not JSON: it begins an array; jq -c '\.\[\]'"),
+    "pretty.jsonl": (b'{\n"prompt": "one"}\n', r"line 1: not JSON: .*each line must hold one object: jq -c \."),
     "list.jsonl": (b'["one"]\n', r'line 1: must be an object with "prompt"'),
     "prompts.json": (b'["one",\n"two"]\n', r"prompts\.json: must be text with a prompt a line, or \.jsonl"),
     "prompts.csv": (b"prompt\none\n", r"prompts\.csv: must be text with a prompt a line, or \.jsonl"),
     "blank.jsonl": (b"\n\n", r"blank\.jsonl: must be a file with a prompt a line"),
     "wide.txt": ("one\n".encode("utf-16"), r"wide\.txt: is UTF-16; convert it to UTF-8"),
-    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\n", r"pointer\.txt: is a pointer of Git "
-    r"LFS"),
+    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\n", r"pointer\.txt: is a pointer of Git LFS"),
     "prompts.txt.gz": (b"\x1f\x8b\x08\x00", r"prompts\.txt\.gz: is compressed by gzip; unpack it"),
 }  # fmt: skip
 

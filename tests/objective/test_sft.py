@@ -1,0 +1,107 @@
+"""Supervised fine-tuning as a user starts it: from a model with a chat template, on records of conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax.core.files import read_json_lines
+from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
+from tests.tiny_run import documents, launch, write_experiment
+
+
+@pytest.fixture(scope="module")
+def base(folder, tmp_path_factory) -> Path:  # noqa: F811
+    """A run of one step with the tokenizer of a chat model."""
+    path = tmp_path_factory.mktemp("base")
+    assert (
+        launch(
+            f"experiment={write_experiment(path)}",
+            f"tokenizer.file={folder}",
+            f"run_dir={path / 'run'}",
+            "train.steps=1",
+        )
+        == 0
+    )
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": text[:20]},
+                {"role": "assistant", "content": text[20:40]},
+            ]
+            * (1 + i % 2)
+        }
+        for i, text in enumerate(documents(120))
+    ]
+    chats[7] = {"prompt": "a b c " * 100, "completion": "d"}
+    (path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return path
+
+
+@pytest.fixture
+def sft(base, tmp_path):
+    def run(name: str, *arguments: str, code: int = 0) -> list[dict]:
+        line = [
+            f"from={base / 'run'}",
+            f"data.source={base / 'chats.jsonl'}",
+            f"run_dir={tmp_path / name}",
+            "train.steps=6",
+        ]
+        sizes = [
+            "train.batch_size=8",
+            "train.sequence_length=128",
+            "optimizer.learning_rate=1e-2",
+            "evaluate.every=6",
+        ]
+        assert launch("experiment=sft", *line, *sizes, *arguments) == code
+        return read_json_lines(tmp_path / name / "metrics.jsonl") if code == 0 else []
+
+    return run
+
+
+def values(metrics: list[dict], name: str) -> np.ndarray:
+    return np.array([line[name] for line in metrics if name in line])
+
+
+def test_it_learns_to_answer_and_agrees_with_one_device(sft, capsys):
+    one = sft("one", "layout=single")
+    assert (
+        "1 of 120 examples are left out: longer than a row (train.sequence_length) (the first is document 8)"
+        in capsys.readouterr().out
+    )
+    assert values(one, "train_loss")[-1] < values(one, "train_loss")[0] - 0.2
+    many = sft("many", "layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2", "train.microbatches=2")
+    np.testing.assert_allclose(values(many, "train_loss"), values(one, "train_loss"), rtol=1e-5)
+    np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
+
+
+def test_only_what_is_asked_for_counts(sft):
+    assistant, everything, last = (
+        values(sft(name, "layout=single", f"objective.train_on={name}", "train.steps=1"), "loss_weight")[0]
+        for name in ("assistant", "all", "last_turn")
+    )
+    assert last < assistant < everything / 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("objective.template=nowhere.jinja", "objective.template=nowhere.jinja: no such file"),
+        (
+            "objective.train_on=user",
+            "objective.train_on=user: must be one of assistant, completion, last_turn, all",
+        ),
+        ("data.source=stdlib", "data.source=stdlib: this objective reads records, not texts"),
+        ("objective.too_long=error", "chats.jsonl, document 8: has"),
+    ],
+)
+def test_a_mistake_is_one_line(sft, tmp_path, capsys, argument, message):
+    capsys.readouterr()
+    sft("wrong", "layout=single", argument, code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "wrong" / "checkpoints").exists()
