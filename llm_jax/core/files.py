@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from llm_jax.core.arithmetic import finite
@@ -133,13 +134,27 @@ def locked(run_dir: Path, log: Callable[[str], None], shared: bool = False) -> I
         os.close(folder)
 
 
-def read_json_lines(path: Path, strict: bool = False, tail: int | None = None) -> list[dict[str, Any]]:
+Fields = Mapping[str, Any]
+"""Names of a record's fields → their types. A field whose type allows None may be missing."""
+
+
+def has_fields(record: Any, fields: Fields) -> bool:
+    """Whether a value of a JSON file is an object with these fields. (true is no number.)"""
+    return isinstance(record, dict) and all(
+        isinstance(record.get(name), kind) and not isinstance(record.get(name), bool)
+        for name, kind in fields.items()
+    )
+
+
+def read_json_lines(
+    path: Path, fields: Fields = MappingProxyType({}), strict: bool = False, tail: int | None = None
+) -> list[dict[str, Any]]:
     """The objects of a file with one a line (metrics.jsonl, faults.jsonl), in order; none where there is no
     file.
 
     A last line without its end is being written, or was left by a kill, and is not read; nor are other lines
-    that are no object, or ValueError is raised if `strict`. tail: reads only so many bytes at the end of the
-    file.
+    that are no object with these fields, or ValueError is raised if `strict`. tail: reads only so many bytes
+    at the end of the file.
     """
     if not path.exists():
         return []
@@ -150,10 +165,10 @@ def read_json_lines(path: Path, strict: bool = False, tail: int | None = None) -
     for line in text[: text.rfind("\n") + 1].split("\n"):
         try:
             found += [json.loads(line)] if line.strip() else []
-        except ValueError:
+        except (ValueError, RecursionError):
             if strict:
                 raise
-    return [one for one in found if isinstance(one, dict)]
+    return [one for one in found if has_fields(one, fields)]
 
 
 def drop_torn_line(path: Path) -> bool:

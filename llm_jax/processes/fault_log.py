@@ -30,15 +30,21 @@ from llm_jax.core.files import read_json_lines
 from llm_jax.processes.launcher import process_name
 
 Record = dict[str, Any]
+FIELDS = {
+    "time": int | float | None, "rank": int | None, "step": int | None,
+    **dict.fromkeys(("kind", "host", "phase", "batch", "message"), str | None),
+}  # fmt: skip
+"""The types of a record's fields, where it has them."""
 FILE = "faults.jsonl"
 FOLDER = "faults"
 
 
 def describe(fault: Record) -> str:
     """The fault in one line: process, phase, step, batch and message."""
-    where = f"in phase {fault['phase']}" + (f", step {fault['step']}" if fault["step"] else "")
+    where = f"in phase {fault.get('phase')}" + (f", step {fault['step']}" if fault.get("step") else "")
     batch = f" (batch {fault['batch'][:12]})" if fault.get("batch") else ""
-    return f"{process_name(fault['rank'], fault['host'])} {where}{batch}: {fault['message']}"
+    process = process_name(fault.get("rank") or 0, fault.get("host") or "")
+    return f"{process} {where}{batch}: {fault.get('message')}"
 
 
 def append(run_dir: Path | None, fault: Record, once: bool = False) -> None:
@@ -71,13 +77,13 @@ def same_fault(one: Record, other: Record) -> bool:
     within a minute."""
     return (
         all(one.get(key) == other.get(key) for key in ("rank", "job", "restart"))
-        and abs(one["time"] - other["time"]) < 60
+        and abs((one.get("time") or 0) - (other.get("time") or 0)) < 60
     )
 
 
 def read(run_dir: Path) -> list[Record]:
-    """The fault records of a run, the oldest first, without lines that were cut off."""
-    return read_json_lines(run_dir / FILE)
+    """The fault records of a run, the oldest first, without lines that were cut off or are no record."""
+    return read_json_lines(run_dir / FILE, FIELDS)
 
 
 def dump_stacks(run_dir: Path | None, rank: int) -> None:

@@ -150,7 +150,7 @@ def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:
 
 def is_finished(experiment: Experiment, last: Mapping[str, Any]) -> bool:
     """Whether a last start with this summary did all steps."""
-    return last.get("state") == "finished" and last["step"] >= experiment.train.steps
+    return last.get("state") == "finished" and (last.get("step") or 0) >= experiment.train.steps
 
 
 def place_of(experiment: Experiment) -> MeshPlacement:

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from llm_jax.core.config_tree import differences, flat
 from llm_jax.core.errors import Fault, UserError
-from llm_jax.core.files import disk_problem, read_json, write_atomic
+from llm_jax.core.files import disk_problem, has_fields, read_json, write_atomic
 from llm_jax.experiment import Experiment, default_experiment, with_vocabulary, yaml_values
 
 # Keys that may differ from the last start without changing what is trained: where it runs, what is logged and
@@ -120,6 +120,20 @@ def make_folder(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir}: can't be made ({error.strerror})") from error
 
 
+SUMMARY = {
+    "state": str | None, "step": int | None, "reason": str | None,
+    **dict.fromkeys(("goodput", "eval_loss"), int | float | None),
+}  # fmt: skip
+"""The fields of summary.json that decide about a run, with their types."""
+
+
 def last_summary(run_dir: Path) -> dict[str, Any]:
-    """The summary.json of the last start in this folder; empty if there is none."""
-    return read_json(run_dir / "summary.json")
+    """The summary.json of the last start in this folder; empty if there is none.
+
+    Raises UserError for a damaged one.
+    """
+    path = run_dir / "summary.json"
+    summary = read_json(path)
+    if not has_fields(summary, SUMMARY):
+        raise UserError(f"{path}: is damaged: {', '.join(SUMMARY)} must be text or numbers; remove it")
+    return summary

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import EXIT_INTERRUPTED, UserError, nearest
-from llm_jax.core.files import read_json, read_json_lines, replacing
+from llm_jax.core.files import read_json, replacing
 from llm_jax.experiment import read_experiment
 from llm_jax.run import run_folder
 from llm_jax.scaling.fit.table import load_table
 from llm_jax.slurm import job
+from llm_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
     m, t, o = experiment.model, experiment.train, experiment.optimizer
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
-    if status == "finished" and summary["step"] < t.steps:
+    if status == "finished" and (summary.get("step") or 0) < t.steps:
         status = "unfinished"
     given_up = slurm_failure(run_dir) if status == "unfinished" else ""
     if status != "finished" and (note.get("status") == "failed" or given_up):
@@ -100,7 +101,7 @@ def last_train_loss(run_dir: Path) -> float | None:
     is not finite."""
     losses = {
         line["step"]: line["train_loss"]
-        for line in read_json_lines(run_dir / "metrics.jsonl")
+        for line in read_metrics(run_dir / "metrics.jsonl")
         if "train_loss" in line
     }
     last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_PART * len(losses))) :]]

@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import read_json, read_json_lines
+from llm_jax.core.files import has_fields, read_json, read_json_lines
 
 FOLDER = "slurm"
 COLUMNS = {"JobArrayID": 40, "State": 20, "RestartCnt": 12, "StartTime": 24, "Reason": 200}
 
+DECISION = {
+    "time": int | float, "start": int, "exit": int, "step": int, "decision": str, "code": int, "reason": str,
+}  # fmt: skip
+"""The fields of a line of restarts.jsonl, with their types; beside them it has the fault, or null."""
+FAULT = {"kind": str, "message": str}
 LOST_JOB = "its job ended without a result: it was ended by scancel, or its node died"
 
 
@@ -116,7 +121,11 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def read_decisions(run_dir: Path) -> list[dict[str, Any]]:
     """The decisions of all ends of the job (`requeue.decide`), the oldest first."""
-    return read_json_lines(job_folder(run_dir) / "restarts.jsonl")
+    return [
+        record
+        for record in read_json_lines(job_folder(run_dir) / "restarts.jsonl", DECISION)
+        if record.get("fault") is None or has_fields(record["fault"], FAULT)
+    ]
 
 
 def submitted_at(run_dir: Path) -> float:

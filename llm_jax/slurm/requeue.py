@@ -25,7 +25,7 @@ from llm_jax.core.errors import (
     EXIT_USER_ERROR,
     UserError,
 )
-from llm_jax.core.files import BUSY
+from llm_jax.core.files import BUSY, has_fields
 from llm_jax.processes import fault_log
 from llm_jax.processes.launcher import number
 from llm_jax.slurm import job
@@ -109,7 +109,11 @@ def decide_from(
         )
     if code in (EXIT_INTERRUPTED, EXIT_REPEATED):
         return Decision(code, "interrupted" if code == EXIT_INTERRUPTED else "given up by the run")
-    if code != EXIT_STOPPED and fault and (again := repeated(fault, [record["fault"] for record in earlier])):
+    if (
+        code != EXIT_STOPPED
+        and fault
+        and (again := repeated(fault, [record.get("fault") for record in earlier]))
+    ):
         return Decision(EXIT_REPEATED, f"given up: {again}")
     if idle_restarts >= max_restarts:
         return Decision(
@@ -167,7 +171,7 @@ def fingerprint(fault: Record) -> tuple[Any, ...]:
 
 def describe_failure(code: int, fault: Record | None) -> str:
     """A sentence about the failure: its fault, or what the exit code means."""
-    if fault and fault["phase"] != "unknown":
+    if fault and fault.get("phase") != "unknown":
         return fault_log.describe(fault)
     if code > 128 and code - 128 in list(signal.Signals):
         return f"killed by {signal.Signals(code - 128).name}"
@@ -184,7 +188,7 @@ def fault_of(run_dir: Path, code: int, earlier: list[Record]) -> Record | None:
         return None
     since = earlier[-1]["time"] if earlier else job.submitted_at(run_dir)
     for fault in fault_log.read(run_dir):
-        if fault.get("time", 0) > since:
+        if (fault.get("time") or 0) > since and has_fields(fault, job.FAULT):
             return fault
     if code in (EXIT_FAULT, EXIT_PEER):
         step = newest_checkpoint(run_dir)

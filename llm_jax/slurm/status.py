@@ -19,12 +19,13 @@ from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.config_tree import flat, read_yaml_text
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
-from llm_jax.core.files import read_json_lines, write_atomic
+from llm_jax.core.files import write_atomic
 from llm_jax.core.format import clock, number, short
 from llm_jax.core.tables import make_console
 from llm_jax.processes import fault_log
 from llm_jax.run.run_folder import last_summary
 from llm_jax.slurm import job
+from llm_jax.train.metrics import read_metrics
 
 TAIL = 1 << 16
 """How many bytes at the end of metrics.jsonl are read: a long run's file is large."""
@@ -69,14 +70,14 @@ class Status:
 
 def status_of(run_dir: Path, queue: dict[str, job.Queued]) -> Status:
     """The state of one run. queue: `job.queued_jobs`."""
-    summary, lines = last_summary(run_dir), read_json_lines(run_dir / "metrics.jsonl", tail=TAIL)
+    summary, lines = last_summary(run_dir), read_metrics(run_dir / "metrics.jsonl", tail=TAIL)
     number, decisions = job.job_number(run_dir), job.decisions_since_submission(run_dir)
     waiting, steps = queue.get(number), steps_of(run_dir)
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
-    recent = [line for line in lines if line.get("tokens_per_second")][-20:]
+    recent = [line for line in lines if line.get("tokens_per_second") and line.get("step_seconds")][-20:]
     state, error = state_of(run_dir, waiting, summary, decisions)
     seconds = statistics.median(line["step_seconds"] for line in recent) if recent else None
-    step = int(newest.get("step", summary.get("step", 0)))
+    step = newest.get("step", summary.get("step")) or 0
     return Status(
         run=str(run_dir),
         state=state,
@@ -108,7 +109,7 @@ def state_of(
         return "queued", failure or waiting.reason
     if waiting or lock_holder(run_dir):
         return "running", failure or fault
-    if summary.get("state") == "finished" and summary.get("step", 0) >= (steps_of(run_dir) or 0):
+    if summary.get("state") == "finished" and (summary.get("step") or 0) >= (steps_of(run_dir) or 0):
         return "finished", ""
     if last and last["decision"] == "end" and last["code"] not in (0, EXIT_INTERRUPTED):
         return ("diverged" if summary.get("state") == "diverged" else "failed"), last["reason"]

@@ -11,11 +11,20 @@ from llm_jax.core.arithmetic import finite
 from llm_jax.core.files import drop_torn_line, read_json_lines
 from llm_jax.core.format import short
 
+NUMBERS = ("train_loss", "eval_loss", "tokens", "tokens_per_second", "step_seconds", "mfu")
+"""Metrics that other programs compute with."""
+
+
+def read_metrics(path: Path, tail: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl: those with a step, whose `NUMBERS` are numbers or null. tail: as of
+    `read_json_lines`."""
+    return read_json_lines(path, {"step": int, **dict.fromkeys(NUMBERS, int | float | None)}, tail=tail)
+
 
 def latest_values(path: Path, step: int) -> dict[str, Any]:
     """The newest value of every metric up to a step, from a metrics.jsonl."""
     latest: dict[str, Any] = {}
-    for line in read_json_lines(path):
+    for line in read_metrics(path):
         if line["step"] <= step:
             latest |= line
     return latest
@@ -58,7 +67,7 @@ def draw_loss_curve(run_dir: Path, title: str) -> Path:
     """Training and held-out loss over tokens, from metrics.jsonl, as <run_dir>/loss.png."""
     from matplotlib.figure import Figure
 
-    lines = read_json_lines(run_dir / "metrics.jsonl")
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if line.get("tokens") is not None]
     train = {m["tokens"]: m["train_loss"] for m in lines if m.get("train_loss") is not None}
     held_out = {m["tokens"]: m["eval_loss"] for m in lines if m.get("eval_loss") is not None}
     figure = Figure(figsize=(7, 4.2), layout="constrained")

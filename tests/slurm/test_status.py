@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.core.files import read_json_lines
-from llm_jax.slurm import cancel, status
+from llm_jax.slurm import cancel, requeue, status
 from tests.tiny_run import ROOT, launch, write_experiment
 
 
@@ -147,3 +148,52 @@ def test_user_errors(tmp_path, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
     assert status.main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+DECISION = {
+    "time": 1.0, "start": 1, "exit": 85, "step": 4, "fault": None, "decision": "requeue", "code": 85,
+    "reason": "r",
+}  # fmt: skip
+FAULT = {
+    "time": 1.0,
+    "kind": "exception",
+    "rank": 0,
+    "host": "h",
+    "phase": "train",
+    "step": 5,
+    "message": "m",
+}
+LINE = {"step": 30, "train_loss": 2.0, "step_seconds": 0.5, "tokens_per_second": 2e6, "mfu": 0.5}
+
+
+@pytest.mark.parametrize("junk", [None, "x", [1], {"a": 1}, True])
+@pytest.mark.parametrize(
+    ("file", "record"),
+    [("slurm/restarts.jsonl", DECISION), ("faults.jsonl", FAULT), ("metrics.jsonl", LINE)],
+    ids=["restarts", "faults", "metrics"],
+)
+def test_records_that_are_none_are_passed_over(tmp_path, file, record, junk, capsys):
+    """Lines of another version, of another program, or of a damaged disk: each value in turn is another."""
+    for name in record:
+        run = run_of(tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", "stopped")
+        changed = [record, {**record, name: junk}, {key: record[key] for key in record if key != name}]
+        (run / file).write_text("".join(json.dumps(line) + "\n" for line in changed))
+        row = status.status_of(run, {})
+        assert row.step == 30
+        status.show([row])
+        for code in (1, 85, 137):
+            requeue.decide(run, code, max_restarts=3, backoff_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": [1]}, {"step": "30"}, {"state": 3}, {"goodput": "x"}, {"eval_loss": {}}]
+)
+def test_a_damaged_summary_is_named(tmp_path, change):
+    run = run_of(tmp_path / "run", "finished")
+    (run / "summary.json").write_text(json.dumps({"state": "finished", "step": 40, **change}))
+    with pytest.raises(
+        UserError, match=r"summary.json: is damaged: state, step, .* must be text or numbers; remove it"
+    ):
+        status.status_of(run, {})
+    (run / "summary.json").write_text('{"state": "finished"}')
+    assert status.status_of(run, {}).step == 30

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_jax.core.figure_style import INK, RED, new_figure
-from llm_jax.core.files import read_json_lines
 from llm_jax.core.format import counted, listed, short, span
 from llm_jax.scaling.fit.table import as_numbers
 from llm_jax.scaling.report.bands import ReportFigure
 from llm_jax.scaling.report.study import Study
 from llm_jax.scaling.report.style import log_axes, ordered_colours, ordered_shades, size_colour_bar
-from llm_jax.train.metrics import smooth
+from llm_jax.train.metrics import read_metrics, smooth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,8 +246,8 @@ def training(study: Study) -> ReportFigure | str:
         if run.run_dir and run.parameters > 0 and (folder := folder_of(study.data, run.run_dir)) is not None:
             lines = [
                 line
-                for line in read_json_lines(folder / "metrics.jsonl")
-                if line.get("train_loss") is not None
+                for line in read_metrics(folder / "metrics.jsonl")
+                if line.get("train_loss") is not None and line.get("tokens") is not None
             ]
             if len(lines) >= 2:
                 found.append((run, lines))
