@@ -37,6 +37,8 @@ from llm_jax.scaling.fit.result import columns, run_text
 
 Curve = Literal["akima", "parabola", "parabola_local"]
 Resampling = Literal["noise", "case", "residual", "subsample"]
+MOST_NAMED = 5
+"""The most budgets that an error line names."""
 LOSS_NOISE = 0.002
 """The standard deviation of loss between seeds, in nats, where runs don't show it (Porian et al. 2024)."""
 
@@ -142,9 +144,10 @@ def isoflop(
     minima = tuple(minimum for minimum, _ in found)
     inside = [i for i, minimum in enumerate(minima) if not minimum.left_out]
     if len(inside) < 3:
-        whys = [f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out]
-        whys += [line for line in warnings if line.startswith("left out: ")]
-        why = "; ".join(whys)
+        whys = [line for line in warnings if line.startswith("left out: ")]
+        whys += [f"{m.flops:.3g} FLOPs: {m.left_out}" for m in minima if m.left_out]
+        more = f"; and {len(whys) - MOST_NAMED} more" if len(whys) > MOST_NAMED else ""
+        why = "; ".join(whys[:MOST_NAMED]) + more
         raise UserError(
             f"flops: {len(inside)} of {len(minima)} budgets have a minimum inside of their sizes, but a "
             "line needs at least three "

@@ -13,6 +13,9 @@ from llm_jax.scaling.fit.solve import ResidualFn, Solutions, minimise, with_fixe
 
 Floor = Literal["free"] | float
 """The loss that a law tends to: fitted, or a number (0: none)."""
+FLAT = 1e-3
+"""A resample that has not converged has ended at a limit if its objective there is higher by less than this
+part."""
 LOG_ZERO = -700.0
 """The logarithm that stands for a parameter of 0."""
 VISIBLE = 1e-4
@@ -71,6 +74,30 @@ def minimise_within(
     found = minimise(with_fixed(residual_fn, held), starts, data, weights, delta, own)
     fixed = np.zeros(starts.shape, bool)
     fixed[:, list(held)] = True
+
+    def again(rows: np.ndarray, theta: np.ndarray, pattern: np.ndarray) -> Solutions:
+        """The solutions `rows` from `theta` [rows, P], with the parameters of `pattern` [P] held there."""
+        return minimise(
+            with_fixed(residual_fn, tuple(int(i) for i in np.flatnonzero(pattern))),
+            theta,
+            data,
+            weights[rows] if weights.ndim == 2 else weights,
+            delta,
+            {name: np.asarray(values)[rows] for name, values in (own or {}).items()},
+        )
+
+    if weights.ndim == 2:  # resamples that are still on their way to a limit, along a flat valley
+        for limit in limits:
+            rows = ~found.converged & np.isfinite(found.objective)
+            if not rows.any():
+                break
+            theta, pattern = found.theta[rows].copy(), fixed[0].copy()
+            theta[:, limit.index], pattern[limit.index] = limit.at_low, True
+            ended = again(rows, theta, pattern)
+            there = ended.converged & (ended.objective <= (1 + FLAT) * found.objective[rows])
+            rows[rows] = there
+            found = replaced(found, rows, subset(ended, there))
+            fixed[rows] = pattern
     for _ in limits:
         theta, before = found.theta.copy(), fixed.copy()
         for limit in limits:
@@ -84,16 +111,13 @@ def minimise_within(
             break
         for pattern in np.unique(fixed[changed], axis=0):
             rows = changed & (fixed == pattern).all(1)
-            again = minimise(
-                with_fixed(residual_fn, tuple(int(i) for i in np.flatnonzero(pattern))),
-                theta[rows],
-                data,
-                weights[rows] if weights.ndim == 2 else weights,
-                delta,
-                {name: np.asarray(values)[rows] for name, values in (own or {}).items()},
-            )
-            found = replaced(found, rows, again)
+            found = replaced(found, rows, again(rows, theta[rows], pattern))
     return found
+
+
+def subset(found: Solutions, rows: np.ndarray) -> Solutions:
+    """The solutions of `rows` [S], bool."""
+    return Solutions(found.theta[rows], found.objective[rows], found.converged[rows], found.steps[rows])
 
 
 def replaced(found: Solutions, rows: np.ndarray, again: Solutions) -> Solutions:

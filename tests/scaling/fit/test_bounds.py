@@ -102,6 +102,15 @@ def test_resamples_whose_floor_ends_at_zero_are_kept():
     assert got.intervals_95["E"][0] == 0.0
 
 
+def test_resamples_on_their_way_to_a_floor_of_zero_are_kept(published):
+    """OLMo's ladder has 16 runs, whose resamples creep along a flat valley: 22 of 100 were left out."""
+    runs = pd.read_csv(published / "olmo_ladder" / "step1.csv")
+    runs = runs[~runs.held_out]
+    got = fit.parametric(runs.N, runs.D, runs.c4, bootstrap=100)
+    assert len(got.draws) >= 94
+    assert (got.draws[:, 0] == 0).sum() > 25
+
+
 def test_accuracies_end_at_zero_and_one_and_the_extrapolation_test_keeps_to_them():
     loss, rng = np.linspace(0.8, 3.6, 30), np.random.default_rng(0)
     whole = fit.sigmoid_link({"low": 0.0, "high": 1.04, "k": 3.0, "middle": 1.6}, loss)
