@@ -246,3 +246,11 @@ def test_a_number_that_the_method_does_not_need_may_be_anything(tmp_path, column
     table.to_csv(tmp_path / "t.csv", index=False)
     arguments = [f"data={tmp_path / 't.csv'}", "method=accuracy", "bootstrap=0", f"out={tmp_path / 'out'}"]
     assert fit_command(arguments) == 0
+
+
+def test_a_held_out_run_that_is_in_the_fit_too_is_no_test(tmp_path):
+    runs = made_runs(0.002, budgets=5, sizes=6)
+    table = pd.concat([runs.assign(held_out=False), runs.iloc[[7]].assign(held_out=True)])
+    study = study_of(table.assign(name=[f"r{i}" for i in range(31)]), tmp_path)
+    texts = sentences(study, "Held-out run")
+    assert "r30 has the size, tokens and loss of a run in the fit: its prediction is no test." in texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,8 @@ OUTCOMES = (
     "status",
 )
 """Parts of the names of columns that are no settings of a run."""
+USUAL = ("learning_rate", "lr", "batch_size")
+"""Columns that are named first of those in which runs differ; the seed comes last."""
 MOST_NAMED = 4
 
 
@@ -127,11 +129,10 @@ def keep_best(
             f"{key}: needs the loss, and parameters and tokens (or flops) to compare runs of one size. Map "
             "them with columns.X=NAME."
         )
+    known = groups_of(table, [cell_numbers(arrays, cell)], best_of)
     others = [column for column in settings_of(table, names) if column not in best_of]
-    codes = np.stack(
-        [cell_numbers(arrays, cell), *(table[column].astype(str).factorize()[0] for column in others)], -1
-    )
-    groups = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+    others = [column for column in others if groups_of(table, [known], [column]).max() > known.max()]
+    groups = groups_of(table, [cell_numbers(arrays, cell)], others)
     order = np.lexsort((arrays["loss"], groups))
     kept = np.zeros(len(groups), bool)
     kept[order[np.concatenate([[True], np.diff(groups[order]) > 0])]] = True
@@ -139,6 +140,12 @@ def keep_best(
         f"{key}: {kept.sum()} of {len(kept)} runs kept, the lowest loss of each size and number of tokens"
     )
     return kept
+
+
+def groups_of(table: pd.DataFrame, codes: list[np.ndarray], columns: Sequence[str]) -> np.ndarray:
+    """The number [n] of each run's group: runs with equal codes [n], and equal values in the columns."""
+    every = [*codes, *(table[column].astype(str).factorize()[0] for column in columns)]
+    return np.unique(np.stack(every, -1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def settings_of(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
@@ -171,19 +178,18 @@ def note_repeats(
     note_checkpoints(arrays, table, names, notes)
     if different == len(cells):
         return []
-    differ = [
-        column
-        for column in settings_of(table, names)
-        if (table[column].astype(str).groupby(cells).nunique() > 1).any()
-    ]
+    differ, known = [], cells
+    for column in sorted(settings_of(table, names), key=lambda c: (c == names.get("seeds"), c not in USUAL)):
+        finer = groups_of(
+            table, [known], [column]
+        )  # the same where the columns before tell it: steps of a batch
+        if finer.max() > known.max():
+            differ.append(column)
+            known = finer
     sweep = [column for column in differ if column != names.get("seeds")]
     copies = 0
     if "loss" in arrays:
-        codes = [
-            cell_numbers(arrays, [*cell, "loss"]),
-            *(table[column].astype(str).factorize()[0] for column in differ),
-        ]
-        copies = len(cells) - len(np.unique(np.stack(codes, -1), axis=0))
+        copies = len(cells) - 1 - int(groups_of(table, [cell_numbers(arrays, [*cell, "loss"])], differ).max())
     text = f"{len(cells)} runs have {different} different sizes and numbers of tokens"
     if copies:
         text += f"; {copies} are copies of another, with its loss"

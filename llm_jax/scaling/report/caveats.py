@@ -99,6 +99,12 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
                 "seed's."
             ),
         )
+    for name in fitted_too(study):
+        yield Assumption(
+            "caveat",
+            "Held-out run",
+            f"{name} has the size, tokens and loss of a run in the fit: its prediction is no test.",
+        )
     if fit := study.parametric:
         out = fit.leave_largest_out
         if "refused" not in out and out["largest_relative_error"] <= 0.02:
@@ -136,6 +142,16 @@ def extrapolation(study: Study) -> Iterator[Assumption]:
         else:
             text = f"The table has no held-out run with a measured loss: {inside}."
         yield Assumption("unknown", "No held-out run", text)
+
+
+def fitted_too(study: Study) -> list[str]:
+    """The held-out runs of whose numbers there is a run in the fit."""
+    numbers = ["parameters", "tokens", "loss"]
+    held = study.runs[held_out_rows(study)]
+    fitted = {tuple(row) for row in study.fitted[numbers].round(9).itertuples(index=False)}
+    return [
+        str(run["name"]) for _, run in held.iterrows() if tuple(run[numbers].astype(float).round(9)) in fitted
+    ]
 
 
 def choices(study: Study) -> Iterator[Assumption]:

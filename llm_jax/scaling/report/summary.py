@@ -78,7 +78,9 @@ def summarise(study: Study, found: list[Assumption]) -> tuple[str, list[Card]]:
     if measured:
         largest = max(measured, key=lambda run: run.flops if run.flops > 0 else -run.loss)
         times = largest.times_largest
-        ahead = f", {factor(times)} times the FLOPs of the largest run fitted," if times else ""
+        ahead = ""
+        if times and times > 1.05:
+            ahead = f", {factor(times)} times the FLOPs of the largest run fitted,"
         what = "accuracy" if study.law is not None and study.law.method == "accuracy" else "loss"
         cards.append(
             Card(

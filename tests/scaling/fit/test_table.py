@@ -246,3 +246,13 @@ def test_checkpoints_among_the_rows_are_asked_about(tmp_path):
     assert "checkpoints" not in read(runs.assign(name=names), tmp_path)[1]
     halves = pd.concat([runs.assign(name=names), runs.assign(name=names, tokens=runs.tokens / 2)])
     assert "12 runs by name and size have 24 numbers of tokens: are checkpoints" in read(halves, tmp_path)[1]
+
+
+def test_a_column_that_follows_from_the_sweep_is_no_other_setting(tmp_path):
+    """The steps of a run follow from its batch, as in the step law's table."""
+    table = pd.concat([sweep().assign(batch_size=b, steps=8000 // b) for b in (8, 16)])
+    columns, notes = read(table, tmp_path)
+    assert "best_of=learning_rate,batch_size keeps the best" in notes
+    columns, notes = read(table, tmp_path, best_of=("learning_rate", "batch_size"))
+    assert len(columns["loss"]) == 20
+    assert "a sweep is in the fit" not in notes

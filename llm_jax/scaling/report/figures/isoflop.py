@@ -22,6 +22,8 @@ NAMES = {
     "envelope": "envelope of training curves",
 }
 """Method → what its fit of N*(C) is called in captions."""
+MOST_NAMED = 3
+"""The most budgets without a minimum that the caption names."""
 ABOVE = 0.9
 """The loss axis ends this part of the minima's span above the highest minimum."""
 
@@ -170,7 +172,9 @@ def curves_caption(study: Study, inside: list[Any]) -> str:
         sentences.append("All minima are inside their curves.")
     if few := [m for m in out if not m.on_edge]:
         sentences.append(
-            "Without a minimum: " + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few) + "."
+            "Without a minimum: "
+            + "; ".join(f"{format_flops(m.flops)}, {m.left_out}" for m in few[:MOST_NAMED])
+            + (f"; and {len(few) - MOST_NAMED} more." if len(few) > MOST_NAMED else ".")
         )
     if out_of_curves := int((~study.points["used"]).sum()):
         sentences.append(f"Crosses: {counted(out_of_curves, 'run')} left out of the curves.")
