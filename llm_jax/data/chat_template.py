@@ -22,7 +22,7 @@ import jinja2.sandbox
 
 from llm_jax.core.command import input_text
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import read_json
+from llm_jax.core.files import inside, read_json
 from llm_jax.data.config import TokenizerConfig
 
 Message = Mapping[str, Any]
@@ -82,7 +82,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"chat template {self.name}: line {error.lineno}: {error.message}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (jinja2.TemplateError, *FAULTS) as error:
             raise UserError(f"chat template {self.name}: {first_line(error)}") from error
         return without_marks(marked)
 
@@ -137,6 +137,9 @@ CHATML = (
 BUILT_IN = {"chatml": CHATML}
 FILE = "chat_template.jinja"
 """The file of a model's template in its folder. Older folders have it in their tokenizer_config.json."""
+CONFIG = "tokenizer_config.json"
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError)
+"""What a template raises that doesn't suit a conversation, or asks for too much."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -148,7 +151,7 @@ def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTempla
     """
     folder = Path(tokenizer.file).expanduser() if tokenizer.file else None
     folder = folder.parent if folder is not None and folder.is_file() else folder
-    config = read_json(folder / "tokenizer_config.json") if folder is not None else {}
+    config = read_json(inside(folder, CONFIG, key)) if folder is not None else {}
     variables = {token: text_of_token(config[token]) for token in SPECIAL if config.get(token) is not None}
     if name in BUILT_IN:
         return ChatTemplate(BUILT_IN[name], name, variables)
@@ -172,7 +175,7 @@ def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTempla
 def own_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The template of a model's folder; None if it has none. Of several named ones it is `default`."""
     if (folder / FILE).is_file():
-        return input_text("chat template", str(folder / FILE))
+        return input_text("chat template", str(inside(folder, FILE, "chat template")))
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import DataConfig, load_tokenizer
+from llm_jax.data import DataConfig, TokenizerConfig, load_tokenizer
+from llm_jax.data.chat_template import ChatTemplate, find_template
 from llm_jax.data.sources import resolve
 from llm_jax.experiment import read_yaml
 from llm_jax.huggingface.folder import open_folder
@@ -212,3 +213,28 @@ def test_compiled_programs_come_from_the_users_own_cache(tmp_path, monkeypatch):
     use_compilation_cache()
     assert chosen["jax_compilation_cache_dir"] == str(tmp_path / "own/compiled")
     assert not inspect.signature(use_compilation_cache).parameters
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_is_no_link_that_leaves_its_folder(tmp_path, name):
+    folder = make_folder("gpt2", tmp_path / "tokenizer")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / name).write_text("{}")
+    (folder / name).touch()
+    link_out(folder / name)
+    with pytest.raises(UserError, match=f"{name}: is a symbolic link"):
+        find_template("", TokenizerConfig(file=str(folder)), "template")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}", "{% include '/etc/passwd' %}",
+        "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__.os.system('true') }}", "{{ 'a' * 10**20 }}",
+        "{{ 1 / 0 }}", "{% for i in range(10**9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)  # fmt: skip
+def test_a_chat_template_reaches_nothing_and_its_faults_are_one_line(template):
+    with pytest.raises(UserError, match="chat template mine: ") as error:
+        ChatTemplate(template, "mine").render([{"role": "user", "content": "x"}])
+    assert "\n" not in str(error.value)
