@@ -33,7 +33,7 @@ from llm_jax.core.config_tree import (
     write_yaml_text,
 )
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.core.files import text_of
+from llm_jax.core.files import text_of, user_path
 from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
@@ -107,7 +107,7 @@ def purpose(path: Path) -> str:
 def find_experiment(name: str) -> Path:
     """The file of an experiment given by name or by path."""
     if name.endswith((".py", ".yaml")):
-        path = Path(name).expanduser()
+        path = user_path(name)
         if not path.is_file():
             raise UserError(f"experiment={name}: there is no such file")
         return path
@@ -279,14 +279,19 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
+def folder_of(experiment: Experiment) -> str:
+    """The folder of an experiment's run, or of a grid with this base."""
+    run_dir = experiment.run_dir or f"runs/{experiment.name}/default"
+    return str(user_path(run_dir)) if run_dir.startswith("~") else run_dir
+
+
 def resolved(experiment: Experiment) -> Experiment:
     """The experiment with defaults that follow from others filled in, and checked as far as it can be without
     devices.
 
     The vocabulary stays open (None) until the tokenizer is there.
     """
-    if not experiment.run_dir:
-        experiment = dataclasses.replace(experiment, run_dir=f"runs/{experiment.name}/default")
+    experiment = dataclasses.replace(experiment, run_dir=folder_of(experiment))
     check_parts(e := experiment)
     check_parametrization(e.optimizer, e.model)
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:

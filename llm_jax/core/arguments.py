@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from llm_jax.core.config_tree import WrongType, coerce, expected, union_members
 from llm_jax.core.errors import UserError, check_choice, nearest, one_of, require
+from llm_jax.core.files import user_path
 from llm_jax.core.help import field_docs, print_help
 
 Command = TypeVar("Command")
@@ -291,13 +292,13 @@ def read_words(words: list[str], fields: list[Field]) -> dict[Field, Any]:
     read: dict[Field, Any] = {}
     for field in fields:
         if get_origin(field.kind) is tuple:
-            read |= {field: tuple(Path(word).expanduser() for word in words)} if words else {}
+            read |= {field: tuple(user_path(word) for word in words)} if words else {}
             words = []
         elif words:
             word = words.pop(0)
             if field.valid and word not in field.valid:
                 raise UserError(f"{word}: {one_of(word, field.valid)}")
-            read[field] = word if field.kind is str else Path(word).expanduser()
+            read[field] = word if field.kind is str else user_path(word)
     if words:
         raise UserError(
             f"{words[0]}: unexpected extra word; this command takes "

@@ -19,7 +19,7 @@ from llm_jax.core.errors import (
     UserError,
     require,
 )
-from llm_jax.core.files import check_writable, text_of
+from llm_jax.core.files import check_writable, text_of, user_path
 from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -83,7 +83,7 @@ def before_jax() -> None:
 def input_text(key: str, value: str) -> str:
     """The text of the file that key=value names. Raises UserError if it can't be read, or is no UTF-8. A byte
     order mark before it is no text."""
-    path = Path(value).expanduser()
+    path = user_path(value)
     if not path.is_file():
         raise UserError(f"{key}={value}: no such file")
     try:
@@ -95,7 +95,7 @@ def input_text(key: str, value: str) -> str:
 def output_file(key: str, value: str, endings: Sequence[str] = ()) -> Path:
     """The file that key=value names. Raises UserError if it can't be written. Makes nothing: it is a check
     before any computing."""
-    path = Path(value)
+    path = user_path(value)
     require(bool(value), key, value, "a file")
     if path.is_dir():
         raise UserError(f"{key}={value}: is a folder; must be a file")
@@ -112,5 +112,5 @@ def output_folder(key: str, value: str) -> Path:
     """The folder that key=value names, which need not exist. Raises UserError if it can't be made or written
     to."""
     require(bool(value), key, value, "a folder")
-    check_writable(Path(value), key)
-    return Path(value)
+    check_writable(folder := user_path(value), key)
+    return folder

@@ -22,6 +22,7 @@ import yaml
 
 from llm_jax.core.arithmetic import FLOAT32, fits_float32
 from llm_jax.core.errors import UserError, closest, one_of
+from llm_jax.core.files import user_path
 
 Config = TypeVar("Config")
 CLASS_OF = "class_of"
@@ -93,7 +94,7 @@ def converted(value: Any, kind: Any) -> Any:
         tree = read_yaml_text(value) if is_text else value
         return {str(key): coerce(entry, get_args(kind)[1]) for key, entry in tree.items()}
     if kind is Path:
-        return Path(value).expanduser() if str(value) else fail()
+        return user_path(value) if str(value) else fail()
     if kind is bool:
         found = BOOLS.get(value.strip().lower()) if is_text else value
         return found if isinstance(found, bool) else fail()

@@ -30,6 +30,21 @@ DISK = (
 )
 
 
+def user_path(name: Path | str) -> Path:
+    """The path that a user named, with the home folder in place of ~ or ~USER. Raises UserError where that is
+    unknown.
+
+    A shell puts it there only for words that begin with ~, not in key=~/value.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{name}: there is no home folder {Path(name).parts[0]} (no such user, or HOME isn't set); write "
+            "the path out"
+        ) from None
+
+
 def check_writable(run_dir: Path, key: str = "run_dir") -> None:
     """Raises UserError, naming the key, where a folder can't be made or written to. Makes nothing: it is a
     check before any computing."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm_jax.core.errors import UserError, check_choice
+from llm_jax.core.files import user_path
 
 TOKENIZER_KINDS = ("bpe", "unigram")
 
@@ -72,7 +73,7 @@ class DataConfig:
 
     def cache_path(self) -> Path:
         """The folder of the cache, with the default of `cache_dir` resolved."""
-        return Path(self.cache_dir or os.environ.get("LLM_JAX_CACHE") or "~/.cache/llm_jax").expanduser()
+        return user_path(self.cache_dir or os.environ.get("LLM_JAX_CACHE") or "~/.cache/llm_jax")
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import BOM, inside, lfs_problem, parse_json, text_of
+from llm_jax.core.files import BOM, inside, lfs_problem, parse_json, text_of, user_path
 from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer
@@ -17,7 +17,7 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
     Of a folder tokenizer.json is read if there is one, else SentencePiece's tokenizer.model. Raises
     UserError, naming `key`, if there is neither.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     origin = f"{key}={path}"
     if not path.exists():
         raise UserError(

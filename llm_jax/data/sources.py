@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
-from llm_jax.core.files import inside, parse_json, read_json
+from llm_jax.core.files import inside, parse_json, read_json, user_path
 from llm_jax.core.format import counted
 from llm_jax.data import cache
 from llm_jax.data.config import DataConfig
@@ -103,7 +103,7 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
         return _stdlib(name, data)
     if name.startswith("tfds:"):
         return _tfds(name, name.removeprefix("tfds:"), data, log)
-    path = Path(name).expanduser()
+    path = user_path(name)
     with readable(name):
         prepared, there = (path / "dataset_info.json").exists(), path.exists()
     if prepared:

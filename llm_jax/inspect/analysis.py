@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from llm_jax.core.errors import UserError, require
+from llm_jax.core.files import user_path
 from llm_jax.data import Tokenizer, load_tokenizer
 from llm_jax.inspect.arguments import MAX_TOKENS, InspectArguments
 from llm_jax.inspect.attention import HeadScores, head_scores, induction_score, quantise, uniform_scores
@@ -152,7 +152,7 @@ def analyse_model(opened: PretrainedModel, arguments: InspectArguments) -> Findi
 
 def load_other_tokenizer(path: str) -> Tokenizer:
     """The tokenizer in a file or folder, or of a run folder. Raises UserError."""
-    inside = Path(path).expanduser() / "tokenizer"
+    inside = user_path(path) / "tokenizer"
     return load_tokenizer(inside if inside.is_dir() else path, "tokenizers")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment, read_experiment
 from llm_jax.huggingface.folder import CONFIG, Folder, is_folder, open_folder
 from llm_jax.train.config import TrainConfig
@@ -38,7 +39,7 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError if there is no model
     in the folder.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         raise UserError(
             f"{path}: no such folder; give a run folder, or one with a config.json and safetensors"

@@ -14,6 +14,7 @@ import jax
 
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
 from llm_jax.pretrained.source import ModelSource, check_sums, checkpoint_steps, open_source, weights_folder
@@ -92,7 +93,7 @@ def check_start_unchanged(start_from: str, recorded: Mapping[str, Any], where: s
     untrained ones, are no longer those that it started from.
     """
     before = recorded.get(START, {}).get("sha256")
-    if before != (now := weights_sha256(Path(start_from).expanduser())):
+    if before != (now := weights_sha256(user_path(start_from))):
         raise UserError(
             f"train.start_from={start_from}: has other weights (sha256 {now[:12]}) than {where} was trained "
             f"beside ({str(before)[:12]}). Bring them back: only the parameters of train.trainable are in it."

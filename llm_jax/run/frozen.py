@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import user_path
 from llm_jax.core.log import no_log
 from llm_jax.data import Tokenizer
 from llm_jax.experiment import Experiment
@@ -65,7 +65,7 @@ def frozen_models(
 
 def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) -> None:
     """Raises UserError where a frozen model has another tokenizer than the run: its ids mean other tokens."""
-    theirs = read_tokenizer(Path(folder).expanduser(), no_log)
+    theirs = read_tokenizer(user_path(folder), no_log)
     if tokenizer and theirs and theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"objective.{role}={folder}: has another tokenizer than the run. Use tokenizer.file={folder}, "
@@ -97,7 +97,7 @@ def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     if start and experiment.train.trainable != EVERYTHING:
         folders[START] = start
     return {
-        role: {"path": path, "sha256": weights_sha256(Path(path).expanduser()) if path else ""}
+        role: {"path": path, "sha256": weights_sha256(user_path(path)) if path else ""}
         for role, path in folders.items()
     }
 

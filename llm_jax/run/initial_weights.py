@@ -11,11 +11,13 @@ import jax
 
 from llm_jax.core.config_tree import differences, flat, with_values
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import user_path
 from llm_jax.data import TokenizerConfig
 from llm_jax.experiment import (
     Experiment,
     check_effect,
     experiment_name,
+    folder_of,
     load_experiment,
     override,
     read_experiment,
@@ -44,8 +46,9 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
             raise UserError(f"train.start_from={value}: from={path} sets it already. Give one of them")
         if key.startswith("tokenizer.") and key != "tokenizer.file":
             raise UserError(f"{key}={value}: from={path} sets the tokenizer. Leave this key out")
-    folder = Path(path).expanduser()
-    run_dir = Path(dict(pairs).get("run_dir") or experiment.run_dir or f"runs/{experiment.name}/default")
+    folder = user_path(path)
+    named = dict(pairs).get("run_dir") or experiment.run_dir
+    run_dir = Path(folder_of(dataclasses.replace(experiment, run_dir=named)))
     if (
         not folder.exists()
         and has_begun(run_dir)
@@ -73,7 +76,7 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     """
     own = Path(experiment.run_dir) / TOKENIZER
     file = experiment.tokenizer.file
-    gone = bool(file) and not Path(file).expanduser().exists()
+    gone = bool(file) and not user_path(file).exists()
     if own.is_dir() and (gone or has_begun(Path(experiment.run_dir))):
         return dataclasses.replace(experiment.tokenizer, file=str(own))
     return experiment.tokenizer

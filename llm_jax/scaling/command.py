@@ -14,7 +14,7 @@ from llm_jax.layout.hardware import hardware
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import accounting
 from llm_jax.processes.group import Group
-from llm_jax.scaling.grid import Grid, folder_of, warmup_line, with_command_line
+from llm_jax.scaling.grid import Grid, warmup_line, with_command_line
 from llm_jax.scaling.shared_prefix import with_trunks
 from llm_jax.slurm.submit import Submission
 from llm_jax.train.peak_flops import device_peak
@@ -65,7 +65,7 @@ def show(grid: Grid) -> str:
     settings = [
         f"# grid.{f.name}={getattr(grid.settings, f.name)}" for f in dataclasses.fields(grid.settings)
     ]
-    base = dataclasses.replace(grid.base, run_dir=folder_of(grid.base))
+    base = dataclasses.replace(grid.base, run_dir=experiments.folder_of(grid.base))
     return (
         experiments.to_yaml(base)
         + "\n".join(["# points, each with its overrides:", *lines, *settings])
@@ -133,11 +133,11 @@ def dry_run(grid: Grid, submission: Submission | None = None) -> int:
         f"total: {short(total)} FLOPs{' (branches without their trunk)' * grid.trunks}, {time} hours of "
         f"{assumed}"
     )
-    console.print(f"run folder: {folder_of(grid.base)}")
+    console.print(f"run folder: {experiments.folder_of(grid.base)}")
     if submission:
         from llm_jax.scaling.submit import array_script
 
-        listed = Path(folder_of(grid.base)) / "slurm" / "runs_1.txt"
+        listed = Path(experiments.folder_of(grid.base)) / "slurm" / "runs_1.txt"
         # the others are submitted after these
         first = [
             p for p in points if p.number in chosen and p.experiment and not p.held_out and not p.inherited

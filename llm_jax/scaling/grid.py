@@ -22,7 +22,7 @@ from typing import Any, Literal
 from llm_jax.core.config_tree import all_keys, with_values
 from llm_jax.core.errors import UserError, check_choice, closest, nearest, require
 from llm_jax.core.format import short
-from llm_jax.experiment import Experiment, check_parts, override, resolved, with_vocabulary
+from llm_jax.experiment import Experiment, check_parts, folder_of, override, resolved, with_vocabulary
 from llm_jax.layout.hardware import hardware
 from llm_jax.model import accounting
 from llm_jax.run.run_folder import configuration_hash
@@ -340,11 +340,6 @@ def warmup_line(points: Sequence[Point]) -> str:
         f"{len(faults)} of {len(points)} points have a warm-up that does not fit: that of {name} is {fault}. "
         "Without optimizer.warmup_steps, or with the rule warmup_fraction(0.1), all fit"
     )
-
-
-def folder_of(base: Experiment) -> str:
-    """The folder of a grid with this base."""
-    return base.run_dir or f"runs/{base.name}/default"
 
 
 def tokens_per_step(experiment: Experiment) -> int:

@@ -22,14 +22,14 @@ from llm_jax.core.console import Console
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UserError
 from llm_jax.core.files import Busy, check_writable, locked, write_json
 from llm_jax.core.format import clock, format_loss
-from llm_jax.experiment import Experiment, to_yaml
+from llm_jax.experiment import Experiment, folder_of, to_yaml
 from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
 from llm_jax.run.prepare import RunCaches, place_of, prepare_corpus
 from llm_jax.scaling import collect
 from llm_jax.scaling.finish import finish_grid, predict_held_out
-from llm_jax.scaling.grid import Grid, Point, Row, folder_of, warmup_line
+from llm_jax.scaling.grid import Grid, Point, Row, warmup_line
 from llm_jax.scaling.progress import GridProgress, PointConsole
 from llm_jax.scaling.shared_prefix import copy_trunk_checkpoint, with_trunks
 from llm_jax.scaling.vmapped_runs import group_by_shape, run_vmapped

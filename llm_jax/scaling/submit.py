@@ -17,10 +17,11 @@ from llm_jax.core.console import Console
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import check_writable, locked, read_json, write_json
 from llm_jax.core.templates import render
+from llm_jax.experiment import folder_of
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
 from llm_jax.scaling import collect
-from llm_jax.scaling.grid import Grid, Point, folder_of, warmup_line
+from llm_jax.scaling.grid import Grid, Point, warmup_line
 from llm_jax.scaling.runner import Session, point_note, prepare_run_folder
 from llm_jax.scaling.shared_prefix import group_by_trunk
 from llm_jax.slurm import job

@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from llm_jax.core.config_tree import from_tree, read_yaml_text, with_values
 from llm_jax.core.errors import UserError, closest, require
-from llm_jax.core.files import text_of
+from llm_jax.core.files import text_of, user_path
 
 TIME = re.compile(
     r"(\d+)|(\d+):(\d\d)|(\d+):(\d\d):(\d\d)|(\d+)-(\d+)|(\d+)-(\d+):(\d\d)|(\d+)-(\d+):(\d\d):(\d\d)"
@@ -218,10 +218,10 @@ def site_path(given: str) -> Path | None:
     that doesn't exist."""
     for key, path in (("slurm.site", given), ("LLM_JAX_SITE", os.environ.get("LLM_JAX_SITE", ""))):
         if path:
-            if not Path(path).expanduser().is_file():
+            if not user_path(path).is_file():
                 raise UserError(f"{key}={path}: there is no such file")
-            return Path(path).expanduser().absolute()
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+            return user_path(path).absolute()
+    config = user_path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
     default = config / "llm_jax" / "site.yaml"
     return default if default.is_file() else None
 

@@ -446,3 +446,24 @@ def test_a_whole_number_that_no_size_can_be_is_refused(tiny, tmp_path, argument,
     assert launch(f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", argument, *spike) == 2
     error = capsys.readouterr().err
     assert re.search(rf"error: {argument.partition('=')[0]}=\d+: must be below 2\^{bits}\n$", error), error
+
+
+@pytest.mark.parametrize(
+    "key", ["data.source", "data.cache_dir", "tokenizer.file", "train.start_from", "from", "run_dir"]
+)
+def test_a_home_folder_that_is_unknown_is_refused(tiny, tmp_path, capsys, key):
+    run = [f"run_dir={tmp_path / 'run'}"] if key != "run_dir" else []
+    assert_refused(
+        capsys,
+        tmp_path / "run",
+        "no home folder ~nobody-has-it",
+        f"experiment={tiny}",
+        *run,
+        f"{key}=~nobody-has-it/x",
+    )
+
+
+def test_the_run_folder_may_begin_with_the_home_folder(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert launch(f"experiment={tiny}", "run_dir=~/runs/one", "--show") == 0
+    assert f"run_dir: {tmp_path}/home/runs/one\n" in capsys.readouterr().out
