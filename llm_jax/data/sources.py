@@ -103,9 +103,11 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
         return _stdlib(name, data)
     if name.startswith("tfds:"):
         return _tfds(name, name.removeprefix("tfds:"), data, log)
+    if "://" in name:
+        raise UserError(f"data.source={name}: no address is read; download the data, and give its path")
     path = user_path(name)
     with readable(name):
-        prepared, there = (path / "dataset_info.json").exists(), path.exists()
+        prepared, there = _is_prepared(name, path), path.exists()
     if prepared:
         return _prepared(name, path, data)
     if there or glob.has_magic(name) or name.endswith(SUFFIXES) or name.startswith((".", "/", "~")):
@@ -156,11 +158,24 @@ def _stdlib(name: str, data: DataConfig) -> Source:
     return Source(name, path, "train", "text", content)
 
 
+def _is_prepared(name: str, path: Path) -> bool:
+    """Whether a folder is a dataset that TFDS has prepared. `datasets` writes a dataset_info.json too, which
+    doesn't name the dataset, beside files of other kinds."""
+    if not (path / "dataset_info.json").is_file():
+        return False
+    where = f"data.source={name}: {path / 'dataset_info.json'}"
+    found = parse_json(inside(path, "dataset_info.json", where).read_bytes(), where)
+    return isinstance(found, dict) and "name" in found
+
+
 def _prepared(name: str, path: Path, data: DataConfig) -> Source:
     """A dataset that TFDS has prepared; its fingerprint is that of its name, version and shard sizes."""
     _check_names(name, path)
     with quiet_tfds() as tfds:
-        builder = tfds.builder_from_directory(path)
+        try:
+            builder = tfds.builder_from_directory(path)
+        except Exception as error:  # TFDS lets through what its parsers raise
+            raise UserError(f"data.source={name}: TFDS can't read it: {_first_line(error)}") from error
         if builder.info.file_format.value != "array_record":
             raise UserError(
                 f"data.source={name}: is prepared as {builder.info.file_format.value}, which has no "

@@ -14,12 +14,15 @@ from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.format import counted
 from llm_jax.data.documents import SUFFIXES
 
-_OTHER_KINDS = {
+_OTHER_KINDS = {  # the first ones first: beside the data of `datasets` lie .json files
+    ".arrow": "; datasets.Dataset.from_file({0!r}).to_parquet(...) makes Parquet of it",
     ".json": "; jq -c '.[]' {0} > {0}l makes JSONL of an array",
     ".ndjson": "; it is JSONL under another name: rename it",
     ".csv": "; pandas.read_csv({0!r}).to_parquet(...) makes Parquet of it",
+    ".feather": "; pandas.read_feather({0!r}).to_parquet(...) makes Parquet of it",
 }
 """Ends of the error for files of other kinds, by their endings."""
+_UPPER_CASE = "; endings in lower case are read: rename it"
 _NAMED = 3  # of each group that a line counts
 
 
@@ -57,8 +60,7 @@ def find_text_files(name: str, path: Path) -> TextFiles:
     """
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            hint = _OTHER_KINDS.get(path.suffix.lower(), "").format(str(path))
-            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}{hint}")
+            raise UserError(f"data.source={name}: must end in one of {', '.join(SUFFIXES)}{_way_on(path)}")
         return TextFiles([path])
     found = TextFiles()
     for file in sorted(_below(path, found)) if path.is_dir() else _matched(path, found):
@@ -73,11 +75,24 @@ def find_text_files(name: str, path: Path) -> TextFiles:
             found.read.append(file)
     if not found.read:
         if not found.left_out() and not path.is_dir():
-            hint = "nothing matches the pattern" if glob.has_magic(name) else _near_path(path)
+            bracket = "; write [[] for a [ that is part of a name" if "[" in name else ""
+            hint = f"nothing matches the pattern{bracket}" if glob.has_magic(name) else _near_path(path)
             raise UserError(f"data.source={name}: no such file or folder; {hint}")
         there = f"; there are {found.left_out()}" if found.left_out() else ""
-        raise UserError(f"data.source={name}: no files that end in one of {', '.join(SUFFIXES)}{there}")
+        endings = [ending for ending in (*_OTHER_KINDS, *found.others) if ending in found.others]
+        way_on = next(filter(None, (_way_on(path / f"NAME{ending}") for ending in endings)), "")
+        raise UserError(
+            f"data.source={name}: no files that end in one of {', '.join(SUFFIXES)}{there}{way_on}"
+        )
     return found
+
+
+def _way_on(path: Path) -> str:
+    """The end of the error for a file of another kind: what makes a file of it that is read; "" if that isn't
+    known."""
+    if path.name.lower().endswith(SUFFIXES):
+        return _UPPER_CASE
+    return _OTHER_KINDS.get(path.suffix.lower(), "").format(str(path))
 
 
 def same_content(files: Sequence[Path], sums: Sequence[str]) -> list[tuple[Path, Path]]:

@@ -138,9 +138,10 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     lines = [
         line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")
     ]  # not splitlines: JSON strings may hold other line separators
-    if path.endswith((".json", ".csv", ".tsv")):
+    ending = Path(path).suffix.lower()
+    if ending in (".json", ".csv", ".tsv"):
         raise UserError(f"prompts={path}: must be text with a prompt a line, or .jsonl with an object a line")
-    if not path.endswith(".jsonl"):
+    if ending not in (".jsonl", ".ndjson"):
         return [{"prompt": line} for line in lines]
     hints, found = get_type_hints(Request), []
     for i, line in enumerate(lines):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 import tracemalloc
 
 import pytest
@@ -216,6 +218,38 @@ def test_a_prepared_tfds_dataset_is_a_source(make, cache):
         make(folder, split="trian")
 
 
+@pytest.mark.parametrize(
+    "info", [{"features": {"text": {"dtype": "string", "_type": "Value"}}}, {"homepage": ""}]
+)
+def test_a_folder_that_hugging_face_datasets_wrote_is_one_of_files(make, tmp_path, info):
+    """It has a dataset_info.json too, in another format than TFDS's."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "state.json").write_text("{}")
+    (folder / "data-00000-of-00001.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no files that end .*\.arrow 1.*Dataset\.from_file.*\.to_parquet"):
+        make(folder)
+    pyarrow.parquet.write_table(pyarrow.table({"text": documents(60)}), folder / "train.parquet")
+    corpus = make(folder)
+    assert corpus.train_documents + corpus.held_out_documents == 60
+
+
+@pytest.mark.parametrize(
+    ("file", "change"), [("dataset_info.json", {"new": 1}), ("dataset_info.json", {"version": "latest"}), ("features.json", None)]
+)  # fmt: skip
+def test_a_prepared_dataset_that_tfds_cannot_read_is_one_line(make, tmp_path, cache, file, change):
+    make(write_jsonl(tmp_path / "a.jsonl", documents(60)))
+    folder = shutil.copytree(max(cache.glob("datasets/local-*"), key=os.path.getmtime), tmp_path / "tfds")
+    path = folder / file
+    path.unlink() if change is None else path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"^data\.source=.*: TFDS can't read it: [^\n]*$"):
+        make(folder)
+
+
 def test_a_tfds_name_without_a_network_is_one_line_and_leaves_nothing(make, tmp_path, monkeypatch):
     monkeypatch.setattr("llm_jax.data.sources._DOWNLOAD_RETRIES", 0)
     for scheme in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -285,6 +319,9 @@ def test_bad_files_are_one_clear_line(make, tmp_path, name):
         ("tfds:tiny_shakespeare:9.9.9", r"data\.source=tfds:tiny_shakespeare:9\.9\.9: "),
         ("./nowhere.txt", r"data\.source=\./nowhere\.txt: no such file or folder"),
         ("nothing/*.txt", r"data\.source=nothing/\*\.txt: no such file or folder; nothing matches"),
+        ("no[1]/*.txt", r"nothing matches the pattern; write \[\[\] for a \["),
+        ("s3://b/*.parquet", r"data\.source=s3://b/\*\.parquet: no address is read; download the data"),
+        ("hf://datasets/a/b", "no address is read"),
         (str(ROOT / "test" / "data" / "x.txt"), r"no such file or folder; did you mean '.*/tests'\?"),
         ("", r"data\.source: the name of a source is empty"),
         ("a" * 300 + ".txt", r"data\.source=a+\.txt: cannot be read: File name too long"),

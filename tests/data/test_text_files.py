@@ -103,6 +103,8 @@ def test_hidden_files_that_a_pattern_leaves_out_are_counted(tmp_path, pattern):
         ("x.json", r"; jq -c '\.\[\]' .*x\.json > .*x\.jsonl makes JSONL of an array"),
         ("x.ndjson", "; it is JSONL under another name: rename it"),
         ("x.CSV", r"; pandas\.read_csv\('.*x\.CSV'\)\.to_parquet"),
+        ("x.TXT", "; endings in lower case are read: rename it"),
+        ("x.arrow", r"; datasets\.Dataset\.from_file\('.*x\.arrow'\)\.to_parquet"),
         ("x.docx", r"\.zst$"),
     ],
 )
