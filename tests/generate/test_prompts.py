@@ -122,3 +122,13 @@ def test_a_text_whose_ids_the_model_has_no_row_for_names_the_prompt(prompt):
         UserError, match=f"prompt='{prompt}': .* the token id 97 of it, and .* below 96: the tokenizer"
     ):
         engine.submit(Request(prompt, max_tokens=4))
+
+
+@pytest.mark.parametrize("name", ["p.JSONL", "p.Jsonl", "p.ndjson"])
+def test_endings_in_capitals_are_endings(tmp_path, name):
+    (tmp_path / name).write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    words = ["run", f"prompts={tmp_path / name}"]
+    assert [request.prompt for request in read_requests(read_command(words, GenerateCommand))] == ["a", "b"]
+    (other := tmp_path / "p.JSON").write_text('[{"prompt": "a"}]')
+    with pytest.raises(UserError, match=r"p\.JSON: must be text with a prompt a line, or \.jsonl"):
+        read_requests(read_command(["run", f"prompts={other}"], GenerateCommand))
