@@ -103,6 +103,7 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
 WRAPPERS = {
     "_orig_mod.": ("torch.compile", "the state_dict of model._orig_mod"),
     "_fsdp_wrapped_module.": ("FSDP", "the full state_dict"),
+    "_checkpoint_wrapped_module.": ("checkpoint_wrapper", "the state_dict of the model before it is wrapped"),
     "module.": ("DistributedDataParallel", "the state_dict of model.module"),
     "base_model.model.": ("PEFT", "model.merge_and_unload()"),
 }

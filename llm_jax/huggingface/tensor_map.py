@@ -94,7 +94,13 @@ class TensorMap:
         """
         for name, slices in self.tensors.items():
             if name not in tensors:
-                raise UserError(f"{folder}: the tensor {name}, which its config.json requires, is missing")
+                longer = next(
+                    (tensor.name for other, tensor in tensors.items() if other.endswith(f".{name}")), None
+                )
+                there = f"; there is {longer}: rename its tensors" if longer else ""
+                raise UserError(
+                    f"{folder}: the tensor {name}, which its config.json requires, is missing{there}"
+                )
             shape = slices[0].pattern.tensor_shape
             if tensors[name].shape != shape:
                 found = list(tensors[name].shape)

@@ -32,6 +32,12 @@ class ModelSource:
     """
 
 
+def folders_below(path: Path) -> list[Path]:
+    """The folders of models and runs in a folder: in a grid's, or in that of a model in the Hub's cache."""
+    found = {file.parent for name in ("config.json", "config.yaml") for file in path.glob(f"*/{name}")}
+    return sorted({*found, *(file.parent for file in path.glob("snapshots/*/config.json"))})
+
+
 def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if
     it has any.
@@ -52,6 +58,8 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
             f"{path}: is an adapter (PEFT), without the model that it changes; save the merged model "
             "(model.merge_and_unload()) and give that folder"
         )
+    if not (path / "config.yaml").is_file() and (below := folders_below(path)):
+        raise UserError(f"{path}: is no model's folder, but {below[-1]} in it is; give that")
     experiment, steps = read_experiment(path), checkpoint_steps(path)
     if steps and leave_out:
         raise UserError(
