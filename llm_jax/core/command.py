@@ -84,8 +84,8 @@ def input_text(key: str, value: str) -> str:
     """The text of the file that key=value names. Raises UserError if it can't be read, or is no UTF-8. A byte
     order mark before it is no text."""
     path = user_path(value)
-    if not path.is_file():
-        raise UserError(f"{key}={value}: no such file")
+    if not path.exists() or path.is_dir():  # a pipe is read: prompts=<(head -5 all.txt)
+        raise UserError(f"{key}={value}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         return text_of(path.read_bytes(), f"{key}={value}")
     except OSError as error:

@@ -13,7 +13,7 @@ from llm_jax.core.arguments import Pairs, argument, in_order, part, positional, 
 from llm_jax.core.command import input_text, output_file, run_command
 from llm_jax.core.config_tree import coerced
 from llm_jax.core.errors import UserError, nearest, require
-from llm_jax.core.files import json_line
+from llm_jax.core.files import json_line, unique
 from llm_jax.core.log import log_to_stderr
 from llm_jax.generate.request import Request, Result
 from llm_jax.pretrained.arguments import ModelArguments
@@ -150,6 +150,7 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             continue
         try:
             own = json_line(line, path)
+            json.loads(line, object_pairs_hook=unique)
         except ValueError as error:
             raise UserError(f"{where}: not JSON: {error}") from error
         if not isinstance(own, dict) or not isinstance(own.get("prompt", ""), str):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ PROMPT_FILES = {
     "array.jsonl": (b'[{"prompt": "one"},\n{"prompt": "two"}]\n', r"line 1: not JSON: it begins an array; jq -c '\.\[\]'"),
     "pretty.jsonl": (b'{\n"prompt": "one"}\n', r"line 1: not JSON: .*each line must hold one object: jq -c \."),
     "list.jsonl": (b'["one"]\n', r'line 1: must be an object with "prompt"'),
+    "twice.jsonl": (b'{"prompt": "one", "prompt": "two"}\n', r"line 1: not JSON: 'prompt' is given twice"),
     "prompts.json": (b'["one",\n"two"]\n', r"prompts\.json: must be text with a prompt a line, or \.jsonl"),
     "prompts.csv": (b"prompt\none\n", r"prompts\.csv: must be text with a prompt a line, or \.jsonl"),
     "blank.jsonl": (b"\n\n", r"blank\.jsonl: must be a file with a prompt a line"),
@@ -50,6 +53,17 @@ def test_files_of_prompts_as_other_programs_write_them_are_read_or_named(tmp_pat
     with pytest.raises(UserError, match=expected) as error:
         read_prompts(str(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_prompts_are_read_from_a_pipe(tmp_path):
+    """As in prompts=<(head -5 all.txt)."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    writer = threading.Thread(target=pipe.write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert read_prompts(str(pipe)) == [{"prompt": "one"}, {"prompt": "two"}]
+    writer.join()
+    with pytest.raises(UserError, match="is a folder"):
+        read_prompts(str(tmp_path))
 
 
 def test_prompts_are_continued_in_order_and_written_as_json(run_dir, tmp_path, capsys):
