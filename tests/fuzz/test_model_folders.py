@@ -62,7 +62,7 @@ def changed(tree: Any, data: st.DataObject) -> Any:
         if isinstance(inner, dict) and data.draw(st.booleans()):
             del inner[key]
         else:
-            inner[key] = data.draw(NASTY)
+            inner[key] = copy.deepcopy(data.draw(NASTY))
     return tree
 
 
