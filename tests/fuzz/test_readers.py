@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import text_problem
 from llm_jax.data.documents import read_documents
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst")
@@ -99,6 +100,8 @@ def test_texts_of_parquet_come_back(folder, texts, kind):
 def test_a_text_file_is_divided_and_nothing_is_lost(folder, text, document_bytes):
     path = folder / "a.txt"
     path.write_bytes(text.encode())
+    if text_problem(text.encode()[:64]):  # as zeros, which are no text
+        return
     documents = read(path, document_bytes=document_bytes)
     assert all(len(document) <= document_bytes for document in documents)
     squeezed = lambda raw: b"".join(raw.removeprefix(b"\xef\xbb\xbf").split())  # noqa: E731
@@ -113,5 +116,7 @@ def test_a_text_file_is_divided_and_nothing_is_lost(folder, text, document_bytes
 def test_documents_between_separators_come_back(folder, texts):
     path = folder / "a.txt"
     path.write_bytes("<|>".join(texts).encode())
+    if text_problem(path.read_bytes()[:64]):
+        return
     expected = kept([text.removeprefix("\ufeff") if i == 0 else text for i, text in enumerate(texts)])
     assert read(path, separator="<|>", document_bytes=4096) == expected
