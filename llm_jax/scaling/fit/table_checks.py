@@ -64,7 +64,7 @@ def check_units(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], tabl
             )
     if {"parameters", "tokens"} <= set(arrays):
         n, d = (float(np.median(arrays[name])) for name in ("parameters", "tokens"))
-        ratio = float(np.median(arrays["tokens"] / arrays["parameters"]))
+        ratio = median_ratio(arrays["tokens"], arrays["parameters"])
         if ratio > MOST_TOKENS:
             raise UserError(
                 f"{column['parameters']}: {n:.4g} weights on {d:.4g} tokens (medians). Are the sizes in "
@@ -76,12 +76,18 @@ def check_units(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], tabl
                 "millions or billions? Write 20B, or 20e9."
             )
     if {"parameters", "tokens", "flops"} <= set(arrays):
-        times = float(np.median(arrays["flops"] / arrays["parameters"] / arrays["tokens"])) / FLOPS_A_WEIGHT
-        if not 1 / OFF_6ND < times < OFF_6ND:
+        times = median_ratio(arrays["flops"], arrays["parameters"] * arrays["tokens"]) / FLOPS_A_WEIGHT
+        if times <= 1 / OFF_6ND or times >= OFF_6ND:
             raise UserError(
                 f"{column['flops']}: the median run has {factor(times) if times > 1e-3 else f'{times:.3g}'} "
                 "times 6 N D. Are sizes, tokens or FLOPs in another unit (petaFLOP days, millions)?"
             )
+
+
+def median_ratio(above: np.ndarray, below: np.ndarray) -> float:
+    """The median of above / below where both are positive (others are refused by the fit); NaN for none."""
+    positive = (above > 0) & (below > 0)
+    return float(np.median(above[positive] / below[positive])) if positive.any() else float("nan")
 
 
 def questions(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> list[str]:
@@ -95,7 +101,7 @@ def questions(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> lis
     if "loss" in arrays and any(part in names.get("loss", "").lower() for part in ("ppl", "perplex")):
         found.append(f"is the loss, {names['loss']}, a perplexity? Laws are of its natural logarithm")
     if {"parameters", "tokens"} <= set(arrays):
-        ratio = float(np.median(arrays["tokens"] / arrays["parameters"]))
+        ratio = median_ratio(arrays["tokens"], arrays["parameters"])
         if ratio < FEW_TOKENS:
             found.append(
                 f"is it right that half of the runs have less than {ratio:.2g} tokens a parameter? Sizes and "

@@ -10,6 +10,7 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.scaling import fit
+from llm_jax.scaling.fit.__main__ import main
 from llm_jax.scaling.fit.methods import METHODS
 from llm_jax.scaling.fit.table import read_columns
 from tests.scaling.fit.conftest import TRUTH, made_runs
@@ -256,3 +257,14 @@ def test_a_column_that_follows_from_the_sweep_is_no_other_setting(tmp_path):
     columns, notes = read(table, tmp_path, best_of=("learning_rate", "batch_size"))
     assert len(columns["loss"]) == 20
     assert "a sweep is in the fit" not in notes
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cell", ["0,1e9", "-1,1e9", "1e7,0"])
+def test_a_size_that_is_none_is_named_with_its_row_and_no_warning_of_numpys(tmp_path, capsys, cell):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"parameters,tokens,loss\n1e7,1e9,3.1\n{cell},3.0\n")
+    assert main([f"data={path}", "method=parametric"]) == 2
+    error = capsys.readouterr().err
+    assert "in row 2 of 2: must be a number above 0" in error
+    assert error.count("\n") == 1
