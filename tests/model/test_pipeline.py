@@ -31,8 +31,8 @@ from tests.training import SMALL, packed_batch, train
 
 @pytest.fixture(autouse=True)
 def compiled_here():
-    """With the tests' XLA flags, a step of stages beside other axes hangs where it comes from the cache: simulated
-    devices wait in different collectives until XLA aborts. Compiled in this process it runs.
+    """Read from the cache, a step with collectives in a loop and beside it may hang (`use_compilation_cache`);
+    of stages beside other axes it did, three times of three.
     """
     with no_compilation_cache():
         yield
