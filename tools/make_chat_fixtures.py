@@ -15,7 +15,17 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FOLDER = Path(__file__).parent.parent / "tests" / "data"
-CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<turn>", "</turn>"]
+CONTROL = [
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|head|>",
+    "<|/head|>",
+    "<|eot|>",
+    "<turn>",
+    "</turn>",
+]
 PLAIN = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 """Added tokens that are not special, as Qwen has them."""
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
@@ -25,7 +35,10 @@ TOOLS = [
         "function": {
             "name": "add",
             "description": "Adds two numbers: a + b <int>.",
-            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            },
         },
     }
 ]
@@ -72,8 +85,12 @@ def make_tokenizer() -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    texts = ["user assistant system tool model content function arguments parameters what is one two three four\n"] * 5
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=CONTROL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    texts = [
+        "user assistant system tool model content function arguments parameters what is one two three four\n"
+    ] * 5
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=CONTROL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     made.train_from_iterator(texts, trainer)
     made.add_tokens([AddedToken(name, special=False, normalized=False) for name in PLAIN])
     return made
