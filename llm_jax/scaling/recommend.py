@@ -171,9 +171,11 @@ def widen_interval(
 
 
 def fitted_flops(fit: dict[str, Any]) -> tuple[float, float]:
-    """The FLOPs of the smallest and the largest fitted run."""
+    """The FLOPs of the smallest and the largest run in the fit."""
     points = fit.get("points") or fit["frontier"]
-    return min(points["flops"]), max(points["flops"])
+    used = points.get("used", [True] * len(points["flops"]))
+    flops = [c for c, there in zip(points["flops"], used, strict=True) if there]
+    return min(flops), max(flops)
 
 
 def near_optimal_sizes(law: Law, flops: float) -> tuple[float, float]:

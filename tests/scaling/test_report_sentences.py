@@ -12,15 +12,17 @@ import pytest
 
 from llm_jax.scaling import fit
 from llm_jax.scaling.fit.__main__ import main as fit_command
+from llm_jax.scaling.recommend import fitted_flops
 from llm_jax.scaling.report import write
 from llm_jax.scaling.report.bands import band, law_of
 from llm_jax.scaling.report.caveats import check_assumptions
+from llm_jax.scaling.report.figures import law as law_figures
 from llm_jax.scaling.report.figures import runs as run_figures
 from llm_jax.scaling.report.figures import sensitivity
 from llm_jax.scaling.report.held_out import held_out_runs
 from llm_jax.scaling.report.study import Study, StudyOptions, make_study
 from llm_jax.scaling.report.summary import summarise
-from llm_jax.scaling.report.tables import fit_tables
+from llm_jax.scaling.report.tables import fit_tables, runs_table
 from tests.scaling.fit.conftest import TRUTH, made_runs
 from tests.scaling.fit.test_fit_law import repeated_runs
 from tests.scaling.test_report import text_of
@@ -254,3 +256,17 @@ def test_a_held_out_run_that_is_in_the_fit_too_is_no_test(tmp_path):
     study = study_of(table.assign(name=[f"r{i}" for i in range(31)]), tmp_path)
     texts = sentences(study, "Held-out run")
     assert "r30 has the size, tokens and loss of a run in the fit: its prediction is no test." in texts
+
+
+def test_a_run_that_is_left_out_is_no_largest_budget(tmp_path):
+    runs = made_runs(0.002, budgets=5, sizes=6).assign(name=[f"r{i}" for i in range(30)])
+    runs.loc[4, "flops"] *= 1e5
+    study = study_of(runs, tmp_path)
+    assert study.parametric.settings["left_out"] == ["r4"]
+    assert study.fitted.flops.max() == pytest.approx(1e21)
+    assert fitted_flops(study.parametric.to_json()) == pytest.approx((1e18, 1e21))
+    assert "10²¹ FLOPs the best has" in summarise(study, [])[0]
+    (table,) = (block for block in runs_table(study) if hasattr(block, "rows"))
+    assert [row[0] for row in table.rows if "left out" in row[-1]] == ["r4"]
+    far = runs.assign(parameters=np.where(runs.index == 4, 1e15, runs.parameters))
+    assert "beyond the figure" in law_figures.contours(study_of(far, tmp_path)).caption

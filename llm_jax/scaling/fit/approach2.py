@@ -33,7 +33,7 @@ from llm_jax.scaling.fit.minima import (
 from llm_jax.scaling.fit.optimum import OptimumFit, estimates, line_covariance, predicted_optimum
 from llm_jax.scaling.fit.outliers import Outliers, mistyped
 from llm_jax.scaling.fit.repeats import seed_noise
-from llm_jax.scaling.fit.result import columns, run_text
+from llm_jax.scaling.fit.result import columns, names_of, run_text
 
 Curve = Literal["akima", "parabola", "parabola_local"]
 Resampling = Literal["noise", "case", "residual", "subsample"]
@@ -195,6 +195,8 @@ def isoflop(
             "least_error_of_log_N": f"{LEAST_ERROR} of the distance between sizes",
             "weighted": weighted,
             "outliers": outliers,
+            "left_out": names_of(table, np.flatnonzero(numbers < 0))
+            + names_of(table, [row for row, _ in out]),
             "runs": len(table["loss"]),
             "runs_used": int(used.sum()),
             "budgets": len(minima),

@@ -30,7 +30,7 @@ from llm_jax.scaling.fit.law_problem import (
 )
 from llm_jax.scaling.fit.law_residuals import Scale
 from llm_jax.scaling.fit.outliers import Outliers, far_text, left_out_text, mistyped
-from llm_jax.scaling.fit.result import FitResult, columns, with_flops
+from llm_jax.scaling.fit.result import FitResult, columns, names_of, with_flops
 
 Solver = Literal["variable_projection", "starts"]
 POSITIVE = ("E", "A", "B", "G")
@@ -125,8 +125,10 @@ def parametric(
     problem = Problem(table, residuals, delta, tied, floor)
     solutions = problem.solve(used, solver)
     gross, far = problem.far(solutions, used)
+    left_out = names_of(table, np.flatnonzero(~right))
     if outliers == "leave_out" and len(gross.rows):
         warnings += left_out_text(table, gross, residuals == "log")
+        left_out += names_of(table, gross.rows)
         used[gross.rows] = False
         check_points(table, used, tied, floor)
         problem = Problem(table, residuals, delta, tied, floor, used)
@@ -214,6 +216,7 @@ def parametric(
             "tied": tied,
             "drop_highest_losses": drop_highest_losses,
             "outliers": outliers,
+            "left_out": left_out,
             "runs": n,
             "runs_used": int(used.sum()),
             "different_runs": points,

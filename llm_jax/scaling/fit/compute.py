@@ -18,7 +18,7 @@ from llm_jax.scaling.fit.bounded import Floor, check_floor, floor_limit
 from llm_jax.scaling.fit.fit_law import LawFit, SmallLaw, fit_law, residual_functions
 from llm_jax.scaling.fit.law_residuals import Scale
 from llm_jax.scaling.fit.outliers import Outliers, mistyped
-from llm_jax.scaling.fit.result import columns, largest_runs, run_text
+from llm_jax.scaling.fit.result import columns, largest_runs, names_of, run_text
 
 
 def frontier(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -125,7 +125,8 @@ def compute_law(
         same=("parameters", "tokens") if {"parameters", "tokens"} <= set(table) else ("flops", "loss"),
     )
     settings = {
-        "frontier_only": frontier_only, "irreducible": irreducible, "floor": floor, "convention": convention
+        "frontier_only": frontier_only, "irreducible": irreducible, "floor": floor, "convention": convention,
+        "left_out": names_of(table, np.flatnonzero(~present)),
     }  # fmt: skip
     return fit_law(
         law, table, {"log_c": log_c}, used, largest_runs(table["flops"], used),

@@ -32,7 +32,7 @@ from llm_jax.scaling.fit.outliers import (
     left_out_text,
 )
 from llm_jax.scaling.fit.repeats import cell_numbers
-from llm_jax.scaling.fit.result import FitResult
+from llm_jax.scaling.fit.result import FitResult, names_of
 from llm_jax.scaling.fit.solve import (
     ResidualFn,
     Solutions,
@@ -191,6 +191,7 @@ def fit_law(
     gross, far = law.far(residuals, solutions, every, used, delta)
     if outliers == "leave_out" and len(gross.rows):
         warnings += left_out_text(table, gross, log)
+        settings = {**settings, "left_out": [*settings.get("left_out", []), *names_of(table, gross.rows)]}
         used[gross.rows] = False
         check_count()
         solutions = law.solve(residuals, law.starts, every, used.astype(float), delta)
@@ -285,6 +286,7 @@ def fit_law(
             "starts": len(law.starts),
             "optimizer": "damped Gauss-Newton, float64",
             "outliers": outliers,
+            "left_out": [],
             "runs": len(target),
             "runs_used": int(used.sum()),
             "different_runs": points(),

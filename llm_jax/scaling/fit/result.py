@@ -104,6 +104,11 @@ def run_text(table: Mapping[str, np.ndarray], row: int) -> str:
     return named + ", ".join(numbers) + (")" if "name" in table else "")
 
 
+def names_of(table: Mapping[str, np.ndarray], rows: Any) -> list[str]:
+    """The names of runs of a table, or the numbers of their rows where it has none."""
+    return [str(table["name"][row]) if "name" in table else f"row {row + 1}" for row in rows]
+
+
 def with_flops(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns with flops = 6 N D [n] where they have none."""
     return (

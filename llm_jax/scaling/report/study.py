@@ -128,8 +128,10 @@ class Study:
 
     @property
     def fitted(self) -> pd.DataFrame:
-        """The finished runs that fits use: without held-out ones."""
-        return self.finished[~self.finished.held_out & ~self.finished.aside]
+        """The finished runs that fits use: without held-out ones, and those that the main fit leaves out."""
+        left_out = self.main.settings.get("left_out", []) if self.main is not None else []
+        runs = self.finished
+        return runs[~runs.held_out & ~runs.aside & ~runs.name.isin(left_out)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,7 @@ def runs_table(study: Study) -> list[Block]:
     runs = study.runs.assign(
         **{name: study.table[name] for name in RUN_COLUMNS if name in study.table and name not in study.runs}
     )
+    left_out = study.main.settings.get("left_out", []) if study.main is not None else []
     shown = [name for name in RUN_COLUMNS if name in runs and runs[name].notna().any()]
     formats: dict[str, Any] = {
         "flops": lambda v: format_flops(v, ""),
@@ -235,6 +236,7 @@ def runs_table(study: Study) -> list[Block]:
     rows, styles = [], []
     for _, run in runs.iterrows():
         status = run.status + (", held out" if run.held_out else "") + (", not the best" if run.aside else "")
+        status += ", left out" if run["name"] in left_out else ""
         cells = []
         for name in shown:
             value = status if name == "status" else run[name]

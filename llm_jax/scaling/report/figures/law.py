@@ -171,7 +171,8 @@ def contours(study: Study) -> ReportFigure | str:
         return f"No contours of loss: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
     points, used = fit.points, fit.points["used"]
     n, d, loss = points["parameters"], points["tokens"], points["loss"]
-    wide = (n.min() / 1.8, n.max() * 1.8), (d.min() / 1.8, d.max() * 1.8)
+    wide = (n[used].min() / 1.8, n[used].max() * 1.8), (d[used].min() / 1.8, d[used].max() * 1.8)
+    crosses = ~used & (n > wide[0][0]) & (n < wide[0][1]) & (d > wide[1][0]) & (d < wide[1][1])
     grid_n, grid_d = np.meshgrid(np.geomspace(*wide[0], 140), np.geomspace(*wide[1], 140))
     surface = fit.law.loss(grid_n, grid_d)
     lowest, highest = min(loss[used].min(), surface.min()), np.quantile(loss[used], 0.98)
@@ -193,10 +194,10 @@ def contours(study: Study) -> ReportFigure | str:
         linewidths=0.5,
         zorder=4,
     )
-    if (~used).any():
+    if crosses.any():
         ax.scatter(
-            n[~used],
-            d[~used],
+            n[crosses],
+            d[crosses],
             marker="x",
             s=24,
             color=ORANGE,
@@ -230,10 +231,12 @@ def contours(study: Study) -> ReportFigure | str:
         f"{short(at_middle[1])} tokens, "
         f"the model's size costs {from_n:.3f} nats and the finite data {from_d:.3f}, above E = {p['E']:.3f}."
     )
-    if (~used).any():
-        dropped = int((~used).sum())
+    if dropped := int(crosses.sum()):
         highest = " of highest loss," if dropped == fit.settings["drop_highest_losses"] else ""
         caption += f" Crosses: {counted(dropped, 'run')}{highest} left out of the fit."
+    if beyond := int((~used & ~crosses).sum()):
+        is_are = "is" if beyond == 1 else "are"
+        caption += f" {counted(beyond, 'run')} left out of the fit {is_are} beyond the figure."
     return ReportFigure("loss_contours", figure, caption)
 
 
@@ -253,10 +256,11 @@ def residuals(study: Study) -> ReportFigure | str:
         strict=True,
     ):
         x = points[key]
+        near = ~used & (x > x[used].min() / 3) & (x < x[used].max() * 3)
         ax.axhspan(-2 * spread, 2 * spread, color=MUTED, alpha=0.12, linewidth=0)
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.scatter(x[used], off[used], s=12, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
-        ax.scatter(x[~used], off[~used], marker="x", s=20, color=ORANGE, linewidths=1, zorder=3)
+        ax.scatter(x[near], off[near], marker="x", s=20, color=ORANGE, linewidths=1, zorder=3)
         if used.sum() >= 20:
             middle, height = running_median(x[used], off[used])
             ax.plot(middle, height, color=PURPLE, linewidth=1.5, zorder=4)
@@ -289,7 +293,7 @@ def residuals(study: Study) -> ReportFigure | str:
     if used.sum() >= 20:
         sentences.append("The line is a running median.")
     if (~used).any():
-        sentences.append("Crosses were left out of the fit.")
+        sentences.append("Crosses, where they are on the figure, were left out of the fit.")
     if beyond:
         ours = int((abs(off[used]) > limit).sum())
         sentences.append(
