@@ -26,6 +26,8 @@ DRAWN_ELSEWHERE = {
 """Method → why its law has no line in the figure of loss against compute."""
 EXTRAPOLATE = 10.0
 """The frontier is drawn up to this many times the largest compute."""
+FAR_AWAY = 10.0
+"""Runs left out of the fit are in a figure if they are within this factor of the others."""
 TREND_P_VALUE = 0.01
 """A rank correlation with a smaller p-value counts as a trend."""
 
@@ -171,8 +173,11 @@ def contours(study: Study) -> ReportFigure | str:
         return f"No contours of loss: {study.refusals.get('parametric', 'no law of N and D was fitted')}."
     points, used = fit.points, fit.points["used"]
     n, d, loss = points["parameters"], points["tokens"], points["loss"]
-    wide = (n[used].min() / 1.8, n[used].max() * 1.8), (d[used].min() / 1.8, d[used].max() * 1.8)
-    crosses = ~used & (n > wide[0][0]) & (n < wide[0][1]) & (d > wide[1][0]) & (d < wide[1][1])
+    near = np.ones(len(n), bool)
+    for x in (n, d):
+        near &= (x > x[used].min() / FAR_AWAY) & (x < x[used].max() * FAR_AWAY)
+    wide = (n[near].min() / 1.8, n[near].max() * 1.8), (d[near].min() / 1.8, d[near].max() * 1.8)
+    crosses = near & ~used
     grid_n, grid_d = np.meshgrid(np.geomspace(*wide[0], 140), np.geomspace(*wide[1], 140))
     surface = fit.law.loss(grid_n, grid_d)
     lowest, highest = min(loss[used].min(), surface.min()), np.quantile(loss[used], 0.98)
@@ -256,7 +261,7 @@ def residuals(study: Study) -> ReportFigure | str:
         strict=True,
     ):
         x = points[key]
-        near = ~used & (x > x[used].min() / 3) & (x < x[used].max() * 3)
+        near = ~used & (x > x[used].min() / FAR_AWAY) & (x < x[used].max() * FAR_AWAY)
         ax.axhspan(-2 * spread, 2 * spread, color=MUTED, alpha=0.12, linewidth=0)
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.scatter(x[used], off[used], s=12, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
