@@ -22,7 +22,7 @@ import jinja2.sandbox
 
 from llm_jax.core.command import input_text
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import inside, read_json
+from llm_jax.core.files import inside, read_json, user_path
 from llm_jax.data.config import TokenizerConfig
 
 Message = Mapping[str, Any]
@@ -149,7 +149,7 @@ def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTempla
     tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. Raises
     UserError where there is no such template.
     """
-    folder = Path(tokenizer.file).expanduser() if tokenizer.file else None
+    folder = user_path(tokenizer.file) if tokenizer.file else None
     folder = folder.parent if folder is not None and folder.is_file() else folder
     config = read_json(inside(folder, CONFIG, key)) if folder is not None else {}
     variables = {token: text_of_token(config[token]) for token in SPECIAL if config.get(token) is not None}

@@ -94,7 +94,7 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
 
     Raises UserError if there is no such file, folder or dataset, or if it is empty.
     """
-    local = glob.has_magic(name) or name.endswith(SUFFIXES) or Path(name).expanduser().exists()
+    local = glob.has_magic(name) or name.endswith(SUFFIXES) or user_path(name).exists()
     if data.text_key == WHOLE_RECORD and not (local and name != "stdlib"):
         raise UserError(
             f"data.source={name}: this objective reads records, not texts; give files of .jsonl or .parquet"

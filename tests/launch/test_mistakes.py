@@ -14,7 +14,7 @@ import pytest
 from llm_jax.data import sentencepiece_tokenizer
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.experiment import Experiment
-from tests.tiny_run import launch, launch_process, write_experiment
+from tests.tiny_run import ROOT, launch, launch_process, write_experiment
 
 # arguments → what the line must say. "nan" and "1e400" are numbers to Python; neither is one to us.
 MISTAKES = {
@@ -467,3 +467,8 @@ def test_the_run_folder_may_begin_with_the_home_folder(tiny, tmp_path, capsys, m
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert launch(f"experiment={tiny}", "run_dir=~/runs/one", "--show") == 0
     assert f"run_dir: {tmp_path}/home/runs/one\n" in capsys.readouterr().out
+
+
+def test_home_folders_are_read_by_one_function():
+    found = [path.name for path in (ROOT / "llm_jax").rglob("*.py") if ".expanduser()" in path.read_text()]
+    assert found == ["files.py"], "user_path of core/files.py makes an unknown home folder one line"
