@@ -86,6 +86,8 @@ def isoflop(
     what warnings call the runs. `curve` is "akima", a "parabola" of loss against log N through all sizes, or
     "parabola_local" through the lowest three. `loss_noise` is the standard deviation of loss between seeds,
     in nats; None: that of repeated seeds, or else 0.002. `weighted` weights each minimum by 1/error².
+    `points_per_interval` are the points between two sizes at which a curve is drawn; a minimum that is nearer
+    to the smallest or largest size than one of them is on the edge.
     `outliers`: "leave_out" or "keep" a run far off the curve of its budget's others. `resampling`: "noise" on
     the losses, "residual" (parabolas), or "case" and "subsample" of the budgets.
 
