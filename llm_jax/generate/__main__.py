@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -15,6 +16,7 @@ from llm_jax.core.config_tree import coerced
 from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.core.files import json_line, unique
 from llm_jax.core.log import log_to_stderr
+from llm_jax.data.conversation import turns
 from llm_jax.generate.request import Request, Result
 from llm_jax.pretrained.arguments import ModelArguments
 
@@ -65,10 +67,12 @@ class GenerateCommand:
     ids: tuple[tuple[int, ...], ...] = argument(repeated=True, shown="1,17,5", read=ids_of)
     """A prompt as token ids, used as they are (no BOS is added); repeatable. The only kind of prompt for a
     model without a tokenizer."""
+    chat: tuple[str, ...] = argument(repeated=True)
+    """A message that the model answers, in its chat template; repeatable."""
     prompts: Path | None = argument(None, shown="FILE")
-    """A file with one prompt a line; in a .jsonl file each line has "prompt" or "ids", and may have more
-    keys: {"prompt": "a", "seed": 3, "stop": ["b"]}."""
-    request: Request = part(Request, without=("prompt", "ids", "stop"))
+    """A file with one prompt a line; in a .jsonl file each line has "prompt", "ids" or "messages" (of a
+    conversation), and may have more keys: {"prompt": "a", "seed": 3, "stop": ["b"]}."""
+    request: Request = part(Request, without=("prompt", "ids", "messages", "stop"))
     stop: tuple[str, ...] = argument(repeated=True, read=unescaped)
     """Ends the text before this string; repeatable; \\n is a line end."""
     json: Path | None = argument(None, shown="FILE", read=output_file)
@@ -92,12 +96,15 @@ def generate(arguments: list[str]) -> int:
     requests = read_requests(command)
     slots = command.slots or min(len(requests), MOST_SLOTS)
 
-    from llm_jax.generate.engine import Engine  # these import JAX, which `run_command` sets up
+    from llm_jax.generate.chat import in_template  # these import JAX, which `run_command` sets up
+    from llm_jax.generate.engine import Engine
     from llm_jax.generate.id_tokenizer import tokenizer_or_ids
     from llm_jax.generate.terminal import run_and_print
     from llm_jax.pretrained.model import open_model
 
     opened = open_model(command.folder, **command.model.options())
+    if any(request.messages for request in requests):
+        requests = in_template(requests, opened)
     tokenizer = tokenizer_or_ids(opened)
     longest = max(len(request.prompt_ids(tokenizer)) + request.max_tokens for request in requests)
     warn_of_length(opened, longest)
@@ -114,11 +121,12 @@ def read_requests(command: GenerateCommand) -> list[Request]:
     """The requests of a command line, each checked. Prompt i has seed + i unless its line of a .jsonl file
     gives one."""
     shared = dataclasses.replace(command.request, stop=command.stop)
-    prompts: list[dict[str, Any]] = [
-        {key: ids_of(key, value) if key == "ids" else value}
-        for key, value in command.given
-        if key in ("prompt", "ids")
-    ]
+    read: dict[str, Callable[[str], dict[str, Any]]] = {
+        "prompt": lambda value: {"prompt": value},
+        "ids": lambda value: {"ids": ids_of("ids", value)},
+        "chat": lambda value: {"messages": turns(value, "chat", "user")},
+    }
+    prompts = [read[key](value) for key, value in command.given if key in read]
     if command.prompts:
         prompts += read_prompts(str(command.prompts))
     requests = [
@@ -158,7 +166,9 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         for key, value in own.items():
             if key not in hints:
                 raise UserError(f"{where}: there is no key {key!r}; {nearest(key, hints)}")
-            if key not in ("prompt", "stop", "ids"):
+            if key == "messages":
+                own[key] = messages_of(value, where)
+            elif key not in ("prompt", "stop", "ids"):
                 own[key] = coerced(f"{where}: {key}", json.dumps(value), hints[key])
             elif key != "prompt":
                 kind = str if key == "stop" else int
@@ -174,6 +184,14 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         found.append(own)
     require(bool(found), "prompts", path, "a file with a prompt a line")
     return found
+
+
+def messages_of(value: Any, where: str) -> tuple[Any, ...]:
+    """The turns of a conversation in a prompt file. Raises UserError, naming `where`, for anything else."""
+    try:
+        return turns(value, "messages", "user")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def warn_of_length(opened: PretrainedModel, longest: int) -> None:

@@ -4,7 +4,7 @@ starts."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_jax.core.arithmetic import FLOAT32
 from llm_jax.core.errors import UserError, require
@@ -28,6 +28,8 @@ class Request:
     """Text that is continued, from the start of a document."""
     ids: tuple[int, ...] = ()
     """The prompt as token ids, used in place of `prompt` and as they are: no BOS is put before them."""
+    messages: tuple[Any, ...] = ()
+    """The turns of a conversation that the model is to answer; `chat.in_template` makes `ids` of them."""
     max_tokens: int = 256
     """Maximum tokens of the continuation."""
     temperature: float = 1.0
@@ -72,8 +74,9 @@ class Request:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MAX_LOGPROBS}")
         require(all(self.stop), "stop", "", "some text")
-        if self.ids and self.prompt:
-            raise UserError(f"prompt={self.prompt}: the request has ids too. Give one of the two")
+        if self.prompt and (self.ids or self.messages):
+            other = "ids" if self.ids else "messages"
+            raise UserError(f"prompt={self.prompt}: the request has {other} too. Give one of the two")
 
     def prompt_ids(self, tokenizer: GenerationTokenizer) -> list[int]:
         """The token ids of the prompt: `ids`, or BOS and the tokens of `prompt`, which may name BOS itself
@@ -81,6 +84,8 @@ class Request:
 
         Raises UserError for text that has no tokens.
         """
+        if self.messages and not self.ids:
+            raise UserError("messages: are in no chat template yet (llm_jax.generate.chat.in_template)")
         if self.ids:
             return list(self.ids)
         try:

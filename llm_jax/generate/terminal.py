@@ -79,7 +79,8 @@ def print_heading(requests: list[Request], number: int, tokenizer: GenerationTok
     request = requests[number]
     if len(requests) > 1:
         print_now(f"--- {number + 1} of {len(requests)}\n")
-    print_now(tokenizer.decode(request.ids) if request.ids else request.prompt)
+    if not request.messages:  # then the continuation is an answer
+        print_now(tokenizer.decode(request.ids) if request.ids else request.prompt)
 
 
 def print_ending(result: Result, tokenizer: GenerationTokenizer) -> None:

@@ -1,0 +1,36 @@
+"""Conversations as prompts: what a model's chat template writes, up to where the answer begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from llm_jax.data import TokenizerConfig
+from llm_jax.data.chat_encoder import control_names, encode_plain, protect
+from llm_jax.data.chat_template import find_template
+from llm_jax.generate.request import Request
+from llm_jax.objective.sft import SFT
+from llm_jax.pretrained.model import PretrainedModel
+from llm_jax.pretrained.source import tokenizer_folder
+
+
+def in_template(requests: Sequence[Request], model: PretrainedModel) -> list[Request]:
+    """The requests, those with messages as token ids in the model's chat template: the one that it was
+    fine-tuned with here, or its folder's.
+
+    What looks like a control token in a message stays text. Raises UserError where there is no template, or
+    none for these messages.
+    """
+    objective = model.experiment.objective
+    name = objective.template if isinstance(objective, SFT) else ""
+    template = find_template(name, TokenizerConfig(file=str(tokenizer_folder(model.path))), "chat template")
+    names = control_names(model.tokenizer)
+
+    def ids_of(request: Request) -> tuple[int, ...]:
+        made = template.render(protect(request.messages, names), add_generation_prompt=True)
+        return tuple(encode_plain(made.text, model.tokenizer)[0].tolist())
+
+    return [
+        dataclasses.replace(request, ids=ids_of(request)) if request.messages else request
+        for request in requests
+    ]
