@@ -68,11 +68,9 @@ def edges(study: Study) -> Iterator[Assumption]:
         yield Assumption(
             "caveat",
             "Minima on an edge",
-            f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}) "
-            "have their lowest loss at the smallest or "
-            f"largest size "
-            "trained. They are left out; if they are the largest budgets, the exponent rests on the small "
-            "ones alone.",
+            f"{len(out)} of {len(study.minima)} budgets ({listed([format_flops(m.flops) for m in out])}): "
+            "the lowest loss is at the smallest or largest size trained. They are left out; if they are the "
+            "largest budgets, the exponent rests on the small ones alone.",
         )
     else:
         yield Assumption(

@@ -278,14 +278,15 @@ def residuals(study: Study) -> ReportFigure | str:
         axes[0].set_ylim(-limit, limit)
     axes[0].set_ylabel("measured over predicted, %")
     worst = int(np.flatnonzero(used)[abs(off[used]).argmax()])
+    outside = int((abs(off[used]) > 3 * spread).sum())
     sentences = [
         "Measured over predicted loss. Half of the runs in the fit are within "
         f"{np.median(abs(off[used])):.2g} % of the law; the root mean square is "
         f"{np.sqrt(np.mean(off[used] ** 2)):.2g} %, the largest {signed_percent(off[worst] / 100)} "
         f"({short(points['parameters'][worst])} parameters, "
         f"{short(points['tokens'][worst])} tokens). "
-        f"{counted(int((abs(off[used]) > 3 * spread).sum()), 'run')} of {int(used.sum())} are beyond "
-        f"three robust standard deviations ({spread:.2g} % each; grey: two)."
+        f"{counted(outside, 'run')} of {int(used.sum())} {'is' if outside == 1 else 'are'} beyond three "
+        f"robust standard deviations ({spread:.2g} % each; grey: two)."
     ]
     for what, (rank, chance) in residual_trends(fit).items():
         trend = (
