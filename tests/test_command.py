@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
+import pytest
+
 from llm_jax.core.console import UNREAD
-from llm_jax.core.errors import EXIT_UNREAD
+from llm_jax.core.errors import EXIT_UNREAD, EXIT_USER_ERROR
 
 ENDLESS = """
 import sys
@@ -59,3 +62,32 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
         assert process.stderr.read() == b""
     said = [line.split(" ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert said == ["the first", "line 0", UNREAD, "line 1", "line 2"]
+
+
+def said_with(variables: dict[str, str], body: str) -> subprocess.CompletedProcess[str]:
+    """A command with this body, a lambda, in a process with these environment variables."""
+    program = f"import sys; from llm_jax.core.command import run_command; sys.exit(run_command({body}, []))"
+    environment = {**os.environ, **variables}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("platforms", ["CPU", "rocm", "cpu,nonsense"])
+@pytest.mark.parametrize("use", ["default_backend()", "numpy.zeros(2)", "device_count()"])
+def test_a_platform_that_is_not_here_is_one_line(platforms, use):
+    said = said_with({"JAX_PLATFORMS": platforms}, f"lambda a: print(__import__('jax.numpy').{use})")
+    assert said.returncode == EXIT_USER_ERROR
+    assert said.stderr.startswith(f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here")
+    assert said.stderr.count("\n") == 1
+
+
+def test_other_errors_stay_tracebacks():
+    said = said_with({"JAX_PLATFORMS": "cpu"}, "lambda a: (_ for _ in ()).throw(RuntimeError('a bug'))")
+    assert said.returncode == 1
+    assert "Traceback" in said.stderr
+
+
+def test_figures_need_no_backend_of_a_notebook():
+    """Jupyter gives it to `!python -m llm_jax.launch`, whose environment may lack it."""
+    variables = {"MPLBACKEND": "module://a_notebook.inline"}
+    said = said_with(variables, "lambda a: __import__('matplotlib').get_backend() and 0")
+    assert said.returncode == 0, said.stderr

@@ -20,7 +20,7 @@ from llm_jax.core.errors import (
     require,
 )
 from llm_jax.core.files import check_writable, text_of, user_path
-from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order
+from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order, platform_problem
 
 PICTURES = (".png", ".pdf", ".svg")
 """File types of figures."""
@@ -49,6 +49,11 @@ def run_command(body: Callable[[list[str]], int], arguments: list[str] | None = 
             raise
         print(f"error: {str(error.filename)[:60]}...: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except (RuntimeError, AssertionError) as error:
+        if not (problem := platform_problem(error)):
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except Fault as fault:
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_FAULT
@@ -73,7 +78,9 @@ def nobody_reads() -> bool:
 
 def before_jax() -> None:
     """Sets the environment for JAX, before it is imported: quiet libraries (unless the user set otherwise)
-    and XLA's flags."""
+    and XLA's flags. Figures are files: the MPLBACKEND that a notebook gives to its commands may be missing
+    here."""
+    os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_collectives_in_order()

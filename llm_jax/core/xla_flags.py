@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -47,3 +48,17 @@ def expect_no_gpu(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if not any(Path(file).exists() for file in GPU_FILES):
         environment.setdefault(NO_DRIVER, "1")
+
+
+def platform_problem(error: BaseException, environment: Mapping[str, str] = os.environ) -> str:
+    """The error line where JAX has no device of the kinds in JAX_PLATFORMS; "" for every other error."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    raised_in = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    reason = next(iter(str(error).splitlines()), "").partition(" (set JAX_PLATFORMS")[0]
+    no_backend = reason.startswith("Unable to initialize backend") or "_get_backend_uncached" in raised_in
+    if not platforms or not no_backend:
+        return ""
+    return (
+        f"JAX_PLATFORMS={platforms}: JAX finds no such device here{f' ({reason})' if reason else ''}; unset "
+        "it, or name another (cpu, cuda)"
+    )

@@ -28,6 +28,7 @@ PORTS = 8
 """So many ports are tried, one after another, where the first are taken."""
 MOST = 100_000
 """More hosts than any run has: a longer list is refused before it is made."""
+_DIGITS = 18  # of any number in a variable: Python refuses to read those of some thousand
 FIRST_PORT, PORT_COUNT = 20000, 12000
 """Below those that Linux gives to outgoing connections (32768 on)."""
 
@@ -148,7 +149,7 @@ def number(environ: Mapping[str, str], key: str, default: int | None = None) -> 
     text = environ.get(key, "")
     if text == "" and default is not None:
         return default
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS:
         raise UserError(
             f"{key}={text}: must be a whole number" + ("" if key in environ else "; it is not set")
         )

@@ -223,6 +223,7 @@ def test_on_one_host_it_is():
         ({"SLURM_STEP_RESV_PORTS": "any"}, "SLURM_STEP_RESV_PORTS=any: is not what Slurm writes"),
         ({"SLURM_STEP_RESV_PORTS": "65530-65540"}, "(ports are 1 to 65535)"),
         ({"SLURM_PROCID": "²"}, "SLURM_PROCID=²: must be a whole number"),
+        ({"SLURM_PROCID": "9" * 5000}, "9: must be a whole number"),
         ({"SLURM_PROCID": "-1"}, "SLURM_PROCID=-1: must be a whole number"),
         ({"SLURM_RESTART_COUNT": "two"}, "SLURM_RESTART_COUNT=two: must be a whole number"),
     ],
