@@ -69,7 +69,7 @@ def read(folder: Path) -> list[tuple[str, str]]:
     """(sum, name) of every file. Raises Damaged where there are no sums, or these are damaged themselves."""
     try:
         content = (folder / NAME).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Damaged(f"{NAME} is missing") from None
     lines, _, own = content.decode(errors="replace").rpartition("# ")
     if own != f"{text_sum(lines)}\n":

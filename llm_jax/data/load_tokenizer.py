@@ -27,7 +27,7 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
     for file in [path] if path.is_file() else [inside(path, name, origin) for name in names]:
         content = file.read_bytes()
         where = f"{origin}: {file.name}" if path.is_dir() else origin
-        if problem := lfs_problem(content):
+        if problem := lfs_problem(content) or "is empty; copy it again" * (not content):
             raise UserError(f"{where}: {problem}")
         if file.suffix != ".json" and not content.removeprefix(BOM).lstrip().startswith(b"{"):
             return SentencePieceTokenizer(content, origin)
@@ -35,7 +35,8 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
             return HuggingFaceTokenizer(file, origin)
     if path.is_file():
         raise UserError(f"{origin}: is JSON, but no {JSON_NAME}: it has no model; give a tokenizer's file")
-    raise UserError(f"{origin}: has neither a Hugging Face {JSON_NAME} nor a {MODEL_NAME}")
+    below = "; a run's is in tokenizer/ below it: give that" if (path / "tokenizer").is_dir() else ""
+    raise UserError(f"{origin}: has neither a Hugging Face {JSON_NAME} nor a {MODEL_NAME}{below}")
 
 
 def is_huggingface(text: str, where: str) -> bool:

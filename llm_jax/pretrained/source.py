@@ -59,7 +59,10 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
             "(model.merge_and_unload()) and give that folder"
         )
     if not (path / "config.yaml").is_file() and (below := folders_below(path)):
-        raise UserError(f"{path}: is no model's folder, but {below[-1]} in it is; give that")
+        more = f" and {len(below) - 3:,} more" if len(below) > 3 else ""
+        raise UserError(
+            f"{path}: is no model's folder; give one in it: {', '.join(map(str, below[:3]))}{more}"
+        )
     experiment, steps = read_experiment(path), checkpoint_steps(path)
     if steps and leave_out:
         raise UserError(

@@ -211,6 +211,9 @@ def test_what_a_folder_has_decides(folders, tmp_path):
     ("files", "message"),
     [
         ({}, "has neither a Hugging Face tokenizer.json nor a tokenizer.model"),
+        ({"tokenizer/about.json": "{}"}, "a run's is in tokenizer/ below it: give that"),
+        ({"tokenizer.json": ""}, "tokenizer.json: is empty; copy it again"),
+        ({"tokenizer.model": ""}, "tokenizer.model: is empty; copy it again"),
         ({"tokenizer.json": "{"}, "is not valid JSON"),
         ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "can't be read by tokenizers"),
         (
@@ -225,6 +228,7 @@ def test_what_a_folder_has_decides(folders, tmp_path):
 )
 def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path, files, message):
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as error:
         load_tokenizer(tmp_path)

@@ -100,6 +100,14 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_read_unless_its
         open_model(copy, step=8, log=lines.append)
 
 
+def test_a_file_in_place_of_a_checkpoint_is_a_damaged_one(run_dir, tmp_path):
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (run / "checkpoints" / "9").write_text("")
+    lines: list[str] = []
+    assert open_model(run, log=lines.append).step == 8
+    assert "checkpoint 9 is damaged" in lines[0]
+
+
 def test_the_moving_average_is_what_evaluation_sees(tmp_path):
     run_dir = tmp_path / "run"
     assert (
