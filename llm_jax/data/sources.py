@@ -174,6 +174,8 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
     with quiet_tfds() as tfds:
         try:
             builder = tfds.builder_from_directory(path)
+            for split in builder.info.splits.values():
+                _ = split.filepaths  # raises for a template that it can't fill in
         except Exception as error:  # TFDS lets through what its parsers raise
             raise UserError(f"data.source={name}: TFDS can't read it: {_first_line(error)}") from error
         if builder.info.file_format.value != "array_record":
@@ -195,7 +197,7 @@ def _prepared(name: str, path: Path, data: DataConfig) -> Source:
                 check_pointer(shard)
         shards = [[s.name, s.shard_lengths, s.num_bytes] for s in builder.info.splits.values()]
         content = cache.fingerprint("tfds", builder.info.full_name, shards, data.split, data.text_key)
-        if info.num_examples == 0:
+        if info.num_examples < 1:
             raise UserError(f"data.source={name}: split {data.split} has no documents")
     return Source(name, path, data.split, data.text_key, content)
 

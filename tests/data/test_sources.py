@@ -239,8 +239,17 @@ def test_a_folder_that_hugging_face_datasets_wrote_is_one_of_files(make, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("file", "change"), [("dataset_info.json", {"new": 1}), ("dataset_info.json", {"version": "latest"}), ("features.json", None)]
-)  # fmt: skip
+    ("file", "change"),
+    [
+        ("dataset_info.json", {"new": 1}),
+        ("dataset_info.json", {"version": "latest"}),
+        (
+            "dataset_info.json",
+            {"splits": [{"name": "train", "filepathTemplate": "{X}", "shardLengths": ["9"]}]},
+        ),
+        ("features.json", None),
+    ],
+)
 def test_a_prepared_dataset_that_tfds_cannot_read_is_one_line(make, tmp_path, cache, file, change):
     make(write_jsonl(tmp_path / "a.jsonl", documents(60)))
     folder = shutil.copytree(max(cache.glob("datasets/local-*"), key=os.path.getmtime), tmp_path / "tfds")
