@@ -54,6 +54,7 @@ class HuggingFaceTokenizer:
         kind = self._tree["model"].get("type", "BPE")  # the type is absent in old files
         if kind not in MODELS:
             raise UserError(f"{origin}: model.type={kind}: {one_of(kind, MODELS)}")
+        moved = self._as_numbered_by_the_library()
         ids = special_ids(self._tree, file.parent, origin)
         self._plain = plain = as_plain_text(self._tree, ids["named"])
         own = [] if plain is self._tree else [fingerprint(_without_vocabulary(plain))]
@@ -88,7 +89,24 @@ class HuggingFaceTokenizer:
         changed = text_changes(self, control_names(plain) | stripping)
         self.lossless = not changed
         config = tree_of(file.parent / TOKENIZER_CONFIG, origin)
-        self.remarks: tuple[str, ...] = (*not_applied(self._tree, config), *changed)
+        self.remarks: tuple[str, ...] = (*moved, *not_applied(self._tree, config), *changed)
+
+    def _as_numbered_by_the_library(self) -> list[str]:
+        """Gives added tokens in the tree the ids that they have: the library numbers those anew whose ids
+        leave a gap, or are another token's. Returns the first of them, in words.
+        """
+        added = self._tree.get("added_tokens") or []
+        own_ids = [self._backend.token_to_id(token["content"]) for token in added]
+        numbered = [
+            token if own is None else {**token, "id": own} for token, own in zip(added, own_ids, strict=True)
+        ]
+        moved = [(old, new["id"]) for old, new in zip(added, numbered, strict=True) if old["id"] != new["id"]]
+        if not moved:
+            return []
+        self._tree = {**self._tree, "added_tokens": numbered}
+        old, own = moved[0]
+        more = f", and so do {len(moved) - 1:,} more" * (len(moved) > 1)
+        return [f"{old['content']} has the id {own}, not {old['id']} as in {JSON_NAME}{more}"]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. Raises UserError for half a surrogate pair."""

@@ -287,3 +287,23 @@ def test_a_file_that_is_no_tokenizer_is_named_for_what_it_is(tmp_path, name, con
     with pytest.raises(UserError, match=message) as error:
         load_tokenizer(tmp_path / name)
     assert str(error.value).startswith(f"tokenizer.file={tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("given", ["gap", "taken"])
+def test_added_tokens_have_the_ids_that_the_library_gives_them(tmp_path, given):
+    """It passes over those of a file that leave a gap, or that another token has."""
+    folder = make_folder("gpt2", tmp_path)
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    before = load_tokenizer(folder)
+    wrong = 5000 if given == "gap" else 7
+    for token in tree["added_tokens"]:
+        if token["id"] == before.eos_id:
+            token["id"] = wrong
+            name = token["content"]
+    tree["added_tokens"].sort(key=lambda token: token["id"])
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    after = load_tokenizer(folder)
+    assert after.control_tokens[name] == after.eos_id != wrong
+    assert after.encode_with_control(name) == [after.eos_id]
+    assert after.decode(after.encode(text := 'a text, with "signs"')) == text
+    assert any("not" in r and "as in tokenizer.json" in r and " has the id " in r for r in after.remarks)
