@@ -51,8 +51,10 @@ def log_of(value: float) -> float:
 
 
 def from_log(log: Any) -> Any:
-    """The parameter of a logarithm, 0 of `LOG_ZERO`."""
-    return np.where(np.asarray(log) <= LOG_ZERO, 0.0, np.exp(log))[()]
+    """The parameter of a logarithm, 0 of `LOG_ZERO`; infinite beyond float64, as runs that determine nothing
+    may leave it."""
+    with np.errstate(over="ignore"):
+        return np.where(np.asarray(log) <= LOG_ZERO, 0.0, np.exp(log))[()]
 
 
 def minimise_within(
