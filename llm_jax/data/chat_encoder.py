@@ -173,7 +173,8 @@ def check_stop(said: str, ids: np.ndarray, tokenizer: Tokenizer, template: ChatT
     raise UserError(
         f"chat template {template.name}: what is trained of a turn ends with {said[-12:]!r}, and generation "
         f"stops at {stops}: the model would never learn to stop. Name the turn's last token in eos_token_id "
-        "of a generation_config.json, or use a template that trains one of these"
+        "of a generation_config.json, add it to the tokenizer (tokenizer.control), or use a template that "
+        "trains one of these"
     )
 
 

@@ -102,6 +102,10 @@ class TokenizerConfig:
     """
     sample_bytes: int = 8_000_000
     """The maximum bytes of training text that it is trained on, spread over the whole corpus."""
+    control: tuple[str, ...] = ()
+    """Control tokens to be added where the tokenizer lacks them, such as those that a chat template writes;
+    generation stops at the last one too.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -113,3 +117,8 @@ class TokenizerConfig:
             )
         if self.sample_bytes < 1:
             raise UserError(f"tokenizer.sample_bytes={self.sample_bytes}: must be above 0, e.g. 8000000")
+        for name in self.control:
+            if not name or name.split() != [name] or self.control.count(name) > 1:
+                raise UserError(
+                    f"tokenizer.control={name}: must be names without spaces, each once, e.g. <|im_end|>"
+                )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import BOM, inside, lfs_problem, parse_json, text_of, user_path
-from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer, tree_of
 from llm_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from llm_jax.data.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer
+from llm_jax.data.tokenizer import ABOUT_NAME, JSON_NAME, MODEL_NAME, Tokenizer
 
 
 def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
@@ -30,7 +30,7 @@ def load_tokenizer(path: Path | str, key: str = "tokenizer.file") -> Tokenizer:
         if problem := lfs_problem(content) or "is empty; copy it again" * (not content):
             raise UserError(f"{where}: {problem}")
         if file.suffix != ".json" and not content.removeprefix(BOM).lstrip().startswith(b"{"):
-            return SentencePieceTokenizer(content, origin)
+            return SentencePieceTokenizer(content, origin, tree_of(file.parent / ABOUT_NAME, origin))
         if is_huggingface(text_of(content, where), where):
             return HuggingFaceTokenizer(file, origin)
     if path.is_file():

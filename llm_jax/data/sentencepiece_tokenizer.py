@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,13 @@ class SentencePieceTokenizer:
     (`lossless`).
     """
 
-    def __init__(self, model: bytes, origin: str = "tokenizer.file") -> None:
-        """`model` is a serialised SentencePiece model. Raises UserError if it is not, or has no EOS."""
+    def __init__(
+        self, model: bytes, origin: str = "tokenizer.file", about: Mapping[str, Any] | None = None
+    ) -> None:
+        """`model` is a serialised SentencePiece model. Raises UserError if it is not, or has no EOS.
+
+        about: what `save` wrote beside it, for the tokens that end a generated text.
+        """
         import sentencepiece
 
         self.model = model
@@ -51,8 +56,9 @@ class SentencePieceTokenizer:
         bos_id: int = self._processor.bos_id()
         self.bos_id = bos_id if bos_id >= 0 else self.eos_id
         self.pad_id: int = max(self._processor.pad_id(), 0)  # padding has segment 0, so any id would do
-        self.eos_ids: tuple[int, ...] = (self.eos_id,)
-        controls = (i for i in range(self.vocab_size) if self._processor.is_control(i))
+        controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
+        more = [i for i in (about or {}).get("eos_ids", []) if i in controls]
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([self.eos_id, *more]))
         self.remarks = text_changes(self, [self._processor.id_to_piece(i) for i in controls])
         self.lossless = not self.remarks
         if " " in self.decode(self.encode("a" * (_CHUNK_CHARS + 1))):
@@ -138,6 +144,7 @@ class SentencePieceTokenizer:
             "vocab_size": self.vocab_size,
             "bos_id": self.bos_id,
             "eos_id": self.eos_id,
+            **({"eos_ids": self.eos_ids} if len(self.eos_ids) > 1 else {}),
             "pad_id": self.pad_id,
             "lossless": self.lossless,
             "sha256": self.fingerprint,

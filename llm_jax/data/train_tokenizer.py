@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.data import cache
+from llm_jax.data.added_control import missing, with_control
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.load_tokenizer import load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import TRAINER_VERSION, train
@@ -33,7 +34,7 @@ def tokenizer_for(
     if config.file:
         loaded = load_tokenizer(config.file)
         log(f"tokenizer: {config.file}, {loaded.vocab_size:,} tokens{remark_line(loaded.remarks)}")
-        return loaded
+        return with_control(loaded, config.control, folder, log)
     settings = [TRAINER_VERSION, config.kind, config.vocab, config.sample_bytes, held_out_fraction]
     key = cache.fingerprint(
         "tokenizer", settings, [[source.fingerprint, weight] for source, weight in sources]
@@ -49,14 +50,17 @@ def tokenizer_for(
     trained_now = cache.build_once(target, lambda temporary: train(texts(), config).save(temporary))
     how = f"trained in {time.monotonic() - started:.0f} s" if trained_now else "cached"
     log(f"tokenizer: {config.kind}, {config.vocab:,} tokens ({how})")
-    return load_tokenizer(target)
+    return with_control(load_tokenizer(target), config.control, folder, log)
 
 
 def vocabulary_size(config: TokenizerConfig) -> int:
     """The vocabulary size of the tokenizer that `config` describes, known before it is trained: training
     gives it or raises.
     """
-    return load_tokenizer(config.file).vocab_size if config.file else config.vocab
+    if not config.file:
+        return config.vocab + len(config.control)
+    loaded = load_tokenizer(config.file)
+    return loaded.vocab_size + len(missing(loaded, config.control))
 
 
 def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:

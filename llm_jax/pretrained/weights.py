@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
@@ -107,9 +109,36 @@ def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[
     path = experiment.train.start_from
     if not path:
         return model.new_parameters(experiment.train.seed)
-    parameters, step = read_weights(open_source(path), model, None, log)
+    source = open_source(path)
+    vocab = source.experiment.model.vocab
+    if experiment.tokenizer.control and vocab is not None and vocab < (model.config.vocab or 0):
+        smaller = TrainModel(dataclasses.replace(model.config, vocab=vocab), model.optimizer, model.place)
+        parameters, step = read_weights(source, smaller, None, log)
+        parameters = with_new_rows(parameters, model)
+        log(f"vocabulary of {vocab:,} -> {model.config.vocab:,}: new rows are the mean of the others")
+    else:
+        parameters, step = read_weights(source, model, None, log)
     log(f"starting with the weights of {path}, step {step}")
     return parameters
+
+
+def with_new_rows(parameters: Any, model: TrainModel) -> Any:
+    """Parameters of a model with a smaller vocabulary, as those of `model`: new rows of embedding and head
+    are the mean of the others, so a new token is as likely as any and changes nothing else."""
+
+    def extended(w: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        if w.shape == wanted.shape:
+            return w
+        axis = next(i for i, sizes in enumerate(zip(w.shape, wanted.shape, strict=True)) if len({*sizes}) > 1)
+        whole = jax.sharding.reshard(w, jax.sharding.PartitionSpec())
+        mean = jnp.mean(whole, axis, keepdims=True, dtype=jnp.float32).astype(w.dtype)
+        return jnp.concatenate([whole, jnp.repeat(mean, wanted.shape[axis] - w.shape[axis], axis)], axis)
+
+    def extend(parameters: Any) -> Any:
+        return model.reshard_to(jax.tree.map(extended, parameters, model.abstract), "stored")
+
+    with jax.set_mesh(model.place.mesh):
+        return jax.jit(extend)(parameters)
 
 
 def read_folder(folder: Folder, program: TrainModel) -> Any:

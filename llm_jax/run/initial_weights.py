@@ -12,7 +12,7 @@ import jax
 from llm_jax.core.config_tree import differences, flat, with_values
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
-from llm_jax.data import TokenizerConfig
+from llm_jax.data import TokenizerConfig, vocabulary_size
 from llm_jax.experiment import (
     Experiment,
     check_effect,
@@ -44,7 +44,7 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
     for key, value in pairs:
         if key == "train.start_from":
             raise UserError(f"train.start_from={value}: from={path} sets it already. Give one of them")
-        if key.startswith("tokenizer.") and key != "tokenizer.file":
+        if key.startswith("tokenizer.") and key not in ("tokenizer.file", "tokenizer.control"):
             raise UserError(f"{key}={value}: from={path} sets the tokenizer. Leave this key out")
     folder = user_path(path)
     named = dict(pairs).get("run_dir") or experiment.run_dir
@@ -58,7 +58,7 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
     else:
         # A small update of a bfloat16 weight is rounded away: weights are trained in float32.
         model = dataclasses.replace(open_source(folder).experiment.model, parameter_dtype="float32")
-        tokenizer = TokenizerConfig(file=str(tokenizer_folder(folder)))
+        tokenizer = TokenizerConfig(file=str(tokenizer_folder(folder)), control=experiment.tokenizer.control)
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
 
@@ -89,6 +89,8 @@ def check_start(experiment: Experiment, program: TrainModel) -> None:
     path = experiment.train.start_from
     source = open_source(path).experiment.model
     model = source.resolved(experiment.model.vocab if source.vocab is None else None)
+    if experiment.tokenizer.control and experiment.model.vocab:  # rows of added tokens are made
+        model = dataclasses.replace(model, vocab=max(model.vocab or 0, experiment.model.vocab))
     there = TrainModel(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
     if shapes[0] != shapes[1]:
@@ -140,13 +142,23 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
         raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
-    chosen, keys = override(experiment, pairs), [key for key, _ in pairs]
+    chosen, keys = with_rows_for_control(override(experiment, pairs)), [key for key, _ in pairs]
     made = resolved(chosen)
     if chosen.optimizer.warmup_steps is None:
         made = with_own_warmup(made)
     check_effect(made, keys)
     check_warmup(made.optimizer, made.train.steps, keys)
     return made
+
+
+def with_rows_for_control(experiment: Experiment) -> Experiment:
+    """The experiment whose model, if its vocabulary is known, has rows for the control tokens that its
+    tokenizer is to get."""
+    vocab = experiment.model.vocab
+    if not experiment.tokenizer.control or vocab is None:
+        return experiment
+    size = max(vocab, vocabulary_size(experiment.tokenizer))
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, vocab=size))
 
 
 def with_own_warmup(experiment: Experiment) -> Experiment:

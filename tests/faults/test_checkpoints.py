@@ -307,9 +307,9 @@ def test_wall_seconds_add_up_over_starts_and_speed_is_that_of_the_last(run, tmp_
 @pytest.mark.parametrize(
     "other",
     [
-        ("layout=single",),
+        pytest.param(("layout=single",), marks=pytest.mark.slow),
         ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"),
-        ("layout=data_parallel", "mesh.data=2"),
+        pytest.param(("layout=data_parallel", "mesh.data=2"), marks=pytest.mark.slow),
     ],
 )
 def test_saved_on_fsdp_over_8_devices_resumes_on_other_layouts_with_equal_tokens_and_losses(

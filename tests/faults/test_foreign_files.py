@@ -168,8 +168,9 @@ def test_a_job_number_is_a_number(tmp_path, number):
     ],
 )
 def test_a_prepared_dataset_imports_nothing_and_stays_in_its_folder(tmp_path, file, tree):
-    (tmp_path / "dataset_info.json").write_text("{}")
-    (tmp_path / file).write_text(json.dumps(tree))
+    (tmp_path / "dataset_info.json").write_text('{"name": "mine"}')
+    named = {"name": "mine", **tree} if file == "dataset_info.json" else tree  # as TFDS writes it
+    (tmp_path / file).write_text(json.dumps(named))
     with pytest.raises(UserError, match=f"{file}: .* neither a class of TFDS nor a file of this folder"):
         resolve(str(tmp_path), DataConfig(source=str(tmp_path)), print)
 

@@ -214,6 +214,7 @@ def test_a_run_that_is_killed_or_stopped_anywhere_in_a_roll_back_ends_the_same(t
     assert [line["batches"] for line in recorded(run_dir)] == SKIPPED
 
 
+@pytest.mark.slow  # of two processes, what tests/parity/test_process_counts.py shows
 def test_two_processes_roll_back_as_one_does(tmp_path, without):
     run_dir = tmp_path / "run"
     experiment = write_experiment(tmp_path, layout="preset('data_parallel')")

@@ -146,7 +146,9 @@ def test_decoding_gives_the_distribution_of_the_training_forward_pass(name):
         compare(result, prompt, logprobs_TV, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["blocked, grouped-query heads", "DeepSeek"])
+@pytest.mark.parametrize(
+    "name", ["blocked, grouped-query heads", pytest.param("DeepSeek", marks=pytest.mark.slow)]
+)
 def test_long_texts_are_read_in_blocks(name):
     """Blocks have 128 positions; here one to three are read. A short text has the same bits beside a long
     one, for which more of the cache is read."""

@@ -91,7 +91,7 @@ def counts_of(module: str, cache: Path, *arguments: object) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "launch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "inspect"))],
+    ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "inspect", "launch"))],
 )
 def test_a_second_process_compiles_nothing_again(narrow, tmp_path, command):
     source = f"data.source={narrow.parent / 'small.jsonl'}"

@@ -57,6 +57,7 @@ def test_dropless_gathers_the_tokens_of_a_group_and_scatters_the_sums():
     assert re.search(rf"{group}.*{one}", collectives("dropless", "reduce-scatter-start"))
 
 
+@pytest.mark.slow  # its results are compared in tests/parity
 def test_capacity_sends_each_expert_its_capacity_and_no_more():
     model = MoEConfig(experts=E, top_k=K)
     room = capacity(model, T)

@@ -182,7 +182,13 @@ def sent(layout: str) -> Sent:
     return found
 
 
-@pytest.mark.parametrize("layout", GOLDEN)
+SLOW = ("hybrid_fsdp", "zero1", "context_gather", "context_ulysses")
+"""What they send is also compared under simulated devices (tests/parity), and planned (tests/plan)."""
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in GOLDEN]
+)
 def test_only_the_layouts_collectives_are_sent(layout):
     found, (_, golden) = sent(layout), GOLDEN[layout]
     for key, elements in golden.items():

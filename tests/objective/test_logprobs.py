@@ -60,7 +60,13 @@ def reference():
     return value_and_gradient("single", plain)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+SLOW = ("zero1", "hybrid_fsdp", "fsdp", "context_gather", "expert", "pipeline_tensor")
+"""They split the vocabulary, the batch or the positions as one of the others does."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(PRESETS)]
+)
 def test_value_and_gradient_are_the_plain_formulas(name):
     value, logp_BT, gradient = reference()
     value_, logp_BT_, gradient_ = value_and_gradient(name, chunked)

@@ -105,3 +105,44 @@ def test_a_mistake_is_one_line(sft, tmp_path, capsys, argument, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "wrong" / "checkpoints").exists()
+
+
+def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base, tmp_path, capsys):
+    """From a run whose tokenizer was trained here, to a model that answers and stops."""
+    from llm_jax.generate.__main__ import main as generate
+    from llm_jax.pretrained.model import open_model
+
+    start = [f"experiment={write_experiment(tmp_path)}", f"run_dir={tmp_path / 'own'}", "train.steps=1"]
+    assert launch(*start) == 0
+    line = [
+        "experiment=sft",
+        f"from={tmp_path / 'own'}",
+        f"data.source={base / 'chats.jsonl'}",
+        "objective.template=chatml",
+    ]
+    sizes = [
+        "train.batch_size=8",
+        "train.sequence_length=128",
+        "optimizer.learning_rate=1e-2",
+        "train.steps=4",
+    ]
+    capsys.readouterr()
+    assert launch(*line, *sizes, f"run_dir={tmp_path / 'sft'}") == 2
+    assert "tokenizer.control" in capsys.readouterr().err
+    control = 'tokenizer.control=["<|im_start|>", "<|im_end|>"]'
+    losses = []
+    for name, layout in (
+        ("sft", ["layout=single"]),
+        ("split", ["layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"]),
+    ):
+        assert launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / name}") == 0
+        losses.append(values(read_json_lines(tmp_path / name / "metrics.jsonl"), "train_loss"))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert "vocabulary of 320 -> 322: new rows are the mean of the others" in capsys.readouterr().out
+    before, after = open_model(tmp_path / "own"), open_model(tmp_path / "sft")
+    assert after.tokenizer.vocab_size == after.config.vocab == before.config.vocab + 2
+    assert after.tokenizer.eos_ids == (*before.tokenizer.eos_ids, 321)
+    assert (
+        launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
+    )  # resumed
+    assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0

@@ -124,11 +124,11 @@ def test_layout_agrees_with_one_device(name):
     "name",
     [
         "zero1",
-        "hybrid_fsdp",
+        pytest.param("hybrid_fsdp", marks=pytest.mark.slow),
         "fsdp_tensor_sequence",
         "context_ring",
-        "expert_tensor",
-        "vocab_over_batch",
+        pytest.param("expert_tensor", marks=pytest.mark.slow),
+        pytest.param("vocab_over_batch", marks=pytest.mark.slow),
         "pipeline_fsdp_tensor",
     ],
 )

@@ -92,6 +92,7 @@ def test_a_wrong_power_in_the_table_is_seen(broken, monkeypatch):
     assert max(last(CoordinateCheck("width", 32, changes), "mup").values()) > FLAT
 
 
+@pytest.mark.slow  # as in muP below, for depth
 def test_in_completep_activations_change_by_as_much_at_every_depth():
     models = models_by_depth(dataclasses.replace(MODEL, scan_layers=True), [1, 4, 16])
     found = coordinate_check.check(

@@ -67,6 +67,7 @@ def best_rate(model: ModelConfig, corpus, rates: list[float]) -> float:
     return curve.optimum
 
 
+@pytest.mark.slow  # a sweep of runs; that activations keep their size is in test_coordinate_check.py
 def test_the_best_rate_of_a_small_model_is_that_of_one_eight_times_as_wide_in_mup_only(corpus):
     rates = [2.0**-power for power in range(11, 3, -1)]
     model = ModelConfig(

@@ -150,6 +150,7 @@ Checkpoints.save = and_die
 """
 
 
+@pytest.mark.slow  # a grid that is killed, and a run: test_runner.py and tests/faults
 def test_a_group_killed_between_two_checkpoints_resumes_from_the_newest_common_one_and_is_not_run_again(
     tiny, tmp_path, capsys
 ):
