@@ -130,14 +130,7 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     assert launch(*line, *sizes, f"run_dir={tmp_path / 'sft'}") == 2
     assert "tokenizer.control" in capsys.readouterr().err
     control = 'tokenizer.control=["<|im_start|>", "<|im_end|>"]'
-    losses = []
-    for name, layout in (
-        ("sft", ["layout=single"]),
-        ("split", ["layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"]),
-    ):
-        assert launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / name}") == 0
-        losses.append(values(read_json_lines(tmp_path / name / "metrics.jsonl"), "train_loss"))
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}") == 0
     assert "vocabulary of 320 -> 322: new rows are the mean of the others" in capsys.readouterr().out
     before, after = open_model(tmp_path / "own"), open_model(tmp_path / "sft")
     assert after.tokenizer.vocab_size == after.config.vocab == before.config.vocab + 2
