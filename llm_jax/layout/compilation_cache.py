@@ -21,9 +21,9 @@ def use_compilation_cache() -> None:
     Not in `data.cache_dir`: a config.yaml from elsewhere may name a folder of its own there, and programs are
     loaded from the cache and run.
 
-    Programs for several CPU devices are compiled in every process: when XLA's CPU compiler reads a program,
-    collectives inside of loops have lost their order among those outside. One device then waits in a
-    collective for another that waits in the next one, until XLA aborts after 40 s (seen under `pipeline`).
+    Programs for several CPU devices are compiled in every process: read from the cache, a step under
+    `pipeline` hung until XLA aborted after 40 s, three times of three. Its collectives inside of a loop
+    seem to lose their order among those outside, so that devices wait in different ones.
     """
     several_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
     if not several_cpus and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
