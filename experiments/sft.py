@@ -3,7 +3,7 @@
     python -m llm_jax.launch experiment=sft from=models/SmolLM2-135M-Instruct data.source=chats.jsonl
 
 Records are told by their keys: {"messages": [...]}, or {"prompt": ..., "completion": ...}. The model's own chat template
-writes them (objective.template=chatml or a file: another), and only what the model says is trained
+writes them (chat.template=chatml or a file: another), and only what the model says is trained
 (docs/post_training.md).
 """
 

@@ -23,6 +23,7 @@ import yaml
 
 from llm_jax.core.config_tree import (
     CLASS_OF,
+    all_keys,
     check_numbers,
     coerced,
     find_key,
@@ -34,7 +35,7 @@ from llm_jax.core.config_tree import (
 )
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.files import text_of, user_path
-from llm_jax.data import DataConfig, TokenizerConfig, vocabulary_size
+from llm_jax.data import ChatConfig, DataConfig, TokenizerConfig, vocabulary_size
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
@@ -66,6 +67,7 @@ class Experiment:
     """Sizes of mesh axes, where they differ from the layout's; -1: all devices that the others leave."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     objective: Objective = field(default_factory=NextToken, metadata={CLASS_OF: objective_class})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -193,7 +195,7 @@ def read_yaml(path: Path) -> Experiment:
     """The experiment of a config.yaml; keys that it has not keep their defaults. Raises UserError, naming
     file and key, where it isn't one."""
     try:
-        tree = read_yaml_text(text_of(path.read_bytes(), str(path)))
+        tree = with_new_names(read_yaml_text(text_of(path.read_bytes(), str(path))))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
@@ -214,13 +216,34 @@ def read_yaml(path: Path) -> Experiment:
         raise UserError(f"{path}: {error}") from error
 
 
+RENAMED = {
+    "objective.template": "chat.template",
+    "objective.train_on": "data.train_on",
+    "objective.too_long": "data.too_long",
+}
+"""Keys that the objective sft had once, and what they are called now."""
+
+
+def with_new_names(tree: Any) -> Any:
+    """The tree of a config.yaml with renamed keys where they are now."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("objective"), dict):
+        return tree
+    objective = dict(tree["objective"])
+    tree = {**tree, "objective": objective}
+    for old, new in RENAMED.items() if objective.get("name") == "sft" else ():
+        if (name := old.removeprefix("objective.")) in objective:
+            group, _, key = new.partition(".")
+            tree[group] = {**(tree.get(group) or {}), key: objective.pop(name)}
+    return tree
+
+
 def yaml_values(text: str) -> dict[str, Any]:
     """The dotted keys of a config.yaml with their values, each as its key's type; text where this version has
     no such key.
 
     Raises yaml.YAMLError, or UserError for YAML that is no table.
     """
-    tree = read_yaml_text(text)
+    tree = with_new_names(read_yaml_text(text))
     if not isinstance(tree, dict):
         raise UserError("must be a table of keys and values")
     values = flat(tree)
@@ -260,7 +283,13 @@ def override(experiment: Experiment, pairs: Sequence[tuple[str, Any]]) -> Experi
     for key, value in pairs:
         if key == "layout" and value != experiment.layout.name:
             experiment = dataclasses.replace(experiment, layout=preset(value))
-    made = with_values(experiment, [pair for pair in pairs if pair[0] != "layout"])
+    try:
+        made = with_values(experiment, [pair for pair in pairs if pair[0] != "layout"])
+    except UserError:
+        for key, value in pairs:
+            if key in RENAMED and key not in all_keys(experiment):
+                raise UserError(f"{key}={value}: was renamed. Use {RENAMED[key]}={value}") from None
+        raise
     if made.data.mixture and any(key == "data.source" for key, _ in pairs):
         raise UserError(
             f"data.source={made.data.source}: the experiment has a data.mixture, which replaces it; add "
@@ -323,6 +352,10 @@ def check_parts(e: Experiment) -> None:
         part.check()
 
 
+CHAT_KEYS = ("chat.", "data.train_on", "data.too_long")
+"""Keys that decide how conversations become tokens."""
+
+
 def check_effect(e: Experiment, keys: Iterable[str]) -> None:
     """Raises UserError for a key of a command line whose value has no effect beside those of other keys.
 
@@ -344,6 +377,11 @@ def check_effect(e: Experiment, keys: Iterable[str]) -> None:
         "tokenizer.vocab": ("a tokenizer that is trained, without tokenizer.file", not e.tokenizer.file),
         "tokenizer.kind": ("a tokenizer that is trained, without tokenizer.file", not e.tokenizer.file),
         "train.rollback.": ("train.rollback.spike=1.5", e.train.rollback.spike > 0),
+        "data.text_key": ("an objective that reads texts, such as next_token", e.objective.reads == "text"),
+        **dict.fromkeys(
+            CHAT_KEYS,
+            ("an objective that reads conversations, such as sft", e.objective.reads == "record"),
+        ),
     }
     own, usual = flat(dataclasses.asdict(e)), flat(dataclasses.asdict(Experiment()))
     for key in keys:

@@ -9,23 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import cache
 from llm_jax.data.chat_template import PLAIN, ChatTemplate, Message
+from llm_jax.data.config import TooLong, TrainOn
 from llm_jax.data.conversation import read_example
 from llm_jax.data.encoder import Encoded, left_out
 from llm_jax.data.tokenizer import Tokenizer
-
-TrainOn = Literal["assistant", "completion", "last_turn", "all"]
-"""What is trained: all that the model says; its answer to a prompt (in a conversation without one, its last
-turn); its last turn; every token."""
-TooLong = Literal["drop", "error", "cut"]
-"""What happens to an example that doesn't fit into a row: it is left out, and counted; it is an error; it is
-cut at its end, without its stop token."""
 
 
 class Span(NamedTuple):
@@ -94,7 +88,7 @@ class ChatEncoder:
             raise UserError(
                 f"chat template {self.template.name}: it marks {len(spans)} parts of a conversation as "
                 "the model's, which "
-                "can't be told apart by turns; use train_on=assistant, and no message with train: false"
+                "can't be told apart by turns; use data.train_on=assistant, and no message with train: false"
             )
         return [span for span in spans if span.turn >= first and span.turn not in muted]
 
@@ -111,7 +105,7 @@ class ChatEncoder:
                 raise UserError(
                     f"has {len(ids):,} tokens, and a row {self.length:,} (train.sequence_length); use "
                     "longer rows, or "
-                    "objective.too_long=drop"
+                    "data.too_long=drop"
                 )
             if self.too_long == "drop":
                 return left_out("longer than a row (train.sequence_length)")

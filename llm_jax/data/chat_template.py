@@ -22,8 +22,8 @@ import jinja2.sandbox
 
 from llm_jax.core.command import input_text
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import inside, read_json, user_path
-from llm_jax.data.config import TokenizerConfig
+from llm_jax.core.files import inside, read_json, user_path, write_atomic
+from llm_jax.data.config import ChatConfig, TokenizerConfig
 
 Message = Mapping[str, Any]
 """A turn of a conversation: "role", "content" and whatever else its template reads ("tool_calls",
@@ -143,7 +143,7 @@ FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, M
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTemplate:
+def find_template(name: str, tokenizer: TokenizerConfig, key: str = "chat.template") -> ChatTemplate:
     """The template that `key`=name asks for: one that is built in, a file, or (empty) the tokenizer's own.
 
     tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. Raises
@@ -170,6 +170,22 @@ def find_template(name: str, tokenizer: TokenizerConfig, key: str) -> ChatTempla
             "file with one"
         )
     return ChatTemplate(source, str(folder), variables)
+
+
+def copy_of_template(name: str, folder: Path) -> str:
+    """In place of `chat.template`=name, for a run that has begun: the copy in the folder of its tokenizer
+    (`save_template`), since a file may be gone or changed.
+    """
+    return str(folder / FILE) if name not in BUILT_IN and (folder / FILE).is_file() else name
+
+
+def save_template(chat: ChatConfig, tokenizer: TokenizerConfig, folder: Path) -> None:
+    """Writes the template that `chat.template` names beside the tokenizer that is trained with it.
+
+    Whatever reads the folder finds it: `from=`, generation, an export. The model's own is there already.
+    """
+    if chat.template:
+        write_atomic(folder / FILE, find_template(chat.template, tokenizer).source)
 
 
 def own_template(folder: Path, config: Mapping[str, Any]) -> str | None:

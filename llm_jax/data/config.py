@@ -1,4 +1,4 @@
-"""The configuration of the corpus and its tokenizer."""
+"""The configuration of the corpus, its tokenizer, and the form of conversations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from llm_jax.core.errors import UserError, check_choice
 from llm_jax.core.files import user_path
 
 TOKENIZER_KINDS = ("bpe", "unigram")
+TrainOn = Literal["assistant", "completion", "last_turn", "all"]
+TooLong = Literal["drop", "error", "cut"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class DataConfig:
     """The folder for built datasets, tokenizers and tokens; "" = $LLM_JAX_CACHE or ~/.cache/llm_jax."""
     workers: int = 0
     """The number of processes that tokenise; 0 = one per core."""
+    train_on: TrainOn = "assistant"
+    """Which tokens of a conversation are trained: `assistant`, all that the model says; `completion`, its
+    answer to a prompt (in a conversation without one, its last turn); `last_turn`; `all`."""
+    too_long: TooLong = "drop"
+    """What happens to an example that is longer than a row: it is left out, and counted (`drop`); it is an
+    error; it is `cut` at its end, without its stop token."""
 
     def sources(self) -> dict[str, float]:
         """Source -> weight.
@@ -86,6 +95,16 @@ class DataConfig:
             raise UserError(f"data.document_bytes={self.document_bytes}: must be at least 64 bytes")
         if self.workers < 0:
             raise UserError(f"data.workers={self.workers}: must be 0 (one per core) or more")
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """The form of conversations: how they become a text."""
+
+    template: str = ""
+    """`chatml`, a file with a Jinja2 template, or (empty) the template in the folder of the model that the
+    run starts from.
+    """
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from llm_jax.data.config import ChatConfig, DataConfig, TokenizerConfig
 from llm_jax.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What an encoder may depend on: the parts of a run's configuration that decide about its tokens."""
+
+    sequence_length: int
+    """The tokens of a row: `train.sequence_length`."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The run's, whose folder may have a chat template."""
+    data: DataConfig = field(default_factory=DataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
 
 
 class Encoded(NamedTuple):

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from llm_jax.data import TokenizerConfig
 from llm_jax.data.chat_encoder import control_names, encode_plain, protect
-from llm_jax.data.chat_template import find_template
+from llm_jax.data.chat_template import copy_of_template, find_template
 from llm_jax.generate.request import Request
-from llm_jax.objective.sft import SFT
 from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.pretrained.source import tokenizer_folder
 
@@ -21,9 +20,9 @@ def in_template(requests: Sequence[Request], model: PretrainedModel) -> list[Req
     What looks like a control token in a message stays text. Raises UserError where there is no template, or
     none for these messages.
     """
-    objective = model.experiment.objective
-    name = objective.template if isinstance(objective, SFT) else ""
-    template = find_template(name, TokenizerConfig(file=str(tokenizer_folder(model.path))), "chat template")
+    folder = tokenizer_folder(model.path)
+    name = copy_of_template(model.experiment.chat.template, folder)
+    template = find_template(name, TokenizerConfig(file=str(folder)))
     names = control_names(model.tokenizer)
 
     def ids_of(request: Request) -> tuple[int, ...]:

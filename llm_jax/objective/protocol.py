@@ -21,8 +21,7 @@ import numpy as np
 
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.format import format_loss
-from llm_jax.data.config import TokenizerConfig
-from llm_jax.data.encoder import Encoder
+from llm_jax.data.encoder import Encoder, EncoderSettings
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.router import Routing
@@ -151,11 +150,8 @@ class Objective:
     JSON.
     """
 
-    def encoder(self, tokenizer: TokenizerConfig, settings: Any) -> Encoder | None:
-        """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained.
-
-        tokenizer: the run's, whose folder may have a chat template. settings: the run's `TrainConfig`.
-        """
+    def encoder(self, settings: EncoderSettings) -> Encoder | None:
+        """How a document becomes tokens and their weights; None: BOS + text + EOS, all trained."""
         return None
 
     def examples(self, corpus: Any, settings: Any) -> Examples:

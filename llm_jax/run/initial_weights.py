@@ -12,7 +12,8 @@ import jax
 from llm_jax.core.config_tree import differences, flat, with_values
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
-from llm_jax.data import TokenizerConfig, vocabulary_size
+from llm_jax.data import ChatConfig, TokenizerConfig, vocabulary_size
+from llm_jax.data.chat_template import copy_of_template
 from llm_jax.experiment import (
     Experiment,
     check_effect,
@@ -80,6 +81,17 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     if own.is_dir() and (gone or has_begun(Path(experiment.run_dir))):
         return dataclasses.replace(experiment.tokenizer, file=str(own))
     return experiment.tokenizer
+
+
+def with_own_template(experiment: Experiment) -> ChatConfig:
+    """How the run writes conversations: once it has begun by the copy of its template in the run folder.
+
+    The template's file may be gone or changed since.
+    """
+    chat, run_dir = experiment.chat, Path(experiment.run_dir)
+    if not chat.template or not has_begun(run_dir):
+        return chat
+    return dataclasses.replace(chat, template=copy_of_template(chat.template, run_dir / TOKENIZER))
 
 
 def check_start(experiment: Experiment, program: TrainModel) -> None:

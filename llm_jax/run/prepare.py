@@ -14,6 +14,7 @@ from llm_jax import data
 from llm_jax import experiment as experiments
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import check_writable
+from llm_jax.data.encoder import EncoderSettings
 from llm_jax.experiment import Experiment
 from llm_jax.layout.check import check_model
 from llm_jax.layout.layout import MeshPlacement
@@ -93,7 +94,7 @@ def prepare_corpus(
     objective, documents = experiment.objective, experiment.data
     tokenizer = initial_weights.with_own_tokenizer(experiment)
     own: dict[str, Any] = {}  # keys that only some objectives have
-    if (encoder := objective.encoder(tokenizer, experiment.train)) is not None:
+    if (encoder := objective.encoder(encoder_settings(experiment))) is not None:
         own["encoder"] = encoder
     if objective.reads == "record":
         documents = dataclasses.replace(documents, text_key=data.WHOLE_RECORD)
@@ -126,6 +127,16 @@ def prepare_corpus(
                 "give all hosts the same"
             )
     return corpus
+
+
+def encoder_settings(experiment: Experiment) -> EncoderSettings:
+    """What the encoder of the experiment's objective may depend on."""
+    return EncoderSettings(
+        experiment.train.sequence_length,
+        initial_weights.with_own_tokenizer(experiment),
+        experiment.data,
+        initial_weights.with_own_template(experiment),
+    )
 
 
 def check_folder(experiment: Experiment, group: Group) -> dict[str, Any]:

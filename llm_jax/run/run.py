@@ -17,6 +17,7 @@ from llm_jax import experiment as experiments
 from llm_jax.core.console import Console
 from llm_jax.core.errors import EXIT_DIVERGED, Stopped, UserError
 from llm_jax.core.files import locked
+from llm_jax.data.chat_template import save_template
 from llm_jax.experiment import Experiment
 from llm_jax.generate.sample import sample_texts
 from llm_jax.layout.compilation_cache import use_compilation_cache
@@ -31,6 +32,7 @@ from llm_jax.run.prepare import (
     RunCaches,
     RunPlan,
     check_folder,
+    encoder_settings,
     is_finished,
     make_plan,
     place_of,
@@ -303,7 +305,11 @@ def open_run_folder(
         changed = run_folder.check_same_run(run_dir, yaml)
         run_folder.write_config(run_dir, yaml)
         console.log_to(run_dir / "log.txt")
-        corpus.tokenizer.save(run_dir / "tokenizer")
+        folder = run_dir / initial_weights.TOKENIZER
+        corpus.tokenizer.save(folder)
+        if experiment.objective.reads == "record":
+            settings = encoder_settings(experiment)
+            save_template(settings.chat, settings.tokenizer, folder)
         return changed
 
     with contextlib.ExitStack() as held, run_folder.usable(run_dir):

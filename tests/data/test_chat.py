@@ -241,7 +241,7 @@ def test_what_two_answers_begin_with_is_their_prompt():
 
 def test_templates_are_found_in_a_models_folder_a_file_or_by_name(folder, tmp_path):
     own = TokenizerConfig(file=str(folder))
-    assert find_template("", own, "objective.template").source == UNMARKED
+    assert find_template("", own, "chat.template").source == UNMARKED
     assert (
         find_template("", TokenizerConfig(file=str(folder / "tokenizer.json")), "k").variables["eos_token"]
         == "<|im_end|>"
@@ -254,8 +254,8 @@ def test_templates_are_found_in_a_models_folder_a_file_or_by_name(folder, tmp_pa
         ("", TokenizerConfig()),
         ("", TokenizerConfig(file=str(tmp_path))),
     ):
-        with pytest.raises(UserError, match=r"objective.template="):
-            find_template(name, config, "objective.template")
+        with pytest.raises(UserError, match=r"chat.template="):
+            find_template(name, config, "chat.template")
 
 
 def test_a_sentencepiece_tokenizer_places_its_tokens_in_the_text():

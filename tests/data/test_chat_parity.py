@@ -26,7 +26,7 @@ def tokenizer():
 
 def template_of(name: str):
     own = TokenizerConfig(file=str(HERE / "chat_tokenizer"))
-    return find_template(str(HERE / "chat_templates" / f"{name}.jinja"), own, "objective.template")
+    return find_template(str(HERE / "chat_templates" / f"{name}.jinja"), own, "chat.template")
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

@@ -386,6 +386,8 @@ def test_the_process_itself_exits_with_2_and_one_line(tmp_path):
         (["optimizer.matrix_learning_rate=0.5", "optimizer.name=lion"], "optimizer.name=muon"),
         (["model.moe.top_k=1"], "model.moe.experts=N"),
         (["train.rollback.window=7"], "train.rollback.spike=1.5"),
+        (["chat.template=chatml"], "an objective that reads conversations, such as sft"),
+        (["data.train_on=all"], "an objective that reads conversations, such as sft"),
     ],
 )
 def test_a_key_without_effect_is_refused_with_what_it_needs(tiny, tmp_path, arguments, need, capsys):

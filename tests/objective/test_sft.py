@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from llm_jax.core.files import read_json_lines
+from llm_jax.data.chat_template import CHATML
+from llm_jax.experiment import read_yaml, to_yaml
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
 from tests.tiny_run import documents, launch, write_experiment
 
@@ -80,7 +82,7 @@ def test_it_learns_to_answer_and_agrees_with_one_device(sft, capsys):
 
 def test_only_what_is_asked_for_counts(sft):
     assistant, everything, last = (
-        values(sft(name, "layout=single", f"objective.train_on={name}", "train.steps=1"), "loss_weight")[0]
+        values(sft(name, "layout=single", f"data.train_on={name}", "train.steps=1"), "loss_weight")[0]
         for name in ("assistant", "all", "last_turn")
     )
     assert last < assistant < everything / 2
@@ -89,13 +91,15 @@ def test_only_what_is_asked_for_counts(sft):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("objective.template=nowhere.jinja", "objective.template=nowhere.jinja: no such file"),
+        ("chat.template=nowhere.jinja", "chat.template=nowhere.jinja: no such file"),
         (
-            "objective.train_on=user",
-            "objective.train_on=user: must be one of assistant, completion, last_turn, all",
+            "data.train_on=user",
+            "data.train_on=user: must be one of assistant, completion, last_turn, all",
         ),
         ("data.source=stdlib", "data.source=stdlib: this objective reads records, not texts"),
-        ("objective.too_long=error", "chats.jsonl, document 8: has"),
+        ("objective.template=chatml", "objective.template=chatml: was renamed. Use chat.template=chatml"),
+        ("data.text_key=a", "data.text_key=a: has an effect only with an objective that reads texts"),
+        ("data.too_long=error", "chats.jsonl, document 8: has"),
     ],
 )
 def test_a_mistake_is_one_line(sft, tmp_path, capsys, argument, message):
@@ -112,13 +116,14 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     from llm_jax.generate.__main__ import main as generate
     from llm_jax.pretrained.model import open_model
 
+    (tmp_path / "mine.jinja").write_text(CHATML)
     start = [f"experiment={write_experiment(tmp_path)}", f"run_dir={tmp_path / 'own'}", "train.steps=1"]
     assert launch(*start) == 0
     line = [
         "experiment=sft",
         f"from={tmp_path / 'own'}",
         f"data.source={base / 'chats.jsonl'}",
-        "objective.template=chatml",
+        f"chat.template={tmp_path / 'mine.jinja'}",
     ]
     sizes = [
         "train.batch_size=8",
@@ -132,6 +137,8 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     control = 'tokenizer.control=["<|im_start|>", "<|im_end|>"]'
     assert launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}") == 0
     assert "vocabulary of 320 -> 322: new rows are the mean of the others" in capsys.readouterr().out
+    (tmp_path / "mine.jinja").unlink()  # the run folder has a copy
+    assert (tmp_path / "sft" / "tokenizer" / "chat_template.jinja").read_text() == CHATML
     before, after = open_model(tmp_path / "own"), open_model(tmp_path / "sft")
     assert after.tokenizer.vocab_size == after.config.vocab == before.config.vocab + 2
     assert after.tokenizer.eos_ids == (*before.tokenizer.eos_ids, 321)
@@ -139,3 +146,20 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
         launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
     )  # resumed
     assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0
+
+
+def test_runs_of_before_the_keys_were_renamed_are_read(sft, tmp_path):
+    """Also resumed."""
+    sft("old", "layout=single", "train.steps=1", "data.train_on=last_turn")
+    file = tmp_path / "old" / "config.yaml"
+    now = read_yaml(file)
+    text = to_yaml(now)
+    for line in ("chat:\n  template: ''\n", "  train_on: last_turn\n", "  too_long: drop\n"):
+        assert line in text
+        text = text.replace(line, "")
+    text = text.replace(
+        "  name: sft\n", "  name: sft\n  template: ''\n  train_on: last_turn\n  too_long: drop\n"
+    )
+    file.write_text(text)
+    assert read_yaml(file) == now
+    sft("old", "layout=single", "train.steps=2", "data.train_on=last_turn")

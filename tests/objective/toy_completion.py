@@ -30,7 +30,7 @@ class ToyCompletion(NextToken):
     name: str = "toy_completion"
     rows = "whole"
 
-    def encoder(self, tokenizer, settings):
+    def encoder(self, settings):
         return AfterTheFirstWord()
 
 
