@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import cache
+from llm_jax.data.answer_rows import LabelledRows, PairRows, check_labels
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.data.documents_per_row import held_out_row_documents, largest_group_sum, training_row_documents
 from llm_jax.data.encoder import Encoder
 from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows
-from llm_jax.data.rows import EndlessRows, empty_row
+from llm_jax.data.rows import EndlessRows, RowKind
 from llm_jax.data.sources import Source, resolve
 from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_mask, tokenize
+from llm_jax.data.token_numbers import TokenNumbers
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
 from llm_jax.data.whole_rows import WholeRows
 
 Batch = dict[str, np.ndarray]
-RowKind = Literal["cut", "whole"]
-"""How documents fill rows: end to end and cut at rows' ends ("cut"), or never cut ("whole")."""
+ROWS: Mapping[RowKind, type[EndlessRows]] = {
+    "cut": PackedRows,
+    "whole": WholeRows,
+    "pairs": PairRows,
+    "labelled": LabelledRows,
+}
 BATCH_KEYS = ("tokens", "targets", "weights", "segments", "positions")
 
 
@@ -104,6 +110,28 @@ class Corpus:
             rows=self._rows,
         )
 
+    def token_numbers(self, of: str, folder: Path) -> list[TokenNumbers]:
+        """Where in the cache `folder` a number for each token is, of every source and of its mismatched
+        answers.
+
+        of: identifies what the numbers are. `TokenNumbers.attach` adds them to the batches.
+        """
+        found = []
+        for part, (_, _, store) in zip(self._parts, self._stores, strict=True):
+            both = [part.train, part.held_out]
+            if not all(isinstance(rows, WholeRows) for rows in both):
+                raise TypeError("only rows of whole documents have numbers of tokens")
+            groups: list[tuple[str, list[Any]]] = [(store.fingerprint, both)]
+            for rows in both:
+                if isinstance(rows, LabelledRows):
+                    own = rows.mismatched
+                    content = hashlib.sha256(own.tokens.tobytes() + own.lengths_N.tobytes()).hexdigest()
+                    groups.append((content, [own]))
+            for tokens, group in groups:
+                key = cache.fingerprint("token numbers", 1, tokens, of)
+                found.append(TokenNumbers(folder / "token_numbers" / key[:32], group))
+        return found
+
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The global batch at `step` (from 0), or only its `rows`, each array [len(rows), T]."""
         first = step * self.batch_size
@@ -128,7 +156,8 @@ class Corpus:
                     if batches == limit:
                         return
         if rows:
-            yield _stack(rows + [empty_row(self.sequence_length)] * (batch_size - len(rows)))
+            empty = [self._parts[0].held_out.empty_row()] * (batch_size - len(rows))
+            yield _stack(rows + empty)
 
     def max_documents_per_row(self, *, steps: int, group: int, held_out_group: int) -> int:
         """The largest number of documents per row, averaged over one device's rows of a batch and rounded up.
@@ -144,6 +173,14 @@ class Corpus:
         most = largest_group_sum(counts, group)
         most_held_out = largest_group_sum(held_out_row_documents(held_out, held_out_group), held_out_group)
         return max(-(-most // group), -(-most_held_out // held_out_group))
+
+    def rows_line(self) -> str:
+        """A log line about the training rows of whole examples: their number, content and padding."""
+        whole = [part.train for part in self._parts if isinstance(part.train, WholeRows)]
+        rows, examples = sum(r.round_rows for r in whole), sum(len(r.example_sizes()) for r in whole)
+        padding = 1 - sum(int(r.lengths_N.sum()) for r in whole) / (rows * self.sequence_length)
+        name = {"pairs": "pairs", "labelled": "answers"}.get(self._rows, "examples")
+        return f"rows: {rows:,} an epoch, {examples / rows:.1f} {name} in each, {padding:.1%} padding"
 
     def epochs(self, step: int) -> dict[str, float]:
         """Source name -> how many epochs of its training documents have been seen at the end of `step`."""
@@ -252,6 +289,7 @@ def _prepare(
     for source, weight in sources:
         store, cached = tokenize(source, trained, folder, data.workers, encoder)
         all_cached &= cached
+        refuse_left_out(source.name, store, encoder)
         parts.append((source.name, weight, store))
         for note in _notes(store, encoder):
             log(f"corpus {source.name}: {note}")
@@ -280,7 +318,35 @@ def _prepare(
         f"{corpus.held_out_documents:,} documents, {corpus.bytes_per_token:.2f} "
         f"bytes/token{' (cached)' * all_cached}"
     )
+    if rows != "cut":
+        log(corpus.rows_line())
     return corpus
+
+
+def records(store: TokenStore) -> int:
+    """The number of documents that are not empty: one may make several examples."""
+    return int((store.bytes_N > 0).sum())
+
+
+def nothing_left_error(name: str, store: TokenStore) -> UserError:
+    """The error for a source none of whose examples can be trained on."""
+    reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in store.left_out.items())
+    return UserError(
+        f"data.source={name}: none of its {records(store):,} examples can be trained on: "
+        f"{reasons or 'they are empty'}. Give other data, or mend the cause"
+    )
+
+
+def refuse_left_out(name: str, store: TokenStore, encoder: Encoder | None) -> None:
+    """Raises UserError where examples were left out for a reason that the encoder takes for a mistake in
+    the data."""
+    for reason, remedy in getattr(encoder, "refused", {}).items():
+        if reason in store.left_out:
+            count, first = store.left_out[reason]
+            raise UserError(
+                f"data.source={name}: {count:,} of {records(store):,} examples: {reason} (the first is "
+                f"document {first:,}). {remedy}"
+            )
 
 
 def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
@@ -294,7 +360,7 @@ def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
         f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
         f"{store.copies:,} {of_all} are copies of others": many,
         **{
-            f"{count:,} of {len(store.lengths_N):,} examples are left out: {reason} (the first is "
+            f"{count:,} of {records(store):,} examples are left out: {reason} (the first is "
             f"document {first:,})": True
             for reason, (count, first) in store.left_out.items()
         },
@@ -326,22 +392,26 @@ def _split(
 
     def rows_of(mask_N: np.ndarray, seed: int | None) -> EndlessRows:
         chosen_N = np.flatnonzero(mask_N & (store.lengths_N > 0))  # an encoder may skip a document
-        if kind == "whole" and (long_N := chosen_N[store.lengths_N[chosen_N] > length]).size:
+        if kind != "cut" and (long_N := chosen_N[store.lengths_N[chosen_N] > length]).size:
             raise UserError(
                 f"train.sequence_length={length}: document {long_N[0]} of {name} has "
                 f"{int(store.lengths_N[long_N[0]]):,} tokens ({long_N.size:,} documents are too long), "
                 "and whole documents aren't cut. Use longer sequences, or leave out long documents"
             )
-        rows = PackedRows if kind == "cut" else WholeRows
-        return rows(
+        return ROWS[kind](
             store.tokens,
             store.starts_N[chosen_N],
             store.lengths_N[chosen_N],
             length=length,
             seed=seed,
             weights=store.weights,
+            values_N=None if store.values_N is None else store.values_N[chosen_N],
         )
 
+    if to_train and not (store.lengths_N > 0).any():
+        raise nothing_left_error(name, store)
+    if to_train and kind == "labelled" and store.values_N is not None:
+        check_labels(store.values_N[~held_out_N & (store.lengths_N > 0)], name)
     rows = rows_of(~held_out_N, seed)
     if to_train and (rows.epoch_tokens < length or not len(rows.lengths_N)):
         raise UserError(
@@ -353,4 +423,5 @@ def _split(
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
-    return {key: np.stack([row[key] for row in rows]) for key in BATCH_KEYS}
+    more = [key for key in rows[0] if key not in BATCH_KEYS]
+    return {key: np.stack([row[key] for row in rows]) for key in (*BATCH_KEYS, *more)}

@@ -35,6 +35,8 @@ class Encoded(NamedTuple):
     """
     left_out: str = ""
     """Why it has no tokens; these are counted by reason, and logged."""
+    value: float = 0.0
+    """A number that goes with it: a label (1 or 0)."""
 
 
 def left_out(reason: str) -> Encoded:

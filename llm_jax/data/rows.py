@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Row = dict[str, np.ndarray]
+RowKind = Literal["cut", "whole", "pairs", "labelled"]
+"""How documents fill rows: end to end and cut at rows' ends ("cut"), or never cut: any ("whole"), pairs of
+answers ("pairs"), or answers with labels and mismatched answers ("labelled").
+"""
 _ROUNDS = 1 << 32
 """Added to a round's number where a seed needs one, so that the orders of rows and of documents are
 unrelated.
@@ -33,14 +37,20 @@ class EndlessRows:
         length: int,
         seed: int | None,
         weights: np.ndarray | None = None,
+        values_N: np.ndarray | None = None,
     ):
         """`tokens` holds all documents; document `n` is `tokens[starts_N[n]:][:lengths_N[n]]`.
 
         `length` is T, the tokens of a row. `seed` shuffles the documents of each epoch and the rows of each
         round; with None neither is shuffled. `weights`: uint8, of each token; None: every token is trained.
+        values_N: float32, a number that goes with each document, for rows that have one.
         """
         self.tokens, self.starts_N, self.lengths_N, self.weights = tokens, starts_N, lengths_N, weights
         self.length, self.seed = length, seed
+        self.values_N = values_N
+        self.numbers: dict[str, np.ndarray] = {}
+        """More arrays of each row by name, from a float32 number for each of `tokens`: that of a position
+        is its target's. Rows that cut documents have none."""
         self._round: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -50,6 +60,13 @@ class EndlessRows:
         """Row `index` in the order of training: tokens, targets, weights, segments, positions, each [T]."""
         round_index, i = divmod(index, self.round_rows)
         return self.row(round_index * self.round_rows + int(self.row_order(round_index)[i]))
+
+    def empty_row(self) -> Row:
+        """A row of padding, with all arrays of a row."""
+        return {
+            **empty_row(self.length),
+            **{name: np.zeros(self.length, np.float32) for name in self.numbers},
+        }
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
         """Row `index` before any shuffling of rows, arrays [T]; whatever lies after `epochs` epochs is

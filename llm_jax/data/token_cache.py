@@ -30,6 +30,8 @@ from llm_jax.data.tokenizer import Tokenizer
 _VERSION = 1  # of the files' format: raise it when it changes
 WEIGHTS = "weights"
 """The file with the weights of tokens; there is none without an encoder."""
+VALUES = "values.npy"
+"""The file with the numbers of documents; there is none without an encoder."""
 _SHARD_BYTES = 4 << 20
 _MOST_SHARDS = 4096
 
@@ -56,6 +58,10 @@ class TokenStore:
     """Why examples were left out → (how many, the number of the first document, from 1)."""
     weights: np.ndarray | None = None
     """uint8, 1 for each token whose prediction is trained, else 0; None: all are trained."""
+    values_N: np.ndarray | None = None
+    """float32, `Encoded.value` of each document; None without an encoder."""
+    fingerprint: str = ""
+    """Identifies source, tokenizer and encoder."""
 
 
 def document_hash(text: bytes) -> int:
@@ -99,7 +105,7 @@ def tokenize(
     cached = target.exists()
     if not cached:
         _build(target, source, tokenizer, workers, encoder)
-    return _open(target), cached
+    return dataclasses.replace(_open(target), fingerprint=key), cached
 
 
 def _build(target: Path, source: Source, tokenizer: Tokenizer, workers: int, encoder: Encoder | None) -> None:
@@ -211,6 +217,7 @@ def _write_shard(
     lengths: list[int] = []
     sizes: list[int] = []
     hashes: list[int] = []
+    values: list[float] = []
     invalid = 0
     left_out: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as files:
@@ -227,6 +234,7 @@ def _write_shard(
                     file.write(np.asarray(example.tokens, dtype).tobytes())
                     weights_file.write(np.asarray(example.weights, np.uint8).tobytes())
                     lengths.append(len(example.tokens))
+                    values.append(example.value)
                     if example.left_out:
                         count, first = left_out.get(example.left_out, (0, i + 1))
                         left_out[example.left_out] = count + 1, first
@@ -241,6 +249,8 @@ def _write_shard(
             hashes += [document_hash(raw)] * (len(lengths) - len(hashes))
     np.save(folder / "lengths.npy", np.array(lengths, np.int64))
     np.save(folder / "bytes.npy", np.array(sizes, np.int64))
+    if encoder is not None:
+        np.save(folder / VALUES, np.array(values, np.float32))
     np.save(folder / "hashes.npy", np.array(hashes, np.uint64))
     about = {
         "dtype": np.dtype(dtype).name, "documents": end - begin, "invalid": invalid, "left_out": left_out
@@ -255,8 +265,8 @@ def encoded_examples(encoder: Encoder, text: str, tokenizer: Tokenizer, where: s
         examples = encoder.encode(text, tokenizer)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    for tokens, weights, _ in examples:
-        check_encoded(tokens, weights, tokenizer, where)
+    for example in examples:
+        check_encoded(example.tokens, example.weights, tokenizer, where)
     return examples
 
 
@@ -295,8 +305,9 @@ def _join(shards: list[Path], folder: Path) -> None:
             for shard in shards:
                 with (shard / name).open("rb") as file:
                     shutil.copyfileobj(file, out, 1 << 20)
-    for name in ("lengths", "bytes", "hashes"):
-        np.save(folder / f"{name}.npy", np.concatenate([np.load(shard / f"{name}.npy") for shard in shards]))
+    for name in ("lengths.npy", "bytes.npy", "hashes.npy", VALUES):
+        if (shards[0] / name).exists():
+            np.save(folder / name, np.concatenate([np.load(shard / name) for shard in shards]))
     abouts = [json.loads((shard / "about.json").read_text()) for shard in shards]
     left_out: dict[str, tuple[int, int]] = {}
     for reason, (count, first) in (item for about in abouts for item in about["left_out"].items()):
@@ -327,4 +338,5 @@ def _open(folder: Path) -> TokenStore:
         weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r")
         if (folder / WEIGHTS).exists()
         else None,
+        values_N=np.load(folder / VALUES, mmap_mode="r") if (folder / VALUES).exists() else None,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.data.rows import EndlessRows, Row, empty_row, place_document, shuffled
+from llm_jax.data.rows import EndlessRows, Row, place_document, shuffled
 
 
 class WholeRows(EndlessRows):
@@ -19,6 +20,9 @@ class WholeRows(EndlessRows):
     rows, in an order of its own. So every example is seen once an epoch, in one piece.
     """
 
+    documents_per_example = 1
+    """An example is so many documents, one after the other: they share a row."""
+
     def __init__(
         self,
         tokens: np.ndarray,
@@ -27,43 +31,68 @@ class WholeRows(EndlessRows):
         *,
         length: int,
         seed: int | None,
+        plan: list[list[int]] | None = None,
         **more: Any,
     ):
-        """The arguments are those of `EndlessRows`.
+        """The arguments are those of `EndlessRows`. plan: for each row its examples, where it isn't to be
+        made.
 
         Raises UserError for an example that is longer than a row.
         """
-        if len(lengths_N) and lengths_N.max() > length:
-            longest = int(np.argmax(lengths_N))
+        super().__init__(tokens, starts_N, lengths_N, length=length, seed=seed, **more)
+        sizes_N = self.example_sizes()
+        if len(sizes_N) and sizes_N.max() > length:
+            longest = int(np.argmax(sizes_N))
             raise UserError(
-                f"train.sequence_length={length}: example {longest} has {int(lengths_N[longest]):,} "
+                f"train.sequence_length={length}: example {longest} has {int(sizes_N[longest]):,} "
                 "tokens, and examples aren't cut. "
                 "Use longer sequences, or leave out long examples."
             )
-        super().__init__(tokens, starts_N, lengths_N, length=length, seed=seed, **more)
-        self.plan = best_fit(lengths_N, length, seed)
+        self.plan = best_fit(sizes_N, length, seed) if plan is None else plan
         """For each row of an epoch, the indices of its examples."""
         self.round_rows = max(1, len(self.plan))
         self.epoch_tokens = self.round_rows * length
 
+    def example_sizes(self) -> np.ndarray:
+        """int64 [examples]: the positions that each example takes of a row."""
+        return self.lengths_N.reshape(-1, self.documents_per_example).sum(1)
+
     def row(self, index: int, *, epochs: int | None = None) -> Row:
         """Row `index` in the order of the plan, arrays [T]; a row after `epochs` epochs is padding."""
-        row, filled = empty_row(self.length), 0
+        row = self.empty_row()
         if not self.plan or (epochs is not None and index >= epochs * self.round_rows):
             return row
-        for segment, example in enumerate(self.plan[index % self.round_rows], 1):
-            begin, end = int(self.starts_N[example]), int(self.starts_N[example] + self.lengths_N[example])
+        for segment, (filled, begin, end) in enumerate(self.places(index), 1):
             weights = None if self.weights is None else self.weights[begin:end]
-            filled += place_document(row, filled, segment, self.tokens[begin:end], weights)
+            place_document(row, filled, segment, self.tokens[begin:end], weights)
+            for name, values in self.numbers.items():
+                row[name][filled : filled + end - begin - 1] = values[begin + 1 : end]
         return row
 
+    def places(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """(position in the row, begin, end) of the documents of row `index`: `tokens[begin:end]` are
+        there."""
+        filled, per = 0, self.documents_per_example
+        for example in self.plan[index % self.round_rows]:
+            for document in range(example * per, (example + 1) * per):
+                begin = int(self.starts_N[document])
+                end = begin + int(self.lengths_N[document])
+                yield filled, begin, end
+                filled += end - begin
+
+    def collect(self, index: int, values_T: np.ndarray, numbers: np.ndarray) -> None:
+        """The inverse of `row` for one of its `numbers`: the values of row `index`, of targets, go to their
+        tokens in `numbers`."""
+        for filled, begin, end in self.places(index):
+            numbers[begin + 1 : end] = values_T[filled : filled + end - begin - 1]
+
     def documents_in_rows(self, first: int, stop: int) -> np.ndarray:
-        """int64 [stop - first]: the examples in each row of the plan, its padding counted as one."""
-        counts_N = np.array([len(examples) + 1 for examples in self.plan] or [1])
+        """int64 [stop - first]: the documents in each row of the plan, its padding counted as one."""
+        counts_N = np.array([len(examples) * self.documents_per_example + 1 for examples in self.plan] or [1])
         return counts_N[np.arange(first, stop) % self.round_rows]
 
     def documents_in_epoch(self) -> np.ndarray:
-        """int64: the examples in each row of an epoch, its padding counted as one."""
+        """int64: the documents in each row of an epoch, its padding counted as one."""
         return self.documents_in_rows(0, self.round_rows)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.core.format import format_loss
 from llm_jax.data.encoder import Encoder, EncoderSettings
+from llm_jax.data.rows import RowKind
 from llm_jax.model.accounting import train_flops_per_token
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.router import Routing
@@ -140,9 +141,17 @@ class Objective:
         """
         return {}
 
-    rows: ClassVar[Literal["cut", "whole"]] = "cut"
-    """How documents fill rows: packed end to end and cut at the ends of rows, or whole ones only, the rest
-    padding.
+    def precomputed(self) -> Mapping[str, str]:
+        """Models that are read once, before the first step: role → folder, as in `frozen`.
+
+        The log-probabilities that each gives to the data are kept beside the tokens, and are arrays ROLE_logp
+        [B, T] of every batch: of its targets, in nats, float32. A step neither holds nor runs the model.
+        """
+        return {}
+
+    rows: ClassVar[RowKind] = "cut"
+    """How documents fill rows: packed end to end and cut at the ends of rows (`cut`); whole ones only, the
+    rest padding (`whole`); whole pairs of answers (`pairs`), or answers with labels (`labelled`).
     """
 
     reads: ClassVar[Literal["text", "record"]] = "text"
@@ -167,12 +176,28 @@ class Objective:
         """
         return loader
 
+    def totals(
+        self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch
+    ) -> Mapping[str, jax.Array]:
+        """Sums over one microbatch of what each loss needs of the whole batch, by name, float32 [].
+
+        They are summed over the microbatches before the first loss, are constants to it, and are entries of
+        its batch: so a second denominator, or a mean that a loss is measured from, does not depend on how
+        the batch is cut.
+        """
+        return {}
+
     def loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
         """The loss of one microbatch.
 
         It is traced, and differentiated with respect to the policy's trainable parameters.
         """
         raise NotImplementedError
+
+    def compute_loss(self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch) -> Loss:
+        """What a step calls: `loss`. An objective whose key `loss` chooses a formula overrides this
+        instead."""
+        return self.loss(policy, frozen, batch)
 
     def evaluate(
         self, policy: Transformer, frozen: Mapping[str, Transformer], batch: Batch, token_bytes: jax.Array

@@ -34,33 +34,49 @@ def frozen_models(
 
     experiment: with its vocabulary. tokenizer: the run's; None where it isn't known.
     """
-    found = {}
-    for role, folder in experiment.objective.frozen().items():
-        config = experiment.model
-        if folder != OWN_START:
-            config = open_source(folder).experiment.model.resolved(experiment.model.vocab)
-            if config.vocab != experiment.model.vocab:
-                raise UserError(
-                    f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the "
-                    "trained model one of "
-                    f"{experiment.model.vocab}; both must have the same tokenizer"
-                )
-            config = dataclasses.replace(
-                config,
-                attention=experiment.model.attention,
-                max_segments=experiment.model.max_segments,
-                parameter_dtype=experiment.model.parameter_dtype,
-                compute_dtype=experiment.model.compute_dtype,
-                scan_layers=experiment.model.scan_layers,
+    roles = experiment.objective.frozen()
+    return {role: role_model(experiment, model, role, folder, tokenizer) for role, folder in roles.items()}
+
+
+def precomputed_models(
+    experiment: Experiment, model: TrainModel, tokenizer: Tokenizer | None = None
+) -> dict[str, TrainModel]:
+    """The models of `Objective.precomputed`, as `frozen_models`."""
+    roles = experiment.objective.precomputed()
+    return {role: role_model(experiment, model, role, folder, tokenizer) for role, folder in roles.items()}
+
+
+def role_model(
+    experiment: Experiment, model: TrainModel, role: str, folder: str, tokenizer: Tokenizer | None
+) -> TrainModel:
+    """The model in a folder, or the run's own (`OWN_START`), as one beside the policy.
+
+    Raises UserError where it doesn't fit.
+    """
+    config = experiment.model
+    if folder != OWN_START:
+        config = open_source(folder).experiment.model.resolved(experiment.model.vocab)
+        if config.vocab != experiment.model.vocab:
+            raise UserError(
+                f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the "
+                "trained model one of "
+                f"{experiment.model.vocab}; both must have the same tokenizer"
             )
-            check_same_tokenizer(role, folder, tokenizer)
-            try:
-                check_model(config, model.place)
-                transformer.check(config, model.place, experiment.train.sequence_length)
-            except UserError as error:
-                raise UserError(f"objective.{role}={folder}: {error}") from error
-        found[role] = TrainModel(config, experiment.optimizer, model.place)
-    return found
+        config = dataclasses.replace(
+            config,
+            attention=experiment.model.attention,
+            max_segments=experiment.model.max_segments,
+            parameter_dtype=experiment.model.parameter_dtype,
+            compute_dtype=experiment.model.compute_dtype,
+            scan_layers=experiment.model.scan_layers,
+        )
+        check_same_tokenizer(role, folder, tokenizer)
+        try:
+            check_model(config, model.place)
+            transformer.check(config, model.place, experiment.train.sequence_length)
+        except UserError as error:
+            raise UserError(f"objective.{role}={folder}: {error}") from error
+    return TrainModel(config, experiment.optimizer, model.place)
 
 
 def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) -> None:
@@ -79,21 +95,29 @@ def read_frozen(
     """The frozen parameters on the devices: read from their folders, or initialised as the run's own were."""
     rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, no_log))
     parameters = {}
-    for role, folder in experiment.objective.frozen().items():
-        if folder == OWN_START:
-            parameters[role] = initial_parameters(experiment, models[role], no_log)
-        else:
-            parameters[role], step = read_weights(open_source(folder), models[role], None, log)
-            log(f"frozen {role}: the weights of {folder}, step {step}")
+    for role in experiment.objective.frozen():
+        parameters[role] = read_role(experiment, role, models[role], log)
     return Frozen(rest, parameters)
 
 
+def read_role(experiment: Experiment, role: str, model: TrainModel, log: Callable[[str], None]) -> Any:
+    """The parameters of a model beside the policy, on the devices: read from its folder, or initialised as
+    the run's own were."""
+    folder = {**experiment.objective.frozen(), **experiment.objective.precomputed()}[role]
+    if folder == OWN_START:
+        return initial_parameters(experiment, model, no_log)
+    parameters, step = read_weights(open_source(folder), model, None, log)
+    log(f"frozen {role}: the weights of {folder}, step {step}")
+    return parameters
+
+
 def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Role → path and sha256 of each frozen model, as every checkpoint records them; both empty for weights
-    drawn from the run's seed.
+    """Role → path and sha256 of each frozen or precomputed model, as every checkpoint records them; both
+    empty for weights drawn from the run's seed.
     """
     start = experiment.train.start_from
-    folders = {role: folder or start for role, folder in experiment.objective.frozen().items()}
+    roles = {**experiment.objective.frozen(), **experiment.objective.precomputed()}
+    folders = {role: folder or start for role, folder in roles.items()}
     if start and experiment.train.trainable != EVERYTHING:
         folders[START] = start
     return {

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from llm_jax.model import transformer
 from llm_jax.processes.collective import broadcast_from_first, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.run import initial_weights, run_folder
-from llm_jax.run.frozen import frozen_models
+from llm_jax.run.frozen import frozen_models, precomputed_models
 from llm_jax.train.state import TrainModel
 
 
@@ -50,6 +50,8 @@ class RunPlan:
     corpus: data.Corpus
     frozen: Mapping[str, TrainModel]
     """The objective's frozen models, by role."""
+    precomputed: Mapping[str, TrainModel] = field(default_factory=dict)
+    """The models that give log-probabilities to the data before the first step, by role."""
     label: str = ""
     """Before each line about this run, where several are trained at once."""
 
@@ -72,7 +74,9 @@ def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus,
     model = TrainModel(
         experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable
     )
-    return RunPlan(experiment, model, corpus, frozen_models(experiment, model, corpus.tokenizer), label)
+    frozen = frozen_models(experiment, model, corpus.tokenizer)
+    precomputed = precomputed_models(experiment, model, corpus.tokenizer)
+    return RunPlan(experiment, model, corpus, frozen, precomputed, label)
 
 
 def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experiment:

@@ -27,6 +27,7 @@ from llm_jax.processes.group import Group
 from llm_jax.run import initial_weights, run_folder
 from llm_jax.run.frozen import check_frozen, frozen_identities, read_frozen
 from llm_jax.run.header import header
+from llm_jax.run.precomputed import attach_precomputed
 from llm_jax.run.prepare import (
     NO_CACHES,
     RunCaches,
@@ -154,10 +155,12 @@ def train(
             ),
         )
         rollbacks = [Rollbacks(plan.run_dir, group) for plan in plans]
+        identities = run_on_all(group, "frozen identities", lambda: frozen_identities(e))
+        for plan in plans:
+            attach_precomputed(plan, identities, group, console.log)
         frozen = run_on_all(
             group, "frozen models", lambda: read_frozen(e, first.model, first.frozen, console.log)
         )
-        identities = run_on_all(group, "frozen identities", lambda: frozen_identities(e))
         start = functools.partial(start_or_resume, plans, checkpoints, rollbacks, identities, group, console)
         states, infos = start()
         peak = broadcast_from_first(

@@ -167,7 +167,8 @@ def placement_for(experiment: Experiment, count: int) -> MeshPlacement:
             f"objective.name={experiment.objective.name}: grid.executor=vmap can't train "
             "with its own source of batches. Use grid.executor=one_by_one."
         )
-    if experiment.objective.frozen() or experiment.train.trainable != EVERYTHING:
+    objective = experiment.objective
+    if objective.frozen() or objective.precomputed() or experiment.train.trainable != EVERYTHING:
         raise UserError(
             f"objective.name={experiment.objective.name}: grid.executor=vmap can't train runs with frozen "
             "models or frozen parameters. "

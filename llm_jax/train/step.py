@@ -36,7 +36,7 @@ def make_step(
 
     def loss_sum(masters: Any, parameters: Any, frozen: Frozen, microbatch: Any):
         policy = model.model(parameters, masters, frozen.rest)
-        loss = objective.loss(policy, frozen_policies(frozen_models, frozen), microbatch)
+        loss = objective.compute_loss(policy, frozen_policies(frozen_models, frozen), microbatch)
         total, metrics, loads = loss.total, dict(loss.metrics), {}
         if loss.routing is not None:
             routing_loss, sums = router.losses(model.config, loss.routing, loss.weight)
@@ -45,23 +45,23 @@ def make_step(
             metrics |= {name: Metric(value) for name, value in sums.items()}
         return total, (loss.weight, metrics, loads)
 
+    def batch_totals(parameters: Any, frozen: Frozen, batch: Any) -> dict[str, jax.Array]:
+        """The sums over the microbatches of what each loss needs of the whole batch."""
+        policy, models = model.model(parameters, rest=frozen.rest), frozen_policies(frozen_models, frozen)
+        return summed(lambda microbatch: dict(objective.totals(policy, models, microbatch)), batch)
+
     def gradients(masters: Any, parameters: Any, frozen: Frozen, batch: Any):
         """Sums over the microbatches: ((loss, weight, metrics, expert loads), gradients in float32 where the
         moments are).
         """
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+        totals = jax.lax.stop_gradient(batch_totals(parameters, frozen, batch))
 
         def of(microbatch: Any):
-            (total, rest), grads = value_and_grad(masters, parameters, frozen, microbatch)
+            (total, rest), grads = value_and_grad(masters, parameters, frozen, {**microbatch, **totals})
             return (total, *rest), grads
 
-        first = of(jax.tree.map(lambda x: x[0], batch))
-        if jax.tree.leaves(batch)[0].shape[0] == 1:
-            return first
-        rest = jax.tree.map(lambda x: x[1:], batch)
-        return jax.lax.scan(
-            lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest
-        )[0]
+        return summed(of, batch)
 
     def step(state: TrainState, batch: Any, frozen: Frozen | None = None) -> tuple[TrainState, Metrics]:
         masters = model.master_params(state.parameters)
@@ -118,6 +118,17 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def summed(of: Callable[[Any], Any], batch: Any) -> Any:
+    """The sum of `of` over the microbatches of a batch, whose arrays are [A, B / A, ...]."""
+    first = of(jax.tree.map(lambda x: x[0], batch))
+    if jax.tree.leaves(batch)[0].shape[0] == 1 or not jax.tree.leaves(first):
+        return first
+    rest = jax.tree.map(lambda x: x[1:], batch)
+    return jax.lax.scan(
+        lambda sums, microbatch: (jax.tree.map(jnp.add, sums, of(microbatch)), None), first, rest
+    )[0]
 
 
 def make_evaluation(
