@@ -59,6 +59,8 @@ class LaunchCommand:
     start: Pairs = passed_on(lambda name: name == "from", "from=FOLDER")
     """Initialises from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
     (experiment=continue_pretraining)."""
+    teacher: Pairs = passed_on(lambda name: name == "teacher", "teacher=FOLDER")
+    """Learns from the model in this run folder or Hugging Face folder (experiment=distill)."""
     run_dir: Pairs = passed_on(lambda name: name == "run_dir", "run_dir=FOLDER")
     """The run folder; rerun the same command to resume."""
     submit: Pairs = passed_on(lambda name: name == "submit", "submit=slurm")

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.weights import Weight, WeightUse, weight_use
+from llm_jax.model.weights import Weight
+from llm_jax.objective import head_chunks
+from llm_jax.objective.head_chunks import TARGET_DIMS, W_DIMS, X_DIMS, Head, head_use, in_chunks
 
-X_DIMS, W_DIMS, TARGET_DIMS = ("batch", "sequence", "embed"), ("vocab", "embed"), ("batch", "sequence")
 IN_DIMS = (X_DIMS, W_DIMS, TARGET_DIMS, TARGET_DIMS)
 
 
@@ -39,41 +39,33 @@ def linear_cross_entropy(
     first. Only the first result has a gradient. `chunk` is positions per chunk and device, rounded to divide
     them.
     """
-    how, master, stored = weight_use(head, config, place or Placement())
-    return _loss(
-        _Static(how, config.logit_softcap, z_loss, chunk, config.logits_dtype),
-        master,
-        stored,
-        x_BTD,
-        targets_BT,
-        weights_BT,
-    )
+    use, master, stored = head_use(head, config, place)
+    return _loss(_Static(use, z_loss, chunk), master, stored, x_BTD, targets_BT, weights_BT)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
     """All that is no array."""
 
-    how: WeightUse
-    softcap: float
+    head: Head
     z_loss: float
     chunk: int
-    logits_dtype: str
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
     """Without a gradient: only the sums."""
-    run = static.how.place.local(functools.partial(_local, static, False), IN_DIMS, ((), ()))
-    return run(x_BTD, static.how.gather(stored), targets_BT, weights_BT)
+    how = static.head.how
+    run = how.place.local(functools.partial(_local, static, False), IN_DIMS, ((), ()))
+    return run(x_BTD, how.gather(stored), targets_BT, weights_BT)
 
 
 def _forward(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
-    how = static.how
+    how = static.head.how
     run = how.place.local(
         functools.partial(_local, static, True),
         IN_DIMS,
-        ((), (), X_DIMS, how.place.summed_gradient_spec(W_DIMS, how.master_spec)),
+        ((), (), X_DIMS, head_chunks.gradient_spec(static.head)),
     )
     loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.gather(stored), targets_BT, weights_BT)
     return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
@@ -88,87 +80,36 @@ def _backward(static: _Static, gradients, cotangents):
 _loss.defvjp(_forward, _backward)
 
 
-class _Logits(NamedTuple):
-    """The logits of one chunk of positions, on a device's part of the vocabulary."""
-
-    capped_NV: jax.Array
-    """After soft-capping, in the logits dtype."""
-    exp_NV: jax.Array
-    """exp(logit - the largest of all devices)."""
-    is_target_NV: jax.Array
-    sum_N: jax.Array
-    """Sum of the exponentials over the whole vocabulary, float32."""
-    log_z_N: jax.Array
-    target_N: jax.Array
-    """The target's logit, float32."""
-
-
-def _logits(static: _Static, x_ND: jax.Array, w_VD: jax.Array, targets_N: jax.Array) -> _Logits:
-    """The logits of a chunk and their float32 log-softmax, with the vocabulary split over devices: inside
-    `Placement.local`.
-    """
-    how, softcap, place = static.how, static.softcap, static.how.place
-    vocab_axes = place.axes("vocab")
-    V = w_VD.shape[0]
-    first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0  # the first token of this device's part
-    padded = V * place.size(vocab_axes) > how.shape[0]
-    raw_NV = jnp.einsum("ND,VD->NV", x_ND, w_VD, preferred_element_type=jnp.dtype(static.logits_dtype))
-    capped_NV = softcap * jnp.tanh(raw_NV / softcap) if softcap else raw_NV
-    logits_NV = jnp.where(first + jnp.arange(V) < how.shape[0], capped_NV, -jnp.inf) if padded else capped_NV
-    top_N = _over(jax.lax.pmax, jnp.max(logits_NV, -1), vocab_axes)
-    exp_NV = jnp.exp(logits_NV - top_N[:, None])
-    sum_N = _over(jax.lax.psum, jnp.sum(exp_NV, -1, dtype=jnp.float32), vocab_axes)
-    is_target_NV = jnp.arange(V) == (targets_N - first)[:, None]
-    target_N = _over(
-        jax.lax.psum, jnp.sum(jnp.where(is_target_NV, logits_NV, 0), -1, dtype=jnp.float32), vocab_axes
-    )
-    return _Logits(capped_NV, exp_NV, is_target_NV, sum_N, jnp.log(sum_N) + top_N, target_N)
-
-
-def _in_chunks(static: _Static, x_BTD: jax.Array, *arrays_BT: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays [B, T, ...] of a device as [C, N, ...], for a scan over chunks of positions."""
-    N = x_BTD.shape[0] * x_BTD.shape[1]
-    chunks = _chunks(N, static.chunk)
-    return x_BTD.reshape(chunks, N // chunks, -1), *(a.reshape(chunks, N // chunks) for a in arrays_BT)
-
-
 def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weights_BT):
     """One device's positions and its part of the vocabulary; sums over devices at the end."""
-    how, softcap, z_loss, place = static.how, static.softcap, static.z_loss, static.how.place
-    vocab_axes, batch_axes = place.axes("vocab"), (*place.axes("batch"), *place.axes("sequence"))
+    head, z_loss = static.head, static.z_loss
     V, D = w_VD.shape
-    x_CND, targets_CN, weights_CN = _in_chunks(static, x_BTD, targets_BT, weights_BT)
+    chunks = in_chunks(static.chunk, x_BTD, targets_BT, weights_BT)
 
     def step(carry, chunk_of):
         loss, entropy, dw_DV = carry
         x_ND, targets_N, weights_N = chunk_of
-        of = _logits(static, x_ND, w_VD, targets_N)
-        log_z_N = of.log_z_N
-        entropy_N = log_z_N - of.target_N
+        of = head_chunks.logits(head, x_ND, w_VD)
+        p = head_chunks.softmax(head, of.logits_NV)
+        target = head_chunks.target(head, of.logits_NV, w_VD, targets_N)
+        log_z_N = p.log_z_N
+        entropy_N = log_z_N - target.logit_N
         entropy += jnp.sum(entropy_N * weights_N)
         loss += jnp.sum((entropy_N + z_loss * jnp.square(log_z_N)) * weights_N)
         if not with_gradient:
             return (loss, entropy, dw_DV), None
-        scale_N = weights_N * (1 + 2 * z_loss * log_z_N) / of.sum_N
-        d_NV = of.exp_NV * scale_N[:, None] - jnp.where(of.is_target_NV, weights_N[:, None], 0)
-        if softcap:
-            d_NV *= 1 - jnp.square(of.capped_NV / softcap)
-        d_NV = d_NV.astype(x_ND.dtype)
-        dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
-        dx_ND = _over(jax.lax.psum, dx_ND, vocab_axes).astype(x_ND.dtype)
-        dw_DV += jnp.einsum(
-            "ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32
-        )  # see `weights.project` on the order
-        return (loss, entropy, dw_DV), dx_ND
+        scale_N = weights_N * (1 + 2 * z_loss * log_z_N) / p.sum_N
+        d_NV = p.exp_NV * scale_N[:, None] - jnp.where(target.is_target_NV, weights_N[:, None], 0)
+        dx_ND, dw = head_chunks.backward(head, d_NV, of.capped_NV, x_ND, w_VD)
+        return (loss, entropy, dw_DV + dw), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jnp.zeros((D, V) if with_gradient else (), jnp.float32))
-    (loss, entropy, dw_DV), dx_CND = jax.lax.scan(step, start, (x_CND, targets_CN, weights_CN))
-    loss, entropy = (_over(jax.lax.psum, s, batch_axes) for s in (loss, entropy))
+    (loss, entropy, dw_DV), dx_CND = jax.lax.scan(step, start, chunks)
+    loss, entropy = (head_chunks.over_positions(head, s) for s in (loss, entropy))
     if not with_gradient:
         return loss, entropy
-    dw_VD = place.sum_gradient(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.master_spec)
-    return loss, entropy, dx_CND.reshape(x_BTD.shape), dw_VD
+    return loss, entropy, dx_CND.reshape(x_BTD.shape), head_chunks.sum_head_gradient(head, dw_DV)
 
 
 def linear_logprobs(
@@ -188,18 +129,17 @@ def linear_logprobs(
     computes a chunk's logits again: it is that of `linear_cross_entropy`, with the incoming gradient in place
     of the weights. `chunk`: as there.
     """
-    how, master, stored = weight_use(head, config, place or Placement())
-    return _logprobs(
-        _Static(how, config.logit_softcap, 0.0, chunk, config.logits_dtype), master, stored, x_BTD, targets_BT
-    )
+    use, master, stored = head_use(head, config, place)
+    return _logprobs(_Static(use, 0.0, chunk), master, stored, x_BTD, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logprobs(static: _Static, master, stored, x_BTD, targets_BT):
-    run = static.how.place.local(
+    how = static.head.how
+    run = how.place.local(
         functools.partial(_local_logprobs, static), (X_DIMS, W_DIMS, TARGET_DIMS), TARGET_DIMS
     )
-    return run(x_BTD, static.how.gather(stored), targets_BT)
+    return run(x_BTD, how.gather(stored), targets_BT)
 
 
 def _logprobs_backward(static: _Static, saved, g_BT):
@@ -219,22 +159,13 @@ _logprobs.defvjp(
 
 def _local_logprobs(static: _Static, x_BTD, w_VD, targets_BT):
     """The log-probabilities of one device's positions."""
+    head = static.head
 
     def step(_, chunk_of):
-        of = _logits(static, chunk_of[0], w_VD, chunk_of[1])
-        return None, of.target_N - of.log_z_N
+        x_ND, targets_N = chunk_of
+        logits_NV = head_chunks.logits(head, x_ND, w_VD).logits_NV
+        logit_N = head_chunks.target(head, logits_NV, w_VD, targets_N).logit_N
+        return None, logit_N - head_chunks.softmax(head, logits_NV).log_z_N
 
-    return jax.lax.scan(step, None, _in_chunks(static, x_BTD, targets_BT))[1].reshape(targets_BT.shape)
-
-
-def _over(collective, x, axes):
-    """A sum or maximum over mesh axes; x where there are none."""
-    return collective(x, axes) if axes else x
-
-
-def _chunks(positions: int, chunk: int) -> int:
-    """The least number of equal chunks of at most `chunk` positions."""
-    count = -(-positions // chunk)
-    while positions % count:
-        count += 1
-    return count
+    chunks = in_chunks(static.chunk, x_BTD, targets_BT)
+    return jax.lax.scan(step, None, chunks)[1].reshape(targets_BT.shape)

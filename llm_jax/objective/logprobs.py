@@ -1,9 +1,9 @@
-"""Building blocks of losses: hidden states, token log-probabilities and cross-entropies, all in one order of
-positions.
+"""Building blocks of losses: hidden states, token log-probabilities, cross-entropies and divergences, all in
+one order of positions.
 
 A layout may keep positions in another order (`attention_context.arrange`); the functions here take and return
-arrays [B, T] in the natural one. Logits of a whole batch never exist: all go through `cross_entropy.py`, in
-chunks of positions.
+arrays [B, T] in the natural one. Logits of a whole batch never exist: all go through `cross_entropy.py` and
+`divergence.py`, in chunks of positions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from llm_jax.model.attention_context import arrange, restore
 from llm_jax.model.router import Routing
 from llm_jax.model.transformer import Transformer
 from llm_jax.objective.cross_entropy import linear_cross_entropy, linear_logprobs
+from llm_jax.objective.divergence import (
+    DivergenceKind,
+    Divergences,
+    Teacher,
+    TopTokens,
+    linear_divergence,
+    linear_top_tokens,
+)
 
 CHUNK = 1024
 """Default number of positions whose logits exist at once on a device."""
@@ -101,3 +109,39 @@ def cross_entropy(
         z_loss=z_loss,
         chunk=chunk,
     )
+
+
+def divergence(
+    model: Transformer,
+    hidden: Hidden,
+    teacher: tuple[Transformer, Hidden] | TopTokens,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    kind: DivergenceKind,
+    *,
+    chunk: int = CHUNK,
+) -> Divergences:
+    """Weighted sums of the divergence from a teacher's next-token distribution, mixed as `kind` has it.
+
+    teacher: another model with its hidden states of the same batch, or its likeliest tokens.
+    """
+    place = model.place
+    if isinstance(teacher, TopTokens):
+        theirs: Teacher | TopTokens = TopTokens(*(arrange(x, place) for x in teacher))
+    else:
+        other, of_other = teacher
+        theirs = Teacher(of_other.x_BTD, other.output, other.config)
+    targets_BT, weights_BT = (arrange(x, place) for x in (targets_BT, weights_BT))
+    return linear_divergence(
+        hidden.x_BTD, model.output, model.config, theirs, targets_BT, weights_BT, kind, place, chunk=chunk
+    )
+
+
+def top_tokens(
+    model: Transformer, hidden: Hidden, k: int, temperature: float = 1.0, *, chunk: int = CHUNK
+) -> TopTokens:
+    """The k likeliest next tokens of every position with their log-probabilities, and that of all others."""
+    found = linear_top_tokens(
+        Teacher(hidden.x_BTD, model.output, model.config), k, temperature, model.place, chunk=chunk
+    )
+    return TopTokens(*(restore(x, model.place) for x in found))

@@ -53,8 +53,13 @@ class NextToken(Objective):
         """Sums of the cross-entropy, the weights, and the bytes of the targets."""
         targets, weights = batch["targets"], batch["weights"]
         _, entropy = cross_entropy(policy, hidden_states(policy, batch), targets, weights)
+        return {"cross_entropy": entropy, **self.sizes(batch, token_bytes)}
+
+    def sizes(self, batch: Batch, token_bytes: jax.Array) -> dict[str, jax.Array]:
+        """The sum of the weights, and the weighted bytes of the targets: what `scores` divides by."""
+        targets, weights = batch["targets"], batch["weights"]
         bytes_BT = token_bytes.at[targets].get(out_sharding=jax.typeof(targets).sharding.spec)
-        return {"cross_entropy": entropy, "weight": jnp.sum(weights), "bytes": jnp.sum(bytes_BT * weights)}
+        return {"weight": jnp.sum(weights), "bytes": jnp.sum(bytes_BT * weights)}
 
     def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         """eval_loss in nats a token, eval_bits_per_byte, and eval_tokens, over how many tokens."""

@@ -141,6 +141,12 @@ class Objective:
         """
         return {}
 
+    def files(self) -> Mapping[str, str]:
+        """Files that the loss reads beside the data: the key of the objective → path. Checkpoints record
+        their sha256.
+        """
+        return {}
+
     def precomputed(self) -> Mapping[str, str]:
         """Models that are read once, before the first step: role → folder, as in `frozen`.
 

@@ -141,8 +141,9 @@ def check_keys(pairs: Pairs) -> None:
     command, or for the experiment."""
     from llm_jax.core.config_tree import all_keys
     from llm_jax.experiment import Experiment  # imports JAX
+    from llm_jax.run.initial_weights import SHORT
 
-    fields = ("experiment", "from", *(f.name for f in dataclasses.fields(Experiment)))
+    fields = ("experiment", "from", *SHORT, *(f.name for f in dataclasses.fields(Experiment)))
     for key, value in pairs:
         if "." not in key and key not in fields:
             close = closest(key, (*OWN, *all_keys(Experiment())))

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llm_jax.core.checksums import file_sum
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
 from llm_jax.core.log import no_log
@@ -55,7 +56,8 @@ def role_model(
     """
     config = experiment.model
     if folder != OWN_START:
-        config = open_source(folder).experiment.model.resolved(experiment.model.vocab)
+        theirs = open_source(folder).experiment.model
+        config = theirs.resolved(experiment.model.vocab if theirs.vocab is None else None)
         if config.vocab != experiment.model.vocab:
             raise UserError(
                 f"objective.{role}={folder}: has a vocabulary of {config.vocab} tokens, and the "
@@ -112,8 +114,8 @@ def read_role(experiment: Experiment, role: str, model: TrainModel, log: Callabl
 
 
 def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Role → path and sha256 of each frozen or precomputed model, as every checkpoint records them; both
-    empty for weights drawn from the run's seed.
+    """Role → path and sha256 of each frozen or precomputed model, and of each file that the objective reads,
+    as every checkpoint records them; both empty for weights drawn from the run's seed.
     """
     start = experiment.train.start_from
     roles = {**experiment.objective.frozen(), **experiment.objective.precomputed()}
@@ -121,8 +123,14 @@ def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     if start and experiment.train.trainable != EVERYTHING:
         folders[START] = start
     return {
-        role: {"path": path, "sha256": weights_sha256(user_path(path)) if path else ""}
-        for role, path in folders.items()
+        **{
+            role: {"path": path, "sha256": weights_sha256(user_path(path)) if path else ""}
+            for role, path in folders.items()
+        },
+        **{
+            key: {"path": path, "sha256": file_sum(user_path(path))}
+            for key, path in experiment.objective.files().items()
+        },
     }
 
 
@@ -137,8 +145,10 @@ def check_frozen(
         before = recorded.get(role, {})
         if before.get("sha256") != now["sha256"]:
             key = "train.start_from" if role == START else f"objective.{role}"
+            is_file = user_path(now["path"]).is_file()
+            differs = "its content is not what" if is_file else "its weights are not those that"
             raise UserError(
-                f"{key}={now['path']}: its weights are not those that this run was trained beside (sha256 "
+                f"{key}={now['path']}: {differs} this run was trained beside (sha256 "
                 f"{str(now['sha256'])[:12]}, the checkpoint's is {str(before.get('sha256'))[:12]} of "
                 f"{before.get('path')}). Bring them back, or choose another run_dir"
             )

@@ -32,6 +32,8 @@ from llm_jax.train.state import TrainModel, TrainState
 
 TOKENIZER = "tokenizer"
 """The folder in a run folder."""
+SHORT = {"teacher": "objective.teacher"}
+"""Keys of a command line that stand for longer ones."""
 
 
 def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
@@ -62,6 +64,20 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
         tokenizer = TokenizerConfig(file=str(tokenizer_folder(folder)), control=experiment.tokenizer.control)
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
+
+
+def with_tokenizer_of_teacher(experiment: Experiment) -> Experiment:
+    """The experiment with the tokenizer and vocabulary of its teacher, where it has neither of its own, nor
+    weights to start with. Raises UserError where the teacher is no model.
+    """
+    folder = experiment.objective.frozen().get("teacher")
+    has_own = experiment.tokenizer.file or experiment.model.vocab is not None
+    if not folder or has_own or experiment.train.start_from:
+        return experiment
+    vocab = open_source(folder).experiment.model.vocab
+    tokenizer = dataclasses.replace(experiment.tokenizer, file=str(tokenizer_folder(user_path(folder))))
+    model = dataclasses.replace(experiment.model, vocab=vocab)
+    return dataclasses.replace(experiment, model=model, tokenizer=tokenizer)
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -146,15 +162,18 @@ def experiment_from_pairs(pairs: list[tuple[str, str]]) -> Experiment:
 def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> Experiment:
     """The experiment with the overrides of a command line, resolved.
 
-    `from=FOLDER` sets model shape, tokenizer and weights.
+    `from=FOLDER` sets model shape, tokenizer and weights; without it `teacher=FOLDER` sets the tokenizer.
     """
     froms = [value for key, value in pairs if key == "from"]
-    pairs = [pair for pair in pairs if pair[0] not in ("experiment", "from")]
+    pairs = [(SHORT.get(key, key), value) for key, value in pairs if key not in ("experiment", "from")]
     if len(froms) > 1:
         raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
-    chosen, keys = with_rows_for_control(override(experiment, pairs)), [key for key, _ in pairs]
+    chosen, keys = override(experiment, pairs), [key for key, _ in pairs]
+    if not any(key.startswith("tokenizer.") for key in keys):
+        chosen = with_tokenizer_of_teacher(chosen)
+    chosen = with_rows_for_control(chosen)
     made = resolved(chosen)
     if chosen.optimizer.warmup_steps is None:
         made = with_own_warmup(made)

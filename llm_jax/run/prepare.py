@@ -20,6 +20,7 @@ from llm_jax.layout.check import check_model
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.model import transformer
+from llm_jax.objective.protocol import Examples
 from llm_jax.processes.collective import broadcast_from_first, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.run import initial_weights, run_folder
@@ -48,6 +49,8 @@ class RunPlan:
     """With its vocabulary, and room in fused attention for the documents of its rows."""
     model: TrainModel
     corpus: data.Corpus
+    examples: Examples
+    """The batches, as the objective makes them from the corpus."""
     frozen: Mapping[str, TrainModel]
     """The objective's frozen models, by role."""
     precomputed: Mapping[str, TrainModel] = field(default_factory=dict)
@@ -67,16 +70,18 @@ class RunPlan:
 def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus, label: str = "") -> RunPlan:
     """The plan of an experiment whose vocabulary is known.
 
-    Raises UserError for a model that the layout can't split.
+    Raises UserError for a model that the layout can't split, and for what else the objective can't train
+    with.
     """
     check_layout(experiment, place)
+    examples = experiment.objective.examples(corpus, experiment.train)
     experiment = with_max_segments(experiment, corpus, place)
     model = TrainModel(
         experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable
     )
     frozen = frozen_models(experiment, model, corpus.tokenizer)
     precomputed = precomputed_models(experiment, model, corpus.tokenizer)
-    return RunPlan(experiment, model, corpus, frozen, precomputed, label)
+    return RunPlan(experiment, model, corpus, examples, frozen, precomputed, label)
 
 
 def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experiment:

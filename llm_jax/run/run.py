@@ -365,7 +365,7 @@ def make_run_state(
         rollbacks=rollbacks,
         info={"corpus": plan.corpus.fingerprint, **({"frozen": dict(identities)} if identities else {})},
         corpus=plan.corpus,
-        examples=objective.examples(plan.corpus, t),
+        examples=plan.examples,
         objective=objective,
         flops_per_step=objective.flops_per_token(e.model, t.sequence_length, frozen) * tokens,
         peak_flops=peak_flops,

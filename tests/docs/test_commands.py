@@ -26,13 +26,14 @@ PLANS = [line.split("llm_jax.plan", 1)[1] for line in LINES if "llm_jax.plan exp
 def test_a_launch_line_is_accepted(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
-    if source := next(
-        (word.removeprefix("from=") for word in words if word.startswith("from=")), None
-    ):  # a run that another line makes
+    sources = [word.partition("=")[2] for word in words if word.startswith(("from=", "teacher="))]
+    if sources:  # runs that other lines make
         assert main(["experiment=quickstart", "--show"]) == 0
+        config = capsys.readouterr().out
         monkeypatch.chdir(tmp_path)
-        Path(source).mkdir(parents=True)
-        (Path(source) / "config.yaml").write_text(capsys.readouterr().out)
+        for source in sources:
+            Path(source).mkdir(parents=True)
+            (Path(source) / "config.yaml").write_text(config)
     words = [
         word for word in words if not word.startswith(("submit=", "slurm.")) and word != "--dry-run"
     ]  # tests/slurm/test_docs.py

@@ -80,6 +80,19 @@ def test_it_learns_to_answer_and_agrees_with_one_device(sft, capsys):
     np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
 
 
+def test_a_teacher_is_learned_from_where_sft_trains(sft, base):
+    """Conversations of distillation are those of `sft`; a student that starts as its teacher differs in nothing."""
+    plain = sft("plain", "layout=single", "train.steps=1")
+    words = ("objective=distill", "objective.records=conversations", f"teacher={base / 'run'}")
+    taught = sft("taught", "layout=single", "train.steps=1", *words)
+    assert [line["batch_sha"] for line in taught if "batch_sha" in line] == [
+        line["batch_sha"] for line in plain if "batch_sha" in line
+    ]
+    for name in ("loss_weight", "cross_entropy"):
+        assert values(taught, name).tolist() == pytest.approx(values(plain, name).tolist(), rel=1e-6)
+    assert abs(values(taught, "train_loss")[0]) < 1e-6
+
+
 def test_only_what_is_asked_for_counts(sft):
     assistant, everything, last = (
         values(sft(name, "layout=single", f"data.train_on={name}", "train.steps=1"), "loss_weight")[0]
