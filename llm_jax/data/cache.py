@@ -24,7 +24,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def build_once(target: Path, build: Callable[[Path], None]) -> bool:
+def build_once(target: Path, build: Callable[[Path], object]) -> bool:
     """Makes the folder `target` by `build(temporary folder)` and a rename; returns False if it exists
     already.
 

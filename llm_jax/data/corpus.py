@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows
 from llm_jax.data.rows import EndlessRows, RowKind
 from llm_jax.data.sources import Source, resolve
-from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_mask, tokenize
+from llm_jax.data.token_cache import TokenStore, all_held_out_error, document_hash, held_out_mask, tokenize
 from llm_jax.data.token_numbers import TokenNumbers
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
@@ -70,15 +71,19 @@ class Corpus:
         seed: int,
         to_train: bool = True,
         rows: RowKind = "cut",
+        sources: Sequence[Source] = (),
     ):
         self._stores, self._held_out_fraction, self._rows = parts, held_out_fraction, rows
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
+        self.sources = tuple(sources)
+        """Where its documents are from, in the order of `parts`; empty for one that was made of tokens."""
         total = sum(weight for _, weight, _ in parts)
         # A document that one source holds out is held out everywhere, even if another source contains it too.
         held_out_H = np.concatenate(
             [store.hashes_N[held_out_mask(store.hashes_N, held_out_fraction)] for _, _, store in parts]
         )
+        self._held_out_H = held_out_H
         self._parts = [
             _MixturePart(
                 name,
@@ -108,6 +113,7 @@ class Corpus:
             batch_size=self.batch_size,
             seed=seed,
             rows=self._rows,
+            sources=self.sources,
         )
 
     def token_numbers(self, of: str, folder: Path) -> list[TokenNumbers]:
@@ -158,6 +164,28 @@ class Corpus:
         if rows:
             empty = [self._parts[0].held_out.empty_row()] * (batch_size - len(rows))
             yield _stack(rows + empty)
+
+    @functools.cached_property
+    def held_out_hashes(self) -> frozenset[int]:
+        """`document_hash` of each held-out document."""
+        return frozenset(map(int, self._held_out_H))
+
+    def held_out_texts(self) -> Iterator[tuple[Source, int, bytes]]:
+        """Every held-out document: its source, its number in it, and its text or record, in a fixed order."""
+        for source in self.sources:
+            records = source.records()
+            for i in range(len(records)):
+                raw = source.text(records, i)
+                if document_hash(raw) in self.held_out_hashes:
+                    yield source, i, raw
+
+    def left_out(self) -> list[tuple[str, int, str]]:
+        """(why, how many, where the first one is) of examples that an encoder left out, by source."""
+        return [
+            (reason, count, source.where(first - 1))
+            for source, (_, _, store) in zip(self.sources, self._stores, strict=True)
+            for reason, (count, first) in store.left_out.items()
+        ]
 
     def max_documents_per_row(self, *, steps: int, group: int, held_out_group: int) -> int:
         """The largest number of documents per row, averaged over one device's rows of a batch and rounded up.
@@ -289,9 +317,9 @@ def _prepare(
     for source, weight in sources:
         store, cached = tokenize(source, trained, folder, data.workers, encoder)
         all_cached &= cached
-        refuse_left_out(source.name, store, encoder)
+        refuse_left_out(source, store, encoder)
         parts.append((source.name, weight, store))
-        for note in _notes(store, encoder):
+        for note in _notes(store, source, encoder):
             log(f"corpus {source.name}: {note}")
     identity: list[Any] = [
         [[s.name, s.fingerprint, w] for s, w in sources],
@@ -312,6 +340,7 @@ def _prepare(
         seed=seed,
         to_train=to_train,
         rows=rows,
+        sources=[source for source, _ in sources],
     )
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "
@@ -337,19 +366,19 @@ def nothing_left_error(name: str, store: TokenStore) -> UserError:
     )
 
 
-def refuse_left_out(name: str, store: TokenStore, encoder: Encoder | None) -> None:
+def refuse_left_out(source: Source, store: TokenStore, encoder: Encoder | None) -> None:
     """Raises UserError where examples were left out for a reason that the encoder takes for a mistake in
     the data."""
     for reason, remedy in getattr(encoder, "refused", {}).items():
         if reason in store.left_out:
             count, first = store.left_out[reason]
             raise UserError(
-                f"data.source={name}: {count:,} of {records(store):,} examples: {reason} (the first is "
-                f"document {first:,}). {remedy}"
+                f"data.source={source.name}: {count:,} of {records(store):,} examples: {reason}; the first "
+                f"is {source.where(first - 1)}. {remedy}"
             )
 
 
-def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
+def _notes(store: TokenStore, source: Source, encoder: Encoder | None) -> list[str]:
     """Log lines about documents that have no text, are copies, or were changed, with their counts."""
     of_all = f"of {len(store.lengths_N):,} documents"
     skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
@@ -360,8 +389,8 @@ def _notes(store: TokenStore, encoder: Encoder | None) -> list[str]:
         f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
         f"{store.copies:,} {of_all} are copies of others": many,
         **{
-            f"{count:,} of {records(store):,} examples are left out: {reason} (the first is "
-            f"document {first:,})": True
+            f"{count:,} of {records(store):,} examples are left out: {reason}; the first is "
+            f"{source.where(first - 1)}": True
             for reason, (count, first) in store.left_out.items()
         },
         f"{store.invalid:,} documents are not valid UTF-8; the bad bytes became U+FFFD": store.invalid,

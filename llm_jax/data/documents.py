@@ -31,8 +31,18 @@ def read_documents(path: Path, *, text_key: str, document_bytes: int, separator:
 
 
 def read_records(path: Path, *, text_key: str, document_bytes: int, separator: str) -> Iterator[bytes | None]:
-    """The records of one file in order: a document's text, or None for a record without text, which is null,
-    empty or only whitespace.
+    """The texts of `numbered_records`."""
+    records = numbered_records(path, text_key=text_key, document_bytes=document_bytes, separator=separator)
+    return (text for _, text in records)
+
+
+def numbered_records(
+    path: Path, *, text_key: str, document_bytes: int, separator: str
+) -> Iterator[tuple[int, bytes | None]]:
+    """The records of one file in order: (line, text).
+
+    Of a JSONL file it is the line, of a Parquet file the row, from 1; 0 for other files. The text is None for
+    a record without any: null, empty or only whitespace.
 
     A .txt file without a separator is one text, divided into documents, and has no records without text.
     Bytes that are not valid UTF-8 are kept; tokenising replaces them. Raises UserError, naming the file (and
@@ -50,15 +60,17 @@ def read_records(path: Path, *, text_key: str, document_bytes: int, separator: s
                 blocks: Iterable[bytes] = iter(lambda: file.read(_BLOCK_BYTES), b"")
                 if separator:
                     texts = split_documents(blocks, separator.encode(), document_bytes)
-                    yield from (text if text.strip() else None for text in texts)
+                    yield from ((0, text if text.strip() else None) for text in texts)
                 else:
-                    yield from (text for text in split_chunks(blocks, document_bytes) if text.strip())
+                    yield from ((0, text) for text in split_chunks(blocks, document_bytes) if text.strip())
             return
-        for text in _parquet(path, text_key) if kind == "parquet" else _jsonl(path, text_key):
+        for line, text in (
+            enumerate(_parquet(path, text_key), 1) if kind == "parquet" else _jsonl(path, text_key)
+        ):
             if text is None or not text.strip():
-                yield None
+                yield line, None
             else:
-                yield from (chunk for chunk in split_chunks([text], RECORD_BYTES) if chunk.strip())
+                yield from ((line, chunk) for chunk in split_chunks([text], RECORD_BYTES) if chunk.strip())
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"data.source: {path} cannot be read: {error}") from error
 
@@ -160,7 +172,8 @@ def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
     return file
 
 
-def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
+def _jsonl(path: Path, text_key: str) -> Iterator[tuple[int, bytes | None]]:
+    """(line, text) of each record of a JSONL file."""
     first, found = text_key.partition(".")[0], False
     quoted = json.dumps(first).encode()
     with _open(path) as file:
@@ -182,7 +195,7 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
             except ValueError as error:
                 raise UserError(f"data.source: {where}: is not a JSON object: {error}") from None
             if text_key == WHOLE_RECORD and isinstance(record, dict):
-                yield line.strip()
+                yield number, line.strip()
                 continue
             value = field_of(record, text_key)
             if value is not None and not isinstance(value, str):
@@ -190,7 +203,7 @@ def _jsonl(path: Path, text_key: str) -> Iterator[bytes | None]:
                     f"data.text_key={text_key}: {where}: {_why_not(record, value, text_key, found)}"
                 )
             found = True
-            yield None if value is None else _bytes(value)
+            yield number, None if value is None else _bytes(value)
 
 
 MISSING = object()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import bisect
 import contextlib
 import glob
 import importlib
-import io
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,14 +29,18 @@ from llm_jax.data.documents import (
     contains,
     field_names,
     field_of,
-    read_records,
+    numbered_records,
 )
+from llm_jax.data.generated import GENERATED, generated_documents, generated_fingerprint
+from llm_jax.data.stdlib_files import stdlib_fingerprint
 from llm_jax.data.text_files import find_text_files, same_content
+from llm_jax.data.tfds_datasets import quiet_tfds, write_documents
 
 _LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when they change
-_DOCUMENTS_PER_FILE = 100_000
 _COUNTS = "counts.json"
-"""The file beside a dataset of local files with counts of what was left out."""
+"""The file beside a dataset of local files with counts of their documents and of what was left out."""
+_LINES = "lines.npy"
+"""The file beside it with the line of each document in its file (of Parquet: the row), from 1; 0: unknown."""
 # TFDS finds the datasets in these modules (such as wikipedia and c4) only once they are imported.
 _OLD_TFDS_MODULES = ("question_answering", "summarization", "text", "translate")
 _DOWNLOAD_RETRIES = (
@@ -58,6 +62,8 @@ class Source:
     """The field of a record that holds the text."""
     fingerprint: str
     """sha256 hex over the content and how it was divided into documents."""
+    files: tuple[str, ...] = ()
+    """The names of the local files that it was made of."""
 
     def records(self) -> Any:
         """A sequence of the records with random access (TFDS `as_data_source`): dicts, with the text as
@@ -79,6 +85,15 @@ class Source:
             )
         return found
 
+    def where(self, i: int) -> str:
+        """Where record `i` is from, for a line about it: its file and line if these are known."""
+        if (self.path / _LINES).is_file():
+            ends = read_json(self.path / _COUNTS)["ends"]
+            line = int(np.load(self.path / _LINES, mmap_mode="r")[i])
+            if line:
+                return f"{self.files[bisect.bisect_right(ends, i)]}:{line}"
+        return f"{self.name}, document {i + 1:,}"
+
     def size(self) -> tuple[int, int]:
         """(documents, bytes) of the split; the bytes are those of the records, slightly more than
         the text.
@@ -95,9 +110,12 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
     Raises UserError if there is no such file, folder or dataset, or if it is empty.
     """
     local = glob.has_magic(name) or name.endswith(SUFFIXES) or user_path(name).exists()
+    if name in GENERATED:
+        return _generated(name, data)
     if data.text_key == WHOLE_RECORD and not (local and name != "stdlib"):
         raise UserError(
-            f"data.source={name}: this objective reads records, not texts; give files of .jsonl or .parquet"
+            f"data.source={name}: this objective reads records, not texts; give files of .jsonl or "
+            f".parquet, or one of {', '.join(GENERATED)}"
         )
     if name == "stdlib":
         return _stdlib(name, data)
@@ -125,27 +143,9 @@ def readable(name: str) -> Iterator[None]:
         raise UserError(f"data.source={name}: cannot be read: {error.strerror}{where}") from error
 
 
-@contextlib.contextmanager
-def quiet_tfds() -> Iterator[Any]:
-    """A context with TFDS, without its progress bars, output and warnings (it doesn't import TensorFlow by
-    itself).
-    """
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
-        import tensorflow_datasets as tfds
-
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield tfds
-    finally:
-        absl.setLevel(level)
-
-
 def _stdlib(name: str, data: DataConfig) -> Source:
     with quiet_tfds():  # the module defines a TFDS builder
-        from llm_jax.data.stdlib_text import StdlibText, stdlib_fingerprint
+        from llm_jax.data.stdlib_text import StdlibText
     content = stdlib_fingerprint()
     target = data.cache_path() / "datasets" / f"stdlib-{content[:16]}"
 
@@ -156,6 +156,18 @@ def _stdlib(name: str, data: DataConfig) -> Source:
     cache.build_once(target, build)
     (path,) = target.glob("stdlib_text/*.*.*")
     return Source(name, path, "train", "text", content)
+
+
+def _generated(name: str, data: DataConfig) -> Source:
+    """The built-in records of this name. Raises UserError for an objective that reads texts."""
+    if data.text_key != WHOLE_RECORD:
+        raise UserError(
+            f"data.source={name}: holds conversations; use an objective that reads them, such as sft"
+        )
+    content = generated_fingerprint(name)
+    target = data.cache_path() / "datasets" / f"{name}-{content[:16]}"
+    cache.build_once(target, lambda folder: write_documents(folder, generated_documents(name)))
+    return Source(name, target, "train", "text", content)
 
 
 def _is_prepared(name: str, path: Path) -> bool:
@@ -329,13 +341,14 @@ def _local(name: str, path: Path, data: DataConfig, log: Callable[[str], None]) 
     rules = [_LOCAL_VERSION, data.text_key, data.document_bytes, data.separator()]
     kinds = [_kind(file) for file in files]
     content = cache.fingerprint("local", rules, [[kind, one] for kind, one in zip(kinds, sums, strict=True)])
-    target = data.cache_path() / "datasets" / f"local-{content[:16]}"
+    what = "records" if data.text_key == WHOLE_RECORD else "local"
+    target = data.cache_path() / "datasets" / f"{what}-{content[:16]}"
     if not target.exists():
         log(f"corpus {name}: reading {counted(len(files), 'file')}")
     cache.build_once(target, lambda folder: _write_dataset(folder, name, files, data))
     for line in _without_text(target, files):
         log(f"corpus {name}: {line}")
-    return Source(name, target, "train", "text", content)
+    return Source(name, target, "train", "text", content, tuple(file.name for file in files))
 
 
 def _without_text(target: Path, files: list[Path]) -> list[str]:
@@ -366,7 +379,9 @@ def _files(name: str, path: Path, log: Callable[[str], None] = lambda line: None
 
 
 def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig) -> None:
-    """Writes the documents of files to a TFDS dataset, in memory of one document and one block."""
+    """Writes the documents of files to a TFDS dataset, and beside it which lines they are and what was left
+    out.
+    """
     text_files = [file for file in files if ".txt" in file.suffixes[-2:]]
     if (
         data.separator()
@@ -377,45 +392,32 @@ def _write_dataset(folder: Path, name: str, files: list[Path], data: DataConfig)
             f"data.document_separator={data.document_separator}: is nowhere in the .txt files of {name}; "
             "'' divides them by data.document_bytes"
         )
-    with quiet_tfds() as tfds:
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name="local_text", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
-        )
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        info = tfds.core.DatasetInfo(builder=identity, features=features)
-        writer = tfds.core.SequentialWriter(
-            info, max_examples_per_shard=_DOCUMENTS_PER_FILE, file_format="array_record"
-        )
-        writer.initialize_splits(["train"])
-        pending: list[dict[str, bytes]] = []
-        pending_bytes = documents = without_text = 0
-        empty_files = []
-        for i, file in enumerate(files):
-            before = documents
-            texts = read_records(
+    lines = array.array("I")
+    ends: list[int] = []  # the number of documents up to the end of each file
+    without_text = 0
+
+    def documents() -> Iterator[bytes]:
+        nonlocal without_text
+        for file in files:
+            numbered = numbered_records(
                 file, text_key=data.text_key, document_bytes=data.document_bytes, separator=data.separator()
             )
-            for text in texts:
+            for line, text in numbered:
                 if text is None:
                     without_text += 1
                     continue
-                pending.append({"text": text})
-                pending_bytes += len(text)
-                documents += 1
-                if (
-                    pending_bytes > 8 << 20 or len(pending) > 4096
-                ):  # each call rewrites the metadata, so documents are written in batches
-                    writer.add_examples({"train": pending})
-                    pending, pending_bytes = [], 0
-            empty_files += [i] if documents == before else []
-        if not documents:
-            what = files[0] if len(files) == 1 else "every file"
-            raise UserError(f"data.source={name}: no documents: {what} is empty or only white space or null")
-        writer.add_examples({"train": pending})
-        writer.close_all()
+                lines.append(line)
+                yield text
+            ends.append(len(lines))
+
+    if not write_documents(folder, documents()):
+        what = files[0] if len(files) == 1 else "every file"
+        raise UserError(f"data.source={name}: no documents: {what} is empty or only white space or null")
     counts = {
-        "records": documents + without_text,
+        "records": len(lines) + without_text,
         "without_text": without_text,
-        "files_without_documents": empty_files,
+        "files_without_documents": [i for i, end in enumerate(ends) if end == (ends[i - 1] if i else 0)],
+        "ends": ends,
     }
+    np.save(folder / _LINES, np.array(lines, np.uint32))
     (folder / _COUNTS).write_text(json.dumps(counts))

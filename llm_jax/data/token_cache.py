@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def _write_shard(
             invalid += "\ufffd" in text and not _is_utf8(raw)
             start = file.tell()
             if encoder is not None and weights_file is not None:
-                where = f"{source.name}, document {i + 1}"
+                where = functools.partial(source.where, i)
                 for example in encoded_examples(encoder, text, tokenizer, where):
                     file.write(np.asarray(example.tokens, dtype).tobytes())
                     weights_file.write(np.asarray(example.weights, np.uint8).tobytes())
@@ -258,32 +258,34 @@ def _write_shard(
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def encoded_examples(encoder: Encoder, text: str, tokenizer: Tokenizer, where: str) -> list[Encoded]:
+def encoded_examples(
+    encoder: Encoder, text: str, tokenizer: Tokenizer, where: Callable[[], str]
+) -> list[Encoded]:
     """The examples of a document, checked. Raises UserError, naming `where`, for a document or an encoder
     that makes none."""
     try:
         examples = encoder.encode(text, tokenizer)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where()}: {error}") from error
     for example in examples:
         check_encoded(example.tokens, example.weights, tokenizer, where)
     return examples
 
 
-def check_encoded(tokens: Any, weights: Any, tokenizer: Tokenizer, where: str) -> None:
+def check_encoded(tokens: Any, weights: Any, tokenizer: Tokenizer, where: Callable[[], str]) -> None:
     """Raises UserError for the result of an encoder that can't be stored as it is."""
     ids, trained = np.asarray(tokens), np.asarray(weights)
     if ids.shape != trained.shape or ids.ndim != 1:
         raise UserError(
-            f"{where}: the encoder returned {ids.size} tokens and {trained.size} weights. "
+            f"{where()}: the encoder returned {ids.size} tokens and {trained.size} weights. "
             "Give a weight a token"
         )
     if ids.size and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
         raise UserError(
-            f"{where}: the encoder returned ids from {ids.min()} to {ids.max()}, outside the vocabulary"
+            f"{where()}: the encoder returned ids from {ids.min()} to {ids.max()}, outside the vocabulary"
         )
     if not np.isin(trained, (0, 1)).all():
-        raise UserError(f"{where}: the encoder returned weights other than 0 and 1")
+        raise UserError(f"{where()}: the encoder returned weights other than 0 and 1")
 
 
 def _is_utf8(raw: bytes) -> bool:

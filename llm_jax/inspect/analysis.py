@@ -14,6 +14,7 @@ import numpy as np
 from llm_jax.core.errors import UserError, require
 from llm_jax.core.files import user_path
 from llm_jax.data import Tokenizer, load_tokenizer
+from llm_jax.data.token_labels import Token, Vocabulary, find_word
 from llm_jax.inspect.arguments import MAX_TOKENS, InspectArguments
 from llm_jax.inspect.attention import HeadScores, head_scores, induction_score, quantise, uniform_scores
 from llm_jax.inspect.compare import Comparison, compare
@@ -21,7 +22,6 @@ from llm_jax.inspect.contexts import WordInContexts, mean_pair_cosine
 from llm_jax.inspect.layer_by_layer import LayerByLayer
 from llm_jax.inspect.logit_lens import Predictions, Readout
 from llm_jax.inspect.tokenizers import TokenizerMeasurement, measure
-from llm_jax.inspect.tokens import Token, Vocabulary, find_word
 from llm_jax.model.config import ModelConfig
 from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel, check_text_ids
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer
-from llm_jax.inspect.tokens import Vocabulary
+from llm_jax.data.token_labels import Vocabulary
 from llm_jax.model.transformer import Transformer
 from llm_jax.pretrained.model import PretrainedModel
 

@@ -12,11 +12,11 @@ import numpy as np
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.format import short
 from llm_jax.core.templates import render
+from llm_jax.data.token_labels import Token
 from llm_jax.inspect.analysis import AttentionMaps, Findings
 from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.attention import FIRST_SCORED
 from llm_jax.inspect.logit_lens import Predictions
-from llm_jax.inspect.tokens import Token
 from llm_jax.pretrained.model import PretrainedModel
 
 LN2 = math.log(2)

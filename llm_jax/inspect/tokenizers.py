@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from llm_jax.data import Tokenizer
-from llm_jax.inspect.tokens import Token, Vocabulary
+from llm_jax.data.token_labels import Token, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -99,28 +99,10 @@ def prepare_corpus(
 
     Raises UserError, naming a host, where it has other documents than the first.
     """
-
-    objective, documents = experiment.objective, experiment.data
-    tokenizer = initial_weights.with_own_tokenizer(experiment)
-    own: dict[str, Any] = {}  # keys that only some objectives have
-    if (encoder := objective.encoder(encoder_settings(experiment))) is not None:
-        own["encoder"] = encoder
-    if objective.reads == "record":
-        documents = dataclasses.replace(documents, text_key=data.WHOLE_RECORD)
-    if objective.rows != "cut":
-        own["rows"] = objective.rows
+    documents, tokenizer, more = corpus_settings(experiment)
 
     def prepare() -> data.Corpus:
-        return (caches.prepare or data.prepare)(
-            documents,
-            tokenizer,
-            sequence_length=experiment.train.sequence_length,
-            batch_size=experiment.train.batch_size,
-            seed=experiment.train.seed,
-            run_dir=None,
-            log=log,
-            **own,
-        )
+        return (caches.prepare or data.prepare)(documents, tokenizer, run_dir=None, log=log, **more)
 
     group.mark("data")
     rank, local_rank = group.task.rank, group.task.local_rank
@@ -136,6 +118,25 @@ def prepare_corpus(
                 "give all hosts the same"
             )
     return corpus
+
+
+def corpus_settings(
+    experiment: Experiment,
+) -> tuple[data.DataConfig, data.TokenizerConfig, dict[str, Any]]:
+    """The arguments of `data.prepare` for the corpus of an experiment."""
+    objective, documents = experiment.objective, experiment.data
+    if objective.reads == "record":
+        documents = dataclasses.replace(documents, text_key=data.WHOLE_RECORD)
+    more: dict[str, Any] = {
+        "sequence_length": experiment.train.sequence_length,
+        "batch_size": experiment.train.batch_size,
+        "seed": experiment.train.seed,
+    }
+    if (encoder := objective.encoder(encoder_settings(experiment))) is not None:
+        more["encoder"] = encoder
+    if objective.rows != "cut":
+        more["rows"] = objective.rows
+    return documents, initial_weights.with_own_tokenizer(experiment), more
 
 
 def encoder_settings(experiment: Experiment) -> EncoderSettings:

@@ -8,10 +8,13 @@ import os
 import shutil
 import tracemalloc
 
+import pandas
 import pytest
 
 from llm_jax.core.errors import UserError
+from llm_jax.data import DataConfig
 from llm_jax.data.documents import read_documents, split_chunks, split_documents, split_point
+from llm_jax.data.sources import resolve
 
 from .conftest import ROOT, documents, write_jsonl
 
@@ -357,3 +360,14 @@ def test_values_out_of_range_are_refused(make, small):
         make(small, tokenizer=TokenizerConfig(kind="bpee"))
     with pytest.raises(UserError, match=r"tokenizer\.vocab=100: must be at least 261"):
         make(small, vocab=100)
+
+
+def test_a_document_of_files_is_named_by_its_file_and_line(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('\n{"text": "one"}\n\n{"text": null}\n{"text": "two"}\n')
+    pandas.DataFrame({"text": ["three", "four"]}).to_parquet(tmp_path / "texts" / "b.parquet")
+    (tmp_path / "texts" / "c.txt").write_text("five")
+    source = resolve(str(tmp_path / "texts"), DataConfig(cache_dir=str(tmp_path / "cache")), print)
+    where = [source.where(i) for i in range(5)]
+    assert where[:4] == ["a.jsonl:2", "a.jsonl:5", "b.parquet:1", "b.parquet:2"]
+    assert where[4] == f"{tmp_path / 'texts'}, document 5"

@@ -100,4 +100,4 @@ def test_what_an_encoder_must_not_return_is_refused_with_the_document(tokens, we
         vocab_size = 320
 
     with pytest.raises(UserError, match=f"corpus, document 7: the encoder returned {problem}"):
-        check_encoded(tokens, weights, Vocabulary(), "corpus, document 7")
+        check_encoded(tokens, weights, Vocabulary(), lambda: "corpus, document 7")

@@ -8,8 +8,8 @@ import pytest
 from llm_jax.core.errors import UserError
 from llm_jax.data import TokenizerConfig
 from llm_jax.data.sentencepiece_tokenizer import train
+from llm_jax.data.token_labels import Token, Vocabulary, find_word, token_bytes
 from llm_jax.inspect.tokenizers import Sample, SampleTokens, measure, samples
-from llm_jax.inspect.tokens import Token, Vocabulary, find_word, token_bytes
 from tests.data.conftest import documents
 
 TEXT = "naïve 日本 model\n\t  reads 😀 42."

@@ -70,7 +70,7 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, capsys):
     one = run("one", "dpo", "layout=single")
     out = capsys.readouterr().out
     assert (
-        "of 90 examples are left out: longer than a row (train.sequence_length) (the first is document 4)"
+        "of 90 examples are left out: longer than a row (train.sequence_length); the first is pairs.jsonl:4"
         in out
     )
     assert values(one, "train_loss")[0] == pytest.approx(np.log(2), abs=1e-6)

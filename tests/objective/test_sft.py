@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from llm_jax.core.files import read_json_lines
 from llm_jax.data.chat_template import CHATML
 from llm_jax.experiment import read_yaml, to_yaml
+from llm_jax.run.show_data import main as show_data
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
 from tests.tiny_run import documents, launch, write_experiment
 
@@ -71,7 +73,7 @@ def values(metrics: list[dict], name: str) -> np.ndarray:
 def test_it_learns_to_answer_and_agrees_with_one_device(sft, capsys):
     one = sft("one", "layout=single")
     assert (
-        "1 of 120 examples are left out: longer than a row (train.sequence_length) (the first is document 8)"
+        "1 of 120 examples are left out: longer than a row (train.sequence_length); the first is chats.jsonl:8"
         in capsys.readouterr().out
     )
     assert values(one, "train_loss")[-1] < values(one, "train_loss")[0] - 0.2
@@ -112,7 +114,7 @@ def test_only_what_is_asked_for_counts(sft):
         ("data.source=stdlib", "data.source=stdlib: this objective reads records, not texts"),
         ("objective.template=chatml", "objective.template=chatml: was renamed. Use chat.template=chatml"),
         ("data.text_key=a", "data.text_key=a: has an effect only with an objective that reads texts"),
-        ("data.too_long=error", "chats.jsonl, document 8: has"),
+        ("data.too_long=error", "chats.jsonl:8: has"),
     ],
 )
 def test_a_mistake_is_one_line(sft, tmp_path, capsys, argument, message):
@@ -176,3 +178,23 @@ def test_runs_of_before_the_keys_were_renamed_are_read(sft, tmp_path):
     file.write_text(text)
     assert read_yaml(file) == now
     sft("old", "layout=single", "train.steps=2", "data.train_on=last_turn")
+
+
+def test_what_is_trained_is_shown_token_by_token(base, tmp_path, capsys):
+    line = ["experiment=sft", f"from={base / 'run'}", f"data.source={base / 'chats.jsonl'}"]
+    page = tmp_path / "page.html"
+    assert show_data([*line, "train.sequence_length=128", "examples=2", f"html={page}"]) == 0
+    out = capsys.readouterr().out
+    texts = documents(120)
+    assert "chats.jsonl:1, " in out
+    said = texts[0][20:40].replace(" ", "·").replace("\n", "↵\n")
+    assert f"<|im_start|>assistant↵\n⟦{said}<|im_end|>⟧" in out
+    assert out.count("⟦") == 3  # a turn and two turns
+    assert "1 left out: longer than a row (train.sequence_length); the first is chats.jsonl:8" in out
+    assert page.read_text().count('<span class="t" title="') == sum(
+        int(n) for n in re.findall(r"(\d+) trained", out)
+    )
+    assert show_data([f"experiment={write_experiment(tmp_path)}", "examples=1"]) == 0
+    assert "<s>⟦" in capsys.readouterr().out
+    assert show_data([*line, "examples=0"]) == 2
+    assert show_data([*line, "html=page.txt"]) == 2

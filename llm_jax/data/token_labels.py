@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import Tokenizer
+from llm_jax.data.tokenizer import Tokenizer
 
 SPACE = "\u2581"
 VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
