@@ -57,15 +57,16 @@ def score(
     mesh: dict[str, int] | None = None,
     dtype: str | None = None,
     step: int | None = None,
+    adapter: Path | str | None = None,
     tokens: int | None = None,
     batches: int | None = None,
 ) -> Scores:
     """Opens a model and scores it. changes: overrides (key, value) of the run's data.* and train.*.
 
-    tokens, batches: the maximum to score; None: as many as at the end of the run. layout, mesh, dtype, step:
-    as for `open_model`. Raises UserError.
+    tokens, batches: the maximum to score; None: as many as at the end of the run. layout, mesh, dtype, step,
+    adapter: as for `open_model`. Raises UserError.
     """
-    source = open_source(path)
+    source = open_source(path, adapter=adapter)
     with_changes(source.experiment, changes)  # raises for mistakes in `changes` before the weights are read
     # The corpus reads the tokenizer.
     opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step, tokenizer=False)

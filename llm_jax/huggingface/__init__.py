@@ -1,12 +1,9 @@
-"""The formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers."""
+"""The formats of Hugging Face model folders: configuration, tensors, safetensors, tokenizers, adapters.
 
-from llm_jax.core.renamed import raise_renamed
+`load_model` and `save_model` read and write such folders whole. They are those of `llm_jax.pretrained`, which
+knows runs too, under the name where they are looked for.
+"""
 
-MOVED = ("load_model", "save_model")
-"""Functions that moved to `llm_jax.pretrained`."""
+from llm_jax.core.renamed import also_in
 
-
-def __getattr__(name: str) -> None:
-    if name in MOVED:
-        raise_renamed(f"llm_jax.huggingface.{name}", f"llm_jax.pretrained.{name}")
-    raise AttributeError(f"llm_jax.huggingface has no {name}")
+__getattr__ = also_in(__name__, "llm_jax.pretrained", ("load_model", "save_model"))

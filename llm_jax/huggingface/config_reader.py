@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llm_jax.core.errors import UserError, closest
@@ -144,12 +144,17 @@ class ConfigReader:
             raise self.error(f"{name}={value}: is not supported; must be one of {', '.join(choices)}")
         return choices[value]
 
-    def finish(self) -> None:
-        """Raises UserError for a key that nothing took and that may change what the model computes."""
+    def finish(
+        self,
+        inert: Collection[str] = INERT_KEYS,
+        inert_values: Mapping[str, tuple[Any, ...]] = INERT_VALUES,
+    ) -> None:
+        """Raises UserError for a key that nothing took and that may change what the model computes: it is not
+        one of `inert`, and of `inert_values` it has another value."""
         for name, value in self.tree.items():
-            if name in INERT_VALUES and name not in self.taken:
-                self.require(name, *INERT_VALUES[name])
-            elif name not in self.taken and name not in INERT_KEYS and value is not None:
+            if name in inert_values and name not in self.taken:
+                self.require(name, *inert_values[name])
+            elif name not in self.taken and name not in inert and value is not None:
                 close = closest(name, self.taken)
                 hint = f"; did you mean {close}?" if close else ""
                 raise self.error(f"{name}={value}: is unknown, and may change what the model computes" + hint)

@@ -73,6 +73,10 @@ class Family:
     """True if transformers 5 requires the width to be a multiple of the number of heads, even with a given
     head_dim.
     """
+    adapter_targets: tuple[str, ...] = ()
+    """The modules that PEFT adapts where an adapter's config names none (its table
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING); (): it has no default.
+    """
 
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
         """The model that a config.json describes, resolved.

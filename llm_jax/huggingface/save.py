@@ -1,5 +1,6 @@
-"""Renamed to llm_jax.pretrained.save."""
+"""The command `python -m llm_jax.huggingface.save`: that of `llm_jax.pretrained.save`."""
 
-from llm_jax.core.renamed import raise_renamed
+from llm_jax.core.renamed import run_main_of
 
-raise_renamed("llm_jax.huggingface.save", "llm_jax.pretrained.save")
+if __name__ == "__main__":
+    run_main_of("llm_jax.pretrained.save")

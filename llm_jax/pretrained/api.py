@@ -19,6 +19,7 @@ def load_model(
     layout: Layout | None = None,
     mesh: dict[str, int] | None = None,
     leave_out: Sequence[str] = (),
+    adapter: Path | str | None = None,
 ) -> Transformer:
     """The model of a Hugging Face folder or a run folder: model(tokens_BT, positions=..., segments=...) gives
     logits_BTV.
@@ -26,11 +27,12 @@ def load_model(
     `dtype` is that of weights and computation ("float32", "bfloat16"); None: as in the files, but float32 on
     a CPU, which emulates bfloat16 (a line on stderr says so). Without a layout the model is on one device;
     with one, call it inside `jax.jit` and `jax.set_mesh(model.place.mesh)`. `leave_out`: names of tensors to
-    exclude, with * for any characters. The tokenizer is not read. Raises UserError for a folder that can't be
+    exclude, with * for any characters. `adapter`: a PEFT folder, whose adapter is merged into the weights, in
+    float32. The tokenizer is not read. Raises UserError for a folder that can't be
     read.
     """
     pretrained = open_model(
-        folder, layout=layout, mesh=mesh, dtype=dtype, leave_out=leave_out, tokenizer=False
+        folder, layout=layout, mesh=mesh, dtype=dtype, leave_out=leave_out, adapter=adapter, tokenizer=False
     )
     if layout is not None:
         return pretrained.model

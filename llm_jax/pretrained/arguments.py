@@ -1,8 +1,9 @@
-"""The keys of every command that opens a model: layout=NAME mesh.AXIS=N dtype=NAME step=N"""
+"""The keys of every command that opens a model: layout=NAME mesh.AXIS=N dtype=NAME step=N adapter=FOLDER"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from llm_jax.core.arguments import argument
@@ -31,6 +32,8 @@ class ModelArguments:
     would have to emulate bfloat16."""
     step: int | None = argument(None, least=0)
     """The checkpoint of this step; the newest, if not given."""
+    adapter: Path | None = argument(None, shown="PEFT_FOLDER")
+    """An adapter that the PEFT library (or this program) saved: it is merged into the model's weights."""
 
     def check(self) -> None:
         """Raises UserError for mesh sizes without a layout."""
@@ -46,4 +49,5 @@ class ModelArguments:
             "mesh": self.mesh,
             "dtype": self.dtype,
             "step": self.step,
+            "adapter": self.adapter,
         }

@@ -91,26 +91,29 @@ def open_model(
     dtype: str | None = None,
     step: int | None = None,
     leave_out: Sequence[str] = (),
+    adapter: Path | str | None = None,
     tokenizer: bool = True,
     to_convert: bool = False,
     log: Callable[[str], None] = log_to_stderr,
 ) -> PretrainedModel:
-    """The model of a run folder or of a Hugging Face folder.
+    """The model of a run folder, of a Hugging Face folder, or of a PEFT folder with its base.
 
     `layout` and `mesh` place its weights; None: on one device. `dtype` is that of weights and computation
     ("float32", "bfloat16"); None: as it was trained, or as its files are, but float32 on a CPU, which
     emulates bfloat16 (`dtype_for`). `step` is that of the checkpoint; None: the newest. `leave_out`: names of
-    tensors to exclude, with * for any characters, unless `source` is open already. `tokenizer`: whether to
-    read it. `to_convert`: nothing is computed with the model, so it keeps its dtype on a CPU too. `log` is
-    called for each difference from the model that was trained. Raises UserError if there is no model, or if
-    it can't be opened like this.
+    tensors to exclude, with * for any characters, and `adapter`: a PEFT folder to merge into the weights;
+    neither is for a `source` that is open already. `tokenizer`: whether to read it. `to_convert`: nothing is
+    computed with the model, so it keeps its dtype on a CPU too. `log` is called for each difference from the
+    model that was trained. Raises UserError if there is no model, or if it can't be opened like this.
 
     Programs that are compiled from then on are kept on disk (`use_compilation_cache`).
     """
     if not isinstance(source, ModelSource):
-        source = open_source(source, leave_out)
-    elif leave_out:
-        raise TypeError("leave_out is for a folder that isn't open yet: give it to open_source")
+        source = open_source(source, leave_out, adapter or None)
+    elif leave_out or adapter:
+        raise TypeError(
+            "leave_out and adapter are for a folder that isn't open yet: give them to open_source"
+        )
     path, experiment = source.path, source.experiment
     experiment = dataclasses.replace(
         experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}

@@ -59,7 +59,7 @@ class SaveCommand:
     """The model family that it is written as; the first that can express the model, if not given."""
     shard_size: int = argument(SHARD_BYTES, least=0)
     """The most bytes of a file."""
-    model: ModelArguments = part(ModelArguments, without=("dtype",))
+    model: ModelArguments = part(ModelArguments, without=("dtype", "adapter"))
 
 
 def main(arguments: list[str] | None = None) -> int:

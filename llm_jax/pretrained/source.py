@@ -10,11 +10,11 @@ from pathlib import Path
 from llm_jax.core import checksums
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
+from llm_jax.data.tokenizer import JSON_NAME
 from llm_jax.experiment import Experiment, read_experiment
 from llm_jax.huggingface.folder import CONFIG, Folder, is_folder, open_folder
+from llm_jax.huggingface.peft import is_peft_folder, read_peft_config, unties
 from llm_jax.train.config import TrainConfig
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class ModelSource:
     """The open Hugging Face folder that holds the weights; None for a run with checkpoints, or without any
     weights.
     """
+    base: ModelSource | None = None
+    """Of a model that is a base with an adapter: the base; its weights are `folder` and `steps`."""
+    adapter: Path | None = None
+    """The PEFT folder of the adapter that changes `base`."""
 
 
 def folders_below(path: Path) -> list[Path]:
@@ -38,14 +42,19 @@ def folders_below(path: Path) -> list[Path]:
     return sorted({*found, *(file.parent for file in path.glob("snapshots/*/config.json"))})
 
 
-def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
+def open_source(
+    path: Path | str, leave_out: Sequence[str] = (), adapter: Path | str | None = None
+) -> ModelSource:
     """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if
     it has any.
 
-    `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError if there is no model
-    in the folder.
+    `leave_out`: names of tensors to exclude, with * for any characters. `adapter`: a PEFT folder, whose
+    adapter changes the model. A PEFT folder as `path` is its base with the adapter. Raises UserError if there
+    is no model in the folder.
     """
     path = user_path(path)
+    if adapter is not None:
+        return with_adapter(open_source(path, leave_out), user_path(adapter))
     if not path.is_dir():
         raise UserError(
             f"{path}: no such folder; give a run folder, or one with a config.json and safetensors"
@@ -53,11 +62,9 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     if is_folder(path):
         folder = open_folder(path, leave_out)
         return ModelSource(path, folder_experiment(folder), (), folder)
-    if (path / ADAPTER).is_file() and not (path / "config.yaml").is_file():
-        raise UserError(
-            f"{path}: is an adapter (PEFT), without the model that it changes; save the merged model "
-            "(model.merge_and_unload()) and give that folder"
-        )
+    if is_peft_folder(path):
+        base = open_source(base_folder(path), leave_out)
+        return dataclasses.replace(with_adapter(base, path), path=path)
     if not (path / "config.yaml").is_file() and (below := folders_below(path)):
         more = f" and {len(below) - 3:,} more" if len(below) > 3 else ""
         raise UserError(
@@ -73,6 +80,39 @@ def open_source(path: Path | str, leave_out: Sequence[str] = ()) -> ModelSource:
     return ModelSource(
         path, experiment, tuple(steps), None if loaded is None else _open_checked(loaded, leave_out)
     )
+
+
+def base_folder(adapter: Path) -> Path:
+    """The folder of the model that an adapter changes, by the `base_model_name_or_path` in its PEFT folder:
+    from the working directory or from that folder.
+
+    Raises UserError where there is none.
+    """
+    name = read_peft_config(adapter).get("base_model_name_or_path")
+    if isinstance(name, str) and name:
+        for folder in (user_path(name), adapter / name):
+            if folder.is_dir() and not is_peft_folder(folder):
+                return folder
+    problem = (
+        f"and its base {name} is no folder here" if name else "and doesn't name the model that it changes"
+    )
+    raise UserError(
+        f"{adapter}: is an adapter (PEFT), {problem}. Give that model's folder with adapter={adapter}, or "
+        "save the merged model (model.merge_and_unload())"
+    )
+
+
+def with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
+    """A model that is a base with the adapter of a PEFT folder. Where that changes either the embedding or
+    the head, they are two arrays."""
+    if base.adapter is not None:
+        raise UserError(f"adapter={adapter}: {base.path} has one already ({base.adapter}). Give its base")
+    read_peft_config(adapter)
+    model = base.experiment.model
+    if model.tied_embeddings and unties(adapter, model, base.folder):
+        model = dataclasses.replace(model, tied_embeddings=False)
+    experiment = dataclasses.replace(base.experiment, model=model)
+    return dataclasses.replace(base, experiment=experiment, base=base, adapter=adapter)
 
 
 def _open_checked(path: Path, leave_out: Sequence[str]) -> Folder:
@@ -114,5 +154,9 @@ def weights_folder(path: Path) -> Path | None:
 
 
 def tokenizer_folder(path: Path) -> Path:
-    """The folder with the files of the tokenizer, for a run folder or a Hugging Face folder."""
+    """The folder with the files of the tokenizer, for a run folder, a Hugging Face folder, or a PEFT folder:
+    its own, or its base's if it has none.
+    """
+    if is_peft_folder(path) and not (path / JSON_NAME).is_file():
+        return tokenizer_folder(base_folder(path))
     return path / "tokenizer" if (path / "config.yaml").is_file() else path

@@ -19,7 +19,17 @@ from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
-from llm_jax.pretrained.source import ModelSource, check_sums, checkpoint_steps, open_source, weights_folder
+from llm_jax.huggingface.peft import WEIGHTS, is_peft_folder
+from llm_jax.huggingface.peft_config import NAME
+from llm_jax.pretrained.adapter import in_float32, merge_folder, peft_base
+from llm_jax.pretrained.source import (
+    ModelSource,
+    base_folder,
+    check_sums,
+    checkpoint_steps,
+    open_source,
+    weights_folder,
+)
 from llm_jax.train.checkpoint import described
 from llm_jax.train.config import EVERYTHING
 from llm_jax.train.state import TrainModel, join, pick, trained_names
@@ -33,10 +43,16 @@ def read_weights(
 
     They are those of the checkpoint at `step` (None: the newest that is intact), or of the Hugging Face
     folder, with step 0. If the run kept a moving average of its weights, they are the average, as in
-    evaluation. `log` is called for each newer checkpoint that is damaged. Nothing in the folder is changed.
+    evaluation. An adapter is merged into them. `log` is called for each newer checkpoint that is damaged.
+    Nothing in the folder is changed.
     Raises UserError if there are no weights, if the checkpoint at `step` is damaged or missing, or if the
     weights are those of another model.
     """
+    if source.adapter is not None and source.base is not None:
+        wide = in_float32(program, source.base.experiment.model.tied_embeddings)
+        parameters, at = read_weights(source.base, wide, step, log)
+        base = peft_base(source.base.folder, wide, source.base.path)
+        return merge_folder(source.adapter, base, wide, parameters, program), at
     path, steps = source.path, source.steps
     if source.folder is not None:
         if step:
@@ -200,8 +216,11 @@ def compare(found: Any, wanted: Any, where: str) -> None:
 
 def weights_sha256(folder: Path) -> str:
     """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its
-    safetensors files.
+    safetensors files; of a PEFT folder, over its own and its base's.
     """
+    if is_peft_folder(folder):
+        sums = checksums.file_sum(folder / NAME) + checksums.file_sum(folder / WEIGHTS)
+        return hashlib.sha256((sums + weights_sha256(base_folder(folder))).encode()).hexdigest()
     steps = checkpoint_steps(folder)
     weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
     if weights is None:

@@ -103,4 +103,5 @@ FAMILY = Family(
     buffers=BUFFERS,
     prefix="model.",
     heads_divide=True,
+    adapter_targets=("q_proj", "v_proj"),
 )

@@ -57,5 +57,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 BUFFERS = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
 FAMILY = Family(
-    "gpt2", "GPT2LMHeadModel", KEYS, read, write, tensors, rank=10, buffers=BUFFERS, prefix="transformer."
+    "gpt2",
+    "GPT2LMHeadModel",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=10,
+    buffers=BUFFERS,
+    prefix="transformer.",
+    adapter_targets=("c_attn",),
 )

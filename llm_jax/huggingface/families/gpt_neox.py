@@ -72,5 +72,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 BUFFERS = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
 FAMILY = Family(
-    "gpt_neox", "GPTNeoXForCausalLM", KEYS, read, write, tensors, rank=20, buffers=BUFFERS, prefix="gpt_neox."
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=20,
+    buffers=BUFFERS,
+    prefix="gpt_neox.",
+    adapter_targets=("query_key_value",),
 )

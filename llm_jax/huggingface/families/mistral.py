@@ -31,5 +31,14 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "mistral", "MistralForCausalLM", KEYS, read, write, tensors, rank=40, buffers=BUFFERS, prefix="model."
+    "mistral",
+    "MistralForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=40,
+    buffers=BUFFERS,
+    prefix="model.",
+    adapter_targets=("q_proj", "v_proj"),
 )

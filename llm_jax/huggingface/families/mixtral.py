@@ -61,5 +61,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 FAMILY = Family(
-    "mixtral", "MixtralForCausalLM", KEYS, read, write, tensors, rank=80, buffers=BUFFERS, prefix="model."
+    "mixtral",
+    "MixtralForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=80,
+    buffers=BUFFERS,
+    prefix="model.",
+    adapter_targets=("q_proj", "v_proj"),
 )

@@ -41,5 +41,14 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "qwen2", "Qwen2ForCausalLM", KEYS, read, write, tensors, rank=50, buffers=BUFFERS, prefix="model."
+    "qwen2",
+    "Qwen2ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=50,
+    buffers=BUFFERS,
+    prefix="model.",
+    adapter_targets=("q_proj", "v_proj"),
 )

@@ -48,5 +48,14 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "qwen3", "Qwen3ForCausalLM", KEYS, read, write, tensors, rank=60, buffers=BUFFERS, prefix="model."
+    "qwen3",
+    "Qwen3ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    rank=60,
+    buffers=BUFFERS,
+    prefix="model.",
+    adapter_targets=("q_proj", "v_proj"),
 )
