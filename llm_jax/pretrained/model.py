@@ -111,9 +111,8 @@ def open_model(
     if not isinstance(source, ModelSource):
         source = open_source(source, leave_out, adapter or None)
     elif leave_out or adapter:
-        raise TypeError(
-            "leave_out and adapter are for a folder that isn't open yet: give them to open_source"
-        )
+        key = "leave_out" if leave_out else "adapter"
+        raise TypeError(f"{key} is for a folder that isn't open yet: give it to open_source")
     path, experiment = source.path, source.experiment
     experiment = dataclasses.replace(
         experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}
