@@ -39,6 +39,7 @@ from llm_jax.data import ChatConfig, DataConfig, TokenizerConfig, vocabulary_siz
 from llm_jax.layout.layout import Layout
 from llm_jax.layout.presets import preset
 from llm_jax.model import parametrization
+from llm_jax.model.adapters import AdapterConfig
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
 from llm_jax.objective.protocol import (
@@ -49,7 +50,7 @@ from llm_jax.objective.protocol import (
     objective_names,
 )
 from llm_jax.processes.config import ClusterConfig
-from llm_jax.train.config import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
+from llm_jax.train.config import EVERYTHING, CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, warmup
 
 
@@ -69,12 +70,18 @@ class Experiment:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     objective: Objective = field(default_factory=NextToken, metadata={CLASS_OF: objective_class})
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def trains_everything(self) -> bool:
+        """Whether all parameters are trained: a checkpoint then holds the whole model."""
+        return self.train.trainable == EVERYTHING and not self.adapter.rank
 
 
 def experiment_folders() -> list[Path]:
@@ -328,6 +335,11 @@ def resolved(experiment: Experiment) -> Experiment:
             f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions "
             f"(model.positions={e.model.positions})"
         )
+    if e.adapter.rank and not e.train.start_from:
+        raise UserError(
+            f"adapter.rank={e.adapter.rank}: an adapter changes a trained model, and this run starts with "
+            "random weights. Add from=RUN_OR_FOLDER"
+        )
     model = experiment.model.resolved()
     parametrization.check(model)
     check_numbers(e)
@@ -342,6 +354,7 @@ def check_parts(e: Experiment) -> None:
         e.data,
         e.tokenizer,
         e.objective,
+        e.adapter,
         e.optimizer,
         e.train,
         e.evaluate,
@@ -367,6 +380,7 @@ def check_effect(e: Experiment, keys: Iterable[str]) -> None:
         "model.base_head_dim": ("model.parametrization=mup or completep", m.parametrization != "standard"),
         "model.base_layers": ("model.parametrization=completep", m.parametrization == "completep"),
         "model.moe.": ("model.moe.experts=N", m.moe.experts > 0),
+        "adapter.": ("adapter.rank=16", e.adapter.rank > 0),
         "optimizer.decay_fraction": ("optimizer.schedule=wsd", o.schedule == "wsd"),
         "optimizer.final_fraction": ("a schedule that decays", o.schedule != "constant"),
         "optimizer.momentum": ("optimizer.name=muon", o.name not in ("adamw", "adafactor", "lion")),

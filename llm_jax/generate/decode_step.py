@@ -90,7 +90,7 @@ class DecodePrograms:
             config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless")
         )
         self.place = decoding_place(model.place, config)
-        self.model = TrainModel(config, model.optimizer, self.place)
+        self.model = model.placed(self.place, config)
         assert config.vocab
         batch_split = self.place.size(self.place.axes("batch"))
         self.slots, self.prefill_rows = (round_up(n, batch_split) for n in (slots, prefill_rows))

@@ -14,9 +14,10 @@ that it is added to. In one array a mesh axis splits one dim: the first that nam
 activations and a weight the activations come first: an axis that splits batch or sequence can split a weight
 at rest only, and the weight is gathered over it for use.
 
-Three dims may have a size that does not divide (UNEVEN_OK). Key/value heads fewer than the devices that split
-them stay whole, and each device takes those that its queries need. Attention's latents are split at rest by
-as many axes as divide them. A vocabulary stays whole at rest, and is padded while it is multiplied.
+Some dims may have a size that does not divide (UNEVEN_OK). Key/value heads fewer than the devices that split
+them stay whole, and each device takes those that its queries need. Attention's latents, and the blocks of
+quantised weights, are split at rest by as many axes as divide them. A vocabulary stays whole at rest, and is
+padded while it is multiplied.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from llm_jax.model.dims import DIMS, Dims, PipelineConfig, StagePlacement, Table
 Axes = dict[str, str]
 """Name of a dim → the mesh axes that split it, joined by commas."""
 TABLES: tuple[Table, ...] = get_args(Table)
-UNEVEN_OK = ("kv_heads", "latent", "vocab")
+UNEVEN_OK = ("kv_heads", "latent", "vocab", "blocks")
 """Dims whose size need not be a multiple of the devices that split them."""
 WEIGHT_DIMS = ("embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "experts", "vocab", "layers")
 PLACEABLE: dict[Table, tuple[str, ...]] = {
@@ -53,6 +54,9 @@ CONTRACTED = {"embed", "heads", "kv_heads", "head_dim", "latent", "mlp", "vocab"
 """Dims of weights that are multiplied with activations: batch and sequence take the axes that both name."""
 PADDED = ("vocab",)
 """The dims of UNEVEN_OK that are padded while they are multiplied."""
+SPLIT_LIKE = {"blocks": "embed"}
+"""A dim without an entry of its own in any table → the dim whose entry it has: the blocks of quantised
+weights (`model.quantized`), which divide what no layout splits in use."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,11 @@ def partition_spec(
     used: set[str] = set()
     entries: list[Any] = []
     for i, dim in enumerate(dims):
-        axes = tuple(axis for axis in split_axes(table.get(dim or "", "")) if axis not in used)
+        axes = tuple(
+            axis
+            for axis in split_axes(table.get(SPLIT_LIKE.get(dim, dim) if dim else "", ""))
+            if axis not in used
+        )
         while (
             shape is not None
             and mesh is not None

@@ -51,6 +51,42 @@ DIMS = (
 )
 """Every name that a layout may place."""
 
+RANK = "rank"
+"""The small dim of an adapter's two factors (`model.adapters`); no layout splits it."""
+
+MATRIX_SIDES: dict[Dims, tuple[int, int]] = {
+    # the dims before a matrix's inputs (one matrix for each expert), and those before its outputs
+    ("embed", "heads", "head_dim"): (0, 1),
+    ("embed", "kv_heads", "head_dim"): (0, 1),
+    ("heads", "head_dim", "embed"): (0, 2),
+    ("embed", "latent"): (0, 1),
+    ("latent", "heads", "head_dim"): (0, 1),
+    ("embed", "mlp"): (0, 1),
+    ("mlp", "embed"): (0, 1),
+    ("embed", None): (0, 1),  # a router
+    ("experts", "embed", "mlp"): (1, 2),
+    ("experts", "mlp", "embed"): (1, 2),
+}
+"""The linear maps in blocks, by the dims of their weights without stacked layers: [experts, inputs...,
+outputs...]."""
+
+
+def matrix_sides(dims: Dims) -> tuple[int, int]:
+    """(number of the first input dim, number of the first output dim) of the weight of a linear map in a
+    block, or of a factor of an adapter on one; with or without stacked layers.
+
+    Raises KeyError for any other weight.
+
+    >>> matrix_sides(("heads", "head_dim", "embed")), matrix_sides(("layers", "experts", "rank", "mlp"))
+    ((0, 2), (2, 3))
+    """
+    stacked = int(dims[0] == "layers")
+    if RANK not in dims:
+        first, cut = MATRIX_SIDES[dims[stacked:]]
+        return stacked + first, stacked + cut
+    first = stacked + (dims[stacked] == "experts")
+    return first, len(dims) - 1 if dims[-1] == RANK else first + 1
+
 
 @dataclass(frozen=True)
 class PipelineConfig:

@@ -27,6 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.errors import UserError
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.model.dims import Placement
+from llm_jax.model.expert_matrix import expert_matrix, expert_matrix_dims, is_dims
 from llm_jax.model.grouped_matmul import batched_product, block_rows, grouped_product
 from llm_jax.model.mlp import ACTIVATIONS, FeedForward
 from llm_jax.model.parametrization import residual_std
@@ -77,16 +78,14 @@ class MoE(nnx.Module):
         in_dims = (TOKENS, TOKENS[:2], TOKENS[:2], *[(None,)] * len(bias))
         route = place.local(functools.partial(_route, config, place), in_dims, (TOKENS, TOKENS, *SUMS))
         weights_BTk, slots_BTk, *sums = route(logits_BTE, *beside, *bias)
-        form = functools.partial(_dropless if moe.dispatch == "dropless" else _capacity, config, place)
-        matrices = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
-        run = place.local(form, (TOKENS, TOKENS, TOKENS, *(w.dims for w in matrices)), TOKENS)
-        # Each device's gradient of its experts is summed over devices in the dtype that it enters `local` in.
-        y_BTD = run(
-            x_BTD,
-            weights_BTk,
-            slots_BTk,
-            *(gathered(w, config, place).astype(config.gradient_dtype) for w in matrices),
+        weights = (self.gate, self.up, self.down) if config.gated else (self.up, self.down)
+        matrices, structure = jax.tree.flatten([expert_matrix(w, config, place) for w in weights])
+        dims = jax.tree.leaves([expert_matrix_dims(w) for w in weights], is_leaf=is_dims)
+        form = functools.partial(
+            _dropless if moe.dispatch == "dropless" else _capacity, config, place, structure
         )
+        run = place.local(form, (TOKENS, TOKENS, TOKENS, *dims), TOKENS)
+        y_BTD = run(x_BTD, weights_BTk, slots_BTk, *matrices)
         y_BTD = place.move(y_BTD, ("batch", "sequence", "embed"), "residual")
         return (y_BTD + self.shared(x_BTD) if moe.shared_mlp else y_BTD), Routing(*sums)
 
@@ -164,9 +163,10 @@ def _route(config: ModelConfig, place: Placement, logits_BTE, counts_BT, weights
     return weights_BTk, slots_BTk, load_1E, dropped_1E, *sums
 
 
-def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts_BTk, *matrices):
+def _dropless(config: ModelConfig, place: Placement, structure, x_BTD, weights_BTk, experts_BTk, *arrays):
     """Runs one device's experts on the tokens of all devices that share the experts, and sends the results
     back."""
+    matrices = jax.tree.unflatten(structure, arrays)
     k, D = config.moe.top_k, x_BTD.shape[-1]
     axes = place.axes("experts")
     group = axes if set(axes) <= set(_token_axes(place)) else ()
@@ -179,7 +179,7 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
         x_ND, weights_Nk, experts_Nk = (
             jax.lax.all_gather(a, group, tiled=True) for a in (x_ND, weights_Nk, experts_Nk)
         )
-    E = len(matrices[0])
+    E = len(matrices[0].base)
     own_Nk = experts_Nk - _first_expert(axes, E)
     own_Nk = jnp.where((own_Nk >= 0) & (own_Nk < E), own_Nk, E)
     # rows sorted by expert; those of other devices' experts last
@@ -206,9 +206,10 @@ def _dropless(config: ModelConfig, place: Placement, x_BTD, weights_BTk, experts
     return y_ND.reshape(x_BTD.shape)
 
 
-def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_BTk, *matrices):
+def _capacity(config: ModelConfig, place: Placement, structure, x_BTD, weights_BTk, slots_BTk, *arrays):
     """Fills every expert's capacity for each row, sends it to the expert's device, and receives the
     results."""
+    matrices = jax.tree.unflatten(structure, arrays)
     (B, T, D), k, E = x_BTD.shape, config.moe.top_k, config.moe.experts
     room = capacity(config.moe, T)
     axes = place.axes("experts")
@@ -223,7 +224,8 @@ def _capacity(config: ModelConfig, place: Placement, x_BTD, weights_BTk, slots_B
         .set(jnp.arange(B * T * k, dtype=jnp.int32), mode="drop")
     )
     rows_BECD = take_rows(x_BTD.reshape(-1, D), choice_S // k, slots_Nk).reshape(B, E, room, D)
-    own, first = len(matrices[0]), _first_expert(axes, len(matrices[0]))
+    own = len(matrices[0].base)
+    first = _first_expert(axes, own)
     if group:
         rows_BECD = jax.lax.all_to_all(rows_BECD, group, 1, 0, tiled=True)
     elif axes:
@@ -250,9 +252,9 @@ def _feed_forward(config: ModelConfig, product, x: jax.Array, matrices) -> jax.A
     matrices."""
     *gate, up, down = matrices
     act = ACTIVATIONS[config.activation]
-    up_x = checkpoint_name(product(x, up), "mlp_up")
-    hidden = act(checkpoint_name(product(x, gate[0]), "mlp_gate")) * up_x if gate else act(up_x)
-    return product(hidden, down)
+    up_x = checkpoint_name(up.product(product, x), "mlp_up")
+    hidden = act(checkpoint_name(gate[0].product(product, x), "mlp_gate")) * up_x if gate else act(up_x)
+    return down.product(product, hidden)
 
 
 def _combine(

@@ -38,9 +38,9 @@ import jax
 
 from llm_jax.core.errors import UserError
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.dims import Dims
+from llm_jax.model.dims import RANK, Dims
 
-Role = Literal["table", "hidden", "router", "vector"]
+Role = Literal["table", "hidden", "router", "vector", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ WEIGHTS: dict[Role, Powers] = {
     "hidden": Powers(initial=-0.5, rate=-1.0, epsilon=-1.0),
     "router": Powers(initial=-1.0, rate=-1.0, epsilon=0.0),
     "vector": Powers(initial=0.0, rate=0.0, epsilon=-1.0),
+    "adapter": Powers(initial=0.0, rate=0.0, epsilon=0.0),
 }
 READOUT = -1.0
 """The power of m that multiplies the final stream, before the head."""
@@ -85,8 +86,11 @@ NO_MULTIPLIERS = Multipliers()
 
 def role(dims: Dims) -> Role:
     """The kind of a weight with these dims: a table [rows, embed], a router [embed, experts], a hidden matrix
-    (from or to the stream, or from a latent that grows with it), or a vector (a norm's scale, a bias)."""
-    if len(dims) < 2 or not {"embed", "latent"} & {*dims}:
+    (from or to the stream, or from a latent that grows with it), a vector (a norm's scale, a bias, a
+    magnitude of an adapter), or a factor of an adapter, which no rule scales."""
+    if RANK in dims:
+        return "adapter"
+    if len(dims) - (dims[:1] == ("experts",)) < 2 or not {"embed", "latent"} & {*dims}:
         return "vector"
     if dims[0] in ("vocab", None):
         return "table"

@@ -7,7 +7,8 @@ stored weight or, in a train step, like its moments (the layout's table `optimiz
 where that is split.
 
 Every product of activations with a weight is a call of `project`, but for the experts of `moe` and the head.
-"""
+A weight whose value is `Adapted` is multiplied as base and adapter, one that is `Quantized` is dequantised
+for the product; both are frozen: their products have no gradient but that of the activations."""
 
 from __future__ import annotations
 
@@ -20,32 +21,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from llm_jax.model.adapted_weight import adapted_product, adapted_whole, adapter_parts
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims, Placement, StagePlacement
 from llm_jax.model.parametrization import initial_multiplier
-
-
-class Weight(nnx.Param):
-    """A parameter with the names of its dims (`dims`). `stacked`: its array has a leading dim `layers` (see
-    `Block`).
-
-    Its value is an array, or a `ShardedParam` where its gradient is placed otherwise than the stored weight.
-    """
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ShardedParam:
-    """A weight as two arrays: the master parameter, which gets the gradient, and the stored weight, which is
-    multiplied.
-
-    With ZeRO-1, for instance, every device stores the whole weight and updates a part of it.
-    """
-
-    master: jax.Array
-    """float32, placed by the layout's table `optimizer`. It gets the gradient."""
-    stored: jax.Array
-    """In the parameter dtype, placed by the table `stored`. It is multiplied, and gets no gradient."""
+from llm_jax.model.weight_use import Weight as Weight
+from llm_jax.model.weight_use import WeightUse as WeightUse
+from llm_jax.model.weight_use import (
+    dense_product,
+    frozen_product,
+    frozen_use,
+    gathered_array,
+)
+from llm_jax.model.weight_use import sharding_spec as sharding_spec
+from llm_jax.model.weight_use import stored_dims as stored_dims
+from llm_jax.model.weight_use import weight_use as weight_use
+from llm_jax.model.weight_values import Adapted, Quantized
+from llm_jax.model.weight_values import ShardedParam as ShardedParam
 
 
 def weight(
@@ -78,91 +70,18 @@ def weight(
     return Weight(value, dims=dims, stacked=layers is not None)
 
 
-def stored_dims(w: Weight) -> Dims:
-    """The dims of a weight's array in the train state: `w.dims`, with `layers` in front where it is
-    stacked."""
-    return ("layers", *w.dims) if w.stacked else w.dims
-
-
-def master_and_stored(w: Weight) -> tuple[jax.Array, jax.Array]:
-    """(the array that gets the gradient, the array that is multiplied): one and the same without a
-    `ShardedParam`."""
-    value = w.get_value()
-    return (value.master, value.stored) if isinstance(value, ShardedParam) else (value, value)
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightUse:
-    """How a weight is used in a product: everything that is known while tracing. Hashable, for
-    `jax.custom_vjp`."""
-
-    dims: Dims
-    shape: tuple[int, ...]
-    master_spec: PartitionSpec | None
-    """How the gradient is placed; None without a mesh."""
-    master_dtype: str
-    """The gradient's dtype in the end."""
-    compute_dtype: str
-    """The weight's dtype in the product."""
-    gradient_dtype: str
-    """The dtype that the gradient is made in and summed over devices in."""
-    keep: bool
-    """Whether the gathered weight is a residual of the backward pass. With remat the backward pass runs the
-    forward pass again, and gathers the weight there, so it need not gather it twice."""
-    place: Placement
-
-    def gather(self, stored: jax.Array) -> jax.Array:
-        """The weight, ready for a product: cast first, so that devices exchange the compute dtype, then
-        gathered."""
-        return self.place.weight(stored.astype(self.compute_dtype), self.dims)
-
-    def gradient(self, dw: jax.Array) -> jax.Array:
-        """The gradient of the gathered weight, in the master parameter's dtype and placement."""
-        dw = self.place.unpad(dw.astype(self.master_dtype), self.dims, self.shape)
-        return dw if self.master_spec is None else jax.sharding.reshard(dw, self.master_spec)
-
-
-def weight_use(
-    w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None
-) -> tuple[WeightUse, jax.Array, jax.Array]:
-    """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None:
-    the compute dtype."""
-    master, stored = master_and_stored(w)
-    dtype = dtype or config.compute_dtype
-    return (
-        WeightUse(
-            w.dims,
-            master.shape,
-            sharding_spec(master),
-            master.dtype.name,
-            dtype,
-            config.gradient_dtype,
-            config.remat != "none",
-            place,
-        ),
-        master,
-        stored,
-    )
-
-
 def gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
     """A weight, cast to `dtype` (None: the compute dtype) and gathered, for any use; padded as
     `Placement.weight` does.
 
     Its gradient is summed over devices in that dtype.
     """
-    return _gather(*weight_use(w, config, place, dtype))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(use: WeightUse, master: jax.Array, stored: jax.Array) -> jax.Array:
-    return use.gather(stored)
-
-
-_gather.defvjp(
-    lambda use, master, stored: (use.gather(stored), None),
-    lambda use, _, dw: (use.gradient(dw), None),
-)
+    value = w.get_value()
+    if isinstance(value, Adapted):
+        return adapted_whole(w, value, config, place, dtype)
+    if isinstance(value, Quantized):
+        return frozen_use(w, config, place, dtype).gather(value)
+    return gathered_array(*weight_use(w, config, place, dtype))
 
 
 def project(
@@ -179,63 +98,12 @@ def project(
     spec: the result's partition spec; None lets JAX decide. dtype: of the weight in the product; None: the
     compute dtype.
     """
-    return _project(equation, spec, *weight_use(w, config, place, dtype), x)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _project(
-    equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array
-) -> jax.Array:
-    return jnp.einsum(equation, x, use.gather(stored), out_sharding=spec)
-
-
-def _project_forward(
-    equation: str, spec: Any, use: WeightUse, master: jax.Array, stored: jax.Array, x: jax.Array
-):
-    w = use.gather(stored)
-    return jnp.einsum(equation, x, w, out_sharding=spec), (w if use.keep else stored, x)
-
-
-def _project_backward(
-    equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array
-):
-    """The gradients of the stored weight's master and of x.
-
-    The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one
-    transposed, so the smaller one goes left (autodiff puts the incoming gradient there, with all that is
-    fused into it: a tenth of a step). In float32 only: with bfloat16 operands the CPU backend folds the
-    transpose into a product that it can't run.
-    """
-    w, x = saved
-    w = w if use.keep else use.gather(w)
-    inputs, y_dims = equation.split("->")
-    x_dims, w_dims = inputs.split(",")
-    x_spec, y_spec = sharding_spec(x), sharding_spec(dy)
-    # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
-    if x_spec is not None and y_spec is not None:
-        x_axes = dict(zip(x_dims, x_spec, strict=True))
-        dy = jax.sharding.reshard(
-            dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True)))
-        )
-    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding_spec(x))
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(use.gradient_dtype))
-    if x.size <= dy.size or x.dtype != jnp.float32:
-        dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=use.master_spec)
-    else:
-        # the dims of y first, as the product returns them
-        order = "".join(sorted(w_dims, key=x_dims.__contains__))
-        spec = (
-            None
-            if use.master_spec is None
-            else PartitionSpec(*(use.master_spec[w_dims.index(d)] for d in order))
-        )
-        dw = jnp.einsum(
-            f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec)
-        )
-    return use.gradient(dw), None, dx
-
-
-_project.defvjp(_project_forward, _project_backward)
+    value = w.get_value()
+    if isinstance(value, Adapted):
+        return adapted_product(equation, x, w, value, config, place, spec, dtype)
+    if isinstance(value, Quantized):
+        return frozen_product(equation, x, w, config, place, spec, dtype)
+    return dense_product(equation, spec, *weight_use(w, config, place, dtype), x)
 
 
 def add_bias(y: jax.Array, w: Weight, config: ModelConfig, place: Placement) -> jax.Array:
@@ -326,9 +194,16 @@ def sum_uses_first(w: Weight, place: StagePlacement) -> Weight:
 
     Only then it is summed over devices, once, and placed like the master parameter.
     """
-    master, stored = master_and_stored(w)
-    if master is stored:
+    value = w.get_value()
+    if isinstance(value, Adapted):
+        A, B, *more = (
+            sum_uses_first(part, place).get_value() for part in adapter_parts(w, value) if part is not None
+        )
+        magnitude = more[0] if more else None
+        return w.replace(dataclasses.replace(value, lora_A=A, lora_B=B, magnitude=magnitude))  # type: ignore[return-value]
+    if not isinstance(value, ShardedParam):
         return w
+    master, stored = value.master, value.stored
     summed = _sum_uses_first(place, w.dims, sharding_spec(master), master, stored)
     return w.replace(summed)  # type: ignore[return-value]
 
@@ -347,8 +222,3 @@ _sum_uses_first.defvjp(
         None,
     ),
 )
-
-
-def sharding_spec(x: jax.Array) -> PartitionSpec | None:
-    """The partition spec of a traced array; None without a mesh."""
-    return jax.typeof(x).sharding.spec if jax.typeof(x).sharding.mesh.shape else None

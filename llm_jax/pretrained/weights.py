@@ -31,8 +31,8 @@ from llm_jax.pretrained.source import (
     weights_folder,
 )
 from llm_jax.train.checkpoint import described
-from llm_jax.train.config import EVERYTHING
-from llm_jax.train.state import TrainModel, join, pick, trained_names
+from llm_jax.train.compile import program_options
+from llm_jax.train.state import TrainModel, join, pick
 
 
 def read_weights(
@@ -88,13 +88,31 @@ def read_checkpoint(
     initialised them.
     """
     state = checkpoint / "state"
-    if experiment.train.trainable == EVERYTHING:
+    if experiment.trains_everything:
         return read_arrays(state, program, str(checkpoint))
     if experiment.train.start_from:
         check_start_unchanged(experiment.train.start_from, recorded_frozen(checkpoint), str(checkpoint))
-    trained = trained_names(sorted(program.names), experiment.train.trainable)
-    rest = pick(initial_parameters(experiment, program, log), program.names - trained)
-    return join(read_arrays(state, program, str(checkpoint), trained), rest)
+    apart = program.adapted.changes
+    wide = experiment.adapter.rank and not apart
+    config = dataclasses.replace(program.config, parameter_dtype="float32") if wide else program.config
+    own = TrainModel(
+        config, program.optimizer, program.place, 0.0, experiment.train.trainable, experiment.adapter
+    )
+    rest = own.rest(initial_parameters(experiment, own, log))
+    whole = join(read_arrays(state, own, str(checkpoint), own.trained), rest)
+    return merged(own, whole, program) if wide else whole
+
+
+def merged(apart: TrainModel, parameters: Any, program: TrainModel) -> Any:
+    """The parameters of a model with an adapter as those of `program`, which has none: added in float32, then
+    cast."""
+
+    def merge(parameters: Any) -> Any:
+        whole = jax.tree.map(lambda w, like: w.astype(like.dtype), apart.merged(parameters), program.abstract)
+        return program.reshard_to(whole, "stored")
+
+    with jax.set_mesh(program.place.mesh):
+        return jax.jit(merge, compiler_options=program_options(program) or None)(parameters)
 
 
 START = "start"
@@ -125,6 +143,16 @@ def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[
     path = experiment.train.start_from
     if not path:
         return model.new_parameters(experiment.train.seed)
+    parameters = weights_of_start(experiment, path, model.plain, log)
+    if not model.adapted.changes:
+        return parameters
+    with jax.set_mesh(model.place.mesh):
+        make = jax.jit(model.with_adapter, donate_argnums=0, compiler_options=program_options(model) or None)
+        return make(parameters, jnp.uint32(experiment.train.seed))
+
+
+def weights_of_start(experiment: Experiment, path: str, model: TrainModel, log: Callable[[str], None]) -> Any:
+    """The whole weights in the folder that a run starts from, with rows for control tokens that it adds."""
     source = open_source(path)
     vocab = source.experiment.model.vocab
     if experiment.tokenizer.control and vocab is not None and vocab < (model.config.vocab or 0):

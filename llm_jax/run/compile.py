@@ -35,7 +35,12 @@ def absent_model(experiment: Experiment, devices: Sequence[jax.Device]) -> Train
     place = MeshPlacement(experiment.layout, make_mesh(experiment.layout, experiment.mesh, devices))
     train = experiment.train
     return TrainModel(
-        experiment.model.resolved(), experiment.optimizer, place, train.ema_decay, train.trainable
+        experiment.model.resolved(),
+        experiment.optimizer,
+        place,
+        train.ema_decay,
+        train.trainable,
+        experiment.adapter,
     )
 
 
@@ -55,8 +60,8 @@ def compile_step(
 
 def abstract_frozen(model: TrainModel, models: Models) -> Frozen:
     """The abstract frozen parameters of a step: those of its model that are not trained, and the frozen
-    models'."""
-    parameters = {role: frozen.abstract_parameters() for role, frozen in models.items()}
+    models', without what these share with it."""
+    parameters = {role: frozen.trainable(frozen.abstract_parameters()) for role, frozen in models.items()}
     return Frozen(model.rest(model.abstract_parameters()), parameters)
 
 

@@ -78,7 +78,20 @@ def role_model(
             transformer.check(config, model.place, experiment.train.sequence_length)
         except UserError as error:
             raise UserError(f"objective.{role}={folder}: {error}") from error
+    if folder == OWN_START:
+        return own_start(experiment, model)
     return TrainModel(config, experiment.optimizer, model.place)
+
+
+def own_start(experiment: Experiment, model: TrainModel) -> TrainModel:
+    """The policy as the run started, as a frozen model. Its `trainable` part is what the policy changes and
+    so must be kept twice; the rest is the policy's own (`Frozen.rest`).
+
+    Where the adapter adds nothing at the start, it is switched off: no part of it is kept.
+    """
+    adapter = experiment.adapter if experiment.adapter.changes_at_start else experiment.adapter.off()
+    patterns = model.patterns if model.patterns == EVERYTHING else sorted(model.trained & {*model.weights})
+    return TrainModel(experiment.model, experiment.optimizer, model.place, 0.0, patterns, adapter)
 
 
 def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) -> None:
@@ -98,7 +111,8 @@ def read_frozen(
     rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, no_log))
     parameters = {}
     for role in experiment.objective.frozen():
-        parameters[role] = read_role(experiment, role, models[role], log)
+        own = models[role]
+        parameters[role] = own.trainable(read_role(experiment, role, own, log)) if own.trained else {}
     return Frozen(rest, parameters)
 
 
@@ -120,7 +134,7 @@ def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     start = experiment.train.start_from
     roles = {**experiment.objective.frozen(), **experiment.objective.precomputed()}
     folders = {role: folder or start for role, folder in roles.items()}
-    if start and experiment.train.trainable != EVERYTHING:
+    if start and not experiment.trains_everything:
         folders[START] = start
     return {
         **{

@@ -120,7 +120,7 @@ def check_start(experiment: Experiment, program: TrainModel) -> None:
     if experiment.tokenizer.control and experiment.model.vocab:  # rows of added tokens are made
         model = dataclasses.replace(model, vocab=max(model.vocab or 0, experiment.model.vocab))
     there = TrainModel(model, experiment.optimizer, program.place).abstract
-    shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.abstract)]
+    shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.plain.abstract)]
     if shapes[0] != shapes[1]:
         changed = differences(
             *(flat(dataclasses.asdict(config), "model.") for config in (model, experiment.model))

@@ -59,7 +59,10 @@ def identity(plan: RunPlan, model: TrainModel, weights: Mapping[str, Any]) -> st
     """Identifies a model and its weights in the cache."""
     seed = None if weights["path"] else plan.experiment.train.seed
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    return cache.fingerprint("log-probabilities", weights["sha256"], seed, config)
+    adapter = (
+        json.loads(json.dumps(dataclasses.asdict(model.adapted.config))) if model.adapted.changes else None
+    )
+    return cache.fingerprint("log-probabilities", weights["sha256"], seed, config, adapter)
 
 
 def compute(

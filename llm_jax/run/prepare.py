@@ -77,7 +77,12 @@ def make_plan(experiment: Experiment, place: MeshPlacement, corpus: data.Corpus,
     examples = experiment.objective.examples(corpus, experiment.train)
     experiment = with_max_segments(experiment, corpus, place)
     model = TrainModel(
-        experiment.model, experiment.optimizer, place, experiment.train.ema_decay, experiment.train.trainable
+        experiment.model,
+        experiment.optimizer,
+        place,
+        experiment.train.ema_decay,
+        experiment.train.trainable,
+        experiment.adapter,
     )
     frozen = frozen_models(experiment, model, corpus.tokenizer)
     precomputed = precomputed_models(experiment, model, corpus.tokenizer)

@@ -29,7 +29,8 @@ MAY_DIFFER = (
 # Keys that were added later, with a default that is the earlier behaviour: at their default they are left out
 # of the hash, so that grids find the runs that they trained before.
 LATER = (
-    "train.start_from", "train.trainable", "tokenizer.control", "chat.", "data.train_on", "data.too_long",
+    "train.start_from", "train.trainable", "adapter.", "tokenizer.control", "chat.", "data.train_on",
+    "data.too_long",
     "model.norm_centred", "model.parallel_blocks", "model.attention_scale",
     "model.attention_softcap", "model.embedding_scale", "model.rope_fraction", "model.rope_theta_window",
     "model.window_layers", "model.rope_scaling.attention_factor", "model.rope_scaling.truncate", "model.latent.",  # noqa: E501

@@ -46,7 +46,7 @@ from llm_jax.run.prepare import (
     with_vocabulary_of,
 )
 from llm_jax.train.compile import program_options
-from llm_jax.train.config import EVERYTHING, TrainConfig
+from llm_jax.train.config import TrainConfig
 from llm_jax.train.evaluation import Evaluator, HeldOut
 from llm_jax.train.loader import DeviceBatch, Loader, checked
 from llm_jax.train.optimizer import make_schedule
@@ -168,7 +168,7 @@ def placement_for(experiment: Experiment, count: int) -> MeshPlacement:
             "with its own source of batches. Use grid.executor=one_by_one."
         )
     objective = experiment.objective
-    if objective.frozen() or objective.precomputed() or experiment.train.trainable != EVERYTHING:
+    if objective.frozen() or objective.precomputed() or not experiment.trains_everything:
         raise UserError(
             f"objective.name={experiment.objective.name}: grid.executor=vmap can't train runs with frozen "
             "models or frozen parameters. "

@@ -24,22 +24,9 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.core.errors import UserError, nearest, require
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.dims import Dims
+from llm_jax.model.dims import MATRIX_SIDES as MATRIX_SIDES
+from llm_jax.model.dims import Dims, matrix_sides
 from llm_jax.model.parametrization import NO_MULTIPLIERS, Multipliers, role, times
-
-MATRIX_SIDES: dict[Dims, int] = {
-    # where a weight's inputs end and its outputs begin: Muon orthogonalises [inputs, outputs]
-    ("embed", "heads", "head_dim"): 1,
-    ("embed", "kv_heads", "head_dim"): 1,
-    ("heads", "head_dim", "embed"): 2,
-    ("embed", "latent"): 1,
-    ("latent", "heads", "head_dim"): 1,
-    ("embed", "mlp"): 1,
-    ("mlp", "embed"): 1,
-    ("embed", None): 1,  # a router
-    ("experts", "embed", "mlp"): 2,  # one matrix for each expert
-    ("experts", "mlp", "embed"): 2,
-}
 
 
 @dataclass(frozen=True)
@@ -126,8 +113,8 @@ class ParameterInfo:
 
     @property
     def is_matrix(self) -> bool:
-        """A weight of a linear map inside a block."""
-        return role(self.dims) in ("hidden", "router")
+        """A weight of a linear map inside a block, or a factor of an adapter on one."""
+        return role(self.dims) in ("hidden", "router", "adapter")
 
     @property
     def is_embedding(self) -> bool:
@@ -244,11 +231,8 @@ def muon_and_adamw(config: OptimizerConfig, info: Any) -> optax.GradientTransfor
         if not i.is_matrix:
             return None
         stacked = int(i.stacked)
-        first, end, cut = (
-            stacked + (i.dims[0] == "experts"),
-            stacked + len(i.dims),
-            stacked + MATRIX_SIDES[i.dims],
-        )
+        first, cut = (stacked + side for side in matrix_sides(i.dims))
+        end = stacked + len(i.dims)
         return MuonDimensionNumbers(
             reduction_axis=tuple(range(first, cut)), output_axis=tuple(range(cut, end))
         )

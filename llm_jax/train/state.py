@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,8 @@ from flax import nnx
 from llm_jax.core.config_tree import flat
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.layout.layout import MeshPlacement
+from llm_jax.model.adapter_start import first_arrays
+from llm_jax.model.adapters import NO_ADAPTER, AdapterConfig, adapted_weights, merged, weight_name
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Table
 from llm_jax.model.parametrization import multipliers
@@ -64,7 +66,8 @@ class Frozen:
     where all are trained.
     """
     models: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The parameters of each model beside the policy, by role (`Objective.frozen`)."""
+    """The parameters of each model beside the policy, by role (`Objective.frozen`), but for those that it
+    shares with `rest`."""
 
 
 class TrainModel:
@@ -72,7 +75,8 @@ class TrainModel:
     of.
 
     Trees of parameters are nested dicts. `abstract`, `dims` and `info` are of the whole model; `trainable`
-    selects the part of such a tree that is trained.
+    selects the part of such a tree that is trained. With an adapter the arrays that a weight is made of are
+    leaves beside each other (`model.adapters`), under keys such as "query" and "query.lora_A".
     """
 
     numbers: Mapping[str, jax.Array] = MappingProxyType({})
@@ -87,26 +91,34 @@ class TrainModel:
         place: MeshPlacement,
         ema_decay: float = 0.0,
         trainable: Sequence[str] = EVERYTHING,
+        adapter: AdapterConfig = NO_ADAPTER,
     ):
-        """trainable: patterns (`*` for anything) of the dotted names of the parameters that are trained.
+        """trainable: patterns (`*` for anything) of the dotted names of the parameters that are trained; with
+        an adapter they are trained beside it, and everything stands for nothing.
 
-        Raises UserError for a pattern that no parameter has.
+        Raises UserError for a pattern that no parameter has, and for an adapter that the model can't have.
         """
         self.config, self.place, self.ema_decay = model, place, ema_decay
         abstract = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0), place=place))
         self.graph, weights = nnx.split(abstract)
         self.structure = jax.tree.structure(weights)
-        is_weight = lambda x: isinstance(x, Weight)  # noqa: E731
-        of = lambda f: pure(jax.tree.map(f, weights, is_leaf=is_weight))  # noqa: E731
+        self.optimizer = optimizer
+        self.patterns = () if adapter.rank and tuple(trainable) == EVERYTHING else tuple(trainable)
+        self.weights: dict[str, Weight] = flat(pure(weights, leaf=lambda w: w))
+        """The model's weights by dotted name, in the order of its graph; abstract, and without an adapter."""
+        all_weights = frozenset(self.weights)
+        patterned = (
+            all_weights if self.patterns == EVERYTHING else trained_names(sorted(all_weights), self.patterns)
+        )
+        self.adapted = adapted_weights(adapter, model, self.weights, patterned)
+        arrays = self.adapted.arrays
+        of = lambda f: nested({name: f(w) for name, w in arrays.items()})  # noqa: E731
         self.abstract = of(lambda w: w.get_value())
         self.dims = of(lambda w: Leaf(stored_dims(w)))
         self.info = of(lambda w: ParameterInfo(w.dims, w.stacked, multipliers(model, w.dims, w.stacked)))
-        self.optimizer = optimizer
-        self.names = frozenset(flat(self.abstract))
+        self.names = frozenset(arrays)
         """The dotted names of all parameters."""
-        self.trained = (
-            self.names if tuple(trainable) == EVERYTHING else trained_names(sorted(self.names), trainable)
-        )
+        self.trained = patterned | self.adapted.trained
         """The names of those that are trained."""
 
     def trainable(self, tree: Any) -> Any:
@@ -137,7 +149,8 @@ class TrainModel:
                 masters,
                 parameters,
             )
-        leaves = jax.tree.leaves(self.whole(values, rest), is_leaf=lambda x: isinstance(x, ShardedParam))
+        arrays = flat(self.whole(values, rest))
+        leaves = [self.adapted.value(name, arrays) for name in self.weights]
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
 
     def master_params(self, parameters: Any) -> Any:
@@ -203,7 +216,36 @@ class TrainModel:
         _, weights = nnx.split(
             Transformer(self.config, rngs=nnx.Rngs(params=jax.random.key(seed)), place=self.place)
         )
-        return self.reshard_to(pure(weights), "stored")
+        return self.with_adapter(pure(weights), seed)
+
+    def with_adapter(self, weights: Any, seed: jax.Array) -> Any:
+        """All parameters, where the layout stores them, of whole weights: base and a new adapter, if there is
+        one. To be jitted.
+
+        weights: shaped like a model without adapter. seed: uint32 [].
+        """
+        if not self.adapted.changes:
+            return self.reshard_to(weights, "stored")
+        dims = {name: stored_dims(w) for name, w in self.weights.items()}
+        found = first_arrays(self.adapted, flat(weights), dims, seed, self.place)
+        return self.reshard_to(nested(found), "stored")
+
+    def merged(self, parameters: Any) -> Any:
+        """The whole weights that all parameters stand for, float32, as a model without adapter has them. To
+        be jitted."""
+        dims = {name: stored_dims(w) for name, w in self.weights.items()}
+        return nested(merged(self.adapted, flat(parameters), dims, self.place))
+
+    @functools.cached_property
+    def plain(self) -> TrainModel:
+        """The model without adapter, all of its weights whole and trained."""
+        return self if not self.adapted.changes else TrainModel(self.config, self.optimizer, self.place)
+
+    def placed(self, place: MeshPlacement, config: ModelConfig | None = None) -> TrainModel:
+        """The model, with its adapter, placed otherwise. config: one that it computes with instead."""
+        return TrainModel(
+            config or self.config, self.optimizer, place, self.ema_decay, self.patterns, self.adapted.config
+        )
 
     def init_with(self, parameters: Any) -> TrainState:
         """A new state with these trainable parameters. To be jitted."""
@@ -293,6 +335,24 @@ def pick(tree: Any, names: Collection[str], prefix: str = "") -> Any:
     return found
 
 
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict of what has dotted names, keys sorted as JAX sorts them. The arrays that a weight is made
+    of are beside each other: their suffix is a part of their key."""
+    tree: dict[str, Any] = {}
+    for name in sorted(arrays):
+        *folders, key = weight_name(name).split(".")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[key + name[len(weight_name(name)) :]] = arrays[name]
+    return in_order(tree)
+
+
+def in_order(tree: Any) -> Any:
+    """A nested dict with its keys sorted."""
+    return {key: in_order(tree[key]) for key in sorted(tree)} if isinstance(tree, dict) else tree
+
+
 def join(one: Any, other: Any) -> Any:
     """Two nested dicts without a common leaf as one, keys sorted as JAX sorts them."""
     both = {**one, **other}
@@ -313,10 +373,10 @@ def in_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def pure(weights: Any) -> dict:
-    """An nnx state as nested dicts of its leaves."""
+def pure(weights: Any, leaf: Callable[[nnx.Variable], Any] = lambda w: w.get_value()) -> dict:
+    """An nnx state as nested dicts of its variables' values, or of something else of each variable."""
     if isinstance(weights, nnx.Variable):
-        return weights.get_value()
+        return leaf(weights)
     if hasattr(weights, "items"):
-        return {key: pure(value) for key, value in sorted(weights.items())}
+        return {key: pure(value, leaf) for key, value in sorted(weights.items())}
     return weights

@@ -147,5 +147,8 @@ def make_evaluation(
 
 
 def frozen_policies(models: Models, frozen: Frozen) -> dict[str, Any]:
-    """The frozen models with their parameters, by role."""
-    return {role: model.model(frozen.models[role]) for role, model in models.items()}
+    """The frozen models with their parameters, by role. What a model does not bring along is the policy's
+    own: the run's start shares with it what isn't trained."""
+    return {
+        role: model.model(frozen.models[role], rest=model.rest(frozen.rest)) for role, model in models.items()
+    }
