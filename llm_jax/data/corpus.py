@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,27 +117,36 @@ class Corpus:
             sources=self.sources,
         )
 
-    def token_numbers(self, of: str, folder: Path) -> list[TokenNumbers]:
+    def token_numbers(
+        self, of: str, folder: Path, *, steps: int, held_out_rows: int | None
+    ) -> list[TokenNumbers]:
         """Where in the cache `folder` a number for each token is, of every source and of its mismatched
         answers.
 
-        of: identifies what the numbers are. `TokenNumbers.attach` adds them to the batches.
+        of: identifies what the numbers are. steps, held_out_rows: how many training steps and held-out rows
+        (None: all) a run sees; other rows need no numbers. `TokenNumbers.attach` adds them to the batches.
         """
-        found = []
-        for part, (_, _, store) in zip(self._parts, self._stores, strict=True):
-            both = [part.train, part.held_out]
-            if not all(isinstance(rows, WholeRows) for rows in both):
-                raise TypeError("only rows of whole documents have numbers of tokens")
-            groups: list[tuple[str, list[Any]]] = [(store.fingerprint, both)]
-            for rows in both:
+        seen, _ = interleaved([part.share for part in self._parts], np.arange(steps * self.batch_size))
+        left, found = math.inf if held_out_rows is None else held_out_rows, []
+        for number, (part, (_, _, store)) in enumerate(zip(self._parts, self._stores, strict=True)):
+            train, held_out = part.train, part.held_out
+            assert isinstance(train, WholeRows)  # rows that cut documents have no numbers
+            assert isinstance(held_out, WholeRows)
+            order_N = train.row_order(0)[: int((seen == number).sum())]
+            first = int(min(left, len(held_out.plan)))
+            left -= first
+            needed = [(train, int(i)) for i in order_N] + [(held_out, i) for i in range(first)]
+            groups = [(store.fingerprint, len(store.tokens), needed)]
+            for rows in (train, held_out):
                 if isinstance(rows, LabelledRows):
                     own = rows.mismatched
                     content = hashlib.sha256(own.tokens.tobytes() + own.lengths_N.tobytes()).hexdigest()
-                    groups.append((content, [own]))
-            for tokens, group in groups:
-                key = cache.fingerprint("token numbers", 1, tokens, of)
-                found.append(TokenNumbers(folder / "token_numbers" / key[:32], group))
-        return found
+                    theirs = [(own, index) for other, index in needed if other is rows]
+                    groups.append((content, len(own.tokens), theirs))
+            for tokens, size, places in groups:
+                key = cache.fingerprint("token numbers", 2, tokens, of)
+                found.append(TokenNumbers(folder / "token_numbers" / key[:32], size, places))
+        return [numbers for numbers in found if numbers.needed]
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The global batch at `step` (from 0), or only its `rows`, each array [len(rows), T]."""

@@ -329,7 +329,7 @@ def _open(folder: Path) -> TokenStore:
     about = json.loads((folder / "about.json").read_text())
     lengths_N = np.load(folder / "lengths.npy", mmap_mode="r")
     return TokenStore(
-        tokens=np.memmap(folder / "tokens", dtype=about["dtype"], mode="r"),
+        tokens=_mapped(folder / "tokens", about["dtype"]),
         starts_N=np.cumsum(lengths_N) - lengths_N,
         lengths_N=lengths_N,
         bytes_N=np.load(folder / "bytes.npy", mmap_mode="r"),
@@ -337,8 +337,11 @@ def _open(folder: Path) -> TokenStore:
         invalid=about["invalid"],
         copies=about.get("copies", 0),
         left_out=about.get("left_out", {}),
-        weights=np.memmap(folder / WEIGHTS, dtype=np.uint8, mode="r")
-        if (folder / WEIGHTS).exists()
-        else None,
+        weights=_mapped(folder / WEIGHTS, "uint8") if (folder / WEIGHTS).exists() else None,
         values_N=np.load(folder / VALUES, mmap_mode="r") if (folder / VALUES).exists() else None,
     )
+
+
+def _mapped(file: Path, dtype: str) -> np.ndarray:
+    """The numbers in a file, mapped; an empty file can't be."""
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)

@@ -3,60 +3,82 @@ once, and kept in the cache beside the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from llm_jax.data import cache
-from llm_jax.data.rows import Row
 from llm_jax.data.whole_rows import WholeRows
 
-_FILE = "numbers"
 Batch = dict[str, np.ndarray]
+Place = tuple[WholeRows, int]
+"""Rows, and the number of one of them in the order of their plan."""
 
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """The numbers of all documents of some rows, in one file."""
+    """The numbers of the documents of some rows, in one file: NaN where there is none yet."""
 
-    folder: Path
+    file: Path
     """Where they are in the cache."""
-    rows: Sequence[WholeRows]
-    """Rows of the same tokens: together they have all documents, each once an epoch."""
+    size: int
+    """The number of tokens of all documents, those of other rows too."""
+    needed: Sequence[Place]
+    """The rows that a run will see, each once."""
 
-    @property
-    def exist(self) -> bool:
-        """Whether they were computed before."""
-        return self.folder.exists()
+    def missing(self) -> list[int]:
+        """Which of the needed rows have documents without numbers."""
+        if not self.file.exists():
+            return list(range(len(self.needed)))
+        numbers = self.mapped()
+        return [
+            i
+            for i, (rows, index) in enumerate(self.needed)
+            if any(np.isnan(numbers[begin + 1 : begin + 2]).any() for _, begin, _ in rows.places(index))
+        ]
 
-    def compute(self, score: Callable[[Batch], np.ndarray], batch_size: int) -> np.ndarray:
-        """float32, a number for each token. score: gives a number, [B, T], for each target of a batch."""
-        numbers = np.zeros(len(self.rows[0].tokens), np.float32)
-        for places, batch in self.batches(batch_size):
+    def compute(
+        self, which: Sequence[int], score: Callable[[Batch], np.ndarray], batch_size: int
+    ) -> np.ndarray:
+        """The numbers of some of the needed rows, float32 for each token, NaN elsewhere.
+
+        score: gives a number, [B, T], for each target of a batch; the last one is filled up with padding.
+        """
+        numbers = np.full(self.size, np.nan, np.float32)
+        for first in range(0, len(which), batch_size):
+            places = [self.needed[i] for i in which[first : first + batch_size]]
+            made = [rows.row(index) for rows, index in places]
+            made += [places[0][0].empty_row()] * (batch_size - len(made))
+            batch = {name: np.stack([row[name] for row in made]) for name in made[0]}
             values_BT = np.asarray(score(batch), np.float32)
+            values_BT = np.where(np.isnan(values_BT), np.inf, values_BT)  # NaN is what was not computed
             for (rows, index), values_T in zip(places, values_BT, strict=False):
                 rows.collect(index, values_T, numbers)
         return numbers
 
-    def batches(self, batch_size: int) -> Iterator[tuple[list[tuple[WholeRows, int]], Batch]]:
-        """(the rows, the batch) until every document was there; the last batch is filled up with padding."""
-        all_rows = [(rows, index) for rows in self.rows for index in range(len(rows.plan))]
-        for first in range(0, len(all_rows), batch_size):
-            places = all_rows[first : first + batch_size]
-            made: list[Row] = [rows.row(index) for rows, index in places]
-            made += [self.rows[0].empty_row()] * (batch_size - len(made))
-            yield places, {name: np.stack([row[name] for row in made]) for name in made[0]}
-
     def save(self, numbers: np.ndarray) -> None:
-        """Writes them into the cache. Raises UserError where there is no room."""
-        with cache.writable(self.folder.parents[1]):
-            cache.build_once(self.folder, lambda folder: numbers.astype(np.float32).tofile(folder / _FILE))
+        """Adds numbers to the file. Raises UserError where there is no room.
+
+        The file is replaced as a whole: whoever has mapped the old one keeps that.
+        """
+        folder = self.file.parent
+        with cache.writable(folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.file.exists():
+                numbers = np.where(np.isnan(numbers), self.mapped(), numbers)
+            temporary = cache.temporary_beside(self.file)
+            numbers.astype(np.float32).tofile(temporary)
+            os.replace(temporary, self.file)
+
+    def mapped(self) -> np.ndarray:
+        """The numbers in the file, float32, mapped."""
+        return np.memmap(self.file, np.float32, "r") if self.size else np.zeros(0, np.float32)
 
     def attach(self, name: str) -> None:
-        """Gives each of the rows an array more: the numbers of its targets."""
-        file = self.folder / _FILE
-        numbers = np.memmap(file, np.float32, "r") if file.stat().st_size else np.zeros(0, np.float32)
-        for rows in self.rows:
+        """Gives the rows an array more: the numbers of their targets."""
+        numbers = self.mapped()
+        for rows in {id(rows): rows for rows, _ in self.needed}.values():
             rows.numbers[name] = numbers

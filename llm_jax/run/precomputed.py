@@ -24,6 +24,7 @@ from llm_jax.processes.group import Group
 from llm_jax.run.frozen import read_role
 from llm_jax.run.prepare import RunPlan
 from llm_jax.train.compile import program_options
+from llm_jax.train.config import EvaluateConfig, TrainConfig
 from llm_jax.train.loader import on_devices
 from llm_jax.train.state import TrainModel
 
@@ -39,20 +40,31 @@ def attach_precomputed(
 
     What the cache lacks is computed first, by all processes together. identities: `frozen_identities`.
     """
-    folder = plan.experiment.data.cache_path()
+    e, folder = plan.experiment, plan.experiment.data.cache_path()
+    steps, held_out = e.train.steps + e.train.rollback.most_skipped, held_out_rows(e.evaluate, e.train)
     for role, model in plan.precomputed.items():
-        files = plan.corpus.token_numbers(identity(plan, model, identities[role]), folder)
-        there = group.exchange(f"log-probabilities of {role}", [file.exist for file in files])
-        missing = [file for i, file in enumerate(files) if not all(mine[i] for mine in there)]
-        if missing:
+        which = identity(plan, model, identities[role])
+        files = plan.corpus.token_numbers(which, folder, steps=steps, held_out_rows=held_out)
+        missing = [file.missing() for file in files]
+        theirs = group.exchange(f"log-probabilities of {role}", missing)
+        if any(other != missing for other in theirs):  # hosts have different caches
+            missing = [list(range(len(file.needed))) for file in files]
+        if any(missing):
             begun = time.monotonic()
-            compute(plan, role, model, missing, group, log)
+            compute(plan, role, model, list(zip(files, missing, strict=True)), group, log)
             seconds = clock(time.monotonic() - begun)
             log(f"{role}: log-probabilities of the data computed in {seconds}, kept in {folder}")
         else:
             log(f"{role}: log-probabilities of the data (cached)")
         for file in files:
             file.attach(f"{role}_logp")
+
+
+def held_out_rows(evaluate: EvaluateConfig, train: TrainConfig) -> int | None:
+    """The number of held-out rows that a run evaluates on; None: all."""
+    limits = [evaluate.final_batches, *([evaluate.batches] if evaluate.every else [])]
+    batches = [limit for limit in limits if limit is not None]
+    return max(batches) * train.batch_size if len(batches) == len(limits) else None
 
 
 def identity(plan: RunPlan, model: TrainModel, weights: Mapping[str, Any]) -> str:
@@ -69,19 +81,19 @@ def compute(
     plan: RunPlan,
     role: str,
     model: TrainModel,
-    files: list[TokenNumbers],
+    files: list[tuple[TokenNumbers, list[int]]],
     group: Group,
     log: Callable[[str], None],
 ) -> None:
-    """Computes the log-probabilities that a model gives to the documents of some files, and writes these."""
+    """Computes the log-probabilities that a model gives to the rows that files lack, and adds them."""
     e = plan.experiment
     group.mark(role)
     parameters = run_on_all(group, f"weights of {role}", lambda: read_role(e, role, model, log))
     score = scorer(model, parameters, getattr(e.objective, "chunk", CHUNK))
-    for file in files:
+    for file, missing in files:
 
-        def run(file: TokenNumbers = file) -> np.ndarray:
-            numbers = file.compute(score, e.train.batch_size)
+        def run(file: TokenNumbers = file, missing: list[int] = missing) -> np.ndarray:
+            numbers = file.compute(missing, score, e.train.batch_size)
             check_finite(numbers, role)
             return numbers
 
@@ -110,7 +122,7 @@ def scorer(model: TrainModel, parameters: Any, chunk: int) -> Score:
 
 def check_finite(numbers: np.ndarray, role: str) -> None:
     """Raises UserError where a model gives log-probabilities that are not finite."""
-    if bad := int((~np.isfinite(numbers)).sum()):
+    if bad := int(np.isinf(numbers).sum()):
         raise UserError(
             f"objective.{role}: gives {bad:,} tokens of the data a log-probability that is not finite. Use "
             "another model, or model.compute_dtype=float32"

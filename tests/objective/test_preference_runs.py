@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from llm_jax.core.files import read_json_lines
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
-from tests.tiny_run import documents, launch, write_experiment
+from tests.tiny_run import documents, launch, losses, write_experiment
 
 FSDP_TENSOR = ("layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2")
 
@@ -85,8 +86,83 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, capsys):
         "eval_rejected_logp",
     }
     many = run("many", "dpo", *FSDP_TENSOR, "train.microbatches=2")
-    assert "log-probabilities of the data (cached)" in capsys.readouterr().out
+    assert "reference: log-probabilities of the data (cached)" in capsys.readouterr().out
+
     live = run("live", "dpo", "layout=single", "objective.cache=false")
     for other in (many, live):
         for name in ("train_loss", "eval_loss", "chosen_logp", "eval_margin"):
             np.testing.assert_allclose(values(other, name), values(one, name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_with_an_adapter_resumes_bit_for_bit(run, tmp_path):
+    """Its reference is the model with the adapter switched off."""
+    arguments = ("layout=single", "adapter.rank=2", "objective.sft=0.5")
+    one = run("one", "dpo", *arguments)
+    assert values(one, "margin")[0] == pytest.approx(0, abs=1e-6)
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "4")
+    (tmp_path / "one" / "summary.json").unlink()
+    again = run("one", "dpo", *arguments)
+    by_step = losses(tmp_path / "one")  # fails where a step was done twice with different values
+    assert list(by_step.values()) == values(one, "train_loss").tolist()
+    assert len(values(again, "train_loss")) > len(values(one, "train_loss"))
+    info = json.loads((tmp_path / "one" / "checkpoints" / "4" / "info" / "metadata").read_text())
+    assert len(info["frozen"]["reference"]["sha256"]) == 64
+
+
+def test_kto_learns_from_answers_with_labels(run, capsys):
+    one = run("one", "kto", "layout=single", "objective.undesirable_weight=0.5")
+    out = capsys.readouterr().out
+    assert "answers in each" in out
+    assert values(one, "train_loss")[0] == pytest.approx(0.5 * 0.75, abs=0.1)
+    assert values(one, "kl")[0] == pytest.approx(0, abs=1e-5)
+    assert values(one, "wanted_reward")[0] == pytest.approx(0, abs=1e-6)
+    assert values(one, "wanted_reward")[-1] > values(one, "unwanted_reward")[-1]
+
+
+def test_orpo_and_simpo_need_no_reference(run):
+    for name, *arguments in (("orpo",), ("cpo", "objective.loss=simpo", "objective.beta=2")):
+        one = run(name, name, "layout=single", *arguments)
+        assert values(one, "train_loss")[-1] < values(one, "train_loss")[0]
+        assert set(one[-1]) >= {"eval_loss", "eval_accuracy"}
+
+
+PROMPT = {"prompt": "a", "chosen": "good", "rejected": "bad"}
+ANSWER = {"prompt": "a", "completion": "good", "label": True}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "records", "arguments", "message"),
+    [
+        ("dpo", [{**PROMPT, "rejected": "good"}], [], "1 of 21 examples: chosen is equal to rejected; the first is "
+         "records.jsonl:1. Nothing can be learned from them: remove them, or use objective.equal_answers=drop"),
+        ("kto", [], [], "examples is true, and there is nothing to tell apart. Add unwanted answers"),
+        ("dpo", [{"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}], [],
+         "records.jsonl:1: has no prompt: the record must have one, or chosen and rejected must begin with the same turns"),
+        ("dpo", [ANSWER], [], "records.jsonl:1: is a label; must have prompt, chosen and rejected"),
+        ("kto", [PROMPT], [], "records.jsonl:1: is a preference; must have prompt, completion and label"),
+        ("kto", [{**ANSWER, "label": "yes"}], [], "label must be true or false, and is 'yes'"),
+        ("dpo", [], ["train.sequence_length=8"], "none of its 20 examples can be trained on: longer than a row"),
+        ("dpo", [], ["data.too_long=cut"], "data.too_long=cut: answers that are compared aren't cut"),
+        ("dpo", [], ["data.train_on=all"], "data.train_on=all: this objective is of the answers' tokens"),
+        ("dpo", [], ["objective.label_smoothing=0.5"], "objective.label_smoothing=0.5: must be 0 or more, and below 0.5"),
+        ("dpo", [], ["objective.loss=exo_pair"], "objective.label_smoothing=0.0: exo_pair takes its logarithm"),
+        ("dpo", [], ["objective.loss=robust", "objective.label_smoothing=0.5"], "objective.label_smoothing=0.5: must be"),
+        ("dpo", [], ["objective.loss=dpo"], "objective.loss=dpo: must be one of sigmoid, hinge, ipo"),
+        ("dpo", [], ["objective.reference=nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(base, tmp_path, capsys, experiment, records, arguments, message):
+    usual = [{**(ANSWER if experiment == "kto" else PROMPT), "prompt": f"question {i}"} for i in range(20)]
+    source = write(tmp_path / "records.jsonl", [*records, *usual])
+    line = [
+        f"experiment={experiment}",
+        f"from={base / 'run'}",
+        f"data.source={source}",
+        "train.sequence_length=128",
+    ]
+    capsys.readouterr()
+    assert launch(*line, "train.steps=2", "layout=single", f"run_dir={tmp_path / 'wrong'}", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "wrong" / "checkpoints").exists()
