@@ -341,6 +341,11 @@ def resolved(experiment: Experiment) -> Experiment:
             "random weights. Add from=RUN_OR_FOLDER"
         )
     model = experiment.model.resolved()
+    if not isinstance(e.objective, UnknownObjective) and model.outputs != e.objective.outputs:
+        raise UserError(
+            f"model.outputs={model.outputs}: objective.name={e.objective.name} needs "
+            f"model.outputs={e.objective.outputs}. Use that"
+        )
     parametrization.check(model)
     check_numbers(e)
     optimizer = dataclasses.replace(e.optimizer, warmup_steps=warmup(e.optimizer, e.train.steps))

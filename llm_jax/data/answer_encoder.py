@@ -31,8 +31,8 @@ TOO_LONG = {
 
 @dataclass(frozen=True)
 class AnswerEncoder:
-    """Turns records of one kind into tokens and weights: a pair makes two examples, the chosen one first;
-    an answer with a label makes one, whose value is 1 if it is wanted, else 0."""
+    """Turns records of one kind into tokens and weights: a pair makes two examples, the chosen one first,
+    whose value is its margin; an answer with a label makes one, whose value is 1 if it is wanted, else 0."""
 
     kind: AnswerKind
     template: ChatTemplate
@@ -45,7 +45,7 @@ class AnswerEncoder:
     @property
     def fingerprint(self) -> str:
         """Identifies all that the tokens depend on, beside the record and the tokenizer."""
-        return cache.fingerprint("answers", 1, self.kind, self.chat.fingerprint)
+        return cache.fingerprint("answers", 2, self.kind, self.chat.fingerprint)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -83,7 +83,8 @@ class AnswerEncoder:
                     "(train.sequence_length); use longer rows, or data.too_long=drop"
                 )
             return [left_out(TOO_LONG[self.kind])]
-        return [one._replace(value=float(example.label)) for one in made]
+        value = float(example.label) if self.kind == "label" else example.margin
+        return [one._replace(value=value) for one in made]
 
     def answer(self, example: Example, which: int, tokenizer: Tokenizer) -> Encoded:
         """The prompt with one of its answers.

@@ -16,6 +16,7 @@ from llm_jax.data.rows import Row, shuffled
 from llm_jax.data.whole_rows import WholeRows
 
 SMALLEST, MOST = 32, 256
+PAIR_ARRAYS = ("continues", "margins")
 MISMATCHED = "mismatched_"
 """What the names of the arrays of mismatched answers begin with."""
 _MISMATCHES = 1 << 33
@@ -44,8 +45,8 @@ class PairRows(WholeRows):
     """Rows of whole pairs: documents 2 i and 2 i + 1 are the chosen and the rejected answer of pair i, each
     with its prompt.
 
-    A row has the arrays of `EndlessRows` and `continues`, float32 [T]: 1 where there is a target, trained
-    or not.
+    A row has the arrays of `EndlessRows`; `continues`, float32 [T], 1 where there is a target, trained or
+    not; and `margins`, float32 [T], the margin of the pair that a token is of.
     """
 
     documents_per_example = 2
@@ -56,13 +57,17 @@ class PairRows(WholeRows):
 
     def empty_row(self) -> Row:
         """A row of padding."""
-        return {**super().empty_row(), "continues": np.zeros(self.length, np.float32)}
+        return {**super().empty_row(), **{name: np.zeros(self.length, np.float32) for name in PAIR_ARRAYS}}
 
     def row(self, index: int, *, epochs: int | None = None) -> Row:
         """Row `index` in the order of the plan, arrays [T]."""
         row = super().row(index, epochs=epochs)
         segments_T = row["segments"]
         row["continues"][:-1] = (segments_T[1:] == segments_T[:-1]) & (segments_T[1:] > 0)
+        if self.values_N is not None and segments_T.any():
+            chosen = 2 * np.array(self.plan[index % self.round_rows])
+            margins = np.repeat(self.values_N[chosen], 2)
+            row["margins"][:] = np.append(0, margins)[segments_T]
         return row
 
 

@@ -15,6 +15,7 @@ the prompt is then what both begin with.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,8 @@ class Example(NamedTuple):
     label: bool = True
     tools: tuple[Any, ...] | None = None
     """Descriptions of the functions that the model may call, as templates take them."""
+    margin: float = 0.0
+    """By how much the better answer of a preference is better, in units of rewards."""
 
 
 def kind_of(record: Mapping[str, Any]) -> Kind:
@@ -85,6 +88,8 @@ def read_example(text: str) -> Example:
         answers = [answer[len(prompt) :] for answer in answers]
     if kind == "label":
         common["label"] = label_of(record["label"])
+    if kind == "preference" and record.get("margin") is not None:
+        common["margin"] = margin_of(record["margin"])
     if any(not answer for answer in answers):
         raise UserError("has an answer without a turn; chosen and rejected must differ in their last turns")
     return Example(kind, prompt, tuple(answers), **common)
@@ -122,3 +127,10 @@ def label_of(value: Any) -> bool:
     if value in (True, False, 0, 1):
         return bool(value)
     raise UserError(f"label must be true or false, and is {value!r}")
+
+
+def margin_of(value: Any) -> float:
+    """The margin of a preference. Raises UserError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"margin must be a number, and is {value!r}")
+    return float(value)

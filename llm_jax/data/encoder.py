@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
     left_out: str = ""
     """Why it has no tokens; these are counted by reason, and logged."""
     value: float = 0.0
-    """A number that goes with it: a label (1 or 0)."""
+    """A number that goes with it: a label (1 or 0), or the margin of a pair."""
 
 
 def left_out(reason: str) -> Encoded:

@@ -27,6 +27,7 @@ class EvaluateCommand:
       python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
       python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
       python -m llm_jax.evaluate runs/quickstart/default step=500 out=scores.json
+      python -m llm_jax.evaluate runs/reward/default rewards=answers.jsonl out=scored.jsonl
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
     """
@@ -44,14 +45,22 @@ class EvaluateCommand:
     """Maximum tokens to score, rounded up to whole batches."""
     batches: int | None = argument(None, least=1)
     """Maximum batches to score."""
+    rewards: Path | None = argument(None, shown="FILE.jsonl")
+    """For a reward model (experiment=reward): scores the records of this file instead. A record has text,
+    messages, prompt and completion, or prompt, chosen and rejected."""
     out: Path | None = argument(
-        None, shown="FILE.json", read=functools.partial(output_file, endings=(".json",))
+        None, shown="FILE.json", read=functools.partial(output_file, endings=(".json", ".jsonl"))
     )
-    """Writes the scores there too."""
+    """Writes the scores there too; with rewards= the records with their rewards, an object a line."""
     model: ModelArguments = part(ModelArguments)
 
     def check(self) -> None:
-        """Raises UserError where the amount is given twice."""
+        """Raises UserError where the amount is given twice, and for keys that rewards= excludes."""
+        if self.rewards:
+            given = [key for key, _ in (*self.data, *self.train)]
+            given += [key for key in ("tokens", "batches") if getattr(self, key)]
+            if given:
+                raise UserError(f"{given[0]}=: has no effect beside rewards={self.rewards}. Leave it out")
         if self.tokens and self.batches:
             raise UserError(
                 f"tokens={self.tokens}: batches={self.batches} limits the same thing; give one of them"
@@ -69,6 +78,9 @@ def evaluate(arguments: list[str]) -> int:
     if command is None:
         return 0
 
+    if command.rewards:
+        return score_rewards(command, command.rewards)
+
     from llm_jax.evaluate.held_out import score, table  # imports JAX, which `run_command` sets up
 
     scores = score(
@@ -82,6 +94,23 @@ def evaluate(arguments: list[str]) -> int:
     if command.out:
         write_json(command.out, dataclasses.asdict(scores))
         print(f"written: {command.out}")
+    return 0
+
+
+def score_rewards(command: EvaluateCommand, file: Path) -> int:
+    """Scores the records of a file with a reward model, and prints and writes the rewards. Raises
+    UserError."""
+    from llm_jax.evaluate.rewards import score_file, table, write_rewards  # imports JAX
+
+    found = score_file(command.folder, file, **command.model.options())
+    if command.out:
+        write_rewards(command.out, found)
+        print(f"{table(found)}\nwritten: {command.out}")
+        return 0
+    for record in found.records:
+        shown = [record[name] for name in ("reward", "chosen_reward", "rejected_reward") if name in record]
+        print("  ".join(f"{value:10.4f}" for value in shown))
+    print(table(found), file=sys.stderr)
     return 0
 
 

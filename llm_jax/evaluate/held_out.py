@@ -17,7 +17,7 @@ from llm_jax.experiment import Experiment, override, resolved
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
 from llm_jax.objective.next_token import NextToken
-from llm_jax.pretrained.model import open_model
+from llm_jax.pretrained.model import check_outputs, open_model
 from llm_jax.pretrained.source import open_source, tokenizer_folder
 from llm_jax.run.prepare import check_layout
 from llm_jax.train.evaluation import HeldOut
@@ -67,6 +67,7 @@ def score(
     adapter: as for `open_model`. Raises UserError.
     """
     source = open_source(path, adapter=adapter)
+    check_outputs(source.experiment.model.outputs, str(path), "logits")
     with_changes(source.experiment, changes)  # raises for mistakes in `changes` before the weights are read
     # The corpus reads the tokenizer.
     opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step, tokenizer=False)

@@ -40,12 +40,11 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def _parameters_by_convention(config: ModelConfig, total: int) -> dict[str, int]:
-    assert config.vocab
     non_embedding = non_embedding_parameters(config, total)
     return {
         "parameters": total,
         "parameters_non_embedding": non_embedding,
-        "parameters_with_head": non_embedding + config.vocab * config.embed,
+        "parameters_with_head": non_embedding + head_parameters(config),
     }
 
 
@@ -120,7 +119,21 @@ def matmul_parameters(config: ModelConfig) -> int:
             + expert_parameters(c, c.moe.shared_mlp)
             + c.embed * c.moe.experts
         )
-    return c.layers * attention_matrices(c) + mlp + c.vocab * c.embed
+    return c.layers * attention_matrices(c) + mlp + head_parameters(c)
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Weights that the last stream is multiplied with, also where they are the embedding's."""
+    assert config.vocab
+    return config.embed * (config.vocab if config.outputs == "logits" else 1)
+
+
+def table_parameters(config: ModelConfig) -> int:
+    """Numbers in the token and position tables and in a head of its own."""
+    assert config.vocab
+    own_head = config.outputs == "reward" or not config.tied_embeddings
+    positions = config.positions * config.embed if config.position == "learned" else 0
+    return config.vocab * config.embed + own_head * head_parameters(config) + positions
 
 
 def attention_matrices(config: ModelConfig) -> int:
@@ -190,11 +203,7 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 def non_embedding_parameters(config: ModelConfig, total: int) -> int:
     """The parameters without the token and position tables and without an untied head; `total`: all
     parameters."""
-    assert config.vocab
-    tables = config.vocab * config.embed * (1 if config.tied_embeddings else 2)
-    if config.position == "learned":
-        tables += config.positions * config.embed
-    return total - tables
+    return total - table_parameters(config)
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -221,5 +230,4 @@ def parameter_count(config: ModelConfig) -> int:
         total += len(c.sparse_layers) * (
             experts + c.embed * c.moe.experts + (c.moe.experts if c.moe.bias else 0)
         )
-    total += c.vocab * c.embed * (1 if c.tied_embeddings else 2)
-    return total + (c.positions * c.embed if c.position == "learned" else 0)
+    return total + table_parameters(c)

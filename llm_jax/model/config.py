@@ -63,6 +63,8 @@ class ModelConfig:
     """The embedding is multiplied by this, rounded to the compute dtype (Gemma: sqrt(embed))."""
     tied_embeddings: bool = True
     """The output head and the embedding are one table."""
+    outputs: Literal["logits", "reward"] = "logits"
+    """What the head makes of the last stream: a logit for each token, or one number, which is a reward."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logits / cap) (Gemma 2); 0: off."""
 

@@ -24,7 +24,7 @@ from llm_jax.model.norm_and_rope import Norm, rope_tables, softcap
 from llm_jax.model.parametrization import readout_multiplier, residual_multiplier, times
 from llm_jax.model.pipeline import STREAM, run_pipeline
 from llm_jax.model.router import Routing
-from llm_jax.model.weights import Weight, gathered, lookup, sharding_spec, weight
+from llm_jax.model.weights import Weight, gathered, lookup, project, sharding_spec, weight
 
 RunBlock = dict[ModelConfig, Callable[[jax.Array, Any], tuple[jax.Array, Routing | None]]]
 """A layer's configuration → the function (x_BTD, weights of one layer) → (x_BTD, routing)."""
@@ -126,7 +126,9 @@ class Transformer(nnx.Module):
         if 0 < sparse < config.layers:
             self.dense_blocks = Block(config, rngs, config.layers - sparse, place)
         self.final_norm = Norm(config, rngs, None, place)
-        if not config.tied_embeddings:
+        if config.outputs == "reward":  # it starts at 0: all texts are equally good
+            self.head = weight(rngs, config, (1, config.embed), (None, "embed"), 0, None)
+        elif not config.tied_embeddings:
             self.head = weight(
                 rngs, config, (config.vocab, config.embed), ("vocab", "embed"), config.init_std, None
             )
@@ -214,7 +216,17 @@ class Transformer(nnx.Module):
     @property
     def output(self) -> Weight:
         """The output projection [V, D]: the head, or the embedding if that is the head too."""
+        if self.config.outputs == "reward":
+            raise TypeError("a reward model has no logits: see `reward`")
         return self.embedding if self.config.tied_embeddings else self.head
+
+    def reward(self, x_BTD: jax.Array) -> jax.Array:
+        """The reward of the tokens up to each position, from `stream`'s: float32 [B, T], in its order of
+        positions. For `outputs="reward"`."""
+        spec = self.place.spec(("batch", "sequence", None))
+        return project("BTD,VD->BTV", x_BTD, self.head, self.config, self.place, spec)[..., 0].astype(
+            jnp.float32
+        )
 
     def run_blocks(self, x_BTD: jax.Array, *beside: jax.Array | None) -> tuple[jax.Array, Routing | None]:
         """Runs all blocks: (x_BTD, the routing stacked over sparse blocks). beside: positions_BT,

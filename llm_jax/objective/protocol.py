@@ -160,6 +160,9 @@ class Objective:
     rest padding (`whole`); whole pairs of answers (`pairs`), or answers with labels (`labelled`).
     """
 
+    outputs: ClassVar[Literal["logits", "reward"]] = "logits"
+    """What the head of the policy makes (`ModelConfig.outputs`)."""
+
     reads: ClassVar[Literal["text", "record"]] = "text"
     """What the encoder gets of a record of JSONL or Parquet: its text (`data.text_key`), or all of it in
     JSON.

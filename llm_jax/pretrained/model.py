@@ -94,6 +94,7 @@ def open_model(
     adapter: Path | str | None = None,
     tokenizer: bool = True,
     to_convert: bool = False,
+    outputs: str = "logits",
     log: Callable[[str], None] = log_to_stderr,
 ) -> PretrainedModel:
     """The model of a run folder, of a Hugging Face folder, or of a PEFT folder with its base.
@@ -103,8 +104,9 @@ def open_model(
     emulates bfloat16 (`dtype_for`). `step` is that of the checkpoint; None: the newest. `leave_out`: names of
     tensors to exclude, with * for any characters, and `adapter`: a PEFT folder to merge into the weights;
     neither is for a `source` that is open already. `tokenizer`: whether to read it. `to_convert`: nothing is
-    computed with the model, so it keeps its dtype on a CPU too. `log` is called for each difference from the
-    model that was trained. Raises UserError if there is no model, or if it can't be opened like this.
+    computed with the model, so it keeps its dtype on a CPU too. `outputs`: which its head must have. `log` is
+    called for each difference from the model that was trained. Raises UserError if there is no model, or if
+    it can't be opened like this.
 
     Programs that are compiled from then on are kept on disk (`use_compilation_cache`).
     """
@@ -114,6 +116,7 @@ def open_model(
         key = "leave_out" if leave_out else "adapter"
         raise TypeError(f"{key} is for a folder that isn't open yet: give it to open_source")
     path, experiment = source.path, source.experiment
+    check_outputs(experiment.model.outputs, str(path), outputs)
     experiment = dataclasses.replace(
         experiment, run_dir=str(path), layout=layout or preset("single"), mesh=mesh or {}
     )
@@ -135,6 +138,19 @@ def open_model(
     program = TrainModel(experiment.model, experiment.optimizer, place)
     parameters, at = read_weights(source, program, step, log)
     return PretrainedModel(path, experiment, program, parameters, read, at, source.folder)
+
+
+def check_outputs(found: str, of: str, wanted: str) -> None:
+    """Raises UserError, naming `of` first, for a reward model in place of a language model, or the
+    reverse."""
+    if found == wanted:
+        return
+    if found == "reward":
+        raise UserError(
+            f"{of}: is a reward model, which scores texts and writes none. Use python -m llm_jax.evaluate "
+            "RUN rewards=FILE, or a language model"
+        )
+    raise UserError(f"{of}: is a language model, without a head for rewards. Use a run of experiment=reward")
 
 
 def check_text_ids(ids: Iterable[int], vocab: int, key: str, path: object) -> None:

@@ -154,16 +154,30 @@ def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[
 def weights_of_start(experiment: Experiment, path: str, model: TrainModel, log: Callable[[str], None]) -> Any:
     """The whole weights in the folder that a run starts from, with rows for control tokens that it adds."""
     source = open_source(path)
-    vocab = source.experiment.model.vocab
-    if experiment.tokenizer.control and vocab is not None and vocab < (model.config.vocab or 0):
-        smaller = TrainModel(dataclasses.replace(model.config, vocab=vocab), model.optimizer, model.place)
-        parameters, step = read_weights(source, smaller, None, log)
+    theirs = source.experiment.model
+    changed: dict[str, Any] = {}
+    if experiment.tokenizer.control and theirs.vocab and theirs.vocab < (model.config.vocab or 0):
+        changed["vocab"] = theirs.vocab
+    if theirs.outputs != model.config.outputs == "reward":
+        changed["outputs"] = theirs.outputs
+    there = TrainModel(dataclasses.replace(model.config, **changed), model.optimizer, model.place)
+    parameters, step = read_weights(source, there if changed else model, None, log)
+    if "outputs" in changed:
+        parameters = with_reward_head(parameters, model)
+        log("the head is a new one for rewards, and starts at 0")
+    if "vocab" in changed:
         parameters = with_new_rows(parameters, model)
-        log(f"vocabulary of {vocab:,} -> {model.config.vocab:,}: new rows are the mean of the others")
-    else:
-        parameters, step = read_weights(source, model, None, log)
+        log(f"vocabulary of {theirs.vocab:,} -> {model.config.vocab:,}: new rows are the mean of the others")
     log(f"starting with the weights of {path}, step {step}")
     return parameters
+
+
+def with_reward_head(parameters: Any, model: TrainModel) -> Any:
+    """Parameters of a language model, as those of `model`, a reward model: with a head of zeros in place of
+    its own."""
+    wanted = model.abstract_parameters()["head"]
+    head = jax.device_put(jnp.zeros(wanted.shape, wanted.dtype), wanted.sharding)
+    return join({"head": head}, {name: value for name, value in parameters.items() if name != "head"})
 
 
 def with_new_rows(parameters: Any, model: TrainModel) -> Any:

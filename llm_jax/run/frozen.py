@@ -16,7 +16,7 @@ from llm_jax.data import Tokenizer
 from llm_jax.experiment import Experiment
 from llm_jax.layout.check import check_model
 from llm_jax.model import transformer
-from llm_jax.pretrained.model import read_tokenizer
+from llm_jax.pretrained.model import check_outputs, read_tokenizer
 from llm_jax.pretrained.source import open_source
 from llm_jax.pretrained.weights import START, initial_parameters, read_weights, weights_sha256
 from llm_jax.train.config import EVERYTHING
@@ -57,6 +57,7 @@ def role_model(
     config = experiment.model
     if folder != OWN_START:
         theirs = open_source(folder).experiment.model
+        check_outputs(theirs.outputs, f"objective.{role}={folder}", "logits")
         config = theirs.resolved(experiment.model.vocab if theirs.vocab is None else None)
         if config.vocab != experiment.model.vocab:
             raise UserError(

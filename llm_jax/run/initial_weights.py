@@ -61,6 +61,8 @@ def start_from_folder(experiment: Experiment, path: str, pairs: Sequence[tuple[s
     else:
         # A small update of a bfloat16 weight is rounded away: weights are trained in float32.
         model = dataclasses.replace(open_source(folder).experiment.model, parameter_dtype="float32")
+        if experiment.model.outputs == "reward":  # a language model gets a new head
+            model = dataclasses.replace(model, outputs="reward")
         tokenizer = TokenizerConfig(file=str(tokenizer_folder(folder)), control=experiment.tokenizer.control)
     train = dataclasses.replace(experiment.train, start_from=path)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer, train=train)
@@ -119,6 +121,8 @@ def check_start(experiment: Experiment, program: TrainModel) -> None:
     model = source.resolved(experiment.model.vocab if source.vocab is None else None)
     if experiment.tokenizer.control and experiment.model.vocab:  # rows of added tokens are made
         model = dataclasses.replace(model, vocab=max(model.vocab or 0, experiment.model.vocab))
+    if experiment.model.outputs == "reward":  # a new head is made
+        model = dataclasses.replace(model, outputs="reward")
     there = TrainModel(model, experiment.optimizer, program.place).abstract
     shapes = [jax.tree.map(lambda w: w.shape, tree) for tree in (there, program.plain.abstract)]
     if shapes[0] != shapes[1]:

@@ -31,7 +31,7 @@ MAY_DIFFER = (
 LATER = (
     "train.start_from", "train.trainable", "adapter.", "tokenizer.control", "chat.", "data.train_on",
     "data.too_long",
-    "model.norm_centred", "model.parallel_blocks", "model.attention_scale",
+    "model.norm_centred", "model.outputs", "model.parallel_blocks", "model.attention_scale",
     "model.attention_softcap", "model.embedding_scale", "model.rope_fraction", "model.rope_theta_window",
     "model.window_layers", "model.rope_scaling.attention_factor", "model.rope_scaling.truncate", "model.latent.",  # noqa: E501
 )  # fmt: skip

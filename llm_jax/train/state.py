@@ -94,7 +94,7 @@ class TrainModel:
         adapter: AdapterConfig = NO_ADAPTER,
     ):
         """trainable: patterns (`*` for anything) of the dotted names of the parameters that are trained; with
-        an adapter they are trained beside it, and everything stands for nothing.
+        an adapter they are trained beside it, and everything stands for nothing (but a new head for rewards).
 
         Raises UserError for a pattern that no parameter has, and for an adapter that the model can't have.
         """
@@ -103,7 +103,9 @@ class TrainModel:
         self.graph, weights = nnx.split(abstract)
         self.structure = jax.tree.structure(weights)
         self.optimizer = optimizer
-        self.patterns = () if adapter.rank and tuple(trainable) == EVERYTHING else tuple(trainable)
+        self.patterns = tuple(trainable)
+        if adapter.rank and self.patterns == EVERYTHING:  # a head for rewards is new, so it is trained too
+            self.patterns = ("head",) if model.outputs == "reward" else ()
         self.weights: dict[str, Weight] = flat(pure(weights, leaf=lambda w: w))
         """The model's weights by dotted name, in the order of its graph; abstract, and without an adapter."""
         all_weights = frozenset(self.weights)

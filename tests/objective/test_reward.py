@@ -1,0 +1,202 @@
+"""Reward models: their loss against TRL's, a run as a user starts it, and the scores of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.files import read_json_lines
+from llm_jax.evaluate.__main__ import main as evaluate
+from llm_jax.generate.__main__ import main as generate
+from llm_jax.objective.reward import reward_loss
+from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
+from tests.tiny_run import launch, write_experiment
+
+CASES = json.loads((Path(__file__).parent / "reward_cases.json").read_text())  # tools/make_reward_fixtures.py
+WORDS = ("red", "blue", "green", "house", "river", "cloud", "stone", "light")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_trls(case):
+    margin = jnp.asarray(case["margin"] or 0.0)
+    mean = lambda c, r: jnp.mean(reward_loss(c, r, margin, case["centring"]))  # noqa: E731
+    rewards = jnp.asarray(case["chosen"]), jnp.asarray(case["rejected"])
+    loss, gradients = jax.value_and_grad(mean, argnums=(0, 1))(*rewards)
+    assert float(loss) == pytest.approx(case["loss"], rel=1e-6)
+    np.testing.assert_allclose(np.concatenate(gradients), case["gradient"], rtol=1e-5, atol=1e-7)
+
+
+def answer(i: int, good: bool) -> str:
+    words = [WORDS[(i * 7 + j * 3) % 8] for j in range(2 + i % 4)]
+    return " ".join([*words[:-1], "yes" if good else "no"])
+
+
+@pytest.fixture(scope="module")
+def base(folder, tmp_path_factory) -> Path:  # noqa: F811
+    """A run of one step with the tokenizer of a chat model, and pairs of answers: the better one ends in "yes"."""
+    path = tmp_path_factory.mktemp("base")
+    start = [f"experiment={write_experiment(path)}", f"tokenizer.file={folder}", "train.steps=1"]
+    assert launch(*start, f"run_dir={path / 'run'}") == 0
+    pairs = [
+        {"prompt": f"say {i}", "chosen": answer(i, True), "rejected": answer(i, False)} for i in range(160)
+    ]
+    (path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return path
+
+
+@pytest.fixture
+def run(base, tmp_path):
+    def train(name: str, *arguments: str, code: int = 0) -> list[dict]:
+        words = [
+            f"from={base / 'run'}", f"data.source={base / 'pairs.jsonl'}", "data.held_out_fraction=0.2",
+            "train.batch_size=8", "train.sequence_length=128", "optimizer.learning_rate=1e-2", "evaluate.every=50",
+            "checkpoint.every=50", f"run_dir={tmp_path / name}",
+        ]  # fmt: skip
+        assert launch("experiment=reward", *words, *arguments) == code
+        return read_json_lines(tmp_path / name / "metrics.jsonl") if code == 0 else []
+
+    return train
+
+
+def values(metrics: list[dict], name: str) -> np.ndarray:
+    return np.array([line[name] for line in metrics if name in line])
+
+
+def rewards_of(capsys, *words) -> list[list[float]]:
+    """What the command prints of each record."""
+    capsys.readouterr()
+    assert evaluate([*map(str, words)]) == 0
+    return [[float(value) for value in line.split()] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_reward_model_learns_to_rank_on_any_layout_and_scores_a_file(run, base, tmp_path, capsys):
+    one = run("one", "layout=single", "train.steps=40", "objective.centring=0.01")
+    assert values(one, "train_loss")[0] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at 0
+    assert values(one, "train_loss")[-1] < 0.1
+    assert values(one, "eval_accuracy")[-1] >= 0.9
+    assert values(one, "eval_pairs")[-1] > 20
+    many = run("many", "layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2", "train.microbatches=2",
+               "train.steps=4", "objective.centring=0.01")  # fmt: skip
+    other = run("other", "layout=single", "train.steps=4", "objective.centring=0.01")
+    for name in ("train_loss", "chosen_reward", "eval_loss"):
+        np.testing.assert_allclose(values(many, name), values(other, name), rtol=1e-5, atol=1e-7)
+
+    model = tmp_path / "one"
+    records = [
+        {"prompt": "say 7", "chosen": answer(7, True), "rejected": answer(7, False)},
+        {
+            "messages": [
+                {"role": "user", "content": "say 7"},
+                {"role": "assistant", "content": answer(7, True)},
+            ]
+        },
+        {"prompt": "say 7", "completion": answer(7, False)},
+        {"text": "a text " * 40},
+    ]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (chosen, rejected), (same,), (other_one,), (text,) = rewards_of(
+        capsys, model, f"rewards={tmp_path / 'some.jsonl'}"
+    )
+    assert chosen > rejected + 1
+    assert same == pytest.approx(chosen, abs=2e-4)
+    assert other_one == pytest.approx(rejected, abs=2e-4)
+    assert np.isfinite(text)
+    scored = tmp_path / "scored.jsonl"
+    assert evaluate([str(model), f"rewards={tmp_path / 'some.jsonl'}", f"out={scored}", "layout=fsdp_tensor",
+                     "mesh.data=4", "mesh.tensor=2"]) == 0  # fmt: skip
+    assert "accuracy    100.0% of 1 pairs" in capsys.readouterr().out
+    written = read_json_lines(scored)
+    assert written[0]["prompt"] == "say 7"
+    assert written[0]["chosen_reward"] == pytest.approx(chosen, abs=2e-4)
+    assert written[3]["reward"] == pytest.approx(text, abs=2e-4)
+
+    capsys.readouterr()  # a reward model is no language model
+    assert generate([str(model), "prompt=a"]) == 2
+    assert evaluate([str(model)]) == 2
+    assert evaluate([str(base / "run"), f"rewards={scored}"]) == 2
+    assert (
+        launch("experiment=sft", f"from={model}", f"data.source={scored}", f"run_dir={tmp_path / 'x'}") == 2
+    )
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"error: {model}: is a reward model, which scores texts and writes none.")
+    assert errors[1] == errors[0]
+    assert "is a language model, without a head for rewards. Use a run of experiment=reward" in errors[2]
+    assert "model.outputs=reward: objective.name=sft needs model.outputs=logits" in errors[3]
+    assert len(errors) == 4
+
+
+def test_a_margin_and_the_place_of_the_last_token_reach_the_loss(base, tmp_path):
+    """By the segment table: the end of an answer, whatever its token is, and padding never."""
+    from llm_jax.data.answer_rows import PairRows
+    from llm_jax.objective.reward import Reward, pair_rewards
+
+    lengths_N = np.array([3, 5, 4, 2])
+    tokens = np.zeros(14, np.int64)  # every token is the same one, and that of padding
+    rows = PairRows(tokens, np.cumsum(lengths_N) - lengths_N, lengths_N, length=64, seed=None,
+                    values_N=np.array([0.5, 0.5, 2.0, 2.0], np.float32))  # fmt: skip
+    batch = {name: jnp.asarray(value)[None] for name, value in rows.row(0).items()}
+    assert set(Reward().arrays()) <= set(batch)
+
+    class Positions:
+        """A model whose reward is the position in the row."""
+
+        config = place = None
+
+        def reward(self, x_BTD):
+            return jnp.arange(64.0)[None]
+
+    import llm_jax.objective.reward as module
+    from llm_jax.objective.logprobs import Hidden
+
+    found = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "restore", lambda x, place: x)
+        found = pair_rewards(Positions(), Hidden(jnp.zeros((1, 64, 1)), None), batch)
+    np.testing.assert_array_equal(found.chosen, [[2, 11]])
+    np.testing.assert_array_equal(found.rejected, [[7, 13]])
+    np.testing.assert_array_equal(found.margin, [[0.5, 2]])
+    np.testing.assert_array_equal(found.there, [[1, 1]])
+
+
+def test_the_head_is_trained_beside_an_adapter():
+    from llm_jax.layout.layout import MeshPlacement
+    from llm_jax.layout.mesh import make_mesh
+    from llm_jax.layout.presets import preset
+    from llm_jax.model.accounting import parameter_count
+    from llm_jax.model.adapters import AdapterConfig
+    from llm_jax.model.config import ModelConfig
+    from llm_jax.train.optimizer import OptimizerConfig
+    from llm_jax.train.state import TrainModel
+
+    config = ModelConfig(layers=1, embed=16, heads=2, mlp=32, vocab=40, outputs="reward").resolved()
+    place = MeshPlacement(preset("single"), make_mesh(preset("single"), {}))
+    model = TrainModel(config, OptimizerConfig(), place, adapter=AdapterConfig(rank=2))
+    assert "head" in model.trained
+    assert "embedding" not in model.trained
+    assert model.plain.parameter_count() == parameter_count(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty; must have an object a line"),
+        ('{"text": 1}\n', "line 1: has the keys text; must have"),
+        ('{"prompt": "a"}\n', "line 1: has no answer to score"),
+        ("[1]\n", "line 1 is no object"),
+    ],
+)
+def test_a_file_that_cant_be_scored_is_one_line(run, base, tmp_path, capsys, content, message):
+    if not (base / "reward").exists():
+        assert launch("experiment=reward", f"from={base / 'run'}", f"data.source={base / 'pairs.jsonl'}",
+                      "train.steps=1", "train.sequence_length=128", f"run_dir={base / 'reward'}", "layout=single") == 0  # fmt: skip
+    (tmp_path / "wrong.jsonl").write_text(content)
+    capsys.readouterr()
+    assert evaluate([str(base / "reward"), f"rewards={tmp_path / 'wrong.jsonl'}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
