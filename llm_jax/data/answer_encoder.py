@@ -6,6 +6,7 @@ have the same prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +46,7 @@ class AnswerEncoder:
     @property
     def fingerprint(self) -> str:
         """Identifies all that the tokens depend on, beside the record and the tokenizer."""
-        return cache.fingerprint("answers", 2, self.kind, self.chat.fingerprint)
+        return cache.fingerprint("answers", 3, self.kind, self.chat.fingerprint)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -57,6 +58,10 @@ class AnswerEncoder:
     def chat(self) -> ChatEncoder:
         """Encodes a prompt with one of its answers."""
         return ChatEncoder(self.template, self.length, "completion", self.too_long)
+
+    def group(self, text: str) -> str:
+        """The prompt of a record: answers to one prompt are trained on or held out together."""
+        return json.dumps(read_example(text).prompt, sort_keys=True)
 
     def encode(self, text: str, tokenizer: Tokenizer) -> list[Encoded]:
         """The record's examples. Raises UserError for a record of another kind, and for a template that

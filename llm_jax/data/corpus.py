@@ -22,7 +22,7 @@ from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows
 from llm_jax.data.rows import EndlessRows, RowKind
 from llm_jax.data.sources import Source, resolve
-from llm_jax.data.token_cache import TokenStore, all_held_out_error, document_hash, held_out_mask, tokenize
+from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_hash, held_out_mask, tokenize
 from llm_jax.data.token_numbers import TokenNumbers
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
@@ -73,12 +73,14 @@ class Corpus:
         to_train: bool = True,
         rows: RowKind = "cut",
         sources: Sequence[Source] = (),
+        encoder: Encoder | None = None,
     ):
         self._stores, self._held_out_fraction, self._rows = parts, held_out_fraction, rows
         self.tokenizer, self.fingerprint = tokenizer, fingerprint
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.sources = tuple(sources)
         """Where its documents are from, in the order of `parts`; empty for one that was made of tokens."""
+        self.encoder = encoder
         total = sum(weight for _, weight, _ in parts)
         # A document that one source holds out is held out everywhere, even if another source contains it too.
         held_out_H = np.concatenate(
@@ -115,6 +117,7 @@ class Corpus:
             seed=seed,
             rows=self._rows,
             sources=self.sources,
+            encoder=self.encoder,
         )
 
     def token_numbers(
@@ -176,9 +179,12 @@ class Corpus:
             yield _stack(rows + empty)
 
     @functools.cached_property
-    def held_out_hashes(self) -> frozenset[int]:
-        """`document_hash` of each held-out document."""
+    def _held_out(self) -> frozenset[int]:
         return frozenset(map(int, self._held_out_H))
+
+    def is_held_out(self, raw: bytes) -> bool:
+        """Whether a document with this text or record is held out."""
+        return held_out_hash(raw, self.encoder) in self._held_out
 
     def held_out_texts(self) -> Iterator[tuple[Source, int, bytes]]:
         """Every held-out document: its source, its number in it, and its text or record, in a fixed order."""
@@ -186,7 +192,7 @@ class Corpus:
             records = source.records()
             for i in range(len(records)):
                 raw = source.text(records, i)
-                if document_hash(raw) in self.held_out_hashes:
+                if self.is_held_out(raw):
                     yield source, i, raw
 
     def left_out(self) -> list[tuple[str, int, str]]:
@@ -351,6 +357,7 @@ def _prepare(
         to_train=to_train,
         rows=rows,
         sources=[source for source, _ in sources],
+        encoder=encoder,
     )
     log(
         f"tokens: {_count(corpus.train_tokens)} train + {_count(corpus.held_out_tokens)} held out in "

@@ -61,4 +61,7 @@ class Encoder(Protocol):
 
         text: the document's text or, for an objective that `reads` records, the record in JSON. Raises
         UserError for one that can't be encoded.
+
+        An encoder may also have a method `group(text) -> str`: documents of one group are held out together
+        (answers to one prompt). Without it each is held out by itself.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from llm_jax.core.tables import make_console
 from llm_jax.core.templates import render
 from llm_jax.data.encoder import Encoded, Encoder
 from llm_jax.data.sources import Source
-from llm_jax.data.token_cache import document_hash, encoded_examples
+from llm_jax.data.token_cache import encoded_examples
 from llm_jax.data.token_labels import VISIBLE, Vocabulary
 from llm_jax.data.tokenizer import Tokenizer
 
@@ -66,12 +66,16 @@ class ShownExample:
 
 
 def shown_examples(
-    source: Source, encoder: Encoder | None, tokenizer: Tokenizer, held_out: Set[int], first: int
+    source: Source,
+    encoder: Encoder | None,
+    tokenizer: Tokenizer,
+    held_out: Callable[[bytes], bool],
+    first: int,
 ) -> Iterator[ShownExample]:
     """The examples of the first documents of a source.
 
-    held_out: hashes of held-out documents. first: the number of documents. Raises UserError for one that the
-    encoder can't encode.
+    held_out: whether a document with this text is held out. first: the number of documents. Raises
+    UserError for one that the encoder can't encode.
     """
     records, vocabulary = source.records(), Vocabulary(tokenizer)
     for i in range(min(first, len(records))):
@@ -84,7 +88,7 @@ def shown_examples(
         names = parts(made, encoder)
         for part, example in zip(names, made, strict=True):
             tokens = shown_tokens(example, vocabulary)
-            yield ShownExample(where(), document_hash(raw) in held_out, part, tokens, example.left_out)
+            yield ShownExample(where(), held_out(raw), part, tokens, example.left_out)
 
 
 def as_text(text: str, tokenizer: Tokenizer) -> Encoded:

@@ -32,6 +32,8 @@ WEIGHTS = "weights"
 """The file with the weights of tokens; there is none without an encoder."""
 VALUES = "values.npy"
 """The file with the numbers of documents; there is none without an encoder."""
+DOCUMENTS = "documents.npy"
+"""The file of a shard with the hashes of its documents' bytes."""
 _SHARD_BYTES = 4 << 20
 _MOST_SHARDS = 4096
 
@@ -49,7 +51,7 @@ class TokenStore:
     bytes_N: np.ndarray
     """int64, UTF-8 bytes of text in each document."""
     hashes_N: np.ndarray
-    """uint64, a hash of each document's bytes (`document_hash`): it decides between training and held out."""
+    """uint64, `held_out_hash` of each document: it decides between training and held out."""
     invalid: int
     """The number of documents with bytes that are not valid UTF-8."""
     copies: int
@@ -69,6 +71,13 @@ def document_hash(text: bytes) -> int:
     tokenizer.
     """
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def held_out_hash(raw: bytes, encoder: Encoder | None = None) -> int:
+    """The hash that decides whether a document is held out: of its bytes, or of the encoder's group for
+    it."""
+    group = getattr(encoder, "group", None)
+    return document_hash(raw if group is None else group(raw.decode("utf-8", "replace")).encode())
 
 
 def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
@@ -217,6 +226,7 @@ def _write_shard(
     lengths: list[int] = []
     sizes: list[int] = []
     hashes: list[int] = []
+    documents: list[int] = []
     values: list[float] = []
     invalid = 0
     left_out: dict[str, tuple[int, int]] = {}
@@ -246,12 +256,14 @@ def _write_shard(
                 lengths.append((file.tell() - start) // np.dtype(dtype).itemsize)
             # its bytes are counted once, with the first example that it makes
             sizes += [len(text.encode()), *[0] * (len(lengths) - len(sizes) - 1)]
-            hashes += [document_hash(raw)] * (len(lengths) - len(hashes))
+            documents.append(document_hash(raw))
+            hashes += [held_out_hash(raw, encoder)] * (len(lengths) - len(hashes))
     np.save(folder / "lengths.npy", np.array(lengths, np.int64))
     np.save(folder / "bytes.npy", np.array(sizes, np.int64))
     if encoder is not None:
         np.save(folder / VALUES, np.array(values, np.float32))
     np.save(folder / "hashes.npy", np.array(hashes, np.uint64))
+    np.save(folder / DOCUMENTS, np.array(documents, np.uint64))
     about = {
         "dtype": np.dtype(dtype).name, "documents": end - begin, "invalid": invalid, "left_out": left_out
     }  # fmt: skip
@@ -315,11 +327,13 @@ def _join(shards: list[Path], folder: Path) -> None:
     for reason, (count, first) in (item for about in abouts for item in about["left_out"].items()):
         before, earliest = left_out.get(reason, (0, first))
         left_out[reason] = before + count, min(earliest, first)
-    hashes_N = np.load(folder / "hashes.npy")
+    files = [shard / DOCUMENTS for shard in shards]  # a shard may be older than this file
+    files = [file if file.exists() else file.with_name("hashes.npy") for file in files]
+    documents_N = np.concatenate([np.load(file) for file in files])
     about = {
         "dtype": abouts[0]["dtype"],
         "invalid": sum(about["invalid"] for about in abouts),
-        "copies": sum(about["documents"] for about in abouts) - len(np.unique(hashes_N)),
+        "copies": len(documents_N) - len(np.unique(documents_N)),
         "left_out": left_out,
     }
     (folder / "about.json").write_text(json.dumps(about))

@@ -49,6 +49,12 @@ class KTO(WithReference):
     rows: ClassVar[RowKind] = "labelled"
     record: ClassVar[AnswerKind] = "label"
     shown: ClassVar[tuple[str, ...]] = ("wanted_reward", "unwanted_reward")
+    unit: ClassVar[str] = "mean over answers"
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "log-probability of an answer (nats)": ("wanted_logp", "unwanted_logp"),
+        "reward": ("wanted_reward", "unwanted_reward"),
+        "divergence from the reference, z (nats)": ("kl",),
+    }
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

@@ -101,6 +101,12 @@ class PairObjective(AnswerObjective):
 
     rows: ClassVar[RowKind] = "pairs"
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
+    unit: ClassVar[str] = "mean over pairs"
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "log-probability of an answer (nats)": ("chosen_logp", "rejected_logp"),
+        "reward": ("chosen_reward", "rejected_reward", "margin"),
+        "share of pairs in the right order": ("accuracy",),
+    }
     cross_entropy_of_prompts: ClassVar[bool] = False
     """Whether the cross-entropy is also of the prompts' tokens."""
 

@@ -226,6 +226,14 @@ class Objective:
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics that the progress line shows beside the loss."""
 
+    unit: ClassVar[str] = "nats per token"
+    """The unit of the loss."""
+
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The panels of the run folder's curves.png: what is on the axis → metrics, which an evaluation has with
+    "eval_" before their names; no picture where there is no panel.
+    """
+
     def line(self, scores: Mapping[str, float]) -> str:
         """The scores of an evaluation as one line of the log."""
         return ", ".join(f"{name} {format_loss(value)}" for name, value in scores.items())

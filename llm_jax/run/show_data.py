@@ -55,7 +55,7 @@ def show(arguments: list[str]) -> int:
     experiment = experiment_from_pairs(list(command.experiment))
     documents, tokenizer, more = corpus_settings(experiment)
     corpus = data.prepare(documents, tokenizer, run_dir=None, log=log_to_stderr, **more)
-    encoder, held_out = more.get("encoder"), corpus.held_out_hashes
+    encoder, held_out = more.get("encoder"), corpus.is_held_out
     examples = [
         example
         for source in corpus.sources

@@ -35,8 +35,11 @@ def write_summary(
     if running.diverged:
         summary["reason"] = running.diverged.partition(";")[0]
     curve = metrics.draw_loss_curve(
-        run_dir, f"{plan.experiment.name}: {short(summary['parameters'])} parameters"
+        run_dir,
+        f"{plan.experiment.name}: {short(summary['parameters'])} parameters",
+        plan.experiment.objective.unit,
     )
+    metrics.draw_curves(run_dir, plan.experiment.objective.curves)
     summary |= running.goodput.summary()  # to the very end
     write_json(run_dir / "summary.json", summary)
     if code == 0:

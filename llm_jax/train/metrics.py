@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.files import drop_torn_line, read_json_lines
@@ -63,7 +66,7 @@ class MetricsWriter:
         self.events.close()
 
 
-def draw_loss_curve(run_dir: Path, title: str) -> Path:
+def draw_loss_curve(run_dir: Path, title: str, unit: str = "nats per token") -> Path:
     """Training and held-out loss over tokens, from metrics.jsonl, as <run_dir>/loss.png."""
     from matplotlib.figure import Figure
 
@@ -81,13 +84,40 @@ def draw_loss_curve(run_dir: Path, title: str) -> Path:
             label="training, smoothed",
         )
     axes.plot(list(held_out), list(held_out.values()), "o-", color="#c0504d", markersize=4, label="held out")
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="tokens", ylabel=f"loss ({unit})", title=title)
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     path = run_dir / "loss.png"
     figure.savefig(path, dpi=130)
     return path
+
+
+def draw_curves(run_dir: Path, panels: Mapping[str, Sequence[str]]) -> None:
+    """Metrics over steps, from metrics.jsonl, as <run_dir>/curves.png: lines in training, points held out.
+
+    panels: what is on a panel's axis → its metrics. Without panels there is no picture.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        return
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    for axes, (label, names) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for i, name in enumerate(names):
+            train, held_out = (
+                {line["step"]: line[key] for line in lines if line.get(key) is not None}
+                for key in (name, f"eval_{name}")
+            )
+            axes.plot(list(train), list(train.values()), color=f"C{i}", linewidth=0.8, alpha=0.4)
+            values = smooth(list(train.values()), len(train) // 50 + 1)
+            axes.plot(list(train), values, color=f"C{i}", label=name.replace("_", " "))
+            axes.plot(list(held_out), list(held_out.values()), "o", color=f"C{i}", markersize=4)
+        axes.set(xlabel="step (points: held out)", ylabel=label)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    figure.savefig(run_dir / "curves.png", dpi=130)
 
 
 def smooth(values: list[float], width: int) -> list[float]:

@@ -67,7 +67,7 @@ def values(metrics: list[dict], name: str) -> np.ndarray:
     return np.array([line[name] for line in metrics if name in line])
 
 
-def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, capsys):
+def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, tmp_path, capsys):
     one = run("one", "dpo", "layout=single")
     out = capsys.readouterr().out
     assert (
@@ -85,6 +85,7 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, capsys):
         "eval_chosen_logp",
         "eval_rejected_logp",
     }
+    assert (tmp_path / "one" / "curves.png").stat().st_size > 10_000
     many = run("many", "dpo", *FSDP_TENSOR, "train.microbatches=2")
     assert "reference: log-probabilities of the data (cached)" in capsys.readouterr().out
 
@@ -166,3 +167,24 @@ def test_a_mistake_is_one_line(base, tmp_path, capsys, experiment, records, argu
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "wrong" / "checkpoints").exists()
+
+
+def test_all_answers_to_a_prompt_are_held_out_together(base, tmp_path):
+    from llm_jax import data
+    from llm_jax.data.answer_encoder import AnswerEncoder
+    from llm_jax.data.chat_template import CHATML, ChatTemplate
+
+    records = [
+        {"prompt": f"question {i % 25}", "completion": f"{i}", "label": i % 3 == 0} for i in range(100)
+    ]
+    source = write(tmp_path / "answers.jsonl", records)
+    corpus = data.prepare(
+        data.DataConfig(source=str(source), text_key=data.WHOLE_RECORD, held_out_fraction=0.2),
+        data.TokenizerConfig(file=str(base / "run" / "tokenizer")),
+        sequence_length=128, batch_size=2, seed=0, run_dir=None, log=lambda line: None,
+        encoder=AnswerEncoder("label", ChatTemplate(CHATML), 128), rows="labelled",
+    )  # fmt: skip
+    held_out = [json.dumps(record) for record in records if corpus.is_held_out(json.dumps(record).encode())]
+    prompts = {json.loads(line)["prompt"] for line in held_out}
+    assert len(held_out) == 4 * len(prompts) == corpus.held_out_documents
+    assert 0 < len(prompts) < 12
