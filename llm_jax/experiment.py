@@ -358,6 +358,7 @@ def check_parts(e: Experiment) -> None:
         e.layout,
         e.data,
         e.tokenizer,
+        e.chat,
         e.objective,
         e.adapter,
         e.optimizer,

@@ -127,5 +127,5 @@ def answer_encoder(
             f"data.train_on={data.train_on}: this objective is of the answers' tokens. Leave it out, or use "
             "completion"
         )
-    template = find_template(settings.chat.template, settings.tokenizer)
+    template = find_template(settings.chat.template, settings.tokenizer, date=settings.chat.date)
     return AnswerEncoder(kind, template, settings.sequence_length, data.too_long, equal)

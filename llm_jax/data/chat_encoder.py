@@ -57,6 +57,7 @@ class ChatEncoder:
             1,
             template.source,
             sorted(template.variables.items()),
+            *filter(None, [template.with_tools, template.date]),
             self.length,
             self.train_on,
             self.too_long,
@@ -128,7 +129,7 @@ def write(
     messages, tools = protect(messages, names), protect(tools, names)
     whole = template.render(messages, tools=tools)
     theirs = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if template.marks_generation:
+    if template.for_tools(tools).marks_generation:
         told = len(theirs) == len(whole.spans)
         spans = zip(whole.spans, theirs if told else [-1] * len(whole.spans), strict=True)
         return [Written(whole.text, tuple(Span(*span, turn) for span, turn in spans))]
@@ -176,6 +177,19 @@ def control_names(tokenizer: Tokenizer) -> re.Pattern[str]:
     """Matches the names of control tokens in a text."""
     names = sorted(tokenizer.control_tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def prompt_ids(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, tokenizer: Tokenizer
+) -> list[int]:
+    """The tokens of a conversation up to where the model's next turn begins.
+
+    What looks like a control token in a message stays text. Raises UserError where the template refuses these
+    messages.
+    """
+    names = control_names(tokenizer)
+    made = template.render(protect(messages, names), tools=protect(tools, names), add_generation_prompt=True)
+    return encode_plain(made.text, tokenizer)[0].tolist()
 
 
 def protect(value: Any, names: re.Pattern[str]) -> Any:

@@ -7,6 +7,7 @@ given, or reach anything but the conversation. What a model is trained to write 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,25 @@ class ChatTemplate:
     """Where it is from, for errors."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """What it can read beside the conversation: bos_token, eos_token, ..."""
+    with_tools: str = ""
+    """The template of conversations with tools, where that is another one."""
+    date: str = ""
+    """The day, YYYY-MM-DD, that it is told by `strftime_now`; empty: an error, where it asks for the day."""
+
+    def for_tools(self, tools: Sequence[Any] | None) -> ChatTemplate:
+        """The template of a conversation with these tools, which transformers chooses like this too."""
+        if tools is None or not self.with_tools:
+            return self
+        return dataclasses.replace(self, source=self.with_tools, with_tools="")
+
+    def strftime_now(self, form: str) -> str:
+        """The day in a format of strftime. Raises UserError where no day is given."""
+        if not self.date:
+            raise UserError(
+                f"chat template {self.name}: it writes today's date, so a run would have other tokens "
+                "when it is resumed. Give it a day: chat.date=2026-01-31"
+            )
+        return datetime.fromisoformat(self.date).strftime(form)
 
     @property
     def marks_generation(self) -> bool:
@@ -73,9 +93,10 @@ class ChatTemplate:
 
         Raises UserError for a conversation that the template refuses, or can't read.
         """
+        template = self.for_tools(tools)
         try:
-            marked = compiled(self.source).render(
-                **{**self.variables, **more},
+            marked = compiled(template.source).render(
+                **{"strftime_now": self.strftime_now, **self.variables, **more},
                 messages=messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
@@ -137,46 +158,55 @@ CHATML = (
 BUILT_IN = {"chatml": CHATML}
 FILE = "chat_template.jinja"
 """The file of a model's template in its folder. Older folders have it in their tokenizer_config.json."""
+MORE_FILES = "additional_chat_templates"
+"""The folder in it with other templates, each a file NAME.jinja."""
 CONFIG = "tokenizer_config.json"
+DEFAULT, WITH_TOOLS = "default", "tool_use"
+"""Names of templates: what is used unless another is asked for, and for conversations with tools."""
 FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError)
 """What a template raises that doesn't suit a conversation, or asks for too much."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def find_template(name: str, tokenizer: TokenizerConfig, key: str = "chat.template") -> ChatTemplate:
-    """The template that `key`=name asks for: one that is built in, a file, or (empty) the tokenizer's own.
+def find_template(
+    name: str, tokenizer: TokenizerConfig, key: str = "chat.template", date: str = ""
+) -> ChatTemplate:
+    """The template that `key`=name asks for: one that is built in, one of several in the tokenizer's folder,
+    a file, or (empty) the folder's own.
 
-    tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. Raises
-    UserError where there is no such template.
+    tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. date: see
+    `ChatTemplate`. Raises UserError where there is no such template.
     """
     folder = user_path(tokenizer.file) if tokenizer.file else None
     folder = folder.parent if folder is not None and folder.is_file() else folder
     config = read_json(inside(folder, CONFIG, key)) if folder is not None else {}
     variables = {token: text_of_token(config[token]) for token in SPECIAL if config.get(token) is not None}
-    if name in BUILT_IN:
-        return ChatTemplate(BUILT_IN[name], name, variables)
+    own = named_templates(folder, config) if folder is not None else {}
+    if found := BUILT_IN.get(name) or own.get(name):
+        return ChatTemplate(found, name, variables, date=date)
     if name:
-        return ChatTemplate(input_text(key, name), name, variables)
+        known = f" (and {folder} has the templates {', '.join(own)})" if own else ""
+        if not user_path(name).exists():
+            raise UserError(f"{key}={name}: no such file{known}")
+        return ChatTemplate(input_text(key, name), name, variables, date=date)
+    remedy = f"give {key}=chatml, or a file with one"
     if folder is None:
+        raise UserError(f"{key}=: the tokenizer is trained here and has no chat template; {remedy}")
+    if not own:
         raise UserError(
-            f"{key}=: the tokenizer is trained here and has no chat template; give {key}=chatml, or a "
-            "file with one"
+            f"{key}=: {folder} has no {FILE}, and no chat_template in its tokenizer_config.json; {remedy}"
         )
-    source = own_template(folder, config)
-    if source is None:
-        raise UserError(
-            f"{key}=: {folder} has no {FILE}, and no chat_template in its tokenizer_config.json; give "
-            f"{key}=chatml, or a "
-            "file with one"
-        )
-    return ChatTemplate(source, str(folder), variables)
+    if DEFAULT not in own:
+        raise UserError(f"{key}=: {folder} has several templates; choose one of {', '.join(own)}")
+    return ChatTemplate(own[DEFAULT], str(folder), variables, own.get(WITH_TOOLS, ""), date)
 
 
 def copy_of_template(name: str, folder: Path) -> str:
     """In place of `chat.template`=name, for a run that has begun: the copy in the folder of its tokenizer
     (`save_template`), since a file may be gone or changed.
     """
-    return str(folder / FILE) if name not in BUILT_IN and (folder / FILE).is_file() else name
+    copied = name and name not in BUILT_IN and (folder / FILE).is_file()
+    return str(folder / FILE) if copied else name
 
 
 def save_template(chat: ChatConfig, tokenizer: TokenizerConfig, folder: Path) -> None:
@@ -188,15 +218,23 @@ def save_template(chat: ChatConfig, tokenizer: TokenizerConfig, folder: Path) ->
         write_atomic(folder / FILE, find_template(chat.template, tokenizer).source)
 
 
-def own_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template of a model's folder; None if it has none. Of several named ones it is `default`."""
-    if (folder / FILE).is_file():
-        return input_text("chat template", str(inside(folder, FILE, "chat template")))
+def named_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The templates of a model's folder, by name: a single one is the `default`.
+
+    config: its tokenizer_config.json. Files are preferred, as transformers does.
+    """
     found = config.get("chat_template")
+    named = {"default": found}
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+    own = {name: source for name, source in named.items() if isinstance(source, str)}
+    files = {path.stem: path for path in sorted((folder / MORE_FILES).glob("*.jinja"))}
+    files |= {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    for name, path in files.items():
+        own[name] = input_text(
+            "chat template", str(inside(folder, str(path.relative_to(folder)), "chat template"))
+        )
+    return own
 
 
 def text_of_token(token: Any) -> Any:
@@ -212,7 +250,6 @@ def compiled(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 from dataclasses import dataclass, field
@@ -105,6 +106,17 @@ class ChatConfig:
     """`chatml`, a file with a Jinja2 template, or (empty) the template in the folder of the model that the
     run starts from.
     """
+    date: str = ""
+    """The day, YYYY-MM-DD, that a template gets which writes today's: tokens must not depend on the day."""
+
+    def check(self) -> None:
+        """Raises UserError for a date that is none."""
+        try:
+            valid = not self.date or datetime.date.fromisoformat(self.date).isoformat() == self.date
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UserError(f"chat.date={self.date}: must be a day as YYYY-MM-DD, e.g. 2026-01-31")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class HuggingFaceTokenizer:
         self.files = {JSON_NAME: file.read_bytes()}
         self.files |= {
             name: inside(file.parent, name, origin).read_bytes()
-            for name in FILES[1:]
+            for name in (*FILES[1:], *more_templates(file.parent))
             if (file.parent / name).is_file()
         }
         text = text_of(self.files[JSON_NAME], f"{origin}: {JSON_NAME}")
@@ -224,7 +224,13 @@ class HuggingFaceTokenizer:
         """Writes the files unchanged, and no others, into a folder that is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
             write_atomic(Path(folder) / name, content)
+
+
+def more_templates(folder: Path) -> list[str]:
+    """The files of a folder with further chat templates."""
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("additional_chat_templates/*.jinja"))
 
 
 def _broken_bytes_apart(pieces: list[str]) -> list[str]:

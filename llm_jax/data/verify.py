@@ -16,7 +16,7 @@ VERIFIERS: dict[str, Callable[[str, str], bool]] = {"exact": is_right}
 
 
 def verdict(record: Mapping[str, Any], answer: str) -> bool | None:
-    """Whether an answer to a record is right; None where the record has no verifier.
+    """Whether an answer to a record is right; None where the record has no verifier, or no right answer.
 
     Raises UserError for a verifier that there is not.
 
@@ -24,7 +24,7 @@ def verdict(record: Mapping[str, Any], answer: str) -> bool | None:
     True
     """
     name = record.get("verify")
-    if name is None:
+    if name is None or record.get("label") in (False, 0):
         return None
     check_choice("verify", name, VERIFIERS)
     return VERIFIERS[name](expected_answer(record), answer)

@@ -11,8 +11,7 @@ longer than the sequences of training.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,39 +27,38 @@ from llm_jax.train.config import SampleConfig
 from llm_jax.train.state import TrainModel
 
 
-def sample_texts(
-    program: TrainModel,
-    parameters: Any,
-    tokenizer: Tokenizer,
-    config: SampleConfig,
-    window: int,
-    seed: int,
-    before_token: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """A continuation of each prompt: up to `config.tokens` tokens, or to EOS.
+class Sampler:
+    """Continues the same prompts with weights as they are at some time, by one compiled program."""
 
-    The model sees at most the last `window` tokens. Equal parameters, prompts and seed give equal texts.
-    before_token: called before each token; an exception that it raises ends the sampling.
-    """
-    if not config.prompts:
-        return []
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
-    place = program.place
-    longest = min(window, round_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
-    batch = round_up(len(prompts), place.size(place.axes("batch")))
-    rows = [list(p) for p in prompts] + [[tokenizer.bos_id]] * (batch - len(prompts))
+    def __init__(
+        self,
+        program: TrainModel,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        config: SampleConfig,
+        window: int,
+        seed: int,
+    ):
+        """prompts: token ids, one prompt or more. window: the model sees at most so many tokens, the last."""
+        self.program, self.tokenizer, self.config, self.seed = program, tokenizer, config, seed
+        self.prompts = [list(prompt) for prompt in prompts]
+        place = program.place
+        self.longest = min(window, round_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
+        self.batch = round_up(len(prompts), place.size(place.axes("batch")))
+        self.next_token = jax.jit(self._next_token, compiler_options=program_options(program) or None)
 
-    @functools.partial(jax.jit, compiler_options=program_options(program) or None)
-    def next_token(parameters, tokens_BT, last_B, key):
-        model = program.model(parameters)
+    def _next_token(
+        self, parameters: Any, tokens_BT: jax.Array, last_B: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """int32 [B]: the next token of each row, whose tokens end at position `last_B`."""
+        config, place, model = self.config, self.program.place, self.program.model(parameters)
         x_BTD = model.hidden(tokens_BT)
         spec = place.spec(("batch", None, "embed"))
-        x_BTD = jnp.sum(
-            jnp.where(jnp.arange(longest)[None, :, None] == last_B[:, None, None], x_BTD, 0), 1, keepdims=True
-        )
+        at_last_BT1 = jnp.arange(self.longest)[None, :, None] == last_B[:, None, None]
+        x_BTD = jnp.sum(jnp.where(at_last_BT1, x_BTD, 0), 1, keepdims=True)
         logits_BTV = model.logits(jax.sharding.reshard(x_BTD, spec)).astype(jnp.float32)
         logits_BV = jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec(None, None, None))[
-            :, 0, : tokenizer.vocab_size
+            :, 0, : self.tokenizer.vocab_size
         ]
         if config.temperature == 0:
             return jnp.argmax(logits_BV, -1)
@@ -69,31 +67,38 @@ def sample_texts(
             logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
         return jax.random.categorical(key, divide_by_temperature(logits_BV, config.temperature), axis=-1)
 
-    finished = [False] * len(prompts) + [True] * (batch - len(prompts))
-    sharding = place.sharding(("batch", None), "compute")
-    for i in range(config.tokens):
-        before_token()
-        tokens_BT = np.zeros((batch, longest), np.int32)
-        for row, ids in zip(tokens_BT, rows, strict=True):
-            recent = ids[-longest:]
-            row[: len(recent)] = recent
-        last_B = np.array([min(len(ids), longest) - 1 for ids in rows], np.int32)
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        drawn = np.asarray(
-            next_token(
-                parameters,
-                jax.device_put(tokens_BT, sharding),
-                jax.device_put(last_B, place.sharding(("batch",), "compute")),
-                key,
+    def texts(self, parameters: Any, before_token: Callable[[], None] = lambda: None) -> list[str]:
+        """A continuation of each prompt: up to `sample.tokens` tokens, or to a token that ends a text.
+
+        Equal parameters give equal texts. before_token: called before each token; an exception that it raises
+        ends the sampling.
+        """
+        place, tokenizer, count = self.program.place, self.tokenizer, len(self.prompts)
+        rows = [*self.prompts, *[[tokenizer.bos_id]] * (self.batch - count)]
+        finished = [False] * count + [True] * (self.batch - count)
+        sharding = place.sharding(("batch", None), "compute")
+        for i in range(self.config.tokens):
+            before_token()
+            tokens_BT = np.zeros((self.batch, self.longest), np.int32)
+            for row, ids in zip(tokens_BT, rows, strict=True):
+                recent = ids[-self.longest :]
+                row[: len(recent)] = recent
+            last_B = np.array([min(len(ids), self.longest) - 1 for ids in rows], np.int32)
+            drawn = np.asarray(
+                self.next_token(
+                    parameters,
+                    jax.device_put(tokens_BT, sharding),
+                    jax.device_put(last_B, place.sharding(("batch",), "compute")),
+                    jax.random.fold_in(jax.random.key(self.seed), i),
+                )
             )
-        )
-        for b, token in enumerate(drawn.tolist()):
-            if not finished[b]:
-                rows[b] = [*rows[b], token]
-                finished[b] = token == tokenizer.eos_id
-        if all(finished):
-            break
-    return [
-        tokenizer.decode([t for t in row[len(p) :] if t != tokenizer.eos_id])
-        for row, p in zip(rows, prompts, strict=False)
-    ]
+            for b, token in enumerate(drawn.tolist()):
+                if not finished[b]:
+                    rows[b] = [*rows[b], token]
+                    finished[b] = token in tokenizer.eos_ids
+            if all(finished):
+                break
+        return [
+            tokenizer.decode([t for t in row[len(prompt) :] if t not in tokenizer.eos_ids])
+            for row, prompt in zip(rows, self.prompts, strict=False)
+        ]

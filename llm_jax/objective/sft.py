@@ -27,5 +27,5 @@ class SFT(NextToken):
 
     def encoder(self, settings: EncoderSettings) -> Encoder:
         """Encodes conversations in the template."""
-        template = find_template(settings.chat.template, settings.tokenizer)
+        template = find_template(settings.chat.template, settings.tokenizer, date=settings.chat.date)
         return ChatEncoder(template, settings.sequence_length, settings.data.train_on, settings.data.too_long)

@@ -27,6 +27,7 @@ from llm_jax.experiment import (
 from llm_jax.pretrained.model import dtype_for
 from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import initial_parameters
+from llm_jax.train.config import words_without_from
 from llm_jax.train.optimizer import check_warmup, longest_warmup
 from llm_jax.train.state import TrainModel, TrainState
 
@@ -168,6 +169,7 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
 
     `from=FOLDER` sets model shape, tokenizer and weights; without it `teacher=FOLDER` sets the tokenizer.
     """
+    pairs = with_words_without_from(experiment, pairs)
     froms = [value for key, value in pairs if key == "from"]
     pairs = [(SHORT.get(key, key), value) for key, value in pairs if key not in ("experiment", "from")]
     if len(froms) > 1:
@@ -184,6 +186,26 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
     check_effect(made, keys)
     check_warmup(made.optimizer, made.train.steps, keys)
     return made
+
+
+def with_words_without_from(experiment: Experiment, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The words of a command line without from=, and those that the experiment has for this case.
+
+    Raises UserError where the folder that they name is not there.
+    """
+    words = words_without_from(experiment.train.start_from)
+    given = dict(pairs)
+    if not words or "from" in given or "train.start_from" in given:
+        return pairs
+    added = [(key, value) for key, _, value in (word.partition("=") for word in words) if key not in given]
+    path = Path(dict(added)["from"])
+    run_dir = given.get("run_dir") or experiment.run_dir
+    if not path.exists() and not has_begun(Path(folder_of(dataclasses.replace(experiment, run_dir=run_dir)))):
+        raise UserError(
+            f"from= is missing, and {path} is not there. Train it (python -m llm_jax.launch "
+            f"experiment={path.parent.name}), or add from=RUN_OR_FOLDER"
+        )
+    return [*added, *pairs]
 
 
 def with_rows_for_control(experiment: Experiment) -> Experiment:

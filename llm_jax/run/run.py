@@ -19,12 +19,13 @@ from llm_jax.core.errors import EXIT_DIVERGED, Stopped, UserError
 from llm_jax.core.files import locked
 from llm_jax.data.chat_template import save_template
 from llm_jax.experiment import Experiment
-from llm_jax.generate.sample import sample_texts
+from llm_jax.generate.sample import Sampler
 from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.processes import preflight
 from llm_jax.processes.collective import broadcast_from_first, run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.run import initial_weights, run_folder
+from llm_jax.run.before_and_after import BeforeAndAfter
 from llm_jax.run.frozen import check_frozen, frozen_identities, read_frozen
 from llm_jax.run.header import header
 from llm_jax.run.precomputed import attach_precomputed
@@ -178,6 +179,8 @@ def train(
                 console.log(running.label + running.goodput.notice)
         stepper = make_stepper(plans, runs, frozen, group)
         life.callback(stepper.source.close)
+        measures = [BeforeAndAfter(plan, frozen, console, group) for plan in plans]
+        measured: list[Mapping[str, Any]] = [{} for _ in plans]
 
         def restore(newest: int) -> tuple[TrainState, dict[str, Any]]:
             states, infos = start(newest)
@@ -202,14 +205,20 @@ def train(
         try:
             with jax.set_mesh(place.mesh):
                 state = stepper.join(states)
+                if infos[0]["step"] == 0:
+                    for measure, own in zip(measures, states, strict=True):
+                        measure.before(own)
                 del states
                 state = loop.run(
                     state, infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos)
                 )
                 loop.spend("sample")
-                for plan, own, running in zip(plans, stepper.parts(state), runs, strict=True):
-                    if plan.experiment.sample.tokens and not running.diverged:
+                for i, (plan, own) in enumerate(zip(plans, stepper.parts(state), strict=True)):
+                    if runs[i].diverged:
+                        continue
+                    if plan.experiment.sample.tokens and plan.experiment.objective.reads == "text":
                         write_samples(plan, own, frozen, console, group)
+                    measured[i] = measures[i].after(own)
         except Stopped as stopped:
             if not group.armed:  # no step was done
                 raise
@@ -224,8 +233,8 @@ def train(
             console.log(f"{stopped_line}; run the same command again to resume")
         codes = [EXIT_DIVERGED if running.diverged else stopped_code for running in runs]
         if group.task.rank == 0:
-            for plan, running, code in zip(plans, runs, codes, strict=True):
-                write_summary(plan, running, peak, code, console, more)
+            for plan, running, code, found in zip(plans, runs, codes, measured, strict=True):
+                write_summary(plan, running, peak, code, console, {**(more or {}), **found})
     return codes
 
 
@@ -377,20 +386,21 @@ def make_run_state(
 
 def write_samples(plan: RunPlan, state: TrainState, frozen: Frozen, console: Console, group: Group) -> None:
     """Lets the trained model continue the prompts of the experiment, into the log and samples.txt."""
-    experiment = plan.experiment
+    experiment, tokenizer = plan.experiment, plan.corpus.tokenizer
     parameters = plan.model.whole(state.parameters if state.average is None else state.average, frozen.rest)
 
     def between() -> None:
         group.mark("sample", experiment.train.steps)
         group.check()
 
-    window, seed = experiment.train.sequence_length, experiment.train.seed
-    texts = sample_texts(
-        plan.model, parameters, plan.corpus.tokenizer, experiment.sample, window, seed, between
-    )
+    window, seed, config = experiment.train.sequence_length, experiment.train.seed, experiment.sample
+    texts: list[str] = []
+    if config.prompts:
+        prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
+        texts = Sampler(plan.model, tokenizer, prompts, config, window, seed).texts(parameters, between)
     shown = [
         f"--- sample {i + 1}, prompt {prompt!r}\n{prompt}{text}"
-        for i, (prompt, text) in enumerate(zip(experiment.sample.prompts, texts, strict=True))
+        for i, (prompt, text) in enumerate(zip(config.prompts, texts, strict=True))
     ]
     if group.task.rank == 0:
         (plan.run_dir / "samples.txt").write_text("\n\n".join(shown) + "\n")

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field
 
 from llm_jax.core.errors import UserError, require
 
 TO_BE_GIVEN = "?"
 """The `start_from` of an experiment file that leaves it to the command line."""
+
+
+def to_be_given_or(*words: str) -> str:
+    """The `start_from` of an experiment file that adds these words to a command line without from=.
+
+    One of them is from=FOLDER. Each has an effect unless the command line has the same key.
+    """
+    return f"{TO_BE_GIVEN} {shlex.join(words)}"
+
+
+def words_without_from(start_from: str) -> list[str]:
+    """The words of `to_be_given_or`; none for any other value.
+
+    >>> words_without_from(to_be_given_or("from=a b", "train.steps=3"))
+    ['from=a b', 'train.steps=3']
+    """
+    return shlex.split(start_from)[1:] if start_from.startswith(f"{TO_BE_GIVEN} ") else []
+
 
 EVERYTHING = ("*",)
 """The `trainable` of a run that trains all of its parameters."""
@@ -115,7 +134,7 @@ class TrainConfig:
             self.microbatches,
             f"a divisor of train.batch_size={self.batch_size}",
         )
-        if self.start_from == TO_BE_GIVEN:
+        if self.start_from.startswith(TO_BE_GIVEN):
             raise UserError(
                 "from= is missing: this experiment continues from a trained model. Add from=RUN_OR_FOLDER"
             )
@@ -143,10 +162,17 @@ class EvaluateConfig:
     """Batches of train.batch_size held-out sequences per evaluation, at most; None: all of them."""
     final_batches: int | None = None
     """Batches of the evaluation after the last step, at most; None: all of them."""
+    base_batches: int = 0
+    """Batches, at most, of the corpus that the model was first trained on: they are evaluated at the
+    start and at the end, to show what the model forgets. 0: none.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(self.every >= 0, "evaluate.every", self.every, "a number of steps, or 0 for only at the end")
+        require(
+            self.base_batches >= 0, "evaluate.base_batches", self.base_batches, "0 (none) or more batches"
+        )
         for key in ("batches", "final_batches"):
             value = getattr(self, key)
             require(
@@ -193,7 +219,13 @@ class SampleConfig:
     """Samples that the trained model generates at the end of a run."""
 
     prompts: tuple[str, ...] = ("",)
-    """The prompt of each sample; "" is the start of a document."""
+    """The prompt of each sample; "" is the start of a document. Where conversations are trained,
+    each is a message that the model answers, and "" none.
+    """
+    held_out: int = 96
+    """Held-out records, at most, whose prompts are answered where conversations are trained: the first three,
+    and all whose answers can be verified.
+    """
     tokens: int = 64
     """Tokens per sample; 0: no samples."""
     temperature: float = 0.8
@@ -204,6 +236,7 @@ class SampleConfig:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(self.tokens >= 0, "sample.tokens", self.tokens, "a number of tokens, or 0 for no samples")
+        require(self.held_out >= 0, "sample.held_out", self.held_out, "a number of records, or 0 for none")
         require(
             0 <= self.temperature < math.inf,
             "sample.temperature",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import TokenizerConfig, load_tokenizer
+from llm_jax.data import ChatConfig, TokenizerConfig, load_tokenizer
 from llm_jax.data.chat_encoder import ChatEncoder
 from llm_jax.data.chat_template import CHATML, PLAIN, ChatTemplate, find_template
 from llm_jax.data.conversation import kind_of, read_example
@@ -268,3 +269,46 @@ def test_a_sentencepiece_tokenizer_places_its_tokens_in_the_text():
         assert begin in (at, at - 1)  # bytes of one character share its place
         at = end
     assert at == len(text)
+
+
+def test_of_several_templates_tools_choose_theirs(folder, tmp_path):
+    """As `get_chat_template` of transformers does."""
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    config = {"eos_token": "<|im_end|>", "chat_template": [*named, {"name": "rag", "template": "found"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    own = TokenizerConfig(file=str(tmp_path))
+    template = find_template("", own)
+    assert [template.render(TURNS, tools=tools).text for tools in (None, [{}])] == ["plain", "tools"]
+    assert find_template("rag", own).render(TURNS, tools=[{}]).text == "found"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("its file")
+    template = find_template("", own)
+    assert [template.render(TURNS, tools=tools).text for tools in (None, [{}])] == ["file", "its file"]
+    load_tokenizer(tmp_path).save(tmp_path / "copy")
+    assert find_template("", TokenizerConfig(file=str(tmp_path / "copy"))) == dataclasses.replace(
+        template, name=str(tmp_path / "copy")
+    )
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named[1:]}))
+    with pytest.raises(UserError, match="several templates; choose one of tool_use"):
+        find_template("", own)
+    with pytest.raises(UserError, match=r"chat.template=rag: no such file .*has the templates tool_use"):
+        find_template("rag", own)
+
+
+def test_a_template_that_writes_the_date_gets_a_fixed_one(tokenizer):
+    """Else a resumed run would have other tokens."""
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}" + CHATML, "dated")
+    with pytest.raises(UserError, match=r"chat template dated: it writes today's date.*chat.date=2026-01-31"):
+        template.render(TURNS)
+    dated = dataclasses.replace(template, date="2026-01-31")
+    assert dated.render(TURNS).text.startswith("31 Jan 2026<|im_start|>")
+    one, other = (
+        ChatEncoder(dataclasses.replace(dated, date=day), 99) for day in ("2026-01-31", "2026-02-01")
+    )
+    assert one.fingerprint != other.fingerprint
+    for day in ("today", "2026-13-01", "20260131"):
+        with pytest.raises(UserError, match=f"chat.date={day}: must be a day as YYYY-MM-DD"):
+            ChatConfig(date=day).check()

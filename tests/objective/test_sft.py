@@ -59,6 +59,8 @@ def sft(base, tmp_path):
             "train.sequence_length=128",
             "optimizer.learning_rate=1e-2",
             "evaluate.every=6",
+            "evaluate.base_batches=0",
+            "sample.tokens=0",
         ]
         assert launch("experiment=sft", *line, *sizes, *arguments) == code
         return read_json_lines(tmp_path / name / "metrics.jsonl") if code == 0 else []
@@ -145,6 +147,8 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
         "train.sequence_length=128",
         "optimizer.learning_rate=1e-2",
         "train.steps=4",
+        "evaluate.base_batches=0",
+        "sample.tokens=0",
     ]
     capsys.readouterr()
     assert launch(*line, *sizes, f"run_dir={tmp_path / 'sft'}") == 2
@@ -169,7 +173,7 @@ def test_runs_of_before_the_keys_were_renamed_are_read(sft, tmp_path):
     file = tmp_path / "old" / "config.yaml"
     now = read_yaml(file)
     text = to_yaml(now)
-    for line in ("chat:\n  template: ''\n", "  train_on: last_turn\n", "  too_long: drop\n"):
+    for line in ("chat:\n  template: ''\n  date: ''\n", "  train_on: last_turn\n", "  too_long: drop\n"):
         assert line in text
         text = text.replace(line, "")
     text = text.replace(

@@ -1,0 +1,94 @@
+"""What fine-tuning changes is measured at its start and its end: held-out prompts that are answered right, and the loss
+on the texts that the model was first trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llm_jax.core.files import read_json
+from llm_jax.evaluate.held_out import score
+from tests.data.test_chat import folder  # noqa: F401  (a fixture)
+from tests.objective.test_sft import base  # noqa: F401  (a fixture)
+from tests.tiny_run import launch
+
+SIZES = ("layout=single", "train.batch_size=8", "train.sequence_length=64", "evaluate.base_batches=2")
+LEARN = (
+    "optimizer.learning_rate=1e-2",
+    "optimizer.schedule=constant",
+    "sample.tokens=6",
+    "sample.held_out=20",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> tuple[Path, list[str], str]:  # noqa: F811
+    """A run that learned to answer "b" to everything; its command line, and its log."""
+    path = tmp_path_factory.mktemp("answers")
+    records = [
+        {"prompt": f"what is {i}", "completion": "b", "verify": "exact", "task": "b"} for i in range(200)
+    ]
+    records[::2] = [{"prompt": f"which is {i}", "completion": "b"} for i in range(100)]
+    (path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    line = ["experiment=sft", f"from={base / 'run'}", f"data.source={path / 'records.jsonl'}", *SIZES, *LEARN]
+    assert launch(*line, "data.held_out_fraction=0.2", f"run_dir={path / 'run'}", "train.steps=12") == 0
+    return path, line, (path / "run" / "log.txt").read_text()
+
+
+def test_answers_to_held_out_prompts_are_verified(trained):
+    path, _, log = trained
+    summary = read_json(path / "run" / "summary.json")
+    assert summary["exact_answers_before"] == 0
+    assert summary["exact_answers"] == 1
+    count = summary["exact_answers_of"]
+    assert 3 <= count < 20  # of the first 20 held-out records those with a verifier
+    assert (
+        f"exact answers to {count} held-out prompts: 0.0% before, 100.0% after (b {count} of {count})" in log
+    )
+    assert "--- sample 1, records.jsonl:" in log
+    assert log.count("--- sample") == 3
+    samples = (path / "run" / "samples.txt").read_text()
+    assert samples.count(", right\nuser: what is ") == count
+    assert "\nassistant: b\n" in samples
+
+
+def test_what_is_forgotten_is_the_loss_on_the_texts_of_the_first_model(trained, base, capsys):  # noqa: F811
+    path, _, log = trained
+    summary = read_json(path / "run" / "summary.json")
+    sizes = [("train.batch_size", "8"), ("train.sequence_length", "64")]
+    before = score(base / "run", sizes, batches=2).eval_loss
+    assert summary["base_loss_before"] == pytest.approx(before, rel=1e-6)
+    assert summary["base_loss"] > before
+    assert f"the base was trained on: {before:.4f} before, {summary['base_loss']:.4f} after" in log
+
+
+def test_a_resumed_run_knows_what_was_before(trained, tmp_path):
+    path, line, _ = trained
+    shutil.copytree(path / "run", tmp_path / "run")
+    more = ["data.held_out_fraction=0.2", f"run_dir={tmp_path / 'run'}", "train.steps=13"]
+    assert launch(*line, *more) == 0
+    before, after = (read_json(at / "run" / "summary.json") for at in (path, tmp_path))
+    assert after["base_loss_before"] == before["base_loss_before"]
+    assert after["base_loss"] != before["base_loss"]
+
+
+def test_the_texts_are_found_behind_several_runs_or_said_to_be_unknown(trained, tmp_path, capsys):
+    path, line, _ = trained
+    line = [f"from={path / 'run'}" if word.startswith("from=") else word for word in line]
+    more = ["data.held_out_fraction=0.2", "train.steps=1", "sample.prompts=[hello]", "sample.held_out=0"]
+    assert launch(*line, *more, f"run_dir={tmp_path / 'second'}") == 0
+    log = (tmp_path / "second" / "log.txt").read_text()
+    assert "held-out loss of the corpus that the base was trained on: " in log
+    assert (tmp_path / "second" / "samples.txt").read_text() == "--- sample 1\nuser: hello\nassistant: b\n"
+    config = (path / "run" / "config.yaml").read_text()
+    shutil.copytree(path / "run", tmp_path / "other")
+    gone = tmp_path / "gone"
+    (tmp_path / "other" / "config.yaml").write_text(
+        "\n".join(f"  start_from: {gone}" if "start_from" in text else text for text in config.splitlines())
+    )
+    line = [f"from={tmp_path / 'other'}" if word.startswith("from=") else word for word in line]
+    assert launch(*line, *more, f"run_dir={tmp_path / 'third'}") == 0
+    assert f"what the model forgets is not measured: {gone} is no folder of a run" in capsys.readouterr().out
