@@ -15,15 +15,15 @@ from llm_jax.model.quantized import gather_dequantized
 from llm_jax.model.weight_use import (
     Weight,
     dense_product,
+    frozen_gathered,
     frozen_product,
-    frozen_use,
     gathered_array,
     master_and_stored,
     operands,
     sharding_spec,
     weight_use,
 )
-from llm_jax.model.weight_values import Adapted, Quantized
+from llm_jax.model.weight_values import Adapted, Quantized, Untrained
 
 
 def factor_dims(dims: Dims) -> tuple[Dims, Dims, Dims]:
@@ -47,6 +47,12 @@ def adapter_parts(w: Weight, value: Adapted) -> tuple[Weight, Weight, Weight | N
     )
 
 
+def base_of(w: Weight, value: Adapted) -> Weight:
+    """The frozen part of an adapted weight as a weight of its own."""
+    base = value.base if isinstance(value.base, Quantized) else Untrained(value.base)
+    return Weight(base, dims=w.dims, stacked=w.stacked)
+
+
 def adapted_product(
     equation: str,
     x: jax.Array,
@@ -68,8 +74,7 @@ def adapted_product(
     if x_spec is not None:  # rows where the result has its rows: the small product is what devices exchange
         axes = dict(zip(x_dims, x_spec, strict=True)) | dict(zip(y_dims, spec or (), strict=False))
         h_spec = PartitionSpec(*(axes[d] for d in kept), None)
-    base = Weight(value.base, dims=w.dims, stacked=w.stacked)
-    y = frozen_product(equation, x, base, config, place, spec, dtype)
+    y = frozen_product(equation, x, base_of(w, value), config, place, spec, dtype)
     h = dense_product(f"{x_dims},{inputs}r->{kept}r", h_spec, *weight_use(lora_A, config, place, dtype), x)
     h = (h * value.scaling).astype(h.dtype)
     y = y + dense_product(f"{kept}r,r{outputs}->{y_dims}", spec, *weight_use(lora_B, config, place, dtype), h)
@@ -127,7 +132,7 @@ def adapted_whole(
     It has gradients, by way of a gradient of the whole weight: training goes through `project`.
     """
     lora_A, lora_B, magnitude = adapter_parts(w, value)
-    base = frozen_use(w, config, place, "float32").gather(value.base)
+    base = frozen_gathered(base_of(w, value), config, place, "float32")
     A, B = (gathered_array(*weight_use(part, config, place, "float32")) for part in (lora_A, lora_B))
     whole = whole_weight(base, A, B, value.scaling, w.dims, place)
     if magnitude is not None:

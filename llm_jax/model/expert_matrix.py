@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.model.adapted_weight import adapter_parts, dora_factor, factor_dims
+from llm_jax.model.adapted_weight import adapter_parts, base_of, dora_factor, factor_dims
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Placement
-from llm_jax.model.weight_use import Weight, frozen_use
-from llm_jax.model.weight_values import Adapted, Quantized
+from llm_jax.model.weight_use import Weight, frozen_gathered, frozen_value
+from llm_jax.model.weight_values import Adapted
 from llm_jax.model.weights import gathered
 
 
@@ -44,11 +44,11 @@ def expert_matrix(w: Weight, config: ModelConfig, place: Placement) -> ExpertMat
     """A weight [E, inputs, outputs] and its adapter, gathered."""
     value = w.get_value()
     if not isinstance(value, Adapted):
-        wide = config.compute_dtype if isinstance(value, Quantized) else config.gradient_dtype
-        return ExpertMatrix(gathered(w, config, place).astype(wide))
+        whole = gathered(w, config, place)
+        return ExpertMatrix(whole if frozen_value(w) is not None else whole.astype(config.gradient_dtype))
     lora_A, lora_B, magnitude = adapter_parts(w, value)
     A, B = (gathered(part, config, place).astype(config.gradient_dtype) for part in (lora_A, lora_B))
-    base = jax.lax.stop_gradient(frozen_use(w, config, place).gather(value.base))
+    base = frozen_gathered(base_of(w, value), config, place)
     A = (A * value.scaling).astype(config.gradient_dtype)
     if magnitude is None:
         return ExpertMatrix(base, A, B)

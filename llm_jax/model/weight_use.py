@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.dims import Dims, Placement
 from llm_jax.model.quantized import gather_dequantized
-from llm_jax.model.weight_values import Quantized, ShardedParam
+from llm_jax.model.weight_values import Quantized, ShardedParam, Untrained
 
 
 class Weight(nnx.Param):
@@ -23,7 +23,8 @@ class Weight(nnx.Param):
     `Block`).
 
     Its value is an array, or one of `weight_values`: a `ShardedParam` where its gradient is placed otherwise
-    than the stored weight, `Quantized` or `Adapted`."""
+    than the stored weight, `Untrained`, `Quantized` or `Adapted`.
+    """
 
 
 def stored_dims(w: Weight) -> Dims:
@@ -58,8 +59,10 @@ class WeightUse:
     """Whether the gathered weight is a residual of the backward pass. With remat the backward pass runs the
     forward pass again, and gathers the weight there, so it need not gather it twice."""
     place: Placement
+    trained: bool = True
+    """False: the weight gets no gradient, and has no master parameter."""
 
-    def gather(self, stored: jax.Array | Quantized) -> jax.Array:
+    def gather(self, stored: Any) -> jax.Array:
         """The weight, ready for a product: cast first, so that devices exchange the compute dtype, then
         gathered. A quantised one is gathered as it is."""
         if isinstance(stored, Quantized):
@@ -74,9 +77,11 @@ class WeightUse:
 
 def weight_use(
     w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None
-) -> tuple[WeightUse, jax.Array, jax.Array]:
+) -> tuple[WeightUse, jax.Array | None, Any]:
     """(how the weight is used, master parameter, stored weight). dtype: of the weight in the product; None:
-    the compute dtype."""
+    the compute dtype. The master parameter of a weight that is not trained is None."""
+    if (frozen := frozen_value(w)) is not None:
+        return frozen_use(w, config, place, dtype), None, frozen
     master, stored = master_and_stored(w)
     dtype = dtype or config.compute_dtype
     return (
@@ -178,18 +183,31 @@ def operands(equation: str) -> tuple[str, str, str]:
     return x_dims, w_dims, y_dims
 
 
+def frozen_value(w: Weight) -> jax.Array | Quantized | None:
+    """What is multiplied of a weight that is not trained; None for one that is."""
+    value = w.get_value()
+    return value.stored if isinstance(value, Untrained) else value if isinstance(value, Quantized) else None
+
+
 def frozen_use(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> WeightUse:
     """How a weight is used that gets no gradient."""
+    value = w.get_value()
     return WeightUse(
         w.dims,
-        (),
+        value.stored.shape if isinstance(value, Untrained) else (),
         None,
         "float32",
         dtype or config.compute_dtype,
         config.gradient_dtype,
         config.remat != "none",
         place,
+        trained=False,
     )
+
+
+def frozen_gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None = None) -> jax.Array:
+    """A weight that is not trained, gathered."""
+    return jax.lax.stop_gradient(frozen_use(w, config, place, dtype).gather(frozen_value(w)))
 
 
 def frozen_product(
@@ -201,10 +219,10 @@ def frozen_product(
     spec: Any = None,
     dtype: str | None = None,
 ) -> jax.Array:
-    """`project` for a weight that gets no gradient: its backward pass is the product for dx alone, and keeps
-    no activations."""
+    """`project` for a weight that is not trained: its backward pass is the product for dx alone, and keeps no
+    activations."""
     use = frozen_use(w, config, place, dtype)
-    return _frozen_product(equation, spec, sharding_spec(x), use, w.get_value(), x)
+    return _frozen_product(equation, spec, sharding_spec(x), use, frozen_value(w), x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

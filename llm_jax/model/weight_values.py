@@ -26,6 +26,14 @@ class ShardedParam:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Untrained:
+    """A weight that gets no gradient: no product is made for one."""
+
+    stored: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Quantized:
     """A frozen weight in few bits (`model.quantized`): numbers of table entries, and the largest magnitude of
     each group of them."""

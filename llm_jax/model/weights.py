@@ -29,14 +29,15 @@ from llm_jax.model.weight_use import Weight as Weight
 from llm_jax.model.weight_use import WeightUse as WeightUse
 from llm_jax.model.weight_use import (
     dense_product,
+    frozen_gathered,
     frozen_product,
-    frozen_use,
+    frozen_value,
     gathered_array,
 )
 from llm_jax.model.weight_use import sharding_spec as sharding_spec
 from llm_jax.model.weight_use import stored_dims as stored_dims
 from llm_jax.model.weight_use import weight_use as weight_use
-from llm_jax.model.weight_values import Adapted, Quantized
+from llm_jax.model.weight_values import Adapted
 from llm_jax.model.weight_values import ShardedParam as ShardedParam
 
 
@@ -79,8 +80,8 @@ def gathered(w: Weight, config: ModelConfig, place: Placement, dtype: str | None
     value = w.get_value()
     if isinstance(value, Adapted):
         return adapted_whole(w, value, config, place, dtype)
-    if isinstance(value, Quantized):
-        return frozen_use(w, config, place, dtype).gather(value)
+    if frozen_value(w) is not None:
+        return frozen_gathered(w, config, place, dtype)
     return gathered_array(*weight_use(w, config, place, dtype))
 
 
@@ -101,13 +102,15 @@ def project(
     value = w.get_value()
     if isinstance(value, Adapted):
         return adapted_product(equation, x, w, value, config, place, spec, dtype)
-    if isinstance(value, Quantized):
+    if frozen_value(w) is not None:
         return frozen_product(equation, x, w, config, place, spec, dtype)
     return dense_product(equation, spec, *weight_use(w, config, place, dtype), x)
 
 
 def add_bias(y: jax.Array, w: Weight, config: ModelConfig, place: Placement) -> jax.Array:
     """y plus a bias over its last dims; the bias's gradient is summed in `config.gradient_dtype`."""
+    if frozen_value(w) is not None:
+        return y + frozen_gathered(w, config, place)
     return _add_bias(*weight_use(w, config, place), y)
 
 
@@ -129,7 +132,10 @@ def lookup(w: Weight, ids_BT: jax.Array, config: ModelConfig, place: Placement, 
     A table whose width is split at rest is not gathered: every device looks up its part of the rows that the
     others need, and sends it to them. The gradient is summed on the way back, in `config.gradient_dtype`.
     """
-    return _lookup(spec, *weight_use(w, config, place), ids_BT)
+    use, master, stored = weight_use(w, config, place)
+    if not use.trained:
+        return jax.lax.stop_gradient(_lookup(spec, use, None, stored, ids_BT))
+    return _lookup(spec, use, master, stored, ids_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

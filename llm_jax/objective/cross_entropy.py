@@ -68,13 +68,13 @@ def _forward(static: _Static, master, stored, x_BTD, targets_BT, weights_BT):
         ((), (), X_DIMS, head_chunks.gradient_spec(static.head)),
     )
     loss, entropy, dx_BTD, dw_VD = run(x_BTD, how.gather(stored), targets_BT, weights_BT)
-    return (loss, entropy), (dx_BTD, how.gradient(dw_VD))
+    return (loss, entropy), (dx_BTD, head_chunks.placed_gradient(static.head, dw_VD))
 
 
 def _backward(static: _Static, gradients, cotangents):
     dx_BTD, dw_VD = gradients
     g, _ = cotangents
-    return (dw_VD * g).astype(dw_VD.dtype), None, (dx_BTD * g).astype(dx_BTD.dtype), None, None
+    return head_chunks.scaled(dw_VD, g), None, (dx_BTD * g).astype(dx_BTD.dtype), None, None
 
 
 _loss.defvjp(_forward, _backward)
@@ -83,7 +83,6 @@ _loss.defvjp(_forward, _backward)
 def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weights_BT):
     """One device's positions and its part of the vocabulary; sums over devices at the end."""
     head, z_loss = static.head, static.z_loss
-    V, D = w_VD.shape
     chunks = in_chunks(static.chunk, x_BTD, targets_BT, weights_BT)
 
     def step(carry, chunk_of):
@@ -104,7 +103,7 @@ def _local(static: _Static, with_gradient: bool, x_BTD, w_VD, targets_BT, weight
         return (loss, entropy, dw_DV + dw), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jnp.zeros((D, V) if with_gradient else (), jnp.float32))
+    start = (zero, zero, head_chunks.no_gradient(head, w_VD, with_gradient))
     (loss, entropy, dw_DV), dx_CND = jax.lax.scan(step, start, chunks)
     loss, entropy = (head_chunks.over_positions(head, s) for s in (loss, entropy))
     if not with_gradient:

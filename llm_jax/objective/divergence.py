@@ -126,13 +126,13 @@ def _divergence(static: _Pair, master, stored, x_BTD, targets_BT, weights_BT, te
 
 def _forward(static: _Pair, master, stored, x_BTD, targets_BT, weights_BT, teacher):
     *sums, dx_BTD, dw_VD = _run(static, True, stored, x_BTD, targets_BT, weights_BT, teacher)
-    return Divergences(*sums), (dx_BTD, static.student.how.gradient(dw_VD))
+    return Divergences(*sums), (dx_BTD, head_chunks.placed_gradient(static.student, dw_VD))
 
 
 def _backward(static: _Pair, gradients, cotangents: Divergences):
     dx_BTD, dw_VD = gradients
     g = cotangents.total
-    return (dw_VD * g).astype(dw_VD.dtype), None, (dx_BTD * g).astype(dx_BTD.dtype), None, None, None
+    return head_chunks.scaled(dw_VD, g), None, (dx_BTD * g).astype(dx_BTD.dtype), None, None, None
 
 
 _divergence.defvjp(_forward, _backward)
@@ -158,7 +158,6 @@ def _run(static: _Pair, with_gradient: bool, stored, x_BTD, targets_BT, weights_
 def _local(static: _Pair, with_gradient: bool, x_BTD, w_VD, targets_BT, weights_BT, *teacher):
     """One device's positions and its part of the vocabulary; sums over devices at the end."""
     head, kind = static.student, static.kind
-    V, D = w_VD.shape
     by_position = teacher if static.teacher is None else teacher[:1]
     chunks = in_chunks(static.chunk, x_BTD, targets_BT, weights_BT, *by_position)
 
@@ -193,7 +192,7 @@ def _local(static: _Pair, with_gradient: bool, x_BTD, w_VD, targets_BT, weights_
         return (sums, dw_DV + dw), dx_ND
 
     zero = jnp.zeros((), jnp.float32)
-    start = ([zero] * 3, jnp.zeros((D, V) if with_gradient else (), jnp.float32))
+    start = ([zero] * 3, head_chunks.no_gradient(head, w_VD, with_gradient))
     (sums, dw_DV), dx_CND = jax.lax.scan(step, start, chunks)
     sums = [head_chunks.over_positions(head, s) for s in sums]
     if not with_gradient:

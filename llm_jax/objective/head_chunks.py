@@ -51,8 +51,9 @@ class Head:
 
 def head_use(
     head: Weight, config: ModelConfig, place: Placement | None, logits_dtype: str | None = None
-) -> tuple[Head, jax.Array, jax.Array]:
-    """(how a head [V, D] is used, master parameter, stored weight). logits_dtype: None for the model's."""
+) -> tuple[Head, jax.Array | None, jax.Array]:
+    """(how a head [V, D] is used, master parameter, stored weight). logits_dtype: None for the model's. A
+    head that is not trained has no master parameter."""
     how, master, stored = weight_use(head, config, place or Placement())
     return Head(how, config.logit_softcap, logits_dtype or config.logits_dtype), master, stored
 
@@ -114,26 +115,46 @@ def target(head: Head, logits_NV: jax.Array, w_VD: jax.Array, targets_N: jax.Arr
 def backward(
     head: Head, d_NV: jax.Array, capped_NV: jax.Array, x_ND: jax.Array, w_VD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(dx_ND in x's dtype, this device's part of dw_DV in float32) from the gradient of capped logits."""
+    """(dx_ND in x's dtype, this device's part of dw_DV in float32, as `no_gradient` has it) from the gradient
+    of capped logits."""
     if head.softcap:
         d_NV *= 1 - jnp.square(capped_NV / head.softcap)
     d_NV = d_NV.astype(x_ND.dtype)
     dx_ND = jnp.einsum("NV,VD->ND", d_NV, w_VD, preferred_element_type=jnp.float32)
     dx_ND = head.over_vocabulary(jax.lax.psum, dx_ND).astype(x_ND.dtype)
-    # see `weights.project` on the order
+    if not head.how.trained:
+        return dx_ND, jnp.zeros((), jnp.float32)
+    # see `weight_use.dense_product` on the order
     return dx_ND, jnp.einsum("ND,NV->DV", x_ND, d_NV, preferred_element_type=jnp.float32)
+
+
+def no_gradient(head: Head, w_VD: jax.Array, with_gradient: bool = True) -> jax.Array:
+    """The gradient of the head, dw_DV, before the first chunk: zeros, float32; [] where none is made."""
+    return jnp.zeros(w_VD.shape[::-1] if with_gradient and head.how.trained else (), jnp.float32)
 
 
 def sum_head_gradient(head: Head, dw_DV: jax.Array) -> jax.Array:
     """The head's gradient [V, D] from all chunks, summed over devices and placed as `gradient_spec`
-    states."""
+    states; [] for a head that is not trained."""
     how = head.how
+    if not how.trained:
+        return dw_DV
     return head.place.sum_gradient(dw_DV.T.astype(how.gradient_dtype), W_DIMS, how.master_spec)
 
 
 def gradient_spec(head: Head) -> Any:
     """`Placement.local`'s out_dims for `sum_head_gradient`."""
-    return head.place.summed_gradient_spec(W_DIMS, head.how.master_spec)
+    return head.place.summed_gradient_spec(W_DIMS, head.how.master_spec) if head.how.trained else ()
+
+
+def placed_gradient(head: Head, dw_VD: jax.Array) -> jax.Array | None:
+    """The result of `sum_head_gradient` as the master parameter is placed; None where there is none."""
+    return head.how.gradient(dw_VD) if head.how.trained else None
+
+
+def scaled(dw_VD: jax.Array | None, g: jax.Array) -> jax.Array | None:
+    """The head's gradient, made for a loss with a gradient of 1, for one of g."""
+    return None if dw_VD is None else (dw_VD * g).astype(dw_VD.dtype)
 
 
 def over_positions(head: Head, x: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from llm_jax.plan.memory import memory_by_kind
 from llm_jax.run.compile import absent_model, check_complete, compile_step
 from llm_jax.run.frozen import frozen_models
 from llm_jax.run.prepare import check_layout
+from llm_jax.train.flops import flops_per_token
 from llm_jax.train.state import TrainModel
 
 Compiler = Literal["gpu", "cpu"]
@@ -42,8 +43,11 @@ class Plan:
     devices: int
     compiler: Compiler
     parameters: int
+    trained: int
+    """The parameters that are trained; the others have no gradients and no moments."""
     frozen: dict[str, ModelConfig]
     """The objective's frozen models, by role."""
+    flops_per_token: float
     memory: dict[str, int]
     """Bytes by kind (`memory.memory_by_kind`) and their total."""
     analysis: Analysis
@@ -72,10 +76,8 @@ class Plan:
 
     @property
     def model_flops(self) -> float:
-        """FLOPs that the model and the objective's frozen models need for a step
-        (`Objective.flops_per_token`)."""
-        e = self.experiment
-        return self.tokens * e.objective.flops_per_token(e.model, e.train.sequence_length, self.frozen)
+        """FLOPs that the model and the objective's frozen models need for a step (`train.flops`)."""
+        return self.tokens * self.flops_per_token
 
     @property
     def hardware_flops(self) -> float:
@@ -106,6 +108,7 @@ class Plan:
             "hardware": self.hardware.name,
             "compiler": self.compiler,
             "parameters": self.parameters,
+            "parameters_trained": self.trained,
             "tokens": self.tokens,
             "memory_bytes": self.memory,
             "memory_usable_bytes": self.usable_bytes,
@@ -148,6 +151,8 @@ def make_plan(
             "Choose sizes (model.head_dim, model.embed, ...) that are multiples of 8, or use compiler=cpu"
         ) from error
     analysis = analyse(step, program.place.mesh, hardware)
+    frozen = {role: model.config for role, model in models.items()}
+    flops = flops_per_token(experiment.objective, program, experiment.train.sequence_length, frozen)
     plan = Plan(
         experiment=experiment,
         mesh=dict(program.place.mesh.shape),
@@ -155,7 +160,9 @@ def make_plan(
         devices=program.place.mesh.size,
         compiler=compiler,
         parameters=program.parameter_count(),
-        frozen={role: model.config for role, model in models.items()},
+        trained=program.trained_count(),
+        frozen=frozen,
+        flops_per_token=flops,
         memory=memory_by_kind(step, program, models, experiment),
         analysis=analysis,
         largest=max(

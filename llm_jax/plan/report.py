@@ -80,8 +80,10 @@ def print_ranking(ranking: Ranking) -> None:
 def header(plan: Plan) -> str:
     """Two lines that name what was planned."""
     e = plan.experiment
+    partly = plan.trained != plan.parameters
+    trained = f" ({parameter_count(plan.trained)} trained)" if partly else ""
     return (
-        f"{e.name}: {parameter_count(plan.parameters)} parameters on {plan.devices} x "
+        f"{e.name}: {parameter_count(plan.parameters)} parameters{trained} on {plan.devices} x "
         f"{plan.hardware.description}, "
         f"layout {e.layout.name} ({mesh_text(plan.mesh)})\n"
         f"a step: {e.train.batch_size:,} rows of {e.train.sequence_length:,} tokens; "

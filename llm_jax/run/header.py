@@ -14,7 +14,9 @@ from llm_jax.layout.mesh import describe_mesh
 from llm_jax.model.accounting import active_parameters
 from llm_jax.model.config import ModelConfig
 from llm_jax.run.prepare import RunPlan
+from llm_jax.train.flops import flops_per_token
 from llm_jax.train.optimizer import warmup, warmup_fault
+from llm_jax.train.state import TrainModel
 
 
 def header(plan: RunPlan, peak: float | None) -> str:
@@ -24,8 +26,9 @@ def header(plan: RunPlan, peak: float | None) -> str:
     objective, device = experiment.objective, mesh.devices.flat[0]
     tokens = objective.tokens_per_step(t.batch_size, t.sequence_length)
     frozen = {role: model.config for role, model in plan.frozen.items()}
-    flops_per_token = objective.flops_per_token(m, t.sequence_length, frozen)
-    total = flops_per_token * tokens * t.steps
+    flops = flops_per_token(objective, program, t.sequence_length, frozen)
+    total = flops * tokens * t.steps
+    partly = program.trained != program.names
     epochs = plan.corpus.epoch(t.steps - 1)
     lines = {
         "experiment": experiment.name,
@@ -33,14 +36,15 @@ def header(plan: RunPlan, peak: float | None) -> str:
         f"{m.activation} {m.mlp}, "
         f"{m.position}, {m.norm} norm, vocabulary {m.vocab}: {short(program.parameter_count())} parameters",
         **({"experts": experts_line(m, program.parameter_count())} if m.sparse_layers else {}),
+        **({"trained": trained_line(program)} if partly else {}),
         "layout": f"{experiment.layout.name} on mesh {describe_mesh(mesh)} ({mesh.size} of "
         f"{jax.device_count()} devices: {device.device_kind})",
         **({"pipeline": pipeline_line(experiment, program.place)} if program.place.axes("layers") else {}),
         "precision": f"parameters {m.parameter_dtype}, compute {m.compute_dtype}; attention {m.attention}",
         "batch": f"{t.batch_size} sequences of {t.sequence_length} = {tokens:,} tokens a step; "
         f"{t.steps:,} steps = {short(tokens * t.steps)} tokens, {epochs:.2f} epochs",
-        "FLOPs": f"{short(total)} planned ({short(flops_per_token)} a token: 6 per matmul weight, causal "
-        "attention)",
+        "FLOPs": f"{short(total)} planned ({short(flops)} a token: 6 per matmul weight, "
+        f"{'4 per frozen one, ' * partly}causal attention)",
         "peak": f"{short(peak)}FLOP/s a device"
         + (" (measured, float32)" if device.platform == "cpu" else " (datasheet)")
         if peak
@@ -51,6 +55,21 @@ def header(plan: RunPlan, peak: float | None) -> str:
         "run folder": experiment.run_dir,
     }
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def trained_line(program: TrainModel) -> str:
+    """The header's line about what is trained, where that isn't everything."""
+    adapted, trained = program.adapted, program.trained_count()
+    config, parts = adapted.config, []
+    if adapted.targets:
+        kind = "DoRA" if config.dora else "LoRA"
+        parts.append(f"{kind} of rank {config.rank} on {', '.join(adapted.targets)}")
+    parts += sorted(program.trained & {*program.weights})
+    kept = config.base or program.config.parameter_dtype
+    return (
+        f"{short(trained)} parameters ({trained / program.parameter_count():.2%}): {', '.join(parts)}; the "
+        f"others are frozen, in {kept}"
+    )
 
 
 def experts_line(model: ModelConfig, parameters: int) -> str:

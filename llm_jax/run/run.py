@@ -46,6 +46,7 @@ from llm_jax.train import metrics
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.compile import jit_step
 from llm_jax.train.evaluation import Evaluator, HeldOut
+from llm_jax.train.flops import flops_per_token
 from llm_jax.train.goodput import Goodput
 from llm_jax.train.loader import BatchSource, Loader
 from llm_jax.train.loop import Diverged, Loop, only
@@ -356,7 +357,7 @@ def make_run_state(
     """A run that resumes from a checkpoint with this `info`; the files that it writes to are closed with
     `life`.
     """
-    e, objective, t = plan.experiment, plan.experiment.objective, plan.experiment.train
+    objective, t = plan.experiment.objective, plan.experiment.train
     writes = checkpoints.group.task.rank == 0
     writer = metrics.MetricsWriter(plan.run_dir) if writes else None
     if writer:
@@ -376,7 +377,7 @@ def make_run_state(
         corpus=plan.corpus,
         examples=plan.examples,
         objective=objective,
-        flops_per_step=objective.flops_per_token(e.model, t.sequence_length, frozen) * tokens,
+        flops_per_step=flops_per_token(objective, plan.model, t.sequence_length, frozen) * tokens,
         peak_flops=peak_flops,
         label=plan.label,
     )

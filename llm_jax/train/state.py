@@ -25,6 +25,7 @@ from llm_jax.model.dims import Table
 from llm_jax.model.parametrization import multipliers
 from llm_jax.model.router import bias_change
 from llm_jax.model.transformer import Transformer
+from llm_jax.model.weight_values import Untrained
 from llm_jax.model.weights import ShardedParam, Weight, stored_dims
 from llm_jax.train.config import EVERYTHING
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
@@ -151,8 +152,14 @@ class TrainModel:
                 masters,
                 parameters,
             )
-        arrays = flat(self.whole(values, rest))
-        leaves = [self.adapted.value(name, arrays) for name in self.weights]
+        frozen = flat(rest or {})
+        arrays = flat(values) | frozen
+        leaves = [
+            Untrained(arrays[name])
+            if name in frozen and name not in self.adapted.targets
+            else self.adapted.value(name, arrays)
+            for name in self.weights
+        ]
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
 
     def master_params(self, parameters: Any) -> Any:
@@ -309,8 +316,14 @@ class TrainModel:
         )
 
     def parameter_count(self) -> int:
-        """Numbers in all weights, trained or not."""
-        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.abstract))
+        """Numbers in all weights, trained or not, and in the adapter."""
+        own = self.adapted.trained
+        of_adapter = sum(math.prod(self.adapted.arrays[name].get_value().shape) for name in own)
+        return of_adapter + sum(math.prod(w.get_value().shape) for w in self.weights.values())
+
+    def trained_count(self) -> int:
+        """Numbers that are trained."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.trainable(self.abstract)))
 
 
 def trained_names(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:

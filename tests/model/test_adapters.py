@@ -4,6 +4,7 @@ layout; the weights that get one, and those that can't."""
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +12,25 @@ import numpy as np
 import pytest
 
 from llm_jax.core.config_tree import flat
+from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
-from llm_jax.model.adapters import AdapterConfig
+from llm_jax.model.adapters import AdapterConfig, matches
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.objective.next_token import NextToken
 from llm_jax.train.compile import program_options
-from llm_jax.train.optimizer import OptimizerConfig
-from llm_jax.train.state import TrainModel, nested
+from llm_jax.train.optimizer import OptimizerConfig, make_schedule
+from llm_jax.train.state import Frozen, TrainModel, nested
+from llm_jax.train.step import make_step
 from tests.plain_model import plain_logits
-from tests.training import SMALL, packed_batch
+from tests.training import SMALL, first_state, packed_batch
 
 LORA = AdapterConfig(
     rank=4, alpha=6.0, ranks={"blocks.1.mlp.up": 2}, targets=r"query|out|up|down|blocks\.0\.mlp\.gate"
 )
 DORA = AdapterConfig(rank=3, dora=True, rslora=True, targets=r"blocks\.1\..*|value")
-EXPERTS = dataclasses.replace(SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=16))
+EXPERTS = dataclasses.replace(SMALL, moe=MoEConfig(experts=8, top_k=2, mlp=16, balance_loss=0.0))
 
 
 def program(
@@ -40,7 +43,7 @@ def program(
 
 def started(own: TrainModel) -> dict[str, np.ndarray]:
     """All arrays of a new model by name, with a B that is not zero any more where the adapter has a rank."""
-    plain = own.plain.new_parameters(0)
+    plain = first_state(own.config, own.optimizer, 0.0).parameters
     with jax.set_mesh(own.place.mesh):
         arrays = flat(jax.tree.map(np.array, jitted(own, own.with_adapter)(plain, jnp.uint32(0))))
     rng = np.random.default_rng(0)
@@ -95,7 +98,11 @@ def dense(own: TrainModel, arrays: dict) -> dict:
 
 @pytest.mark.parametrize(
     ("adapter", "model"),
-    [(LORA, SMALL), (DORA, SMALL), (dataclasses.replace(LORA, dora=True), EXPERTS)],
+    [
+        (LORA, SMALL),
+        pytest.param(DORA, SMALL, marks=pytest.mark.slow),
+        (dataclasses.replace(LORA, dora=True), EXPERTS),
+    ],
     ids=["lora", "dora", "experts"],
 )
 def test_loss_and_gradients_are_those_of_a_dense_model(adapter, model):
@@ -138,3 +145,132 @@ def test_loss_and_gradients_are_those_of_a_dense_model(adapter, model):
         if not name.endswith("magnitude"):
             assert scale > 0
             assert not np.any(np.asarray(grads[name])[unused]), "what fills up a smaller rank stays zero"
+
+
+def steps(own: TrainModel, arrays: dict, microbatches: int = 1, count: int = 2) -> np.ndarray:
+    """[steps, 2]: loss and gradient norm of each."""
+    whole = nested(placed(own, arrays))
+    frozen, state = Frozen(own.rest(whole)), own.state_with(own.trainable(whole))
+    step = jitted(own, make_step(own, NextToken(chunk=64), make_schedule(own.optimizer, count), 1.0))
+    at, found = own.place.sharding((None, "batch", "sequence"), "compute"), []
+    with jax.set_mesh(own.place.mesh):
+        for number in range(count):
+            cut = {
+                name: jax.device_put(x.reshape(microbatches, -1, x.shape[-1]), at)
+                for name, x in packed_batch(number).items()
+            }
+            state, metrics = step(state, cut, frozen)
+            found.append([float(metrics[name]) for name in ("train_loss", "gradient_norm")])
+    return np.array(found)
+
+
+BOTH = dataclasses.replace(LORA, dora=True)
+LAYOUTS = [
+    (BOTH, EXPERTS, "fsdp_tensor", {"data": 4, "tensor": 2}, 2),
+    (dataclasses.replace(DORA, base="int8"), SMALL, "pipeline_tensor", {}, 1),
+    (BOTH, EXPERTS, "expert_tensor", {}, 1),
+    (dataclasses.replace(LORA, base="nf4"), SMALL, "fsdp_tensor_sequence", {"data": 2, "tensor": 4}, 4),
+    (LORA, SMALL, "context_ring", {"context": 4}, 2),
+    (LORA, SMALL, "data_parallel", {}, 1),
+    (dataclasses.replace(DORA, base="bfloat16"), SMALL, "zero1", {}, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "model", "layout", "mesh", "microbatches"),
+    [case if i < 2 else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(LAYOUTS)],
+    ids=[case[2] for case in LAYOUTS],
+)
+def test_every_layout_trains_an_adapter_as_one_device(adapter, model, layout, mesh, microbatches):
+    one = program(adapter, model)
+    arrays = started(one)
+    expected = steps(one, arrays)
+    assert expected[1, 0] != expected[0, 0]
+    found = steps(program(adapter, model, layout, mesh), arrays, microbatches)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_patterns_are_of_a_weight_or_of_one_of_its_layers():
+    assert matches("query|value", "blocks.attention.query", "blocks.1.attention.query")
+    assert matches(r"1\.attention\..*", "blocks.attention.query", "blocks.1.attention.query")
+    assert not matches(r"1\.attention\..*", "blocks.attention.query", "blocks.11.attention.query")
+    targets = program(LORA).adapted.targets
+    assert targets["blocks.mlp.up"].ranks == (4, 2)
+    assert targets["blocks.mlp.up"].scalings == (1.5, 3.0)
+    assert targets["blocks.mlp.gate"].ranks == (4, 0)
+    assert "blocks.attention.key" not in targets
+    scalings = program(DORA).adapted.targets["blocks.mlp.down"].scalings
+    assert scalings == (0.0, 3 / math.sqrt(3))
+    by_group = {
+        group: {
+            name.split(".")[1]
+            for name in program(AdapterConfig(rank=1, targets=group), EXPERTS).adapted.targets
+        }
+        for group in ("all", "attention", "mlp")
+    }
+    assert by_group == {"all": {"attention", "mlp"}, "attention": {"attention"}, "mlp": {"mlp"}}
+    assert "blocks.mlp.router" not in program(AdapterConfig(rank=1), EXPERTS).adapted.targets
+
+
+@pytest.mark.parametrize(
+    ("adapter", "trainable", "error"),
+    [
+        (AdapterConfig(rank=2, targets="qurey"), ["*"], "adapter.targets=qurey: matches no linear map of the blocks; they are"),
+        (AdapterConfig(rank=2, targets="embedding"), ["*"], "adapter.targets=embedding: matches embedding, .* and it is the head too. Train it whole"),
+        (AdapterConfig(rank=2, ranks={"nope": 3}), ["*"], "adapter.ranks.nope: matches none of the weights with an adapter"),
+        (AdapterConfig(rank=33, start="pissa", targets="query"), ["*"], "adapter.rank=33: with adapter.start=pissa blocks.attention.query allows at most 32"),
+        (AdapterConfig(rank=2), ["blocks.mlp.*"], "train.trainable: blocks.mlp.down has an adapter, and is frozen"),
+    ],
+    ids=["unknown", "tied", "ranks", "pissa", "both"],
+)  # fmt: skip
+def test_an_adapter_that_a_model_cant_have_is_refused_in_one_line(adapter, trainable, error):
+    place = MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))
+    with pytest.raises(UserError, match=error):
+        TrainModel(SMALL.resolved(), OptimizerConfig(), place, trainable=trainable, adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "adapter"),
+    [
+        ("adapter.rank=-1", AdapterConfig(rank=-1)),
+        ("adapter.alpha=0", AdapterConfig(rank=1, alpha=0)),
+        (r"adapter.targets=\(: must be all, attention, mlp or a regular expression", AdapterConfig(rank=1, targets="(")),
+        ("adapter.ranks.x=0", AdapterConfig(rank=1, ranks={"x": 0})),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(key, adapter):
+    with pytest.raises(UserError, match=key):
+        adapter.check()
+
+
+@pytest.mark.parametrize("start", ["kaiming", "gaussian", "pissa", "olora"])
+@pytest.mark.parametrize(
+    "model", [SMALL, pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=["dense", "experts"]
+)
+def test_at_the_start_base_and_adapter_are_the_weights(start, model):
+    adapter = AdapterConfig(rank=4, alpha=6.0, start=start, dora=start == "kaiming", targets="query|out|up")
+    own = program(adapter, model)
+    plain = first_state(own.config, own.optimizer, 0.0).parameters
+    with jax.set_mesh(own.place.mesh):
+        arrays = jitted(own, own.with_adapter)(plain, jnp.uint32(0))
+        merged = flat(jax.tree.map(np.array, jitted(own, own.merged)(arrays)))
+    arrays, plain = flat(jax.tree.map(np.array, arrays)), flat(plain)
+    reduced = start in ("pissa", "olora")
+    for name, w in plain.items():
+        np.testing.assert_allclose(merged[name], w, atol=1e-6 if reduced or adapter.dora else 0, err_msg=name)
+        if name in own.adapted.targets:
+            assert (np.abs(arrays[name] - w).max() > 1e-3) == reduced
+            assert np.any(arrays[f"{name}.lora_B"]) == reduced
+    A, B = arrays["blocks.attention.query.lora_A"][0], arrays["blocks.attention.query.lora_B"][0]
+    if start == "kaiming":
+        assert np.abs(A).max() == pytest.approx(32**-0.5, rel=0.05)
+        assert np.abs(A).max() <= 32**-0.5
+    elif start == "gaussian":
+        assert A.std() == pytest.approx(1 / 4, rel=0.2)
+    elif start == "pissa":  # the four largest singular values, split evenly
+        U, S, V = np.linalg.svd(plain["blocks.attention.query"][0].reshape(32, -1))
+        best = (U[:, :4] * S[:4]) @ V[:4]
+        np.testing.assert_allclose(1.5 * A @ B.reshape(4, -1), best, atol=1e-5)
+    else:
+        Q = B.reshape(4, -1)
+        np.testing.assert_allclose(Q @ Q.T, np.eye(4), atol=1e-5)

@@ -10,10 +10,12 @@ import pytest
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
+from llm_jax.model.adapters import NO_ADAPTER, AdapterConfig
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
 from llm_jax.train.compile import abstract_batch, jit_step
 from llm_jax.train.config import EVERYTHING, TrainConfig
+from llm_jax.train.flops import flops_per_token
 from llm_jax.train.optimizer import OptimizerConfig
 from llm_jax.train.state import Frozen, TrainModel
 
@@ -21,11 +23,13 @@ MODEL = ModelConfig(layers=2, embed=32, heads=4, kv_heads=4, head_dim=8, mlp=48,
 GRADIENT_OF_MLP = re.compile(r"= \(?f32\[(?:32,48|48,32|1,32,48|1,48,32)\]\S* (?:dot|custom-call)\(")
 
 
-def compiled(trainable: tuple[str, ...], layout: str, mesh: dict[str, int]) -> tuple[str, TrainModel]:
+def compiled(
+    trainable: tuple[str, ...], layout: str, mesh: dict[str, int], adapter: AdapterConfig = NO_ADAPTER
+) -> tuple[str, TrainModel]:
     """The optimised HLO of the step."""
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), mesh))
     optimizer = OptimizerConfig()
-    model = TrainModel(MODEL.resolved(), optimizer, place, trainable=trainable)
+    model = TrainModel(MODEL.resolved(), optimizer, place, trainable=trainable, adapter=adapter)
     batch = abstract_batch(NextToken(), TrainConfig(batch_size=8, sequence_length=16), place)
     with jax.set_mesh(place.mesh):
         step = jit_step(model, NextToken(chunk=16), optimizer, 10)
@@ -45,6 +49,24 @@ def test_there_is_no_gradient_product_master_or_moment_of_frozen_parameters():
     state = attention.abstract_state()
     assert count(state.parameters) == trained < count(all_trained.abstract) / 2
     assert count(state.moments) == pytest.approx(2 * trained, abs=8)  # Adam's two, and counters
+
+
+def test_beside_an_adapter_nothing_is_made_for_the_weights_that_it_is_on():
+    whole, all_trained = compiled(EVERYTHING, "single", {})
+    lora, adapted = compiled(EVERYTHING, "single", {}, AdapterConfig(rank=4))
+    of_weights = re.compile(r"= \(?f32\[(?:1,)?(?:32,48|48,32|32,32|32,128)\]\S* (?:dot|custom-call)\(")
+    assert len(of_weights.findall(whole)) >= 8, "of q, k, v, out, gate, up, down and of the head"
+    assert of_weights.findall(lora) == []
+    attention, mlp = 4 * (32 + 32), 3 * (32 + 48)
+    trained = MODEL.layers * 4 * (attention + mlp)
+    state = adapted.abstract_state()
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    assert count(state.parameters) == adapted.trained_count() == trained
+    assert count(state.moments) == pytest.approx(2 * trained, abs=8)
+    assert adapted.parameter_count() == trained + all_trained.parameter_count()
+    saved, added = 2 * (2 * (4 * 32 * 32 + 3 * 32 * 48) + 128 * 32), 6 * 2 * 4 * (attention + mlp)
+    flops = [flops_per_token(NextToken(), model, 16, {}) for model in (all_trained, adapted)]
+    assert flops[1] == flops[0] - saved + added
 
 
 def test_there_is_no_sum_over_devices_of_frozen_parameters_gradients():
