@@ -28,10 +28,15 @@ class FusedFeedForward(FeedForward):
         return both_BTCF[:, :, 0], both_BTCF[:, :, 1]
 
 
+def is_plain(mlp: FeedForward) -> bool:
+    """Whether both weights are arrays, which can be stacked."""
+    return all(isinstance(w.get_value(), jax.Array) for w in (mlp.gate, mlp.up))
+
+
 def fuse_gate_and_up(block: Block) -> None:
-    """Replaces the gated feed-forward modules of one unstacked block, shared experts included, by fused ones.
-    Changes the block."""
+    """Replaces the gated feed-forward modules of one unstacked block, shared experts included, by fused ones;
+    not those with an adapter beside their weights. Changes the block."""
     for _, module in list(nnx.iter_modules(block)):
         for name, part in list(nnx.iter_children(module)):
-            if isinstance(part, FeedForward) and part.config.gated:
+            if isinstance(part, FeedForward) and part.config.gated and is_plain(part):
                 setattr(module, str(name), FusedFeedForward(part))

@@ -28,7 +28,6 @@ from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
 from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.train.compile import program_options
-from llm_jax.train.state import TrainModel
 
 AttentionReduction = Callable[[jax.Array], Any]
 """weights_BHTS → the arrays to keep of a layer's attention. Runs on the devices, inside the layer's jitted
@@ -56,11 +55,7 @@ class LayerByLayer:
     def __init__(self, opened: PretrainedModel, reduce_attention: AttentionReduction | None = None):
         self.parameters, self.reduce_attention = opened.parameters, reduce_attention
         place = without_pipeline(opened.place)
-        self.program = (
-            opened.program
-            if place == opened.place
-            else TrainModel(opened.config, opened.experiment.optimizer, place)
-        )
+        self.program = opened.program if place == opened.place else opened.program.placed(place)
         self.model = self.program.model(self.program.abstract)
         """The model without weights, for its structure."""
 
@@ -82,12 +77,13 @@ class LayerByLayer:
             )
             x_BTD, stream = self.embed(parameters, tokens, positions)
         yield Layer(-1, cut(stream))
-        number = 0
+        number, model = 0, self.program.model(parameters)
         for name, first, end in stack_runs(self.model):
+            _, stacked = nnx.split(getattr(model, name))
             for i in range(first, end):
                 with jax.set_mesh(place.mesh):
                     x_BTD, (stream, kept, routed) = self.layer(
-                        name, config.of_layer(number), parameters[name], jnp.int32(i), x_BTD, positions
+                        name, config.of_layer(number), stacked, jnp.int32(i), x_BTD, positions
                     )
                 kept = None if kept is None else jax.tree.map(np.asarray, kept)
                 yield Layer(number, cut(stream), kept, *(map(cut, routed) if routed else ()))
@@ -133,11 +129,8 @@ class LayerByLayer:
 
     def block(self, name: str, config: Any, stacked: Any, row: jax.Array) -> Block:
         """The block with the weights of one row of a stack."""
-        weights = jax.tree.map(lambda w: select_row(w, row), stacked)
-        graph, structure = nnx.split(getattr(self.model, name))
-        return block_of(
-            graph, jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(weights)), config
-        )
+        graph, _ = nnx.split(getattr(self.model, name))
+        return block_of(graph, jax.tree.map(lambda w: select_row(w, row), stacked), config)
 
 
 def select_row(w: jax.Array, row: jax.Array) -> jax.Array:

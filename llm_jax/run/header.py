@@ -63,7 +63,8 @@ def trained_line(program: TrainModel) -> str:
     config, parts = adapted.config, []
     if adapted.targets:
         kind = "DoRA" if config.dora else "LoRA"
-        parts.append(f"{kind} of rank {config.rank} on {', '.join(adapted.targets)}")
+        which = [name.removeprefix("blocks.") for name in adapted.targets]
+        parts.append(f"{kind} of rank {config.rank} on {', '.join(which)}")
     parts += sorted(program.trained & {*program.weights})
     kept = config.base or program.config.parameter_dtype
     return (

@@ -41,6 +41,7 @@ from llm_jax.run.prepare import (
     prepare_corpus,
     with_vocabulary_of,
 )
+from llm_jax.run.quantized_base import loss_difference
 from llm_jax.run.summary import write_summary
 from llm_jax.train import metrics
 from llm_jax.train.checkpoint import Checkpoints
@@ -209,6 +210,8 @@ def train(
                 if infos[0]["step"] == 0:
                     for measure, own in zip(measures, states, strict=True):
                         measure.before(own)
+                    if e.adapter.base:
+                        console.log(loss_difference(first, states[0], frozen, group))
                 del states
                 state = loop.run(
                     state, infos[0]["step"], evaluation_due=any(info.get("evaluation_due") for info in infos)
