@@ -79,6 +79,27 @@ class Lanes(LoadScopeScheduling):
                     self._waiting.add(name)
             self._names = sorted(node.gateway.id for node in self.nodes)
         super().schedule()
+        if not first:  # a worker begins a test when it has another, or knows that there is none
+            for node in self.nodes:
+                self._reschedule(node)
+
+    def remove_node(self, node: Any) -> str | None:
+        """The test during which a worker died, and which isn't tried again; None where all of its work was
+        done.
+
+        What it had left is dealt out anew. xdist's own method also puts back the test, which kills the next
+        worker, and units without a test left, of which no report ever comes: the run then waits forever.
+        """
+        units = self.assigned_work.pop(node)
+        left = [(unit, nodeid) for unit in units.values() for nodeid, done in unit.items() if not done]
+        if not left:
+            return None
+        unit, crashed = left[0]
+        unit[crashed] = True
+        self.workqueue.update({name: unit for name, unit in units.items() if not all(unit.values())})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return crashed
 
     def _assign_work_unit(self, node: Any) -> None:
         waiting_lane = len(self._names) > 2 and node.gateway.id == self._names[-1]
