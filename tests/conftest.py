@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.core.xla_flags import keep_collectives_in_order
+from llm_jax.core.xla_flags import enough_threads
 from tests.xla_flags import simulated
 
 # Tests send Ctrl-C to themselves and to processes of theirs, which would be born deaf to it where the tests
@@ -23,7 +23,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated(8)}"
-keep_collectives_in_order()
+enough_threads()
 CACHE = Path(
     os.environ.get("LLM_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"llm_jax_tests_{os.getuid()}")
 )

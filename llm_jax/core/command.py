@@ -20,7 +20,7 @@ from llm_jax.core.errors import (
     require,
 )
 from llm_jax.core.files import check_writable, text_of, user_path
-from llm_jax.core.xla_flags import expect_no_gpu, keep_collectives_in_order, platform_problem
+from llm_jax.core.xla_flags import enough_threads, expect_no_gpu, platform_problem
 
 PICTURES = (".png", ".pdf", ".svg")
 """File types of figures."""
@@ -83,7 +83,7 @@ def before_jax() -> None:
     os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    keep_collectives_in_order()
+    enough_threads()
     expect_no_gpu()
 
 

@@ -13,6 +13,12 @@ NO_DRIVER = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there wherever an NVIDIA GPU is (the second under Windows)."""
 SIMULATED_DEVICES = "xla_force_host_platform_device_count"
+THREADS = "PJRT_NPROC"
+"""Environment variable with the number of threads in XLA's pool; without it, the cores or the devices."""
+THREADS_PER_DEVICE = 8
+"""In one sequence of operations collectives have an order; more of them wait side by side only where loops
+are nested or beside each other.
+"""
 
 
 def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
@@ -25,19 +31,18 @@ def set_by_user(environment: Mapping[str, str] = os.environ) -> set[str]:
     return {*names, *(name.replace("enable_pipelined", "pipeline") for name in names)}
 
 
-def keep_collectives_in_order(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Makes simulated devices run their collectives in one order, if XLA_FLAGS ask for such devices. Called
-    before JAX starts.
+def enough_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Gives XLA threads for all collectives that simulated devices may wait in at once, if XLA_FLAGS ask for
+    such devices. Called before JAX starts.
 
-    A program that JAX 0.11 takes from its compilation cache has lost the order of its collectives. One device
-    then waits in a collective for another that waits in the next one (seen under `pipeline`), until XLA
-    aborts the process after 40 s. Without its scheduler for concurrency XLA runs a program in the order in
-    which it was compiled. As a compiler option it would be lost in the cache too.
+    A collective blocks a thread until the other devices join. XLA's pool has one for each device, and runs
+    what doesn't depend on each other side by side: a weight is gathered beside a loop with collectives of its
+    own. Then all threads may wait for collectives of devices that find none, until XLA aborts the process
+    after 40 s.
     """
-    ordered = "xla_cpu_enable_concurrency_optimized_scheduler"
-    theirs = set_by_user(environment)
-    if SIMULATED_DEVICES in theirs and ordered not in theirs:
-        environment["XLA_FLAGS"] += f" --{ordered}=false"
+    devices = re.findall(rf"--{SIMULATED_DEVICES}=(\d+)", environment.get("XLA_FLAGS", ""))
+    if devices:
+        environment.setdefault(THREADS, str(THREADS_PER_DEVICE * int(devices[-1])))
 
 
 def expect_no_gpu(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -20,13 +20,8 @@ def use_compilation_cache() -> None:
 
     Not in `data.cache_dir`: a config.yaml from elsewhere may name a folder of its own there, and programs are
     loaded from the cache and run.
-
-    Programs for several CPU devices are compiled in every process: read from the cache, a step under
-    `pipeline` hung until XLA aborted after 40 s, three times of three. Its collectives inside of a loop
-    seem to lose their order among those outside, so that devices wait in different ones.
     """
-    several_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
-    if not several_cpus and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(DataConfig().cache_path() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.layout.compilation_cache import no_compilation_cache
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS, STAGES, TENSOR
@@ -27,16 +26,6 @@ from llm_jax.train.state import TrainModel
 from tests.parity.test_layouts import assert_same
 from tests.tiny_run import launch, summary
 from tests.training import SMALL, packed_batch, train
-
-
-@pytest.fixture(autouse=True)
-def compiled_here():
-    """Read from the cache, a step with collectives in a loop and beside it may hang (`use_compilation_cache`);
-    of stages beside other axes it did, three times of three.
-    """
-    with no_compilation_cache():
-        yield
-
 
 DEEP = dataclasses.replace(SMALL, layers=4, kv_heads=2)
 TOLERANCE = 1e-5

@@ -154,7 +154,8 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     assert launch(*line, *sizes, f"run_dir={tmp_path / 'sft'}") == 2
     assert "tokenizer.control" in capsys.readouterr().err
     control = 'tokenizer.control=["<|im_start|>", "<|im_end|>"]'
-    assert launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}") == 0
+    layout = ["layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2"]
+    assert launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / 'sft'}") == 0
     assert "vocabulary of 320 -> 322: new rows are the mean of the others" in capsys.readouterr().out
     (tmp_path / "mine.jinja").unlink()  # the run folder has a copy
     assert (tmp_path / "sft" / "tokenizer" / "chat_template.jinja").read_text() == CHATML
@@ -162,7 +163,7 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     assert after.tokenizer.vocab_size == after.config.vocab == before.config.vocab + 2
     assert after.tokenizer.eos_ids == (*before.tokenizer.eos_ids, 321)
     assert (
-        launch(*line, *sizes, "layout=single", control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
+        launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
     )  # resumed
     assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0
 
