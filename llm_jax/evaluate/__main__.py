@@ -27,6 +27,7 @@ class EvaluateCommand:
       python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
       python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
       python -m llm_jax.evaluate runs/quickstart/default step=500 out=scores.json
+      python -m llm_jax.evaluate runs/sft/default answers=500
       python -m llm_jax.evaluate runs/reward/default rewards=answers.jsonl out=scored.jsonl
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
@@ -34,10 +35,10 @@ class EvaluateCommand:
 
     folder: Path = positional("RUN_OR_FOLDER")
     """A run folder or a Hugging Face model folder."""
-    data: Pairs = passed_on(lambda name: name.startswith("data."), "data.KEY=VALUE")
+    data: Pairs = passed_on(lambda name: name.startswith(("data.", "chat.")), "data.KEY=VALUE")
     """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99
     makes that nearly all of a text). Without any, the run's own corpus, which gives the loss in its
-    summary.json."""
+    summary.json. Conversations are scored as they are trained (data.train_on, chat.template)."""
     train: Pairs = passed_on(lambda name: name in TRAIN_KEYS, "train.KEY=VALUE")
     """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more
     of its document."""
@@ -45,6 +46,9 @@ class EvaluateCommand:
     """Maximum tokens to score, rounded up to whole batches."""
     batches: int | None = argument(None, least=1)
     """Maximum batches to score."""
+    answers: int | None = argument(None, least=1)
+    """Answers the prompts of so many held-out conversations instead, with the most likely tokens, and prints
+    how many answers are right, by the verifiers of the records, with 95% intervals."""
     rewards: Path | None = argument(None, shown="FILE.jsonl")
     """For a reward model (experiment=reward): scores the records of this file instead. A record has text,
     messages, prompt and completion, or prompt, chosen and rejected."""
@@ -56,6 +60,12 @@ class EvaluateCommand:
 
     def check(self) -> None:
         """Raises UserError where the amount is given twice, and for keys that rewards= excludes."""
+        if self.rewards and self.answers:
+            raise UserError(
+                f"answers={self.answers}: has no effect beside rewards={self.rewards}. Leave it out"
+            )
+        if self.answers and (self.tokens or self.batches):
+            raise UserError(f"answers={self.answers}: has no tokens or batches to limit. Leave these out")
         if self.rewards:
             given = [key for key, _ in (*self.data, *self.train)]
             given += [key for key in ("tokens", "batches") if getattr(self, key)]
@@ -78,6 +88,8 @@ def evaluate(arguments: list[str]) -> int:
     if command is None:
         return 0
 
+    if command.answers:
+        return verify_answers(command, command.answers)
     if command.rewards:
         return score_rewards(command, command.rewards)
 
@@ -93,6 +105,19 @@ def evaluate(arguments: list[str]) -> int:
     print(table(scores))
     if command.out:
         write_json(command.out, dataclasses.asdict(scores))
+        print(f"written: {command.out}")
+    return 0
+
+
+def verify_answers(command: EvaluateCommand, count: int) -> int:
+    """Answers held-out prompts, and prints and writes how many answers are right. Raises UserError."""
+    from llm_jax.evaluate.answers import answer_held_out, table  # imports JAX
+
+    changes = [*command.data, *command.train]
+    found = answer_held_out(command.folder, changes, count, **command.model.options())
+    print(table(found))
+    if command.out:
+        write_json(command.out, found.to_json())
         print(f"written: {command.out}")
     return 0
 

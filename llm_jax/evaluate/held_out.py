@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from llm_jax import data
 from llm_jax.core.errors import UserError
-from llm_jax.data import TokenizerConfig
-from llm_jax.experiment import Experiment, override, resolved
+from llm_jax.evaluate.corpus import corpus_of, with_changes
 from llm_jax.layout.layout import Layout
 from llm_jax.model import transformer
-from llm_jax.objective.next_token import NextToken
 from llm_jax.pretrained.model import check_outputs, open_model
-from llm_jax.pretrained.source import open_source, tokenizer_folder
+from llm_jax.pretrained.source import open_source
 from llm_jax.run.prepare import check_layout
 from llm_jax.train.evaluation import HeldOut
 
@@ -68,23 +63,16 @@ def score(
     """
     source = open_source(path, adapter=adapter)
     check_outputs(source.experiment.model.outputs, str(path), "logits")
-    with_changes(source.experiment, changes)  # raises for mistakes in `changes` before the weights are read
+    with_changes(
+        source.experiment, changes, path
+    )  # raises for mistakes in `changes` before the weights are read
     # The corpus reads the tokenizer.
     opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step, tokenizer=False)
-    experiment = with_changes(opened.experiment, changes)
+    experiment = with_changes(opened.experiment, changes, path)
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches
     transformer.check(experiment.model, opened.place, train.sequence_length)
-    corpus = data.prepare(
-        experiment.data,
-        TokenizerConfig(file=str(tokenizer_folder(path))),
-        sequence_length=train.sequence_length,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        run_dir=None,
-        log=lambda line: print(line, file=sys.stderr),
-        to_train=False,
-    )
+    corpus = corpus_of(experiment)
     if corpus.tokenizer.vocab_size > (opened.config.vocab or 0):
         raise UserError(
             f"{path}: its tokenizer has {corpus.tokenizer.vocab_size:,} tokens, more than the model's "
@@ -94,9 +82,9 @@ def score(
     if tokens:
         limit = math.ceil(tokens / (train.batch_size * train.sequence_length))
     with jax.set_mesh(opened.place.mesh):
-        found = HeldOut(opened.program, NextToken(), corpus, corpus.tokenizer, train.batch_size).scores(
-            opened.parameters, limit
-        )
+        found = HeldOut(
+            opened.program, experiment.objective, corpus, corpus.tokenizer, train.batch_size
+        ).scores(opened.parameters, limit)
     assert found
     loss = float(found["eval_loss"])
     return Scores(
@@ -116,14 +104,6 @@ def score(
         mesh=dict(opened.place.mesh.shape),
         dtype=experiment.model.compute_dtype,
     )
-
-
-def with_changes(experiment: Experiment, changes: list[tuple[str, str]]) -> Experiment:
-    """A run's experiment with overrides, resolved; the next-token loss, which is scored, is its objective.
-
-    So the file that defines the objective is not needed.
-    """
-    return resolved(override(dataclasses.replace(experiment, objective=NextToken()), changes))
 
 
 def table(scores: Scores) -> str:

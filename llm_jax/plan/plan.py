@@ -29,6 +29,8 @@ Compiler = Literal["gpu", "cpu"]
 devices."""
 TOKENS_PER_DOCUMENT = 1024
 """Assumed length of documents if an experiment leaves `model.max_segments` to its corpus."""
+TOKENS_PER_EXAMPLE = 128
+"""That of examples which aren't cut, such as conversations."""
 
 
 @dataclass(frozen=True)
@@ -235,12 +237,16 @@ def with_assumptions(experiment: Experiment, compiler: Compiler) -> tuple[Experi
         model = dataclasses.replace(model, vocab=experiment.tokenizer.vocab)
         assumptions.append(f"model.vocab={model.vocab}: the tokenizer's, which may turn out smaller")
     if model.attention == "cudnn" and model.max_segments is None:
-        most = max(1, experiment.train.sequence_length // TOKENS_PER_DOCUMENT)
+        cut = experiment.objective.rows == "cut"
+        each, what = (TOKENS_PER_DOCUMENT, "documents") if cut else (TOKENS_PER_EXAMPLE, "examples")
+        most = max(1, experiment.train.sequence_length // each)
         model = dataclasses.replace(model, max_segments=most)
         assumptions.append(
-            f"model.max_segments={most}: documents of {TOKENS_PER_DOCUMENT:,} tokens; it sizes cuDNN's "
+            f"model.max_segments={most}: {what} of {each:,} tokens; it sizes cuDNN's "
             "workspace, a run counts its own"
         )
+    if experiment.objective.rows != "cut":
+        assumptions.append("rows are full: the padding behind whole examples counts as tokens")
     experiment = dataclasses.replace(experiment, model=model)
     check_complete(experiment)
     return experiment, assumptions

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.core.files import read_json
+from llm_jax.evaluate.__main__ import main as evaluate
 from llm_jax.evaluate.held_out import score
 from tests.data.test_chat import folder  # noqa: F401  (a fixture)
 from tests.objective.test_sft import base  # noqa: F401  (a fixture)
@@ -92,3 +93,22 @@ def test_the_texts_are_found_behind_several_runs_or_said_to_be_unknown(trained, 
     line = [f"from={tmp_path / 'other'}" if word.startswith("from=") else word for word in line]
     assert launch(*line, *more, f"run_dir={tmp_path / 'third'}") == 0
     assert f"what the model forgets is not measured: {gone} is no folder of a run" in capsys.readouterr().out
+
+
+def test_the_evaluate_command_scores_conversations_and_verifies_answers(trained, tmp_path, capsys):
+    path, *_ = trained
+    summary = read_json(path / "run" / "summary.json")
+    assert evaluate([str(path / "run"), f"out={tmp_path / 'loss.json'}"]) == 0
+    assert read_json(tmp_path / "loss.json")["eval_loss"] == pytest.approx(summary["eval_loss"], rel=1e-5)
+    assert evaluate([str(path / "run"), "answers=20", f"out={tmp_path / 'answers.json'}"]) == 0
+    found = read_json(tmp_path / "answers.json")
+    count = summary["exact_answers_of"]
+    assert found["exact_answers"]["b"] == found["exact_answers"]["all"]
+    assert found["exact_answers"]["all"]["right"] == found["exact_answers"]["all"]["of"] == count
+    assert len(found["answers"]) == 20
+    assert f"{count} of {count}" in capsys.readouterr().out
+    assert evaluate([str(path / "run"), "answers=20", "batches=2"]) == 2
+    assert evaluate([str(path / "run"), "data.source=stdlib", "answers=20"]) == 2
+    error = capsys.readouterr().err
+    assert "answers=20: has no tokens or batches to limit" in error
+    assert "data.source=stdlib: this objective reads records, not texts" in error

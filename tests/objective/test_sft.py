@@ -203,3 +203,25 @@ def test_what_is_trained_is_shown_token_by_token(base, tmp_path, capsys):
     assert "<s>⟦" in capsys.readouterr().out
     assert show_data([*line, "examples=0"]) == 2
     assert show_data([*line, "html=page.txt"]) == 2
+
+
+def test_without_words_it_takes_the_quickstarts_model_and_generated_tasks(
+    base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert launch("experiment=sft") == 2
+    error = capsys.readouterr().err
+    assert "from= is missing, and runs/quickstart/default is not there. Train it (python -m" in error
+    assert "experiment=quickstart)" in error
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "default").symlink_to(base / "run")
+    assert launch("experiment=sft", "train.steps=7", "--show") == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    shown = read_yaml(tmp_path / "shown.yaml")
+    assert (shown.data.source, shown.chat.template, shown.train.steps) == ("tasks", "chatml", 7)
+    assert shown.train.start_from == "runs/quickstart/default"
+    assert shown.tokenizer.control == ("<|im_start|>", "<|im_end|>")
+    assert launch("experiment=sft", f"from={base / 'run'}", "--show") == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    shown = read_yaml(tmp_path / "shown.yaml")
+    assert (shown.chat.template, shown.tokenizer.control, shown.train.steps) == ("", (), 200)

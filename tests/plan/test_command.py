@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
 import pytest
 
 from llm_jax.layout import gpu_compile
+from llm_jax.objective.next_token import NextToken
+from llm_jax.objective.sft import SFT
 from llm_jax.plan.__main__ import main
 from llm_jax.plan.memory import lower_bound_bytes
 from llm_jax.plan.plan import plan_program, with_assumptions
@@ -212,3 +215,13 @@ def test_a_substitute_for_a_kernel_that_cpus_lack_is_noted(planned):
     plan = planned("model.attention=cudnn", "model.compute_dtype=bfloat16", "train.microbatches=2")
     assert any(line.startswith("model.attention=blocked stands in for cudnn") for line in plan["assumptions"])
     assert plan["memory_bytes"]["workspace"] == 0
+
+
+def test_rows_of_whole_examples_are_planned_with_more_of_them(small):
+    experiment = experiment_from_pairs(
+        [("experiment", str(small)), ("model.attention", "cudnn"), ("train.sequence_length", "2048")]
+    )
+    for objective, segments, note in ((SFT(), 16, True), (NextToken(), 2, False)):
+        made, assumptions = with_assumptions(dataclasses.replace(experiment, objective=objective), "gpu")
+        assert made.model.max_segments == segments
+        assert any("padding behind whole examples" in line for line in assumptions) == note

@@ -1,0 +1,118 @@
+"""Lets a model answer held-out prompts in its chat template, and verifies the answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_jax.core.errors import UserError
+from llm_jax.core.log import log_to_stderr
+from llm_jax.data.chat_template import find_template
+from llm_jax.data.held_out_prompts import HeldOutPrompt, held_out_prompts
+from llm_jax.data.verify import verdict
+from llm_jax.evaluate.corpus import conversations, corpus_of
+from llm_jax.generate.engine import Engine
+from llm_jax.generate.request import Request
+from llm_jax.pretrained.model import check_outputs, open_model
+from llm_jax.pretrained.source import open_source
+from llm_jax.run.prepare import encoder_settings
+
+SLOTS = 64
+"""Prompts that are answered at once."""
+Z = 1.959964
+"""Standard deviations of a 95% interval."""
+
+
+@dataclass(frozen=True)
+class VerifiedAnswers:
+    """Prompts with a model's answers."""
+
+    path: str
+    step: int
+    prompts: tuple[HeldOutPrompt, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def right(self) -> list[bool | None]:
+        """Whether each answer is right; None where it can't be verified."""
+        return [verdict(prompt.record, text) for prompt, text in zip(self.prompts, self.texts, strict=True)]
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Kind of task → (right answers, answers); of all together under "all"."""
+        found: dict[str, tuple[int, int]] = {"all": (0, 0)}
+        for prompt, right in zip(self.prompts, self.right, strict=True):
+            for name in {"all", str(prompt.record.get("task", "all"))}:
+                if right is not None:
+                    before, of = found.get(name, (0, 0))
+                    found[name] = before + right, of + 1
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts with their intervals, and every prompt with its answer."""
+        rows = zip(self.prompts, self.texts, self.right, strict=True)
+        return {
+            "path": self.path,
+            "step": self.step,
+            "exact_answers": {
+                name: {"right": right, "of": of, "interval_95": wilson_interval(right, of)}
+                for name, (right, of) in self.counts().items()
+            },
+            "answers": [
+                {"where": prompt.where, "record": dict(prompt.record), "answer": text, "right": right}
+                for prompt, text, right in rows
+            ],
+        }
+
+
+def wilson_interval(right: int, of: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927).
+
+    >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
+    [0.49, 0.943]
+    """
+    if not of:
+        return 0.0, 1.0
+    share, z = right / of, Z * Z / of
+    middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z * z / 4)
+    return (middle - half) / (1 + z), (middle + half) / (1 + z)
+
+
+def answer_held_out(
+    path: Path, changes: list[tuple[str, str]], count: int, **options: Any
+) -> VerifiedAnswers:
+    """Answers the prompts of the first `count` held-out records with the most likely tokens.
+
+    changes: overrides (key, value) of the run's data.*, chat.* and train.*. options: of `open_model`. Raises
+    UserError.
+    """
+    source = open_source(path, adapter=options.get("adapter"))
+    check_outputs(source.experiment.model.outputs, str(path), "logits")
+    conversations(source.experiment, changes, path)  # raises before the weights are read
+    opened = open_model(source, **{name: value for name, value in options.items() if name != "adapter"})
+    experiment = conversations(opened.experiment, changes, path)
+    corpus = corpus_of(experiment)
+    settings = encoder_settings(experiment)
+    template = find_template(settings.chat.template, settings.tokenizer, date=settings.chat.date)
+    prompts = held_out_prompts(corpus, template, count, count)
+    if not prompts:
+        raise UserError(f"answers={count}: the held-out records have no prompts")
+    most = experiment.sample.tokens or 64
+    longest = max(len(prompt.ids) for prompt in prompts) + most
+    engine = Engine.of(opened, min(len(prompts), SLOTS), longest, prefill_rows=8, log=log_to_stderr)
+    ids = [engine.submit(Request(ids=prompt.ids, temperature=0.0, max_tokens=most)) for prompt in prompts]
+    while engine.busy:
+        engine.step()
+    texts = tuple(engine.results[i].text for i in ids)
+    return VerifiedAnswers(str(path), opened.step, tuple(prompts), texts)
+
+
+def table(found: VerifiedAnswers) -> str:
+    """The shares of right answers as lines for a terminal."""
+    lines = [f"model       {found.path}, step {found.step}"]
+    for name, (right, of) in found.counts().items():
+        low, high = wilson_interval(right, of)
+        share = f"{right / of:6.1%}  ({low:.1%} to {high:.1%})" if of else "no record has a verifier"
+        lines.append(f"{name:<12}{right:>5} of {of:<5} right  {share}")
+    return "\n".join(lines)
