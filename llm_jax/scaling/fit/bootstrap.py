@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import stats
@@ -104,6 +104,18 @@ def spread(estimate: float, draws: np.ndarray, widen: float = 1.0) -> tuple[floa
         low, high = estimate + widen * (low - estimate), estimate + widen * (high - estimate)
     with np.errstate(over="ignore"):  # a coefficient beyond all numbers has an infinite error
         return float(widen * draws.std(ddof=1)), (float(low), float(high))
+
+
+def standard_errors(variances: Any) -> np.ndarray:
+    """The square roots of variances by the delta method; infinite where one is negative or no number, since
+    the runs then don't determine what it is of.
+
+    >>> print(standard_errors([4.0, -1.0, float("nan")]))
+    [ 2. inf inf]
+    """
+    variances = np.asarray(variances, np.float64)
+    known = variances >= 0
+    return np.where(known, np.sqrt(np.where(known, variances, 0.0)), np.inf)
 
 
 def delta_interval(

@@ -218,8 +218,7 @@ def fit_law(
         * sandwich(law.residual_fns[residuals], theta, every, used.astype(float), delta, cells, fixed)
         * scale
     )
-    with np.errstate(invalid="ignore"):
-        errors_delta = np.sqrt(np.diag(covariance))
+    errors_delta = boot.standard_errors(np.diag(covariance))
     predicted = np.asarray(evaluate_law(law, theta, data))
 
     draws, widen = np.zeros((0, len(law.names))), boot.widening(resampling, points())
@@ -266,7 +265,8 @@ def fit_law(
         )
     for name, value, (low, high) in zip(law.names, values, intervals, strict=True):
         if high - low > abs(value) > 0:
-            warnings.append(f"{name} is hardly determined: {low:.4g} to {high:.4g}")
+            how = "hardly determined" if np.isfinite(high - low) else "not determined"
+            warnings.append(f"{name} is {how}: {low:.4g} to {high:.4g}")
     return LawFit(
         method=law.method,
         objective=float(solutions.objective[solutions.best]),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.core.errors import UserError
+from llm_jax.scaling.fit.bootstrap import standard_errors
 from llm_jax.scaling.fit.bounded import Floor
 from llm_jax.scaling.fit.law import FLOPS_A_WEIGHT, NAMES, Law
 from llm_jax.scaling.fit.repeats import cell_numbers
@@ -53,7 +54,7 @@ def delta_errors(law: Law, covariance: np.ndarray) -> dict[str, float]:
     errors = {}
     for name in values_by_name(law):
         slope = np.array([(ahead[i][name] - behind[i][name]) / (2 * steps[i]) for i in range(5)])
-        errors[name] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
+        errors[name] = float(standard_errors(np.maximum(slope @ covariance @ slope, 0.0)))
     return errors
 
 
