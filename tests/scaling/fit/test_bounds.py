@@ -229,9 +229,17 @@ def test_a_floor_that_one_budget_can_not_determine_is_refused(sizes):
 def test_what_the_runs_do_not_determine_has_an_infinite_error():
     """The link is a step between two losses: where in between changes no residual, so the variance of its
     middle is no number."""
-    losses = [1.0, 4.8277, 6.6367, 3.7047, 6.0473, 3.1153]
-    accuracies = [7e-10, 9e-05, 6.5e-08, 8e-3, 6.9e-07, 0.0786]
-    got = fit.accuracy(losses, accuracies, bootstrap=0)
+    losses = [
+        1.0,
+        4.827711058423965,
+        6.636706222711524,
+        3.7046734073493703,
+        6.047327685286195,
+        3.1152948699240417,
+    ]
+    got = fit.accuracy(
+        losses, [7.292711568024989e-10, *(1 / (1 + np.exp(4 * (np.array(losses[1:]) - 2.5))))], bootstrap=0
+    )
     assert not any(np.isnan(list(got.standard_errors.values())))
     assert got.intervals_95["middle"] == (-np.inf, np.inf)
     assert "middle is not determined: -inf to inf" in got.warnings
