@@ -49,6 +49,11 @@ class AnswerEncoder:
         return cache.fingerprint("answers", 3, self.kind, self.chat.fingerprint)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What the examples of a record are, in order."""
+        return ("chosen", "rejected") if self.kind == "preference" else ()
+
+    @property
     def refused(self) -> Mapping[str, str]:
         """Reasons to leave out an example that are mistakes in the data → what to do."""
         remedy = "Nothing can be learned from them: remove them, or use objective.equal_answers=drop"

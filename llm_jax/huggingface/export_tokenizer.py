@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_atomic
+from llm_jax.data.chat_template import FILE as TEMPLATE
 from llm_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.plain_text import added_token, names_cut
 from llm_jax.data.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
@@ -23,8 +24,8 @@ UNUSED_SCORE = -1e6
 """
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
-    """Writes tokenizer.json and tokenizer_config.json into a folder.
+def export_tokenizer(tokenizer: Tokenizer, folder: Path | str, chat_template: str | None = None) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and, where it is given, the chat template into a folder.
 
     The files of a Hugging Face tokenizer are written unchanged. A SentencePiece model is converted. BPE gives
     the same ids for texts of up to 65,536 characters (longer texts are encoded in chunks by
@@ -38,6 +39,9 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
         raise TypeError(f"{type(tokenizer).__name__} is no tokenizer class of llm_jax.data")
     trees = {JSON_NAME: tokenizer_json(tokenizer), "tokenizer_config.json": tokenizer_config(tokenizer)}
     Path(folder).mkdir(parents=True, exist_ok=True)
+    if chat_template is not None:
+        write_atomic(Path(folder) / TEMPLATE, chat_template)
+        del trees["tokenizer_config.json"]["split_special_tokens"]  # else the template's tokens would be text
     for name, tree in trees.items():
         write_atomic(Path(folder) / name, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
 

@@ -98,9 +98,11 @@ def save_model(
     that of the folder that the model was loaded from, or the first by rank that can express it. Raises
     UserError if no family (or not the given one) can express the model, and if the folder is not empty.
     """
+    from llm_jax.data.chat_template import FILE as TEMPLATE
     from llm_jax.huggingface.export_tokenizer import export_tokenizer
     from llm_jax.huggingface.family import family_for
     from llm_jax.huggingface.folder import CONFIG, GENERATION
+    from llm_jax.pretrained.source import tokenizer_folder
 
     folder = Path(folder)
     check_new_folder(folder, "FOLDER")
@@ -128,7 +130,9 @@ def save_model(
             (partial / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
         write_weights(pretrained, target, tree, partial, dtype, shard_bytes)
         if pretrained.tokenizer_if_any is not None:
-            export_tokenizer(pretrained.tokenizer_if_any, partial)
+            own = tokenizer_folder(pretrained.path)
+            template = inside(own, TEMPLATE, own).read_text() if (own / TEMPLATE).is_file() else None
+            export_tokenizer(pretrained.tokenizer_if_any, partial, template)
 
 
 def write_weights(

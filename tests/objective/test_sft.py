@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from llm_jax.core.files import read_json_lines
-from llm_jax.data.chat_template import CHATML
+from llm_jax.data import TokenizerConfig
+from llm_jax.data.chat_encoder import prompt_ids
+from llm_jax.data.chat_template import CHATML, find_template
 from llm_jax.experiment import read_yaml, to_yaml
 from llm_jax.run.show_data import main as show_data
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
@@ -132,6 +135,7 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
     """From a run whose tokenizer was trained here, to a model that answers and stops."""
     from llm_jax.generate.__main__ import main as generate
     from llm_jax.pretrained.model import open_model
+    from llm_jax.pretrained.save import main as save
 
     (tmp_path / "mine.jinja").write_text(CHATML)
     start = [f"experiment={write_experiment(tmp_path)}", f"run_dir={tmp_path / 'own'}", "train.steps=1"]
@@ -166,6 +170,16 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
         launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
     )  # resumed
     assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0
+    assert save([str(tmp_path / "sft"), str(tmp_path / "exported")]) == 0
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
+    assert "split_special_tokens" not in (tmp_path / "exported" / "tokenizer_config.json").read_text()
+    template = find_template("", TokenizerConfig(file=str(tmp_path / "exported")))
+    assert template.source == CHATML
+    said = [{"role": "user", "content": "a  b\n\n c"}]
+    text = template.render(said, add_generation_prompt=True).text
+    assert library.encode(text, add_special_tokens=False).ids == prompt_ids(
+        template, said, None, after.tokenizer
+    )
 
 
 def test_runs_of_before_the_keys_were_renamed_are_read(sft, tmp_path):
