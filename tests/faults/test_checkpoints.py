@@ -39,6 +39,26 @@ def run(tiny, tmp_path) -> tuple[str, str, str]:
     return (f"experiment={tiny}", f"run_dir={tmp_path / 'run'}", "evaluate.every=0")
 
 
+@pytest.fixture(scope="module")
+def trained_for_four_steps(tmp_path_factory) -> Path:
+    """A folder with an experiment and its run of four steps, which tests copy."""
+    folder = tmp_path_factory.mktemp("four")
+    write_experiment(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm_jax.run.run.device_peak", lambda mesh, dtype, processes=1: 1e11)
+        arguments = (f"experiment={folder / 'tiny.py'}", f"run_dir={folder / 'run'}", "evaluate.every=0")
+        assert launch(*arguments, "train.steps=4") == 0
+    return folder
+
+
+@pytest.fixture
+def four_steps(trained_for_four_steps, tiny, tmp_path) -> tuple[str, str, str]:
+    """The command of a run that has been trained for four steps: checkpoints 2 and 4."""
+    shutil.copytree(trained_for_four_steps / "run", tmp_path / "run")
+    experiment = trained_for_four_steps / "tiny.py"
+    return (f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", "evaluate.every=0")
+
+
 def largest_file(step: Path) -> Path:
     """The largest file of a checkpoint, which has the weights."""
     return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -168,15 +188,14 @@ def disk_is_full() -> None:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_newest_checkpoint_is_reported_and_set_aside_and_the_one_before_is_used(
-    run, tmp_path, capsys, damage
+    four_steps, tmp_path, capsys, damage
 ):
-    assert launch(*run, "train.steps=4") == 0
     reference = losses(tmp_path / "run")
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "4").rglob("*"))
     DAMAGE[damage](tmp_path / "run" / "checkpoints" / "4")
     (tmp_path / "run" / "summary.json").unlink()
     capsys.readouterr()
-    assert launch(*run, "train.steps=4") == 0
+    assert launch(*four_steps, "train.steps=4") == 0
     out = capsys.readouterr().out
     assert "checkpoint 4 can't be read and was moved to" in out
     assert "resuming at step 2" in out
@@ -185,12 +204,13 @@ def test_a_damaged_newest_checkpoint_is_reported_and_set_aside_and_the_one_befor
     assert set(kept) >= {p.name for p in (tmp_path / "run" / "damaged" / "4").rglob("*")}
 
 
-def test_where_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_over(run, tmp_path, capsys):
-    assert launch(*run, "train.steps=4") == 0
+def test_where_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_over(
+    four_steps, tmp_path, capsys
+):
     for step in (2, 4):
         largest_file(tmp_path / "run" / "checkpoints" / str(step)).unlink()
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert launch(*run, "train.steps=6") == 2
+    assert launch(*four_steps, "train.steps=6") == 2
     error = capsys.readouterr().err
     assert "has 2 checkpoints and none can be read; 4: " in error
     assert error.count("\n") == 1
@@ -207,8 +227,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_ove
         (OSError(5, "I/O error"), "Input/output error"),
     ],
 )
-def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, capsys, error, said):
-    assert launch(*run, "train.steps=4") == 0
+def test_an_error_that_is_not_damage_moves_nothing(four_steps, tmp_path, monkeypatch, capsys, error, said):
 
     def fail(self, step, abstract):
         raise error
@@ -217,16 +236,16 @@ def test_an_error_that_is_not_damage_moves_nothing(run, tmp_path, monkeypatch, c
         patch.setattr(Checkpoints, "restore", fail)
         if said is None:
             with pytest.raises(type(error)):
-                launch(*run, "train.steps=6")
+                launch(*four_steps, "train.steps=6")
         else:
-            assert launch(*run, "train.steps=6") == 1
+            assert launch(*four_steps, "train.steps=6") == 1
             assert (
                 capsys.readouterr().err
                 == f"error: run_dir={tmp_path / 'run'}: {said}. Once this is fixed, "
                 + ("run the same command again to resume from step 4\n")
             )
     assert steps_saved(tmp_path / "run") == [2, 4]
-    assert launch(*run, "train.steps=6") == 0
+    assert launch(*four_steps, "train.steps=6") == 0
 
 
 def test_checkpoint_of_another_model_is_refused_by_the_first_difference(run, tmp_path, capsys):

@@ -115,7 +115,9 @@ def compare(name: str, kernel: str, packed: bool, window: int | None) -> None:
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE, err_msg=which)
 
 
-@pytest.mark.parametrize(("packed", "window"), [(True, None), (True, 11), (False, 3)])
+@pytest.mark.parametrize(
+    ("packed", "window"), [(True, None), (True, 11), pytest.param(False, 3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_output_and_gradients_equal_dense_float64(name, packed, window):
     compare(name, "xla", packed, window)

@@ -90,9 +90,9 @@ def assert_agrees(layout: Layout, mesh: dict[str, int], model: ModelConfig = DEE
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),
     [
-        ({"stage": 2}, 2),
+        pytest.param({"stage": 2}, 2, marks=pytest.mark.slow),
         ({"stage": 2}, 4),
-        ({"stage": 2}, 8),
+        pytest.param({"stage": 2}, 8, marks=pytest.mark.slow),
         ({"stage": 4, "data": 2}, 4),
         ({"stage": 1, "data": 2}, 1),
     ],

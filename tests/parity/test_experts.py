@@ -102,7 +102,14 @@ def test_dropless_experts_on_a_layout_agree_with_one_device(layout):
     assert ours[0][-1]["expert_dropped"] == 0
 
 
-@pytest.mark.parametrize("layout", ["expert", "expert_tensor", "experts where tokens are whole"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param("expert", marks=pytest.mark.slow),
+        "expert_tensor",
+        pytest.param("experts where tokens are whole", marks=pytest.mark.slow),
+    ],
+)
 def test_experts_with_capacity_on_a_layout_agree_with_one_device(layout):
     """Equal tokens are dropped: an expert's capacity is for a row, which no layout splits here."""
     ours = run(layout, CAPACITY)

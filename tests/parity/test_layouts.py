@@ -160,7 +160,7 @@ def test_microbatches_on_a_mesh_agree_with_one_device():
     assert_same(history, single(GROUPED))
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "lion"])
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", pytest.param("lion", marks=pytest.mark.slow)])
 def test_other_optimizers_agree_with_one_device(optimizer):
     config = OptimizerConfig(
         name=optimizer, learning_rate=3e-3 if optimizer != "lion" else 3e-4, warmup_steps=2
