@@ -59,6 +59,8 @@ RULES = (
     Rule(r"^srun ", "needs Slurm", test="tests/slurm/test_real_run.py"),
     Rule(r"experiment=sft from=models/", "needs a model of the reader's", test="tests/objective/test_sft.py"),
     Rule(r"experiment=sft from=runs/", "needs conversations of the reader's", test="tests/objective/test_sft.py"),
+    Rule(r"launch experiment=sft$", "takes minutes", add=SHORT),
+    Rule(r"answers=500", "takes a minute", replace=(r"answers=\d+", "answers=8")),
     Rule(r"tools\.fuzz", "takes an hour", test="tests/fuzz/test_readers.py"),
     Rule(r"llm_jax\.generate models/", "needs a model of the reader's", test="tests/generate/test_chat.py"),
     Rule(r"tools/slurm_cluster\.py", "needs Slurm", test="tests/slurm/test_cluster.py"),

@@ -112,7 +112,7 @@ class BeforeAndAfter:
             was = before.get("exact_answers")
             began = "" if was is None else f"{was:.1%} before, "
             lines.append(
-                f"exact answers to {self.answers.verified} held-out prompts: {began}{share:.1%} after "
+                f"exact answers, of {self.answers.verified} held-out prompts: {began}{share:.1%} after "
                 f"({self.answers.by_task(texts)})"
             )
         if (loss := found.get("base_loss")) is not None:

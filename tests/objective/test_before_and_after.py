@@ -47,7 +47,7 @@ def test_answers_to_held_out_prompts_are_verified(trained):
     count = summary["exact_answers_of"]
     assert 3 <= count < 20  # of the first 20 held-out records those with a verifier
     assert (
-        f"exact answers to {count} held-out prompts: 0.0% before, 100.0% after (b {count} of {count})" in log
+        f"exact answers, of {count} held-out prompts: 0.0% before, 100.0% after (b {count} of {count})" in log
     )
     assert "--- sample 1, records.jsonl:" in log
     assert log.count("--- sample") == 3
