@@ -5,6 +5,7 @@ tools/make_preference_fixtures.py makes the cases.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -22,8 +23,11 @@ from llm_jax.objective.cpo import CPO
 from llm_jax.objective.cpo import preference_loss as cpo_loss
 from llm_jax.objective.dpo import DPO, preference_loss
 from llm_jax.objective.kto import KTO, kto_loss
+from llm_jax.objective.logprobs import Hidden
 from llm_jax.objective.orpo import ORPO, odds_ratio_penalty
+from llm_jax.objective.preference import AnswerObjective
 from llm_jax.pretrained.model import open_model
+from tests.objective.given_logprobs import with_logprobs
 
 CASES = json.loads((Path(__file__).parent / "preference_cases.json").read_text())
 RANDOM = CASES["random"]
@@ -124,18 +128,31 @@ def test_losses_and_gradient_norms_of_a_model_are_trls():
 
     def losses(parameters, frozen_parameters, batch, objectives):
         frozen = {"reference": reference.program.model(frozen_parameters)}
+        model = policy.program.model(parameters)
+        logprobs = lambda p: AnswerObjective().policy_logp(policy.program.model(p), batch)[1]  # noqa: E731
+        logp_BT, back = jax.vjp(logprobs, parameters)
 
         def of(objective):
-            def loss(p):
-                model = policy.program.model(p)
+            def loss(x_BT):
                 totals = jax.lax.stop_gradient(objective.totals(model, frozen, batch))
-                found = objective.compute_loss(model, frozen, {**batch, **totals})
+                given = with_logprobs(objective, Hidden(x_BT, None), x_BT)
+                given_frozen = dataclasses.replace(objective).reference_logp(frozen, batch)
+                whole = {
+                    **batch,
+                    **totals,
+                    **({} if given_frozen is None else {"reference_logp": given_frozen}),
+                }
+                found = given.compute_loss(model, {}, whole)
                 return found.total / found.weight
 
-            value, gradient = jax.value_and_grad(loss)(parameters)
-            return value, jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
+            return jax.value_and_grad(loss)(logp_BT)
 
-        return [of(objective) for objective in objectives]
+        values, gradients_BT = zip(*map(of, objectives), strict=True)
+        norms = jax.lax.map(
+            lambda g_BT: jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(back(g_BT)))),
+            jnp.stack(gradients_BT),
+        )
+        return values, norms
 
     with jax.set_mesh(policy.program.place.mesh):
         for kind in ("pairs", "labelled"):
@@ -146,7 +163,7 @@ def test_losses_and_gradient_norms_of_a_model_are_trls():
                           else OBJECTIVES[case["name"]](**case["config"]) for case in cases]  # fmt: skip
             program = jax.jit(functools.partial(losses, objectives=objectives))
             found = program(policy.parameters, reference.parameters, packed_batch(kind))
-            for case, (value, norm) in zip(cases, found, strict=True):
+            for case, value, norm in zip(cases, *found, strict=True):
                 assert float(value) == pytest.approx(case["loss"], rel=1e-5), case
                 assert float(norm) == pytest.approx(case["gradient_norm"], rel=1e-4), case
 

@@ -86,23 +86,29 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, tmp_path, capsys):
         "eval_rejected_logp",
     }
     assert (tmp_path / "one" / "curves.png").stat().st_size > 10_000
-    many = run("many", "dpo", *FSDP_TENSOR, "train.microbatches=2")
-    assert "reference: log-probabilities of the data (cached)" in capsys.readouterr().out
-
-    live = run("live", "dpo", "layout=single", "objective.cache=false")
-    for other in (many, live):
-        for name in ("train_loss", "eval_loss", "chosen_logp", "eval_margin"):
-            np.testing.assert_allclose(values(other, name), values(one, name), rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_with_an_adapter_resumes_bit_for_bit(run, tmp_path):
-    """Its reference is the model with the adapter switched off."""
-    arguments = ("layout=single", "adapter.rank=2", "objective.sft=0.5")
-    one = run("one", "dpo", *arguments)
-    assert values(one, "margin")[0] == pytest.approx(0, abs=1e-6)
+@pytest.mark.slow
+def test_dpo_on_eight_devices_with_the_reference_in_each_step_agrees_with_one(run):
+    one = run("one", "dpo", "layout=single")
+    many = run("many", "dpo", *FSDP_TENSOR, "train.microbatches=2", "objective.cache=false")
+    for name in ("train_loss", "eval_loss", "chosen_logp", "eval_margin"):
+        np.testing.assert_allclose(values(many, name), values(one, name), rtol=1e-5, atol=1e-6)
+
+
+def test_kto_with_an_adapter_learns_and_resumes_bit_for_bit(run, tmp_path, capsys):
+    """Its reference is the model with the adapter switched off, whose log-probabilities are in the cache."""
+    arguments = ("layout=single", "adapter.rank=4", "objective.undesirable_weight=0.5")
+    one = run("one", "kto", *arguments)
+    assert "answers in each" in capsys.readouterr().out
+    assert values(one, "train_loss")[0] == pytest.approx(0.5 * 0.75, abs=0.1)
+    for name in ("kl", "wanted_reward", "unwanted_reward"):
+        assert values(one, name)[0] == pytest.approx(0, abs=1e-5)
+    assert values(one, "wanted_reward")[-1] > values(one, "unwanted_reward")[-1]
     shutil.rmtree(tmp_path / "one" / "checkpoints" / "4")
     (tmp_path / "one" / "summary.json").unlink()
-    again = run("one", "dpo", *arguments)
+    again = run("one", "kto", *arguments)
+    assert "reference: log-probabilities of the data (cached)" in capsys.readouterr().out
     by_step = losses(tmp_path / "one")  # fails where a step was done twice with different values
     assert list(by_step.values()) == values(one, "train_loss").tolist()
     assert len(values(again, "train_loss")) > len(values(one, "train_loss"))
@@ -110,21 +116,14 @@ def test_a_run_with_an_adapter_resumes_bit_for_bit(run, tmp_path):
     assert len(info["frozen"]["reference"]["sha256"]) == 64
 
 
-def test_kto_learns_from_answers_with_labels(run, capsys):
-    one = run("one", "kto", "layout=single", "objective.undesirable_weight=0.5")
-    out = capsys.readouterr().out
-    assert "answers in each" in out
-    assert values(one, "train_loss")[0] == pytest.approx(0.5 * 0.75, abs=0.1)
-    assert values(one, "kl")[0] == pytest.approx(0, abs=1e-5)
-    assert values(one, "wanted_reward")[0] == pytest.approx(0, abs=1e-6)
-    assert values(one, "wanted_reward")[-1] > values(one, "unwanted_reward")[-1]
-
-
-def test_orpo_and_simpo_need_no_reference(run):
-    for name, *arguments in (("orpo",), ("cpo", "objective.loss=simpo", "objective.beta=2")):
-        one = run(name, name, "layout=single", *arguments)
-        assert values(one, "train_loss")[-1] < values(one, "train_loss")[0]
-        assert set(one[-1]) >= {"eval_loss", "eval_accuracy"}
+@pytest.mark.parametrize(
+    ("experiment", "arguments"),
+    [("orpo", []), pytest.param("cpo", ["objective.loss=simpo", "objective.beta=2"], marks=pytest.mark.slow)],
+)
+def test_orpo_and_simpo_need_no_reference(run, experiment, arguments):
+    one = run("one", experiment, "layout=single", *arguments)
+    assert values(one, "train_loss")[-1] < values(one, "train_loss")[0]
+    assert set(one[-1]) >= {"eval_loss", "eval_accuracy"}
 
 
 PROMPT = {"prompt": "a", "chosen": "good", "rejected": "bad"}
