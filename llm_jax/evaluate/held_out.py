@@ -87,12 +87,17 @@ def score(
         ).scores(opened.parameters, limit)
     assert found
     loss = float(found["eval_loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{path}: its held-out loss is {loss} at step {opened.step}: weights, or what they compute in "
+            f"{experiment.model.compute_dtype}, are no finite numbers. Take an earlier step=, or dtype=float32"
+        )
     return Scores(
         path=str(path),
         step=opened.step,
         sources=experiment.data.sources(),
         eval_loss=loss,
-        perplexity=math.exp(loss),
+        perplexity=math.exp(loss) if loss < 709 else math.inf,
         eval_bits_per_byte=float(found["eval_bits_per_byte"]),
         eval_tokens=int(found["eval_tokens"]),
         held_out_tokens=corpus.held_out_tokens,

@@ -57,7 +57,7 @@ class SaveCommand:
     """The dtype that weights are rounded to; the run's parameter dtype, if not given."""
     family: str = argument("", shown="NAME", choices=family_names)
     """The model family that it is written as; the first that can express the model, if not given."""
-    shard_size: int = argument(SHARD_BYTES, least=0)
+    shard_size: int = argument(SHARD_BYTES, least=1)
     """The most bytes of a file."""
     model: ModelArguments = part(ModelArguments, without=("dtype", "adapter"))
 

@@ -206,7 +206,8 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     """Host and ports in LLM_JAX_COORDINATOR. Raises UserError unless it is host:port."""
     text = environ.get("LLM_JAX_COORDINATOR", "")
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    named = re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]|[0-9A-Fa-f:.]+", host)
+    if not named or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
             f"LLM_JAX_COORDINATOR={text}: must be host:port, the host of rank 0 and a free port there"
         )

@@ -110,10 +110,9 @@ def prepare_and_train(
     place = place_of(experiment)
     last = check_folder(experiment, group)
     if is_finished(experiment, last):
-        console.log(
-            f"nothing to do: the run in {experiment.run_dir} is finished, at step {last['step']} of "
-            f"{experiment.train.steps}"
-        )
+        done, asked = last["step"], experiment.train.steps
+        where = f"step {done} of {asked}" if done <= asked else f"step {done}, beyond train.steps={asked}"
+        console.log(f"nothing to do: the run in {experiment.run_dir} is finished, at {where}")
         return 0
     corpus = prepare_corpus(experiment, caches, group, console.log)
     experiment = with_vocabulary_of(experiment, corpus)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -145,6 +147,17 @@ def test_a_mistake_is_one_line(trained, capsys, arguments, says):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert says in error
+
+
+def test_a_model_of_nan_is_no_score(trained, monkeypatch, capsys):
+    def broken(*arguments, **options):
+        opened = open_model(*arguments, **options)
+        return dataclasses.replace(opened, parameters=jax.tree.map(lambda w: w * np.nan, opened.parameters))
+
+    monkeypatch.setattr("llm_jax.evaluate.held_out.open_model", broken)
+    assert main([str(trained / "run"), f"out={trained / 'nan.json'}"]) == 2
+    assert "its held-out loss is nan at step 4" in capsys.readouterr().err
+    assert not (trained / "nan.json").exists()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, capsys):

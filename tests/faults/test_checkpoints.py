@@ -294,10 +294,10 @@ def test_without_best_only_the_last_k_are_kept(tiny, tmp_path):
 def test_a_finished_run_prints_that_it_is_and_changes_nothing(run, tmp_path, capsys):
     assert launch(*run, "train.steps=2") == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    for steps in (2, 1):
+    for steps, where in ((2, "step 2 of 2"), (1, "step 2, beyond train.steps=1")):
         capsys.readouterr()
         assert launch(*run, f"train.steps={steps}") == 0
-        assert f"is finished, at step 2 of {steps}" in capsys.readouterr().out
+        assert f"is finished, at {where}" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 

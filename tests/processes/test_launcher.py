@@ -244,6 +244,8 @@ def test_nonsense_in_slurms_variables_is_one_line_that_names_them(changed, messa
         ({"LLM_JAX_LOCAL_SIZE": "0"}, "LLM_JAX_LOCAL_RANK, LLM_JAX_LOCAL_SIZE: rank 0 of 0"),
         ({"LLM_JAX_COORDINATOR": "node1:²"}, "must be host:port"),
         ({"LLM_JAX_COORDINATOR": ":5000"}, "must be host:port"),
+        ({"LLM_JAX_COORDINATOR": "http://node1:5000"}, "must be host:port"),
+        ({"LLM_JAX_COORDINATOR": "node1:5000:x:1"}, "must be host:port"),
     ],
 )
 def test_our_own_variables_agree(changed, message):
