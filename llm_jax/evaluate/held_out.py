@@ -90,7 +90,7 @@ def score(
     if not math.isfinite(loss):
         raise UserError(
             f"{path}: its held-out loss is {loss} at step {opened.step}: weights, or what they compute in "
-            f"{experiment.model.compute_dtype}, are no finite numbers. Take an earlier step=, or dtype=float32"
+            f"{experiment.model.compute_dtype}, are no finite numbers. Take an earlier step= or dtype=float32"
         )
     return Scores(
         path=str(path),
