@@ -35,6 +35,7 @@ from llm_jax.data.generated import GENERATED, generated_documents, generated_fin
 from llm_jax.data.stdlib_files import stdlib_fingerprint
 from llm_jax.data.text_files import find_text_files, same_content
 from llm_jax.data.tfds_datasets import quiet_tfds, write_documents
+from llm_jax.data.tfds_records import record_json
 
 _LOCAL_VERSION = 2  # of the rules that turn files into documents: raise it when they change
 _COUNTS = "counts.json"
@@ -65,6 +66,11 @@ class Source:
     files: tuple[str, ...] = ()
     """The names of the local files that it was made of."""
 
+    @property
+    def holds_records(self) -> bool:
+        """Whether its documents are whole records of a TFDS dataset, in JSON."""
+        return self.text_key == WHOLE_RECORD
+
     def records(self) -> Any:
         """A sequence of the records with random access (TFDS `as_data_source`): dicts, with the text as
         bytes.
@@ -75,7 +81,8 @@ class Source:
     def text(self, records: Any, i: int) -> bytes:
         """The text of record `i` of `records()`. Raises UserError if its file is damaged."""
         try:
-            found, problem = field_of(records[i], self.text_key), "has no text"
+            record, problem = records[i], "has no text"
+            found = record_json(record) if self.holds_records else field_of(record, self.text_key)
         except RuntimeError as error:  # array_record raises no narrower type
             found, problem = None, f"cannot be read: {_first_line(error)}"
         if not isinstance(found, bytes):  # array_record returns empty records of a file that is cut off
@@ -112,10 +119,11 @@ def resolve(name: str, data: DataConfig, log: Callable[[str], None]) -> Source:
     local = glob.has_magic(name) or name.endswith(SUFFIXES) or user_path(name).exists()
     if name in GENERATED:
         return _generated(name, data)
-    if data.text_key == WHOLE_RECORD and not (local and name != "stdlib"):
+    is_records = name != "stdlib" and (local or name.startswith("tfds:"))
+    if data.text_key == WHOLE_RECORD and not is_records:
         raise UserError(
-            f"data.source={name}: this objective reads records, not texts; give files of .jsonl or "
-            f".parquet, or one of {', '.join(GENERATED)}"
+            f"data.source={name}: this objective reads records, not texts; give .jsonl or .parquet, "
+            f"tfds:NAME, or one of {', '.join(GENERATED)}"
         )
     if name == "stdlib":
         return _stdlib(name, data)
@@ -246,6 +254,8 @@ def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _check_text(name: str, builder: Any, data: DataConfig) -> None:
     """Raises UserError unless the records of a TFDS dataset have text under `data.text_key`."""
+    if data.text_key == WHOLE_RECORD:
+        return
     features = _as_dict(builder.info.features)
     feature = field_of(features, data.text_key)
     if feature is MISSING:

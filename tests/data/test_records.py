@@ -12,9 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from llm_jax.core.errors import UserError
-from llm_jax.data import DataConfig, TokenizerConfig, prepare
+from llm_jax.data import WHOLE_RECORD, DataConfig, TokenizerConfig, prepare
 from llm_jax.data.documents import read_documents, read_records
 from llm_jax.data.sources import resolve
+from llm_jax.data.tfds_datasets import quiet_tfds
 
 
 def read(path, text_key="text", separator=""):
@@ -262,3 +263,27 @@ def test_a_shard_of_a_prepared_dataset_that_is_missing_or_damaged_is_one_line(
     with pytest.raises(UserError, match=rf"data\.source.*{message}") as error:
         make(prepared, text_key="meta.text", vocab=290, cache_dir=str(tmp_path_factory.mktemp("c")))
     assert "\n" not in str(error.value)
+
+
+def test_records_of_a_tfds_dataset_are_read_whole(tmp_path):
+    """A sequence of messages, as TFDS has it, is a list of messages."""
+    turn = {"role": "user", "content": "é"}
+    with quiet_tfds() as tfds:
+        core, features = tfds.core, tfds.features
+        identity = core.dataset_info.DatasetIdentity(
+            name="chats", version=core.Version("1.0.0"), data_dir=str(tmp_path), module_name="tests"
+        )
+        messages = features.Sequence({"role": features.Text(), "content": features.Text()})
+        info = core.DatasetInfo(
+            builder=identity,
+            features=features.FeaturesDict({"messages": messages, "id": np.int64, "label": np.bool_}),
+        )
+        writer = core.SequentialWriter(info, max_examples_per_shard=9, file_format="array_record")
+        writer.initialize_splits(["train"])
+        records = [{"messages": [turn] * (i + 1), "id": i, "label": i == 1} for i in range(3)]
+        writer.add_examples({"train": records})
+        writer.close_all()
+    data = DataConfig(cache_dir=str(tmp_path / "cache"), text_key=WHOLE_RECORD)
+    source = resolve(str(tmp_path), data, print)
+    found = source.records()
+    assert [json.loads(source.text(found, i)) for i in range(3)] == records
