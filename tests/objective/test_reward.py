@@ -15,6 +15,7 @@ from llm_jax.evaluate.__main__ import main as evaluate
 from llm_jax.generate.__main__ import main as generate
 from llm_jax.objective.reward import reward_loss
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
+from tests.objective.test_distill import LAYOUTS
 from tests.tiny_run import launch, write_experiment
 
 CASES = json.loads((Path(__file__).parent / "reward_cases.json").read_text())  # tools/make_reward_fixtures.py
@@ -49,18 +50,22 @@ def base(folder, tmp_path_factory) -> Path:  # noqa: F811
     return path
 
 
-@pytest.fixture
-def run(base, tmp_path):
-    def train(name: str, *arguments: str, code: int = 0) -> list[dict]:
-        words = [
-            f"from={base / 'run'}", f"data.source={base / 'pairs.jsonl'}", "data.held_out_fraction=0.2",
-            "train.batch_size=8", "train.sequence_length=128", "optimizer.learning_rate=1e-2", "evaluate.every=50",
-            "checkpoint.every=50", f"run_dir={tmp_path / name}",
-        ]  # fmt: skip
-        assert launch("experiment=reward", *words, *arguments) == code
-        return read_json_lines(tmp_path / name / "metrics.jsonl") if code == 0 else []
+def train(base: Path, run_dir: Path, *arguments: str, code: int = 0) -> list[dict]:
+    """Trains in a folder; its metrics."""
+    words = [
+        f"from={base / 'run'}", f"data.source={base / 'pairs.jsonl'}", "data.held_out_fraction=0.2",
+        "train.batch_size=8", "train.sequence_length=128", "optimizer.learning_rate=1e-2", "evaluate.every=50",
+        "checkpoint.every=50", "objective.centring=0.01", f"run_dir={run_dir}",
+    ]  # fmt: skip
+    assert launch("experiment=reward", *words, *arguments) == code
+    return read_json_lines(run_dir / "metrics.jsonl") if code == 0 else []
 
-    return train
+
+@pytest.fixture(scope="module")
+def model(base) -> Path:
+    """A run that has learned to rank."""
+    train(base, base / "reward", "layout=single", "train.steps=40")
+    return base / "reward"
 
 
 def values(metrics: list[dict], name: str) -> np.ndarray:
@@ -74,19 +79,31 @@ def rewards_of(capsys, *words) -> list[list[float]]:
     return [[float(value) for value in line.split()] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_reward_model_learns_to_rank_on_any_layout_and_scores_a_file(run, base, tmp_path, capsys):
-    one = run("one", "layout=single", "train.steps=40", "objective.centring=0.01")
+def test_a_reward_model_learns_to_rank(base, model, tmp_path):
+    one = read_json_lines(model / "metrics.jsonl")
     assert values(one, "train_loss")[0] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at 0
     assert values(one, "train_loss")[-1] < 0.1
     assert values(one, "eval_accuracy")[-1] >= 0.9
     assert values(one, "eval_pairs")[-1] > 20
-    many = run("many", "layout=fsdp_tensor", "mesh.data=4", "mesh.tensor=2", "train.microbatches=2",
-               "train.steps=4", "objective.centring=0.01")  # fmt: skip
-    other = run("other", "layout=single", "train.steps=4", "objective.centring=0.01")
-    for name in ("train_loss", "chosen_reward", "eval_loss"):
-        np.testing.assert_allclose(values(many, name), values(other, name), rtol=1e-5, atol=1e-7)
+    agree(base, tmp_path, "fsdp_tensor", ("mesh.data=4", "mesh.tensor=2"), 2)
 
-    model = tmp_path / "one"
+
+def agree(base, run_dir, layout, mesh, microbatches):
+    """The losses and gradients of a layout are those of one device."""
+    many = train(base, run_dir / "many", f"layout={layout}", *mesh, f"train.microbatches={microbatches}",
+                 "train.steps=3")  # fmt: skip
+    one = train(base, run_dir / "one", "layout=single", "train.steps=3")
+    for name in ("train_loss", "chosen_reward", "gradient_norm", "eval_loss"):
+        np.testing.assert_allclose(values(many, name), values(one, name), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "mesh", "microbatches"), LAYOUTS)
+def test_every_layout_takes_the_steps_of_one_device(base, tmp_path, layout, mesh, microbatches):
+    agree(base, tmp_path, layout, mesh, microbatches)
+
+
+def test_a_file_is_scored_as_in_training(base, model, tmp_path, capsys):
     records = [
         {"prompt": "say 7", "chosen": answer(7, True), "rejected": answer(7, False)},
         {
@@ -130,7 +147,7 @@ def test_a_reward_model_learns_to_rank_on_any_layout_and_scores_a_file(run, base
     assert len(errors) == 4
 
 
-def test_a_margin_and_the_place_of_the_last_token_reach_the_loss(base, tmp_path):
+def test_a_margin_and_the_place_of_the_last_token_reach_the_loss():
     """By the segment table: the end of an answer, whatever its token is, and padding never."""
     from llm_jax.data.answer_rows import PairRows
     from llm_jax.objective.reward import Reward, pair_rewards
@@ -190,13 +207,10 @@ def test_the_head_is_trained_beside_an_adapter():
         ("[1]\n", "line 1 is no object"),
     ],
 )
-def test_a_file_that_cant_be_scored_is_one_line(run, base, tmp_path, capsys, content, message):
-    if not (base / "reward").exists():
-        assert launch("experiment=reward", f"from={base / 'run'}", f"data.source={base / 'pairs.jsonl'}",
-                      "train.steps=1", "train.sequence_length=128", f"run_dir={base / 'reward'}", "layout=single") == 0  # fmt: skip
+def test_a_file_that_cant_be_scored_is_one_line(model, tmp_path, capsys, content, message):
     (tmp_path / "wrong.jsonl").write_text(content)
     capsys.readouterr()
-    assert evaluate([str(base / "reward"), f"rewards={tmp_path / 'wrong.jsonl'}"]) == 2
+    assert evaluate([str(model), f"rewards={tmp_path / 'wrong.jsonl'}"]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
