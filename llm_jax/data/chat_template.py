@@ -210,11 +210,11 @@ def copy_of_template(name: str, folder: Path) -> str:
 
 
 def save_template(chat: ChatConfig, tokenizer: TokenizerConfig, folder: Path) -> None:
-    """Writes the template that `chat.template` names beside the tokenizer that is trained with it.
+    """Writes the template of a run beside the tokenizer that is trained with it, unless its files have it.
 
-    Whatever reads the folder finds it: `from=`, generation, an export. The model's own is there already.
+    Whatever reads the folder finds it: `from=`, generation, an export.
     """
-    if chat.template:
+    if chat.template or not named_templates(folder, read_json(folder / CONFIG)):
         write_atomic(folder / FILE, find_template(chat.template, tokenizer).source)
 
 

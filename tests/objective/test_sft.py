@@ -170,6 +170,9 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
         launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
     )  # resumed
     assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0
+    own = ["experiment=sft", f"from={tmp_path / 'sft'}", f"data.source={base / 'chats.jsonl'}"]
+    assert launch(*own, *sizes, "layout=single", "train.steps=1", f"run_dir={tmp_path / 'more'}") == 0
+    assert generate([str(tmp_path / "more"), "chat=hello", "max_tokens=3"]) == 0
     assert save([str(tmp_path / "sft"), str(tmp_path / "exported")]) == 0
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
     assert "split_special_tokens" not in (tmp_path / "exported" / "tokenizer_config.json").read_text()
