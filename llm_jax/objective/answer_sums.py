@@ -54,16 +54,17 @@ def of_segments(
 
 
 def _sums(policy_logp_BT, reference_logp_BT, mask_BT, add) -> AnswerSums:
+    policy_logp_BT, mask_BT = jnp.asarray(policy_logp_BT, jnp.float32), jnp.asarray(mask_BT)
     trained_BT = mask_BT > 0
     # What is not trained may be anything, infinite too.
-    logp_BT = jnp.where(trained_BT, policy_logp_BT.astype(jnp.float32), 0)
+    logp_BT = jnp.where(trained_BT, policy_logp_BT, 0)
     tokens = add(trained_BT.astype(jnp.float32))
     there = (tokens > 0).astype(jnp.float32)
     logp = add(logp_BT)
     gain = logp
     if reference_logp_BT is not None:
         # Token by token: the difference of two large sums would lose digits.
-        gain = add(jnp.where(trained_BT, logp_BT - reference_logp_BT.astype(jnp.float32), 0))
+        gain = add(jnp.where(trained_BT, logp_BT - jnp.asarray(reference_logp_BT, jnp.float32), 0))
     return AnswerSums(jnp.where(there > 0, logp, -1.0), gain, jnp.maximum(tokens, 1), there)
 
 

@@ -179,7 +179,7 @@ def kto_loss(
     mismatched answers, which is a constant.
     """
     sums = answer_sums.of_rows(policy_logp_BT, reference_logp_BT, mask_BT)
-    return jnp.mean(example_losses(config, sums, label_B.astype(jnp.float32), kl))
+    return jnp.mean(example_losses(config, sums, jnp.asarray(label_B, jnp.float32), kl))
 
 
 def example_losses(config: KTO, sums: AnswerSums, wanted: jax.Array, kl: jax.Array | float) -> jax.Array:
