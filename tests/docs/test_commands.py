@@ -27,6 +27,8 @@ def test_a_launch_line_is_accepted(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
     sources = [word.partition("=")[2] for word in words if word.startswith(("from=", "teacher="))]
+    if "experiment=sft" in words and not sources:  # what it starts with by itself
+        sources = ["runs/quickstart/default"]
     if sources:  # runs that other lines make
         assert main(["experiment=quickstart", "--show"]) == 0
         config = capsys.readouterr().out
