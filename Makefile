@@ -26,6 +26,8 @@ reference: $(VENV)/installed-reference
 	$(BIN)/python -m tools.make_huggingface_fixtures
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/huggingface
 	$(BIN)/python -m tools.check_huggingface seeds=3
+	$(BIN)/python -m tools.make_adapter_fixtures
+	$(BIN)/python -m tools.check_adapters seeds=3
 
 $(VENV)/installed-reference: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),reference]'

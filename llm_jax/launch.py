@@ -59,6 +59,8 @@ class LaunchCommand:
     start: Pairs = passed_on(lambda name: name == "from", "from=FOLDER")
     """Initialises from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
     (experiment=continue_pretraining)."""
+    adapter: Pairs = passed_on(lambda name: name == "adapter.from", "adapter.from=FOLDER")
+    """Trains the adapter in this PEFT folder further, on the model of from=FOLDER."""
     teacher: Pairs = passed_on(lambda name: name == "teacher", "teacher=FOLDER")
     """Learns from the model in this run folder or Hugging Face folder (experiment=distill)."""
     run_dir: Pairs = passed_on(lambda name: name == "run_dir", "run_dir=FOLDER")

@@ -53,13 +53,14 @@ def score(
     dtype: str | None = None,
     step: int | None = None,
     adapter: Path | str | None = None,
+    apart: bool = False,
     tokens: int | None = None,
     batches: int | None = None,
 ) -> Scores:
     """Opens a model and scores it. changes: overrides (key, value) of the run's data.* and train.*.
 
     tokens, batches: the maximum to score; None: as many as at the end of the run. layout, mesh, dtype, step,
-    adapter: as for `open_model`. Raises UserError.
+    adapter, apart: as for `open_model`. Raises UserError.
     """
     source = open_source(path, adapter=adapter)
     check_outputs(source.experiment.model.outputs, str(path), "logits")
@@ -67,7 +68,9 @@ def score(
         source.experiment, changes, path
     )  # raises for mistakes in `changes` before the weights are read
     # The corpus reads the tokenizer.
-    opened = open_model(source, layout=layout, mesh=mesh, dtype=dtype, step=step, tokenizer=False)
+    opened = open_model(
+        source, layout=layout, mesh=mesh, dtype=dtype, step=step, apart=apart, tokenizer=False
+    )
     experiment = with_changes(opened.experiment, changes, path)
     check_layout(experiment, opened.place)
     train, limit = experiment.train, batches or experiment.evaluate.final_batches

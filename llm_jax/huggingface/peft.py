@@ -25,6 +25,8 @@ from llm_jax.huggingface.peft_map import (
     AdaptedMatrix,
     Factor,
     Matrix,
+    expert_modules,
+    has_joined_experts,
     has_separate_experts,
     joined_experts,
     matrices,
@@ -161,8 +163,9 @@ def read_peft(path: Path, base: Base) -> PeftAdapter:
     tensor_map = base.tensor_map()
     separate = has_separate_experts(tensors)
     found = matrices(tensor_map, separate)
-    if not separate:
-        config = joined_experts(config, matrices(tensor_map, separate=True))
+    if has_joined_experts(tensors):
+        leaves = expert_modules(base.family.tensors(base.config, base.tree))
+        config = joined_experts(config, leaves, found)
     targets = targets_of(config, found)
     wholes = whole_tensors(config, tensor_map, targets, separate)
     reader = _Reader(path, base, config, tensors)

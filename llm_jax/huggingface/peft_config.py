@@ -155,7 +155,7 @@ def read_config(tree: dict[str, Any], where: object, default_targets: Sequence[s
     config = PeftConfig(
         base=_text(reader, "base_model_name_or_path"),
         rank=_size(reader, "r", reader.take("r", 8)),
-        alpha=_number(reader, "lora_alpha", reader.take("lora_alpha", 8)),
+        alpha=_number(reader, "lora_alpha", reader.take("lora_alpha", 8.0)),
         rslora=bool(reader.take("use_rslora", False)),
         dora=bool(reader.take("use_dora", False)),
         targets=ALL_LINEAR if isinstance(targets, str) and targets.lower() == ALL_LINEAR else targets,

@@ -15,13 +15,13 @@ their ranks: A [experts * rank, in] and B [out, rank * experts] (peft/tuners/lor
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_jax.huggingface.peft_config import ALL_LINEAR, PeftConfig
 from llm_jax.huggingface.tensor_layout import PART, Pattern, SizedPattern
-from llm_jax.huggingface.tensor_map import ArraySlice, TensorMap
+from llm_jax.huggingface.tensor_map import EXPERT, ArraySlice, Entry, TensorMap
 
 PREFIX = "base_model.model."
 """What PEFT's wrappers put before every tensor's name."""
@@ -163,34 +163,51 @@ def has_separate_experts(keys: Iterable[str]) -> bool:
     return any(re.search(r"\.experts\.\d+\.|\.block_sparse_moe\.", key) for key in keys)
 
 
-def joined_experts(config: PeftConfig, separate: Collection[Matrix]) -> PeftConfig:
+def has_joined_experts(keys: Iterable[str]) -> bool:
+    """Whether the tensors of a PEFT folder have the new spelling of experts or routers."""
+    return any(re.search(r"\.experts\.(base_layer\.)?lora_|\.mlp\.gate\.lora_", key) for key in keys)
+
+
+def expert_modules(entries: Iterable[Entry]) -> dict[str, tuple[str, int]]:
+    """Last part of the name of an expert's matrix, or a router's, in a family's table → the parameter that
+    transformers 5 has in its place, and how many matrices are fused into that.
+
+    PEFT takes every target of such a name for the parameter, whether or not it is an expert's, and of a model
+    of the family that has no experts too.
+    """
+    found = {}
+    for entry in entries:
+        leaf = entry.tensor.removesuffix(".weight").rpartition(".")[2]
+        if EXPERT in entry.tensor:
+            parameter, _, of = FUSED[entry.array.rpartition(".")[2]]
+            found[leaf] = (parameter, of)
+        elif entry.array == ROUTER:
+            found[leaf] = (f"{leaf}.weight", 1)
+    return found
+
+
+def joined_experts(
+    config: PeftConfig, leaves: Mapping[str, tuple[str, int]], found: Iterable[Matrix]
+) -> PeftConfig:
     """A config whose `targets` name the matrices of single experts, for experts that are parameters: as PEFT
     converts it (peft/utils/transformers_weight_conversion.py). The ranks of fused matrices add up.
 
-    separate: the model's matrices with experts as modules.
+    leaves: `expert_modules` of the family. found: the model's matrices.
     """
-    leaves = {}
-    for matrix in separate:
-        part = matrix.parts[0]
-        array = part.path.rpartition(".")[2]
-        if len(part.prefix) == 2:
-            leaves[matrix.name.rpartition(".")[2]] = FUSED[array]
-        elif part.path.endswith(ROUTER):
-            leaves[matrix.name.rpartition(".")[2]] = ("gate.weight", 0, 1)
     targets = config.targets
     if not leaves or (isinstance(targets, str) and targets != ALL_LINEAR):
         return config
     if isinstance(targets, str):
-        linear = {matrix.name.rpartition(".")[2] for matrix in separate if matrix.kind == "linear"}
-        targets = tuple(sorted(linear))
+        linear = {matrix.name.rpartition(".")[2] for matrix in found if matrix.kind == "linear"}
+        targets = tuple(sorted({*linear, *leaves}))
     named = {target: leaves[leaf] for target in targets if (leaf := target.rpartition(".")[2]) in leaves}
     if not named:
         return config
-    fused = {parameter: of for parameter, _, of in named.values() if of > 1}
+    fused = {parameter: of for parameter, of in named.values() if of > 1}
     return replace(
         config,
         targets=tuple(target for target in targets if target not in named),
-        parameters=tuple(sorted({*config.parameters, *(parameter for parameter, _, _ in named.values())})),
+        parameters=tuple(sorted({*config.parameters, *(parameter for parameter, _ in named.values())})),
         ranks={**config.ranks, **{rf".*\.{name}": config.rank * of for name, of in fused.items()}},
         alphas={**config.alphas, **{rf".*\.{name}": config.alpha * of for name, of in fused.items()}},
     )

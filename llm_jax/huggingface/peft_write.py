@@ -17,7 +17,7 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.huggingface.peft import WEIGHTS, Base, LowRank, PeftAdapter, whole_tensors
 from llm_jax.huggingface.peft_config import NAME, PeftConfig
-from llm_jax.huggingface.peft_map import Matrix, MatrixPart, matrices, targets_of
+from llm_jax.huggingface.peft_map import Matrix, MatrixPart, expert_modules, matrices, targets_of
 from llm_jax.huggingface.safetensors import FLOATS, NAMES, PlannedTensor, write_header
 from llm_jax.huggingface.tensor_layout import SizedPattern
 
@@ -138,8 +138,10 @@ def _same_input(one: LowRank, other: LowRank) -> bool:
 def _fused(paths: tuple[str, ...], lows: list[LowRank | None], found: Iterable[Matrix]) -> dict[str, LowRank]:
     """The adapters of the parts of a fused matrix, with all their A in each."""
     given = [low for low in lows if low is not None]
-    if any(low.magnitude is not None for low in given) and len(given) < len(lows):
-        without = next(path for path, low in zip(paths, lows, strict=True) if low is None)
+    has = {path: np.zeros(1) if low is None else low.ranks > 0 for path, low in zip(paths, lows, strict=True)}
+    some = np.any(np.broadcast_arrays(*has.values()), 0)
+    without = next((path for path, layers in has.items() if np.any(some & ~(layers > 0))), None)
+    if without and any(low.magnitude is not None for low in given):
         raise UserError(
             f"adapter.dora=true: {without} has no adapter, and is a part of one matrix with some that have. "
             "Save with adapter=merged"
@@ -150,30 +152,27 @@ def _fused(paths: tuple[str, ...], lows: list[LowRank | None], found: Iterable[M
         for part in matrix.parts
         if part.path in paths
     }
-    at = int(_experts_in_front(found, paths[0]))
+    at, rslora = int(_experts_in_front(found, paths[0])), given[0].rslora
     A = np.concatenate([low.lora_A for low in given], -1)
-    ranks = np.sum([low.ranks for low in given], 0)
+    # The common factor of each slice is that of its first part with an adapter; the others' B have the rest.
+    scales = np.zeros(given[0].ranks.shape)
+    for one in given:
+        scales = np.where(scales != 0, scales, one.scales)
     # Slices of a lower rank have zeros in the middle now: every slice has the whole rank, or none.
-    full = A.shape[-1]
-    scales = given[0].scales
+    ranks = np.where(scales != 0, A.shape[-1], 0)
+    alphas = scales * (np.sqrt(ranks) if rslora else ranks)
     made, start = {}, 0
-    stack = given[0].ranks.ndim
     for path, low in zip(paths, lows, strict=True):
-        shape = list(shapes[path])
-        shape[at] = full
-        B = np.zeros((*given[0].ranks.shape, *shape), np.float32)
+        shape = [*given[0].ranks.shape, *shapes[path]]
+        shape[ranks.ndim + at] = A.shape[-1]
+        B = np.zeros(shape, np.float32)
         if low is not None:
-            width = low.lora_A.shape[-1]
-            ratio = np.divide(low.scales, scales, out=np.ones_like(scales), where=scales != 0)
-            own = low.lora_B * ratio.reshape(*ratio.shape, *[1] * (low.lora_B.ndim - stack)).astype(
-                np.float32
-            )
-            B[(slice(None),) * (stack + at) + (slice(start, start + width),)] = own
-            start += width
-        rslora = given[0].rslora
-        wide = np.where(ranks > 0, full, 0)
-        alphas = scales * (np.sqrt(wide) if rslora else wide)
-        made[path] = LowRank(A, B, wide, alphas, rslora, None if low is None else low.magnitude)
+            end = start + low.lora_A.shape[-1]
+            share = np.divide(low.scales, scales, out=np.zeros_like(scales), where=scales != 0)
+            along = np.expand_dims(share, tuple(range(ranks.ndim, B.ndim)))
+            B[(slice(None),) * (ranks.ndim + at) + (slice(start, end),)] = low.lora_B * along
+            start = end
+        made[path] = LowRank(A, B, ranks, alphas, rslora, None if low is None else low.magnitude)
     return made
 
 
@@ -196,8 +195,7 @@ def config_for(
         raise UserError(f"{base_name}: its adapter is zero everywhere; there is nothing to save")
     dora = any(low.magnitude is not None for low in low_rank.values())
     # PEFT takes names of experts' matrices, wherever they are, for those of joined experts.
-    joined = any(part.experts for matrix in found for part in matrix.parts)
-    of_experts = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate"} if joined else set()
+    of_experts = expert_modules(base.family.tensors(base.config, base.tree))
     modules: list[str] = []
     parameters: list[str] = []
     rules: dict[str, Matrix] = {}

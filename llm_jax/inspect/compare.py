@@ -35,7 +35,7 @@ def compare(opened: PretrainedModel, arguments: InspectArguments, ids: np.ndarra
     key, (run, step) = f"diff={arguments.diff}", split_step(arguments.diff)
     try:
         at = {"step": step} if step is not None else {}
-        there = open_model(run, **{**arguments.model.options(), "adapter": None, **at})
+        there = open_model(run, **{**arguments.model.options(), "adapter": None, "apart": False, **at})
     except UserError as error:
         raise UserError(f"{key}: {str(error).removeprefix(f'{run}: ')}") from error
     check_alike(opened, there, key)

@@ -61,7 +61,7 @@ class AdapterConfig:
     """The first A and B: A uniform within 1 / sqrt(inputs) (as PEFT's) or "gaussian", with standard deviation
     1 / rank, and B zero; or a part of the weight, which the base then lacks: its largest singular values
     ("pissa", Meng et al. 2024), or the first columns of its QR decomposition ("olora", Büyükakyüz 2024)."""
-    start_from: str = ""
+    peft_folder: str = ""
     """A PEFT folder whose adapter is trained further (`adapter.from=FOLDER` on a command line, which sets the
     keys above)."""
     base: Base | None = None
@@ -96,7 +96,7 @@ class AdapterConfig:
     def changes_at_start(self) -> bool:
         """Whether the adapter is part of the model that a run starts with: switched off, it leaves
         another."""
-        return bool(self.start_from) or self.start in REDUCING
+        return bool(self.peft_folder) or self.start in REDUCING
 
     def off(self) -> AdapterConfig:
         """The same base without an adapter."""

@@ -10,28 +10,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.huggingface.family import family_for
-from llm_jax.huggingface.folder import Folder
 from llm_jax.huggingface.peft import Base, LowRank, PeftAdapter, read_peft
 from llm_jax.huggingface.peft_reduced import unreduced
-from llm_jax.huggingface.transfer import flat_paths, nested, shapes_of
-from llm_jax.train.state import TrainModel
+from llm_jax.huggingface.transfer import flat_paths, nested
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.transformer import Transformer
+from llm_jax.pretrained.source import ModelSource
+from llm_jax.train.compile import program_options
+from llm_jax.train.state import TrainModel, pure
 
 TABLES = ("embedding", "positions", "head")
 """Arrays that are no linear map of a block."""
 
 
-def peft_base(folder: Folder | None, program: TrainModel, where: object) -> Base:
-    """What reading and writing an adapter needs of its base, a model of a Hugging Face folder or of a run.
+def base_of(source: ModelSource, model: ModelConfig | None = None) -> Base:
+    """What reading and writing an adapter needs of its base: nothing of its weights is read.
 
-    Raises UserError if no family can express it.
+    model: its configuration, resolved; None: as in the folder. Raises UserError if no family can express it.
     """
-    if folder is not None:
-        return Base(folder.family, program.config, folder.tree, shapes_of(program), str(where))
-    family = family_for(program.config)
-    return Base(family, program.config, family.write_config(program.config), shapes_of(program), str(where))
+    model = model or source.experiment.model.resolved()
+    family, tree = (source.folder.family, source.folder.tree) if source.folder else (family_for(model), {})
+    _, weights = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
+    shapes = {name: w.shape for name, w in flat_paths(pure(weights)).items()}
+    return Base(family, model, tree or family.write_config(model), shapes, str(source.path))
 
 
 def in_float32(program: TrainModel, tied: bool) -> TrainModel:
@@ -63,7 +68,7 @@ def merge_folder(path: Path, base: Base, wide: TrainModel, parameters: Any, prog
         return program.reshard_to(whole, "stored")
 
     with jax.set_mesh(program.place.mesh):
-        return jax.jit(merge)(arrays, factors)
+        return jax.jit(merge, compiler_options=program_options(program) or None)(arrays, factors)
 
 
 def replaced(

@@ -33,7 +33,10 @@ class ModelArguments:
     step: int | None = argument(None, least=0)
     """The checkpoint of this step; the newest, if not given."""
     adapter: Path | None = argument(None, shown="PEFT_FOLDER")
-    """An adapter that the PEFT library (or this program) saved: it is merged into the model's weights."""
+    """An adapter that the PEFT library (or this program) saved: the model is used with it."""
+    decode: Literal["merged", "apart"] = argument("merged", name="adapter.decode")
+    """Whether an adapter, a run's too, is merged into the model's weights, or stays beside them: then what a
+    small dtype or few bits of the base round away is kept, and each product takes longer."""
 
     def check(self) -> None:
         """Raises UserError for mesh sizes without a layout."""
@@ -50,4 +53,5 @@ class ModelArguments:
             "dtype": self.dtype,
             "step": self.step,
             "adapter": self.adapter,
+            "apart": self.decode == "apart",
         }

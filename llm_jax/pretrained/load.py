@@ -41,7 +41,7 @@ class LoadCommand:
     leave_out: str = argument("", shown="NAMES")
     """Tensors to leave out, separated by commas, with * for any text: "model.layers.61.*" is the layer of
     DeepSeek-V3 that predicts a second token."""
-    model: ModelArguments = part(ModelArguments, without=("step",))
+    model: ModelArguments = part(ModelArguments, without=("step", "decode"))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,8 +22,10 @@ from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.layout.layout import Layout, MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
+from llm_jax.model.adapters import NO_ADAPTER, AdapterConfig
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
+from llm_jax.pretrained.adapter_apart import adapter_config
 from llm_jax.pretrained.source import ModelSource, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import read_weights
 from llm_jax.train.state import TrainModel
@@ -92,6 +94,7 @@ def open_model(
     step: int | None = None,
     leave_out: Sequence[str] = (),
     adapter: Path | str | None = None,
+    apart: bool = False,
     tokenizer: bool = True,
     to_convert: bool = False,
     outputs: str = "logits",
@@ -103,10 +106,10 @@ def open_model(
     ("float32", "bfloat16"); None: as it was trained, or as its files are, but float32 on a CPU, which
     emulates bfloat16 (`dtype_for`). `step` is that of the checkpoint; None: the newest. `leave_out`: names of
     tensors to exclude, with * for any characters, and `adapter`: a PEFT folder to merge into the weights;
-    neither is for a `source` that is open already. `tokenizer`: whether to read it. `to_convert`: nothing is
-    computed with the model, so it keeps its dtype on a CPU too. `outputs`: which its head must have. `log` is
-    called for each difference from the model that was trained. Raises UserError if there is no model, or if
-    it can't be opened like this.
+    neither is for a `source` that is open already. `apart`: an adapter stays beside the weights instead, a
+    run's too. `tokenizer`: whether to read it. `to_convert`: nothing is computed with the model, so it keeps
+    its dtype on a CPU too. `outputs`: which its head must have. `log` is called for each difference from the
+    model that was trained. Raises UserError if there is no model, or if it can't be opened like this.
 
     Programs that are compiled from then on are kept on disk (`use_compilation_cache`).
     """
@@ -135,7 +138,9 @@ def open_model(
             )
         experiment = dataclasses.replace(experiment, model=experiment.model.resolved(read.vocab_size))
     check_model(experiment.model, place)
-    program = TrainModel(experiment.model, experiment.optimizer, place)
+    program = TrainModel(
+        experiment.model, experiment.optimizer, place, adapter=adapter_of(source) if apart else NO_ADAPTER
+    )
     parameters, at = read_weights(source, program, step, log)
     return PretrainedModel(path, experiment, program, parameters, read, at, source.folder)
 
@@ -151,6 +156,16 @@ def check_outputs(found: str, of: str, wanted: str) -> None:
             "RUN rewards=FILE, or a language model"
         )
     raise UserError(f"{of}: is a language model, without a head for rewards. Use a run of experiment=reward")
+
+
+def adapter_of(source: ModelSource) -> AdapterConfig:
+    """The adapter beside the weights of a model: a run's, or that of a PEFT folder. Raises UserError where
+    there is none, or one that can't be kept apart."""
+    if source.adapter is not None and source.base is not None:
+        return adapter_config(source.adapter, source.base)
+    if not source.experiment.adapter.rank:
+        raise UserError(f"adapter.decode=apart: {source.path} has no adapter. Leave this key out")
+    return source.experiment.adapter
 
 
 def check_text_ids(ids: Iterable[int], vocab: int, key: str, path: object) -> None:

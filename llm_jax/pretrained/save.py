@@ -1,4 +1,6 @@
-"""The command `python -m llm_jax.pretrained.save`: exports a run as a Hugging Face model folder."""
+"""The command `python -m llm_jax.pretrained.save`: exports a run as a Hugging Face model folder, or its
+adapter as a PEFT folder.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,7 @@ class SaveCommand:
 
       python -m llm_jax.pretrained.save runs/quickstart/default exported
       python -m llm_jax.pretrained.save runs/mine/first exported dtype=bfloat16 step=4000
+      python -m llm_jax.pretrained.save runs/sft/lora my_adapter adapter=apart
 
     It writes config.json (in the spellings of transformers 4 and 5), generation_config.json, safetensors, and
     the tokenizer's files.
@@ -50,7 +53,7 @@ class SaveCommand:
     """
 
     run: Path = positional("RUN")
-    """A run folder (or a Hugging Face model folder, to be written anew)."""
+    """A run folder (or a Hugging Face model folder, or a PEFT folder, to be written anew)."""
     folder: Path = positional("FOLDER")
     """The folder that is made; it must be new or empty."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -59,7 +62,18 @@ class SaveCommand:
     """The model family that it is written as; the first that can express the model, if not given."""
     shard_size: int = argument(SHARD_BYTES, least=1)
     """The most bytes of a file."""
-    model: ModelArguments = part(ModelArguments, without=("dtype", "adapter"))
+    adapter: Literal["merged", "apart"] | None = None
+    """For a model with an adapter: "merged" (if not given) writes the whole model, the adapter added to its
+    weights in float32, and prints how much that changes logits; "apart" writes the adapter alone, as a folder
+    of the PEFT library that names its base."""
+    model: ModelArguments = part(ModelArguments, without=("dtype", "adapter", "decode"))
+
+    def check(self) -> None:
+        """Raises UserError for keys that are about the files of a whole model."""
+        whole = {"dtype": self.dtype, "family": self.family, "layout": self.model.layout}
+        for key, value in whole.items():
+            if self.adapter == "apart" and value:
+                raise UserError(f"{key}={value}: adapter=apart writes the adapter alone. Leave this key out")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,10 +87,24 @@ def save(arguments: list[str]) -> int:
     if command is None:
         return 0
     from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
+    from llm_jax.pretrained.save_adapter import change_by_merging, has_adapter, save_apart
+    from llm_jax.pretrained.source import open_source
 
     check_new_folder(command.folder, "FOLDER")
-    pretrained = open_model(command.run, **command.model.options(), to_convert=True)
-    save_model(pretrained, command.folder, command.dtype, command.shard_size, command.family)
+    source = open_source(command.run)
+    if command.adapter and not has_adapter(source):
+        raise UserError(f"adapter={command.adapter}: {command.run} has no adapter. Leave this key out")
+    if command.adapter == "apart":
+        save_apart(source, command.folder, command.model.step)
+    else:
+        options, dtype = command.model.options(), command.dtype
+        if has_adapter(source):  # is merged in float32, and cast when it is written
+            options["dtype"] = "float32"
+            dtype = dtype or source.experiment.model.parameter_dtype
+        pretrained = open_model(source, **options, to_convert=True)
+        save_model(pretrained, command.folder, dtype, command.shard_size, command.family)
+        if has_adapter(source) and dtype is not None:
+            print(change_by_merging(source, pretrained, dtype))
     written = sorted(path.name for path in command.folder.iterdir())
     print(
         f"written: {command.folder} ({', '.join(written) if len(written) < 12 else f'{len(written)} files'})"

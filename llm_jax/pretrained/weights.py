@@ -13,15 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core import checksums
+from llm_jax.core.config_tree import flat
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
 from llm_jax.huggingface.peft import WEIGHTS, is_peft_folder
 from llm_jax.huggingface.peft_config import NAME
-from llm_jax.pretrained.adapter import in_float32, merge_folder, peft_base
+from llm_jax.huggingface.transfer import flat_paths
+from llm_jax.pretrained.adapter import base_of, in_float32, merge_folder
+from llm_jax.pretrained.adapter_apart import adapter_arrays
 from llm_jax.pretrained.source import (
     ModelSource,
     base_folder,
@@ -32,7 +36,7 @@ from llm_jax.pretrained.source import (
 )
 from llm_jax.train.checkpoint import described
 from llm_jax.train.compile import program_options
-from llm_jax.train.state import TrainModel, join, pick
+from llm_jax.train.state import TrainModel, join, nested, pick
 
 
 def read_weights(
@@ -43,15 +47,19 @@ def read_weights(
 
     They are those of the checkpoint at `step` (None: the newest that is intact), or of the Hugging Face
     folder, with step 0. If the run kept a moving average of its weights, they are the average, as in
-    evaluation. An adapter is merged into them. `log` is called for each newer checkpoint that is damaged.
-    Nothing in the folder is changed.
+    evaluation. An adapter is merged into them, unless `program` has it too. `log` is called for each newer
+    checkpoint that is damaged. Nothing in the folder is changed.
+
     Raises UserError if there are no weights, if the checkpoint at `step` is damaged or missing, or if the
     weights are those of another model.
     """
     if source.adapter is not None and source.base is not None:
+        if program.adapted.changes:
+            parameters, at = read_weights(source.base, program.plain, step, log)
+            return beside(parameters, source.adapter, source.base, program), at
         wide = in_float32(program, source.base.experiment.model.tied_embeddings)
         parameters, at = read_weights(source.base, wide, step, log)
-        base = peft_base(source.base.folder, wide, source.base.path)
+        base = base_of(source.base, wide.config)
         return merge_folder(source.adapter, base, wide, parameters, program), at
     path, steps = source.path, source.steps
     if source.folder is not None:
@@ -98,7 +106,7 @@ def read_checkpoint(
     own = TrainModel(
         config, program.optimizer, program.place, 0.0, experiment.train.trainable, experiment.adapter
     )
-    rest = own.rest(initial_parameters(experiment, own, log))
+    rest = initial_rest(experiment, own, log)
     whole = join(read_arrays(state, own, str(checkpoint), own.trained), rest)
     return merged(own, whole, program) if wide else whole
 
@@ -138,17 +146,55 @@ def check_start_unchanged(start_from: str, recorded: Mapping[str, Any], where: s
 
 def initial_parameters(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> Any:
     """The parameters that a run starts with: read from the folder of `train.start_from`, or drawn at random
-    from its seed.
+    from its seed; its adapter is new, or that of `adapter.peft_folder`.
     """
+    return _initial_parameters(experiment, model, log, model.adapted.config.peft_folder)
+
+
+def initial_rest(experiment: Experiment, model: TrainModel, log: Callable[[str], None]) -> Any:
+    """The initial parameters that a run doesn't train. An adapter is trained, so no folder of one is read: a
+    run that has begun doesn't need it."""
+    return model.rest(_initial_parameters(experiment, model, log, ""))
+
+
+def _initial_parameters(
+    experiment: Experiment, model: TrainModel, log: Callable[[str], None], adapter: str
+) -> Any:
     path = experiment.train.start_from
     if not path:
         return model.new_parameters(experiment.train.seed)
     parameters = weights_of_start(experiment, path, model.plain, log)
     if not model.adapted.changes:
         return parameters
+    if adapter:
+        log(f"starting with the adapter of {adapter}")
+        return beside(parameters, user_path(adapter), open_source(path), model)
+    return with_new_adapter(parameters, experiment.train.seed, model)
+
+
+def with_new_adapter(parameters: Any, seed: int, model: TrainModel) -> Any:
+    """The parameters of a model with an adapter that is new, from the whole weights of its base. They are
+    donated."""
     with jax.set_mesh(model.place.mesh):
         make = jax.jit(model.with_adapter, donate_argnums=0, compiler_options=program_options(model) or None)
-        return make(parameters, jnp.uint32(experiment.train.seed))
+        return make(parameters, jnp.uint32(seed))
+
+
+def beside(parameters: Any, adapter: Path, base: ModelSource, model: TrainModel) -> Any:
+    """The parameters of a model with the adapter of a PEFT folder, from the whole weights of its base. They
+    are donated."""
+    arrays = adapter_arrays(adapter, base_of(base, model.config), flat_paths(parameters), model)
+    return with_arrays(with_new_adapter(parameters, 0, model), arrays, model)
+
+
+def with_arrays(parameters: Any, arrays: Mapping[str, np.ndarray], model: TrainModel) -> Any:
+    """Parameters of a model with other values for some of its arrays, by name."""
+    shardings, abstract = (flat(tree) for tree in (model.shardings("stored"), model.abstract))
+    placed = {
+        name: jax.device_put(value.astype(abstract[name].dtype), shardings[name])
+        for name, value in arrays.items()
+    }
+    return nested({**flat(parameters), **placed})
 
 
 def weights_of_start(experiment: Experiment, path: str, model: TrainModel, log: Callable[[str], None]) -> Any:
@@ -261,8 +307,7 @@ def weights_sha256(folder: Path) -> str:
     safetensors files; of a PEFT folder, over its own and its base's.
     """
     if is_peft_folder(folder):
-        sums = checksums.file_sum(folder / NAME) + checksums.file_sum(folder / WEIGHTS)
-        return hashlib.sha256((sums + weights_sha256(base_folder(folder))).encode()).hexdigest()
+        return with_adapter_sha256(weights_sha256(base_folder(folder)), folder)
     steps = checkpoint_steps(folder)
     weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
     if weights is None:
@@ -275,3 +320,12 @@ def weights_sha256(folder: Path) -> str:
         f"{checksums.file_sum(path)}  {path.name}\n" for path in sorted(weights.glob("*.safetensors"))
     )
     return hashlib.sha256(sums.encode()).hexdigest()
+
+
+def with_adapter_sha256(base: str, adapter: Path) -> str:
+    """The sha256 of a base with the adapter of a PEFT folder, from that of the base."""
+    missing = [name for name in (NAME, WEIGHTS) if not (adapter / name).is_file()]
+    if missing:
+        raise UserError(f"{adapter}: has no {missing[0]}; bring the adapter's folder back")
+    sums = "".join(checksums.file_sum(adapter / name) for name in (NAME, WEIGHTS))
+    return hashlib.sha256((sums + base).encode()).hexdigest()

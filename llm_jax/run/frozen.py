@@ -18,7 +18,14 @@ from llm_jax.layout.check import check_model
 from llm_jax.model import transformer
 from llm_jax.pretrained.model import check_outputs, read_tokenizer
 from llm_jax.pretrained.source import open_source
-from llm_jax.pretrained.weights import START, initial_parameters, read_weights, weights_sha256
+from llm_jax.pretrained.weights import (
+    START,
+    initial_parameters,
+    initial_rest,
+    read_weights,
+    weights_sha256,
+    with_adapter_sha256,
+)
 from llm_jax.train.config import EVERYTHING
 from llm_jax.train.state import Frozen, TrainModel
 
@@ -109,7 +116,7 @@ def read_frozen(
     experiment: Experiment, model: TrainModel, models: Mapping[str, TrainModel], log: Callable[[str], None]
 ) -> Frozen:
     """The frozen parameters on the devices: read from their folders, or initialised as the run's own were."""
-    rest = {} if model.trained == model.names else model.rest(initial_parameters(experiment, model, no_log))
+    rest = {} if model.trained == model.names else initial_rest(experiment, model, no_log)
     parameters = {}
     for role in experiment.objective.frozen():
         own = models[role]
@@ -137,9 +144,13 @@ def frozen_identities(experiment: Experiment) -> dict[str, dict[str, Any]]:
     folders = {role: folder or start for role, folder in roles.items()}
     if start and not experiment.trains_everything:
         folders[START] = start
+    sums = {path: weights_sha256(user_path(path)) if path else "" for path in {*folders.values()}}
+    own, adapter = sums.get(start, ""), experiment.adapter.peft_folder
+    if adapter and OWN_START in roles.values():
+        own = with_adapter_sha256(own, user_path(adapter))
     return {
         **{
-            role: {"path": path, "sha256": weights_sha256(user_path(path)) if path else ""}
+            role: {"path": path, "sha256": own if roles.get(role) == OWN_START else sums[path]}
             for role, path in folders.items()
         },
         **{

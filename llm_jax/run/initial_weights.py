@@ -24,13 +24,16 @@ from llm_jax.experiment import (
     read_experiment,
     resolved,
 )
+from llm_jax.pretrained.adapter_apart import adapter_config
 from llm_jax.pretrained.model import dtype_for
 from llm_jax.pretrained.source import checkpoint_steps, open_source, tokenizer_folder
 from llm_jax.pretrained.weights import initial_parameters
-from llm_jax.train.config import words_without_from
+from llm_jax.train.config import TO_BE_GIVEN, words_without_from
 from llm_jax.train.optimizer import check_warmup, longest_warmup
 from llm_jax.train.state import TrainModel, TrainState
 
+ADAPTER_FROM = "adapter.from"
+"""The key of a command line that stands for `adapter.peft_folder` and what follows from it."""
 TOKENIZER = "tokenizer"
 """The folder in a run folder."""
 SHORT = {"teacher": "objective.teacher"}
@@ -81,6 +84,38 @@ def with_tokenizer_of_teacher(experiment: Experiment) -> Experiment:
     tokenizer = dataclasses.replace(experiment.tokenizer, file=str(tokenizer_folder(user_path(folder))))
     model = dataclasses.replace(experiment.model, vocab=vocab)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer)
+
+
+def start_from_adapter(
+    experiment: Experiment, paths: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> Experiment:
+    """The experiment that trains the adapter of a PEFT folder further (`adapter.from=path` on a command
+    line).
+
+    pairs: the other overrides. A run that has started already finds the adapter's configuration in its own
+    folder if the other is gone. Raises UserError for an adapter that can't be trained on this base.
+    """
+    path, *more = paths
+    if more:
+        raise UserError(f"{ADAPTER_FROM}={more[0]}: is given twice. Give one folder")
+    for key, value in pairs:
+        if key.startswith("adapter.") and key != "adapter.base":
+            raise UserError(f"{key}={value}: {ADAPTER_FROM}={path} sets it. Leave this key out")
+    start = experiment.train.start_from
+    if not start or start.startswith(TO_BE_GIVEN):
+        raise UserError(f"{ADAPTER_FROM}={path}: needs the model that the adapter changes. Add from=FOLDER")
+    named = dict(pairs).get("run_dir") or experiment.run_dir
+    run_dir = Path(folder_of(dataclasses.replace(experiment, run_dir=named)))
+    if (
+        not user_path(path).exists()
+        and has_begun(run_dir)
+        and (own := read_experiment(run_dir)).adapter.peft_folder == path
+    ):
+        adapter = own.adapter
+    else:
+        adapter = adapter_config(user_path(path), open_source(start))
+    adapter = dataclasses.replace(adapter, peft_folder=path, base=experiment.adapter.base)
+    return dataclasses.replace(experiment, adapter=adapter)
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -176,6 +211,10 @@ def with_command_line(experiment: Experiment, pairs: list[tuple[str, str]]) -> E
         raise UserError("from=: is given twice. Give one folder")
     if froms:
         experiment = start_from_folder(experiment, froms[0], pairs)
+    adapters = [value for key, value in pairs if key == ADAPTER_FROM]
+    if adapters:
+        pairs = [pair for pair in pairs if pair[0] != ADAPTER_FROM]
+        experiment = start_from_adapter(experiment, adapters, pairs)
     chosen, keys = override(experiment, pairs), [key for key, _ in pairs]
     if not any(key.startswith("tokenizer.") for key in keys):
         chosen = with_tokenizer_of_teacher(chosen)

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llm_jax.launch import main
@@ -36,10 +37,29 @@ def test_a_launch_line_is_accepted(arguments, monkeypatch, tmp_path, capsys):
         for source in sources:
             Path(source).mkdir(parents=True)
             (Path(source) / "config.yaml").write_text(config)
+        for word in words:
+            if word.startswith("adapter.from="):
+                write_adapter(Path(word.partition("=")[2]), sources[0])
     words = [
         word for word in words if not word.startswith(("submit=", "slurm.")) and word != "--dry-run"
     ]  # tests/slurm/test_docs.py
     assert main(words if words[0].startswith("--") else [*words, "--show"]) == 0
+
+
+def write_adapter(folder: Path, base: str) -> None:
+    """A PEFT folder of an adapter for a model, of zeros."""
+    from llm_jax.huggingface.peft import LowRank
+    from llm_jax.huggingface.peft_write import made_here, write_peft
+    from llm_jax.pretrained.adapter import base_of
+    from llm_jax.pretrained.source import open_source
+
+    source = open_source(base)
+    peft = base_of(source, source.experiment.model.resolved(1))
+    layers, embed, mlp = peft.shapes["blocks.mlp.up"]
+    A, B = np.zeros((layers, embed, 1), np.float32), np.zeros((layers, 1, mlp), np.float32)
+    low_rank = {"blocks.mlp.up": LowRank(A, B, np.ones(layers, int), np.ones(layers), rslora=False)}
+    folder.mkdir(parents=True)
+    write_peft(made_here(low_rank, peft, base), peft, folder)
 
 
 @pytest.mark.parametrize("arguments", PLANS)
