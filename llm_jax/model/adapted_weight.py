@@ -3,6 +3,9 @@ al. 2024)."""
 
 from __future__ import annotations
 
+import functools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,14 +17,18 @@ from llm_jax.model.dims import RANK, Dims, Placement, matrix_sides
 from llm_jax.model.quantized import gather_dequantized
 from llm_jax.model.weight_use import (
     Weight,
+    WeightUse,
     dense_product,
     frozen_gathered,
     frozen_product,
     gathered_array,
+    input_gradient,
     master_and_stored,
     operands,
     sharding_spec,
+    weight_gradient,
     weight_use,
+    with_rows_of,
 )
 from llm_jax.model.weight_values import Adapted, Quantized, Untrained
 
@@ -74,13 +81,88 @@ def adapted_product(
     if x_spec is not None:  # rows where the result has its rows: the small product is what devices exchange
         axes = dict(zip(x_dims, x_spec, strict=True)) | dict(zip(y_dims, spec or (), strict=False))
         h_spec = PartitionSpec(*(axes[d] for d in kept), None)
-    y = frozen_product(equation, x, base_of(w, value), config, place, spec, dtype)
-    h = dense_product(f"{x_dims},{inputs}r->{kept}r", h_spec, *weight_use(lora_A, config, place, dtype), x)
-    h = (h * value.scaling).astype(h.dtype)
-    y = y + dense_product(f"{kept}r,r{outputs}->{y_dims}", spec, *weight_use(lora_B, config, place, dtype), h)
+    to_h, from_h = f"{x_dims},{inputs}r->{kept}r", f"{kept}r,r{outputs}->{y_dims}"
+    use_A, use_B = (weight_use(part, config, place, dtype) for part in (lora_A, lora_B))
+    if (dtype or config.compute_dtype) == "float32" and is_cheaper_whole(x, x_dims, kept, w, value, place):
+        use, _, base = weight_use(base_of(w, value), config, place, dtype)
+        how = _Whole(equation, to_h, from_h, spec, h_spec, use, use_A[0], use_B[0])
+        y = _whole_product(how, base, use_A[1:], use_B[1:], value.scaling, x)
+    else:
+        y = frozen_product(equation, x, base_of(w, value), config, place, spec, dtype)
+        h = dense_product(to_h, h_spec, *use_A, x)
+        y = y + dense_product(from_h, spec, *use_B, (h * value.scaling).astype(h.dtype))
     if magnitude is None:
         return y
     return (y * dora_factor(w, value, magnitude, config, place)).astype(y.dtype)
+
+
+def is_cheaper_whole(
+    x: jax.Array, x_dims: str, kept: str, w: Weight, value: Adapted, place: Placement
+) -> bool:
+    """Whether W + scaling A B is made for a product of rows with it, rather than the product of rows with
+    each.
+
+    Making it takes a pass over [inputs, outputs]; the other, passes over [rows, inputs] and [rows, outputs].
+    """
+    spec = sharding_spec(x)
+    rows, share = math.prod(x.shape[x_dims.index(d)] for d in kept), 1
+    if spec is not None:
+        entries = (spec[x_dims.index(d)] for d in kept)
+        share = math.prod(place.size((e,) if isinstance(e, str) else tuple(e or ())) for e in entries)
+    A, B = (master_and_stored(part)[1].shape for part in adapter_parts(w, value)[:2])
+    return rows / share >= min(math.prod(A[:-1]), math.prod(B[1:]))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A product of x with W + scaling A B: all that is no array. Hashable, for `jax.custom_vjp`."""
+
+    equation: str
+    to_h: str
+    """The equation of x A."""
+    from_h: str
+    """The equation of (x A) B."""
+    spec: Any
+    h_spec: Any
+    use: WeightUse
+    use_A: WeightUse
+    use_B: WeightUse
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _whole_product(how: _Whole, base, A, B, scaling, x: jax.Array) -> jax.Array:
+    """x (W + scaling A B) in float32, where nothing of A B is rounded away. A, B: (master, stored) of each.
+
+    The gradients are those of x W + scaling (x A) B: none is made of the whole weight.
+    """
+    whole, _, _ = _whole_parts(how, base, A, B, scaling)
+    return jnp.einsum(how.equation, x, whole, out_sharding=how.spec)
+
+
+def _whole_parts(how: _Whole, base, A, B, scaling) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(W + scaling A B, A, B), gathered."""
+    A, B = how.use_A.gather(A[1]), how.use_B.gather(B[1])
+    place = how.use.place
+    return whole_weight(how.use.gather(base), A, B, scaling, how.use.dims, place), A, B
+
+
+def _whole_forward(how: _Whole, base, A, B, scaling, x):
+    return _whole_product(how, base, A, B, scaling, x), (base, A, B, scaling, x)
+
+
+def _whole_backward(how: _Whole, saved, dy):
+    base, A, B, scaling, x = saved
+    whole, A, B = _whole_parts(how, base, A, B, scaling)
+    x_spec = sharding_spec(x)
+    dx, _ = input_gradient(how.equation, x_spec, whole, dy)
+    h = jnp.einsum(how.to_h, x, A, out_sharding=how.h_spec) * scaling
+    dh, dy = input_gradient(how.from_h, how.h_spec, B, dy)
+    dA = weight_gradient(how.to_h, how.use_A, x, with_rows_of(how.to_h, x_spec, dh * scaling))
+    dB = weight_gradient(how.from_h, how.use_B, h, dy)
+    return None, (dA, None), (dB, None), None, dx
+
+
+_whole_product.defvjp(_whole_forward, _whole_backward)
 
 
 def dora_factor(

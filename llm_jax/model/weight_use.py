@@ -130,17 +130,23 @@ def _dense_forward(
 def _dense_backward(
     equation: str, spec: Any, use: WeightUse, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ):
-    """The gradients of the stored weight's master and of x.
-
-    The product of the weight's gradient chooses its order of operands: XLA's CPU backend copies the left one
-    transposed, so the smaller one goes left (autodiff puts the incoming gradient there, with all that is
-    fused into it: a tenth of a step). In float32 only: with bfloat16 operands the CPU backend folds the
-    transpose into a product that it can't run.
-    """
+    """The gradients of the stored weight's master and of x."""
     w, x = saved
     w = w if use.keep else use.gather(w)
+    dx, dy = input_gradient(equation, sharding_spec(x), w, dy)
+    return weight_gradient(equation, use, x, dy), None, dx
+
+
+def weight_gradient(equation: str, use: WeightUse, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of the weight in `einsum(equation, x, w)`, as its master parameter is placed; dy: as
+    `input_gradient` returns it.
+
+    The product chooses its order of operands: XLA's CPU backend copies the left one transposed, so the
+    smaller one goes left (autodiff puts the incoming gradient there, with all that is fused into it: a tenth
+    of a step). In float32 only: with bfloat16 operands the CPU backend folds the transpose into a product
+    that it can't run.
+    """
     x_dims, w_dims, y_dims = operands(equation)
-    dx, dy = _input_gradient(equation, sharding_spec(x), w, dy)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.dtype(use.gradient_dtype))
     if x.size <= dy.size or x.dtype != jnp.float32:
         dw = product(f"{x_dims},{y_dims}->{w_dims}", x, dy, out_sharding=use.master_spec)
@@ -155,22 +161,29 @@ def _dense_backward(
         dw = jnp.einsum(
             f"{order}->{w_dims}", product(f"{y_dims},{x_dims}->{order}", dy, x, out_sharding=spec)
         )
-    return use.gradient(dw), None, dx
+    return use.gradient(dw)
 
 
-def _input_gradient(
+def input_gradient(
     equation: str, x_spec: PartitionSpec | None, w: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(dx, dy placed for the weight's gradient) of `einsum(equation, x, w)`."""
     x_dims, w_dims, y_dims = operands(equation)
-    y_spec = sharding_spec(dy)
-    # one gather, where y was scattered over the sequence: XLA by itself finds slower collectives
-    if x_spec is not None and y_spec is not None:
-        x_axes = dict(zip(x_dims, x_spec, strict=True))
-        dy = jax.sharding.reshard(
-            dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True)))
-        )
+    dy = with_rows_of(equation, x_spec, dy)
     return jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=x_spec), dy
+
+
+def with_rows_of(equation: str, x_spec: PartitionSpec | None, dy: jax.Array) -> jax.Array:
+    """dy of `einsum(equation, x, w)`, where x has its rows: one gather, where y was scattered over the
+    sequence. XLA by itself finds slower collectives."""
+    x_dims, _, y_dims = operands(equation)
+    y_spec = sharding_spec(dy)
+    if x_spec is None or y_spec is None:
+        return dy
+    x_axes = dict(zip(x_dims, x_spec, strict=True))
+    return jax.sharding.reshard(
+        dy, PartitionSpec(*(x_axes.get(d, axes) for d, axes in zip(y_dims, y_spec, strict=True)))
+    )
 
 
 dense_product.defvjp(_dense_forward, _dense_backward)
@@ -239,7 +252,7 @@ def _frozen_product_forward(equation, spec, x_spec, use, stored, x):
 
 def _frozen_product_backward(equation, spec, x_spec, use, saved, dy):
     w = saved if use.keep else use.gather(saved)
-    return None, _input_gradient(equation, x_spec, w, dy)[0]
+    return None, input_gradient(equation, x_spec, w, dy)[0]
 
 
 _frozen_product.defvjp(_frozen_product_forward, _frozen_product_backward)

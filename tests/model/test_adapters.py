@@ -16,6 +16,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.layout.layout import MeshPlacement
 from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import PRESETS
+from llm_jax.model import adapted_weight
 from llm_jax.model.adapters import AdapterConfig, matches
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.objective.next_token import NextToken
@@ -97,15 +98,18 @@ def dense(own: TrainModel, arrays: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "model"),
+    ("adapter", "model", "whole_products"),
     [
-        (LORA, SMALL),
-        pytest.param(DORA, SMALL, marks=pytest.mark.slow),
-        (dataclasses.replace(LORA, dora=True), EXPERTS),
+        (LORA, SMALL, True),
+        (LORA, SMALL, False),
+        pytest.param(DORA, SMALL, True, marks=pytest.mark.slow),
+        (dataclasses.replace(LORA, dora=True), EXPERTS, True),
     ],
-    ids=["lora", "dora", "experts"],
+    ids=["lora", "apart", "dora", "experts"],
 )
-def test_loss_and_gradients_are_those_of_a_dense_model(adapter, model):
+def test_loss_and_gradients_are_those_of_a_dense_model(adapter, model, whole_products, monkeypatch):
+    """Whether W + scaling A B is made for a product (`is_cheaper_whole`), or rows are multiplied with each."""
+    monkeypatch.setattr(adapted_weight, "is_cheaper_whole", lambda *_: whole_products)
     own = program(adapter, model)
     arrays = started(own)
     trained = {name: arrays.pop(name) for name in sorted(own.trained)}
@@ -173,6 +177,7 @@ LAYOUTS = [
     (LORA, SMALL, "context_ring", {"context": 4}, 2),
     (LORA, SMALL, "data_parallel", {}, 1),
     (dataclasses.replace(DORA, base="bfloat16"), SMALL, "zero1", {}, 1),
+    (LORA, SMALL, "tensor", {"tensor": 8}, 4),
 ]
 
 
@@ -181,9 +186,13 @@ LAYOUTS = [
     [case if i < 2 else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(LAYOUTS)],
     ids=[case[2] for case in LAYOUTS],
 )
-def test_every_layout_trains_an_adapter_as_one_device(adapter, model, layout, mesh, microbatches):
+def test_every_layout_trains_an_adapter_as_one_device(
+    adapter, model, layout, mesh, microbatches, monkeypatch
+):
     one = program(adapter, model)
     arrays = started(one)
+    if layout in ("tensor", "fsdp_tensor_sequence"):  # rows are multiplied with each
+        monkeypatch.setattr(adapted_weight, "is_cheaper_whole", lambda *_: False)
     expected = steps(one, arrays)
     assert expected[1, 0] != expected[0, 0]
     found = steps(program(adapter, model, layout, mesh), arrays, microbatches)
