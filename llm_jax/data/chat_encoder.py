@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class ChatEncoder:
     """The most tokens that an example may have: those of a row."""
     train_on: TrainOn = "assistant"
     too_long: TooLong = "drop"
+    why_several: ClassVar[str] = (
+        "the chat template writes earlier turns otherwise once others follow, so each turn is an example"
+    )
+    """Why a record may make more than one example, for the log."""
 
     @property
     def fingerprint(self) -> str:

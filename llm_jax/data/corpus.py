@@ -400,11 +400,14 @@ def _notes(store: TokenStore, source: Source, encoder: Encoder | None) -> list[s
     of_all = f"of {len(store.lengths_N):,} documents"
     skipped, empty = (int((sizes_N == 0).sum()) for sizes_N in (store.lengths_N, store.bytes_N))
     skipped -= sum(count for count, _ in store.left_out.values())
+    reason = getattr(encoder, "why_several", "")
     many = 100 * store.copies >= len(store.lengths_N)  # a few licences and the like are in every corpus
     notes = {
         f"{skipped:,} {of_all} were skipped by the objective's encoder": skipped,
         f"{empty:,} {of_all} are empty, BOS and EOS alone": empty and encoder is None,
         f"{store.copies:,} {of_all} are copies of others": many,
+        f"{len(store.lengths_N):,} examples of {records(store):,} documents: {reason}": bool(reason)
+        and len(store.lengths_N) > records(store),
         **{
             f"{count:,} of {records(store):,} examples are left out: {reason}; the first is "
             f"{source.where(first - 1)}": True

@@ -19,6 +19,12 @@ from llm_jax.run.show_data import main as show_data
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
 from tests.tiny_run import documents, launch, write_experiment
 
+LAST_TURN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}now {% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that writes the last turn otherwise than earlier ones."""
+
 
 @pytest.fixture(scope="module")
 def base(folder, tmp_path_factory) -> Path:  # noqa: F811
@@ -216,6 +222,13 @@ def test_what_is_trained_is_shown_token_by_token(base, tmp_path, capsys):
     assert page.read_text().count('<span class="t" title="') == sum(
         int(n) for n in re.findall(r"(\d+) trained", out)
     )
+    capsys.readouterr()
+    (tmp_path / "last.jinja").write_text(LAST_TURN)
+    last = ["train.sequence_length=128", "examples=2", f"chat.template={tmp_path / 'last.jinja'}"]
+    assert show_data([*line, *last]) == 0
+    shown = capsys.readouterr()
+    assert "chats.jsonl:2, 2 of 2, " in shown.out
+    assert "179 examples of 120 documents: the chat template writes earlier turns otherwise" in shown.err
     assert show_data([f"experiment={write_experiment(tmp_path)}", "examples=1"]) == 0
     assert "<s>⟦" in capsys.readouterr().out
     assert show_data([*line, "examples=0"]) == 2
