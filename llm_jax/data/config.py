@@ -22,8 +22,9 @@ class DataConfig:
     """The text to train on, how it is divided into documents, and which of them are held out."""
 
     source: str = "stdlib"
-    """`stdlib`, `tfds:NAME[/CONFIG][:VERSION]`, a prepared TFDS folder, or a file, glob or folder of
-    .txt, .jsonl and .parquet (the first two also .gz or .zst). Hidden files of a folder are not read."""
+    """`stdlib`, `tasks` or `task_pairs` (conversations), `tfds:NAME[/CONFIG][:VERSION]`, a prepared TFDS
+    folder, or a file, glob or folder of .txt, .jsonl and .parquet (the first two also .gz or .zst). Hidden
+    files of a folder are not read."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Source -> weight, its share of rows (weights need not sum to one); if not empty, it
     replaces `source`.

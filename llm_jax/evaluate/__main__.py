@@ -28,10 +28,11 @@ class EvaluateCommand:
       python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
       python -m llm_jax.evaluate runs/quickstart/default step=500 out=scores.json
       python -m llm_jax.evaluate runs/sft/default answers=500
+      python -m llm_jax.evaluate runs/sft/default data.source=task_pairs data.held_out_fraction=0.99 answers=4000 pairs=pairs.jsonl
       python -m llm_jax.evaluate runs/reward/default rewards=answers.jsonl out=scored.jsonl
 
     Exit codes: 0 done, 2 a mistake in the command line (one line names it).
-    """
+    """  # noqa: E501
 
     folder: Path = positional("RUN_OR_FOLDER")
     """A run folder or a Hugging Face model folder."""
@@ -49,6 +50,15 @@ class EvaluateCommand:
     answers: int | None = argument(None, least=1)
     """Answers the prompts of so many held-out conversations instead, with the most likely tokens, and prints
     how many answers are right, by the verifiers of the records, with 95% intervals."""
+    pairs: Path | None = argument(
+        None, shown="FILE.jsonl", read=functools.partial(output_file, endings=(".jsonl",))
+    )
+    """With answers=N: writes a preference for each prompt to which a sample is wrong, of the right answer to
+    the most frequent wrong one, for experiment=dpo."""
+    samples: int = argument(4, least=1)
+    """With pairs=: answers to each prompt."""
+    temperature: float = argument(1.0, above=0)
+    """With pairs=: logits are divided by it."""
     rewards: Path | None = argument(None, shown="FILE.jsonl")
     """For a reward model (experiment=reward): scores the records of this file instead. A record has text,
     messages, prompt and completion, or prompt, chosen and rejected."""
@@ -60,6 +70,15 @@ class EvaluateCommand:
 
     def check(self) -> None:
         """Raises UserError where the amount is given twice, and for keys that rewards= excludes."""
+        if self.pairs and not self.answers:
+            raise UserError(f"pairs={self.pairs}: of how many prompts? Add answers=N")
+        if not self.pairs and (self.samples, self.temperature) != (4, 1.0):
+            raise UserError(
+                "samples=, temperature=: have an effect only with pairs=FILE.jsonl. Add that, or leave "
+                "these out"
+            )
+        if self.pairs and self.out:
+            raise UserError(f"out={self.out}: has no effect beside pairs={self.pairs}. Leave it out")
         if self.rewards and self.answers:
             raise UserError(
                 f"answers={self.answers}: has no effect beside rewards={self.rewards}. Leave it out"
@@ -112,9 +131,16 @@ def evaluate(arguments: list[str]) -> int:
 def verify_answers(command: EvaluateCommand, count: int) -> int:
     """Answers held-out prompts, and prints and writes how many answers are right. Raises UserError."""
     from llm_jax.evaluate.answers import answer_held_out, table  # imports JAX
+    from llm_jax.evaluate.pairs import make_pairs, write_pairs
 
-    changes = [*command.data, *command.train]
-    found = answer_held_out(command.folder, changes, count, **command.model.options())
+    changes, options = [*command.data, *command.train], command.model.options()
+    if command.pairs:
+        made = make_pairs(command.folder, changes, count, command.samples, command.temperature, **options)
+        print(made)
+        write_pairs(command.pairs, made)
+        print(f"written: {command.pairs}")
+        return 0
+    found = answer_held_out(command.folder, changes, count, **options)
     print(table(found))
     if command.out:
         write_json(command.out, found.to_json())

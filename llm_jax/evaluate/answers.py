@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from llm_jax import data
 from llm_jax.core.errors import UserError
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data.chat_template import find_template
 from llm_jax.data.held_out_prompts import HeldOutPrompt, held_out_prompts
 from llm_jax.data.verify import verdict
-from llm_jax.evaluate.corpus import conversations, corpus_of
+from llm_jax.evaluate.corpus import conversations
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request
-from llm_jax.pretrained.model import check_outputs, open_model
+from llm_jax.pretrained.model import PretrainedModel, check_outputs, open_model
 from llm_jax.pretrained.source import open_source
-from llm_jax.run.prepare import encoder_settings
+from llm_jax.run.prepare import corpus_settings, encoder_settings
 
 SLOTS = 64
 """Prompts that are answered at once."""
+MOST_TOKENS = 64
+"""Tokens of an answer, where the run has no samples."""
 Z = 1.959964
 """Standard deviations of a 95% interval."""
 
@@ -79,10 +82,40 @@ def wilson_interval(right: int, of: int) -> tuple[float, float]:
     return (middle - half) / (1 + z), (middle + half) / (1 + z)
 
 
-def answer_held_out(
-    path: Path, changes: list[tuple[str, str]], count: int, **options: Any
-) -> VerifiedAnswers:
-    """Answers the prompts of the first `count` held-out records with the most likely tokens.
+class Answering(NamedTuple):
+    """An opened model, and the prompts that it answers."""
+
+    opened: PretrainedModel
+    prompts: tuple[HeldOutPrompt, ...]
+    most_tokens: int
+    """Tokens of an answer."""
+
+    def texts(self, samples: int = 1, temperature: float = 0.0) -> list[list[str]]:
+        """The answers to each prompt: so many samples at this temperature, with seeds that follow from their
+        numbers."""
+        longest = max(len(prompt.ids) for prompt in self.prompts) + self.most_tokens
+        slots = min(len(self.prompts) * samples, SLOTS)
+        engine = Engine.of(self.opened, slots, longest, prefill_rows=8, log=log_to_stderr)
+        ids = [
+            engine.submit(
+                Request(
+                    ids=prompt.ids,
+                    temperature=temperature,
+                    max_tokens=self.most_tokens,
+                    seed=i * samples + k,
+                )
+            )
+            for i, prompt in enumerate(self.prompts)
+            for k in range(samples)
+        ]
+        while engine.busy:
+            engine.step()
+        texts = [engine.results[number].text for number in ids]
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+
+def open_to_answer(path: Path, changes: list[tuple[str, str]], count: int, **options: Any) -> Answering:
+    """A model and the prompts of the first `count` held-out records of a corpus.
 
     changes: overrides (key, value) of the run's data.*, chat.* and train.*. options: of `open_model`. Raises
     UserError.
@@ -92,20 +125,27 @@ def answer_held_out(
     conversations(source.experiment, changes, path)  # raises before the weights are read
     opened = open_model(source, **{name: value for name, value in options.items() if name != "adapter"})
     experiment = conversations(opened.experiment, changes, path)
-    corpus = corpus_of(experiment)
+    documents, tokenizer, more = corpus_settings(experiment)
+    del more["encoder"], more["rows"]  # only the records are needed, which may be of any kind
+    corpus = data.prepare(documents, tokenizer, run_dir=None, log=log_to_stderr, to_train=False, **more)
     settings = encoder_settings(experiment)
     template = find_template(settings.chat.template, settings.tokenizer, date=settings.chat.date)
     prompts = held_out_prompts(corpus, template, count, count)
     if not prompts:
         raise UserError(f"answers={count}: the held-out records have no prompts")
-    most = experiment.sample.tokens or 64
-    longest = max(len(prompt.ids) for prompt in prompts) + most
-    engine = Engine.of(opened, min(len(prompts), SLOTS), longest, prefill_rows=8, log=log_to_stderr)
-    ids = [engine.submit(Request(ids=prompt.ids, temperature=0.0, max_tokens=most)) for prompt in prompts]
-    while engine.busy:
-        engine.step()
-    texts = tuple(engine.results[i].text for i in ids)
-    return VerifiedAnswers(str(path), opened.step, tuple(prompts), texts)
+    return Answering(opened, tuple(prompts), experiment.sample.tokens or MOST_TOKENS)
+
+
+def answer_held_out(
+    path: Path, changes: list[tuple[str, str]], count: int, **options: Any
+) -> VerifiedAnswers:
+    """Answers the prompts of the first `count` held-out records with the most likely tokens.
+
+    The arguments are those of `open_to_answer`. Raises UserError.
+    """
+    answering = open_to_answer(path, changes, count, **options)
+    texts = tuple(text for (text,) in answering.texts())
+    return VerifiedAnswers(str(path), answering.opened.step, answering.prompts, texts)
 
 
 def table(found: VerifiedAnswers) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.core.files import read_json
+from llm_jax.core.files import read_json, read_json_lines
 from llm_jax.evaluate.__main__ import main as evaluate
 from llm_jax.evaluate.held_out import score
 from tests.data.test_chat import folder  # noqa: F401  (a fixture)
@@ -112,3 +112,25 @@ def test_the_evaluate_command_scores_conversations_and_verifies_answers(trained,
     error = capsys.readouterr().err
     assert "answers=20: has no tokens or batches to limit" in error
     assert "data.source=stdlib: this objective reads records, not texts" in error
+
+
+def test_pairs_are_made_of_wrong_answers(trained, base, tmp_path, capsys):  # noqa: F811
+    """Of a model that is always wrong; one that is always right makes none."""
+    path, *_ = trained
+    text = (path / "records.jsonl").read_text().replace('"completion": "b"', '"completion": "c"')
+    (tmp_path / "other.jsonl").write_text(text)
+    line = [f"data.source={tmp_path / 'other.jsonl'}", "answers=30", "data.held_out_fraction=0.9"]
+    more = ["samples=2", "temperature=0.01", f"pairs={tmp_path / 'pairs.jsonl'}"]
+    assert evaluate([str(path / "run"), *line, *more]) == 0
+    pairs = read_json_lines(tmp_path / "pairs.jsonl")
+    assert 5 <= len(pairs) < 30  # every other record has a verifier
+    assert f"{len(pairs):,} have a wrong answer" in capsys.readouterr().out
+    for pair in pairs:
+        assert (pair["chosen"], pair["rejected"], pair["task"]) == ("c", "b", "b")
+        assert pair["prompt"][0]["content"].startswith("what is")
+    line[0] = f"data.source={path / 'records.jsonl'}"
+    cold = ["samples=1", "temperature=0.01", f"pairs={tmp_path / 'none.jsonl'}"]
+    assert evaluate([str(path / "run"), *line, *cold]) == 2
+    assert "none.jsonl: no sample is wrong" in capsys.readouterr().err
+    for wrong in (["pairs=a.jsonl"], ["answers=3", "samples=2"], ["answers=3", "pairs=a.txt"]):
+        assert evaluate([str(path / "run"), *wrong]) == 2
