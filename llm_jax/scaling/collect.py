@@ -35,7 +35,7 @@ COLUMNS = (
     "batch_size", "sequence_length", "learning_rate", "weight_decay", "warmup_steps", "schedule", "optimizer",
     "seed", "layers", "embed",
     "heads", "head_dim", "mlp", "vocab", "parametrization", "tokens_per_second", "mfu", "wall_seconds",
-    "devices", "held_out",
+    "devices", "held_out", "adapter_rank",
 )  # fmt: skip
 LAST_PART = 0.05
 """`train_loss` is the mean over this last part of the steps (at least 10 steps), since a single step's loss
@@ -74,6 +74,7 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
         **{name: getattr(t, name) for name in ("batch_size", "sequence_length", "seed")},
         **{name: getattr(o, name) for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule")},
         "optimizer": o.name,
+        "adapter_rank": experiment.adapter.rank,
         **{name: getattr(m, name) for name in ("layers", "embed", "heads", "head_dim", "mlp", "vocab")},
         "parametrization": getattr(m, "parametrization", "standard"),
     }

@@ -523,3 +523,24 @@ def test_epoch_points_make_a_report_by_the_command_of_the_fit(published, tmp_pat
     assert re.search(r"β goes from 0\.453 with 0 losses dropped to 0\.33[89] with 15", shown)
     assert "N and C are as the table gives them" in shown
     assert "5 runs of highest loss, left out of the fit" in shown
+
+
+def test_a_sweep_over_ranks_names_the_best_learning_rate_of_each(tmp_path):
+    from llm_jax.scaling.report.figures.runs import best_of_each_rank, sweeps
+    from llm_jax.scaling.report.study import numeric_runs
+
+    rows = [
+        {"parameters": 1e6, "tokens": 1e6, "batch_size": 16, "learning_rate": rate, "adapter_rank": rank,
+         "eval_loss": 2.0 + 0.1 / (1 + rank) + abs(np.log10(rate / (1e-2 if rank else 1e-3)))}
+        for rank in (0, 4, 16)
+        for rate in (1e-3, 1e-2, 1e-1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).assign(status="finished")
+    (sweep,) = sweeps(
+        table, numeric_runs(table, {name: name for name in ("parameters", "tokens")} | {"loss": "eval_loss"})
+    )
+    assert sweep.of_ranks
+    assert sweep.batches.tolist() == [0, 4, 16]
+    found = best_of_each_rank(sweep)
+    assert found == " (all weights trained 2.100 at 0.001, rank 4 2.020 at 0.01, rank 16 2.006 at 0.01)"
+    assert sweep.edges == []

@@ -1,4 +1,5 @@
-"""Figures of the runs: loss over sweeps of learning rate and batch, and training curves."""
+"""Figures of the runs: loss over sweeps of learning rate and batch, or rank of an adapter, and training
+curves."""
 
 from __future__ import annotations
 
@@ -33,17 +34,20 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of one model on one number of tokens, over learning rates and batch sizes."""
+    """The runs of one model on one number of tokens, over learning rates and batch sizes, or ranks."""
 
     parameters: float
     tokens: float
     rates: np.ndarray
     batches: np.ndarray
-    """Tokens a batch; sequences where the table has no length of them; one of NaN without a batch size."""
+    """Tokens a batch; sequences where the table has no length of them; one of NaN without a batch size. In a
+    table with several ranks of adapters: the rank, 0 for a run that trained all weights."""
     loss: np.ndarray
     """[batches, rates], the best of several seeds; NaN without a finished run."""
     lost: np.ndarray
     """[batches, rates], bool: the run diverged or failed."""
+    of_ranks: bool = False
+    """Whether `batches` are ranks of adapters."""
 
     @property
     def best(self) -> tuple[int, int]:
@@ -60,21 +64,24 @@ class Sweep:
             (len(self.rates) > 1, j == len(self.rates) - 1, "highest learning rate"),
         ]
         found += [
-            (len(self.batches) > 1, i == 0, "smallest batch"),
-            (len(self.batches) > 1, i == len(self.batches) - 1, "largest batch"),
+            (len(self.batches) > 1 and not self.of_ranks, i == 0, "smallest batch"),
+            (len(self.batches) > 1 and not self.of_ranks, i == len(self.batches) - 1, "largest batch"),
         ]
         return [name for present, at, name in found if present and at]
 
 
 def sweeps(table: pd.DataFrame, runs: pd.DataFrame) -> list[Sweep]:
     """The sweeps in a table, smallest model first: runs of equal N and (to 5 %) equal tokens, at three
-    learning rates or more."""
+    learning rates or more. The second axis is the batch, or the rank of adapters where the table has
+    several."""
     if "learning_rate" not in table:
         return []
-    rate = as_numbers(table.learning_rate)
+    rate, ranks = as_numbers(table.learning_rate), has_ranks(table)
     batch = as_numbers(table.batch_size) if "batch_size" in table else rate * 0 + 1
     if "batch_size" in table and "sequence_length" in table:
         batch = batch * as_numbers(table.sequence_length)
+    if ranks:
+        batch = as_numbers(table.adapter_rank)
     both = runs.assign(rate=rate, batch=batch).dropna(subset=["rate", "batch", "parameters", "tokens"])
     both = both[~both.held_out].sort_values(["parameters", "tokens"])
     new = (both.parameters != both.parameters.shift()) | (both.tokens > 1.05 * both.tokens.shift())
@@ -98,6 +105,7 @@ def sweeps(table: pd.DataFrame, runs: pd.DataFrame) -> list[Sweep]:
                     batches,
                     loss,
                     lost & np.isnan(loss),
+                    ranks,
                 )
             )
     return found
@@ -124,7 +132,9 @@ def sweep_figure(study: Study) -> ReportFigure | str:
             f"{short(sweep.parameters)} parameters, {short(sweep.tokens)} tokens: best "
             f"{sweep.loss[i, j]:.3f} at learning rate {sweep.rates[j]:.3g}"
         )
-        if len(sweep.batches) > 1:
+        if sweep.of_ranks:
+            text += f" with {rank_name(sweep.batches[i])}{best_of_each_rank(sweep)}"
+        elif len(sweep.batches) > 1:
             text += f" with {short(sweep.batches[i])} {batch_unit(study.table)}"
         rates = span(float(good_rates.min()), float(good_rates.max()), "{:.3g}".format)
         text += (
@@ -135,16 +145,39 @@ def sweep_figure(study: Study) -> ReportFigure | str:
         if sweep.lost.any():
             text += f"; {counted(int(sweep.lost.sum()), 'run')} lost (crosses)"
         sentences.append(text + ".")
+    ranks = any(sweep.of_ranks for sweep in maps)
     what = (
-        "Loss above the best run's, by learning rate and batch. "
+        f"Loss above the best run's, by learning rate and {'rank of the adapter' if ranks else 'batch'}. "
         if maps
         else "Loss against the learning rate; rings are each size's best. "
     )
     return ReportFigure("sweep", drawn, what + " ".join(sentences))
 
 
+def has_ranks(table: pd.DataFrame) -> bool:
+    """Whether a table's runs differ in the rank of their adapters."""
+    return "adapter_rank" in table and as_numbers(table.adapter_rank).nunique() > 1
+
+
+def rank_name(rank: float) -> str:
+    """A rank as text."""
+    return f"rank {rank:g}" if rank else "all weights trained"
+
+
+def best_of_each_rank(sweep: Sweep) -> str:
+    """The best run of each rank, as text: where LoRA wants its learning rate, beside full training."""
+    found = []
+    for rank, losses in zip(sweep.batches, sweep.loss, strict=True):
+        if np.isfinite(losses).any():
+            j = int(np.nanargmin(losses))
+            found.append(f"{rank_name(rank)} {losses[j]:.3f} at {sweep.rates[j]:.3g}")
+    return f" ({', '.join(found)})"
+
+
 def batch_unit(table: pd.DataFrame) -> str:
     """The unit of a sweep's batches."""
+    if has_ranks(table):
+        return "rank of the adapter (0: all weights)"
     return "tokens a batch" if "sequence_length" in table else "sequences a batch"
 
 
@@ -197,7 +230,10 @@ def heat_maps(maps: list[Sweep], unit: str) -> Any:
             rotation=45,
             ha="right",
         )
-        ax.set_yticks(np.arange(len(sweep.batches)) + 0.5, [short(batch) for batch in sweep.batches])
+        ax.set_yticks(
+            np.arange(len(sweep.batches)) + 0.5,
+            [f"{n:g}" if sweep.of_ranks else short(n) for n in sweep.batches],
+        )
         ax.set(
             xlabel="learning rate",
             ylabel=unit,
