@@ -224,7 +224,10 @@ class Corpus:
         rows, examples = sum(r.round_rows for r in whole), sum(len(r.example_sizes()) for r in whole)
         padding = 1 - sum(int(r.lengths_N.sum()) for r in whole) / (rows * self.sequence_length)
         name = {"pairs": "pairs", "labelled": "answers"}.get(self._rows, "examples")
-        return f"rows: {rows:,} an epoch, {examples / rows:.1f} {name} in each, {padding:.1%} padding"
+        line = f"rows: {rows:,} an epoch, {examples / rows:.1f} {name} in each, {padding:.1%} padding"
+        wanted = sum(int((r.values_N > 0).sum()) for r in whole if r.values_N is not None)
+        counts = f"; {wanted:,} answers are wanted, {examples - wanted:,} not" if name == "answers" else ""
+        return line + counts
 
     def epochs(self, step: int) -> dict[str, float]:
         """Source name -> how many epochs of its training documents have been seen at the end of `step`."""
