@@ -67,21 +67,23 @@ CASES: dict[str, dict[str, Any]] = {
     "mixtral/down": {"r": 3, "lora_alpha": 5, "target_modules": [], "target_parameters": ["experts.down_proj", "gate.weight", "o_proj.weight"]},
     "mixtral/all": {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"},
     "qwen3_moe/experts": {"r": 2, "target_modules": ["v_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
+    "mixtral/separate": {},  # not by PEFT: the spelling of transformers 4
+    "llama_bias_tied/tied_embedding": {"r": 2, "target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+    "llama_bias_tied/tied_saved": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "llama/pissa_head": {"r": 2, "target_modules": ["lm_head"], "init_lora_weights": "pissa", "use_dora": True},
 }  # fmt: skip
-"""BASE/VARIANT → arguments of LoraConfig."""
+"""BASE/VARIANT → arguments of LoraConfig. The place in the table is the seed: new ones go to the end."""
 DTYPES = {"llama/bfloat16": "bfloat16"}
-SEPARATE = "mixtral/separate"
-"""The folder in the spelling of transformers 4."""
 
 
 def main() -> None:
     """Writes the fixtures that the command line names, or all."""
     total = 0
-    for number, name in enumerate([*CASES, SEPARATE]):
+    for number, name in enumerate(CASES):
         if len(sys.argv) > 1 and name not in sys.argv[1:]:
             continue
         folder, base = FOLDER / name, peft.FIXTURES / name.split("/")[0]
-        if name == SEPARATE:
+        if not CASES[name]:
             peft.separate_experts(base, folder, rank=2, seed=number)
         else:
             peft.make(base, CASES[name], folder, number, DTYPES.get(name, "float32"))

@@ -19,7 +19,7 @@ from llm_jax.core.errors import UserError, closest
 from llm_jax.core.files import inside
 from llm_jax.huggingface.family import Family, Tree, family_for
 from llm_jax.huggingface.folder import Folder, head_and_embedding
-from llm_jax.huggingface.peft_config import NAME, PeftConfig, read_config, scale_of
+from llm_jax.huggingface.peft_config import NAME, PeftConfig, read_config, scale_of, with_head
 from llm_jax.huggingface.peft_map import (
     PREFIX,
     AdaptedMatrix,
@@ -160,6 +160,10 @@ def read_peft(path: Path, base: Base) -> PeftAdapter:
             f"{path}: has no {WEIGHTS}{other}; save the adapter with model.save_pretrained(FOLDER)"
         )
     tensors = read_header(inside(path, WEIGHTS, path))
+    if config.ties and base.tied:
+        modules = head_and_embedding(base.family.tensors(base.config, base.tree))
+        head, embedding = (name.removesuffix(".weight") for name in modules)
+        config = with_head(config, embedding, head)
     tensor_map = base.tensor_map()
     separate = has_separate_experts(tensors)
     found = matrices(tensor_map, separate)

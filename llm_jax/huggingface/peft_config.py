@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_jax.huggingface.config_reader import ConfigReader
@@ -29,10 +29,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 INERT = {
     "auto_mapping", "revision", "inference_mode", "peft_version", "lora_dropout", "fan_in_fan_out",
     "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
-    "ensure_weight_tying",
 }  # fmt: skip
-"""Keys that don't change what a trained adapter computes. `fan_in_fan_out` and `ensure_weight_tying` follow
-from the model and from the tensors; dropout is of training."""
+"""Keys that don't change what a trained adapter computes. `fan_in_fan_out` follows from the model; dropout is
+of training."""
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "mica")
 """The `init_lora_weights` that leave the base's weights as they are."""
 REDUCED_BASE = ("pissa", "olora")
@@ -71,6 +70,8 @@ class PeftConfig:
     """`layers_to_transform`: the layers that names in `targets` are about; None: all."""
     layers_pattern: tuple[str, ...] = ()
     """The names of lists of layers that `layers` counts in; (): any."""
+    ties: bool = False
+    """`ensure_weight_tying`: what is for the embedding is for the head of a tied model too."""
     reduced: str = ""
     """One of `REDUCED_BASE`, if the base's weights are to be reduced by the first adapter; else ""."""
 
@@ -108,6 +109,20 @@ class PeftConfig:
     def alpha_of(self, name: str) -> float:
         """The alpha of a module's or parameter's adapter."""
         return _first(self.alphas, name, self.alpha)
+
+
+def with_head(config: PeftConfig, embedding: str, head: str) -> PeftConfig:
+    """The config of an adapter that `ties`, with the head where the embedding is: both are in its folder.
+
+    embedding, head: the modules' names.
+    """
+    if config.saves(embedding):
+        config = replace(config, whole=(*config.whole, head))
+    if not config.adapts(embedding, linear=False):
+        return config
+    targets = config.targets
+    both = rf"(?:{targets})|{re.escape(head)}" if isinstance(targets, str) else (*targets, head)
+    return replace(config, targets=both)
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
@@ -169,6 +184,7 @@ def read_config(tree: dict[str, Any], where: object, default_targets: Sequence[s
         },
         layers=_layers(reader),
         layers_pattern=_names(reader, "layers_pattern"),
+        ties=bool(reader.take("ensure_weight_tying", False)),
         reduced=_reduced(reader),
     )
     if isinstance(config.targets, str) and config.layers is not None:

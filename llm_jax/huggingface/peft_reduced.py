@@ -37,6 +37,10 @@ def unreduced(adapter: PeftAdapter, base: Base, weight: Callable[[str, Prefix], 
     config = dataclasses.replace(adapter.config, reduced="")
     for target in targets_of(adapter.config, matrices(base.tensor_map(), adapter.separate)):
         matrix, rank, alpha = target.matrix, target.rank(config), target.alpha(config)
+        if any(part.prefix in adapter.whole.get(part.path, ()) for part in matrix.parts):
+            # Of a head that has an adapter PEFT saves the weight too, reduced already.
+            low_rank |= {part.path: adapter.low_rank[part.path] for part in matrix.parts}
+            continue
         problem = _problem(matrix, method, base)
         if problem:
             raise UserError(f"{adapter.where}: init_lora_weights={method} of {matrix.name}: {problem}")
