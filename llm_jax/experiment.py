@@ -330,6 +330,12 @@ def resolved(experiment: Experiment) -> Experiment:
     experiment = dataclasses.replace(experiment, run_dir=folder_of(experiment))
     check_parts(e := experiment)
     check_parametrization(e.optimizer, e.model)
+    for key, value in (
+        ("sample.tokens", e.sample.tokens),
+        ("evaluate.base_batches", e.evaluate.base_batches),
+    ):
+        if e.model.outputs == "reward" and value:
+            raise UserError(f"{key}={value}: a reward model predicts no tokens. Use {key}=0")
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(
             f"train.sequence_length={e.train.sequence_length}: more than the model's learned positions "

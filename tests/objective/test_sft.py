@@ -255,3 +255,10 @@ def test_without_words_it_takes_the_quickstarts_model_and_generated_tasks(
     (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
     shown = read_yaml(tmp_path / "shown.yaml")
     assert (shown.chat.template, shown.tokenizer.control, shown.train.steps) == ("", (), 200)
+
+
+@pytest.mark.parametrize("key", ["sample.tokens=9", "evaluate.base_batches=2"])
+def test_a_reward_model_writes_no_answers(base, tmp_path, capsys, key):
+    line = ["experiment=reward", f"from={base / 'run'}", f"run_dir={tmp_path / 'run'}"]
+    assert launch(*line, "data.source=task_pairs", "chat.template=chatml", key) == 2
+    assert f"{key}: a reward model predicts no tokens. Use {key[:-2]}=0" in capsys.readouterr().err
