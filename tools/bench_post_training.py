@@ -3,7 +3,7 @@
   python tools/bench_post_training.py reference=/path/to/python     a Python with trl, peft and torch (extra `reference`)
   rounds=N     rounds of each side (default 5)
   steps=N      steps of a round (default 2)
-  parts=a,b    of sft, dpo, memory (default: all)
+  parts=a,b    of sft, lora, dpo, memory (default: all)
   json=PATH    also writes the figures there
 
 All sides train the same Llama, from the same weights, on the same ids, in float32 on two threads, AdamW at a constant rate.
@@ -11,7 +11,9 @@ Each is a process of its own that waits while another computes, round by round (
 does hits both. Medians of rounds; the first step, with its compilation, is apart.
 
 - sft: 2,000 conversations of mixed length (median 120 tokens, longest 512), half of each trained. llm_jax packs whole ones, which
-  don't see each other; TRL pads (packing without leaks needs FlashAttention). Trained tokens/s, of full training and of LoRA.
+  don't see each other; TRL pads (packing without leaks needs FlashAttention). Trained tokens/s.
+- lora: the same with rank 8 on all linear maps, beside full training, of a wider model: what LoRA saves are products with
+  weights, and attention costs the same.
 - dpo: 120 pairs, reference log-probabilities computed before. Pairs/s.
 - memory: peak memory of some steps of SFT at a vocabulary of 150,000, with at most as many positions a step for TRL.
 """
@@ -35,12 +37,19 @@ from llm_jax.core.errors import EXIT_USER_ERROR, UserError
 STARTED = time.perf_counter()
 LENGTH, RANK = 512, 8
 SHAPE = {"layers": 6, "embed": 384, "heads": 6, "mlp": 1024, "vocab": 8192}
+WIDE = {"layers": 3, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 8192}
 LARGE = {"layers": 2, "embed": 128, "heads": 4, "mlp": 352, "vocab": 150_000}
 ROWS = {"sft": 5, "lora": 5, "dpo": 5}
 """Rows of LENGTH of a step of llm_jax."""
 TRL_BATCH = {"sft": 16, "lora": 16, "dpo": 8}
 """Conversations, or pairs, of a step of TRL: about as many tokens."""
-PARTS = ("sft", "dpo", "memory")
+PARTS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
+    "sft": (("sft",), SHAPE),
+    "lora": (("sft", "lora"), WIDE),
+    "dpo": (("dpo",), SHAPE),
+    "memory": (("sft",), LARGE),
+}
+"""Part → the kinds of training that are measured, and the shape of the model."""
 Figures = dict[str, dict[str, Any]]
 
 
@@ -60,13 +69,14 @@ def main() -> int:
         if not Path(reference).is_file():
             raise UserError(f"reference={reference}: is no file. Give a Python that has trl and peft")
         parts = values.get("parts", ",".join(PARTS)).split(",")
-        found = {
-            part: measure(part, reference, int(values.get("rounds", 5)), int(values.get("steps", 2)))
-            for part in parts
-        }
-        report(found)
-        if "json" in values:
-            Path(values["json"]).write_text(json.dumps(found, indent=2) + "\n")
+        if unknown := set(parts) - set(PARTS):
+            raise UserError(f"parts={min(unknown)}: there is no such part; there are {', '.join(PARTS)}")
+        found = {}
+        for part in parts:
+            found[part] = measure(part, reference, int(values.get("rounds", 5)), int(values.get("steps", 2)))
+            report({part: found[part]})
+            if "json" in values:
+                Path(values["json"]).write_text(json.dumps(found, indent=2) + "\n")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,8 +85,8 @@ def main() -> int:
 
 def measure(part: str, reference: str, rounds: int, steps: int) -> Figures:
     """The figures of each side of one part."""
-    kinds = {"sft": ("sft", "lora"), "dpo": ("dpo",), "memory": ("sft",)}[part]
-    shape, rounds = (LARGE, 1) if part == "memory" else (SHAPE, rounds)
+    kinds, shape = PARTS[part]
+    rounds = 1 if part == "memory" else rounds
     with tempfile.TemporaryDirectory(prefix="bench_post_training.") as name:
         folder = Path(name)
         write_data(folder, part, shape, steps)
@@ -197,19 +207,19 @@ class Side:
 
 
 def report(found: dict[str, Figures]) -> None:
-    """Prints the figures, and the ratios."""
-    print(f"{'':14}{'a second (median, range)':>32}{'by CPU time':>13}{'first step':>12}{'peak':>12}")
+    """Prints the figures of some parts, and the ratios."""
+    print(f"{'':22}{'a second (median, range)':>32}{'by CPU time':>13}{'first step':>12}{'peak':>12}")
     for part, sides in found.items():
         for name, figures in sides.items():
             low, high = figures["range"]
-            label = f"memory {name.split()[1]}" if part == "memory" else name
             speed = f"{figures['speed']:,.1f} ({low:,.1f} to {high:,.1f})"
             rest = f"{figures['speed_by_cpu']:>13,.1f}{figures['first_step_seconds']:>10.1f} s"
-            print(f"{label:14}{speed:>32}{rest}{figures['peak_bytes'] / 2**20:>8,.0f} MiB")
+            print(f"{part + ': ' + name:22}{speed:>32}{rest}{figures['peak_bytes'] / 2**20:>8,.0f} MiB")
     for name, pair in comparisons(found).items():
         values = "peak_bytes" if name.startswith("memory") else "speed speed_by_cpu"
         ratios = [pair[0][value] / pair[1][value] for value in values.split()]
-        print(f"{name:28}{ratios[0]:6.2f}" + (f"   by CPU time {ratios[1]:6.2f}" if len(ratios) > 1 else ""))
+        print(f"{name:34}{ratios[0]:6.2f}" + (f"   by CPU time {ratios[1]:6.2f}" if len(ratios) > 1 else ""))
+    sys.stdout.flush()
 
 
 def comparisons(found: dict[str, Figures]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -217,13 +227,10 @@ def comparisons(found: dict[str, Figures]) -> dict[str, tuple[dict[str, Any], di
     pairs = {}
     for part, sides in found.items():
         for kind in dict.fromkeys(name.split()[0] for name in sides):
-            name = f"{part if part == 'memory' else kind}: llm_jax / TRL"
-            pairs[name] = sides[f"{kind} llm_jax"], sides[f"{kind} TRL"]
-        if part == "sft":
-            pairs |= {
-                f"LoRA / full, {side}": (sides[f"lora {side}"], sides[f"sft {side}"])
-                for side in ("llm_jax", "TRL")
-            }
+            pairs[f"{part}: {kind}, llm_jax / TRL"] = sides[f"{kind} llm_jax"], sides[f"{kind} TRL"]
+        if part == "lora":
+            for side in ("llm_jax", "TRL"):
+                pairs[f"lora: lora / full, {side}"] = sides[f"lora {side}"], sides[f"sft {side}"]
     return pairs
 
 
