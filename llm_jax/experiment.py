@@ -334,7 +334,7 @@ def resolved(experiment: Experiment) -> Experiment:
         ("sample.tokens", e.sample.tokens),
         ("evaluate.base_batches", e.evaluate.base_batches),
     ):
-        if e.model.outputs == "reward" and value:
+        if e.model.outputs == e.objective.outputs == "reward" and value:
             raise UserError(f"{key}={value}: a reward model predicts no tokens. Use {key}=0")
     if e.model.position == "learned" and e.model.positions < e.train.sequence_length:
         raise UserError(

@@ -58,7 +58,7 @@ class ChatEncoder:
         template = self.template
         return cache.fingerprint(
             "chat",
-            1,
+            2,
             template.source,
             sorted(template.variables.items()),
             *filter(None, [template.with_tools, template.date]),
@@ -88,8 +88,9 @@ class ChatEncoder:
         """The spans that are trained. prompt: the number of messages before the answer."""
         muted = {i for i, m in enumerate(messages) if m.get("train") is False or m.get("weight") == 0}
         last = max((span.turn for span in spans), default=-1)
-        first = {"completion": prompt or last, "last_turn": last}.get(self.train_on, 0)
-        if (first or muted) and any(span.turn < 0 for span in spans):
+        firsts = {"completion": prompt or last, "last_turn": last}
+        first = firsts.get(self.train_on, -1)
+        if (self.train_on in firsts or muted) and any(span.turn < 0 for span in spans):
             raise UserError(
                 f"chat template {self.template.name}: it marks {len(spans)} parts of a conversation as "
                 "the model's, which "
@@ -104,7 +105,8 @@ class ChatEncoder:
         for span in spans:
             inside = (begins < span.end) & (ends > span.begin)
             weights |= inside.astype(np.uint8)
-            check_stop(text[span.begin : span.end], ids[inside], tokenizer, self.template)
+            if span.turn >= 0 or span == spans[-1]:  # a part of a turn needn't end it
+                check_stop(text[span.begin : span.end], ids[inside], tokenizer, self.template)
         if len(ids) > self.length:
             if self.too_long == "error":
                 raise UserError(
@@ -217,5 +219,6 @@ def encode_plain(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
     ids, spans = tokenizer.encode_spans(text)
     spans_N2 = np.array(spans, np.int64).reshape(-1, 2)
     marks = np.array([at for at, character in enumerate(text) if character == PLAIN], np.int64)
-    keep = ~(np.isin(spans_N2[:, 0], marks) & (spans_N2[:, 1] == spans_N2[:, 0] + 1))
+    # Where a character is several tokens (bytes), all but the last are empty, at its beginning.
+    keep = ~(np.isin(spans_N2[:, 0], marks) & (spans_N2[:, 1] <= spans_N2[:, 0] + 1))
     return np.array(ids, np.int64)[keep], spans_N2[keep, 0], spans_N2[keep, 1]

@@ -73,11 +73,10 @@ def read_example(text: str) -> Example:
         (mark for mark in RESERVED if mark in text or f"\\u{ord(mark):04x}" in text.lower()), None
     ):
         raise UserError(f"has the character U+{ord(mark):04X}, which is no text")
+    if "\\ud" in text.lower():
+        check_surrogates(record)
     kind = kind_of(record)
-    tools = record.get("tools")
-    if isinstance(tools, str):  # Parquet has no column of objects of any form
-        tools = json.loads(tools)
-    common: dict[str, Any] = {"tools": tuple(tools) if tools else None}
+    common: dict[str, Any] = {"tools": tools_of(record.get("tools"))}
     if kind == "conversation":
         return Example(kind, (), (turns(record["messages"], "messages", "user"),), **common)
     prompt = turns(record["prompt"], "prompt", "user") if record.get("prompt") is not None else ()
@@ -120,6 +119,31 @@ def shared_turns(one: tuple[Message, ...], other: tuple[Message, ...]) -> tuple[
             break
         count += 1
     return one[:count]
+
+
+def check_surrogates(record: Any) -> None:
+    """Raises UserError for half a surrogate pair, which no tokenizer can encode."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise UserError(f"has the character U+{half:04X}, half a surrogate pair, which is no text") from None
+
+
+def tools_of(value: Any) -> tuple[Any, ...] | None:
+    """The tools of a record: a list, or its JSON. Raises UserError for anything else."""
+    if isinstance(value, str) and value.strip():  # Parquet has no column of objects of any form
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise UserError(
+                f"tools must be a list of functions, or its JSON, and is {value[:40]!r}"
+            ) from None
+    if not value or isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        raise UserError(f"tools must be a list of functions, and is: {json.dumps(value)[:40]}")
+    return tuple(value)
 
 
 def label_of(value: Any) -> bool:

@@ -63,15 +63,16 @@ def score_file(
     dtype: str | None = None,
     step: int | None = None,
     adapter: Path | None = None,
+    apart: bool = False,
 ) -> Rewards:
     """The rewards that a model gives to the records of a JSONL file: texts, conversations, answers to
     prompts, or preferences, whose two answers are scored both.
 
-    layout, mesh, dtype, step, adapter: as for `open_model`. Raises UserError.
+    layout, mesh, dtype, step, adapter, apart: as for `open_model`. Raises UserError.
     """
     records = list(read_records(file))
     opened = open_model(
-        path, layout=layout, mesh=mesh, dtype=dtype, step=step, adapter=adapter, outputs="reward"
+        path, layout=layout, mesh=mesh, dtype=dtype, step=step, adapter=adapter, apart=apart, outputs="reward"
     )
     template: ChatTemplate | None = None
     texts: list[np.ndarray] = []

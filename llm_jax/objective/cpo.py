@@ -40,6 +40,11 @@ class CPO(PairObjective):
         super().check()
         require(0 < self.beta < math.inf, "objective.beta", self.beta, "above 0, e.g. 0.1")
         require(0 <= self.gamma < math.inf, "objective.gamma", self.gamma, "0 or more, e.g. 0.5")
+        if self.gamma != CPO.gamma and self.loss != "simpo":
+            raise UserError(
+                f"objective.gamma={self.gamma}: has an effect only with objective.loss=simpo. Add that, or "
+                "leave objective.gamma out"
+            )
         require(
             self.sft is None or 0 <= self.sft < math.inf, "objective.sft", self.sft, "0 (off) or more, e.g. 1"
         )

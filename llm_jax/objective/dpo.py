@@ -66,6 +66,11 @@ class DPO(WithReference, PairObjective):
         require(0 < self.beta < math.inf, "objective.beta", self.beta, "above 0, e.g. 0.1")
         require(0 <= self.sft < math.inf, "objective.sft", self.sft, "0 (off) or more, e.g. 1")
         require(math.isfinite(self.alpha), "objective.alpha", self.alpha, "a finite number, e.g. 0.5")
+        if self.alpha != DPO.alpha and self.divergence != "alpha_divergence":
+            raise UserError(
+                f"objective.alpha={self.alpha}: has an effect only with "
+                "objective.divergence=alpha_divergence. Add that, or leave objective.alpha out"
+            )
         smoothing = self.label_smoothing
         require(0 <= smoothing < 0.5, "objective.label_smoothing", smoothing, "0 or more, and below 0.5")
         if smoothing and self.loss not in WITH_SMOOTHING:

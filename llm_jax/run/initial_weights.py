@@ -123,6 +123,15 @@ def has_begun(run_dir: Path) -> bool:
     return bool(checkpoint_steps(run_dir))
 
 
+def belongs(experiment: Experiment, part: str) -> bool:
+    """Whether the run in the folder has this part of the configuration too. `data.show` shows what a command
+    line asks for, whatever run its default run_dir holds; a launch refuses another configuration."""
+    run_dir = Path(experiment.run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        return True
+    return getattr(read_experiment(run_dir), part) == getattr(experiment, part)
+
+
 def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     """The run's tokenizer: once it has begun the copy in the run folder, with which its weights were trained.
 
@@ -132,7 +141,7 @@ def with_own_tokenizer(experiment: Experiment) -> TokenizerConfig:
     own = Path(experiment.run_dir) / TOKENIZER
     file = experiment.tokenizer.file
     gone = bool(file) and not user_path(file).exists()
-    if own.is_dir() and (gone or has_begun(Path(experiment.run_dir))):
+    if own.is_dir() and (gone or has_begun(Path(experiment.run_dir))) and belongs(experiment, "tokenizer"):
         return dataclasses.replace(experiment.tokenizer, file=str(own))
     return experiment.tokenizer
 
@@ -143,7 +152,7 @@ def with_own_template(experiment: Experiment) -> ChatConfig:
     The template's file may be gone or changed since.
     """
     chat, run_dir = experiment.chat, Path(experiment.run_dir)
-    if not chat.template or not has_begun(run_dir):
+    if not chat.template or not has_begun(run_dir) or not belongs(experiment, "chat"):
         return chat
     return dataclasses.replace(chat, template=copy_of_template(chat.template, run_dir / TOKENIZER))
 

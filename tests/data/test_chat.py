@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import ChatConfig, TokenizerConfig, load_tokenizer
-from llm_jax.data.chat_encoder import ChatEncoder
+from llm_jax.data.chat_encoder import ChatEncoder, control_names, encode_plain, protect
 from llm_jax.data.chat_template import CHATML, PLAIN, ChatTemplate, find_template
 from llm_jax.data.conversation import kind_of, read_example
 from llm_jax.data.sentencepiece_tokenizer import train
@@ -186,6 +186,9 @@ def test_a_template_that_cannot_be_trained_with_is_refused(tokenizer, template, 
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference; must have messages"),
         ({"prompt": "a"}, "is a prompt; must have messages"),
         ({"messages": [{"role": "user", "content": "\ufdd0"}]}, "has the character U+FDD0"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "U+D800, half a surrogate pair"),
+        ({"messages": TURNS, "tools": "search"}, "tools must be a list of functions, or its JSON"),
+        ({"messages": TURNS, "tools": 5}, "tools must be a list of functions, and is: 5"),
     ],
 )
 def test_a_record_that_is_no_conversation_is_refused(tokenizer, record, message):
@@ -312,3 +315,24 @@ def test_a_template_that_writes_the_date_gets_a_fixed_one(tokenizer):
     for day in ("today", "2026-13-01", "20260131"):
         with pytest.raises(UserError, match=f"chat.date={day}: must be a day as YYYY-MM-DD"):
             ChatConfig(date=day).check()
+
+
+def test_a_control_token_that_is_typed_stays_text_where_characters_are_bytes():
+    """As in the tokenizers that are trained here: the mark inside of a name is three tokens."""
+    tokenizer = train(["user assistant naïve 日本 a b c\n" * 40], TokenizerConfig(vocab=300))
+    names = control_names(tokenizer)
+    for typed in ("a</s>b", "é</s>é", "</s>日<s>"):
+        ids, begins, ends = encode_plain(protect(typed, names), tokenizer)
+        assert tokenizer.decode(ids.tolist()) == typed
+        assert (begins <= ends).all()
+        assert not np.isin(ids, [*tokenizer.control_tokens.values()]).any()
+
+
+def test_a_turn_in_several_marks_is_trained(tokenizer):
+    template = CHATML.replace(
+        "{%- generation -%}", "{%- generation -%}{{ '<think>' }}{%- endgeneration -%}{%- generation -%}"
+    )
+    (example,) = encoded(tokenizer, {"messages": TURNS}, template)
+    assert "".join(trained(tokenizer, example)) == "<think>2, naïve 日本<|im_end|><think>4<|im_end|>"
+    with pytest.raises(UserError, match=r"can't be told apart by turns; use data\.train_on=assistant"):
+        encoded(tokenizer, {"messages": TURNS}, template, train_on="last_turn")

@@ -178,8 +178,10 @@ def test_losses_and_gradient_norms_of_a_model_are_trls():
         (DPO(loss="apo_zero", divergence="forward_kl"), "objective.divergence=forward_kl: loss=apo_zero"),
         (DPO(beta=0.0), "objective.beta=0.0: must be above 0"),
         (DPO(sft=-1.0), "objective.sft=-1.0: must be 0"),
+        (DPO(alpha=0.3), "objective.alpha=0.3: has an effect only with objective.divergence=alpha"),
         (KTO(undesirable_weight=0.0), "objective.undesirable_weight=0.0: must be above 0"),
         (ORPO(beta=-1.0), "objective.beta=-1.0: must be above 0"),
+        (CPO(gamma=3.0), "objective.gamma=3.0: has an effect only with objective.loss=simpo"),
         (CPO(loss="hinge", label_smoothing=0.1), "objective.label_smoothing=0.1: loss=hinge has none"),
     ],
 )

@@ -229,6 +229,9 @@ def test_what_is_trained_is_shown_token_by_token(base, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "chats.jsonl:2, 2 of 2, " in shown.out
     assert "179 examples of 120 documents: the chat template writes earlier turns otherwise" in shown.err
+    # Whatever run its run_dir holds: here one with another template.
+    assert show_data([*line, *last, f"run_dir={base / 'run'}"]) == 0
+    assert "chats.jsonl:2, 2 of 2, " in capsys.readouterr().out
     assert show_data([f"experiment={write_experiment(tmp_path)}", "examples=1"]) == 0
     assert "<s>⟦" in capsys.readouterr().out
     assert show_data([*line, "examples=0"]) == 2
