@@ -169,13 +169,14 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls
 
 
 def find_template(
-    name: str, tokenizer: TokenizerConfig, key: str = "chat.template", date: str = ""
+    name: str, tokenizer: TokenizerConfig, key: str = "chat.template", date: str = "", remedy: str = ""
 ) -> ChatTemplate:
     """The template that `key`=name asks for: one that is built in, one of several in the tokenizer's folder,
     a file, or (empty) the folder's own.
 
     tokenizer: `file` is its folder, or a file in it, whose control tokens the template can write. date: see
-    `ChatTemplate`. Raises UserError where there is no such template.
+    `ChatTemplate`. remedy: what to do where the folder has none. Raises UserError where there is no such
+    template.
     """
     folder = user_path(tokenizer.file) if tokenizer.file else None
     folder = folder.parent if folder is not None and folder.is_file() else folder
@@ -189,7 +190,7 @@ def find_template(
         if not user_path(name).exists():
             raise UserError(f"{key}={name}: no such file{known}")
         return ChatTemplate(input_text(key, name), name, variables, date=date)
-    remedy = f"give {key}=chatml, or a file with one"
+    remedy = remedy or f"give {key}=chatml, or a file with one"
     if folder is None:
         raise UserError(f"{key}=: the tokenizer is trained here and has no chat template; {remedy}")
     if not own:

@@ -13,6 +13,9 @@ from llm_jax.generate.request import Request
 from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.pretrained.source import tokenizer_folder
 
+BASE = "a base model only continues a text: use prompt=, or train it to answer first (experiment=sft)"
+"""What to do with a model that has no template."""
+
 
 def in_template(requests: Sequence[Request], model: PretrainedModel) -> list[Request]:
     """The requests, those with messages as token ids in the model's chat template: the one that it was
@@ -25,7 +28,7 @@ def in_template(requests: Sequence[Request], model: PretrainedModel) -> list[Req
     folder = tokenizer_folder(model.path)
     name = copy_of_template(model.experiment.chat.template, folder)
     date = model.experiment.chat.date or datetime.date.today().isoformat()
-    template = find_template(name, TokenizerConfig(file=str(folder)), "chat template", date)
+    template = find_template(name, TokenizerConfig(file=str(folder)), "chat template", date, BASE)
     return [
         dataclasses.replace(request, ids=tuple(prompt_ids(template, request.messages, None, model.tokenizer)))
         if request.messages

@@ -177,6 +177,12 @@ def find_targets(
             f"adapter.targets={config.targets}: matches no linear map of the blocks; they are "
             f"{', '.join(matrices)}"
         )
+    widest = max(max(sides(weights[name])) for name in found)
+    if (most := max(target.rank for target in found.values())) > widest:
+        raise UserError(
+            f"adapter.rank={most}: more than the {widest} numbers that the widest of its weights has on a "
+            "side. Use a smaller one, e.g. 16"
+        )
     for key, patterns in (("ranks", [*config.ranks]), ("alphas", [*config.alphas])):
         for pattern in patterns:
             if not any(matches(pattern, name, *layer_names(name, model)) for name in found):
@@ -191,13 +197,18 @@ def check_start(config: AdapterConfig, name: str, w: Weight, rank: int) -> None:
     """Raises UserError for a start that a weight has too few singular values for."""
     if config.start not in REDUCING:
         return
-    shape = w.get_value().shape[1:]
-    first, cut = matrix_sides(w.dims)
-    most = min(math.prod(shape[first:cut]), math.prod(shape[cut:]))
+    most = min(sides(w))
     if rank > most:
         raise UserError(
             f"adapter.rank={rank}: with adapter.start={config.start} {name} allows at most {most}"
         )
+
+
+def sides(w: Weight) -> tuple[int, int]:
+    """The inputs and the outputs of the linear map in each layer, or expert, of a stacked weight."""
+    shape = w.get_value().shape[1:]
+    first, cut = matrix_sides(w.dims)
+    return math.prod(shape[first:cut]), math.prod(shape[cut:])
 
 
 def is_target(config: AdapterConfig, name: str, layer: str, w: Weight) -> bool:

@@ -63,7 +63,10 @@ def role_model(
     """
     config = experiment.model
     if folder != OWN_START:
-        theirs = open_source(folder).experiment.model
+        try:
+            theirs = open_source(folder).experiment.model
+        except UserError as error:  # it begins with the folder
+            raise UserError(f"objective.{role}={error}") from error
         check_outputs(theirs.outputs, f"objective.{role}={folder}", "logits")
         config = theirs.resolved(experiment.model.vocab if theirs.vocab is None else None)
         if config.vocab != experiment.model.vocab:

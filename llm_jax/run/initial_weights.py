@@ -80,7 +80,10 @@ def with_tokenizer_of_teacher(experiment: Experiment) -> Experiment:
     has_own = experiment.tokenizer.file or experiment.model.vocab is not None
     if not folder or has_own or experiment.train.start_from:
         return experiment
-    vocab = open_source(folder).experiment.model.vocab
+    try:
+        vocab = open_source(folder).experiment.model.vocab
+    except UserError as error:  # it begins with the folder
+        raise UserError(f"objective.teacher={error}") from error
     tokenizer = dataclasses.replace(experiment.tokenizer, file=str(tokenizer_folder(user_path(folder))))
     model = dataclasses.replace(experiment.model, vocab=vocab)
     return dataclasses.replace(experiment, model=model, tokenizer=tokenizer)

@@ -87,4 +87,6 @@ def test_a_model_without_a_template_is_named(tmp_path, capsys):
     assert launch(*line) == 0
     capsys.readouterr()
     assert main([str(tmp_path / "run"), "chat=hello"]) == 2
-    assert "chat template=: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "chat template=: " in error
+    assert "use prompt=, or train it to answer first" in error

@@ -135,6 +135,7 @@ OUT_OF_RANGE = {
     "optimizer.decay_fraction": (-0.1, 1.1), "optimizer.final_fraction": (-0.1, 2),
     "objective.z_loss": (-1, "nan"), "objective.chunk": (0,),
     "layout.pipeline.microbatches": (0, -2), "layout.pipeline.rounds": (0,),
+    "sample.held_out": (-1,), "evaluate.base_batches": (-1,), "adapter.rank": (-1,), "adapter.alpha": (0, "inf"),
     "sample.tokens": (-1,), "sample.temperature": (-1, "nan"), "sample.top_k": (-1,),
     **{f"model.{k}": (0, -1, 2**31, 10**30) for k in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "window", "positions", "max_segments")},
     **{f"model.{k}": (0, -1, 2**31, 10**30) for k in ("base_embed", "base_layers", "base_head_dim", "vocab")},

@@ -227,10 +227,11 @@ def test_patterns_are_of_a_weight_or_of_one_of_its_layers():
         (AdapterConfig(rank=2, targets="qurey"), ["*"], "adapter.targets=qurey: matches no linear map of the blocks; they are"),
         (AdapterConfig(rank=2, targets="embedding"), ["*"], "adapter.targets=embedding: matches embedding, .* and it is the head too. Train it whole"),
         (AdapterConfig(rank=2, ranks={"nope": 3}), ["*"], "adapter.ranks.nope: matches none of the weights with an adapter"),
+        (AdapterConfig(rank=99_999), ["*"], "adapter.rank=99999: more than the "),
         (AdapterConfig(rank=33, start="pissa", targets="query"), ["*"], "adapter.rank=33: with adapter.start=pissa blocks.attention.query allows at most 32"),
         (AdapterConfig(rank=2), ["blocks.mlp.*"], "train.trainable: blocks.mlp.down has an adapter, and is frozen"),
     ],
-    ids=["unknown", "tied", "ranks", "pissa", "both"],
+    ids=["unknown", "tied", "ranks", "too large", "pissa", "both"],
 )  # fmt: skip
 def test_an_adapter_that_a_model_cant_have_is_refused_in_one_line(adapter, trainable, error):
     place = MeshPlacement(PRESETS["single"], make_mesh(PRESETS["single"], {}))

@@ -125,10 +125,10 @@ SAME = 1e-6
     ("narrow", "optimizer", "heads"),
     [
         (NARROW, ADAMW, "heads"),
-        (NARROW, LION, "heads"),
+        pytest.param(NARROW, LION, "heads", marks=pytest.mark.slow),
         (LEARNED, ADAMW, "head_dim"),
         (EXPERTS, ADAMW, "heads"),
-        (SCALED, ADAMW, "head_dim"),
+        pytest.param(SCALED, ADAMW, "head_dim", marks=pytest.mark.slow),
         (LATENT, SMALL_EPSILON, "heads"),
     ],
     ids=["dense", "lion", "head_dim", "experts", "attention_scale", "latent"],

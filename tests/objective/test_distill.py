@@ -161,7 +161,7 @@ def test_what_a_file_was_not_made_for_is_refused_in_one_line(run, folder, few, t
     ("arguments", "message"),
     [
         ((), "teacher= is missing: the model to learn from. Add teacher=RUN_OR_FOLDER"),
-        (("teacher=nowhere",), "nowhere: no such folder"),
+        (("teacher=nowhere",), "objective.teacher=nowhere: no such folder"),
         (
             ("teacher={teacher}", "tokenizer.vocab=330"),
             "has a vocabulary of 320 tokens, and the trained model",

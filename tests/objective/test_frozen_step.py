@@ -24,13 +24,17 @@ GRADIENT_OF_MLP = re.compile(r"= \(?f32\[(?:32,48|48,32|1,32,48|1,48,32)\]\S* (?
 
 
 def compiled(
-    trainable: tuple[str, ...], layout: str, mesh: dict[str, int], adapter: AdapterConfig = NO_ADAPTER
+    trainable: tuple[str, ...],
+    layout: str,
+    mesh: dict[str, int],
+    adapter: AdapterConfig = NO_ADAPTER,
+    shape: tuple[int, int] = (8, 16),
 ) -> tuple[str, TrainModel]:
-    """The optimised HLO of the step."""
+    """The optimised HLO of the step on a batch of this shape."""
     place = MeshPlacement(preset(layout), make_mesh(preset(layout), mesh))
     optimizer = OptimizerConfig()
     model = TrainModel(MODEL.resolved(), optimizer, place, trainable=trainable, adapter=adapter)
-    batch = abstract_batch(NextToken(), TrainConfig(batch_size=8, sequence_length=16), place)
+    batch = abstract_batch(NextToken(), TrainConfig(batch_size=shape[0], sequence_length=shape[1]), place)
     with jax.set_mesh(place.mesh):
         step = jit_step(model, NextToken(chunk=16), optimizer, 10)
         frozen = Frozen(model.rest(model.abstract_parameters()))
@@ -52,9 +56,12 @@ def test_there_is_no_gradient_product_master_or_moment_of_frozen_parameters():
 
 
 def test_beside_an_adapter_nothing_is_made_for_the_weights_that_it_is_on():
-    whole, all_trained = compiled(EVERYTHING, "single", {})
-    lora, adapted = compiled(EVERYTHING, "single", {}, AdapterConfig(rank=4))
-    of_weights = re.compile(r"= \(?f32\[(?:1,)?(?:32,48|48,32|32,32|32,128)\]\S* (?:dot|custom-call)\(")
+    few = (2, 8)  # of more rows A B would be added to the weight, a product of this shape too
+    whole, all_trained = compiled(EVERYTHING, "single", {}, shape=few)
+    lora, adapted = compiled(EVERYTHING, "single", {}, AdapterConfig(rank=4), few)
+    of_weights = re.compile(
+        r"= \(?f32\[(?:1,)?(?:32,48|48,32|32,32|32,128|128,32)\]\S* (?:dot|custom-call)\("
+    )
     assert len(of_weights.findall(whole)) >= 8, "of q, k, v, out, gate, up, down and of the head"
     assert of_weights.findall(lora) == []
     attention, mlp = 4 * (32 + 32), 3 * (32 + 48)

@@ -34,7 +34,7 @@ def values(metrics: list[dict], name: str) -> np.ndarray:
     return np.array([line[name] for line in metrics if name in line])
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_preference_objective_agrees_with_one_device(run, tmp_path, microbatches):
     one = run("toy_preference", "one")
     many = run("toy_preference", "many", *FSDP_TENSOR, f"train.microbatches={microbatches}")
