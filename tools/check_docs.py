@@ -59,7 +59,7 @@ RULES = (
     Rule(r"^srun ", "needs Slurm", test="tests/slurm/test_real_run.py"),
     Rule(r"experiment=sft from=models/", "needs a model of the reader's", test="tests/objective/test_sft.py"),
     Rule(r"experiment=sft from=runs/", "needs conversations of the reader's", test="tests/objective/test_sft.py"),
-    Rule(r"launch experiment=sft$", "takes minutes", add=SHORT),
+    Rule(r"launch experiment=sft( adapter|$)", "takes minutes", add=SHORT),
     Rule(r"answers=\d+", "takes a minute", replace=(r"answers=\d+", "answers=8")),
     Rule(r"launch experiment=(dpo|kto|orpo|cpo)", "needs answers of the reader's", test="tests/objective/test_preference_runs.py"),
     Rule(r"experiment=reward|rewards=", "needs answers of the reader's", test="tests/objective/test_reward.py"),
