@@ -63,6 +63,7 @@ RULES = (
     Rule(r"answers=\d+", "takes a minute", replace=(r"answers=\d+", "answers=8")),
     Rule(r"launch experiment=(dpo|kto|orpo|cpo)", "needs answers of the reader's", test="tests/objective/test_preference_runs.py"),
     Rule(r"experiment=reward|rewards=", "needs answers of the reader's", test="tests/objective/test_reward.py"),
+    Rule(r"adapter=(my_adapter|apart|merged)", "needs an adapter of the reader's", test="tests/pretrained/test_adapters.py"),
     Rule(r"experiment=distill", "needs a teacher", test="tests/objective/test_distill.py"),
     Rule(r"tools\.fuzz", "takes an hour", test="tests/fuzz/test_readers.py"),
     Rule(r"llm_jax\.generate models/", "needs a model of the reader's", test="tests/generate/test_chat.py"),
