@@ -176,6 +176,13 @@ def test_a_model_with_a_tokenizer_of_its_own_gets_the_tokens_of_a_template(base,
         launch(*line, *sizes, *layout, control, f"run_dir={tmp_path / 'sft'}", "train.steps=5") == 0
     )  # resumed
     assert generate([str(tmp_path / "sft"), "chat=hello", "max_tokens=3"]) == 0
+    # What a command line asks for is shown, whatever the run in its run_dir was trained with.
+    (tmp_path / "other.jinja").write_text(CHATML.replace("+ message['role']", "+ 'other'"))
+    shown = [*line[:-1], control, "examples=1", f"run_dir={tmp_path / 'sft'}"]
+    for template, role in (("mine", "user"), ("other", "other")):
+        capsys.readouterr()
+        assert show_data([*shown, f"chat.template={tmp_path / template}.jinja"]) == 0
+        assert f"<|im_start|>{role}↵" in capsys.readouterr().out
     own = ["experiment=sft", f"from={tmp_path / 'sft'}", f"data.source={base / 'chats.jsonl'}"]
     assert launch(*own, *sizes, "layout=single", "train.steps=1", f"run_dir={tmp_path / 'more'}") == 0
     assert generate([str(tmp_path / "more"), "chat=hello", "max_tokens=3"]) == 0
@@ -229,9 +236,6 @@ def test_what_is_trained_is_shown_token_by_token(base, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "chats.jsonl:2, 2 of 2, " in shown.out
     assert "179 examples of 120 documents: the chat template writes earlier turns otherwise" in shown.err
-    # Whatever run its run_dir holds: here one with another template.
-    assert show_data([*line, *last, f"run_dir={base / 'run'}"]) == 0
-    assert "chats.jsonl:2, 2 of 2, " in capsys.readouterr().out
     assert show_data([f"experiment={write_experiment(tmp_path)}", "examples=1"]) == 0
     assert "<s>⟦" in capsys.readouterr().out
     assert show_data([*line, "examples=0"]) == 2
