@@ -150,7 +150,8 @@ class SignalHandlers:
         if not self.old:
             return
         signal.set_wakeup_fd(self.old_fd)
-        sys.unraisablehook = self.old_hook
+        if sys.unraisablehook == self.on_unraisable:  # else another one lies over it, which calls it
+            sys.unraisablehook = self.old_hook
         for number, handler in self.old.items():
             signal.signal(number, handler)
         self.old = {}

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +66,7 @@ class Checkpoints:
             "asyncio",
         ):  # Orbax logs every call, and errors as pages of tracebacks beside the exception
             logging.getLogger(library).setLevel(logging.CRITICAL)
+        drop_late_writes()
         self.ocp, self.run_dir, self.config, self.group, self.reach, self.score = (
             ocp,
             run_dir,
@@ -310,6 +313,24 @@ class Checkpoints:
         del self.scores[step]
         self.begun.discard(step)
         return where
+
+
+@functools.cache
+def drop_late_writes() -> None:
+    """Keeps Python from printing a traceback for each write of a failed save that ends after the first one
+    that failed. Stays for the rest of the process.
+
+    Orbax raises the first error, which is the one to be told, and closes the event loop; TensorStore still
+    reports the others to that loop, from its own threads, where nobody can catch what this raises.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def is_damage(error: Exception) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import launch_process, losses, shas, steps_saved, write_experiment
+from tests.tiny_run import ROOT, launch_process, losses, shas, steps_saved, write_experiment
 
 FILL_AT_STEP_5 = """
 from llm_jax.train.metrics import MetricsWriter
@@ -68,3 +69,42 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes_when_there_is_room
     assert f"resuming at step {saved}" in again.stdout
     assert losses(run_dir) == losses(tmp_path / "whole")
     assert shas(run_dir) == shas(tmp_path / "whole")
+
+
+LATE = """
+import asyncio
+import tensorstore
+from llm_jax.train.checkpoint import drop_late_writes
+
+async def fails(promise, late):
+    waiting = asyncio.ensure_future(wait(late))
+    await asyncio.sleep(0)
+    raise OSError("No space left on device")
+
+async def wait(future):
+    await future
+
+class Other:
+    def __del__(self):
+        raise ValueError("is still printed")
+
+drop_late_writes()
+promise, late = tensorstore.Promise.new()
+loop = asyncio.new_event_loop()
+try:
+    loop.run_until_complete(fails(promise, late))
+except OSError as error:
+    print(error)
+loop.close()
+promise.set_exception(OSError("No space left on device"))
+Other()
+"""
+
+
+def test_writes_that_fail_after_the_first_one_print_no_tracebacks():
+    """A disk that fills up fails many writes at once; Orbax closes its event loop at the first one."""
+    program = "import logging; logging.disable()\n" + LATE
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "No space left on device\n", result.stderr
+    assert "Event loop is closed" not in result.stderr
+    assert "is still printed" in result.stderr
