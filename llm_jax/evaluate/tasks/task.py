@@ -23,8 +23,8 @@ code: the model writes programs, which are run with the item's tests (pass@k).
 
 Normalization = Literal["raw", "per_token", "per_character", "per_byte", "pmi"]
 """What a choice's log-probability is divided by before choices are compared: nothing, or its tokens,
-characters or UTF-8 bytes; pmi: its log-probability after `Item.unconditional` is subtracted instead (pointwise
-mutual information; Holtzman et al. 2021)."""
+characters or UTF-8 bytes; pmi: its log-probability after `Item.unconditional` is subtracted instead
+(pointwise mutual information; Holtzman et al. 2021)."""
 
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
