@@ -15,7 +15,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.core.log import no_log
 from llm_jax.pretrained.arguments import preset_names
 from llm_jax.processes.group import Group
-from llm_jax.processes.launcher import Task, read_task
+from llm_jax.processes.launcher import LaunchedProcess, read_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def launch(arguments: list[str]) -> int:
         return 0
     begun = time.monotonic()
     # a submission is one process, even where it is started inside a job
-    task = Task() if command.submit else read_task(os.environ)
+    task = LaunchedProcess() if command.submit else read_task(os.environ)
     with Group(task) as group:  # before JAX is imported, so that signals are handled from here on
         return launch_experiment(command.flags, list(command.given), group, begun)
 

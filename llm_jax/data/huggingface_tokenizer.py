@@ -138,6 +138,17 @@ class HuggingFaceTokenizer:
         return backend
 
     @functools.cached_property
+    def puts_bos(self) -> bool:
+        """Whether the files put BOS before every text: `add_bos_token` of tokenizer_config.json, else the
+        post-processor of tokenizer.json."""
+        config = self.files.get(TOKENIZER_CONFIG)
+        asked = parse_json(config, TOKENIZER_CONFIG).get("add_bos_token") if config else None
+        if isinstance(asked, bool):
+            return asked
+        with _library(f"{JSON_NAME}: cannot encode a text"):
+            return self._backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+
+    @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens, by name."""
         return {token.content: i for i, token in self._added.items() if token.special}

@@ -55,6 +55,7 @@ class SentencePieceTokenizer:
             raise UserError(f"{origin}: has no EOS token, with which documents end; give another model")
         bos_id: int = self._processor.bos_id()
         self.bos_id = bos_id if bos_id >= 0 else self.eos_id
+        self.puts_bos = bos_id >= 0  # as Llama and Gemma, whose models come with such files, are trained
         self.pad_id: int = max(self._processor.pad_id(), 0)  # padding has segment 0, so any id would do
         controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
         more = [i for i in (about or {}).get("eos_ids", []) if i in controls]

@@ -52,6 +52,10 @@ class Tokenizer(Protocol):
     log line."""
 
     @property
+    def puts_bos(self) -> bool:
+        """Whether the tokenizer's own files put BOS before every text, as its model was trained."""
+
+    @property
     def token_bytes(self) -> np.ndarray:
         """int32 [V]: the UTF-8 bytes of text of each token; 0 for control and unknown tokens."""
 

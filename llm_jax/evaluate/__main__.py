@@ -1,4 +1,4 @@
-"""The command `python -m llm_jax.evaluate`: held-out loss, perplexity and bits per byte of a model."""
+"""The command `python -m llm_jax.evaluate`: a model on its held-out text, on tasks, or on prompts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_jax.core.arguments import Pairs, argument, part, passed_on, positional, read_command
-from llm_jax.core.command import output_file, run_command
+from llm_jax.core.command import output_file, output_folder, run_command
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_json
+from llm_jax.evaluate.tasks_command import TaskArguments, run_tasks
 from llm_jax.pretrained.arguments import ModelArguments
 
 TRAIN_KEYS = ("train.batch_size", "train.sequence_length")
 """Keys of a run that change how its held-out documents are read."""
 
 
+def output(key: str, value: str) -> Path:
+    """The .json or .jsonl file that key=value names, or a folder. Raises UserError if it can't be written."""
+    if value.endswith((".json", ".jsonl")):
+        return output_file(key, value)
+    return output_folder(key, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Held-out loss, perplexity and bits per byte of a model: python -m llm_jax.evaluate RUN_OR_FOLDER
-    key=value ...
+    """Held-out loss, perplexity and bits per byte of a model, or its scores on tasks: python -m
+    llm_jax.evaluate RUN_OR_FOLDER key=value ...
 
       python -m llm_jax.evaluate runs/quickstart/default
       python -m llm_jax.evaluate runs/quickstart/default data.source=german.jsonl tokens=100000
       python -m llm_jax.evaluate runs/quickstart/default layout=fsdp_tensor mesh.tensor=2 dtype=bfloat16
       python -m llm_jax.evaluate runs/quickstart/default step=500 out=scores.json
+      python -m llm_jax.evaluate runs/quickstart/default tasks=core,german,numbers,code limit=200 out=scores.json
+      python -m llm_jax.evaluate ~/models/SmolLM2-135M tasks=arc_easy,mine/questions.jsonl shots=5
       python -m llm_jax.evaluate runs/sft/default answers=500
       python -m llm_jax.evaluate runs/sft/default data.source=task_pairs data.held_out_fraction=0.99 answers=4000 pairs=pairs.jsonl
       python -m llm_jax.evaluate runs/reward/default rewards=answers.jsonl out=scored.jsonl
@@ -55,27 +65,32 @@ class EvaluateCommand:
     )
     """With answers=N: writes a preference for each prompt to which a sample is wrong, of the right answer to
     the most frequent wrong one, for experiment=dpo."""
-    samples: int = argument(4, least=1)
-    """With pairs=: answers to each prompt."""
-    temperature: float = argument(1.0, above=0)
-    """With pairs=: logits are divided by it."""
+    samples: int | None = argument(None, least=1)
+    """With pairs=: answers to each prompt (4, if not given). With tasks= and execute=true: programs for each
+    item (one, the most likely text, if not given), for pass@k."""
+    temperature: float | None = argument(None, above=0)
+    """With samples= of pairs= or tasks=: logits are divided by it (by 1, if not given)."""
     rewards: Path | None = argument(None, shown="FILE.jsonl")
     """For a reward model (experiment=reward): scores the records of this file instead. A record has text,
     messages, prompt and completion, or prompt, chosen and rejected."""
-    out: Path | None = argument(
-        None, shown="FILE.json", read=functools.partial(output_file, endings=(".json", ".jsonl"))
-    )
-    """Writes the scores there too; with rewards= the records with their rewards, an object a line."""
+    out: Path | None = argument(None, shown="FILE.json", read=output)
+    """Writes the scores there too; with rewards= the records with their rewards, an object a line. With
+    tasks= it may be a folder: for the samples too, which else are in RUN/evaluations/STEP."""
+    tasks: TaskArguments = part(TaskArguments)
     model: ModelArguments = part(ModelArguments)
 
     def check(self) -> None:
         """Raises UserError where the amount is given twice, and for keys that rewards= excludes."""
         if self.pairs and not self.answers:
             raise UserError(f"pairs={self.pairs}: of how many prompts? Add answers=N")
-        if not self.pairs and (self.samples, self.temperature) != (4, 1.0):
+        if self.tasks.tasks:
+            self.check_tasks()
+        elif self.out and self.out.suffix not in (".json", ".jsonl"):
+            raise UserError(f"out={self.out}: must be a file that ends in .json or .jsonl")
+        elif not self.pairs and (self.samples or self.temperature):
             raise UserError(
-                "samples=, temperature=: have an effect only with pairs=FILE.jsonl. Add that, or leave "
-                "these out"
+                "samples=, temperature=: have an effect only with pairs=FILE.jsonl or tasks=. Add that, or "
+                "leave these out"
             )
         if self.pairs and self.out:
             raise UserError(f"out={self.out}: has no effect beside pairs={self.pairs}. Leave it out")
@@ -95,6 +110,20 @@ class EvaluateCommand:
                 f"tokens={self.tokens}: batches={self.batches} limits the same thing; give one of them"
             )
 
+    def check_tasks(self) -> None:
+        """Raises UserError for keys that have no effect beside tasks=."""
+        given = [key for key, _ in (*self.data, *self.train)]
+        names = ("tokens", "batches", "answers", "pairs", "rewards")
+        given += [name for name in names if getattr(self, name)]
+        if given:
+            raise UserError(f"{given[0]}=: has no effect beside tasks={self.tasks.tasks}. Leave it out")
+        if self.temperature and (self.samples or 1) == 1:
+            raise UserError(f"temperature={self.temperature:g}: has an effect only with samples=N. Add that")
+        if self.samples and not self.tasks.execute:
+            raise UserError(f"samples={self.samples}: has an effect only with execute=true. Add that")
+        if self.out and self.out.suffix == ".jsonl":
+            raise UserError(f"out={self.out}: must be a .json file, or a folder for the samples too")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
@@ -107,6 +136,15 @@ def evaluate(arguments: list[str]) -> int:
     if command is None:
         return 0
 
+    if command.tasks.tasks:
+        return run_tasks(
+            command.folder,
+            command.tasks,
+            command.model,
+            command.out,
+            command.samples or 1,
+            command.temperature or 1.0,
+        )
     if command.answers:
         return verify_answers(command, command.answers)
     if command.rewards:
@@ -135,7 +173,9 @@ def verify_answers(command: EvaluateCommand, count: int) -> int:
 
     changes, options = [*command.data, *command.train], command.model.options()
     if command.pairs:
-        made = make_pairs(command.folder, changes, count, command.samples, command.temperature, **options)
+        made = make_pairs(
+            command.folder, changes, count, command.samples or 4, command.temperature or 1.0, **options
+        )
         print(made)
         write_pairs(command.pairs, made)
         print(f"written: {command.pairs}")

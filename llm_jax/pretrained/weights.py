@@ -62,18 +62,9 @@ def read_weights(
         base = base_of(source.base, wide.config)
         return merge_folder(source.adapter, base, wide, parameters, program), at
     path, steps = source.path, source.steps
+    check_step(source, step)
     if source.folder is not None:
-        if step:
-            raise UserError(
-                f"step={step}: {path} has no checkpoints, only loaded weights (step 0). Leave step= out"
-            )
         return read_folder(source.folder, program), 0
-    if not steps:
-        raise UserError(f"{path}: has no checkpoint yet; let the run reach its first one (checkpoint.every)")
-    if step is not None and step not in steps:
-        raise UserError(
-            f"step={step}: {path} has no checkpoint of that step; there are {', '.join(map(str, steps))}"
-        )
     problem = ""
     for candidate in [step] if step is not None else reversed(steps):
         checkpoint = path / "checkpoints" / str(candidate)
@@ -87,6 +78,22 @@ def read_weights(
     if step is None:
         raise UserError(f"{path}: {problem}, and no other checkpoint is intact")
     raise UserError(f"step={step}: {path}: {problem}")
+
+
+def check_step(source: ModelSource, step: int | None) -> None:
+    """Raises UserError where a model has no weights, or none of this step; None: the newest."""
+    path, steps = source.path, source.steps
+    if source.folder is not None:
+        if step:
+            raise UserError(
+                f"step={step}: {path} has no checkpoints, only loaded weights (step 0). Leave step= out"
+            )
+    elif not steps:
+        raise UserError(f"{path}: has no checkpoint yet; let the run reach its first one (checkpoint.every)")
+    elif step is not None and step not in steps:
+        raise UserError(
+            f"step={step}: {path} has no checkpoint of that step; there are {', '.join(map(str, steps))}"
+        )
 
 
 def read_checkpoint(
@@ -302,14 +309,15 @@ def compare(found: Any, wanted: Any, where: str) -> None:
             )
 
 
-def weights_sha256(folder: Path) -> str:
-    """The sha256 over the weights that are read from a folder: of its newest checkpoint, or of its
-    safetensors files; of a PEFT folder, over its own and its base's.
+def weights_sha256(folder: Path, step: int | None = None) -> str:
+    """The sha256 over the weights that are read from a folder: of the checkpoint of a step, by default its
+    newest, or of its safetensors files; of a PEFT folder, over its own and its base's.
     """
     if is_peft_folder(folder):
         return with_adapter_sha256(weights_sha256(base_folder(folder)), folder)
     steps = checkpoint_steps(folder)
-    weights = folder / "checkpoints" / str(max(steps)) if steps else weights_folder(folder)
+    newest = max(steps, default=0) if step is None else step
+    weights = folder / "checkpoints" / str(newest) if steps else weights_folder(folder)
     if weights is None:
         raise UserError(
             f"{folder}: has no weights; give a run folder, or one with a config.json and safetensors"

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import time
 
-from llm_jax.processes.launcher import Task
+from llm_jax.processes.launcher import LaunchedProcess
 
 
-def coordinator_address(task: Task) -> str:
+def coordinator_address(task: LaunchedProcess) -> str:
     """An address of the coordinator's host that the other processes can connect to. Raises OSError where its
     name can't be resolved.
 

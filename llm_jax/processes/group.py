@@ -45,7 +45,7 @@ from llm_jax.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, Fault, Stopped, Us
 from llm_jax.processes import fault_log
 from llm_jax.processes.config import ClusterConfig
 from llm_jax.processes.fault_log import end_process, write_stderr
-from llm_jax.processes.launcher import Task
+from llm_jax.processes.launcher import LaunchedProcess
 from llm_jax.processes.messages import Exchange, Goodbye, ReportFault, ReportUserError
 from llm_jax.processes.monitor import Monitor, Progress
 from llm_jax.processes.rendezvous import connect_all
@@ -58,7 +58,7 @@ REPORT_SECONDS = 10.0
 class Group:
     """The processes of one run, as one of them sees them."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: LaunchedProcess):
         self.task = task
         self.barrier = StopBarrier()
         wake_read, wake_write = socket.socketpair()
@@ -274,6 +274,6 @@ class Group:
 @contextlib.contextmanager
 def alone(config: ClusterConfig | None = None) -> Iterator[Group]:
     """The group of a run of one process."""
-    with Group(Task()) as group:
+    with Group(LaunchedProcess()) as group:
         group.join(config)
         yield group

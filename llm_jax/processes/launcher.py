@@ -34,7 +34,7 @@ FIRST_PORT, PORT_COUNT = 20000, 12000
 
 
 @dataclass(frozen=True)
-class Task:
+class LaunchedProcess:
     """A process of a run, as its launcher describes it."""
 
     rank: int = 0
@@ -89,7 +89,7 @@ def process_name(rank: int, host: str) -> str:
     return f"rank {rank} on {host}" if host else f"rank {rank}"
 
 
-def read_task(environ: Mapping[str, str]) -> Task:
+def read_task(environ: Mapping[str, str]) -> LaunchedProcess:
     """The task that environment variables describe.
 
     Raises UserError where they contradict each other, or belong to a job of several tasks whose process was
@@ -124,7 +124,7 @@ def read_task(environ: Mapping[str, str]) -> Task:
         )
     if "RANK" in environ:
         refuse_torchrun(environ)
-    return Task(
+    return LaunchedProcess(
         host=host_name(environ),
         job=environ.get("SLURM_JOB_ID", ""),
         restart=number(environ, "SLURM_RESTART_COUNT", 0),
@@ -181,7 +181,7 @@ def check_rank(rank: int, size: int, keys: str) -> None:
         raise UserError(f"{keys}: rank {rank} of {size} processes; ranks are 0 to {size - 1}")
 
 
-def from_own(environ: Mapping[str, str]) -> Task:
+def from_own(environ: Mapping[str, str]) -> LaunchedProcess:
     """The task that the LLM_JAX_* variables describe."""
     rank, size = number(environ, "LLM_JAX_RANK"), number(environ, "LLM_JAX_SIZE")
     check_rank(rank, size, "LLM_JAX_RANK, LLM_JAX_SIZE")
@@ -193,7 +193,7 @@ def from_own(environ: Mapping[str, str]) -> Task:
     if local_size > size:
         raise UserError(f"LLM_JAX_LOCAL_SIZE={local_size}: more than LLM_JAX_SIZE={size}")
     coordinator, ports = own_coordinator(environ) if size > 1 else ("127.0.0.1", ())
-    return Task(
+    return LaunchedProcess(
         rank, size, local_rank, local_size,
         host=host_name(environ),
         coordinator=coordinator, ports=ports, job=environ.get("SLURM_JOB_ID", ""),
@@ -214,7 +214,7 @@ def own_coordinator(environ: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     return host.strip("[]"), (int(port),)
 
 
-def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, str, str]) -> Task:
+def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, str, str]) -> LaunchedProcess:
     """The task that an MPI launcher's variables describe. `keys`: those with rank, size, local rank and local
     size."""
     rank, size = number(environ, keys[0]), number(environ, keys[1])
@@ -234,7 +234,7 @@ def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, st
             "(the host of rank 0, and a free port there), or start with srun"
         )
     host = host_name(environ)
-    return Task(
+    return LaunchedProcess(
         rank,
         size,
         local_rank,
@@ -249,7 +249,7 @@ def from_mpi(environ: Mapping[str, str], launcher: str, keys: tuple[str, str, st
     )
 
 
-def from_slurm(environ: Mapping[str, str]) -> Task:
+def from_slurm(environ: Mapping[str, str]) -> LaunchedProcess:
     """The task that the variables of a Slurm step (one `srun`) describe."""
     rank, size = number(environ, "SLURM_PROCID"), number(environ, "SLURM_STEP_NUM_TASKS")
     check_rank(rank, size, "SLURM_PROCID, SLURM_STEP_NUM_TASKS")
@@ -269,7 +269,7 @@ def from_slurm(environ: Mapping[str, str]) -> Task:
     if sizes:
         check_rank(node, len(sizes), "SLURM_NODEID, SLURM_STEP_TASKS_PER_NODE")
         check_rank(local_rank, sizes[node], "SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE")
-    return Task(
+    return LaunchedProcess(
         rank, size, local_rank, sizes[node] if sizes else 1,
         host=host_name(environ),
         hosts=hosts, host_sizes=sizes if len(sizes) == len(hosts) else (),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llm_jax.core.errors import UserError
-from llm_jax.processes.launcher import Task
+from llm_jax.processes.launcher import LaunchedProcess
 
 
 def visible_devices(environ: Mapping[str, str]) -> list[str] | None:
@@ -35,7 +35,7 @@ def present_devices() -> int:
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
-def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | None:
+def local_devices(task: LaunchedProcess, environ: Mapping[str, str]) -> tuple[int, ...] | None:
     """The GPUs that this process uses, as positions among the visible ones; None: all of those, or there are
     none.
 
@@ -59,7 +59,7 @@ def local_devices(task: Task, environ: Mapping[str, str]) -> tuple[int, ...] | N
     return tuple(range(task.local_rank * share, (task.local_rank + 1) * share))
 
 
-def device_names(task: Task, environ: Mapping[str, str]) -> list[str]:
+def device_names(task: LaunchedProcess, environ: Mapping[str, str]) -> list[str]:
     """The names of the GPUs that this process uses: UUIDs where nvidia-smi lists them, else as in
     CUDA_VISIBLE_DEVICES."""
     visible = visible_devices(environ)

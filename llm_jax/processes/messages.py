@@ -48,7 +48,7 @@ class Hello(Message):
     """A process connects to rank 0."""
 
     token: str
-    """`Task.token`, equal in all processes of a run."""
+    """`LaunchedProcess.token`, equal in all processes of a run."""
     rank: int
     host: str
 

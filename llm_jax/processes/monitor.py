@@ -29,7 +29,7 @@ from llm_jax.processes.config import ClusterConfig
 from llm_jax.processes.connection import Connection
 from llm_jax.processes.coordinator import KILLED, Coordinator, silence
 from llm_jax.processes.fault_log import Record, end_process, write_stderr
-from llm_jax.processes.launcher import Task, process_name
+from llm_jax.processes.launcher import LaunchedProcess, process_name
 from llm_jax.processes.messages import (
     AllDone,
     BarrierBlocked,
@@ -113,7 +113,7 @@ class Monitor:
 
     def __init__(
         self,
-        task: Task,
+        task: LaunchedProcess,
         config: ClusterConfig,
         barrier: StopBarrier,
         handlers: SignalHandlers,

@@ -16,7 +16,7 @@ from typing import NoReturn
 from llm_jax.core.errors import Fault
 from llm_jax.processes.address import coordinator_address
 from llm_jax.processes.connection import SEND_SECONDS, Connection
-from llm_jax.processes.launcher import Task, process_name
+from llm_jax.processes.launcher import LaunchedProcess, process_name
 from llm_jax.processes.messages import Accepted, AllConnected, Hello, Refused, RendezvousFailed
 
 CONNECT_SECONDS = 3.0
@@ -26,7 +26,7 @@ PAUSE_SECONDS = 0.1
 OTHER_PROGRAM = "another program listens there"
 
 
-def connect_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+def connect_all(task: LaunchedProcess, seconds: float) -> tuple[list[str], dict[int, Connection]]:
     """The hosts of all processes by rank, and the connections: in rank 0 to each other rank, in the others to
     rank 0.
 
@@ -40,7 +40,7 @@ def connect_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connec
 # In rank 0:
 
 
-def open_listener(task: Task) -> socket.socket:
+def open_listener(task: LaunchedProcess) -> socket.socket:
     """A listening socket at the first of the task's ports that is free. Raises Fault where none is."""
     for port in task.ports:
         try:
@@ -58,7 +58,7 @@ def open_listener(task: Task) -> socket.socket:
     )
 
 
-def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+def accept_all(task: LaunchedProcess, seconds: float) -> tuple[list[str], dict[int, Connection]]:
     """Waits until all other processes have connected: the hosts by rank, and a connection to each. Raises
     Fault after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -107,7 +107,9 @@ def accept_all(task: Task, seconds: float) -> tuple[list[str], dict[int, Connect
     return hosts, {rank: connection for rank, (connection, _) in accepted.items()}
 
 
-def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]) -> Refused | None:
+def refuse(
+    task: LaunchedProcess, hello: Hello, accepted: dict[int, tuple[Connection, str]]
+) -> Refused | None:
     """The refusal of a process of another run, or of a rank that has connected already; None for a process to
     accept."""
     if hello.token != task.token:
@@ -121,7 +123,10 @@ def refuse(task: Task, hello: Hello, accepted: dict[int, tuple[Connection, str]]
 
 
 def fail(
-    task: Task, accepted: dict[int, tuple[Connection, str]], what: str, who: tuple[int, str] | None = None
+    task: LaunchedProcess,
+    accepted: dict[int, tuple[Connection, str]],
+    what: str,
+    who: tuple[int, str] | None = None,
 ) -> NoReturn:
     """Sends the failure to all processes that have connected, and raises it as Fault.
 
@@ -139,7 +144,7 @@ def fail(
     raise Fault(text)
 
 
-def missing_host(task: Task, rank: int, present: list[str]) -> str:
+def missing_host(task: LaunchedProcess, rank: int, present: list[str]) -> str:
     """The host where a process that didn't connect should run, as far as the launcher's environment tells:
     one with processes missing."""
     here = collections.Counter(present)
@@ -156,7 +161,7 @@ def missing_host(task: Task, rank: int, present: list[str]) -> str:
 # In the other processes:
 
 
-def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, Connection]]:
+def connect_to_first(task: LaunchedProcess, seconds: float) -> tuple[list[str], dict[int, Connection]]:
     """Tries to connect to rank 0 at one port after another, and then waits for the other processes. Raises
     Fault after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -179,7 +184,7 @@ def connect_to_first(task: Task, seconds: float) -> tuple[list[str], dict[int, C
     )
 
 
-def try_port(task: Task, address: str, port: int) -> Connection | str:
+def try_port(task: LaunchedProcess, address: str, port: int) -> Connection | str:
     """A connection to rank 0, or why there is none at this port. Raises Fault where rank 0 refuses with a
     reason."""
     try:
@@ -198,7 +203,7 @@ def try_port(task: Task, address: str, port: int) -> Connection | str:
 
 
 def wait_for_others(
-    task: Task, connection: Connection, deadline: float
+    task: LaunchedProcess, connection: Connection, deadline: float
 ) -> tuple[list[str], dict[int, Connection]]:
     """Waits until rank 0 reports that all processes have connected. Raises Fault when it reports a failure,
     or doesn't report in time."""

@@ -134,7 +134,7 @@ if rank == 1:
 def test_a_port_that_another_program_uses_is_skipped(monkeypatch):
     """Slurm's processes have several ports to try: rank 0 takes the next, the others find it there."""
     from llm_jax.processes import rendezvous
-    from llm_jax.processes.launcher import Task
+    from llm_jax.processes.launcher import LaunchedProcess
 
     taken = socket.create_server(("", 0))
     mute = taken.getsockname()[1]  # listens and sends nothing
@@ -142,7 +142,10 @@ def test_a_port_that_another_program_uses_is_skipped(monkeypatch):
         s.bind(("127.0.0.1", 0))
         free = s.getsockname()[1]
     monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.3)
-    tasks = [Task(rank, 2, host=f"node{rank}", ports=(mute, free), launcher="slurm") for rank in range(2)]
+    tasks = [
+        LaunchedProcess(rank, 2, host=f"node{rank}", ports=(mute, free), launcher="slurm")
+        for rank in range(2)
+    ]
     connected = {}
     threads = [
         threading.Thread(

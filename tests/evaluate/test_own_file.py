@@ -1,0 +1,193 @@
+"""Tasks of users' files: what their fields mean, and one line for each mistake in them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llm_jax.core.errors import UserError
+from llm_jax.evaluate.tasks.own_file import tasks_of_file
+from llm_jax.evaluate.tasks.registry import all_tasks, find_tasks, groups_of
+from llm_jax.evaluate.tasks.shots import limited, with_shots
+from llm_jax.evaluate.tasks.task import Item, Task, check_items, task_hash
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+RECORDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a question with choices": (
+        {"question": "Capital of Germany?", "choices": ["Bonn", "Berlin"], "answer": "Berlin"},
+        {"context": "Question: Capital of Germany?\nAnswer:", "choices": (" Bonn", " Berlin"), "gold": 1},
+    ),
+    "HellaSwag's": (
+        {"ctx": "A man sits.", "endings": ["He stands.", "It rains."], "label": "0", "ind": 7},
+        {"id": "7", "context": "A man sits.", "choices": (" He stands.", " It rains."), "gold": 0},
+    ),
+    "ARC's": (
+        {"question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"choices": (" x", " y"), "gold": 1},
+    ),
+    "a table of letters": (
+        {"prompt": "Q:\n", "options": {"A": "x", "B": "y"}, "gold": 1, "source": "p1"},
+        {"context": "Q:\n", "choices": ("x", "y"), "gold": 1, "source": "p1"},
+    ),
+    "BLiMP's": (
+        {"sentence_good": "It rains.", "sentence_bad": "It rain.", "UID": "agreement", "pairID": "3"},
+        {"choices": ("It rains.", "It rain."), "gold": 0, "group": "agreement", "id": "3"},
+    ),
+    "GSM8K's": (
+        {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+        {"text": "2", "choices": (" 1 + 1 = 2\n#### 2",)},
+    ),
+    "evals'": (
+        {"input": [{"role": "system", "content": "Answer."}, {"role": "user", "content": "1+1"}], "ideal": ["2", "two"]},
+        {"context": "Answer.\n1+1", "text": "2", "accepted": ("two",)},
+    ),
+    "HumanEval's": (
+        {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "    return 1\n", "test": "def check(c): assert c() == 1", "entry_point": "f"},
+        {"id": "H/0", "choices": ("    return 1\n",), "tests": "\ndef check(c): assert c() == 1\n\ncheck(f)\n"},
+    ),
+    "a text": ({"text": "Es regnet."}, {"context": "", "choices": ("Es regnet.",), "gold": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_items(name: str, tmp_path: Path):
+    record, expected = RECORDS[name]
+    (task,) = tasks_of_file(str(write_jsonl(tmp_path / "mine.jsonl", [record])))
+    (item,) = check_items(task, task.items())
+    assert {key: getattr(item, key) for key in expected} == expected
+
+
+def test_a_kind_may_be_named(tmp_path: Path):
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"text": "Es regnet heute wieder."}])
+    (task,) = tasks_of_file(f"{path}:cloze")
+    (item,) = task.items()
+    assert (task.name, task.kind, task.metric) == ("mine", "cloze", "greedy")
+    assert (item.context, item.choices) == ("Es regnet heute", (" wieder.",))
+
+
+def test_compressed_files_tables_and_parquet(tmp_path: Path):
+    lines = json.dumps({"good": "ä", "bad": "b"}) + "\n"
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "b.tsv").write_text("sentence_good\tsentence_bad\nä\tb\n")
+    (tmp_path / "c.tsv").write_text("True\tä\nFalse\tb\n")
+    pyarrow.parquet.write_table(pyarrow.table({"good": ["ä"], "bad": ["b"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.tsv").write_text("Wie viel ist 1 + 1?\t2\n")
+    for name in ("a.jsonl.gz", "b.tsv", "c.tsv", "d.parquet"):
+        (task,) = tasks_of_file(str(tmp_path / name))
+        assert (task.name, task.kind) == (name[0], "pair")
+        assert [item.choices for item in task.items()] == [("ä", "b")]
+    (task,) = tasks_of_file(str(tmp_path / "e.tsv"))
+    (item,) = task.items()
+    assert (task.kind, item.context, item.text) == ("generate", "Question: Wie viel ist 1 + 1?\nAnswer:", "2")
+    assert task.right is not None
+    assert task.right(item, " Das sind 2.")
+
+
+def test_a_python_file_defines_tasks(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from llm_jax.evaluate.tasks.task import Item, Task\n"
+        "def items():\n    return [Item(str(n), f'{n} + 1 =', (f' {n + 1}', ' 0'), 0) for n in range(3)]\n"
+        "TASKS = [Task(name='sums', language='', kind='choice', items=items)]\n"
+    )
+    (task,) = find_tasks(str(tmp_path / "mine.py"))
+    assert [item.choices[0] for item in check_items(task, task.items())] == [" 1", " 2", " 3"]
+
+
+MISTAKES = {
+    "no.jsonl": (None, "no such file"),
+    "empty.jsonl": ("", "is empty"),
+    "array.jsonl": ('[{"text": "a"}]', "line 1 is no object"),
+    "torn.jsonl": ('{"text": "a"', "line 1 is not JSON"),
+    "number.jsonl": ("3", "line 1 is no object"),
+    "fields.jsonl": ('{"a": 1}', "fields a: of no task; must have choices and gold"),
+    "gold.jsonl": ('{"question": "a", "choices": ["b", "c"], "gold": 2}', "line 1: right answer 2: must be an index"),
+    "none.jsonl": ('{"question": "a", "choices": ["b", "c"]}', "has no right answer"),
+    "one.jsonl": ('{"question": "a", "choices": ["b"], "gold": 0}', "has 1 choice; choice needs at least 2"),
+    "word.jsonl:cloze": ('{"text": "a"}', "is one word"),
+    "twice.jsonl": ('{"good": "a", "bad": "b", "id": 1}\n{"good": "a", "bad": "b", "id": 1}', "id '1' comes twice"),
+    "kind.jsonl:pair": ('{"text": "a"}', "sentence_good: is missing; must be a text"),
+    "cells.tsv": ("question\tanswer\na\tb\tc\n", "line 2: has 3 cells, and there are 2 columns"),
+    "no.parquet": ("text", "is no Parquet file"),
+    "raises.py": ("1 / 0", "raises.py:1: ZeroDivisionError"),
+    "syntax.py": ("def", "syntax.py:1: SyntaxError"),
+    "nothing.py": ("x = 1", "defines no Task"),
+    "bad.py": (
+        "from llm_jax.evaluate.tasks.task import Task\nT = Task(name='a', language='', kind='chioce', items=list)",
+        "did you mean 'choice'?",
+    ),
+    "arc_eesy": (None, "did you mean 'arc_easy'?"),
+    "grman/x": (None, "there is no such file"),
+    ",": (None, "is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content, problem = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name.partition(":")[0]).write_text(content)
+    with pytest.raises(UserError) as caught:
+        [check_items(task, task.items()) for task in find_tasks(name)]
+    assert problem in str(caught.value)
+    assert str(caught.value).startswith("tasks=") or "task a:" in str(caught.value)
+
+
+def test_names_are_unique_and_groups_have_tasks():
+    tasks = all_tasks()
+    assert {"core", "code"} <= groups_of(list(tasks.values())).keys()
+    assert [task.name for task in find_tasks("code,humaneval")].count("humaneval") == 1
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "same.jsonl", [{"text": folder}])
+    with pytest.raises(UserError, match="two tasks named same"):
+        find_tasks(f"{tmp_path}/a/same.jsonl,{tmp_path}/b/same.jsonl")
+
+
+ITEMS = [Item(str(n), f"{n} + 1 =", (f" {n + 1}", " 0"), 0) for n in range(20)]
+
+
+def test_a_limit_takes_the_same_items_whatever_their_order():
+    some = limited(ITEMS, 5)
+    assert [int(item.id) for item in some] == sorted(int(item.id) for item in some)
+    assert {item.id for item in limited(ITEMS[::-1], 5)} == {item.id for item in some}
+    assert {item.id for item in limited(ITEMS, 4)} < {item.id for item in some}
+    assert {item.id for item in limited(ITEMS, 5, seed=1)} != {item.id for item in some}
+
+
+def test_shots_of_an_item_are_its_own_and_never_itself():
+    task = Task(name="a", language="", kind="choice", items=lambda: ITEMS, examples=lambda: ITEMS)
+    shot = {item.id: item.context for item in with_shots(task, 3).items()}
+    alone = Task(name="a", language="", kind="choice", items=lambda: ITEMS[7:8], examples=lambda: ITEMS)
+    assert next(iter(with_shots(alone, 3).items())).context == shot["7"]
+    before = shot["7"].removesuffix("7 + 1 =")
+    assert before.count("\n\n") == 3
+    assert "7 + 1" not in before
+    assert before.split("\n\n")[0] in {f"{n} + 1 = {n + 1}" for n in range(20)}
+    with pytest.raises(UserError, match="has 19 examples"):
+        list(with_shots(task, 20).items())
+    with pytest.raises(UserError, match="shots=1: b has 0 shots"):
+        with_shots(Task(name="b", language="", kind="choice", items=lambda: ITEMS), 1)
+
+
+def test_the_hash_of_a_task_is_of_its_items():
+    task = Task(name="a", language="", kind="choice", items=lambda: ITEMS)
+    assert task_hash(task, ITEMS) == task_hash(task, list(ITEMS))
+    assert task_hash(task, ITEMS) != task_hash(task, ITEMS[1:])
+    assert task_hash(task, ITEMS) != task_hash(
+        with_shots(Task(name="b", language="", kind="choice", items=lambda: ITEMS), 0), ITEMS
+    )
