@@ -18,14 +18,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.core.arithmetic import round_up
-from llm_jax.generate.decode_layout import decoding_place
-from llm_jax.generate.fused_mlp import fuse_gate_and_up
 from llm_jax.generate.request import MAX_LOGPROBS
 from llm_jax.generate.sampling import Settings, draw
+from llm_jax.generate.unstacked import UnstackedModel
 from llm_jax.model import kv_cache as caches
-from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
-from llm_jax.train.compile import program_options
 from llm_jax.train.state import TrainModel
 
 SMALLEST_BUCKET = 16
@@ -48,21 +45,7 @@ class DecodeState:
     """bool: whether a token is in the slot's prompt or continuation."""
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class UnstackedGraphs:
-    """The graphs (`nnx.GraphDef`) and configurations of a model whose layers are separate modules. Holds no
-    arrays."""
-
-    outer: Any
-    """The graph of the model without its blocks: embedding, final norm and head."""
-    layers: tuple[Any, ...]
-    """The graph of each block."""
-    configs: tuple[ModelConfig, ...]
-    """The configuration of each block."""
-
-
-class DecodePrograms:
+class DecodePrograms(UnstackedModel):
     """Prefill and decode of one model, compiled for a fixed number of slots with a fixed number of positions.
 
     The programs take each layer's weights as separate arrays: a product with a slice of stacked weights would
@@ -85,50 +68,20 @@ class DecodePrograms:
         tokenizer_vocab: ids from this one on, which only pad the embedding, are never drawn. log: called with
         a line for each compilation.
         """
-        config = model.config
-        config = dataclasses.replace(
-            config, remat="none", offload="", moe=dataclasses.replace(config.moe, dispatch="dropless")
-        )
-        self.place = decoding_place(model.place, config)
-        self.model = model.placed(self.place, config)
-        assert config.vocab
+        super().__init__(model)
+        vocab = self.model.config.vocab
+        assert vocab
         batch_split = self.place.size(self.place.axes("batch"))
         self.slots, self.prefill_rows = (round_up(n, batch_split) for n in (slots, prefill_rows))
         self.tokenizer_vocab, self.log = tokenizer_vocab, log
-        self.vocab_rows = config.vocab
+        self.vocab_rows = vocab
         self.capacity = caches.cache_length(capacity)
-        self.options = program_options(self.model)
         # The compiler options for training on a CPU are for large products. Eigen, which they choose, takes
         # 20 times as long as XLA's own code for a product of a few rows with a [V, D] table.
         self.with_options = ("prefill",) if self.place.platform() == "cpu" else ("prefill", "decode")
         self.replicated = NamedSharding(self.place.mesh, PartitionSpec())
         self.compiled: dict[tuple[str, str], Any] = {}
         self.compile_seconds = 0.0
-        with jax.set_mesh(self.place.mesh):
-            self.graphs, _ = jax.eval_shape(self.unstack_layers, self.model.abstract)
-
-    # Weights
-
-    def unstack_layers(self, parameters: Any) -> tuple[UnstackedGraphs, Any]:
-        """(graphs, (weights outside the blocks, [weights of each block])), gate and up projections fused."""
-        model = self.model.model(parameters)
-        blocks = [block for _, block, _ in model.layers_in_order()]
-        for block in blocks:
-            fuse_gate_and_up(block)
-        layers = [nnx.split(block) for block in blocks]
-        for stack in ("blocks", "dense_blocks"):
-            if hasattr(model, stack):
-                delattr(model, stack)
-        outer_graph, outer = nnx.split(model)
-        configs = tuple(self.model.config.of_layer(i) for i in range(len(layers)))
-        graphs = UnstackedGraphs(outer_graph, tuple(graph for graph, _ in layers), configs)
-        return graphs, (outer, [weights for _, weights in layers])
-
-    def weights(self, parameters: Any) -> Any:
-        """The weights that `prefill` and `step` take, from parameters stacked and placed as for training."""
-        with jax.set_mesh(self.place.mesh):
-            stored = jax.device_put(parameters, self.model.shardings("stored"))
-            return jax.jit(lambda stacked: self.unstack_layers(stacked)[1])(stored)
 
     def initial_state(self) -> DecodeState:
         """The state before any request: zeros, allocated on the devices."""
