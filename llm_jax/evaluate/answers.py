@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from llm_jax.data.chat_template import find_template
 from llm_jax.data.held_out_prompts import HeldOutPrompt, held_out_prompts
 from llm_jax.data.verify import verdict
 from llm_jax.evaluate.corpus import conversations
+from llm_jax.evaluate.statistics import wilson_interval
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request
 from llm_jax.pretrained.model import PretrainedModel, check_outputs, open_model
@@ -24,8 +24,6 @@ SLOTS = 64
 """Prompts that are answered at once."""
 MOST_TOKENS = 64
 """Tokens of an answer, where the run has no samples."""
-Z = 1.959964
-"""Standard deviations of a 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ class VerifiedAnswers:
                 for prompt, text, right in rows
             ],
         }
-
-
-def wilson_interval(right: int, of: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927).
-
-    >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
-    [0.49, 0.943]
-    """
-    if not of:
-        return 0.0, 1.0
-    share, z = right / of, Z * Z / of
-    middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z * z / 4)
-    return (middle - half) / (1 + z), (middle + half) / (1 + z)
 
 
 class Answering(NamedTuple):

@@ -1,0 +1,177 @@
+"""Generated tasks that come with the project: every item is a function of a seed, and needs no data.
+
+    from llm_jax.evaluate.suites import SUITES
+    items = SUITES["german_verb_case"].items(seed=1)
+
+docs/suites.md is their card: how they are made, what was checked, and what they don't show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from llm_jax.evaluate.suites import english, german, numbers, python_doctests, python_expressions, recall
+from llm_jax.evaluate.suites.crossed import (
+    CROSSINGS,
+    Phenomenon,
+    answer_items,
+    crossings,
+    sentence_items,
+    version_of,
+)
+from llm_jax.evaluate.tasks.task import Item, Kind, Task
+
+SEED = 0
+"""Of the tasks under `tasks=`."""
+SHOTS = 16
+"""Items that are not scored, for prompts with examples."""
+PYTHON_CROSSINGS = 40
+"""Of each kind of expression: 80 items."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Items of one kind that a seed decides."""
+
+    name: str
+    language: str
+    kind: Kind
+    group: str
+    """On the command line."""
+    about: str
+    make: Callable[[int], Iterable[Item]]
+    """seed → items."""
+    chance: float = 0.5
+    shots: bool = False
+    """Whether other items of the suite can stand before a question."""
+
+    def items(self, seed: int = SEED) -> list[Item]:
+        """All items of a seed, in an order in which the first few are of all kinds."""
+        return list(self.make(seed))
+
+    def version(self, seed: int = SEED) -> str:
+        """A hash of all items of a seed."""
+        return version_of(self.items(seed))
+
+    def task(self) -> Task:
+        """The suite as it is found by tasks=NAME."""
+        return Task(
+            name=self.name,
+            language=self.language,
+            kind=self.kind,
+            items=self.items,
+            metric="raw",
+            chance=self.chance,
+            groups=(self.group,),
+            about=self.about,
+            examples=self.examples if self.shots else None,
+            separator="\n",
+        )
+
+    def examples(self) -> Sequence[Item]:
+        """Items of another seed for prompts, none of whose questions is among the scored ones."""
+        asked = {item.context for item in self.items()}
+        return [item for item in self.items(SEED + 1)[: 4 * SHOTS] if item.context not in asked][:SHOTS]
+
+
+def grammar(language: str, group: str, phenomena: Mapping[str, Phenomenon]) -> Iterator[Suite]:
+    """A suite of sentence pairs for each phenomenon."""
+    for name, phenomenon in phenomena.items():
+        full = f"{group}_{name}"
+        yield Suite(
+            full, language, "pair", group, about(phenomenon), functools.partial(sentences, full, phenomenon)
+        )
+
+
+def sentences(name: str, phenomenon: Phenomenon, seed: int) -> Iterator[Item]:
+    """500 pairs of sentences."""
+    return sentence_items(name, crossings(name, phenomenon, seed))
+
+
+def number_suites() -> Iterator[Suite]:
+    """A suite for each kind of question about numbers and each language."""
+    for name, phenomenon in numbers.PHENOMENA.items():
+        full, language = f"numbers_{name}", name[:2]
+        make = functools.partial(questions, full, phenomenon)
+        yield Suite(full, language, "choice", "numbers", about(phenomenon), make, shots=True)
+
+
+def questions(name: str, phenomenon: Phenomenon, seed: int) -> Iterator[Item]:
+    """500 questions with two answers each."""
+    return answer_items(name, crossings(name, phenomenon, seed))
+
+
+def expressions(seed: int) -> Iterator[Item]:
+    """Python expressions, each kind in turn."""
+    made = [
+        answer_items(f"python_{name}", crossings(f"python_{name}", phenomenon, seed, PYTHON_CROSSINGS))
+        for name, phenomenon in python_expressions.PHENOMENA.items()
+    ]
+    for pairs in zip(*(pairwise(items) for items in made), strict=True):
+        for pair in pairs:
+            for item in pair:
+                yield dataclasses.replace(item, group=item.id.partition("/")[0].removeprefix("python_"))
+
+
+def pairwise(items: Iterator[Item]) -> Iterator[tuple[Item, Item]]:
+    """The two items of each crossing."""
+    return zip(items, items, strict=True)
+
+
+def doctests(seed: int) -> Iterator[Item]:
+    """The examples of the standard library."""
+    return answer_items("python_doctests", python_doctests.doctests(seed))
+
+
+def recalled(name: str, draw: Callable[..., recall.Crossed], seed: int) -> Iterator[Item]:
+    """Items over all distances and lengths; each knows its place on the map."""
+    cells = recall.recall_map(name, draw, seed)
+    for number, (cell, crossing) in enumerate(cells):
+        for item in answer_items(name, [crossing]):
+            place = f"{name}/{number:04d}"
+            yield dataclasses.replace(
+                item, id=place + item.id[-1], source=place, group=cell.name, more=cell._asdict()
+            )
+
+
+def about(phenomenon: Phenomenon) -> str:
+    """What a phenomenon tests, as its docstring says."""
+    return (phenomenon.__doc__ or "").strip()
+
+
+def all_suites() -> Iterator[Suite]:
+    """Every suite, in the order of the docs."""
+    yield from grammar("de", "german", german.PHENOMENA)
+    yield from grammar("en", "english", english.PHENOMENA)
+    yield from number_suites()
+    yield Suite(
+        "python_expressions",
+        "code",
+        "choice",
+        "code",
+        "What Python prints for a line.",
+        expressions,
+        shots=True,
+    )
+    yield Suite(
+        "python_doctests", "code", "choice", "code",
+        "The output of an example in the installed Python's standard library.", doctests,
+        chance=1 / python_doctests.TOGETHER,
+    )  # fmt: skip
+    yield Suite(
+        "copying", "", "choice", "recall", "The rest of a list of words that was read before.",
+        functools.partial(recalled, "copying", recall.copying),
+    )  # fmt: skip
+    yield Suite(
+        "recall_by_name", "", "choice", "recall", "The list of words of a person, which was read before.",
+        functools.partial(recalled, "recall_by_name", recall.recall),
+    )  # fmt: skip
+
+
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in all_suites()}
+TASKS: tuple[Task, ...] = tuple(suite.task() for suite in SUITES.values())
+"""For the registry."""
+
+__all__ = ["CROSSINGS", "SUITES", "TASKS", "Suite"]

@@ -1,0 +1,90 @@
+"""The command `python -m llm_jax.evaluate.suites`: lists the generated suites, or prints items of some."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_jax.core.arguments import argument, positional, read_command
+from llm_jax.core.command import output_file, run_command
+from llm_jax.core.errors import UserError, one_of
+from llm_jax.core.files import write_atomic
+from llm_jax.data.tasks import Draws
+from llm_jax.evaluate.suites import SEED, SUITES, Suite
+from llm_jax.evaluate.tasks.task import Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitesCommand:
+    """Prints items of the generated suites: python -m llm_jax.evaluate.suites NAME key=value ...
+
+      python -m llm_jax.evaluate.suites all
+      python -m llm_jax.evaluate.suites german show=5
+      python -m llm_jax.evaluate.suites german_verb_case seed=1 out=pairs.jsonl
+
+    Exit codes: 0 done, 2 a mistake in the command line (one line names it).
+    """
+
+    name: str = positional("NAME")
+    """A suite, a group of them (german, english, numbers, code, recall), or all."""
+    show: int = argument(0, least=0)
+    """Random items to print of each suite, the right answer first. 0: only what there is."""
+    seed: int = argument(SEED, least=0)
+    """The items are a function of it; tasks= has those of 0."""
+    out: Path | None = argument(
+        None, shown="FILE.jsonl", read=functools.partial(output_file, endings=(".jsonl",))
+    )
+    """Writes all items, an object a line: what tasks=FILE.jsonl reads."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return run_command(show_suites, arguments)
+
+
+def show_suites(arguments: list[str]) -> int:
+    """Prints and writes what the command line asks for. Raises UserError."""
+    command = read_command(arguments, SuitesCommand)
+    if command is None:
+        return 0
+    chosen = suites_of(command.name)
+    lines = []
+    for suite in chosen:
+        items = suite.items(command.seed)
+        print(f"{suite.name}  {len(items)} items  {suite.version(command.seed)}  {suite.about}")
+        for line in shown(items, command.show, f"{suite.name} {command.seed}"):
+            print(f"  {line}")
+        lines += [json.dumps(dataclasses.asdict(item), ensure_ascii=False) for item in items]
+    if command.out:
+        write_atomic(command.out, "".join(line + "\n" for line in lines))
+        print(f"written: {command.out}")
+    return 0
+
+
+def suites_of(name: str) -> list[Suite]:
+    """The suites of a name or a group. Raises UserError."""
+    found = [suite for suite in SUITES.values() if name in ("all", suite.name, suite.group)]
+    if not found:
+        groups = dict.fromkeys(suite.group for suite in SUITES.values())
+        raise UserError(f"NAME={name}: {one_of(name, ['all', *groups, *SUITES])}")
+    return found
+
+
+def shown(items: list[Item], count: int, seed: str) -> Iterator[str]:
+    """Random items as lines: the context, the right answer, and the wrong ones."""
+    draws = Draws(f"show {seed}")
+    for _ in range(min(count, len(items))):
+        item = draws.one_of(items)
+        right = item.choices[item.gold]
+        wrong = [choice for choice in item.choices if choice != right]
+        context = f"{item.context!r} " if item.context else ""
+        yield f"{context}{right!r}  *{'  *'.join(map(repr, wrong))}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

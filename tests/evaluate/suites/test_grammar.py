@@ -1,0 +1,131 @@
+"""The generated sentences: nothing but grammar tells right from wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm_jax.evaluate.suites import SUITES
+from llm_jax.evaluate.suites.crossed import Crossed, crossings, sentence_items
+from llm_jax.evaluate.tasks.task import Item, check_items
+from tests.conftest import ROOT
+
+GRAMMAR = {name: suite for name, suite in SUITES.items() if suite.group in ("german", "english")}
+ITEMS: dict[str, list[Item]] = {}
+TEXTS = {
+    "de": ("de_ud_gsd_sentences.txt", "de_kafka_die_verwandlung.txt"),
+    "en": ("wikitext2_valid.txt", "tinystories_238.txt"),
+}
+
+
+def items_of(name: str) -> list[Item]:
+    """The items of a suite, made once."""
+    if name not in ITEMS:
+        ITEMS[name] = SUITES[name].items()
+    return ITEMS[name]
+
+
+def words(text: str) -> list[str]:
+    """Words and signs, whatever their case."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def score(items: list[Item], of: Callable[[str], float]) -> float:
+    """The share of pairs whose right sentence scores higher; ties count as half."""
+    right = 0.0
+    for item in items:
+        good, bad = of(item.choices[item.gold]), of(item.choices[1 - item.gold])
+        right += 0.5 if math.isclose(good, bad, abs_tol=1e-9) else float(good > bad)
+    return right / len(items)
+
+
+def unigram(text: list[str]) -> Callable[[str], float]:
+    """The log-probability of a sentence by the frequencies of its words, smoothed by one."""
+    counts = Counter(text)
+    total = len(text) + len(counts) + 1
+    return lambda sentence: sum(math.log((counts[word] + 1) / total) for word in words(sentence))
+
+
+def test_there_are_ten_phenomena_of_each_language_with_500_pairs():
+    for group in ("german", "english"):
+        names = [name for name, suite in SUITES.items() if suite.group == group]
+        assert len(names) >= 10
+        for name in names:
+            assert len(check_items(SUITES[name].task(), items_of(name))) == 500
+
+
+@pytest.mark.parametrize("name", GRAMMAR)
+def test_every_word_is_as_often_in_right_as_in_wrong_sentences(name):
+    right = Counter(word for item in items_of(name) for word in words(item.choices[item.gold]))
+    wrong = Counter(word for item in items_of(name) for word in words(item.choices[1 - item.gold]))
+    assert right == wrong
+
+
+@pytest.mark.parametrize("name", GRAMMAR)
+def test_a_unigram_model_and_the_length_know_nothing(name):
+    items = items_of(name)
+    own = [word for item in items for choice in item.choices for word in words(choice)]
+    for of in (unigram(own), lambda sentence: len(words(sentence)), len, lambda s: len(s.encode())):
+        assert score(items, of) == 0.5
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_unigram_model_of_real_text_knows_nothing(language):
+    folder = Path(os.environ.get("LLM_JAX_SHARED_DATA", ROOT.parent / "shared" / "data")) / "text"
+    if not folder.exists():
+        pytest.skip(f"no real texts: {folder} is not there (LLM_JAX_SHARED_DATA names the folder above it)")
+    of = unigram([word for file in TEXTS[language] for word in words((folder / file).read_text())])
+    found = {name: score(items_of(name), of) for name, suite in GRAMMAR.items() if suite.language == language}
+    assert set(found.values()) == {0.5}, found
+
+
+def test_an_oracle_is_always_right():
+    for name in GRAMMAR:
+        right = {item.choices[item.gold] for item in items_of(name)}
+        wrong = {item.choices[1 - item.gold] for item in items_of(name)}
+        assert not right & wrong, name
+        assert score(items_of(name), lambda sentence, right=right: sentence in right) == 1.0
+
+
+def test_sentences_are_whole_and_their_slot_is_filled():
+    for name in GRAMMAR:
+        for item in items_of(name):
+            for text in item.choices:
+                assert re.fullmatch(r"[A-ZÄÖÜ][^_\n]*[.?]", text), text
+                assert "  " not in text, text
+                assert " ," not in text, text
+
+
+def test_no_question_comes_twice_and_the_first_choice_is_right_as_often_as_the_second():
+    for name in GRAMMAR:
+        items = items_of(name)
+        assert len({item.choices[item.gold] for item in items}) == len(items)
+        assert sum(item.gold == 0 for item in items) * 2 == len(items)
+        assert Counter(Counter(item.source for item in items).values()) == {2: len(items) // 2}
+
+
+def test_items_are_a_function_of_the_seed():
+    suite = SUITES["german_verb_case"]
+    assert suite.items(0) == suite.items(0)
+    assert suite.version(0) != suite.version(1)
+
+
+def test_a_phenomenon_with_too_few_sentences_is_an_error():
+    drawn = crossings("few", lambda draws: Crossed((f"{draws.below(2)} _", "c _"), ("a", "b")), 0, 4)
+    with pytest.raises(ValueError, match="few: has only 1 crossings, fewer than the 4"):
+        list(sentence_items("few", drawn))
+
+
+def test_versions_are_those_on_record():
+    """A change of a generator changes its items, whose scores can't be compared with older ones any more: the
+    version in the record, and `Task.version`, must change on purpose."""
+    recorded = json.loads((Path(__file__).parent / "versions.json").read_text())
+    found = {name: suite.version() for name, suite in SUITES.items() if name != "python_doctests"}
+    assert found == recorded

@@ -1,0 +1,158 @@
+"""N-grams that a task shares with a corpus, and scores with and without these items."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from llm_jax.data import DataConfig
+from llm_jax.evaluate import contamination, statistics, training_text
+from llm_jax.evaluate.contamination import main, with_and_without
+from llm_jax.evaluate.ngrams import Overlap, find_overlaps, tokens_of
+from tests.tiny_run import launch, write_experiment
+
+WORDS = ["alpha", "beta", "gamma", "delta"]
+
+
+def plainly(texts, documents, n):
+    """Overlaps by sets of tuples, with line ends and without: slow, and obviously right."""
+
+    def found(line_ends):
+        def read(text):
+            return [token for token in tokens_of(text) if line_ends or token != "\n"]
+
+        def grams(text):
+            row = read(text)
+            return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+
+        seen = {}
+        for where, text in documents:
+            for gram in grams(text):
+                seen.setdefault(gram, where)
+        for text in texts:
+            hits = [i for i, gram in enumerate(grams(text)) if gram in seen]
+            covered = {i + k for i in hits for k in range(n)}
+            where = seen[grams(text)[hits[0]]] if hits else ""
+            yield Overlap(len(read(text)), len(covered), n, where)
+
+    return [max(both, key=lambda one: one.share) for both in zip(found(True), found(False), strict=True)]
+
+
+def test_overlaps_equal_those_of_a_plain_count():
+    rng = random.Random(0)
+    some = lambda length: "".join(rng.choice(WORDS) + rng.choice([" ", " ", "\n  "]) for _ in range(length))  # noqa: E731
+    texts = [some(rng.randrange(30)) for _ in range(60)]
+    documents = [(f"document {i}", some(60) + " other " + some(40)) for i in range(12)]
+    found = find_overlaps(texts, documents, 6)
+    assert found == plainly(texts, documents, 6)
+    assert 5 < sum(overlap.covered > 0 for overlap in found) < 55
+    assert any(not overlap.checked for overlap in found)
+    one_way = [
+        overlap.tokens for overlap in find_overlaps([text.replace("\n", " ") for text in texts], documents, 6)
+    ]
+    assert any(a.tokens > b and a.covered for a, b in zip(found, one_way, strict=True))  # with line ends more
+
+
+def test_case_and_white_space_do_not_hide_a_copy_but_another_word_does():
+    document = [("a", "The quick\n  brown fox, jumps over the lazy dog today")]
+    copy, changed = find_overlaps(
+        ["the QUICK brown fox, jumps over", "the quick brown cat, jumps over"], document, 5
+    )
+    assert (copy.share, copy.where) == (1.0, "a")
+    assert changed.covered == 0
+    assert find_overlaps(["a b c d e"], [], 5) == [Overlap(5, 0, 5)]
+    assert find_overlaps([], document, 5) == []
+
+
+def test_a_score_is_given_with_and_without_the_items_that_share_something():
+    overlaps = [Overlap(20, 20, 10, "x"), Overlap(20, 10, 10, "y"), Overlap(20, 0, 10), Overlap(5, 0, 10)]
+    right = [True, True, False, True]
+    found = with_and_without(overlaps, lambda items: statistics.proportion([right[i] for i in items]))
+    assert (found.n, found.n_items, found.unchecked, found.covered) == (10, 2, 1, 0.75)
+    assert found.share == pytest.approx(2 / 3)
+    assert (found.value_with, found.value_without) == (0.75, 0.5)
+    all_shared = with_and_without(overlaps[:2], lambda items: statistics.proportion([True for _ in items]))
+    assert all_shared.value_without is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("contamination")
+    (run := folder / "run").mkdir()  # only its configuration is read
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert launch(f"experiment={write_experiment(folder)}", "--show") == 0
+    (run / "config.yaml").write_text(shown.getvalue())
+    return run
+
+
+def test_the_corpus_of_a_run_is_searched_without_its_held_out_documents(run, tmp_path, monkeypatch, capsys):
+    experiment = training_text.with_changes(training_text.open_source(run).experiment, [], run)
+    corpus = training_text.corpus_settings(experiment)[0]
+    (source,) = [training_text.resolve(name, corpus, print) for name in corpus.sources()]
+    records = source.records()
+    every = [source.text(records, i).decode() for i in range(len(records))]
+    trained = [text for _, text in training_text.training_texts(experiment, [source])]
+    assert 0 < len(trained) < len(every)
+    held_out = [text for text in every if text not in set(trained)]
+    monkeypatch.setenv("LLM_JAX_CACHE", str(corpus.cache_path()))
+    first, second = training_text.overlaps_with_run(run, [trained[0], "z q " * 20], 8)
+    assert (first.share, second.share) == (1.0, 0.0)
+    assert first.where
+    file = tmp_path / "items.txt"
+    file.write_text(trained[0])
+    capsys.readouterr()
+    assert main([str(run), f"file={file}", "n=8", f"out={tmp_path / 'found.json'}"]) == 0
+    assert "1 of 1 texts share 8 tokens in a row" in capsys.readouterr().out
+    assert (tmp_path / "found.json").is_file()
+    # A second search reads what the first one found, and not the corpus.
+    monkeypatch.setattr(training_text, "find_overlaps", None)
+    assert training_text.overlaps_with_run(run, [trained[0], "z q " * 20], 8) == [first, second]
+    assert held_out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["file=no.jsonl"], "file=no.jsonl: must be a file that ends in"),
+        ([], "file=FILE is missing"),
+        (["file=x.txt", "n=2"], "n=2: must be"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, line, tmp_path, capsys):
+    assert main([str(tmp_path), *arguments]) == 2
+    assert line in capsys.readouterr().err
+
+
+def human_eval() -> Path:
+    shared = os.environ.get("LLM_JAX_SHARED_DATA")
+    file = (
+        (Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data")
+        / "evaluation"
+        / "HumanEval.jsonl.gz"
+    )
+    if not file.is_file():
+        pytest.skip(f"{file} is not there (LLM_JAX_SHARED_DATA)")
+    return file
+
+
+def test_the_standard_library_against_humaneval_takes_less_than_a_minute(monkeypatch, tmp_path):
+    """About 37 of 164 solutions share ten tokens with the corpus of the quickstart: idioms, nearly all."""
+    from llm_jax.data.documents import numbered_records
+    from llm_jax.data.stdlib_files import stdlib_documents
+
+    records = numbered_records(human_eval(), text_key="canonical_solution", document_bytes=4096, separator="")
+    texts = [text.decode() for _, text in records if text]
+    started = time.monotonic()
+    documents = ((name, content.decode()) for name, content in stdlib_documents())
+    found = find_overlaps(texts, documents, contamination.N)
+    assert time.monotonic() - started < 60
+    assert len(found) == 164
+    assert 32 <= sum(overlap.covered > 0 for overlap in found) <= 44
+    assert DataConfig().source == "stdlib"
