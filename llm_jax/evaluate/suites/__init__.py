@@ -73,7 +73,8 @@ class Suite:
     def examples(self) -> Sequence[Item]:
         """Items of another seed for prompts, none of whose questions is among the scored ones."""
         asked = {item.context for item in self.items()}
-        return [item for item in self.items(SEED + 1)[: 4 * SHOTS] if item.context not in asked][:SHOTS]
+        new = [item for item in self.items(SEED + 1)[: 4 * SHOTS] if item.context not in asked]
+        return [dataclasses.replace(item, id=f"shot {item.id}") for item in new[:SHOTS]]
 
 
 def grammar(language: str, group: str, phenomena: Mapping[str, Phenomenon]) -> Iterator[Suite]:

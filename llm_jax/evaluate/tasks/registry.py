@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.evaluate import suites
 from llm_jax.evaluate.sources.olmo import olmo_tasks
+from llm_jax.evaluate.suites.own_text import cloze_task
 from llm_jax.evaluate.tasks.own_file import is_file_name, tasks_of_file
 from llm_jax.evaluate.tasks.task import Task
 
@@ -24,7 +26,11 @@ class TaskOptions(NamedTuple):
 
 DEFAULT = TaskOptions()
 
-SOURCES: Sequence[Callable[[TaskOptions], Sequence[Task]]] = (lambda options: olmo_tasks(options.data),)
+SOURCES: Sequence[Callable[[TaskOptions], Sequence[Task]]] = (
+    lambda options: olmo_tasks(options.data),
+    lambda options: suites.TASKS,
+    lambda options: (cloze_task(options.model),),
+)
 """Each gives the tasks of a source. No file is read before a task's items are asked for."""
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.data.tasks import Draws
 from llm_jax.evaluate.suites import SUITES, number_words, recall
 from llm_jax.evaluate.suites.cloze import cloze_items
@@ -176,3 +177,16 @@ def test_shots_are_not_among_the_questions():
     shots = suite.examples()
     assert len(shots) == 16
     assert not asked & {item.context for item in shots}
+
+
+def test_the_suites_are_found_by_name_and_group():
+    from llm_jax.evaluate.tasks.registry import find_tasks
+
+    assert {"german", "english", "numbers", "code", "recall"} <= {suite.group for suite in SUITES.values()}
+    assert [task.name for task in find_tasks("german")] == [
+        n for n, s in SUITES.items() if s.group == "german"
+    ]
+    assert {"copying", "recall_by_name"} == {task.name for task in find_tasks("recall")}
+    (task,) = find_tasks("cloze")
+    with pytest.raises(UserError, match="tasks=cloze: is made of the held-out documents of a run"):
+        task.items()
