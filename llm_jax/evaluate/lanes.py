@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax.evaluate.token_paths import WantedToken, TokenPath, common
+from llm_jax.evaluate.token_paths import TokenPath, WantedToken, common
 
 WORTH_COPYING = 8
 """Tokens for which another lane's row is copied rather than read again."""

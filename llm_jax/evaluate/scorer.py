@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from llm_jax.core.errors import UserError, require
-from llm_jax.evaluate.lanes import Copies, Runs, Schedule, RunShape
+from llm_jax.evaluate.lanes import Copies, Runs, RunShape, Schedule
 from llm_jax.evaluate.score_programs import HEAD_ROWS, ScorePrograms, TokenScores
 from llm_jax.evaluate.token_paths import ScoreRequest as ScoreRequest
-from llm_jax.evaluate.token_paths import WantedToken, TokenPath, groups, token_paths
+from llm_jax.evaluate.token_paths import TokenPath, WantedToken, groups, token_paths
 from llm_jax.model.kv_cache import Cache
 from llm_jax.pretrained.model import PretrainedModel, check_text_ids
 

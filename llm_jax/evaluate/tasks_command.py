@@ -36,18 +36,40 @@ class TaskArguments:
     """With tasks=: runs the programs that the model writes, each in a restricted process."""
     groups: bool = False
     """With tasks=: prints a line for each group of a task's items (subject, phenomenon, ...)."""
+    harness: bool = False
+    """With tasks=: these are task files of lm-evaluation-harness (.yaml), which makes prompts and metrics
+    and asks the model in this process. Needs the extra `evaluation`; nothing else does."""
 
     def check(self) -> None:
         """Raises UserError for keys that have an effect only with tasks=."""
         if self.tasks:
+            self.check_harness()
             return
         given = {
             "shots": self.shots, "limit": self.limit, "too_long": self.too_long != "refuse",
             "seed": self.seed, "data": self.data_folder, "execute": self.execute, "groups": self.groups,
+            "harness": self.harness,
         }  # fmt: skip
         for name, value in given.items():
             if value:
                 raise UserError(f"{name}=: has an effect only with tasks=NAMES. Add that, or leave this out")
+
+    def check_harness(self) -> None:
+        """Raises UserError for task files of the harness without it, and for keys that have no effect beside
+        it."""
+        yaml = [part for part in self.tasks.split(",") if part.strip().endswith((".yaml", ".yml"))]
+        if yaml and not self.harness:
+            raise UserError(
+                f"tasks={yaml[0]}: is a task file of lm-evaluation-harness. Add harness=true (extra "
+                "`evaluation`)"
+            )
+        given = {
+            "too_long": self.too_long != "refuse", "seed": self.seed, "data": self.data_folder,
+            "execute": self.execute, "groups": self.groups,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value and self.harness:
+                raise UserError(f"{name}=: has no effect beside harness=true. Leave it out")
 
 
 def run_tasks(
@@ -62,6 +84,8 @@ def run_tasks(
 
     out: a .json file for all results, or the folder of the evaluations.
     """
+    if arguments.harness:
+        return drive_harness(folder, arguments, model, out)
     from llm_jax.evaluate.run_tasks import evaluate_tasks  # imports JAX, which `run_command` sets up
     from llm_jax.evaluate.task_evaluator import TaskSettings
     from llm_jax.evaluate.task_table import print_results
@@ -83,5 +107,29 @@ def run_tasks(
     if out is not None:
         file = out if to_file else out / "scores.json"
         write_json(file, {"path": str(folder), "results": results})
+        print(f"written: {file}")
+    return 0
+
+
+def drive_harness(folder: Path, arguments: TaskArguments, model: ModelArguments, out: Path | None) -> int:
+    """Lets lm-evaluation-harness evaluate a model, prints its results and returns the exit code. Raises
+    UserError.
+
+    out: a .json file, or a folder for a scores.json; the results are written with every sample.
+    """
+    from llm_jax.evaluate.harness import print_results, run_harness  # imports JAX
+    from llm_jax.pretrained.model import open_model
+
+    names = [part.strip() for part in arguments.tasks.split(",") if part.strip()]
+    found = run_harness(
+        lambda: open_model(folder, **model.options()),
+        [Path(name).expanduser() for name in names],
+        shots=arguments.shots or None,
+        limit=arguments.limit,
+    )
+    print_results(found)
+    if out is not None:
+        file = out if out.suffix == ".json" else out / "scores.json"
+        write_json(file, {"path": str(folder), **found})
         print(f"written: {file}")
     return 0

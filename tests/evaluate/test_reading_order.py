@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_jax.evaluate.lanes import Copies, Schedule, RunShape
+from llm_jax.evaluate.lanes import Copies, RunShape, Schedule
 from llm_jax.evaluate.token_paths import ScoreRequest, groups, token_paths
 
 

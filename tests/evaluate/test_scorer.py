@@ -53,7 +53,13 @@ def by_forward(model: PretrainedModel, requests: list[ScoreRequest], length: int
     ]
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("blocked, grouped-query heads", "GPT-2", "Gemma 3", "DeepSeek")
+"""Together they have all that a position's result depends on; the others repeat parts of them."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_scores_are_those_of_the_training_forward_pass(name):
     """Tolerance 1e-4 nats: float32 sums in another order, with weights of order 0.2."""
     model, requests = opened(**MODELS[name]), requests_of(0)
@@ -67,7 +73,16 @@ def test_scores_are_those_of_the_training_forward_pass(name):
         np.testing.assert_allclose(scored.top_logprobs, -np.sort(-expected_TV)[:, :3], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["blocked, grouped-query heads", "Gemma 3", "experts", "DeepSeek"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gemma 3",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("blocked, grouped-query heads", "experts", "DeepSeek")
+        ),
+    ],
+)
 def test_scores_have_the_same_bits_for_every_batch_size_order_and_company(name):
     model, requests = opened(**MODELS[name]), requests_of(1)
     expected = Scorer(model).score(requests)
