@@ -48,7 +48,13 @@ OPENING_ACTS = tuple(
 )
 HURT = phrases("""hurt, blamed, praised, saw, saved, hated, admired, introduced, painted, described,
 defended, protected, helped, entertained, watched, embarrassed""")
-SAW = phrases("saw, visited, helped, met, heard, liked, called, thanked, noticed, followed, invited, greeted")
+REMEMBERED = phrases(
+    "remembered, heard, noticed, understood, believed, forgot, knew, mentioned, discovered, feared, saw"
+)
+"""Go with a person, and with a clause without that."""
+PREDICATES = phrases("""looked tired, had a cold, lived here, worked hard, slept badly, sang well,
+stayed at home, came late, lost the key, knew the way, wrote a letter, fell asleep, broke a leg, felt
+sad, sold the car""")
 PRONOUNS = (("him", "he"), ("her", "she"), ("them", "they"), ("us", "we"), ("me", "I"))
 
 TAGGED = tuple(
@@ -192,12 +198,13 @@ def reflexive_number(draws: Draws) -> Crossed:
 
 
 def pronoun_case(draws: Draws) -> Crossed:
-    """Him as an object, he as a subject."""
-    noun, owner, verb, when = (draws.one_of(of) for of in (PERSONS, OWNERS[:3], SAW, PAST))
+    """Him as the object of a verb, he as the subject of a clause behind the same verb."""
+    name, verb, when = draws.one_of(NAMES), draws.one_of(REMEMBERED), draws.one_of(PAST)
     return crossed(
-        f"{when} {owner} {noun.singular} {verb} _.", f"{when} _ {verb} {owner} {noun.singular}.",
+        f"{name} {verb} _ {when}.",
+        f"{name} {verb} _ {draws.one_of(PREDICATES)} {when}.",
         *draws.one_of(PRONOUNS),
-    )  # fmt: skip
+    )
 
 
 def relative_animacy(draws: Draws) -> Crossed:

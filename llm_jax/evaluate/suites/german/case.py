@@ -180,7 +180,7 @@ def weak_nouns(draws: Draws) -> Crossed:
 def relative_pronoun_case(draws: Draws) -> Crossed:
     """The case of a relative pronoun in its own clause."""
     outer, where = draws.one_of(INTRANSITIVE).singular, draws.one_of(WHERE)
-    other, word = draws.one_of(MEN), draws.one_of(SINGULAR)
+    other, word = draws.one_of(MEN), draws.one_of(SINGULAR[1:])  # der, den would be a pronoun's own form
     subject = f"{article(word, 'm', 'nominative')} {other.singular}"
     if draws.below(2):
         noun = draws.one_of(MEN)
