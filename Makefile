@@ -1,6 +1,7 @@
 # make quickstart   installs into .venv and trains a small language model on real text (under 5 minutes on 2 cores)
 # make test         installs if needed and runs all tests
 # make check        ruff, the type checker, and the order of the rooms
+# make leaderboard  trains the quickstart and a larger model, and ranks them; MODELS="FOLDER ..." adds open models, TASKS=... others than the built-in ones
 # make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways, random shapes too
 # PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
 
@@ -9,7 +10,10 @@ VENV   ?= .venv
 EXTRAS ?= dev
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check reference
+MODELS ?=
+TASKS  ?= german,english,numbers
+
+.PHONY: quickstart test check leaderboard reference
 quickstart: $(VENV)/installed
 	$(BIN)/python -m llm_jax.launch experiment=quickstart
 
@@ -21,6 +25,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+leaderboard: $(VENV)/installed
+	$(BIN)/python -m llm_jax.launch experiment=quickstart
+	$(BIN)/python -m llm_jax.launch experiment=quickstart model.embed=192 model.mlp=528 run_dir=runs/quickstart/larger
+	$(BIN)/python -m llm_jax.leaderboard runs/quickstart/default runs/quickstart/larger $(MODELS) tasks=$(TASKS) limit=100 too_long=left out=runs/leaderboard
 
 reference: $(VENV)/installed-reference
 	$(BIN)/python -m tools.make_huggingface_fixtures

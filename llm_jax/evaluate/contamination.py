@@ -21,8 +21,9 @@ from llm_jax.core.arithmetic import finite
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import write_json
-from llm_jax.evaluate.ngrams import N, Overlap
+from llm_jax.evaluate.ngrams import N, Overlap, tokens_of
 from llm_jax.evaluate.statistics import Estimate
+from llm_jax.evaluate.tasks.task import Item, Task
 
 SHOWN = 10
 """Items that the command prints."""
@@ -74,6 +75,19 @@ def with_and_without(
         value_without=without.value if without else None,
         ci95_without=(finite(without.ci95[0]), finite(without.ci95[1])) if without else None,
     )
+
+
+def texts_to_find(task: Task, items: Sequence[Item], n: int = N) -> list[str]:
+    """The text of each item that is looked for in a corpus: its right answer, or the question with it where
+    the answer alone is shorter than an n-gram. Shots before a question are left out."""
+    found = []
+    for item in items:
+        answer = item.text or (item.choices[item.gold or 0] if item.choices else "")
+        if len(tokens_of(answer)) < n:
+            context = item.contexts[item.gold or 0] if item.contexts else item.context
+            answer = context.split(task.separator)[-1] + answer
+        found.append(answer)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

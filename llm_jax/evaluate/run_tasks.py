@@ -27,17 +27,20 @@ from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer
 from llm_jax.data.config import DataConfig
 from llm_jax.evaluate.code_sandbox import sandbox_line
+from llm_jax.evaluate.contamination import texts_to_find, with_and_without
 from llm_jax.evaluate.encode import Convention, convention_of, shown_ids
 from llm_jax.evaluate.item_requests import EncodedItem, encode_items
 from llm_jax.evaluate.model_key import ModelKey, model_key
+from llm_jax.evaluate.ngrams import Overlap
 from llm_jax.evaluate.samples import ENDING, append_samples, read_samples
 from llm_jax.evaluate.task_evaluator import TaskEvaluator, TaskSettings
-from llm_jax.evaluate.task_scores import score_samples
+from llm_jax.evaluate.task_scores import estimate, score_samples
 from llm_jax.evaluate.tasks.registry import ready
 from llm_jax.evaluate.tasks.shots import limited, with_shots
 from llm_jax.evaluate.tasks.task import Item, Task, check_items, task_hash
+from llm_jax.evaluate.training_text import overlaps_of_tasks
 from llm_jax.pretrained.model import check_outputs, open_model, read_tokenizer
-from llm_jax.pretrained.source import ModelSource, open_source
+from llm_jax.pretrained.source import open_source
 
 PROGRESS_SECONDS = 10.0
 """Between lines about how far a task is."""
@@ -89,7 +92,7 @@ def evaluate_tasks(
         raise UserError(f"{path}: has no tokenizer, and tasks are text. Put its tokenizer.json there")
     convention = convention_of(source, tokenizer, settings.too_long)
     key = model_key(source, tokenizer, convention, options)
-    folder = out or evaluations_folder(source, key)
+    folder = out or evaluations_folder(source.path, key.step, key.weights_hash)
     check_writable(folder, "out")
     runs = [task_run(task, items, key, settings, folder) for task, items in read]
     left = [run for run in runs if not run.result]
@@ -104,7 +107,7 @@ def evaluate_tasks(
         opened = open_model(source, **options, log=log)
         if opened.step != key.step:  # the newest checkpoint is damaged
             key = model_key(source, tokenizer, convention, {**options, "step": opened.step})
-            folder = out or evaluations_folder(source, key)
+            folder = out or evaluations_folder(source.path, key.step, key.weights_hash)
             folder.mkdir(parents=True, exist_ok=True)
             moved = [task_run(run.task, run.items, key, settings, folder) for run in left]
             left = [
@@ -114,8 +117,13 @@ def evaluate_tasks(
         if settings.execute and any(run.task.kind == "code" for run in left):
             log(sandbox_line())
         evaluator = TaskEvaluator(opened, settings, log)
+        texts = {run.task.name: texts_to_find(run.task, [one.item for one in run.encoded]) for run in left}
+        overlaps = overlaps_of_tasks(source.path, texts, log) if jax.process_index() == 0 else {}
         with jax.set_mesh(opened.place.mesh):
-            made = {run.task.name: complete(run, evaluator, key, settings, log) for run in left}
+            made = {
+                run.task.name: complete(run, evaluator, key, settings, overlaps.get(run.task.name), log)
+                for run in left
+            }
     return [dict(run.result) or made[run.task.name] for run in runs]
 
 
@@ -147,12 +155,25 @@ def items_of(task: Task, settings: TaskSettings, log: Callable[[str], None]) -> 
     return made, items
 
 
-def evaluations_folder(source: ModelSource, key: ModelKey) -> Path:
+def evaluations_folder(path: Path, step: int, weights_hash: str) -> Path:
     """Where the evaluations of a model are kept: RUN/evaluations/STEP; for a folder of another program a
     folder in the cache, by its weights."""
-    if (source.path / "config.yaml").is_file():
-        return source.path / "evaluations" / str(key.step)
-    return DataConfig().cache_path() / "evaluations" / key.weights_hash[:16]
+    if (path / "config.yaml").is_file():
+        return path / "evaluations" / str(step)
+    return DataConfig().cache_path() / "evaluations" / weights_hash[:16]
+
+
+def samples_of_result(path: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The samples that a result of `evaluate_tasks` without out= was computed from. path: of the model.
+    Raises UserError where they are gone."""
+    file = evaluations_folder(path, result["step"], result["weights_hash"]) / result["samples"]
+    samples = read_samples(file)
+    if len(samples) != result["n"]:
+        raise UserError(
+            f"{file}: has {len(samples)} samples, and its result {result['n']}. Remove both, and evaluate "
+            "again"
+        )
+    return samples
 
 
 def task_run(
@@ -186,9 +207,13 @@ def complete(
     evaluator: TaskEvaluator,
     key: ModelKey,
     settings: TaskSettings,
+    overlaps: Sequence[Overlap] | None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Scores what isn't scored of a task yet, writes its result and returns it."""
+    """Scores what isn't scored of a task yet, writes its result and returns it.
+
+    overlaps: what each item shares with the model's training corpus; None where that isn't known.
+    """
     writes = jax.process_index() == 0
     wanted = {one.item.id: number for number, one in enumerate(run.encoded)}
     samples = {s["id"]: s for s in read_samples(run.samples_file, mend=writes) if s["id"] in wanted}
@@ -210,9 +235,23 @@ def complete(
         "n_resumed": resumed,
     }
     result = result_of(run, ordered, key, settings, str(evaluator.opened.path)) | work
+    result["contamination"] = contamination_of(run.task, ordered, overlaps)
     if writes:
         write_json(run.result_file, result)
     return result
+
+
+def contamination_of(
+    task: Task, samples: Sequence[Mapping[str, Any]], overlaps: Sequence[Overlap] | None
+) -> dict[str, Any] | None:
+    """How many items share text with the model's training corpus, and the score without them; None where that
+    isn't known."""
+    if overlaps is None:
+        return None
+    found = with_and_without(
+        overlaps, lambda numbers: estimate([samples[i] for i in numbers], task.kind, task.metric)
+    )
+    return found.to_json()
 
 
 def result_of(

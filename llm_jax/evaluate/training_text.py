@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_jax.core.files import read_json, write_atomic
+from llm_jax.core.errors import UserError
+from llm_jax.core.files import read_json, user_path, write_atomic
+from llm_jax.core.format import byte_size
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data import cache
+from llm_jax.data.generated import GENERATED
 from llm_jax.data.sources import Source, resolve
+from llm_jax.data.text_files import find_text_files
 from llm_jax.data.token_cache import held_out_hash, held_out_mask
 from llm_jax.evaluate.corpus import with_changes
 from llm_jax.evaluate.ngrams import N, Overlap, find_overlaps
@@ -22,6 +28,8 @@ from llm_jax.run.prepare import corpus_settings
 
 VERSION = 2
 """Of what an overlap is: raise it when `find_overlaps` changes."""
+SEARCHED_BYTES = 2e9
+"""The largest corpus that an evaluation searches, at about 10 MB a second."""
 
 
 def overlaps_with_run(
@@ -50,6 +58,50 @@ def overlaps_with_run(
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps({"overlaps": overlaps}) + "\n")
     return overlaps
+
+
+def overlaps_of_tasks(
+    path: Path, texts: Mapping[str, Sequence[str]], log: Callable[[str], None] = log_to_stderr
+) -> dict[str, list[Overlap]]:
+    """`overlaps_with_run` of several tasks at once; texts: those of each task.
+
+    A corpus that isn't here, would have to be downloaded, or is larger than `SEARCHED_BYTES` is not searched:
+    then a line is logged, and there are none.
+    """
+    if not (path / "config.yaml").is_file():
+        return {}
+    try:
+        problem = unsearched(path)
+        found = (
+            None
+            if problem
+            else overlaps_with_run(path, [one for of in texts.values() for one in of], log=log)
+        )
+    except UserError as error:  # the run was moved here without its corpus
+        problem, found = str(error), None
+    if found is None:
+        log(f"contamination isn't known: {problem}")
+        return {}
+    left = iter(found)
+    return {name: list(itertools.islice(left, len(of))) for name, of in texts.items()}
+
+
+def unsearched(path: Path) -> str:
+    """Why a run's corpus isn't searched without being asked to; "" if it is."""
+    documents = open_source(path).experiment.data
+    size = 0
+    for name in documents.sources():
+        if name == "stdlib" or name in GENERATED:
+            continue
+        path = user_path(name)
+        if not path.exists() and not glob.has_magic(name):
+            return f"{name} is no file or folder here"
+        prepared = (path / "dataset_info.json").is_file()
+        files = list(path.iterdir()) if prepared else find_text_files(name, path).read
+        size += sum(file.stat().st_size for file in files)
+    if size > SEARCHED_BYTES:
+        return f"the corpus has {byte_size(size)}; python -m llm_jax.evaluate.contamination searches it"
+    return ""
 
 
 def training_texts(experiment: Experiment, sources: Sequence[Source]) -> Iterator[tuple[str, str]]:

@@ -50,6 +50,27 @@ def split_step(value: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (value, None)
 
 
+def sample_text(name: str, folder: Path) -> str:
+    """The context of an item TASK#ITEM with the right answer. folder: the model, for tasks of its own
+    held-out text. Raises UserError where there is no such task or item."""
+    from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks  # reads tables of tasks
+
+    names, _, item_id = name.partition("#")
+    require(
+        bool(names and item_id), "sample", name, "TASK#ITEM: a task, or a file of tasks, and an item's id"
+    )
+    tasks = find_tasks(names, TaskOptions(model=folder))
+    items = [item for task in tasks for item in task.items() if item.id == item_id]
+    if len(items) != 1:
+        how = "no item" if not items else f"{len(items)} items"
+        raise UserError(f"sample={name}: {names} has {how} of the id {item_id}")
+    (item,) = items
+    if not item.choices:
+        return f"{item.context}{item.text}"
+    context, answer = item.continuations()[item.gold or 0]
+    return context + answer
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
     """Shows what a model does with a text: python -m llm_jax.inspect RUN_OR_FOLDER text="HPC is all we"
@@ -71,6 +92,9 @@ class InspectArguments:
     """Instead: a file with the text."""
     ids: tuple[int, ...] | None = argument(None, least=0)
     """Instead: the text's token ids."""
+    sample: str = argument("", shown="TASK#ITEM", read=some_text)
+    """Instead: an item of a task of python -m llm_jax.evaluate, by its name and id: its context, and the
+    right answer. The page of a leaderboard has these words for every item."""
     tokens: int | None = argument(None, least=2, most=MAX_TOKENS)  # the second is predicted from the first
     """Takes the first N tokens of a longer text."""
     layers: tuple[int, ...] | None = argument(None, least=0)
@@ -92,9 +116,9 @@ class InspectArguments:
 
     def check(self) -> None:
         """Raises UserError where not one text is given, or one of word and contexts."""
-        given = [key for key in ("text", "file", "ids") if getattr(self, key) is not None]
+        given = [key for key in ("text", "file", "ids", "sample") if getattr(self, key) not in (None, "")]
         if not given:
-            raise UserError("text=TEXT is missing (or file=PATH, or ids=1,2,3)")
+            raise UserError("text=TEXT is missing (or file=PATH, ids=1,2,3, or sample=TASK#ITEM)")
         if len(given) > 1:
             raise UserError(f"{' and '.join(f'{key}=' for key in given)} are given. Give one of them")
         example = "as in word=bank contexts='They rowed to the bank|She went to the bank'"
@@ -110,6 +134,8 @@ class InspectArguments:
         Raises UserError for a file that can't be read, or is empty."""
         if self.ids is not None:
             return "", f"ids={','.join(map(str, self.ids))}"[:44]
+        if self.sample:
+            return sample_text(self.sample, self.folder), f"sample={self.sample}"
         if self.text is not None:
             return self.text, f"text={self.text[:40]}{'…' if len(self.text) > 40 else ''}"
         text = input_text("file", str(self.file))

@@ -36,6 +36,10 @@ def clustered_proportion(rng):
     return statistics.proportion(*clustered_answers(rng)), 0.3
 
 
+def few_clusters(rng):
+    return statistics.proportion(*clustered_answers(rng, clusters=8, items=25)), 0.3
+
+
 def pass_at_2(rng):
     right = rng.binomial(8, rng.beta(0.5, 1.5, 120))
     values = [statistics.pass_at_k(8, int(c), 2) for c in right]
@@ -115,7 +119,7 @@ def group_difference(rng):
 
 
 SIMULATED = (
-    proportion, few_right, clustered_proportion, pass_at_2, bits_per_byte, bits_per_byte_of_windows, paired,
+    proportion, few_right, clustered_proportion, few_clusters, pass_at_2, bits_per_byte, bits_per_byte_of_windows, paired,
     paired_clusters, paired_bits_per_byte, unpaired, group, group_difference,
 )  # fmt: skip
 
