@@ -13,7 +13,17 @@ Result = Mapping[str, Any]
 def print_results(results: Sequence[Result], groups: bool = False) -> None:
     """Prints a table with a line for each result, and what must be known to read the scores. groups: a line
     for each group of a task's items too."""
-    made = table("task", "metric", ">score", ">95% interval", ">chance", ">n", ">bits/byte", "")
+    made = table(
+        "task",
+        "metric",
+        ">score",
+        ">95% interval",
+        ">chance",
+        ">n",
+        ">bits/byte",
+        "notes",
+        keep=("task", "metric"),
+    )
     for result in results:
         chance = shown(result, result["chance"]) if result["chance"] else ""
         made.add_row(

@@ -19,6 +19,7 @@ from llm_jax.evaluate.tasks.task import Item
         ("70000", "The profit is 70,000.", True),
         ("5", "no number", False),
         ("-3", "x = -3", True),
+        ("10", "It is 5-10", True),
     ],
 )
 def test_the_last_number_is_the_answer(reference: str, text: str, right: bool):

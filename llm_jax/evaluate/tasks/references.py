@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 
 from llm_jax.evaluate.tasks.task import Item
 
-NUMBER = re.compile(r"-?\$?\d(?:[\d.,]*\d)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?\d(?:[\d.,]*\d)?")
 BOXED = "\\boxed{"
 
 

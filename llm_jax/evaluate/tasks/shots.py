@@ -29,7 +29,8 @@ def with_shots(task: Task, shots: int, seed: int = 0) -> Task:
         return task
     if task.examples is None:
         valid = sorted(task.prepared) or [0]
-        raise UserError(f"shots={shots}: {task.name} has {listed([str(n) for n in valid])} shots")
+        known = listed([str(n) for n in valid])
+        raise UserError(f"shots={shots}: {task.name} has {known} shots. Give one of these, or leave it out")
     return dataclasses.replace(task, items=drawn(task, task.examples, shots, seed))
 
 
