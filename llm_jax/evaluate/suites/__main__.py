@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import output_file, run_command
@@ -59,7 +59,7 @@ def show_suites(arguments: list[str]) -> int:
         print(f"{suite.name}  {len(items)} items  {suite.version(command.seed)}  {suite.about}")
         for line in shown(items, command.show, f"{suite.name} {command.seed}"):
             print(f"  {line}")
-        lines += [json.dumps(dataclasses.asdict(item), ensure_ascii=False) for item in items]
+        lines += [json.dumps(record_of(item), ensure_ascii=False) for item in items]
     if command.out:
         write_atomic(command.out, "".join(line + "\n" for line in lines))
         print(f"written: {command.out}")
@@ -73,6 +73,16 @@ def suites_of(name: str) -> list[Suite]:
         groups = dict.fromkeys(suite.group for suite in SUITES.values())
         raise UserError(f"NAME={name}: {one_of(name, ['all', *groups, *SUITES])}")
     return found
+
+
+def record_of(item: Item) -> dict[str, Any]:
+    """An item as a record of a file for tasks=: a pair of texts, or choices with their context."""
+    assert item.gold is not None
+    about = {"id": item.id, "source": item.source} | ({"group": item.group} if item.group else {})
+    if not item.context:
+        good, bad = item.choices[item.gold], item.choices[1 - item.gold]
+        return {"sentence_good": good, "sentence_bad": bad, **about}
+    return {"context": item.context, "choices": list(item.choices), "gold": item.gold, **about}
 
 
 def shown(items: list[Item], count: int, seed: str) -> Iterator[str]:

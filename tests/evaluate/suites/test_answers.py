@@ -190,3 +190,27 @@ def test_the_suites_are_found_by_name_and_group():
     (task,) = find_tasks("cloze")
     with pytest.raises(UserError, match="tasks=cloze: is made of the held-out documents of a run"):
         task.items()
+
+
+@pytest.mark.parametrize("name", ["german_verb_case", "numbers_de_clock", "python_expressions"])
+def test_a_written_file_is_read_as_the_same_items(name, tmp_path, capsys):
+    from llm_jax.evaluate.suites.__main__ import main
+    from llm_jax.evaluate.tasks.own_file import tasks_of_file
+
+    file = tmp_path / "items.jsonl"
+    assert main([name, "seed=1", "show=2", f"out={file}"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    (task,) = tasks_of_file(str(file))
+    assert task.kind == SUITES[name].kind
+    for read, made in zip(task.items(), SUITES[name].items(seed=1), strict=True):
+        assert (read.id, read.context, read.source) == (made.id, made.context, made.source)
+        assert read.choices[read.gold] == made.choices[made.gold]
+
+
+def test_an_unknown_suite_is_one_line(capsys):
+    from llm_jax.evaluate.suites.__main__ import main
+
+    assert main(["germann"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "NAME=germann" in line
+    assert "german" in line

@@ -112,7 +112,7 @@ def past_or_participle(draws: Draws) -> Crossed:
 
 
 def infinitive_or_gerund(draws: Draws) -> Crossed:
-    """Reading after enjoy and avoid, to read after want and hope."""
+    """Reading after enjoy and avoid, to read after hope and plan."""
     subject, act = subject_of(draws), draws.one_of(ACTS)
     return crossed(
         f"{subject} {draws.one_of(LIKES_DOING)} _ {act.object}.",

@@ -78,7 +78,7 @@ COMPARED = tuple(
 
 
 def article_gender(draws: Draws) -> Crossed:
-    """The article of a noun, before it, where nothing but the noun says the gender."""
+    """The article of a noun, before it, where only the noun decides the gender."""
     first = draws.one_of(THINGS)
     second = draws.one_of([thing for thing in THINGS if thing.gender != first.gender])
     word = draws.one_of(SINGULAR)  # ein, mein: those of m and n are the same, which `crossings` leaves out
