@@ -27,6 +27,10 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC
 """Set before the library is imported: it uses no network. (Bootstraps stay in this process.)"""
 SLOTS = 8
 """Texts that are generated at once."""
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The names of the number of new tokens in a task file; the first that is there counts."""
+SAMPLING = ("top_k", "top_p", "min_p", "seed")
+"""Settings of sampling, which greedy texts ignore."""
 MOST_TOKENS = 256
 """New tokens of a generated text, where the task names no number; as the backend `hf` has it."""
 
@@ -78,24 +82,26 @@ class HarnessMethods:
         engine = Engine.of(self.opened, min(SLOTS, len(asked)), longest, log=log_to_stderr)
         return [result.text for result in engine.generate(asked)]
 
-    def generation(self, context: str, settings: dict[str, Any]) -> Request:
+    def generation(self, context: str, settings: Mapping[str, Any]) -> Request:
         """The engine's request. Raises UserError for settings that it doesn't have."""
-        from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # an optional extra
-
-        given: dict[str, Any] = dict(normalize_gen_kwargs(settings, MOST_TOKENS))
-        stop = tuple(filter(None, handle_stop_sequences(given.pop("until", None), eos=None)))
-        new = given.pop("max_gen_toks")
-        sampled = given.pop("do_sample", False)
-        temperature = given.pop("temperature", 0.0 if not sampled else 1.0)
-        known = {name: given.pop(name) for name in ("top_k", "top_p", "min_p", "seed") if name in given}
+        given = {name: value for name, value in settings.items() if value is not None}
+        stop = given.pop("until", [])
+        new = next((given.pop(name) for name in LENGTHS if name in given), MOST_TOKENS)
+        for name in LENGTHS:
+            given.pop(name, None)
+        temperature = float(given.pop("temperature", 0.0))
+        if not given.pop("do_sample", temperature > 0):
+            temperature = 0.0
+            given = {name: value for name, value in given.items() if name not in SAMPLING}
+        known = {name: given.pop(name) for name in SAMPLING if name in given}
         if given:
             name = next(iter(given))
             raise UserError(f"generation_kwargs.{name}={given[name]}: the engine has no such setting")
         return Request(
             ids=self.convention.prompt(context, new),
             max_tokens=new,
-            temperature=temperature if sampled else 0.0,
-            stop=stop,
+            temperature=temperature,
+            stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
             **known,
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import UserError
 from llm_jax.evaluate import __main__ as command
 from llm_jax.evaluate.harness import HarnessMethods
 from llm_jax.evaluate.lm_eval_convention import HarnessConvention
@@ -70,6 +71,16 @@ def test_differences_flags_and_texts_are_counted(model):
     assert (found.flags(), found.worst(1e-3)) == (1, [0])
     texts = Compared("t", "generate_until", [], ["a", "b"], ["a", "c"], (0.0, 0.0))
     assert (texts.differences().tolist(), texts.flags(), texts.worst(1e-3)) == ([0, 1], 0, [1])
+
+
+def test_settings_of_generation_become_the_engines(model):
+    greedy = model.generation("abc", {"until": "\n", "max_new_tokens": 7, "do_sample": False, "top_p": 0.9})
+    assert (greedy.temperature, greedy.top_p, greedy.max_tokens, greedy.stop) == (0.0, 1.0, 7, ("\n",))
+    assert list(greedy.ids) == model.convention.ids("abc")
+    drawn = model.generation("abc", {"until": ["", "x"], "max_gen_toks": 5, "temperature": 0.7, "top_k": 3})
+    assert (drawn.temperature, drawn.top_k, drawn.max_tokens, drawn.stop) == (0.7, 3, 5, ("x",))
+    with pytest.raises(UserError, match="generation_kwargs.num_beams=4: the engine has no such setting"):
+        model.generation("abc", {"num_beams": 4})
 
 
 @pytest.mark.parametrize(
