@@ -22,7 +22,14 @@ from llm_jax.data.mixture import interleaved
 from llm_jax.data.packing import PackedRows
 from llm_jax.data.rows import EndlessRows, RowKind
 from llm_jax.data.sources import Source, resolve
-from llm_jax.data.token_cache import TokenStore, all_held_out_error, held_out_hash, held_out_mask, tokenize
+from llm_jax.data.token_cache import (
+    TokenStore,
+    all_held_out_error,
+    held_out_hash,
+    held_out_mask,
+    tokenize,
+    why_few,
+)
 from llm_jax.data.token_numbers import TokenNumbers
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.train_tokenizer import tokenizer_for
@@ -377,6 +384,11 @@ def records(store: TokenStore) -> int:
     return int((store.bytes_N > 0).sum())
 
 
+def sizes_of(store: TokenStore) -> tuple[int, int, int]:
+    """(documents, copies, groups) as `why_few` takes them."""
+    return records(store), store.copies, len(np.unique(store.hashes_N))
+
+
 def nothing_left_error(name: str, store: TokenStore) -> UserError:
     """The error for a source none of whose examples can be trained on."""
     reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in store.left_out.items())
@@ -440,7 +452,7 @@ def _split(
     """
     held_out_N = np.isin(store.hashes_N, held_out_H)
     if to_train and held_out_N.all():
-        raise all_held_out_error(name, fraction, len(held_out_N))
+        raise all_held_out_error(name, fraction, *sizes_of(store))
 
     def rows_of(mask_N: np.ndarray, seed: int | None) -> EndlessRows:
         chosen_N = np.flatnonzero(mask_N & (store.lengths_N > 0))  # an encoder may skip a document
@@ -466,10 +478,12 @@ def _split(
         check_labels(store.values_N[~held_out_N & (store.lengths_N > 0)], name)
     rows = rows_of(~held_out_N, seed)
     if to_train and (rows.epoch_tokens < length or not len(rows.lengths_N)):
+        sizes = sizes_of(store)
+        more = f" ({sizes[0]:,} documents: {why})" if (why := why_few(*sizes)) else ""
         raise UserError(
             f"data.source={name}: {rows.epoch_tokens:,} tokens to train on, and one sequence needs "
             f"{length:,}; "
-            f"give more text or a smaller train.sequence_length"
+            f"give more text or a smaller train.sequence_length{more}"
         )
     return rows, rows_of(held_out_N, None)
 

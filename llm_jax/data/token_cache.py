@@ -90,13 +90,40 @@ def held_out_mask(hashes_N: np.ndarray, fraction: float) -> np.ndarray:
     return hashes_N <= bound
 
 
-def all_held_out_error(name: str, fraction: float, count: int) -> UserError:
-    """The error for a source of `count` documents that are all held out."""
+def all_held_out_error(name: str, fraction: float, documents: int, copies: int, groups: int) -> UserError:
+    """The error for a source whose documents are all held out. The numbers are those of `why_few`."""
+    why = why_few(documents, copies, groups)
+    if why and groups == 1:
+        return UserError(
+            f"data.source={name}: all {documents:,} documents are held out and none is left to train on: "
+            f"{why}. Give other documents"
+        )
     return UserError(
-        f"data.held_out_fraction={fraction}: all {count} documents of {name} are held out and none is "
+        f"data.held_out_fraction={fraction}: all {documents} documents of {name} are held out and none is "
         "left to train on; "
         f"use a smaller fraction, or more and different documents (smaller data.document_bytes for .txt)"
+        + (f" ({documents:,} documents: {why})" if why else "")
     )
+
+
+def why_few(documents: int, copies: int, groups: int) -> str:
+    """Why documents are not as many as they seem when some are held out; empty where most are different.
+
+    copies: of the documents, those that are equal to others. groups: so many are held out by themselves.
+
+    >>> why_few(30, 29, 1)
+    'they are all equal, and equal documents are held out together'
+    >>> why_few(30, 0, 2)
+    'they have only 2 prompts, and what has one prompt is held out together'
+    """
+    different = documents - copies
+    if copies and 2 * different <= documents:
+        which = "they are all equal" if different == 1 else f"only {different:,} of them are different"
+        return f"{which}, and equal documents are held out together"
+    if 0 < 2 * groups <= different:
+        which = "they all have one prompt" if groups == 1 else f"they have only {groups:,} prompts"
+        return f"{which}, and what has one prompt is held out together"
+    return ""
 
 
 def tokenize(

@@ -84,7 +84,10 @@ def sample(source: Source, limit: int, held_out_fraction: float) -> list[str]:
         hashes.append(document_hash(raw))
     held_out_N = held_out_mask(np.array(hashes, np.uint64), held_out_fraction)
     if held_out_N.all() and len(texts) == len(records):
-        raise all_held_out_error(source.name, held_out_fraction, len(texts))
+        different = len({*hashes})
+        raise all_held_out_error(
+            source.name, held_out_fraction, len(texts), len(texts) - different, different
+        )
     return [text for text, held_out in zip(texts, held_out_N, strict=True) if not held_out]
 
 

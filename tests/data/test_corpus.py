@@ -12,6 +12,7 @@ import pytest
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import BATCH_KEYS, batch_sha
+from llm_jax.data.token_cache import all_held_out_error
 
 from .conftest import ROOT, documents, write_jsonl
 
@@ -258,6 +259,34 @@ def test_one_document_cannot_be_split(make, tmp_path):
     source = write_jsonl(tmp_path / "one.jsonl", ["only one document here, but it is long enough " * 40])
     with pytest.raises(UserError, match=r"held_out_fraction=0\.02: all 1 documents"):
         make(source, vocab=270)
+
+
+@pytest.mark.parametrize(
+    ("texts", "more", "message"),
+    [
+        (["the same text for all " * 5] * 30, {}, r"x.jsonl: all 30 documents are held out and none is left to train on: "
+         r"they are all equal, and equal documents are held out together. Give other documents"),
+        ([*["the same text for all " * 5] * 29, "all the same"], {"sequence_length": 4096},
+         r"tokens to train on, and one sequence needs 4,096; give more text or a smaller train.sequence_length \(30 documents: only 2 of them are different, and equal"),
+    ],
+    ids=["all", "nearly all"],
+)  # fmt: skip
+def test_documents_that_are_equal_are_said_to_be(make, tmp_path, texts, more, message):
+    """Not `data.held_out_fraction`, and not their number."""
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    with pytest.raises(UserError, match=message):
+        make(source, vocab=272, **more)
+
+
+def test_documents_with_one_prompt_are_said_to_have_it():
+    one, several = (str(all_held_out_error("x", 0.99, 30, 0, groups)) for groups in (1, 3))
+    assert one.startswith(
+        "data.source=x: all 30 documents are held out and none is left to train on: they all have one"
+    )
+    assert several.startswith("data.held_out_fraction=0.99: all 30 documents of x are held out")
+    assert several.endswith(
+        "(30 documents: they have only 3 prompts, and what has one prompt is held out together)"
+    )
 
 
 def test_run_folder_gets_the_tokenizer(make, small, corpus, tmp_path):
