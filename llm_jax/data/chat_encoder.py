@@ -17,9 +17,12 @@ from llm_jax.core.errors import UserError
 from llm_jax.data import cache
 from llm_jax.data.chat_template import PLAIN, ChatTemplate, Message
 from llm_jax.data.config import TooLong, TrainOn
-from llm_jax.data.conversation import read_example
+from llm_jax.data.conversation import read_example, says_nothing
 from llm_jax.data.encoder import Encoded, left_out
 from llm_jax.data.tokenizer import Tokenizer
+
+EMPTY = "an answer is empty"
+"""Why an example is left out in which the model would learn to say nothing."""
 
 
 class Span(NamedTuple):
@@ -58,7 +61,7 @@ class ChatEncoder:
         template = self.template
         return cache.fingerprint(
             "chat",
-            2,
+            3,
             template.source,
             sorted(template.variables.items()),
             *filter(None, [template.with_tools, template.date]),
@@ -80,7 +83,9 @@ class ChatEncoder:
         made = []
         for written in write(self.template, messages, example.tools, tokenizer):
             spans = self.chosen(written.spans, messages, len(example.prompt))
-            if spans or self.train_on == "all":
+            if any(says_nothing(message) for message in spoken(spans, messages)):
+                made.append(left_out(EMPTY))
+            elif spans or self.train_on == "all":
                 made.append(self.encoded(written.text, spans, tokenizer))
         return made or [left_out("nothing of it is trained")]
 
@@ -101,6 +106,7 @@ class ChatEncoder:
     def encoded(self, text: str, spans: Sequence[Span], tokenizer: Tokenizer) -> Encoded:
         """The tokens of a text; those that overlap a span are trained."""
         ids, begins, ends = encode_plain(text, tokenizer)
+        check_bos(ids, tokenizer, self.template)
         weights = np.full(len(ids), self.train_on == "all", np.uint8)
         for span in spans:
             inside = (begins < span.end) & (ends > span.begin)
@@ -120,6 +126,16 @@ class ChatEncoder:
         if not weights[1:].any():
             return left_out("nothing of it is trained")
         return Encoded(ids, weights)
+
+
+def spoken(spans: Sequence[Span], messages: Sequence[Message]) -> list[Message]:
+    """The turns of the model in these spans; all of its turns, where the template doesn't tell which."""
+    told = {span.turn for span in spans}
+    return [
+        message
+        for i, message in enumerate(messages)
+        if i in told or (-1 in told and message["role"] == "assistant")
+    ]
 
 
 def write(
@@ -177,6 +193,16 @@ def check_stop(said: str, ids: np.ndarray, tokenizer: Tokenizer, template: ChatT
         "of a generation_config.json, add it to the tokenizer (tokenizer.control), or use a template that "
         "trains one of these"
     )
+
+
+def check_bos(ids: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """Raises UserError for a conversation that begins with BOS twice, which no model has seen."""
+    names = [name for name, i in tokenizer.control_tokens.items() if i == tokenizer.bos_id]
+    if names and ids[:2].tolist() == [tokenizer.bos_id] * 2:
+        raise UserError(
+            f"chat template {template.name}: a conversation begins with {names[0]} twice. Take one of them "
+            "out of the template (nothing else adds it), or use another chat.template"
+        )
 
 
 def control_names(tokenizer: Tokenizer) -> re.Pattern[str]:

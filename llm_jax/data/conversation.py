@@ -57,10 +57,12 @@ def kind_of(record: Mapping[str, Any]) -> Kind:
     for kind, keys in KEYS.items():
         if all(record.get(key) is not None for key in keys):
             return kind
+    remedy = next((remedy for keys, remedy in OTHER_FORMS.items() if {*keys} <= {*record}), "")
+    null = [key for keys in KEYS.values() for key in keys if key in record and record[key] is None]
+    shown = ", ".join(map(str, record)) + (f" ({null[0]} is null)" if null else "")
     raise UserError(
-        f"has the keys {', '.join(map(str, record))}; must have messages, or prompt and completion (and "
-        "label), or "
-        "prompt, chosen and rejected"
+        f"has the keys {shown}; must have messages, or prompt and completion (and label), or prompt, chosen "
+        "and rejected" + (f". {remedy}" if remedy else "")
     )
 
 
@@ -100,15 +102,73 @@ def turns(value: Any, name: str, role: str) -> tuple[Message, ...]:
         return ({"role": role, "content": value},)
     if not isinstance(value, Sequence) or not all(isinstance(turn, Mapping) for turn in value) or not value:
         raise UserError(f'{name} must be a text, or messages like [{{"role": "user", "content": "..."}}]')
-    for turn in value:
-        if not isinstance(turn.get("role"), str):
-            raise UserError(
-                f"{name} has a message without a role: {json.dumps(turn, ensure_ascii=False)[:80]}"
-            )
     # Parquet gives every message all fields, null where it has none.
-    return tuple(
+    messages = tuple(
         {key: field for key, field in turn.items() if field is not None or key == "content"} for turn in value
     )
+    for message in messages:
+        check_message(message, name)
+    return messages
+
+
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+"""Roles of other forms of conversations (ShareGPT's) → what templates know them as."""
+SHAREGPT = (
+    "These are conversations in ShareGPT's form: rename from to role, value to content, human to user and "
+    "gpt to assistant"
+)
+ALPACA = "Rename instruction to prompt (with the input after it, where there is one) and output to completion"
+OTHER_FORMS = {
+    ("conversations",): f"{SHAREGPT}, and conversations to messages",
+    ("instruction", "output"): ALPACA,
+    ("question", "answer"): "Rename question to prompt and answer to completion",
+    ("query", "response"): "Rename query to prompt and response to completion",
+}
+"""Keys of records in other forms → what to do."""
+
+
+def check_message(message: Message, name: str) -> None:
+    """Raises UserError for a message without a role that templates know, or without content. name: of the
+    field that it is in."""
+    shown = json.dumps(message, ensure_ascii=False)[:80]
+    role = message.get("role")
+    if not isinstance(role, str):
+        remedy = f". {SHAREGPT}" if "from" in message and "value" in message else ""
+        raise UserError(f"{name} has a message without a role: {shown}{remedy}")
+    if role in OTHER_ROLES:
+        raise UserError(
+            f"{name} has a message with the role {role}: {shown}. Rename {role} to {OTHER_ROLES[role]}, as "
+            "chat templates know it (human to user, gpt to assistant)"
+        )
+    if message.get("content") is None and not message.get("tool_calls"):
+        raise UserError(
+            f"{name} has a message without content: {shown}. Give it a text, or leave the record out; "
+            "content may be null only beside tool_calls"
+        )
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether a turn has no text but white space: no content, and nothing else that a template may write.
+
+    >>> says_nothing({"role": "assistant", "content": " "})
+    True
+    >>> says_nothing({"role": "assistant", "content": "", "tool_calls": [{"name": "search"}]})
+    False
+    """
+    silent = ("role", "name", "train", "weight")
+    return not any(has_text(value) for key, value in message.items() if key not in silent)
+
+
+def has_text(value: Any) -> bool:
+    """Whether a field of a message, or what is in it, has text other than white space."""
+    match value:
+        case str():
+            return bool(value.strip())
+        case Mapping():
+            return any(has_text(inner) for key, inner in value.items() if key != "type")
+        case Sequence():
+            return any(has_text(inner) for inner in value)
+    return False
 
 
 def shared_turns(one: tuple[Message, ...], other: tuple[Message, ...]) -> tuple[Message, ...]:

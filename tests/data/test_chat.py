@@ -26,6 +26,13 @@ TURNS = [
     {"role": "assistant", "content": "4"},
 ]
 UNMARKED = CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+ANY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content if m.content is string else '' }}{{ m.tool_calls }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that writes content of any form, and calls of functions."""
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +196,38 @@ def test_a_template_that_cannot_be_trained_with_is_refused(tokenizer, template, 
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "U+D800, half a surrogate pair"),
         ({"messages": TURNS, "tools": "search"}, "tools must be a list of functions, or its JSON"),
         ({"messages": TURNS, "tools": 5}, "tools must be a list of functions, and is: 5"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}]},
+            "has the keys conversations; must have messages, or prompt and completion (and label), or prompt, "
+            "chosen and rejected. These are conversations in ShareGPT's form: rename from to role, value to content, "
+            "human to user and gpt to assistant, and conversations to messages",
+        ),
+        (
+            {"messages": [{"from": "human", "value": "a"}]},
+            'messages has a message without a role: {"from": "human", "value": "a"}. These are conversations in',
+        ),
+        (
+            {"messages": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]},
+            'messages has a message with the role human: {"role": "human", "content": "a"}. Rename human to user, '
+            "as chat templates know it (human to user, gpt to assistant)",
+        ),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": None}]},
+            'messages has a message without content: {"role": "assistant", "content": null}. Give it a text, or leave '
+            "the record out; content may be null only beside tool_calls",
+        ),
+        (
+            {"prompt": [{"role": "user"}], "completion": "b"},
+            'prompt has a message without content: {"role": "user"}',
+        ),
+        (
+            {"instruction": "a", "input": "b", "output": "c"},
+            "Rename instruction to prompt (with the input after it",
+        ),
+        (
+            {"prompt": None, "completion": "b"},
+            "has the keys prompt, completion (prompt is null); must have messages",
+        ),
     ],
 )
 def test_a_record_that_is_no_conversation_is_refused(tokenizer, record, message):
@@ -217,6 +256,37 @@ def test_an_example_in_which_nothing_is_trained_is_left_out(tokenizer):
         tokenizer, record, length=45, too_long="cut"
     )  # what is cut off is all that the model says
     assert example.left_out == "nothing of it is trained"
+
+
+def test_an_empty_answer_is_left_out(tokenizer):
+    """Or the model would learn to say nothing."""
+    calls = [{"type": "function", "function": {"name": "search", "arguments": "{}"}}]
+    for answer, left_out in (
+        ({"content": " \n"}, "an answer is empty"),
+        ({"content": [{"type": "text", "text": ""}]}, "an answer is empty"),
+        ({"content": "", "tool_calls": calls}, ""),
+        ({"content": "", "train": False}, "nothing of it is trained"),
+    ):
+        for template in (ANY, ANY.replace("{% generation %}", "").replace("{% endgeneration %}", "")):
+            record = {"messages": [TURNS[0], {"role": "assistant", **answer}]}
+            (example,) = encoded(tokenizer, record, template)
+            assert example.left_out == left_out, answer
+    record = {"messages": [TURNS[0], {"role": "assistant", "content": ""}, *TURNS[2:]]}
+    assert [one.left_out for one in encoded(tokenizer, record)] == ["an answer is empty"]
+    assert [one.left_out for one in encoded(tokenizer, record, train_on="last_turn")] == [""]
+
+
+def test_a_conversation_begins_with_bos_once(tokenizer):
+    """Nothing but the template adds it; one that a user types stays text."""
+    with pytest.raises(
+        UserError, match=r"chat template test: a conversation begins with <\|end\|> twice. Take one"
+    ):
+        encoded(tokenizer, {"messages": TURNS}, "<|end|>{{ '<|end|>' }}" + CHATML)
+    (example,) = encoded(tokenizer, {"messages": TURNS}, "<|end|>{{ messages[0].content }}" + CHATML)
+    assert (example.tokens[:2] == tokenizer.bos_id).tolist() == [True, False]
+    typed = {"messages": [{"role": "user", "content": "<|end|>"}, TURNS[1]]}
+    (example,) = encoded(tokenizer, typed, "<|end|>{{ messages[0].content }}" + CHATML)
+    assert (example.tokens[:2] == tokenizer.bos_id).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
