@@ -63,5 +63,6 @@ class Encoder(Protocol):
         UserError for one that can't be encoded.
 
         An encoder may also have a method `group(text) -> str`: documents of one group are held out together
-        (answers to one prompt). Without it each is held out by itself.
+        (answers to one prompt). Without it each is held out by itself. And `about(value) -> str`: what an
+        example's value is, in words.
         """

@@ -44,7 +44,7 @@ class ShownExample:
     """Its file and line."""
     held_out: bool
     part: str
-    """Which of the document's examples it is; empty for the only one."""
+    """Which of the document's examples it is, and its label or margin; empty for the only one without."""
     tokens: tuple[ShownToken, ...]
     left_out: str = ""
     """Why it is not trained."""
@@ -78,6 +78,7 @@ def shown_examples(
     UserError for one that the encoder can't encode.
     """
     records, vocabulary = source.records(), Vocabulary(tokenizer)
+    in_words = getattr(encoder, "about", lambda value: "")
     for i in range(min(first, len(records))):
         raw, where = source.text(records, i), functools.partial(source.where, i)
         text = raw.decode("utf-8", "replace")
@@ -88,7 +89,9 @@ def shown_examples(
         names = parts(made, encoder)
         for part, example in zip(names, made, strict=True):
             tokens = shown_tokens(example, vocabulary)
-            yield ShownExample(where(), held_out(raw), part, tokens, example.left_out)
+            about = "" if example.left_out else in_words(example.value)
+            name = ", ".join(filter(None, [part, about]))
+            yield ShownExample(where(), held_out(raw), name, tokens, example.left_out)
 
 
 def as_text(text: str, tokenizer: Tokenizer) -> Encoded:

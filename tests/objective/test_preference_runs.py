@@ -140,7 +140,10 @@ ANSWER = {"prompt": "a", "completion": "good", "label": True}
         ("dpo", [{"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}], [],
          "records.jsonl:1: has no prompt: the record must have one, or chosen and rejected must begin with the same turns"),
         ("dpo", [ANSWER], [], "records.jsonl:1: is a label; must have prompt, chosen and rejected"),
-        ("kto", [PROMPT], [], "records.jsonl:1: is a preference; must have prompt, completion and label"),
+        ("kto", [{"prompt": "a", "completion": "good"}], [], "records.jsonl:1: is a completion; must have prompt, completion "
+         "and label (or prompt, chosen and rejected)"),
+        ("kto", [{**PROMPT, "rejected": "good"}], [], "chosen is equal to rejected; the first is records.jsonl:1. Nothing can "
+         "be learned from them: remove them\n"),
         ("kto", [{**ANSWER, "label": "yes"}], [], "label must be true or false, and is 'yes'"),
         ("dpo", [], ["train.sequence_length=8"], "none of its 20 examples can be trained on: longer than a row"),
         ("dpo", [], ["data.too_long=cut"], "data.too_long=cut: answers that are compared aren't cut"),
