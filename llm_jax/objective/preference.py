@@ -19,6 +19,7 @@ from llm_jax.objective import answer_sums
 from llm_jax.objective.answer_sums import AnswerSums
 from llm_jax.objective.logprobs import Hidden, hidden_states, token_logprobs
 from llm_jax.objective.protocol import WEIGHTS, ArraySpec, Batch, Loss, Metric, Objective
+from llm_jax.objective.ranking import order_of_pairs, tied, with_ties
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class PairObjective(AnswerObjective):
         """The weight of the chosen answers' cross-entropy, a mean over the tokens of a batch."""
         return 0.0
 
+    def progress(self, metrics: Mapping[str, float]) -> list[str]:
+        """Accuracy, with ties where there are some, and margin."""
+        return with_ties(super().progress(metrics), metrics)
+
     def pair_losses(self, chosen: AnswerSums, rejected: AnswerSums) -> jax.Array:
         """The losses of pairs, float32, in the shape of the sums."""
         raise NotImplementedError
@@ -182,7 +187,7 @@ class PairObjective(AnswerObjective):
             found["cross_entropy"] = -jnp.sum(logp_BT * mask_BT)
             found["cross_entropy_tokens"] = jnp.sum(mask_BT)
         measured = {
-            "accuracy": add((reward_c > reward_r).astype(jnp.float32)),
+            **{name: add(of_BP) for name, of_BP in order_of_pairs(reward_c, reward_r).items()},
             "margin": add(reward_c - reward_r),
             "chosen_reward": add(reward_c),
             "rejected_reward": add(reward_r),
@@ -200,8 +205,8 @@ class PairObjective(AnswerObjective):
         return {**found, **measured}
 
     def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """eval_loss, eval_accuracy (the share of pairs whose chosen answer has the larger reward), and the
-        means of rewards and log-probabilities."""
+        """eval_loss, eval_accuracy (the share of pairs whose chosen answer has the larger reward), eval_ties
+        (that of pairs with equal ones), and the means of rewards and log-probabilities."""
         own = ("loss", "pairs", "cross_entropy", "cross_entropy_tokens")
         loss = sums["loss"] / sums["pairs"]
         if self.cross_entropy_weight:
@@ -214,7 +219,7 @@ class PairObjective(AnswerObjective):
         names = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp")
         shown = {name: scores[f"eval_{name}"] for name in names if f"eval_{name}" in scores}
         return "held out: " + ", ".join(
-            f"{name.replace('_', ' ')} {value:.1%}"
+            f"accuracy {value:.1%}{tied(scores, 'eval_')}"
             if name == "accuracy"
             else f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in shown.items()

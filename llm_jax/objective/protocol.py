@@ -226,6 +226,10 @@ class Objective:
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics that the progress line shows beside the loss."""
 
+    def progress(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the progress line has beside the loss, from the metrics of a step."""
+        return [f"{name} {metrics[name]:.4g}" for name in self.shown if name in metrics]
+
     unit: ClassVar[str] = "nats per token"
     """The unit of the loss."""
 

@@ -27,6 +27,7 @@ from llm_jax.model.transformer import Transformer
 from llm_jax.objective import answer_sums
 from llm_jax.objective.logprobs import Hidden, hidden_states
 from llm_jax.objective.protocol import WEIGHTS, ArraySpec, Batch, Loss, Metric, Objective, Score
+from llm_jax.objective.ranking import order_of_pairs, tied, with_ties
 
 
 class PairRewards(NamedTuple):
@@ -61,6 +62,10 @@ class Reward(Objective):
             0 <= self.centring < math.inf, "objective.centring", self.centring, "0 (off) or more, e.g. 0.01"
         )
 
+    def progress(self, metrics: Mapping[str, float]) -> list[str]:
+        """The accuracy, with ties where there are some."""
+        return with_ties(super().progress(metrics), metrics)
+
     def encoder(self, settings: EncoderSettings) -> Encoder:
         """Encodes pairs of answers in the chat template."""
         return answer_encoder("preference", settings, self.equal_answers)
@@ -89,7 +94,7 @@ class Reward(Objective):
         values = {
             "loss": losses,
             "pairs": jnp.ones_like(losses),
-            "accuracy": (difference > 0).astype(jnp.float32),
+            **order_of_pairs(of.chosen, of.rejected),
             "reward_difference": difference,
             "chosen_reward": of.chosen,
             "rejected_reward": of.rejected,
@@ -103,15 +108,16 @@ class Reward(Objective):
         return self.sums(pair_rewards(policy, hidden_states(policy, batch), batch))
 
     def scores(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """eval_loss, eval_accuracy (the share of pairs whose chosen answer has the larger reward), the means
-        of rewards, and eval_pairs."""
+        """eval_loss, eval_accuracy (the share of pairs whose chosen answer has the larger reward), eval_ties,
+        the means of rewards, and eval_pairs."""
         means = {f"eval_{name}": sums[name] / sums["pairs"] for name in sums if name != "pairs"}
         return {**means, "eval_pairs": sums["pairs"]}
 
     def line(self, scores: Mapping[str, float]) -> str:
         """The scores of an evaluation as one line of the log."""
         return (
-            f"held out: loss {scores['eval_loss']:.4g}, accuracy {scores['eval_accuracy']:.1%} of "
+            f"held out: loss {scores['eval_loss']:.4g}, "
+            f"accuracy {scores['eval_accuracy']:.1%}{tied(scores, 'eval_')} of "
             f"{int(scores['eval_pairs']):,} pairs, difference {scores['eval_reward_difference']:.4g}"
         )
 

@@ -209,7 +209,7 @@ class Loop:
             if len(self.runs) == 1
             else f"{len(runs)} runs, losses {min(losses):.4f} to {max(losses):.4f}"
         ]
-        parts += [f"{name} {first.latest[name]:.4g}" for name in self.objective.shown if name in first.latest]
+        parts += self.objective.progress(first.latest)
         if "expert_load_max" in first.latest:
             dropped = first.latest["expert_dropped"]
             parts.append(
