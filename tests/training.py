@@ -13,8 +13,8 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.layout.presets import preset
 from llm_jax.model.config import ModelConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
+from llm_jax.train.program_options import program_options
 from llm_jax.train.state import TrainModel, TrainState
 from llm_jax.train.step import make_step
 

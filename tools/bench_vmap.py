@@ -97,7 +97,8 @@ def steps(shape: tuple[int, int, int, int], runs: list[int], devices: int, round
 
     from llm_jax.run.prepare import place_of
     from llm_jax.scaling.vmapped_runs import jit_vmapped_step, placement_for, runs_spec, stack_states
-    from llm_jax.train.compile import abstract_batch, jit_step, program_options
+    from llm_jax.train.compile import abstract_batch, jit_step
+    from llm_jax.train.program_options import program_options
     from llm_jax.train.state import Frozen, TrainModel
 
     def variant(count: int | None, spread: int) -> Callable[[], None]:

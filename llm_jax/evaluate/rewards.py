@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from llm_jax.layout.layout import Layout
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.objective.logprobs import hidden_states
 from llm_jax.objective.protocol import Objective
+from llm_jax.objective.ranking import tied
 from llm_jax.objective.reward import rewards
 from llm_jax.pretrained.model import PretrainedModel, check_text_ids, open_model
 from llm_jax.pretrained.source import tokenizer_folder
-from llm_jax.train.compile import program_options
 from llm_jax.train.loader import on_devices
 
 SMALLEST = 32
@@ -145,7 +146,7 @@ def scores(opened: PretrainedModel, texts: Sequence[np.ndarray]) -> list[float]:
     model."""
     found = [0.0] * len(texts)
     place, config = opened.place, opened.config
-    compiled = jax.jit(program(opened), compiler_options=program_options(opened.program) or None)
+    compiled = opened.program.jit(program(opened))
     for length, numbers in by_length(texts, length_multiple(place)).items():
         if config.position == "learned" and length > config.positions:
             longest = max(len(texts[number]) for number in numbers)
@@ -213,6 +214,9 @@ def table(found: Rewards) -> str:
     spread = f"mean {values.mean():.4g}, from {values.min():.4g} to {values.max():.4g}"
     lines = {"model": f"{found.path}, step {found.step}", "rewards": f"{len(values):,}: {spread}"}
     if pairs := found.pairs:
-        right = sum(chosen > rejected for chosen, rejected in pairs) / len(pairs)
-        lines["accuracy"] = f"{right:.1%} of {len(pairs):,} pairs: the chosen answer has the larger reward"
+        share = lambda of: sum(of(*pair) for pair in pairs) / len(pairs)  # noqa: E731
+        lines["accuracy"] = (
+            f"{share(operator.gt):.1%}{tied({'ties': share(operator.eq)})} of {len(pairs):,} pairs: the "
+            "chosen answer has the larger reward"
+        )
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

@@ -51,7 +51,7 @@ class ScorePrograms(UnstackedModel):
         """top: how many most likely tokens are reported."""
         super().__init__(model)
         self.top = top
-        jit = functools.partial(jax.jit, compiler_options=self.options or None)
+        jit = self.model.jit
         self.layers = {
             (graph, config): jit(functools.partial(self.layer_program, graph, config), donate_argnums=(1, 2))
             for graph, config in zip(self.graphs.layers, self.graphs.configs, strict=True)
@@ -62,7 +62,7 @@ class ScorePrograms(UnstackedModel):
     def empty_caches(self, rows: int, length: int) -> list[Cache]:
         """A cache of so many rows and positions for each layer."""
         empty = {
-            config: jax.jit(functools.partial(kv_runs.empty_cache, config, self.place, rows, length))
+            config: self.model.jit(functools.partial(kv_runs.empty_cache, config, self.place, rows, length))
             for config in set(self.graphs.configs)
         }
         with jax.set_mesh(self.place.mesh):

@@ -77,8 +77,10 @@ class DecodePrograms(UnstackedModel):
         self.vocab_rows = vocab
         self.capacity = caches.cache_length(capacity)
         # The compiler options for training on a CPU are for large products. Eigen, which they choose, takes
-        # 20 times as long as XLA's own code for a product of a few rows with a [V, D] table.
-        self.with_options = ("prefill",) if self.place.platform() == "cpu" else ("prefill", "decode")
+        # 20 times as long as XLA's own code for a product of a few rows with a [V, D] table. That code
+        # computes the lengths of W + A B wrongly, which DoRA takes.
+        own_choice = self.place.platform() == "cpu" and not self.model.adapted.config.dora
+        self.with_options = ("prefill",) if own_choice else ("prefill", "decode")
         self.replicated = NamedSharding(self.place.mesh, PartitionSpec())
         self.compiled: dict[tuple[str, str], Any] = {}
         self.compile_seconds = 0.0
@@ -86,7 +88,7 @@ class DecodePrograms(UnstackedModel):
     def initial_state(self) -> DecodeState:
         """The state before any request: zeros, allocated on the devices."""
         with jax.set_mesh(self.place.mesh):
-            return jax.jit(self.initial_state_program)()
+            return self.model.jit(self.initial_state_program)()
 
     def initial_state_program(self) -> DecodeState:
         """The body of `initial_state`, to be traced."""

@@ -22,7 +22,6 @@ from llm_jax.core.arithmetic import round_up
 from llm_jax.data import Tokenizer
 from llm_jax.generate.sampling import divide_by_temperature
 from llm_jax.model.attention_context import length_multiple
-from llm_jax.train.compile import program_options
 from llm_jax.train.config import SampleConfig
 from llm_jax.train.state import TrainModel
 
@@ -45,7 +44,7 @@ class Sampler:
         place = program.place
         self.longest = min(window, round_up(max(map(len, prompts)) + config.tokens, length_multiple(place)))
         self.batch = round_up(len(prompts), place.size(place.axes("batch")))
-        self.next_token = jax.jit(self._next_token, compiler_options=program_options(program) or None)
+        self.next_token = program.jit(self._next_token)
 
     def _next_token(
         self, parameters: Any, tokens_BT: jax.Array, last_B: jax.Array, key: jax.Array

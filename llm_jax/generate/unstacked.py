@@ -12,7 +12,7 @@ from flax import nnx
 from llm_jax.generate.decode_layout import decoding_place
 from llm_jax.generate.fused_mlp import fuse_gate_and_up
 from llm_jax.model.config import ModelConfig
-from llm_jax.train.compile import program_options
+from llm_jax.train.program_options import program_options
 from llm_jax.train.state import TrainModel
 
 
@@ -65,4 +65,4 @@ class UnstackedModel:
         """The weights that the programs take, from parameters stacked and placed as for training."""
         with jax.set_mesh(self.place.mesh):
             stored = jax.device_put(parameters, self.model.shardings("stored"))
-            return jax.jit(lambda stacked: self.unstack_layers(stacked)[1])(stored)
+            return self.model.jit(lambda stacked: self.unstack_layers(stacked)[1])(stored)

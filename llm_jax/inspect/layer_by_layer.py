@@ -27,7 +27,6 @@ from llm_jax.model.moe import MoE
 from llm_jax.model.router import choose
 from llm_jax.model.transformer import Block, block_of
 from llm_jax.pretrained.model import PretrainedModel
-from llm_jax.train.compile import program_options
 
 AttentionReduction = Callable[[jax.Array], Any]
 """weights_BHTS → the arrays to keep of a layer's attention. Runs on the devices, inside the layer's jitted
@@ -99,7 +98,7 @@ class LayerByLayer:
             x_BTD = program.model(parameters).embed(arrange(tokens_BT, place), arrange(positions_BT, place))
             return x_BTD, replicated(restore(x_BTD, place), place)
 
-        return jax.jit(embed, compiler_options=program_options(program) or None)
+        return program.jit(embed)
 
     @functools.cached_property
     def layer(self) -> Any:
@@ -125,7 +124,7 @@ class LayerByLayer:
                 kept = reduce_attention(attention_weights(q_BTHK, k_BSGK, config, block.attention.window))
             return x_BTD, (replicated(restore(x_BTD, place), place), kept, routed)
 
-        return jax.jit(layer, static_argnums=(0, 1), compiler_options=program_options(program) or None)
+        return program.jit(layer, static_argnums=(0, 1))
 
     def block(self, name: str, config: Any, stacked: Any, row: jax.Array) -> Block:
         """The block with the weights of one row of a stack."""

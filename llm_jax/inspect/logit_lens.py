@@ -17,7 +17,6 @@ from llm_jax.core.arithmetic import round_up
 from llm_jax.model.attention_context import length_multiple
 from llm_jax.model.pipeline import STREAM
 from llm_jax.pretrained.model import PretrainedModel
-from llm_jax.train.compile import program_options
 
 TOP = 10
 """Most likely tokens that are kept of a prediction."""
@@ -106,7 +105,7 @@ class Readout:
             model = program.model(parameters)
             return place.move(model.logits(model.finish(x_BTD)).astype(jnp.float32), (None, None, None))
 
-        return jax.jit(logits, compiler_options=program_options(program) or None)
+        return program.jit(logits)
 
 
 @jax.jit

@@ -20,7 +20,6 @@ from llm_jax.huggingface.transfer import flat_paths, nested
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.transformer import Transformer
 from llm_jax.pretrained.source import ModelSource
-from llm_jax.train.compile import program_options
 from llm_jax.train.state import TrainModel, pure
 
 TABLES = ("embedding", "positions", "head")
@@ -68,7 +67,7 @@ def merge_folder(path: Path, base: Base, wide: TrainModel, parameters: Any, prog
         return program.reshard_to(whole, "stored")
 
     with jax.set_mesh(program.place.mesh):
-        return jax.jit(merge, compiler_options=program_options(program) or None)(arrays, factors)
+        return program.jit(merge)(arrays, factors)
 
 
 def replaced(
@@ -87,7 +86,7 @@ def replaced(
 def on_host(array: jax.Array, model: TrainModel) -> np.ndarray:
     """A copy of a whole array in this process's memory."""
     with jax.set_mesh(model.place.mesh):
-        everywhere = jax.jit(lambda x: jax.sharding.reshard(x, PartitionSpec()))(array)
+        everywhere = model.jit(lambda x: jax.sharding.reshard(x, PartitionSpec()))(array)
     return np.asarray(everywhere.addressable_data(0))
 
 

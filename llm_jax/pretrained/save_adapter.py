@@ -21,7 +21,6 @@ from llm_jax.pretrained.adapter_apart import ADAPTER, adapter_of_run, beyond_blo
 from llm_jax.pretrained.model import PretrainedModel, open_model
 from llm_jax.pretrained.source import ModelSource, open_source, weights_folder
 from llm_jax.pretrained.weights import initial_parameters
-from llm_jax.train.compile import program_options
 
 TOKENS = 64
 """The number of tokens whose logits are compared: drawn at random, as a text of any model."""
@@ -132,8 +131,7 @@ def change_by_merging(source: ModelSource, merged: PretrainedModel, dtype: str) 
     def logits(model: PretrainedModel, parameters: Any) -> np.ndarray:
         program = model.program
         with jax.set_mesh(program.place.mesh):
-            options = program_options(program) or None
-            forward = jax.jit(lambda p, t: program.model(p)(t), compiler_options=options)
+            forward = program.jit(lambda p, t: program.model(p)(t))
             return on_host(forward(parameters, jnp.asarray(ids, jnp.int32)), program)
 
     after = logits(merged, jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), merged.parameters))

@@ -35,7 +35,6 @@ from llm_jax.pretrained.source import (
     weights_folder,
 )
 from llm_jax.train.checkpoint import described
-from llm_jax.train.compile import program_options
 from llm_jax.train.state import TrainModel, join, nested, pick
 
 
@@ -127,7 +126,7 @@ def merged(apart: TrainModel, parameters: Any, program: TrainModel) -> Any:
         return program.reshard_to(whole, "stored")
 
     with jax.set_mesh(program.place.mesh):
-        return jax.jit(merge, compiler_options=program_options(program) or None)(parameters)
+        return program.jit(merge)(parameters)
 
 
 START = "start"
@@ -183,8 +182,7 @@ def with_new_adapter(parameters: Any, seed: int, model: TrainModel) -> Any:
     """The parameters of a model with an adapter that is new, from the whole weights of its base. They are
     donated."""
     with jax.set_mesh(model.place.mesh):
-        make = jax.jit(model.with_adapter, donate_argnums=0, compiler_options=program_options(model) or None)
-        return make(parameters, jnp.uint32(seed))
+        return model.jit(model.with_adapter, donate_argnums=0)(parameters, jnp.uint32(seed))
 
 
 def beside(parameters: Any, adapter: Path, base: ModelSource, model: TrainModel) -> Any:
@@ -249,7 +247,7 @@ def with_new_rows(parameters: Any, model: TrainModel) -> Any:
         return model.reshard_to(jax.tree.map(extended, parameters, model.abstract), "stored")
 
     with jax.set_mesh(model.place.mesh):
-        return jax.jit(extend)(parameters)
+        return model.jit(extend)(parameters)
 
 
 def read_folder(folder: Folder, program: TrainModel) -> Any:

@@ -23,7 +23,6 @@ from llm_jax.processes.collective import run_on_all
 from llm_jax.processes.group import Group
 from llm_jax.run.frozen import read_role
 from llm_jax.run.prepare import RunPlan
-from llm_jax.train.compile import program_options
 from llm_jax.train.config import EvaluateConfig, TrainConfig
 from llm_jax.train.loader import on_devices
 from llm_jax.train.state import TrainModel
@@ -111,7 +110,7 @@ def scorer(model: TrainModel, parameters: Any, chunk: int) -> Score:
         return token_logprobs(policy, hidden_states(policy, batch), batch["targets"], chunk=chunk)
 
     whole = jax.sharding.NamedSharding(model.place.mesh, jax.sharding.PartitionSpec())
-    program = jax.jit(logprobs, out_shardings=whole, compiler_options=program_options(model) or None)
+    program = model.jit(logprobs, out_shardings=whole)
 
     def score(batch: dict[str, np.ndarray]) -> np.ndarray:
         with jax.set_mesh(model.place.mesh):

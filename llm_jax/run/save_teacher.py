@@ -129,7 +129,6 @@ def jitted(
 
     from llm_jax.objective.logprobs import hidden_states, top_tokens
     from llm_jax.objective.next_token import NextToken
-    from llm_jax.train.compile import program_options
     from llm_jax.train.loader import on_devices
 
     teacher = plan.frozen["teacher"]
@@ -138,7 +137,7 @@ def jitted(
         model = teacher.model(parameters)
         return top_tokens(model, hidden_states(model, batch), k, objective.temperature, chunk=objective.chunk)
 
-    compiled = jax.jit(of, compiler_options=program_options(teacher) or None)
+    compiled = teacher.jit(of)
 
     def run(batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
         with jax.set_mesh(plan.place.mesh):

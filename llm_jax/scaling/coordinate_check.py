@@ -30,7 +30,6 @@ from llm_jax.objective.next_token import NextToken
 from llm_jax.objective.protocol import Batch
 from llm_jax.run.initial_weights import with_command_line
 from llm_jax.scaling.grid import Grid
-from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, check_parametrization, make_schedule
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_step
@@ -112,9 +111,9 @@ def measure(model: ModelConfig, optimizer: OptimizerConfig, batches: list[Batch]
     layout = preset("single")
     program = TrainModel(model, optimizer, MeshPlacement(layout, make_mesh(layout, {})))
     step_of = make_step(program, NextToken(), make_schedule(optimizer, len(batches)), optimizer.clip_norm)
-    step = jax.jit(step_of, donate_argnums=0, compiler_options=program_options(program) or None)
-    take = jax.jit(lambda parameters, batch: activations(program.model(parameters), batch))
-    change = jax.jit(
+    step = program.jit(step_of, donate_argnums=0)
+    take = program.jit(lambda parameters, batch: activations(program.model(parameters), batch))
+    change = program.jit(
         lambda now, start: jax.tree.map(
             lambda a, b: jnp.sqrt(jnp.mean(jnp.square((a - b).astype(jnp.float32)))), now, start
         )

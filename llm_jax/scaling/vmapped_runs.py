@@ -45,11 +45,11 @@ from llm_jax.run.prepare import (
     prepare_corpus,
     with_vocabulary_of,
 )
-from llm_jax.train.compile import program_options
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.evaluation import Evaluator, HeldOut
 from llm_jax.train.loader import DeviceBatch, Loader, checked
 from llm_jax.train.optimizer import make_schedule
+from llm_jax.train.program_options import program_options
 from llm_jax.train.run_state import RunState
 from llm_jax.train.state import Frozen, TrainModel, TrainState
 from llm_jax.train.step import make_evaluation, make_step

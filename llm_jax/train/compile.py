@@ -4,15 +4,11 @@ both.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from llm_jax.layout import cpu_options, gpu_options
 from llm_jax.layout.layout import MeshPlacement
-from llm_jax.model.dims import Table
 from llm_jax.objective.protocol import ArraySpec, Objective
 from llm_jax.train.config import TrainConfig
 from llm_jax.train.loader import names, sizes
@@ -30,44 +26,7 @@ def jit_step(
 ) -> Any:
     """step(state, batch, frozen) -> (state, metrics), jitted: the state is donated."""
     step = make_step(model, objective, make_schedule(optimizer, steps), optimizer.clip_norm, frozen_models)
-    return jax.jit(step, donate_argnums=0, compiler_options=program_options(model) or None)
-
-
-def program_options(program: TrainModel) -> gpu_options.Options:
-    """The compiler options of every program on the model's devices: step, evaluation, samples.
-
-    Some work around XLA bugs.
-    """
-    platform = program.place.platform()
-    if platform == "cpu":
-        return cpu_options.compiler_options()
-    if platform != "gpu":
-        return {}
-    return gpu_options.compiler_options(program.place.mesh.size, layer_bytes=layer_bytes(program))
-
-
-def layer_bytes(program: TrainModel) -> dict[str, int]:
-    """Output bytes per device of the collectives over one layer's weights and gradients, by kind of
-    collective.
-    """
-
-    def elements(table: Table) -> int:
-        shards = jax.tree.map(
-            lambda s, w: math.prod(s.shard_shape(w.shape)[1:]),
-            program.shardings(table)["blocks"],
-            program.abstract["blocks"],
-        )
-        return sum(jax.tree.leaves(shards))
-
-    weight, gradient = (
-        jnp.dtype(dtype).itemsize for dtype in (program.config.compute_dtype, program.config.gradient_dtype)
-    )
-    in_use, at_home = elements("compute"), elements("optimizer")
-    return {
-        "all_gather": in_use * weight,
-        "reduce_scatter": at_home * gradient,
-        "all_reduce": at_home * gradient,
-    }
+    return model.jit(step, donate_argnums=0)
 
 
 def abstract_batch(

@@ -11,7 +11,6 @@ import numpy as np
 from llm_jax.data import Tokenizer
 from llm_jax.objective.protocol import Examples, Objective
 from llm_jax.processes.group import Group
-from llm_jax.train.compile import program_options
 from llm_jax.train.config import EvaluateConfig, TrainConfig
 from llm_jax.train.loader import on_devices
 from llm_jax.train.state import Frozen, TrainModel, TrainState
@@ -34,7 +33,7 @@ class HeldOut:
         """evaluate: in place of `make_evaluation`'s, where the weights are of several runs."""
         self.model, self.objective, self.examples, self.batch_size = model, objective, examples, batch_size
         evaluate = evaluate or make_evaluation(model, objective, frozen_models)
-        self.evaluate = jax.jit(evaluate, compiler_options=program_options(model) or None)
+        self.evaluate = model.jit(evaluate)
         self.token_bytes = pad_to(tokenizer.token_bytes.astype(np.float32), model.config.vocab or 0)
 
     def scores(

@@ -29,6 +29,7 @@ from llm_jax.model.weight_values import Untrained
 from llm_jax.model.weights import ShardedParam, Weight, stored_dims
 from llm_jax.train.config import EVERYTHING
 from llm_jax.train.optimizer import OptimizerConfig, ParameterInfo, make_optimizer
+from llm_jax.train.program_options import program_options
 
 
 @jax.tree_util.register_dataclass
@@ -278,17 +279,23 @@ class TrainModel:
     def new_parameters(self, seed: int) -> Any:
         """The whole model's initial parameters on the devices of the mesh."""
         with jax.set_mesh(self.place.mesh):
-            return jax.jit(self.init_parameters)(jnp.uint32(seed))
+            return self.jit(self.init_parameters)(jnp.uint32(seed))
 
     def state_with(self, parameters: Any) -> TrainState:
         """A new state with trainable parameters that are on the devices of the mesh. They are donated."""
         with jax.set_mesh(self.place.mesh):
-            return jax.jit(self.init_with, donate_argnums=0)(parameters)
+            return self.jit(self.init_with, donate_argnums=0)(parameters)
 
     @functools.cached_property
     def jitted_init(self) -> Any:
         """`init`, compiled once for all seeds."""
-        return jax.jit(self.init)
+        return self.jit(self.init)
+
+    def jit(self, function: Callable[..., Any], **more: Any) -> Any:
+        """`jax.jit(function, **more)` with the compiler options of programs on the model's devices, some of
+        which work around XLA bugs: whatever computes with a model's weights is compiled by this.
+        """
+        return jax.jit(function, compiler_options=program_options(self) or None, **more)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without arrays: what a checkpoint is restored into."""

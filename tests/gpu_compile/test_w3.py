@@ -24,7 +24,7 @@ from llm_jax.layout.mesh import make_mesh
 from llm_jax.model.kernels.cudnn import backward_workspace_bytes
 from llm_jax.objective.next_token import NextToken
 from llm_jax.run.compile import compile_absent
-from llm_jax.train import compile as compiling
+from llm_jax.train import program_options as compiling
 from llm_jax.train.state import TrainModel
 from llm_jax.train.step import make_evaluation
 from tests.data.conftest import documents, write_jsonl

@@ -20,8 +20,8 @@ from llm_jax.model import adapted_weight
 from llm_jax.model.adapters import AdapterConfig, matches
 from llm_jax.model.config import ModelConfig, MoEConfig
 from llm_jax.objective.next_token import NextToken
-from llm_jax.train.compile import program_options
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
+from llm_jax.train.program_options import program_options
 from llm_jax.train.state import Frozen, TrainModel, nested
 from llm_jax.train.step import make_step
 from tests.plain_model import plain_logits
