@@ -13,6 +13,7 @@ import numpy as np
 from llm_jax.core.config_tree import flat
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import check_new_folder, new_folder
+from llm_jax.core.log import no_log
 from llm_jax.huggingface.peft import Base, PeftAdapter, read_peft
 from llm_jax.huggingface.peft_write import made_here, write_peft
 from llm_jax.model.adapters import REDUCING
@@ -72,7 +73,7 @@ def adapter_of_run_folder(
     first: dict[str, np.ndarray] = {}
     if experiment.adapter.start in REDUCING:
         log(f"adapter.start={experiment.adapter.start}: saved for the base as it was, with twice the rank")
-        first = adapter_arrays_of(opened, initial_parameters(experiment, opened.program, log))
+        first = adapter_arrays_of(opened, initial_parameters(experiment, opened.program, no_log))
     base_source = open_source(start)
     base = base_of(base_source, opened.config)
     low_rank = adapter_of_run(opened.program.adapted, arrays, first)
@@ -137,7 +138,8 @@ def change_by_merging(source: ModelSource, merged: PretrainedModel, dtype: str) 
     after = logits(merged, jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), merged.parameters))
     if source.adapter is None or not beyond_blocks(adapter_of_folder(source)[0]):
         step = merged.step or None
-        merged = open_model(source, dtype="float32", step=step, apart=True, tokenizer=False)
+        # Its lines were logged when the merged model was opened.
+        merged = open_model(source, dtype="float32", step=step, apart=True, tokenizer=False, log=no_log)
     before = logits(merged, merged.parameters)
     change = np.abs(after - before)
     return (

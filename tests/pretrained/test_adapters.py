@@ -78,7 +78,9 @@ def test_a_runs_adapter_is_a_peft_folder_that_names_its_base(folder):
 
 def test_merged_it_is_the_whole_model_and_its_change_of_logits_is_printed(folder, capsys):
     assert save([f"{folder}/lora", f"{folder}/merged", "adapter=merged", "dtype=bfloat16"]) == 0
-    printed = capsys.readouterr().out
+    printed, logged = capsys.readouterr()
+    lines = [*printed.splitlines(), *logged.splitlines()]
+    assert len({*lines}) == len(lines)
     line = next(line for line in printed.splitlines() if line.startswith("merged in float32"))
     largest = float(line.split("largest change of a logit is ")[1].split(",")[0])
     merged, run = (load_model(folder / name, dtype="float32") for name in ("merged", "lora"))
