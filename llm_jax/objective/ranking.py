@@ -16,8 +16,8 @@ def order_of_pairs(chosen: jax.Array, rejected: jax.Array) -> dict[str, jax.Arra
     """From the rewards of pairs, in their shape, float32: `accuracy`, 1 where the chosen answer has the
     larger one; `ties`, 1 where both are equal up to rounding.
 
-    The accuracy knows no rounding, and an exact tie counts as wrong in it, as in TRL. All pairs are tied where
-    the policy is its reference and where the head of a reward model is new.
+    The accuracy knows no rounding, and an exact tie counts as wrong in it, as in TRL. All pairs are tied
+    where the policy is its reference and where the head of a reward model is new.
     """
     return {
         "accuracy": (chosen > rejected).astype(jnp.float32),

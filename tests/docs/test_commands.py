@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_jax.experiment import load_file
 from llm_jax.launch import main
+from llm_jax.train.config import words_without_from
 from tests.conftest import ROOT
 from tools.check_docs import PAGES, blocks_of, lines_of
 
@@ -28,8 +30,11 @@ def test_a_launch_line_is_accepted(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(arguments)
     sources = [word.partition("=")[2] for word in words if word.startswith(("from=", "teacher="))]
-    if "experiment=sft" in words and not sources:  # what it starts with by itself
-        sources = ["runs/quickstart/default"]
+    named = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
+    if named and not sources:  # what it starts with by itself
+        base = getattr(load_file(named), "train", None)
+        by_itself = words_without_from(base.start_from if base else "")
+        sources = [word.partition("=")[2] for word in by_itself if word.startswith("from=")]
     if sources:  # runs that other lines make
         assert main(["experiment=quickstart", "--show"]) == 0
         config = capsys.readouterr().out
