@@ -38,6 +38,7 @@ class EvaluateCommand:
       python -m llm_jax.evaluate runs/quickstart/default tasks=core,german,numbers,code limit=200 out=scores.json
       python -m llm_jax.evaluate ~/models/SmolLM2-135M tasks=arc_easy,mine/questions.jsonl shots=5
       python -m llm_jax.evaluate runs/sft/default answers=500
+      python -m llm_jax.evaluate runs/dpo/default
       python -m llm_jax.evaluate runs/sft/default data.source=task_pairs data.held_out_fraction=0.99 answers=4000 pairs=pairs.jsonl
       python -m llm_jax.evaluate runs/reward/default rewards=answers.jsonl out=scored.jsonl
 
@@ -49,7 +50,8 @@ class EvaluateCommand:
     data: Pairs = passed_on(lambda name: name.startswith(("data.", "chat.")), "data.KEY=VALUE")
     """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99
     makes that nearly all of a text). Without any, the run's own corpus, which gives the loss in its
-    summary.json. Conversations are scored as they are trained (data.train_on, chat.template)."""
+    summary.json. Conversations are scored as they are trained (data.train_on, chat.template), preferences and
+    answers with labels by the run's own objective."""
     train: Pairs = passed_on(lambda name: name in TRAIN_KEYS, "train.KEY=VALUE")
     """train.batch_size and train.sequence_length, instead of the run's. Longer sequences give each token more
     of its document."""
@@ -150,14 +152,29 @@ def evaluate(arguments: list[str]) -> int:
     if command.rewards:
         return score_rewards(command, command.rewards)
 
-    from llm_jax.evaluate.held_out import score, table  # imports JAX, which `run_command` sets up
+    from llm_jax.evaluate import own_objective  # these import JAX, which `run_command` sets up
+    from llm_jax.evaluate.held_out import score, table
+    from llm_jax.pretrained.source import open_source
 
+    options = command.model.options()
+    changes = [*command.data, *command.train]
+    source = open_source(command.folder, adapter=options["adapter"])
+    if own_objective.has_own_scores(source, changes):
+        del options["adapter"]
+        own = own_objective.score_own(
+            source, changes, tokens=command.tokens, batches=command.batches, **options
+        )
+        print(own_objective.table(own))
+        if command.out:
+            write_json(command.out, own.to_json())
+            print(f"written: {command.out}")
+        return 0
     scores = score(
         command.folder,
-        [*command.data, *command.train],
+        changes,
         tokens=command.tokens,
         batches=command.batches,
-        **command.model.options(),
+        **options,
     )
     print(table(scores))
     if command.out:

@@ -116,10 +116,18 @@ def check_same_tokenizer(role: str, folder: str, tokenizer: Tokenizer | None) ->
 
 
 def read_frozen(
-    experiment: Experiment, model: TrainModel, models: Mapping[str, TrainModel], log: Callable[[str], None]
+    experiment: Experiment,
+    model: TrainModel,
+    models: Mapping[str, TrainModel],
+    log: Callable[[str], None],
+    rest: Any = None,
 ) -> Frozen:
-    """The frozen parameters on the devices: read from their folders, or initialised as the run's own were."""
-    rest = {} if model.trained == model.names else initial_rest(experiment, model, no_log)
+    """The frozen parameters on the devices: read from their folders, or initialised as the run's own were.
+
+    rest: `Frozen.rest`, where it has been read already.
+    """
+    if rest is None:
+        rest = {} if model.trained == model.names else initial_rest(experiment, model, no_log)
     parameters = {}
     for role in experiment.objective.frozen():
         own = models[role]

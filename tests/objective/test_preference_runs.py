@@ -7,10 +7,16 @@ import re
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llm_jax.core.files import read_json_lines
+from llm_jax.evaluate.__main__ import main as evaluate
+from llm_jax.objective.dpo import DPO
+from llm_jax.objective.ranking import order_of_pairs
+from llm_jax.run.initial_weights import experiment_from_pairs
+from llm_jax.run.show_data import main as show_data
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
 from tests.tiny_run import documents, launch, losses, write_experiment
 
@@ -68,7 +74,15 @@ def values(metrics: list[dict], name: str) -> np.ndarray:
     return np.array([line[name] for line in metrics if name in line])
 
 
-def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, tmp_path, capsys):
+def scored(capsys, *words: object) -> dict[str, float]:
+    """What `evaluate` writes."""
+    out = Path(str(words[0])) / "scores.json"
+    assert evaluate([*map(str, words), f"out={out}"]) == 0
+    assert "accuracy" in (printed := capsys.readouterr().out) or "eval_kl" in printed
+    return json.loads(out.read_text())
+
+
+def test_dpo_starts_at_log_2_and_is_scored_again(run, base, tmp_path, capsys):
     one = run("one", "dpo", "layout=single")
     out = capsys.readouterr().out
     assert (
@@ -77,6 +91,7 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, tmp_path, capsys):
     )
     assert values(one, "train_loss")[0] == pytest.approx(np.log(2), abs=1e-6)
     assert values(one, "margin")[0] == pytest.approx(0, abs=1e-6)
+    assert values(one, "ties")[0] == pytest.approx(1)
     assert values(one, "train_loss")[-1] < 0.69
     assert values(one, "accuracy")[-1] > 0.8
     assert set(one[-1]) >= {
@@ -87,6 +102,16 @@ def test_dpo_starts_at_log_2_and_agrees_with_one_device(run, tmp_path, capsys):
         "eval_rejected_logp",
     }
     assert (tmp_path / "one" / "curves.png").stat().st_size > 10_000
+    # The held-out pairs are scored again, the reference in each step; and other pairs of that kind.
+    found, last = scored(capsys, tmp_path / "one"), one[-1]
+    for name in ("eval_loss", "eval_margin", "eval_chosen_logp"):
+        assert found[name] == pytest.approx(last[name], rel=1e-5), name
+    assert (found["eval_pairs"], found["step"]) == (last["eval_pairs"], 4)
+    assert found["objective"]["loss"] == "sigmoid"
+    other = scored(
+        capsys, tmp_path / "one", f"data.source={base / 'pairs.jsonl'}", "data.held_out_fraction=0.5"
+    )
+    assert other["eval_pairs"] > found["eval_pairs"]
 
 
 @pytest.mark.slow
@@ -115,6 +140,9 @@ def test_kto_with_an_adapter_learns_and_resumes_bit_for_bit(run, tmp_path, capsy
     assert len(values(again, "train_loss")) > len(values(one, "train_loss"))
     info = json.loads((tmp_path / "one" / "checkpoints" / "4" / "info" / "metadata").read_text())
     assert len(info["frozen"]["reference"]["sha256"]) == 64
+    found, last = scored(capsys, tmp_path / "one"), again[-1]  # its adapter beside the base, as in training
+    for name in ("eval_loss", "eval_kl", "eval_wanted_reward", "eval_examples"):
+        assert found[name] == pytest.approx(last[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -191,3 +219,70 @@ def test_all_answers_to_a_prompt_are_held_out_together(base, tmp_path):
     prompts = {json.loads(line)["prompt"] for line in held_out}
     assert len(held_out) == 4 * len(prompts) == corpus.held_out_documents
     assert 0 < len(prompts) < 12
+
+
+def test_the_answers_of_a_pair_are_a_wanted_and_an_unwanted_one(base, tmp_path, capsys):
+    """For kto, as TRL takes pairs apart; `data.show` names the label, and for dpo which answer is better."""
+    records = [
+        {"prompt": "a", "chosen": "good", "rejected": "", "margin": 2},
+        ANSWER,
+        {**PROMPT, "chosen": " "},
+    ]
+    source = write(tmp_path / "records.jsonl", records)
+    line = [
+        f"from={base / 'run'}",
+        f"data.source={source}",
+        "train.sequence_length=128",
+        f"run_dir={tmp_path / 'x'}",
+    ]
+    shown = {}
+    for experiment in ("kto", "dpo"):
+        own = [one for one in records if experiment == "kto" or one != ANSWER]
+        write(source, own + [{**PROMPT, "prompt": f"question {i}"} for i in range(20)])
+        assert show_data([f"experiment={experiment}", *line, f"examples={len(own)}"]) == 0
+        shown[experiment] = [
+            one for one in capsys.readouterr().out.splitlines() if one.startswith("records.jsonl")
+        ]
+    assert [re.sub(r", held out|, \d+ tokens, \d+ trained", "", one) for one in shown["kto"]] == [
+        "records.jsonl:1, 1 of 2, wanted (label true)",
+        "records.jsonl:1, 2 of 2, not wanted (label false)",  # that nothing is said may be unwanted
+        "records.jsonl:2, wanted (label true)",
+        "records.jsonl:3, 1 of 2, left out: an answer is empty",
+        "records.jsonl:3, 2 of 2, not wanted (label false)",
+    ]
+    assert [re.sub(r", held out|, \d+ tokens, \d+ trained", "", one) for one in shown["dpo"]] == [
+        "records.jsonl:1, chosen, margin 2",
+        "records.jsonl:1, rejected, margin 2",
+        "records.jsonl:2, left out: an answer is empty",
+    ]
+
+
+def test_a_tie_is_no_wrong_order_in_the_log():
+    """Its share is a score of its own; the accuracy counts it as wrong, as TRL does."""
+    order = order_of_pairs(jnp.array([0.0, 2.0, 1e-7, 1.0]), jnp.array([0.0, 1.0, 0.0, 3.0]))
+    means = {name: float(values.mean()) for name, values in order.items()}
+    assert means == {"accuracy": 0.5, "ties": 0.5}
+    assert DPO().progress({**means, "margin": 0.0}) == ["accuracy 0.5 (50.0% tied)", "margin 0"]
+    assert DPO().progress({"accuracy": 0.0, "ties": 1.0, "margin": 0.0})[0] == "accuracy 0 (all tied)"
+    assert DPO().progress({"accuracy": 0.75, "ties": 0.0, "margin": 1.0})[0] == "accuracy 0.75"
+    held_out = {"eval_loss": 0.6931, "eval_accuracy": 0.0, "eval_ties": 1.0, "eval_margin": 0.0}
+    assert DPO().line(held_out) == "held out: loss 0.6931, accuracy 0.0% (all tied), margin 0"
+
+
+@pytest.mark.parametrize("experiment", ["dpo", "kto", "orpo", "cpo", "reward"])
+def test_without_from_it_takes_the_model_of_sft_and_generated_pairs(
+    experiment, base, tmp_path, monkeypatch, capsys
+):
+    path = Path(f"experiments/{experiment}.py").absolute()
+    monkeypatch.chdir(tmp_path)
+    assert launch(f"experiment={path}") == 2
+    assert capsys.readouterr().err == (
+        "error: from= is missing, and runs/sft/default is not there. Train it (python -m llm_jax.launch "
+        "experiment=sft), or add from=RUN_OR_FOLDER\n"
+    )
+    Path("runs/sft").mkdir(parents=True)
+    Path("runs/sft/default").symlink_to(base / "run")
+    made = experiment_from_pairs([("experiment", str(path)), ("train.steps", "3")])
+    assert (made.train.start_from, made.data.source) == ("runs/sft/default", "task_pairs")
+    assert (made.train.steps, made.train.sequence_length) == (3, 256)
+    assert made.optimizer.learning_rate > 5e-5  # of a model this small
