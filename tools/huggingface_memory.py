@@ -73,7 +73,7 @@ def write_random(folder: Path, total: int, vocab: int = 64000) -> int:
     ).resolved()
     family, single = load_family("llama", "llama"), preset("single")
     program = TrainModel(model, OptimizerConfig(), MeshPlacement(single, make_mesh(single, {})))
-    tensor_map = build_tensor_map(family.tensors(model, {}), model, shapes_of(program))
+    tensor_map = build_tensor_map(family.entries(model, {}), model, shapes_of(program))
     planned = [
         safetensors.PlannedTensor(name, "bfloat16", slices[0].pattern.tensor_shape)
         for name, slices in tensor_map.tensors.items()

@@ -25,6 +25,8 @@ from llm_jax.model.config_parts import MoEConfig, RopeScaling
 
 Tree = Mapping[str, Any]
 """The JSON object that a config.json holds."""
+SCORE = "score.weight"
+"""The tensor of the head of a reward model, in all families."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,23 @@ class Family:
     """True if transformers 5 requires the width to be a multiple of the number of heads, even with a given
     head_dim.
     """
+    classifier: str = ""
+    """The name of the class in transformers for the model with a head that makes one number of a text: a
+    reward model. "": there is none.
+    """
     adapter_targets: tuple[str, ...] = ()
     """The modules that PEFT adapts where an adapter's config names none (its table
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING); (): it has no default.
     """
+
+    def entries(self, model: ModelConfig, tree: Tree) -> list[Entry]:
+        """The table of tensors, with the head of a reward model in place of that for logits."""
+        entries = self.tensors(model, tree)
+        if model.outputs == "logits":
+            return entries
+        return [
+            dataclasses.replace(entry, tensor=SCORE) if entry.array == "head" else entry for entry in entries
+        ]
 
     def read_config(self, tree: dict[str, Any], where: object) -> ModelConfig:
         """The model that a config.json describes, resolved.
@@ -94,15 +109,34 @@ class Family:
             raise reader.error(f"{layers} layers: must be at most {MOST_LAYERS:,}")
         reader.check_quantization()
         values |= self.read(reader, values)
+        values["outputs"] = self.read_outputs(reader)
         reader.finish()
         try:
             return replace_nested(ModelConfig(), values).resolved()
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
+    def read_outputs(self, reader: ConfigReader) -> str:
+        """`ModelConfig.outputs`, by the class that the model is of. Raises UserError for a classifier of
+        texts that is no reward model."""
+        names = reader.array("architectures") or []
+        if not any(str(name).endswith("ForSequenceClassification") for name in names):
+            return "logits"
+        labels = reader.number("num_labels", None, whole=True)
+        labels = len(reader.group("id2label") or ("LABEL_0", "LABEL_1")) if labels is None else labels
+        if labels != 1 or not self.classifier:
+            raise reader.error(
+                f"architectures={names}: tells {labels} labels apart; of such models only reward models "
+                "are read, which have one (id2label)"
+            )
+        return "reward"
+
     def write_config(self, model: ModelConfig) -> dict[str, Any]:
         """The config.json of a model, as transformers 4 and 5 and other libraries read it."""
         tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        if model.outputs == "reward" and self.classifier:
+            one_label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+            tree |= {"architectures": [self.classifier], **one_label}
         for key in self.keys:
             value = functools.reduce(getattr, key.field.split("."), model)
             if value is not None or key.default is None:  # without experts there is no moe.mlp

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import inside
-from llm_jax.huggingface.family import Family, read_model
+from llm_jax.huggingface.family import SCORE, Family, read_model
 from llm_jax.huggingface.safetensors import Tensor, read_folder, read_json, row_ranges
 from llm_jax.huggingface.tensor_map import EXPERT, Entry, TensorMap, build_tensor_map
 from llm_jax.huggingface.transfer import read_parameters, shapes_of
@@ -55,11 +55,11 @@ class Folder:
 
         Raises UserError for a tensor that doesn't fit.
         """
-        entries = self.family.tensors(self.model, self.tree)
+        entries = self.family.entries(self.model, self.tree)
         tensor_map = build_tensor_map(entries, self.model, shapes_of(program))
         tensors = dict(self.tensors)
         head, embedding = head_and_embedding(entries)
-        if self.model.tied_embeddings and head in tensors:
+        if self.model.tied_embeddings and self.model.outputs == "logits" and head in tensors:
             check_tied(self.path, tensors.pop(head), tensors[embedding])
         tensor_map.check(tensors, self.path, self.family.buffers)
         return tensor_map
@@ -87,11 +87,11 @@ def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
             first = ", ".join([*tensors][:3])
             raise UserError(f"leave_out={pattern}: {path} has no such tensor; its first tensors are {first}")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    entries = family.tensors(model, tree)
+    entries = family.entries(model, tree)
     check_count(path, model, entries, tensors)
     head, embedding = head_and_embedding(entries)
     if (
-        model.tied_embeddings and head in tensors and embedding not in tensors
+        model.tied_embeddings and model.outputs == "logits" and head in tensors and embedding not in tensors
     ):  # files may have a tied tensor under either name
         tensors[embedding] = dataclasses.replace(tensors.pop(head), name=embedding)
     narrow = all(t.dtype.startswith(("BF16", "F8")) for t in tensors.values() if len(t.shape) > 1)
@@ -147,7 +147,7 @@ def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]
     """
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return tensors
-    heads = ("lm_head.weight", "embed_out.weight")
+    heads = ("lm_head.weight", "embed_out.weight", SCORE)
     return {name if name in heads else family.prefix + name: tensor for name, tensor in tensors.items()}
 
 

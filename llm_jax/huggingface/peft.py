@@ -91,7 +91,7 @@ class Base:
         """Which tensor holds which slice of which array, the head as an array of its own: an adapter may be
         of the head or the embedding alone."""
         shapes = {**self.shapes, "head": self.shapes["embedding"]} if self.tied else self.shapes
-        return build_tensor_map(self.family.tensors(self.config, self.tree), self.config, shapes)
+        return build_tensor_map(self.family.entries(self.config, self.tree), self.config, shapes)
 
 
 @dataclass
@@ -140,7 +140,7 @@ def unties(path: Path, model: ModelConfig, folder: Folder | None) -> bool:
     folder: the model's Hugging Face folder; None for one that was trained here. Reads only headers.
     """
     family = family_for(model) if folder is None else folder.family
-    entries = family.tensors(model, {} if folder is None else folder.tree)
+    entries = family.entries(model, {} if folder is None else folder.tree)
     modules = [PREFIX + name.removesuffix("weight") for name in head_and_embedding(entries)]
     tensors = read_header(inside(path, WEIGHTS, path)) if (path / WEIGHTS).is_file() else {}
     return any(key.startswith(tuple(modules)) for key in tensors)
@@ -161,14 +161,14 @@ def read_peft(path: Path, base: Base) -> PeftAdapter:
         )
     tensors = read_header(inside(path, WEIGHTS, path))
     if config.ties and base.tied:
-        modules = head_and_embedding(base.family.tensors(base.config, base.tree))
+        modules = head_and_embedding(base.family.entries(base.config, base.tree))
         head, embedding = (name.removesuffix(".weight") for name in modules)
         config = with_head(config, embedding, head)
     tensor_map = base.tensor_map()
     separate = has_separate_experts(tensors)
     found = matrices(tensor_map, separate)
     if has_joined_experts(tensors):
-        leaves = expert_modules(base.family.tensors(base.config, base.tree))
+        leaves = expert_modules(base.family.entries(base.config, base.tree))
         config = joined_experts(config, leaves, found)
     targets = targets_of(config, found)
     wholes = whole_tensors(config, tensor_map, targets, separate)

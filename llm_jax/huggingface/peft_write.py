@@ -195,7 +195,7 @@ def config_for(
         raise UserError(f"{base_name}: its adapter is zero everywhere; there is nothing to save")
     dora = any(low.magnitude is not None for low in low_rank.values())
     # PEFT takes names of experts' matrices, wherever they are, for those of joined experts.
-    of_experts = expert_modules(base.family.tensors(base.config, base.tree))
+    of_experts = expert_modules(base.family.entries(base.config, base.tree))
     modules: list[str] = []
     parameters: list[str] = []
     rules: dict[str, Matrix] = {}

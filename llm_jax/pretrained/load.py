@@ -55,6 +55,7 @@ def load(arguments: list[str]) -> int:
     if command is None:
         return 0
     from llm_jax.pretrained.model import open_model  # imports JAX, which `run_command` sets up
+    from llm_jax.pretrained.source import open_source
 
     leave_out = tuple(pattern.strip() for pattern in command.leave_out.split(",") if pattern.strip())
     if (command.folder / "config.yaml").is_file():
@@ -63,7 +64,9 @@ def load(arguments: list[str]) -> int:
             "and safetensors"
         )
     check_new_folder(command.run_dir, "run_dir")
-    opened = open_model(command.folder, **command.model.options(), leave_out=leave_out, to_convert=True)
+    options = command.model.options()
+    source = open_source(command.folder, leave_out, options.pop("adapter", None) or None)
+    opened = open_model(source, **options, to_convert=True, outputs=source.experiment.model.outputs)
     write_run(opened, command.run_dir)
     return 0
 

@@ -101,7 +101,7 @@ def save(arguments: list[str]) -> int:
         if has_adapter(source):  # is merged in float32, and cast when it is written
             options["dtype"] = "float32"
             dtype = dtype or source.experiment.model.parameter_dtype
-        pretrained = open_model(source, **options, to_convert=True)
+        pretrained = open_model(source, **options, to_convert=True, outputs=source.experiment.model.outputs)
         save_model(pretrained, command.folder, dtype, command.shard_size, command.family)
         if has_adapter(source) and dtype is not None:
             print(change_by_merging(source, pretrained, dtype))
@@ -145,6 +145,8 @@ def save_model(
     target = family_for(model, family, preferred=source.tree.get("model_type", "") if source else "")
     dtype = dtype or model.parameter_dtype
     ids = token_ids(pretrained)
+    if model.outputs == "reward" and source is None:
+        ids |= reward_padding(pretrained, log)
     tree = {**target.write_config(model), **ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
     log(
         f"{pretrained.path}: {tree['architectures'][0]}, {pretrained.program.parameter_count():,} "
@@ -182,7 +184,7 @@ def write_weights(
     if dtype not in safetensors.NAMES:
         raise UserError(f"dtype={dtype}: must be one of {', '.join(safetensors.NAMES)}")
     config, arrays = pretrained.config, flat_paths(pretrained.parameters)
-    tensor_map = build_tensor_map(family.tensors(config, tree), config, shapes_of(pretrained.program))
+    tensor_map = build_tensor_map(family.entries(config, tree), config, shapes_of(pretrained.program))
     narrow_config = dataclasses.replace(config, parameter_dtype="bfloat16")
     narrow = TrainModel(narrow_config, pretrained.experiment.optimizer, pretrained.place)
     # Arrays that stay float32 in a bfloat16 model (routers' biases) stay float32 in files of any dtype.
@@ -253,6 +255,19 @@ def token_ids(pretrained: PretrainedModel) -> dict[str, Any]:
         "eos_token_id": eos_ids if len(eos_ids) > 1 else tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
+
+
+def reward_padding(pretrained: PretrainedModel, log: Callable[[str], None]) -> dict[str, Any]:
+    """The padding in the config.json of a reward model. transformers takes the reward at the last token
+    that is no padding, so none that ends a text may be it."""
+    tokenizer = pretrained.tokenizer_if_any
+    if tokenizer is None or tokenizer.pad_id not in tokenizer.eos_ids:
+        return {}
+    log(
+        "pad_token_id=null: the tokenizer pads with a token that ends texts, where the reward is read. "
+        "Score texts one at a time in transformers, or give tokenizer and config another pad_token"
+    )
+    return {"pad_token_id": None}
 
 
 if __name__ == "__main__":

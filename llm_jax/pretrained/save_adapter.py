@@ -17,6 +17,8 @@ from llm_jax.core.log import no_log
 from llm_jax.huggingface.peft import Base, PeftAdapter, read_peft
 from llm_jax.huggingface.peft_write import made_here, write_peft
 from llm_jax.model.adapters import REDUCING
+from llm_jax.objective.logprobs import hidden_states
+from llm_jax.objective.reward import rewards
 from llm_jax.pretrained.adapter import base_of, on_host
 from llm_jax.pretrained.adapter_apart import ADAPTER, adapter_of_run, beyond_blocks
 from llm_jax.pretrained.model import PretrainedModel, open_model
@@ -67,7 +69,15 @@ def adapter_of_run_folder(
     start = experiment.train.start_from
     if not experiment.adapter.rank:
         raise UserError(f"adapter=apart: {source.path} has no adapter. Leave this key out")
-    opened = open_model(source, dtype="float32", step=step, apart=True, tokenizer=False, to_convert=True)
+    opened = open_model(
+        source,
+        dtype="float32",
+        step=step,
+        apart=True,
+        tokenizer=False,
+        to_convert=True,
+        outputs=experiment.model.outputs,
+    )
     check_base_as_it_was(opened, start)
     arrays = adapter_arrays_of(opened, opened.parameters)
     first: dict[str, np.ndarray] = {}
@@ -119,8 +129,8 @@ def base_name(source: ModelSource, log: Callable[[str], None]) -> str:
 
 
 def change_by_merging(source: ModelSource, merged: PretrainedModel, dtype: str) -> str:
-    """A line with the largest and the mean change of a logit by merging an adapter and rounding the weights
-    to `dtype`, from the adapter beside its base, all computed in float32.
+    """A line with the largest and the mean change of a logit (of a reward model: a reward) by merging an
+    adapter and rounding the weights to `dtype`, from the adapter beside its base, all computed in float32.
 
     merged: in float32. Of an adapter that is more than factors on blocks, it takes the place of the adapter
     beside its base.
@@ -128,22 +138,37 @@ def change_by_merging(source: ModelSource, merged: PretrainedModel, dtype: str) 
     vocab, positions = merged.config.vocab or 1, merged.config.positions
     learned = merged.config.position == "learned"
     ids = np.random.default_rng(0).integers(0, vocab, (1, min(TOKENS, positions) if learned else TOKENS))
+    kind, name = merged.config.outputs, "logit" if merged.config.outputs == "logits" else "reward"
+    ones = np.ones(ids.shape, np.int32)
+    batch = {
+        "tokens": ids.astype(np.int32),
+        "positions": np.arange(ids.size, dtype=np.int32)[None],
+        "segments": ones,
+        "weights": ones.astype(np.float32),
+    }
+    of_head: dict[str, Any] = {
+        "logits": lambda model, batch: model(batch["tokens"]),
+        "reward": lambda model, batch: rewards(model, hidden_states(model, batch)),
+    }
+    head = of_head[kind]
 
-    def logits(model: PretrainedModel, parameters: Any) -> np.ndarray:
+    def outputs(model: PretrainedModel, parameters: Any) -> np.ndarray:
         program = model.program
         with jax.set_mesh(program.place.mesh):
-            forward = program.jit(lambda p, t: program.model(p)(t))
-            return on_host(forward(parameters, jnp.asarray(ids, jnp.int32)), program)
+            forward = program.jit(lambda p, batch: head(program.model(p), batch))
+            return on_host(forward(parameters, batch), program)
 
-    after = logits(merged, jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), merged.parameters))
+    after = outputs(merged, jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), merged.parameters))
     if source.adapter is None or not beyond_blocks(adapter_of_folder(source)[0]):
         step = merged.step or None
         # Its lines were logged when the merged model was opened.
-        merged = open_model(source, dtype="float32", step=step, apart=True, tokenizer=False, log=no_log)
-    before = logits(merged, merged.parameters)
+        merged = open_model(
+            source, dtype="float32", step=step, apart=True, tokenizer=False, outputs=kind, log=no_log
+        )
+    before = outputs(merged, merged.parameters)
     change = np.abs(after - before)
     return (
-        f"merged in float32, cast to {dtype}: the largest change of a logit is {change.max():.2g}, the mean "
-        f"{change.mean():.2g} (of {ids.size} random tokens; logits have a standard deviation of "
+        f"merged in float32, cast to {dtype}: the largest change of a {name} is {change.max():.2g}, the mean "
+        f"{change.mean():.2g} (of {ids.size} random tokens; {name}s have a standard deviation of "
         f"{before.std():.2g})"
     )

@@ -5,22 +5,31 @@ Needs the extra `reference`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.log import no_log
 from llm_jax.data import TokenizerConfig, load_tokenizer
 from llm_jax.data.sentencepiece_tokenizer import train
 from llm_jax.data.token_cache import document_hash, held_out_mask
 from llm_jax.evaluate.held_out import score
+from llm_jax.evaluate.rewards import scores
 from llm_jax.huggingface.export_tokenizer import export_tokenizer
+from llm_jax.pretrained.model import open_model
 from llm_jax.pretrained.save import main as save
+from llm_jax.pretrained.save import save_model
+from llm_jax.pretrained.weights import with_reward_head
+from llm_jax.train.state import TrainModel
 from tests.data.conftest import documents, write_jsonl
 from tests.data.test_huggingface_tokenizer import KINDS, SPECIAL, make_folder
 from tests.data.test_sentencepiece_tokenizer import HARD
+from tests.huggingface.expected import CASES, FIXTURES
 from tests.huggingface.test_export_tokenizer import texts
 from tests.tiny_run import launch, write_experiment
 
@@ -123,6 +132,28 @@ def test_the_held_out_loss_is_the_same(transformers, tmp_path, model):
     assert here.eval_loss < math.log(320) - 0.5  # it has learned something
     assert here.eval_loss == pytest.approx(total / count, abs=1e-4)
     assert here.eval_bits_per_byte == pytest.approx(total / math.log(2) / size, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reward_model_gives_the_same_rewards(transformers, tmp_path, name):
+    """To 1e-5: a head of random numbers on each open model, saved, read as a classifier with one label."""
+    torch = pytest.importorskip("torch", reason=REASON)
+    model = open_model(FIXTURES / name, dtype="float32", tokenizer=False)
+    config = dataclasses.replace(model.config, outputs="reward")
+    program = TrainModel(config, model.experiment.optimizer, model.place)
+    parameters = with_reward_head(model.parameters, program)
+    head = np.random.default_rng(0).normal(size=(1, config.embed)).astype(np.float32)
+    parameters["head"] = jax.device_put(head, parameters["head"].sharding)
+    made = dataclasses.replace(model, program=program, parameters=parameters, folder=None)
+    save_model(made, tmp_path / "saved", log=no_log)
+    ids = [np.arange(5, 5 + 7), np.arange(3, 3 + 19)]
+    again = open_model(tmp_path / "saved", dtype="float32", tokenizer=False, outputs="reward")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32
+    )
+    with torch.no_grad():
+        expected = [float(theirs.eval()(torch.tensor(one[None])).logits[0, 0]) for one in ids]
+    np.testing.assert_allclose(scores(again, ids), expected, rtol=1e-5, atol=1e-5)
 
 
 def held_out(path: Path, fraction: float) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,12 @@ import pytest
 from llm_jax.core.files import read_json_lines
 from llm_jax.evaluate.__main__ import main as evaluate
 from llm_jax.generate.__main__ import main as generate
+from llm_jax.huggingface.family import family_names, inexpressible, load_family
+from llm_jax.huggingface.safetensors import read_folder
+from llm_jax.model.config import ModelConfig
 from llm_jax.objective.reward import reward_loss
+from llm_jax.pretrained.save import main as save
+from llm_jax.pretrained.save import reward_padding
 from tests.data.test_chat import folder, tokenizer  # noqa: F401  (fixtures)
 from tests.objective.test_distill import LAYOUTS
 from tests.tiny_run import launch, write_experiment
@@ -82,6 +90,7 @@ def rewards_of(capsys, *words) -> list[list[float]]:
 def test_a_reward_model_learns_to_rank(base, model, tmp_path):
     one = read_json_lines(model / "metrics.jsonl")
     assert values(one, "train_loss")[0] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at 0
+    assert (values(one, "accuracy")[0], values(one, "ties")[0]) == (0, 1)
     assert values(one, "train_loss")[-1] < 0.1
     assert values(one, "eval_accuracy")[-1] >= 0.9
     assert values(one, "eval_pairs")[-1] > 20
@@ -134,7 +143,7 @@ def test_a_file_is_scored_as_in_training(base, model, tmp_path, capsys):
 
     capsys.readouterr()  # a reward model is no language model
     assert generate([str(model), "prompt=a"]) == 2
-    assert evaluate([str(model)]) == 2
+    assert evaluate([str(model), "data.source=stdlib"]) == 2
     assert evaluate([str(base / "run"), f"rewards={scored}"]) == 2
     assert (
         launch("experiment=sft", f"from={model}", f"data.source={scored}", f"run_dir={tmp_path / 'x'}") == 2
@@ -145,6 +154,55 @@ def test_a_file_is_scored_as_in_training(base, model, tmp_path, capsys):
     assert "is a language model, without a head for rewards. Use a run of experiment=reward" in errors[2]
     assert "model.outputs=reward: objective.name=sft needs model.outputs=logits" in errors[3]
     assert len(errors) == 4
+
+
+def test_its_held_out_pairs_are_ranked_again(model, capsys):
+    assert evaluate([str(model), f"out={model / 'scores.json'}"]) == 0
+    assert re.search(r"scores +loss \S+, accuracy \S+% of \d+ pairs, difference", capsys.readouterr().out)
+    found, last = (
+        json.loads((model / "scores.json").read_text()),
+        read_json_lines(model / "metrics.jsonl")[-1],
+    )
+    for name in ("eval_loss", "eval_accuracy", "eval_reward_difference", "eval_pairs"):
+        assert found[name] == pytest.approx(last[name], rel=1e-5), name
+
+
+def test_it_leaves_as_a_classifier_with_one_label_and_comes_back(model, base, tmp_path, capsys):
+    """That transformers computes the same rewards: tests/huggingface/test_trained_here.py."""
+    source = tmp_path / "some.jsonl"
+    source.write_text(
+        json.dumps({"prompt": "say 7", "chosen": answer(7, True), "rejected": answer(7, False)}) + "\n"
+    )
+    assert save([str(model), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "LlamaForSequenceClassification" in printed
+    tree = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (tree["architectures"], tree["id2label"]) == (["LlamaForSequenceClassification"], {"0": "LABEL_0"})
+    tensors = read_folder(tmp_path / "out")
+    assert tensors["score.weight"].shape == (1, tree["hidden_size"])
+    assert "lm_head.weight" not in tensors
+    there = rewards_of(capsys, tmp_path / "out", f"rewards={source}")
+    np.testing.assert_allclose(there, rewards_of(capsys, model, f"rewards={source}"), rtol=1e-6)
+    assert save([str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    capsys.readouterr()
+    pads_with_end = SimpleNamespace(tokenizer_if_any=SimpleNamespace(pad_id=2, eos_ids=(2,)))
+    assert reward_padding(pads_with_end, print) == {"pad_token_id": None}
+    assert "pad_token_id=null: the tokenizer pads with a token that ends texts" in capsys.readouterr().out
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**tree, "id2label": {"0": "a", "1": "b"}}))
+    assert evaluate([str(tmp_path / "out"), f"rewards={source}"]) == 2
+    assert "tells 2 labels apart; of such models only reward models are read" in capsys.readouterr().err
+
+
+def test_a_family_without_a_class_for_it_is_refused():
+    config = ModelConfig(layers=1, embed=16, heads=2, mlp=32, vocab=40, outputs="reward").resolved()
+    assert inexpressible(dataclasses.replace(load_family("llama", ""), classifier=""), config) == [
+        "model.outputs=reward"
+    ]
+    assert all(
+        load_family(name, "").classifier.endswith("ForSequenceClassification") for name in family_names()
+    )
 
 
 def test_a_margin_and_the_place_of_the_last_token_reach_the_loss():
@@ -186,7 +244,6 @@ def test_the_head_is_trained_beside_an_adapter():
     from llm_jax.layout.presets import preset
     from llm_jax.model.accounting import parameter_count
     from llm_jax.model.adapters import AdapterConfig
-    from llm_jax.model.config import ModelConfig
     from llm_jax.train.optimizer import OptimizerConfig
     from llm_jax.train.state import TrainModel
 

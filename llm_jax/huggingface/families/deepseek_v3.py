@@ -175,6 +175,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="DeepseekV3ForSequenceClassification",
     rank=120,
     buffers=BUFFERS,
     prefix="model.",

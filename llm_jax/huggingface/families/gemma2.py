@@ -99,6 +99,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="Gemma2ForSequenceClassification",
     rank=100,
     buffers=BUFFERS,
     prefix="model.",

@@ -91,6 +91,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="Gemma3TextForSequenceClassification",
     rank=110,
     buffers=BUFFERS,
     prefix="model.",

@@ -63,6 +63,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="GPT2ForSequenceClassification",
     rank=10,
     buffers=BUFFERS,
     prefix="transformer.",

@@ -78,6 +78,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="GPTNeoXForSequenceClassification",
     rank=20,
     buffers=BUFFERS,
     prefix="gpt_neox.",

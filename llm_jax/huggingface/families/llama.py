@@ -56,6 +56,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="LlamaForSequenceClassification",
     rank=30,
     buffers=BUFFERS,
     prefix="model.",

@@ -37,6 +37,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="MistralForSequenceClassification",
     rank=40,
     buffers=BUFFERS,
     prefix="model.",

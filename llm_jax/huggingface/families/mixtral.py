@@ -67,6 +67,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="MixtralForSequenceClassification",
     rank=80,
     buffers=BUFFERS,
     prefix="model.",

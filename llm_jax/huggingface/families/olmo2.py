@@ -51,5 +51,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 KEYS = llama_keys(vocab_size=50304, rms_norm_eps=1e-5)
 FAMILY = Family(
-    "olmo2", "Olmo2ForCausalLM", KEYS, read, write, tensors, rank=90, buffers=BUFFERS, prefix="model."
+    "olmo2",
+    "Olmo2ForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    classifier="Olmo2ForSequenceClassification",
+    rank=90,
+    buffers=BUFFERS,
+    prefix="model.",
 )

@@ -47,6 +47,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="Qwen2ForSequenceClassification",
     rank=50,
     buffers=BUFFERS,
     prefix="model.",

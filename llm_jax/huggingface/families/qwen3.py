@@ -54,6 +54,7 @@ FAMILY = Family(
     read,
     write,
     tensors,
+    classifier="Qwen3ForSequenceClassification",
     rank=60,
     buffers=BUFFERS,
     prefix="model.",

@@ -78,5 +78,14 @@ def tensors(model: ModelConfig, tree: Tree) -> list[Entry]:
 
 
 FAMILY = Family(
-    "qwen3_moe", "Qwen3MoeForCausalLM", KEYS, read, write, tensors, rank=70, buffers=BUFFERS, prefix="model."
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    KEYS,
+    read,
+    write,
+    tensors,
+    classifier="Qwen3MoeForSequenceClassification",
+    rank=70,
+    buffers=BUFFERS,
+    prefix="model.",
 )
