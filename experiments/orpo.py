@@ -23,7 +23,7 @@ AFTER_SFT = (
     "train.steps=60",
     "train.batch_size=16",
     "train.sequence_length=256",
-    "optimizer.learning_rate=1e-4",
+    "optimizer.learning_rate=3e-5",
     "evaluate.every=20",
     "sample.tokens=48",
 )
