@@ -79,7 +79,7 @@ def test_settings_of_generation_become_the_engines(model):
     assert list(greedy.ids) == model.convention.ids("abc")
     drawn = model.generation("abc", {"until": ["", "x"], "max_gen_toks": 5, "temperature": 0.7, "top_k": 3})
     assert (drawn.temperature, drawn.top_k, drawn.max_tokens, drawn.stop) == (0.7, 3, 5, ("x",))
-    with pytest.raises(UserError, match="generation_kwargs.num_beams=4: the engine has no such setting"):
+    with pytest.raises(UserError, match=r"generation_kwargs.num_beams=4: the engine has no such setting"):
         model.generation("abc", {"num_beams": 4})
 
 

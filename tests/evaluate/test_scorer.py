@@ -3,6 +3,12 @@ size, order and company, and that what requests share is read once."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +18,8 @@ from llm_jax.evaluate.scorer import Scored, Scorer, ScoreRequest
 from llm_jax.layout.presets import preset
 from llm_jax.pretrained.model import PretrainedModel
 from tests.generate.test_engine import LAYOUTS, MODELS, VOCAB, forward, opened
+from tests.parity.test_processes import free_port
+from tests.xla_flags import simulated
 
 
 def requests_of(seed: int, longest: int = 48, shots: int = 12, items: int = 5) -> list[ScoreRequest]:
@@ -40,7 +48,7 @@ def assert_equal(found: list[Scored], expected: list[Scored]) -> None:
 
 def assert_close(found: list[Scored], expected: list[Scored], tolerance: float) -> None:
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=tolerance)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=tolerance, atol=tolerance)
         np.testing.assert_array_equal(one.greedy, other.greedy)
 
 
@@ -126,20 +134,44 @@ def test_what_requests_share_is_read_once():
     assert alone.tokens_read == 3 * (len(shots) + 21 + 3)
 
 
+def layout_model(name: str, on_one: bool = False) -> PretrainedModel:
+    """A model of `LAYOUTS` on its mesh, or on one device."""
+    mesh, changes = LAYOUTS[name]
+    changes = {"heads": 8, **({} if "latent" in changes else {"kv_heads": 2}), **changes}
+    return opened(**changes) if on_one else opened(preset(name), mesh, **changes)
+
+
 @pytest.mark.parametrize(
     "name", [n if n == "fsdp_tensor" else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS]
 )
 def test_layouts_score_what_one_device_does(name):
-    """On eight simulated devices. Tolerance 1e-5 nats, relative to scores of order 10: float32 sums over
-    devices, in another order."""
-    mesh, changes = LAYOUTS[name]
-    changes = {"heads": 8, "kv_heads": 2, **changes} if "latent" not in changes else {"heads": 8, **changes}
-    requests = requests_of(5)
-    one, many = (
-        Scorer(opened(layout, sizes, **changes)).score(requests)
-        for layout, sizes in ((None, None), (preset(name), mesh))
-    )
-    assert_close(many, one, 1e-4)
+    """On eight simulated devices. Tolerance 1e-5 nats, relative to log-probabilities of order 5: float32 sums
+    over devices, in another order."""
+    one, many = (Scorer(layout_model(name, on_one)).score(requests_of(5)) for on_one in (True, False))
+    assert_close(many, one, 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_device_does():
+    """Four simulated devices each; both get all scores."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "XLA_FLAGS": simulated(4), "JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, "-m", "tests.evaluate.scorer_worker", address, "2"]
+    processes = [
+        subprocess.Popen(
+            [*words, str(rank)],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    expected = Scorer(layout_model("fsdp_tensor", on_one=True)).score(requests_of(5))
+    for output in outputs:
+        for logprobs, scored in zip(json.loads(output.splitlines()[-1]), expected, strict=True):
+            np.testing.assert_allclose(logprobs, scored.logprobs, rtol=1e-5, atol=1e-5)
 
 
 def test_requests_that_cannot_be_scored_are_refused_in_one_line():
