@@ -28,8 +28,8 @@ check: $(VENV)/installed
 
 leaderboard: $(VENV)/installed
 	$(BIN)/python -m llm_jax.launch experiment=quickstart
-	$(BIN)/python -m llm_jax.launch experiment=quickstart model.embed=192 model.mlp=528 run_dir=runs/quickstart/larger
-	$(BIN)/python -m llm_jax.leaderboard runs/quickstart/default runs/quickstart/larger $(MODELS) tasks=$(TASKS) limit=100 too_long=left out=runs/leaderboard
+	$(BIN)/python -m llm_jax.launch experiment=quickstart model.embed=192 model.mlp=528 train.steps=600 run_dir=runs/quickstart/larger
+	$(BIN)/python -m llm_jax.leaderboard runs/quickstart/default runs/quickstart/larger $(MODELS) tasks=$(TASKS) limit=50 too_long=left out=runs/leaderboard
 
 reference: $(VENV)/installed-reference
 	$(BIN)/python -m tools.make_huggingface_fixtures

@@ -127,7 +127,7 @@ def ratio(
     """sum(numerators) / sum(denominators), both [n]: bits per byte of documents of any length.
 
     The interval is a bootstrap-t over items or clusters, the standard error that of the resampled ratios;
-    with fewer than `FEW_CLUSTERS` both are those of the linearised ratio. Raises ValueError for no items.
+    with fewer than `FEW_CLUSTERS` both are the jackknife's. Raises ValueError for no items.
     """
     columns_NK = np.stack([numbers(numerators), numbers(denominators)], 1)
     sums_CK = cluster_sums(columns_NK, clusters)
@@ -268,7 +268,7 @@ def bootstrap_t(
     seed: int,
     resamples: int,
 ) -> Drawn:
-    """The bootstrap-t of a smooth function of totals over clusters.
+    """The bootstrap-t of a smooth function of totals over clusters, with the jackknife's standard error.
 
     sums_CK: K sums of each cluster. value: totals [R, K] → [R]; slopes: its derivatives, totals [R, K] →
     [R, K]; by these each resample has a standard error of its own (the delta method).
@@ -290,9 +290,11 @@ def bootstrap_t(
         return Drawn(estimate, math.nan, (-math.inf, math.inf), 1.0)
     if stderr <= 1e-12 * max(1.0, abs(estimate)):  # the same in every cluster, but for rounding
         return Drawn(estimate, 0.0, (estimate, estimate), float(estimate == 0))
+    # A long document pulls the ratio towards itself, which the linear standard error doesn't show.
+    wide = jackknife(sums_CK, value)
     if count < FEW_CLUSTERS:
-        half, p = stats.t.ppf(0.975, count - 1) * stderr, 2 * stats.t.sf(abs(estimate) / stderr, count - 1)
-        return Drawn(estimate, stderr, (estimate - half, estimate + half), float(p))
+        half, p = stats.t.ppf(0.975, count - 1) * wide, 2 * stats.t.sf(abs(estimate) / wide, count - 1)
+        return Drawn(estimate, wide, (estimate - half, estimate + half), float(p))
     values_R, errors_R = [], []
     for times_RC in resampled_counts(count, seed, resamples):
         totals_RK = times_RC @ sums_CK
@@ -304,11 +306,18 @@ def bootstrap_t(
         t_R = (found_R - estimate) / error_R
     t_R = t_R[np.isfinite(t_R)]
     below, above = np.quantile(t_R, (0.025, 0.975))
-    interval = (estimate - float(above) * stderr, estimate - float(below) * stderr)
-    observed = estimate / stderr
+    interval = (estimate - float(above) * wide, estimate - float(below) * wide)
+    observed = estimate / wide
     tail = min((t_R >= observed).mean(), (t_R <= observed).mean())
     p = min(1.0, 2 * max(float(tail), 1 / (len(t_R) + 1)))
     return Drawn(estimate, float(found_R.std(ddof=1)), interval, p)
+
+
+def jackknife(sums_CK: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The standard error of a function of totals over clusters, by leaving out each in turn (Tukey 1958)."""
+    count = len(sums_CK)
+    left_C = value(sums_CK.sum(0) - sums_CK)
+    return math.sqrt((count - 1) / count * float(((left_C - left_C.mean()) ** 2).sum()))
 
 
 def resampled_counts(count: int, seed: int, resamples: int) -> Any:
