@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_jax.core.tables import make_console, table
+from llm_jax.evaluate.statistics import Estimate, group
 
 Result = Mapping[str, Any]
 
@@ -46,6 +47,31 @@ def print_results(results: Sequence[Result], groups: bool = False) -> None:
     first = results[0]
     print(f"model       {first['path']}, step {first['step']}, {first['dtype']}, layout {first['layout']}")
     print(f"convention  {first['bos']}")
+
+
+def group_lines(results: Sequence[Result], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each group of tasks: the mean of their scores above chance, as a share of what is above it,
+    with its 95% interval. groups: the names of its tasks, by its name.
+
+    Only shares of right answers are averaged; a group with fewer than two such tasks has no line.
+    """
+    lines = []
+    for name, members in groups.items():
+        own = [
+            result
+            for result in results
+            if result["task"] in members and result["kind"] in ("choice", "pair", "cloze", "generate")
+        ]
+        if len(own) < 2:
+            continue
+        estimates = [
+            Estimate(r["value"], r["stderr"] or 0.0, tuple(r["ci95"]), r["n"], r["clusters"]) for r in own
+        ]
+        found = group(estimates, [result["chance"] or 0.0 for result in own])
+        low, high = found.ci95
+        share = f"{found.value:.1%} above chance ({low:.1%} to {high:.1%})"
+        lines.append(f"{name:<11} {share}, the mean of {len(own)} tasks")
+    return lines
 
 
 def metric_name(result: Result) -> str:

@@ -88,8 +88,8 @@ def run_tasks(
         return drive_harness(folder, arguments, model, out)
     from llm_jax.evaluate.run_tasks import evaluate_tasks  # imports JAX, which `run_command` sets up
     from llm_jax.evaluate.task_evaluator import TaskSettings
-    from llm_jax.evaluate.task_table import print_results
-    from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
+    from llm_jax.evaluate.task_table import group_lines, print_results
+    from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks, groups_of
 
     settings = TaskSettings(
         shots=arguments.shots,
@@ -104,6 +104,9 @@ def run_tasks(
     tasks = find_tasks(arguments.tasks, TaskOptions(arguments.data_folder, folder))
     results = evaluate_tasks(folder, tasks, settings, out=None if to_file else out, **model.options())
     print_results(results, arguments.groups)
+    named = {part.strip() for part in arguments.tasks.split(",")}
+    groups = {name: members for name, members in groups_of(tasks).items() if name in named}
+    print(*group_lines(results, groups), sep="\n", end="\n" if groups else "")
     if out is not None:
         file = out if to_file else out / "scores.json"
         write_json(file, {"path": str(folder), "results": results})

@@ -11,6 +11,7 @@ import pytest
 from llm_jax.core.errors import UserError
 from llm_jax.evaluate.samples import append_samples, read_samples
 from llm_jax.evaluate.task_scores import estimate, normalized, right_by, score_samples
+from llm_jax.evaluate.task_table import group_lines
 
 
 def test_batches_are_read_back_in_order(tmp_path: Path):
@@ -112,3 +113,13 @@ def test_pass_at_k_is_without_bias():
     found = score_samples(samples, "code", "pass@1", ())
     assert found["value"] == pytest.approx(0.3)
     assert found["metrics"]["pass@5"]["value"] == pytest.approx(0.9167, abs=1e-4)
+
+
+def test_a_group_is_the_mean_above_chance():
+    results = [
+        {"task": name, "kind": "choice", "value": value, "stderr": 0.03, "ci95": [value - 0.06, value + 0.06], "n": 200, "clusters": 200, "chance": chance}
+        for name, value, chance in (("a", 0.25, 0.25), ("b", 0.75, 0.5), ("c", 0.9, 0.5))
+    ]  # fmt: skip
+    (line,) = group_lines(results, {"core": ["a", "b"], "one": ["c"]})
+    assert line.startswith("core        25.0% above chance (")
+    assert line.endswith("the mean of 2 tasks")
