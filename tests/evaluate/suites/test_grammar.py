@@ -129,3 +129,35 @@ def test_versions_are_those_on_record():
     recorded = json.loads((Path(__file__).parent / "versions.json").read_text())
     found = {name: version_of(items_of(name)) for name in SUITES if name != "python_doctests"}
     assert found == recorded
+
+
+def test_beside_published_sets_of_pairs():
+    """Sentences are about as long as those of BLiMP and CLAMS, whose pairs word frequencies do tell apart
+    (docs/suites.md has the figures)."""
+    folder = Path(os.environ.get("LLM_JAX_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "evaluation" / "blimp").exists():
+        pytest.skip(
+            f"no published pairs: {folder}/evaluation is not there (LLM_JAX_SHARED_DATA names {folder})"
+        )
+    of = unigram([word for file in TEXTS["en"] for word in words((folder / "text" / file).read_text())])
+    shares, published = [], []
+    for file in sorted((folder / "evaluation" / "blimp").glob("*.jsonl")):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        pairs = [
+            Item(str(i), choices=(r["sentence_good"], r["sentence_bad"]), gold=0)
+            for i, r in enumerate(records)
+        ]
+        shares.append(score(pairs, of))
+        published += [len(words(item.choices[0])) for item in pairs]
+    assert max(abs(share - 0.5) for share in shares) == 0.5
+    german = (folder / "evaluation" / "clams_de" / "prep_anim.tsv").read_text().splitlines()
+    for lengths, language in (
+        (published, "en"),
+        ([len(words(line.split("\t")[1])) for line in german], "de"),
+    ):
+        own = [
+            len(words(item.choices[item.gold]))
+            for name, suite in GRAMMAR.items() if suite.language == language
+            for item in items_of(name)
+        ]  # fmt: skip
+        assert 0.7 < (sum(own) / len(own)) / (sum(lengths) / len(lengths)) < 1.4
