@@ -63,6 +63,7 @@ RULES = (
     Rule(r"evaluate\.parity ", "needs lm-evaluation-harness", test="tests/evaluate/test_parity.py"),
     Rule(r"llm_jax\.leaderboard ", "needs two runs", test="tests/leaderboard/test_command.py"),
     Rule(r"file=HumanEval", "needs a file of the reader's", test="tests/evaluate/test_contamination.py"),
+    Rule(r"llm_jax\.evaluate models/", "needs a model of the reader's", test="tests/evaluate/test_run_tasks.py"),
     Rule(r"evaluate \S+ tasks=.* limit=\d+", "takes minutes", replace=(r"limit=\d+", "limit=20")),
     Rule(r"answers=\d+", "takes a minute", replace=(r"answers=\d+", "answers=8")),
     Rule(r"launch experiment=(dpo|kto|orpo|cpo)$", "takes a minute", add=SHORT),
