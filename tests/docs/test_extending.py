@@ -110,7 +110,7 @@ def losses_of(run_dir: Path) -> np.ndarray:
 def test_every_section_is_followed_by_a_test():
     assert list(SECTIONS) == [
         *("A data source", "A layout", "An objective", "A record format", "An evaluation score"),
-        *("An optimizer", "An attention kernel", "A model family", "A command"),
+        *("An evaluation task", "An optimizer", "An attention kernel", "A model family", "A command"),
     ]
 
 
@@ -161,6 +161,13 @@ def test_a_score_is_in_the_metrics_and_the_summary(folder):
     np.testing.assert_allclose(
         losses_of(folder / "runs/confident"), losses_of(folder / "runs/small"), rtol=1e-6
     )
+
+
+def test_an_evaluation_task_is_scored(folder):
+    follow("An evaluation task", folder)
+    (result,) = json.loads((folder / "sums.json").read_text())["results"]
+    assert (result["task"], result["n"], result["chance"]) == ("sums", 50, 0.5)
+    assert result["ci95"][0] < result["value"] < result["ci95"][1]
 
 
 def test_an_optimizer_trains(folder):
