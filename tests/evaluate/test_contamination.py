@@ -15,6 +15,7 @@ from llm_jax.data import DataConfig
 from llm_jax.evaluate import contamination, statistics, training_text
 from llm_jax.evaluate.contamination import main, with_and_without
 from llm_jax.evaluate.ngrams import Overlap, find_overlaps, tokens_of
+from llm_jax.evaluate.tasks.task import Item, Task
 from tests.tiny_run import launch, write_experiment
 
 WORDS = ["alpha", "beta", "gamma", "delta"]
@@ -156,3 +157,32 @@ def test_the_standard_library_against_humaneval_takes_less_than_a_minute(monkeyp
     assert len(found) == 164
     assert 32 <= sum(overlap.covered > 0 for overlap in found) <= 44
     assert DataConfig().source == "stdlib"
+
+
+def test_a_corpus_that_is_large_or_not_here_is_not_searched_and_a_line_reports_it(run, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(training_text, "overlaps_with_run", lambda path, texts, log: [Overlap(20, 0, 10)] * 3)
+    texts = {"one": ["a", "b"], "two": ["c"]}
+    found = training_text.overlaps_of_tasks(run, texts, lines.append)
+    assert {name: len(of) for name, of in found.items()} == {"one": 2, "two": 1}
+    monkeypatch.setattr(training_text, "SEARCHED_BYTES", 10)
+    assert training_text.overlaps_of_tasks(run, texts, lines.append) == {}
+    config = (run / "config.yaml").read_text()
+    (moved := run.parent / "moved").mkdir()
+    (moved / "config.yaml").write_text(config.replace("small.jsonl", "gone.jsonl"))
+    assert training_text.overlaps_of_tasks(moved, texts, lines.append) == {}
+    assert training_text.overlaps_of_tasks(run.parent, texts, lines.append) == {}  # no run
+    assert len(lines) == 2
+    assert "evaluate.contamination searches it" in lines[0]
+    assert "gone.jsonl is no file or folder here" in lines[1]
+
+
+def test_the_text_of_an_item_is_its_answer_or_the_question_with_a_short_one():
+    task = Task(name="t", language="en", kind="choice", items=list)
+    long = " ".join(f"word{i}" for i in range(12))
+    items = [
+        Item("a", context="Shot\n\nQ:", choices=(" no", " yes"), gold=1),
+        Item("b", context="Q:", choices=(long, "no"), gold=0),
+        Item("c", context="Q:", text=long),
+    ]
+    assert contamination.texts_to_find(task, items) == ["Q: yes", long, long]
