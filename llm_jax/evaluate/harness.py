@@ -17,11 +17,13 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.core.log import log_to_stderr
 from llm_jax.core.tables import make_console, table
+from llm_jax.data.huggingface_tokenizer import TOKENIZER_CONFIG, tree_of
 from llm_jax.evaluate.lm_eval_convention import HarnessConvention
 from llm_jax.evaluate.scorer import Scorer
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request
 from llm_jax.pretrained.model import PretrainedModel
+from llm_jax.pretrained.source import tokenizer_folder
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
 """Set before the library is imported: it uses no network. (Bootstraps stay in this process.)"""
@@ -127,7 +129,14 @@ def convention_of(opened: PretrainedModel, bos_twice: bool = False) -> HarnessCo
         else (model.positions)
     )
     bos = tokenizer.bos_id if trained_here or tokenizer.puts_bos else None
-    return HarnessConvention(tokenizer, bos, tokenizer.bos_id, length, bos_twice)
+    control = not trained_here and not splits_control(opened.path)
+    return HarnessConvention(tokenizer, bos, tokenizer.bos_id, length, bos_twice, control)
+
+
+def splits_control(folder: Path) -> bool:
+    """Whether transformers reads the names of control tokens in a text as text, by a model folder's files."""
+    config = tree_of(tokenizer_folder(folder) / TOKENIZER_CONFIG, str(folder))
+    return config.get("split_special_tokens") is True
 
 
 def run_harness(

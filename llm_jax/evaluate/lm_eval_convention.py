@@ -2,9 +2,9 @@
 comparisons with it. Imports no JAX.
 
 Against `evaluate.encode`, this project's own convention, there are three differences: the boundary is the
-number of the context's tokens, after spaces at its end were moved to the continuation; a name of a control
-token in a text is that token; and rolling documents of a tokenizer that puts BOS before texts get it twice,
-so that log p(BOS | BOS) is part of their score.
+number of the context's tokens, after spaces at its end were moved to the continuation; the name of a control
+token in a text may be that token; and rolling documents of a tokenizer that puts BOS before texts get it
+twice, so that log p(BOS | BOS) is part of their score.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class HarnessConvention:
     bos_twice: bool = False
     """Whether rolling documents get BOS from the tokenizer and as their prefix, as the backend `hf` has it;
     else once."""
+    control: bool = True
+    """Whether the name of a control token in a text is that token, as for transformers unless the tokenizer's
+    files have split_special_tokens."""
 
     @property
     def line(self) -> str:
@@ -42,15 +45,19 @@ class HarnessConvention:
             f"after the context's own tokens; at most {self.length:,} tokens, cut on the left"
         )
 
+    def bare_ids(self, text: str) -> list[int]:
+        """The ids of a text alone."""
+        return (self.tokenizer.encode_with_control if self.control else self.tokenizer.encode)(text)
+
     def ids(self, text: str) -> list[int]:
         """The ids of a text, after BOS where the tokenizer puts one."""
-        ids = self.tokenizer.encode_with_control(text)
+        ids = self.bare_ids(text)
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
 
     def pair(self, context: str, continuation: str) -> ScoreRequest:
         """The ids of a context and its continuation. Raises UserError for a continuation that adds none."""
         if not context:
-            scored = self.tokenizer.encode_with_control(continuation)
+            scored = self.bare_ids(continuation)
             before = [self.prefix]
             if scored[:1] == before:
                 before, scored = scored[:1], scored[1:]
@@ -67,7 +74,7 @@ class HarnessConvention:
     def rolling(self, text: str) -> list[ScoreRequest]:
         """The windows of a document: together they score each of its tokens once, each of them reads as much
         as the model can."""
-        tokens = self.ids(text) if self.bos_twice else self.tokenizer.encode_with_control(text)
+        tokens = self.ids(text) if self.bos_twice else self.bare_ids(text)
         return list(windows(tokens, self.prefix, self.length))
 
     def prompt(self, text: str, new_tokens: int) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from llm_jax.core.errors import UserError
@@ -58,3 +60,17 @@ def test_rolling_documents_have_bos_twice_only_where_asked():
     windows = convention(length=4).rolling("abcdefghij"[2:] + "kl")
     assert sum((window.continuation for window in windows), ()) == ids("cdefghijkl")
     assert all(len(context) + len(continuation) == 5 for context, continuation in windows)
+
+
+class Named(Merging):
+    """Letters, and a control token whose name is "!"."""
+
+    def encode_with_control(self, text: str) -> list[int]:
+        return [9 if c == "!" else i for c, i in zip(text, self.encode(text), strict=True)]
+
+
+def test_names_of_control_tokens_are_text_where_the_tokenizers_files_say_so():
+    made = HarnessConvention(Named(), 1, 1, 100)  # type: ignore[arg-type]
+    assert made.pair("x!", "y").context == (1, *ids("x"), 9)
+    assert dataclasses.replace(made, control=False).pair("x!", "y").context == (1, *ids("x!"))
+    assert [window.continuation for window in made.rolling("!y")] == [(9, *ids("y"))]
