@@ -11,9 +11,10 @@ A result that is there is not computed again; samples that are there are not eit
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import jax
 
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import check_writable, locked, read_json, write_json
+from llm_jax.core.files import Busy, check_writable, locked, read_json, write_json
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer
 from llm_jax.data.config import DataConfig
@@ -102,7 +103,7 @@ def evaluate_tasks(
     log(f"{path}: {convention.line}")
     log(f"the first item of {left[0].task.name}: {first_ids(left[0], tokenizer)}")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, log):
+    with held(folder, log):
         options = {name: value for name, value in options.items() if name != "adapter"}
         opened = open_model(source, **options, log=log)
         if opened.step != key.step:  # the newest checkpoint is damaged
@@ -125,6 +126,20 @@ def evaluate_tasks(
                 for run in left
             }
     return [dict(run.result) or made[run.task.name] for run in runs]
+
+
+@contextlib.contextmanager
+def held(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Holds a folder of evaluations: two processes would append to one file of samples. Raises UserError
+    where another has it."""
+    with contextlib.ExitStack() as life:
+        try:
+            life.enter_context(locked(folder, log))
+        except Busy as error:
+            raise UserError(
+                f"{folder}: another process evaluates this model there. Wait for it, or give out=FOLDER"
+            ) from error
+        yield
 
 
 def check_available(tasks: Sequence[Task]) -> None:

@@ -138,6 +138,14 @@ def test_a_killed_evaluation_repeats_at_most_one_batch(
     )
 
 
+def test_two_evaluations_do_not_write_one_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with run_tasks.held(tmp_path, print):
+        assert main([str(trained / "run"), f"tasks={trained / 'mc.jsonl'}", "seed=9", f"out={tmp_path}"]) == 2
+    assert f"error: {tmp_path}: another process evaluates this model there" in capsys.readouterr().err
+
+
 def test_what_scores_depend_on_is_in_their_key(trained: Path):
     results = [
         evaluate(trained, "mc.jsonl")[0],
