@@ -157,7 +157,8 @@ def shown_ids(tokenizer: Tokenizer, encoded: EncodedRequest, most: int = 12) -> 
     names = tokenizer.vocabulary()
 
     def text(ids: Sequence[int]) -> str:
-        return " ".join(names[i] if i < len(names) else str(i) for i in ids)
+        shown = " ".join(names[i] if i < len(names) else str(i) for i in ids)
+        return shown.replace("\n", "\\n").replace("\r", "\\r")
 
     ids = encoded.context
     context = text(ids) if len(ids) <= most else f"{text(ids[: most // 2])} … {text(ids[-most // 2 :])}"
