@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llm_jax.evaluate.statistics import Difference
 
 LEVEL = 0.05
-"""A model's rank is outside of its range in at most this share of evaluations."""
+"""Some model's rank is outside of its range in at most this share of evaluations."""
 
 
 class RankRange(NamedTuple):
@@ -28,21 +28,24 @@ def rank_ranges(
 
     differences[i][j]: the score of model i minus that of j; None for i = j, and where they can't be compared.
     A model's best rank is 1 plus the models that are shown to be better, its worst the number of models minus
-    those shown to be worse. The comparisons of one model are tested together, by Holm (1979), so that all of
-    them are right, and its true rank is in its range, with a probability of at least 95% (Mogstad, Romano,
-    Shaikh and Wilhelm 2024). So a range may be wider than single comparisons suggest.
+    those shown to be worse. All comparisons are tested together, by Holm (1979): with a probability of at
+    least 95% all that are shown are right, and all ranks are in their ranges (Mogstad, Romano, Shaikh and
+    Wilhelm 2024). So a range may be wider than single comparisons suggest.
     """
-    ranges = []
-    for row in differences:
-        compared = [difference for difference in row if difference is not None]
-        shown = holm([difference.p for difference in compared])
-        signs = [
-            (1 if (difference.value > 0) == higher_is_better else -1)
-            for difference, is_shown in zip(compared, shown, strict=True)
-            if is_shown
-        ]
-        ranges.append(RankRange(1 + signs.count(-1), len(differences) - signs.count(1)))
-    return ranges
+    compared = [
+        (i, j, difference)
+        for i, row in enumerate(differences)
+        for j, difference in enumerate(row)
+        if i < j and difference is not None
+    ]
+    best, worst = [1] * len(differences), [len(differences)] * len(differences)
+    shown = holm([difference.p for _, _, difference in compared])
+    for (i, j, difference), is_shown in zip(compared, shown, strict=True):
+        if is_shown:
+            better, other = (i, j) if (difference.value > 0) == higher_is_better else (j, i)
+            best[other] += 1
+            worst[better] -= 1
+    return [RankRange(*ends) for ends in zip(best, worst, strict=True)]
 
 
 def holm(p: Sequence[float], level: float = LEVEL) -> list[bool]:

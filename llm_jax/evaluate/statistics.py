@@ -309,7 +309,9 @@ def bootstrap_t(
     interval = (estimate - float(above) * wide, estimate - float(below) * wide)
     observed = estimate / wide
     tail = min((t_R >= observed).mean(), (t_R <= observed).mean())
-    p = min(1.0, 2 * max(float(tail), 1 / (len(t_R) + 1)))
+    if tail == 0:  # beyond all resamples: by Student's t, so that many models can be compared at once
+        tail = min(1 / (len(t_R) + 1), stats.t.sf(abs(observed), count - 1))
+    p = min(1.0, 2 * float(tail))
     return Drawn(estimate, float(found_R.std(ddof=1)), interval, p)
 
 
