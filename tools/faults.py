@@ -47,6 +47,8 @@ class Job:
     nodes: int = 2
     devices: int = 2
     """Simulated devices of each process; one process a node."""
+    experiment: tuple[str, ...] = ("experiment=quickstart", *SMALL)
+    """The experiment and its sizes, key=value of the launcher."""
     more: tuple[str, ...] = ()
     """Further key=value of the launcher."""
     number: str = ""
@@ -55,7 +57,7 @@ class Job:
         """Submits the run with the launcher. Raises RuntimeError with the launcher's output where it
         fails."""
         command = [
-            sys.executable, "-m", "llm_jax.launch", "experiment=quickstart", *SMALL,
+            sys.executable, "-m", "llm_jax.launch", *self.experiment,
             f"train.steps={self.steps}",
             f"run_dir={self.run_dir}", *self.more,
             "submit=slurm", f"slurm.nodes={self.nodes}", "slurm.tasks_per_node=1", "slurm.cpus_per_task=1",

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from tests.tiny_run import launch
 from tests.xla_flags import simulated
 from tools.faults import CRASHES, PHASES, ROOT, SIGNALS, SMALL, Case, Job, strike
 from tools.soak import STEPS, finish, problems_of, random_faults
@@ -89,8 +90,7 @@ def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
         sys.executable,
         "-m",
         "llm_jax.launch",
-        "experiment=quickstart",
-        *SMALL,
+        *job.experiment,
     ]
     command += [
         f"checkpoint.every={2 * STEPS}",
@@ -111,11 +111,46 @@ def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
     return started.wait()
 
 
+@pytest.fixture(scope="module")
+def post_training(tmp_path_factory):
+    """Experiments that continue from a trained model, by name, as words of the launcher."""
+    base = tmp_path_factory.mktemp("base") / "run"
+    once = ("train.steps=3", "optimizer.warmup_steps=1", "layout=single", "sample.tokens=0", f"run_dir={base}")
+    assert launch("experiment=quickstart", *SMALL, *once) == 0
+    common = (
+        f"from={base}", "chat.template=chatml", "tokenizer.control=['<|im_start|>', '<|im_end|>']", "layout=fsdp",
+        "train.batch_size=8", "train.sequence_length=128", "train.progress_every=1", "optimizer.learning_rate=3e-3",
+        "evaluate.every=20", "evaluate.batches=2", "evaluate.final_batches=2", "checkpoint.every=10", "sample.tokens=0",
+    )  # fmt: skip
+    adapter = ("adapter.rank=4", "train.trainable=[embedding]", "evaluate.base_batches=0")
+    return {
+        "SFT with an adapter": ("experiment=sft", "data.source=tasks", *common, *adapter),
+        "DPO": ("experiment=dpo", "data.source=task_pairs", *common),
+    }
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["SFT with an adapter", "DPO"])
+def test_post_training_survives_a_crash_and_a_requeue(tmp_path, slurm_cluster, post_training, name):
+    job, whole = (
+        Job(tmp_path / part, STEPS, experiment=post_training[name]) for part in ("run", "unbroken")
+    )
+    whole.submit()
+    whole.wait("COMPLETED")
+    job.submit()
+    cases = Case("kill -9 one process", "train"), Case("scontrol requeue", "train")
+    outcomes = [outcome for case in cases if (outcome := strike(job, case, rank=1))]
+    assert len(outcomes) == len(cases)
+    assert problems_of(outcomes, finish(job, whole)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "SFT with an adapter", "DPO"])
 def test_two_nodes_of_four_devices_then_one_of_four_then_one_of_eight_see_the_same_tokens(
-    tmp_path, slurm_cluster
+    tmp_path, slurm_cluster, post_training, name
 ):
-    moved, whole = Job(tmp_path / "moved", steps=45), Job(tmp_path / "whole", steps=45)
+    words = {"quickstart": Job.experiment, **post_training}[name]
+    moved, whole = (Job(tmp_path / part, steps=45, experiment=words) for part in ("moved", "whole"))
     assert [srun(moved, 2, 4, until=15), srun(moved, 1, 4, until=30), srun(moved, 1, 8)] == [85, 85, 0]
     assert srun(whole, 2, 4) == 0
     ours, theirs = moved.steps_done(), whole.steps_done()
