@@ -28,23 +28,32 @@ TASKS = (
     "data.source=tasks",
     "chat.template=chatml",
     "tokenizer.control=['<|im_start|>', '<|im_end|>']",
-    "train.steps=100",
+    "train.steps=200",
     "train.batch_size=16",
     "train.sequence_length=256",
     "evaluate.every=0",
 )
 FULL = "optimizer.learning_rate=3e-3"
-LORA = ("adapter.rank=16", "train.trainable=[embedding]", "optimizer.learning_rate=1e-2")
-"""The embedding is trained too: it has the rows of the new control tokens."""
+LORA = (
+    "adapter.rank=16",
+    "adapter.alpha=512",
+    "train.trainable=[embedding]",
+    "optimizer.learning_rate=1.5e-3",
+)
+"""The embedding is trained too: it has the rows of the new control tokens, and is overfitted at the rates that an adapter of
+alpha = rank needs. So alpha is large instead, and the rate small."""
 SHORT = ("train.sequence_length=256", "evaluate.every=0")
-DPO = (*SHORT, "train.steps=75", "train.batch_size=16", "optimizer.learning_rate=5e-4", "objective.sft=1")
-MISTAKES = ("data.source=task_pairs", "data.held_out_fraction=0.99", "answers=2500")
+DPO = (*SHORT, "train.steps=100", "train.batch_size=16", "optimizer.learning_rate=5e-4", "objective.sft=1")
+MISTAKES = ("data.source=task_pairs", "data.held_out_fraction=0.99", "answers=4000")
 """Of which prompts the SFT's mistakes are; no held-out prompt of the tasks is among them."""
-REWARD = (*SHORT, "train.steps=200", "train.batch_size=8", "optimizer.learning_rate=1e-3")
+REWARD = (*SHORT, "train.steps=300", "train.batch_size=8", "optimizer.learning_rate=1e-3")
 SMALL = (
-    "data.source=stdlib", "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=256", "train.steps=300",
+    "data.source=stdlib", "model.layers=2", "model.embed=64", "model.heads=4", "model.mlp=256", "train.steps=100",
     "train.batch_size=8", "evaluate.every=0", "sample.tokens=0", "optimizer.name=muon", "optimizer.learning_rate=8e-3",
 )  # fmt: skip
+
+Run = tuple[Path, tuple[str, ...]]
+"""A run folder, and the words of the launcher that make it."""
 
 
 def run(module: str, *arguments: str) -> None:
@@ -56,43 +65,73 @@ def run(module: str, *arguments: str) -> None:
         sys.exit(f"{module} {' '.join(arguments)}\n{done.stdout[-600:]}{done.stderr[-600:]}")
 
 
-def trained(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The summary of a run in a folder, which is trained if it isn't there yet."""
+def trained(folder: Path, arguments: tuple[str, ...]) -> None:
+    """Trains a run, unless it is there."""
     run("launch", *arguments, f"run_dir={folder}")
-    return json.loads((folder / "summary.json").read_text())
 
 
-def answered(folder: Path, *arguments: str) -> dict[str, Any]:
-    """A model's answers to held-out prompts of the tasks."""
+def answered(folder: Path, *arguments: str) -> list[bool]:
+    """Whether a model's answers to held-out prompts are right, where the prompt has one right answer (a question about
+    the library has none)."""
     out = folder / "answers.json"
     if not out.exists():
         run("evaluate", str(folder), f"answers={ANSWERS}", f"out={out}", *arguments)
-    return json.loads(out.read_text())
+    answers = json.loads(out.read_text())["answers"]
+    return [one["right"] for one in answers if one["right"] is not None]
 
 
-def learn(base: str, out: Path, seed: int) -> dict[str, Any]:
-    """All runs of one seed: what the table needs."""
-    here, start, random = out / str(seed), f"from={base}", f"train.seed={seed}"
-    sft = here / "sft"
-    full = trained(sft, "experiment=sft", start, random, *TASKS, FULL)
-    lora = trained(here / "lora", "experiment=sft", start, random, *TASKS, *LORA)
-    pairs = here / "pairs.jsonl"
-    if not pairs.exists():
-        run("evaluate", str(sft), *MISTAKES, f"pairs={pairs}")
-    trained(here / "dpo", "experiment=dpo", f"from={sft}", f"data.source={pairs}", random, *DPO)
-    reward = trained(here / "reward", "experiment=reward", f"from={sft}", random, *REWARD)
+def first_runs(base: str, here: Path, seed: int) -> list[Run]:
+    """The runs of a seed that begin with the base model."""
+    start, random = f"from={base}", f"train.seed={seed}"
     small = ("experiment=distill", f"teacher={base}", random, *SMALL)
-    alone = trained(here / "alone", *small, "objective.hard=1")
-    distilled = trained(here / "distilled", *small)
+    return [
+        (here / "sft", ("experiment=sft", start, random, *TASKS, FULL)),
+        (here / "lora", ("experiment=sft", start, random, *TASKS, *LORA)),
+        (here / "alone", (*small, "objective.hard=1")),
+        (here / "distilled", small),
+    ]
+
+
+def next_runs(here: Path, seed: int) -> list[Run]:
+    """The runs of a seed that begin with its SFT."""
+    start, random = f"from={here / 'sft'}", f"train.seed={seed}"
+    return [
+        (here / "dpo", ("experiment=dpo", start, f"data.source={here / 'pairs.jsonl'}", random, *DPO)),
+        (here / "reward", ("experiment=reward", start, random, *REWARD)),
+    ]
+
+
+def make_pairs(here: Path) -> None:
+    """Right answers with the mistakes of a seed's SFT, once."""
+    if not (pairs := here / "pairs.jsonl").exists():
+        run("evaluate", str(here / "sft"), *MISTAKES, f"pairs={pairs}")
+
+
+def learn(base: str, folders: list[Path]) -> list[dict[str, Any]]:
+    """All runs, two at a time, a folder for each seed: what the table needs of each seed."""
+    with ThreadPoolExecutor(2) as pool:
+        do = lambda work, items: list(pool.map(work, items))  # noqa: E731
+        seeds = list(enumerate(folders))
+        do(lambda one: trained(*one), [one for seed, here in seeds for one in first_runs(base, here, seed)])
+        do(make_pairs, folders)
+        do(lambda one: trained(*one), [one for seed, here in seeds for one in next_runs(here, seed)])
+        do(lambda here: answered(here / "sft"), folders)
+        do(lambda here: answered(here / "dpo", "data.source=tasks"), folders)
+        return do(results, folders)
+
+
+def results(here: Path) -> dict[str, Any]:
+    """What the table needs of a seed whose runs are done."""
+    summary = lambda name: json.loads((here / name / "summary.json").read_text())  # noqa: E731
     return {
-        "full": full["eval_loss"],
-        "lora": lora["eval_loss"],
-        "reward": reward["eval_accuracy"],
-        "alone": alone["eval_loss"],
-        "distilled": distilled["eval_loss"],
-        "sft": [bool(one["right"]) for one in answered(sft)["answers"]],
-        "dpo": [bool(one["right"]) for one in answered(here / "dpo", "data.source=tasks")["answers"]],
-        "before": first_answers(sft),
+        "full": summary("sft")["eval_loss"],
+        "lora": summary("lora")["eval_loss"],
+        "reward": summary("reward")["eval_accuracy"],
+        "alone": summary("alone")["eval_loss"],
+        "distilled": summary("distilled")["eval_loss"],
+        "sft": answered(here / "sft"),
+        "dpo": answered(here / "dpo"),
+        "before": first_answers(here / "sft"),
     }
 
 
@@ -115,8 +154,7 @@ def main(arguments: list[str]) -> int:
     given = dict(argument.split("=", 1) for argument in arguments)
     base, seeds = given.get("base", "runs/quickstart/default"), int(given.get("seeds", 3))
     out, begun = Path(given.get("out", "runs/learn")), time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda seed: learn(base, out, seed), range(seeds)))
+    found = learn(base, [out / str(seed) for seed in range(seeds)])
     share = lambda name: [statistics.mean(one[name]) for one in found]  # noqa: E731
     ratios = [one["lora"] / one["full"] - 1 for one in found]
     (mean, half), text = gain(found), lambda values, form: ", ".join(format(value, form) for value in values)

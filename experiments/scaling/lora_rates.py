@@ -17,7 +17,11 @@ from llm_jax.experiment import load_experiment
 from llm_jax.run.initial_weights import with_command_line
 from llm_jax.scaling.grid import Grid, over, product
 
-RANKS = (0, 1, 4, 16)
+ALL_WEIGHTS = {"adapter.rank": 0}
+ADAPTERS = [
+    {"adapter.rank": rank, "adapter.alpha": 32, "train.trainable": ["embedding"]} for rank in (1, 4, 16)
+]
+"""Beside an adapter the embedding is trained: it has the rows of the new control tokens."""
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -25,4 +29,4 @@ def experiment() -> Grid:
     plain = [("evaluate.base_batches", "0"), ("sample.tokens", "0"), ("checkpoint.every", "1000")]
     sft = with_command_line(load_experiment("sft"), plain)
     base = dataclasses.replace(sft, name="", run_dir="")
-    return Grid(base, product(over("adapter.rank", RANKS), over("optimizer.learning_rate", RATES)))
+    return Grid(base, product([ALL_WEIGHTS, *ADAPTERS], over("optimizer.learning_rate", RATES)))
