@@ -39,6 +39,8 @@ LORA = (
     "adapter.alpha=512",
     "train.trainable=[embedding]",
     "optimizer.learning_rate=1.5e-3",
+    "sample.tokens=0",
+    "evaluate.base_batches=0",
 )
 """The embedding is trained too: it has the rows of the new control tokens, and is overfitted at the rates that an adapter of
 alpha = rank needs. So alpha is large instead, and the rate small."""
