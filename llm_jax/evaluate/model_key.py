@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,29 @@ from llm_jax.pretrained.model import dtype_for
 from llm_jax.pretrained.source import ModelSource
 from llm_jax.pretrained.weights import check_step, weights_sha256, with_adapter_sha256
 
+PACKAGE = Path(__file__).parents[1]
 ROOMS = ("model", "data", "objective", "layout", "huggingface", "pretrained", "generate", "evaluate")
 """The folders of the package whose code scores may depend on. (Of a generated task the items are in its own
 hash.)"""
 NOT_OF = ("evaluate/suites",)
+OF_SCORES = (
+    "evaluate/statistics.py",
+    "evaluate/task_scores.py",
+    "evaluate/contamination.py",
+    "evaluate/ngrams.py",
+    "evaluate/training_text.py",
+)
+"""The code that makes a result of samples: where it changes, samples are kept and scored again."""
+AFTER_SCORES = (
+    "evaluate/__main__.py",
+    "evaluate/comparison.py",
+    "evaluate/parity.py",
+    "evaluate/ranks.py",
+    "evaluate/recall_map.py",
+    "evaluate/task_table.py",
+    "evaluate/tasks_command.py",
+)
+"""The code that only shows results."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class ModelKey:
     platform: str
     """cpu, gpu or tpu."""
     code_version: str
-    """16 hex digits of sha256 over the package's code, and the version of JAX."""
+    """`code_version`: of the code that makes samples."""
 
     def digest(self, *more: Any) -> str:
         """16 hex digits of sha256 over the key and what else samples depend on."""
@@ -83,12 +103,25 @@ def model_key(
 
 @functools.cache
 def code_version() -> str:
-    """16 hex digits of sha256 over the code that scores depend on, and JAX's version."""
-    root = Path(__file__).parents[1]
+    """16 hex digits of sha256 over the code that samples depend on, and JAX's version."""
+    left_out = (*NOT_OF, *OF_SCORES, *AFTER_SCORES)
+    return hash_of_code(name for room in ROOMS for name in files_of(room) if not name.startswith(left_out))
+
+
+@functools.cache
+def scores_version() -> str:
+    """16 hex digits of sha256 over the code that makes results of samples."""
+    return hash_of_code(OF_SCORES)
+
+
+def files_of(room: str) -> list[str]:
+    """The names of a room's modules, from the package's folder, in order."""
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / room).rglob("*.py"))
+
+
+def hash_of_code(names: Iterable[str]) -> str:
+    """16 hex digits of sha256 over modules and their names, and JAX's version."""
     digest = hashlib.sha256(jax.__version__.encode())
-    for room in ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
-            name = path.relative_to(root).as_posix()
-            if not name.startswith(NOT_OF):
-                digest.update(name.encode() + b"\0" + path.read_bytes())
+    for name in names:
+        digest.update(name.encode() + b"\0" + (PACKAGE / name).read_bytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,8 @@ Each task has two files in the folder of evaluations, whose names have a hash of
     TASK.HASH.samples.jsonl.zst   what the model did with each item, appended batch by batch (samples.py)
     TASK.HASH.json                the result, written once all samples are there (task_scores.py)
 
-A result that is there is not computed again; samples that are there are not either.
+A result that is there is not computed again, unless the code that makes it of samples has changed; samples
+that are there are not either.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from llm_jax.evaluate.code_sandbox import sandbox_line
 from llm_jax.evaluate.contamination import texts_to_find, with_and_without
 from llm_jax.evaluate.encode import Convention, convention_of, shown_ids
 from llm_jax.evaluate.item_requests import EncodedItem, encode_items
-from llm_jax.evaluate.model_key import ModelKey, model_key
+from llm_jax.evaluate.model_key import ModelKey, model_key, scores_version
 from llm_jax.evaluate.ngrams import Overlap
 from llm_jax.evaluate.samples import ENDING, append_samples, read_samples
 from llm_jax.evaluate.task_evaluator import TaskEvaluator, TaskSettings
@@ -200,6 +201,8 @@ def task_run(
     name = f"{task.name.replace(':', '.').replace('/', '_')}.{key.digest(found, drawn)}.json"
     file = folder / name
     result = read_json(file)
+    if result.get("scores_version") != scores_version():  # made of the same samples by other code
+        result = {}
     return TaskRun(task, items, found, file, result)
 
 
@@ -298,5 +301,6 @@ def result_of(
         "platform": key.platform,
         "bos": key.convention,
         "code_version": key.code_version,
+        "scores_version": scores_version(),
         "samples": run.samples_file.name,
     }

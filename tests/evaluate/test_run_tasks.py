@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.evaluate import item_requests, run_tasks
+from llm_jax.evaluate import item_requests, model_key, run_tasks
 from llm_jax.evaluate.__main__ import main
 from llm_jax.evaluate.samples import read_samples
 from llm_jax.evaluate.scorer import Scorer
@@ -107,6 +107,18 @@ def test_a_second_run_computes_nothing(trained: Path, monkeypatch: pytest.Monkey
     first = evaluate(trained, "mc.jsonl")
     monkeypatch.setattr(run_tasks, "open_model", None)
     assert evaluate(trained, "mc.jsonl") == first
+
+
+def test_samples_outlive_a_change_of_the_code_that_scores_them(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = evaluate(trained, "mc.jsonl")[0]
+    monkeypatch.setattr(run_tasks, "scores_version", lambda: "another")
+    monkeypatch.setattr(Scorer, "score", None)
+    again = evaluate(trained, "mc.jsonl")[0]
+    assert (again["scores_version"], again["n_resumed"], again["value"]) == ("another", 12, first["value"])
+    every = {name for room in model_key.ROOMS for name in model_key.files_of(room)}
+    assert {*model_key.OF_SCORES, *model_key.AFTER_SCORES} <= every
 
 
 def test_a_killed_evaluation_repeats_at_most_one_batch(
