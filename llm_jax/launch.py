@@ -165,13 +165,19 @@ def launch_experiment(flags: list[str], pairs: list[tuple[str, str]], group: Gro
     import jax
 
     from llm_jax.processes import distributed
+    from llm_jax.run.prepare import NO_SERVICES, RunServices
     from llm_jax.run.run import run
 
     group.join(chosen.cluster)
     with distributed.started(group, chosen.cluster):
         log = print if group.task.rank == 0 else no_log
         chosen = with_dtype_for(chosen, pairs, jax.default_backend(), log)
-        return run(chosen, group, begun)
+        services = NO_SERVICES
+        if chosen.evaluate.tasks:
+            from llm_jax.evaluate.in_training import task_scores  # which no other run waits for
+
+            services = RunServices(tasks=task_scores)
+        return run(chosen, group, begun, services)
 
 
 def is_grid(made: object) -> bool:

@@ -166,14 +166,14 @@ def whole(
     from llm_jax.core.console import Console
     from llm_jax.processes.group import alone
     from llm_jax.run import run
-    from llm_jax.run.prepare import NO_CACHES, prepare_corpus
+    from llm_jax.run.prepare import NO_SERVICES, prepare_corpus
     from llm_jax.scaling.vmapped_runs import run_vmapped
 
     jax.config.update("jax_enable_compilation_cache", False)
     figures = {}
     with tempfile.TemporaryDirectory() as folder, alone() as group:
         prepare_corpus(
-            experiment(shape, 0, train_steps), NO_CACHES, group, lambda text: None
+            experiment(shape, 0, train_steps), NO_SERVICES, group, lambda text: None
         )  # cached from here on, for both
         for spread in sorted({1, devices}):
             made = [

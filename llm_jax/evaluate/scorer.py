@@ -91,7 +91,11 @@ class Scorer:
 
     def update(self, parameters: Any) -> None:
         """Uses other weights from now on, shaped and placed as the model's parameters."""
-        self.weights = self.programs.weights(parameters)
+        self.weights: Any = self.programs.weights(parameters)
+
+    def free(self) -> None:
+        """Gives the memory of weights and caches back; `update` comes before the next call."""
+        self.weights, self.kept = None, NO_CACHES
 
     def check(self, request: ScoreRequest) -> None:
         """Raises UserError for a request that can't be scored."""

@@ -15,7 +15,7 @@ from llm_jax.objective.next_token import NextToken
 from llm_jax.objective.protocol import UnknownObjective
 from llm_jax.processes.group import Group
 from llm_jax.run.answers import SHOWN, Answers
-from llm_jax.run.prepare import NO_CACHES, RunPlan, prepare_corpus
+from llm_jax.run.prepare import NO_SERVICES, RunPlan, prepare_corpus
 from llm_jax.train.evaluation import HeldOut
 from llm_jax.train.state import Frozen, TrainState
 
@@ -48,7 +48,7 @@ class BeforeAndAfter:
             )
             base = dataclasses.replace(base, train=sizes)
             corpus = prepare_corpus(
-                base, NO_CACHES, self.group, lambda line: self.console.log(f"base: {line}")
+                base, NO_SERVICES, self.group, lambda line: self.console.log(f"base: {line}")
             )
         except UserError as error:
             self.console.log(f"what the model forgets is not measured: {error}")

@@ -27,18 +27,24 @@ from llm_jax.run import initial_weights, run_folder
 from llm_jax.run.frozen import frozen_models, precomputed_models
 from llm_jax.train.state import TrainModel
 
+TaskScores = Callable[[Any, Callable[[], bool]], dict[str, float] | None]
+"""(parameters, stopped) → scores by their names in metrics.jsonl; None where `stopped` returned True."""
+
 
 @dataclass(frozen=True)
-class RunCaches:
-    """Caches that several runs of one process share. None: each run computes its own."""
+class RunServices:
+    """What a command gives to its runs."""
 
     prepare: Callable[..., data.Corpus] | None = None
-    """In place of `data.prepare`."""
+    """In place of `data.prepare`: a cache that several runs of one process share."""
     peak: Callable[..., float | None] | None = None
-    """In place of `train.peak_flops.device_peak`."""
+    """In place of `train.peak_flops.device_peak`, likewise."""
+    tasks: Callable[[RunPlan, Callable[[str], None]], TaskScores] | None = None
+    """Makes the evaluation on the tasks of `evaluate.tasks`, which is in a room above
+    (evaluate/in_training.py). Gets the run's log."""
 
 
-NO_CACHES = RunCaches()
+NO_SERVICES = RunServices()
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def with_vocabulary_of(experiment: Experiment, corpus: data.Corpus) -> Experimen
 
 
 def prepare_corpus(
-    experiment: Experiment, caches: RunCaches, group: Group, log: Callable[[str], None]
+    experiment: Experiment, services: RunServices, group: Group, log: Callable[[str], None]
 ) -> data.Corpus:
     """The corpus that the experiment asks for.
 
@@ -107,7 +113,7 @@ def prepare_corpus(
     documents, tokenizer, more = corpus_settings(experiment)
 
     def prepare() -> data.Corpus:
-        return (caches.prepare or data.prepare)(documents, tokenizer, run_dir=None, log=log, **more)
+        return (services.prepare or data.prepare)(documents, tokenizer, run_dir=None, log=log, **more)
 
     group.mark("data")
     rank, local_rank = group.task.rank, group.task.local_rank

@@ -30,9 +30,10 @@ from llm_jax.run.frozen import check_frozen, frozen_identities, read_frozen
 from llm_jax.run.header import header
 from llm_jax.run.precomputed import attach_precomputed
 from llm_jax.run.prepare import (
-    NO_CACHES,
-    RunCaches,
+    NO_SERVICES,
     RunPlan,
+    RunServices,
+    TaskScores,
     check_folder,
     encoder_settings,
     is_finished,
@@ -70,8 +71,14 @@ class Stepper:
     """Takes a tree of all runs apart: one tree for each run."""
 
 
-def one_run(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, group: Group) -> Stepper:
-    """Trains one run by itself, under any layout."""
+def one_run(
+    plans: Sequence[RunPlan],
+    runs: Sequence[RunState],
+    frozen: Frozen,
+    group: Group,
+    tasks: TaskScores | None = None,
+) -> Stepper:
+    """Trains one run by itself, under any layout. tasks: evaluates it on tasks too."""
     (plan,), (running,) = plans, runs
     e, objective = plan.experiment, plan.experiment.objective
     held_out = HeldOut(
@@ -82,13 +89,13 @@ def one_run(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, 
         source=objective.source(
             Loader(running.examples, objective, plan.place, e.train, running.rollbacks.batch)
         ),
-        evaluate=Evaluator(held_out, e.train, e.evaluate, group, frozen),
+        evaluate=Evaluator(held_out, e.train, e.evaluate, group, frozen, tasks),
         join=lambda states: states[0],
         parts=only,
     )
 
 
-def run(experiment: Experiment, group: Group, begun: float) -> int:
+def run(experiment: Experiment, group: Group, begun: float, services: RunServices = NO_SERVICES) -> int:
     """Trains, or resumes training, and returns the process's exit code. All processes of the group call it.
 
     begun: the `time.monotonic()` from which the run's time is counted.
@@ -97,14 +104,14 @@ def run(experiment: Experiment, group: Group, begun: float) -> int:
     console = Console(is_main_process=group.task.rank == 0)
     with contextlib.closing(console):
         try:
-            return prepare_and_train(experiment, console, group, begun)
+            return prepare_and_train(experiment, console, group, begun, services)
         except Stopped as stopped:
             console.log(stopped.early)
             return stopped.code
 
 
 def prepare_and_train(
-    experiment: Experiment, console: Console, group: Group, begun: float, caches: RunCaches = NO_CACHES
+    experiment: Experiment, console: Console, group: Group, begun: float, services: RunServices = NO_SERVICES
 ) -> int:
     """Checks everything in the order of what it costs, then makes the run folder and trains in it."""
     place = place_of(experiment)
@@ -114,13 +121,21 @@ def prepare_and_train(
         where = f"step {done} of {asked}" if done <= asked else f"step {done}, beyond train.steps={asked}"
         console.log(f"nothing to do: the run in {experiment.run_dir} is finished, at {where}")
         return 0
-    corpus = prepare_corpus(experiment, caches, group, console.log)
+    corpus = prepare_corpus(experiment, services, group, console.log)
     experiment = with_vocabulary_of(experiment, corpus)
     plan = make_plan(experiment, place, corpus)
     if experiment.train.start_from and not initial_weights.has_begun(plan.run_dir):
         run_on_all(group, "start", lambda: initial_weights.check_start(experiment, plan.model))
+    tasks = None
+    if experiment.evaluate.tasks:
+        if services.tasks is None:
+            raise UserError(
+                f"evaluate.tasks={experiment.evaluate.tasks}: is for runs of python -m llm_jax.launch"
+            )
+        tasks = services.tasks(plan, console.log)
     with open_run_folder(experiment, corpus, last, group, console):
-        return train([plan], console, group, begun, caches)[0]
+        stepper = functools.partial(one_run, tasks=tasks)
+        return train([plan], console, group, begun, services, stepper)[0]
 
 
 def train(
@@ -128,7 +143,7 @@ def train(
     console: Console,
     group: Group,
     begun: float,
-    caches: RunCaches = NO_CACHES,
+    services: RunServices = NO_SERVICES,
     make_stepper: Callable[[Sequence[RunPlan], Sequence[RunState], Frozen, Group], Stepper] = one_run,
     note: str = "",
     more: Mapping[str, Any] | None = None,
@@ -168,7 +183,7 @@ def train(
         peak = broadcast_from_first(
             group,
             "peak",
-            lambda: (caches.peak or device_peak)(place.mesh, e.model.compute_dtype, group.task.local_size),
+            lambda: (services.peak or device_peak)(place.mesh, e.model.compute_dtype, group.task.local_size),
         )
         console.log(header(first, peak) + (f"\n{note}" if note else ""))
         runs = [

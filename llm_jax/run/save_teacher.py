@@ -99,12 +99,12 @@ def plan_of(pairs: list[tuple[str, str]]) -> RunPlan:
 
     from llm_jax.processes.group import alone
     from llm_jax.run.initial_weights import experiment_from_pairs, with_dtype_for
-    from llm_jax.run.prepare import NO_CACHES, make_plan, place_of, prepare_corpus, with_vocabulary_of
+    from llm_jax.run.prepare import NO_SERVICES, make_plan, place_of, prepare_corpus, with_vocabulary_of
 
     experiment = with_dtype_for(experiment_from_pairs(pairs), pairs, jax.default_backend(), log_to_stderr)
     place = place_of(experiment)
     with alone() as group:
-        corpus = prepare_corpus(experiment, NO_CACHES, group, log_to_stderr)
+        corpus = prepare_corpus(experiment, NO_SERVICES, group, log_to_stderr)
     return make_plan(with_vocabulary_of(experiment, corpus), place, corpus)
 
 

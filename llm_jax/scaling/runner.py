@@ -22,11 +22,12 @@ from llm_jax.core.console import Console
 from llm_jax.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UserError
 from llm_jax.core.files import Busy, check_writable, locked, write_json
 from llm_jax.core.format import clock, format_loss
+from llm_jax.evaluate.in_training import task_scores
 from llm_jax.experiment import Experiment, folder_of, to_yaml
 from llm_jax.layout.compilation_cache import use_compilation_cache
 from llm_jax.processes.group import Group
 from llm_jax.run import run_folder
-from llm_jax.run.prepare import RunCaches, place_of, prepare_corpus
+from llm_jax.run.prepare import RunServices, place_of, prepare_corpus
 from llm_jax.scaling import collect
 from llm_jax.scaling.finish import finish_grid, predict_held_out
 from llm_jax.scaling.grid import Grid, Point, Row, warmup_line
@@ -78,7 +79,7 @@ class Session:
     progress: GridProgress | None = None
 
     def __post_init__(self) -> None:
-        self.caches = RunCaches(prepare=corpus_cache(), peak=functools.lru_cache(device_peak))
+        self.services = RunServices(corpus_cache(), functools.lru_cache(device_peak), task_scores)
 
     def run(self) -> int:
         """Runs the selected points until the design adds none, writes the table, fit and report; returns the
@@ -123,7 +124,7 @@ class Session:
         if errors and len(errors) == len(experiments):
             raise errors[0]
         if experiments and len({repr((e.data, e.tokenizer)) for e in experiments}) == 1:
-            prepare_corpus(experiments[0], self.caches, self.group, self.console.log)
+            prepare_corpus(experiments[0], self.services, self.group, self.console.log)
 
     def runnable(self, points: list[Point], pending: list[Point]) -> list[Point]:
         """The pending points that can run now: held-out points come last, after prediction.json is written
@@ -283,7 +284,7 @@ def run_points(session: Session, points: list[Point]) -> list[Row]:
         for experiment in experiments:
             console.log_to(Path(experiment.run_dir) / "log.txt")
         try:
-            codes = run_vmapped(experiments, console, session.group, time.monotonic(), session.caches)
+            codes = run_vmapped(experiments, console, session.group, time.monotonic(), session.services)
             if max(codes) in (EXIT_STOPPED, EXIT_INTERRUPTED):
                 raise Stopped(session.group.received or 0, session.group.reason)
         except Busy:

@@ -35,9 +35,9 @@ from llm_jax.objective.protocol import Examples, Objective
 from llm_jax.processes.group import Group
 from llm_jax.run import run
 from llm_jax.run.prepare import (
-    NO_CACHES,
-    RunCaches,
+    NO_SERVICES,
     RunPlan,
+    RunServices,
     check_folder,
     is_finished,
     make_plan,
@@ -98,7 +98,7 @@ def run_vmapped(
     console: Console,
     group: Group,
     begun: float,
-    caches: RunCaches = NO_CACHES,
+    services: RunServices = NO_SERVICES,
 ) -> list[int]:
     """Trains or resumes the runs of one group; returns an exit code for each, as `run.prepare_and_train`
     does.
@@ -120,12 +120,19 @@ def run_vmapped(
             if code is None and (summaries[i].get("state") == "diverged") == diverged
         ]
         if len(pending) == 1:
-            codes[pending[0]] = run.prepare_and_train(experiments[pending[0]], console, group, begun, caches)
+            codes[pending[0]] = run.prepare_and_train(
+                experiments[pending[0]], console, group, begun, services
+            )
         elif pending:
+            if names := experiments[0].evaluate.tasks:
+                raise UserError(
+                    f"evaluate.tasks={names}: has no effect on runs in one program. Leave out "
+                    "grid.executor=vmap, or evaluate the runs afterwards"
+                )
             place = placement_for(experiments[0], len(pending))
             chosen, last = [experiments[i] for i in pending], [summaries[i] for i in pending]
             for i, code in zip(
-                pending, prepare_and_train(chosen, last, place, console, group, begun, caches), strict=True
+                pending, prepare_and_train(chosen, last, place, console, group, begun, services), strict=True
             ):
                 codes[i] = code
         if group.received is not None:
@@ -186,13 +193,13 @@ def prepare_and_train(
     console: Console,
     group: Group,
     begun: float,
-    caches: RunCaches,
+    services: RunServices,
 ) -> list[int]:
     """Prepares the corpus in every run's order and the run folders, and trains in them. lasts: the summaries
     of their last starts.
     """
     first = experiments[0]
-    corpus = prepare_corpus(first, caches, group, console.log)
+    corpus = prepare_corpus(first, services, group, console.log)
     by_seed = {
         e.train.seed: corpus if e.train.seed == first.train.seed else corpus.with_seed(e.train.seed)
         for e in experiments
@@ -209,7 +216,7 @@ def prepare_and_train(
             f"vmap        {count} runs in one program, the first as above; they differ in "
             f"{'; '.join(differing_keys(experiments))}"
         )
-        return run.train(plans, console, group, begun, caches, vmapped, note, {"vmapped_runs": count})
+        return run.train(plans, console, group, begun, services, vmapped, note, {"vmapped_runs": count})
 
 
 def vmapped(plans: Sequence[RunPlan], runs: Sequence[RunState], frozen: Frozen, group: Group) -> run.Stepper:

@@ -166,9 +166,36 @@ class EvaluateConfig:
     """Batches, at most, of the corpus that the model was first trained on: they are evaluated at the
     start and at the end, to show what the model forgets. 0: none.
     """
+    tasks: str = ""
+    """Tasks, groups and files of tasks, separated by commas, that the model is also evaluated on, as by
+    `python -m llm_jax.evaluate RUN tasks=...`; empty: none.
+    """
+    tasks_every: int = 0
+    """Steps between evaluations on tasks, a multiple of `every`; 0: only at the end."""
+    tasks_limit: int | None = 200
+    """Items of each task, at most; None: all of them."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
+        require(
+            self.tasks_every >= 0
+            and (not self.tasks_every or (self.every and not self.tasks_every % self.every)),
+            "evaluate.tasks_every",
+            self.tasks_every,
+            f"a multiple of evaluate.every={self.every}, or 0 for only at the end",
+        )
+        require(
+            bool(self.tasks) or not self.tasks_every,
+            "evaluate.tasks_every",
+            self.tasks_every,
+            "0 without evaluate.tasks=NAMES",
+        )
+        require(
+            self.tasks_limit is None or self.tasks_limit >= 1,
+            "evaluate.tasks_limit",
+            self.tasks_limit,
+            "at least 1, or null for all items",
+        )
         require(self.every >= 0, "evaluate.every", self.every, "a number of steps, or 0 for only at the end")
         require(
             self.base_batches >= 0, "evaluate.base_batches", self.base_batches, "0 (none) or more batches"

@@ -69,7 +69,9 @@ class Evaluator:
         config: EvaluateConfig,
         group: Group,
         frozen: Frozen | None = None,
+        tasks: Callable[[Any, Callable[[], bool]], dict[str, float] | None] | None = None,
     ):
+        """tasks: (parameters, stopped) → more scores, every `config.tasks_every` steps and at the end."""
         self.held_out, self.train, self.config, self.group, self.frozen = (
             held_out,
             train,
@@ -77,6 +79,7 @@ class Evaluator:
             group,
             frozen,
         )
+        self.tasks = tasks
 
     def __call__(self, state: TrainState) -> dict[str, Any] | None:
         """The scores of a state, or of its average where it has one; None if a signal ended it."""
@@ -87,9 +90,13 @@ class Evaluator:
             self.group.mark("evaluate", done)
             return self.group.poll() is not None
 
-        return self.held_out.scores(
-            state.parameters if state.average is None else state.average, limit, stopped, self.frozen
-        )
+        parameters = state.parameters if state.average is None else state.average
+        scores = self.held_out.scores(parameters, limit, stopped, self.frozen)
+        every = self.config.tasks_every
+        if scores is None or not self.tasks or not (done == self.train.steps or (every and not done % every)):
+            return scores
+        more = self.tasks(parameters, stopped)
+        return None if more is None else {**scores, **more}
 
 
 def pad_to(values: np.ndarray, size: int) -> np.ndarray:

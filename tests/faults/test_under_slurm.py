@@ -115,7 +115,13 @@ def srun(job: Job, nodes: int, devices: int, until: int = 0) -> int:
 def post_training(tmp_path_factory):
     """Experiments that continue from a trained model, by name, as words of the launcher."""
     base = tmp_path_factory.mktemp("base") / "run"
-    once = ("train.steps=3", "optimizer.warmup_steps=1", "layout=single", "sample.tokens=0", f"run_dir={base}")
+    once = (
+        "train.steps=3",
+        "optimizer.warmup_steps=1",
+        "layout=single",
+        "sample.tokens=0",
+        f"run_dir={base}",
+    )
     assert launch("experiment=quickstart", *SMALL, *once) == 0
     common = (
         f"from={base}", "chat.template=chatml", "tokenizer.control=['<|im_start|>', '<|im_end|>']", "layout=fsdp",
@@ -132,9 +138,7 @@ def post_training(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SFT with an adapter", "DPO"])
 def test_post_training_survives_a_crash_and_a_requeue(tmp_path, slurm_cluster, post_training, name):
-    job, whole = (
-        Job(tmp_path / part, STEPS, experiment=post_training[name]) for part in ("run", "unbroken")
-    )
+    job, whole = (Job(tmp_path / part, STEPS, experiment=post_training[name]) for part in ("run", "unbroken"))
     whole.submit()
     whole.wait("COMPLETED")
     job.submit()

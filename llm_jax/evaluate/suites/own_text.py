@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_jax.core.errors import UserError
+from llm_jax.data import Corpus
 from llm_jax.evaluate.suites.cloze import TOGETHER, cloze_items
 from llm_jax.evaluate.tasks.task import Item, Task
 
@@ -36,6 +38,14 @@ def own_items(model: Path | None) -> list[Item]:
     """The items from the held-out documents of the run in the folder `model`. Raises UserError where there is
     no such text."""
     return cloze_items(held_out_documents(model), SEED, ITEMS)
+
+
+def with_corpus(task: Task, corpus: Corpus) -> Task:
+    """A task of a run's own text with the corpus of a run that is being trained; any other task as it is."""
+    if "own_text" not in task.groups:
+        return task
+    texts = (raw.decode("utf-8", "replace") for _, _, raw in corpus.held_out_texts())
+    return dataclasses.replace(task, items=lambda: cloze_items(texts, SEED, ITEMS))
 
 
 def held_out_documents(model: Path | None) -> Iterator[str]:

@@ -1,0 +1,88 @@
+"""Evaluation on tasks during training: `evaluate.tasks`, `evaluate.tasks_every`, `evaluate.tasks_limit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llm_jax.core.errors import UserError
+from llm_jax.evaluate.encode import Convention
+from llm_jax.evaluate.item_requests import encode_items
+from llm_jax.evaluate.run_tasks import check_available, items_of
+from llm_jax.evaluate.suites.own_text import with_corpus
+from llm_jax.evaluate.task_evaluator import TaskEvaluator, TaskSettings
+from llm_jax.evaluate.task_scores import score_samples
+from llm_jax.evaluate.tasks.registry import find_tasks
+from llm_jax.pretrained.model import PretrainedModel
+from llm_jax.run.prepare import RunPlan, TaskScores
+
+PREFIX = "task_"
+"""Before the name of a task, in metrics.jsonl and TensorBoard."""
+
+
+def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
+    """The evaluation of a run's weights on its tasks: task_NAME is a task's score, task_NAME_bits_per_byte
+    that of its right answers.
+
+    Items, their choice and the convention are those of `python -m llm_jax.evaluate RUN tasks=NAMES
+    limit=evaluate.tasks_limit`, so the scores are too. Raises UserError for tasks that there are not, whose
+    data is absent, or that can't be scored between two steps.
+    """
+    experiment = plan.experiment
+    config, names = experiment.model, experiment.evaluate.tasks
+    if config.outputs != "logits":
+        raise UserError(
+            f"evaluate.tasks={names}: the model's outputs are {config.outputs}, and tasks need logits"
+        )
+    if experiment.adapter.rank:
+        raise UserError(
+            f"evaluate.tasks={names}: is not for runs with an adapter. Leave it out, and evaluate the "
+            f"checkpoints: python -m llm_jax.evaluate {plan.run_dir} tasks={names}"
+        )
+    settings = TaskSettings(limit=experiment.evaluate.tasks_limit)
+    tasks = find_tasks(names)
+    if experiment.objective.reads == "text":
+        tasks = [with_corpus(task, plan.corpus) for task in tasks]
+    check_available(tasks)
+    read = [items_of(task, settings, log) for task in tasks]
+    if writing := next((task.name for task, _ in read if task.kind in ("generate", "code")), None):
+        raise UserError(
+            f"evaluate.tasks={writing}: the model writes texts, which takes too long between two steps. "
+            f"Evaluate the checkpoints: python -m llm_jax.evaluate {plan.run_dir} tasks={writing}"
+        )
+    tokenizer = plan.corpus.tokenizer
+    length = config.positions if config.position == "learned" else None
+    convention = Convention(
+        tokenizer.bos_id, tokenizer.bos_id, length, trained=experiment.train.sequence_length
+    )
+    encoded = [(task, encode_items(task, items, tokenizer, convention)[0]) for task, items in read]
+    evaluators: list[TaskEvaluator] = []
+
+    def scores(parameters: Any, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        if not evaluators:  # the first weights are there now
+            opened = PretrainedModel(plan.run_dir, experiment, plan.model, parameters, tokenizer, 0)
+            evaluators.append(TaskEvaluator(opened, settings, log))
+        evaluator = evaluators[0]
+        evaluator.scorer.update(parameters)
+        try:
+            return score_all(evaluator, stopped)
+        finally:
+            evaluator.scorer.free()
+
+    def score_all(evaluator: TaskEvaluator, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        found: dict[str, float] = {}
+        for task, items in encoded:
+            samples = []
+            for batch in evaluator.batches(task, items):
+                if stopped():
+                    return None
+                samples += batch
+            result = score_samples(samples, task.kind, task.metric, task.normalizations)
+            found[f"{PREFIX}{task.name}"] = result["value"]
+            if result["gold_bits_per_byte"] is not None and task.metric != "bits_per_byte":
+                found[f"{PREFIX}{task.name}_bits_per_byte"] = result["gold_bits_per_byte"]
+        shown = (f"{task.name} {found[PREFIX + task.name]:.4g}" for task, _ in encoded)
+        log(f"tasks: {', '.join(shown)}")
+        return found
+
+    return scores
