@@ -30,6 +30,8 @@ COMMANDS = (
     "slurm.cancel:CancelCommand", "scaling.fit.__main__:FitCommand", "scaling.report.__main__:ReportCommand",
     "scaling.recommend:RecommendCommand", "scaling.collect:CollectCommand",
     "run.show_data:ShowDataCommand", "run.save_teacher:SaveTeacherCommand", "scaling.transfer:TransferCommand", "scaling.coordinate_check:CoordinateCheckCommand",
+    "evaluate.suites.__main__:SuitesCommand", "evaluate.parity:ParityCommand", "evaluate.contamination:ContaminationCommand",
+    "evaluate.recall_map:RecallMapCommand", "leaderboard.__main__:LeaderboardCommand",
 )  # fmt: skip
 NOT_DECIMAL = ("0x10", "0o10", "0b11", "60:00", "1:30", "1,5;", "ten", "1_", "--1", "1 0")
 """Other ways to write numbers, some of which YAML 1.1 reads."""

@@ -21,7 +21,7 @@ import numpy as np
 from llm_jax.core.arguments import argument, positional, read_command
 from llm_jax.core.command import output_file, run_command
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import write_json
+from llm_jax.core.files import user_path, write_json
 from llm_jax.core.tables import make_console, table
 from llm_jax.evaluate import parity_reference
 from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
@@ -141,7 +141,7 @@ def parity(arguments: list[str]) -> int:
 def asked(names: str, limit: int | None, data: Path | None) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """(the requests of our tasks by name, the harness's task files). Raises UserError."""
     parts = [part.strip() for part in names.split(",") if part.strip()]
-    files = [Path(part).expanduser().resolve() for part in parts if part.endswith(YAML)]
+    files = [user_path(part).resolve() for part in parts if part.endswith(YAML)]
     for file in files:
         if not file.is_file():
             raise UserError(f"tasks={file}: there is no such file")
@@ -178,7 +178,7 @@ def reference(command: ParityCommand, requests: Mapping[str, Any], files: Sequen
         }
         try:
             done = subprocess.run(
-                [str(command.python.expanduser()), str(Path(parity_reference.__file__))],
+                [str(user_path(command.python)), str(Path(parity_reference.__file__))],
                 input=json.dumps(given),
                 capture_output=True,
                 text=True,

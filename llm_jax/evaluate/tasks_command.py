@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llm_jax.core.arguments import argument
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import write_json
+from llm_jax.core.files import user_path, write_json
 
 if TYPE_CHECKING:
     from llm_jax.pretrained.arguments import ModelArguments
@@ -126,7 +126,7 @@ def drive_harness(folder: Path, arguments: TaskArguments, model: ModelArguments,
     names = [part.strip() for part in arguments.tasks.split(",") if part.strip()]
     found = run_harness(
         lambda: open_model(folder, **model.options()),
-        [Path(name).expanduser() for name in names],
+        [user_path(name) for name in names],
         shots=arguments.shots or None,
         limit=arguments.limit,
     )

@@ -178,8 +178,8 @@ class EvaluateConfig:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         require(
-            self.tasks_every >= 0
-            and (not self.tasks_every or (self.every and not self.tasks_every % self.every)),
+            self.tasks_every == 0
+            or (self.tasks_every > 0 and self.every > 0 and self.tasks_every % self.every == 0),
             "evaluate.tasks_every",
             self.tasks_every,
             f"a multiple of evaluate.every={self.every}, or 0 for only at the end",

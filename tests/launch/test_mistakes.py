@@ -128,7 +128,7 @@ OUT_OF_RANGE = {
     "train.seed": (-1, 2**32), "train.ema_decay": (1, -0.1, "nan"), "train.progress_every": (-1, "inf"),
     "train.rollback.spike": (0.9, -1, "nan", "inf"), **{f"train.rollback.{k}": (-1,) for k in ("window", "before", "after", "most")},
     "checkpoint.every": (0, -1), "checkpoint.keep": (0, -1),
-    "evaluate.every": (-1,), "evaluate.batches": (0, -3), "evaluate.final_batches": (0,),
+    "evaluate.every": (-1,), "evaluate.batches": (0, -3), "evaluate.final_batches": (0,), "evaluate.tasks_every": (-1,), "evaluate.tasks_limit": (0,),
     "optimizer.learning_rate": (0, -1, "nan", "inf", "1e400"), "optimizer.matrix_learning_rate": (0,), "optimizer.warmup_steps": (-1,),
     "optimizer.beta1": (1, -0.1), "optimizer.beta2": (1, "nan"), "optimizer.momentum": (1,), "optimizer.epsilon": (0, -1),
     "optimizer.weight_decay": (-1, "inf"), "optimizer.clip_norm": (-1, "nan"),

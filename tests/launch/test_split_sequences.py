@@ -11,7 +11,9 @@ from tests.tiny_run import launch, losses, summary
 SAMPLES = ("sample.tokens=5", "sample.temperature=0", "sample.prompts=[a, of the]")
 
 
-@pytest.mark.parametrize("layout", ["context_ring", "fsdp_tensor_sequence"])
+@pytest.mark.parametrize(
+    "layout", ["context_ring", pytest.param("fsdp_tensor_sequence", marks=pytest.mark.slow)]
+)
 def test_losses_evaluation_and_samples_are_those_of_one_device(tiny, tmp_path, layout):
     runs = {}
     for name in ("single", layout):

@@ -306,6 +306,7 @@ def test_biases_move_by_their_rate_and_nothing_else_moves_them():
             assert float(jnp.abs(tree["blocks"]["mlp"]["bias"]).max()) == 0
 
 
+@pytest.mark.slow  # tests/parity/test_experts.py has microbatches on a mesh
 def test_microbatches_agree_with_the_whole_batch_where_balance_is_of_each_sequence():
     """Losses and loads. (With balance_over=batch, shares and means are of each microbatch, and losses
     differ.)"""

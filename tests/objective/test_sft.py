@@ -93,6 +93,7 @@ def test_it_learns_to_answer_and_agrees_with_one_device(sft, capsys):
     np.testing.assert_allclose(values(many, "eval_loss"), values(one, "eval_loss"), rtol=1e-5)
 
 
+@pytest.mark.slow  # tests/objective/test_distill.py has teachers
 def test_a_teacher_is_learned_from_where_sft_trains(sft, base):
     """Conversations of distillation are those of `sft`; a student that starts as its teacher differs in nothing."""
     plain = sft("plain", "layout=single", "train.steps=1")

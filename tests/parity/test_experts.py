@@ -88,7 +88,12 @@ def assert_same(ours, theirs):
     np.testing.assert_allclose(*biases, atol=1e-6)  # sums of 20 steps of 0.01
 
 
-SLOW = ("expert over all", "fsdp_tensor", "pipeline_tensor")
+SLOW = (
+    "expert over all",
+    "fsdp_tensor",
+    "pipeline_tensor",
+    "experts over the sequence's axis, in a ring's order",
+)
 """Each splits experts, tokens or layers as one of the others does."""
 
 

@@ -61,7 +61,7 @@ def one_device(model: str) -> Any:
 
 
 # half a minute of compilation each; tests/parity has both layouts
-SLOW = ("gemma on context_ulysses", "latent, experts on expert_tensor")
+SLOW = ("gemma on context_ulysses", "gemma on fsdp_tensor_sequence", "latent, experts on expert_tensor")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def whole(tiny, tmp_path):
     return folder
 
 
+@pytest.mark.slow  # test_processes.py has two processes, tests/faults/test_checkpoints.py another mesh
 def test_two_processes_with_2_devices_each_and_then_one_with_2_are_the_run_of_one_with_4(
     tiny, whole, tmp_path
 ):

@@ -49,7 +49,7 @@ def alone(experiment) -> int:
     [
         ("adamw", 1, tuple(DIFFERENT)),
         pytest.param("adamw", 2, ("base", "seed"), marks=pytest.mark.slow),
-        ("muon", 1, ("base", "decay")),
+        pytest.param("muon", 1, ("base", "decay"), marks=pytest.mark.slow),
     ],
 )
 def test_each_vmapped_run_has_the_losses_and_batches_of_the_run_trained_alone(

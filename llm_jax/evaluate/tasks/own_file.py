@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import json_line, text_of
+from llm_jax.core.files import json_line, text_of, user_path
 from llm_jax.evaluate.tasks.records import Record, item_of, kind_of
 from llm_jax.evaluate.tasks.references import last_number, same_number, same_text
 from llm_jax.evaluate.tasks.task import Item, Kind, Task
@@ -41,7 +41,7 @@ def tasks_of_file(name: str) -> list[Task]:
     """The tasks of a file: one of a file of records, which is named as the file is; of a .py file all that it
     defines. Raises UserError, with file and line, for what can't be read."""
     file, kind = split_kind(name)
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise UserError(f"tasks={name}: no such file")
     if path.suffix == ".py":

@@ -71,7 +71,7 @@ def limited(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Ite
     one source stay together, but for the last ones.
 
     >>> [item.id for item in limited([Item("a"), Item("b"), Item("c")], 2)]
-    ['a', 'b']
+    ['a', 'c']
     """
     if limit is None or limit >= len(items):
         return list(items)
