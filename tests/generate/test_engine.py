@@ -189,7 +189,7 @@ REQUESTS = [
     [
         ("blocked, grouped-query heads", 8),
         ("a window", 3),
-        ("DeepSeek", 5),
+        pytest.param("DeepSeek", 5, marks=pytest.mark.slow),
         pytest.param("DeepSeek", 8, marks=pytest.mark.slow),
     ],
 )

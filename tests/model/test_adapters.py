@@ -103,7 +103,7 @@ def dense(own: TrainModel, arrays: dict) -> dict:
         (LORA, SMALL, True),
         (LORA, SMALL, False),
         pytest.param(DORA, SMALL, True, marks=pytest.mark.slow),
-        (dataclasses.replace(LORA, dora=True), EXPERTS, True),
+        pytest.param(dataclasses.replace(LORA, dora=True), EXPERTS, True, marks=pytest.mark.slow),
     ],
     ids=["lora", "apart", "dora", "experts"],
 )

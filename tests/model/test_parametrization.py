@@ -139,7 +139,7 @@ def test_a_model_with_every_unit_twice_learns_as_the_narrow_one(narrow, optimize
     assert losses[-1] < losses[0] - 0.1
 
 
-@pytest.mark.parametrize("power", ["rate", "epsilon"])
+@pytest.mark.parametrize("power", ["rate", pytest.param("epsilon", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["hidden", "table", "vector", "router"])
 def test_with_another_power_in_the_table_it_does_not(kind, power, monkeypatch):
     row = dataclasses.replace(

@@ -112,7 +112,13 @@ def assert_same(history, reference):
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, err_msg=name)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = ("expert", "ulysses_fsdp_tensor", "pipeline_fsdp_tensor", "hybrid_fsdp")
+"""Each splits as others do, by other names or together."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAYOUTS]
+)
 def test_layout_agrees_with_one_device(name):
     layout, mesh = LAYOUTS[name]
     history, _, _ = train(layout, mesh, steps=STEPS, model=GROUPED)
@@ -126,7 +132,7 @@ def test_layout_agrees_with_one_device(name):
         "zero1",
         pytest.param("hybrid_fsdp", marks=pytest.mark.slow),
         "fsdp_tensor_sequence",
-        "context_ring",
+        pytest.param("context_ring", marks=pytest.mark.slow),
         pytest.param("expert_tensor", marks=pytest.mark.slow),
         pytest.param("vocab_over_batch", marks=pytest.mark.slow),
         "pipeline_fsdp_tensor",
