@@ -26,6 +26,9 @@ SHORTEST_CACHE = 256
 """Positions of the shortest cache; longer ones are powers of two, so that few programs are compiled."""
 SHORTEST_RUN = 8
 """Positions of a run where many texts are read at once."""
+FEWER = 4
+"""Between many short runs and few long ones there is a shape of so many times fewer and longer runs than the
+first: endings are longer than single words, and a program more compiles in a second or two."""
 CACHE_BYTES = 2**30
 """The most bytes that all devices' caches together have, unless a single row of each device has more."""
 BEHIND = 4
@@ -156,8 +159,8 @@ class Scorer:
         return self.programs.copy_rows(caches, from_DP.reshape(-1), to_DP.reshape(-1), count_D)
 
     def shapes(self, length: int) -> list[RunShape]:
-        """The shapes of calls for a cache of this length: many short runs, then few long ones. All have the
-        same number of positions."""
+        """The shapes of calls for a cache of this length: many short runs, fewer, and few long ones. All have
+        the same number of positions."""
         longest = min(self.positions // self.devices, length)
         fewest = self.positions // longest
         row = self.programs.cache_bytes(self.devices, length) // self.devices
@@ -165,7 +168,8 @@ class Scorer:
         rows = fewest
         while 2 * rows <= most:
             rows *= 2
-        return [RunShape(n, self.positions // n) for n in dict.fromkeys((rows, fewest))]
+        some = max(fewest, rows // FEWER)
+        return [RunShape(n, self.positions // n) for n in dict.fromkeys((rows, some, fewest))]
 
 
 def power_of_two(number: int) -> int:

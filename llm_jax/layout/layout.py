@@ -315,7 +315,7 @@ class MeshPlacement(StagePlacement):
         def out_specs(dims: Any) -> Any:
             if isinstance(dims, PartitionSpec):
                 return dims
-            if dims and isinstance(dims[0], tuple):  # several results
+            if dims and isinstance(dims[0], tuple | PartitionSpec):  # several results
                 return tuple(out_specs(d) for d in dims)
             return self.spec(dims, table)
 

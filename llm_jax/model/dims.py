@@ -141,7 +141,7 @@ class Placement:
         layout splits them.
 
         in_dims: the dims of each argument; None for one that every device has whole. out_dims: the dims of
-        the result, a tuple of dims for several results, or a partition spec.
+        the result, or a partition spec; a tuple of these for several results.
         """
         return f
 
