@@ -17,12 +17,16 @@ from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.run.prepare import RunPlan, TaskScores
 
 PREFIX = "task_"
-"""Before the name of a task, in metrics.jsonl and TensorBoard."""
+"""Before the name of a task, in metrics.jsonl, TensorBoard and tables of runs."""
+BITS, CHANCE = "_bits_per_byte", "_chance"
+"""Behind the name, where the figure is not the task's score: the bits per byte of its right answers, and the
+score of a guess."""
 
 
 def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
     """The evaluation of a run's weights on its tasks: task_NAME is a task's score, task_NAME_bits_per_byte
-    that of its right answers.
+    that of its right answers, and task_NAME_chance the score of a guess. A task whose score is bits per byte
+    has the second only.
 
     Items, their choice and the convention are those of `python -m llm_jax.evaluate RUN tasks=NAMES
     limit=evaluate.tasks_limit`, so the scores are too. Raises UserError for tasks that there are not, whose
@@ -71,6 +75,7 @@ def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
 
     def score_all(evaluator: TaskEvaluator, stopped: Callable[[], bool]) -> dict[str, float] | None:
         found: dict[str, float] = {}
+        shown = []
         for task, items in encoded:
             samples = []
             for batch in evaluator.batches(task, items):
@@ -78,10 +83,13 @@ def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
                     return None
                 samples += batch
             result = score_samples(samples, task.kind, task.metric, task.normalizations)
-            found[f"{PREFIX}{task.name}"] = result["value"]
-            if result["gold_bits_per_byte"] is not None and task.metric != "bits_per_byte":
-                found[f"{PREFIX}{task.name}_bits_per_byte"] = result["gold_bits_per_byte"]
-        shown = (f"{task.name} {found[PREFIX + task.name]:.4g}" for task, _ in encoded)
+            name = f"{PREFIX}{task.name}"
+            if result["gold_bits_per_byte"] is not None:
+                found[name + BITS] = result["gold_bits_per_byte"]
+            if not task.lower_is_better:
+                found[name] = result["value"]
+                found[name + CHANCE] = task.chance_of([one.item for one in items])
+            shown.append(f"{task.name} {result['value']:.4g}")
         log(f"tasks: {', '.join(shown)}")
         return found
 

@@ -17,6 +17,7 @@ from llm_jax.core.files import read_json, replacing
 from llm_jax.experiment import read_experiment
 from llm_jax.run import run_folder
 from llm_jax.scaling.fit.table import load_table
+from llm_jax.scaling.task_links import task_columns
 from llm_jax.slurm import job
 from llm_jax.train.metrics import read_metrics
 
@@ -47,10 +48,11 @@ convention, why it failed)."""
 
 
 def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, Any]:
-    """A run folder as a row of the table: all of `COLUMNS`, None where unknown. `experiment`: that of the
-    folder, read if None."""
+    """A run folder as a row of the table: all of `COLUMNS`, None where unknown, and the `task_columns` of its
+    last evaluation on tasks. `experiment`: that of the folder, read if None."""
     experiment = experiment or read_experiment(run_dir)
     summary, note = run_folder.last_summary(run_dir), read_note(run_dir)
+    lines = read_metrics(run_dir / "metrics.jsonl")
     m, t, o = experiment.model, experiment.train, experiment.optimizer
     status = {"finished": "finished", "diverged": "diverged"}.get(summary.get("state", ""), "unfinished")
     if status == "finished" and (summary.get("step") or 0) < t.steps:
@@ -70,7 +72,7 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
         "convention": note.get("convention") or "",
         "held_out": bool(note.get("held_out")),
         "steps": summary.get("step"),
-        "train_loss": last_train_loss(run_dir),
+        "train_loss": last_train_loss(lines),
         **{name: getattr(t, name) for name in ("batch_size", "sequence_length", "seed")},
         **{name: getattr(o, name) for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule")},
         "optimizer": o.name,
@@ -78,7 +80,7 @@ def read_row(run_dir: Path, experiment: Experiment | None = None) -> dict[str, A
         **{name: getattr(m, name) for name in ("layers", "embed", "heads", "head_dim", "mlp", "vocab")},
         "parametrization": getattr(m, "parametrization", "standard"),
     }
-    return {name: row.get(name, summary.get(name)) for name in COLUMNS}
+    return {name: row.get(name, summary.get(name)) for name in COLUMNS} | last_task_scores(lines)
 
 
 def slurm_failure(run_dir: Path) -> str:
@@ -97,16 +99,21 @@ def read_note(run_dir: Path) -> dict[str, Any]:
     return read_json(run_dir / NOTE)
 
 
-def last_train_loss(run_dir: Path) -> float | None:
-    """The mean training loss of the last steps, nats a token; None without steps, or if one of these losses
-    is not finite."""
-    losses = {
-        line["step"]: line["train_loss"]
-        for line in read_metrics(run_dir / "metrics.jsonl")
-        if "train_loss" in line
-    }
+def last_train_loss(lines: list[dict[str, Any]]) -> float | None:
+    """The mean training loss of the last steps, nats a token, from the lines of metrics.jsonl; None without
+    steps, or if one of these losses is not finite."""
+    losses = {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
     last = [losses[step] for step in sorted(losses)[-max(10, round(LAST_PART * len(losses))) :]]
     return sum(last) / len(last) if last and None not in last else None
+
+
+def last_task_scores(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Scores of tasks, their bits and chances, from the last line of metrics.jsonl that has any; empty
+    without."""
+    for line in reversed(lines):
+        if columns := task_columns(line):
+            return {name: line[name] for name in columns}
+    return {}
 
 
 def find_run_folders(folders: Iterable[Path]) -> list[Path]:
@@ -133,11 +140,12 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
 
 
 def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a data frame with all of `COLUMNS`: text as str, held_out as bool, all others as numbers (NaN
-    where missing)."""
+    """Rows as a data frame with all of `COLUMNS` and the rows' `task_columns`: text as str, held_out as bool,
+    all others as numbers (NaN where missing)."""
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    tasks = dict.fromkeys(name for row in rows for name in task_columns(row))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *tasks])
     table["held_out"] = table["held_out"].fillna(False).astype(bool)
     texts = (
         "name",
@@ -150,7 +158,7 @@ def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         "optimizer",
         "parametrization",
     )
-    for name in COLUMNS[:-1]:
+    for name in table.columns.drop("held_out"):
         table[name] = (
             table[name].astype(object).where(table[name].notna(), "").astype(str)
             if name in texts
@@ -172,8 +180,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     """A .csv or .parquet as a table with our column names. `columns` is {our name: the file's name}; our own
     names need no mapping.
 
-    Other columns are dropped. Raises UserError for a file that can't be read, and for unknown names on either
-    side.
+    Scores of tasks are kept, other columns are dropped. Raises UserError for a file that can't be read, and
+    for unknown names on either side.
     """
     import pandas as pd
 
@@ -191,13 +199,14 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
                 f"{nearest(their_name, map(str, theirs.columns))}"
             )
         mapped[our_name] = theirs[their_name]
-    mapped |= {name: theirs[name] for name in COLUMNS if name in theirs and name not in mapped}
+    tasks = task_columns(theirs.columns)
+    mapped |= {name: theirs[name] for name in (*COLUMNS, *tasks) if name in theirs and name not in mapped}
     if not mapped:
         raise UserError(
             f"{path}: has none of our columns. Map its columns ({', '.join(map(str, theirs.columns))}) "
             "with columns.OURS=THEIRS."
         )
-    return pd.DataFrame({name: mapped[name] for name in COLUMNS if name in mapped})
+    return pd.DataFrame({name: mapped[name] for name in (*COLUMNS, *tasks) if name in mapped})
 
 
 @dataclass(frozen=True, kw_only=True)

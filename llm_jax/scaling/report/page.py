@@ -18,6 +18,7 @@ from llm_jax.scaling.report.tables import (
     runs_table,
     settings_table,
 )
+from llm_jax.scaling.report.tasks import forecast_table, link_table
 
 Figures = dict[str, Picture | str]
 """Name of the function that draws a figure → the figure, or the reason why there is none."""
@@ -47,6 +48,11 @@ def make_page(study: Study, figures: Figures) -> str:
             "compute",
             "Loss against compute, and extrapolation" if against_compute else "Held-out runs",
             [*against_compute, *held_out_table(study)],
+        ),
+        Section(
+            "tasks",
+            "From loss to tasks",
+            [*link_table(study), *pictures("tasks.links"), *forecast_table(study)],
         ),
         Section("contours", "Loss over size and tokens", pictures("law.contours")),
         Section("residuals", "Residuals", pictures("law.residuals")),

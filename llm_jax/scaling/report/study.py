@@ -31,6 +31,7 @@ from llm_jax.scaling.fit.table import (
 )
 from llm_jax.scaling.fit.table_checks import keep_best
 from llm_jax.scaling.predictions import read_predictions
+from llm_jax.scaling.task_links import TaskLinks, link_tasks, task_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,8 @@ class Study:
     """The runs of the IsoFLOP curves: parameters, loss, budget."""
     predictions: dict[str, dict[str, Any]]
     """Name of a held-out run → its prediction from before training, and its measured loss."""
+    tasks: list[TaskLinks] = field(default_factory=list)
+    """The links from loss to each task that the table has scores of."""
     other_conventions: dict[str, ParametricFit] = field(default_factory=dict)
     """Convention → the law refitted with N counted by it."""
 
@@ -205,8 +208,16 @@ def make_study(data: Path, how: StudyOptions) -> Study:
         minima=minima,
         points=points,
         predictions=read_predictions(data.parent),
+        tasks=task_links(table, runs),
         other_conventions=refit_conventions(data, table, mapping, known, fits.get("parametric"), how.best_of),
     )
+
+
+def task_links(table: pd.DataFrame, runs: pd.DataFrame) -> list[TaskLinks]:
+    """The links from loss to tasks of the finished runs that are not held out."""
+    used = ((runs.status == "finished") & ~runs.held_out & runs.loss.notna()).to_numpy()
+    scores = table[task_columns(table.columns)].loc[used].apply(as_numbers)
+    return link_tasks(scores, runs.loss[used], runs.name[used])
 
 
 def fit_table(

@@ -10,7 +10,16 @@ from llm_jax.core.figure_style import save, styled
 from llm_jax.core.files import write_atomic
 from llm_jax.scaling.fit.result import write_json
 from llm_jax.scaling.report.blocks import Picture
-from llm_jax.scaling.report.figures import envelope, isoflop, law, other_laws, repetition, runs, sensitivity
+from llm_jax.scaling.report.figures import (
+    envelope,
+    isoflop,
+    law,
+    other_laws,
+    repetition,
+    runs,
+    sensitivity,
+    tasks,
+)
 from llm_jax.scaling.report.page import Figures, make_page
 from llm_jax.scaling.report.study import PAIRED_METHODS, Study, StudyOptions, make_study
 
@@ -18,6 +27,7 @@ FIGURES = (
     isoflop.curves,
     isoflop.optima,
     law.against_compute,
+    tasks.links,
     law.contours,
     law.residuals,
     sensitivity.curve_choices,
