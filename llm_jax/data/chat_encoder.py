@@ -219,9 +219,18 @@ def prompt_ids(
     What looks like a control token in a message stays text. Raises UserError where the template refuses these
     messages.
     """
+    return encode_plain(prompt_text(template, messages, tools, tokenizer), tokenizer)[0].tolist()
+
+
+def prompt_text(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, tokenizer: Tokenizer
+) -> str:
+    """The text of a conversation up to where the model's next turn begins, for `encode_plain`. Raises
+    UserError where the template refuses these messages."""
     names = control_names(tokenizer)
-    made = template.render(protect(messages, names), tools=protect(tools, names), add_generation_prompt=True)
-    return encode_plain(made.text, tokenizer)[0].tolist()
+    return template.render(
+        protect(messages, names), tools=protect(tools, names), add_generation_prompt=True
+    ).text
 
 
 def protect(value: Any, names: re.Pattern[str]) -> Any:

