@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llm_jax.evaluate.tasks.task import Task
 from llm_jax.leaderboard.models import Evaluation, Leaderboard, RankedModel, short_names
 from llm_jax.model.accounting import flops_per_token, parameters
 from llm_jax.pretrained.source import ModelSource, open_source
+from llm_jax.run.run_folder import configuration_hash
 
 Folder = tuple[Path, int | None]
 """A run or model folder, and the step of its checkpoint; None: the newest."""
@@ -66,6 +68,7 @@ def evaluate_models(
                 flops_per_token=flops_per_token(config, 1)["flops_6nd_with_head"] / 3,
                 train_flops=compute.get(label, train_flops(source, at)),
                 evaluations=evaluations,
+                family=family_of(source),
             )
         )
     return Leaderboard(models, tasks, whole_groups(tasks, task_options), words)
@@ -79,6 +82,16 @@ def train_flops(source: ModelSource, step: int) -> float | None:
     summary = read_json(source.path / "summary.json")
     flops, steps = summary.get("train_flops"), summary.get("step")
     return float(flops) / steps * step if flops and steps else None
+
+
+def family_of(source: ModelSource) -> str:
+    """A hash that runs have in common which differ only in their seed; empty for models of others."""
+    if source.folder is not None or not (source.path / "config.yaml").is_file():
+        return ""
+    experiment = source.experiment
+    return configuration_hash(
+        dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=0))
+    )
 
 
 def whole_groups(tasks: Mapping[str, Task], options: TaskOptions) -> dict[str, list[str]]:

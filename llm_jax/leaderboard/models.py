@@ -39,6 +39,8 @@ class RankedModel:
     """FLOPs of its training; None where they aren't known."""
     evaluations: Mapping[str, Evaluation]
     """By task."""
+    family: str = ""
+    """The same for runs that differ only in their seed; empty for other models."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.format import counted, format_flops, parameter_count, short
 from llm_jax.core.templates import render
@@ -14,6 +16,7 @@ from llm_jax.evaluate.statistics import Difference
 from llm_jax.leaderboard.board import Cell, Column
 from llm_jax.leaderboard.disagreements import ShownItems, as_data
 from llm_jax.leaderboard.models import Leaderboard, RankedModel
+from llm_jax.leaderboard.seeds import seed_rows
 
 
 def make_page(
@@ -30,6 +33,7 @@ def make_page(
         tasks=[task_facts(board, name) for name in board.tasks],
         models=[model_facts(model) for model in board.models],
         contaminated=contamination_rows(board),
+        seeds=seed_texts(board, columns),
         data=script_data(board, columns, shown, against),
         command=command,
     )
@@ -146,6 +150,33 @@ def contamination_rows(board: Leaderboard) -> list[dict[str, Any]]:
             found = one.result.get("contamination")
             if found and found.get("n_items"):
                 rows.append({"model": model.name, "task": name, "value": one.result["value"], **found})
+    return rows
+
+
+def seed_texts(board: Leaderboard, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """What the table of seeds shows."""
+    by_title = {column.title: column for column in columns if column.metric != BITS_PER_BYTE}
+    rows = []
+    for row in seed_rows(board, columns):
+        column, one = by_title[row.column], row.difference
+
+        def shown(value: float, column: Column = column) -> str:
+            return shown_value(column, value)
+
+        rows.append(
+            {
+                "column": row.column,
+                "family": row.family.name,
+                "runs": len(row.values),
+                "values": ", ".join(map(shown, row.values)),
+                "between": shown(float(np.std(row.values, ddof=1))),
+                "value": shown(row.estimate.value),
+                "interval": " to ".join(map(shown, row.estimate.ci95)),
+                "difference": "" if one is None else shown(one.value),
+                "difference_interval": "" if one is None else " to ".join(map(shown, one.ci95)),
+                "verdict": "" if one is None else "shown" if one.shown else "no difference shown",
+            }
+        )
     return rows
 
 
