@@ -3,7 +3,7 @@
     python parity_reference.py < asked.json
 
 It is a program of its own, run by a Python that has lm-evaluation-harness, transformers and torch, and needs
-nothing of this package. asked.json: {"folder", "out", "batch_size", "limit", "shots", "files": task files,
+nothing of this package. asked.json: {"folder", "out", "batch_size", "dtype", "limit", "shots", "files": task files,
 "requests": {task: {"kind", "arguments": [[...], ...]}}}. It writes to `out` the kind, arguments and responses
 of every request, and the seconds that the model took.
 """
@@ -33,7 +33,7 @@ def main() -> int:
     import lm_eval  # an optional extra
     from lm_eval.models.huggingface import HFLM  # an optional extra; torch too
 
-    model = HFLM(pretrained=asked["folder"], dtype="float32", device="cpu", batch_size=asked["batch_size"])
+    model = HFLM(pretrained=asked["folder"], dtype=asked["dtype"], device="cpu", batch_size=asked["batch_size"])
     tasks = {
         name: scored(model, given["kind"], given["arguments"]) for name, given in asked["requests"].items()
     }
