@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.errors import UserError
+from llm_jax.evaluate.scorer import Scorer, ScoreRequest
 from llm_jax.inspect import figures, logit_lens
 from llm_jax.inspect.analysis import analyse_model
 from llm_jax.inspect.arguments import InspectArguments
@@ -25,6 +26,7 @@ from llm_jax.inspect.attention import (
     uniform_scores,
 )
 from llm_jax.inspect.checkpoint_diff import check_alike, stack_layers, weight_differences
+from llm_jax.inspect.compare import last_stream
 from llm_jax.inspect.contexts import WordInContexts, mean_pair_cosine, principal_axes
 from llm_jax.inspect.logit_lens import Readout, divergence
 from llm_jax.model.config import ModelConfig, MoEConfig
@@ -118,6 +120,20 @@ def test_predictions_are_the_softmax_of_the_logits(monkeypatch):
         np.testing.assert_allclose(found.top_probabilities[i], p[i, order[:10]], rtol=1e-4)
     np.testing.assert_allclose(found.log_probability, np.log(p[np.arange(23), targets]), atol=1e-4)
     np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(-1), atol=1e-4)
+
+
+def test_predictions_of_the_text_are_those_of_the_scorer():
+    """A page reads every layer's stream and weights, so it has a forward pass of its own; the evaluation's
+    figures for the same tokens are these. Float32 of two programs: 1e-4 nats."""
+    opened = opened_with()
+    ids = np.random.default_rng(3).integers(0, 96, 30)
+    x = last_stream(opened, ids)
+    found = Readout(opened).predictions(x, np.array([*ids[1:], 0], np.int32))
+    request = ScoreRequest(tuple(map(int, ids[:1])), tuple(map(int, ids[1:])))
+    (scored,) = Scorer(opened, top=3).score([request])
+    np.testing.assert_allclose(found.log_probability[:-1], scored.logprobs, atol=1e-4)
+    assert (found.rank[:-1] == 1).tolist() == scored.greedy.tolist()
+    assert found.top_ids[:-1, :3].tolist() == scored.top_ids.tolist()
 
 
 def test_divergence_is_the_sum_by_hand_and_zero_between_a_model_and_itself():
