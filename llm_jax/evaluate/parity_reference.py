@@ -33,7 +33,9 @@ def main() -> int:
     import lm_eval  # an optional extra
     from lm_eval.models.huggingface import HFLM  # an optional extra; torch too
 
-    model = HFLM(pretrained=asked["folder"], dtype=asked["dtype"], device="cpu", batch_size=asked["batch_size"])
+    model = HFLM(
+        pretrained=asked["folder"], dtype=asked["dtype"], device="cpu", batch_size=asked["batch_size"]
+    )
     tasks = {
         name: scored(model, given["kind"], given["arguments"]) for name, given in asked["requests"].items()
     }

@@ -22,10 +22,13 @@ from llm_jax.evaluate.statistics import (
     Clusters,
     Difference,
     Estimate,
+    Z,
+    bonett_price,
     cluster_sums,
     p_of_interval,
     same_length,
     stderr_of_mean,
+    wilson_interval,
 )
 
 
@@ -68,14 +71,17 @@ class SeedLevel:
 
 
 def seed_level(values_SN: np.ndarray, clusters: Clusters = None) -> SeedLevel:
-    """Scores of S >= 2 runs on n items, and their variances. clusters: one label an item. Raises ValueError
-    for fewer runs, or no items."""
+    """Scores, from 0 to 1, of S >= 2 runs on n items, and their variances. clusters: one label an item.
+    Raises ValueError for fewer runs, or no items."""
     values_SN = np.asarray(values_SN, np.float64)
     runs, n = values_SN.shape
     if runs < 2 or not n:
         raise ValueError(f"a level of seeds needs two runs and an item; there are {values_SN.shape}")
     items_N, runs_S = values_SN.mean(0), values_SN.mean(1)
     stderr, count = stderr_of_mean(items_N, clusters)
+    if stderr == 0:  # all items alike: as of so many items of which all are right or wrong (Wilson)
+        low, high = wilson_interval(float(items_N.mean()) * count, count)
+        stderr = (high - low) / (2 * Z)
     rest_SN = values_SN - items_N - runs_S[:, None] + values_SN.mean()
     sums_CS = cluster_sums(rest_SN.T, clusters)
     rest = count / max(count - 1, 1) * float((sums_CS**2).sum()) / ((runs - 1) * runs * n**2)
@@ -87,7 +93,8 @@ def seed_difference(first: SeedLevel, second: SeedLevel) -> Difference:
     same_length(first.item_means, second.item_means)
     value = first.value - second.value
     paired_N = first.item_means - second.item_means
-    of_items = stderr_of_mean(paired_N, first.clusters)[0] ** 2
+    # No item differs: as of so many pairs without a difference (Bonett and Price).
+    of_items = (stderr_of_mean(paired_N, first.clusters)[0] or bonett_price(0, 0, first.count)[1]) ** 2
     stderr, half = spread(
         [first.of_seeds, second.of_seeds],
         [len(first.values), len(second.values)],

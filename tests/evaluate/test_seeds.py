@@ -90,3 +90,14 @@ def test_a_group_is_the_mean_of_centred_tasks():
 def test_one_run_is_no_level():
     with pytest.raises(ValueError, match="needs two runs"):
         seed_level(np.zeros((1, 4)))
+
+
+def test_items_that_are_all_alike_do_not_make_a_score_certain():
+    """In a crossing a model that always prefers one alternative is right in half of each cluster."""
+    values = np.tile([0.0, 1.0], (3, 50))
+    clusters = np.repeat(np.arange(50), 2)
+    level = seed_level(values, clusters)
+    low, high = level.estimate().ci95
+    assert 0.35 < low < 0.45 < 0.55 < high < 0.65  # as of 50 items
+    low, high = seed_difference(level, level).ci95
+    assert low < 0 < high
