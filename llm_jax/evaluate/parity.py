@@ -65,8 +65,8 @@ class ParityCommand:
     batch_size: int = argument(8, least=1)
     """Rows that the harness reads at once."""
     their_dtype: Literal["float32", "float64"] = "float32"
-    """The dtype of the harness's weights and sums. In float32 its log-probabilities of a document of 700 tokens
-    are up to 6e-3 nats off, which shows as a difference; float64 is slower, and right."""
+    """The dtype of the harness's weights and sums. In float32 its log-probabilities of a document of 700
+    tokens are up to 6e-3 nats off, which shows as a difference; float64 is slower, and right."""
     tolerance: float = argument(1e-3, above=0)
     """Nats by which the log-probabilities of a request may differ."""
     bos: str = argument("lm_eval_hf", choices=lambda: ("lm_eval_hf", "once"))

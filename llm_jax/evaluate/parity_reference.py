@@ -3,9 +3,9 @@
     python parity_reference.py < asked.json
 
 It is a program of its own, run by a Python that has lm-evaluation-harness, transformers and torch, and needs
-nothing of this package. asked.json: {"folder", "out", "batch_size", "dtype", "limit", "shots", "files": task files,
-"requests": {task: {"kind", "arguments": [[...], ...]}}}. It writes to `out` the kind, arguments and responses
-of every request, and the seconds that the model took.
+nothing of this package. asked.json: {"folder", "out", "batch_size", "dtype", "limit", "shots", "files": task
+files, "requests": {task: {"kind", "arguments": [[...], ...]}}}. It writes to `out` the kind, arguments and
+responses of every request, and the seconds that the model took.
 """
 
 from __future__ import annotations
