@@ -27,6 +27,8 @@ QUANTITIES = {"bits_per_byte": "bits per byte of the right answers", "accuracy":
 """What is forecast of a task, in the order of the links → its name for people."""
 DRAWS = 4000
 """Random draws behind the interval of a forecast."""
+LEAST_RISE = 0.02
+"""Where no run is so much above chance, a sigmoid through their scatter could rise anywhere."""
 LEAST_RUNS = 4
 """Fewer runs have no scatter around a link to speak of."""
 
@@ -123,8 +125,8 @@ def link_task(
     there &= np.isfinite(score)
     if not len(known) or not there.any():
         refused["accuracy"] = "the task has no accuracy"
-    elif (score[there] <= floor).all():
-        refused["accuracy"] = f"all runs are at chance ({floor:.3g}) or below"
+    elif (score[there] < floor + LEAST_RISE).all():
+        refused["accuracy"] = f"no run is {LEAST_RISE:g} above chance ({floor:.3g})"
     else:
         try:
             links["score"] = accuracy(bits[there], score[there], name=names[there], chance=floor, ceiling=1.0)

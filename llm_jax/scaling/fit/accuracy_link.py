@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 from llm_jax.core.errors import UserError, require
 from llm_jax.scaling.fit import bootstrap as boot
@@ -31,7 +32,7 @@ HELD_OUT = 0.2
 def sigmoid_link(parameters: Mapping[str, Any], loss: Any) -> Any:
     """The accuracies that the link predicts for losses of any shape; parameters: low, high, k, middle."""
     p = parameters
-    return p["low"] + (p["high"] - p["low"]) / (1 + np.exp(p["k"] * (np.asarray(loss) - p["middle"])))
+    return p["low"] + (p["high"] - p["low"]) * expit(-p["k"] * (np.asarray(loss) - p["middle"]))
 
 
 def _predict_fn(free: tuple[bool, bool]) -> Any:

@@ -23,7 +23,7 @@ def link_table(study: Study) -> list[Block]:
         runs = links.bits.settings["runs_used"] if links.bits else 0
         rows.append((links.task, runs, f"{links.chance:.3g}", *bits, *score))
     missing = [
-        f"{links.task}: no link to {QUANTITIES[quantity]}: {why}."
+        f"{links.task}: no link to {QUANTITIES[quantity]}: {why.rstrip('.')}."
         for links in study.tasks
         for quantity, why in links.refused.items()
     ]
