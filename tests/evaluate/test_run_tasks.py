@@ -20,6 +20,7 @@ from llm_jax.evaluate import item_requests, model_key, run_tasks
 from llm_jax.evaluate.__main__ import main
 from llm_jax.evaluate.samples import read_samples
 from llm_jax.evaluate.scorer import Scorer
+from llm_jax.evaluate.statistics import wilson_interval
 from llm_jax.evaluate.task_scores import score_samples
 from llm_jax.pretrained.model import open_model
 from tests.tiny_run import ROOT, launch, write_experiment
@@ -185,6 +186,8 @@ def test_generated_answers_and_programs(trained: Path, capsys: pytest.CaptureFix
     assert {"passed", "samples", "text", "finish", "problem"} <= samples[0].keys()
     (three,) = evaluate(trained, "code.jsonl", "execute=true", "samples=3", "seed=1")
     assert {"pass@1", "pass@2"} <= three["metrics"].keys()
+    assert code["value"] == 0  # of 2 programs, which says little
+    assert code["ci95"] == pytest.approx(wilson_interval(0, 2))
 
 
 MISTAKES = {
