@@ -82,7 +82,8 @@ def estimate(samples: Sequence[Sample], kind: Kind, metric: str) -> Estimate:
         values = [pass_at_k(s["samples"], s["passed"], k) for s in samples]
     else:
         values = [right_by(s, metric) if kind in ("choice", "pair") else float(s["right"]) for s in samples]  # type: ignore[arg-type]
-    # A tie, or a program of several, is a part of a right answer; Wilson's interval is for answers that are right or wrong.
+    # A tie, or a task of several programs, is a part of a right answer; Wilson's interval is for answers that
+    # are right or wrong.
     whole = all(value in (0, 1) for value in values)
     return proportion(values, clusters) if whole else mean(values, clusters)
 
