@@ -77,15 +77,18 @@ def with_and_without(
     )
 
 
-def texts_to_find(task: Task, items: Sequence[Item], n: int = N) -> list[str]:
+def texts_to_find(task: Task, items: Sequence[Item], shots: int = 0, n: int = N) -> list[str]:
     """The text of each item that is looked for in a corpus: its right answer, or the question with it where
-    the answer alone is shorter than an n-gram. Shots before a question are left out."""
+    the answer alone is shorter than an n-gram. Shots before a question are left out, unless what is left is
+    shorter than an n-gram too."""
     found = []
     for item in items:
         answer = item.text or (item.choices[item.gold or 0] if item.choices else "")
         if len(tokens_of(answer)) < n:
             context = item.contexts[item.gold or 0] if item.contexts else item.context
-            answer = context.split(task.separator)[-1] + answer
+            parts = context.split(task.separator) if shots else [context]
+            texts = [task.separator.join(parts[i:]) + answer for i in range(len(parts) - 1, -1, -1)]
+            answer = next((text for text in texts if len(tokens_of(text)) >= n), texts[-1])
         found.append(answer)
     return found
 

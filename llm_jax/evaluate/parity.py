@@ -43,7 +43,8 @@ SHOWN = 5
 @dataclass(frozen=True, kw_only=True)
 class ParityCommand:
     """Our log-probabilities and texts beside those of lm-evaluation-harness's backend `hf`, on the same
-    prompts, ours in float32, on this machine's CPUs: python -m llm_jax.evaluate.parity FOLDER tasks=NAMES
+    prompts in its convention, ours in float32, on this machine's CPUs: python -m llm_jax.evaluate.parity
+    FOLDER tasks=NAMES
 
       python -m llm_jax.evaluate.parity ~/models/SmolLM2-135M tasks=arc_easy,lambada
       python -m llm_jax.evaluate.parity ~/models/SmolLM2-135M tasks=my_tasks/docs.yaml python=~/lm/bin/python

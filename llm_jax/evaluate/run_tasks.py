@@ -105,7 +105,7 @@ def evaluate_tasks(
     runs = [task_run(task, items, key, settings, folder) for task, items in read]
     left = [run for run in runs if not run.result]
     if not left:
-        return [dict(run.result) for run in runs]
+        return [as_asked(run.result, settings, path) for run in runs]
     left = [with_ids(run, tokenizer, convention) for run in left]
     log(f"{path}: {convention.line}")
     log(f"the first item of {left[0].task.name}: {first_ids(left[0], tokenizer)}")
@@ -127,14 +127,17 @@ def evaluate_tasks(
         if settings.execute and any(run.task.kind == "code" for run in left):
             log(sandbox_line())
         evaluator = TaskEvaluator(opened, settings, log)
-        texts = {run.task.name: texts_to_find(run.task, [one.item for one in run.encoded]) for run in left}
+        texts = {
+            run.task.name: texts_to_find(run.task, [one.item for one in run.encoded], settings.shots)
+            for run in left
+        }
         overlaps = overlaps_of_tasks(source.path, texts, log) if jax.process_index() == 0 else {}
         with jax.set_mesh(opened.place.mesh):
             made = {
                 run.task.name: complete(run, evaluator, key, settings, overlaps.get(run.task.name), log)
                 for run in left
             }
-    return [dict(run.result) or made[run.task.name] for run in runs]
+    return [as_asked(run.result, settings, path) or made[run.task.name] for run in runs]
 
 
 def hold(runs: Sequence[TaskRun], life: contextlib.ExitStack, log: Callable[[str], None]) -> None:
@@ -160,6 +163,20 @@ def check_available(tasks: Sequence[Task]) -> None:
         except UserError as error:
             known = str(error).startswith("data=")
             raise error if known else UserError(f"tasks={task.name}: {error}") from error
+
+
+def as_asked(result: Mapping[str, Any], settings: TaskSettings, path: Path) -> dict[str, Any]:
+    """A result that was there already, with the settings of this evaluation: others may have chosen the same
+    items (another limit above their number). Empty for none."""
+    if not result:
+        return {}
+    return {
+        **result,
+        "shots": settings.shots,
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "path": str(path),
+    }
 
 
 def check_chat(settings: TaskSettings, tasks: Sequence[Task]) -> None:

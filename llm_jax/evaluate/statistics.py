@@ -5,7 +5,7 @@ Items that share a source (questions about one passage, windows of one document)
 
     proportion   right or wrong: Wilson's interval (1927), with an effective number of items where there are
                  clusters (Korn and Graubard 1998)
-    mean         any numbers, as pass@k of each problem: Student's t over items or clusters
+    partly_right numbers from 0 to 1, as pass@k of each problem: Wilson's, for their variance
     ratio        sum over sum, as bits per byte: the bootstrap-t (Efron and Tibshirani 1993, section 12.5)
     paired, paired_ratio    the same items answered by two models; unpaired: different items
     group        the mean of several tasks' scores, each centred by its chance
@@ -106,14 +106,25 @@ def proportion(right: Values, clusters: Clusters = None) -> Estimate:
     return Estimate(p, math.sqrt(variance), wilson_interval(p * effective, effective), n, count)
 
 
-def mean(values: Values, clusters: Clusters = None) -> Estimate:
-    """The mean of values [n], with Student's interval over items, or over clusters by their sums of
-    residuals. Raises ValueError for no items."""
+def partly_right(values: Values, clusters: Clusters = None) -> Estimate:
+    """The mean of values [n] from 0 to 1, which may be parts of a right answer: ties, pass@k of each problem.
+
+    Wilson's interval for as many right or wrong items as would have the same variance, p (1 - p) / Var, and
+    by the t quantile of few items (Korn and Graubard 1998), so that it is within 0 and 1 and has a width
+    where all values are alike. Raises ValueError for no items.
+
+    >>> [round(float(bound), 2) for bound in partly_right([0.5] * 10).ci95]
+    [0.21, 0.79]
+    """
     values_N = numbers(values)
-    average = float(values_N.mean())
+    n, p = len(values_N), float(values_N.mean())
     stderr, count = stderr_of_mean(values_N, clusters)
-    half = stats.t.ppf(0.975, count - 1) * stderr if count > 1 else math.inf
-    return Estimate(average, stderr, (average - half, average + half), len(values_N), count)
+    if count < 2:
+        return Estimate(p, math.nan, (0.0, 1.0), n, count)
+    effective = p * (1 - p) / stderr**2 if stderr else count
+    effective /= (stats.t.ppf(0.975, count - 1) / Z) ** 2
+    interval = wilson_interval(p * effective, effective)
+    return Estimate(p, stderr or math.sqrt(p * (1 - p) / count), interval, n, count)
 
 
 def ratio(
@@ -139,7 +150,10 @@ def ratio(
         return np.stack([1 / totals_RK[:, 1], -totals_RK[:, 0] / totals_RK[:, 1] ** 2], 1)
 
     drawn = bootstrap_t(sums_CK, value, slopes, seed, resamples)
-    return Estimate(drawn.value, drawn.stderr, drawn.ci95, len(columns_NK), len(sums_CK))
+    low, high = drawn.ci95
+    if (columns_NK >= 0).all() and math.isfinite(low):  # so is their ratio
+        low = max(low, 0.0)
+    return Estimate(drawn.value, drawn.stderr, (low, high), len(columns_NK), len(sums_CK))
 
 
 def paired(first: Values, second: Values, clusters: Clusters = None) -> Difference:

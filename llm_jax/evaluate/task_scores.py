@@ -26,7 +26,7 @@ from typing import Any
 
 from llm_jax.core.arithmetic import finite
 from llm_jax.evaluate.samples import Sample
-from llm_jax.evaluate.statistics import Estimate, mean, pass_at_k, proportion, ratio
+from llm_jax.evaluate.statistics import Estimate, partly_right, pass_at_k, proportion, ratio
 from llm_jax.evaluate.tasks.task import Kind, Normalization
 
 BITS = 1 / math.log(2)
@@ -82,10 +82,8 @@ def estimate(samples: Sequence[Sample], kind: Kind, metric: str) -> Estimate:
         values = [pass_at_k(s["samples"], s["passed"], k) for s in samples]
     else:
         values = [right_by(s, metric) if kind in ("choice", "pair") else float(s["right"]) for s in samples]  # type: ignore[arg-type]
-    # A tie, or a task of several programs, is a part of a right answer; Wilson's interval is for answers that
-    # are right or wrong.
     whole = all(value in (0, 1) for value in values)
-    return proportion(values, clusters) if whole else mean(values, clusters)
+    return proportion(values, clusters) if whole else partly_right(values, clusters)
 
 
 def metrics_of(samples: Sequence[Sample], kind: Kind, normalizations: Sequence[str]) -> list[str]:

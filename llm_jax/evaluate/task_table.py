@@ -110,6 +110,8 @@ def notes(result: Result) -> list[str]:
     }
     found = [f"{result[name]:,} {words}" for name, words in counts.items() if result.get(name)]
     contamination = result.get("contamination")
+    if contamination and contamination["unchecked"]:
+        found.append(f"{contamination['unchecked']:,} too short to be looked for in the training text")
     if contamination and contamination["n_items"]:
         without = contamination["value_without"]
         found.append(

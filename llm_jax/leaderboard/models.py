@@ -63,6 +63,8 @@ def short_names(folders: Sequence[tuple[Path, int | None]]) -> list[str]:
     ['quickstart', 'wide@20']
     >>> short_names([(Path("a/x"), None), (Path("b/x"), None)])
     ['a/x', 'b/x']
+    >>> short_names([(Path("q"), None), (Path("runs/q"), None)])
+    ['q', 'runs/q']
     """
     parts = [said_parts(path) for path, _ in folders]
     names = []
@@ -71,6 +73,8 @@ def short_names(folders: Sequence[tuple[Path, int | None]]) -> list[str]:
             (k for k in range(1, len(own)) if all(o == own or o[-k:] != own[-k:] for o in parts)), len(own)
         )
         names.append("/".join(own[-length:]) + (f"@{step}" if step is not None else ""))
+    if len(set(names)) < len(names):  # they differ in parts that say nothing
+        names = [f"{path}@{step}" if step is not None else str(path) for path, step in folders]
     return names
 
 

@@ -181,8 +181,16 @@ def test_the_text_of_an_item_is_its_answer_or_the_question_with_a_short_one():
     task = Task(name="t", language="en", kind="choice", items=list)
     long = " ".join(f"word{i}" for i in range(12))
     items = [
-        Item("a", context="Shot\n\nQ:", choices=(" no", " yes"), gold=1),
+        Item("a", context=f"Shot\n\n{long}:", choices=(" no", " yes"), gold=1),
         Item("b", context="Q:", choices=(long, "no"), gold=0),
         Item("c", context="Q:", text=long),
     ]
-    assert contamination.texts_to_find(task, items) == ["Q: yes", long, long]
+    assert contamination.texts_to_find(task, items, shots=2) == [f"{long}: yes", long, long]
+    assert (
+        contamination.texts_to_find(task, items)[0] == f"Shot\n\n{long}: yes"
+    )  # no shots: it is the question's
+    lines = Task(name="d", language="code", kind="choice", items=list, separator="\n")
+    doctest = [Item("d", context="x = [1, 2]\n>>> f(x)\n", choices=("4", "3"), gold=0)]
+    whole = ["x = [1, 2]\n>>> f(x)\n4"]
+    assert contamination.texts_to_find(lines, doctest, shots=0) == whole
+    assert contamination.texts_to_find(lines, doctest, shots=1) == whole  # its last line alone is too short

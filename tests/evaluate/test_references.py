@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llm_jax.evaluate.code_sandbox import no_network, run_program, run_programs
+from llm_jax.evaluate.code_sandbox import apart, as_nobody, run_program, run_programs
 from llm_jax.evaluate.tasks.references import last_number, same_expression, same_number, same_text
 from llm_jax.evaluate.tasks.task import Item
 
@@ -68,11 +68,42 @@ BAD = {
 
 
 def test_programs_are_restricted():
-    good, *bad = run_programs(["print('x'); assert 1 + 1 == 2", *BAD], seconds=2)
+    loud = "import os, sys; sys.__stdout__.write('x'); os.write(1, b'y')"
+    good, printing, *bad = run_programs(["print('x'); assert 1 + 1 == 2", loud, *BAD], seconds=2)
     assert good.passed, good
+    assert printing.passed, printing
     for outcome, (program, problem) in zip(bad, BAD.items(), strict=True):
         assert not outcome.passed, program
         assert problem in outcome.problem, (program, outcome)
+
+
+def test_a_daemon_that_a_program_started_ends_with_it(tmp_path):
+    """It leaves the session, and its parent is gone."""
+    if not apart():
+        pytest.skip("this system allows no namespaces")
+    tmp_path.chmod(0o777)
+    mark = tmp_path / "mark"
+    daemon = f"""
+import os, time
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        time.sleep(1.5)
+        open({str(mark)!r}, "w")
+    os._exit(0)
+"""
+    run_program(daemon)
+    time.sleep(2.5)
+    assert not mark.exists()
+
+
+@pytest.mark.skipif(not as_nobody(), reason="only root's programs run as another user")
+def test_programs_of_root_are_those_of_nobody(tmp_path):
+    file = tmp_path / "mine"
+    file.write_text("x")
+    assert "PermissionError" in run_program(f"open({str(file)!r}, 'w')").problem
+    many = "import os\nfor _ in range(3):\n    if not os.fork(): os._exit(0)"
+    assert "BlockingIOError" in run_program(many).problem
 
 
 def test_what_a_program_started_ends_with_it():
@@ -84,7 +115,7 @@ def test_what_a_program_started_ends_with_it():
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.skipif(not no_network(), reason="this system allows no `unshare -n`")
+@pytest.mark.skipif(not apart(), reason="this system allows no `unshare -n`")
 def test_programs_have_no_network():
     outcome = run_program("import socket\nsocket.create_connection(('127.0.0.1', 9), 1)")
     assert "Network is unreachable" in outcome.problem

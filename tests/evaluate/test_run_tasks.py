@@ -248,14 +248,44 @@ def test_items_that_are_too_long_are_cut_or_left_out_and_counted(trained: Path):
 @pytest.mark.slow
 def test_no_network_is_used(trained: Path):
     """In a namespace without any network, in a process of its own."""
-    from llm_jax.evaluate.code_sandbox import no_network
+    from llm_jax.evaluate.code_sandbox import apart
 
-    if not no_network():
+    if not apart():
         pytest.skip("this system allows no `unshare -n`")
     command = [
-        *no_network(), sys.executable, "-m", "llm_jax.evaluate", str(trained / "run"),
+        *apart(), sys.executable, "-m", "llm_jax.evaluate", str(trained / "run"),
         f"tasks={trained / 'mc.jsonl'}", "seed=3",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
+
+
+CHECKER = """
+from llm_jax.evaluate.tasks.task import Item, Task
+
+task = Task(
+    name="own", language="en", kind="generate", items=lambda: [Item("1", context="a", text="b")], max_tokens=2,
+    chance={chance}, right=lambda item, text: {right},
+)
+"""
+
+
+def test_a_changed_file_of_the_users_is_another_task(trained: Path, tmp_path: Path):
+    """Its functions and its chance are part of what a score depends on."""
+    file, values = tmp_path / "own.py", []
+    for right, chance in (("True", 0.1), ("False", 0.1), ("False", 0.2)):
+        file.write_text(CHECKER.format(right=right, chance=chance))
+        out = tmp_path / "scores.json"
+        assert main([str(trained / "run"), f"tasks={file}", f"out={out}"]) == 0
+        (result,) = json.loads(out.read_text())["results"]
+        values.append((result["value"], result["chance"]))
+    assert values == [(1, 0.1), (0, 0.1), (0, 0.2)]
+
+
+def test_a_result_that_is_there_has_the_settings_of_the_command(trained: Path, tmp_path: Path):
+    results = [
+        evaluate(trained, "pairs.jsonl", *words, out=tmp_path)[0] for words in (["limit=50"], ["seed=3"])
+    ]
+    assert results[0]["samples"] == results[1]["samples"]
+    assert [(one["limit"], one["seed"]) for one in results] == [(50, 0), (None, 3)]

@@ -43,7 +43,17 @@ def few_clusters(rng):
 def pass_at_2(rng):
     right = rng.binomial(8, rng.beta(0.5, 1.5, 120))
     values = [statistics.pass_at_k(8, int(c), 2) for c in right]
-    return statistics.mean(values), 1 - (1.5 * 2.5) / (2 * 3)  # E[1 - (1 - p)²], p ~ Beta(0.5, 1.5)
+    return statistics.partly_right(values), 1 - (1.5 * 2.5) / (2 * 3)  # E[1 - (1 - p)²], p ~ Beta(0.5, 1.5)
+
+
+def hard_programs(rng):
+    """Few of 164 problems are ever solved: p ~ Beta(0.1, 2), the mean is 1/21."""
+    return statistics.partly_right(rng.binomial(4, rng.beta(0.1, 2, 164)) / 4), 0.1 / 2.1
+
+
+def ties(rng):
+    """Right, wrong, or one of two that tie."""
+    return statistics.partly_right(rng.choice([0, 0.5, 1], 100, p=[0.2, 0.3, 0.5])), 0.65
 
 
 def documents(rng, count=60):
@@ -119,7 +129,7 @@ def group_difference(rng):
 
 
 SIMULATED = (
-    proportion, few_right, clustered_proportion, few_clusters, pass_at_2, bits_per_byte, bits_per_byte_of_windows, paired,
+    proportion, few_right, clustered_proportion, few_clusters, pass_at_2, hard_programs, ties, bits_per_byte, bits_per_byte_of_windows, paired,
     paired_clusters, paired_bits_per_byte, unpaired, group, group_difference,
 )  # fmt: skip
 
@@ -168,9 +178,13 @@ def test_known_values():
     assert (found.value, found.n, found.clusters) == (0.8, 10, 10)
     assert found.stderr == pytest.approx(math.sqrt(0.016))
     assert found.ci95 == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson 1927
-    student = statistics.mean([1.0, 2.0, 4.0])
-    assert student.stderr == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
-    assert student.ci95[1] - student.value == pytest.approx(4.3027 * student.stderr, rel=1e-4)
+    parts = statistics.partly_right([0.25, 0.5, 1.0])
+    assert parts.stderr == pytest.approx(np.std([0.25, 0.5, 1], ddof=1) / math.sqrt(3))
+    p = 1.75 / 3
+    effective = p * (1 - p) / parts.stderr**2 * (statistics.Z / 4.30265) ** 2  # t of 2 degrees of freedom
+    assert parts.ci95 == pytest.approx(statistics.wilson_interval(p * effective, effective), rel=1e-4)
+    low, high = statistics.partly_right([0.5] * 3).ci95
+    assert low < 0.25 < 0.75 < high  # three ties show little
     assert statistics.ratio([2.0, 4.0], [1.0, 3.0]).value == 1.5
     # 9 to 3 discordant pairs of 50 (Bonett and Price 2012, by hand): 6/52, and its standard error
     difference = statistics.paired([1] * 9 + [0] * 41, [0] * 9 + [1] * 3 + [0] * 38)
@@ -191,7 +205,8 @@ def test_a_cluster_of_each_item_is_the_same_as_none():
     rng = np.random.default_rng(2)
     right, values = rng.random(80) < 0.4, rng.normal(size=80)
     own = [f"item {i}" for i in range(80)]
-    assert statistics.mean(values, own) == statistics.mean(values)
+    parts = rng.random(80)
+    assert statistics.partly_right(parts, own) == statistics.partly_right(parts)
     assert statistics.ratio(np.exp(values), np.ones(80), own) == statistics.ratio(np.exp(values), np.ones(80))
     with_own, without = statistics.proportion(right, own), statistics.proportion(right)
     assert with_own.ci95 == pytest.approx(without.ci95, abs=0.002)  # a variance with n - 1
@@ -200,8 +215,8 @@ def test_a_cluster_of_each_item_is_the_same_as_none():
 def test_a_single_cluster_shows_nothing():
     right = [True, False, True]
     assert statistics.proportion(right, ["a"] * 3).ci95 == (0.0, 1.0)
+    assert statistics.partly_right(right, ["a"] * 3).ci95 == (0.0, 1.0)
     for found in (
-        statistics.mean(right, ["a"] * 3),
         statistics.ratio([1, 2, 3], [2, 2, 2], ["a"] * 3),
         statistics.paired([0.5, 1, 0], [0, 0, 0.2], ["a"] * 3),
     ):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -184,4 +185,5 @@ def tasks_of_module(path: Path) -> list[Task]:
             f"tasks={path}: defines no Task; it must have one at its top level "
             "(llm_jax.evaluate.tasks.task.Task)"
         )
-    return list(found.values())
+    code = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return [dataclasses.replace(task, code=code) for task in found.values()]

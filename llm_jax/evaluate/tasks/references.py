@@ -21,15 +21,16 @@ def same_text(item: Item, text: str) -> bool:
 
 
 def same_number(item: Item, text: str) -> bool:
-    """Whether the last number in a text equals the reference. The decimal comma and the points between
-    thousands of German are read as such where the item's `more` says {"decimal": ","}.
+    """Whether the last number in a text equals the reference or another accepted answer. The decimal comma
+    and the points between thousands of German are read as such where the item's `more` says {"decimal": ","}.
 
     >>> same_number(Item("1", text="70000"), "So it is $70,000.00.")
     True
     """
     comma = item.more.get("decimal") == ","
-    found, wanted = last_number(text, comma), last_number(item.text, comma)
-    return found is not None and found == wanted
+    found = last_number(text, comma)
+    wanted = [last_number(answer, comma) for answer in (item.text, *item.accepted) if answer.strip()]
+    return found is not None and found in wanted
 
 
 def last_number(text: str, decimal_comma: bool = False) -> Decimal | None:

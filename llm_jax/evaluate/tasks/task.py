@@ -118,6 +118,9 @@ class Task:
     right: Callable[[Item, str], bool] | None = None
     """Of generate: whether a text answers the item; None: it equals `text` or one of `accepted`, without the
     spaces around it."""
+    code: str = ""
+    """Of a task that a user's file defines: a hash of the file, which holds the functions `right` and
+    `program`. (Those of this package are in the version of its code.)"""
     program: Callable[[Item, str], str] | None = None
     """Of code: the program to run, of the item and the model's text; None: context, text and tests, one after
     the other."""
@@ -189,7 +192,10 @@ def task_hash(task: Task, items: Iterable[Item]) -> str:
     """16 hex digits of sha256 over everything that the score of a task depends on but the model: the items in
     order, and how they are scored."""
     digest = hashlib.sha256()
-    parts = (task.name, task.kind, task.version, task.metric, task.formulation, task.max_tokens, task.stop)
+    parts = (
+        task.name, task.kind, task.version, task.metric, task.formulation, task.max_tokens, task.stop,
+        task.chance, task.normalizations, task.code,
+    )  # fmt: skip
     digest.update(json.dumps(parts).encode())
     for item in items:
         digest.update(json.dumps(vars(item), ensure_ascii=False, default=str).encode())
