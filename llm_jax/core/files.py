@@ -55,6 +55,14 @@ def check_writable(run_dir: Path, key: str = "run_dir") -> None:
         raise UserError(f"{key}={run_dir}: {there} can't be written to; choose another folder")
 
 
+def make_folder(folder: Path, key: str) -> None:
+    """Makes a folder, with those above it. Raises UserError, naming the key, where the system doesn't."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={folder}: can't be made ({error.strerror}); choose another folder") from error
+
+
 def disk_problem(error: BaseException | None) -> str:
     """The file system's message (No space left on device, ...) if that is the cause of an error; empty if it
     isn't."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_jax.core.arithmetic import round_up
+from llm_jax.core.errors import UserError
 from llm_jax.evaluate.code_sandbox import run_programs
 from llm_jax.evaluate.item_requests import EncodedItem
 from llm_jax.evaluate.tasks.references import same_text
@@ -43,9 +44,9 @@ class AnswerWriter:
         self.tokens = 0
         """Tokens that were read and written."""
 
-    def answer(self, items: Sequence[EncodedItem]) -> list[dict[str, Any]]:
-        """What is added to the sample of each item: right, text, finish; of code passed, samples and problem
-        too."""
+    def answer(self, items: Sequence[EncodedItem]) -> tuple[list[dict[str, Any]], UserError | None]:
+        """(what is added to the sample of each item, None): right, text, finish; of code passed, samples and
+        problem too. If a user's function fails: (that of the items before, the error)."""
         requests = [self.request(one, number) for one in items for number in range(self.samples)]
         results = self.engine.generate(requests)
         self.tokens += sum(result.prompt_tokens + len(result.tokens) for result in results)
@@ -53,10 +54,14 @@ class AnswerWriter:
         if self.task.kind == "code":
             return self.run([one.item for one in items], of_items)
         check = self.task.right or same_text
-        return [
-            {"right": int(check(one.item, r.text)), "text": r.text, "finish": r.finished}
-            for one, (r,) in zip(items, of_items, strict=True)
-        ]
+        found: list[dict[str, Any]] = []
+        for one, (r,) in zip(items, of_items, strict=True):
+            try:
+                right = int(check(one.item, r.text))
+            except UserError as error:
+                return found, error
+            found.append({"right": right, "text": r.text, "finish": r.finished})
+        return found, None
 
     def request(self, encoded: EncodedItem, number: int) -> Request:
         """The request for the `number`-th text of an item."""
@@ -69,17 +74,22 @@ class AnswerWriter:
             seed=(self.seed * 1_000_003 + number) % 2**32,
         )
 
-    def run(self, items: Sequence[Item], of_items: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
-        """Runs the programs of some items with their tests."""
+    def run(
+        self, items: Sequence[Item], of_items: Sequence[Sequence[Result]]
+    ) -> tuple[list[dict[str, Any]], UserError | None]:
+        """Runs the programs of some items with their tests; returns what `answer` does."""
         make = self.task.program or program_of
-        programs = [
-            make(item, result.text)
-            for item, results in zip(items, of_items, strict=True)
-            for result in results
-        ]
+        programs: list[str] = []
+        problem = None
+        for item, results in zip(items, of_items, strict=True):
+            try:
+                programs += [make(item, result.text) for result in results]
+            except UserError as error:
+                problem = error
+                break
         outcomes = run_programs(programs)
         found = []
-        for number, results in enumerate(of_items):
+        for number, results in enumerate(of_items[: len(programs) // self.samples]):
             own = outcomes[number * self.samples : (number + 1) * self.samples]
             passed = sum(outcome.passed for outcome in own)
             found.append(
@@ -92,7 +102,7 @@ class AnswerWriter:
                     "problem": own[0].problem,
                 }
             )
-        return found
+        return found, problem
 
 
 def program_of(item: Item, text: str) -> str:

@@ -70,7 +70,10 @@ def maps_of(file: Path) -> dict[str, dict[RecallCell, dict[str, Any]]]:
         raise UserError(f"SCORES.json={file}: no such file. Write one with tasks=recall out={file}")
     content = read_json(file)
     maps = {}
-    for result in content.get("results", [content]):
+    results = content.get("results", [content])
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise UserError(f"SCORES.json={file}: its results are no list of objects. Write it with tasks=recall")
+    for result in results:
         cells = {
             RecallCell(int(found[1]), int(found[2])): part
             for name, part in result.get("groups", {}).items()

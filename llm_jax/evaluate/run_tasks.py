@@ -24,7 +24,7 @@ import jax
 
 from llm_jax.core.arithmetic import finite
 from llm_jax.core.errors import UserError
-from llm_jax.core.files import Busy, check_writable, locked, read_json, write_json
+from llm_jax.core.files import Busy, check_writable, locked, make_folder, read_json, write_json
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer
 from llm_jax.data.config import DataConfig
@@ -109,7 +109,7 @@ def evaluate_tasks(
     left = [with_ids(run, tokenizer, convention) for run in left]
     log(f"{path}: {convention.line}")
     log(f"the first item of {left[0].task.name}: {first_ids(left[0], tokenizer)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     with contextlib.ExitStack() as life:
         hold(left, life, log)
         options = {name: value for name, value in options.items() if name != "adapter"}
@@ -117,7 +117,7 @@ def evaluate_tasks(
         if opened.step != key.step:  # the newest checkpoint is damaged
             key = model_key(source, tokenizer, convention, {**options, "step": opened.step})
             folder = out or evaluations_folder(source.path, key.step, key.weights_hash)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, "out")
             moved = [task_run(run.task, run.items, key, settings, folder) for run in left]
             left = [
                 dataclasses.replace(new, encoded=old.encoded, skipped=old.skipped)

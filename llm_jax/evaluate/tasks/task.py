@@ -126,15 +126,23 @@ class Task:
     the other."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a kind or metric that there is not: tasks come from users' files too."""
+        """Raises UserError for fields that can't be: tasks come from users' files too."""
         if self.kind not in DEFAULT_METRIC:
             raise UserError(f"task {self.name}: kind={self.kind}: {one_of(self.kind, DEFAULT_METRIC)}")
         if not self.metric:
             object.__setattr__(self, "metric", DEFAULT_METRIC[self.kind])
         if not self.formulation:
             object.__setattr__(self, "formulation", self.kind)
-        if self.kind in ("choice", "pair") and self.metric not in NORMALIZATIONS:
-            raise UserError(f"task {self.name}: metric={self.metric}: {one_of(self.metric, NORMALIZATIONS)}")
+        for name in ("items", "available", "examples", "right", "program"):
+            value = getattr(self, name)
+            if not callable(value) and (name == "items" or value is not None):
+                raise UserError(f"task {self.name}: {name} is a {type(value).__name__}; must be a function")
+        for value in self.normalizations:
+            if value not in NORMALIZATIONS:
+                problem = one_of(str(value), NORMALIZATIONS)
+                raise UserError(f"task {self.name}: normalizations={value}: {problem}")
+        if self.metric not in (valid := metrics_of_kind(self.kind)):
+            raise UserError(f"task {self.name}: metric={self.metric}: {one_of(self.metric, valid)}")
 
     @property
     def lower_is_better(self) -> bool:
@@ -150,13 +158,30 @@ class Task:
         return sum(1 / len(item.choices) for item in items) / len(items)
 
 
+def metrics_of_kind(kind: Kind) -> tuple[str, ...]:
+    """The primary metrics that a task of a kind can have.
+
+    >>> metrics_of_kind("cloze")
+    ('greedy', 'bits_per_byte')
+    """
+    if kind in ("choice", "pair"):  # two texts have no context, so none that says nothing
+        compared = [name for name in NORMALIZATIONS if kind == "choice" or name != "pmi"]
+        return (*compared, "bits_per_byte")
+    return tuple(dict.fromkeys([DEFAULT_METRIC[kind], "bits_per_byte"]))
+
+
 def check_items(task: Task, items: Iterable[Item]) -> list[Item]:
     """The items as a list. Raises UserError for the first one that its task can't score, and for two of one
     id."""
     found, seen = list(items), set()
     if not found:
         raise UserError(f"tasks={task.name}: has no items")
-    for item in found:
+    for number, item in enumerate(found, 1):
+        if not isinstance(item, Item):
+            raise UserError(
+                f"tasks={task.name}: item number {number} is a {type(item).__name__}; must be an Item "
+                "(llm_jax.evaluate.tasks.task.Item)"
+            )
         if problem := problem_of(task, item) or (f"id {item.id!r} comes twice" if item.id in seen else ""):
             raise UserError(f"tasks={task.name}: item {item.id}: {problem}")
         seen.add(item.id)
@@ -169,6 +194,8 @@ def problem_of(task: Task, item: Item) -> str:
     >>> problem_of(Task(name="a", language="en", kind="pair", items=list), Item("1", choices=("a",), gold=0))
     'has 1 choice; pair needs 2'
     """
+    if problem := type_problem(item):
+        return problem
     least = {"choice": 2, "pair": 2, "cloze": 1, "gold": 1, "generate": 0, "code": 0}[task.kind]
     most = {"pair": 2}.get(task.kind, len(item.choices))
     count = len(item.choices)
@@ -181,11 +208,43 @@ def problem_of(task: Task, item: Item) -> str:
         return f"choice {item.choices.index('')} is empty"
     if count and (item.gold is None or not 0 <= item.gold < count):
         return f"gold={item.gold}: must be a number from 0 to {count - 1}"
+    if task.kind == "pair" and len(set(item.continuations())) < 2:
+        return "its two texts are the same"
+    if "pmi" in (task.metric, *task.normalizations) and not item.unconditional:
+        return "has no unconditional context, which pmi needs"
+    if task.metric == "bits_per_byte" and not count:
+        return "has no choices, whose bits per byte could be scored"
     if task.kind == "generate" and not (item.text or item.accepted):
         return "has no reference answer (text)"
     if task.kind == "code" and not item.tests:
         return "has no tests"
     return ""
+
+
+def type_problem(item: Item) -> str:
+    """Why the fields of an item aren't of their types, or are no text that can be written; "" where they
+    are."""
+    for name in TEXTS:
+        if not isinstance(value := getattr(item, name), str):
+            return f"{name}={value!r}: must be a text"
+    for name in TUPLES:
+        value = getattr(item, name)
+        if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
+            return f"{name}={value!r}: must be a tuple of texts"
+    if item.gold is not None and (not isinstance(item.gold, int) or isinstance(item.gold, bool)):
+        return f"gold={item.gold!r}: must be a number"
+    for name in (*TEXTS, *TUPLES):
+        try:
+            "".join(getattr(item, name)).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end][:1]
+            return f"{name}: has {half!r}, half of a character (a surrogate without its other half)"
+    return ""
+
+
+TEXTS = ("id", "context", "source", "unconditional", "text", "group", "tests")
+TUPLES = ("choices", "contexts", "accepted")
+"""The fields of an item that are texts, and tuples of texts."""
 
 
 def task_hash(task: Task, items: Iterable[Item]) -> str:
