@@ -203,15 +203,11 @@ def test_answers_before_one_that_a_users_function_fails_on_are_kept(
     )
     file = tmp_path / "mine.py"
     words = [str(trained / "run"), f"tasks={file}", f"out={tmp_path / 'out'}"]
-    for answer, problem in {
-        "1 / 0": f"{file}:4: ZeroDivisionError",
-        "0.5": "item 2: right returned 0.5",
-    }.items():
-        file.write_text(code.replace("{answer}", answer))
-        assert main(words) == 2
-        assert problem in capsys.readouterr().err.splitlines()[-1]
-        (samples,) = (tmp_path / "out").glob("*.zst")
-        assert [sample["id"] for sample in read_samples(samples)] == ["0", "1"]
+    file.write_text(code)
+    assert main(words) == 2
+    assert f"{file}:4: ZeroDivisionError" in capsys.readouterr().err.splitlines()[-1]
+    (samples,) = (tmp_path / "out").glob("*.zst")
+    assert [sample["id"] for sample in read_samples(samples)] == ["0", "1"]
     fault.unlink()
     assert main(words) == 0
     assert "2 of 4 items are scored already" in capsys.readouterr().err
