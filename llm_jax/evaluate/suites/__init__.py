@@ -21,12 +21,28 @@ from llm_jax.evaluate.suites.crossed import (
     sentence_items,
     version_of,
 )
+from llm_jax.evaluate.suites.words import phrases
 from llm_jax.evaluate.tasks.task import Item, Kind, Task
 
 SEED = 0
 """Of the tasks under `tasks=`."""
 SHOTS = 16
 """Items that are not scored, for prompts with examples."""
+REVISED: Mapping[str, int] = dict.fromkeys(
+    phrases("""german_agreement_across_prepositional_phrase, german_article_gender, german_adjective_endings,
+    german_comparison_words, german_preposition_case, german_two_way_prepositions, german_verb_case,
+    german_question_word_case, german_relative_pronoun_case, german_dative_plural, german_weak_nouns,
+    german_verb_second, german_verb_last_in_subordinate_clauses, german_participle_or_infinitive,
+    german_infinitive_with_zu, german_perfect_auxiliary, german_reflexive_pronouns,
+    english_subject_verb_agreement, english_agreement_across_prepositional_phrase,
+    english_agreement_across_relative_clause, english_agreement_in_coordination, english_much_or_many,
+    english_reflexive_gender, english_reflexive_number, english_pronoun_case, english_relative_animacy,
+    english_tag_questions, english_past_or_participle, english_infinitive_or_gerund, english_filler_gap,
+    english_embedded_question_order, english_comparison_words, english_adjective_or_adverb,
+    english_transitivity"""),
+    2,
+)
+"""Suite → `Task.version`, where its items are other ones than at first."""
 PYTHON_CROSSINGS = 40
 """Of each kind of expression: 80 items."""
 
@@ -62,6 +78,7 @@ class Suite:
             language=self.language,
             kind=self.kind,
             items=self.items,
+            version=REVISED.get(self.name, 1),
             metric="raw",
             chance=self.chance,
             groups=(self.group,),
@@ -175,4 +192,4 @@ SUITES: Mapping[str, Suite] = {suite.name: suite for suite in all_suites()}
 TASKS: tuple[Task, ...] = tuple(suite.task() for suite in SUITES.values())
 """For the registry."""
 
-__all__ = ["CROSSINGS", "SUITES", "TASKS", "Suite"]
+__all__ = ["CROSSINGS", "REVISED", "SUITES", "TASKS", "Suite"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.evaluate.suites import SUITES
+from llm_jax.evaluate.suites import REVISED, SUITES
 from llm_jax.evaluate.suites.crossed import Crossed, crossings, sentence_items, version_of
 from llm_jax.evaluate.tasks.task import Item, check_items
 from tests.conftest import ROOT
@@ -129,6 +129,51 @@ def test_versions_are_those_on_record():
     recorded = json.loads((Path(__file__).parent / "versions.json").read_text())
     found = {name: version_of(items_of(name)) for name in SUITES if name != "python_doctests"}
     assert found == recorded
+
+
+def test_revised_tasks_have_a_new_version_and_the_others_dont():
+    assert SUITES["german_verb_case"].task().version == 2
+    assert SUITES["english_a_or_an"].task().version == 1
+    assert set(REVISED) <= set(SUITES)
+
+
+OTHER_READINGS = {
+    # the object could be the subject: names show no case
+    "german_verb_case": r" (die|das|eine|dieses|(dies|mein|dein|unser)e) [A-Z]| (Kind|Mädchen)\b",
+    "german_verb_second": r", (aber|und|denn) \w+t ([A-Z]|die |das |\w+e |ein Kind|\w+ Mädchen)",
+    "german_verb_last_in_subordinate_clauses": r" (im|am|an|auf|nach|zur|zum|in|aus \w+) \w+\.|obwohl|während|weil",
+    "german_weak_nouns": r"Nachbar",
+    "german_comparison_words": r" (so|ebenso) |(wie|als) (ein|eine) ",
+    "german_perfect_auxiliary": r"gespielt",
+    "german_participle_or_infinitive": r"\b(will|wollte|möchte)\b",
+    "german_two_way_prepositions": r"(steht|gestanden) auf|auf .* gestanden",
+    "german_agreement_across_prepositional_phrase": r" mit (der|dem|den) ",
+    "german_adjective_endings": r"Schinken",
+    "german_article_gender": r"\b(Radio|Hut|Stift|Messer)\b",
+    "english_adjective_or_adverb": r"\b(was|is|remained|clear|clearly|quiet|quietly|played) | (in|at|on|by) the ",
+    "english_subject_verb_agreement": r"\breads?\b",  # the past has the form of the plural
+    "english_agreement_in_coordination": r"and (paint|cough|laugh|shout|talk|play|work|swim|cry|cries|smile)s?\b",
+    "english_agreement_across_relative_clause": r"\b(see|watch|help|read)(es|s)?\b",
+    "english_past_or_participle": r"\b(sung|sang|drunk|drank)\b",
+    "english_reflexive_number": r"[Ww]aiter",  # of either gender
+    "english_reflexive_gender": r"[Ww]aiter",
+    "english_tag_questions": r"(could|should|would)n't",
+    "english_relative_animacy": r"the child |surprised everybody|made us laugh|changed everything",
+    "english_pronoun_case": r"sold the car|worked hard",
+    "english_infinitive_or_gerund": r"\b(finished|plans|planned|expects|dislikes|promised|agreed)\b",
+    "english_filler_gap": r"\b(bought|brought|made|built)\b",
+    "english_transitivity": r"(took|held|received|needed|waited|waits)",
+    "english_embedded_question_order": r"\basked\b|tell me|I ask you",
+    "english_comparison_words": r"(than|as) (?!the |my |our |\w+ as )\w+\.",
+}
+"""Task → what gave sentences that were meant to be wrong another reading, in which they are good ones."""
+
+
+@pytest.mark.parametrize("name", OTHER_READINGS)
+def test_no_wrong_sentence_has_a_reading_that_is_right(name):
+    pattern = re.compile(OTHER_READINGS[name])
+    found = [text for item in items_of(name) for text in item.choices if pattern.search(text)]
+    assert not found, found[:5]
 
 
 def test_beside_published_sets_of_pairs():

@@ -78,7 +78,7 @@ WOMEN = nouns("""
     queen queens
     princess princesses
     grandmother grandmothers
-    waitress waitresses
+    niece nieces
     actress actresses
     lady ladies
     """)
@@ -92,7 +92,7 @@ MEN = nouns("""
     king kings
     prince princes
     grandfather grandfathers
-    waiter waiters
+    nephew nephews
     monk monks
     gentleman gentlemen
     """)
@@ -131,8 +131,8 @@ honest man, heir, airport, arrow, eagle, olive, insect, office, actor, artist, o
 WITH_A = phrases("""table, lemon, house, university, unicorn, bottle, dog, one-way street, European
 city, bicycle, hammer, letter, uniform, violin, chair, cat, bridge, horse, rabbit, castle, doctor,
 user""")
-MASS = phrases("""water, rice, milk, sugar, bread, sand, money, coffee, salt, soup, flour, oil, juice,
-snow, cheese, furniture, luggage, advice, information, butter, paper, glue""")
+MASS = phrases("""water, rice, milk, sugar, bread, sand, coffee, salt, soup, flour, oil, juice, cheese,
+furniture, luggage, butter, paper, glue, tea, jam, meat, wool""")
 
 INTRANSITIVE = tuple(
     EnglishVerb(*row)
@@ -145,7 +145,7 @@ INTRANSITIVE = tuple(
     dances dance
     swims swim
     smiles smile
-    reads read
+    listens listen
     cries cry
     talks talk
     plays play
@@ -159,25 +159,27 @@ INTRANSITIVE = tuple(
     hesitates hesitate
     """)
 )
+"""Not read, whose past has the form of the plural."""
 TRANSITIVE = tuple(
     EnglishVerb(*row)
     for row in rows("""
     likes like
     knows know
-    sees see
+    follows follow
     visits visit
     loves love
     praises praise
     admires admire
     greets greet
-    watches watch
+    respects respect
     misses miss
     understands understand
     meets meet
-    helps help
+    envies envy
     trusts trust
     """)
 )
+"""Not see, watch and help, which may have a verb behind their object ("that the cooks see sit")."""
 ACTS = tuple(
     EnglishAct(base, past, participle, gerund, " ".join(object_))
     for base, past, participle, gerund, *object_ in rows("""
@@ -202,6 +204,8 @@ ACTS = tuple(
     """)
 )
 """Verbs whose past differs from the participle."""
+PAST_OR_PARTICIPLE = tuple(act for act in ACTS if act.base not in ("sing", "drink"))
+"""Those whose past is never the participle too: dictionaries have "sung" and "drank" for both."""
 
 WOMEN_NAMES = phrases("Anna, Lucy, Mary, Clara, Julia, Sophie, Emma, Laura, Helen, Sarah, Alice, Martha")
 MEN_NAMES = phrases("Paul, Jack, John, Tim, Peter, Luke, Henry, Oscar, James, Robert, Adam, Simon")

@@ -23,34 +23,34 @@ from llm_jax.evaluate.suites.words import phrases, rows
 DONE_WITH_OTHERS = tuple(
     (participle, tuple(dative.split(",")), tuple(accusative.split(",")))
     for participle, dative, accusative in rows("""
-    gearbeitet mit,bei für,ohne
-    gespielt mit,bei gegen,ohne,für
-    gesungen mit,bei,nach für,ohne
+    gearbeitet mit,bei für,gegen
+    gespielt mit,bei gegen,für
+    gesungen mit,bei,nach für
     gekämpft mit gegen,für,um
-    getanzt mit,nach ohne,für
-    gekocht mit,bei,nach für,ohne
-    gegessen mit,bei,nach ohne
-    gelernt mit,von,bei ohne,für
+    getanzt mit,nach für
+    gekocht mit,bei,nach für
+    gelernt mit,von,bei für
     gestritten mit um
-    gesprochen mit,von,nach für,ohne,gegen
+    gesprochen mit,von,nach für,gegen
     gestimmt mit für,gegen
-    geübt mit,bei ohne,für
-    gefeiert mit,bei ohne
+    geübt mit,bei für
     geweint mit,bei um
     """)
 )
-"""(participle, prepositions with the dative, those with the accusative) that make sense together"""
+"""(participle, prepositions with the dative, those with the accusative) that make sense together. Not ohne:
+with a dative it is old, and heard in Austria."""
 
-HELPED = phrases("""geholfen, gedankt, vertraut, geantwortet, gratuliert, geglaubt, gedroht, verziehen,
-misstraut, gehorcht, zugehört, zugestimmt, widersprochen, gewinkt, applaudiert""")
-"""Participles of verbs with a dative, that form the perfect with haben."""
+HELPED = phrases("""geholfen, gedankt, vertraut, gratuliert, gedroht, misstraut, gehorcht, zugehört,
+zugestimmt, widersprochen, geschmeichelt, geschadet, zugezwinkert, nachgetrauert, gedient, zugesehen,
+beigestanden, nachgewinkt""")
+"""Participles of verbs with a dative, that form the perfect with haben and take no accusative besides or
+instead, as glauben, verzeihen, winken and applaudieren do."""
 SEEN = phrases("""gekannt, gesehen, besucht, gesucht, geliebt, gefragt, gelobt, bewundert, begrüßt,
-beobachtet, getroffen, verstanden, vermisst, geweckt, verfolgt, eingeladen, angerufen, unterstützt,
-fotografiert, beleidigt""")
-"""Participles of verbs with an accusative."""
-HELPS = phrases(
-    "hilft, dankt, vertraut, antwortet, gratuliert, misstraut, gehorcht, widerspricht, droht, verzeiht"
-)
+beobachtet, getroffen, verstanden, vermisst, geweckt, verfolgt, eingeladen, unterstützt, fotografiert,
+beleidigt""")
+"""Participles of verbs with an accusative, and never a dative (anrufen has one in the south)."""
+HELPS = phrases("""hilft, dankt, vertraut, gratuliert, misstraut, gehorcht, widerspricht, droht,
+schmeichelt, dient, schadet""")
 SEES = phrases("""kennt, sieht, besucht, sucht, liebt, fragt, lobt, bewundert, begrüßt, beobachtet,
 versteht, vermisst, unterstützt, trifft""")
 ASKED = (("_ hat", "?"), ("weißt du, _", " hat?"), ("ich weiß nicht, _", " hat."), ("sag mir, _", " hat."))
@@ -110,6 +110,8 @@ def two_way_prepositions(draws: Draws) -> Crossed:
     """Dative for where a thing is, accusative for where it is put."""
     thing = draws.one_of([thing for thing in THINGS if thing.small])
     gender, place, prepositions = draws.one_of(PLACES)
+    if thing.posture == "steht":  # auf den Tisch stehen: to be fond of it
+        prepositions = tuple(preposition for preposition in prepositions if preposition != "auf")
     preposition, name, word = draws.one_of(prepositions), draws.one_of(NAMES), draws.one_of(SINGULAR)
     stands, put = {"steht": ("gestanden", "gestellt"), "liegt": ("gelegen", "gelegt")}[thing.posture]
     subject = f"{article('der', thing.gender, 'nominative')} {thing.singular}"
@@ -131,7 +133,9 @@ def two_way_prepositions(draws: Draws) -> Crossed:
 
 def verb_case(draws: Draws) -> Crossed:
     """The article of an object after a verb with the dative, and after one with the accusative."""
-    noun, word, name = draws.one_of(PERSONS), draws.one_of(SINGULAR), draws.one_of(NAMES)
+    # of women and children the accusative is the nominative too, and could be the subject behind its object:
+    # "Karl hat oft die Freundin geholfen", as a name has no case
+    noun, word, name = draws.one_of(MEN), draws.one_of(SINGULAR), draws.one_of(NAMES)
     if draws.below(2):
         when = draws.one_of(WHEN)
         before, dative, accusative = f"{name} hat {when} _ {noun.singular}", HELPED, SEEN
@@ -139,7 +143,7 @@ def verb_case(draws: Draws) -> Crossed:
     else:
         after = f"_ {noun.singular} {draws.one_of(TRULY)}."
         contexts = (f"{name} {draws.one_of(HELPS)} {after}", f"{name} {draws.one_of(SEES)} {after}")
-    return crossed(*contexts, article(word, noun.gender, "dative"), article(word, noun.gender, "accusative"))
+    return crossed(*contexts, article(word, "m", "dative"), article(word, "m", "accusative"))
 
 
 def question_word_case(draws: Draws) -> Crossed:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llm_jax.data.tasks import Draws
 from llm_jax.evaluate.suites.crossed import Crossed, crossed
-from llm_jax.evaluate.suites.german.lexicon import NAMES, WOMEN_NAMES
-from llm_jax.evaluate.suites.german.subjects import someone
+from llm_jax.evaluate.suites.german.lexicon import MEN, NAMES, WOMEN_NAMES
+from llm_jax.evaluate.suites.german.subjects import one, someone
 from llm_jax.evaluate.suites.words import phrases, rows
 
 ACTS = tuple(
@@ -38,13 +38,18 @@ ACTS = tuple(
     """)
 )
 """(verb, the rest of its phrase)"""
+PREPOSITIONS = ("im", "am", "an", "auf", "nach", "zur")
+OBJECT_ACTS = tuple(act for act in ACTS if not act[1].startswith(tuple(f"{word} " for word in PREPOSITIONS)))
+"""Those with an object: a phrase with a preposition may stand behind the last verb ("bis er sitzt am
+Fenster")."""
 
 STATES = phrases(
     """bleibt ruhig; ist müde; lacht; ist zufrieden; hat gute Laune; sagt nichts; macht eine Pause;
 schaut aus dem Fenster; hat keine Zeit; kommt später; lächelt; wirkt nervös; bleibt zu Hause""",
     ";",
 )
-SUBORDINATING = phrases("obwohl, da, während, wenn, solange, falls, sobald, bis")
+SUBORDINATING = phrases("da, wenn, solange, falls, sobald, bis, bevor, sofern")
+"""Not weil, obwohl and während, behind which the verb is second in speech."""
 COORDINATING = phrases("denn, aber, und, doch")
 
 SITUATIONS = phrases("""es regnet, die Sonne scheint, das Essen ist fertig, der Bus kommt nicht, der
@@ -91,8 +96,8 @@ wissen, alle sagen, er behauptet, sie schreibt, ich nehme an, wir vermuten, man 
 
 
 def verb_last_in_subordinate_clauses(draws: Draws) -> Crossed:
-    """The verb is last after obwohl, da, wenn, and second after denn, aber, und."""
-    name, state, (verb, rest) = draws.one_of(NAMES), draws.one_of(STATES), draws.one_of(ACTS)
+    """The verb is last after da, wenn, bevor, and second after denn, aber, und."""
+    name, state, (verb, rest) = draws.one_of(NAMES), draws.one_of(STATES), draws.one_of(OBJECT_ACTS)
     pronoun = "sie" if name in WOMEN_NAMES else "er"
     return crossed(
         f"{name} {state}, {draws.one_of(SUBORDINATING)} {pronoun} _.",
@@ -105,7 +110,8 @@ def verb_last_in_subordinate_clauses(draws: Draws) -> Crossed:
 def verb_second(draws: Draws) -> Crossed:
     """The verb comes before the subject after an adverb, and after the subject behind denn, aber, und."""
     situation, (verb, rest) = draws.one_of(SITUATIONS), draws.one_of(ACTS)
-    subject = someone(draws)
+    # in the nominative: "der Laden ist zu, aber verkauft Emma das Auto" sells her the car
+    subject = one(draws, draws.one_of(MEN))
     return crossed(
         f"{situation}, {draws.one_of(ADVERBS)} _ {rest}.",
         f"{situation}, {draws.one_of(COORDINATING[:3])} _ {rest}.",

@@ -88,7 +88,7 @@ WEAK_NOUNS = tuple(
     (nominative, oblique)
     for nominative, oblique in rows("""
     Student Studenten
-    Nachbar Nachbarn
+    Psychologe Psychologen
     Junge Jungen
     Kollege Kollegen
     Kunde Kunden
@@ -118,7 +118,8 @@ WEAK_NOUNS = tuple(
     Bote Boten
     """)
 )
-"""(nominative singular, every other case and the plural)"""
+"""(nominative singular, every other case and the plural); no noun of which a dictionary has other forms too
+(dem Nachbarn, dem Nachbar)"""
 
 THINGS = tuple(
     Thing(gender, singular, plural, posture, size == "small")
@@ -131,9 +132,9 @@ THINGS = tuple(
     m Brief Briefe liegt small
     m Schlüssel Schlüssel liegt small
     m Mantel Mäntel liegt small
-    m Hut Hüte liegt small
+    m Schuh Schuhe liegt small
     m Ball Bälle liegt small
-    m Stift Stifte liegt small
+    m Ring Ringe liegt small
     m Löffel Löffel liegt small
     m Tisch Tische steht large
     f Lampe Lampen steht small
@@ -152,15 +153,16 @@ THINGS = tuple(
     n Fahrrad Fahrräder steht large
     n Regal Regale steht large
     n Buch Bücher liegt small
-    n Messer Messer liegt small
+    n Tuch Tücher liegt small
     n Hemd Hemden liegt small
     n Kissen Kissen liegt small
     n Kleid Kleider liegt small
     n Paket Pakete liegt small
-    n Radio Radios steht small
+    n Telefon Telefone steht small
     n Heft Hefte liegt small
     """)
 )
+"""Nouns of one gender, in every sense and region: not der or das Radio, die Hut, das Stift, der Messer."""
 
 PLACES = tuple(
     (gender, noun, tuple(prepositions))
@@ -250,9 +252,7 @@ WHEN = phrases(
 TRULY = phrases("""trotzdem, auch, nie, wirklich, nicht, kaum, schon lange, leider, doch, seit Jahren,
 nicht mehr, immer noch""")
 """Go with verbs of a state, too."""
-SOMETIME = phrases(
-    "oft, heute, nie, wieder, selten, am Abend, am Montag, im Sommer, noch einmal, allein, gern"
-)
+SOMETIME = phrases("oft, heute, nie, wieder, selten, am Abend, am Montag, im Sommer, noch einmal, allein")
 """Times that go with the present and with the perfect."""
 
 ADJECTIVES = phrases("""alt, neu, klein, groß, schön, rot, grün, blau, schwarz, weiß, rund, schwer,

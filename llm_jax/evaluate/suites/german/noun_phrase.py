@@ -6,6 +6,7 @@ from llm_jax.data.tasks import Draws
 from llm_jax.evaluate.suites.crossed import Crossed, crossed
 from llm_jax.evaluate.suites.german.articles import SINGULAR, article
 from llm_jax.evaluate.suites.german.lexicon import ADJECTIVES, NAMES, PERSONS, THINGS
+from llm_jax.evaluate.suites.german.subjects import many
 from llm_jax.evaluate.suites.words import phrases, rows
 
 ROOMS = phrases("""im Flur, in der Ecke, im Keller, vor der Tür, in meinem Zimmer, hinter dem Vorhang,
@@ -37,7 +38,7 @@ FOOD = tuple(
     m Essig
     n Obst
     m Fisch
-    m Schinken
+    m Speck
     """)
 )
 FOOD_ADJECTIVES = phrases("frisch, gut, billig, kalt, italienisch, deutsch, spanisch, einfach, rein")
@@ -143,15 +144,15 @@ def relative_pronoun_gender(draws: Draws) -> Crossed:
 
 
 def comparison_words(draws: Draws) -> Crossed:
-    """Als after a comparative, wie after so and the adjective."""
+    """Als after a comparative, wie after genauso and the adjective."""
     adjective, comparative = draws.one_of(COMPARED)
     noun = draws.one_of(PERSONS)
-    other = draws.one_of([person for person in PERSONS if person != noun])
     subject = f"{article(draws.one_of(SINGULAR), noun.gender, 'nominative')} {noun.singular}"
-    standard = f"{article(draws.one_of(SINGULAR), other.gender, 'nominative')} {other.singular}"
+    # several, as one could be a role ("glücklicher als Vater"); so and ebenso had als in older German
+    standard = many(draws, draws.one_of([person for person in PERSONS if person != noun]))
     more, same = (
         draws.one_of(("viel ", "noch ", "etwas ", "", "nicht ")),
-        draws.one_of(("genauso", "so", "ebenso")),
+        draws.one_of(("genauso", "fast genauso", "mindestens genauso", "bestimmt genauso")),
     )
     return crossed(
         f"{subject} ist {more}{comparative} _ {standard}.", f"{subject} ist {same} {adjective} _ {standard}.",

@@ -37,7 +37,8 @@ ACTS = tuple(
     brechen gebrochen das Eis
     """)
 )
-MODALS = phrases("will, kann, soll, darf, muss, möchte, sollte, wollte, konnte, musste, durfte")
+MODALS = phrases("kann, soll, darf, muss, sollte, konnte, musste, durfte")
+"""Not those of wanting, which may have a participle ("sie will das Fenster geöffnet")."""
 WITH_ZU = phrases(
     """versucht; hofft; plant; beschließt; beginnt; verspricht; vergisst; hat Lust;
 hat keine Zeit; hat Angst; hat die Absicht; weigert sich; freut sich darauf; hat vor""",
@@ -55,7 +56,7 @@ STAYED = phrases("""gestern gearbeitet, lange geschlafen, laut gelacht, vor Freu
 gewartet, nicht geantwortet, den ganzen Abend geschwiegen, von Italien geträumt, die ganze Nacht
 gehustet, lange gezögert, laut gejubelt, mit der Nachbarin gestritten, beim Essen gelächelt, vor
 Müdigkeit gegähnt, dreimal geniest, heftig geschimpft, leise geflüstert, an die Ferien gedacht, über die
-Reise gesprochen, im Garten gespielt, kaum geredet, bei der Arbeit gesungen""")
+Reise gesprochen, im Garten gefaulenzt, kaum geredet, bei der Arbeit gesungen""")
 """What forms the perfect with haben."""
 
 PERSON_FORMS = ("ich", "du", "er", "wir", "ihr", "sie")
@@ -84,23 +85,23 @@ REFLEXIVE_VERBS = tuple(
     erkälte erkältest erkältet erkälten erkältet erkälten _ jeden Winter
     verspäte verspätest verspätet verspäten verspätet verspäten _ fast immer
     sehne sehnst sehnt sehnen sehnt sehnen _ nach dem Meer
-    ruhe ruhst ruht ruhen ruht ruhen _ nach dem Essen aus
+    bücke bückst bückt bücken bückt bücken _ nach dem Schlüssel
     kenne kennst kennt kennen kennt kennen _ in dieser Stadt gut aus
-    bedanke bedankst bedankt bedanken bedankt bedanken _ für das Geschenk
-    bewerbe bewirbst bewirbt bewerben bewerbt bewerben _ um die Stelle
+    begnüge begnügst begnügt begnügen begnügt begnügen _ mit einem Apfel
+    weigere weigerst weigert weigern weigert weigern _ schon wieder
     verliebe verliebst verliebt verlieben verliebt verlieben _ immer wieder
     erhole erholst erholt erholen erholt erholen _ am Meer
     verirre verirrst verirrt verirren verirrt verirren _ im Wald
     benehme benimmst benimmt benehmen benehmt benehmen _ heute seltsam
-    konzentriere konzentrierst konzentriert konzentrieren konzentriert konzentrieren _ auf die Arbeit
-    freue freust freut freuen freut freuen _ auf das Fest
-    befinde befindest befindet befinden befindet befinden _ noch in Berlin
+    verbeuge verbeugst verbeugt verbeugen verbeugt verbeugen _ vor dem König
+    räuspere räusperst räuspert räuspern räuspert räuspern _ vor der Rede
+    gedulde geduldest geduldet gedulden geduldet gedulden _ noch ein wenig
     sehe siehst sieht sehen seht sehen _ im Laden um
     verlaufe verläufst verläuft verlaufen verlauft verlaufen _ in der Altstadt
     entschließe entschließt entschließt entschließen entschließt entschließen _ zu einer Reise
     """)
 )
-"""Verbs that are always reflexive in this sense: person → form; the pronoun's place and what follows."""
+"""Verbs that have no object but a reflexive pronoun: person → form; the pronoun's place and what follows."""
 
 
 def participle_or_infinitive(draws: Draws) -> Crossed:
