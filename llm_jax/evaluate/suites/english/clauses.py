@@ -125,7 +125,7 @@ def past_or_participle(draws: Draws) -> Crossed:
 
 
 def infinitive_or_gerund(draws: Draws) -> Crossed:
-    """Reading after enjoy and avoid, to read after hope and want."""
+    """Reading after enjoy and avoid, to read after hope and decide."""
     subject, act = subject_of(draws), draws.one_of(ACTS)
     return crossed(
         f"{subject} {draws.one_of(LIKES_DOING)} _ {act.object}.",
