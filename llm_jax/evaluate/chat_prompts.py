@@ -10,6 +10,9 @@ from llm_jax.data import Tokenizer
 from llm_jax.data.chat_encoder import control_names, encode_plain, prompt_text, protect
 from llm_jax.data.chat_template import ChatTemplate
 
+NO_TEMPLATE = "leave chat=true out, or train it to answer first (experiment=sft)"
+"""What to do with a model that has no chat template."""
+
 
 @dataclass(frozen=True)
 class ChatPrompts:

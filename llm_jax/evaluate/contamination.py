@@ -129,7 +129,10 @@ def contamination(arguments: list[str]) -> int:
     from llm_jax.data.documents import SUFFIXES, numbered_records
     from llm_jax.evaluate.training_text import overlaps_with_run  # imports JAX, which `run_command` sets up
 
-    if not command.file.is_file() or not command.file.name.endswith(SUFFIXES):
+    if not command.file.is_file():
+        problem = "is a folder; must be a file" if command.file.is_dir() else "no such file"
+        raise UserError(f"file={command.file}: {problem}")
+    if not command.file.name.endswith(SUFFIXES):
         raise UserError(f"file={command.file}: must be a file that ends in {', '.join(SUFFIXES)}")
     records = numbered_records(command.file, text_key=command.key, document_bytes=4096, separator="")
     texts = [text.decode("utf-8", "replace") for _, text in records if text is not None]

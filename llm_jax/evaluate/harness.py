@@ -19,6 +19,7 @@ from llm_jax.core.log import log_to_stderr
 from llm_jax.core.tables import make_console, table
 from llm_jax.data.chat_template import ChatTemplate, Message
 from llm_jax.data.huggingface_tokenizer import TOKENIZER_CONFIG, tree_of
+from llm_jax.evaluate.chat_prompts import NO_TEMPLATE
 from llm_jax.evaluate.lm_eval_convention import HarnessConvention
 from llm_jax.evaluate.scorer import Scorer
 from llm_jax.generate.chat import template_of
@@ -196,7 +197,7 @@ def run_harness(
 
     opened = open_it()
     convention = convention_of(opened, bos_twice)
-    template = template_of(opened.path, opened.experiment) if chat else None
+    template = template_of(opened.path, opened.experiment, "chat", NO_TEMPLATE) if chat else None
     log_to_stderr(convention.line + (", in the model's chat template" if chat else ""))
     folders = sorted({str(file.resolve().parent) for file in files})
     manager = TaskManager(include_path=folders, include_defaults=False)

@@ -1,18 +1,21 @@
-"""Evaluation on tasks during training: `evaluate.tasks`, `evaluate.tasks_every`, `evaluate.tasks_limit`."""
+"""Evaluation on tasks during training: `evaluate.tasks` and the keys that begin with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.errors import UserError
+from llm_jax.core.files import user_path
 from llm_jax.evaluate.encode import Convention
 from llm_jax.evaluate.item_requests import encode_items
 from llm_jax.evaluate.run_tasks import check_available, items_of
 from llm_jax.evaluate.suites.own_text import with_corpus
 from llm_jax.evaluate.task_evaluator import TaskEvaluator, TaskSettings
 from llm_jax.evaluate.task_scores import score_samples
-from llm_jax.evaluate.tasks.registry import find_tasks
+from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
 from llm_jax.pretrained.model import PretrainedModel
 from llm_jax.run.prepare import RunPlan, TaskScores
 
@@ -21,6 +24,20 @@ PREFIX = "task_"
 BITS, CHANCE = "_bits_per_byte", "_chance"
 """Behind the name, where the figure is not the task's score: the bits per byte of its right answers, and the
 score of a guess."""
+
+
+KEYS = {"tasks": "evaluate.tasks", "data": "evaluate.tasks_data"}
+"""Keys of the command `evaluate` → those of a run that say the same."""
+
+
+@contextlib.contextmanager
+def keys_of_a_run() -> Iterator[None]:
+    """Raises UserError with the keys of a run in place of those of the command."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"(?<![\w.])(tasks|data)(?==)", lambda found: KEYS[found[1]], str(error))
+        raise UserError(text) from error
 
 
 def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
@@ -44,11 +61,13 @@ def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
             f"checkpoints: python -m llm_jax.evaluate {plan.run_dir} tasks={names}"
         )
     settings = TaskSettings(limit=experiment.evaluate.tasks_limit)
-    tasks = find_tasks(names)
-    if experiment.objective.reads == "text":
-        tasks = [with_corpus(task, plan.corpus) for task in tasks]
-    check_available(tasks)
-    read = [items_of(task, settings, log) for task in tasks]
+    data = user_path(experiment.evaluate.tasks_data) if experiment.evaluate.tasks_data else None
+    with keys_of_a_run():
+        tasks = find_tasks(names, TaskOptions(data))
+        if experiment.objective.reads == "text":
+            tasks = [with_corpus(task, plan.corpus) for task in tasks]
+        check_available(tasks)
+        read = [items_of(task, settings, log) for task in tasks]
     if writing := next((task.name for task, _ in read if task.kind in ("generate", "code")), None):
         raise UserError(
             f"evaluate.tasks={writing}: the model writes texts, which takes too long between two steps. "
@@ -59,7 +78,8 @@ def task_scores(plan: RunPlan, log: Callable[[str], None]) -> TaskScores:
     convention = Convention(
         tokenizer.bos_id, tokenizer.bos_id, length, trained=experiment.train.sequence_length
     )
-    encoded = [(task, encode_items(task, items, tokenizer, convention)[0]) for task, items in read]
+    with keys_of_a_run():
+        encoded = [(task, encode_items(task, items, tokenizer, convention)[0]) for task, items in read]
     evaluators: list[TaskEvaluator] = []
 
     def scores(parameters: Any, stopped: Callable[[], bool]) -> dict[str, float] | None:

@@ -28,7 +28,7 @@ from llm_jax.core.files import Busy, check_writable, locked, make_folder, read_j
 from llm_jax.core.log import log_to_stderr
 from llm_jax.data import Tokenizer
 from llm_jax.data.config import DataConfig
-from llm_jax.evaluate.chat_prompts import ChatPrompts
+from llm_jax.evaluate.chat_prompts import NO_TEMPLATE, ChatPrompts
 from llm_jax.evaluate.code_sandbox import sandbox_line
 from llm_jax.evaluate.contamination import texts_to_find, with_and_without
 from llm_jax.evaluate.encode import Convention, convention_of, shown_ids
@@ -44,7 +44,7 @@ from llm_jax.evaluate.tasks.task import Item, Task, check_items, task_hash
 from llm_jax.evaluate.training_text import overlaps_of_tasks
 from llm_jax.generate.chat import template_of
 from llm_jax.pretrained.model import check_outputs, open_model, read_tokenizer
-from llm_jax.pretrained.source import open_source
+from llm_jax.pretrained.source import ModelSource, open_source
 
 PROGRESS_SECONDS = 10.0
 """Between lines about how far a task is."""
@@ -88,16 +88,13 @@ def evaluate_tasks(
     where data is missing, an item can't be scored, or the folder can't be written.
     """
     source = open_source(path, adapter=options.get("adapter"))
-    check_outputs(source.experiment.model.outputs, str(path), "logits")
+    tokenizer = tokenizer_of(source, path, log)
     check_available(tasks)
     read = [items_of(task, settings, log) for task in tasks]
-    tokenizer = read_tokenizer(source.path, log)
-    if tokenizer is None:
-        raise UserError(f"{path}: has no tokenizer, and tasks are text. Put its tokenizer.json there")
     chat = None
     if settings.chat:
         check_chat(settings, [task for task, _ in read])
-        chat = ChatPrompts(template_of(source.path, source.experiment), tokenizer)
+        chat = ChatPrompts(template_of(source.path, source.experiment, "chat", NO_TEMPLATE), tokenizer)
     convention = convention_of(source, tokenizer, settings.too_long, chat)
     key = model_key(source, tokenizer, convention, options)
     folder = out or evaluations_folder(source.path, key.step, key.weights_hash)
@@ -138,6 +135,15 @@ def evaluate_tasks(
                 for run in left
             }
     return [as_asked(run.result, settings, path) or made[run.task.name] for run in runs]
+
+
+def tokenizer_of(source: ModelSource, path: Path, log: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer of a model that can be evaluated on tasks. Raises UserError for one that can't."""
+    check_outputs(source.experiment.model.outputs, str(path), "logits")
+    tokenizer = read_tokenizer(source.path, log)
+    if tokenizer is None:
+        raise UserError(f"{path}: has no tokenizer, and tasks are text. Put its tokenizer.json there")
+    return tokenizer
 
 
 def hold(runs: Sequence[TaskRun], life: contextlib.ExitStack, log: Callable[[str], None]) -> None:
@@ -269,7 +275,9 @@ def complete(
     """
     writes = jax.process_index() == 0
     wanted = {one.item.id: number for number, one in enumerate(run.encoded)}
-    samples = {s["id"]: s for s in read_samples(run.samples_file, mend=writes) if s["id"] in wanted}
+    samples = {
+        s["id"]: s for s in read_samples(run.samples_file, log if writes else None) if s["id"] in wanted
+    }
     if samples:
         log(f"{run.task.name}: {len(samples)} of {len(wanted)} items are scored already")
     start, tokens, said = time.monotonic(), evaluator.tokens, time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ def append_samples(path: Path, samples: Iterable[Sample]) -> None:
         raise UserError(f"{path}: can't be written ({error.strerror})") from error
 
 
-def read_samples(path: Path, mend: bool = False) -> list[dict[str, Any]]:
+def read_samples(path: Path, mend: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The samples of a file, in its order; none where there is no file.
 
-    A frame at the end that a kill left unfinished is not read. mend: it is cut off too, so that others can
-    follow. Raises UserError for a file that is no such file.
+    What follows the last whole frame is not read: a kill leaves a frame unfinished, and a crash of the
+    machine may leave zeros. mend: cuts that off, so that others can follow, and is called with a line that
+    says so. Raises UserError for a file that is no such file.
     """
     if not path.exists():
         return []
@@ -49,6 +50,10 @@ def read_samples(path: Path, mend: bool = False) -> list[dict[str, Any]]:
         end = after
     if mend and end < len(content):
         os.truncate(path, end)
+        mend(
+            f"{path}: {len(content) - end:,} bytes of an unfinished batch are cut off; {len(found)} samples "
+            "stay"
+        )
     return found
 
 
@@ -60,6 +65,8 @@ def _frames(content: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
         try:
             text = reader.decompress(content[at:])
         except zstandard.ZstdError as error:
+            if at:
+                return
             raise UserError(f"{path}: is no file of samples ({error}). Remove it") from error
         if not reader.eof:
             return

@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm_jax.core.arguments import argument
-from llm_jax.core.errors import UserError
+from llm_jax.core.errors import UserError, require
 from llm_jax.core.files import user_path, write_json
 
 if TYPE_CHECKING:
     from llm_jax.pretrained.arguments import ModelArguments
 
 
+def names_of_tasks(key: str, value: str) -> str:
+    """The names that key=value gives. Raises UserError where it gives none, as with an unset variable of a
+    shell: without the key held-out text is scored."""
+    require(bool(value.strip()), key, value, "names of tasks, groups or files, as in tasks=core,german")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskArguments:
     """Tasks that a model is evaluated on."""
 
-    tasks: str = argument("", shown="NAMES")
+    tasks: str = argument("", shown="NAMES", read=names_of_tasks)
     """Tasks, groups (core, german, english, numbers, code) and files of your own (.jsonl, .parquet, .tsv,
     .py; FILE:KIND names their kind), separated by commas: these are scored instead of held-out text."""
     shots: int = argument(0, least=0)

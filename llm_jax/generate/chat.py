@@ -19,16 +19,18 @@ BASE = "a base model only continues a text: use prompt=, or train it to answer f
 """What to do with a model that has no template."""
 
 
-def template_of(path: Path, experiment: Experiment) -> ChatTemplate:
+def template_of(
+    path: Path, experiment: Experiment, key: str = "chat template", remedy: str = BASE
+) -> ChatTemplate:
     """The chat template of the model in a folder: the one that it was fine-tuned with here, or its folder's.
 
-    A template that writes the date is told that of the training (`chat.date`), or today's. Raises UserError
-    where there is none.
+    A template that writes the date is told that of the training (`chat.date`), or today's. Raises UserError,
+    which names `key` and what to do, where there is none.
     """
     folder = tokenizer_folder(path)
     name = copy_of_template(experiment.chat.template, folder)
     date = experiment.chat.date or datetime.date.today().isoformat()
-    return find_template(name, TokenizerConfig(file=str(folder)), "chat template", date, BASE)
+    return find_template(name, TokenizerConfig(file=str(folder)), key, date, remedy)
 
 
 def in_template(requests: Sequence[Request], model: PretrainedModel) -> list[Request]:

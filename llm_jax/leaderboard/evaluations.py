@@ -9,8 +9,8 @@ from typing import Any
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import read_json
-from llm_jax.core.log import log_to_stderr
-from llm_jax.evaluate.run_tasks import evaluate_tasks, samples_of_result
+from llm_jax.core.log import log_to_stderr, no_log
+from llm_jax.evaluate.run_tasks import evaluate_tasks, samples_of_result, tokenizer_of
 from llm_jax.evaluate.task_evaluator import TaskSettings
 from llm_jax.evaluate.tasks.own_file import is_file_name
 from llm_jax.evaluate.tasks.registry import TaskOptions, all_tasks, find_tasks, groups_of, ready
@@ -46,6 +46,8 @@ def evaluate_models(
     files = [name.strip() for name in names.split(",") if is_file_name(name.strip())]
     words = {task.name: file for file in files for task in find_tasks(file, task_options)}
     sources = [open_source(path, adapter=options.get("adapter")) for path, _ in folders]
+    for (path, _), source in zip(folders, sources, strict=True):
+        tokenizer_of(source, path, no_log)  # raises before one is evaluated, which may take long
     labels = short_names(folders)
     compute = dict(compute or {})
     if unknown := set(compute) - set(labels):

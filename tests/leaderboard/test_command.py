@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from llm_jax.evaluate import run_tasks
 from llm_jax.evaluate.samples import read_samples
 from llm_jax.inspect.arguments import sample_text
+from llm_jax.leaderboard import evaluations
 from llm_jax.leaderboard.__main__ import main
 from llm_jax.leaderboard.models import short_names
 from tests.tiny_run import launch, write_experiment
@@ -177,6 +179,17 @@ def test_an_item_of_the_page_opens_in_inspect(made):
         "llm_jax.inspect",
         str(folder / "run"),
     ]
+
+
+def test_a_model_without_a_tokenizer_is_found_before_another_is_evaluated(
+    made, tmp_path, capsys, monkeypatch
+):
+    folder, _ = made
+    shutil.copytree(folder / "run", bare := tmp_path / "bare")
+    shutil.rmtree(bare / "tokenizer")
+    monkeypatch.setattr(evaluations, "evaluate_tasks", None)
+    assert main([str(folder / "run"), str(bare), f"tasks={folder / 'quiz.jsonl'}", f"out={tmp_path}"]) == 2
+    assert f"{bare}: has no tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from llm_jax.core.errors import UserError
+from llm_jax.core.errors import UserError, one_of
 from llm_jax.core.files import json_line, text_of, user_path
 from llm_jax.evaluate.tasks.python_file import tasks_of_module
 from llm_jax.evaluate.tasks.records import Record, item_of, kind_of
@@ -26,13 +26,17 @@ def is_file_name(name: str) -> bool:
     >>> is_file_name("mine/qa.jsonl:cloze"), is_file_name("arc_easy:mcf")
     (True, False)
     """
-    return split_kind(name)[0].endswith(ENDINGS)
+    return name.endswith(ENDINGS) or name.rpartition(":")[0].endswith(ENDINGS)
 
 
 def split_kind(name: str) -> tuple[str, Kind | None]:
-    """(the file, the kind that is asked for) of FILE or FILE:KIND."""
-    file, colon, kind = name.rpartition(":")
-    return (file, kind) if colon and kind in get_args(Kind) else (name, None)  # type: ignore[return-value]
+    """(the file, the kind that is asked for) of FILE or FILE:KIND. Raises UserError for another kind."""
+    file, _, kind = name.rpartition(":")
+    if name.endswith(ENDINGS) or not file:
+        return name, None
+    if kind not in get_args(Kind):
+        raise UserError(f"tasks={name}: {kind or 'nothing'} is no kind; {one_of(kind, get_args(Kind))}")
+    return file, kind  # type: ignore[return-value]
 
 
 def tasks_of_file(name: str) -> list[Task]:
@@ -41,7 +45,7 @@ def tasks_of_file(name: str) -> list[Task]:
     file, kind = split_kind(name)
     path = user_path(file)
     if not path.is_file():
-        raise UserError(f"tasks={name}: no such file")
+        raise UserError(f"tasks={name}: {'is a folder; must be a file' if path.is_dir() else 'no such file'}")
     if path.suffix == ".py":
         return tasks_of_module(path)
     records = functools.cache(lambda: list(read_records(path)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_jax.core.errors import UserError, nearest
+from llm_jax.core.files import user_path
 from llm_jax.evaluate import suites
 from llm_jax.evaluate.sources.olmo import olmo_tasks
 from llm_jax.evaluate.suites.own_text import cloze_task
@@ -67,6 +68,8 @@ def find_tasks(names: str, options: TaskOptions = DEFAULT) -> list[Task]:
             made = tasks_of_file(name)
         else:
             way = nearest(name, [*known, *groups]) if "/" not in name else "there is no such file"
+            if user_path(name).exists():
+                way = "it is a folder" if user_path(name).is_dir() else "it has another ending"
             raise UserError(
                 f"tasks={name}: is no task, group ({', '.join(groups)}) or file (.jsonl, .parquet, .tsv, "
                 f".py); {way}"
