@@ -46,7 +46,7 @@ def read_samples(path: Path, mend: Callable[[str], None] | None = None) -> list[
     content = path.read_bytes()
     found, end = [], 0
     for text, after in _frames(content, path):
-        found += [json.loads(line) for line in text.decode().splitlines()]
+        found += [json.loads(line) for line in text.decode().split("\n") if line]
         end = after
     if mend and end < len(content):
         os.truncate(path, end)

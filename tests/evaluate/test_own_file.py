@@ -146,6 +146,8 @@ MISTAKES: dict[str, tuple[str | bytes | None, str]] = {
     "damaged.jsonl.gz": (bytes(DAMAGED), "can't be read ("),
     "half.jsonl": ('{"text": "a \\ud83d"}', "item 0: choices: has '\\ud83d', half of a character"),
     "nothing.jsonl": ('{"question": "a", "answer": []}', "line 1: has an empty list of right answers"),
+    "norm.jsonl": ('{"question": "a", "choices": ["b", "c"], "gold": 0, "normalization": "row"}', "line 1: normalization: is 'row'"),
+    "norms.jsonl": ('{"question": "a", "choices": ["b", "c"], "gold": 0}\n{"question": "a", "choices": ["b", "c"], "gold": 0, "normalization": "raw"}', "line 2: normalization: is raw, and missing before"),
     "long.jsonl": (json.dumps({"question": "a", "choices": ["b", "c"], "gold": "9" * 5000}), "must be an index from 0 to 1"),
     "text.tsv": ('question\tchoices\tanswer\na\t["b", "c"]\t0\n', "line 2: choices: is \"["),
     "null.jsonl": ('{"question": "a", "choices": null, "answer": 1}', "line 1: choices: is null; must be a list of texts"),

@@ -17,9 +17,9 @@ from llm_jax.evaluate.task_table import group_lines
 def test_batches_are_read_back_in_order(tmp_path: Path):
     path = tmp_path / "a.samples.jsonl.zst"
     assert read_samples(path) == []
-    append_samples(path, [{"id": "ü"}, {"id": "b"}])
+    append_samples(path, [{"id": "ü"}, {"id": "b\u2028"}])
     append_samples(path, [{"id": "c"}])
-    assert [sample["id"] for sample in read_samples(path)] == ["ü", "b", "c"]
+    assert [sample["id"] for sample in read_samples(path)] == ["ü", "b\u2028", "c"]
 
 
 def test_a_batch_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path):

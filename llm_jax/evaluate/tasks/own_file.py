@@ -13,7 +13,7 @@ from typing import get_args
 from llm_jax.core.errors import UserError, one_of
 from llm_jax.core.files import json_line, text_of, user_path
 from llm_jax.evaluate.tasks.python_file import tasks_of_module
-from llm_jax.evaluate.tasks.records import Record, item_of, kind_of
+from llm_jax.evaluate.tasks.records import Record, item_of, kind_of, metric_of
 from llm_jax.evaluate.tasks.references import last_number, same_number, same_text
 from llm_jax.evaluate.tasks.task import Item, Kind, Task
 
@@ -68,6 +68,7 @@ def tasks_of_file(name: str) -> list[Task]:
             language="",
             kind=asked,
             items=items,
+            metric=same_metric(path, records()) if asked == "choice" else "",
             formulation="cf" if asked == "choice" else "",
             about=str(path),
             stop=("\n\n", "\nQuestion:") if asked == "generate" else CODE_STOPS if asked == "code" else (),
@@ -89,6 +90,23 @@ def kind_at_line(path: Path, records: list[tuple[int, Record]]) -> Kind:
         return kind_of(records[0][1])
     except UserError as error:
         raise UserError(f"tasks={path}: line {records[0][0]}: {error}") from error
+
+
+def same_metric(path: Path, records: list[tuple[int, Record]]) -> str:
+    """The metric that all records of choice ask for; empty for the kind's. Raises UserError."""
+    wanted = ""
+    for number, (line, record) in enumerate(records):
+        try:
+            found = metric_of(record)
+        except UserError as error:
+            raise UserError(f"tasks={path}: line {line}: {error}") from error
+        if number and found != wanted:
+            raise UserError(
+                f"tasks={path}: line {line}: normalization: is {found or 'missing'}, and "
+                f"{wanted or 'missing'} before; must be the same in all"
+            )
+        wanted = found
+    return wanted
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:

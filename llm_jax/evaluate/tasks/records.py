@@ -3,7 +3,7 @@
     pair      sentence_good and sentence_bad, or good and bad
     choice    choices, endings or options: a list of texts, {"text": [...], "label": [...]}, or a table of
               letters; or fields A, B, ... (MMLU); gold, label, answer, answerKey or expected_index: a label,
-              the choice itself, or an index
+              the choice itself, or an index; normalization, the same of all: the task's metric
     code      prompt, and test (with entry_point, as HumanEval has it) or tests (a program)
     generate  question or prompt, and answer, target, completion or ideal: a text, or a list of
               all right ones
@@ -22,8 +22,8 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.core.errors import UserError
-from llm_jax.evaluate.tasks.task import Item, Kind
+from llm_jax.core.errors import UserError, one_of
+from llm_jax.evaluate.tasks.task import NORMALIZATIONS, Item, Kind
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
 CHOICES = ("choices", "endings", "options")
@@ -57,6 +57,14 @@ def kind_of(record: Record) -> Kind:
         f"fields {names}: of no task; must have choices and gold, sentence_good and sentence_bad, "
         "question and answer, prompt and tests, or text"
     )
+
+
+def metric_of(record: Record) -> str:
+    """The metric that a record of choice asks for; empty for the kind's. Raises UserError."""
+    found = record.get("normalization") or ""
+    if found and found not in NORMALIZATIONS:
+        raise UserError(f"normalization: is {found!r}; {one_of(str(found), NORMALIZATIONS)}")
+    return found
 
 
 def item_of(record: Record, kind: Kind, number: int) -> Item:

@@ -192,7 +192,7 @@ def test_the_suites_are_found_by_name_and_group():
         task.items()
 
 
-@pytest.mark.parametrize("name", ["german_verb_case", "numbers_de_clock", "python_expressions"])
+@pytest.mark.parametrize("name", ["german_verb_case", "numbers_de_clock", "python_doctests"])
 def test_a_written_file_is_read_as_the_same_items(name, tmp_path, capsys):
     from llm_jax.evaluate.suites.__main__ import main
     from llm_jax.evaluate.tasks.own_file import tasks_of_file
@@ -201,10 +201,31 @@ def test_a_written_file_is_read_as_the_same_items(name, tmp_path, capsys):
     assert main([name, "seed=1", "show=2", f"out={file}"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     (task,) = tasks_of_file(str(file))
-    assert task.kind == SUITES[name].kind
+    assert (task.kind, task.metric) == (SUITES[name].kind, SUITES[name].task().metric)
     for read, made in zip(task.items(), SUITES[name].items(seed=1), strict=True):
         assert (read.id, read.context, read.source) == (made.id, made.context, made.source)
         assert read.choices[read.gold] == made.choices[made.gold]
+
+
+def test_a_file_of_several_suites_has_a_group_for_each_and_one_kind(tmp_path, capsys):
+    from llm_jax.evaluate.suites.__main__ import main
+    from llm_jax.evaluate.tasks.registry import find_tasks
+
+    assert main(["recall", f"out={tmp_path / 'both.jsonl'}"]) == 0
+    assert main(["recall", f"out={tmp_path / 'each'}"]) == 0
+    (both,) = find_tasks(str(tmp_path / "both.jsonl"))
+    each = find_tasks(",".join(map(str, sorted((tmp_path / "each").iterdir()))))
+    assert [(task.name, task.metric) for task in (both, *each)] == [
+        ("both", "raw"), ("copying", "raw"), ("recall_by_name", "raw"),
+    ]  # fmt: skip
+    groups = {item.id: item.group for item in both.items()}
+    assert groups == {item.id: f"{task.name} {item.group}" for task in each for item in task.items()}
+    capsys.readouterr()
+    assert main(["all", f"out={tmp_path / 'all.jsonl'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "all has suites of pair" in line
+    assert "Give a folder, for a file of each suite" in line
+    assert not (tmp_path / "all.jsonl").exists()
 
 
 def test_an_unknown_suite_is_one_line(capsys):
