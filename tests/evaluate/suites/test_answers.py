@@ -192,7 +192,7 @@ def test_the_suites_are_found_by_name_and_group():
         task.items()
 
 
-@pytest.mark.parametrize("name", ["german_verb_case", "numbers_de_clock", "python_doctests"])
+@pytest.mark.parametrize("name", ["german_verb_case", "numbers_de_clock", "python_expressions"])
 def test_a_written_file_is_read_as_the_same_items(name, tmp_path, capsys):
     from llm_jax.evaluate.suites.__main__ import main
     from llm_jax.evaluate.tasks.own_file import tasks_of_file
