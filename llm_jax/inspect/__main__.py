@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from llm_jax.core.arguments import read_command
-from llm_jax.core.command import output_folder, run_command
+from llm_jax.core.command import run_command
 from llm_jax.inspect.arguments import InspectArguments
 
 
@@ -19,7 +19,7 @@ def inspect(arguments: list[str]) -> int:
     command = read_command(arguments, InspectArguments)
     if command is None:
         return 0
-    folder = command.out or output_folder("out", str(command.folder / "inspect"))
+    folder = command.page_folder()
 
     from llm_jax.inspect.analysis import analyse_model  # these import JAX, which `run_command` sets up
     from llm_jax.inspect.write import write_page

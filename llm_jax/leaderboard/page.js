@@ -170,7 +170,7 @@
     if (!texts.choices.length || answers[0].scores === undefined && of.metric !== "bits_per_byte") box.append(made("div", { class: "open" }, ...pair.map((m, k) => made("span", {}, `${models[m].name}: ${answers[k].value === 1 ? "right" : answers[k].value === 0 ? "wrong" : answers[k].value}`))));
     const lines = made("div", { class: "open" }, "open in inspect:");
     for (const m of pair) {
-      const line = `${models[m].inspect} sample=${quoted(`${data.words[name] || name}#${id}`)}`, button = made("button", { type: "button" }, "copy");
+      const line = `${models[m].inspect} sample=${quoted(`${data.words[name] || name}#${id}`)}${data.keys[name] || ""}`, button = made("button", { type: "button" }, "copy");
       button.addEventListener("click", async () => { await navigator.clipboard.writeText(line); button.textContent = "copied"; });
       lines.append(made("span", {}, made("code", {}, line), button));
     }

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_jax.core.arguments import read_command
 from llm_jax.inspect import analysis, write
 from llm_jax.inspect.__main__ import main
+from llm_jax.inspect.arguments import InspectArguments
 from llm_jax.inspect.page import title_of
 from llm_jax.pretrained.model import open_model
 from tests.huggingface.expected import FIXTURES
@@ -192,6 +194,7 @@ def test_a_text_that_could_be_html_stays_text(run, tmp_path, without_figures):
 
 
 MISTAKES = {
+    "text=a shots=2": "shots=: has an effect only with sample=TASK#ITEM. Add that, or leave this out",
     "txt=a": "there is no key 'txt'; did you mean 'text'?",
     "text=": "text=: must be some text",
     "file=none.txt": "file=none.txt: no such file",
@@ -224,6 +227,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, capsys, monkeyp
     assert stderr.count("\n") == 1
     assert MISTAKES[line] in stderr
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_goes_to_its_run_and_never_into_a_model_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, folder in (
+        ([str(run)], run / "inspect"),
+        ([str(FIXTURES / "deepseek_v3")], Path("inspect/deepseek_v3")),
+        ([str(FIXTURES / "deepseek_v3"), "out=here"], Path("here")),
+    ):
+        command = read_command([*words, "text=a"], InspectArguments)
+        assert command is not None
+        assert command.page_folder() == folder
 
 
 def test_only_figures_of_an_earlier_page_are_removed(run, tmp_path):

@@ -13,12 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_jax.core.arguments import read_command
 from llm_jax.evaluate import run_tasks
 from llm_jax.evaluate.samples import read_samples
-from llm_jax.inspect.arguments import sample_text
+from llm_jax.evaluate.suites import own_text
+from llm_jax.evaluate.task_evaluator import TaskSettings
+from llm_jax.evaluate.tasks.registry import TaskOptions, find_tasks
+from llm_jax.evaluate.tasks.shots import with_shots
+from llm_jax.evaluate.tasks.task import Item
+from llm_jax.inspect.arguments import InspectArguments, sample_text
 from llm_jax.leaderboard import evaluations
 from llm_jax.leaderboard.__main__ import main
-from llm_jax.leaderboard.models import short_names
+from llm_jax.leaderboard.evaluations import sample_keys
+from llm_jax.leaderboard.models import Leaderboard, short_names
+from llm_jax.leaderboard.page import script_data
+from tests.evaluate.test_olmo import arc
 from tests.tiny_run import launch, write_experiment
 
 Z = 1.959963984540054
@@ -190,6 +199,30 @@ def test_a_model_without_a_tokenizer_is_found_before_another_is_evaluated(
     monkeypatch.setattr(evaluations, "evaluate_tasks", None)
     assert main([str(folder / "run"), str(bare), f"tasks={folder / 'quiz.jsonl'}", f"out={tmp_path}"]) == 2
     assert f"{bare}: has no tokenizer" in capsys.readouterr().err
+
+
+def test_inspect_gets_the_keys_on_which_the_scored_text_depends(tmp_path, monkeypatch):
+    """Shots of a package in a folder, and a text of the first run beside a model without one."""
+    arc(tmp_path / "requests of olmo")
+    documents = {"first": "ab", "second": "cd"}
+    monkeypatch.setattr(own_text, "held_out_documents", lambda model: documents[model.name])
+    monkeypatch.setattr(
+        own_text, "cloze_items", lambda texts, *_: [Item("0", texts, choices=(" x",), gold=0)]
+    )
+    options = TaskOptions(tmp_path / "requests of olmo", tmp_path / "first")
+    tasks = {task.name: task for task in find_tasks("arc_easy,cloze,german_verb_case", options)}
+    settings = {name: TaskSettings(shots=2 * (name == "arc_easy"), seed=3) for name in tasks}
+    keys = {name: sample_keys(task, options, settings[name]) for name, task in tasks.items()}
+    assert keys["german_verb_case"] == {}
+    assert keys["cloze"] == {"corpus": tmp_path / "first"}
+    data = script_data(Leaderboard([], {}, {}, keys=keys), [], {}, 0)
+    for name, number in (("arc_easy", 1), ("cloze", 0)):
+        item = list(with_shots(tasks[name], settings[name].shots, 3).items())[number]
+        line = f"{tmp_path / 'second'} sample={name}#{item.id}{data['keys'][name]}"
+        command = read_command(shlex.split(line), InspectArguments)
+        assert command is not None
+        assert command.source[0] == item.context + item.choices[item.gold or 0]
+        assert ("shot 1" in command.source[0]) == (name == "arc_easy")
 
 
 @pytest.mark.parametrize(
