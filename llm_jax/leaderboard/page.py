@@ -214,7 +214,7 @@ def script_data(
         "items": as_data(shown, list(board.tasks)),
         "words": dict(board.words),
         "keys": {
-            task: "".join(f" {shlex.quote(f'{key}={value}')}" for key, value in keys.items())
+            task: "".join(f" {key}={shlex.quote(str(value))}" for key, value in keys.items())
             for task, keys in board.keys.items()
         },
     }
