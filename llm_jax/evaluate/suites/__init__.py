@@ -29,7 +29,8 @@ SEED = 0
 SHOTS = 16
 """Items that are not scored, for prompts with examples."""
 REVISED: Mapping[str, int] = dict.fromkeys(
-    phrases("""german_agreement_across_prepositional_phrase, german_article_gender, german_adjective_endings,
+    phrases("""german_agreement_across_prepositional_phrase, german_agreement_in_coordination,
+    german_article_gender, german_adjective_endings,
     german_comparison_words, german_preposition_case, german_two_way_prepositions, german_verb_case,
     german_question_word_case, german_relative_pronoun_case, german_dative_plural, german_weak_nouns,
     german_verb_second, german_verb_last_in_subordinate_clauses, german_participle_or_infinitive,

@@ -148,6 +148,7 @@ OTHER_READINGS = {
     "german_participle_or_infinitive": r"\b(will|wollte|möchte)\b",
     "german_two_way_prepositions": r"(steht|gestanden) auf|auf .* gestanden",
     "german_agreement_across_prepositional_phrase": r" mit (der|dem|den) ",
+    "german_agreement_in_coordination": r"\bhör(t|en)\b",
     "german_adjective_endings": r"Schinken",
     "german_article_gender": r"\b(Radio|Hut|Stift|Messer)\b",
     "english_adjective_or_adverb": r"\b(was|is|remained|clear|clearly|quiet|quietly|played) | (in|at|on|by) the ",

@@ -29,11 +29,12 @@ OPENING_ACTS = tuple(
     isst essen einen Apfel
     holt holen den Koffer
     sucht suchen die Brille
-    hört hören ein Geräusch
+    zählt zählen das Geld
     kommt kommen nach Hause
     setzt setzen den Hut auf
     """)
 )
+"""Not hören, which may have an infinitive beside its object ("hört ein Geräusch und singen")."""
 
 
 def subject_verb_agreement(draws: Draws) -> Crossed:
