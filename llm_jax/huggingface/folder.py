@@ -1,9 +1,11 @@
-"""A Hugging Face model folder, config.json and safetensors: opened, checked, and read onto devices."""
+"""A Hugging Face model folder, config.json and safetensors, or a GGUF file: opened, checked, and read onto
+devices.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import inside
-from llm_jax.huggingface.family import SCORE, Family, read_model
+from llm_jax.huggingface.family import SCORE, Family, load_family, read_model
+from llm_jax.huggingface.gguf.files import open_file
+from llm_jax.huggingface.gguf.header import is_gguf
 from llm_jax.huggingface.safetensors import Tensor, read_folder, read_json, row_ranges
 from llm_jax.huggingface.tensor_map import EXPERT, Entry, TensorMap, build_tensor_map
 from llm_jax.huggingface.transfer import read_parameters, shapes_of
@@ -31,8 +35,9 @@ class Folder:
     """
 
     path: Path
+    """The folder, or the GGUF file."""
     tree: dict[str, Any]
-    """The JSON object that config.json holds."""
+    """The JSON object that config.json holds, or that the metadata of a GGUF file stands for."""
     family: Family
     model: ModelConfig
     """The model of config.json, in the dtype of the files: bfloat16 if all matrices are bfloat16 or 8-bit,
@@ -61,7 +66,8 @@ class Folder:
         head, embedding = head_and_embedding(entries)
         if self.model.tied_embeddings and self.model.outputs == "logits" and head in tensors:
             check_tied(self.path, tensors.pop(head), tensors[embedding])
-        tensor_map.check(tensors, self.path, self.family.buffers)
+        described = "metadata" if is_gguf(self.path) else CONFIG
+        tensor_map.check(tensors, self.path, self.family.buffers, described)
         return tensor_map
 
 
@@ -71,14 +77,20 @@ def is_folder(path: Path) -> bool:
 
 
 def open_folder(path: Path, leave_out: Sequence[str] = ()) -> Folder:
-    """Reads config.json and the headers of the safetensors files.
+    """Reads config.json and the headers of the safetensors files, or the header of a GGUF file.
 
     `leave_out`: names of tensors to exclude, with * for any characters. Raises UserError, naming the key or
     the file, for anything that is damaged or not supported.
     """
-    tree = read_json(inside(path, CONFIG, path))
-    family, model = read_model(tree, path)
-    found = read_folder(path)
+    found: Mapping[str, Tensor]
+    if is_gguf(path):
+        tree, found = open_file(path)
+        family = load_family(tree["model_type"], path)
+        model = family.read_config(tree, path)
+    else:
+        tree = read_json(inside(path, CONFIG, path))
+        family, model = read_model(tree, path)
+        found = read_folder(path)
     check_wrappers(path, [*found])
     tensors = with_prefix(found, family)
     left_out = tuple(name for name in tensors if any(fnmatchcase(name, pattern) for pattern in leave_out))
@@ -141,12 +153,12 @@ def head_and_embedding(entries: Sequence[Entry]) -> tuple[str, str]:
     return names["head"], names["embedding"]
 
 
-def with_prefix(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+def with_prefix(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Tensors by their full names: files of a model without its head (and GPT-2's on the Hub) omit the
     family's prefix.
     """
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
-        return tensors
+        return dict(tensors)
     heads = ("lm_head.weight", "embed_out.weight", SCORE)
     return {name if name in heads else family.prefix + name: tensor for name, tensor in tensors.items()}
 

@@ -86,11 +86,18 @@ class TensorMap:
             read.append(part.pattern.read(tensors[part.tensor].rows, box[depth:]).astype(dtype, copy=False))
         return stack_keeping_strides(read).reshape([s.stop - s.start for s in box])
 
-    def check(self, tensors: Mapping[str, Tensor], folder: Path, buffers: tuple[str, ...] = ()) -> None:
+    def check(
+        self,
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        buffers: tuple[str, ...] = (),
+        described: str = "config.json",
+    ) -> None:
         """Raises UserError, naming the first, for a tensor that is missing, unknown, or of a wrong shape or
         dtype.
 
-        `buffers` are patterns of the names of tensors that hold no weights.
+        `buffers` are patterns of the names of tensors that hold no weights. `described`: what describes the
+        model.
         """
         for name, slices in self.tensors.items():
             if name not in tensors:
@@ -99,13 +106,13 @@ class TensorMap:
                 )
                 there = f"; there is {longer}: rename its tensors" if longer else ""
                 raise UserError(
-                    f"{folder}: the tensor {name}, which its config.json requires, is missing{there}"
+                    f"{folder}: the tensor {name}, which its {described} requires, is missing{there}"
                 )
             shape = slices[0].pattern.tensor_shape
             if tensors[name].shape != shape:
                 found = list(tensors[name].shape)
                 raise UserError(
-                    f"{folder}: {name} has shape {found}, but its config.json requires {list(shape)}"
+                    f"{folder}: {name} has shape {found}, but its {described} requires {list(shape)}"
                 )
             if tensors[name].dtype not in FLOATS:
                 raise UserError(
@@ -114,7 +121,7 @@ class TensorMap:
         for name in tensors:
             if name not in self.tensors and not any(re.fullmatch(pattern, name) for pattern in buffers):
                 raise UserError(
-                    f"{folder}: the model that its config.json describes has no tensor {name}. To load it "
+                    f"{folder}: the model that its {described} describes has no tensor {name}. To load it "
                     "without, "
                     f"give leave_out={name} to llm_jax.pretrained.load"
                 )

@@ -154,8 +154,9 @@ def save_model(
     )
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
-        if source and (source.path / GENERATION).is_file():
-            shutil.copy(inside(source.path, GENERATION, source.path), partial / GENERATION)
+        files = tokenizer_folder(source.path) if source else None
+        if files and (files / GENERATION).is_file():
+            shutil.copy(inside(files, GENERATION, files), partial / GENERATION)
         else:
             (partial / GENERATION).write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
         write_weights(pretrained, target, tree, partial, dtype, shard_bytes)

@@ -14,6 +14,7 @@ from llm_jax.core.config_tree import flat
 from llm_jax.core.errors import UserError
 from llm_jax.core.files import check_new_folder, new_folder
 from llm_jax.core.log import no_log
+from llm_jax.huggingface.gguf.header import is_gguf
 from llm_jax.huggingface.peft import Base, PeftAdapter, read_peft
 from llm_jax.huggingface.peft_write import made_here, write_peft
 from llm_jax.model.adapters import REDUCING
@@ -119,7 +120,7 @@ def base_name(source: ModelSource, log: Callable[[str], None]) -> str:
     """The `base_model_name_or_path` of an adapter's base: its Hugging Face folder, or its run folder, with a
     line that PEFT needs the former."""
     folder = None if source.steps else weights_folder(source.path)
-    if folder is None or source.adapter is not None:
+    if folder is None or source.adapter is not None or is_gguf(folder):
         log(
             f"its base {source.path} is no Hugging Face folder, which PEFT needs: write one with "
             f"python -m llm_jax.pretrained.save {source.path} FOLDER, and put that path into "

@@ -1,4 +1,4 @@
-"""A folder with a trained model, read once: its experiment, checkpoints, and safetensors headers."""
+"""A folder or file with a trained model, read once: its experiment, checkpoints, and headers of tensors."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from llm_jax.core.files import user_path
 from llm_jax.data.tokenizer import JSON_NAME
 from llm_jax.experiment import Experiment, read_experiment
 from llm_jax.huggingface.folder import CONFIG, Folder, is_folder, open_folder
+from llm_jax.huggingface.gguf.files import tokenizer_folder_of
+from llm_jax.huggingface.gguf.header import is_gguf
 from llm_jax.huggingface.peft import is_peft_folder, read_peft_config, unties
 from llm_jax.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A run folder or a Hugging Face model folder. Its weights have not been read."""
+    """A run folder, a Hugging Face model folder or a GGUF file. Its weights have not been read."""
 
     path: Path
     experiment: Experiment
-    """The experiment of a run; for a Hugging Face folder its model, with defaults for everything else."""
+    """The experiment of a run; for a Hugging Face folder or a GGUF file its model, with defaults for
+    everything else."""
     steps: tuple[int, ...]
     """The steps of a run's checkpoints, in order."""
     folder: Folder | None
-    """The open Hugging Face folder that holds the weights; None for a run with checkpoints, or without any
-    weights.
+    """The open Hugging Face folder or GGUF file that holds the weights; None for a run with checkpoints, or
+    without any weights.
     """
     base: ModelSource | None = None
     """Of a model that is a base with an adapter: the base; its weights are `folder` and `steps`."""
@@ -46,7 +49,7 @@ def open_source(
     path: Path | str, leave_out: Sequence[str] = (), adapter: Path | str | None = None
 ) -> ModelSource:
     """Reads the configuration of a folder with a trained model, and the headers of its safetensors files if
-    it has any.
+    it has any; or both from the header of a GGUF file.
 
     `leave_out`: names of tensors to exclude, with * for any characters. `adapter`: a PEFT folder, whose
     adapter changes the model. A PEFT folder as `path` is its base with the adapter. Raises UserError if there
@@ -55,11 +58,12 @@ def open_source(
     path = user_path(path)
     if adapter is not None:
         return with_adapter(open_source(path, leave_out), user_path(adapter))
-    if not path.is_dir():
+    if not path.is_dir() and not is_gguf(path):
+        problem = "is a file, but no GGUF file" if path.is_file() else "no such folder"
         raise UserError(
-            f"{path}: no such folder; give a run folder, or one with a config.json and safetensors"
+            f"{path}: {problem}; give a run folder, one with a config.json and safetensors, or a .gguf file"
         )
-    if is_folder(path):
+    if is_folder(path) or is_gguf(path):
         folder = open_folder(path, leave_out)
         return ModelSource(path, folder_experiment(folder), (), folder)
     if is_peft_folder(path):
@@ -91,7 +95,7 @@ def base_folder(adapter: Path) -> Path:
     name = read_peft_config(adapter).get("base_model_name_or_path")
     if isinstance(name, str) and name:
         for folder in (user_path(name), adapter / name):
-            if folder.is_dir() and not is_peft_folder(folder):
+            if (folder.is_dir() and not is_peft_folder(folder)) or is_gguf(folder):
                 return folder
     problem = (
         f"and its base {name} is no folder here" if name else "and doesn't name the model that it changes"
@@ -134,11 +138,11 @@ def check_sums(path: Path) -> None:
 
 
 def folder_experiment(folder: Folder) -> Experiment:
-    """An experiment with the model of a Hugging Face folder, and defaults for everything else."""
-    model, train = folder.model, TrainConfig()
+    """An experiment with the model of a Hugging Face folder or GGUF file, else with defaults."""
+    model, train, path = folder.model, TrainConfig(), folder.path.resolve()
     if model.position == "learned":
         train = dataclasses.replace(train, sequence_length=min(train.sequence_length, model.positions))
-    return Experiment(name=folder.path.resolve().name, model=model, train=train)
+    return Experiment(name=path.stem if is_gguf(path) else path.name, model=model, train=train)
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
@@ -148,15 +152,19 @@ def checkpoint_steps(run_dir: Path) -> list[int]:
 
 def weights_folder(path: Path) -> Path | None:
     """The Hugging Face folder with the weights of a loaded model: `weights` in a run folder, or the folder
-    itself; None for none.
+    itself; a GGUF file itself; None for none.
     """
+    if is_gguf(path):
+        return path
     return path / "weights" if (path / "weights" / CONFIG).is_file() else path if is_folder(path) else None
 
 
 def tokenizer_folder(path: Path) -> Path:
     """The folder with the files of the tokenizer, for a run folder, a Hugging Face folder, or a PEFT folder:
-    its own, or its base's if it has none.
+    its own, or its base's if it has none. Those of a GGUF file are made, and kept in the cache.
     """
+    if is_gguf(path):
+        return tokenizer_folder_of(path)
     if is_peft_folder(path) and not (path / JSON_NAME).is_file():
         return tokenizer_folder(base_folder(path))
     return path / "tokenizer" if (path / "config.yaml").is_file() else path

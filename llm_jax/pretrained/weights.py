@@ -21,6 +21,7 @@ from llm_jax.core.errors import UserError
 from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment
 from llm_jax.huggingface.folder import Folder
+from llm_jax.huggingface.gguf.header import is_gguf
 from llm_jax.huggingface.peft import WEIGHTS, is_peft_folder
 from llm_jax.huggingface.peft_config import NAME
 from llm_jax.huggingface.transfer import flat_paths
@@ -309,8 +310,10 @@ def compare(found: Any, wanted: Any, where: str) -> None:
 
 def weights_sha256(folder: Path, step: int | None = None) -> str:
     """The sha256 over the weights that are read from a folder: of the checkpoint of a step, by default its
-    newest, or of its safetensors files; of a PEFT folder, over its own and its base's.
+    newest, or of its safetensors files; of a PEFT folder, over its own and its base's; of a GGUF file.
     """
+    if is_gguf(folder):
+        return checksums.file_sum(folder)
     if is_peft_folder(folder):
         return with_adapter_sha256(weights_sha256(base_folder(folder)), folder)
     steps = checkpoint_steps(folder)
