@@ -57,8 +57,8 @@ class LaunchCommand:
     layout: Pairs = passed_on(lambda name: name == "layout", "layout=NAME", choices=preset_names)
     """A preset (docs/layouts.md)."""
     start: Pairs = passed_on(lambda name: name == "from", "from=FOLDER")
-    """Initialises from this run folder or Hugging Face folder: its model config, tokenizer and latest weights
-    (experiment=continue_pretraining)."""
+    """Initialises from this run folder, Hugging Face folder or GGUF file: its model config, tokenizer and
+    latest weights (experiment=continue_pretraining)."""
     adapter: Pairs = passed_on(lambda name: name == "adapter.from", "adapter.from=FOLDER")
     """Trains the adapter in this PEFT folder further, on the model of from=FOLDER."""
     teacher: Pairs = passed_on(lambda name: name == "teacher", "teacher=FOLDER")

@@ -46,7 +46,7 @@ class EvaluateCommand:
     """  # noqa: E501
 
     folder: Path = positional("RUN_OR_FOLDER")
-    """A run folder or a Hugging Face model folder."""
+    """A run folder, a Hugging Face model folder or a GGUF file."""
     data: Pairs = passed_on(lambda name: name.startswith(("data.", "chat.")), "data.KEY=VALUE")
     """The corpus, with the keys of a run: its held-out documents are scored (data.held_out_fraction=0.99
     makes that nearly all of a text). Without any, the run's own corpus, which gives the loss in its

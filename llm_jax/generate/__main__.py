@@ -60,7 +60,7 @@ class GenerateCommand:
     """
 
     folder: Path = positional("RUN_OR_FOLDER")
-    """A run folder or a Hugging Face model folder."""
+    """A run folder, a Hugging Face model folder or a GGUF file."""
     prompt: tuple[str, ...] = argument(repeated=True)
     """Text to be continued, from the start of a document; repeatable. Without a prompt: the start of a
     document."""

@@ -89,7 +89,7 @@ class InspectArguments:
     """  # noqa: E501
 
     folder: Path = positional("RUN_OR_FOLDER")
-    """A run folder or a Hugging Face model folder."""
+    """A run folder, a Hugging Face model folder or a GGUF file."""
     text: str | None = argument(None, read=some_text)
     """The text, of at most 1,024 tokens."""
     file: Path | None = argument(None, shown="FILE")

@@ -30,7 +30,8 @@ class LeaderboardCommand:
     """  # noqa: E501
 
     folders: tuple[Path, ...] = positional("RUNS_AND_FOLDERS...")
-    """Run folders, RUN@STEP for a checkpoint that isn't the newest, and Hugging Face model folders."""
+    """Run folders, RUN@STEP for a checkpoint that isn't the newest, Hugging Face model folders and GGUF
+    files."""
     tasks: str = argument(shown="NAMES")
     """Tasks, groups (core, german, english, numbers, code) and files of your own, separated by commas, as for
     python -m llm_jax.evaluate. A group that is named as a whole has a column of its own."""

@@ -21,8 +21,8 @@ def load_model(
     leave_out: Sequence[str] = (),
     adapter: Path | str | None = None,
 ) -> Transformer:
-    """The model of a Hugging Face folder or a run folder: model(tokens_BT, positions=..., segments=...) gives
-    logits_BTV.
+    """The model of a Hugging Face folder, a GGUF file or a run folder: model(tokens_BT, positions=...,
+    segments=...) gives logits_BTV.
 
     `dtype` is that of weights and computation ("float32", "bfloat16"); None: as in the files, but float32 on
     a CPU, which emulates bfloat16 (a line on stderr says so). Without a layout the model is on one device;

@@ -1,4 +1,6 @@
-"""The command `python -m llm_jax.pretrained.load`: imports a Hugging Face model folder as a run folder."""
+"""The command `python -m llm_jax.pretrained.load`: imports a Hugging Face model folder, or a
+GGUF file, as a run folder.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadCommand:
-    """Imports a Hugging Face model folder as a run folder: python -m llm_jax.pretrained.load FOLDER
-    run_dir=RUN
+    """Imports a Hugging Face model folder, or a GGUF file, as a run folder: python -m llm_jax.pretrained.load
+    FOLDER run_dir=RUN
 
       python -m llm_jax.pretrained.load ~/models/Qwen3-0.6B run_dir=runs/qwen3_0.6b
+      python -m llm_jax.pretrained.load SmolLM2-135M-Instruct.Q4_1.gguf run_dir=runs/smollm2
       python -m llm_jax.pretrained.load ~/models/big run_dir=runs/big layout=fsdp dtype=bfloat16
 
     Commands that generate, evaluate, inspect or continue training then take RUN. Most of them also take
@@ -35,7 +38,7 @@ class LoadCommand:
 
     folder: Path = positional("FOLDER")
     """The Hugging Face model folder: config.json, safetensors (one file, or several with an index), and the
-    tokenizer's files."""
+    tokenizer's files; or a GGUF file, which has all of these in it."""
     run_dir: Path = argument(shown="RUN")
     """The run folder that is made; it must be new or empty."""
     leave_out: str = argument("", shown="NAMES")

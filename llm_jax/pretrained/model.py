@@ -55,7 +55,8 @@ class PretrainedModel:
     step: int
     """The number of steps that the weights were trained for; 0 for a loaded model."""
     folder: Folder | None = None
-    """The Hugging Face folder that the weights were read from; None for a model that was trained here."""
+    """The Hugging Face folder or GGUF file that the weights were read from; None for a model that was trained
+    here."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,7 +101,7 @@ def open_model(
     outputs: str = "logits",
     log: Callable[[str], None] = log_to_stderr,
 ) -> PretrainedModel:
-    """The model of a run folder, of a Hugging Face folder, or of a PEFT folder with its base.
+    """The model of a run folder, of a Hugging Face folder, of a GGUF file, or of a PEFT folder with its base.
 
     `layout` and `mesh` place its weights; None: on one device. `dtype` is that of weights and computation
     ("float32", "bfloat16"); None: as it was trained, or as its files are, but float32 on a CPU, which
@@ -187,7 +188,7 @@ UNSUPPORTED_TOKENIZERS = (
 
 
 def read_tokenizer(path: Path, log: Callable[[str], None]) -> Tokenizer | None:
-    """The tokenizer of a run folder or a Hugging Face folder; None if it has none.
+    """The tokenizer of a run folder, a Hugging Face folder or a GGUF file; None if it has none.
 
     `log` is called if the folder has only tokenizer files that are not supported, and for a tokenizer that
     changes text.

@@ -53,7 +53,7 @@ class SaveCommand:
     """
 
     run: Path = positional("RUN")
-    """A run folder (or a Hugging Face model folder, or a PEFT folder, to be written anew)."""
+    """A run folder (or a Hugging Face model folder, a GGUF file or a PEFT folder, to be written anew)."""
     folder: Path = positional("FOLDER")
     """The folder that is made; it must be new or empty."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

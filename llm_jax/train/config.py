@@ -95,9 +95,9 @@ class TrainConfig:
     accumulation).
     """
     start_from: str = ""
-    """A run folder, or a Hugging Face model folder, whose (latest) weights initialise the run in place of
-    random ones; its model must have the same shapes, and its tokenizer must be used. `from=FOLDER` on a
-    command line sets all three.
+    """A run folder, a Hugging Face model folder or a GGUF file, whose (latest) weights initialise the run in
+    place of random ones; its model must have the same shapes, and its tokenizer must be used. `from=FOLDER`
+    on a command line sets all three.
     """
     trainable: tuple[str, ...] = EVERYTHING
     """Names of the parameters that are trained, dotted, `*` for anything, e.g. ["blocks.attention.*"]; the

@@ -90,7 +90,7 @@ def _read_header(path: Path, size: int, changed: int) -> Header:
         check_start(start, path)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                return _Reader(path, content).header()
+                return HeaderReader(path, content).header()
             except struct.error:
                 raise UserError(
                     f"{path}: ends inside of its header, at byte {size:,}. Copy or download it again"
@@ -116,7 +116,7 @@ def check_start(start: bytes, path: Path) -> None:
         )
 
 
-class _Reader:
+class HeaderReader:
     """Reads the values of a header one after the other. Raises struct.error where the file ends first."""
 
     def __init__(self, path: Path, content: mmap.mmap):

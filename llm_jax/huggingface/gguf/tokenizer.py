@@ -28,7 +28,7 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """The tokens of a file, checked."""
 
     header: Header
@@ -77,9 +77,9 @@ def has_tokenizer(header: Header) -> bool:
     return header.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
 
 
-def read_vocabulary(header: Header) -> Vocabulary:
+def read_vocabulary(header: Header) -> GgufVocabulary:
     """The tokens of a file. Raises UserError where something is missing or doesn't fit."""
-    vocabulary = Vocabulary(header, header.metadata.get("tokenizer.ggml.tokens") or [], [])
+    vocabulary = GgufVocabulary(header, header.metadata.get("tokenizer.ggml.tokens") or [], [])
     tokens = vocabulary.required("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise UserError(
@@ -97,7 +97,7 @@ def read_vocabulary(header: Header) -> Vocabulary:
                 "Take another file of the model"
             )
         unique[i] = f"<unused {i}>"
-    return Vocabulary(header, unique, types)
+    return GgufVocabulary(header, unique, types)
 
 
 def tokenizer_files(header: Header) -> dict[str, str]:
@@ -138,7 +138,7 @@ def tokenizer_files(header: Header) -> dict[str, str]:
     )
 
 
-def added_tokens(vocabulary: Vocabulary) -> list[Tree]:
+def added_tokens(vocabulary: GgufVocabulary) -> list[Tree]:
     """The tokens that are looked for in a text before it is divided: control tokens, which are special, and
     those that the model's makers added."""
     control = (CONTROL, UNKNOWN)
@@ -149,7 +149,7 @@ def added_tokens(vocabulary: Vocabulary) -> list[Tree]:
     ]
 
 
-def byte_level(vocabulary: Vocabulary) -> tuple[Tree, bool]:
+def byte_level(vocabulary: GgufVocabulary) -> tuple[Tree, bool]:
     """(the parts of tokenizer.json, whether BOS is put first by default) of byte-level BPE."""
     name, path = vocabulary.required("pre"), vocabulary.header.path
     if name not in PRE_TOKENIZERS:
@@ -177,7 +177,7 @@ def byte_level(vocabulary: Vocabulary) -> tuple[Tree, bool]:
     return tree, pre.adds_bos
 
 
-def sentencepiece(vocabulary: Vocabulary) -> tuple[Tree, bool]:
+def sentencepiece(vocabulary: GgufVocabulary) -> tuple[Tree, bool]:
     """(the parts of tokenizer.json, whether BOS is put first by default) of SentencePiece's BPE, which merges
     the pair whose result has the highest score, with bytes for what no token has."""
     scores, types = vocabulary.array("scores"), vocabulary.types
@@ -214,7 +214,10 @@ def sentencepiece(vocabulary: Vocabulary) -> tuple[Tree, bool]:
     return tree, True
 
 
-BUILDERS: dict[str, Callable[[Vocabulary], tuple[Tree, bool]]] = {"gpt2": byte_level, "llama": sentencepiece}
+BUILDERS: dict[str, Callable[[GgufVocabulary], tuple[Tree, bool]]] = {
+    "gpt2": byte_level,
+    "llama": sentencepiece,
+}
 """By the names of `tokenizer.ggml.model`."""
 
 
@@ -230,7 +233,7 @@ def puts_first(bos: str, i: int) -> Tree:
     }
 
 
-def tokenizer_config(vocabulary: Vocabulary, adds_bos: bool) -> Tree:
+def tokenizer_config(vocabulary: GgufVocabulary, adds_bos: bool) -> Tree:
     """The object of tokenizer_config.json. It names the generic class: others would replace the pipeline of
     tokenizer.json by their own."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -244,7 +247,7 @@ def tokenizer_config(vocabulary: Vocabulary, adds_bos: bool) -> Tree:
     }
 
 
-def generation_config(vocabulary: Vocabulary) -> Tree:
+def generation_config(vocabulary: GgufVocabulary) -> Tree:
     """The object of generation_config.json: EOS, and the other tokens that end an answer."""
     named = [vocabulary.id_of(name) for name in ("eos", "eot", "eom")]
     control = {token: i for i, token in enumerate(vocabulary.tokens) if vocabulary.types[i] == CONTROL}
