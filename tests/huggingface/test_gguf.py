@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import ml_dtypes
@@ -171,6 +172,18 @@ def test_a_file_that_ends_anywhere_is_refused(tmp_path):
     for length in range(0, len(content), 997):
         file.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"is empty|ends inside|shorter|no GGUF|version"):
+            open_folder(file)
+
+
+def test_bytes_of_the_header_that_are_flipped_are_read_or_refused(tmp_path):
+    content = bytearray(write_model(tmp_path / "model.gguf", "llama").read_bytes())
+    rng, file = np.random.default_rng(0), tmp_path / "flipped.gguf"
+    for _ in range(300):
+        flipped = bytearray(content)
+        for at in rng.integers(4, 3000, rng.integers(1, 4)):
+            flipped[at] = rng.integers(256)
+        file.write_bytes(flipped)
+        with contextlib.suppress(UserError):  # any other exception is a fault
             open_folder(file)
 
 

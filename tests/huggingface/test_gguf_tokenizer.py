@@ -207,6 +207,8 @@ def test_the_chat_template_and_the_control_tokens_are_the_files(bpe, tmp_path):
     [
         ({"tokenizer.ggml.model": "rwkv"}, "tokenizer.ggml.model=rwkv: is not read; must be one of gpt2, llama"),
         ({"tokenizer.ggml.pre": "default"}, "tokenizer.ggml.pre=default: is not read; must be one of gpt-2, smollm"),
+        ({"tokenizer.ggml.model": ["gpt2", "x"]}, "tokenizer.ggml.model=.'gpt2', 'x'.: is not read"),
+        ({"tokenizer.ggml.merges": 7}, "tokenizer.ggml.merges: .7. merges no tokens"),
         ({"tokenizer.ggml.pre": "qwen"}, "did you mean 'qwen2'"),
         ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is missing from the metadata"),
         ({"tokenizer.ggml.merges": None}, "tokenizer.ggml.merges is missing"),

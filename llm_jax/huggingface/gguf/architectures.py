@@ -82,9 +82,10 @@ def read_tree(header: Header) -> Tree:
     reader.require("attention.causal", True)
     vocab = tensors[EMBEDDING].shape[0]
     reader.require("vocab_size", vocab)
-    if (tokens := len(header.metadata.get("tokenizer.ggml.tokens", ()))) > vocab:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > vocab:
         raise UserError(
-            f"{header.path}: its tokenizer has {tokens:,} tokens, more than the {vocab:,} rows of "
+            f"{header.path}: its tokenizer has {len(tokens):,} tokens, more than the {vocab:,} rows of "
             f"{EMBEDDING}: they are of different models. Take another file"
         )
     tree: Tree = {

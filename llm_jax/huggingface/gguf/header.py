@@ -26,6 +26,9 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 """The tensors begin at multiples of it, unless `general.alignment` is another number."""
+MOST_DIMS = 4
+MOST_VALUES = 10_000_000
+"""More values than any array of metadata has (a vocabulary's, its merges): checked before they are made."""
 KINDS = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
@@ -173,6 +176,8 @@ class HeaderReader:
                 f"{self.path}: has metadata of type {kind}, which GGUF doesn't have. Copy it again"
             )
         item, count = self.number("I"), self.number("Q")
+        if count > MOST_VALUES:
+            raise UserError(f"{self.path}: has an array of {count:,} values; must be at most {MOST_VALUES:,}")
         if item == STRING:
             return [self.string() for _ in range(count)]
         if item not in NUMBERS:
@@ -183,8 +188,10 @@ class HeaderReader:
     def tensor(self) -> tuple[tuple[int, ...], int, int]:
         """(shape, number of the type, offset from the first tensor) of a tensor."""
         dims = self.number("I")
-        if dims > 4:
-            raise struct.error
+        if not 1 <= dims <= MOST_DIMS:
+            raise UserError(
+                f"{self.path}: has a tensor of {dims} dims; must be 1 to {MOST_DIMS}. Copy it again"
+            )
         shape = tuple(self.number("Q") for _ in range(dims))[::-1]  # GGUF has the contiguous dim first
         return shape, self.number("I"), self.number("Q")
 

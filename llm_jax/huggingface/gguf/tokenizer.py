@@ -109,7 +109,7 @@ def tokenizer_files(header: Header) -> dict[str, str]:
     if not has_tokenizer(header):
         return {}
     kind = header.metadata["tokenizer.ggml.model"]
-    if kind not in BUILDERS:
+    if not isinstance(kind, str) or kind not in BUILDERS:
         raise UserError(
             f"{header.path}: tokenizer.ggml.model={kind}: is not read; {one_of(str(kind), BUILDERS)}"
         )
@@ -152,15 +152,16 @@ def added_tokens(vocabulary: GgufVocabulary) -> list[Tree]:
 def byte_level(vocabulary: GgufVocabulary) -> tuple[Tree, bool]:
     """(the parts of tokenizer.json, whether BOS is put first by default) of byte-level BPE."""
     name, path = vocabulary.required("pre"), vocabulary.header.path
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise UserError(
             f"{path}: tokenizer.ggml.pre={name}: is not read; {one_of(str(name), PRE_TOKENIZERS)}"
         )
     pre = PRE_TOKENIZERS[name]
     known = {token: i for i, token in enumerate(vocabulary.tokens)}
     pairs = []
-    for merge in vocabulary.required("merges"):
-        at = merge.find(" ", 1) if isinstance(merge, str) else -1
+    given = vocabulary.required("merges")
+    for merge in map(str, given if isinstance(given, list) else [given]):
+        at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]
         if at < 0 or not {left, right, left + right} <= known.keys():
             raise UserError(
@@ -181,6 +182,10 @@ def sentencepiece(vocabulary: GgufVocabulary) -> tuple[Tree, bool]:
     """(the parts of tokenizer.json, whether BOS is put first by default) of SentencePiece's BPE, which merges
     the pair whose result has the highest score, with bytes for what no token has."""
     scores, types = vocabulary.array("scores"), vocabulary.types
+    if not all(type(score) is float for score in scores):
+        raise UserError(
+            f"{vocabulary.header.path}: tokenizer.ggml.scores: must be numbers. Take another file"
+        )
     if BYTE not in types:
         raise UserError(
             f"{vocabulary.header.path}: has no tokens for bytes, which its tokenizer needs. Take another"
