@@ -37,6 +37,8 @@ def keys_of_a_run() -> Iterator[None]:
         yield
     except UserError as error:
         text = re.sub(r"(?<![\w.])(tasks|data)(?==)", lambda found: KEYS[found[1]], str(error))
+        # a run has no too_long=, and cutting contexts is nothing to do unseen
+        text = text.replace("Give too_long=", "Evaluate the checkpoints instead, with too_long=")
         raise UserError(text) from error
 
 

@@ -51,6 +51,7 @@ def test_scores_are_those_of_the_command_and_training_is_the_same(tmp_path: Path
     ("words", "error"),
     [
         (("evaluate.tasks=nothing",), "error: evaluate.tasks=nothing: is no task"),
+        (("evaluate.tasks=long.jsonl", "model.positions=64", "model.position=learned"), "Evaluate the checkpoints instead, with too_long=left"),
         (("evaluate.tasks=arc_easy",), "or give evaluate.tasks_data=FOLDER"),
         (("evaluate.tasks=arc_easy", "evaluate.tasks_data=none"), "error: evaluate.tasks_data=none: has no folder"),
         (("evaluate.tasks_every=4",), "evaluate.tasks_every=4: must be 0 without evaluate.tasks=NAMES"),
@@ -58,7 +59,9 @@ def test_scores_are_those_of_the_command_and_training_is_the_same(tmp_path: Path
         (("evaluate.tasks_limit=0", "evaluate.tasks=english"), "evaluate.tasks_limit=0: must be at least 1"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line_before_a_run_folder_is_made(tmp_path: Path, capsys, words, error):
+def test_mistakes_are_one_line_before_a_run_folder_is_made(tmp_path: Path, capsys, monkeypatch, words, error):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "the model " * 100}))
     run_dir = tmp_path / "run"
     assert launch(f"experiment={write_experiment(tmp_path)}", f"run_dir={run_dir}", *words) == 2
     assert error in capsys.readouterr().err

@@ -164,6 +164,8 @@ MISTAKES: dict[str, tuple[str | bytes | None, str]] = {
     "exit.py": ("import sys\nsys.exit(0)", "exit.py:2: SystemExit: 0"),
     "f1.py": (task_code("kind='generate', metric='f1'"), "task t: metric=f1: must be one of exact, bits_per_byte"),
     "pmi.py": (task_code("kind='choice', metric='pmi'"), "item a: has no unconditional context"),
+    "stop.py": (task_code("kind='generate', stop='ab'"), "task t: stop='ab': must be a tuple of texts"),
+    "prepared.py": (task_code("kind='choice', prepared=[3]"), "AttributeError"),
     "rawx.py": (task_code("kind='choice', normalizations=('rawx',)"), "normalizations=rawx: must be one of raw"),
     "no.jsonl": (None, "no such file"),
     "empty.jsonl": ("", "is empty"),
@@ -238,6 +240,11 @@ def test_shots_of_an_item_are_its_own_and_never_itself():
     assert before.count("\n\n") == 3
     assert "7 + 1" not in before
     assert before.split("\n\n")[0] in {f"{n} + 1 = {n + 1}" for n in range(20)}
+    wrong = Task(
+        name="c", language="", kind="choice", items=lambda: ITEMS, examples=lambda: [Item("s", "a", "bc", 0)]
+    )  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="item s: choices='bc': must be a tuple of texts"):
+        list(with_shots(wrong, 1).items())
     with pytest.raises(UserError, match="has 19 examples"):
         list(with_shots(task, 20).items())
     with pytest.raises(UserError, match="shots=1: b has 0 shots"):

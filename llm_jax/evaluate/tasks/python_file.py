@@ -35,7 +35,8 @@ def tasks_of_module(path: Path) -> list[Task]:
     for value in vars(module).values():
         for task in value if isinstance(value, list | tuple) else [value]:
             if isinstance(task, Task):
-                found.setdefault(task.name, guarded(task, path))
+                with user_code(path):
+                    found.setdefault(task.name, guarded(task, path))
     if not found:
         raise UserError(
             f"tasks={path}: defines no Task; it must have one at its top level "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llm_jax.core.errors import UserError
 from llm_jax.core.format import listed
-from llm_jax.evaluate.tasks.task import Item, Task
+from llm_jax.evaluate.tasks.task import Item, Task, check_items
 
 MOST_TOGETHER = 4
 """Items of one source, up to which a limit takes all of them or none."""
@@ -42,6 +42,7 @@ def drawn(
 
     def items() -> Iterable[Item]:
         pool = list(examples())
+        pool = check_items(task, pool) if pool else pool
         for item in task.items():
             others = [one for one in pool if one.id != item.id]
             if len(others) < shots:

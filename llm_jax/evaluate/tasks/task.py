@@ -137,6 +137,11 @@ class Task:
             value = getattr(self, name)
             if not callable(value) and (name == "items" or value is not None):
                 raise UserError(f"task {self.name}: {name} is a {type(value).__name__}; must be a function")
+        for name in ("stop", "groups", "normalizations"):
+            if not is_texts(value := getattr(self, name)):  # a text is a sequence of one-letter texts
+                raise UserError(f"task {self.name}: {name}={value!r}: must be a tuple of texts")
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise UserError(f"task {self.name!r}: name: must be a text that isn't empty")
         for value in self.normalizations:
             if value not in NORMALIZATIONS:
                 problem = one_of(str(value), NORMALIZATIONS)
@@ -221,6 +226,11 @@ def problem_of(task: Task, item: Item) -> str:
     return ""
 
 
+def is_texts(value: object) -> bool:
+    """Whether a value is a tuple or list of texts."""
+    return isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+
+
 def type_problem(item: Item) -> str:
     """Why the fields of an item aren't of their types, or are no text that can be written; "" where they
     are."""
@@ -228,8 +238,7 @@ def type_problem(item: Item) -> str:
         if not isinstance(value := getattr(item, name), str):
             return f"{name}={value!r}: must be a text"
     for name in TUPLES:
-        value = getattr(item, name)
-        if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
+        if not is_texts(value := getattr(item, name)):
             return f"{name}={value!r}: must be a tuple of texts"
     if item.gold is not None and (not isinstance(item.gold, int) or isinstance(item.gold, bool)):
         return f"gold={item.gold!r}: must be a number"
