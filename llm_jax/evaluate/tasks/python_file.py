@@ -57,8 +57,9 @@ def user_code(path: Path) -> Iterator[None]:
         raise error if text.startswith("tasks=") else UserError(f"tasks={path}: {text}") from error
     except (Exception, SystemExit) as error:
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else "?"
-        raise UserError(f"tasks={path}:{line}: {type(error).__name__}: {error}") from error
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+        where = f"{path}:{line}" if line else f"{path}"
+        raise UserError(f"tasks={where}: {type(error).__name__}: {error}") from error
 
 
 def guarded(task: Task, path: Path) -> Task:

@@ -103,7 +103,7 @@ def choice_item(record: Record) -> dict[str, Any]:
         "context": context,
         "choices": tuple(joined(context, text) for text in texts),
         "gold": index_of(gold, labels, texts),
-        "unconditional": str(record.get("unconditional", "Answer:" if "question" in record else "")),
+        "unconditional": str(first(record, ("unconditional",), "Answer:" if "question" in record else "")),
     }
 
 
@@ -115,17 +115,19 @@ def letters_of(record: Record) -> dict[str, Any]:
 
 def labelled(found: Any, name: str) -> tuple[list[str], list[str]]:
     """(labels, texts) of a record's choices."""
-    if isinstance(found, Mapping) and isinstance(found.get("text"), list):
+    if isinstance(found, Mapping) and "text" in found:
         labels, texts = found.get("label"), found["text"]
     elif isinstance(found, Mapping):
         labels, texts = list(found), list(found.values())
     else:
         labels, texts = None, found
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        shown = json.dumps(found, default=str, ensure_ascii=False)[:40]
+    listed = isinstance(texts, list) and isinstance(labels, list | None)
+    if not listed or not texts or not all(isinstance(text, str) for text in texts):
+        shown = json.dumps(found, default=str, ensure_ascii=False)[:MOST_SHOWN]
         raise UserError(f"{name}: is {shown}; must be a list of texts, or fields A, B and so on")
-    labels = string.ascii_uppercase[: len(texts)] if labels is None else labels
-    if len(labels) != len(texts):
+    if labels is None:
+        labels = list(string.ascii_uppercase[: len(texts)])
+    elif len(labels) != len(texts):
         raise UserError(f"{name}: has {len(labels)} labels for {len(texts)} texts")
     return [str(label) for label in labels], texts
 
@@ -151,10 +153,10 @@ def index_of(gold: Any, labels: list[str], texts: list[str]) -> int:
 
 def code_item(record: Record) -> dict[str, Any]:
     """The fields of an item of code."""
-    tests = record.get("tests", record.get("test"))
+    tests = first(record, ("tests", "test"))
     if isinstance(tests, list):  # MBPP: assertions, one each
         tests = "\n".join(map(str, tests))
-    if entry := record.get("entry_point"):  # HumanEval defines check(candidate)
+    if tests and (entry := record.get("entry_point")):  # HumanEval defines check(candidate)
         tests = f"{tests}\n\ncheck({entry})"
     right = first(record, ("canonical_solution", "completion", "code", "solution"))
     prompt = text_field(record, "prompt")
@@ -168,9 +170,8 @@ def generate_item(record: Record) -> dict[str, Any]:
     right = first(record, ANSWERS)
     if right is None:
         raise UserError(f"has no right answer; must be in one of {', '.join(ANSWERS)}")
-    answers = [
-        str(answer) for answer in (right if isinstance(right, list) else [right]) if answer is not None
-    ]
+    several = right if isinstance(right, list) else [right]
+    answers = [shown_text(answer, "right answer") for answer in several if answer is not None]
     if not answers:
         raise UserError("has an empty list of right answers; must be a text, or a list of all right ones")
     context = context_of(record)
@@ -210,8 +211,8 @@ def has_context(record: Record) -> bool:
 def context_of(record: Record) -> str:
     """What stands before a record's answer."""
     if "question" in record:
-        before = first(record, ("context", "passage"))
-        parts = [str(before)] if before else []
+        before = first(record, ("context", "passage"), "")
+        parts = [shown_text(before, "context")] if before else []
         return "\n".join([*parts, f"Question: {text_field(record, 'question')}\nAnswer:"])
     name = next((name for name in CONTEXTS if name in record), "")
     if not name:
@@ -237,9 +238,17 @@ def text_field(record: Record, name: str) -> str:
     """A field that must be a text. Raises UserError."""
     value = record.get(name)
     if not isinstance(value, str):
-        problem = "is missing" if value is None else f"is {json.dumps(value, default=str)[:40]}"
+        problem = "is missing" if value is None else f"is {json.dumps(value, default=str)[:MOST_SHOWN]}"
         raise UserError(f"{name}: {problem}; must be a text")
     return value
+
+
+def shown_text(value: Any, name: str) -> str:
+    """A text, or a number as a text. Raises UserError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        shown = json.dumps(value, default=str, ensure_ascii=False)[:MOST_SHOWN]
+        raise UserError(f"{name}: is {shown}; must be a text or a number")
+    return str(value)
 
 
 def first(record: Record, names: tuple[str, ...], default: Any = None) -> Any:
