@@ -57,15 +57,18 @@ class Scorer:
     request gets the same bits alone or beside others, in any order and for every batch size.
     """
 
-    def __init__(self, model: PretrainedModel, *, batch_size: int | None = None, top: int = 0):
+    def __init__(
+        self, model: PretrainedModel, *, batch_size: int | None = None, top: int = 0, weights: Any = None
+    ):
         """batch_size: texts that are read at once, rounded to what the shapes of calls allow; None: as many
-        as fit. top: how many most likely tokens are reported. Raises UserError for impossible sizes."""
+        as fit. top: how many most likely tokens are reported. weights: those of an `Engine` of the model,
+        which it then shares; None: a copy of the model's. Raises UserError for impossible sizes."""
         require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1")
         vocab = model.config.vocab or 0
         require(0 <= top <= vocab, "top", top, f"from 0 to {vocab}")
         self.opened, self.batch_size, self.top = model, batch_size, top
         self.programs = ScorePrograms(model.program, top)
-        self.update(model.parameters)
+        self.weights: Any = self.programs.weights(model.parameters) if weights is None else weights
         place = self.programs.place
         self.devices = place.size(place.axes("batch"))
         of_device = POSITIONS.get(place.platform(), MOST_POSITIONS) // self.devices
@@ -94,7 +97,7 @@ class Scorer:
 
     def update(self, parameters: Any) -> None:
         """Uses other weights from now on, shaped and placed as the model's parameters."""
-        self.weights: Any = self.programs.weights(parameters)
+        self.weights = self.programs.weights(parameters)
 
     def free(self) -> None:
         """Gives the memory of weights and caches back; `update` comes before the next call."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -134,11 +135,7 @@ class DecodePrograms(UnstackedModel):
 
         settings: on the devices (`replicate`). length: tokens of the longest text whose next token is wanted.
         """
-        size = caches.block_size(self.capacity)
-        bucket = size
-        while bucket < length:
-            bucket *= 2
-        bucket = min(bucket, self.capacity)
+        bucket = next((n for n in self.step_buckets() if n >= length), self.capacity)
         program = functools.partial(self.step_program, bucket)
         return self.run(
             "decode", f"{self.slots} x {bucket} positions", program, (1,), weights, state, settings
@@ -155,6 +152,14 @@ class DecodePrograms(UnstackedModel):
         while bucket < tokens:
             bucket *= 2
         return min(bucket, self.capacity)
+
+    def prefill_buckets(self) -> list[int]:
+        """All values of `bucket`, shortest first: there is a program for each."""
+        return doubled(SMALLEST_BUCKET, self.capacity)
+
+    def step_buckets(self) -> list[int]:
+        """The positions of the caches that a step may read, shortest first: there is a program for each."""
+        return doubled(caches.block_size(self.capacity), self.capacity)
 
     def top_logprobs(self, logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(logprobs, token ids) of the `MAX_LOGPROBS` most likely tokens, [B, n] each, best first. Its own
@@ -284,3 +289,12 @@ def top_logprobs_program(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The body of `DecodePrograms.top_logprobs`, to be traced."""
     logprobs, tokens = jax.lax.top_k(jax.nn.log_softmax(logits_BV), min(MAX_LOGPROBS, logits_BV.shape[-1]))
     return logprobs, tokens
+
+
+def doubled(least: int, most: int) -> list[int]:
+    """`least`, twice that and so on, and in the end `most`.
+
+    >>> doubled(16, 80), doubled(16, 8)
+    ([16, 32, 64, 80], [8])
+    """
+    return [*itertools.takewhile(lambda n: n < most, (least << i for i in itertools.count())), most]

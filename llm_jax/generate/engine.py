@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import jax
@@ -30,7 +30,7 @@ from llm_jax.generate.detokenizer import Detokenizer, StopStrings
 from llm_jax.generate.id_tokenizer import GenerationTokenizer, tokenizer_or_ids
 from llm_jax.generate.request import Event, Reason, Request, Result
 from llm_jax.generate.sampling import Settings
-from llm_jax.pretrained.model import PretrainedModel, check_text_ids
+from llm_jax.pretrained.model import OUTPUTS_NAN, PretrainedModel, check_text_ids
 from llm_jax.train.state import TrainModel
 
 
@@ -190,6 +190,28 @@ class Engine:
     def clock(self) -> float:
         """Seconds of `time.perf_counter`, less those spent on compilation."""
         return time.perf_counter() - self.programs.compile_seconds
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Compiles and runs the programs of all lengths, so that no request waits for a compilation. Yields
+        (number, of how many) before each. Must be consumed while no request runs.
+
+        Raises UserError where the model outputs NaN.
+        """
+        programs, free = self.programs, row_settings([None] * self.programs.prefill_rows)
+        prompts, steps = programs.prefill_buckets(), programs.step_buckets()
+        for number in range(len(prompts) + len(steps)):
+            yield number, len(prompts) + len(steps)
+            if number < len(prompts):  # slot -1: no slot changes
+                self.state, out = programs.prefill(
+                    self.weights, self.state, [[0] * prompts[number]], [-1], free
+                )
+            else:
+                length = steps[number - len(prompts)]
+                self.state, out = programs.step(self.weights, self.state, self.settings, length)
+            if number in (0, len(prompts)):  # a prefill's rows, and a step's
+                logprobs = jax.device_get(programs.top_logprobs(out[2])[0])
+                if np.isnan(logprobs[0]).any():
+                    raise UserError(f"{self.name}: {OUTPUTS_NAN}")
 
     @property
     def busy(self) -> bool:
