@@ -3,11 +3,11 @@
 # make check        ruff, the type checker, and the order of the rooms
 # make leaderboard  trains the quickstart and a larger model, and ranks them; MODELS="FOLDER ..." adds open models, TASKS=... others than the built-in ones
 # make reference    installs transformers and PyTorch too, makes tests/huggingface/fixtures anew and compares open models with them both ways, random shapes too
-# PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,cuda with JAX for NVIDIA GPUs
+# PYTHON=python3.12 another Python; VENV=.venv-gpu another environment; EXTRAS=dev,serve,cuda with JAX for NVIDIA GPUs
 
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= dev
+EXTRAS ?= dev,serve
 BIN    := $(VENV)/bin
 
 MODELS ?=
