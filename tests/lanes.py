@@ -20,8 +20,13 @@ SECONDS = Path(__file__).with_name("seconds.json")
 """Seconds by file as they were recorded: {"tests/parity/test_layouts.py": {"wall": 80.1, "cpu":
 75.2}, ...}.
 """
-TOGETHER = ("tests/slurm/*", "tests/faults/test_under_slurm.py"), ("tests/plan/*",), ("tests/scaling/fit/*",)
-"""Files that are one unit: there is one Slurm cluster, and plans and fits are kept in a process."""
+TOGETHER = (
+    ("tests/slurm/*", "tests/faults/test_under_slurm.py"),
+    ("tests/plan/*",),
+    ("tests/scaling/fit/*",),
+    ("tests/serve/*",),
+)
+"""Files that are one unit: there is one Slurm cluster and one server, and plans and fits are kept in a process."""
 WAITS = (
     "tests/slurm/*",
     "tests/faults/test_under_slurm.py",

@@ -31,7 +31,7 @@ COMMANDS = (
     "scaling.recommend:RecommendCommand", "scaling.collect:CollectCommand",
     "run.show_data:ShowDataCommand", "run.save_teacher:SaveTeacherCommand", "scaling.transfer:TransferCommand", "scaling.coordinate_check:CoordinateCheckCommand",
     "evaluate.suites.__main__:SuitesCommand", "evaluate.parity:ParityCommand", "evaluate.contamination:ContaminationCommand",
-    "evaluate.recall_map:RecallMapCommand", "leaderboard.__main__:LeaderboardCommand",
+    "evaluate.recall_map:RecallMapCommand", "leaderboard.__main__:LeaderboardCommand", "serve.__main__:ServeCommand",
 )  # fmt: skip
 NOT_DECIMAL = ("0x10", "0o10", "0b11", "60:00", "1:30", "1,5;", "ten", "1_", "--1", "1 0")
 """Other ways to write numbers, some of which YAML 1.1 reads."""

@@ -61,6 +61,7 @@ RULES = (
     Rule(r"experiment=sft from=runs/", "needs conversations of the reader's", test="tests/objective/test_sft.py"),
     Rule(r"launch experiment=sft( adapter|$)", "takes minutes", add=SHORT),
     Rule(r"evaluate\.parity ", "needs lm-evaluation-harness", test="tests/evaluate/test_parity.py"),
+    Rule(r"llm_jax\.serve |^(curl|ssh) |^kill ", "runs until a signal comes", test="tests/serve/test_command.py"),
     Rule(r"llm_jax\.leaderboard ", "needs two runs", test="tests/leaderboard/test_command.py"),
     Rule(r"file=HumanEval", "needs a file of the reader's", test="tests/evaluate/test_contamination.py"),
     Rule(r"llm_jax\.evaluate models/", "needs a model of the reader's", test="tests/evaluate/test_run_tasks.py"),
