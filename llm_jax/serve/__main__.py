@@ -181,10 +181,14 @@ def serve(arguments: list[str]) -> int:
             print(f"clients: base_url {listener.url}/v1, the API key is in {token_file}", flush=True)
             print(f"from another machine: {listener.tunnel}", flush=True)
 
-        return asyncio.run(server.run(announce))
+        code = asyncio.run(server.run(announce))
     finally:
         token_file.unlink(missing_ok=True)
         listener.close()
+    if server.thread.thread.is_alive():  # it opens or compiles, and can't be stopped
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def check_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from llm_jax.serve.models import ServedModel
 MOST_MESSAGES = 256
 MOST_STOPS = 16
 COMPLETION_TOKENS = 16
-"""`max_tokens` of a completion by itself, as OpenAI has it."""
+"""`max_tokens` of a completion by itself, as OpenAI has it, or as many as fit."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class StreamOptions:
 
     include_usage: bool = False
     """A last chunk with the usage of tokens."""
+    include_obfuscation: bool = False
+    """Padding against who measures the sizes of packets: there is none here."""
 
 
 @dataclass(frozen=True, kw_only=True)

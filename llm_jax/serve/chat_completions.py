@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from llm_jax.serve.answer import FINISH, Answer
 from llm_jax.serve.bodies import ChatBody
-from llm_jax.serve.fields import read_fields
 from llm_jax.serve.logprobs import ScoredToken, chat_logprobs, of_event
 from llm_jax.serve.state import state_of
 
@@ -19,7 +18,7 @@ from llm_jax.serve.state import state_of
 async def chat_completions(http: HttpRequest) -> Response:
     """The endpoint."""
     server = state_of(http)
-    body = read_fields(await server.read_body(http), ChatBody)
+    body = await server.read(http, ChatBody)
     model = server.model(body.model)
     body.check(model)
     ids = await asyncio.to_thread(body.ids, model)

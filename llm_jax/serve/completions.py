@@ -14,7 +14,6 @@ from llm_jax.generate.request import Request
 from llm_jax.serve.answer import FINISH, Answer
 from llm_jax.serve.bodies import CompletionBody
 from llm_jax.serve.errors import context_too_long
-from llm_jax.serve.fields import read_fields
 from llm_jax.serve.logprobs import CompletionLogprobs, ScoredToken, of_event, of_prompt
 from llm_jax.serve.models import ServedModel
 from llm_jax.serve.state import state_of
@@ -23,7 +22,7 @@ from llm_jax.serve.state import state_of
 async def completions(http: HttpRequest) -> Response:
     """The endpoint."""
     server = state_of(http)
-    body = read_fields(await server.read_body(http), CompletionBody)
+    body = await server.read(http, CompletionBody)
     model = server.model(body.model)
     body.check(model)
     server.check_size(model, len(body.prompts) * body.n)
@@ -37,7 +36,10 @@ def read_prompts(body: CompletionBody, model: ServedModel) -> tuple[list[list[in
     requests = []
     for ids in prompts:
         if body.new_tokens:
-            requests += body.requests(model, ids, body.new_tokens, body.logprobs is not None, "prompt")
+            new = body.new_tokens
+            if body.max_tokens is None:
+                new = max(1, min(new, model.max_tokens - len(ids)))
+            requests += body.requests(model, ids, new, body.logprobs is not None, "prompt")
         elif len(ids) > model.max_tokens:
             raise context_too_long(model.max_tokens, len(ids), 0, "prompt", "prompt")
     return prompts, requests

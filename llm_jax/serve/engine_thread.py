@@ -265,6 +265,10 @@ class EngineThread:
             found = model.scorer.score(requests)
         except UserError as error:
             self.call(set_error, future, ApiError(400, str(error)))
+        except RuntimeError as error:  # JAX's own, of a scorer that takes more memory than there is
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            self.call(set_error, future, ApiError(500, "There is not enough memory to score the prompt."))
         else:
             self.call(set_result, future, found)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -101,13 +100,12 @@ class Server:
             await serving
             if was_ready and not self.thread.ended.is_set():
                 await self.thread.close()
+            self.thread.inbox.put(self.thread.stop)  # one that still compiles ends when it can
         finally:
             for task in (ready, serving, *ends):
                 task.cancel()
         if self.thread.fault is not None:
             raise as_one_line(self.thread.fault)
-        if not was_ready:
-            leave_now(EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_DONE, self.listener)
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_DONE
 
     def handle_signals(self) -> None:
@@ -162,11 +160,3 @@ def as_one_line(fault: BaseException) -> BaseException:
         return fault
     sys.excepthook(type(fault), fault, fault.__traceback__)
     return Fault(f"the engine failed, and the server with it: {type(fault).__name__}: {fault}")
-
-
-def leave_now(code: int, listener: Listener) -> None:
-    """Ends the process while the engine's thread still opens or compiles, for which it can't be stopped."""
-    listener.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

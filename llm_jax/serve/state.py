@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -17,13 +16,15 @@ from llm_jax.generate.request import Request
 from llm_jax.serve.continuations import Continuations
 from llm_jax.serve.engine_thread import EngineThread
 from llm_jax.serve.errors import ApiError, draining, engine_failed, starting
-from llm_jax.serve.fields import parse_body
+from llm_jax.serve.fields import Body, parse_body, read_fields
 from llm_jax.serve.metrics import Metrics
 from llm_jax.serve.models import ServedModel
 from llm_jax.serve.responses import ClientLeft
 
 MOST_BYTES = 4 * 2**20
 """Bytes of a body."""
+LARGE = 2**16
+"""Bytes of a body from which on a thread of its own parses it."""
 MOST_READ = 8 * MOST_BYTES
 """Bytes that are read of one that is longer: clients read the error only when they have sent it all."""
 BODY_SECONDS = 30.0
@@ -94,7 +95,8 @@ class ServerState:
         drain."""
         self.check_open()
         busy, most = self.thread.waiting(model), self.room(model)
-        if busy + len(requests) > most:
+        busy = max(busy, len(self.thread.scores))  # prompts that are only scored have no continuation
+        if busy + max(1, len(requests)) > most:
             seconds = max(1, math.ceil(self.thread.seconds_each * busy / model.slots))
             raise ApiError(
                 429, f"The server is busy: {busy} continuations run or wait, of at most {most}. Try again "
@@ -102,9 +104,16 @@ class ServerState:
             )  # fmt: skip
         return self.thread.submit(model, requests)
 
-    async def read_body(self, http: HttpRequest) -> dict[str, Any]:
-        """The JSON of a request. Raises ApiError: 413 for a body that is too long, 408 for one that doesn't
-        arrive, 400 for one that is no object."""
+    async def read(self, http: HttpRequest, kind: type[Body]) -> Body:
+        """The body of a request. Raises ApiError for one that is wrong, too long, or doesn't arrive."""
+        content = await self.read_body(http)
+        if len(content) > LARGE:  # others don't wait for it
+            return await asyncio.to_thread(lambda: read_fields(parse_body(content), kind))
+        return read_fields(parse_body(content), kind)
+
+    async def read_body(self, http: HttpRequest) -> bytes:
+        """The body of a request as it comes. Raises ApiError: 413 for one that is too long, 408 for one that
+        doesn't arrive."""
         too_long = ApiError(
             413, f"The body has more than {MOST_BYTES:,} bytes.", code="body_too_large",
             headers={"Connection": "close"},
@@ -130,7 +139,7 @@ class ServerState:
             raise ClientLeft from None
         if size > MOST_BYTES:
             raise too_long
-        return parse_body(bytes(content))
+        return bytes(content)
 
 
 def state_of(http: HttpRequest) -> ServerState:

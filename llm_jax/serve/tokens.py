@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from llm_jax.serve.bodies import message_ids, require, text_ids
 from llm_jax.serve.errors import ApiError
-from llm_jax.serve.fields import read_fields
 from llm_jax.serve.models import ServedModel
 from llm_jax.serve.responses import json_response
 from llm_jax.serve.state import state_of
@@ -58,7 +57,7 @@ class DetokenizeBody:
 async def tokenize(http: HttpRequest) -> Response:
     """POST /tokenize."""
     server = state_of(http)
-    body = read_fields(await server.read_body(http), TokenizeBody)
+    body = await server.read(http, TokenizeBody)
     model = server.model(body.model)
     ids = await asyncio.to_thread(body.ids, model)
     return json_response(
@@ -74,7 +73,7 @@ async def tokenize(http: HttpRequest) -> Response:
 async def detokenize(http: HttpRequest) -> Response:
     """POST /detokenize."""
     server = state_of(http)
-    body = read_fields(await server.read_body(http), DetokenizeBody)
+    body = await server.read(http, DetokenizeBody)
     model = server.model(body.model)
     for token in body.tokens:
         require(0 <= token < model.vocab, "tokens", token, f"ids from 0 to {model.vocab - 1}")
