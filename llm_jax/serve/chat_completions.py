@@ -37,7 +37,8 @@ class ChatAnswer(Answer):
         texts, tokens, reasons = [""] * self.body.n, self.no_tokens(), [""] * self.body.n
         async for i, event in self.events():
             texts[i] += event.text
-            tokens[i].append(of_event(event))
+            if self.body.logprobs:
+                tokens[i].append(of_event(event))
             reasons[i] = FINISH[event.finished] if event.finished else ""
         return [
             {
@@ -56,7 +57,8 @@ class ChatAnswer(Answer):
             if i not in begun:
                 begun.add(i)
                 yield self.chunk(i, delta={"role": "assistant", "content": ""}, logprobs=None)
-            tokens[i].append(of_event(event))
+            if self.body.logprobs:
+                tokens[i].append(of_event(event))
             if event.text or (event.finished and self.body.logprobs):
                 yield self.chunk(i, delta={"content": event.text}, logprobs=self.logprobs(tokens[i]))
                 tokens[i].clear()

@@ -62,7 +62,8 @@ class CompletionAnswer(Answer):
         reasons = ["length"] * self.count
         async for i, event in self.events():
             texts[i] += event.text
-            tokens[i].append(of_event(event))
+            if self.has_logprobs:
+                tokens[i].append(of_event(event))
             reasons[i] = FINISH[event.finished] if event.finished else ""
         return [
             {
@@ -80,15 +81,18 @@ class CompletionAnswer(Answer):
         parts = [self.parts_of_logprobs() for _ in range(self.count)]
 
         def chunk(i: int, text: str, finish: str | None = None) -> dict[str, Any]:
-            logprobs = parts[i].part(tokens[i]) if self.has_logprobs else None
-            tokens[i].clear()
+            logprobs = None
+            if self.has_logprobs:
+                logprobs = parts[i].part(tokens[i])
+                tokens[i].clear()
             return self.chunk(i, finish, text=text, logprobs=logprobs)
 
         if self.body.echo:
             for i, text in enumerate(texts):
                 yield chunk(i, text, None if self.body.new_tokens else "length")
         async for i, event in self.events():
-            tokens[i].append(of_event(event))
+            if self.has_logprobs:
+                tokens[i].append(of_event(event))
             if event.text or event.finished:
                 yield chunk(i, event.text, FINISH[event.finished] if event.finished else None)
 

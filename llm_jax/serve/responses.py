@@ -23,9 +23,8 @@ class ClientLeft(Exception):
     """The client closed the connection before its response ended."""
 
 
-def to_json(value: Any) -> str:
-    """JSON in one line. NaN is a bug."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+"""JSON in one line. NaN is a bug."""
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
