@@ -95,9 +95,8 @@ class Server:
             was_ready = self.thread.is_ready
             if self.thread.fault is None:
                 await self.drain(0 if self.signal == signal.SIGINT else self.options.drain)
-            await self.until_idle(LAST_SECONDS)
             self.listening.should_exit = True
-            await serving
+            await serving  # it sends the last responses
             if was_ready and not self.thread.ended.is_set():
                 await self.thread.close()
             self.thread.inbox.put(self.thread.stop)  # one that still compiles ends when it can

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.errors import UserError
 from llm_jax.generate.request import Request, Result
+from tests.serve.cases import TEXTS
+from tests.serve.serving import models_of, running
 
 FINISH = {"eos": "stop", "stop": "stop", "max_tokens": "length", "positions": "length"}
 
@@ -61,3 +69,41 @@ def test_the_same_bits_alone_and_beside_fifteen_others(server, cases):
         beside = list(threads.map(ask, cases[:16]))
     assert alone == beside
     assert steps() - between < between - before  # they shared steps
+
+
+def test_no_request_waits_for_a_compilation(server, models):
+    programs = models["text"].engine.programs
+    compiled = set(programs.compiled)
+    assert {size for name, size in compiled if name == "prefill"} == {
+        f"1 x {n} positions" for n in (16, 32, 64)
+    }
+    for length in (1, 16, 17, 40, 60):
+        body = {"model": "text", "prompt": [5] * length, "max_tokens": 4, "logprobs": 1}
+        server.ok("/v1/completions", body)
+    assert set(programs.compiled) == compiled
+
+
+def test_a_model_that_outputs_nan_is_not_served(opened):
+    parameters = jax.tree.map(lambda w: np.full_like(w, np.nan), opened["chat"].parameters)
+    model = dataclasses.replace(opened["chat"], parameters=parameters)
+    with pytest.raises(UserError, match="outputs NaN"):
+        list(models_of({"chat": model})["chat"].engine.warm_up())
+
+
+@pytest.mark.slow
+def test_two_hundred_prompts_streamed_or_not_are_the_engines_own(opened):
+    models = models_of(opened)
+    texts = [f"{text} {i} {extra}" for i, text in enumerate(TEXTS * 4) for extra in ("", "ß", "😀")]
+    cases = []
+    for name, model in models.items():
+        for i, text in enumerate(texts[:100]):
+            ids = tuple(model.tokenizer.encode(text))[:40]
+            stop = (("e",), ("a ", "ü"), (), ("\ufffd",), ("<|im_end|>",), ("no", "never"))[i % 6]
+            request = Request(ids=ids, max_tokens=20, seed=i, temperature=i % 3 / 2, stop=stop)
+            cases.append((name, request, model.engine.generate([request])[0]))
+    assert len(cases) >= 190
+    for server in running(lambda log: models):
+        for name, request, result in cases:
+            whole = server.ok("/v1/completions", body_of(name, request))["choices"][0]
+            chunks = server.stream("/v1/completions", body_of(name, request))
+            assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"] == result.text
