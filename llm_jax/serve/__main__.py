@@ -143,6 +143,9 @@ def serve(arguments: list[str]) -> int:
     command = read_command(arguments, ServeCommand)
     if command is None:
         return 0
+    folders = command.folders()
+    for folder in folders.values():
+        check_folder(folder)
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"llm_jax.serve: needs {', '.join(missing)}: pip install 'llm_jax[serve]' (everything else works "
@@ -153,9 +156,7 @@ def serve(arguments: list[str]) -> int:
     from llm_jax.serve.server import Server, ServerOptions
     from llm_jax.serve.sockets import listen_at_path, listen_at_port
 
-    folders, options = command.folders(), command.model.options()
-    for folder in folders.values():
-        check_folder(folder)
+    options = command.model.options()
     listener = (
         listen_at_path(user_path(command.socket))
         if command.socket

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.evaluate.scorer import Scored
-from llm_jax.generate.request import Event, Reason, Request
+from llm_jax.generate.request import Reason, Request
 from llm_jax.serve.bodies import SamplingFields
+from llm_jax.serve.continuations import Part
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.models import ServedModel
 from llm_jax.serve.responses import EventStream, json_response, until_gone
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 
     from llm_jax.serve.state import ServerState
 
-FINISH: dict[Reason, str] = {
+FINISH: dict[Reason | None, str | None] = {
     "eos": "stop",
     "stop": "stop",
     "max_tokens": "length",
     "positions": "length",
     "cancelled": "stop",
+    None: None,
 }
-"""Why a text ended, in the API's words."""
+"""Why a text ended, in the API's words; None: it continues."""
 
 
 class Answer(ABC):
@@ -89,11 +91,11 @@ class Answer(ABC):
         if self.body.usage_chunk:
             yield self.object(self.chunk_kind, choices=[], usage=self.usage)
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """The events of all choices; their tokens are counted."""
-        async for number, event in self.continuations.events():
-            self.completion_tokens += 1
-            yield number, event
+    async def parts(self) -> AsyncIterator[Part]:
+        """The parts of all choices; their tokens are counted."""
+        async for part in self.continuations.parts():
+            self.completion_tokens += len(part.events)
+            yield part
 
     def fail(self, error: ApiError) -> None:
         """Ends the answer with an error."""

@@ -34,12 +34,14 @@ class ChatAnswer(Answer):
 
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, when they have ended."""
-        texts, tokens, reasons = [""] * self.body.n, self.no_tokens(), [""] * self.body.n
-        async for i, event in self.events():
-            texts[i] += event.text
+        texts, tokens = [""] * self.body.n, self.no_tokens()
+        reasons: list[str | None] = [None] * self.body.n
+        async for part in self.parts():
+            i = part.number
+            texts[i] += part.text
             if self.body.logprobs:
-                tokens[i].append(of_event(event))
-            reasons[i] = FINISH[event.finished] if event.finished else ""
+                tokens[i] += map(of_event, part.events)
+            reasons[i] = FINISH[part.events[-1].finished]
         return [
             {
                 "index": i,
@@ -53,17 +55,18 @@ class ChatAnswer(Answer):
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The role, parts of the text, and the reason in the end."""
         tokens, begun = self.no_tokens(), set()
-        async for i, event in self.events():
+        async for part in self.parts():
+            i, finish = part.number, FINISH[part.events[-1].finished]
             if i not in begun:
                 begun.add(i)
                 yield self.chunk(i, delta={"role": "assistant", "content": ""}, logprobs=None)
             if self.body.logprobs:
-                tokens[i].append(of_event(event))
-            if event.text or (event.finished and self.body.logprobs):
-                yield self.chunk(i, delta={"content": event.text}, logprobs=self.logprobs(tokens[i]))
+                tokens[i] += map(of_event, part.events)
+            if part.text or (finish and self.body.logprobs):
+                yield self.chunk(i, delta={"content": part.text}, logprobs=self.logprobs(tokens[i]))
                 tokens[i].clear()
-            if event.finished:
-                yield self.chunk(i, FINISH[event.finished], delta={}, logprobs=None)
+            if finish:
+                yield self.chunk(i, finish, delta={}, logprobs=None)
 
     def no_tokens(self) -> list[list[ScoredToken]]:
         """The tokens of each choice that weren't sent yet: none."""

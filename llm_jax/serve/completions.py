@@ -59,12 +59,13 @@ class CompletionAnswer(Answer):
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, when they have ended."""
         texts, tokens = await self.prompt_parts()
-        reasons = ["length"] * self.count
-        async for i, event in self.events():
-            texts[i] += event.text
+        reasons: list[str | None] = ["length"] * self.count
+        async for part in self.parts():
+            i = part.number
+            texts[i] += part.text
             if self.has_logprobs:
-                tokens[i].append(of_event(event))
-            reasons[i] = FINISH[event.finished] if event.finished else ""
+                tokens[i] += map(of_event, part.events)
+            reasons[i] = FINISH[part.events[-1].finished]
         return [
             {
                 "index": i,
@@ -90,11 +91,12 @@ class CompletionAnswer(Answer):
         if self.body.echo:
             for i, text in enumerate(texts):
                 yield chunk(i, text, None if self.body.new_tokens else "length")
-        async for i, event in self.events():
+        async for part in self.parts():
+            i, finish = part.number, FINISH[part.events[-1].finished]
             if self.has_logprobs:
-                tokens[i].append(of_event(event))
-            if event.text or event.finished:
-                yield chunk(i, event.text, FINISH[event.finished] if event.finished else None)
+                tokens[i] += map(of_event, part.events)
+            if part.text or finish:
+                yield chunk(i, part.text, finish)
 
     async def prompt_parts(self) -> tuple[list[str], list[list[ScoredToken]]]:
         """(text, tokens) that each choice begins with: those of its prompt, if it is echoed."""

@@ -1,13 +1,30 @@
-"""The continuations of one request, as asyncio's thread sees them: events that come, and how they end."""
+"""The continuations of one request, as asyncio's thread sees them: parts that come, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple
 
 from llm_jax.generate.request import Event, Request, Result
 from llm_jax.serve.models import ServedModel
+
+
+class Part(NamedTuple):
+    """Tokens of one continuation that come together."""
+
+    number: int
+    """Of the prompt that is continued."""
+    events: tuple[Event, ...]
+    """At least one."""
+    result: Result | None
+    """Everything that the continuation is, where this is its last part."""
+
+    @property
+    def text(self) -> str:
+        """The text of the tokens."""
+        return "".join(event.text for event in self.events)
 
 
 class Continuations:
@@ -28,10 +45,10 @@ class Continuations:
         """How many wait or run."""
         self.submitted = time.perf_counter()
         self.closed = False
-        self.arrived: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
+        self.arrived: asyncio.Queue[Part | Exception] = asyncio.Queue()
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(number of the prompt, its next token), in the order in which they come, until all have ended.
+    async def parts(self) -> AsyncIterator[Part]:
+        """The parts of all texts, in the order in which they come, until all have ended.
 
         Raises the error that ended them early.
         """
@@ -41,19 +58,19 @@ class Continuations:
             if isinstance(item, Exception):
                 raise item
             yield item
-            ended += item[1].finished is not None
+            ended += item.result is not None
 
-    def receive(self, number: int, event: Event, result: Result | None) -> None:
-        """Takes an event. result: everything of a prompt's continuation, where this is its last event."""
+    def receive(self, part: Part) -> None:
+        """Takes a part of a text."""
         if self.closed:
             return
-        self.arrived.put_nowait((number, event))
-        if result is not None:
-            self.results[number] = result
+        self.arrived.put_nowait(part)
+        if part.result is not None:
+            self.results[part.number] = part.result
             self.left -= 1
 
     def fail(self, error: Exception) -> None:
-        """Ends all of them with an error, which `events` raises."""
+        """Ends all of them with an error, which `parts` raises."""
         if not self.closed:
             self.arrived.put_nowait(error)
             self.close()

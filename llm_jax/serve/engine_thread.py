@@ -5,7 +5,7 @@ events come back by `call_soon_threadsafe`.
     thread.start()                                        # in asyncio's thread
     await thread.ready()
     continuations = thread.submit("default", [Request("def main(")])
-    async for number, event in continuations.events(): ...
+    async for part in continuations.parts(): ...
     continuations.close()
 """
 
@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_jax.core.errors import UserError
@@ -26,7 +26,7 @@ from llm_jax.core.log import no_log
 from llm_jax.evaluate.scorer import Scored, ScoreRequest
 from llm_jax.generate.request import Event, Request, Result
 from llm_jax.pretrained.model import OUTPUTS_NAN
-from llm_jax.serve.continuations import Continuations
+from llm_jax.serve.continuations import Continuations, Part
 from llm_jax.serve.errors import ApiError, engine_failed
 from llm_jax.serve.models import ServedModel
 
@@ -43,10 +43,15 @@ class Running:
     """Its index there."""
     begun: float = 0.0
     """`time.perf_counter` when its first token came."""
+    result: Result | None = None
+    """Everything that it is, when it has ended."""
+    unsent: list[Event] = field(default_factory=list)
+    """Tokens that asyncio's thread doesn't have yet."""
 
 
-Delivery = tuple[Continuations, int, Event, Result | None]
-"""An event on its way to asyncio's thread."""
+TOGETHER = 0.01
+"""Seconds for which tokens may wait for others, to be sent together. It matters for models that write more
+than 100 tokens/s in each slot: sending each by itself would take longer than computing it."""
 
 
 class EngineThread:
@@ -78,6 +83,10 @@ class EngineThread:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.running: dict[tuple[str, int], Running] = {}
         """(model, the engine's id) → whose it is; the engine thread's own."""
+        self.unsent: list[Running] = []
+        """Those with tokens that weren't sent yet."""
+        self.sent = 0.0
+        """`time.perf_counter` when tokens were sent last."""
         self.seconds_each = 1.0
         """How long a continuation has a slot, by those that ended last."""
         self.scorings: deque[Callable[[], None]] = deque()
@@ -140,12 +149,12 @@ class EngineThread:
 
     # What the engine's thread calls here
 
-    def receive(self, deliveries: Sequence[Delivery]) -> None:
-        """Passes events on to their continuations."""
-        for made, number, event, result in deliveries:
-            if result is not None and math.isnan(event.logprob):
+    def receive(self, parts: Sequence[tuple[Continuations, Part]]) -> None:
+        """Passes parts of texts on to their continuations."""
+        for made, part in parts:
+            if part.result is not None and math.isnan(part.events[-1].logprob):
                 made.fail(ApiError(500, f"{made.model.name}: {OUTPUTS_NAN}"))
-            made.receive(number, event, result)
+            made.receive(part)
             if not made.left:
                 made.close()
 
@@ -202,6 +211,8 @@ class EngineThread:
         """Runs all commands that are in the queue; waits for one where nothing else is to be done."""
         if not self.scorings and not any(model.engine.busy for model in self.models.values()):
             self.inbox.get()()
+        if not self.inbox.empty():
+            self.send()  # a command may take long
         while not self.inbox.empty():
             self.inbox.get()()
 
@@ -217,26 +228,44 @@ class EngineThread:
             self.metrics.waiting.labels(name).set(len(model.engine.waiting))
             self.metrics.running.labels(name).set(sum(slot is not None for slot in model.engine.slots))
         if self.scorings:
+            self.send()
             self.scorings.popleft()()
 
     def deliver(self, name: str, model: ServedModel, events: Sequence[Event]) -> None:
-        """Sends the events of a step to asyncio's thread, at once."""
-        deliveries: list[Delivery] = []
+        """Sends the events of a step to asyncio's thread, with those before that weren't sent yet."""
         now = time.perf_counter()
+        others = sum(model.engine.busy for model in self.models.values()) > 1 or model.engine.waiting
+        urgent = bool(others) or now - self.sent >= TOGETHER
         for event in events:
             running, result = self.running[name, event.id], model.engine.results[event.id]
+            if not running.unsent:
+                self.unsent.append(running)
+            running.unsent.append(event)
             if len(result.tokens) == 1:
-                running.begun = now
+                urgent, running.begun = True, now
                 self.metrics.first.labels(name).observe(now - running.whose.submitted)
                 self.metrics.prompt_tokens.labels(name).inc(result.prompt_tokens)
             if math.isnan(event.logprob):
                 model.engine.cancel(event.id)
             if result.finished is not None:
+                urgent, running.result = True, result
                 del self.running[name, event.id], model.engine.results[event.id]
                 self.seconds_each += 0.1 * (now - running.begun - self.seconds_each)
-            ended = None if result.finished is None else result
-            deliveries.append((running.whose, running.number, event, ended))
-        self.call(self.receive, deliveries)
+        if urgent:
+            self.send()
+
+    def send(self) -> None:
+        """Sends what asyncio's thread doesn't have yet, in one call."""
+        self.sent = time.perf_counter()
+        if self.unsent:
+            parts = [
+                (running.whose, Part(running.number, tuple(running.unsent), running.result))
+                for running in self.unsent
+            ]
+            for running in self.unsent:
+                running.unsent.clear()
+            self.unsent.clear()
+            self.call(self.receive, parts)
 
     def begin(self, made: Continuations) -> None:
         """Gives requests to their engine."""
