@@ -31,7 +31,7 @@ from llm_jax.serve.errors import ApiError, engine_failed
 from llm_jax.serve.models import ServedModel
 
 if TYPE_CHECKING:  # needs the extra `serve`
-    from llm_jax.serve.metrics import Metrics
+    from llm_jax.serve.metrics import Metrics, ModelMetrics
 
 
 @dataclass
@@ -83,6 +83,7 @@ class EngineThread:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.running: dict[tuple[str, int], Running] = {}
         """(model, the engine's id) → whose it is; the engine thread's own."""
+        self.counts: dict[str, ModelMetrics] = {}
         self.unsent: list[Running] = []
         """Those with tokens that weren't sent yet."""
         self.sent = 0.0
@@ -197,14 +198,15 @@ class EngineThread:
     def warm_up(self) -> None:
         """Compiles all programs."""
         for name, model in self.models.items():
-            self.metrics.slots.labels(name).set(model.slots)
+            self.counts[name] = self.metrics.of_model(name)
+            self.counts[name].slots.set(model.slots)
             for number, count in model.engine.warm_up():
                 self.status = f"{name}: compiles program {number + 1} of {count}"
                 while not self.inbox.empty():
                     self.inbox.get()()
                 if self.closing:
                     return
-            self.metrics.compile_seconds.labels(name).set(model.engine.programs.compile_seconds)
+            self.counts[name].compile_seconds.set(model.engine.programs.compile_seconds)
         self.call(self.become_ready)
 
     def take_commands(self) -> None:
@@ -222,11 +224,8 @@ class EngineThread:
             if model.engine.busy:
                 begun = time.perf_counter()
                 events = model.engine.step()
-                self.metrics.step.labels(name).observe(time.perf_counter() - begun)
-                self.metrics.tokens.labels(name).inc(len(events))
+                self.counts[name].step.observe(time.perf_counter() - begun)
                 self.deliver(name, model, events)
-            self.metrics.waiting.labels(name).set(len(model.engine.waiting))
-            self.metrics.running.labels(name).set(sum(slot is not None for slot in model.engine.slots))
         if self.scorings:
             self.send()
             self.scorings.popleft()()
@@ -243,8 +242,8 @@ class EngineThread:
             running.unsent.append(event)
             if len(result.tokens) == 1:
                 urgent, running.begun = True, now
-                self.metrics.first.labels(name).observe(now - running.whose.submitted)
-                self.metrics.prompt_tokens.labels(name).inc(result.prompt_tokens)
+                self.counts[name].first.observe(now - running.whose.submitted)
+                self.counts[name].prompt_tokens.inc(result.prompt_tokens)
             if math.isnan(event.logprob):
                 model.engine.cancel(event.id)
             if result.finished is not None:
@@ -255,14 +254,18 @@ class EngineThread:
             self.send()
 
     def send(self) -> None:
-        """Sends what asyncio's thread doesn't have yet, in one call."""
+        """Sends what asyncio's thread doesn't have yet, in one call. The counters change here too."""
         self.sent = time.perf_counter()
+        for name, model in self.models.items():
+            self.counts[name].waiting.set(len(model.engine.waiting))
+            self.counts[name].running.set(sum(slot is not None for slot in model.engine.slots))
         if self.unsent:
             parts = [
                 (running.whose, Part(running.number, tuple(running.unsent), running.result))
                 for running in self.unsent
             ]
             for running in self.unsent:
+                self.counts[running.whose.model.name].tokens.inc(len(running.unsent))
                 running.unsent.clear()
             self.unsent.clear()
             self.call(self.receive, parts)

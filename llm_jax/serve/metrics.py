@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 STEP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 """Upper bounds of buckets in seconds."""
+
+
+class ModelMetrics(NamedTuple):
+    """The counters and histograms of one model."""
+
+    prompt_tokens: Counter
+    tokens: Counter
+    waiting: Gauge
+    running: Gauge
+    slots: Gauge
+    compile_seconds: Gauge
+    first: Histogram
+    step: Histogram
 
 
 class Metrics:
@@ -41,6 +56,10 @@ class Metrics:
             "llm_jax_step_seconds", "Of one call of the engine: a token for every running slot, or a prompt.",
             model, buckets=STEP, registry=registry,
         )  # fmt: skip
+
+    def of_model(self, name: str) -> ModelMetrics:
+        """Those of one model."""
+        return ModelMetrics(**{field: getattr(self, field).labels(name) for field in ModelMetrics._fields})
 
     def text(self) -> bytes:
         """All of them in Prometheus's text format."""
