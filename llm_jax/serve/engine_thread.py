@@ -212,6 +212,7 @@ class EngineThread:
     def take_commands(self) -> None:
         """Runs all commands that are in the queue; waits for one where nothing else is to be done."""
         if not self.scorings and not any(model.engine.busy for model in self.models.values()):
+            self.send()
             self.inbox.get()()
         if not self.inbox.empty():
             self.send()  # a command may take long
@@ -233,8 +234,8 @@ class EngineThread:
     def deliver(self, name: str, model: ServedModel, events: Sequence[Event]) -> None:
         """Sends the events of a step to asyncio's thread, with those before that weren't sent yet."""
         now = time.perf_counter()
-        others = sum(model.engine.busy for model in self.models.values()) > 1 or model.engine.waiting
-        urgent = bool(others) or now - self.sent >= TOGETHER
+        several = sum(model.engine.busy for model in self.models.values()) > 1
+        urgent = several or bool(model.engine.waiting) or now - self.sent >= TOGETHER
         for event in events:
             running, result = self.running[name, event.id], model.engine.results[event.id]
             if not running.unsent:
