@@ -152,7 +152,7 @@ def test_lm_evaluation_harness_has_the_scores_of_the_scorer(server, models, monk
     from llm_jax.evaluate.scorer import ScoreRequest
 
     base = f"http://127.0.0.1:{server.port}/v1/completions"
-    client = LocalCompletionsAPI(base_url=base, model="text", auth_token=TOKEN, max_length=64)
+    client = LocalCompletionsAPI(base_url=base, model="chat", auth_token=TOKEN, max_length=64)
     pairs = [("def main(", "argv)"), ("x", " = 1"), ("Größe", " 😀"), ("", "The whole")]
     found = client.loglikelihood(
         [
@@ -160,7 +160,7 @@ def test_lm_evaluation_harness_has_the_scores_of_the_scorer(server, models, monk
             for i, pair in enumerate(pairs)
         ]
     )
-    model = models["text"]
+    model = models["chat"]  # the first: it names none where it asks for tokens
     for (context, continuation), (logprob, greedy) in zip(pairs, found, strict=True):
         before = model.tokenizer.encode(context) or [client.prefix_token_id]
         whole = model.tokenizer.encode(context + continuation)
