@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_jax.core.errors import UserError, nearest
 from llm_jax.serve.chat_completions import chat_completions
 from llm_jax.serve.completions import completions
-from llm_jax.serve.errors import ApiError, of_user_error
+from llm_jax.serve.errors import ApiError, of_user_error, server_failed
 from llm_jax.serve.models import ServedModel
 from llm_jax.serve.responses import ClientLeft, error_response, json_response
 from llm_jax.serve.security import SAFE_HEADERS, Guard
@@ -89,9 +89,7 @@ def make_app(server: ServerState, guard: Guard) -> ASGIApp:
             UserError: lambda http, error: error_response(of_user_error(error)),
             ClientLeft: lambda http, error: Response(status_code=499),
             HTTPException: no_such_path,
-            Exception: lambda http, error: error_response(
-                ApiError(500, "The server failed at this request; its log has the reason.")
-            ),
+            Exception: lambda http, error: error_response(server_failed()),
         },
     )
     app.state.server, app.state.created = server, int(time.time())

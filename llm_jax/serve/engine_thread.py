@@ -295,6 +295,7 @@ class EngineThread:
         if future.done():
             return
         try:
+            model.scorer.weights = model.engine.weights  # an engine may have got others
             found = model.scorer.score(requests)
         except UserError as error:
             self.call(set_error, future, ApiError(400, str(error)))

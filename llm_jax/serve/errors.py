@@ -70,6 +70,11 @@ def starting(status: str) -> ApiError:
     return ApiError(503, f"The server is starting: {status}.", code="starting", headers={"Retry-After": "2"})
 
 
+def server_failed() -> ApiError:
+    """A bug."""
+    return ApiError(500, "The server failed at this request; its log has the reason.")
+
+
 def engine_failed() -> ApiError:
     """What waits when the engine's thread ends with a fault."""
     return ApiError(500, "The engine failed, and the server ends.", code="engine_failed")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llm_jax.serve.errors import ApiError
+from llm_jax.serve.errors import ApiError, server_failed
 
 Value = TypeVar("Value")
 
@@ -91,6 +91,9 @@ class EventStream(Response):
                 await self.send_text(send, f"data: {to_json(chunk)}\n\n")
         except ApiError as error:
             await self.send_text(send, f"data: {to_json(error.body)}\n\n")
+        except Exception:  # a bug: the log has it, and the client a word
+            await self.send_text(send, f"data: {to_json(server_failed().body)}\n\n")
+            raise
         finally:
             quiet.cancel()
         await self.send_text(send, "data: [DONE]\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import signal
@@ -142,6 +143,39 @@ def test_a_request_ends_at_the_timeout(engine, start):
     status, answer = server.call(TEXT, BODY)
     assert (status, answer["error"]["type"]) == (504, "timeout_error")
     assert last_event(server.send(TEXT, STREAM))["error"]["code"] == "timeout"
+
+
+def test_a_stream_has_comments_while_nothing_comes(engine, start, monkeypatch):
+    from llm_jax.serve import responses
+
+    monkeypatch.setattr(responses, "QUIET", 0.05)
+    engine.permits = threading.Semaphore(0)
+    response = start().send(TEXT, STREAM)
+    assert response.readline() + response.readline() == b": waiting\n\n"
+    engine.permits.release(100)
+    assert response.read().decode().endswith("data: [DONE]\n\n")
+
+
+def test_a_bug_in_a_stream_ends_it_with_a_word(engine, start, monkeypatch):
+    from llm_jax.serve.completions import CompletionAnswer
+
+    async def chunks(self):
+        yield self.chunk(0, text="a", logprobs=None)
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(CompletionAnswer, "chunks", chunks)
+    server = start()
+    response = server.send(TEXT, STREAM)
+    with pytest.raises(http.client.IncompleteRead) as raised:
+        response.read()
+    assert b'"type":"server_error"' in raised.value.partial
+    assert until(lambda: not any(server.entries))
+
+
+def test_prompts_are_logged_where_the_user_wants_it(engine, start):
+    server = start(log_prompts=True)
+    server.ok(TEXT, {"prompt": [65, 66], "max_tokens": 2})
+    assert any(line.endswith("'AB' -> 'aa'") for line in server.lines)
 
 
 @pytest.mark.parametrize("stream", [True, False])
