@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import socket
+from pathlib import Path
+
+import pytest
 
 from tests.serve.serving import TOKEN, RunningServer, until
 
@@ -30,3 +35,19 @@ def test_two_hundred_clients_that_leave_leave_no_entry(server):
         leave(server, number)
     assert until(lambda: not any(server.entries)), server.entries
     assert server.ok("/v1/completions", {"prompt": "a", "max_tokens": 2})
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_take_no_memory(server):
+    def megabytes() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    for number in range(200):
+        leave(server, number)
+    assert until(lambda: not any(server.entries), 60)
+    before = megabytes()
+    for number in range(1000):
+        leave(server, number)
+    assert until(lambda: not any(server.entries), 60)
+    assert megabytes() - before < 20

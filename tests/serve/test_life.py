@@ -98,6 +98,17 @@ def test_what_does_not_end_in_time_ends_with_an_error(engine, start):
     assert (server.code, server.error) == (0, None)
 
 
+def test_ctrl_c_ends_what_runs_at_once(engine, start):
+    engine.permits = threading.Semaphore(1)
+    server = start(drain=1000)
+    response = server.send(TEXT, STREAM)
+    server.loop.call_soon_threadsafe(server.server.stop, signal.SIGINT)
+    assert last_event(response)["error"]["code"] == "shutting_down"
+    engine.permits.release(100)
+    server.thread.join(30)
+    assert server.code == 130
+
+
 def test_a_fault_of_the_engine_ends_the_server_and_hangs_nobody(engine, start, capsys):
     engine.permits = threading.Semaphore(1)
     server = start()
