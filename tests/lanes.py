@@ -88,6 +88,12 @@ class Lanes(LoadScopeScheduling):
             for node in self.nodes:
                 self._reschedule(node)
 
+    def _reschedule(self, node: Any) -> None:
+        """Deals out work to a worker, unless it is one in place of a dead one and hasn't collected the tests
+        yet: `schedule` is called again when it has. (Two may die at once.)"""
+        if node in self.registered_collections:
+            super()._reschedule(node)
+
     def remove_node(self, node: Any) -> str | None:
         """The test during which a worker died, and which isn't tried again; None where all of its work was
         done.

@@ -130,7 +130,7 @@ def name_of(folder: Path) -> str:
     text = str(folder)
     if text.startswith("hub:"):
         return re.split(r"[/:]", text.partition("@")[0])[-1]
-    return folder.expanduser().resolve().name.removesuffix(".gguf") or "model"
+    return user_path(folder).resolve().name.removesuffix(".gguf") or "model"
 
 
 def main(arguments: list[str] | None = None) -> int:
