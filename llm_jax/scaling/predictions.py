@@ -1,5 +1,5 @@
-"""prediction.json: predicted losses of held-out runs, written before these runs are trained, beside the table
-of runs."""
+"""prediction.json: predicted losses and task scores of held-out runs, written before these runs are trained,
+beside the table of runs."""
 
 from __future__ import annotations
 
